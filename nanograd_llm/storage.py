@@ -5,6 +5,7 @@ Whenever the machine stops, a reader finds the old content or the new, never a p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -25,7 +26,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     the last step, the sync of the folder: the new file is then in place, but could be lost with the power.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     renamed = False
     try:
         mode = _mode_to_keep(path)
@@ -49,11 +50,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         kept = "the new file is in place but may not survive a power loss" if renamed else "nothing there was changed"
         raise StorageError(
             f"{path}: cannot write {len(content):,} bytes: {error.strerror or error}; {kept}; "
-            "free or mount the space, or choose another folder"
+            "make room or choose another folder"
         ) from error
     finally:
         if not renamed:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what stopped the write is the error worth reading
+                os.unlink(temporary)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
