@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from nanograd_llm.errors import StorageError
@@ -27,39 +29,60 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    renamed = False
-    try:
-        mode = _mode_to_keep(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        file = os.open(temporary, flags, 0o666 if mode is None else mode)
+    refused = f"{path}: cannot write {len(content):,} bytes"
+    with storage_errors(refused, "nothing there was changed; make room or choose another folder"):
+        mode = _permissions(path)
         try:
-            if mode is not None:
-                os.chmod(temporary, mode)
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.replace(temporary, path)
-        renamed = True
-        sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        kept = "the new file is in place but may not survive a power loss" if renamed else "nothing there was changed"
-        raise StorageError(
-            f"{path}: cannot write {len(content):,} bytes: {error.strerror or error}; {kept}; "
-            "make room or choose another folder"
-        ) from error
-    finally:
-        if not renamed:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            file = os.open(temporary, flags, 0o666 if mode is None else mode)
+            try:
+                if mode is not None:
+                    os.chmod(temporary, mode)  # the umask may have taken some away
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(file, rest) :]
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.replace(temporary, path)
+        except BaseException:
             with contextlib.suppress(OSError):  # what stopped the write is the error worth reading
                 os.unlink(temporary)
+            raise
+    with storage_errors(f"{path}: written, but may not survive a power loss", "check the disk"):
+        _sync_folder(path.parent)
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Put a folder's own entries (new, renamed, removed names) on disk. Raises OSError."""
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """All of a regular file. Raises StorageError if it is missing, unreadable, or a folder, pipe or device."""
+    path = Path(path)
+    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
+        if _permissions(path) is None:
+            raise StorageError(f"{path}: no such file")
+        return path.read_bytes()
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporaries that killed processes left in `folder`; only for whoever alone writes there."""
+    with storage_errors(f"{folder}: cannot be cleared of temporary files", "check its permissions"):
+        for path in Path(folder).iterdir():
+            if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn any OSError of the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}; {remedy}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's own entries (new, renamed, removed names) on disk."""
     if os.name == "nt":  # Windows opens no folder as a file, and keeps names in its journal
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -69,8 +92,8 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def _mode_to_keep(path: Path) -> int | None:
-    """The permissions of the regular file at `path`; None where there is none."""
+def _permissions(path: Path) -> int | None:
+    """The permissions of the regular file at `path`; None where there is nothing."""
     try:
         found = path.stat().st_mode
     except FileNotFoundError:

@@ -1,0 +1,63 @@
+"""Arrays and the machine beneath them: which array library, how many BLAS threads, where freed memory goes.
+
+The only file that names CuPy. NumPy's functions dispatch to CuPy by themselves when they are handed a CuPy array
+(NEP 13 and 18), so ops are written with `np.` and ask for `xp(x)` only where they make an array out of nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+def xp(x: Any) -> ModuleType:
+    """The library that x lives in: NumPy, or CuPy for an array on a GPU."""
+    if type(x).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        return cupy
+    return np
+
+
+def is_array(x: Any) -> bool:
+    """Is x an array (of NumPy or CuPy) or a NumPy scalar, rather than a Python number or a sequence?"""
+    return isinstance(x, (np.ndarray, np.generic)) or xp(x) is not np
+
+
+def cpu_count() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Let every matrix product use at most `count` threads inside this block."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield
+
+
+def keep_heap() -> bool:
+    """Tell glibc's malloc to keep freed memory, so that large arrays stop costing fresh page faults.
+
+    A training step allocates the same sizes again and again; returning them to the kernel each time costs a quarter of
+    the step. True where it was done (glibc), False elsewhere, where nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library, such as musl
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # from glibc's malloc.h
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))

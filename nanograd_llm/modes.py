@@ -1,0 +1,58 @@
+"""What this thread is doing: recording or not, for one derivative or for any order, checked or plain.
+
+Each mode is a `with` block, and each thread has its own, so several can run forward and backward at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class _State(threading.local):
+    """What this thread is doing."""
+
+    recording = True
+    higher_order = False
+    checked = False
+    modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; kept in checked mode
+
+
+state = _State()
+
+
+@contextlib.contextmanager
+def _set(**values: Any) -> Iterator[None]:
+    before = {name: getattr(state, name) for name in values}
+    vars(state).update(values)
+    try:
+        yield
+    finally:
+        vars(state).update(before)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Inside this block nothing is recorded: results need no gradient and hold no tape."""
+    return _set(recording=False)
+
+
+def higher_order() -> contextlib.AbstractContextManager[None]:
+    """Inside this block gradients are themselves recorded, so that they can be differentiated again, to any order.
+
+    A fused op runs the composition it equals, and rules receive Tensors. Both the function and its gradient must be
+    computed inside the block.
+    """
+    return _set(higher_order=True)
+
+
+def checked(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Inside this block every output and every cotangent is tested for NaN, infinity, dtype drift and shape.
+
+    The first failure names the op, its inputs' shapes, the module path and the source line that called it. Arrays the
+    tape keeps are read-only until backward has used them, so writing into one fails at the line that writes; a write
+    through an older view is found by a digest when backward reads the array. Outside this mode such writes are not
+    detected: the rule sees the changed numbers.
+    """
+    return _set(checked=enabled)

@@ -1,0 +1,298 @@
+"""`@op`: one declaration carries an op's forward, its formula, its adjoints, its shapes and its rule.
+
+Calling the op on Tensors records a Node; on bare arrays it only computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend import is_array, xp
+from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
+from nanograd_llm.engine import Array, Tensor, raw, registry
+from nanograd_llm.errors import GraphError, NanogradError, ShapeError
+from nanograd_llm.modes import state
+from nanograd_llm.shapes import ShapeLine
+from nanograd_llm.tape import Node
+
+
+class Kept(tuple):
+    """An op's result together with what its rule wants to see again."""
+
+
+def keep(y: Array, **extras: Any) -> Kept:
+    """Return this from an op's forward to hand its rule more than the inputs and y."""
+    return Kept((y, extras))
+
+
+class Op:
+    """A differentiable operation: call it on Tensors to record, on bare arrays just to compute.
+
+    Made by `@op`; see there. `rule` is the function that `@NAME.backward` registered.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        formula: str,
+        adjoint: str,
+        equals: Callable[..., Any] | None,
+        constants: Sequence[str],
+        domain: Mapping[str, tuple[float, float]],
+        samples: Callable[..., Any] | None,
+    ):
+        functools.update_wrapper(self, forward)
+        self.name = forward.__name__
+        self.forward = forward
+        self.formula, self.adjoint = formula, adjoint
+        self.equals, self.domain, self.samples = equals, domain, samples
+        self.rule: Callable[..., Any] | None = None
+        self._plan: list[tuple[str, Any]] = []
+
+        parameters = inspect.signature(forward).parameters.values()
+        kinds = inspect.Parameter
+        self.variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+        self.inputs = [p.name for p in parameters if p.kind is not kinds.KEYWORD_ONLY]
+        self.required = sum(p.default is kinds.empty for p in parameters if p.kind is not kinds.KEYWORD_ONLY)
+        self.constants = frozenset(constants)
+        self.static_defaults = {p.name: p.default for p in parameters if p.kind is kinds.KEYWORD_ONLY}
+        self.wants_needs = self.static_defaults.pop("needs", None) is not None
+        self._differentiable_places = [i for i, name in enumerate(self.inputs) if name not in self.constants]
+        self.shape_line = self._declared_shapes()
+        self._require_adjoints()
+
+    @property
+    def differentiable(self) -> list[str]:
+        """Names of the inputs that a gradient can go to."""
+        return [name for name in self.inputs if name not in self.constants]
+
+    def _declared_shapes(self) -> ShapeLine:
+        line = ShapeLine.find(self.__doc__)
+        if line is None:
+            raise ShapeError(f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'")
+        if list(line.inputs) != self.inputs:
+            raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
+        return line
+
+    def _require_adjoints(self) -> None:
+        if not self.formula.strip():
+            raise NanogradError(f"op {self.name} needs a formula, such as 'y = a*b'")
+        written = unicodedata.normalize("NFD", self.adjoint)
+        for name in self.differentiable:
+            barred = name[0] + "\N{COMBINING MACRON}"
+            if barred not in written:
+                raise NanogradError(
+                    f"op {self.name}: its adjoints {self.adjoint!r} have no {barred} for input {name!r}"
+                )
+
+    def backward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
+
+        an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
+        `needs` (which inputs want a gradient, a bool each), or a name the forward handed to `keep`.
+        """
+        _cotangent, *wanted = inspect.signature(rule).parameters
+        self._plan = [self._resolve(name) for name in wanted]
+        self.rule = rule
+        return rule
+
+    def _resolve(self, name: str) -> tuple[str, Any]:
+        """Where a parameter of the rule comes from: a kind, and the position or name within it."""
+        if name in ("needs", "y"):
+            return name, None
+        if name in self.static_defaults:
+            return "static", name
+        for kind, base in (("input", name), ("shape", name[: -len("_shape")]), ("dtype", name[: -len("_dtype")])):
+            if base in self.inputs and name in (base, f"{base}_{kind}"):
+                return kind, slice(None) if self.variadic else self.inputs.index(base)
+        return "kept", name
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.formula}   {self.adjoint}>"
+
+    def __call__(self, *inputs: Any, **static: Any) -> Any:
+        if self.variadic:
+            if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
+                inputs = tuple(inputs[0])
+        elif self.required <= len(inputs) < len(self.inputs):
+            inputs += (None,) * (len(self.inputs) - len(inputs))
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if not tensors:
+            return self._forward(inputs, static, ())[0]
+        if self.equals is not None and state.higher_order:
+            return self.equals(*inputs, **static)
+        arrays = _operands(inputs, tensors)
+        needs: tuple[bool, ...] = ()
+        if state.recording:
+            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+        y, kept = self._forward(arrays, static, needs)
+        if not isinstance(y, np.ndarray) and xp(y) is np:
+            y = np.asarray(y)
+        where = place(self.name, arrays, ".".join(state.modules)) if state.checked else None
+        if where is not None:
+            self._check_output(y, arrays, static, where)
+        if True not in needs or y.dtype.kind != "f":
+            return Tensor._recorded(y, None)
+        return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y, where))
+
+    def _forward(
+        self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
+    ) -> tuple[Array, dict[str, Any]]:
+        """The forward on bare arrays; NumPy's complaints become ours, with the shapes that came and those expected."""
+        if self.wants_needs:
+            static = {**static, "needs": needs or (False,) * len(arrays)}
+        try:
+            y = self.forward(*arrays, **static)
+        except NanogradError:
+            raise
+        except (ValueError, IndexError, OverflowError, MemoryError) as error:
+            shapes = ", ".join(_describe(a) for a in arrays)
+            raise ShapeError(
+                f"{self.name} got {shapes}; it takes {self.shape_line.text}; NumPy says: {error}"
+            ) from None
+        return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
+
+    def _record(
+        self,
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        static: dict[str, Any],
+        kept: dict[str, Any],
+        needs: tuple[bool, ...],
+        y: Array,
+        where: str | None,
+    ) -> Node:
+        if self.rule is None:
+            raise GraphError(f"op {self.name} has no rule; write one under @{self.name}.backward")
+        originals = inputs if state.higher_order else arrays
+        saved: list[Any] = []
+        for kind, key in self._plan:
+            if kind == "input":
+                saved.append(originals[key])
+            elif kind == "y":
+                saved.append(y)
+            elif kind == "static":
+                saved.append(static[key] if key in static else self.static_defaults[key])
+            elif kind == "kept":
+                saved.append(kept[key])
+            elif kind == "needs":
+                saved.append(needs)
+            elif isinstance(key, slice):
+                saved.append([getattr(a, kind) for a in arrays])
+            else:
+                saved.append(getattr(arrays[key], kind))
+        sources = tuple([(x if x._node is None else x._node) if need else None for x, need in zip(inputs, needs)])
+        forms = tuple([(a.shape, a.dtype) if need else None for a, need in zip(arrays, needs)])
+        node = Node(self, sources, forms, tuple(saved), y)
+        if where is not None:
+            node.place = where
+            flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in saved)
+            node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
+        return node
+
+    def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...]) -> tuple[list[Any], list[tuple[int, Any]]]:
+        """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...])."""
+        assert self.rule is not None
+        saved = []
+        for (kind, _), value in zip(self._plan, node.saved):
+            if kind == "needs":
+                value = needs
+            elif kind == "y" and state.higher_order:
+                value = Tensor._recorded(value, node)
+            elif kind == "input" and node.differentiable and not state.higher_order:
+                value = [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
+            saved.append(value)
+        gradients = self.rule(cotangent, *saved)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        places = range(len(needs)) if self.variadic else self._differentiable_places
+        if len(gradients) != len(places):
+            raise GraphError(f"the rule of {self.name} returned {len(gradients)} gradients for {len(places)} inputs")
+        return saved, list(zip(places, gradients))
+
+    def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
+        require_finite(y, f"the result of {where}")
+        require_no_widening(y.dtype, arrays, f"the result of {where}")
+        problem = self.shape_problem(arrays, static, y.shape)
+        if problem:
+            raise ShapeError(f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}")
+
+    def shape_problem(self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...]) -> str | None:
+        """Why a call with these inputs and this output shape breaks the op's shape line; None where it keeps it."""
+        shapes = [np.shape(a) for a in arrays]
+        named = {self.inputs[0]: shapes} if self.variadic else {
+            name: [shape] for name, shape, a in zip(self.inputs, shapes, arrays) if a is not None
+        }  # fmt: skip
+        return self.shape_line.mismatch(named, {**self.static_defaults, **static}, output)
+
+
+def op(
+    formula: str,
+    adjoint: str,
+    *,
+    equals: Callable[..., Any] | None = None,
+    constants: Sequence[str] = (),
+    domain: Mapping[str, tuple[float, float]] | None = None,
+    samples: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Op]:
+    """Declare an op: its formula, the adjoint of each input, and (decorated) its forward on bare arrays.
+
+        @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
+        def multiply(a, b):
+            '''Elementwise product.  a (*), b (*) -> y (*)'''
+            return a * b
+
+        @multiply.backward
+        def multiply_backward(dy, a, b):
+            return dy * b, dy * a
+
+    Inputs are positional, static arguments keyword-only. The docstring holds the shape line (`nanograd_llm.shapes`).
+    The rule returns one gradient for each differentiable input, in order (None where `needs` says it is not wanted);
+    it need not undo broadcasting. Rules of primitive ops use ops and operators only, so that they can themselves be
+    differentiated; a fused op is given the composition it `equals`, which takes its place under `higher_order()`.
+
+    constants: inputs that no gradient goes to (ids, conditions).
+    domain: {input: (low, high)}, the interval from which checks draw that input; standard normal otherwise.
+    samples: function of a `draw` (see gradcheck) that yields (inputs, static) pairs, where shapes and static arguments
+        cannot be drawn from the shape line alone.
+
+    A forward that declares a keyword-only `needs` is told which inputs want a gradient.
+    Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
+    """
+
+    def register(forward: Callable[..., Any]) -> Op:
+        made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)
+        other = registry.get(made.name)
+        if other is not None and other.__module__ != made.__module__:
+            raise NanogradError(f"op {made.name} of {made.__module__} exists already in {other.__module__}; rename it")
+        registry[made.name] = made
+        return made
+
+    return register
+
+
+def _operands(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The arrays behind an op's inputs; Python numbers take the dtype of the Tensors they meet."""
+    arrays = []
+    for x in inputs:
+        if isinstance(x, Tensor):
+            arrays.append(x.data)
+        elif x is None or isinstance(x, (bool, np.ndarray)):
+            arrays.append(x)
+        elif isinstance(x, (int, float, complex, np.integer)):
+            dtype = np.result_type(*[t.data.dtype for t in tensors])
+            fits = dtype.kind in "fc" and not (isinstance(x, complex) and dtype.kind == "f")
+            arrays.append(np.asarray(x, dtype=dtype if fits else None))
+        else:
+            arrays.append(Tensor(x).data)
+    return arrays
+
+
+def _describe(a: Any) -> str:
+    return f"{a.shape} {a.dtype}" if is_array(a) else repr(a)

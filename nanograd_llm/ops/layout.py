@@ -1,0 +1,326 @@
+"""The primitive ops that only move numbers: shapes, axes, joining, picking, masking, and the dtype.
+
+All are linear, so a rule never looks at the numbers: it moves the cotangent back the way they came. What was repeated
+is summed, what was picked is put back, what was dropped gets zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend import xp
+from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.op import op
+
+
+@op(
+    "y = x in another shape",
+    "x̄ = ȳ in x's shape",
+    samples=lambda draw: [((draw(2, 3, 4),), {"shape": s}) for s in [(6, 4), (-1,), (4, -1, 2), (1, 24)]],
+)
+def reshape(x, *, shape):
+    """The same numbers in row-major order under another shape; one size may be -1.  x (*) -> y (shape)"""
+    return np.reshape(x, shape)
+
+
+@reshape.backward
+def reshape_backward(dy, x_shape):
+    return reshape(dy, shape=x_shape)
+
+
+@op(
+    "y = x with its axes permuted",
+    "x̄ = ȳ with its axes permuted back",
+    samples=lambda draw: [((draw(2, 3, 4),), {"axes": axes}) for axes in [None, (0, 2, 1), (2, 0, 1), (-1, 0, 1)]],
+)
+def transpose(x, *, axes=None):
+    """Permute the axes; None reverses them.  x (*) -> y (?)"""
+    return np.transpose(x, axes)
+
+
+@transpose.backward
+def transpose_backward(dy, x_shape, axes):
+    n = len(x_shape)
+    back = None if axes is None else tuple(int(i) for i in np.argsort([a % n for a in axes]))
+    return transpose(dy, axes=back)
+
+
+@op(
+    "y = x with two axes swapped",
+    "x̄ = ȳ with them swapped back",
+    samples=lambda draw: [((draw(2, 3, 4),), {"axis1": a, "axis2": b}) for a, b in [(0, 1), (-1, -2), (2, 0), (1, 1)]],
+)
+def swapaxes(x, *, axis1, axis2):
+    """Swap two axes.  x (*) -> y (?)"""
+    return np.swapaxes(x, axis1, axis2)
+
+
+@swapaxes.backward
+def swapaxes_backward(dy, axis1, axis2):
+    return swapaxes(dy, axis1=axis1, axis2=axis2)
+
+
+@op(
+    "y = x, repeated up to a shape",
+    "x̄ = Σ ȳ over what was repeated",
+    samples=lambda draw: [
+        ((draw(3, 1),), {"shape": (2, 3, 4)}),
+        ((draw(),), {"shape": (2,)}),
+        ((draw(2),), {"shape": (2,)}),
+    ],
+)
+def broadcast_to(x, *, shape):
+    """Repeat size-one and missing leading axes up to `shape`, without copying.  x (?) -> y (?)"""
+    return np.broadcast_to(x, shape)
+
+
+@broadcast_to.backward
+def broadcast_to_backward(dy):
+    return dy  # the engine sums it to x's shape
+
+
+@op(
+    "y = x with axes of size one put in",
+    "x̄ = ȳ without them",
+    samples=lambda draw: [((draw(2, 3),), {"axis": axis}) for axis in [0, 1, -1, (0, 3), ()]],
+)
+def expand_dims(x, *, axis):
+    """Put in axes of size one, at these places of the result.  x (*) -> y (?)"""
+    return np.expand_dims(x, axis)
+
+
+@expand_dims.backward
+def expand_dims_backward(dy, x_shape):
+    return reshape(dy, shape=x_shape)
+
+
+@op(
+    "y = x without axes of size one",
+    "x̄ = ȳ with them put back",
+    samples=lambda draw: [((draw(1, 3, 1),), {"axis": axis}) for axis in [None, 0, -1, (0, 2)]],
+)
+def squeeze(x, *, axis=None):
+    """Take out axes of size one: these, or all (None).  x (*) -> y (?)"""
+    return np.squeeze(x, axis)
+
+
+@squeeze.backward
+def squeeze_backward(dy, x_shape):
+    return reshape(dy, shape=x_shape)
+
+
+@op(
+    "y = x₁, x₂, … joined along axis",
+    "x̄ᵢ = the part of ȳ where xᵢ went",
+    samples=lambda draw: [
+        ((draw(2, 3), draw(1, 3), draw(0, 3)), {"axis": 0}),
+        ((draw(2, 3), draw(2, 1)), {"axis": -1}),
+        ((draw(2),), {}),
+    ],
+)
+def concatenate(*xs, axis=0):
+    """Join along an existing axis; takes the parts, or one list of them.  xs (?) -> y (?)"""
+    return np.concatenate(xs, axis=axis)
+
+
+@concatenate.backward
+def concatenate_backward(dy, xs_shape, axis):
+    ends = list(itertools.accumulate(shape[axis] for shape in xs_shape))
+    return tuple(dy[_along(axis, dy.ndim, start, end)] for start, end in zip([0, *ends], ends))
+
+
+@op(
+    "y = x₁, x₂, … stacked along a new axis",
+    "x̄ᵢ = ȳ at place i of it",
+    samples=lambda draw: [((draw(2, 3), draw(2, 3)), {"axis": axis}) for axis in (0, 1, -1)],
+)
+def stack(*xs, axis=0):
+    """Join along a new axis; takes the parts, or one list of them.  xs (*) -> y (?)"""
+    return np.stack(xs, axis=axis)
+
+
+@stack.backward
+def stack_backward(dy, xs_shape, axis):
+    axis = axis % (len(xs_shape[0]) + 1)
+    return tuple(dy[(slice(None),) * axis + (i,)] for i in range(len(xs_shape)))
+
+
+def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
+    """Cut along an axis into equal parts (a number of them) or at the given places; a list of slices of x.
+
+    Raises ShapeError where x cannot be cut into that many equal parts.
+    """
+    size = x.shape[axis]
+    if isinstance(sections, int):
+        if sections < 1 or size % sections:
+            raise ShapeError(f"split cannot cut axis {axis} of size {size} into {sections} equal parts")
+        sections = range(size // sections, size, size // sections)
+    return [x[_along(axis, x.ndim, a, b)] for a, b in zip([0, *sections], [*sections, size])]
+
+
+def _along(axis: int, ndim: int, start: int, end: int) -> tuple[slice, ...]:
+    return (slice(None),) * (axis % ndim) + (slice(start, end),)
+
+
+def _indices(draw: Any) -> Any:
+    rows, columns = np.array([2, 0, 2]), np.array([[1], [3]])
+    masks = draw(4, 5) > 0
+    for index in [1, -1, slice(1, 3), slice(None, None, -2), (..., 2), (None, 0), (slice(1, 3), -1), rows, (rows, 1)]:
+        yield (draw(4, 5),), {"index": index}
+    for index in [(columns, rows), (slice(None), rows), masks, [3, 3, 3, 0]]:
+        yield (draw(4, 5),), {"index": index}
+
+
+@op("y = x[index]", "x̄ = 0 with ȳ added at [index]", samples=_indices)
+def getitem(x, *, index):
+    """NumPy indexing: integers, slices, None, ..., integer arrays (with repeats), boolean masks.  x (*) -> y (?)"""
+    return x[_index(index)]
+
+
+@getitem.backward
+def getitem_backward(dy, x_shape, index):
+    return scatter(dy, index=index, shape=x_shape)
+
+
+@op(
+    "y = 0 with x added at [index]",
+    "x̄ = ȳ[index]",
+    samples=lambda draw: [((x[index["index"]],), {**index, "shape": x.shape}) for (x,), index in _indices(draw)],
+)
+def scatter(x, *, index, shape):
+    """Zeros of `shape` with x added at [index], once for every time an element is named.  x (?) -> y (shape)"""
+    y = xp(x).zeros(shape, dtype=x.dtype)
+    index = _index(index)
+    if _names_nothing_twice(index):
+        y[index] = x
+    else:
+        np.add.at(y, index, x)
+    return y
+
+
+@scatter.backward
+def scatter_backward(dy, index):
+    return getitem(dy, index=index)
+
+
+def _index(index: Any) -> Any:
+    """The index with Tensors and lists in it as arrays; floats and True for 1 refused."""
+    if isinstance(index, tuple):
+        return tuple(_index(part) for part in index)
+    if isinstance(index, (bool, float)):
+        raise DtypeError(f"an index is an integer, slice, None, ... or an array of integers or booleans; got {index!r}")
+    index = getattr(index, "data", index) if type(index).__module__.startswith("nanograd_llm") else index
+    return np.asarray(index, dtype=None if len(index) else np.int64) if isinstance(index, list) else index
+
+
+def _names_nothing_twice(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or isinstance(part, (int, np.integer, slice)) for part in parts)
+
+
+def _ids(draw: Any) -> Any:
+    yield (draw(5, 3), np.array([[4, 0, 4], [2, 4, 1]])), {}
+    yield (draw(2, 1), np.array(1)), {}
+    yield (draw(2, 3), np.zeros((0,), dtype=np.int64)), {}
+
+
+@op("y = w[ids]", "w̄ = 0 with each row of ȳ added to row ids", constants=("ids",), samples=_ids)
+def embedding(w, ids):
+    """Look up rows of a table by id.  w (V, C), ids (...) -> y (..., C)
+
+    ids: integers from 0 to V-1. Raises IndexRangeError for others (there is no counting from the end), DtypeError for
+    ids that are not integers.
+    """
+    return w[check_ids(ids, len(w), "token id")]
+
+
+@embedding.backward
+def embedding_backward(dy, w_shape, ids):
+    return add_rows(dy, ids, vocab_size=w_shape[0])
+
+
+@op(
+    "y = 0 with each row of x added to row ids",
+    "x̄ = ȳ[ids]",
+    constants=("ids",),
+    samples=lambda draw: [((draw(*ids.shape, 3), ids), {"vocab_size": 5}) for (_, ids), _ in _ids(draw)],
+)
+def add_rows(x, ids, *, vocab_size):
+    """Sum the rows of x that share an id, into a table: the adjoint of embedding.  x (..., C), ids (...) -> y (?)
+
+    Sorting brings equal ids together, so each table row is one run of rows, summed in order: the same bits every time.
+    """
+    channels = x.shape[-1]
+    y = xp(x).zeros((vocab_size, channels), dtype=x.dtype)
+    ids = np.reshape(ids, -1)
+    if ids.size:
+        order = np.argsort(ids, kind="stable")
+        in_order = ids[order]
+        starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
+        y[in_order[starts]] = np.add.reduceat(np.reshape(x, (-1, channels))[order], starts, axis=0)
+    return y
+
+
+@add_rows.backward
+def add_rows_backward(dy, ids):
+    return embedding(dy, ids)
+
+
+def check_ids(ids: Any, size: int, what: str) -> Any:
+    """The ids as they are, if all are integers from 0 to size-1; IndexRangeError or DtypeError otherwise."""
+    ids = np.asarray(ids) if isinstance(ids, (int, list, tuple)) else ids
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(f"{what}s are integers; got {ids.dtype}; use astype('int64')")
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        raise IndexRangeError(f"{what}s go from 0 to {size - 1}; got {ids.min()} to {ids.max()}")
+    return ids
+
+
+@op("y = x in another dtype", "x̄ = ȳ in x's dtype", samples=lambda draw: [((draw(2, 3),), {"dtype": np.float64})])
+def cast(x, *, dtype):
+    """Convert to another dtype; a gradient passes between float dtypes only.  x (*) -> y (*)"""
+    return np.asarray(x).astype(dtype)
+
+
+@cast.backward
+def cast_backward(dy, x_dtype):
+    return dy.astype(x_dtype)
+
+
+@op(
+    "y = x on and below diagonal k, 0 above",
+    "x̄ = ȳ on and below it, 0 above",
+    samples=lambda draw: [((draw(2, 3, 4),), {"k": k}) for k in (-1, 0, 1)],
+)
+def tril(x, *, k=0):
+    """Keep the lower triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
+    return np.tril(x, k)
+
+
+@tril.backward
+def tril_backward(dy, k):
+    return tril(dy, k=k)
+
+
+@op(
+    "y = x on and above diagonal k, 0 below",
+    "x̄ = ȳ on and above it, 0 below",
+    samples=lambda draw: [((draw(2, 3, 4),), {"k": k}) for k in (-1, 0, 1)],
+)
+def triu(x, *, k=0):
+    """Keep the upper triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
+    return np.triu(x, k)
+
+
+@triu.backward
+def triu_backward(dy, k):
+    return triu(dy, k=k)
+
+
+def causal_mask(queries: int, keys: int) -> np.ndarray:
+    """Which key each query may see: key j is at or before query i, both counted back from the last; (queries, keys)."""
+    return np.tri(queries, keys, keys - queries, dtype=bool)

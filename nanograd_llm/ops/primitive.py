@@ -1,0 +1,383 @@
+"""The primitive ops that compute: arithmetic, elementary functions, reductions and the matrix product.
+
+Each rule stands beneath its forward and is written in ops and operators, so that it can itself be differentiated, to
+any order. A bar is an adjoint: x̄ = ∂loss/∂x has the shape of x, and ȳ is the cotangent that arrives. No rule undoes
+broadcasting: the engine sums each gradient to its input's shape.
+
+Where a derivative does not exist, the rule says what it gives instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.op import op
+from nanograd_llm.ops.layout import broadcast_to, expand_dims, squeeze, swapaxes
+
+
+@op("y = a + b", "ā = ȳ;  b̄ = ȳ")
+def add(a, b):
+    """Elementwise sum.  a (*), b (*) -> y (*)"""
+    return np.add(a, b)
+
+
+@add.backward
+def add_backward(dy):
+    return dy, dy
+
+
+@op("y = a - b", "ā = ȳ;  b̄ = -ȳ")
+def subtract(a, b):
+    """Elementwise difference.  a (*), b (*) -> y (*)"""
+    return np.subtract(a, b)
+
+
+@subtract.backward
+def subtract_backward(dy, needs):
+    return dy, -dy if needs[1] else None
+
+
+@op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
+def multiply(a, b):
+    """Elementwise product.  a (*), b (*) -> y (*)"""
+    return np.multiply(a, b)
+
+
+@multiply.backward
+def multiply_backward(dy, a, b, needs):
+    return dy * b if needs[0] else None, dy * a if needs[1] else None
+
+
+@op("y = a/b", "ā = ȳ/b;  b̄ = -ȳ*y/b", domain={"b": (0.5, 2.0)})
+def divide(a, b):
+    """Elementwise quotient.  a (*), b (*) -> y (*)"""
+    return np.divide(a, b)
+
+
+@divide.backward
+def divide_backward(dy, b, y, needs):
+    da = dy / b
+    return da, -da * y if needs[1] else None
+
+
+@op("y = -x", "x̄ = -ȳ")
+def negative(x):
+    """Elementwise negation.  x (*) -> y (*)"""
+    return np.negative(x)
+
+
+@negative.backward
+def negative_backward(dy):
+    return -dy
+
+
+@op("y = a^b", "ā = ȳ*b*a^(b-1);  b̄ = ȳ*y*log a", domain={"a": (0.5, 2.0)})
+def power(a, b):
+    """Elementwise power; a negative base with a fractional exponent gives NaN, as in NumPy.
+
+    a (*), b (*) -> y (*)
+
+    ā is 0 where b = 0, also at a = 0.  b̄ is 0 at a = 0 (the limit for b > 0), NaN for a < 0.
+    """
+    return np.power(a, b)
+
+
+@power.backward
+def power_backward(dy, a, b, y, needs):
+    da = db = None
+    if needs[0]:
+        da = dy * b * power(a, where(b == 0, 1.0, b - 1))
+    if needs[1]:
+        db = dy * y * log(where(a == 0, 1.0, a))
+    return da, db
+
+
+@op("y = exp x", "x̄ = ȳ*y")
+def exp(x):
+    """Elementwise exponential.  x (*) -> y (*)"""
+    return np.exp(x)
+
+
+@exp.backward
+def exp_backward(dy, y):
+    return dy * y
+
+
+@op("y = log x", "x̄ = ȳ/x", domain={"x": (0.5, 2.0)})
+def log(x):
+    """Elementwise natural logarithm; at 0 it is -inf with gradient inf.  x (*) -> y (*)"""
+    return np.log(x)
+
+
+@log.backward
+def log_backward(dy, x):
+    return dy / x
+
+
+@op("y = √x", "x̄ = ȳ/(2y)", domain={"x": (0.5, 2.0)})
+def sqrt(x):
+    """Elementwise square root; at 0 the gradient is inf.  x (*) -> y (*)"""
+    return np.sqrt(x)
+
+
+@sqrt.backward
+def sqrt_backward(dy, y):
+    return dy / (2 * y)
+
+
+@op("y = sin x", "x̄ = ȳ*cos x")
+def sin(x):
+    """Elementwise sine of radians.  x (*) -> y (*)"""
+    return np.sin(x)
+
+
+@sin.backward
+def sin_backward(dy, x):
+    return dy * cos(x)
+
+
+@op("y = cos x", "x̄ = -ȳ*sin x")
+def cos(x):
+    """Elementwise cosine of radians.  x (*) -> y (*)"""
+    return np.cos(x)
+
+
+@cos.backward
+def cos_backward(dy, x):
+    return -dy * sin(x)
+
+
+@op("y = tanh x", "x̄ = ȳ*(1 - y²)")
+def tanh(x):
+    """Elementwise hyperbolic tangent.  x (*) -> y (*)"""
+    return np.tanh(x)
+
+
+@tanh.backward
+def tanh_backward(dy, y):
+    return dy * (1 - y * y)
+
+
+@op("y = erf x = 2/√π ∫₀ˣ exp(-t²) dt", "x̄ = ȳ*2/√π*exp(-x²)", domain={"x": (-3.0, 3.0)})
+def erf(x):
+    """Elementwise error function, to the last few bits of double precision.  x (*) -> y (*)
+
+    Rational Chebyshev approximations on |x| ≤ 0.46875, ≤ 4 and beyond, with the coefficients of W. J. Cody,
+    "Rational Chebyshev approximations for the error function", Mathematics of Computation 23 (1969), as in SPECFUN.
+    """
+    x = np.asarray(x)
+    size = np.where(x.real < 0, -x, x)
+    square = size * size
+    near = size * _ratio(square, _ERF_NEAR)
+    tail = np.exp(-square)
+    middle = 1 - tail * _ratio(size, _ERF_MIDDLE)
+    inverse = 1 / np.where(size.real > 1, size, 1)
+    far = 1 - tail * inverse * (1 / math.sqrt(math.pi) - inverse * inverse * _ratio(inverse * inverse, _ERF_FAR))
+    y = np.where(size.real <= 0.46875, near, np.where(size.real <= 4, middle, far))
+    return np.where(x.real < 0, -y, y)
+
+
+@erf.backward
+def erf_backward(dy, x):
+    return dy * (2 / math.sqrt(math.pi) * exp(-x * x))
+
+
+def _ratio(t, coefficients):
+    numerator, denominator = (np.polyval(np.array(c, dtype=t.dtype), t) for c in coefficients)
+    return numerator / denominator
+
+
+# Numerator and denominator of each of Cody's approximations, highest power first.
+_ERF_NEAR = (
+    (
+        1.85777706184603153e-1,
+        3.16112374387056560e0,
+        1.13864154151050156e2,
+        3.77485237685302021e2,
+        3.20937758913846947e3,
+    ),
+    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
+)
+_ERF_MIDDLE = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+     2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3),
+    (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+     3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3),
+)  # fmt: skip
+_ERF_FAR = (
+    (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
+     1.60837851487422766e-2, 6.58749161529837803e-4),
+    (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
+     2.33520497626869185e-3),
+)  # fmt: skip
+
+
+@op("y = |x|", "x̄ = ȳ*sign x")
+def absolute(x):
+    """Elementwise absolute value; at 0 the gradient is 0.  x (*) -> y (*)"""
+    x = np.asarray(x)
+    return np.where(x.real < 0, -x, x) if x.dtype.kind == "c" else np.abs(x)
+
+
+@absolute.backward
+def absolute_backward(dy, x):
+    return dy * where(x > 0, 1.0, where(x < 0, -1.0, 0.0)).astype(dy.dtype)
+
+
+@op("y = max(a, b)", "ā = ȳ where a > b;  b̄ = ȳ where b > a;  half each where equal")
+def maximum(a, b):
+    """Elementwise larger one; a tie shares the gradient evenly.  a (*), b (*) -> y (*)"""
+    return np.maximum(a, b)
+
+
+@maximum.backward
+def maximum_backward(dy, a, b):
+    share = _share(a > b, a == b, dy)
+    return dy * share, dy * (1 - share)
+
+
+@op("y = min(a, b)", "ā = ȳ where a < b;  b̄ = ȳ where b < a;  half each where equal")
+def minimum(a, b):
+    """Elementwise smaller one; a tie shares the gradient evenly.  a (*), b (*) -> y (*)"""
+    return np.minimum(a, b)
+
+
+@minimum.backward
+def minimum_backward(dy, a, b):
+    share = _share(a < b, a == b, dy)
+    return dy * share, dy * (1 - share)
+
+
+def _share(wins, ties, dy):
+    return (np.asarray(wins) + 0.5 * np.asarray(ties)).astype(dy.dtype)
+
+
+@op(
+    "y = a where condition, else b",
+    "ā = ȳ where condition, else 0;  b̄ = 0 where condition, else ȳ",
+    constants=("condition",),
+    samples=lambda draw: [((draw(3, 4) > 0, draw(3, 4), draw(4)), {}), ((draw(2, 1) > 0, draw(), draw(2, 3)), {})],
+)
+def where(condition, a, b):
+    """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)"""
+    return np.where(condition, a, b)
+
+
+@where.backward
+def where_backward(dy, condition):
+    return where(condition, dy, 0.0), where(condition, 0.0, dy)
+
+
+@op("y = min(max(x, low), high)", "x̄ = ȳ where low ≤ x ≤ high, else 0")
+def clip(x, *, low=-1.0, high=1.0):
+    """Limit elementwise to [low, high]; on the limits the gradient passes.  x (*) -> y (*)"""
+    return np.clip(x, low, high)
+
+
+@clip.backward
+def clip_backward(dy, x, low, high):
+    return where((x >= low) & (x <= high), dy, 0.0)
+
+
+def _over_axes(draw: Any) -> Iterable[Any]:
+    for axis, keepdims in [(None, False), (None, True), (0, False), (-1, True), ((0, 2), False), ((1, -1), True)]:
+        yield (draw(2, 3, 4),), {"axis": axis, "keepdims": keepdims}
+    yield (draw(),), {}
+    yield (draw(3, 0),), {"axis": 0}
+
+
+@op("y = Σ x over axis", "x̄ = ȳ, repeated over axis", samples=_over_axes)
+def sum(x, *, axis=None, keepdims=False):
+    """Sum over one axis, several, or all (None).  x (*) -> y (* - axis)
+
+    Raises ShapeError for an axis that is out of range, named twice or not an integer.
+    """
+    return np.sum(x, axis=_axes(axis, x), keepdims=keepdims)
+
+
+@sum.backward
+def sum_backward(dy, x_shape, axis, keepdims):
+    return broadcast_to(_with_axes(dy, axis, keepdims, len(x_shape)), shape=x_shape)
+
+
+@op("y = Σ x / n over axis", "x̄ = ȳ/n, repeated over axis", samples=lambda draw: list(_over_axes(draw))[:-1])
+def mean(x, *, axis=None, keepdims=False):
+    """Mean over one axis, several, or all (None).  x (*) -> y (* - axis)"""
+    return np.mean(x, axis=_axes(axis, x), keepdims=keepdims)
+
+
+@mean.backward
+def mean_backward(dy, x_shape, axis, keepdims):
+    n = math.prod(x_shape[a] for a in _axis_list(axis, len(x_shape)))
+    return broadcast_to(_with_axes(dy / n, axis, keepdims, len(x_shape)), shape=x_shape)
+
+
+@op(
+    "y = max x over axis",
+    "x̄ = ȳ at the largest x, shared evenly by ties",
+    samples=lambda draw: list(_over_axes(draw))[:-1],
+)
+def max(x, *, axis=None, keepdims=False):
+    """Largest over one axis, several, or all (None).  x (*) -> y (* - axis)"""
+    return np.max(x, axis=_axes(axis, x), keepdims=keepdims)
+
+
+@max.backward
+def max_backward(dy, x, y, axis, keepdims):
+    dy, y = (_with_axes(z, axis, keepdims, x.ndim) for z in (dy, y))
+    largest = np.asarray(x == y)
+    count = largest.sum(axis=_axis_list(axis, x.ndim), keepdims=True)
+    return dy * (largest / count).astype(dy.dtype)
+
+
+def _axis_list(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes as non-negative numbers. NumPy takes True for 1 here; that is always a mistake."""
+    axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    for a in axes:
+        if isinstance(a, (bool, np.bool_)) or not isinstance(a, (int, np.integer)):
+            raise ShapeError(f"axis must be an integer, a tuple of integers or None; got {axis!r}")
+        if not -ndim <= a < ndim:
+            raise ShapeError(f"axis {a} is out of range for {ndim} dimensions; use {-ndim} to {ndim - 1}")
+    found = tuple(int(a) % ndim for a in axes)
+    if len(set(found)) < len(found):
+        raise ShapeError(f"axis {axis} names an axis twice")
+    return found
+
+
+def _axes(axis: Any, x: Any) -> tuple[int, ...]:
+    return _axis_list(axis, np.ndim(x))
+
+
+def _with_axes(z: Any, axis: Any, keepdims: bool, ndim: int) -> Any:
+    """Put the reduced axes back with size one."""
+    return z if keepdims else expand_dims(z, axis=_axis_list(axis, ndim))
+
+
+@op("y = a b", "ā = ȳ bᵀ;  b̄ = aᵀ ȳ")
+def matmul(a, b):
+    """Matrix product with NumPy's rules: leading axes broadcast, a vector counts as a row (left) or a column (right).
+
+    a (..., n?, k), b (..., k, m?) -> y (..., n?, m?)
+    """
+    return np.matmul(a, b)
+
+
+@matmul.backward
+def matmul_backward(dy, a, b, needs):
+    a_is_vector, b_is_vector = a.ndim == 1, b.ndim == 1
+    if a_is_vector:
+        a, dy = expand_dims(a, axis=0), expand_dims(dy, axis=-1 if b_is_vector else -2)
+    if b_is_vector:
+        b, dy = expand_dims(b, axis=-1), expand_dims(dy, axis=-1)
+    da = matmul(dy, swapaxes(b, axis1=-1, axis2=-2)) if needs[0] else None
+    db = matmul(swapaxes(a, axis1=-1, axis2=-2), dy) if needs[1] else None
+    if a_is_vector and da is not None:
+        da = squeeze(da, axis=-2)
+    if b_is_vector and db is not None:
+        db = squeeze(db, axis=-1)
+    return da, db

@@ -1,0 +1,140 @@
+"""The shape line: one line of an op's docstring that says which shapes go in and come out, and is held to it.
+
+    x (..., C), w (C), b (C) -> y (..., C)
+
+A name (C) binds to a size and must mean that size wherever it stands again. The other tokens:
+
+    *        any shape; all the stars of a line broadcast together, and the output's star is the result
+    ...      any leading sizes; they broadcast together as the star does
+    n?       a size that may be absent (matmul: a vector counts as a matrix, and the axis falls away again)
+    * - axis the star without the axes of the static argument `axis` (size one instead if `keepdims`)
+    shape    the name of a static argument that is itself a shape; its -1 stands for what is left
+    ?        depends on static arguments in a way that the docstring tells in words
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_ITEM = re.compile(r"(\w+) \(([^()]*)\)")
+_LINE = re.compile(r"\w+ \([^()]*\)(, \w+ \([^()]*\))* -> \w+ \([^()]*\)")
+
+
+class ShapeLine:
+    """The parsed shape line of an op: `inputs` maps a name to its tokens, `output` holds the result's tokens."""
+
+    def __init__(self, text: str):
+        self.text = text
+        left, _, right = text.partition("->")
+        self.inputs = {name: _tokens(body) for name, body in _ITEM.findall(left)}
+        outputs = [_tokens(body) for _, body in _ITEM.findall(right)]
+        if len(outputs) != 1:
+            raise ValueError(f"a shape line has one output behind '->'; got {text!r}")
+        self.output = outputs[0]
+
+    @staticmethod
+    def find(doc: str | None) -> ShapeLine | None:
+        """The shape line inside a docstring, or None."""
+        found = _LINE.search(doc or "")
+        return ShapeLine(found.group(0)) if found else None
+
+    def mismatch(
+        self, inputs: Mapping[str, Sequence[tuple[int, ...]]], static: Mapping[str, Any], output: tuple[int, ...]
+    ) -> str | None:
+        """Why these shapes break the line, or None where they keep it.
+
+        `inputs` maps each name to the shapes given for it: one, or several for an op that takes any number of inputs.
+        """
+        bound: dict[str, int] = {}
+        stars: list[tuple[int, ...]] = []
+        for name, tokens in self.inputs.items():
+            for shape in inputs.get(name, ()):
+                problem = _bind(tokens, shape, bound, stars)
+                if problem:
+                    return f"{name} {shape}: {problem}"
+        try:
+            star = np.broadcast_shapes(*stars)
+        except ValueError:
+            return f"{stars} do not broadcast together"
+        expected = self._expected(star, bound, static)
+        if expected is None or output == expected:
+            return None
+        return f"the result has shape {output} where the line says {expected}"
+
+    def _expected(
+        self, star: tuple[int, ...], bound: dict[str, int], static: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        """The output shape that the line foretells; None where it leaves it open."""
+        if self.output == ["?"]:
+            return None
+        if self.output == ["* - axis"]:
+            return _reduced(star, static["axis"], static.get("keepdims", False))
+        shape: list[int] = []
+        for token in self.output:
+            if token in ("*", "..."):
+                shape += star
+            elif isinstance(static.get(token), tuple):
+                given = static[token]
+                known = math.prod(size for size in given if size != -1)
+                shape += [math.prod(star) // known if size == -1 else size for size in given]
+            elif token.endswith("?"):
+                shape += [bound[token[:-1]]] if token[:-1] in bound else []
+            else:
+                shape.append(int(token) if token.isdigit() else bound[token])
+        return tuple(shape)
+
+    def draw(self, rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
+        """Random input shapes that keep the line: small sizes, broadcasting wherever a star or dots allow it."""
+        bound: dict[str, int] = {}
+        whole = tuple(int(n) for n in rng.integers(1, 4, size=rng.integers(0, 4)))
+        shapes = {}
+        for name, tokens in self.inputs.items():
+            shape: list[int] = []
+            leading = 0
+            for token in tokens:
+                if token in ("*", "..."):
+                    kept = whole if len(self.inputs) == 1 else whole[rng.integers(0, len(whole) + 1) :]
+                    shape += [n if rng.random() < 0.8 else 1 for n in kept]
+                    leading = len(kept)
+                elif token.endswith("?") and leading == 0 and rng.random() < 0.3:
+                    continue
+                else:
+                    size = int(token) if token.isdigit() else int(rng.integers(1, 5))
+                    shape.append(bound.setdefault(token.removesuffix("?"), size))
+            shapes[name] = tuple(shape)
+        return shapes
+
+
+def _tokens(body: str) -> list[str]:
+    return [token.strip() for token in body.split(",") if token.strip()]
+
+
+def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], stars: list[tuple[int, ...]]) -> str | None:
+    """Match one input's shape from its last axis backwards; remember sizes in `bound`, leading ones in `stars`."""
+    rest = list(shape)
+    fixed = [token for token in tokens if token not in ("*", "...")]
+    for token in reversed(fixed):
+        required = sum(not other.endswith("?") for other in fixed[: fixed.index(token)])
+        if token.endswith("?") and len(rest) <= required:
+            continue
+        if not rest:
+            return f"expected ({', '.join(tokens)})"
+        size, name = rest.pop(), token.removesuffix("?")
+        if bound.setdefault(name, int(name) if name.isdigit() else size) != size:
+            return f"{name} is {size} here and {bound[name]} elsewhere"
+    if len(fixed) < len(tokens):
+        stars.append(tuple(rest))
+    elif rest:
+        return f"expected ({', '.join(tokens)})"
+    return None
+
+
+def _reduced(shape: tuple[int, ...], axis: int | tuple[int, ...] | None, keepdims: bool) -> tuple[int, ...]:
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    gone = {a % len(shape) for a in axes}
+    return tuple(1 if i in gone else n for i, n in enumerate(shape) if keepdims or i not in gone)

@@ -1,0 +1,223 @@
+"""The tape: a Node for each recorded op call, and the walk from the last node to the first.
+
+The walk hands each rule the cotangent of its op's output and adds what comes back to the cotangents of the inputs.
+There is no mathematics here but that: sums at a fork, and sums over the axes that broadcasting repeated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend import xp
+from nanograd_llm.checked import Protection, require_finite, require_no_widening
+from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.modes import state
+
+_order = itertools.count()
+_claim_lock = threading.Lock()
+
+Hook = Callable[[Any], Any]
+
+
+class Node:
+    """One recorded op call.
+
+    sources: the leaf Tensors and the nodes its inputs came from, None where no gradient goes; None once freed.
+    forms: shape and dtype of each source.
+    saved: what the op's rule wants to see again, as the op laid it out.
+    differentiable: recorded under `higher_order()`, so that what is saved has a tape of its own.
+    place: where the call stands, in `checked()` mode; `protections` then guard the saved arrays.
+
+    A node never points at its own output Tensor, so dropping the last Tensor frees the whole tape: no cycles.
+    """
+
+    __slots__ = (
+        "op", "sources", "forms", "saved", "shape", "dtype", "order", "differentiable", "claimed", "hooks", "place",
+        "protections", "__weakref__",
+    )  # fmt: skip
+
+    def __init__(self, op: Any, sources: tuple[Any, ...], forms: tuple[Any, ...], saved: tuple[Any, ...], y: Any):
+        self.op = op
+        self.sources: tuple[Any, ...] | None = sources
+        self.forms = forms
+        self.saved = saved
+        self.shape: tuple[int, ...] = y.shape
+        self.dtype: np.dtype = y.dtype
+        self.order = next(_order)
+        self.differentiable = state.higher_order
+        self.claimed = False
+        self.hooks: list[Hook] | None = None
+        self.place: str | None = None
+        self.protections: list[Protection] = []
+
+    def free(self) -> None:
+        self.sources = None
+        self.saved = ()
+        self.protections = []
+
+
+def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[int, tuple[Any, Any]]:
+    """Run backward from `root`, a Node or a leaf, whose cotangent is `seed`.
+
+    wanted: ids of the nodes and leaves whose gradient is asked for; None for all leaves.
+    Returns id -> (node or leaf, gradient). Each array is the caller's own: nothing on the tape shares it.
+    """
+    pending: dict[int, Any] = {id(root): seed}  # cotangents on their way, by node or leaf
+    owned: set[int] = set()  # whose pending array nobody else can see, so that sums may go into it
+    leaves: dict[int, Any] = {}
+    found: dict[int, tuple[Any, Any]] = {}
+    if isinstance(root, Node):
+        nodes = _claim(root)
+    else:
+        nodes = []
+        leaves[id(root)] = root
+    try:
+        leads = _leading(nodes, wanted)
+        while nodes:
+            node = nodes.pop()
+            cotangent = pending.pop(id(node), None)
+            if cotangent is not None:
+                cotangent = _run_hooks(node.hooks, cotangent, node.shape, node.dtype)
+                if wanted is not None and id(node) in wanted:
+                    found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
+                for source, gradient, is_own in _pull_back(node, cotangent, leads):
+                    if not isinstance(source, Node):
+                        leaves[id(source)] = source
+                    _accumulate(pending, owned, id(source), gradient, is_own)
+            if not retain:
+                node.free()
+            node.claimed = False
+    finally:
+        for node in nodes:
+            node.claimed = False
+    for key, leaf in leaves.items():
+        if wanted is None or key in wanted:
+            total = pending[key]
+            gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype)
+            is_own = state.higher_order or (key in owned and gradient is total)
+            found[key] = leaf, gradient if is_own else gradient.copy()
+    return found
+
+
+def _claim(root: Node) -> list[Node]:
+    """All nodes below `root`, oldest first, marked as being walked; refused where freed or walked by another thread."""
+    seen: dict[int, Node] = {}
+    stack = [root]
+    with _claim_lock:
+        while stack:
+            node = stack.pop()
+            if id(node) in seen:
+                continue
+            if node.sources is None:
+                raise GraphError(
+                    f"graph freed: backward already passed through {node.op.name}; call it once, or pass "
+                    "retain_graph=True to the earlier call"
+                )
+            if node.claimed:
+                raise GraphError("another backward is walking this tape; run one after the other, or record it twice")
+            if state.higher_order and not node.differentiable:
+                raise GraphError(
+                    f"{node.op.name} was recorded outside higher_order(); compute the function inside the block as well"
+                )
+            seen[id(node)] = node
+            stack.extend(source for source in node.sources if isinstance(source, Node))
+        nodes = sorted(seen.values(), key=lambda node: node.order)
+        for node in nodes:
+            node.claimed = True
+    return nodes
+
+
+def _leading(nodes: list[Node], wanted: set[int] | None) -> set[int] | None:
+    """Ids of everything a wanted gradient lies below; None where every leaf is wanted."""
+    if wanted is None:
+        return None
+    leads = set(wanted)
+    for node in nodes:
+        if any(id(source) in leads for source in node.sources or ()):
+            leads.add(id(node))
+    return leads
+
+
+def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: Any, is_own: bool) -> None:
+    """Add a gradient to what has already arrived for this key, in place where the array there is ours."""
+    if key not in pending:
+        pending[key] = gradient
+        if is_own:
+            owned.add(key)
+    elif key in owned:
+        np.add(pending[key], gradient, out=pending[key])
+    else:
+        pending[key] = pending[key] + gradient
+        if not state.higher_order:
+            owned.add(key)
+
+
+def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[tuple[Any, Any, bool]]:
+    """Run a node's rule: (source, gradient in the source's shape and dtype, is it an array of its own) for each."""
+    sources = node.sources or ()
+    needs = tuple([source is not None and (leads is None or id(source) in leads) for source in sources])
+    if True not in needs:
+        return
+    for protection in node.protections:
+        if not protection.unchanged():
+            raise GraphError(
+                f"an array of shape {protection.array.shape} that {node.place} keeps for backward was written into "
+                "after the forward; copy it before you change it"
+            )
+    saved, gradients = node.op.pull_back(node, cotangent, needs)
+    for i, gradient in gradients:
+        if not needs[i]:
+            continue
+        shape, dtype = node.forms[i]
+        if gradient is None:
+            raise GraphError(f"the rule of {node.op.name} returned no gradient for input {i}, which needs one")
+        if not isinstance(gradient, np.ndarray) and xp(gradient) is np and not hasattr(gradient, "data"):
+            gradient = np.asarray(gradient)
+        if node.place is not None:
+            numbers = getattr(gradient, "data", gradient) if state.higher_order else gradient
+            require_finite(numbers, f"the cotangent of input {i} of {node.place}")
+            require_no_widening(gradient.dtype, [cotangent, *saved], f"the cotangent of input {i} of {node.place}")
+        fitted = _fit(gradient, shape, dtype, node.op.name)
+        is_own = not state.higher_order and (
+            fitted is not gradient or _is_own(gradient, cotangent, saved, [g for _, g in gradients])
+        )
+        yield sources[i], fitted, is_own
+
+
+def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
+    """Did the rule make this array, so that nobody else can see it change?"""
+    return (
+        gradient.base is None
+        and gradient is not cotangent
+        and sum(g is gradient for g in gradients) == 1
+        and not any(s is gradient for s in saved)
+    )
+
+
+def _fit(gradient: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Any:
+    """Undo broadcasting: sum over the axes that were repeated. Then the source's dtype."""
+    if gradient.shape != shape:
+        extra = gradient.ndim - len(shape)
+        if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:])):
+            raise ShapeError(f"the rule of {name} gave a gradient of shape {gradient.shape} for an input of {shape}")
+        repeated = (i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1)
+        gradient = gradient.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
+    return gradient if gradient.dtype == dtype else gradient.astype(dtype)
+
+
+def _run_hooks(hooks: list[Hook] | None, cotangent: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    for hook in list(hooks or ()):
+        replacement = hook(cotangent)
+        if replacement is not None:
+            if replacement.shape != shape or replacement.dtype != dtype:
+                raise ShapeError(
+                    f"a hook replaced a cotangent of shape {shape}, {dtype} by one of {replacement.shape}, "
+                    f"{replacement.dtype}; both must stay"
+                )
+            cotangent = replacement
+    return cotangent
