@@ -1,0 +1,33 @@
+"""Text becomes numbers: corpora, then tokenizers and the BPE trainer, then windows that a model learns from.
+
+Read `corpora`, `bpe`, `tokenizers`, `windows` in that order. Importing this loads NumPy only; tiktoken waits for use.
+"""
+
+from nanograd_llm.text.bpe import train_bpe
+from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
+from nanograd_llm.text.tokenizers import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from nanograd_llm.text.windows import IGNORE, random_windows, show_batch, sliding_windows
+
+__all__ = [
+    "END_OF_TEXT",
+    "IGNORE",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "builtin_corpus",
+    "load_tokenizer",
+    "random_windows",
+    "read_text",
+    "show_batch",
+    "sliding_windows",
+    "split_text",
+    "train_bpe",
+]

@@ -1,0 +1,89 @@
+"""Where text comes from: the manual that every CPython carries, or any UTF-8 file; and its split for evaluation."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
+
+_FILE_TYPES = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def builtin_corpus() -> str:
+    """The Python reference manual in English, about 465 KB: the texts of `pydoc_data.topics`, by topic name.
+
+    Two empty lines stand between topics. The text differs a little from one Python version to the next.
+    Raises StorageError where a Python was installed without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise StorageError(
+            "this Python was installed without pydoc_data.topics, the built-in corpus; give a text file instead"
+        ) from error
+    return "\n\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, line endings as they are, a byte order mark at its start left out.
+
+    Raises StorageError if the file is missing or unreadable, BadFileError if it is empty, is not a regular file, or
+    is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        # Asked before opening: opening a FIFO would wait for a writer.
+        file_type = stat.S_IFMT(path.stat().st_mode)
+        raw = path.read_bytes() if file_type == stat.S_IFREG else None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StorageError(f"cannot read {str(path)!r}: {error}; give a UTF-8 text file that exists") from error
+    if raw is None:
+        found = _FILE_TYPES.get(file_type, "something else")
+        raise BadFileError(f"{path} is {found}, not a regular file; give a UTF-8 text file")
+    try:
+        text = raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise BadFileError(
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason}); "
+            "convert it to UTF-8 first"
+        ) from error
+    if not text:
+        raise BadFileError(f"{path} is empty; expected text")
+    return text
+
+
+def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
+    """(train, held out): the last `held_out` part of the characters is kept for evaluation.
+
+    Raises ConfigError unless 0 < `held_out` < 1, ShapeError if that leaves nothing to train on.
+
+    >>> split_text("0123456789")
+    ('012345678', '9')
+    """
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; expected a part of the text between 0 and 1, such as 0.1")
+    cut = int(len(text) * (1 - held_out))
+    if cut == 0:
+        raise ShapeError(f"a text of {len(text)} characters leaves none to train on at held_out={held_out}; give more")
+    return text[:cut], text[cut:]
+
+
+def well_formed(text: str) -> str:
+    r"""`text` as UTF-8 can hold it: a surrogate pair becomes its character, a lone surrogate becomes U+FFFD.
+
+    >>> well_formed("\ud83d\ude00 \ud83d!") == "\U0001f600 \ufffd!"
+    True
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -1,0 +1,377 @@
+"""One interface from text to ids and back, over three vocabularies: bytes, characters, and learned byte pairs.
+
+A tokenizer is its table of pieces, the bytes that each id stands for, and a way to cut text into them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError, StorageError
+from nanograd_llm.text.bpe import N_BYTES, SPLIT_PATTERN, train_bpe
+from nanograd_llm.text.corpora import read_text, well_formed
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+_BYTES = [bytes([byte]) for byte in range(N_BYTES)]
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. A subclass gives the table of pieces and cuts ordinary text into ids."""
+
+    kind: ClassVar[str]  # names the class in a saved file, which holds
+    fields: ClassVar[tuple[str, ...]]  # these, besides kind and vocab_size
+    end_of_text: int | None  # the id of `<|endoftext|>`, where the vocabulary has one
+
+    def __init__(self, table: Sequence[bytes], end_of_text: int | None) -> None:
+        self._table = table
+        self.end_of_text = end_of_text
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, end-of-text included."""
+        return len(self._table)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> NDArray[np.int32]:
+        """The ids of `text`, int32 (N,).
+
+        `<|endoftext|>` in the text is ordinary text, unless `allow_special` makes it the id `end_of_text` (where the
+        vocabulary has one). Surrogates, which no UTF-8 text has, are replaced first: see `corpora.well_formed`.
+        """
+        if not isinstance(text, str):
+            raise DtypeError(f"encode takes a str, got {type(text).__name__}; decode bytes first")
+        text = well_formed(text)
+        if not allow_special or self.end_of_text is None:
+            return self._encode_ordinary(text)
+        first, *others = text.split(END_OF_TEXT)
+        ids = [self._encode_ordinary(first)]
+        for part in others:
+            ids += [np.array([self.end_of_text], np.int32), self._encode_ordinary(part)]
+        return np.concatenate(ids)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text of ids (N,); bytes that are no whole UTF-8 character become U+FFFD. Raises as `decode_bytes`."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
+        """The bytes of ids (N,), which may end amid a character.
+
+        Raises IndexRangeError for an id outside the vocabulary, DtypeError for ids that are not integers, ShapeError
+        for anything but one row.
+        """
+        row = np.asarray(ids)
+        if row.size == 0:
+            return b""
+        if row.dtype.kind not in "iu":
+            raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
+        if row.ndim != 1:
+            raise ShapeError(f"one row of ids (N,) is decoded at a time, got shape {row.shape}; decode row by row")
+        outside = (row < 0) | (row >= self.vocab_size)
+        if outside.any():
+            place = int(np.argmax(outside))
+            raise IndexRangeError(
+                f"id {row[place]} at position {place} is outside the vocabulary of {self.vocab_size} tokens; "
+                "decode with the tokenizer that made the ids"
+            )
+        return b"".join([self._table[i] for i in row.tolist()])
+
+    def pieces(self, text: str) -> list[tuple[int, bytes]]:
+        """Each id of `text` with the bytes it stands for, to look at."""
+        return [(i, self._table[i]) for i in self.encode(text).tolist()]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file for `load_tokenizer`; a reader sees the old file or the new one, never a part.
+
+        Raises StorageError if the file cannot be written.
+        """
+        content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()
+        _write_atomically(Path(path), json.dumps(content).encode("ascii") + b"\n")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size})"
+
+    @abstractmethod
+    def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        """The ids of well-formed text without special tokens."""
+
+    @abstractmethod
+    def _saved(self) -> dict[str, Any]:
+        """The saved file's `fields`."""
+
+    @classmethod
+    @abstractmethod
+    def _restored(cls, content: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer of a saved file's `fields`. Raises ConfigError."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and end-of-text.
+
+    >>> ByteTokenizer().encode("hé").tolist()
+    [104, 195, 169]
+    """
+
+    kind = "bytes"
+    fields = ()
+
+    def __init__(self) -> None:
+        super().__init__([*_BYTES, END_OF_TEXT.encode()], end_of_text=N_BYTES)
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def _saved(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _restored(cls, content: Mapping[str, Any]) -> ByteTokenizer:
+        return cls()
+
+
+class CharTokenizer(Tokenizer):
+    """The characters of one text, in the order of their code points, and nothing else: no end-of-text.
+
+    >>> tokenizer = CharTokenizer.train("to be or not to be")
+    >>> tokenizer.characters
+    ' benort'
+    >>> tokenizer.encode("to be").tolist()
+    [6, 4, 0, 1, 2]
+    """
+
+    kind = "characters"
+    fields = ("characters",)
+
+    def __init__(self, characters: str) -> None:
+        """Raises ConfigError if `characters` are none, repeated, out of order, or hold surrogates."""
+        if not isinstance(characters, str) or not characters:
+            raise ConfigError(f"characters is {characters!r}; expected a str of at least one character")
+        if well_formed(characters) != characters:
+            raise ConfigError("characters holds surrogates, which UTF-8 text cannot have; train on well-formed text")
+        for one, following in pairwise(characters):
+            if one >= following:
+                raise ConfigError(
+                    f"characters holds {one!r} before {following!r}; expected each once, in the order of code points"
+                )
+        super().__init__([character.encode("utf-8") for character in characters], end_of_text=None)
+        self.characters = characters
+        self._code_points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
+
+    @classmethod
+    def train(cls, text: str) -> CharTokenizer:
+        """The tokenizer of all characters in `text`; text encoded later may hold no others."""
+        return cls("".join(sorted(set(well_formed(text)))))
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = np.searchsorted(self._code_points, code_points).astype(np.int32)
+        unknown = self._code_points[np.minimum(ids, self.vocab_size - 1)] != code_points
+        if unknown.any():
+            place = int(np.argmax(unknown))
+            raise IndexRangeError(
+                f"character {text[place]!r} at position {place} is not among the {self.vocab_size} characters of the "
+                "vocabulary; train the tokenizer on a text that has it, or use bytes or BPE, which know every text"
+            )
+        return ids
+
+    def _saved(self) -> dict[str, Any]:
+        return {"characters": self.characters}
+
+    @classmethod
+    def _restored(cls, content: Mapping[str, Any]) -> CharTokenizer:
+        return cls(content["characters"])
+
+
+class BPETokenizer(Tokenizer):
+    """Byte pair encoding as GPT-2 does it: `merges[i]` makes id 256 + i, and end-of-text is the last id.
+
+    The bytes are ids 0 to 255 in their own order (GPT-2's own vocabulary permutes them). `encoding` is the same
+    vocabulary as a `tiktoken.Encoding`, whose core does the encoding.
+    """
+
+    kind = "bpe"
+    fields = ("merges",)
+
+    def __init__(self, merges: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises ConfigError, naming the merge, if `merges` are not in an order in which training could learn them."""
+        self.merges = [(left, right) for left, right in merges]
+        _check_merges(self.merges)
+        table = [*_BYTES, *(left + right for left, right in self.merges), END_OF_TEXT.encode()]
+        super().__init__(table, end_of_text=len(table) - 1)
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int = 1024) -> BPETokenizer:
+        """Learn merges from `text` up to `vocab_size` tokens, or until no pair occurs twice: see `bpe.train_bpe`."""
+        return cls(train_bpe(text, vocab_size))
+
+    @cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """This vocabulary as a `tiktoken.Encoding`: ranks are ids."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "nanograd_llm",
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks={piece: i for i, piece in enumerate(self._table[:-1])},
+            special_tokens={END_OF_TEXT: self.vocab_size - 1},
+        )
+
+    def show_merges(self, n: int = 20) -> str:
+        r"""The first `n` merges, a line each, numbered as in `merges`.
+
+        >>> print(BPETokenizer.train("the thin theory, then the other", vocab_size=260).show_merges())
+        0: 't' + 'h' -> 'th'
+        1: 'th' + 'e' -> 'the'
+        2: ' ' + 'the' -> ' the'
+        """
+        return "\n".join(
+            f"{i}: {readable(left)} + {readable(right)} -> {readable(left + right)}"
+            for i, (left, right) in enumerate(self.merges[:n])
+        )
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+    def _saved(self) -> dict[str, Any]:
+        # JSON has no bytes: each byte is the character of the same number, which keeps English readable.
+        return {"merges": [(left.decode("latin-1"), right.decode("latin-1")) for left, right in self.merges]}
+
+    @classmethod
+    def _restored(cls, content: Mapping[str, Any]) -> BPETokenizer:
+        merges = content["merges"]
+        if not isinstance(merges, list):
+            raise ConfigError(f"merges is a {type(merges).__name__}; expected a list of pairs")
+        pairs = []
+        for i, merge in enumerate(merges):
+            try:
+                left, right = merge
+                pairs.append((left.encode("latin-1"), right.encode("latin-1")))
+            except (TypeError, ValueError, AttributeError) as error:
+                raise ConfigError(
+                    f"merges[{i}] is {merge!r}; expected two strings of characters up to U+00FF, one for each byte"
+                ) from error
+        return cls(pairs)
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to `path`.
+
+    Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
+    cannot be read.
+    """
+    text = read_text(path)
+    try:
+        return _restore(json.loads(text, object_pairs_hook=_object))
+    except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
+        raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
+
+
+def readable(piece: bytes) -> str:
+    r"""A piece as a Python literal, so that spaces and line ends show; bytes where it is no whole UTF-8.
+
+    >>> print(readable(b" the"), readable(b"\n"), readable(b"\xe2\x80"))
+    ' the' '\n' b'\xe2\x80'
+    """
+    try:
+        return repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(piece)
+
+
+def _check_merges(merges: list[tuple[bytes, bytes]]) -> None:
+    """Raise ConfigError unless each merge joins two known tokens into an unknown one, and really happens.
+
+    tiktoken looks tokens up by their bytes alone and forgets of which two parts they were made. That gives what the
+    merges give, applied in order, as long as encoding a token's own bytes arrives at that token through its own merge.
+    """
+    order: dict[tuple[bytes, bytes], int] = {}
+    made_by = dict.fromkeys(_BYTES, -1)
+    for i, (left, right) in enumerate(merges):
+        for part in (left, right):
+            if part not in made_by:
+                raise ConfigError(f"merges[{i}] joins {readable(part)}, which no earlier merge makes")
+        if left + right in made_by:
+            raise ConfigError(f"merges[{i}] makes {readable(left + right)}, which merges[{made_by[left + right]}] made")
+        # Would an earlier merge join across the border between left and right? Walk back in time: the two tokens at
+        # the border are there from when the later of them was made (a merge works from left to right, so the one on
+        # the left is made first) until `until`, and then the later one falls apart again.
+        before, after, until = left, right, i
+        while True:
+            across = order.get((before, after), i)
+            if across < until:
+                raise ConfigError(
+                    f"merges[{i}] ({readable(left)} + {readable(right)}) can never happen: merges[{across}] "
+                    f"({readable(before)} + {readable(after)}) comes before it and joins across the two; "
+                    "keep merges in the order in which they were learned"
+                )
+            if made_by[before] > made_by[after]:
+                until = made_by[before]
+                before = merges[until][1]
+            elif made_by[after] >= 0:
+                until = made_by[after] + 1
+                after = merges[until - 1][0]
+            else:
+                break
+        order[left, right] = i
+        made_by[left + right] = i
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no key repeats."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ConfigError(f"its keys are {[key for key, _ in pairs]}; expected each once")
+    return content
+
+
+def _restore(content: Any) -> Tokenizer:
+    """The tokenizer of a parsed file, held to what that tokenizer would save. Raises ConfigError."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"it holds a {type(content).__name__}; expected an object")
+    kinds = {cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer)}
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"its kind is {kind!r}; expected one of {sorted(kinds)}")
+    keys = {"kind", "vocab_size", *kinds[kind].fields}
+    if set(content) != keys:
+        raise ConfigError(f"its keys are {sorted(content)}; expected {sorted(keys)}")
+    tokenizer = kinds[kind]._restored(content)
+    declared = content["vocab_size"]
+    if type(declared) is not int or declared != tokenizer.vocab_size:
+        raise ConfigError(f"its vocab_size is {declared!r}, but it makes {tokenizer.vocab_size} tokens")
+    return tokenizer
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write through a temporary file of a random name and a rename, each on the disk before the next."""
+    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StorageError(
+            f"cannot write {str(path)!r}: {error}; give a file in a folder that can be written"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink()

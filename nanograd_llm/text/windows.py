@@ -1,0 +1,127 @@
+"""What a model is shown: windows of ids, and as targets the same windows moved on by one place.
+
+A random batch is a pure function of (seed, step): there is no generator to save, so a resumed run sees what it would
+have seen.
+"""
+
+# B batch (windows), T context_length, N ids
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
+from nanograd_llm.text.tokenizers import Tokenizer, readable
+
+IGNORE = -100  # a target that the loss leaves out
+
+Batch = tuple[NDArray[np.integer], NDArray[np.integer]]
+
+
+def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
+    """(tokens, targets), each (B, T): `batch_size` windows of ids (N,) at random places, all places equally likely.
+
+    The same arguments give the same batch, whatever was drawn before. The dtype is int32, or int64 where the ids' dtype
+    needs it. Raises ShapeError unless N > context_length, ConfigError for a size below 1 or a negative seed or step.
+
+    >>> tokens, targets = random_windows(range(100), context_length=4, batch_size=2, seed=0, step=7)
+    >>> bool((targets == tokens + 1).all())
+    True
+    """
+    row = _ids(ids, context_length)
+    _require(1, batch_size=batch_size)
+    _require(0, seed=seed, step=step)
+    starts = np.random.default_rng((seed, step)).integers(len(row) - context_length, size=batch_size)
+    return _windows(row, starts, context_length)
+
+
+def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_once: bool = False) -> Batch:
+    r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` places after the one before.
+
+    The last window is moved back so that it ends with the ids; so every id but the first is a target, some of them in
+    more than one window. With `count_once` a target that an earlier window has is IGNORE, and every target counts
+    exactly once: what an evaluation wants. The dtype is as in `random_windows`.
+
+    Raises ShapeError unless N > context_length, ConfigError unless 1 <= stride <= context_length.
+
+    >>> tokens, targets = sliding_windows(range(8), context_length=4, stride=4, count_once=True)
+    >>> print(tokens, targets, sep="\n")
+    [[0 1 2 3]
+     [3 4 5 6]]
+    [[   1    2    3    4]
+     [-100    5    6    7]]
+    """
+    row = _ids(ids, context_length)
+    _require(1, stride=stride)
+    if stride > context_length:
+        raise ConfigError(f"stride is {stride}, which skips targets; expected at most context_length={context_length}")
+    last = len(row) - context_length - 1
+    starts = np.append(np.arange(0, last, stride), last)
+    tokens, targets = _windows(row, starts, context_length)
+    if count_once:
+        overlap = context_length - np.diff(starts)  # (B-1,): how many targets the window before has too
+        targets[1:][np.arange(context_length) < overlap[:, None]] = IGNORE
+    return tokens, targets
+
+
+def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokenizer: Tokenizer) -> str:
+    """A batch (B, T) to read: a line for each place, input -> target.
+
+    A target that is not the next input of its row, as after a wrong shift of the labels, is marked. Raises ShapeError
+    unless both are (B, T), IndexRangeError for an id outside the vocabulary.
+
+    >>> from nanograd_llm.text import ByteTokenizer
+    >>> tokenizer = ByteTokenizer()
+    >>> print(show_batch(*sliding_windows(tokenizer.encode("to be"), context_length=4, stride=4), tokenizer))
+    row 0
+        0  't' -> 'o'
+        1  'o' -> ' '
+        2  ' ' -> 'b'
+        3  'b' -> 'e'
+    """
+    if tokens.ndim != 2 or tokens.shape != targets.shape:
+        raise ShapeError(f"tokens {tokens.shape} and targets {targets.shape} must both be (B, T)")
+    lines = []
+    for b, (inputs, wanted) in enumerate(zip(tokens.tolist(), targets.tolist(), strict=True)):
+        lines.append(f"row {b}")
+        shown = [readable(tokenizer.decode_bytes([i])) for i in inputs]
+        width = max(map(len, shown), default=0)
+        for t, target in enumerate(wanted):
+            ignored = target == IGNORE
+            line = f"{t:>5}  {shown[t]:>{width}} -> "
+            line += "(ignored)" if ignored else readable(tokenizer.decode_bytes([target]))
+            if not ignored and t + 1 < len(inputs) and target != inputs[t + 1]:
+                line += f"    but the next input is {shown[t + 1]}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _windows(row: NDArray[np.integer], starts: NDArray[np.integer], context_length: int) -> Batch:
+    places = starts[:, None] + np.arange(context_length)  # (B, 1) + (T,) -> (B, T)
+    dtype = np.int32 if np.can_cast(row.dtype, np.int32) else np.int64
+    return row[places].astype(dtype), row[places + 1].astype(dtype)
+
+
+def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
+    """`ids` as one row that has at least one window."""
+    _require(1, context_length=context_length)
+    row = np.asarray(ids)
+    if row.ndim != 1:
+        raise ShapeError(f"ids must be one row (N,), got shape {row.shape}")
+    if row.size and row.dtype.kind not in "iu":
+        raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
+    if len(row) <= context_length:
+        raise ShapeError(
+            f"{len(row)} ids are too few for context_length={context_length}: a window and its targets take "
+            f"{context_length + 1}; give more text or a smaller context_length"
+        )
+    return row
+
+
+def _require(at_least: int, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+            raise ConfigError(f"{name} is {value!r}; expected an integer of at least {at_least}")

@@ -1,0 +1,114 @@
+"""Corpora: the built-in text is English and stable, files are read strictly, the held-out part is the end."""
+
+import os
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
+from nanograd_llm.text import builtin_corpus, read_text, split_text
+from nanograd_llm.text.corpora import well_formed
+
+
+def test_builtin_corpus_is_about_465_kb_of_english_in_the_order_of_topics():
+    text = builtin_corpus()
+    assert 350_000 < len(text.encode()) < 800_000
+    assert text == builtin_corpus()
+    assert text.count(" the ") > 2500
+    assert text.index('The "assert" statement\n****') < text.index('The "while" statement\n****')
+
+
+def test_builtin_corpus_missing_from_this_python_is_a_storage_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(StorageError, match="give a text file"):
+        builtin_corpus()
+
+
+def test_a_file_is_read_as_it_is(tmp_path):
+    (tmp_path / "a.txt").write_bytes("naïve\r\n\x00日本\n".encode())
+    assert read_text(tmp_path / "a.txt") == "naïve\r\n\x00日本\n"
+    assert read_text(str(tmp_path / "a.txt")) == read_text(tmp_path / "a.txt")
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read_text(tmp_path / "a.txt") == "hello"
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_bad_utf8_is_named_by_its_offset_in_the_file(tmp_path, start):
+    (tmp_path / "a.txt").write_bytes(start + b"hello \xff world")
+    with pytest.raises(BadFileError, match=rf"a\.txt is not UTF-8: byte 0xff at offset {len(start) + 6} "):
+        read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(BadFileError, match="is empty"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_fifo_a_directory_and_a_device_are_not_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, kind in [(tmp_path / "fifo", "a FIFO"), (tmp_path, "a directory"), ("/dev/zero", "a character device")]:
+        with pytest.raises(BadFileError, match=f"is {kind}, not a regular file"):
+            read_text(path)
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "nul\x00.txt", "a.txt/below"])
+def test_a_file_that_cannot_be_opened_is_a_storage_error(tmp_path, name):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(StorageError, match="cannot read"):
+        read_text(tmp_path / name)
+
+
+def test_a_symlink_loop_is_a_storage_error(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StorageError, match="cannot read"):
+        read_text(tmp_path / "loop")
+
+
+def test_the_last_tenth_is_held_out():
+    text = builtin_corpus()
+    train, held_out = split_text(text)
+    assert train == text[: int(len(text) * 0.9)]
+    assert train + held_out == text
+    assert split_text("0123456789", held_out=0.5) == ("01234", "56789")
+
+
+@pytest.mark.parametrize("part", [0, 1, -0.1, float("nan"), 10])
+def test_a_held_out_part_outside_0_to_1_is_refused(part):
+    with pytest.raises(ConfigError, match="held_out is"):
+        split_text("some text", held_out=part)
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_too_short_to_split_is_refused(text):
+    with pytest.raises(ShapeError, match=f"a text of {len(text)} characters"):
+        split_text(text)
+
+
+@settings(derandomize=True)
+@given(st.text(st.characters(codec=None)))
+def test_well_formed_text_differs_only_in_its_surrogates(text):
+    fixed = well_formed(text)
+    fixed.encode("utf-8")
+    assert well_formed(fixed) == fixed
+    if not any("\ud800" <= c <= "\udfff" for c in text):
+        assert fixed == text
+
+
+@pytest.mark.parametrize(
+    ("text", "fixed"),
+    [
+        ("a\ud800", "a\ufffd"),
+        ("\udc00b", "\ufffdb"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("\ud800\ud83d\ude00", "\ufffd\U0001f600"),
+    ],
+)
+def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined(text, fixed):
+    assert well_formed(text) == fixed
