@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import xp
 from nanograd_llm.checked import Protection, require_finite, require_no_widening
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.modes import state
@@ -152,7 +151,7 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
     elif key in owned:
         np.add(pending[key], gradient, out=pending[key])
     else:
-        pending[key] = pending[key] + gradient
+        pending[key] = _as_array(pending[key] + gradient)
         if not state.higher_order:
             owned.add(key)
 
@@ -176,8 +175,7 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
         shape, dtype = node.forms[i]
         if gradient is None:
             raise GraphError(f"the rule of {node.op.name} returned no gradient for input {i}, which needs one")
-        if not isinstance(gradient, np.ndarray) and xp(gradient) is np and not hasattr(gradient, "data"):
-            gradient = np.asarray(gradient)
+        gradient = _as_array(gradient)
         if node.place is not None:
             numbers = getattr(gradient, "data", gradient) if state.higher_order else gradient
             require_finite(numbers, f"the cotangent of input {i} of {node.place}")
@@ -187,6 +185,11 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
             fitted is not gradient or _is_own(gradient, cotangent, saved, [g for _, g in gradients])
         )
         yield sources[i], fitted, is_own
+
+
+def _as_array(x: Any) -> Any:
+    """NumPy turns results without axes into scalars; the tape wants arrays."""
+    return np.asarray(x) if isinstance(x, (np.generic, int, float)) else x
 
 
 def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:

@@ -1,0 +1,138 @@
+"""The definitions: each layer function written out in primitive ops, as a textbook would.
+
+`fused.py` and `attention.py` have the same functions derived by hand for speed; a test holds the two together, and
+under `higher_order()` these run in their place. Nothing here is fast, everything is differentiable to any order.
+
+B batch, T time, C channels, H heads, D = C/H, V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.engine import raw
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.ops.layout import causal_mask, check_ids, split
+from nanograd_llm.ops.primitive import erf, exp, log, matmul, mean, sqrt, sum, tanh, where
+from nanograd_llm.randomness import generator
+
+IGNORE_INDEX = -100
+
+
+def softmax(x, *, axis=-1):
+    e = exp(x - shift(x, axis))
+    total = sum(e, axis=axis, keepdims=True)
+    return e / where(total == 0, 1.0, total)  # a row that is masked throughout stays zero
+
+
+def log_softmax(x, *, axis=-1):
+    shifted = x - shift(x, axis)
+    total = sum(exp(shifted), axis=axis, keepdims=True)
+    return shifted - log(where(total == 0, 1.0, total))
+
+
+def logsumexp(x, *, axis=-1):
+    s = shift(x, axis)
+    total = sum(exp(x - s), axis=axis, keepdims=True)
+    masked = total == 0
+    y = where(masked, -np.inf, log(where(masked, 1.0, total)) + s)
+    return sum(y, axis=axis)
+
+
+def layernorm(x, w, b, *, eps=1e-5):
+    centred = x - mean(x, axis=-1, keepdims=True)
+    variance = mean(centred * centred, axis=-1, keepdims=True)
+    return centred / sqrt(variance + eps) * w + b
+
+
+def rmsnorm(x, w, *, eps=1e-5):
+    return x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps) * w
+
+
+def gelu(x):
+    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+
+
+def gelu_exact(x):
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+def silu(x):
+    return x * (0.5 * (1 + tanh(0.5 * x)))  # x times the logistic function, which is a tanh at half the argument
+
+
+def linear(x, w, b=None):
+    y = matmul(x, w)
+    return y if b is None else y + b
+
+
+def dropout(x, *, rate=0.1, seed=(0,)):
+    return x * dropout_mask(x.shape, x.dtype, rate, seed)
+
+
+def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
+    chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
+    logp = log_softmax(logits).reshape((-1, logits.shape[-1]))  # (N, V)
+    y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
+    if label_smoothing:
+        y = y + label_smoothing * mean(logp, axis=-1)
+    return -sum(where(counted, y, 0.0)) / count
+
+
+def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
+    logits = matmul(x, w.T)  # (..., C) · (C, V) -> (..., V)
+    return cross_entropy(logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+
+def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
+    scores = matmul(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])  # (..., T, D) · (..., D, T) -> (..., T, T)
+    p = softmax(where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf))
+    if dropout:
+        p = p * dropout_mask(p.shape, p.dtype, dropout, seed)
+    return matmul(p, v)  # (..., T, T) · (..., T, D) -> (..., T, D)
+
+
+def causal_self_attention(qkv, *, n_head, dropout=0.0, seed=(0,)):
+    B, T, C3 = qkv.shape
+    q, k, v = (
+        part.reshape((B, T, n_head, C3 // 3 // n_head)).swapaxes(1, 2)  # (B, T, C) -> (B, H, T, D)
+        for part in split(qkv, 3, axis=-1)
+    )
+    y = causal_attention(q, k, v, dropout=dropout, seed=seed)
+    return y.swapaxes(1, 2).reshape((B, T, C3 // 3))  # (B, H, T, D) -> (B, T, C)
+
+
+# What definitions and fused ops share: constants of the computation, through which no gradient flows.
+
+
+def shift(x: Any, axis: int) -> np.ndarray:
+    """What a softmax subtracts to stay in range: the largest of each row; 0 where a row holds nothing finite."""
+    largest = np.max(raw(x).real, axis=axis, keepdims=True, initial=-np.inf)
+    return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
+
+
+def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:
+    """0 with probability `rate`, else 1/(1 - rate), so that the mean stays (Srivastava et al. 2014)."""
+    if not 0 <= rate < 1:
+        raise ConfigError(f"a dropout rate lies in 0 ≤ rate < 1; got {rate}")
+    kept = generator(*seed).random(shape, dtype=np.float32) >= rate
+    return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
+
+
+def count_targets(targets: Any, logits_shape: tuple[int, ...], ignore_index: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Targets (N,) with 0 where ignored, which of them count (N,), and how many do.
+
+    Raises ShapeError where the shapes do not belong together or no target counts, IndexRangeError for an id outside.
+    """
+    targets = np.asarray(raw(targets))
+    if targets.shape != logits_shape[:-1]:
+        raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")
+    flat = targets.reshape(-1)
+    counted = flat != ignore_index
+    count = int(np.count_nonzero(counted))
+    if count == 0:
+        raise ShapeError(f"none of {flat.size} targets counts (ignore_index={ignore_index}); there is no mean")
+    return check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id"), counted, count

@@ -1,0 +1,387 @@
+"""Layer functions derived by hand for speed: each says which composition of primitives it equals.
+
+The forwards work in place in one fresh array where they can, and keep for their rule what would be dear to compute
+again. Rules receive plain arrays and use plain NumPy; under `higher_order()` the composition runs instead.
+
+⟨·⟩ is the mean over the last axis; N rows, C channels, V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nanograd_llm.op import keep, op
+from nanograd_llm.ops import composed
+from nanograd_llm.ops.composed import IGNORE_INDEX, count_targets, dropout_mask, shift
+from nanograd_llm.ops.primitive import erf
+
+
+def _softmax_and_total(x, axis):
+    """exp(x - shift) / total, the shift, and the total, both with the axis kept."""
+    s = shift(x, axis)
+    y = x - s
+    np.exp(y, out=y)
+    total = y.sum(axis=axis, keepdims=True)
+    y /= np.where(total == 0, np.ones_like(total), total)
+    return y, s, total
+
+
+def _over_last_or_first(draw):
+    for axis in (-1, 0, 1):
+        yield (draw(3, 4),), {"axis": axis}
+    yield (draw(1, 1),), {}
+    masked = draw(2, 3)
+    masked[0, 1:] = -np.inf
+    yield (masked,), {}
+
+
+@op(
+    "y = exp x / Σ exp x over axis",
+    "x̄ = y*(ȳ - Σ ȳ*y)",
+    equals=composed.softmax,
+    samples=_over_last_or_first,
+)
+def softmax(x, *, axis=-1):
+    """Exponentials normalised to sum one; -inf gives 0, and a row of nothing but -inf gives zeros and zero gradient.
+
+    x (*) -> y (*)
+    """
+    return _softmax_and_total(x, axis)[0]
+
+
+@softmax.backward
+def softmax_backward(dy, y, axis):
+    dx = dy * y
+    dx -= y * dx.sum(axis=axis, keepdims=True)
+    return dx
+
+
+@op(
+    "y = x - log Σ exp x over axis",
+    "x̄ = ȳ - softmax(x)*Σ ȳ",
+    equals=composed.log_softmax,
+    samples=lambda draw: list(_over_last_or_first(draw))[:-1],
+)
+def log_softmax(x, *, axis=-1):
+    """Logarithm of softmax, exact also where the softmax underflows.  x (*) -> y (*)"""
+    s = shift(x, axis)
+    y = x - s
+    total = np.exp(y).sum(axis=axis, keepdims=True)
+    y -= np.log(np.where(total == 0, np.ones_like(total), total))
+    return y
+
+
+@log_softmax.backward
+def log_softmax_backward(dy, y, axis):
+    return dy - np.exp(y) * dy.sum(axis=axis, keepdims=True)
+
+
+@op("y = log Σ exp x over axis", "x̄ = ȳ*softmax(x)", equals=composed.logsumexp, samples=_over_last_or_first)
+def logsumexp(x, *, axis=-1):
+    """Logarithm of a sum of exponentials; a row of nothing but -inf gives -inf and zero gradient.
+
+    x (*) -> y (* - axis)
+    """
+    p, s, total = _softmax_and_total(x, axis)
+    empty = total == 0
+    y = np.where(empty, np.full_like(total, -np.inf), np.log(np.where(empty, np.ones_like(total), total)) + s)
+    return keep(np.squeeze(y, axis), p=p)
+
+
+@logsumexp.backward
+def logsumexp_backward(dy, p, axis):
+    return p * np.expand_dims(dy, axis)
+
+
+def _rows(x):
+    """All leading axes as one: (..., C) -> (N, C)."""
+    return x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(math.prod(x.shape[:-1]), 0)
+
+
+def _row_means(x):
+    """⟨x⟩ of (N, C) as a column; a product with a vector is the fastest sum there is."""
+    return (x @ np.full(x.shape[-1], 1 / x.shape[-1], dtype=x.dtype))[:, None]
+
+
+def _row_mean_products(a, b):
+    return (np.einsum("nc,nc->n", a, b) / np.asarray(a.shape[-1], dtype=a.dtype))[:, None]
+
+
+def _column_sums(x):
+    return np.ones(len(x), dtype=x.dtype) @ x
+
+
+def _norm_samples(draw):
+    for lead, C in [((2, 3), 4), ((5,), 7), ((), 3), ((0,), 2)]:
+        yield (draw(*lead, C), draw(C), draw(C)), {}
+
+
+@op(
+    "y = x̂*w + b,  x̂ = (x - ⟨x⟩)*r,  r = 1/√(⟨(x - ⟨x⟩)²⟩ + ε)",
+    "x̄ = r*(g - ⟨g⟩ - x̂*⟨g*x̂⟩), g = ȳ*w;  w̄ = Σ ȳ*x̂;  b̄ = Σ ȳ",
+    equals=composed.layernorm,
+    samples=_norm_samples,
+)
+def layernorm(x, w, b, *, eps=1e-5):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros and Hinton 2016).
+
+    x (..., C), w (C), b (C) -> y (..., C)
+    """
+    rows = _rows(x)
+    xhat = rows - _row_means(rows)
+    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + np.asarray(eps, dtype=x.real.dtype))
+    xhat *= r
+    y = xhat * w
+    y += b
+    return keep(y.reshape(x.shape), xhat=xhat, r=r)
+
+
+@layernorm.backward
+def layernorm_backward(dy, w, xhat, r):
+    rows = _rows(dy)
+    dw = np.einsum("nc,nc->c", rows, xhat)
+    g = rows * w
+    mean_product = _row_mean_products(g, xhat)
+    g -= _row_means(g)
+    g -= xhat * mean_product
+    g *= r
+    return g.reshape(dy.shape), dw, _column_sums(rows)
+
+
+@op(
+    "y = x̂*w,  x̂ = x*r,  r = 1/√(⟨x²⟩ + ε)",
+    "x̄ = r*(g - x̂*⟨g*x̂⟩), g = ȳ*w;  w̄ = Σ ȳ*x̂",
+    equals=composed.rmsnorm,
+    samples=lambda draw: [((x, w), static) for (x, w, _), static in _norm_samples(draw)],
+)
+def rmsnorm(x, w, *, eps=1e-5):
+    """Scale the last axis to root mean square 1, then by w (Zhang and Sennrich 2019).
+
+    x (..., C), w (C) -> y (..., C)
+    """
+    rows = _rows(x)
+    r = 1 / np.sqrt(_row_mean_products(rows, rows) + np.asarray(eps, dtype=x.real.dtype))
+    xhat = rows * r
+    return keep((xhat * w).reshape(x.shape), xhat=xhat, r=r)
+
+
+@rmsnorm.backward
+def rmsnorm_backward(dy, w, xhat, r):
+    rows = _rows(dy)
+    g = rows * w
+    g -= xhat * _row_mean_products(g, xhat)
+    g *= r
+    return g.reshape(dy.shape), np.einsum("nc,nc->c", rows, xhat)
+
+
+_GELU_SLOPE = math.sqrt(2 / math.pi)
+_GELU_CUBE = 0.044715
+
+
+@op(
+    "y = x/2*(1 + t),  t = tanh u,  u = √(2/π)*(x + 0.044715 x³)",
+    "x̄ = ȳ/2*(1 + t + x*(1 - t²)*u'),  u' = √(2/π)*(1 + 3*0.044715 x²)",
+    equals=composed.gelu,
+)
+def gelu(x):
+    """GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel 2016).  x (*) -> y (*)"""
+    x = np.asarray(x)
+    t = np.multiply(x, x, out=np.empty_like(x))  # an array also where x has no axes
+    t *= _GELU_SLOPE * _GELU_CUBE
+    t += _GELU_SLOPE
+    t *= x
+    np.tanh(t, out=t)
+    y = t + 1
+    y *= x
+    y *= 0.5
+    return keep(y, t=t)
+
+
+@gelu.backward
+def gelu_backward(dy, x, t):
+    slope = x * x
+    slope *= 3 * _GELU_SLOPE * _GELU_CUBE
+    slope += _GELU_SLOPE
+    slope *= x
+    dx = t * t
+    dx -= 1
+    dx *= slope
+    dx -= t
+    dx -= 1
+    dx *= -0.5
+    dx *= dy
+    return dx
+
+
+@op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)
+def gelu_exact(x):
+    """GELU in its exact form, x times the normal distribution function.  x (*) -> y (*)"""
+    x = np.asarray(x)
+    phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+    return keep(x * phi, phi=phi)
+
+
+@gelu_exact.backward
+def gelu_exact_backward(dy, x, phi):
+    return dy * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+@op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)
+def silu(x):
+    """x times its own logistic function, also called swish (Elfwing, Uchibe and Doya 2017).  x (*) -> y (*)"""
+    x = np.asarray(x)
+    s = 0.5 * (1 + np.tanh(0.5 * x))
+    return keep(x * s, s=s)
+
+
+@silu.backward
+def silu_backward(dy, x, s):
+    return dy * s * (1 + x * (1 - s))
+
+
+@op("y = x w + b", "x̄ = ȳ wᵀ;  w̄ = xᵀ ȳ;  b̄ = Σ ȳ", equals=composed.linear)
+def linear(x, w, b=None):
+    """An affine map of the last axis; b may be left out.  x (..., n), w (n, m), b (m) -> y (..., m)"""
+    y = _rows(x) @ w  # one product of matrices, however many leading axes there are
+    if b is not None:
+        y += b
+    return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+@linear.backward
+def linear_backward(dy, x, w, needs):
+    rows = _rows(dy)
+    dx = (rows @ w.T).reshape(x.shape) if needs[0] else None
+    dw = _rows(x).T @ rows if needs[1] else None
+    db = _column_sums(rows) if needs[2] else None
+    return dx, dw, db
+
+
+@op(
+    "y = x*mask,  mask = 0 with probability rate, else 1/(1 - rate)",
+    "x̄ = ȳ*mask",
+    equals=composed.dropout,
+    samples=lambda draw: [((draw(4, 5),), {"rate": rate, "seed": (7,)}) for rate in (0.0, 0.3, 0.9)],
+)
+def dropout(x, *, rate=0.1, seed=(0,)):
+    """Zero elements by chance and scale up the others (Srivastava et al. 2014); the same seed gives the same mask.
+
+    x (*) -> y (*)
+    """
+    mask = dropout_mask(x.shape, x.dtype, rate, seed)
+    return keep(x * mask, mask=mask)
+
+
+@dropout.backward
+def dropout_backward(dy, mask):
+    return dy * mask
+
+
+def _target_samples(draw):
+    targets = np.array([[1, 0, 3], [IGNORE_INDEX, 4, 1]])
+    for label_smoothing in (0.0, 0.1):
+        yield (draw(2, 3, 5), targets), {"label_smoothing": label_smoothing}
+    yield (draw(1, 5), np.array([2])), {}
+
+
+@op(
+    "y = Σ -log softmax(logits)[target] / n over the n targets that count",
+    "l̄ = ȳ/n*(softmax(logits) - onehot(target)), 0 where ignored",
+    equals=composed.cross_entropy,
+    constants=("targets",),
+    samples=_target_samples,
+)
+def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
+    """Mean negative log-likelihood, in nats, of the targets that are not `ignore_index`.
+
+    logits (..., V), targets (...) -> y ()
+
+    label_smoothing: this share of each target's weight is spread evenly over the vocabulary (Szegedy et al. 2016).
+    Raises IndexRangeError for a target outside 0..V-1, ShapeError where no target counts.
+    """
+    chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
+    p, loss = _rows_loss(_rows(logits), chosen, counted, label_smoothing)
+    return keep(loss / np.asarray(count, dtype=p.dtype), p=p, chosen=chosen, counted=counted, count=count)
+
+
+@cross_entropy.backward
+def cross_entropy_backward(dy, logits_shape, p, chosen, counted, count, label_smoothing):
+    dlogits = p.copy()
+    _subtract_targets(dlogits, chosen, label_smoothing)
+    dlogits *= (counted * (dy / count))[:, None].astype(p.dtype)
+    return dlogits.reshape(logits_shape)
+
+
+def _rows_loss(logits, chosen, counted, label_smoothing):
+    """Softmax of each row, and the summed loss of the rows that count."""
+    p, s, total = _softmax_and_total(logits, -1)
+    rows = np.arange(len(chosen))
+    normaliser = np.log(total) + s
+    loss = normaliser[:, 0] - logits[rows, chosen]
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser[:, 0] - logits.mean(axis=-1))
+    return p, np.where(counted, loss, np.zeros_like(loss)).sum()
+
+
+def _subtract_targets(p, chosen, label_smoothing):
+    """softmax -> its difference from the wanted distribution, in place."""
+    if label_smoothing:
+        p -= label_smoothing / p.shape[-1]
+    p[np.arange(len(chosen)), chosen] -= 1 - label_smoothing
+
+
+_BLOCK_NUMBERS = 2**22  # logits held at a time: 16 MB in float32
+
+
+@op(
+    "y = cross_entropy(x wᵀ, targets)",
+    "x̄ = l̄ w;  w̄ = l̄ᵀ x,  l̄ = cross_entropy's",
+    equals=composed.linear_cross_entropy,
+    constants=("targets",),
+    samples=lambda draw: [
+        ((draw(*targets.shape, 3), draw(logits.shape[-1], 3), targets), static)
+        for (logits, targets), static in _target_samples(draw)
+    ],
+)
+def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, needs):
+    """The head and the loss in one: cross_entropy of x wᵀ, in blocks of rows, so that never all logits exist at once.
+
+    x (..., C), w (V, C), targets (...) -> y ()
+
+    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand.
+    """
+    chosen, counted, count = count_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
+    rows = _rows(x)
+    loss = np.zeros((), dtype=np.result_type(x, w))
+    dx = np.empty_like(rows) if needs[0] else None
+    dw = None
+    size = max(1, _BLOCK_NUMBERS // len(w))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        dlogits, block_loss = _rows_loss(rows[block] @ w.T, chosen[block], counted[block], label_smoothing)
+        loss = loss + block_loss
+        if not any(needs):
+            continue
+        _subtract_targets(dlogits, chosen[block], label_smoothing)
+        dlogits *= (counted[block] / count)[:, None].astype(dlogits.dtype)
+        if dx is not None:
+            np.matmul(dlogits, w, out=dx[block])
+        if needs[1]:
+            dw = dlogits.T @ rows[block] if dw is None else _add_product(dw, dlogits, rows[block])
+    dx = None if dx is None else dx.reshape(x.shape)
+    return keep(loss / np.asarray(count, dtype=loss.dtype), dx=dx, dw=dw)
+
+
+@linear_cross_entropy.backward
+def linear_cross_entropy_backward(dy, dx, dw, needs):
+    return dy * dx if needs[0] else None, dy * dw if needs[1] else None
+
+
+def _add_product(dw, dlogits, rows):
+    """dw += dlogitsᵀ rows, a slice of the vocabulary at a time: a whole second dw would be as large as the logits."""
+    for start in range(0, len(dw), 4096):
+        part = slice(start, start + 4096)
+        dw[part] += dlogits[:, part].T @ rows
+    return dw

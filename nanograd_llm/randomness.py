@@ -1,0 +1,46 @@
+"""Randomness without state: every random number is a function of a key such as (seed, step, shard, use).
+
+There is no generator to save or restore, so a resumed run is the same run, and shards on several threads draw what they
+would have drawn alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def generator(*key: int) -> np.random.Generator:
+    """The generator that belongs to this key of non-negative integers."""
+    return np.random.default_rng(key)
+
+
+class _Noise(threading.local):
+    key: tuple[int, ...] | None = None
+    uses = 0
+
+
+_noise = _Noise()
+
+
+@contextlib.contextmanager
+def noise(*key: int) -> Iterator[None]:
+    """Inside this block (of this thread) the noise of dropout follows from `key`, such as (seed, step, shard)."""
+    before = _noise.key, _noise.uses
+    _noise.key, _noise.uses = key, 0
+    try:
+        yield
+    finally:
+        _noise.key, _noise.uses = before
+
+
+def next_key() -> tuple[int, ...]:
+    """A fresh key for one use of noise: the block's key and a running number; outside any block, drawn by chance."""
+    if _noise.key is None:
+        return (secrets.randbits(64),)
+    _noise.uses += 1
+    return (*_noise.key, _noise.uses)
