@@ -161,27 +161,28 @@ def test_examples_in_docstrings_are_true(module: str) -> None:
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-def repository_files() -> list[Path]:
-    """The files that are the project's own: no caches, builds, runs or environments."""
-    kept = []
-    for folder, folders, files in os.walk(REPOSITORY):
-        folders[:] = [
-            name
-            for name in folders
-            if (not name.startswith(".") or name == ".ci")
-            and name not in {"__pycache__", "build", "dist", "runs"}
-            and not name.endswith(".egg-info")
-            and not (Path(folder) / name / "pyvenv.cfg").exists()
-        ]
-        kept += [Path(folder) / name for name in files]
+def own_files() -> set[Path]:
+    """The project's own files, and the package as it is installed: no caches, builds, runs or environments."""
+    kept = set()
+    for top in (REPOSITORY, PACKAGE):
+        for folder, folders, files in os.walk(top):
+            folders[:] = [
+                name
+                for name in folders
+                if (not name.startswith(".") or name == ".ci")
+                and name not in {"__pycache__", "build", "dist", "runs"}
+                and not name.endswith(".egg-info")
+                and not (Path(folder) / name / "pyvenv.cfg").exists()
+            ]
+            kept.update(Path(folder) / name for name in files)
     return kept
 
 
 def test_no_file_holds_a_path_of_one_machine() -> None:
     machine_path = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/|\b[A-Z]:\\Users")
-    holding = [path for path in repository_files() if machine_path.search(path.read_text("utf-8", errors="ignore"))]
-    assert holding == []
-    assert Path(__file__) in repository_files()
+    files = own_files()
+    assert {Path(__file__), PACKAGE / "errors.py"} <= files
+    assert [path for path in files if machine_path.search(path.read_text("utf-8", errors="ignore"))] == []
 
 
 def test_importing_the_package_loads_nothing_heavier_than_numpy(tmp_path: Path) -> None:
