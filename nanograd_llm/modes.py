@@ -56,3 +56,8 @@ def checked(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     detected: the rule sees the changed numbers.
     """
     return _set(checked=enabled)
+
+
+def within_module(name: str) -> contextlib.AbstractContextManager[None]:
+    """Inside this block errors of checked mode add `name` to the module path."""
+    return _set(modules=(*state.modules, name) if name else state.modules)

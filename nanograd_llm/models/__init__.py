@@ -1,0 +1,5 @@
+"""Whole models, made of `nn`."""
+
+from nanograd_llm.models.gpt import GPT, GPTConfig, Look
+
+__all__ = ["GPT", "GPTConfig", "Look"]

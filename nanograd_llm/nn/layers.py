@@ -1,0 +1,111 @@
+"""The plain layers: an affine map, a table, two norms, dropout, and the two-layer perceptron of a transformer.
+
+B batch, T time, C channels; weights are (in, out), as GPT-2 stores them, so y = x W + b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm import ops
+from nanograd_llm.engine import Parameter, Tensor
+from nanograd_llm.nn.module import Module
+from nanograd_llm.randomness import next_key
+
+
+def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
+    """A float32 parameter drawn from a normal distribution of mean 0; without `rng`, by chance."""
+    rng = rng or np.random.default_rng()
+    return Parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
+
+
+def _constant(value: float, size: int) -> Parameter:
+    return Parameter(np.full(size, value, dtype=np.float32))
+
+
+class Linear(Module):
+    """y = x W + b over the last axis.  x (..., n_in) -> y (..., n_out)
+
+    std: of the initial weights, 1/√n_in where not given, which keeps the variance. The bias starts at 0.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        bias: bool = True,
+        std: float | None = None,
+        rng: np.random.Generator | None = None,
+    ):
+        self.weight = normal((n_in, n_out), n_in**-0.5 if std is None else std, rng)
+        self.bias = _constant(0, n_out) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """A learned vector for each id.  ids (...) integers -> (..., size)"""
+
+    def __init__(self, count: int, size: int, *, std: float = 0.02, rng: np.random.Generator | None = None):
+        self.weight = normal((count, size), std, rng)
+
+    def forward(self, ids: Any) -> Tensor:
+        return ops.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """Mean 0 and variance 1 over the last axis, then a learned scale and shift.  (..., C) -> (..., C)"""
+
+    def __init__(self, size: int, *, eps: float = 1e-5):
+        self.weight, self.bias = _constant(1, size), _constant(0, size)
+        self.eps = eps
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.layernorm(x, self.weight, self.bias, eps=self.eps)
+
+
+class RMSNorm(Module):
+    """Root mean square 1 over the last axis, then a learned scale.  (..., C) -> (..., C)"""
+
+    def __init__(self, size: int, *, eps: float = 1e-5):
+        self.weight = _constant(1, size)
+        self.eps = eps
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.rmsnorm(x, self.weight, eps=self.eps)
+
+
+class Dropout(Module):
+    """Zero elements with probability `rate` while training.  (...) -> (...)
+
+    The mask follows from `randomness.noise(seed, step, shard)` where such a block is open, else it is drawn by chance.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def forward(self, x: Any) -> Any:
+        if not self.training or self.rate == 0:
+            return x
+        return ops.dropout(x, rate=self.rate, seed=next_key())
+
+
+class MLP(Module):
+    """Widen four times, bend (GELU, tanh form), narrow again, drop out.  (..., C) -> (..., C)
+
+    down_std: initial standard deviation of the narrowing weights, which feed the residual stream.
+    """
+
+    def __init__(
+        self, n_embd: int, *, dropout: float = 0.0, down_std: float = 0.02, rng: np.random.Generator | None = None
+    ):
+        self.up = Linear(n_embd, 4 * n_embd, std=0.02, rng=rng)
+        self.down = Linear(4 * n_embd, n_embd, std=down_std, rng=rng)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.dropout(self.down(ops.gelu(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)

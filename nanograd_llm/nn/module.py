@@ -1,0 +1,151 @@
+"""A Module is a tree of attributes: the parameters and modules it holds, named by where they hang."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.engine import Parameter
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.modes import state, within_module
+
+
+class Module:
+    """Base of every layer and model. Assign parameters, modules or lists of them as attributes; write `forward`.
+
+        class Bigram(Module):
+            def __init__(self, vocab_size):
+                self.table = Parameter(np.zeros((vocab_size, vocab_size), np.float32))
+
+            def forward(self, tokens):
+                return ops.embedding(self.table, tokens)
+
+    Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
+    under the first of its names.
+    """
+
+    training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no forward; write one")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not state.checked:
+            return self.forward(*args, **kwargs)
+        with _entered(self):
+            return self.forward(*args, **kwargs)
+
+    def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """Attributes of a kind, those in lists and tuples included, with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, kind):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, kind):
+                        yield f"{name}.{i}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module (named `prefix`) and every one below it, with dotted names."""
+        yield prefix, self
+        for name, child in self._attributes(Module):
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _all_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        for path, module in self.named_modules():
+            for name, parameter in module._attributes(Parameter):
+                yield (f"{path}.{name}" if path else name), parameter
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Each parameter once, with its dotted name."""
+        seen: set[int] = set()
+        for name, parameter in self._all_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def parameters(self) -> list[Parameter]:
+        """Each parameter once, in the order of the tree."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def parameter_count(self, unique: bool = True) -> int:
+        """How many numbers are learned; with unique=False a tied parameter counts wherever it hangs."""
+        return sum(p.size for _, p in (self.named_parameters() if unique else self._all_parameters()))
+
+    def train(self, mode: bool = True) -> Module:
+        """Set training mode (dropout acts) on the whole tree; returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Set evaluation mode (no dropout) on the whole tree; returns the module."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that backward has accumulated."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def astype(self, dtype: Any) -> Module:
+        """Convert every parameter to another float dtype, in place; returns the module."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+            parameter.grad = None
+        return self
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Name -> array of every parameter: the arrays themselves, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copy these arrays into the parameters of the same names.
+
+        Strict: if any name is missing or extra, or any shape or dtype differs, all are listed in one ShapeError and no
+        parameter has changed.
+        """
+        own = self.state_dict()
+        problems = [f"missing: {name} {own[name].shape}" for name in own.keys() - arrays.keys()]
+        problems += [f"extra: {name} {arrays[name].shape}" for name in arrays.keys() - own.keys()]
+        for name in own.keys() & arrays.keys():
+            expected, found = own[name], arrays[name]
+            if expected.shape != found.shape or expected.dtype != found.dtype:
+                problems.append(
+                    f"misfit: {name} is {found.shape} {found.dtype}, expected {expected.shape} {expected.dtype}"
+                )
+        if problems:
+            raise ShapeError(f"the arrays do not fit this {type(self).__name__}:\n  " + "\n  ".join(sorted(problems)))
+        for name, array in own.items():
+            array[...] = arrays[name]
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]
+        lines += [f"  {name} {p.shape} {p.dtype}" for name, p in self.named_parameters()]
+        return "\n".join(lines)
+
+
+class _Calls(threading.local):
+    innermost: Module | None = None
+
+
+_calls = _Calls()
+
+
+class _entered:
+    """In checked mode: note which module is being called, so that a failure can say `blocks.2.attention`."""
+
+    def __init__(self, module: Module):
+        self.module, self.caller = module, _calls.innermost
+        paths = (path for path, below in self.caller.named_modules() if below is module) if self.caller else ()
+        self.named = within_module(next(iter(paths), ""))
+
+    def __enter__(self) -> None:
+        _calls.innermost = self.module
+        self.named.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _calls.innermost = self.caller
+        self.named.__exit__(*error)
