@@ -11,7 +11,7 @@ Read the package in the order of its floors, each built on those before it: back
 models; text; training, inference; cli.
 """
 
-from nanograd_llm import nn, ops, text
+from nanograd_llm import inference, nn, ops, text, training
 from nanograd_llm.engine import Parameter, Tensor, grad, hvp, value_and_grad
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.models import GPT, GPTConfig

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -41,10 +42,16 @@ def cpu_count() -> int:
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
     """Let every matrix product use at most `count` threads inside this block."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=count, user_api="blas"):
+    with _thread_pools().limit(limits=count, user_api="blas"):
         yield
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """The libraries that have thread pools; finding them takes milliseconds, so once."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def keep_heap() -> bool:

@@ -1,0 +1,55 @@
+"""Evaluation: how surprised is the model by text it was not trained on?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.modes import no_grad
+from nanograd_llm.text import IGNORE, Tokenizer, sliding_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """loss: nats a token. perplexity: e to the loss. bits_per_byte: of the UTF-8 text, so that tokenizers compare."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+def evaluate(
+    model: Any,
+    ids: np.ndarray,
+    tokenizer: Tokenizer,
+    *,
+    context_length: int,
+    stride: int | None = None,
+    batch_size: int = 32,
+) -> Evaluation:
+    """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
+
+    model: anything whose `loss(tokens, targets)` is a mean over the targets that are not -100.
+    stride: how far the window moves; context_length if not given. A smaller one gives every token more context to be
+        judged by, at a higher price.
+    Raises ShapeError where the text is shorter than a window.
+    """
+    model.eval()
+    tokens, targets = sliding_windows(
+        ids, context_length=context_length, stride=stride or context_length, count_once=True
+    )
+    nats, count = 0.0, 0
+    with no_grad():
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            counted = int(np.count_nonzero(targets[rows] != IGNORE))
+            if counted:
+                nats += model.loss(tokens[rows], targets[rows]).item() * counted
+                count += counted
+    size = len(tokenizer.decode_bytes(ids[1:]))
+    return Evaluation(nats / count, math.exp(nats / count), nats / math.log(2) / size, count, size)

@@ -1,0 +1,64 @@
+"""From logits to the next token: how bold to be, and which tokens are allowed at all.
+
+V vocabulary, B batch
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from nanograd_llm.ops import softmax
+from nanograd_llm.settings import require_int, require_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """A strategy. Raises ConfigError naming the field that cannot be.
+
+    temperature: divides the logits; 0 takes the likeliest token always (greedy), below 1 is careful, above 1 bold.
+    top_k: only the k likeliest tokens (Fan, Lewis and Dauphin 2018).
+    top_p: only the likeliest tokens that together have probability p, the one that reaches it included; 1 is all
+        (nucleus sampling, Holtzman et al. 2020). With both, top_k acts first.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("temperature", self.temperature, 0)
+        require_number("top_p", self.top_p, 1e-9, 1)
+        if self.top_k is not None:
+            require_int("top_k", self.top_k, 1)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
+
+        Equal logits are ranked by id, so the same logits give the same distribution.
+        """
+        logits = np.asarray(logits, dtype=np.float64)
+        V = logits.shape[-1]
+        if self.temperature == 0:
+            return np.eye(V)[np.argmax(logits, axis=-1)]
+        scaled = logits / self.temperature
+        if self.top_k is None and self.top_p == 1:
+            return softmax(scaled)
+        order = np.argsort(-scaled, axis=-1, kind="stable")
+        ranked = np.take_along_axis(scaled, order, axis=-1)  # likeliest first
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = -np.inf
+        p = softmax(ranked)
+        if self.top_p < 1:
+            reached_before = np.cumsum(p, axis=-1) - p
+            p = np.where(reached_before < self.top_p, p, 0)
+            p /= p.sum(axis=-1, keepdims=True)
+        result = np.empty_like(p)
+        np.put_along_axis(result, order, p, axis=-1)
+        return result
+
+    def choose(self, logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
+        """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
+        cumulative = np.cumsum(self.probabilities(logits), axis=-1)
+        return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)

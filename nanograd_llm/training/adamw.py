@@ -1,0 +1,90 @@
+"""AdamW: steps as long as the gradient is steady, with weight decay apart from the gradient.
+
+Kingma and Ba 2015; Loshchilov and Hutter 2019.
+
+    m ← β₁m + (1-β₁)g;  v ← β₂v + (1-β₂)g²;  p ← p - η λ p - η m̂/(√v̂ + ε),  m̂ = m/(1-β₁ᵗ),  v̂ = v/(1-β₂ᵗ)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.engine import Parameter
+from nanograd_llm.training.flat import FlatParameters
+
+BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
+
+
+class AdamW:
+    """Optimizer over all `parameters`; decay (λ) acts on matrices and tables only.
+
+    m and v are flat arrays in the layout of `flat`. `step` may be called with a list of gradients in the order of the
+    parameters given, or with one flat array.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        self.order = list(parameters)
+        self.flat = FlatParameters(parameters)
+        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
+        self.m = np.zeros_like(self.flat.data)
+        self.v = np.zeros_like(self.flat.data)
+        self.steps = 0
+
+    def step(
+        self,
+        gradients: np.ndarray | Iterable[np.ndarray],
+        learning_rate: float,
+        each: Callable[[Callable[[int], Any], range], Any] = map,
+    ) -> None:
+        """Move every parameter by one step.  each: maps over blocks; a thread pool's `map` shares them out."""
+        gradient = gradients if isinstance(gradients, np.ndarray) else self._flatten(gradients)
+        self.steps += 1
+        blocks = range(0, len(gradient), BLOCK)
+        for _ in each(lambda start: self._update(start, gradient, learning_rate), blocks):
+            pass
+
+    def _flatten(self, gradients: Iterable[np.ndarray]) -> np.ndarray:
+        given = {id(p): g for p, g in zip(self.order, gradients, strict=True)}
+        return np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters])
+
+    def _update(self, start: int, gradient: np.ndarray, learning_rate: float) -> None:
+        block = slice(start, start + BLOCK)
+        p, g, m, v = self.flat.data[block], gradient[block], self.m[block], self.v[block]
+        scratch = g - m
+        scratch *= 1 - self.beta1
+        m += scratch
+        np.multiply(g, g, out=scratch)
+        scratch -= v
+        scratch *= 1 - self.beta2
+        v += scratch
+        np.sqrt(v, out=scratch)
+        scratch *= 1 / math.sqrt(1 - self.beta2**self.steps)
+        scratch += self.eps
+        np.divide(m, scratch, out=scratch)
+        scratch *= learning_rate / (1 - self.beta1**self.steps)
+        decayed = max(0, self.flat.decayed - start)
+        p[:decayed] *= 1 - learning_rate * self.weight_decay
+        p -= scratch
+
+
+def clip_by_global_norm(gradient: np.ndarray, max_norm: float) -> float:
+    """Scale a flat gradient in place so that its length is at most max_norm; return the length it had.
+
+    Pascanu, Mikolov and Bengio 2013. A gradient that is not finite is left as it is.
+    """
+    norm = math.sqrt(float(np.dot(gradient, gradient)))
+    if math.isfinite(norm) and norm > max_norm:
+        gradient *= max_norm / norm
+    return norm

@@ -1,0 +1,33 @@
+"""All parameters in one array: each parameter becomes a view into it, so that optimizer and clipping are one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanograd_llm.engine import Parameter
+from nanograd_llm.errors import DtypeError
+
+
+class FlatParameters:
+    """One array `data` that holds these parameters, matrices first; their `.data` are views of it from now on.
+
+    Matrices (and tables) come first because weight decay acts on them and not on biases and norms: `decayed` is how
+    many numbers at the front they take. Gradients, moments and the like are arrays of the same layout: `views(array)`.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]):
+        self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)
+        dtypes = {p.dtype for p in self.parameters}
+        if len(dtypes) != 1:
+            raise DtypeError(f"parameters of one dtype are wanted; got {sorted(map(str, dtypes))}; use model.astype")
+        self.decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
+        self.data = np.concatenate([p.data.reshape(-1) for p in self.parameters])
+        for parameter, view in zip(self.parameters, self.views(self.data)):
+            parameter.data = view
+
+    def views(self, array: np.ndarray) -> list[np.ndarray]:
+        """The part of a flat array that belongs to each parameter, in the parameter's shape."""
+        ends = np.cumsum([p.size for p in self.parameters])
+        return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends)]

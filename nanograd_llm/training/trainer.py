@@ -1,0 +1,173 @@
+"""The trainer: given a Module, it makes what the module's `loss` returns smaller, a step at a time.
+
+It knows no GPT and no files. A step is forward, backward, clip, AdamW; everything random in it follows from
+(seed, step), so the same settings give the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend import keep_heap
+from nanograd_llm.engine import grad
+from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.modes import checked
+from nanograd_llm.nn.module import Module
+from nanograd_llm.randomness import noise
+from nanograd_llm.settings import require_int, require_number
+from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
+from nanograd_llm.training.parallel import Workers
+from nanograd_llm.training.schedule import warmup_cosine
+
+Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ConfigError naming the field that cannot be.
+
+    learning_rate: at its peak. warmup: share of the run that climbs to it. final: share of it left at the end.
+    steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
+    accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
+    threads: 0 for one a core.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: float = 0.02
+    final: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    max_norm: float = 1.0
+    batch_size: int = 12
+    accumulate: int = 1
+    steps: int = 1000
+    minutes: float | None = None
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 0), ("seed", 0)):
+            require_int(field, getattr(self, field), low)
+        for field in ("learning_rate", "weight_decay", "eps"):
+            require_number(field, getattr(self, field), 0)
+        for field in ("warmup", "beta1", "beta2"):
+            require_number(field, getattr(self, field), 0, 1, below=True)
+        require_number("final", self.final, 0, 1)
+        require_number("max_norm", self.max_norm, 1e-12)
+        if self.minutes is not None:
+            require_number("minutes", self.minutes, 1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What a step did. tokens: targets learned from since the start; loss: nats a target; seconds: of this step."""
+
+    step: int
+    tokens: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    progress: float
+
+
+class Trainer:
+    """Trains `model`, whose `loss(tokens, targets)` is a mean over the targets that are not -100.
+
+        trainer = Trainer(model, TrainConfig(learning_rate=1e-3))
+        loss = trainer.step(tokens, targets)
+
+    The model's parameters become views of one flat array. A step whose loss or gradient is not finite changes nothing:
+    it is replayed in `checked()` mode and NonFiniteError names the op where the first bad number arose.
+    """
+
+    def __init__(self, model: Module, config: TrainConfig | None = None):
+        self.model = model
+        self.config = c = config or TrainConfig()
+        self.optimizer = AdamW(model.parameters(), beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=c.weight_decay)
+        self.workers = Workers(self.optimizer.flat, c.threads, c.accumulate)
+        self.steps_done = 0
+        self.tokens_seen = 0
+        keep_heap()
+
+    def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
+        """One step on a batch; returns the loss before it.  tokens, targets (B, ...) integers"""
+        return self._step(tokens, targets, self.steps_done / self.config.steps).loss
+
+    def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:
+        """Step after step until the run is over; a record after each.
+
+        batches: step -> (tokens, targets).
+        spent: seconds of `minutes` already used up. The time that the caller takes between records counts as well.
+        """
+        start = time.monotonic() - spent
+        budget = None if self.config.minutes is None else self.config.minutes * 60
+        while True:
+            done = self.steps_done / self.config.steps if budget is None else (time.monotonic() - start) / budget
+            if done >= 1:
+                return
+            yield self._step(*batches(self.steps_done), done)
+
+    def _step(self, tokens: np.ndarray, targets: np.ndarray, progress: float) -> StepRecord:
+        began = time.monotonic()
+        c = self.config
+        key = (c.seed, self.steps_done)
+        self.model.train()
+        loss, gradient = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
+        norm = clip_by_global_norm(gradient, c.max_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._explain(tokens, targets, key, loss, norm)
+        # the first step is not idle: it takes the learning rate of where it ends
+        ahead = progress if c.minutes is not None else (self.steps_done + 1) / c.steps
+        learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+        self.optimizer.step(gradient, learning_rate, self.workers.each)
+        self.steps_done += 1
+        self.tokens_seen += int(np.size(targets))
+        seconds = time.monotonic() - began
+        return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, seconds, progress)
+
+    def _explain(self, tokens: Any, targets: Any, key: tuple[int, int], loss: float, norm: float) -> None:
+        """Raise NonFiniteError naming the op whose numbers first went wrong."""
+        found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
+        try:
+            with checked(), noise(*key, 0), np.errstate(all="ignore"):
+                y = self.model.loss(tokens, targets)
+                grad(y, self.model.parameters())
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{found}. {error}. A lower learning rate may help") from None
+        raise NonFiniteError(f"{found}. No single op overflows when the step is replayed: the sum of squares did")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything a resumed run needs, by name: parameters, both moments, the counters."""
+        flat = self.optimizer.flat
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        state = dict(self.model.state_dict())
+        for prefix, array in (("adamw.m.", self.optimizer.m), ("adamw.v.", self.optimizer.v)):
+            state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
+        state["steps_done"] = np.asarray(self.steps_done)
+        state["tokens_seen"] = np.asarray(self.tokens_seen)
+        return state
+
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state_dict` gave; ShapeError lists every name that does not fit."""
+        own = self.state_dict()
+        wrong = sorted(
+            f"{name}: {'missing' if name not in arrays else 'not of this trainer' if name not in own else 'misshapen'}"
+            for name in own.keys() | arrays.keys()
+            if name not in own or name not in arrays or own[name].shape != arrays[name].shape
+        )
+        if wrong:
+            raise ShapeError("the state does not fit this trainer:\n  " + "\n  ".join(wrong))
+        for name, array in own.items():
+            if array.shape:
+                array[...] = arrays[name]
+        self.steps_done = self.optimizer.steps = int(arrays["steps_done"])
+        self.tokens_seen = int(arrays["tokens_seen"])
