@@ -1,7 +1,7 @@
 """One way to fail: every error of the project says what arrived, what was expected and what to do.
 
 Each class is also the builtin that a Python reader would expect (a shape is a ValueError, a dtype a TypeError), and
-carries the exit code that the command line ends with: 2 usage, 3 bad file, 4 input/output.
+carries the exit code that the command line ends with: 1 a failed check, 2 usage, 3 bad file, 4 input or output.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class GraphError(NanogradError, RuntimeError):
 
 class NonFiniteError(NanogradError, ArithmeticError):
     """A NaN or infinity appeared where none may be."""
+
+    exit_code = 1
 
 
 class ConfigError(NanogradError, ValueError):

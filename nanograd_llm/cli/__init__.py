@@ -1,0 +1,56 @@
+"""The command line `nanograd-llm`: one file a command, no logic of its own; everything can be had from Python too.
+
+Exit codes: 0 done; 1 a check failed or numbers stopped being finite; 2 usage; 3 a bad file; 4 input or output;
+130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from nanograd_llm.errors import NanogradError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Every error is one line on stderr."""
+    from cyclopts import App, CycloptsError
+
+    from nanograd_llm import __version__
+    from nanograd_llm.cli.generate import generate
+    from nanograd_llm.cli.gradcheck import gradcheck
+    from nanograd_llm.cli.info import info
+    from nanograd_llm.cli.train import train
+
+    app = App(
+        name="nanograd-llm",
+        help="Train a GPT from scratch in NumPy, and let it write.",
+        version=__version__,
+        help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
+    )
+    for command in (train, generate, info, gradcheck):
+        app.command(command)
+    try:
+        code = app(
+            sys.argv[1:] if arguments is None else arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        return _fail(str(error) + " See --help.", 2)
+    except NanogradError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"nanograd-llm: {' '.join(message.split())}", file=sys.stderr)
+    return code

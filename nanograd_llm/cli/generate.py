@@ -1,0 +1,56 @@
+"""`nanograd-llm generate`: a trained model continues a prompt."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+
+def generate(
+    run: Path,
+    prompt: str = "\n",
+    /,
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 0.95,
+    seed: int = 0,
+    cache: bool = True,
+) -> None:
+    """Continue a prompt with a trained model; the text appears as it is written.
+
+    Parameters
+    ----------
+    run
+        The run folder that `train` made.
+    prompt
+        What to continue.
+    max_new_tokens
+        Tokens to write; the text ends earlier where the model says so.
+    temperature
+        0 takes the likeliest token always; below 1 is careful, above 1 bold.
+    top_k
+        Choose among the k likeliest tokens only; all if not given.
+    top_p
+        Choose among the likeliest tokens that together have this probability.
+    seed
+        The same seed writes the same text.
+    cache
+        Keep keys and values instead of computing them again; the text is the same.
+    """
+    from nanograd_llm.inference import Sampling, stream
+    from nanograd_llm.runs import load_run
+
+    model, tokenizer = load_run(run)
+    ids = tokenizer.encode(prompt)
+    if not len(ids):
+        ids = tokenizer.encode("\n")
+    sampling = Sampling(temperature, top_k, top_p)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be spread over several tokens
+    print(prompt, end="", flush=True)
+    for (token,) in stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache):
+        if token == tokenizer.end_of_text:
+            break
+        print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
+    print(decoder.decode(b"", final=True))

@@ -1,0 +1,104 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from nanograd_llm.runs import Event, Saved, Scored, TextRun, Wrote
+from nanograd_llm.training.parallel import pinned_blas
+from nanograd_llm.training.trainer import StepRecord
+
+
+def show(run: TextRun, events: Iterator[Event]) -> int:
+    """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it."""
+    c = run.model.config
+    print(
+        f"text       {run.text.file or 'built-in corpus'}: {len(run.ids):,} tokens, "
+        f"{len(run.held_out_ids):,} more held out\n"
+        f"tokenizer  {run.text.tokenizer}, {c.vocab_size:,} tokens\n"
+        f"model      {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, context {c.context_length}: "
+        f"{run.model.parameter_count():,} parameters\n"
+        f"training   batches of {run.config.batch_size}, {run.trainer.workers.threads} threads",
+        flush=True,
+    )
+    pinned = pinned_blas()
+    if pinned:
+        print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
+    display = _Bar(run) if sys.stdout.isatty() else _Lines(run)
+    with display:
+        for event in events:
+            if isinstance(event, StepRecord):
+                display.step(event)
+            elif isinstance(event, Scored):
+                e = event.evaluation
+                display.say(
+                    f"step {event.step:>6}: held out {e.bits_per_byte:.3f} bits per byte "
+                    f"(loss {e.loss:.3f}, perplexity {e.perplexity:.1f})"
+                )
+            elif isinstance(event, Wrote):
+                display.say("\n".join("    | " + line for line in event.text.strip().splitlines()))
+            elif isinstance(event, Saved):
+                display.say(f"step {event.step:>6}: saved {event.path}")
+    if run.stopped_by is not None:
+        print(f"stopped early by {run.stopped_by.name}; everything up to here is saved")
+    return 143 if run.stopped_by is signal.SIGTERM else 0
+
+
+def _numbers(run: TextRun, record: StepRecord) -> str:
+    rate = run.config.batch_size * run.context_length / record.seconds
+    return f"loss {record.loss:.3f}, {rate:,.0f} tokens/s"
+
+
+class _Lines:
+    """One plain line an interval, for files and pipes."""
+
+    def __init__(self, run: TextRun):
+        self.run = run
+        self.tenths = -1
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def step(self, record: StepRecord) -> None:
+        if int(record.progress * 10) > self.tenths:
+            self.tenths = int(record.progress * 10)
+            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(self.run, record)}", flush=True)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class _Bar:
+    """A bar with loss, speed and the time left; what is said appears above it."""
+
+    def __init__(self, run: TextRun):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.run = run
+        self.progress = Progress(
+            TextColumn("step {task.fields[step]:>6}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self.task = self.progress.add_task("training", total=1.0, step=0, numbers="")
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def step(self, record: StepRecord) -> None:
+        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=_numbers(self.run, record))
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)

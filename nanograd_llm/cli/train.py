@@ -1,0 +1,116 @@
+"""`nanograd-llm train`: a GPT learns to write from a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from nanograd_llm.cli.progress import show
+from nanograd_llm.errors import ConfigError
+
+
+def train(
+    file: Path | None = None,
+    /,
+    *,
+    preset: Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "nano",
+    steps: int | None = None,
+    minutes: float | None = None,
+    out: Path | None = None,
+    checkpoint_every: int | None = None,
+    evaluate_every: int | None = None,
+    tokenizer: Literal["bpe", "bytes", "characters"] = "bpe",
+    vocab_size: int = 1024,
+    context_length: int | None = None,
+    n_layer: int | None = None,
+    n_head: int | None = None,
+    n_embd: int | None = None,
+    dropout: Annotated[float, Parameter(help="Dropout rate while training.")] = 0.0,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.1,
+    seed: int = 0,
+    threads: int = 0,
+) -> int:
+    """Train a GPT on a text, then score it on the held-out tenth and let it write.
+
+    Without arguments: the built-in corpus, a tokenizer trained on it, the preset nano, one minute.
+
+    Parameters
+    ----------
+    file
+        A UTF-8 text; the reference manual that CPython carries if not given.
+    preset
+        Sizes of the model, and the batch size and learning rate that suit them.
+    steps
+        Length of the run. The same steps and threads give the same model, bit for bit.
+    minutes
+        Length of the run in time instead, start-up included; 1 if neither is given.
+    out
+        The run folder to make; runs/PRESET-N if not given.
+    checkpoint_every
+        Save every so many steps; at the end only if not given.
+    evaluate_every
+        Score the held-out text every so many steps; ten times a run if not given.
+    tokenizer
+        bpe is trained on the text.
+    vocab_size
+        Tokens of the bpe.
+    context_length
+        Tokens a model sees at once; the preset's if not given, as the next three.
+    n_layer
+        Blocks.
+    n_head
+        Attention heads of a block.
+    n_embd
+        Channels.
+    batch_size
+        Windows a step; the preset's if not given.
+    accumulate
+        Work through each batch in so many pieces a thread, to save memory.
+    learning_rate
+        At its peak; the preset's if not given.
+    weight_decay
+        On matrices only.
+    seed
+        Decides the first weights, every batch and every dropout mask.
+    threads
+        The batch is split over these; 0 is one a core.
+    """
+    spent = time.process_time()  # what starting up has cost
+    from nanograd_llm.models import GPTConfig
+    from nanograd_llm.runs import RECIPES, TextConfig, TextRun
+    from nanograd_llm.training.run_folder import next_run_path
+    from nanograd_llm.training.trainer import TrainConfig
+
+    if steps is not None and minutes is not None:
+        raise ConfigError("steps and minutes are both given; give the length of the run in one of them")
+    sizes = dict(context_length=context_length, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    model = GPTConfig.preset(preset, dropout=dropout, **{k: v for k, v in sizes.items() if v is not None})
+    text = TextConfig(None if file is None else str(file), tokenizer, vocab_size)
+    recipe = RECIPES[preset]
+    config = TrainConfig(
+        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        batch_size=recipe.batch_size if batch_size is None else batch_size,
+        weight_decay=weight_decay,
+        accumulate=accumulate,
+        seed=seed,
+        threads=threads,
+    )
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    else:
+        config = dataclasses.replace(config, minutes=1.0 if minutes is None else minutes)
+    began = time.monotonic()
+    run = TextRun(out or next_run_path(name=preset), text, model, config)
+    spent += time.monotonic() - began
+    code = show(run, run.train(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every, spent=spent))
+    folder = shlex.quote(str(run.folder.path))
+    print(f'\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} "The statement"')
+    return code

@@ -1,0 +1,279 @@
+"""A run: from a text to a trained GPT in a folder, and from the folder back to the model.
+
+This is where the rooms meet: text becomes ids, a trainer improves a model on random windows of them, the held-out part
+says how well it goes, and everything worth keeping lands in a RunFolder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import BadFileError, NanogradError
+from nanograd_llm.inference.evaluate import Evaluation, evaluate
+from nanograd_llm.inference.generate import generate
+from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.settings import require_choice, require_int, require_number
+from nanograd_llm.text import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    builtin_corpus,
+    load_tokenizer,
+    random_windows,
+    read_text,
+    split_text,
+)
+from nanograd_llm.training.run_folder import RunFolder, check_keys
+from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The batch size and peak learning rate that suit a preset."""
+
+    batch_size: int
+    learning_rate: float
+
+
+# nano: measured here. The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1).
+RECIPES = {
+    "nano": Recipe(16, 4e-3),
+    "gpt2": Recipe(8, 6e-4),
+    "gpt2-medium": Recipe(8, 3e-4),
+    "gpt2-large": Recipe(8, 2.5e-4),
+    "gpt2-xl": Recipe(8, 2e-4),
+}
+
+TOKENIZERS = ("bpe", "bytes", "characters")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be.
+
+    file: a UTF-8 text file; None for the built-in corpus, the reference manual that every CPython carries.
+    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes or characters.
+    held_out: the share at the end of the text that is never trained on.
+    """
+
+    file: str | None = None
+    tokenizer: str = "bpe"
+    vocab_size: int = 1024
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_choice("tokenizer", self.tokenizer, TOKENIZERS)
+        require_int("vocab_size", self.vocab_size, 257)
+        require_number("held_out", self.held_out, 0.001, 0.9)
+
+    def read(self) -> tuple[str, str]:
+        """The text to train on and the text held out."""
+        text = builtin_corpus() if self.file is None else read_text(self.file)
+        return split_text(text, self.held_out)
+
+    def make_tokenizer(self, text: str) -> Tokenizer:
+        """The tokenizer, trained on `text` where it learns."""
+        if self.tokenizer == "bytes":
+            return ByteTokenizer()
+        if self.tokenizer == "characters":
+            return CharTokenizer.train(text)
+        return BPETokenizer.train(text, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The held-out text was scored after `step`."""
+
+    step: int
+    evaluation: Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrote:
+    """The model wrote `text` after `step`."""
+
+    step: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint of `step` lies at `path`."""
+
+    step: int
+    path: Path
+
+
+Event = StepRecord | Scored | Wrote | Saved
+
+
+class TextRun:
+    """A new run in the folder `out`: everything is read, checked and written down before the first step.
+
+        run = TextRun("runs/mine", TextConfig(), GPTConfig.preset("nano"), TrainConfig(minutes=1))
+        for event in run.train():
+            ...
+
+    The model's vocab_size follows the tokenizer. Raises StorageError where the folder cannot be made, ShapeError where
+    the text, or its held-out part, is shorter than a window.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], text: TextConfig, model: GPTConfig, train: TrainConfig):
+        self.config, self.text = train, text
+        self.stopped_by: signal.Signals | None = None  # the signal that ended training early
+        learned, held_out = text.read()
+        self.folder = RunFolder.create(out)
+        self.tokenizer = text.make_tokenizer(learned)
+        self.ids = self.tokenizer.encode(learned)
+        self.held_out_ids = self.tokenizer.encode(held_out)
+        self.context_length = model.context_length
+        for ids in (self.ids, self.held_out_ids):  # too short a text fails now, not at the first evaluation
+            random_windows(ids, context_length=self.context_length, batch_size=1, seed=0, step=0)
+        self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
+        self.trainer = Trainer(self.model, train)
+        self.tokenizer.save(self.folder.tokenizer_path)
+        tables = {"text": text, "model": self.model.config, "train": train}
+        self.folder.write_config({name: dataclasses.asdict(table) for name, table in tables.items()})
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, targets) of a step: a pure function of the seed and the step."""
+        c = self.config
+        return random_windows(
+            self.ids, context_length=self.context_length, batch_size=c.batch_size, seed=c.seed, step=step
+        )
+
+    def score(self) -> Evaluation:
+        """The held-out text, scored with windows that overlap by half."""
+        stride = max(1, self.context_length // 2)
+        return evaluate(
+            self.model, self.held_out_ids, self.tokenizer, context_length=self.context_length, stride=stride
+        )
+
+    def write(self, tokens: int = 60) -> str:
+        """What the model writes after the first words of the held-out text."""
+        prompt = self.held_out_ids[: self.context_length // 8 + 1]
+        ids = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))[0]
+        return self.tokenizer.decode([*prompt, *ids])
+
+    def train(
+        self, *, evaluate_every: int | None = None, checkpoint_every: int | None = None, spent: float = 0.0
+    ) -> Iterator[Event]:
+        """Train to the end; yields what happens as it happens.
+
+        evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every tenth of the run, and
+            a checkpoint saved at the end only.
+        spent: seconds of the time limit already used up.
+
+        Ctrl-C and SIGTERM let the step under way end, save, and end the run; a second Ctrl-C ends it at once. If
+        anything fails, what was saved before stays.
+        """
+        with self.folder, StopRequest() as stop:
+            tenths = 0
+            for record in self.trainer.run(self.batch, spent=spent):
+                self.folder.append_metrics(
+                    {
+                        "step": record.step,
+                        "tokens": record.tokens,
+                        "loss": record.loss,
+                        "learning_rate": record.learning_rate,
+                        "gradient_norm": record.gradient_norm,
+                        "tokens_per_second": self.config.batch_size * self.context_length / record.seconds,
+                    }
+                )
+                yield record
+                if stop.requested:
+                    self.stopped_by = stop.requested
+                    break
+                tenth_passed = int(record.progress * 10) > tenths
+                tenths = int(record.progress * 10)
+                if tenth_passed if evaluate_every is None else record.step % evaluate_every == 0:
+                    yield self._scored()
+                    yield self._wrote()
+                if checkpoint_every is not None and record.step % checkpoint_every == 0:
+                    yield self._saved()
+            if self.trainer.steps_done not in self.folder.checkpoints():
+                yield self._saved()
+            yield self._scored()
+            yield self._wrote(200)
+
+    def _scored(self) -> Scored:
+        step, evaluation = self.trainer.steps_done, self.score()
+        self.folder.append_metrics(
+            {"step": step, "held_out_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
+        )
+        return Scored(step, evaluation)
+
+    def _wrote(self, tokens: int = 60) -> Wrote:
+        step, text = self.trainer.steps_done, self.write(tokens)
+        self.folder.append_sample(step, text)
+        return Wrote(step, text)
+
+    def _saved(self) -> Saved:
+        step = self.trainer.steps_done
+        return Saved(step, self.folder.save_checkpoint(step, self.trainer.state_dict(), {}))
+
+
+class StopRequest:
+    """While this block is open, Ctrl-C and SIGTERM ask the run to end instead of breaking into a step.
+
+    `requested` is the signal that came, or None. A second Ctrl-C raises KeyboardInterrupt. Outside the main thread,
+    where Python delivers no signals, it changes nothing.
+    """
+
+    requested: signal.Signals | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if self.requested is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def load_run(path: str | os.PathLike[str], step: int | None = None) -> tuple[GPT, Tokenizer]:
+    """The model of a run, in evaluation mode, and its tokenizer.
+
+    step: of the checkpoint; the newest if not given.
+    Raises StorageError where there is no run or checkpoint, BadFileError where a file of it is damaged.
+    """
+    folder = RunFolder.open(path)
+    model = GPT(read_model_config(folder))
+    tokenizer = load_tokenizer(folder.tokenizer_path)
+    arrays, _ = folder.load_checkpoint(step)
+    names = model.state_dict()
+    try:
+        model.load_state_dict({name: array for name, array in arrays.items() if name in names})
+    except NanogradError as error:
+        raise BadFileError(f"{folder.path}: the checkpoint is of another model than config.toml: {error}") from None
+    model.eval()
+    return model, tokenizer
+
+
+def read_model_config(folder: RunFolder) -> GPTConfig:
+    """The GPTConfig that a run was made with. Raises BadFileError where config.toml does not hold one."""
+    table = folder.read_config().get("model", {})
+    where = f"{folder.config_path} [model]"
+    try:
+        check_keys(table, [field.name for field in dataclasses.fields(GPTConfig)], where)
+        return GPTConfig(**table)
+    except (NanogradError, TypeError) as error:
+        raise BadFileError(f"{where}: {error}") from None
