@@ -126,23 +126,19 @@ class Tensor:
         """
         found = walk(_origin(self), _seed(self, cotangent), None, retain_graph)
         with _commit_lock:
-            for leaf, gradient in found.values():
-                gradient = raw(gradient)
-                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+            for origin, gradient in found.values():
+                gradient = gradient.data.copy() if isinstance(gradient, Tensor) else gradient
+                if not isinstance(origin, Node):
+                    origin.grad = gradient if origin.grad is None else np.asarray(origin.grad + gradient)
+                elif (tensor := origin.retained()) is not None:
+                    tensor.grad = gradient
 
     def retain_grad(self) -> None:
         """Have backward store this computed Tensor's gradient in `.grad` (the last pass's, not a sum of passes)."""
         if not self.requires_grad:
             raise GraphError("retain_grad() on a Tensor that needs no gradient; it was not computed from a leaf")
         if self._node is not None:
-            target = weakref.ref(self)  # weak: the tape must not keep the Tensor alive
-
-            def store(cotangent: Array) -> None:
-                tensor = target()
-                if tensor is not None:
-                    tensor.grad = raw(cotangent).copy()
-
-            self.register_hook(store)
+            self._node.retained = weakref.ref(self)  # weak: the tape must not keep the Tensor alive
 
     def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
         """Call hook(cotangent) when this Tensor's whole cotangent of a pass is known; what it returns replaces it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,14 +31,15 @@ class Node:
     forms: shape and dtype of each source.
     saved: what the op's rule wants to see again, as the op laid it out.
     differentiable: recorded under `higher_order()`, so that what is saved has a tape of its own.
+    retained: the output Tensor, weakly, if it asked for its gradient.
     place: where the call stands, in `checked()` mode; `protections` then guard the saved arrays.
 
     A node never points at its own output Tensor, so dropping the last Tensor frees the whole tape: no cycles.
     """
 
     __slots__ = (
-        "op", "sources", "forms", "saved", "shape", "dtype", "order", "differentiable", "claimed", "hooks", "place",
-        "protections", "__weakref__",
+        "op", "sources", "forms", "saved", "shape", "dtype", "order", "differentiable", "claimed", "hooks", "retained",
+        "place", "protections", "__weakref__",
     )  # fmt: skip
 
     def __init__(self, op: Any, sources: tuple[Any, ...], forms: tuple[Any, ...], saved: tuple[Any, ...], y: Any):
@@ -51,19 +53,21 @@ class Node:
         self.differentiable = state.higher_order
         self.claimed = False
         self.hooks: list[Hook] | None = None
+        self.retained: weakref.ref[Any] | None = None
         self.place: str | None = None
         self.protections: list[Protection] = []
 
     def free(self) -> None:
         self.sources = None
         self.saved = ()
+        self.hooks = None
         self.protections = []
 
 
 def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[int, tuple[Any, Any]]:
     """Run backward from `root`, a Node or a leaf, whose cotangent is `seed`.
 
-    wanted: ids of the nodes and leaves whose gradient is asked for; None for all leaves.
+    wanted: ids of the nodes and leaves whose gradient is asked for; None for all leaves and the retained nodes.
     Returns id -> (node or leaf, gradient). Each array is the caller's own: nothing on the tape shares it.
     """
     pending: dict[int, Any] = {id(root): seed}  # cotangents on their way, by node or leaf
@@ -78,11 +82,11 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
     try:
         leads = _leading(nodes, wanted)
         while nodes:
-            node = nodes.pop()
+            node = nodes[-1]
             cotangent = pending.pop(id(node), None)
             if cotangent is not None:
                 cotangent = _run_hooks(node.hooks, cotangent, node.shape, node.dtype)
-                if wanted is not None and id(node) in wanted:
+                if node.retained is not None if wanted is None else id(node) in wanted:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
                 for source, gradient, is_own in _pull_back(node, cotangent, leads):
                     if not isinstance(source, Node):
@@ -90,7 +94,7 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
                     _accumulate(pending, owned, id(source), gradient, is_own)
             if not retain:
                 node.free()
-            node.claimed = False
+            nodes.pop().claimed = False
     finally:
         for node in nodes:
             node.claimed = False
