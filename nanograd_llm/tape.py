@@ -102,7 +102,7 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
         if wanted is None or key in wanted:
             total = pending[key]
             gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype)
-            is_own = state.higher_order or (key in owned and gradient is total)
+            is_own = state.higher_order or (key in owned and gradient is total and not leaf._hooks)
             found[key] = leaf, gradient if is_own else gradient.copy()
     return found
 
@@ -186,7 +186,7 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
             require_no_widening(gradient.dtype, [cotangent, *saved], f"the cotangent of input {i} of {node.place}")
         fitted = _fit(gradient, shape, dtype, node.op.name)
         is_own = not state.higher_order and (
-            fitted is not gradient or _is_own(gradient, cotangent, saved, [g for _, g in gradients])
+            fitted is not gradient or _is_own(node.op, gradient, cotangent, saved, [g for _, g in gradients])
         )
         yield sources[i], fitted, is_own
 
@@ -196,13 +196,14 @@ def _as_array(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, (np.generic, int, float)) else x
 
 
-def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
+def _is_own(op: Any, gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
     """Did the rule make this array, so that nobody else can see it change?"""
     return (
         gradient.base is None
         and gradient is not cotangent
-        and sum(g is gradient for g in gradients) == 1
+        and sum(g is gradient or getattr(g, "base", None) is gradient for g in gradients) == 1
         and not any(s is gradient for s in saved)
+        and not op.variadic  # what such an op saves are lists
     )
 
 
