@@ -32,6 +32,19 @@ def is_array(x: Any) -> bool:
     return isinstance(x, (np.ndarray, np.generic)) or xp(x) is not np
 
 
+# NumPy 1 makes a float64 of a float32 without axes where it meets a Python number.
+SCALARS_WIDEN = np.result_type(np.float32(1), 1.0) == np.float64
+
+
+def as_array(x: Any, *made_of: Any) -> Any:
+    """A result without axes, which NumPy gives as a scalar, as an array; no wider than the arrays it was made of."""
+    if not isinstance(x, (np.generic, int, float, complex)):
+        return x
+    x = np.asarray(x)
+    dtypes = [a.dtype for a in made_of if isinstance(a, np.ndarray) and a.dtype.kind == x.dtype.kind]
+    return x.astype(np.result_type(*dtypes)) if SCALARS_WIDEN and dtypes else x
+
+
 def cpu_count() -> int:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import is_array, xp
+from nanograd_llm.backend import as_array, is_array
 from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
 from nanograd_llm.engine import Array, Tensor, raw, registry
 from nanograd_llm.errors import GraphError, NanogradError, ShapeError
@@ -133,8 +133,10 @@ class Op:
         if state.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
         y, kept = self._forward(arrays, static, needs)
-        if not isinstance(y, np.ndarray) and xp(y) is np:
-            y = np.asarray(y)
+        if not isinstance(y, np.ndarray):
+            y = as_array(y, *arrays)
+            if not is_array(y):
+                raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
         where = place(self.name, arrays, ".".join(state.modules)) if state.checked else None
         if where is not None:
             self._check_output(y, arrays, static, where)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend import SCALARS_WIDEN, as_array
 from nanograd_llm.checked import Protection, require_finite, require_no_widening
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.modes import state
@@ -155,7 +156,7 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
     elif key in owned:
         np.add(pending[key], gradient, out=pending[key])
     else:
-        pending[key] = _as_array(pending[key] + gradient)
+        pending[key] = as_array(pending[key] + gradient)
         if not state.higher_order:
             owned.add(key)
 
@@ -177,23 +178,22 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
         if not needs[i]:
             continue
         shape, dtype = node.forms[i]
-        if gradient is None:
-            raise GraphError(f"the rule of {node.op.name} returned no gradient for input {i}, which needs one")
-        gradient = _as_array(gradient)
+        if not isinstance(gradient, np.ndarray):
+            gradient = as_array(gradient, cotangent)
+            if not hasattr(gradient, "dtype"):
+                raise GraphError(
+                    f"the rule of {node.op.name} returned {gradient!r} for input {i}, which needs a gradient"
+                )
         if node.place is not None:
             numbers = getattr(gradient, "data", gradient) if state.higher_order else gradient
             require_finite(numbers, f"the cotangent of input {i} of {node.place}")
-            require_no_widening(gradient.dtype, [cotangent, *saved], f"the cotangent of input {i} of {node.place}")
+            if not (SCALARS_WIDEN and cotangent.shape == ()):  # what the rule widened there is narrowed below
+                require_no_widening(gradient.dtype, [cotangent, *saved], f"the cotangent of input {i} of {node.place}")
         fitted = _fit(gradient, shape, dtype, node.op.name)
         is_own = not state.higher_order and (
             fitted is not gradient or _is_own(node.op, gradient, cotangent, saved, [g for _, g in gradients])
         )
         yield sources[i], fitted, is_own
-
-
-def _as_array(x: Any) -> Any:
-    """NumPy turns results without axes into scalars; the tape wants arrays."""
-    return np.asarray(x) if isinstance(x, (np.generic, int, float)) else x
 
 
 def _is_own(op: Any, gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
