@@ -171,6 +171,7 @@ def erf(x):
     "Rational Chebyshev approximations for the error function", Mathematics of Computation 23 (1969), as in SPECFUN.
     """
     x = np.asarray(x)
+    x = x if x.dtype.kind in "fc" else x.astype(float)  # the coefficients take x's dtype
     size = np.where(x.real < 0, -x, x)
     square = size * size
     near = size * _ratio(square, _ERF_NEAR)
@@ -179,7 +180,7 @@ def erf(x):
     inverse = 1 / np.where(size.real > 1, size, 1)
     far = 1 - tail * inverse * (1 / math.sqrt(math.pi) - inverse * inverse * _ratio(inverse * inverse, _ERF_FAR))
     y = np.where(size.real <= 0.46875, near, np.where(size.real <= 4, middle, far))
-    return np.where(x.real < 0, -y, y)
+    return np.where(x.real < 0, -y, y).astype(x.dtype)
 
 
 @erf.backward
