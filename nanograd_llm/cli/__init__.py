@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cyclopts import App, CycloptsError
 
     from nanograd_llm import __version__
+    from nanograd_llm.cli.bench import bench
     from nanograd_llm.cli.generate import generate
     from nanograd_llm.cli.gradcheck import gradcheck
     from nanograd_llm.cli.info import info
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         version=__version__,
         help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
     )
-    for command in (train, generate, info, gradcheck):
+    for command in (train, generate, info, gradcheck, bench):
         app.command(command)
     try:
         code = app(
