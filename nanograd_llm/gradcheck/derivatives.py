@@ -1,0 +1,115 @@
+"""The slope of a function along a line, from its values alone: by complex step, or by differences on a ladder of steps.
+
+A line is φ(t) = f(x + t u), a function of one number that returns an array; wanted is φ'(0).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Line = Callable[[complex], np.ndarray]
+
+COMPLEX_STEP = 1e-30
+_RUNGS = tuple(2.0**-k for k in range(3, 14))  # u is as long as x, so these are parts of x
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """φ'(0), and how far off each entry may be (0 where only rounding is left to say).
+
+    step: what was used; of a ladder, the smallest. why: the reason for differences rather than a complex step.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    step: float
+    method: str
+    why: str = ""
+
+
+class ComplexStepError(Exception):
+    """The function does not run on complex numbers, or not as the same function."""
+
+
+def derivative(line: Line, *, confirm: bool = True) -> Derivative:
+    """φ'(0) by complex step where a difference agrees with it, by differences elsewhere.
+
+    confirm: a forward that drops the imaginary part on the way (x.real, a modulus) gives a complex step that is wrong
+        without complaint; a few differences, coarse as they are, tell. Once for every function is enough.
+    """
+    try:
+        exact = complex_step(line)
+    except ComplexStepError as reason:
+        return differences(line, why=str(reason))
+    if not confirm:
+        return exact
+    witness = differences(line, enough=1e-7)
+    largest = np.abs(witness.value).max(initial=0)
+    if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest).all():
+        return exact
+    return differences(line, why="on complex numbers it is another function")
+
+
+def complex_step(line: Line) -> Derivative:
+    """φ'(0) = Im φ(ih)/h: no difference is taken, so h can be tiny and the result exact to rounding.
+
+    W. Squire and G. Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review 40 (1998).
+    Raises ComplexStepError where φ does not run on complex numbers.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("error", np.exceptions.ComplexWarning)
+        try:
+            y = line(1j * COMPLEX_STEP)
+        except Exception as error:  # it ran on real numbers, so whatever stops it here is about complex ones
+            raise ComplexStepError(f"on complex numbers it raises {type(error).__name__}: {error}") from error
+    if y.dtype != np.complex128:
+        raise ComplexStepError(f"on complex numbers its result is {y.dtype}")
+    value = y.imag / COMPLEX_STEP
+    if not np.isfinite(value).all():
+        raise ComplexStepError("on complex numbers it is not finite")
+    return Derivative(value, np.zeros_like(value), COMPLEX_STEP, "complex step")
+
+
+def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
+    """φ'(0) by central differences of 6th order, each entry at the step of the ladder that serves it best.
+
+    Halving the step makes the truncation error 64 times smaller and the round-off twice as large. What one rung
+    changes, plus the round-off to expect, is the error estimate of the finer one; where that is smallest, stop, as in
+    C. J. F. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Advances in Engineering Software 4 (1982).
+    A change that is small by chance is held against the change before it.
+
+    enough: stop as soon as the errors are below this part of the largest entry. Errors are inf where no rung was usable.
+    """
+    value = error = before = change_before = None
+    for step in _RUNGS:
+        slope, roundoff = _central(line, step)
+        if value is None:
+            value, error, before = slope, np.full_like(slope, np.inf), slope
+            continue
+        usable = np.isfinite(slope) & np.isfinite(before)
+        change = np.abs(np.subtract(slope, before, where=usable, out=np.full_like(slope, np.inf)))
+        if change_before is not None:
+            estimate = np.maximum(change, change_before / 64) + roundoff
+            better = estimate < error
+            value, error = np.where(better, slope, value), np.where(better, estimate, error)
+            if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
+                break
+        before, change_before = slope, change
+    return Derivative(value, error, step, "differences", why)
+
+
+def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """(45 Δ₁ - 9 Δ₂ + Δ₃)/60h with Δₖ = φ(kh) - φ(-kh), and the round-off to expect of each entry."""
+    slope = largest = np.zeros(())
+    with np.errstate(all="ignore"):
+        for k, weight in ((1, 45), (2, -9), (3, 1)):
+            ahead, behind = line(k * step), line(-k * step)
+            slope = slope + weight * np.where(ahead == behind, 0.0, ahead - behind)  # infinities that stay are flat
+            largest = np.maximum(largest, np.maximum(np.abs(ahead), np.abs(behind)))
+        largest = np.where(np.isfinite(largest), largest, 0.0)
+        return slope / (60 * step), 8 * _EPS * largest / step

@@ -1,0 +1,180 @@
+"""A function to be checked, seen from both sides: run on numbers, or recorded and differentiated by the engine.
+
+Its gradient is again such a function, of the same inputs and of the cotangent; checking that checks second order, and
+so on to any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from nanograd_llm.engine import Tensor, grad, raw
+from nanograd_llm.errors import DtypeError, GraphError
+from nanograd_llm.modes import higher_order, no_grad
+from nanograd_llm.ops import concatenate
+
+
+class Differentiable(Protocol):
+    """A function of several float64 arrays. `values` is the point to check at, `names` says which array is which."""
+
+    names: list[str]
+    values: list[np.ndarray]
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        """The function's result at these values, and the leaf that stands for each of them."""
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """The result's numbers; one of the arrays may be complex."""
+
+
+def gradients(
+    function: Differentiable, values: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """What the engine says: for each cotangent, the gradient of each value."""
+    y, leaves = function.record(values)
+    if not y.requires_grad:  # the tape does not lead to any of them: to the engine it is a constant
+        return [[np.zeros_like(leaf.data) for leaf in leaves] for _ in cotangents]
+    return [grad(y, leaves, cotangent, retain_graph=True) for cotangent in cotangents]
+
+
+class Function:
+    """Any function of Tensors, with its float inputs, and the leaves it uses without being given them, as its values.
+
+    The latter are the parameters of a model, or what a closure holds; they are found on the tape. While a check runs
+    (`borrowed`) their arrays are swapped for others, so nothing else may use them meanwhile.
+    """
+
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]):
+        self.f = f
+        self.inputs = list(inputs)
+        self.label = _label(f)
+        self._places = [i for i, x in enumerate(inputs) if _is_checked(x)]
+        given = [np.asarray(raw(self.inputs[i])) for i in self._places]
+        self.held: list[Tensor] = []
+        y, leaves = self.record(given)
+        self.held = _other_leaves(y, leaves)
+        self.names = _names(f, self._places) + _names_of_held(f, self.held)
+        arrays = given + [leaf.data for leaf in self.held]
+        if not arrays:
+            raise GraphError(
+                f"{self.label} has no input that requires a gradient; give it a float array or a Tensor with "
+                "requires_grad=True"
+            )
+        self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
+        self.values = [a.astype(np.float64) for a in arrays]
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Give the leaves that are held their own arrays back in the end."""
+        before = [leaf.data for leaf in self.held]
+        try:
+            yield
+        finally:
+            for leaf, data in zip(self.held, before):
+                leaf.data = data
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
+        return self._run(leaves, values), leaves + self.held
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        if any(np.iscomplexobj(value) for value in values):
+            values = [value.astype(np.complex128) for value in values]  # all: forwards may add up in place
+            with no_grad():
+                return self._run([Tensor(value) for value in values[: len(self._places)]], values).data
+        return self.record(values)[0].data
+
+    def _run(self, leaves: Sequence[Tensor], values: Sequence[np.ndarray]) -> Tensor:
+        for leaf, value in zip(self.held, values[len(self._places) :]):
+            leaf.data = value
+        inputs = list(self.inputs)
+        for place, leaf in zip(self._places, leaves):
+            inputs[place] = leaf
+        y = self.f(*inputs)
+        if not isinstance(y, Tensor):
+            raise GraphError(f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor")
+        if y.dtype.kind not in "fc":
+            raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")
+        return y
+
+
+class Gradient:
+    """The gradient of a function, all of it in one row, as a function of the same values and of the cotangent."""
+
+    def __init__(self, function: Differentiable, cotangent: np.ndarray):
+        self.function = function
+        self.values = [*function.values, cotangent]
+        self.names = [*function.names, "cotangent" + "'" * sum(n.startswith("cotangent") for n in function.names)]
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        cotangent = Tensor(values[-1], requires_grad=True)
+        with higher_order():
+            y, leaves = self.function.record(values[:-1])
+            parts = grad(y, leaves, cotangent) if y.requires_grad else [Tensor(np.zeros(x.shape)) for x in leaves]
+            return concatenate([part.reshape(-1) for part in parts]), [*leaves, cotangent]
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        (parts,) = gradients(self.function, values[:-1], [values[-1]])
+        return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _is_checked(x: Any) -> bool:
+    """Is this input differentiated (a float array, or a Tensor that requires a gradient), rather than a constant?"""
+    if isinstance(x, Tensor):
+        return x.requires_grad
+    if x is None or isinstance(x, (str, bool)):
+        return False
+    kind = np.asarray(x).dtype.kind if isinstance(x, (np.ndarray, np.generic, float, complex, list, tuple)) else "i"
+    if kind == "c":
+        raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
+    return kind == "f"
+
+
+def _other_leaves(y: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves below y that are not among those known."""
+    seen = {id(leaf) for leaf in known}
+    found = []
+    stack: list[Any] = [y if y._node is None else y._node] if y.requires_grad else []
+    while stack:
+        source = stack.pop()
+        if source is None or id(source) in seen:
+            continue
+        seen.add(id(source))
+        if isinstance(source, Tensor):
+            found.append(source)
+        else:
+            stack.extend(source.sources)
+    return found
+
+
+def _label(f: Callable[..., Any]) -> str:
+    inner = getattr(f, "func", f)  # a functools.partial goes by the name of its function
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _names(f: Callable[..., Any], places: Sequence[int]) -> list[str]:
+    """What the function calls its inputs, as far as it says so."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # a builtin says nothing
+        parameters = []
+    names = []
+    for place in places:
+        variadic = next((p for p in parameters[: place + 1] if p.kind is p.VAR_POSITIONAL), None)
+        if variadic is not None:
+            names.append(f"{variadic.name}[{place - parameters.index(variadic)}]")
+        else:
+            names.append(parameters[place].name if place < len(parameters) else f"input {place}")
+    return names
+
+
+def _names_of_held(f: Any, held: Sequence[Tensor]) -> list[str]:
+    """A module's parameters by their dotted names; the leaves of a plain closure by number."""
+    owner = getattr(f, "__self__", f)
+    known = {id(p): name for name, p in owner.named_parameters()} if hasattr(owner, "named_parameters") else {}
+    return [known.get(id(leaf), f"leaf {i}") for i, leaf in enumerate(held)]
