@@ -41,7 +41,7 @@ SPLIT_PATTERN = "|".join(
     ]
 )
 
-N_BYTES = 256
+BYTES = [bytes([byte]) for byte in range(256)]  # the tokens to start with, by id
 _WORD_END = -1  # stands between words, where no pair is
 
 
@@ -57,8 +57,8 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     """
     import regex  # type: ignore[import-untyped]
 
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size <= N_BYTES:
-        raise ConfigError(f"vocab_size is {vocab_size!r}; expected an integer of at least {N_BYTES + 1}")
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size <= len(BYTES):
+        raise ConfigError(f"vocab_size is {vocab_size!r}; expected an integer of at least {len(BYTES) + 1}")
 
     # All distinct words in one row of tokens, linked in both directions, so that a merge is a local repair.
     token = [_WORD_END]
@@ -79,7 +79,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
-    pieces = [bytes([byte]) for byte in range(N_BYTES)]
+    pieces = list(BYTES)
     merges: list[tuple[bytes, bytes]] = []
     while heap and len(pieces) < vocab_size - 1:
         count, pair = heapq.heappop(heap)
@@ -115,3 +115,51 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
         merges.append((pieces[left], pieces[right]))
         pieces.append(pieces[left] + pieces[right])
     return merges
+
+
+def check_merges(merges: list[tuple[bytes, bytes]]) -> None:
+    """Raise ConfigError unless each merge joins two known tokens into an unknown one, and really happens.
+
+    tiktoken looks tokens up by their bytes alone and forgets of which two parts they were made. That gives what the
+    merges give, applied in order, as long as encoding a token's own bytes arrives at that token through its own merge.
+    """
+    order: dict[tuple[bytes, bytes], int] = {}
+    made_by = dict.fromkeys(BYTES, -1)
+    for i, (left, right) in enumerate(merges):
+        for part in (left, right):
+            if part not in made_by:
+                raise ConfigError(f"merges[{i}] joins {readable(part)}, which no earlier merge makes")
+        if left + right in made_by:
+            raise ConfigError(f"merges[{i}] makes {readable(left + right)}, which merges[{made_by[left + right]}] made")
+        # Would an earlier merge join across the border between left and right? Walk back in time: the two tokens at
+        # the border are there from when the later of them was made (a merge works from left to right, so the one on
+        # the left is made first) until `until`, and then the later one falls apart again.
+        before, after, until = left, right, i
+        while True:
+            across = order.get((before, after), i)
+            if across < until:
+                raise ConfigError(
+                    f"merges[{i}] ({readable(left)} + {readable(right)}) can never happen: merges[{across}] "
+                    f"({readable(before)} + {readable(after)}) comes before it and joins across the two; "
+                    "keep merges in the order in which they were learned"
+                )
+            if made_by[before] > made_by[after]:
+                until, before = made_by[before], merges[made_by[before]][1]
+            elif made_by[after] >= 0:
+                until, after = made_by[after] + 1, merges[made_by[after]][0]
+            else:
+                break
+        order[left, right] = i
+        made_by[left + right] = i
+
+
+def readable(piece: bytes) -> str:
+    r"""A piece as a Python literal, so that spaces and line ends show; bytes where it is no whole UTF-8.
+
+    >>> print(readable(b" the"), readable(b"\n"), readable(b"\xe2\x80"))
+    ' the' '\n' b'\xe2\x80'
+    """
+    try:
+        return repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(piece)

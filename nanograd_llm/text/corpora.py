@@ -63,7 +63,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """(train, held out): the last `held_out` part of the characters is kept for evaluation.
 
-    Raises ConfigError unless 0 < `held_out` < 1, ShapeError if that leaves nothing to train on.
+    Raises ConfigError unless 0 < `held_out` < 1, ShapeError if either part would be empty.
 
     >>> split_text("0123456789")
     ('012345678', '9')
@@ -71,8 +71,8 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out is {held_out}; expected a part of the text between 0 and 1, such as 0.1")
     cut = int(len(text) * (1 - held_out))
-    if cut == 0:
-        raise ShapeError(f"a text of {len(text)} characters leaves none to train on at held_out={held_out}; give more")
+    if not 0 < cut < len(text):
+        raise ShapeError(f"held_out={held_out} of {len(text)} characters leaves one part empty; give more text")
     return text[:cut], text[cut:]
 
 

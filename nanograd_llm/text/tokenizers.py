@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError, StorageError
-from nanograd_llm.text.bpe import N_BYTES, SPLIT_PATTERN, train_bpe
+from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
 from nanograd_llm.text.corpora import read_text, well_formed
 
 if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-_BYTES = [bytes([byte]) for byte in range(N_BYTES)]
 
 
 class Tokenizer(ABC):
@@ -128,7 +127,7 @@ class ByteTokenizer(Tokenizer):
     fields = ()
 
     def __init__(self) -> None:
-        super().__init__([*_BYTES, END_OF_TEXT.encode()], end_of_text=N_BYTES)
+        super().__init__([*BYTES, END_OF_TEXT.encode()], end_of_text=len(BYTES))
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -167,7 +166,7 @@ class CharTokenizer(Tokenizer):
                 )
         super().__init__([character.encode("utf-8") for character in characters], end_of_text=None)
         self.characters = characters
-        self._code_points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
+        self._code_points = np.frombuffer(characters.encode("utf-32-le"), "<u4")
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
@@ -175,7 +174,7 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(well_formed(text)))))
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
-        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
         ids = np.searchsorted(self._code_points, code_points).astype(np.int32)
         unknown = self._code_points[np.minimum(ids, self.vocab_size - 1)] != code_points
         if unknown.any():
@@ -207,8 +206,8 @@ class BPETokenizer(Tokenizer):
     def __init__(self, merges: Iterable[tuple[bytes, bytes]]) -> None:
         """Raises ConfigError, naming the merge, if `merges` are not in an order in which training could learn them."""
         self.merges = [(left, right) for left, right in merges]
-        _check_merges(self.merges)
-        table = [*_BYTES, *(left + right for left, right in self.merges), END_OF_TEXT.encode()]
+        check_merges(self.merges)
+        table = [*BYTES, *(left + right for left, right in self.merges), END_OF_TEXT.encode()]
         super().__init__(table, end_of_text=len(table) - 1)
 
     @classmethod
@@ -276,56 +275,6 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return _restore(json.loads(text, object_pairs_hook=_object))
     except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
         raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
-
-
-def readable(piece: bytes) -> str:
-    r"""A piece as a Python literal, so that spaces and line ends show; bytes where it is no whole UTF-8.
-
-    >>> print(readable(b" the"), readable(b"\n"), readable(b"\xe2\x80"))
-    ' the' '\n' b'\xe2\x80'
-    """
-    try:
-        return repr(piece.decode("utf-8"))
-    except UnicodeDecodeError:
-        return repr(piece)
-
-
-def _check_merges(merges: list[tuple[bytes, bytes]]) -> None:
-    """Raise ConfigError unless each merge joins two known tokens into an unknown one, and really happens.
-
-    tiktoken looks tokens up by their bytes alone and forgets of which two parts they were made. That gives what the
-    merges give, applied in order, as long as encoding a token's own bytes arrives at that token through its own merge.
-    """
-    order: dict[tuple[bytes, bytes], int] = {}
-    made_by = dict.fromkeys(_BYTES, -1)
-    for i, (left, right) in enumerate(merges):
-        for part in (left, right):
-            if part not in made_by:
-                raise ConfigError(f"merges[{i}] joins {readable(part)}, which no earlier merge makes")
-        if left + right in made_by:
-            raise ConfigError(f"merges[{i}] makes {readable(left + right)}, which merges[{made_by[left + right]}] made")
-        # Would an earlier merge join across the border between left and right? Walk back in time: the two tokens at
-        # the border are there from when the later of them was made (a merge works from left to right, so the one on
-        # the left is made first) until `until`, and then the later one falls apart again.
-        before, after, until = left, right, i
-        while True:
-            across = order.get((before, after), i)
-            if across < until:
-                raise ConfigError(
-                    f"merges[{i}] ({readable(left)} + {readable(right)}) can never happen: merges[{across}] "
-                    f"({readable(before)} + {readable(after)}) comes before it and joins across the two; "
-                    "keep merges in the order in which they were learned"
-                )
-            if made_by[before] > made_by[after]:
-                until = made_by[before]
-                before = merges[until][1]
-            elif made_by[after] >= 0:
-                until = made_by[after] + 1
-                after = merges[until - 1][0]
-            else:
-                break
-        order[left, right] = i
-        made_by[left + right] = i
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
-from nanograd_llm.text.tokenizers import Tokenizer, readable
+from nanograd_llm.text.bpe import readable
+from nanograd_llm.text.tokenizers import Tokenizer
 
 IGNORE = -100  # a target that the loss leaves out
 

@@ -85,10 +85,10 @@ def test_a_held_out_part_outside_0_to_1_is_refused(part):
         split_text("some text", held_out=part)
 
 
-@pytest.mark.parametrize("text", ["", "a"])
-def test_a_text_too_short_to_split_is_refused(text):
-    with pytest.raises(ShapeError, match=f"a text of {len(text)} characters"):
-        split_text(text)
+@pytest.mark.parametrize(("text", "part"), [("", 0.1), ("a", 0.1), ("a text", 1e-20)])
+def test_a_split_that_leaves_a_part_empty_is_refused(text, part):
+    with pytest.raises(ShapeError, match=f"of {len(text)} characters leaves one part empty"):
+        split_text(text, held_out=part)
 
 
 @settings(derandomize=True)

@@ -254,15 +254,16 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
     path = tmp_path / "tokenizer.json"
     CHARACTERS.save(path)
     before = path.read_bytes()
 
-    def full(_):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(StorageError, match="No space left"):
         BYTES.save(path)
     assert path.read_bytes() == before
