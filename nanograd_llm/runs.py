@@ -33,7 +33,7 @@ from nanograd_llm.text import (
     read_text,
     split_text,
 )
-from nanograd_llm.training.run_folder import RunFolder, check_keys
+from nanograd_llm.training.run_folder import RunFolder, check_keys, next_run_path
 from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
 
 
@@ -118,7 +118,9 @@ Event = StepRecord | Scored | Wrote | Saved
 
 
 class TextRun:
-    """A new run in the folder `out`: everything is read, checked and written down before the first step.
+    """A new run in the folder `out`, or in the next `runs/NAME-N` where that is None.
+
+    Everything is read, checked and written down before the first step.
 
         run = TextRun("runs/mine", TextConfig(), GPTConfig.preset("nano"), TrainConfig(minutes=1))
         for event in run.train():
@@ -128,11 +130,18 @@ class TextRun:
     the text, or its held-out part, is shorter than a window.
     """
 
-    def __init__(self, out: str | os.PathLike[str], text: TextConfig, model: GPTConfig, train: TrainConfig):
+    def __init__(
+        self,
+        out: str | os.PathLike[str] | None,
+        text: TextConfig,
+        model: GPTConfig,
+        train: TrainConfig,
+        name: str = "run",
+    ):
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         learned, held_out = text.read()
-        self.folder = RunFolder.create(out)
+        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer = text.make_tokenizer(learned)
         self.ids = self.tokenizer.encode(learned)
         self.held_out_ids = self.tokenizer.encode(held_out)

@@ -86,7 +86,6 @@ def train(
     spent = time.process_time()  # what starting up has cost
     from nanograd_llm.models import GPTConfig
     from nanograd_llm.runs import RECIPES, TextConfig, TextRun
-    from nanograd_llm.training.run_folder import next_run_path
     from nanograd_llm.training.trainer import TrainConfig
 
     if steps is not None and minutes is not None:
@@ -108,7 +107,7 @@ def train(
     else:
         config = dataclasses.replace(config, minutes=1.0 if minutes is None else minutes)
     began = time.monotonic()
-    run = TextRun(out or next_run_path(name=preset), text, model, config)
+    run = TextRun(out, text, model, config, name=preset)
     spent += time.monotonic() - began
     code = show(run, run.train(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every, spent=spent))
     folder = shlex.quote(str(run.folder.path))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.errors import NonFiniteError
 from nanograd_llm.modes import no_grad
 from nanograd_llm.text import IGNORE, Tokenizer, sliding_windows
 
@@ -37,7 +38,7 @@ def evaluate(
     model: anything whose `loss(tokens, targets)` is a mean over the targets that are not -100.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context to be
         judged by, at a higher price.
-    Raises ShapeError where the text is shorter than a window.
+    Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
     """
     model.eval()
     tokens, targets = sliding_windows(
@@ -51,5 +52,7 @@ def evaluate(
             if counted:
                 nats += model.loss(tokens[rows], targets[rows]).item() * counted
                 count += counted
+    if not math.isfinite(nats):
+        raise NonFiniteError(f"the loss on {count} held-out tokens is {nats / count}; is a weight not finite?")
     size = len(tokenizer.decode_bytes(ids[1:]))
     return Evaluation(nats / count, math.exp(nats / count), nats / math.log(2) / size, count, size)

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from nanograd_llm.errors import NonFiniteError
 from nanograd_llm.ops import softmax
 from nanograd_llm.settings import require_int, require_number
 
@@ -36,9 +37,13 @@ class Sampling:
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
 
-        Equal logits are ranked by id, so the same logits give the same distribution.
+        Equal logits are ranked by id, so the same logits give the same distribution. Raises NonFiniteError for NaN.
         """
         logits = np.asarray(logits, dtype=np.float64)
+        if np.isnan(logits).any():
+            raise NonFiniteError(
+                f"{int(np.isnan(logits).sum())} of {logits.size} logits are NaN; is a weight not finite?"
+            )
         V = logits.shape[-1]
         if self.temperature == 0:
             return np.eye(V)[np.argmax(logits, axis=-1)]

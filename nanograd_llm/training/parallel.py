@@ -72,7 +72,7 @@ class Workers:
                 total += share * y.item()
             return total
 
-        with blas_threads(1 if shards > 1 else cpu_count()):
+        with blas_threads(1 if shards > 1 else self.threads):
             losses = list(self.pool.map(work, range(shards)))
         gradient = self.buffers[0]
         for other in self.buffers[1:shards]:

@@ -1,0 +1,199 @@
+"""The command line: what it prints, what it refuses, and the code it ends with."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nanograd_llm import __version__
+from nanograd_llm.cli import main
+
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of a few steps on the built-in corpus."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "--steps", "4", "--out", str(path), *TINY]) == 0
+    return path
+
+
+def told(capsys):
+    """(stdout, stderr) with stderr being one line at most."""
+    out, err = capsys.readouterr()
+    assert err.count("\n") <= 1
+    assert "Traceback" not in err
+    return out, err
+
+
+def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_path, capsys):
+    assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
+    out, _ = told(capsys)
+    assert re.search(r"step +3: held out \d\.\d{3} bits per byte", out)
+    assert "    | " in out
+    assert f"Next:       nanograd-llm generate '{tmp_path}/a run'" in out
+
+
+def test_train_without_a_folder_makes_one_named_after_the_preset(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert main(["train", "--steps", "1", *TINY]) == 0
+        assert (tmp_path / "runs" / f"nano-{number}" / "config.toml").exists()
+
+
+def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same(run, capsys):
+    texts = []
+    for arguments in (["--seed", "3"], ["--seed", "3"], ["--seed", "4"], ["--seed", "3", "--no-cache"]):
+        assert main(["generate", str(run), "The", "--max-new-tokens", "20", *arguments]) == 0
+        texts.append(told(capsys)[0])
+    assert texts[0].startswith("The")
+    assert texts[0] == texts[1] == texts[3]
+    assert texts[0] != texts[2]
+
+
+def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
+    texts = set()
+    for seed in "12":
+        main(["generate", str(run), "The", "--temperature", "0", "--seed", seed, "--max-new-tokens", "5"])
+        texts.add(told(capsys)[0])
+    assert len(texts) == 1
+
+
+def test_an_empty_prompt_is_a_new_line(run, capsys):
+    assert main(["generate", str(run), "", "--max-new-tokens", "3"]) == 0
+
+
+def test_info_shows_every_parameter(run, capsys):
+    assert main(["info", str(run)]) == 0
+    out, _ = told(capsys)
+    for part in ("wte", "blocks.0.attention.qkv.weight", "bits per byte", "4 steps", "vocab_size=1024"):
+        assert part in out
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["info"], ["gradcheck"], ["bench"]])
+def test_help_is_a_page_on_stdout(command, capsys):
+    assert main([*command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "Usage: nanograd-llm" in out
+    assert not err
+
+
+def test_help_shows_every_default(capsys):
+    main(["train", "--help"])
+    out, _ = capsys.readouterr()
+    for option in ("--preset", "--vocab-size", "--dropout", "--weight-decay", "--seed", "--threads", "--accumulate"):
+        described = out.split(option, 1)[1].split("│ --", 1)[0]
+        assert "[default:" in described, option
+
+
+def test_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "--stpes", "3"], 2, "Did you mean --steps"),
+        (["trian"], 2, 'Did you mean "train"'),
+        (["train", "--steps", "many"], 2, "--steps"),
+        (["train", "--steps", "0"], 2, "steps must be an integer of at least 1; got 0"),
+        (["train", "--steps", "1", "--minutes", "1"], 2, "steps and minutes are both given"),
+        (["train", "--minutes", "nan"], 2, "minutes must be a finite number"),
+        (["train", "--learning-rate", "1e999"], 2, "learning_rate must be a finite number"),
+        (["train", "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
+        (["train", "--preset", "nono"], 2, "--preset"),
+        (["generate"], 2, "RUN"),
+        (["bench", "--rounds", "0"], 2, "rounds"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    _, err = told(capsys)
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_text_is_code_4(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "nowhere.txt"]) == 4
+    assert "nowhere.txt" in told(capsys)[1]
+
+
+def test_a_text_that_is_not_utf_8_is_code_3_and_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(b"caf\xe9 " * 1000)
+    assert main(["train", "text.txt"]) == 3
+    assert "text.txt" in told(capsys)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_file_in_the_way_of_the_run_folder_is_code_4(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    assert main(["train", "--out", str(tmp_path / "taken"), "--steps", "1"]) == 4
+    told(capsys)
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_that_is_no_run_is_code_4(tmp_path, capsys):
+    assert main(["generate", str(tmp_path), "The"]) == 4
+    assert "no run" in told(capsys)[1]
+
+
+def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "copy")
+    (path,) = (tmp_path / "copy" / "checkpoints").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert main(["generate", str(tmp_path / "copy"), "The"]) == 3
+    assert "SHA-256" in told(capsys)[1]
+
+
+def test_an_unknown_op_is_refused_with_the_nearest_name(capsys):
+    assert main(["gradcheck", "--op", "sofmax"]) == 2
+    assert "softmax" in told(capsys)[1]
+
+
+def test_gradcheck_passes_for_an_op_and_prints_a_table(capsys):
+    assert main(["gradcheck", "--op", "softmax", "--cases", "3"]) == 0
+    assert "softmax" in told(capsys)[0]
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "import sys; from nanograd_llm.cli import main; sys.exit(main())", *arguments]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
+    arguments = command("train", "--steps", "100000", "--out", str(tmp_path / "run"), *TINY)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "step " not in process.stdout.readline():
+            pass
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "saved" in out
+    assert not err
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(run):
+    process = subprocess.run(
+        " ".join(f"'{word}'" for word in command("generate", str(run), "The")) + " | head -c 5; echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert not process.stderr
+    assert process.stdout.splitlines()[-1].endswith("0")
