@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.engine import Parameter
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.modes import state, within_module
 
 
@@ -30,7 +31,10 @@ class Module:
     training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} has no forward; write one")
+        raise NanogradError(f"{type(self).__name__} has no forward; write one")
+
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not state.checked:
@@ -39,14 +43,8 @@ class Module:
             return self.forward(*args, **kwargs)
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
-        """Attributes of a kind, those in lists and tuples included, with their names."""
-        for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    if isinstance(item, kind):
-                        yield f"{name}.{i}", item
+        """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
+        return _of_kind(kind, vars(self), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module (named `prefix`) and every one below it, with dotted names."""
@@ -108,16 +106,7 @@ class Module:
         parameter has changed.
         """
         own = self.state_dict()
-        problems = [f"missing: {name} {own[name].shape}" for name in own.keys() - arrays.keys()]
-        problems += [f"extra: {name} {arrays[name].shape}" for name in arrays.keys() - own.keys()]
-        for name in own.keys() & arrays.keys():
-            expected, found = own[name], arrays[name]
-            if expected.shape != found.shape or expected.dtype != found.dtype:
-                problems.append(
-                    f"misfit: {name} is {found.shape} {found.dtype}, expected {expected.shape} {expected.dtype}"
-                )
-        if problems:
-            raise ShapeError(f"the arrays do not fit this {type(self).__name__}:\n  " + "\n  ".join(sorted(problems)))
+        require_fit(own, arrays, f"this {type(self).__name__}")
         for name, array in own.items():
             array[...] = arrays[name]
 
@@ -125,6 +114,29 @@ class Module:
         lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]
         lines += [f"  {name} {p.shape} {p.dtype}" for name, p in self.named_parameters()]
         return "\n".join(lines)
+
+
+def _of_kind(kind: type, held: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in held.items():
+        if isinstance(value, kind):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, (list, tuple, dict)):
+            inner = value if isinstance(value, dict) else dict(enumerate(value))
+            yield from _of_kind(kind, inner, f"{prefix}{key}.")
+
+
+def require_fit(own: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], owner: str) -> None:
+    """Raise one ShapeError that lists every name that is missing, extra, or of another shape or dtype than its own."""
+    problems = [f"missing: {name} {own[name].shape}" for name in own.keys() - arrays.keys()]
+    problems += [f"extra: {name} {arrays[name].shape}" for name in arrays.keys() - own.keys()]
+    for name in own.keys() & arrays.keys():
+        expected, found = own[name], arrays[name]
+        if expected.shape != found.shape or expected.dtype != found.dtype:
+            problems.append(
+                f"misfit: {name} is {found.shape} {found.dtype}, expected {expected.shape} {expected.dtype}"
+            )
+    if problems:
+        raise ShapeError(f"the arrays do not fit {owner}:\n  " + "\n  ".join(sorted(problems)))
 
 
 class _Calls(threading.local):
@@ -139,8 +151,7 @@ class _entered:
 
     def __init__(self, module: Module):
         self.module, self.caller = module, _calls.innermost
-        paths = (path for path, below in self.caller.named_modules() if below is module) if self.caller else ()
-        self.named = within_module(next(iter(paths), ""))
+        self.named = within_module(_path(module, self.caller))
 
     def __enter__(self) -> None:
         _calls.innermost = self.module
@@ -149,3 +160,19 @@ class _entered:
     def __exit__(self, *error: Any) -> None:
         _calls.innermost = self.caller
         self.named.__exit__(*error)
+
+
+def _path(module: Module, caller: Module | None) -> str:
+    """The module's name, as seen from `caller`, or from the outermost module that has a method running.
+
+    A method such as `loss` does not pass through `__call__`, so who is running is read from the stack.
+    """
+    names: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None and module is not caller:
+        above = frame.f_locals.get("self")
+        if isinstance(above, Module) and above is not module:
+            names.insert(0, next((path for path, below in above.named_modules() if below is module), ""))
+            module = above
+        frame = frame.f_back
+    return ".".join(filter(None, names))

@@ -1,0 +1,221 @@
+"""A Module is the tree of its attributes: names, counts, states, modes, and where a failure happened."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, ops
+from nanograd_llm.errors import NonFiniteError, ShapeError
+
+TOKENS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
+
+
+def tiny_gpt(**changes: Any) -> GPT:
+    return GPT(GPTConfig(**{**dict(vocab_size=11, context_length=8, n_layer=3, n_head=2, n_embd=16), **changes}))
+
+
+class Tied(nn.Module):
+    """A table that hangs in two places, and a layer that does."""
+
+    def __init__(self) -> None:
+        self.table = Parameter(np.ones((5, 3), np.float32))
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.table
+        self.again = [nn.LayerNorm(3)]
+        self.norm = self.again[0]
+
+
+def test_names_follow_the_attributes() -> None:
+    names = [name for name, _ in tiny_gpt().named_parameters()]
+    assert names[:2] == ["wte", "wpe"]
+    assert "blocks.2.attention.qkv.weight" in names
+    assert names[-2:] == ["ln_f.weight", "ln_f.bias"]
+    assert len(names) == len(set(names)) == 2 + 3 * 12 + 2
+
+
+@pytest.mark.parametrize(
+    ("held", "names"),
+    [
+        ([nn.LayerNorm(2), nn.RMSNorm(3)], ["held.0.weight", "held.0.bias", "held.1.weight"]),
+        ((Parameter([1.0]), nn.RMSNorm(3)), ["held.0", "held.1.weight"]),
+        ([[nn.RMSNorm(1)], [nn.RMSNorm(1), nn.RMSNorm(1)]], ["held.0.0.weight", "held.1.0.weight", "held.1.1.weight"]),
+        ({"q": Parameter([1.0]), "k": (nn.RMSNorm(1),)}, ["held.q", "held.k.0.weight"]),
+        ([Tensor([1.0]), Tensor([1.0], requires_grad=True), np.ones(3), "text", None], []),
+    ],
+)
+def test_lists_tuples_and_dicts_are_part_of_the_tree(held: Any, names: list[str]) -> None:
+    module = nn.Module()
+    module.held = held
+    assert [name for name, _ in module.named_parameters()] == names
+
+
+def test_named_modules_gives_the_tree_from_the_root() -> None:
+    names = [name for name, _ in tiny_gpt(n_layer=1).named_modules()]
+    below = ["ln_1", "attention", "attention.qkv", "attention.out", "attention.dropout", "ln_2"]
+    mlp = ["mlp", "mlp.up", "mlp.down", "mlp.dropout"]
+    assert names == ["", "dropout", "blocks.0", *(f"blocks.0.{name}" for name in below + mlp), "ln_f"]
+
+
+def test_a_tied_parameter_appears_once_under_its_first_name() -> None:
+    names = [name for name, _ in Tied().named_parameters()]
+    assert sorted(names) == ["again.0.bias", "again.0.weight", "head.bias", "table"]
+    assert list(Tied().state_dict()) == names
+
+
+def test_a_count_is_of_unique_parameters_or_of_all_places() -> None:
+    assert Tied().parameter_count() == 15 + 5 + 6
+    assert Tied().parameter_count(unique=False) == 15 + (15 + 5) + 6 + 6
+
+
+def test_a_tied_parameter_collects_both_gradients() -> None:
+    module = Tied()
+    x = module.table[np.array([1, 1])]
+    (x @ module.table.T).sum().backward()
+    # y = Σᵢ 2 w₁·wᵢ: row 1 gets 2 Σ wᵢ + 2 w₁, the others 2 w₁
+    assert np.array_equal(module.table.grad, [[2] * 3, [12] * 3, [2] * 3, [2] * 3, [2] * 3])
+
+
+def test_state_dict_holds_the_arrays_themselves() -> None:
+    model = tiny_gpt()
+    state = model.state_dict()
+    assert all(state[name] is parameter.data for name, parameter in model.named_parameters())
+
+
+def test_a_loaded_state_is_copied_into_the_same_arrays() -> None:
+    model = tiny_gpt()
+    before = model.wte.data
+    given = {name: np.full_like(array, 0.5) for name, array in model.state_dict().items()}
+    model.load_state_dict(given)
+    given["wte"][:] = 9
+    assert model.wte.data is before
+    assert all((array == 0.5).all() for array in model.state_dict().values())
+
+
+def test_loading_lists_every_name_that_does_not_fit_and_changes_nothing() -> None:
+    model = tiny_gpt()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    given = {name: np.zeros_like(array) for name, array in before.items()}
+    del given["wpe"], given["blocks.1.ln_2.bias"]
+    given["lm_head"] = np.zeros((11, 16), np.float32)
+    given["blocks.0.attention.qkv.weight"] = np.zeros((48, 16), np.float32)
+    given["ln_f.weight"] = np.ones(16)
+    with pytest.raises(ShapeError) as caught:
+        model.load_state_dict(given)
+    first, *problems = str(caught.value).splitlines()
+    assert "this GPT" in first
+    assert [line.strip() for line in problems] == [
+        "extra: lm_head (11, 16)",
+        "misfit: blocks.0.attention.qkv.weight is (48, 16) float32, expected (16, 48) float32",
+        "misfit: ln_f.weight is (16,) float64, expected (16,) float32",
+        "missing: blocks.1.ln_2.bias (16,)",
+        "missing: wpe (8, 16)",
+    ]
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+def test_train_and_eval_reach_every_module_and_return_the_root() -> None:
+    model = tiny_gpt()
+    assert model.eval() is model
+    assert not any(module.training for _, module in model.named_modules())
+    assert model.train() is model
+    assert all(module.training for _, module in model.named_modules())
+
+
+def test_zero_grad_forgets_the_gradients() -> None:
+    model = tiny_gpt()
+    model.loss(TOKENS, TOKENS).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_astype_converts_every_parameter_and_what_is_computed_with_them() -> None:
+    model = tiny_gpt()
+    model.loss(TOKENS, TOKENS).backward()
+    assert model.astype(np.float64) is model
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    assert model.wte.grad is None
+    assert model(TOKENS).dtype == np.float64
+
+
+def test_repr_names_the_parameters_with_their_shapes() -> None:
+    assert repr(nn.Linear(3, 5)) == "Linear: 20 parameters\n  weight (3, 5) float32\n  bias (5,) float32"
+
+
+def test_a_module_without_forward_or_loss_says_what_to_write() -> None:
+    with pytest.raises(NanogradError, match="Module has no forward; write one"):
+        nn.Module()(1)
+    with pytest.raises(NanogradError, match=r"LayerNorm has no loss; write loss\(tokens, targets\)"):
+        nn.LayerNorm(3).loss(1, 2)
+
+
+# Where a failure happened
+
+
+def failure_of(call: Any) -> str:
+    with checked(), pytest.raises(NonFiniteError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("call", ["forward", "__call__", "hidden", "loss"])
+def test_checked_mode_names_the_module_and_line_of_a_bad_weight_however_the_model_is_called(call: str) -> None:
+    model = tiny_gpt()
+    model.blocks[2].attention.qkv.weight.data[3, 5] = np.nan
+    arguments = (TOKENS, TOKENS) if call == "loss" else (TOKENS,)
+    message = failure_of(lambda: getattr(model, call)(*arguments))
+    assert re.search(r"linear\(.*\) in module blocks\.2\.attention\.qkv, called at .*layers\.py:\d+ ", message)
+
+
+def test_checked_mode_names_the_module_of_a_bad_cotangent() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Any) -> Tensor:
+            return ops.sqrt(x)
+
+    outer = nn.Module()
+    outer.inner = [Root()]
+    with np.errstate(divide="ignore"):
+        outer.forward = lambda x: outer.inner[0](x)
+        message = failure_of(lambda: outer(Tensor([0.0, 1.0], requires_grad=True)).sum().backward())
+    assert re.search(
+        r"cotangent of input 0 of sqrt\(\(2,\)\) in module inner\.0, called at .*test_module\.py:\d+", message
+    )
+
+
+def test_the_module_path_is_forgotten_when_the_call_ends() -> None:
+    model = tiny_gpt()
+    with checked():
+        model(TOKENS)
+    with np.errstate(divide="ignore"):
+        assert "in module" not in failure_of(lambda: ops.log(Tensor([0.0])))
+
+
+def test_the_module_path_starts_at_the_outermost_module_that_runs() -> None:
+    model = tiny_gpt()
+    model.blocks[1].mlp.down.bias.data[0] = np.inf
+    x = Tensor(np.ones((1, 2, 16), np.float32))
+    assert " in module mlp.down, " in failure_of(lambda: model.blocks[1](x))
+
+
+def test_each_thread_has_its_own_module_path() -> None:
+    model = tiny_gpt()
+    bad = tiny_gpt()
+    bad.blocks[0].ln_1.weight.data[0] = np.nan
+    messages: list[str] = []
+
+    class Outer(nn.Module):
+        def forward(self, x: Any) -> Any:
+            thread = threading.Thread(target=lambda: messages.append(failure_of(lambda: bad.loss(TOKENS, TOKENS))))
+            thread.start()
+            thread.join()
+            return x
+
+    model.outer = Outer()
+    with checked():
+        model.outer(TOKENS)
+    assert " in module blocks.0.ln_1, " in messages[0]
