@@ -267,7 +267,7 @@ def _worst_entry(
         places = max(halves, key=lambda half: abs(analytic[half].sum() * _length(x) - numeric(half)))
     if not places.size:
         return None
-    slopes = np.array([numeric(place) / _length(x) for place in places])
+    slopes = np.array([numeric(np.array([place])) / _length(x) for place in places])
     off = np.abs(analytic[places] - slopes)
     worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
     index = tuple(int(i) for i in np.unravel_index(places[worst], x.shape))

@@ -83,22 +83,19 @@ def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
     C. J. F. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Advances in Engineering Software 4 (1982).
     A change that is small by chance is held against the change before it.
 
-    enough: stop as soon as the errors are below this part of the largest entry. Errors are inf where no rung was usable.
+    enough: stop as soon as the errors are below this part of the largest entry.
+    Errors are inf where no rung was usable.
     """
-    value = error = before = change_before = None
-    for step in _RUNGS:
+    value = before = _central(line, _RUNGS[0])[0]
+    error = change_before = np.full_like(value, np.inf)
+    for step in _RUNGS[1:]:
         slope, roundoff = _central(line, step)
-        if value is None:
-            value, error, before = slope, np.full_like(slope, np.inf), slope
-            continue
-        usable = np.isfinite(slope) & np.isfinite(before)
-        change = np.abs(np.subtract(slope, before, where=usable, out=np.full_like(slope, np.inf)))
-        if change_before is not None:
-            estimate = np.maximum(change, change_before / 64) + roundoff
-            better = estimate < error
-            value, error = np.where(better, slope, value), np.where(better, estimate, error)
-            if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
-                break
+        change = np.where(np.isfinite(slope - before), np.abs(slope - before), np.inf)
+        estimate = np.maximum(change, change_before / 64) + roundoff
+        better = estimate < error
+        value, error = np.where(better, slope, value), np.where(better, estimate, error)
+        if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
+            break
         before, change_before = slope, change
     return Derivative(value, error, step, "differences", why)
 
@@ -106,7 +103,7 @@ def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
 def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:
     """(45 Δ₁ - 9 Δ₂ + Δ₃)/60h with Δₖ = φ(kh) - φ(-kh), and the round-off to expect of each entry."""
     slope = largest = np.zeros(())
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # a step may leave the function's domain: that rung is then of no use
         for k, weight in ((1, 45), (2, -9), (3, 1)):
             ahead, behind = line(k * step), line(-k * step)
             slope = slope + weight * np.where(ahead == behind, 0.0, ahead - behind)  # infinities that stay are flat

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor, grad, raw, registry
+from nanograd_llm.engine import Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, GraphError
+from nanograd_llm.gradcheck import samples
 from nanograd_llm.gradcheck.check import DEPTH, EPS, Report, gradcheck
-from nanograd_llm.gradcheck.samples import Case, cases
+from nanograd_llm.gradcheck.samples import Case
 from nanograd_llm.modes import higher_order
 from nanograd_llm.op import Op
 
@@ -85,7 +86,7 @@ class Summary:
         return "\n".join([*lines, f"\n{right} of {len(self.ops)} ops are right"])
 
 
-def check_all(names: Iterable[str] | None = None, *, order: int = 2, count: int = 8, seed: int = 0) -> Summary:
+def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int = 8, seed: int = 0) -> Summary:
     """Check every op that is registered, or those named: see `check_op`.
 
     Raises ConfigError for a name that no op has.
@@ -95,16 +96,16 @@ def check_all(names: Iterable[str] | None = None, *, order: int = 2, count: int 
         if name not in registry:
             near = difflib.get_close_matches(name, registry, n=1)
             raise ConfigError(f"there is no op {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return Summary(tuple(check_op(registry[name], order=order, count=count, seed=seed) for name in wanted))
+    return Summary(tuple(check_op(registry[name], order=order, cases=cases, seed=seed) for name in wanted))
 
 
-def check_op(op: Op, *, order: int = 2, count: int = 8, seed: int = 0) -> OpSummary:
-    """Check an op on `count` cases (or on one for each of its samples, where there are more).
+def check_op(op: Op, *, order: int = 2, cases: int = 8, seed: int = 0) -> OpSummary:
+    """Check an op on `cases` cases (or on one for each of its samples, where there are more).
 
     Its shape line holds; its gradients are right up to `order`, beyond the first on the small cases; float32 stays
     float32; a fused op equals its composition, forward and backward; a rule scaled by 1.01 is caught.
     """
-    drawn = list(cases(op, np.random.default_rng(seed), count))
+    drawn = list(samples.cases(op, np.random.default_rng(seed), cases))
     deep = higher_order_cases(drawn)
     problems = []
     errors = [0.0] * order
@@ -132,7 +133,12 @@ def higher_order_cases(drawn: Sequence[Case]) -> Sequence[Case]:
 
 def missed_inputs(op: Op, drawn: Sequence[Case], factor: float, seed: int = 0) -> set[str]:
     """The inputs whose gradient none of these cases calls wrong when the op's rule is scaled by `factor`."""
-    missed = {f"{name}[{i}]" if op.variadic else name for case in drawn for i, name in _differentiated(op, case) if case.inputs[i].size}
+    missed = {
+        f"{name}[{i}]" if op.variadic else name
+        for case in drawn
+        for i, name in _differentiated(op, case)
+        if case.inputs[i].size
+    }
     with scaled_rule(op, factor):
         for case in drawn:
             if missed:
@@ -147,56 +153,51 @@ def shape_problem(op: Op, case: Case) -> str | None:
 
 
 def dtype_problems(op: Op, case: Case) -> list[str]:
-    """Where float32 becomes something else: in the result, in what the tape keeps, in what the rule returns.
+    """Where float32 inputs become something else: in the result, in what the tape keeps, in what the rule returns.
 
     A static argument `dtype` says what the result is; otherwise all is float32, in a fused op's composition too.
     """
-    leaves = _tensors(op, case.astype(np.float32))
-    expected = np.dtype(case.static.get("dtype", np.float32))
-    y = op(*leaves, **case.static)
-    found = {"the result": y.dtype}
+    inputs = _tensors(op, case.astype(np.float32))
+    y = op(*inputs, **case.static)
+    result = np.dtype(case.static.get("dtype", np.float32))
+    found = [("the result", y.dtype, result)]
     if y._node is not None:
-        cotangent = np.ones(y.shape, y.dtype)
-        needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in leaves)
-        saved, gradients = op.pull_back(y._node, cotangent, needs)
-        found |= {f"the gradient of input {i}": np.asarray(g).dtype for i, g in gradients if needs[i]}
+        needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        saved, gradients = op.pull_back(y._node, np.ones(y.shape, y.dtype), needs)
+        found += [(f"the gradient of input {i}", np.asarray(g).dtype, np.float32) for i, g in gradients if needs[i]]
         kept = [array for array in _arrays_in(saved) if array.dtype.kind == "f"]
-        found |= {f"an array of shape {array.shape} kept for the rule": array.dtype for array in kept}
+        found += [(f"an array {array.shape} that the tape keeps", array.dtype, np.float32) for array in kept]
     if op.equals is not None:
         with higher_order():
-            found["the result of its composition"] = op(*leaves, **case.static).dtype
-    return [
-        f"{what} is {dtype} for float32 inputs"
-        for what, dtype in found.items()
-        if dtype != (expected if what.startswith("the result") else np.float32)
-    ]
+            found.append(("the result of its composition", op(*inputs, **case.static).dtype, result))
+    return [f"{what} is {dtype} for float32 inputs" for what, dtype, expected in found if dtype != expected]
 
 
 def equality_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     """Where a fused op and the composition it equals part, in the result or in a gradient, by more than rounding."""
     assert op.equals is not None
-    rng = np.random.default_rng(seed)
-    outcomes = []
-    cotangent = None
-    for f in (op, op.equals):
-        inputs = _tensors(op, case)
-        leaves = [x for x in inputs if isinstance(x, Tensor)]
-        y = f(*inputs, **case.static)
-        if cotangent is None:
-            cotangent = rng.standard_normal(y.shape)
-        outcomes.append([y.data, *grad(y, leaves, cotangent)])
-    fused, composed = outcomes
-    if fused[0].shape != composed[0].shape:
-        return [f"the result has shape {fused[0].shape}, that of its composition {composed[0].shape}"]
-    # a gradient is as large as y and its cotangent by the size of x; what cancels below that is rounding
-    natural = [0.0] + [_largest(cotangent) * _largest(composed[0]) / (_largest(raw(x)) or 1) for x in leaves]
-    names = ["the result", *(f"the gradient of shape {x.shape}" for x in leaves)]
+    fused, *fused_gradients = _result_and_gradients(op, op, case, seed)
+    composed, *composed_gradients = _result_and_gradients(op, op.equals, case, seed)
+    if fused.shape != composed.shape:
+        return [f"the result has shape {fused.shape}, that of its composition {composed.shape}"]
+    found = [("the result", _distance(fused, composed), _largest(composed))]
+    places = _differentiated(op, case)
+    for (i, name), a, b in zip(places, fused_gradients, composed_gradients):
+        # a gradient is by nature as large as y by the size of x; what is left where that cancels is rounding
+        size = _largest(b) + _largest(composed) / (_largest(case.inputs[i]) or 1)
+        found.append((f"the gradient of {name}", _distance(a, b), size))
     return [
-        f"{name} is {_largest(difference):.1e} away from that of its composition"
-        for name, a, b, floor in zip(names, fused, composed, natural)
-        if _largest(difference := np.subtract(a, b, where=a != b, out=np.zeros_like(a)))
-        > DEPTH * EPS * (_largest(b) + floor)
+        f"{what} is {distance:.1e} away from that of its composition, where its size is {size:.1e}"
+        for what, distance, size in found
+        if not distance <= DEPTH * EPS * size
     ]
+
+
+def _result_and_gradients(op: Op, f: Callable[..., Tensor], case: Case, seed: int) -> list[np.ndarray]:
+    inputs = _tensors(op, case)
+    y = f(*inputs, **case.static)
+    cotangent = np.asarray(np.random.default_rng(seed).standard_normal(y.shape))
+    return [y.data, *grad(y, [inputs[i] for i, _ in _differentiated(op, case)], cotangent)]
 
 
 def _tensors(op: Op, case: Case) -> list[Any]:
@@ -223,6 +224,13 @@ def _arrays_in(saved: Any) -> Iterator[np.ndarray]:
             yield from _arrays_in(part)
     elif isinstance(saved, np.ndarray):
         yield saved
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference; infinities that are the same are none, and a NaN is as far as can be."""
+    with np.errstate(invalid="ignore"):
+        difference = np.where(a == b, 0.0, np.abs(a - b))
+    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0))
 
 
 def _largest(a: np.ndarray) -> float:

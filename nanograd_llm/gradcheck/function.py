@@ -57,8 +57,9 @@ class Function:
         given = [np.asarray(raw(self.inputs[i])) for i in self._places]
         self.held: list[Tensor] = []
         y, leaves = self.record(given)
-        self.held = _other_leaves(y, leaves)
-        self.names = _names(f, self._places) + _names_of_held(f, self.held)
+        held = _held(f, y, leaves)
+        self.held = list(held.values())
+        self.names = _names(f, self._places) + list(held)
         arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
             raise GraphError(
@@ -135,10 +136,12 @@ def _is_checked(x: Any) -> bool:
     return kind == "f"
 
 
-def _other_leaves(y: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves below y that are not among those known."""
-    seen = {id(leaf) for leaf in known}
-    found = []
+def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
+    owner = getattr(f, "__self__", f)
+    named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+    seen = {id(leaf) for leaf in given}
+    found = {}
     stack: list[Any] = [y if y._node is None else y._node] if y.requires_grad else []
     while stack:
         source = stack.pop()
@@ -146,10 +149,11 @@ def _other_leaves(y: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
             continue
         seen.add(id(source))
         if isinstance(source, Tensor):
-            found.append(source)
+            found[id(source)] = source
         else:
             stack.extend(source.sources)
-    return found
+    held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
+    return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
 
 
 def _label(f: Callable[..., Any]) -> str:
@@ -171,10 +175,3 @@ def _names(f: Callable[..., Any], places: Sequence[int]) -> list[str]:
         else:
             names.append(parameters[place].name if place < len(parameters) else f"input {place}")
     return names
-
-
-def _names_of_held(f: Any, held: Sequence[Tensor]) -> list[str]:
-    """A module's parameters by their dotted names; the leaves of a plain closure by number."""
-    owner = getattr(f, "__self__", f)
-    known = {id(p): name for name, p in owner.named_parameters()} if hasattr(owner, "named_parameters") else {}
-    return [known.get(id(leaf), f"leaf {i}") for i, leaf in enumerate(held)]
