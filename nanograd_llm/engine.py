@@ -47,11 +47,11 @@ class Tensor:
     grad: Array | None
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
+        data = raw(data)
         if not is_array(data):
-            data = _array_from(data)
-        data = np.asarray(data) if isinstance(data, np.generic) else data
+            data = _array_from(data, np.dtype(np.float32))
+        elif isinstance(data, (np.generic, np.ndarray)):
+            data = np.asarray(data)  # no scalars, and none of NumPy's subclasses: a matrix multiplies otherwise
         if data.dtype.kind not in "fiubc":
             raise DtypeError(
                 f"a Tensor holds numbers; got dtype {data.dtype}; convert it first, e.g. astype('float32')"
@@ -284,12 +284,21 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
 
 
-def _array_from(data: Any) -> np.ndarray:
+def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
+    """A Python number or a list of them as an array; floats get this dtype."""
     try:
         array = np.asarray(data)
     except ValueError as error:
         raise ShapeError(f"this is no rectangular array of numbers: {error}") from None
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    return array.astype(float_dtype) if array.dtype == np.float64 else array
+
+
+def fitted(x: Any, dtype: np.dtype) -> Any:
+    """A Python number, list or NumPy scalar in the float dtype that it meets, so that it widens nothing."""
+    if isinstance(x, (int, float)):
+        return np.asarray(x, dtype=dtype) if dtype.kind in "fc" else x
+    array = Tensor(_array_from(x, np.dtype(np.float64))).data
+    return array.astype(dtype) if dtype.kind == "c" or (dtype.kind == "f" and array.dtype.kind != "c") else array
 
 
 def raw(x: Any) -> Any:
@@ -386,7 +395,7 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
             )
         seed = xp(root.data).ones_like(root.data)
     else:
-        seed = cotangent if is_array(raw(cotangent)) else np.asarray(cotangent, dtype=root.dtype)
+        seed = cotangent if is_array(raw(cotangent)) else fitted(cotangent, root.dtype)
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
         if seed.dtype != root.dtype:

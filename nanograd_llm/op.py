@@ -16,8 +16,8 @@ import numpy as np
 
 from nanograd_llm.backend import as_array, is_array
 from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
-from nanograd_llm.engine import Array, Tensor, raw, registry
-from nanograd_llm.errors import GraphError, NanogradError, ShapeError
+from nanograd_llm.engine import Array, Tensor, fitted, raw, registry
+from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError
 from nanograd_llm.modes import state
 from nanograd_llm.shapes import ShapeLine
 from nanograd_llm.tape import Node
@@ -64,7 +64,8 @@ class Op:
         self.constants = frozenset(constants)
         self.static_defaults = {p.name: p.default for p in parameters if p.kind is kinds.KEYWORD_ONLY}
         self.wants_needs = self.static_defaults.pop("needs", None) is not None
-        self._differentiable_places = [i for i, name in enumerate(self.inputs) if name not in self.constants]
+        self._constant_places = frozenset(i for i, name in enumerate(self.inputs) if name in self.constants)
+        self._differentiable_places = [i for i in range(len(self.inputs)) if i not in self._constant_places]
         self.shape_line = self._declared_shapes()
         self._require_adjoints()
 
@@ -123,15 +124,16 @@ class Op:
                 inputs = tuple(inputs[0])
         elif self.required <= len(inputs) < len(self.inputs):
             inputs += (None,) * (len(self.inputs) - len(inputs))
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if not tensors:
+        if not any([isinstance(x, Tensor) for x in inputs]):
             return self._forward(inputs, static, ())[0]
         if self.equals is not None and state.higher_order:
             return self.equals(*inputs, **static)
-        arrays = _operands(inputs, tensors)
+        arrays = _operands(inputs, self._constant_places)
         needs: tuple[bool, ...] = ()
         if state.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+            if self._constant_places:
+                needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
         y, kept = self._forward(arrays, static, needs)
         if not isinstance(y, np.ndarray):
             y = as_array(y, *arrays)
@@ -147,18 +149,19 @@ class Op:
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
     ) -> tuple[Array, dict[str, Any]]:
-        """The forward on bare arrays; NumPy's complaints become ours, with the shapes that came and those expected."""
+        """The forward on bare arrays; NumPy's complaints become ours, with what came and what was expected."""
         if self.wants_needs:
             static = {**static, "needs": needs or (False,) * len(arrays)}
         try:
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
-        except (ValueError, IndexError, OverflowError, MemoryError) as error:
-            shapes = ", ".join(_describe(a) for a in arrays)
-            raise ShapeError(
-                f"{self.name} got {shapes}; it takes {self.shape_line.text}; NumPy says: {error}"
-            ) from None
+        except (TypeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+            kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
+            if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
+                kind = IndexRangeError
+            came = ", ".join(_describe(a) for a in arrays)
+            raise kind(f"{self.name} got {came}; it takes {self.shape_line.text}: {error}") from error
         return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
 
     def _record(
@@ -279,20 +282,19 @@ def op(
     return register
 
 
-def _operands(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """The arrays behind an op's inputs; Python numbers take the dtype of the Tensors they meet."""
+def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
+    """The arrays behind an op's inputs; what is no array yet takes the dtype of the differentiable Tensors it meets."""
     arrays = []
-    for x in inputs:
+    for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
             arrays.append(x.data)
-        elif x is None or isinstance(x, (bool, np.ndarray)):
+        elif x is None or isinstance(x, bool):
             arrays.append(x)
-        elif isinstance(x, (int, float, complex, np.integer)):
-            dtype = np.result_type(*[t.data.dtype for t in tensors])
-            fits = dtype.kind in "fc" and not (isinstance(x, complex) and dtype.kind == "f")
-            arrays.append(np.asarray(x, dtype=dtype if fits else None))
-        else:
+        elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
             arrays.append(Tensor(x).data)
+        else:
+            met = [t.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
+            arrays.append(fitted(x, np.result_type(*met or [np.dtype(np.float32)])))
     return arrays
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +31,7 @@ class Node:
     forms: shape and dtype of each source.
     saved: what the op's rule wants to see again, as the op laid it out.
     differentiable: recorded under `higher_order()`, so that what is saved has a tape of its own.
-    retained: the output Tensor, weakly, if it asked for its gradient.
+    retained: a weak reference to the output Tensor, if that asked for its gradient.
     place: where the call stands, in `checked()` mode; `protections` then guard the saved arrays.
 
     A node never points at its own output Tensor, so dropping the last Tensor frees the whole tape: no cycles.
@@ -54,7 +53,7 @@ class Node:
         self.differentiable = state.higher_order
         self.claimed = False
         self.hooks: list[Hook] | None = None
-        self.retained: weakref.ref[Any] | None = None
+        self.retained: Any = None
         self.place: str | None = None
         self.protections: list[Protection] = []
 
