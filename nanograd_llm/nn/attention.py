@@ -21,11 +21,12 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.engine import Tensor, raw
-from nanograd_llm.errors import ConfigError
+from nanograd_llm.errors import ConfigError, GraphError
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, Linear
 from nanograd_llm.nn.module import Module
 from nanograd_llm.randomness import next_key
+from nanograd_llm.settings import require_int
 
 
 class SimplifiedSelfAttention(Module):
@@ -134,7 +135,6 @@ class MultiHeadAttention(Module):
     ):
         head_size(n_embd, n_head)
         self.n_head = n_head
-        self.rate = dropout
         self.qkv = Linear(n_embd, 3 * n_embd, std=0.02, rng=rng)
         self.out = Linear(n_embd, n_embd, std=out_std, rng=rng)
         self.dropout = Dropout(dropout)
@@ -148,14 +148,16 @@ class MultiHeadAttention(Module):
         qkv = self.qkv(x)  # (B, T, C) -> (B, T, 3C)
         if cache is not None:
             return self.out(self._attend_cached(qkv, cache))
-        if self.training and self.rate:
-            y = ops.causal_self_attention(qkv, n_head=self.n_head, dropout=self.rate, seed=next_key())
+        if self.training and self.dropout.rate:
+            y = ops.causal_self_attention(qkv, n_head=self.n_head, dropout=self.dropout.rate, seed=next_key())
         else:
             y = ops.causal_self_attention(qkv, n_head=self.n_head)  # (B, T, 3C) -> (B, T, C)
         return self.dropout(self.out(y))
 
     def _attend_cached(self, qkv: Any, cache: KeyValueCache) -> np.ndarray:
-        """The new tokens' attention to all stored ones; generation only, so nothing is recorded."""
+        """The new tokens' attention to all stored ones; for generation, since a cache holds arrays and no tape."""
+        if qkv.requires_grad:
+            raise GraphError("a key-value cache lets no gradient through; call the model with one inside no_grad()")
         q, k, v = self._heads(raw(qkv))
         y = ops.causal_attention(q, *cache.extend(k, v))  # (B, H, t, D), (B, H, T, D) -> (B, H, t, D)
         return y.swapaxes(1, 2).reshape(*qkv.shape[:-1], -1)  # (B, H, t, D) -> (B, t, C)
@@ -169,6 +171,7 @@ class MultiHeadAttention(Module):
 
 def head_size(n_embd: int, n_head: int) -> int:
     """D = n_embd / n_head; ConfigError where the heads do not divide the channels."""
+    require_int("n_head", n_head, 1)
     if n_embd % n_head:
         raise ConfigError(f"n_embd must be a multiple of n_head; got n_embd={n_embd}, n_head={n_head}")
     return n_embd // n_head

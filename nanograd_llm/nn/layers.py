@@ -13,6 +13,7 @@ from nanograd_llm import ops
 from nanograd_llm.engine import Parameter, Tensor
 from nanograd_llm.nn.module import Module
 from nanograd_llm.randomness import next_key
+from nanograd_llm.settings import require_number
 
 
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
@@ -80,12 +81,13 @@ class RMSNorm(Module):
 
 
 class Dropout(Module):
-    """Zero elements with probability `rate` while training.  (...) -> (...)
+    """Zero elements with probability `rate` while training.  (...) -> (...), 0 ≤ rate < 1
 
     The mask follows from `randomness.noise(seed, step, shard)` where such a block is open, else it is drawn by chance.
     """
 
     def __init__(self, rate: float):
+        require_number("dropout", rate, 0, 1, below=True)
         self.rate = rate
 
     def forward(self, x: Any) -> Any:
