@@ -20,7 +20,7 @@ from nanograd_llm.storage import read_bytes, write_atomically
 
 VERSION = 1
 _INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-DTYPES = ("float64", "float32", "float16", "complex64", "bool", *_INTEGERS)
+DTYPES = ("float64", "float32", "float16", "bool", *_INTEGERS)
 
 
 def save_checkpoint(
