@@ -9,7 +9,7 @@ A name (C) binds to a size and must mean that size wherever it stands again. The
     n?       a size that may be absent (matmul: a vector counts as a matrix, and the axis falls away again)
     * - axis the star without the axes of the static argument `axis` (size one instead if `keepdims`)
     shape    the name of a static argument that is itself a shape; its -1 stands for what is left
-    ?        depends on static arguments in a way that the docstring tells in words
+    ?        alone: any shape, bound to nothing; the docstring tells in words how it depends on static arguments
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from nanograd_llm.errors import ShapeError
 
 _ITEM = re.compile(r"(\w+) \(([^()]*)\)")
 _LINE = re.compile(r"\w+ \([^()]*\)(, \w+ \([^()]*\))* -> \w+ \([^()]*\)")
@@ -34,14 +36,22 @@ class ShapeLine:
         self.inputs = {name: _tokens(body) for name, body in _ITEM.findall(left)}
         outputs = [_tokens(body) for _, body in _ITEM.findall(right)]
         if len(outputs) != 1:
-            raise ValueError(f"a shape line has one output behind '->'; got {text!r}")
+            raise ShapeError(f"a shape line has one output behind '->'; got {text!r}")
         self.output = outputs[0]
+        if any(token in ("*", "...") for tokens in self.inputs.values() for token in tokens[1:]):
+            raise ShapeError(f"a star or dots come first, for the leading axes; got {text!r}")
 
     @staticmethod
     def find(doc: str | None) -> ShapeLine | None:
         """The shape line inside a docstring, or None."""
         found = _LINE.search(doc or "")
         return ShapeLine(found.group(0)) if found else None
+
+    def unbound(self) -> set[str]:
+        """Names in the output that no input binds: they must be static arguments."""
+        output = {"axis" if token == "* - axis" else token for token in self.output if not token.isdigit()}
+        bound = {token for tokens in self.inputs.values() for token in tokens}
+        return output - bound - {"*", "...", "?"}
 
     def mismatch(
         self, inputs: Mapping[str, Sequence[tuple[int, ...]]], static: Mapping[str, Any], output: tuple[int, ...]
@@ -78,8 +88,8 @@ class ShapeLine:
         for token in self.output:
             if token in ("*", "..."):
                 shape += star
-            elif isinstance(static.get(token), tuple):
-                given = static[token]
+            elif token in static:
+                given = static[token] if isinstance(static[token], (tuple, list)) else (static[token],)
                 known = math.prod(size for size in given if size != -1)
                 shape += [math.prod(star) // known if size == -1 else size for size in given]
             elif token.endswith("?"):
@@ -116,6 +126,10 @@ def _tokens(body: str) -> list[str]:
 
 def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], stars: list[tuple[int, ...]]) -> str | None:
     """Match one input's shape from its last axis backwards; remember sizes in `bound`, leading ones in `stars`."""
+    if tokens == ["?"]:
+        return None
+    if tokens == ["?"]:
+        return None
     rest = list(shape)
     fixed = [token for token in tokens if token not in ("*", "...")]
     for token in reversed(fixed):
@@ -134,7 +148,24 @@ def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], star
     return None
 
 
+def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
+    """One axis, a tuple of them or None for all, as numbers from 0 to ndim-1.
+
+    Raises ShapeError for an axis out of range, one named twice, or one that is no integer: NumPy takes True for 1 in
+    many places, which is always a mistake.
+    """
+    axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    for a in axes:
+        if isinstance(a, (bool, np.bool_)) or not isinstance(a, (int, np.integer)):
+            raise ShapeError(f"axis must be an integer, a tuple of integers or None; got {axis!r}")
+        if not -ndim <= a < ndim:
+            raise ShapeError(f"axis {a} is out of range for {ndim} dimensions; use {-ndim} to {ndim - 1}")
+    found = tuple(int(a) % ndim for a in axes)
+    if len(set(found)) < len(found):
+        raise ShapeError(f"axis {axis} names an axis twice")
+    return found
+
+
 def _reduced(shape: tuple[int, ...], axis: int | tuple[int, ...] | None, keepdims: bool) -> tuple[int, ...]:
-    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
-    gone = {a % len(shape) for a in axes}
+    gone = set(axes_of(axis, len(shape)))
     return tuple(1 if i in gone else n for i, n in enumerate(shape) if keepdims or i not in gone)

@@ -15,6 +15,7 @@ import numpy as np
 from nanograd_llm.backend import xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.op import op
+from nanograd_llm.shapes import axes_of
 
 
 @op(
@@ -39,7 +40,7 @@ def reshape_backward(dy, x_shape):
 )
 def transpose(x, *, axes=None):
     """Permute the axes; None reverses them.  x (*) -> y (?)"""
-    return np.transpose(x, axes)
+    return np.transpose(x, None if axes is None else axes_of(axes, np.ndim(x)))
 
 
 @transpose.backward
@@ -56,7 +57,7 @@ def transpose_backward(dy, x_shape, axes):
 )
 def swapaxes(x, *, axis1, axis2):
     """Swap two axes.  x (*) -> y (?)"""
-    return np.swapaxes(x, axis1, axis2)
+    return np.swapaxes(x, *axes_of((axis1,), np.ndim(x)), *axes_of((axis2,), np.ndim(x)))
 
 
 @swapaxes.backward
@@ -74,7 +75,7 @@ def swapaxes_backward(dy, axis1, axis2):
     ],
 )
 def broadcast_to(x, *, shape):
-    """Repeat size-one and missing leading axes up to `shape`, without copying.  x (?) -> y (?)"""
+    """Repeat size-one and missing leading axes up to `shape`, without copying.  x (?) -> y (shape)"""
     return np.broadcast_to(x, shape)
 
 
@@ -90,7 +91,8 @@ def broadcast_to_backward(dy):
 )
 def expand_dims(x, *, axis):
     """Put in axes of size one, at these places of the result.  x (*) -> y (?)"""
-    return np.expand_dims(x, axis)
+    added = len(axis) if isinstance(axis, (tuple, list)) else 1
+    return np.expand_dims(x, axes_of(axis, np.ndim(x) + added))
 
 
 @expand_dims.backward
@@ -105,7 +107,7 @@ def expand_dims_backward(dy, x_shape):
 )
 def squeeze(x, *, axis=None):
     """Take out axes of size one: these, or all (None).  x (*) -> y (?)"""
-    return np.squeeze(x, axis)
+    return np.squeeze(x, None if axis is None else axes_of(axis, np.ndim(x)))
 
 
 @squeeze.backward
@@ -124,7 +126,7 @@ def squeeze_backward(dy, x_shape):
 )
 def concatenate(*xs, axis=0):
     """Join along an existing axis; takes the parts, or one list of them.  xs (?) -> y (?)"""
-    return np.concatenate(xs, axis=axis)
+    return np.concatenate(xs, *axes_of((axis,), np.ndim(xs[0])))
 
 
 @concatenate.backward
@@ -140,7 +142,7 @@ def concatenate_backward(dy, xs_shape, axis):
 )
 def stack(*xs, axis=0):
     """Join along a new axis; takes the parts, or one list of them.  xs (*) -> y (?)"""
-    return np.stack(xs, axis=axis)
+    return np.stack(xs, *axes_of((axis,), np.ndim(xs[0]) + 1))
 
 
 @stack.backward
@@ -154,6 +156,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
 
     Raises ShapeError where x cannot be cut into that many equal parts.
     """
+    (axis,) = axes_of((axis,), x.ndim)
     size = x.shape[axis]
     if isinstance(sections, int):
         if sections < 1 or size % sections:
