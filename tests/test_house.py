@@ -22,13 +22,14 @@ REPOSITORY = Path(__file__).parents[1]
 # Each floor stands on those above it in this list. Rooms on one floor do not know each other; files in one room may.
 FLOORS = (
     ({"errors"},),
-    ({"backend"}, {"randomness"}, {"storage"}),
+    ({"backend"}, {"randomness"}, {"storage"}, {"settings"}),
     ({"engine", "tape", "op", "modes", "checked", "shapes"},),
     ({"ops"},),
     ({"gradcheck"}, {"nn"}),
     ({"models"},),
     ({"training"}, {"inference"}, {"pretrained"}),
-    ({"bench"}, {"cli", "__main__"}),
+    ({"runs"}, {"bench", "bench_torch"}),
+    ({"cli", "__main__"},),  # above bench: the command line has a command for it
 )
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
 ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
@@ -139,6 +140,7 @@ def test_an_import_that_breaks_the_house_would_be_caught(module: str, source: st
         ("inference.generate", "from nanograd_llm.models import GPT\nimport rich"),
         ("text.bpe", "import regex, json\nfrom nanograd_llm import storage"),
         ("backend", "import cupy"),
+        ("cli.bench", "from nanograd_llm.bench import floor"),
     ],
 )
 def test_an_import_that_the_house_allows_is_allowed(module: str, source: str) -> None:
