@@ -1,0 +1,244 @@
+"""What the layer functions promise beyond a right gradient: extremes, masks, memory, and examples done by hand."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from nanograd_llm import ops
+from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.modes import higher_order
+from nanograd_llm.ops import composed
+
+INF = np.inf
+
+
+def leaf(values, dtype=np.float64):
+    return Tensor(np.array(values, dtype=dtype), requires_grad=True)
+
+
+@pytest.mark.parametrize("form", [ops.softmax, composed.softmax])
+def test_a_fully_masked_softmax_row_gives_zeros_and_zero_gradient(form):
+    x = leaf([[-INF, -INF], [0.0, -INF]])
+    y = form(x)
+    assert y.data.tolist() == [[0, 0], [1, 0]]
+    assert grad(y, x, np.array([[3.0, 5.0], [7.0, 11.0]])).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("form", [ops.logsumexp, composed.logsumexp])
+def test_a_fully_masked_logsumexp_is_minus_infinity_with_zero_gradient(form):
+    x = leaf([[-INF, -INF], [1.0, -INF]])
+    y = form(x)
+    assert y.data.tolist() == [-INF, 1]
+    assert grad(y, x, np.array([3.0, 5.0])).tolist() == [[0, 0], [5, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_huge_logits_are_exact(dtype, size):
+    x = np.array([[size, -size, 0], [-size, -size, -size]], dtype=dtype)
+    assert ops.softmax(x).tolist() == [[1, 0, 0], [dtype(1) / dtype(3)] * 3]
+    expected = np.array([[0, -2 * size, -size], [-math.log(3)] * 3], dtype=dtype)
+    np.testing.assert_allclose(ops.log_softmax(x), expected, rtol=4 * np.finfo(dtype).eps)
+    loss = ops.cross_entropy(x, np.array([1, 0]))
+    assert loss == pytest.approx((2 * size + math.log(3)) / 2, rel=float(4 * np.finfo(dtype).eps))
+
+
+def test_softmax_of_logits_around_1e4_is_as_exact_as_around_0():
+    small = np.array([[0.0, 1.0, -2.0]])
+    np.testing.assert_array_equal(ops.softmax(small + 1e4), ops.softmax(small))
+
+
+def test_softmax_by_hand():
+    x = leaf([0.0, math.log(3)])  # exponentials 1 and 3, so 1/4 and 3/4
+    y = ops.softmax(x)
+    np.testing.assert_allclose(y.data, [0.25, 0.75], rtol=1e-15)
+    # x̄ = y*(ȳ - Σ ȳ*y) with ȳ = (4, 0): Σ = 1, so (0.25*3, 0.75*(-1))
+    np.testing.assert_allclose(grad(y, x, np.array([4.0, 0.0])), [0.75, -0.75], rtol=1e-15)
+
+
+def test_layernorm_by_hand():
+    x, w, b = leaf([1.0, 3.0]), leaf([2.0, 2.0]), leaf([0.5, 0.5])
+    y = ops.layernorm(x, w, b, eps=0.0)  # mean 2, deviation 1: normalised to -1, 1
+    np.testing.assert_allclose(y.data, [-1.5, 2.5], rtol=1e-15)
+    dx, dw, db = grad(y, [x, w, b], np.array([1.0, 0.0]))
+    np.testing.assert_allclose(dx, [0, 0], atol=1e-15)  # two numbers always normalise to the same pair
+    assert dw.tolist() == [-1, 0]
+    assert db.tolist() == [1, 0]
+
+
+def test_cross_entropy_by_hand():
+    logits = leaf([[0.0, math.log(3)], [5.0, 5.0]])
+    loss = ops.cross_entropy(logits, np.array([1, 0]))
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-15)
+    # (softmax - onehot) / 2
+    np.testing.assert_allclose(grad(loss, logits), [[0.125, -0.125], [-0.25, 0.25]], rtol=1e-15)
+
+
+def test_attention_by_hand():
+    # one channel, two tokens; the second looks at both with scores 2*0 and 2*log 3 / 2
+    q, k, v = leaf([[1.0], [1.0]]), leaf([[0.0], [math.log(3)]]), leaf([[8.0], [4.0]])
+    y = ops.causal_attention(q, k, v)
+    np.testing.assert_allclose(y.data, [[8], [0.25 * 8 + 0.75 * 4]], rtol=1e-15)
+    dq, dk, dv = grad(y, [q, k, v], np.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(dv, [[0.25], [0.75]], rtol=1e-15)
+    # s̄ = p*(p̄ - Σ p̄*p) = (0.25*(8-5), 0.75*(4-5))
+    np.testing.assert_allclose(dk, [[0.75], [-0.75]], rtol=1e-15)
+    np.testing.assert_allclose(dq, [[0], [-0.75 * math.log(3)]], rtol=1e-15)
+
+
+def test_embedding_with_a_repeated_id_adds_up():
+    w = leaf([[1.0], [2.0], [3.0]])
+    y = ops.embedding(w, np.array([2, 0, 2]))
+    assert y.data.tolist() == [[3], [1], [3]]
+    assert grad(y, w, np.array([[10.0], [20.0], [30.0]])).tolist() == [[20], [0], [40]]
+
+
+def test_gelu_is_the_tanh_form_and_gelu_exact_the_other():
+    x = np.linspace(-4, 4, 101)
+    tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
+    np.testing.assert_allclose(ops.gelu(x), tanh_form, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(ops.gelu_exact(x), exact, rtol=1e-12, atol=1e-15)
+    assert np.abs(tanh_form - exact).max() > 1e-4
+
+
+def test_erf_has_full_double_precision():
+    x = np.concatenate([np.linspace(-7, 7, 2801), [0.0, 1e-300, 0.46875, 4.0, 1e30]])
+    exact = np.array([math.erf(v) for v in x])
+    np.testing.assert_allclose(ops.erf(x), exact, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_ignored_targets_change_neither_the_mean_nor_any_gradient(smoothing):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((3, 5))
+    with_ignored = leaf(logits)
+    kept = leaf(logits[[0, 2]])
+    loss = ops.cross_entropy(with_ignored, np.array([1, -100, 4]), label_smoothing=smoothing)
+    expected = ops.cross_entropy(kept, np.array([1, 4]), label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-15)
+    gradient = grad(loss, with_ignored)
+    assert not gradient[1].any()
+    np.testing.assert_allclose(gradient[[0, 2]], grad(expected, kept), rtol=1e-14)
+
+
+@pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
+def test_targets_that_cannot_be_are_refused(form):
+    logits = np.zeros((2, 3))
+    with pytest.raises(IndexRangeError, match="0 to 2; got 0 to 3"):
+        form(logits, np.array([0, 3]))
+    with pytest.raises(IndexRangeError, match="got -1"):
+        form(logits, np.array([0, -1]))
+    with pytest.raises(DtypeError, match="integers"):
+        form(logits, np.array([0.0, 1.0]))
+    with pytest.raises(ShapeError, match=r"expected \(2,\)"):
+        form(logits, np.array([[0, 1]]))
+    with pytest.raises(ShapeError, match="none of 2 targets counts"):
+        form(logits, np.array([-100, -100]))
+
+
+def peak_of(f):
+    tracemalloc.start()
+    f()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_gpt2_vocabulary_at_1024_tokens_never_holds_all_logits():
+    rng = np.random.default_rng(0)
+    x = leaf(rng.standard_normal((1024, 32)), np.float32)
+    w = leaf(rng.standard_normal((50257, 32)) * 0.1, np.float32)
+    targets = rng.integers(50257, size=1024)
+    all_logits = 4 * 1024 * 50257
+    assert peak_of(lambda: grad(ops.linear_cross_entropy(x, w, targets), [x, w])) < 100e6 < all_logits / 2
+
+
+def test_linear_cross_entropy_in_many_blocks_equals_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w = leaf(rng.standard_normal((7, 3))), leaf(rng.standard_normal((11, 3)))
+    targets = np.array([1, 10, -100, 0, 5, 5, -100])
+    whole = ops.linear_cross_entropy(x, w, targets, label_smoothing=0.1)
+    expected = [whole.item(), *grad(whole, [x, w])]
+    monkeypatch.setattr("nanograd_llm.ops.fused._BLOCK_NUMBERS", 22)  # two rows at a time
+    blocks = ops.linear_cross_entropy(x, w, targets, label_smoothing=0.1)
+    for found, value in zip([blocks.item(), *grad(blocks, [x, w])], expected):
+        np.testing.assert_allclose(found, value, rtol=1e-13, atol=1e-16)
+
+
+def test_attention_computes_no_gradient_or_value_from_the_future():
+    rng = np.random.default_rng(0)
+    n = 150  # more than two blocks
+    q, k, v = (leaf(rng.standard_normal((n, 4))) for _ in range(3))
+    cotangent = np.zeros((n, 4))
+    cotangent[70] = 1
+    for gradient in grad(ops.causal_attention(q, k, v), [q, k, v], cotangent):
+        assert gradient[70].any()
+        assert not gradient[71:].any()
+
+
+def test_attention_with_more_queries_than_keys_is_refused():
+    with pytest.raises(ShapeError, match="3 queries for 2 keys"):
+        ops.causal_attention(np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_self_attention_on_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ShapeError, match="3 \\* n_head \\* D; n_head is 4"):
+        ops.causal_self_attention(np.zeros((1, 2, 18)), n_head=4)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
+def test_a_dropout_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(ConfigError, match="0 ≤ rate < 1"):
+        ops.dropout(np.ones(3), rate=rate, seed=(0,))
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    y = ops.dropout(np.ones((500, 500)), rate=0.3, seed=(1,))
+    assert set(np.unique(y)) == {0, 1 / 0.7}
+    assert (y == 0).mean() == pytest.approx(0.3, abs=0.01)
+    np.testing.assert_array_equal(y, ops.dropout(np.ones((500, 500)), rate=0.3, seed=(1,)))
+    assert (y != ops.dropout(np.ones((500, 500)), rate=0.3, seed=(2,))).any()
+
+
+@pytest.mark.parametrize("layout", ["fortran", "negative strides", "broadcast", "read-only", "slice"])
+def test_memory_layout_changes_no_result(layout):
+    rng = np.random.default_rng(0)
+    plain = rng.standard_normal((4, 6))
+    if layout == "broadcast":
+        plain[:] = plain[0]
+    other = {
+        "fortran": np.asfortranarray(plain),
+        "negative strides": plain[::-1, ::-1].copy()[::-1, ::-1],
+        "broadcast": np.broadcast_to(plain[0], plain.shape),
+        "read-only": plain.copy(),
+        "slice": np.concatenate([plain, plain], axis=1)[:, :6],
+    }[layout]
+    other.flags.writeable = layout in ("negative strides", "slice", "fortran")
+    w, b = rng.standard_normal(6), rng.standard_normal(6)
+    calls = {
+        "layernorm": lambda x: ops.layernorm(x, w, b),
+        "softmax": ops.softmax,
+        "gelu": ops.gelu,
+        "linear": lambda x: ops.linear(x, rng.standard_normal((6, 3)) * 0 + 1.5),
+        "cross_entropy": lambda x: ops.cross_entropy(x, np.array([0, 1, 2, 3])),
+        "causal_self_attention": lambda x: ops.causal_self_attention(x.reshape((1, 4, 6)), n_head=2),
+    }
+    for name, f in calls.items():
+        x, z = Tensor(plain, requires_grad=True), Tensor(other, requires_grad=True)
+        y, yz = f(x), f(z)
+        cotangent = np.asarray(np.random.default_rng(1).standard_normal(y.shape))
+        np.testing.assert_allclose(y.data, yz.data, rtol=1e-13, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(grad(y, x, cotangent), grad(yz, z, cotangent), rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_under_higher_order_the_composition_takes_the_fused_forms_place():
+    x = leaf([[0.5, -1.0, 2.0]])
+    with higher_order():
+        assert ops.softmax(x)._node.op.name != "softmax"
+    assert ops.softmax(x)._node.op.name == "softmax"
