@@ -78,6 +78,7 @@ class GPT(Module):
     """
 
     def __init__(self, config: GPTConfig, seed: int = 0):
+        require_int("seed", seed, 0)
         rng = np.random.default_rng(seed)
         C = config.n_embd
         self.config = config
@@ -96,7 +97,7 @@ class GPT(Module):
 
         Raises ShapeError where T exceeds the context, IndexRangeError for an id outside the vocabulary.
         """
-        return ops.linear(self.hidden(tokens), self.wte.T)
+        return self._head(self.hidden(tokens))
 
     def loss(self, tokens: Any, targets: Any) -> Tensor:
         """Mean cross-entropy in nats over the targets that are not -100.  tokens, targets (B, T) ids -> ()"""
@@ -132,7 +133,10 @@ class GPT(Module):
                 attention_maps.append(block.attention.weights(block.ln_1(x)).data)
                 x = block(x)
                 hidden_states.append(x.data)
-            return Look(self.forward(tokens).data, hidden_states, attention_maps)
+            return Look(self._head(self.ln_f(x)).data, hidden_states, attention_maps)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.wte.T)  # (B, T, C)·(C, V) -> (B, T, V)
 
     def _embed(self, tokens: Any, start: int) -> Tensor:
         ids = np.asarray(raw(tokens))

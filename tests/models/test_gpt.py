@@ -1,0 +1,420 @@
+"""GPT is GPT-2: held to the paper's definition in plain NumPy, to its published sizes, and to true derivatives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Tensor, grad, higher_order, hvp, no_grad, ops
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.models.gpt import PRESETS
+from nanograd_llm.randomness import noise
+
+SIZES = dict(vocab_size=13, context_length=8, n_layer=2, n_head=2, n_embd=16)
+
+
+def tiny(seed: int = 0, **changes: Any) -> GPT:
+    return GPT(GPTConfig(**{**SIZES, **changes}), seed=seed)
+
+
+def shaken(dtype: Any = np.float64) -> GPT:
+    """A model all of whose parameters, biases and norms included, are far from their special initial values."""
+    model, rng = tiny().astype(dtype), np.random.default_rng(1)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * rng.standard_normal(parameter.shape)
+    return model
+
+
+@pytest.fixture
+def tokens(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(13, size=(3, 7))
+
+
+@pytest.fixture
+def targets(rng: np.random.Generator) -> np.ndarray:
+    return np.random.default_rng(9).integers(13, size=(3, 7))
+
+
+# The architecture
+
+
+def gpt2_forward(w: dict[str, np.ndarray], tokens: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:
+    """GPT-2 as its paper and the papers it cites define it, one sequence and one head at a time."""
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        mean = x.mean(axis=-1, keepdims=True)
+        return (x - mean) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def affine(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    logits = []
+    for row in tokens:
+        T = len(row)
+        x = w["wte"][row] + w["wpe"][:T]
+        for i in range(n_layer):
+            block = f"blocks.{i}"
+            q, k, v = np.split(affine(norm(x, f"{block}.ln_1"), f"{block}.attention.qkv"), 3, axis=-1)
+            heads = []
+            for qh, kh, vh in zip(*(np.split(part, n_head, axis=-1) for part in (q, k, v))):
+                head = np.zeros_like(vh)
+                for t in range(T):
+                    scores = kh[: t + 1] @ qh[t] / math.sqrt(qh.shape[-1])
+                    weights = np.exp(scores) / np.exp(scores).sum()
+                    head[t] = weights @ vh[: t + 1]
+                heads.append(head)
+            x = x + affine(np.concatenate(heads, axis=-1), f"{block}.attention.out")
+            h = affine(norm(x, f"{block}.ln_2"), f"{block}.mlp.up")
+            h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+            x = x + affine(h, f"{block}.mlp.down")
+        logits.append(norm(x, "ln_f") @ w["wte"].T)
+    return np.array(logits)
+
+
+def test_the_logits_are_gpt2s_by_its_definition(tokens: np.ndarray) -> None:
+    model = shaken()
+    expected = gpt2_forward(model.state_dict(), tokens, 2, 2)
+    assert np.allclose(model(tokens).data, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_loss_is_the_mean_surprise_over_the_targets_that_count(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = shaken()
+    targets[0, 2:] = -100
+    targets[2] = -100
+    logits = model(tokens).data
+    logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = -np.mean([logp[b, t, targets[b, t]] for b, t in np.argwhere(targets != -100)])
+    assert model.loss(tokens, targets).item() == pytest.approx(expected, rel=1e-13)
+    assert ops.cross_entropy(model(tokens), targets).item() == pytest.approx(expected, rel=1e-13)
+
+
+def test_a_float32_model_computes_in_float32(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = tiny()
+    loss = model.loss(tokens, targets)
+    loss.backward()
+    assert model(tokens).dtype == loss.dtype == np.float32
+    assert {p.grad.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+
+
+def test_the_embeddings_gradient_is_an_array_of_its_shape(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = tiny()
+    model.loss(tokens, targets).backward()
+    assert type(model.wte.grad) is np.ndarray
+    assert model.wte.grad.shape == (13, 16)
+
+
+def test_a_later_token_never_changes_earlier_logits(tokens: np.ndarray) -> None:
+    model = shaken(np.float32)
+    changed = tokens.copy()
+    changed[:, 4:] = (changed[:, 4:] + 1) % 13
+    before, after = model(tokens).data, model(changed).data
+    assert np.array_equal(before[:, :4], after[:, :4])
+    assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+# Sizes
+
+PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+
+
+def parameter_count(c: GPTConfig) -> int:
+    """Embeddings; for each block two norms, qkv, out, up and down with their biases; the last norm."""
+    C = c.n_embd
+    block = 2 * 2 * C + (C + 1) * 3 * C + (C + 1) * C + (C + 1) * 4 * C + (4 * C + 1) * C
+    return (c.vocab_size + c.context_length) * C + c.n_layer * block + 2 * C
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_layer": 3}, {"n_embd": 8, "vocab_size": 5, "context_length": 3}])
+def test_a_model_has_as_many_parameters_as_its_sizes_say(changes: dict[str, int]) -> None:
+    model = tiny(**changes)
+    assert model.parameter_count() == model.parameter_count(unique=False) == parameter_count(model.config)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_the_published_parameter_count(name: str) -> None:
+    assert parameter_count(GPTConfig.preset(name)) == PUBLISHED[name]
+
+
+def test_presets_can_be_changed_field_by_field() -> None:
+    config = GPTConfig.preset("nano", vocab_size=65, dropout=0.1)
+    assert dataclasses.asdict(config) == {**PRESETS["nano"], "vocab_size": 65, "dropout": 0.1}
+
+
+# The beginning
+
+
+def test_an_untrained_model_is_as_surprised_as_a_uniform_one(tokens: np.ndarray, targets: np.ndarray) -> None:
+    assert tiny().loss(tokens, targets).item() == pytest.approx(math.log(13), rel=0.02)
+
+
+def test_weights_begin_as_gpt2s_did() -> None:
+    model = tiny(n_layer=8, n_embd=64, vocab_size=500, context_length=100)
+    smaller = 0.02 / math.sqrt(2 * 8)
+    for name, p in model.named_parameters():
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            assert p.data.std() == pytest.approx(smaller, rel=0.05), name
+        elif p.ndim == 2:
+            assert p.data.std() == pytest.approx(0.02, rel=0.05), name
+        else:
+            assert (p.data == (1 if name.endswith("weight") else 0)).all(), name
+
+
+def test_the_seed_decides_every_number() -> None:
+    first, same, other = (b"".join(a.tobytes() for a in tiny(seed).state_dict().values()) for seed in (0, 0, 1))
+    assert first == same
+    assert first != other
+
+
+# Dropout
+
+
+@pytest.mark.parametrize(
+    "place", [["dropout"], ["blocks.0.attention.dropout"], ["blocks.1.mlp.dropout"]], ids=lambda names: names[0]
+)
+def test_dropout_acts_in_each_of_gpt2s_places(place: list[str], tokens: np.ndarray) -> None:
+    model = tiny()
+    plain = model(tokens).data
+    dict(model.named_modules())[place[0]].rate = 0.5
+    with noise(0):
+        assert not np.allclose(model(tokens).data, plain)
+    assert np.array_equal(model.eval()(tokens).data, plain)
+
+
+def test_dropout_has_two_uses_in_an_attention_layer(tokens: np.ndarray) -> None:
+    """On the weights, and on what goes into the residual stream."""
+    model = tiny(n_layer=1)
+    layer = model.blocks[0].attention
+    layer.dropout.rate = 0.5
+    x = Tensor(np.ones((1, 6, 16), np.float32))
+    layer.out.weight.data[:] = 0
+    layer.out.bias.data[:] = 1  # hides the weights: what is left is the dropout of the output
+    with noise(0):
+        assert set(np.unique(layer(x).data)) == {0, 2}
+    layer.out.weight.data[:] = np.eye(16)
+    layer.out.bias.data[:] = 0
+    layer.qkv.weight.data[:] = 0
+    layer.qkv.bias.data[:] = 1  # equal weights on equal values: each query's weights sum to one unless some are dropped
+    with noise(0):
+        assert len(np.unique(layer(x).data)) > 2
+
+
+def test_dropout_follows_the_noise_key(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = tiny(dropout=0.3)
+
+    def loss(*key: int) -> float:
+        with noise(*key):
+            return model.loss(tokens, targets).item()
+
+    assert loss(1, 2) == loss(1, 2)
+    assert loss(1, 2) != loss(1, 3)
+    assert model.eval() and loss(1, 2) == loss(1, 3)
+
+
+# Looking inside
+
+
+def test_look_shows_what_forward_computes(tokens: np.ndarray) -> None:
+    model = shaken()
+    look = model.look(tokens)
+    assert np.array_equal(look.logits, model(tokens).data)
+    assert len(look.hidden_states) == 3
+    assert len(look.attention_maps) == 2
+    assert np.array_equal(look.hidden_states[0], model.wte.data[tokens] + model.wpe.data[:7])
+    assert np.array_equal(look.hidden_states[2], model.blocks[1](look.hidden_states[1]).data)
+    assert np.allclose(look.logits, model.ln_f(look.hidden_states[2]).data @ model.wte.data.T, rtol=1e-12)
+
+
+def test_attention_maps_are_causal_rows_that_sum_to_one(tokens: np.ndarray) -> None:
+    for weights in shaken().look(tokens).attention_maps:
+        assert weights.shape == (3, 2, 7, 7)
+        assert np.allclose(weights.sum(axis=-1), 1, rtol=1e-12)
+        assert (weights >= 0).all()
+        assert not np.triu(weights, 1).any()
+
+
+def test_attention_maps_are_the_weights_that_the_layer_uses(tokens: np.ndarray) -> None:
+    model = shaken()
+    look, block = model.look(tokens), model.blocks[1]
+    x = block.ln_1(look.hidden_states[1])
+    values = np.split(block.attention.qkv(x).data, 3, axis=-1)[2]
+    heads = [map_ @ v for map_, v in zip(look.attention_maps[1].swapaxes(0, 1), np.split(values, 2, axis=-1))]
+    expected = block.attention.out(np.concatenate(heads, axis=-1)).data
+    assert np.allclose(block.attention(x).data, expected, rtol=1e-12)
+
+
+def test_look_is_one_computation_under_dropout_too(tokens: np.ndarray) -> None:
+    model = tiny(dropout=0.5)
+    look = model.look(tokens)
+    assert np.allclose(look.logits, model.ln_f(look.hidden_states[-1]).data @ model.wte.data.T, rtol=1e-4, atol=1e-6)
+
+
+def test_next_logits_are_the_last_logits_of_forward(tokens: np.ndarray) -> None:
+    model = shaken(np.float32)
+    expected = model(tokens).data[:, -1]
+    assert np.allclose(model.next_logits(tokens), expected, rtol=1e-5, atol=1e-5)
+    caches = model.new_caches(3)
+    for start, end in [(0, 3), (3, 4), (4, 7)]:
+        found = model.next_logits(tokens[:, start:end], caches)
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert caches[0].length == 7
+
+
+# Derivatives of the whole model, in float64
+
+NAMES = [name for name, _ in tiny().named_parameters()]
+
+
+def test_the_gradient_is_the_complex_step_derivative_for_every_parameter(
+    tokens: np.ndarray, targets: np.ndarray
+) -> None:
+    model, rng = shaken(), np.random.default_rng(2)
+    targets[1, 3:] = -100
+    gradients = grad(model.loss(tokens, targets), model.parameters())
+    for name, parameter, gradient in zip(NAMES, model.astype(np.complex128).parameters(), gradients):
+        direction = rng.standard_normal(parameter.shape)
+        parameter.data += 1e-30j * direction
+        exact = model.loss(tokens, targets).data.imag / 1e-30
+        parameter.data -= 1e-30j * direction
+        bound = 64 * np.finfo(float).eps * np.abs(gradient * direction).sum()
+        assert abs(np.sum(gradient * direction) - exact) < bound, name
+
+
+def gradient_along(model: GPT, tokens: np.ndarray, targets: np.ndarray, directions: list[np.ndarray]) -> list[Any]:
+    """The Hessian of the loss times the directions."""
+    with higher_order():
+        gradients = grad(model.loss(tokens, targets), model.parameters())
+        total = sum((g * d).sum() for g, d in zip(gradients, directions))
+    return grad(total, model.parameters())
+
+
+def test_the_second_derivative_is_right_for_every_parameter(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model, rng = shaken(), np.random.default_rng(3)
+    parameters = model.parameters()
+    directions = [rng.standard_normal(p.shape) for p in parameters]
+    values = [p.data.copy() for p in parameters]
+
+    def gradients_at(h: float) -> list[np.ndarray]:
+        for p, value, direction in zip(parameters, values, directions):
+            p.data = value + h * direction
+        return grad(model.loss(tokens, targets), parameters)
+
+    h = 2e-4  # fourth order: the error falls as h⁴, the rounding grows as ε/h
+    stencil = [(1 / 12, -2), (-2 / 3, -1), (2 / 3, 1), (-1 / 12, 2)]
+    parts = [[c / h * g for g in gradients_at(k * h)] for c, k in stencil]
+    expected = [np.sum(part, axis=0) for part in zip(*parts)]
+    gradients_at(0)
+    found = gradient_along(model, tokens, targets, directions)
+    for name, a, b in zip(NAMES, found, expected):
+        assert np.allclose(a, b, rtol=1e-6, atol=1e-7 * np.abs(b).max()), name
+
+
+def test_the_hessian_is_symmetric(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model, rng = shaken(), np.random.default_rng(4)
+    u, v = ([rng.standard_normal(p.shape) for p in model.parameters()] for _ in range(2))
+
+    def product(along: list[np.ndarray], with_: list[np.ndarray]) -> float:
+        return float(sum(np.sum(a * b) for a, b in zip(gradient_along(model, tokens, targets, along), with_)))
+
+    assert product(u, v) == pytest.approx(product(v, u), rel=1e-10)
+
+
+def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model, table = shaken(), shaken().wte
+    direction = np.random.default_rng(5).standard_normal(table.shape)
+
+    def loss(wte: Tensor) -> Tensor:
+        model.wte = wte
+        return model.loss(tokens, targets)
+
+    (found,) = hvp(loss, [table], [direction])
+    directions = [direction, *(np.zeros(p.shape) for p in shaken().parameters()[1:])]
+    assert np.allclose(found, gradient_along(shaken(), tokens, targets, directions)[0], rtol=1e-12)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize("call", ["forward", "next_logits", "look"])
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (np.zeros((1, 9), int), ShapeError, "context_length is 8 but 9 tokens arrived"),
+        (np.zeros(5, int), ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
+        (3, ShapeError, r"tokens must be \(B, T\); got shape \(\)"),
+        (np.array([[0, 13]]), IndexRangeError, "token ids go from 0 to 12; got 0 to 13"),
+        (np.array([[0, -1]]), IndexRangeError, "token ids go from 0 to 12; got -1 to 0"),
+        (np.zeros((1, 3)), DtypeError, "token ids are integers; got float64"),
+        (np.ones((1, 3), bool), DtypeError, "token ids are integers; got bool"),
+    ],
+)
+def test_tokens_that_cannot_be_are_refused(call: str, bad: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        getattr(tiny(), call)(bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (np.array([[0, 13]]), IndexRangeError, "target ids go from 0 to 12; got 0 to 13"),
+        (np.array([[-1, 0]]), IndexRangeError, "target ids go from 0 to 12; got -1 to 0"),
+        (np.array([[1, 2, 3]]), ShapeError, r"targets \(1, 3\) do not fit logits \(1, 2, 13\)"),
+        (np.array([[-100, -100]]), ShapeError, "none of 2 targets counts"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(bad: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        tiny().loss(np.array([[0, 1]]), bad)
+
+
+def test_a_full_context_is_refused_one_more_token() -> None:
+    model = tiny()
+    caches = model.new_caches(1)
+    model.next_logits(np.zeros((1, 8), int), caches)
+    with pytest.raises(ShapeError, match="context_length is 8 but 9 tokens arrived"):
+        model.next_logits(np.zeros((1, 1), int), caches)
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("value", [0, -1, True, 2.0, "4", None, float("nan")])
+def test_a_size_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be an integer of at least 1; got"):
+        GPTConfig(**{**SIZES, field: value})
+
+
+@pytest.mark.parametrize("dropout", [float("nan"), 1.0, -0.1, float("inf"), True, "0.1"])
+def test_a_dropout_that_cannot_be_is_refused(dropout: Any) -> None:
+    with pytest.raises(ConfigError, match="dropout must be a finite number with 0 ≤ dropout < 1; got"):
+        GPTConfig(**SIZES, dropout=dropout)
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="n_embd must be a multiple of n_head; got n_embd=16, n_head=3"):
+        GPTConfig(**{**SIZES, "n_head": 3})
+
+
+@pytest.mark.parametrize(("name", "near"), [("gpt2-lage", "gpt2-large"), ("nanno", "nano"), ("gpt-2", "gpt2")])
+def test_an_unknown_preset_is_refused_with_the_nearest_one(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset must be one of nano, .*; got '{name}'; did you mean '{near}'"):
+        GPTConfig.preset(name)
+
+
+def test_a_config_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().config.n_layer = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_a_seed_that_cannot_be_is_refused(seed: Any) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        tiny(seed)
+
+
+def test_generation_records_nothing(tokens: np.ndarray) -> None:
+    model = tiny()
+    assert type(model.next_logits(tokens)) is np.ndarray
+    with no_grad():
+        assert not model(tokens).requires_grad
