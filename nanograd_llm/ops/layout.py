@@ -126,7 +126,7 @@ def squeeze_backward(dy, x_shape):
 )
 def concatenate(*xs, axis=0):
     """Join along an existing axis; takes the parts, or one list of them.  xs (?) -> y (?)"""
-    return np.concatenate(xs, *axes_of((axis,), np.ndim(xs[0])))
+    return np.concatenate(xs, *axes_of((axis,), max(map(np.ndim, xs), default=1)))
 
 
 @concatenate.backward
@@ -142,7 +142,7 @@ def concatenate_backward(dy, xs_shape, axis):
 )
 def stack(*xs, axis=0):
     """Join along a new axis; takes the parts, or one list of them.  xs (*) -> y (?)"""
-    return np.stack(xs, *axes_of((axis,), np.ndim(xs[0]) + 1))
+    return np.stack(xs, *axes_of((axis,), max(map(np.ndim, xs), default=0) + 1))
 
 
 @stack.backward

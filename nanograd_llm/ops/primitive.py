@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import ShapeError
 from nanograd_llm.op import op
 from nanograd_llm.ops.layout import broadcast_to, expand_dims, squeeze, swapaxes
+from nanograd_llm.shapes import axes_of
 
 
 @op("y = a + b", "ā = ȳ;  b̄ = ȳ")
@@ -298,7 +298,7 @@ def sum(x, *, axis=None, keepdims=False):
 
     Raises ShapeError for an axis that is out of range, named twice or not an integer.
     """
-    return np.sum(x, axis=_axes(axis, x), keepdims=keepdims)
+    return np.sum(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
 
 
 @sum.backward
@@ -309,12 +309,12 @@ def sum_backward(dy, x_shape, axis, keepdims):
 @op("y = Σ x / n over axis", "x̄ = ȳ/n, repeated over axis", samples=lambda draw: list(_over_axes(draw))[:-1])
 def mean(x, *, axis=None, keepdims=False):
     """Mean over one axis, several, or all (None).  x (*) -> y (* - axis)"""
-    return np.mean(x, axis=_axes(axis, x), keepdims=keepdims)
+    return np.mean(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
 
 
 @mean.backward
 def mean_backward(dy, x_shape, axis, keepdims):
-    n = math.prod(x_shape[a] for a in _axis_list(axis, len(x_shape)))
+    n = math.prod(x_shape[a] for a in axes_of(axis, len(x_shape)))
     return broadcast_to(_with_axes(dy / n, axis, keepdims, len(x_shape)), shape=x_shape)
 
 
@@ -325,38 +325,20 @@ def mean_backward(dy, x_shape, axis, keepdims):
 )
 def max(x, *, axis=None, keepdims=False):
     """Largest over one axis, several, or all (None).  x (*) -> y (* - axis)"""
-    return np.max(x, axis=_axes(axis, x), keepdims=keepdims)
+    return np.max(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
 
 
 @max.backward
 def max_backward(dy, x, y, axis, keepdims):
     dy, y = (_with_axes(z, axis, keepdims, x.ndim) for z in (dy, y))
     largest = np.asarray(x == y)
-    count = largest.sum(axis=_axis_list(axis, x.ndim), keepdims=True)
+    count = largest.sum(axis=axes_of(axis, x.ndim), keepdims=True)
     return dy * (largest / count).astype(dy.dtype)
-
-
-def _axis_list(axis: Any, ndim: int) -> tuple[int, ...]:
-    """The axes as non-negative numbers. NumPy takes True for 1 here; that is always a mistake."""
-    axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    for a in axes:
-        if isinstance(a, (bool, np.bool_)) or not isinstance(a, (int, np.integer)):
-            raise ShapeError(f"axis must be an integer, a tuple of integers or None; got {axis!r}")
-        if not -ndim <= a < ndim:
-            raise ShapeError(f"axis {a} is out of range for {ndim} dimensions; use {-ndim} to {ndim - 1}")
-    found = tuple(int(a) % ndim for a in axes)
-    if len(set(found)) < len(found):
-        raise ShapeError(f"axis {axis} names an axis twice")
-    return found
-
-
-def _axes(axis: Any, x: Any) -> tuple[int, ...]:
-    return _axis_list(axis, np.ndim(x))
 
 
 def _with_axes(z: Any, axis: Any, keepdims: bool, ndim: int) -> Any:
     """Put the reduced axes back with size one."""
-    return z if keepdims else expand_dims(z, axis=_axis_list(axis, ndim))
+    return z if keepdims else expand_dims(z, axis=axes_of(axis, ndim))
 
 
 @op("y = a b", "ā = ȳ bᵀ;  b̄ = aᵀ ȳ")
