@@ -6,7 +6,6 @@ op, its inputs' shapes, the path of the module that called it and the line of so
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
@@ -76,7 +75,7 @@ class Protection:
 
     def __init__(self, array: np.ndarray):
         self.array = array
-        self.was_writeable = array.flags.writeable
+        self.restores = [array] if array.flags.writeable else []
         self.digest = _digest(array)
         array.flags.writeable = False
 
@@ -84,9 +83,13 @@ class Protection:
         return _digest(self.array) == self.digest
 
     def __del__(self) -> None:
-        if self.was_writeable:
-            with contextlib.suppress(ValueError):  # a view of an array that is still protected stays read-only
-                self.array.flags.writeable = True
+        for array in self.restores:
+            try:
+                array.flags.writeable = True
+            except ValueError:  # a view of an array that is still protected: it is restored after that one
+                owner = self._alive.get(id(array.base))
+                if owner is not None:
+                    owner.restores.append(array)
 
 
 def _digest(array: np.ndarray) -> bytes:

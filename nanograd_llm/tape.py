@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.backend import SCALARS_WIDEN, as_array
 from nanograd_llm.checked import Protection, require_finite, require_no_widening
-from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import state
 
 _order = itertools.count()
@@ -101,6 +101,8 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
     for key, leaf in leaves.items():
         if wanted is None or key in wanted:
             total = pending[key]
+            if total.dtype.kind != "f":
+                raise DtypeError(f"a leaf of dtype {total.dtype} has requires_grad set; only floats have gradients")
             gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype)
             is_own = state.higher_order or (key in owned and gradient is total and not leaf._hooks)
             found[key] = leaf, gradient if is_own else gradient.copy()
@@ -166,6 +168,12 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
     needs = tuple([source is not None and (leads is None or id(source) in leads) for source in sources])
     if True not in needs:
         return
+    if node.place is not None:
+        arrived = cotangent.data if state.higher_order else cotangent
+        require_finite(arrived, f"the cotangent of the result of {node.place}")
+        if isinstance(cotangent, np.ndarray):  # it may be that of another input as well: a rule must not write into it
+            cotangent = cotangent.view()
+            cotangent.flags.writeable = False
     for protection in node.protections:
         if not protection.unchanged():
             raise GraphError(
@@ -184,10 +192,10 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
                     f"the rule of {node.op.name} returned {gradient!r} for input {i}, which needs a gradient"
                 )
         if node.place is not None:
-            numbers = getattr(gradient, "data", gradient) if state.higher_order else gradient
-            require_finite(numbers, f"the cotangent of input {i} of {node.place}")
-            if not (SCALARS_WIDEN and cotangent.shape == ()):  # what the rule widened there is narrowed below
-                require_no_widening(gradient.dtype, [cotangent, *saved], f"the cotangent of input {i} of {node.place}")
+            what = f"the cotangent of input {i} of {node.place}"
+            require_finite(gradient.data if state.higher_order else gradient, what)
+            if gradient.dtype != dtype and not (SCALARS_WIDEN and cotangent.shape == ()):
+                require_no_widening(gradient.dtype, [cotangent, *saved], what)
         fitted = _fit(gradient, shape, dtype, node.op.name)
         is_own = not state.higher_order and (
             fitted is not gradient or _is_own(node.op, gradient, cotangent, saved, [g for _, g in gradients])
@@ -221,10 +229,10 @@ def _run_hooks(hooks: list[Hook] | None, cotangent: Any, shape: tuple[int, ...],
     for hook in list(hooks or ()):
         replacement = hook(cotangent)
         if replacement is not None:
-            if replacement.shape != shape or replacement.dtype != dtype:
+            found = getattr(replacement, "shape", None), getattr(replacement, "dtype", type(replacement).__name__)
+            if found != (shape, dtype):
                 raise ShapeError(
-                    f"a hook replaced a cotangent of shape {shape}, {dtype} by one of {replacement.shape}, "
-                    f"{replacement.dtype}; both must stay"
+                    f"a hook replaced a cotangent of shape {shape}, {dtype} by {found[0]}, {found[1]}; both must stay"
                 )
             cotangent = replacement
     return cotangent
