@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import is_array, xp
+from nanograd_llm.backend import as_array, is_array, xp
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import higher_order, state
 from nanograd_llm.tape import Node, walk
@@ -143,7 +143,8 @@ class Tensor:
     def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
         """Call hook(cotangent) when this Tensor's whole cotangent of a pass is known; what it returns replaces it.
 
-        The hook must not write into the array it sees. Returns a function that removes the hook again.
+        The hook must not write into the array it sees (under `higher_order()` a Tensor), and keeps shape and dtype.
+        Returns a function that removes the hook again.
         """
         if not self.requires_grad:
             raise GraphError("register_hook() on a Tensor that needs no gradient; set requires_grad=True on a leaf")
@@ -151,8 +152,15 @@ class Tensor:
             hooks = self._hooks = self._hooks or []
         else:
             hooks = self._node.hooks = self._node.hooks or []
-        hooks.append(hook)
-        return lambda: hooks.remove(hook)
+
+        def run(cotangent: Any) -> Any:
+            replacement = hook(cotangent)
+            if state.higher_order:
+                return replacement if replacement is None or isinstance(replacement, Tensor) else Tensor(replacement)
+            return as_array(raw(replacement), cotangent)
+
+        hooks.append(run)
+        return lambda: hooks.remove(run) if run in hooks else None
 
     # Arithmetic is the ops'; the engine only knows them by name.
 
@@ -267,7 +275,7 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
             raise GraphError("NumPy would lose this Tensor's tape; use .data or .detach() to say that you mean it")
-        return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
+        return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
@@ -316,6 +324,8 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, retain_graph: bool | Non
     the caller; under `higher_order()` Tensors that can be differentiated again. Where y does not depend on a Tensor its
     gradient is zero. Nothing is written into any `.grad`.
     """
+    if not isinstance(y, Tensor):
+        raise GraphError(f"grad wants the gradient of a Tensor; got a {type(y).__name__}")
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if single else list(wrt)
     for target in targets:
@@ -342,9 +352,12 @@ def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., t
     f must return a scalar Tensor. The value comes back detached (under `higher_order()` as it is).
     """
 
+    if wrt is not None and not isinstance(wrt, Tensor):
+        wrt = list(wrt)  # a generator would be empty at the second call
+
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        targets = wrt
+        targets: Any = wrt
         if targets is None:
             args = tuple(
                 x if isinstance(x, Tensor) and x.requires_grad else Tensor(x, requires_grad=True) for x in args
@@ -363,11 +376,15 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     """Hessian-vector product: the derivative of f's gradient at `inputs` along `vectors`, without building the Hessian.
 
     f takes the inputs as Tensors and returns a scalar Tensor. Returns one array for each input. (Pearlmutter 1994.)
+    Raises ShapeError where the vectors are not shaped as the inputs.
     """
-    leaves = [Tensor(raw(x), requires_grad=True) for x in inputs]
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    expected, found = [leaf.shape for leaf in leaves], [np.shape(raw(v)) for v in vectors]
+    if found != expected:
+        raise ShapeError(f"hvp wants a vector for each input, of its shape: {expected}; got {found}")
     with higher_order():
         gradients = grad(f(*leaves), leaves)
-        along = [g * raw(v) for g, v in zip(gradients, vectors, strict=True)]
+        along = [g * raw(v) for g, v in zip(gradients, vectors)]
         total = functools.reduce(lambda a, b: a + b, [a.sum() for a in along])
     if not total.requires_grad:  # f is linear: its gradient does not move
         return [np.zeros_like(leaf.data) for leaf in leaves]

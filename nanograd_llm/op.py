@@ -80,6 +80,10 @@ class Op:
             raise ShapeError(f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'")
         if list(line.inputs) != self.inputs:
             raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
+        for token in line.unbound() - set(self.static_defaults):
+            raise ShapeError(f"op {self.name}: no input or static argument says what {token} is in {line.text!r}")
+        for name in {"y", "needs"} & {*self.inputs, *self.static_defaults}:
+            raise NanogradError(f"op {self.name}: to a rule {name!r} means something else; rename the argument")
         return line
 
     def _require_adjoints(self) -> None:
@@ -186,7 +190,7 @@ class Op:
             elif kind == "static":
                 saved.append(static[key] if key in static else self.static_defaults[key])
             elif kind == "kept":
-                saved.append(kept[key])
+                saved.append(self._kept(kept, key))
             elif kind == "needs":
                 saved.append(needs)
             elif isinstance(key, slice):
@@ -201,6 +205,19 @@ class Op:
             flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in saved)
             node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
         return node
+
+    def _kept(self, kept: dict[str, Any], name: str) -> Any:
+        if name not in kept:
+            raise GraphError(
+                f"the rule of {self.name} asks for {name!r}, which is no input, no static argument and not among what "
+                f"its forward keeps: {list(kept)}"
+            )
+        if state.higher_order:
+            raise GraphError(
+                f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
+                "declare the composition it equals"
+            )
+        return kept[name]
 
     def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...]) -> tuple[list[Any], list[tuple[int, Any]]]:
         """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...])."""
@@ -219,11 +236,14 @@ class Op:
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(gradients) != len(places):
             raise GraphError(f"the rule of {self.name} returned {len(gradients)} gradients for {len(places)} inputs")
+        if state.higher_order:  # a rule may give a constant as a bare array
+            gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
         return saved, list(zip(places, gradients))
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         require_finite(y, f"the result of {where}")
-        require_no_widening(y.dtype, arrays, f"the result of {where}")
+        if "dtype" not in static:
+            require_no_widening(y.dtype, arrays, f"the result of {where}")
         problem = self.shape_problem(arrays, static, y.shape)
         if problem:
             raise ShapeError(f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}")
