@@ -1,0 +1,383 @@
+"""A Tensor behaves as the array it holds: construction, operators with every operand, comparison, indexing, repr."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+import pytest
+
+from nanograd_llm import Parameter, Tensor, grad, no_grad, ops
+from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError
+
+ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
+
+
+def leaf(values, dtype=np.float32):
+    return Tensor(np.array(values, dtype=dtype), requires_grad=True)
+
+
+# Construction
+
+
+@pytest.mark.parametrize("data", [1.5, [1.5, 2.5], [[1.5], [2.5]], (1.5,), []])
+def test_python_floats_become_float32(data):
+    assert Tensor(data).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_, np.complex128])
+def test_arrays_and_numpy_scalars_keep_their_dtype(dtype):
+    assert Tensor(np.ones(2, dtype)).dtype == dtype
+    assert Tensor(np.ones((), dtype)[()]).dtype == dtype
+
+
+def test_an_array_is_held_without_a_copy():
+    array = np.ones(3, np.float32)
+    assert Tensor(array).data is array
+    assert Tensor(Tensor(array)).data is array
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, for the name alone
+def test_a_matrix_becomes_an_ordinary_array():
+    data = Tensor(np.matrix([[1.0, 2.0]])).data
+    assert type(data) is np.ndarray
+    np.testing.assert_array_equal(data * data, [[1, 4]])
+
+
+@pytest.mark.parametrize(
+    "data", ["abc", ["a", "b"], None, object(), [None, 1.0], np.array(["a"]), np.array([object()]), {1, 2}, 10**400]
+)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_what_is_no_number_is_refused(data, requires_grad):
+    with pytest.raises(DtypeError, match="a Tensor holds numbers; got dtype"):
+        Tensor(data, requires_grad=requires_grad)
+
+
+def test_a_ragged_list_is_refused():
+    with pytest.raises(ShapeError, match="no rectangular array"):
+        Tensor([[1.0, 2.0], [3.0]])
+
+
+@pytest.mark.parametrize("data", [1, True, [1, 2], np.array([1]), np.array([True]), np.array([1j]), np.int64(3)])
+def test_integers_booleans_and_complex_numbers_cannot_require_a_gradient(data):
+    with pytest.raises(DtypeError, match="only float data can require a gradient; got"):
+        Tensor(data, requires_grad=True)
+    with pytest.raises(DtypeError):
+        Parameter(data)
+
+
+def test_requires_grad_set_on_integers_afterwards_is_refused_by_backward():
+    x = Tensor([1, 2])
+    x.requires_grad = True
+    with pytest.raises(DtypeError, match="a leaf of dtype int64 has requires_grad set"):
+        (x * np.float64(1.5)).sum().backward()
+    assert x.grad is None
+
+
+def test_a_parameter_is_a_leaf_that_requires_a_gradient():
+    p = Parameter([1.0, 2.0])
+    assert (p.requires_grad, p.is_leaf, p.dtype, p.grad) == (True, True, np.float32, None)
+    assert not (p * 2).is_leaf
+
+
+def test_shape_ndim_size_and_dtype_are_those_of_the_array():
+    x = Tensor(np.zeros((2, 0, 3), np.float64))
+    assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 0, 3), 3, 0, np.float64)
+
+
+# Operators
+
+OPERANDS = {
+    "Tensor": Tensor([0.5, 1.5, 2.0]),
+    "leaf": leaf([0.5, 1.5, 2.0]),
+    "ndarray": np.array([0.5, 1.5, 2.0], np.float32),
+    "column": np.array([[0.5], [1.5]], np.float32),
+    "list": [0.5, 1.5, 2.0],
+    "tuple": (0.5, 1.5, 2.0),
+    "list of int": [1, 2, 3],
+    "int": 2,
+    "float": 1.5,
+    "bool": True,
+    "float32 scalar": np.float32(1.5),
+    "float64 scalar": np.float64(1.5),
+    "int64 scalar": np.int64(2),
+    "bool scalar": np.bool_(True),
+    "0-d array": np.array(1.5, np.float32),
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("shape", [(2, 3), ()])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_operator_takes_every_operand_on_either_side_and_stays_float32(name, arithmetic, shape, side, rng):
+    x = leaf(rng.uniform(0.5, 2.0, shape))
+    operand = OPERANDS[name]
+    plain = np.asarray(operand.data if isinstance(operand, Tensor) else operand, dtype=np.float32)
+    y = arithmetic(operand, x) if side == "left" else arithmetic(x, operand)
+    as_tensors = arithmetic(Tensor(plain), x) if side == "left" else arithmetic(x, Tensor(plain))
+    expected = arithmetic(plain, x.data) if side == "left" else arithmetic(x.data, plain)
+
+    assert type(y) is Tensor and type(y.data) is np.ndarray
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.data, expected, rtol=2e-7)
+    cotangent = rng.standard_normal(y.shape).astype(np.float32)
+    gradient = grad(y, x, cotangent)
+    assert gradient.dtype == np.float32 and gradient.shape == shape
+    np.testing.assert_array_equal(gradient, grad(as_tensors, x, cotangent))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+def test_both_operands_get_the_gradient_that_differences_give(arithmetic, rng):
+    a, b = leaf(rng.uniform(0.5, 2.0, (2, 3)), np.float64), leaf(rng.uniform(0.5, 2.0, 3), np.float64)
+    cotangent = rng.standard_normal((2, 3))
+    along_a, along_b = rng.standard_normal((2, 3)), rng.standard_normal(3)
+    da, db = grad(arithmetic(a, b), [a, b], cotangent)
+    h = 1e-6
+
+    def moved(step):
+        return np.sum(cotangent * arithmetic(a.data + step * along_a, b.data + step * along_b))
+
+    slope = (moved(h) - moved(-h)) / (2 * h)
+    assert np.sum(da * along_a) + np.sum(db * along_b) == pytest.approx(slope, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    "operand", [np.ones((3, 2), np.float32), [[1.0, 0.0], [2.0, 1.0], [0.5, 3.0]], Tensor(np.ones(3))]
+)
+def test_matmul_takes_every_operand_on_either_side(operand, rng):
+    x = leaf(rng.standard_normal((2, 3)))
+    plain = np.asarray(operand)
+    np.testing.assert_allclose((x @ operand).data, x.data @ plain, rtol=1e-6)
+    np.testing.assert_allclose(
+        (operand @ x.T).data if plain.ndim == 1 else (plain.T @ x.T).data, plain.T @ x.data.T, rtol=1e-6
+    )
+
+
+def test_a_list_meets_a_float64_tensor_without_losing_digits():
+    x = leaf([1.0, 1.0], np.float64)
+    np.testing.assert_array_equal((x * [0.1, 0.2]).data, [0.1, 0.2])
+    np.testing.assert_array_equal(grad((x * [0.1, 0.2]).sum(), x), [0.1, 0.2])
+
+
+def test_a_cotangent_given_as_a_list_keeps_the_digits_of_float64():
+    x = leaf([1.0, 1.0], np.float64)
+    np.testing.assert_array_equal(grad(x * 1.0, x, [0.1, 0.2]), [0.1, 0.2])
+
+
+@pytest.mark.parametrize("number", [1, 2**70, -3])
+def test_an_integer_of_any_size_meets_floats(number):
+    assert (leaf([1.0]) * number).data[0] == np.float32(number)
+
+
+def test_a_python_number_does_not_widen_integers():
+    counts = Tensor(np.array([1, 2], np.int32))
+    assert (counts + 1).dtype == np.int32
+    np.testing.assert_array_equal((counts * 2).data, [2, 4])
+    np.testing.assert_array_equal((counts * 1.5).data, [1.5, 3.0])
+
+
+def test_a_list_of_tensors_that_require_a_gradient_is_no_operand():
+    with pytest.raises(GraphError, match="NumPy would lose this Tensor's tape"):
+        leaf([1.0, 2.0]) * [leaf(1.0), leaf(2.0)]
+    np.testing.assert_array_equal((leaf([1.0, 2.0]) * [Tensor(3.0), Tensor(4.0)]).data, [3, 8])
+
+
+@pytest.mark.parametrize("operand", ["a", ["a"], np.array(["a"]), np.array([object()]), object(), {}, None])
+@pytest.mark.parametrize("arithmetic", [*ARITHMETIC, operator.matmul])
+def test_an_operand_that_is_no_number_is_refused(operand, arithmetic):
+    error = ShapeError if operand is None and arithmetic is operator.matmul else DtypeError
+    with pytest.raises(error):
+        arithmetic(leaf([1.0]), operand)
+    with pytest.raises(error):
+        arithmetic(operand, leaf([1.0]))
+
+
+def test_shapes_that_do_not_broadcast_are_refused_with_both_shapes_and_the_shape_line():
+    with pytest.raises(ShapeError, match=r"add got \(2,\) float32, \(3,\) float32; it takes a \(\*\), b \(\*\) -> y"):
+        leaf([1.0, 2.0]) + leaf([1.0, 2.0, 3.0])
+
+
+def test_negation_and_absolute_value():
+    x = leaf([-2.0, 0.0, 3.0])
+    np.testing.assert_array_equal((-x).data, [2, 0, -3])
+    np.testing.assert_array_equal(abs(x).data, [2, 0, 3])
+    np.testing.assert_array_equal(grad((abs(x) - x).sum(), x), [-2, -1, 0])
+
+
+def test_an_augmented_assignment_makes_a_value_and_leaves_the_old_one():
+    x = leaf([1.0])
+    y = x
+    y += 1
+    assert y is not x
+    assert x.data[0] == 1 and y.data[0] == 2
+    np.testing.assert_array_equal(grad(y.sum(), x), [1])
+
+
+def test_methods_are_the_ops_of_the_same_name(rng):
+    x = leaf(rng.standard_normal((2, 3, 4)))
+    d = x.data
+    for ours, expected in [
+        (x.sum(), d.sum()), (x.sum(1), d.sum(1)), (x.sum(axis=(0, 2), keepdims=True), d.sum((0, 2), keepdims=True)),
+        (x.mean(axis=-1), d.mean(-1)), (x.max(0), d.max(0)), (x.reshape(6, 4), d.reshape(6, 4)),
+        (x.reshape((4, -1)), d.reshape(4, -1)), (x.reshape(-1), d.reshape(-1)), (x.T, d.T), (x.mT, d.swapaxes(1, 2)),
+        (x.transpose(), d.T), (x.transpose(1, 0, 2), d.transpose(1, 0, 2)), (x.transpose(None), d.T),
+        (x.transpose([2, 0, 1]), d.transpose(2, 0, 1)), (x.swapaxes(0, 2), d.swapaxes(0, 2)),
+        (x.astype("float64"), d.astype("float64")),
+    ]:  # fmt: skip
+        np.testing.assert_allclose(ours.data, expected, rtol=1e-6)
+        assert ours.requires_grad
+
+
+# Comparisons
+
+COMPARISONS = [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+@pytest.mark.parametrize(
+    "other", [Tensor([2.0, 1.0, 3.0]), np.array([2.0, 1.0, 3.0]), [2.0, 1.0, 3.0], 2, 2.0, np.float32(2)]
+)
+def test_a_comparison_gives_a_plain_boolean_array_on_either_side(compare, other):
+    x = leaf([1.0, 2.0, 3.0])
+    plain = np.asarray(other)
+    for found, expected in [(compare(x, other), compare(x.data, plain)), (compare(other, x), compare(plain, x.data))]:
+        assert isinstance(found, np.ndarray) and found.dtype == bool
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_tensors_are_hashed_by_identity():
+    x, y = leaf([1.0]), leaf([1.0])
+    assert len({x, y, x}) == 2
+    assert {x: 1}[x] == 1
+
+
+# Python's protocols
+
+
+def test_item_float_int_and_bool_want_exactly_one_number():
+    for x in (leaf(2.5), leaf([[2.5]])):
+        assert (x.item(), float(x), int(x), bool(x)) == (2.5, 2.5, 2, True)
+    assert type(leaf(2.5).item()) is float
+    assert not leaf(0.0)
+    for x in (leaf([1.0, 2.0]), leaf([])):
+        for convert in (Tensor.item, float, int, bool):
+            with pytest.raises(ShapeError, match=r"wants a Tensor of one number; this one has shape"):
+                convert(x)
+
+
+def test_length_and_iteration_go_over_the_first_axis():
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    assert len(x) == 2
+    first, second = x
+    np.testing.assert_array_equal(grad((first * second).sum(), x), [[3, 4], [1, 2]])
+    assert list(leaf(np.zeros((0, 3)))) == []
+
+
+def test_a_scalar_has_no_length_and_no_iteration():
+    with pytest.raises(ShapeError, match="scalar"):
+        len(leaf(1.0))
+    with pytest.raises(ShapeError, match="scalar"):
+        iter(leaf(1.0))
+
+
+def test_detach_shares_the_numbers_and_stops_the_gradient():
+    x = leaf([2.0])
+    y = x * 3
+    constant = y.detach()
+    assert constant.data is y.data and not constant.requires_grad and constant.is_leaf
+    np.testing.assert_array_equal(grad((constant * x).sum(), x), [6])
+
+
+def test_numpy_takes_a_tensor_only_where_no_tape_is_lost():
+    array = np.array([1.0, 2.0], np.float32)
+    assert np.asarray(Tensor(array)) is array
+    assert np.array(Tensor(array)) is not array
+    assert np.asarray(Tensor(array), dtype=np.float64).dtype == np.float64
+    np.testing.assert_array_equal(np.concatenate([Tensor(array), [3.0]]), [1, 2, 3])
+    for call in (np.asarray, np.sum, np.array, lambda x: np.concatenate([x, x])):
+        with pytest.raises((GraphError, TypeError)):
+            call(leaf([1.0]))
+
+
+def test_a_ufunc_does_not_take_a_tensor():
+    with pytest.raises(TypeError, match="does not support ufuncs"):
+        np.exp(leaf([1.0]))
+
+
+def test_item_assignment_is_refused_with_what_to_do_instead():
+    with pytest.raises(GraphError, match="use ops.where"):
+        leaf([1.0])[0] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (Tensor([1.0, 2.5]), "Tensor([1. , 2.5], shape=(2,), float32)"),
+        (leaf(1.0), "Tensor(1., shape=(), float32, requires_grad)"),
+        (Parameter([1.0]), "Parameter([1.], shape=(1,), float32, requires_grad)"),
+        (leaf([1.0]) * 2, "Tensor([2.], shape=(1,), float32, made by multiply)"),
+        (Tensor(np.arange(100)), "Tensor([ 0,  1,  2, ..., 97, 98, 99], shape=(100,), int64)"),
+        (Tensor(np.zeros((0, 2))), "Tensor([], shape=(0, 2), float64)"),
+    ],
+)
+def test_repr_shows_numbers_shape_dtype_and_origin(tensor, expected):
+    assert repr(tensor) == expected
+
+
+# Indexing
+
+INDICES = [
+    0, -1, np.int64(1), slice(1, 3), slice(None, None, -2), slice(5, 5), ..., None, (), (0, 1), (slice(None), -1),
+    (..., 0), (None, 0, slice(1, None), None), [0, 2], [], [3, 3, 3, 0], [[0, 1], [2, 2]], np.array([2, 0, 2]),
+    np.array(1), np.array([], np.int64), (np.array([0, 0, 3]), np.array([1, 1, 2])), ([0, 0, 3], [1, 1, 2]),
+    (np.array([[0], [1]]), np.array([0, 2, 2])), (slice(None), [0, 0]), (np.array([1, 1]), slice(0, 2)),
+    (np.array([1, 1]), None, 2), np.arange(20).reshape(4, 5) % 3 == 0, np.array([True, False, True, True]),
+    [True, False, True, True], (np.array([True, False, True, True]), 1), np.zeros((4, 5), bool), Tensor([1, 1, 0]),
+    (Tensor([1, 1]), [2, 2]), np.array([0, 3], np.uint8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=repr)
+def test_indexing_is_numpys_and_each_gradient_goes_back_to_where_its_number_was(index, rng):
+    x = leaf(rng.standard_normal((4, 5)), np.float64)
+    plain = tuple(np.asarray(i) if isinstance(i, Tensor) else i for i in index) if isinstance(index, tuple) else index
+    plain = np.asarray(plain) if isinstance(plain, Tensor) else plain
+    places = np.arange(20).reshape(4, 5)[plain if not isinstance(plain, list) or plain else np.array([], int)]
+    y = x[index]
+    np.testing.assert_array_equal(y.data, x.data.reshape(-1)[places])
+    cotangent = rng.standard_normal(y.shape)
+    expected = np.bincount(places.reshape(-1), weights=cotangent.reshape(-1), minlength=20).reshape(4, 5)
+    np.testing.assert_allclose(grad(y, x, cotangent), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("index", [4, -5, (0, 5), [0, 4], np.array([-5]), (0, 0, 0)])
+def test_an_index_out_of_range_is_an_index_error_with_the_shape(index):
+    with pytest.raises(IndexRangeError, match=r"getitem got \(4, 5\) float32"):
+        leaf(np.zeros((4, 5)))[index]
+
+
+@pytest.mark.parametrize("index", [True, False, 1.0, (0, True), np.float64(1), "a"])
+def test_an_index_that_is_no_index_is_refused(index):
+    with pytest.raises((DtypeError, IndexRangeError)):
+        leaf(np.zeros((4, 5)))[index]
+
+
+def test_indexing_a_scalar_with_nothing_is_that_scalar():
+    x = leaf(2.0)
+    assert x[()].shape == () and x[None].shape == (1,) and x[...].item() == 2
+    with pytest.raises(IndexRangeError):
+        x[0]
+
+
+def test_an_index_array_of_another_mask_shape_is_refused():
+    with pytest.raises(IndexRangeError):
+        leaf(np.zeros((4, 5)))[np.ones((4, 4), bool)]
+
+
+def test_nothing_is_recorded_for_what_requires_no_gradient():
+    x = leaf([1.0])
+    assert not (Tensor([1.0]) * 2).requires_grad
+    assert not ops.cast(x, dtype=np.int64).requires_grad
+    with no_grad():
+        assert not (x * 2).requires_grad
