@@ -128,8 +128,6 @@ def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], star
     """Match one input's shape from its last axis backwards; remember sizes in `bound`, leading ones in `stars`."""
     if tokens == ["?"]:
         return None
-    if tokens == ["?"]:
-        return None
     rest = list(shape)
     fixed = [token for token in tokens if token not in ("*", "...")]
     for token in reversed(fixed):
