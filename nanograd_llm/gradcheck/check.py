@@ -1,8 +1,9 @@
 """Is a gradient right?  Random cotangents and directions, numbers against the engine, a tolerance that rounding sets.
 
 For a cotangent v and a direction u of one input, the engine's gradient a and the function's Jacobian J must agree on
-one number: ⟨a, u⟩ = ⟨v, J u⟩.  Both sides are sums, and rounding moves a sum by its machine epsilon times the sizes of
-its terms: c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|), plus what a difference says of its own error.  A wrong entry changes the left
+one number: ⟨a, u⟩ = ⟨v, J u⟩.  Both sides are sums, and rounding moves a sum by the machine epsilon times the sizes of
+its terms, c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|).  The result y is rounded too, which is felt where y is large and J small (a
+softmax that saturates): 4 ε Σ|vᵢyᵢ| max(1, |u|).  A difference adds its own error estimate.  A wrong entry moves the left
 side by itself times uᵢ, and no uᵢ or vᵢ is small.
 """
 
@@ -23,7 +24,8 @@ from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, 
 DIRECTIONS = 4
 DEPTH = 64  # c: how many roundings, in a row and all the same way, a right gradient may have suffered
 EPS = float(np.finfo(np.float64).eps)
-BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing
+BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing,
+FAINT = 1e-10  # unless these are all rounding: a gradient below this part of its cotangent counts as zero
 _REPEATS = 6
 
 
@@ -55,7 +57,8 @@ class Entry:
 class Finding:
     """What was found for one input (`name`, `shape`) at one order of differentiation.
 
-    verdict: "right", "wrong", or "cannot tell" where rounding hides more than a millionth.
+    verdict: "right", "wrong", or "cannot tell" where rounding or a kink hides more than a millionth, or where the
+        function's own numbers are not finite.
     relative_error: the largest difference over all pairs of directions, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.
     tolerance: what it may be, in the same measure.  method, step, why: see `derivatives.Derivative`.
     worst: the worst entry of a gradient that is wrong.
@@ -179,28 +182,31 @@ def _check_input(
     first = derivative(_line(function, function.values, k, directions[0]))
     method = differences if first.why else functools.partial(derivative, confirm=False)
     found = _compare(function, function.values, k, cotangents, directions, method)
-    tolerance = DEPTH * EPS * found.scale + found.error
-    scale = found.scale
+    finite_y = np.where(np.isfinite(y), y, 0.0)
+    size_of_y = np.array([[np.abs(v * finite_y).sum()] for v in cotangents])
+    size_of_v = np.array([[np.abs(v).sum()] for v in cotangents])
+    tolerance = EPS * (DEPTH * found.scale + 4 * size_of_y * max(1.0, _length(x))) + found.error
     if not (np.abs(found.off) <= tolerance).all():
-        noise = _noise(function, k, cotangents, directions, method, found.off, rng)
-        tolerance = tolerance + noise
-        scale = scale + noise / (DEPTH * EPS)  # the terms must have been this large before they cancelled
-    excess = np.abs(found.off) - tolerance
-    row, column = np.unravel_index(np.argmax(np.where(np.isfinite(excess), excess, np.inf)), excess.shape)
-    terms = found.scale + np.array([[_size(v * np.where(np.isfinite(y), y, 0.0))] for v in cotangents])
+        tolerance = tolerance + _noise(function, k, cotangents, directions, method, found.off, rng)
+    right = np.abs(found.off) <= tolerance
     worst = None
-    if not (excess <= 0).all():
+    if not np.isfinite(found.numeric).all():
+        verdict = "cannot tell"
+    elif not right.all():
         verdict = "wrong"
+        row = int(np.argmax(~right.all(axis=1)))
         worst = _worst_entry(function, k, cotangents[row], method)
+    elif (tolerance <= BLUNT * (found.scale + size_of_y) + FAINT * size_of_v).all():
+        verdict = "right"
     else:
-        verdict = "right" if (tolerance <= BLUNT * terms).all() else "cannot tell"
+        verdict = "cannot tell"
     return Finding(
         order,
         function.names[k],
         x.shape,
         verdict,
-        _part(np.abs(found.off), scale),
-        _part(tolerance, scale),
+        _part(np.abs(found.off), found.scale),
+        _part(tolerance, found.scale),
         first.method,
         first.step,
         first.why if order == 1 else "",  # rules need no complex numbers, so beyond first order it is always so
@@ -294,10 +300,6 @@ def _length(x: np.ndarray) -> float:
 
 def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([a.reshape(-1) for a in arrays])
-
-
-def _size(a: np.ndarray) -> float:
-    return float(np.abs(a).sum())
 
 
 def _part(a: Any, whole: Any) -> float:

@@ -52,7 +52,7 @@ def derivative(line: Line, *, confirm: bool = True) -> Derivative:
     largest = np.abs(witness.value).max(initial=0)
     if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest).all():
         return exact
-    return differences(line, why="on complex numbers it is another function")
+    return differences(line, why="a complex step does not agree with them")
 
 
 def complex_step(line: Line) -> Derivative:

@@ -136,7 +136,7 @@ def missed_inputs(op: Op, drawn: Sequence[Case], factor: float, seed: int = 0) -
     missed = {
         f"{name}[{i}]" if op.variadic else name
         for case in drawn
-        for i, name in _differentiated(op, case)
+        for i, name in differentiated(op, case)
         if case.inputs[i].size
     }
     with scaled_rule(op, factor):
@@ -181,7 +181,7 @@ def equality_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     if fused.shape != composed.shape:
         return [f"the result has shape {fused.shape}, that of its composition {composed.shape}"]
     found = [("the result", _distance(fused, composed), _largest(composed))]
-    places = _differentiated(op, case)
+    places = differentiated(op, case)
     for (i, name), a, b in zip(places, fused_gradients, composed_gradients):
         # a gradient is by nature as large as y by the size of x; what is left where that cancels is rounding
         size = _largest(b) + _largest(composed) / (_largest(case.inputs[i]) or 1)
@@ -197,18 +197,18 @@ def _result_and_gradients(op: Op, f: Callable[..., Tensor], case: Case, seed: in
     inputs = _tensors(op, case)
     y = f(*inputs, **case.static)
     cotangent = np.asarray(np.random.default_rng(seed).standard_normal(y.shape))
-    return [y.data, *grad(y, [inputs[i] for i, _ in _differentiated(op, case)], cotangent)]
+    return [y.data, *grad(y, [inputs[i] for i, _ in differentiated(op, case)], cotangent)]
 
 
 def _tensors(op: Op, case: Case) -> list[Any]:
     """The inputs of a case with those that a gradient can go to as leaves."""
     inputs: list[Any] = list(case.inputs)
-    for i, _ in _differentiated(op, case):
+    for i, _ in differentiated(op, case):
         inputs[i] = Tensor(inputs[i], requires_grad=True)
     return inputs
 
 
-def _differentiated(op: Op, case: Case) -> list[tuple[int, str]]:
+def differentiated(op: Op, case: Case) -> list[tuple[int, str]]:
     """Place and name of each input that a gradient goes to."""
     names = op.inputs * len(case.inputs) if op.variadic else op.inputs
     return [

@@ -1,0 +1,91 @@
+"""Every op that is registered is checked here, by being registered."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+import nanograd_llm.ops
+from nanograd_llm.engine import Tensor, grad, registry
+from nanograd_llm.gradcheck import every_op, samples
+from nanograd_llm.gradcheck.samples import Case
+
+NAMES = sorted(name for name, op in registry.items() if op.__module__.startswith(nanograd_llm.ops.__name__))
+FUSED = [name for name in NAMES if registry[name].equals is not None]
+
+
+@functools.cache
+def drawn(name: str) -> list[Case]:
+    return list(samples.cases(registry[name], np.random.default_rng(0), 8))
+
+
+def test_the_registry_holds_primitive_and_fused_ops():
+    assert {"add", "matmul", "getitem", "embedding", "layernorm", "cross_entropy"} <= set(NAMES)
+    assert {"softmax", "layernorm", "cross_entropy", "causal_attention"} <= set(FUSED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shape_line_is_true(name):
+    op = registry[name]
+    assert [every_op.shape_problem(op, case) for case in drawn(name)] == [None] * len(drawn(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_right(name):
+    for number, case in enumerate(drawn(name)):
+        report = every_op.check_case(registry[name], case, seed=number)
+        assert report.passed, f"{case}\n{report}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_gradients_are_right(name):
+    cases = every_op.higher_order_cases(drawn(name))
+    assert cases, "give the op a sample of at most 128 numbers"
+    for number, case in enumerate(cases):
+        report = every_op.check_case(registry[name], case, order=2, seed=number)
+        assert report.passed, f"{case}\n{report}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_stays_float32(name):
+    assert [problem for case in drawn(name) for problem in every_op.dtype_problems(registry[name], case)] == []
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_op_equals_its_composition(name):
+    assert [problem for case in drawn(name) for problem in every_op.equality_problems(registry[name], case)] == []
+
+
+@pytest.mark.parametrize("factor", [1.01, 1 + 1e-9])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scaled_rule_is_caught(name, factor):
+    assert every_op.missed_inputs(registry[name], drawn(name), factor) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if len(registry[name].differentiable) > 1])
+def test_a_gradient_is_the_same_whichever_others_are_wanted(name):
+    op = registry[name]
+    for case in drawn(name):
+        y, leaves = recorded(op, case, range(len(case.inputs)))
+        cotangent = np.asarray(np.random.default_rng(1).standard_normal(y.shape))
+        together = dict(zip(leaves, grad(y, leaves.values(), cotangent)))
+        for place, gradient in together.items():
+            y, leaf = recorded(op, case, [place])
+            np.testing.assert_array_equal(grad(y, leaf[place], cotangent), gradient, err_msg=f"input {place}, {case}")
+
+
+def recorded(op, case, places):
+    """The op's result, and those leaves at these places that a gradient goes to."""
+    leaves = {
+        i: Tensor(case.inputs[i], requires_grad=True) for i, _ in every_op.differentiated(op, case) if i in places
+    }
+    return op(*[leaves.get(i, x) for i, x in enumerate(case.inputs)], **case.static), leaves
+
+
+@pytest.mark.parametrize("name", ["multiply", "divide", "power", "tanh", "erf", "matmul", "softmax", "layernorm"])
+def test_third_order_is_right(name):
+    case = min(every_op.higher_order_cases(drawn(name)), key=lambda case: (case.size < 4, case.size))
+    report = every_op.check_case(registry[name], case, order=3)
+    assert report.passed, report
