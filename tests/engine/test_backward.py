@@ -1,0 +1,685 @@
+"""What a backward pass does: sums at forks, one pass a tape, hooks, errors that change nothing, arrays of its own."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from nanograd_llm import Parameter, Tensor, grad, higher_order, no_grad, op, ops, value_and_grad
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
+
+
+def leaf(values, dtype=np.float32):
+    return Tensor(np.array(values, dtype=dtype), requires_grad=True)
+
+
+def failing_op():
+    """An op whose rule raises."""
+
+    @op("y = x", "x̄ = ȳ")
+    def breaks(x):
+        """x (*) -> y (*)"""
+        return x + 0
+
+    @breaks.backward
+    def breaks_backward(dy):
+        raise ZeroDivisionError("the rule failed")
+
+    return breaks
+
+
+# Sums
+
+
+def test_a_tensor_used_twice_gets_the_sum():
+    x = leaf([2.0, 3.0])
+    np.testing.assert_array_equal(grad((x * x).sum(), x), [4, 6])
+
+
+@pytest.mark.parametrize("uses", [2, 3, 4, 5])
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_tensor_used_many_times_gets_every_share(uses, shape):
+    x = leaf(np.full(shape, 2.0))
+    total = x * 1.0
+    for _ in range(uses - 1):
+        total = total + x
+    gradient = grad(total, x, np.ones(shape, np.float32))
+    assert type(gradient) is np.ndarray and gradient.dtype == np.float32
+    np.testing.assert_array_equal(gradient, np.full(shape, uses))
+
+
+def test_a_matrix_times_its_own_transpose(rng):
+    x = leaf(rng.standard_normal((3, 4)), np.float64)
+    cotangent = rng.standard_normal((3, 3))
+    np.testing.assert_allclose(grad(x @ x.T, x, cotangent), (cotangent + cotangent.T) @ x.data, rtol=1e-14)
+
+
+def test_a_diamond_is_walked_once_for_each_node():
+    calls = []
+
+    @op("y = 2*x", "x̄ = 2*ȳ")
+    def double(x):
+        """x (*) -> y (*)"""
+        return 2 * x
+
+    @double.backward
+    def double_backward(dy):
+        calls.append(dy)
+        return 2 * dy
+
+    x = leaf([1.0])
+    y = double(x)
+    left, right = y * 3, y * 5
+    np.testing.assert_array_equal(grad((left * right).sum(), x), [2 * (3 * 10 + 5 * 6)])
+    assert len(calls) == 1
+
+
+def test_a_ladder_of_diamonds_costs_one_visit_a_node():
+    x = leaf(1.0, np.float64)
+    y = x
+    for _ in range(200):  # 2**200 paths
+        y = y * 0.5 + y * 0.5
+    assert grad(y, x) == 1
+
+
+def test_broadcasting_is_undone_for_every_operand(rng):
+    a, b, c = leaf(rng.standard_normal((2, 1, 3))), leaf(rng.standard_normal((4, 1))), leaf(rng.standard_normal(()))
+    cotangent = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    da, db, dc = grad(a * b + c, [a, b, c], cotangent)
+    np.testing.assert_allclose(da, (cotangent * b.data).sum(1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(db, (cotangent * a.data).sum((0, 2))[:, None], rtol=1e-5)
+    np.testing.assert_allclose(dc, cotangent.sum(), rtol=1e-5)
+
+
+# Passes over one tape
+
+
+def test_leaves_accumulate_over_passes():
+    x = leaf([1.0, 2.0])
+    (x * 3).sum().backward()
+    first = x.grad
+    (x * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, [5, 7])
+    np.testing.assert_array_equal(first, [3, 3])
+    x.grad = None
+    (x * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, [3, 3])
+
+
+def test_the_gradient_of_a_scalar_leaf_stays_an_array():
+    x = leaf(1.0)
+    for _ in range(3):
+        (x * 2).backward()
+        assert type(x.grad) is np.ndarray and x.grad.shape == () and x.grad.dtype == np.float32
+    assert x.grad == 6
+
+
+def test_a_second_backward_over_a_freed_tape_says_what_to_do():
+    y = (leaf([1.0]) * 2).sum()
+    y.backward()
+    with pytest.raises(GraphError, match="graph freed: backward already passed through sum.*retain_graph=True"):
+        y.backward()
+
+
+def test_a_tape_that_shares_a_freed_part_is_freed_too():
+    x = leaf([1.0])
+    shared = x * 2
+    shared.sum().backward()
+    with pytest.raises(GraphError, match="graph freed: backward already passed through multiply"):
+        (shared * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2])
+
+
+def test_retain_graph_keeps_the_tape_for_another_pass():
+    x = leaf([1.0, 2.0])
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward(retain_graph=True)
+    y.backward()
+    np.testing.assert_array_equal(x.grad, [6, 12])
+    with pytest.raises(GraphError, match="graph freed"):
+        y.backward()
+
+
+def test_the_parts_that_a_pass_does_not_reach_are_freed_as_well():
+    x = leaf([1.0])
+    y = x * 2
+    grad((y * 3).sum(), y)
+    with pytest.raises(GraphError, match="graph freed"):
+        grad((y * 3).sum(), x)
+
+
+def test_backward_from_a_leaf_is_the_cotangent():
+    x = leaf(3.0)
+    x.backward()
+    assert x.grad == 1
+    v = leaf([1.0, 2.0])
+    v.backward(np.array([5.0, 7.0], np.float32))
+    np.testing.assert_array_equal(v.grad, [5, 7])
+
+
+def test_interior_gradients_are_not_stored_unless_asked_for():
+    x = leaf([1.0])
+    y = x * 2
+    y.sum().backward()
+    assert y.grad is None
+
+
+# retain_grad
+
+
+def test_retain_grad_stores_the_gradient_of_the_last_pass_only():
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    y.retain_grad()
+    y.retain_grad()
+    z = (y * y).sum()
+    z.backward(retain_graph=True)
+    z.backward()
+    np.testing.assert_array_equal(y.grad, [4, 8])
+    np.testing.assert_array_equal(x.grad, [16, 32])
+    assert type(y.grad) is np.ndarray and y.grad.dtype == np.float32
+
+
+def test_retain_grad_on_a_leaf_changes_nothing():
+    x = leaf([1.0])
+    x.retain_grad()
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2])
+
+
+def test_a_retained_gradient_is_the_one_that_the_hooks_leave():
+    x = leaf([1.0])
+    y = x * 2
+    y.retain_grad()
+    y.register_hook(lambda g: g * 10)
+    y.sum().backward()
+    np.testing.assert_array_equal(y.grad, [10])
+
+
+@pytest.mark.parametrize("call", [Tensor.retain_grad, lambda t: t.register_hook(print)])
+def test_retain_grad_and_hooks_want_a_tensor_that_needs_a_gradient(call):
+    with pytest.raises(GraphError, match="needs no gradient"):
+        call(Tensor([1.0]))
+
+
+# Hooks
+
+
+def test_a_hook_sees_the_whole_cotangent_once():
+    x = leaf([1.0])
+    y = x * 2
+    seen = []
+    y.register_hook(lambda g: seen.append(g.copy()))
+    (y * 3 + y * 4).sum().backward()
+    assert len(seen) == 1
+    np.testing.assert_array_equal(seen[0], [7])
+    np.testing.assert_array_equal(x.grad, [14])
+
+
+@pytest.mark.parametrize("interior", [True, False])
+def test_what_a_hook_returns_replaces_the_cotangent(interior):
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    (y if interior else x).register_hook(lambda g: np.clip(g, -0.5, 0.5))
+    (y * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, [1, 1] if interior else [0.5, 0.5])
+
+
+@pytest.mark.parametrize("interior", [True, False])
+def test_hooks_run_in_order_and_can_be_removed(interior):
+    x = leaf([1.0])
+    y = x * 1
+    target = y if interior else x
+    remove_first = target.register_hook(lambda g: g + 1)
+    target.register_hook(lambda g: g * 10)
+    z = y.sum()
+    np.testing.assert_array_equal(grad(z, x, retain_graph=True), [20])
+    remove_first()
+    remove_first()  # nothing more to remove, and nothing else removed
+    np.testing.assert_array_equal(grad(z, x, retain_graph=True), [10])
+
+
+@pytest.mark.parametrize("interior", [True, False])
+@pytest.mark.parametrize(
+    "replacement", [np.ones(2, np.float32), np.ones(3, np.float64), np.ones((1, 3), np.float32), 1.0, "text", [1.0] * 3]
+)
+def test_a_hook_that_changes_shape_or_dtype_is_refused(interior, replacement):
+    x = leaf([1.0, 2.0, 3.0])
+    y = x * 1
+    (y if interior else x).register_hook(lambda g: replacement)
+    with pytest.raises(ShapeError, match=r"a hook replaced a cotangent of shape \(3,\), float32 by .*both must stay"):
+        y.sum().backward()
+    assert x.grad is None
+
+
+def test_a_hook_may_scale_a_scalar_by_a_python_number():
+    x = leaf(3.0)
+    y = x * x
+    y.register_hook(lambda g: g * 0.5)
+    y.backward()
+    assert x.grad == 3 and x.grad.dtype == np.float32
+
+
+def test_a_hook_that_keeps_what_it_saw_shares_nothing_with_the_gradient():
+    x = leaf([1.0])
+    seen = []
+    x.register_hook(seen.append)
+    (x * 2 + x * 3).sum().backward()
+    x.grad *= 100
+    np.testing.assert_array_equal(seen[0], [5])
+
+
+def test_a_hook_returning_a_shared_array_does_not_share_it():
+    shared = np.array([7.0], np.float32)
+    x = leaf([1.0])
+    x.register_hook(lambda g: shared)
+    (x * 2).sum().backward()
+    x.grad *= 100
+    assert shared[0] == 7
+
+
+def test_under_higher_order_a_hook_sees_and_may_give_tensors():
+    x = leaf([2.0], np.float64)
+    kinds = []
+
+    def hook(g):
+        kinds.append(type(g))
+        return g * x
+
+    with higher_order():
+        y = x * x
+        y.register_hook(hook)
+        first = grad(y.sum(), x)  # 2x * x
+        second = grad(first.sum(), x)
+    assert kinds == [Tensor] * len(kinds)
+    assert (first.item(), second.item()) == (8, 8)
+
+
+# What cannot be differentiated
+
+
+def test_a_tensor_that_is_no_scalar_wants_a_cotangent():
+    with pytest.raises(ShapeError, match=r"starts from a scalar; this Tensor has shape \(2, 1\); pass a cotangent"):
+        (leaf([[1.0], [2.0]]) * 2).backward()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2), (2, 1), (2, 2)])
+def test_a_cotangent_of_another_shape_is_refused_not_broadcast(shape):
+    y = leaf([1.0, 2.0]) * 2
+    with pytest.raises(ShapeError, match=r"the cotangent has shape .*; this Tensor has \(2,\); they must be equal"):
+        y.backward(np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.bool_, np.complex64])
+def test_a_cotangent_of_another_dtype_is_refused(dtype):
+    with pytest.raises(DtypeError, match="the cotangent has dtype .*; this Tensor has float32; cast it first"):
+        (leaf([1.0, 2.0]) * 2).backward(np.ones(2, dtype))
+
+
+@pytest.mark.parametrize("cotangent", ["ab", [object(), 1], [1j, 2j], [None, 1.0]])
+def test_a_cotangent_that_is_no_real_number_is_refused(cotangent):
+    with pytest.raises(DtypeError):
+        (leaf([1.0, 2.0]) * 2).backward(cotangent)
+    with pytest.raises(ShapeError, match="no rectangular array"):
+        (leaf([1.0, 2.0]) * 2).backward([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("cotangent", [[1.0, 2.0], (1, 2), np.array([1, 2], np.float32), Tensor([1.0, 2.0])])
+def test_a_cotangent_may_be_a_list_an_array_or_a_tensor(cotangent):
+    x = leaf([5.0, 6.0])
+    (x * x).backward(cotangent)
+    np.testing.assert_array_equal(x.grad, [10, 24])
+
+
+def test_the_cotangent_of_a_scalar_may_be_a_python_number():
+    x = leaf(3.0)
+    (x * x).backward(0.5)
+    assert x.grad == 3
+
+
+def test_what_was_never_recorded_cannot_be_differentiated():
+    for y in (Tensor(1.0), Tensor(1.0) * 2, leaf(1.0).detach()):
+        with pytest.raises(GraphError, match="nothing to differentiate"):
+            y.backward()
+    with no_grad():
+        y = leaf(1.0) * 2
+    with pytest.raises(GraphError, match="nothing to differentiate"):
+        y.backward()
+
+
+def test_backward_inside_no_grad_is_refused():
+    y = leaf(1.0) * 2
+    with no_grad(), pytest.raises(GraphError, match="backward inside no_grad"):
+        y.backward()
+    y.backward()
+
+
+@pytest.mark.parametrize("y", [3.0, np.ones(()), None, [1.0]])
+def test_grad_of_what_is_no_tensor_is_refused(y):
+    with pytest.raises(GraphError, match="grad wants the gradient of a Tensor; got a"):
+        grad(y, leaf(1.0))
+
+
+@pytest.mark.parametrize("wrt", [Tensor(1.0), [leaf(1.0), Tensor(1.0)], [np.ones(2)], np.ones(2)])
+def test_grad_with_respect_to_what_needs_no_gradient_is_refused(wrt):
+    with pytest.raises(GraphError, match="grad wants Tensors that require a gradient"):
+        grad(leaf(1.0) * 2, wrt)
+
+
+# A pass that fails
+
+
+def test_a_failing_rule_leaves_every_grad_as_it_was():
+    x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    (x * w).sum().backward()
+    before = x.grad, w.grad
+    y = x * w
+    y.retain_grad()
+    z = failing_op()(y) * w
+    z.retain_grad()
+    with pytest.raises(ZeroDivisionError):
+        (z + y).sum().backward()
+    assert (x.grad, w.grad, y.grad, z.grad) == (*before, None, None)
+    np.testing.assert_array_equal(before, [[3, 4], [1, 2]])
+
+
+def test_a_failing_hook_leaves_every_grad_as_it_was():
+    x, w = leaf([1.0]), leaf([2.0])
+
+    def hook(g):
+        raise ZeroDivisionError
+
+    w.register_hook(hook)
+    with pytest.raises(ZeroDivisionError):
+        (x * w).sum().backward()
+    assert x.grad is None and w.grad is None
+
+
+def test_after_a_failed_pass_a_retained_tape_can_be_walked_again():
+    x = leaf([1.0])
+    y = x * 2
+    attempts = []
+
+    def fails_once(g):
+        attempts.append(g)
+        if len(attempts) == 1:
+            raise ZeroDivisionError
+
+    y.register_hook(fails_once)
+    z = y.sum()
+    with pytest.raises(ZeroDivisionError):
+        z.backward(retain_graph=True)
+    z.backward()
+    np.testing.assert_array_equal(x.grad, [2])
+
+
+def test_after_a_failed_pass_a_tape_that_was_not_retained_is_freed_not_busy():
+    x = leaf([1.0])
+    z = (failing_op()(x) * 2).sum()
+    with pytest.raises(ZeroDivisionError):
+        z.backward()
+    with pytest.raises(GraphError, match="graph freed"):
+        z.backward()
+
+
+def test_a_hook_that_walks_its_own_tape_is_refused():
+    x = leaf([1.0])
+    y = x * 2
+    z = y.sum()
+    y.register_hook(lambda g: z.backward(retain_graph=True))
+    with pytest.raises(GraphError, match="another backward is walking this tape"):
+        z.backward(retain_graph=True)
+
+
+# grad
+
+
+def test_grad_takes_leaves_and_computed_tensors_and_writes_no_grad():
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    y.retain_grad()
+    z = (y * y).sum()
+    dx, dy, dz = grad(z, [x, y, z])
+    np.testing.assert_array_equal(dx, [8, 16])
+    np.testing.assert_array_equal(dy, [4, 8])
+    np.testing.assert_array_equal(dz, 1)
+    assert x.grad is None and y.grad is None and z.grad is None
+
+
+def test_grad_of_one_tensor_is_an_array_and_of_a_sequence_a_list():
+    x = leaf([1.0])
+    assert isinstance(grad((x * 2).sum(), x), np.ndarray)
+    assert [type(g) for g in grad((x * 2).sum(), (x,))] == [np.ndarray]
+    assert grad((x * 2).sum(), []) == []
+    assert len(grad((x * 2).sum(), iter([x, x]))) == 2
+
+
+def test_grad_with_respect_to_one_tensor_twice_gives_two_arrays():
+    x = leaf([1.0])
+    first, second = grad((x * 2).sum(), [x, x])
+    assert first is not second and not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_tensor_that_y_does_not_depend_on_gets_zeros_of_its_form():
+    x, other = leaf([1.0]), leaf(np.ones((2, 3)), np.float64)
+    computed = other * 2
+    for gradient in grad((x * 2).sum(), [other, computed, x])[:2]:
+        np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+        assert gradient.dtype == np.float64
+
+
+def test_a_rule_is_run_only_where_a_wanted_gradient_lies_below_and_told_which():
+    ran = []
+
+    def recording(name):
+        @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
+        def product(a, b):
+            """a (*), b (*) -> y (*)"""
+            return a * b
+
+        @product.backward
+        def product_backward(dy, a, b, needs):
+            ran.append((name, needs))
+            return (dy * b if needs[0] else None), (dy * a if needs[1] else None)
+
+        return product
+
+    x, w, v = leaf([2.0]), leaf([3.0]), leaf([5.0])
+    y = recording("second")(recording("first")(x, w), recording("aside")(v, v)).sum()
+    np.testing.assert_array_equal(grad(y, w, retain_graph=True), [50])
+    assert ran == [("second", (True, False)), ("first", (False, True))]
+    ran.clear()
+    grad(y, v, retain_graph=True)
+    assert ran == [("second", (False, True)), ("aside", (True, True))]
+    ran.clear()
+    y.backward()
+    assert sorted(ran) == [("aside", (True, True)), ("first", (True, True)), ("second", (True, True))]
+
+
+def test_an_input_without_requires_grad_is_not_needed():
+    ran = []
+
+    @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
+    def product(a, b):
+        """a (*), b (*) -> y (*)"""
+        return a * b
+
+    @product.backward
+    def product_backward(dy, a, b, needs):
+        ran.append(needs)
+        return dy * b, None
+
+    product(leaf([1.0]), Tensor([2.0])).sum().backward()
+    product(leaf([1.0]), 2.0).sum().backward()
+    assert ran == [(True, False), (True, False)]
+
+
+def test_a_constant_input_gets_no_gradient_and_makes_nothing_require_one():
+    condition, a = leaf([1.0, 0.0]), leaf([2.0, 3.0])
+    assert not ops.where(condition, 1.0, 2.0).requires_grad
+    y = ops.where(condition, a, 0.0).sum()
+    np.testing.assert_array_equal(grad(y, condition, retain_graph=True), [0, 0])
+    y.backward()
+    assert condition.grad is None
+    np.testing.assert_array_equal(a.grad, [1, 0])
+
+
+# value_and_grad
+
+
+def test_value_and_grad_of_given_tensors():
+    w = Parameter([2.0, 3.0])
+    value, (gradient,) = value_and_grad(lambda x: (w * w * x).sum(), [w])(np.float32(5))
+    assert value.item() == 65 and not value.requires_grad
+    np.testing.assert_array_equal(gradient, [20, 30])
+    value, gradient = value_and_grad(lambda: (w * w).sum(), w)()
+    np.testing.assert_array_equal(gradient, [4, 6])
+    assert w.grad is None
+
+
+def test_value_and_grad_of_the_arguments():
+    value, (da, db) = value_and_grad(lambda a, b, scale=1: (a * b * scale).sum())([2.0, 3.0], np.ones(2), scale=10)
+    assert value.item() == 50
+    np.testing.assert_array_equal(da, [10, 10])
+    np.testing.assert_array_equal(db, [20, 30])
+    assert (da.dtype, db.dtype) == (np.float32, np.float64)
+    _, single = value_and_grad(lambda a: (a * a).sum())([3.0])
+    np.testing.assert_array_equal(single, [6])
+
+
+def test_value_and_grad_of_an_argument_that_was_computed():
+    x = leaf([2.0])
+    _, gradient = value_and_grad(lambda y: (y * y).sum())(x * 3)
+    np.testing.assert_array_equal(gradient, [12])
+
+
+def test_value_and_grad_can_be_called_again_when_it_was_given_a_generator():
+    w = Parameter([2.0])
+    f = value_and_grad(lambda: (w * w).sum(), (p for p in [w]))
+    for _ in range(2):
+        np.testing.assert_array_equal(f()[1], [[4]])
+
+
+def test_value_and_grad_keeps_the_name_and_passes_what_f_raises():
+    def loss(x):
+        """The loss."""
+        return x.sum()
+
+    assert (value_and_grad(loss).__name__, value_and_grad(loss).__doc__) == ("loss", "The loss.")
+    with pytest.raises(ShapeError, match="starts from a scalar"):
+        value_and_grad(lambda x: x * 2)([1.0, 2.0])
+    with pytest.raises(GraphError, match="returns a Tensor; it returned float"):
+        value_and_grad(lambda x: 1.0)([1.0])
+    with pytest.raises(DtypeError, match="only float data"):
+        value_and_grad(lambda x: x.sum())([1, 2])
+
+
+# Arrays of its own
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: a * b,
+        lambda a, b: a.reshape(4).reshape(2, 2) + b.T.T,
+        lambda a, b: ops.concatenate(a, b).swapaxes(0, 1),
+        lambda a, b: ops.stack(a, b)[0] + a,
+        lambda a, b: ops.broadcast_to(a, shape=(3, 2, 2)) + b,
+        lambda a, b: a,
+        lambda a, b: ops.where(np.ones((2, 2), bool), a, b),
+    ],
+)
+@pytest.mark.parametrize("retain", [True, False])
+def test_gradients_share_memory_with_nothing(f, retain, rng):
+    a, b = leaf(rng.standard_normal((2, 2))), leaf(rng.standard_normal((2, 2)))
+    y = f(a, b)
+    cotangent = rng.standard_normal(y.shape).astype(np.float32)
+    kept = cotangent.copy()
+    interior = [y] if y is not a else []
+    gradients = grad(y, [a, b, *interior], cotangent, retain_graph=retain)
+    others = [a.data, b.data, y.data, cotangent]
+    for i, gradient in enumerate(gradients):
+        assert gradient.flags.writeable
+        for other in others + gradients[:i]:
+            assert not np.shares_memory(gradient, other)
+    if retain:
+        expected = [g.copy() for g in gradients]
+        for gradient in gradients:
+            gradient[...] = np.nan
+        for again, first in zip(grad(y, [a, b, *interior], cotangent), expected):
+            np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(cotangent, kept)
+
+
+@pytest.mark.parametrize("mode", [higher_order, contextlib.nullcontext])
+def test_the_grad_of_two_leaves_is_not_one_array(mode):
+    a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    cotangent = np.array([1.0, 1.0], np.float32)
+    with mode():
+        (a + b).backward(cotangent)
+    a.grad *= 10
+    np.testing.assert_array_equal(b.grad, [1, 1])
+    np.testing.assert_array_equal(cotangent, [1, 1])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_rule_whose_gradients_are_views_of_each_other_is_summed_right(order):
+    @op("y = a + bᵀ", "ā = ȳ;  b̄ = ȳᵀ")
+    def add_transposed(a, b):
+        """a (n, m), b (m, n) -> y (n, m)"""
+        return a + b.T
+
+    @add_transposed.backward
+    def add_transposed_backward(dy):
+        da = dy * 1
+        return da, da.T
+
+    a, b = leaf([[1.0, 2.0], [3.0, 4.0]]), leaf([[5.0, 6.0], [7.0, 8.0]])
+    cotangent = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    terms = [a * 100, b * 100]
+    y = add_transposed(a, b) + terms[order[0]] + terms[order[1]]
+    da, db = grad(y, [a, b], cotangent)
+    np.testing.assert_array_equal(da, 101 * cotangent)
+    np.testing.assert_array_equal(db, 100 * cotangent + cotangent.T)
+    assert not np.shares_memory(da, db)
+
+
+def test_a_rule_that_gives_the_same_array_to_both_inputs_is_summed_right():
+    @op("y = a + b", "ā = ȳ;  b̄ = ȳ")
+    def sum_of_two(a, b):
+        """a (*), b (*) -> y (*)"""
+        return a + b
+
+    @sum_of_two.backward
+    def sum_of_two_backward(dy):
+        same = dy * 1
+        return same, same
+
+    a, b = leaf([1.0]), leaf([2.0])
+    da, db = grad((sum_of_two(a, b) + a * 2 + b * 3).sum(), [a, b])
+    assert (da[0], db[0]) == (3, 4)
+
+
+def test_a_rule_that_gives_back_what_was_saved_leaves_it_unchanged():
+    @op("y = Σ x₁*x₂", "x̄₁ = x₂;  x̄₂ = x₁")
+    def dot(*xs):
+        """xs (n) -> y ()"""
+        return (xs[0] * xs[1]).sum()
+
+    @dot.backward
+    def dot_backward(dy, xs):
+        return xs[1], xs[0]
+
+    a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    y = dot(a, b) + (a * 10).sum() + (a * 20).sum()
+    da, db = grad(y, [a, b], retain_graph=True)
+    np.testing.assert_array_equal(da, [33, 34])
+    da[...] = db[...] = 0
+    np.testing.assert_array_equal(a.data, [1, 2])
+    np.testing.assert_array_equal(b.data, [3, 4])
