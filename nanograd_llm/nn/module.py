@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _path(module: Module, caller: Module | None) -> str:
     A method such as `loss` does not pass through `__call__`, so who is running is read from the stack.
     """
     names: list[str] = []
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and module is not caller:
         above = frame.f_locals.get("self")
         if isinstance(above, Module) and above is not module:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.engine import Parameter
+from nanograd_llm.errors import ShapeError
 from nanograd_llm.training.flat import FlatParameters
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
@@ -48,15 +49,25 @@ class AdamW:
         learning_rate: float,
         each: Callable[[Callable[[int], Any], range], Any] = map,
     ) -> None:
-        """Move every parameter by one step.  each: maps over blocks; a thread pool's `map` shares them out."""
+        """Move every parameter by one step.  each: maps over blocks; a thread pool's `map` shares them out.
+
+        Raises ShapeError where the gradients do not fit the parameters, GraphError where a parameter has left `flat`.
+        """
         gradient = gradients if isinstance(gradients, np.ndarray) else self._flatten(gradients)
+        if gradient.shape != self.flat.data.shape:
+            raise ShapeError(f"the flat gradient has shape {gradient.shape}; expected {self.flat.data.shape}")
+        self.flat.require_tied()
         self.steps += 1
         blocks = range(0, len(gradient), BLOCK)
         for _ in each(lambda start: self._update(start, gradient, learning_rate), blocks):
             pass
 
     def _flatten(self, gradients: Iterable[np.ndarray]) -> np.ndarray:
-        given = {id(p): g for p, g in zip(self.order, gradients, strict=True)}
+        gradients = list(gradients)
+        shapes, expected = [g.shape for g in gradients], [p.shape for p in self.order]
+        if shapes != expected:
+            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
+        given = {id(p): g for p, g in zip(self.order, gradients)}
         return np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters])
 
     def _update(self, start: int, gradient: np.ndarray, learning_rate: float) -> None:
@@ -84,7 +95,8 @@ def clip_by_global_norm(gradient: np.ndarray, max_norm: float) -> float:
 
     Pascanu, Mikolov and Bengio 2013. A gradient that is not finite is left as it is.
     """
-    norm = math.sqrt(float(np.dot(gradient, gradient)))
+    with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
+        norm = math.sqrt(float(np.dot(gradient, gradient)))
     if math.isfinite(norm) and norm > max_norm:
         gradient *= max_norm / norm
     return norm

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanograd_llm.engine import Parameter
-from nanograd_llm.errors import DtypeError
+from nanograd_llm.errors import DtypeError, GraphError
 
 
 class FlatParameters:
@@ -26,6 +26,14 @@ class FlatParameters:
         self.data = np.concatenate([p.data.reshape(-1) for p in self.parameters])
         for parameter, view in zip(self.parameters, self.views(self.data)):
             parameter.data = view
+
+    def require_tied(self) -> None:
+        """Raise GraphError where a parameter has been given another array: what is done here would not reach it."""
+        if any(p.data.base is not self.data for p in self.parameters):
+            raise GraphError(
+                "a parameter no longer lies in this flat array (after model.astype, or under another trainer); "
+                "make a new trainer for the model, or write into parameter.data[...]"
+            )
 
     def views(self, array: np.ndarray) -> list[np.ndarray]:
         """The part of a flat array that belongs to each parameter, in the parameter's shape."""

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.backend import blas_threads, cpu_count
 from nanograd_llm.engine import Tensor, grad
 from nanograd_llm.errors import ShapeError
+from nanograd_llm.modes import checked, state
+from nanograd_llm.ops import IGNORE_INDEX
 from nanograd_llm.randomness import noise
 from nanograd_llm.training.flat import FlatParameters
-
-IGNORE_INDEX = -100  # a target that does not count
-
-
-class Learner(Protocol):
-    """What training asks of a model: a mean loss over the targets that count."""
-
-    def loss(self, tokens: Any, targets: Any) -> Tensor: ...
 
 
 class Workers:
@@ -48,12 +42,17 @@ class Workers:
         """The mean loss over all targets that count, and its gradient: a flat array, valid until the next call.
 
         key: what the noise of dropout follows from, such as (seed, step); the number of the piece is added to it.
+        A thread that fails ends the call with its error once all threads have ended. `checked()` reaches the threads.
         """
-        count = int(np.count_nonzero(np.asarray(targets) != IGNORE_INDEX))
+        tokens, targets = np.asarray(tokens), np.asarray(targets)
+        if len(tokens) != len(targets):
+            raise ShapeError(f"tokens {tokens.shape} and targets {targets.shape} must have the same number of rows")
+        count = count_targets(targets)
         if count == 0:
-            raise ShapeError(f"none of the {np.size(targets)} targets of this batch counts; leave the batch out")
+            raise ShapeError(f"none of the {targets.size} targets of this batch counts; leave the batch out")
         shards = min(self.threads, len(tokens))
         pieces = np.array_split(np.arange(len(tokens)), min(shards * self.pieces, len(tokens)))
+        is_checked = state.checked
 
         def work(shard: int) -> float:
             views = self.flat.views(self.buffers[shard])
@@ -61,19 +60,24 @@ class Workers:
             self.buffers[shard][:] = 0
             for number in range(shard, len(pieces), shards):
                 rows = slice(pieces[number][0], pieces[number][-1] + 1)
-                share = np.count_nonzero(targets[rows] != IGNORE_INDEX) / count
+                share = count_targets(targets[rows]) / count
                 if share == 0:
                     continue
-                with noise(*key, number):
+                # a number that is not finite shows in the result, so NumPy need not warn of it
+                with noise(*key, number), checked(is_checked), np.errstate(all="ignore"):
                     y = loss(tokens[rows], targets[rows])
-                gradients = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
+                    if not isinstance(y, Tensor) or y.shape != ():
+                        raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r}")
+                    gradients = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
                 for view, gradient in zip(views, gradients):
                     view += gradient
                 total += share * y.item()
             return total
 
         with blas_threads(1 if shards > 1 else self.threads):
-            losses = list(self.pool.map(work, range(shards)))
+            running = [self.pool.submit(work, shard) for shard in range(shards)]
+            wait(running)
+        losses = [running.pop(0).result() for _ in range(shards)]  # popped: an error must not hold on to itself
         gradient = self.buffers[0]
         for other in self.buffers[1:shards]:
             gradient += other
@@ -82,6 +86,11 @@ class Workers:
     def each(self, work: Callable[[int], Any], items: range) -> Any:
         """Run work on every item, shared out over the threads."""
         return self.pool.map(work, items)
+
+
+def count_targets(targets: np.ndarray) -> int:
+    """How many of these targets count."""
+    return int(np.count_nonzero(targets != IGNORE_INDEX))
 
 
 def pinned_blas() -> str | None:

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend import keep_heap
-from nanograd_llm.engine import grad
-from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.errors import NanogradError, NonFiniteError
 from nanograd_llm.modes import checked
-from nanograd_llm.nn.module import Module
-from nanograd_llm.randomness import noise
+from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.settings import require_int, require_number
 from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
-from nanograd_llm.training.parallel import Workers
+from nanograd_llm.training.parallel import Workers, count_targets
 from nanograd_llm.training.schedule import warmup_cosine
 
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -56,8 +54,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 0), ("seed", 0)):
             require_int(field, getattr(self, field), low)
-        for field in ("learning_rate", "weight_decay", "eps"):
+        for field in ("learning_rate", "weight_decay"):
             require_number(field, getattr(self, field), 0)
+        require_number("eps", self.eps, 1e-16)  # what has no gradient would be divided 0/0
         for field in ("warmup", "beta1", "beta2"):
             require_number(field, getattr(self, field), 0, 1, below=True)
         require_number("final", self.final, 0, 1)
@@ -130,20 +129,20 @@ class Trainer:
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
         self.optimizer.step(gradient, learning_rate, self.workers.each)
         self.steps_done += 1
-        self.tokens_seen += int(np.size(targets))
+        self.tokens_seen += count_targets(np.asarray(targets))
         seconds = time.monotonic() - began
         return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, seconds, progress)
 
     def _explain(self, tokens: Any, targets: Any, key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op whose numbers first went wrong."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
+        cause = "No single op overflows when the step is replayed: the sum of squares does"
         try:
-            with checked(), noise(*key, 0), np.errstate(all="ignore"):
-                y = self.model.loss(tokens, targets)
-                grad(y, self.model.parameters())
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{found}. {error}. A lower learning rate may help") from None
-        raise NonFiniteError(f"{found}. No single op overflows when the step is replayed: the sum of squares did")
+            with checked():
+                self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
+        except NanogradError as error:
+            cause = f"{error}. A lower learning rate may help"
+        raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, by name: parameters, both moments, the counters."""
@@ -152,22 +151,15 @@ class Trainer:
         state = dict(self.model.state_dict())
         for prefix, array in (("adamw.m.", self.optimizer.m), ("adamw.v.", self.optimizer.v)):
             state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
-        state["steps_done"] = np.asarray(self.steps_done)
-        state["tokens_seen"] = np.asarray(self.tokens_seen)
+        state["steps_done"] = np.asarray(self.steps_done, dtype=np.int64)
+        state["tokens_seen"] = np.asarray(self.tokens_seen, dtype=np.int64)
         return state
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state_dict` gave; ShapeError lists every name that does not fit."""
+        """Go on from what `state_dict` gave; ShapeError lists every name that does not fit, and nothing has changed."""
         own = self.state_dict()
-        wrong = sorted(
-            f"{name}: {'missing' if name not in arrays else 'not of this trainer' if name not in own else 'misshapen'}"
-            for name in own.keys() | arrays.keys()
-            if name not in own or name not in arrays or own[name].shape != arrays[name].shape
-        )
-        if wrong:
-            raise ShapeError("the state does not fit this trainer:\n  " + "\n  ".join(wrong))
+        require_fit(own, arrays, "this trainer")
         for name, array in own.items():
-            if array.shape:
-                array[...] = arrays[name]
+            array[...] = arrays[name]
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])
         self.tokens_seen = int(arrays["tokens_seen"])

@@ -1,0 +1,140 @@
+"""A batch split over threads and pieces has the loss and gradient of the whole batch."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad
+from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm.randomness import noise
+from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.training.parallel import Workers
+
+KEY = (0, 0)
+
+
+def gpt(dtype: Any = np.float64, **changes: Any) -> GPT:
+    sizes = dict(vocab_size=11, context_length=6, n_layer=2, n_head=2, n_embd=8)
+    return GPT(GPTConfig(**{**sizes, **changes}), seed=0).astype(dtype)
+
+
+def batch(rows: int, ignored: str = "none") -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(rows)
+    tokens, targets = rng.integers(11, size=(2, rows, 6))
+    if ignored == "some":
+        targets[rng.random(targets.shape) < 0.4] = -100
+    elif ignored == "first rows":
+        targets[: rows // 2] = -100
+    elif ignored == "all but one":
+        targets[:] = -100
+        targets[-1, 3] = 4
+    return tokens, targets
+
+
+def whole(model: GPT, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """One plain forward and backward of the whole batch."""
+    parameters = FlatParameters(model.parameters()).parameters
+    loss = model.loss(tokens, targets)
+    return loss.item(), np.concatenate([g.reshape(-1) for g in grad(loss, parameters)])
+
+
+def split(model: GPT, tokens: Any, targets: Any, **options: int) -> tuple[float, np.ndarray]:
+    workers = Workers(FlatParameters(model.parameters()), **options)
+    workers.loss_and_gradient(model.loss, *batch(3), KEY)  # what a call leaves behind must not matter
+    return workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+
+
+@pytest.mark.parametrize("ignored", ["none", "some", "first rows", "all but one"])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 5, 7])
+def test_a_split_batch_has_the_loss_and_gradient_of_the_whole(
+    rows: int, threads: int, pieces: int, ignored: str
+) -> None:
+    model = gpt()
+    tokens, targets = batch(rows, ignored)
+    loss, gradient = split(model, tokens, targets, threads=threads, pieces=pieces)
+    expected_loss, expected = whole(model, tokens, targets)
+    assert loss == pytest.approx(expected_loss, rel=1e-14)
+    assert np.allclose(gradient, expected, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    results = [split(gpt(np.float32, dropout=0.2), *batch(7, "some"), threads=threads) for _ in range(3)]
+    assert len({loss for loss, _ in results}) == 1
+    assert len({gradient.tobytes() for _, gradient in results}) == 1
+
+
+def test_dropout_follows_the_key_and_the_piece() -> None:
+    model = gpt(dropout=0.4)
+    tokens, targets = batch(4)
+    workers = Workers(FlatParameters(model.parameters()), threads=2)
+    loss, _ = workers.loss_and_gradient(model.loss, tokens, targets, (7, 3))
+    by_hand = []
+    for piece in range(2):
+        with noise(7, 3, piece):
+            by_hand.append(model.loss(tokens[2 * piece : 2 * piece + 2], targets[2 * piece : 2 * piece + 2]).item())
+    assert loss == pytest.approx(np.mean(by_hand), rel=1e-14)
+    assert loss != workers.loss_and_gradient(model.loss, tokens, targets, (7, 4))[0]
+
+
+def test_lists_are_as_good_as_arrays() -> None:
+    tokens, targets = batch(5, "some")
+    as_lists = split(gpt(), tokens.tolist(), targets.tolist(), threads=2)
+    as_arrays = split(gpt(), tokens, targets, threads=2)
+    assert as_lists[0] == as_arrays[0]
+    assert np.array_equal(as_lists[1], as_arrays[1])
+
+
+def test_a_batch_in_which_no_target_counts_is_refused() -> None:
+    tokens, targets = batch(4)
+    with pytest.raises(ShapeError, match="none of the 24 targets of this batch counts"):
+        split(gpt(), tokens, np.full_like(targets, -100), threads=2)
+
+
+def test_tokens_and_targets_of_different_length_are_refused() -> None:
+    tokens, targets = batch(4)
+    with pytest.raises(ShapeError, match=r"tokens \(4, 6\) and targets \(2, 6\) must have the same number of rows"):
+        split(gpt(), tokens, targets[:2], threads=2)
+
+
+@pytest.mark.parametrize("loss", [lambda x, y: 1.5, lambda x, y: Tensor([1.0, 2.0], requires_grad=True)])
+def test_a_loss_that_is_no_single_number_is_refused(loss: Any) -> None:
+    with pytest.raises(ShapeError, match="a loss is a Tensor of one number"):
+        Workers(FlatParameters(gpt().parameters()), 2).loss_and_gradient(loss, *batch(4), KEY)
+
+
+def test_an_error_in_one_thread_waits_for_the_others() -> None:
+    model = gpt()
+    workers = Workers(FlatParameters(model.parameters()), threads=2)
+    tokens, targets = batch(4)
+    failed, ended = threading.Event(), threading.Event()
+
+    def loss(x: np.ndarray, y: np.ndarray) -> Tensor:
+        if np.array_equal(x, tokens[:2]):
+            failed.set()
+            raise IndexRangeError("the first shard fails")
+        failed.wait()
+        result = model.loss(x, y)
+        ended.set()
+        return result
+
+    with pytest.raises(IndexRangeError, match="the first shard fails"):
+        workers.loss_and_gradient(loss, tokens, targets, KEY)
+    assert ended.is_set()
+    assert np.array_equal(
+        workers.loss_and_gradient(model.loss, tokens, targets, KEY)[1], split(model, tokens, targets, threads=2)[1]
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_checked_mode_reaches_the_threads(threads: int) -> None:
+    model = gpt()
+    model.blocks[1].mlp.up.bias.data[3] = np.inf
+    with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up, called at"):
+        split(model, *batch(4), threads=threads)
