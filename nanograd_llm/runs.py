@@ -141,18 +141,18 @@ class TextRun:
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         learned, held_out = text.read()
-        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer = text.make_tokenizer(learned)
         self.ids = self.tokenizer.encode(learned)
         self.held_out_ids = self.tokenizer.encode(held_out)
         self.context_length = model.context_length
         for ids in (self.ids, self.held_out_ids):  # too short a text fails now, not at the first evaluation
             random_windows(ids, context_length=self.context_length, batch_size=1, seed=0, step=0)
+        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
         self.trainer = Trainer(self.model, train)
         self.tokenizer.save(self.folder.tokenizer_path)
-        tables = {"text": text, "model": self.model.config, "train": train}
-        self.folder.write_config({name: dataclasses.asdict(table) for name, table in tables.items()})
+        asdict = dataclasses.asdict
+        self.folder.write_config({"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)})
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step: a pure function of the seed and the step."""

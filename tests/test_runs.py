@@ -110,6 +110,7 @@ def test_a_text_shorter_than_a_window_is_refused_before_training(tmp_path):
     path.write_text("too short", encoding="utf-8")
     with pytest.raises(ShapeError, match="too few"):
         TextRun(tmp_path / "run", TextConfig(str(path), "bytes"), TINY, short())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

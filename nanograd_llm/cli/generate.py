@@ -50,7 +50,7 @@ def generate(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be spread over several tokens
     print(prompt, end="", flush=True)
     for (token,) in stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache):
-        if token == tokenizer.end_of_text:
+        if token is None or token == tokenizer.end_of_text:  # None only while a longer prompt is read: there is one
             break
         print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
     print(decoder.decode(b"", final=True))
