@@ -1,10 +1,11 @@
 """Is a gradient right?  Random cotangents and directions, numbers against the engine, a tolerance that rounding sets.
 
 For a cotangent v and a direction u of one input, the engine's gradient a and the function's Jacobian J must agree on
-one number: ⟨a, u⟩ = ⟨v, J u⟩.  Both sides are sums, and rounding moves a sum by the machine epsilon times the sizes of
-its terms, c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|).  The result y is rounded too, which is felt where y is large and J small (a
-softmax that saturates): 4 ε Σ|vᵢyᵢ| max(1, |u|).  A difference adds its own error estimate.  A wrong entry moves the left
-side by itself times uᵢ, and no uᵢ or vᵢ is small.
+one number: ⟨a, u⟩ = ⟨v, J u⟩.  A wrong entry moves the left side by itself times uᵢ, and no uᵢ or vᵢ is small.
+
+Both sides are sums, and rounding moves a sum by the machine epsilon times the sizes of its terms,
+c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|).  The result y is rounded too, which is felt where y is large and J small, as in a softmax
+that saturates: 4 ε Σ|vᵢyᵢ| max(1, |u|).  A difference adds its own error estimate.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import numpy as np
 
 from nanograd_llm.engine import Tensor
 from nanograd_llm.errors import GraphError, NanogradError
-from nanograd_llm.gradcheck.derivatives import Derivative, derivative, differences
+from nanograd_llm.gradcheck.derivatives import EPS, Derivative, derivative, differences
 from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients
 
 DIRECTIONS = 4
 DEPTH = 64  # c: how many roundings, in a row and all the same way, a right gradient may have suffered
-EPS = float(np.finfo(np.float64).eps)
 BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing,
 FAINT = 1e-10  # unless these are all rounding: a gradient below this part of its cotangent counts as zero
 _REPEATS = 6
@@ -57,8 +57,8 @@ class Entry:
 class Finding:
     """What was found for one input (`name`, `shape`) at one order of differentiation.
 
-    verdict: "right", "wrong", or "cannot tell" where rounding or a kink hides more than a millionth, or where the
-        function's own numbers are not finite.
+    verdict: "right", "wrong", or "cannot tell" where rounding (to float32, inside the function) or a kink hides more
+        than a millionth, or where the function's own numbers are not finite.
     relative_error: the largest difference over all pairs of directions, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.
     tolerance: what it may be, in the same measure.  method, step, why: see `derivatives.Derivative`.
     worst: the worst entry of a gradient that is wrong.
@@ -139,6 +139,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int 
     findings: list[Finding] = []
     notes = [f"{dtype} inputs were checked as float64 copies" for dtype in function.promoted]
     with function.borrowed():
+        epsilon = function.epsilon()
         target: Differentiable = function
         for n in range(1, order + 1):
             y = target.evaluate(target.values)
@@ -148,7 +149,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int 
                     "repeatable, e.g. give its dropout a seed"
                 )
             cotangents = [_dense(rng, y.shape) for _ in range(DIRECTIONS)]
-            findings += [_check_input(target, k, y, cotangents, n, rng) for k in range(len(target.values))]
+            findings += [_check_input(target, k, y, cotangents, n, epsilon, rng) for k in range(len(target.values))]
             target = Gradient(target, cotangents[0])
     return Report(function.label, tuple(findings), tuple(notes))
 
@@ -175,17 +176,25 @@ class _Comparison:
 
 
 def _check_input(
-    function: Differentiable, k: int, y: np.ndarray, cotangents: list[np.ndarray], order: int, rng: np.random.Generator
+    function: Differentiable,
+    k: int,
+    y: np.ndarray,
+    cotangents: list[np.ndarray],
+    order: int,
+    epsilon: float,
+    rng: np.random.Generator,
 ) -> Finding:
     x = function.values[k]
     directions = [_dense(rng, x.shape) * _length(x) for _ in range(DIRECTIONS)]
-    first = derivative(_line(function, function.values, k, directions[0]))
-    method = differences if first.why else functools.partial(derivative, confirm=False)
+    first = derivative(_line(function, function.values, k, directions[0]), epsilon=epsilon)
+    method = functools.partial(differences, epsilon=epsilon)
+    if not first.why:
+        method = functools.partial(derivative, confirm=False, epsilon=epsilon)
     found = _compare(function, function.values, k, cotangents, directions, method)
     finite_y = np.where(np.isfinite(y), y, 0.0)
     size_of_y = np.array([[np.abs(v * finite_y).sum()] for v in cotangents])
     size_of_v = np.array([[np.abs(v).sum()] for v in cotangents])
-    tolerance = EPS * (DEPTH * found.scale + 4 * size_of_y * max(1.0, _length(x))) + found.error
+    tolerance = epsilon * (DEPTH * found.scale + 4 * size_of_y * max(1.0, _length(x))) + found.error
     if not (np.abs(found.off) <= tolerance).all():
         tolerance = tolerance + _noise(function, k, cotangents, directions, method, found.off, rng)
     right = np.abs(found.off) <= tolerance

@@ -15,7 +15,7 @@ Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
 _RUNGS = tuple(2.0**-k for k in range(3, 14))  # u is as long as x, so these are parts of x
-_EPS = float(np.finfo(np.float64).eps)
+EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,24 @@ class ComplexStepError(Exception):
     """The function does not run on complex numbers, or not as the same function."""
 
 
-def derivative(line: Line, *, confirm: bool = True) -> Derivative:
+def derivative(line: Line, *, confirm: bool = True, epsilon: float = EPS) -> Derivative:
     """φ'(0) by complex step where a difference agrees with it, by differences elsewhere.
 
     confirm: a forward that drops the imaginary part on the way (x.real, a modulus) gives a complex step that is wrong
         without complaint; a few differences, coarse as they are, tell. Once for every function is enough.
+    epsilon: the machine epsilon of what φ computes in.
     """
     try:
         exact = complex_step(line)
     except ComplexStepError as reason:
-        return differences(line, why=str(reason))
+        return differences(line, epsilon=epsilon, why=str(reason))
     if not confirm:
         return exact
-    witness = differences(line, enough=1e-7)
+    witness = differences(line, enough=1e-7, epsilon=epsilon)
     largest = np.abs(witness.value).max(initial=0)
     if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest).all():
         return exact
-    return differences(line, why="a complex step does not agree with them")
+    return differences(line, epsilon=epsilon, why="a complex step does not agree with them")
 
 
 def complex_step(line: Line) -> Derivative:
@@ -75,7 +76,7 @@ def complex_step(line: Line) -> Derivative:
     return Derivative(value, np.zeros_like(value), COMPLEX_STEP, "complex step")
 
 
-def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
+def differences(line: Line, *, enough: float = 0.0, epsilon: float = EPS, why: str = "") -> Derivative:
     """φ'(0) by central differences of 6th order, each entry at the step of the ladder that serves it best.
 
     Halving the step makes the truncation error 64 times smaller and the round-off twice as large. What one rung
@@ -84,12 +85,14 @@ def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
     A change that is small by chance is held against the change before it.
 
     enough: stop as soon as the errors are below this part of the largest entry.
+    epsilon: the machine epsilon of what φ computes in.
     Errors are inf where no rung was usable.
     """
     value = before = _central(line, _RUNGS[0])[0]
     error = change_before = np.full_like(value, np.inf)
     for step in _RUNGS[1:]:
-        slope, roundoff = _central(line, step)
+        slope, largest = _central(line, step)
+        roundoff = 8 * epsilon * largest / step
         change = np.where(np.isfinite(slope - before), np.abs(slope - before), np.inf)
         estimate = np.maximum(change, change_before / 64) + roundoff
         better = estimate < error
@@ -101,12 +104,11 @@ def differences(line: Line, enough: float = 0.0, why: str = "") -> Derivative:
 
 
 def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """(45 Δ₁ - 9 Δ₂ + Δ₃)/60h with Δₖ = φ(kh) - φ(-kh), and the round-off to expect of each entry."""
+    """(45 Δ₁ - 9 Δ₂ + Δ₃)/60h with Δₖ = φ(kh) - φ(-kh), and the largest φ that it is made of, entry by entry."""
     slope = largest = np.zeros(())
     with np.errstate(all="ignore"):  # a step may leave the function's domain: that rung is then of no use
         for k, weight in ((1, 45), (2, -9), (3, 1)):
             ahead, behind = line(k * step), line(-k * step)
             slope = slope + weight * np.where(ahead == behind, 0.0, ahead - behind)  # infinities that stay are flat
             largest = np.maximum(largest, np.maximum(np.abs(ahead), np.abs(behind)))
-        largest = np.where(np.isfinite(largest), largest, 0.0)
-        return slope / (60 * step), 8 * _EPS * largest / step
+    return slope / (60 * step), np.where(np.isfinite(largest), largest, 0.0)

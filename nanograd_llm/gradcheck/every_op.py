@@ -14,7 +14,8 @@ import numpy as np
 from nanograd_llm.engine import Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, GraphError
 from nanograd_llm.gradcheck import samples
-from nanograd_llm.gradcheck.check import DEPTH, EPS, Report, gradcheck
+from nanograd_llm.gradcheck.check import DEPTH, Report, gradcheck
+from nanograd_llm.gradcheck.derivatives import EPS
 from nanograd_llm.gradcheck.samples import Case
 from nanograd_llm.modes import higher_order
 from nanograd_llm.op import Op

@@ -79,6 +79,11 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
+    def epsilon(self) -> float:
+        """The machine epsilon of the narrowest float on the tape: a function may convert its inputs."""
+        y, _ = self.record(self.values)
+        return max(float(np.finfo(source.dtype).eps) for source in [y, *_below(y)])
+
     def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
         leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
         return self._run(leaves, values), leaves + self.held
@@ -140,20 +145,22 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
     """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
     owner = getattr(f, "__self__", f)
     named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
-    seen = {id(leaf) for leaf in given}
-    found = {}
+    known = {id(leaf) for leaf in given}
+    found = {id(x): x for x in _below(y) if isinstance(x, Tensor) and id(x) not in known}
+    held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
+    return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
+
+
+def _below(y: Tensor) -> list[Any]:
+    """Every node and leaf that the tape leads to from y."""
+    found: dict[int, Any] = {}
     stack: list[Any] = [y if y._node is None else y._node] if y.requires_grad else []
     while stack:
         source = stack.pop()
-        if source is None or id(source) in seen:
-            continue
-        seen.add(id(source))
-        if isinstance(source, Tensor):
+        if source is not None and id(source) not in found:
             found[id(source)] = source
-        else:
-            stack.extend(source.sources)
-    held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
-    return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
+            stack.extend(() if isinstance(source, Tensor) else source.sources)
+    return list(found.values())
 
 
 def _label(f: Callable[..., Any]) -> str:
