@@ -1,0 +1,107 @@
+"""06  Sampling strategies: how the numbers that a model gives become a text.
+
+The one idea: a model answers with a distribution over the next token, and writing means choosing from it, again and
+again. The strategy decides how boldly; nothing about the model changes.
+"""
+
+# B batch (prompts), T time (context_length), V vocabulary
+
+import codecs
+
+import numpy as np
+
+import nanograd_llm as ng
+from nanograd_llm import text
+from nanograd_llm.inference import Sampling, generate, stream
+from nanograd_llm.training import TrainConfig, Trainer
+
+# %% A model that has learned a little
+# As in 04_training_loop_by_hand.py, in a few seconds.
+train_text, _ = text.split_text(text.builtin_corpus())
+tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
+ids = tokenizer.encode(train_text)
+T = 16
+model = ng.GPT(ng.GPTConfig(vocab_size=tokenizer.vocab_size, context_length=T, n_layer=1, n_head=4, n_embd=64), seed=0)
+trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, max_norm=0.4, steps=500))
+*_, last = trainer.run(lambda step: text.random_windows(ids, context_length=T, batch_size=32, seed=0, step=step))
+print(f"trained for {last.step} steps, loss {last.loss:.2f}")
+
+# %% One question, one answer
+# The model sees a prompt and gives a logit for each token of the vocabulary: the answer to "what comes next?".
+prompt = tokenizer.encode("If the class")
+logits = model.next_logits(prompt[None])  # (1, T) -> (1, V)
+
+# %% Strategies side by side
+# Each makes another distribution of the same logits. Greedy takes the likeliest token. The temperature divides the
+# logits: below 1 it sharpens, above 1 it flattens. top_k cuts off all but the k likeliest tokens; top_p all but the
+# likeliest that together have probability p, many where the model is unsure, few where it is sure.
+strategies = {
+    "greedy": Sampling(temperature=0),
+    "T=0.5": Sampling(temperature=0.5),
+    "T=1": Sampling(),
+    "T=1.5": Sampling(temperature=1.5),
+    "top_k=3": Sampling(top_k=3),
+    "top_p=0.5": Sampling(top_p=0.5),
+}
+p = {name: sampling.probabilities(logits)[0] for name, sampling in strategies.items()}  # name -> (V)
+ranked = np.argsort(-logits[0])  # ids, the likeliest first
+
+print(f"{'after ' + repr(tokenizer.decode(prompt)):>26}" + "".join(f"{name:>11}" for name in strategies))
+for token in ranked[:7]:
+    print(f"{tokenizer.decode([token])!r:>26}" + "".join(f"{p[name][token]:11.1%}" for name in strategies))
+print(f"{'all the others':>26}" + "".join(f"{p[name][ranked[7:]].sum():11.1%}" for name in strategies))
+print(f"{'tokens that can be chosen':>26}" + "".join(f"{np.count_nonzero(p[name]):11}" for name in strategies))
+
+assert all(np.isclose(row.sum(), 1) for row in p.values())
+assert p["greedy"][ranked[0]] == 1
+assert 1 > p["T=0.5"][ranked[0]] > p["T=1"][ranked[0]] > p["T=1.5"][ranked[0]]
+assert set(np.flatnonzero(p["top_k=3"])) == set(ranked[:3])
+nucleus = ranked[: np.count_nonzero(p["top_p=0.5"])]  # the smallest set of likeliest tokens that reaches one half:
+assert p["T=1"][nucleus].sum() >= 0.5 > p["T=1"][nucleus[:-1]].sum()
+
+# %% What they write
+# Greedy soon walks in circles, a high temperature babbles, and the cut-off tail keeps the boldness without the babble.
+for name, sampling in strategies.items():
+    (new,) = generate(model, prompt, max_new_tokens=24, sampling=sampling, seed=1)
+    print(f"{name:>9}: {tokenizer.decode(prompt) + tokenizer.decode(new)!r}")
+
+# %% Chance is a number, too
+# The same seed writes the same text, another seed another one. Greedy asks for no chance, so the seed is nothing to it.
+bold = Sampling(temperature=1.5)
+assert generate(model, prompt, sampling=bold, seed=1) == generate(model, prompt, sampling=bold, seed=1)
+assert generate(model, prompt, sampling=bold, seed=1) != generate(model, prompt, sampling=bold, seed=2)
+greedy = Sampling(temperature=0)
+assert generate(model, prompt, sampling=greedy, seed=1) == generate(model, prompt, sampling=greedy, seed=2)
+
+# %% The cache changes the time, not the text
+# What earlier tokens offer to attention does not depend on later ones, so it is stored (KeyValueCache) and each step
+# computes its new token only. The text may outgrow the context; the model then goes on from the last half of it.
+cached = generate(model, prompt, max_new_tokens=60, sampling=greedy)
+assert cached == generate(model, prompt, max_new_tokens=60, sampling=greedy, cache=False)
+assert len(prompt) + len(cached[0]) > model.config.context_length
+
+# %% Several prompts at once
+# They may differ in length, and none sees another: each is continued as it would be alone.
+prompts = [tokenizer.encode(start) for start in ("The", "An exception is raised if the", "Return the value")]
+together = generate(model, prompts, max_new_tokens=16, sampling=greedy)
+alone = [generate(model, one, max_new_tokens=16, sampling=greedy)[0] for one in prompts]
+assert together == alone
+for one, new in zip(prompts, together):
+    print(repr(tokenizer.decode(one) + tokenizer.decode(new)))
+
+# A stop id ends a text early: here the first full stop that the model writes.
+full_stop = tokenizer.encode(".")[0]
+(new,) = generate(model, prompts[1], sampling=Sampling(top_p=0.5), stop=[full_stop])
+assert full_stop not in new
+
+# %% As it is written
+# `stream` yields each id as soon as it is chosen. A token may be a part of a character, so decode the bytes with a
+# decoder that waits for the rest.
+decoder = codecs.getincrementaldecoder("utf-8")("replace")
+print("streamed: The", end="")
+streamed = []
+for (token,) in stream(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3):
+    print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
+    streamed.append(token)
+print(decoder.decode(b"", final=True))
+assert [streamed] == generate(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)

@@ -1,0 +1,60 @@
+"""The course of examples holds to its form, and each example runs by itself: its asserts are facts of the package."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nanograd_llm
+
+COURSE = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+each_example = pytest.mark.parametrize("example", COURSE, ids=lambda path: path.stem)
+
+
+def run(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in this folder as a user would, with the package that these tests test."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}
+    return subprocess.run([sys.executable, source], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
+
+
+def test_the_course_is_numbered_without_gaps() -> None:
+    numbers = [re.match(r"(\d\d)_[a-z0-9_]+$", path.stem) for path in COURSE]
+    assert [number and number[1] for number in numbers] == [f"{n:02}" for n in range(1, len(COURSE) + 1)]
+    assert len(COURSE) >= 6
+
+
+@each_example
+def test_an_example_opens_with_its_number_and_its_idea(example: Path) -> None:
+    lines = (ast.get_docstring(ast.parse(example.read_text(encoding="utf-8"))) or "").splitlines()
+    assert lines[0].startswith(example.stem[:2] + "  ")
+    assert any(line.startswith("The one idea: ") for line in lines)
+
+
+@each_example
+def test_an_example_has_cells_with_titles_and_asserts_what_it_teaches(example: Path) -> None:
+    source = example.read_text(encoding="utf-8")
+    cells = re.findall(r"^# %%(.*)$", source, flags=re.MULTILINE)
+    assert len(cells) >= 4
+    assert all(re.match(r" \S", title) for title in cells)
+    assert sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(source))) >= 3
+
+
+@each_example
+def test_an_example_runs_by_itself_and_writes_nothing(example: Path, tmp_path: Path) -> None:
+    answer = run(example, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert 5 <= len(answer.stdout.splitlines()) <= 60  # telling lines, not walls
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_that_teaches_something_false_would_fail(tmp_path: Path) -> None:
+    false = tmp_path / "false.py"
+    false.write_text("import nanograd_llm as ng\nassert ng.ops.exp(0.0) == 0\n", encoding="utf-8")
+    assert "AssertionError" in run(false, tmp_path).stderr
