@@ -229,6 +229,7 @@ def _ids(draw: Any) -> Any:
     yield (draw(5, 3), np.array([[4, 0, 4], [2, 4, 1]])), {}
     yield (draw(2, 1), np.array(1)), {}
     yield (draw(2, 3), np.zeros((0,), dtype=np.int64)), {}
+    yield (draw(2, 0), np.array([1, 0])), {}
 
 
 @op("y = w[ids]", "w̄ = 0 with each row of ȳ added to row ids", constants=("ids",), samples=_ids)
@@ -250,7 +251,7 @@ def embedding_backward(dy, w_shape, ids):
     "y = 0 with each row of x added to row ids",
     "x̄ = ȳ[ids]",
     constants=("ids",),
-    samples=lambda draw: [((draw(*ids.shape, 3), ids), {"vocab_size": 5}) for (_, ids), _ in _ids(draw)],
+    samples=lambda draw: [((draw(*ids.shape, w.shape[1]), ids), {"vocab_size": 5}) for (w, ids), _ in _ids(draw)],
 )
 def add_rows(x, ids, *, vocab_size):
     """Sum the rows of x that share an id, into a table: the adjoint of embedding.  x (..., C), ids (...) -> y (?)
@@ -264,7 +265,7 @@ def add_rows(x, ids, *, vocab_size):
         order = np.argsort(ids, kind="stable")
         in_order = ids[order]
         starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-        y[in_order[starts]] = np.add.reduceat(np.reshape(x, (-1, channels))[order], starts, axis=0)
+        y[in_order[starts]] = np.add.reduceat(np.reshape(x, (ids.size, channels))[order], starts, axis=0)
     return y
 
 

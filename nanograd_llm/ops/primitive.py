@@ -274,15 +274,22 @@ def where_backward(dy, condition):
     return where(condition, dy, 0.0), where(condition, 0.0, dy)
 
 
-@op("y = min(max(x, low), high)", "x̄ = ȳ where low ≤ x ≤ high, else 0")
+def _limits(draw: Any) -> Iterable[Any]:
+    for low, high in [(-1.0, 1.0), (None, 1.0), (-1.0, None)]:
+        yield (draw(3, 4),), {"low": low, "high": high}
+    yield (draw(),), {}
+    yield (draw(2, 0),), {}
+
+
+@op("y = min(max(x, low), high)", "x̄ = ȳ where low ≤ x ≤ high, else 0", samples=_limits)
 def clip(x, *, low=-1.0, high=1.0):
-    """Limit elementwise to [low, high]; on the limits the gradient passes.  x (*) -> y (*)"""
+    """Limit elementwise to [low, high], where None is no limit; on the limits the gradient passes.  x (*) -> y (*)"""
     return np.clip(x, low, high)
 
 
 @clip.backward
-def clip_backward(dy, x, low, high):
-    return where((x >= low) & (x <= high), dy, 0.0)
+def clip_backward(dy, x, y):
+    return where(x == y, dy, 0.0)
 
 
 def _over_axes(draw: Any) -> Iterable[Any]:
@@ -315,7 +322,7 @@ def mean(x, *, axis=None, keepdims=False):
 @mean.backward
 def mean_backward(dy, x_shape, axis, keepdims):
     n = math.prod(x_shape[a] for a in axes_of(axis, len(x_shape)))
-    return broadcast_to(_with_axes(dy / n, axis, keepdims, len(x_shape)), shape=x_shape)
+    return broadcast_to(_with_axes(dy, axis, keepdims, len(x_shape)) / n, shape=x_shape)
 
 
 @op(
