@@ -7,6 +7,7 @@ again. The strategy decides how boldly; nothing about the model changes.
 # B batch (prompts), T time (context_length), V vocabulary
 
 import codecs
+import itertools
 
 import numpy as np
 
@@ -89,10 +90,11 @@ assert together == alone
 for one, new in zip(prompts, together):
     print(repr(tokenizer.decode(one) + tokenizer.decode(new)))
 
-# A stop id ends a text early: here the first full stop that the model writes.
+# A stop id ends a text early: here the first full stop, which is not part of the result.
 full_stop = tokenizer.encode(".")[0]
-(new,) = generate(model, prompts[1], sampling=Sampling(top_p=0.5), stop=[full_stop])
-assert full_stop not in new
+(whole,) = generate(model, prompt, sampling=Sampling(top_p=0.5))
+(until,) = generate(model, prompt, sampling=Sampling(top_p=0.5), stop=[full_stop])
+assert until == list(itertools.takewhile(lambda token: token != full_stop, whole))
 
 # %% As it is written
 # `stream` yields each id as soon as it is chosen. A token may be a part of a character, so decode the bytes with a
