@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
 from nanograd_llm.errors import NonFiniteError
 from nanograd_llm.modes import no_grad
+from nanograd_llm.nn import Module
+from nanograd_llm.settings import require_int
 from nanograd_llm.text import IGNORE, Tokenizer, sliding_windows
 
 
@@ -25,7 +26,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: Module,
     ids: np.ndarray,
     tokenizer: Tokenizer,
     *,
@@ -35,15 +36,16 @@ def evaluate(
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
 
-    model: anything whose `loss(tokens, targets)` is a mean over the targets that are not -100.
+    model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; it is put into evaluation
+        mode.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context to be
         judged by, at a higher price.
     Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
     """
+    require_int("batch_size", batch_size, 1)
     model.eval()
-    tokens, targets = sliding_windows(
-        ids, context_length=context_length, stride=stride or context_length, count_once=True
-    )
+    stride = context_length if stride is None else stride
+    tokens, targets = sliding_windows(ids, context_length=context_length, stride=stride, count_once=True)
     nats, count = 0.0, 0
     with no_grad():
         for start in range(0, len(tokens), batch_size):
@@ -55,4 +57,6 @@ def evaluate(
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on {count} held-out tokens is {nats / count}; is a weight not finite?")
     size = len(tokenizer.decode_bytes(ids[1:]))
-    return Evaluation(nats / count, math.exp(nats / count), nats / math.log(2) / size, count, size)
+    loss = nats / count
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond a float
+    return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)

@@ -7,7 +7,8 @@ B batch, T time
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,23 @@ def generate(
     """Continue each prompt; returns the new ids of each, cut before the first stop id.
 
     prompts: ids, one sequence (T) or several (B, T), also of different lengths. Rows do not depend on each other, and a
-    row draws the same numbers whatever else is in the batch with it at its place.
-    Raises ShapeError for an empty prompt, IndexRangeError for an id outside the vocabulary.
+        row draws the same numbers whatever else is in the batch with it at its place.
+    stop: ids that end a row.
+
+    Where the text outgrows the model's context, half a context is left behind, and again whenever it is full. The model
+    is put into evaluation mode. Raises ShapeError for an empty prompt, IndexRangeError for an id outside the
+    vocabulary, NonFiniteError where the model gives no usable logits.
     """
     rows = _rows(prompts, model)
     written: list[list[int]] = [[] for _ in rows]
     open_rows = set(range(len(rows)))
     for ids in stream(model, rows, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache):
         for row, token in enumerate(ids):
+            if token is None or row not in open_rows:
+                continue
             if token in stop:
                 open_rows.discard(row)
-            elif row in open_rows and token is not None and len(written[row]) < max_new_tokens:
+            else:
                 written[row].append(token)
         if not open_rows:
             break
@@ -59,45 +66,45 @@ def stream(
     seed: int = 0,
     cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """As `generate`, a token at a time: yields each row's new id, None while a longer prompt is still being read.
+    """As `generate`, a token at a time: yields the new id of each row, or None.
 
-    Where the text outgrows the model's context, the model goes on from the last half of what it holds.
+    None stands where a row's prompt is longer and still being read, and where it has its max_new_tokens.
     """
     require_int("max_new_tokens", max_new_tokens, 0)
     require_int("seed", seed, 0)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
-    context = model.config.context_length
     model.eval()
     text = np.zeros((len(rows), max(map(len, rows)) + max_new_tokens), dtype=np.int64)
     for row, prompt in enumerate(rows):
         text[row, : len(prompt)] = prompt
-    start, read = 0, min(map(len, rows))  # the window is text[:, start:read]
-    if read > context:
-        start = read - context
-    caches, stored = model.new_caches(len(rows)), start
-    for n in range(read, text.shape[1]):
-        if n - start > context:
-            start = n - max(1, context // 2)
-            caches, stored = model.new_caches(len(rows)), start
-        if cache:
-            logits = model.next_logits(text[:, stored:n], caches)
-            stored = n
-        else:
+    start, caches = -1, model.new_caches(0)
+    for n in range(min(map(len, rows)), text.shape[1]):
+        writing = [len(prompt) <= n < len(prompt) + max_new_tokens for prompt in rows]
+        if not any(writing):
+            continue
+        before, start = start, _window_start(n, model.config.context_length)
+        if not cache:
             logits = model.next_logits(text[:, start:n])
+        else:
+            if start != before:
+                caches = model.new_caches(len(rows))
+            logits = model.next_logits(text[:, start + caches[0].length : n], caches)
         chances = np.array([generator(seed, row, n).random() for row in range(len(rows))])
         chosen = sampling.choose(logits, chances)
-        new: list[int | None] = []
-        for row, prompt in enumerate(rows):
-            if n >= len(prompt):
-                text[row, n] = chosen[row]
-            new.append(int(text[row, n]) if n >= len(prompt) else None)
-        yield new
+        text[writing, n] = chosen[writing]
+        yield [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
+
+
+def _window_start(n: int, context_length: int) -> int:
+    """Where the text that place n is judged by begins: at 0, or at a multiple of half the context."""
+    half = max(1, context_length // 2)
+    return max(0, math.ceil((n - context_length) / half)) * half
 
 
 def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
     """The prompts as rows of ids, each checked."""
-    several = bool(len(prompts)) and isinstance(prompts[0], (Sequence, np.ndarray))
+    several = len(prompts) > 0 and np.ndim(prompts[0]) > 0
     rows = [np.asarray(p) for p in (prompts if several else [prompts])]
     for row, ids in enumerate(rows):
         if ids.ndim != 1 or not ids.size:

@@ -37,17 +37,20 @@ class Sampling:
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
 
-        Equal logits are ranked by id, so the same logits give the same distribution. Raises NonFiniteError for NaN.
+        Equal logits are ranked by id, so the same logits give the same distribution. A logit of -inf rules a token out.
+        Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
         """
         logits = np.asarray(logits, dtype=np.float64)
-        if np.isnan(logits).any():
-            raise NonFiniteError(
-                f"{int(np.isnan(logits).sum())} of {logits.size} logits are NaN; is a weight not finite?"
-            )
-        V = logits.shape[-1]
+        largest = logits.max(axis=-1, keepdims=True)
+        if not np.isfinite(largest).all():
+            bad = largest[~np.isfinite(largest)][0]
+            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {bad}; is a weight not finite?")
         if self.temperature == 0:
-            return np.eye(V)[np.argmax(logits, axis=-1)]
-        scaled = logits / self.temperature
+            result = np.zeros_like(logits)
+            np.put_along_axis(result, np.argmax(logits, axis=-1, keepdims=True), 1, axis=-1)
+            return result
+        with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, as they should
+            scaled = (logits - largest) / self.temperature
         if self.top_k is None and self.top_p == 1:
             return softmax(scaled)
         order = np.argsort(-scaled, axis=-1, kind="stable")

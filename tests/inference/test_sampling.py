@@ -1,0 +1,157 @@
+"""Each sampling strategy, on distributions small enough to work out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm.errors import ConfigError, NonFiniteError
+from nanograd_llm.inference import Sampling
+
+P = np.array([0.1, 0.4, 0.2, 0.3])
+LOGITS = np.log(P)[None]
+
+
+def probabilities(logits: Any = LOGITS, **strategy: Any) -> list[float]:
+    return Sampling(**strategy).probabilities(np.asarray(logits))[0].tolist()
+
+
+def test_without_a_strategy_it_is_the_softmax() -> None:
+    assert probabilities() == pytest.approx(P)
+    assert probabilities(LOGITS + 1e4) == pytest.approx(P)
+
+
+def test_temperature_divides_the_logits() -> None:
+    assert probabilities(temperature=0.5) == pytest.approx(P**2 / (P**2).sum())
+    assert probabilities(temperature=2.0) == pytest.approx(P**0.5 / (P**0.5).sum())
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, 1e-3, 1e-300, 5e-324])
+def test_near_temperature_zero_the_likeliest_takes_all(temperature: float) -> None:
+    assert probabilities(temperature=temperature) == pytest.approx([0, 1, 0, 0], abs=1e-100)
+
+
+def test_at_a_huge_temperature_all_are_equal() -> None:
+    assert probabilities(temperature=1e300) == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (dict(temperature=0), [0, 1, 0, 0]),
+        (dict(top_k=1), [0, 1, 0, 0]),
+        (dict(top_k=2), [0, 0.5, 0.5, 0]),
+        (dict(top_p=0.4), [0, 0.5, 0.5, 0]),
+    ],
+)
+def test_of_equal_logits_the_lower_id_ranks_first(strategy: dict[str, Any], expected: list[float]) -> None:
+    assert probabilities([[0.0, 1.0, 1.0, 1.0]], **strategy) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, [0, 1, 0, 0]), (2, [0, 4 / 7, 0, 3 / 7]), (3, [0, 4 / 9, 2 / 9, 3 / 9]), (4, P), (99, P)]
+)
+def test_top_k_keeps_the_k_likeliest(k: int, expected: Any) -> None:
+    assert probabilities(top_k=k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (1e-9, [0, 1, 0, 0]),
+        (0.39, [0, 1, 0, 0]),
+        (0.41, [0, 4 / 7, 0, 3 / 7]),
+        (0.69, [0, 4 / 7, 0, 3 / 7]),
+        (0.71, [0, 4 / 9, 2 / 9, 3 / 9]),
+        (0.91, P),
+        (1.0, P),
+        (1, P),
+    ],
+)
+def test_top_p_keeps_the_likeliest_up_to_the_one_that_reaches_p(p: float, expected: Any) -> None:
+    assert probabilities(top_p=p) == pytest.approx(expected)
+
+
+def test_a_token_that_reaches_p_exactly_is_the_last() -> None:
+    assert probabilities(np.log([[0.5, 0.25, 0.125, 0.125]]), top_p=0.75) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+
+
+def test_top_k_acts_before_top_p() -> None:
+    # of the best three, 4/9 + 3/9 reach 0.75; of all four, three would be needed
+    assert probabilities(top_k=3, top_p=0.75) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+
+
+def test_temperature_acts_before_top_p() -> None:
+    assert probabilities(temperature=0.25, top_p=0.7) == [0, 1, 0, 0]  # 0.4⁴ is 72 % of the sum of fourth powers
+
+
+def test_rows_have_strategies_of_their_own_numbers() -> None:
+    found = Sampling(top_k=2).probabilities(np.concatenate([LOGITS, LOGITS[:, ::-1]]))
+    assert np.allclose(found, [[0, 4 / 7, 0, 3 / 7], [3 / 7, 0, 4 / 7, 0]])
+
+
+@pytest.mark.parametrize("strategy", [{}, dict(temperature=0), dict(top_k=3), dict(top_p=0.999)])
+def test_a_logit_of_minus_infinity_rules_its_token_out(strategy: dict[str, Any]) -> None:
+    found = probabilities([[-np.inf, 0.0, -np.inf, 0.0]], **strategy)
+    assert found[0] == found[2] == 0
+    assert sum(found) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bad", [[0.0, np.nan], [0.0, np.inf], [-np.inf, -np.inf]])
+@pytest.mark.parametrize("strategy", [{}, dict(temperature=0), dict(top_k=1), dict(top_p=0.5)])
+def test_logits_that_mean_nothing_are_refused(bad: list[float], strategy: dict[str, Any]) -> None:
+    with pytest.raises(NonFiniteError, match="the largest of 2 logits is .*; is a weight not finite"):
+        Sampling(**strategy).probabilities(np.array([[1.0, 2.0], bad]))
+
+
+def test_greedy_over_a_large_vocabulary_takes_little_memory() -> None:
+    logits = np.zeros((2, 300_000), np.float32)  # a square matrix of this size would take 720 GB
+    logits[1, 7] = 1
+    assert Sampling(temperature=0).choose(logits, np.zeros(2)).tolist() == [0, 7]
+
+
+# Drawing
+
+
+def choose(chance: float, logits: Any = LOGITS, **strategy: Any) -> int:
+    return int(Sampling(**strategy).choose(np.asarray(logits), np.array([chance]))[0])
+
+
+@pytest.mark.parametrize(
+    ("chance", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (1 - 2**-53, 3)]
+)
+def test_a_chance_falls_into_the_share_of_its_token(chance: float, token: int) -> None:
+    assert choose(chance) == token
+
+
+def test_evenly_spread_chances_give_every_token_its_share() -> None:
+    chances = (np.arange(1000) + 0.5) / 1000
+    drawn = Sampling().choose(np.repeat(LOGITS, 1000, axis=0), chances)
+    assert np.bincount(drawn).tolist() == [100, 400, 200, 300]
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("strategy", [dict(temperature=0), dict(top_k=1), dict(top_p=1e-9), dict(temperature=1e-300)])
+def test_no_chance_draws_a_token_that_is_ruled_out(chance: float, strategy: dict[str, Any]) -> None:
+    assert choose(chance, **strategy) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_chance_draws_a_token_of_the_vocabulary(seed: int) -> None:
+    logits = np.random.default_rng(seed).standard_normal((50, 97)) * 5
+    assert Sampling().choose(logits, np.full(50, 1 - 2**-53)).max() < 97
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("temperature", bad) for bad in (-0.1, np.nan, np.inf, True, "1")),
+        *(("top_k", bad) for bad in (0, -1, 1.5, True)),
+        *(("top_p", bad) for bad in (0, -0.1, 1.1, np.nan, True)),
+    ],
+)
+def test_a_strategy_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
+        Sampling(**{field: value})
