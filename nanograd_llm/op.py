@@ -123,6 +123,9 @@ class Op:
         return f"<op {self.name}: {self.formula}   {self.adjoint}>"
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
+        for name, value in static.items():
+            if isinstance(value, np.generic):  # a Python number instead, which widens nothing
+                static[name] = value.item()
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
                 inputs = tuple(inputs[0])

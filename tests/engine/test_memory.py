@@ -73,15 +73,15 @@ def test_a_chain_of_100_000_ops_can_be_dropped_without_a_backward(no_collector):
     assert [n() for n in nodes] == [None] * 3
 
 
-def test_a_chain_of_100_000_ops_can_be_dropped_halfway_through_a_failed_backward():
+def test_a_long_chain_can_be_dropped_halfway_through_a_failed_backward():
     x = Parameter([1.0])
-    middle = chain(x, LONG // 2)
+    middle = chain(x, 10_000)
 
     def fails(g):
         raise ZeroDivisionError
 
     middle.register_hook(fails)
-    y = chain(middle, LONG // 2)
+    y = chain(middle, 10_000)
     with pytest.raises(ZeroDivisionError):
         y.backward([1.0])
     del y, middle
