@@ -8,19 +8,21 @@ repeat. All else in a loop (warm-up, clipping, decay) makes large steps safe.
 
 import math
 
+import math
+
 import numpy as np
 
 import nanograd_llm as ng
 from nanograd_llm import text
 from nanograd_llm.backend import blas_threads
 from nanograd_llm.inference import Sampling, evaluate, generate
-from nanograd_llm.training import AdamW, TrainConfig, Trainer, warmup_cosine
+from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, warmup_cosine
 
 STEPS, T, B = 600, 16, 32
 PEAK, WARMUP, MAX_NORM = 1e-2, 0.2, 0.4  # learning rate; part of the run that climbs to it; length of a gradient
 
 # %% The text, the model
-# One block is enough to learn how English words look; the built-in command trains four (nanograd-llm train).
+# One block is enough to learn how English words look; `nanograd-llm train` trains a larger model.
 train_text, held_out_text = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids, held_out = tokenizer.encode(train_text), tokenizer.encode(held_out_text)[-8000:]
@@ -54,8 +56,7 @@ with blas_threads(1):  # matrices this small are multiplied sooner by one thread
         loss, gradients = loss_and_gradients(*batch(step))
 
         # One odd batch must not outweigh the others: a gradient that is too long keeps its direction, not its length.
-        norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
-        gradients = [g * min(1, MAX_NORM / norm) for g in gradients]
+        norm = clip_by_global_norm(gradients, MAX_NORM)
 
         # AdamW's averages are young at first, so the learning rate climbs; the last steps are for details, so it falls.
         learning_rate = warmup_cosine((step + 1) / STEPS, peak=PEAK, warmup=WARMUP, final=0.05)

@@ -20,7 +20,7 @@ from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import higher_order, state
 from nanograd_llm.tape import Node, walk
 
-Array = Any  # np.ndarray, or cupy.ndarray on a GPU
+Array = Any  # np.ndarray, or CuPy on a GPU
 
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
 _commit_lock = threading.Lock()

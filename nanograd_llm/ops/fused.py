@@ -113,6 +113,11 @@ def _column_sums(x):
     return np.ones(len(x), dtype=x.dtype) @ x
 
 
+def _shifted(y, b):
+    """y + b, written into y unless b has a wider dtype."""
+    return np.add(y, b, out=y if np.result_type(y, b) == y.dtype else None)
+
+
 def _norm_samples(draw):
     for lead, C in [((2, 3), 4), ((5,), 7), ((), 3), ((0,), 2)]:
         yield (draw(*lead, C), draw(C), draw(C)), {}
@@ -133,8 +138,7 @@ def layernorm(x, w, b, *, eps=1e-5):
     xhat = rows - _row_means(rows)
     r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + np.asarray(eps, dtype=x.real.dtype))
     xhat *= r
-    y = xhat * w
-    y += b
+    y = _shifted(xhat * w, b)
     return keep(y.reshape(x.shape), xhat=xhat, r=r)
 
 
@@ -246,7 +250,7 @@ def linear(x, w, b=None):
     """An affine map of the last axis; b may be left out.  x (..., n), w (n, m), b (m) -> y (..., m)"""
     y = _rows(x) @ w  # one product of matrices, however many leading axes there are
     if b is not None:
-        y += b
+        y = _shifted(y, b)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
 

@@ -23,8 +23,8 @@ BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and 
 class AdamW:
     """Optimizer over all `parameters`; decay (λ) acts on matrices and tables only.
 
-    m and v are flat arrays in the layout of `flat`. `step` may be called with a list of gradients in the order of the
-    parameters given, or with one flat array.
+    m and v are flat arrays in the layout of `flat`. `step` takes a list of gradients in the order of the parameters
+    given; `step_flat` one array in the layout of `flat`.
     """
 
     def __init__(
@@ -43,17 +43,28 @@ class AdamW:
         self.v = np.zeros_like(self.flat.data)
         self.steps = 0
 
-    def step(
-        self,
-        gradients: np.ndarray | Iterable[np.ndarray],
-        learning_rate: float,
-        each: Callable[[Callable[[int], Any], range], Any] = map,
-    ) -> None:
-        """Move every parameter by one step.  each: maps over blocks; a thread pool's `map` shares them out.
+    def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
+        """Move every parameter by one step, against a list of gradients, one for each parameter.
 
         Raises ShapeError where the gradients do not fit the parameters, GraphError where a parameter has left `flat`.
         """
-        gradient = gradients if isinstance(gradients, np.ndarray) else self._flatten(gradients)
+        gradients = list(gradients)
+        shapes, expected = [g.shape for g in gradients], [p.shape for p in self.order]
+        if shapes != expected:
+            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
+        given = {id(p): g for p, g in zip(self.order, gradients)}
+        self.step_flat(np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters]), learning_rate)
+
+    def step_flat(
+        self,
+        gradient: np.ndarray,
+        learning_rate: float,
+        each: Callable[[Callable[[int], Any], range], Any] = map,
+    ) -> None:
+        """`step` with the gradient as one array in the layout of `flat`.
+
+        each: maps over blocks; a thread pool's `map` shares them out.
+        """
         if gradient.shape != self.flat.data.shape:
             raise ShapeError(f"the flat gradient has shape {gradient.shape}; expected {self.flat.data.shape}")
         self.flat.require_tied()
@@ -61,14 +72,6 @@ class AdamW:
         blocks = range(0, len(gradient), BLOCK)
         for _ in each(lambda start: self._update(start, gradient, learning_rate), blocks):
             pass
-
-    def _flatten(self, gradients: Iterable[np.ndarray]) -> np.ndarray:
-        gradients = list(gradients)
-        shapes, expected = [g.shape for g in gradients], [p.shape for p in self.order]
-        if shapes != expected:
-            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
-        given = {id(p): g for p, g in zip(self.order, gradients)}
-        return np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters])
 
     def _update(self, start: int, gradient: np.ndarray, learning_rate: float) -> None:
         block = slice(start, start + BLOCK)
@@ -90,13 +93,14 @@ class AdamW:
         p -= scratch
 
 
-def clip_by_global_norm(gradient: np.ndarray, max_norm: float) -> float:
-    """Scale a flat gradient in place so that its length is at most max_norm; return the length it had.
+def clip_by_global_norm(gradients: Sequence[np.ndarray], max_norm: float) -> float:
+    """Scale gradients in place so that their common length is at most max_norm; return the length they had.
 
-    Pascanu, Mikolov and Bengio 2013. A gradient that is not finite is left as it is.
+    Pascanu, Mikolov and Bengio 2013. Where a number is not finite they are left as they are.
     """
     with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
-        norm = math.sqrt(float(np.dot(gradient, gradient)))
+        norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
     if math.isfinite(norm) and norm > max_norm:
-        gradient *= max_norm / norm
+        for g in gradients:
+            g *= max_norm / norm
     return norm

@@ -121,13 +121,13 @@ class Trainer:
         key = (c.seed, self.steps_done)
         self.model.train()
         loss, gradient = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
-        norm = clip_by_global_norm(gradient, c.max_norm)
+        norm = clip_by_global_norm([gradient], c.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._explain(tokens, targets, key, loss, norm)
         # the first step is not idle: it takes the learning rate of where it ends
         ahead = progress if c.minutes is not None else (self.steps_done + 1) / c.steps
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-        self.optimizer.step(gradient, learning_rate, self.workers.each)
+        self.optimizer.step_flat(gradient, learning_rate, self.workers.each)
         self.steps_done += 1
         self.tokens_seen += count_targets(np.asarray(targets))
         seconds = time.monotonic() - began

@@ -237,6 +237,15 @@ def test_memory_layout_changes_no_result(layout):
         np.testing.assert_allclose(grad(y, x, cotangent), grad(yz, z, cotangent), rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "call", [lambda x, b: ops.linear(x, np.eye(3, dtype=np.float32), b), lambda x, b: ops.layernorm(x, b, b)]
+)
+def test_a_wider_bias_widens_the_result_as_numpy_would(call):
+    x = np.ones((2, 3), dtype=np.float32)
+    assert call(x, np.ones(3)).dtype == np.float64
+    assert call(x, np.ones(3, dtype=np.float32)).dtype == np.float32
+
+
 def test_under_higher_order_the_composition_takes_the_fused_forms_place():
     x = leaf([[0.5, -1.0, 2.0]])
     with higher_order():

@@ -73,14 +73,19 @@ def test_decay_acts_on_matrices_only() -> None:
         assert np.array_equal(p.data, start * 0.95 if p.ndim >= 2 else start)
 
 
+def laid_out(optimizer: AdamW, given: list[np.ndarray]) -> np.ndarray:
+    """A list of gradients as one array in the layout of `optimizer.flat`."""
+    array = np.empty_like(optimizer.flat.data)
+    for view, p in zip(optimizer.flat.views(array), optimizer.flat.parameters):
+        view[...] = next(g for g, q in zip(given, optimizer.order) if q is p)
+    return array
+
+
 def test_a_list_and_a_flat_array_of_gradients_are_the_same_step() -> None:
     listed, flat = AdamW(parameters()), AdamW(parameters())
     (given,) = gradients(1)
-    array = np.empty_like(flat.flat.data)
-    for view, p in zip(flat.flat.views(array), flat.flat.parameters):
-        view[...] = next(g for g, q in zip(given, flat.order) if q is p)
     listed.step(given, 0.1)
-    flat.step(array, 0.1)
+    flat.step_flat(laid_out(flat, given), 0.1)
     assert np.array_equal(listed.flat.data, flat.flat.data)
 
 
@@ -93,7 +98,7 @@ def test_blocks_change_nothing_but_the_speed(count: int, matrix: int) -> None:
     optimizer = AdamW(own)
     with ThreadPoolExecutor(3) as pool:
         for given in gradients(2, shapes):
-            optimizer.step(given, 0.1, pool.map)
+            optimizer.step_flat(laid_out(optimizer, given), 0.1, pool.map)
     assert all(np.allclose(p.data, e, rtol=1e-12, atol=1e-12) for p, e in zip(own, expected, strict=True))
 
 
@@ -104,7 +109,7 @@ def test_float32_stays_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [np.zeros(5), [np.zeros(5)], [np.zeros((3, 4)) if s == (4, 3) else np.zeros(s) for s in SHAPES]]
+    "given", [[], [np.zeros(5)], [np.zeros((3, 4)) if s == (4, 3) else np.zeros(s) for s in SHAPES]]
 )
 def test_gradients_of_other_shapes_are_refused_before_anything_moves(given: Any) -> None:
     optimizer = AdamW(parameters())
@@ -120,21 +125,27 @@ def test_gradients_of_other_shapes_are_refused_before_anything_moves(given: Any)
 
 def test_a_long_gradient_is_scaled_to_the_limit() -> None:
     gradient = np.array([3.0, 4.0, 12.0])
-    assert clip_by_global_norm(gradient, 6.5) == 13
+    assert clip_by_global_norm([gradient], 6.5) == 13
     assert gradient.tolist() == [1.5, 2.0, 6.0]
 
 
 @pytest.mark.parametrize("limit", [13.0, 14.0])
 def test_a_short_gradient_stays(limit: float) -> None:
     gradient = np.array([3.0, 4.0, 12.0])
-    assert clip_by_global_norm(gradient, limit) == 13
+    assert clip_by_global_norm([gradient], limit) == 13
     assert gradient.tolist() == [3.0, 4.0, 12.0]
+
+
+def test_several_gradients_are_clipped_by_their_common_length() -> None:
+    gradients = [np.array([[3.0], [4.0]]), np.array([12.0])]
+    assert clip_by_global_norm(gradients, 6.5) == 13
+    assert [g.tolist() for g in gradients] == [[[1.5], [2.0]], [6.0]]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_stays_as_it_is(bad: float) -> None:
     gradient = np.array([3.0, bad])
-    assert not math.isfinite(clip_by_global_norm(gradient, 1.0))
+    assert not math.isfinite(clip_by_global_norm([gradient], 1.0))
     assert np.array_equal(gradient, [3.0, bad], equal_nan=True)
 
 
