@@ -8,8 +8,6 @@ repeat. All else in a loop (warm-up, clipping, decay) makes large steps safe.
 
 import math
 
-import math
-
 import numpy as np
 
 import nanograd_llm as ng
