@@ -22,6 +22,8 @@ from nanograd_llm.tape import Node, walk
 
 Array = Any  # np.ndarray, or CuPy on a GPU
 
+NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
+
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
 _commit_lock = threading.Lock()
 
@@ -52,7 +54,7 @@ class Tensor:
             data = _array_from(data, np.dtype(np.float32))
         elif isinstance(data, (np.generic, np.ndarray)):
             data = np.asarray(data)  # no scalars, and none of NumPy's subclasses: a matrix multiplies otherwise
-        if data.dtype.kind not in "fiubc":
+        if data.dtype.kind not in NUMBERS:
             raise DtypeError(
                 f"a Tensor holds numbers; got dtype {data.dtype}; convert it first, e.g. astype('float32')"
             )

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanograd_llm.backend import as_array, is_array
 from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
-from nanograd_llm.engine import Array, Tensor, fitted, raw, registry
+from nanograd_llm.engine import NUMBERS, Array, Tensor, fitted, raw, registry
 from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError
 from nanograd_llm.modes import state
 from nanograd_llm.shapes import ShapeLine
@@ -123,9 +123,8 @@ class Op:
         return f"<op {self.name}: {self.formula}   {self.adjoint}>"
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
-        for name, value in static.items():
-            if isinstance(value, np.generic):  # a Python number instead, which widens nothing
-                static[name] = value.item()
+        if static:
+            static = {name: v.item() if isinstance(v, np.generic) else v for name, v in static.items()}
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
                 inputs = tuple(inputs[0])
@@ -311,13 +310,13 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
             arrays.append(x.data)
-        elif x is None or isinstance(x, bool):
+        elif x is None or isinstance(x, bool) or (type(x) is np.ndarray and x.dtype.kind in NUMBERS):
             arrays.append(x)
         elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
             arrays.append(Tensor(x).data)
         else:
-            met = [t.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
-            arrays.append(fitted(x, np.result_type(*met or [np.dtype(np.float32)])))
+            met = [t.data.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
+            arrays.append(fitted(x, met[0] if len(met) == 1 else np.result_type(*met or [np.dtype(np.float32)])))
     return arrays
 
 
