@@ -6,7 +6,6 @@ again. The strategy decides how boldly; nothing about the model changes.
 
 # B batch (prompts), T time (context_length), V vocabulary
 
-import codecs
 import itertools
 
 import numpy as np
@@ -97,13 +96,14 @@ full_stop = tokenizer.encode(".")[0]
 assert until == list(itertools.takewhile(lambda token: token != full_stop, whole))
 
 # %% As it is written
-# `stream` yields each id as soon as it is chosen. A token may be a part of a character, so decode the bytes with a
-# decoder that waits for the rest.
-decoder = codecs.getincrementaldecoder("utf-8")("replace")
+# `stream` yields each id as soon as it is chosen. A token may be a part of a character; `decode_stream` waits for the
+# rest of it.
 print("streamed: The", end="")
-streamed = []
-for (token,) in stream(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3):
-    print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
-    streamed.append(token)
-print(decoder.decode(b"", final=True))
-assert [streamed] == generate(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)
+streamed = ""
+written = stream(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)
+for piece in tokenizer.decode_stream(token for (token,) in written):
+    print(piece, end="", flush=True)
+    streamed += piece
+print()
+(at_once,) = generate(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)
+assert streamed == tokenizer.decode(at_once)

@@ -72,13 +72,13 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def storage_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn any OSError of the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
+    """Turn any error of the system in the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
     try:
         yield
     except StorageError:
         raise
-    except OSError as error:
-        raise StorageError(f"{what}: {error.strerror or error}; {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StorageError(f"{what}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+import itertools
 from pathlib import Path
 
 
@@ -47,10 +47,9 @@ def generate(
     if not len(ids):
         ids = tokenizer.encode("\n")
     sampling = Sampling(temperature, top_k, top_p)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be spread over several tokens
+    written = stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache)
+    new = (token for (token,) in written if token is not None)
     print(prompt, end="", flush=True)
-    for (token,) in stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache):
-        if token is None or token == tokenizer.end_of_text:  # None only while a longer prompt is read: there is one
-            break
-        print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
-    print(decoder.decode(b"", final=True))
+    for piece in tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new)):
+        print(piece, end="", flush=True)
+    print()

@@ -5,20 +5,20 @@ A tokenizer is its table of pieces, the bytes that each id stands for, and a way
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.storage import write_atomically
 from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
 from nanograd_llm.text.corpora import read_text, well_formed
 
@@ -87,6 +87,13 @@ class Tokenizer(ABC):
             )
         return b"".join([self._table[i] for i in row.tolist()])
 
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come; a character spread over several ids waits for its last byte."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(self.decode_bytes([i]))
+        yield decoder.decode(b"", final=True)
+
     def pieces(self, text: str) -> list[tuple[int, bytes]]:
         """Each id of `text` with the bytes it stands for, to look at."""
         return [(i, self._table[i]) for i in self.encode(text).tolist()]
@@ -97,7 +104,7 @@ class Tokenizer(ABC):
         Raises StorageError if the file cannot be written.
         """
         content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()
-        _write_atomically(Path(path), json.dumps(content).encode("ascii") + b"\n")
+        write_atomically(path, json.dumps(content).encode("ascii") + b"\n")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
@@ -301,26 +308,3 @@ def _restore(content: Any) -> Tokenizer:
     if type(declared) is not int or declared != tokenizer.vocab_size:
         raise ConfigError(f"its vocab_size is {declared!r}, but it makes {tokenizer.vocab_size} tokens")
     return tokenizer
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file of a random name and a rename, each on the disk before the next."""
-    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StorageError(
-            f"cannot write {str(path)!r}: {error}; give a file in a folder that can be written"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            temporary.unlink()

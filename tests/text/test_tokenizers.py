@@ -249,7 +249,7 @@ def test_a_loaded_bpe_keeps_its_merges_in_order(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing/tokenizer.json", ".", "nul\x00"])
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, name):
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match="cannot write|not a regular file"):
         BYTES.save(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
@@ -333,3 +333,15 @@ def test_a_tokenizer_file_cut_short_anywhere_is_refused(tmp_path):
         (tmp_path / "tokenizer.json").write_text(content[:length], encoding="utf-8")
         with pytest.raises(BadFileError, match=r"tokenizer\.json"):
             load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("text", ["plain", "é, 漢字 and \N{GRINNING FACE}", ""])
+def test_a_stream_of_ids_gives_the_text_without_a_broken_character(text):
+    tokenizer = ByteTokenizer()
+    pieces = list(tokenizer.decode_stream(tokenizer.encode(text).tolist()))
+    assert "".join(pieces) == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_a_stream_that_ends_amid_a_character_says_so():
+    assert "".join(ByteTokenizer().decode_stream([104, 195])) == "h\N{REPLACEMENT CHARACTER}"
