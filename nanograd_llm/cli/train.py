@@ -34,7 +34,7 @@ def train(
     batch_size: int | None = None,
     accumulate: int = 1,
     learning_rate: float | None = None,
-    weight_decay: float = 0.1,
+    weight_decay: float | None = None,
     seed: int = 0,
     threads: int = 0,
 ) -> int:
@@ -47,7 +47,7 @@ def train(
     file
         A UTF-8 text; the reference manual that CPython carries if not given.
     preset
-        Sizes of the model, and the batch size and learning rate that suit them.
+        Sizes of the model, and the batch size, learning rate and weight decay that suit them.
     steps
         Length of the run. The same steps and threads give the same model, bit for bit.
     minutes
@@ -77,7 +77,7 @@ def train(
     learning_rate
         At its peak; the preset's if not given.
     weight_decay
-        On matrices only.
+        On matrices only; the preset's if not given.
     seed
         Decides the first weights, every batch and every dropout mask.
     threads
@@ -97,7 +97,7 @@ def train(
     config = TrainConfig(
         learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
         batch_size=recipe.batch_size if batch_size is None else batch_size,
-        weight_decay=weight_decay,
+        weight_decay=recipe.weight_decay if weight_decay is None else weight_decay,
         accumulate=accumulate,
         seed=seed,
         threads=threads,

@@ -25,7 +25,7 @@ from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_choice, require_int, require_number
 
 PRESETS: dict[str, dict[str, int]] = {
-    "nano": dict(vocab_size=1024, context_length=64, n_layer=4, n_head=4, n_embd=128),
+    "nano": dict(vocab_size=1024, context_length=64, n_layer=2, n_head=4, n_embd=128),
     "gpt2": dict(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(vocab_size=50257, context_length=1024, n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": dict(vocab_size=50257, context_length=1024, n_layer=36, n_head=20, n_embd=1280),

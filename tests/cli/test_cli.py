@@ -86,7 +86,7 @@ def test_help_is_a_page_on_stdout(command, capsys):
 def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
-    for option in ("--preset", "--vocab-size", "--dropout", "--weight-decay", "--seed", "--threads", "--accumulate"):
+    for option in ("--preset", "--vocab-size", "--dropout", "--seed", "--threads", "--accumulate"):
         described = out.split(option, 1)[1].split("│ --", 1)[0]
         assert "[default:" in described, option
 
