@@ -67,9 +67,9 @@ class Protection:
 
     @classmethod
     def of(cls, array: np.ndarray) -> Protection:
-        """The protection of this array; those who keep the same array share one."""
+        """The protection of this array; those who keep the same array, with the same numbers, share one."""
         found = cls._alive.get(id(array))
-        if found is None or found.array is not array:
+        if found is None or found.array is not array or not found.unchanged():
             found = cls._alive[id(array)] = cls(array)
         return found
 

@@ -35,8 +35,8 @@ class Tensor:
     requires_grad: make this a leaf, whose gradient `backward` adds into `.grad`; the dtype must be a real float.
 
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
-    keeps its leaf's dtype; a Python number never widens an array. Comparisons give plain boolean arrays, since there is
-    nothing to differentiate. A Tensor is a value: there is no item assignment.
+    keeps its leaf's dtype; Python numbers, lists and NumPy scalars take the dtype of the Tensor they meet. Comparisons
+    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value: it takes no item assignment.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """

@@ -101,7 +101,8 @@ class Op:
         """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
 
         an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
-        `needs` (which inputs want a gradient, a bool each), or a name the forward handed to `keep`.
+        `needs` (which inputs want a gradient, a bool each), or a name the forward handed to `keep`. The rule must not
+        write into any of them, nor into the cotangent, which another input may share.
         """
         _cotangent, *wanted = inspect.signature(rule).parameters
         self._plan = [self._resolve(name) for name in wanted]
