@@ -108,10 +108,11 @@ class GPT(Module):
 
         caches: one for each block, from `new_caches`; the tokens then continue what is stored there.
         """
-        x = self._embed(tokens, caches[0].length if caches else 0)
-        for i, block in enumerate(self.blocks):
-            x = block(x, caches[i] if caches else None)
-        return self.ln_f(x)
+        with self.entered():
+            x = self._embed(tokens, caches[0].length if caches else 0)
+            for i, block in enumerate(self.blocks):
+                x = block(x, caches[i] if caches else None)
+            return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
         """Logits of the token that follows the last one; records nothing.  tokens (B, T) -> array (B, V)"""
@@ -126,7 +127,7 @@ class GPT(Module):
 
     def look(self, tokens: Any) -> Look:
         """Compute as `model(tokens)` does, and show every layer's hidden states and attention maps."""
-        with no_grad():
+        with no_grad(), self.entered():
             x = self._embed(tokens, 0)
             hidden_states, attention_maps = [x.data], []
             for block in self.blocks:

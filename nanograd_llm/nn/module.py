@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -40,8 +39,15 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not state.checked:
             return self.forward(*args, **kwargs)
-        with _entered(self):
+        with self.entered():
             return self.forward(*args, **kwargs)
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """Inside this block failures in checked mode name the modules below this one, as they do inside `forward`.
+
+        For other methods that call modules, such as a loss that does not go through `self(...)`.
+        """
+        return _entered(self) if state.checked else contextlib.nullcontext()
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
@@ -152,7 +158,8 @@ class _entered:
 
     def __init__(self, module: Module):
         self.module, self.caller = module, _calls.innermost
-        self.named = within_module(_path(module, self.caller))
+        paths = (path for path, below in self.caller.named_modules() if below is module) if self.caller else ()
+        self.named = within_module(next(iter(paths), ""))
 
     def __enter__(self) -> None:
         _calls.innermost = self.module
@@ -161,19 +168,3 @@ class _entered:
     def __exit__(self, *error: Any) -> None:
         _calls.innermost = self.caller
         self.named.__exit__(*error)
-
-
-def _path(module: Module, caller: Module | None) -> str:
-    """The module's name, as seen from `caller`, or from the outermost module that has a method running.
-
-    A method such as `loss` does not pass through `__call__`, so who is running is read from the stack.
-    """
-    names: list[str] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and module is not caller:
-        above = frame.f_locals.get("self")
-        if isinstance(above, Module) and above is not module:
-            names.insert(0, next((path for path, below in above.named_modules() if below is module), ""))
-            module = above
-        frame = frame.f_back
-    return ".".join(filter(None, names))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend import keep_heap
+from nanograd_llm.engine import Tensor
 from nanograd_llm.errors import NanogradError, NonFiniteError
 from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
@@ -136,10 +137,15 @@ class Trainer:
     def _explain(self, tokens: Any, targets: Any, key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op whose numbers first went wrong."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
+
+        def named_loss(tokens: Any, targets: Any) -> Tensor:
+            with self.model.entered():
+                return self.model.loss(tokens, targets)
+
         cause = "No single op overflows when the step is replayed: the sum of squares does"
         try:
             with checked():
-                self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
+                self.workers.loss_and_gradient(named_loss, tokens, targets, key)
         except NanogradError as error:
             cause = f"{error}. A lower learning rate may help"
         raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive

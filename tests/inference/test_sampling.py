@@ -50,6 +50,11 @@ def test_of_equal_logits_the_lower_id_ranks_first(strategy: dict[str, Any], expe
     assert probabilities([[0.0, 1.0, 1.0, 1.0]], **strategy) == pytest.approx(expected)
 
 
+def test_of_very_many_equal_logits_the_lower_ids_rank_first() -> None:
+    logits = np.arange(3000)[None] % 3 == 1
+    assert np.flatnonzero(probabilities(logits, top_k=20)).tolist() == list(range(1, 60, 3))
+
+
 @pytest.mark.parametrize(
     ("k", "expected"), [(1, [0, 1, 0, 0]), (2, [0, 4 / 7, 0, 3 / 7]), (3, [0, 4 / 9, 2 / 9, 3 / 9]), (4, P), (99, P)]
 )

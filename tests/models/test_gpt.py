@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, Tensor, grad, higher_order, hvp, no_grad, ops
-from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad, higher_order, hvp, no_grad, ops
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.randomness import noise
 
@@ -250,6 +250,13 @@ def test_look_is_one_computation_under_dropout_too(tokens: np.ndarray) -> None:
     model = tiny(dropout=0.5)
     look = model.look(tokens)
     assert np.allclose(look.logits, model.ln_f(look.hidden_states[-1]).data @ model.wte.data.T, rtol=1e-4, atol=1e-6)
+
+
+def test_look_names_the_module_of_a_bad_weight_in_checked_mode(tokens: np.ndarray) -> None:
+    model = tiny()
+    model.blocks[0].ln_1.bias.data[2] = np.nan
+    with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.0\.ln_1, called at"):
+        model.look(tokens)
 
 
 def test_next_logits_are_the_last_logits_of_forward(tokens: np.ndarray) -> None:

@@ -195,6 +195,20 @@ def test_the_module_path_is_forgotten_when_the_call_ends() -> None:
         assert "in module" not in failure_of(lambda: ops.log(Tensor([0.0])))
 
 
+def test_a_method_of_ones_own_can_enter_its_module() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            self.layers = [nn.LayerNorm(2), nn.LayerNorm(2)]
+
+        def score(self, x: Any) -> Tensor:
+            with self.entered():
+                return self.layers[1](self.layers[0](x))
+
+    pair = Pair()
+    pair.layers[1].bias.data[1] = np.nan
+    assert " in module layers.1, " in failure_of(lambda: pair.score(np.ones((1, 2), np.float32)))
+
+
 def test_the_module_path_starts_at_the_outermost_module_that_runs() -> None:
     model = tiny_gpt()
     model.blocks[1].mlp.down.bias.data[0] = np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,11 @@ def test_two_trainers_with_the_same_settings_have_the_same_bits(threads: int) ->
 def test_another_seed_has_other_dropout() -> None:
     runs = [[record.loss for record in make(gpt(dropout=0.2), seed=seed, steps=3).run(batches)] for seed in (0, 1)]
     assert runs[0] != runs[1]
+
+
+def test_each_step_has_dropout_of_its_own() -> None:
+    trained = make(gpt(dropout=0.2), learning_rate=0.0)
+    assert len({trained.step(*batches(0)) for _ in range(3)}) == 3
 
 
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one() -> None:
@@ -223,15 +229,34 @@ def test_a_bad_step_changes_nothing() -> None:
     assert trained.steps_done == trained.optimizer.steps == 2
 
 
-def test_the_last_good_state_can_be_restored_while_the_error_is_handled() -> None:
+@pytest.mark.parametrize("name", ["wte", "ln_f.weight"])
+def test_the_last_good_state_can_be_restored_while_the_error_is_handled(name: str) -> None:
+    """The replay's tape, which makes arrays read-only, is gone with the replay."""
     trained = make()
     good = {name: array.copy() for name, array in trained.state_dict().items()}
-    trained.model.wte.data[:] = np.inf
+    dict(trained.model.named_parameters())[name].data[:] = np.inf
+    gc.disable()
     try:
         trained.step(*batches(0))
     except NonFiniteError:
         trained.load_state_dict(good)
+    finally:
+        gc.enable()
     assert trained.step(*batches(0)) == pytest.approx(np.log(11), rel=0.05)
+
+
+def test_the_path_is_whole_for_a_loss_that_calls_its_layers_itself() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            self.layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
+
+        def loss(self, x: Any, y: Any) -> Tensor:
+            return self.layers[1](self.layers[0](x)).mean()
+
+    model = Stack()
+    model.layers[1].bias.data[:] = np.nan
+    with pytest.raises(NonFiniteError, match=r"in module layers\.1, called at"):
+        make(model).step(np.ones((4, 3), np.float32), np.ones(4))
 
 
 class Formula(nn.Module):
