@@ -36,7 +36,7 @@ class Tensor:
 
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
     keeps its leaf's dtype; Python numbers, lists and NumPy scalars take the dtype of the Tensor they meet. Comparisons
-    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value: it takes no item assignment.
+    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value, without item assignment.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
