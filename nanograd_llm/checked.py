@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend import is_array
 from nanograd_llm.errors import DtypeError, NonFiniteError
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
@@ -36,11 +37,16 @@ def place(op_name: str, arrays: Sequence[Any], module_path: str) -> str:
     return f"{op_name}({shapes}){module}, called at {caller()}"
 
 
-def require_finite(array: np.ndarray, what: str) -> None:
-    """Raise NonFiniteError where the array holds a NaN or an infinity; `what` names it."""
+def require_finite(array: np.ndarray, what: str, inputs: Sequence[Any] = ()) -> None:
+    """Raise NonFiniteError where the array holds a NaN or an infinity; `what` names it.
+
+    A -inf passes where an input holds one too: it is the mask of a softmax.
+    """
     if array.dtype.kind not in "fc":
         return
     bad = ~np.isfinite(array)
+    if bad.any() and any(np.isneginf(x).any() for x in inputs if is_array(x) and x.dtype.kind == "f"):
+        bad &= array != -np.inf
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise NonFiniteError(

@@ -244,7 +244,7 @@ class Op:
         return saved, list(zip(places, gradients))
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
-        require_finite(y, f"the result of {where}")
+        require_finite(y, f"the result of {where}", arrays)
         if "dtype" not in static:
             require_no_widening(y.dtype, arrays, f"the result of {where}")
         problem = self.shape_problem(arrays, static, y.shape)

@@ -84,8 +84,13 @@ class Workers:
         return sum(losses), gradient
 
     def each(self, work: Callable[[int], Any], items: range) -> Any:
-        """Run work on every item, shared out over the threads."""
-        return self.pool.map(work, items)
+        """Run work on every item, shared out over the threads; returns when all is done."""
+
+        def share(n: int) -> None:
+            for item in items[n :: self.threads]:
+                work(item)
+
+        return list(self.pool.map(share, range(self.threads)))
 
 
 def count_targets(targets: np.ndarray) -> int:

@@ -39,7 +39,7 @@ class TrainConfig:
 
     learning_rate: float = 1e-3
     warmup: float = 0.1
-    final: float = 0.1
+    final: float = 0.01
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95

@@ -425,3 +425,8 @@ def test_generation_records_nothing(tokens: np.ndarray) -> None:
     assert type(model.next_logits(tokens)) is np.ndarray
     with no_grad():
         assert not model(tokens).requires_grad
+
+
+def test_look_runs_in_checked_mode(tokens: np.ndarray) -> None:
+    with checked():
+        tiny().look(tokens)

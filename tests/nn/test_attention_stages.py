@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import Tensor, grad, nn
+from nanograd_llm import Tensor, checked, grad, nn, ops
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.randomness import noise
 
@@ -194,3 +194,11 @@ def test_dropped_weights_are_zero_and_the_kept_ones_scaled_up(rng: np.random.Gen
 def test_heads_that_do_not_divide_the_channels_are_refused(layer: Any, n_head: Any) -> None:
     with pytest.raises(ConfigError, match="n_head"):
         layer(C, n_head)
+
+
+@named
+def test_every_stage_runs_in_checked_mode(layer: Any, rng: np.random.Generator) -> None:
+    x = Tensor(rng.standard_normal((B, T, C), dtype=np.float32), requires_grad=True)
+    with checked():
+        layer.weights(x)
+        ops.sum(layer(x)).backward()
