@@ -59,7 +59,7 @@ class RunFolder:
         run = cls(path)
         with storage_errors(f"{run.path}: cannot make a run folder there", "choose another folder"):
             run._refuse_content()
-            run.checkpoints_path.mkdir(parents=True, exist_ok=True)
+            os.makedirs(run.checkpoints_path, exist_ok=True)
             run._take_lock()
             try:
                 run._refuse_content()  # again: another process may have come and gone before the lock was ours
