@@ -6,7 +6,6 @@ op, its inputs' shapes, the path of the module that called it and the line of so
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import weakref
@@ -99,4 +98,6 @@ class Protection:
 
 
 def _digest(array: np.ndarray) -> bytes:
+    import hashlib  # here, because it takes longer to load than all of this package's own files together
+
     return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()

@@ -7,7 +7,7 @@ would have drawn alone.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import threading
 from collections.abc import Iterator
 
@@ -41,6 +41,6 @@ def noise(*key: int) -> Iterator[None]:
 def next_key() -> tuple[int, ...]:
     """A fresh key for one use of noise: the block's key and a running number; outside any block, drawn by chance."""
     if _noise.key is None:
-        return (secrets.randbits(64),)
+        return (int.from_bytes(os.urandom(8), "little"),)
     _noise.uses += 1
     return (*_noise.key, _noise.uses)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     the last step, the sync of the folder: the new file is then in place, but could be lost with the power.
     """
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{os.urandom(8).hex()}.tmp"
     refused = f"{path}: cannot write {len(content):,} bytes"
     with storage_errors(refused, "nothing there was changed; make room or choose another folder"):
         mode = _permissions(path)

@@ -6,7 +6,6 @@ bytes, so two runs can be compared with `cmp`. Any reader of safetensors opens t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -83,6 +82,8 @@ def _proof(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, str], s
 
 def _digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
     """SHA-256 over names, dtypes, shapes, bytes and metadata, in an order that depends on nothing but the names."""
+    import hashlib
+
     names = sorted(arrays)
     shapes = [(name, arrays[name].dtype.str, arrays[name].shape) for name in names]
     digest = hashlib.sha256(json.dumps([sorted(metadata.items()), shapes]).encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,8 @@ class Workers:
     """
 
     def __init__(self, flat: FlatParameters, threads: int = 0, pieces: int = 1):
+        from concurrent.futures import ThreadPoolExecutor
+
         self.flat = flat
         self.threads = threads or cpu_count()
         self.pieces = pieces
@@ -76,7 +77,8 @@ class Workers:
 
         with blas_threads(1 if shards > 1 else self.threads):
             running = [self.pool.submit(work, shard) for shard in range(shards)]
-            wait(running)
+            for future in running:
+                future.exception()  # waits for it, failed or not
         losses = [running.pop(0).result() for _ in range(shards)]  # popped: an error must not hold on to itself
         gradient = self.buffers[0]
         for other in self.buffers[1:shards]:
