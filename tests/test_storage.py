@@ -165,7 +165,7 @@ def test_a_symlink_planted_at_the_temporary_name_is_not_written_through(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    monkeypatch.setattr("secrets.token_hex", lambda _: "0123456789abcdef")
+    monkeypatch.setattr(os, "urandom", lambda _: bytes.fromhex("0123456789abcdef"))
     (tmp_path / ".0123456789abcdef.tmp").symlink_to(victim)
     with pytest.raises(StorageError, match="File exists"):
         write_atomically(tmp_path / "file", b"new")
