@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 from nanograd_llm.errors import ConfigError
 
 
 def require_int(field: str, value: Any, low: int) -> None:
-    """Raise ConfigError unless value is an integer (and no bool) of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    """Raise ConfigError unless value is an integer (Python's or NumPy's, no bool) of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ConfigError(f"{field} must be an integer of at least {low}; got {value!r}")
 
 
@@ -28,6 +29,37 @@ def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ConfigError unless value is one of the allowed names; the nearest one is suggested."""
     names = list(allowed)
     if value not in names:
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(str(value), names)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(f"{field} must be one of {', '.join(names)}; got {value!r}{hint}")
+
+
+def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    """Refuse keys of a config table that nobody reads.
+
+    >>> check_keys({"n_layers": 4}, ["n_layer", "n_head"], "config.toml [model]")
+    Traceback (most recent call last):
+    nanograd_llm.errors.ConfigError: config.toml [model]: unknown 'n_layers', did you mean 'n_layer'?
+
+    Raises ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
+    """
+    names = list(allowed)
+    complaints = []
+    for key in table:
+        if key not in names:
+            near = nearest(key, names)
+            complaints.append(
+                f"unknown {key!r}, " + (f"did you mean {near!r}?" if near else f"allowed are {', '.join(names)}")
+            )
+    if complaints:
+        raise ConfigError(f"{where}: {'; '.join(complaints)}")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The allowed name most like `name`, whatever the case of either; "" where none is near.
+
+    >>> nearest("GPT-2", ["nano", "gpt2"])
+    'gpt2'
+    """
+    by_folded = {choice.casefold(): choice for choice in allowed}
+    return next((by_folded[near] for near in difflib.get_close_matches(name.casefold(), by_folded, n=1)), "")

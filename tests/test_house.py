@@ -34,7 +34,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
 ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
 # `text` stands beside the engine: it needs none of it, and only what trains, generates or loads needs text.
-TEXT_KNOWS = {"errors", "storage", "numpy", "tiktoken", "regex"}
+TEXT_KNOWS = {"errors", "settings", "storage", "numpy", "tiktoken", "regex"}
 LOADED_ONLY_WHEN_USED = {"tiktoken", "safetensors", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"}
 
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
-
-_FILE_TYPES = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
+from nanograd_llm.settings import require_number
+from nanograd_llm.storage import read_bytes
 
 
 def builtin_corpus() -> str:
@@ -35,19 +27,9 @@ def builtin_corpus() -> str:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, line endings as they are, a byte order mark at its start left out.
 
-    Raises StorageError if the file is missing or unreadable, BadFileError if it is empty, is not a regular file, or
-    is not UTF-8.
+    Raises StorageError if the file is missing, unreadable or no regular file, BadFileError if it is empty or not UTF-8.
     """
-    path = Path(path)
-    try:
-        # Asked before opening: opening a FIFO would wait for a writer.
-        file_type = stat.S_IFMT(path.stat().st_mode)
-        raw = path.read_bytes() if file_type == stat.S_IFREG else None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StorageError(f"cannot read {str(path)!r}: {error}; give a UTF-8 text file that exists") from error
-    if raw is None:
-        found = _FILE_TYPES.get(file_type, "something else")
-        raise BadFileError(f"{path} is {found}, not a regular file; give a UTF-8 text file")
+    raw = read_bytes(path)
     try:
         text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -68,8 +50,9 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     >>> split_text("0123456789")
     ('012345678', '9')
     """
-    if not 0 < held_out < 1:
-        raise ConfigError(f"held_out is {held_out}; expected a part of the text between 0 and 1, such as 0.1")
+    require_number("held_out", held_out, 0, 1, below=True)
+    if held_out == 0:
+        raise ConfigError("held_out must be above 0; got 0: an evaluation needs text; 0.1 is usual")
     cut = int(len(text) * (1 - held_out))
     if not 0 < cut < len(text):
         raise ShapeError(f"held_out={held_out} of {len(text)} characters leaves one part empty; give more text")

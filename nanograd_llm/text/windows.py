@@ -8,12 +8,11 @@ have seen.
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
+from nanograd_llm.settings import require_int
 from nanograd_llm.text.bpe import readable
 from nanograd_llm.text.tokenizers import Tokenizer
 
@@ -33,8 +32,9 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
     True
     """
     row = _ids(ids, context_length)
-    _require(1, batch_size=batch_size)
-    _require(0, seed=seed, step=step)
+    require_int("batch_size", batch_size, 1)
+    require_int("seed", seed, 0)
+    require_int("step", step, 0)
     starts = np.random.default_rng((seed, step)).integers(len(row) - context_length, size=batch_size)
     return _windows(row, starts, context_length)
 
@@ -56,7 +56,7 @@ def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_o
      [-100    5    6    7]]
     """
     row = _ids(ids, context_length)
-    _require(1, stride=stride)
+    require_int("stride", stride, 1)
     if stride > context_length:
         raise ConfigError(f"stride is {stride}, which skips targets; expected at most context_length={context_length}")
     last = len(row) - context_length - 1
@@ -108,7 +108,7 @@ def _windows(row: NDArray[np.integer], starts: NDArray[np.integer], context_leng
 
 def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
     """`ids` as one row that has at least one window."""
-    _require(1, context_length=context_length)
+    require_int("context_length", context_length, 1)
     row = np.asarray(ids)
     if row.ndim != 1:
         raise ShapeError(f"ids must be one row (N,), got shape {row.shape}")
@@ -120,9 +120,3 @@ def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
             f"{context_length + 1}; give more text or a smaller context_length"
         )
     return row
-
-
-def _require(at_least: int, **sizes: int) -> None:
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-            raise ConfigError(f"{name} is {value!r}; expected an integer of at least {at_least}")

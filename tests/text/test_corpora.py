@@ -53,15 +53,15 @@ def test_an_empty_file_is_refused(tmp_path, content):
 
 def test_a_fifo_a_directory_and_a_device_are_not_regular_files(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    for path, kind in [(tmp_path / "fifo", "a FIFO"), (tmp_path, "a directory"), ("/dev/zero", "a character device")]:
-        with pytest.raises(BadFileError, match=f"is {kind}, not a regular file"):
+    for path in (tmp_path / "fifo", tmp_path, "/dev/zero"):
+        with pytest.raises(StorageError, match="is not a regular file"):
             read_text(path)
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "nul\x00.txt", "a.txt/below"])
 def test_a_file_that_cannot_be_opened_is_a_storage_error(tmp_path, name):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(StorageError, match="cannot read"):
+    with pytest.raises(StorageError, match="cannot read|no such file"):
         read_text(tmp_path / name)
 
 
@@ -79,9 +79,9 @@ def test_the_last_tenth_is_held_out():
     assert split_text("0123456789", held_out=0.5) == ("01234", "56789")
 
 
-@pytest.mark.parametrize("part", [0, 1, -0.1, float("nan"), 10])
+@pytest.mark.parametrize("part", [0, 1, -0.1, float("nan"), 10, True, "0.1", None])
 def test_a_held_out_part_outside_0_to_1_is_refused(part):
-    with pytest.raises(ConfigError, match="held_out is"):
+    with pytest.raises(ConfigError, match="held_out must be"):
         split_text("some text", held_out=part)
 
 

@@ -111,20 +111,20 @@ def test_ids_are_one_row_of_integers():
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "2", None])
 @pytest.mark.parametrize("name", ["context_length", "batch_size"])
 def test_a_size_below_one_or_no_integer_is_refused_by_name(name, value):
-    with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected an integer of at least 1"):
+    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1; got {value!r}"):
         draw(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["seed", "step"])
 def test_a_negative_seed_or_step_is_refused_by_name(name):
-    with pytest.raises(ConfigError, match=f"{name} is -1"):
+    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 0; got -1"):
         draw(**{name: -1})
 
 
 def test_a_stride_that_skips_targets_is_refused():
     with pytest.raises(ConfigError, match="stride is 5, which skips targets; expected at most context_length=4"):
         sliding_windows(IDS, context_length=4, stride=5)
-    with pytest.raises(ConfigError, match="stride is 0"):
+    with pytest.raises(ConfigError, match="stride must be an integer of at least 1; got 0"):
         sliding_windows(IDS, context_length=4, stride=0)
 
 
