@@ -21,6 +21,7 @@ from nanograd_llm.engine import Tensor
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.derivatives import EPS, Derivative, derivative, differences
 from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients
+from nanograd_llm.settings import require_int
 
 DIRECTIONS = 4
 DEPTH = 64  # c: how many roundings, in a row and all the same way, a right gradient may have suffered
@@ -130,10 +131,10 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int 
     the last place away: a wrong gradient is wrong there by the same amount, a difference from rounding is another.
 
     Raises GraphError where f returns no Tensor, nothing requires a gradient, or f gives other numbers when called
-    again; DtypeError for complex inputs or a result that is not float.
+    again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
+    least 1; ShapeError for an input that is a list of Tensors or of float arrays of different shapes.
     """
-    if order < 1:
-        raise GraphError(f"order counts from 1; got {order}")
+    require_int("order", order, 1)
     rng = np.random.default_rng(seed)
     function = Function(f, inputs)
     findings: list[Finding] = []

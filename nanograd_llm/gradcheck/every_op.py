@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from nanograd_llm.gradcheck.derivatives import EPS
 from nanograd_llm.gradcheck.samples import Case
 from nanograd_llm.modes import higher_order
 from nanograd_llm.op import Op
+from nanograd_llm.settings import nearest, require_int
 
 HIGHER_ORDER_CASES = 6  # beyond first order a case costs a hundred times as much, so only so many,
 HIGHER_ORDER_SIZE = 128  # and only those that hold no more numbers, are checked there
@@ -56,11 +56,15 @@ class OpSummary:
 
     @property
     def passed(self) -> bool:
-        return self.caught and not self.problems
+        return self.cases > 0 and self.caught and not self.problems
 
     @property
     def verdict(self) -> str:
-        return "right" if self.passed else "wrong" if self.problems else "blind to a rule scaled by 1.01"
+        if self.problems:
+            return "wrong"
+        if not self.cases:
+            return "not checked"
+        return "right" if self.caught else "blind to a rule scaled by 1.01"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,13 @@ class Summary:
 def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int = 8, seed: int = 0) -> Summary:
     """Check every op that is registered, or those named: see `check_op`.
 
-    Raises ConfigError for a name that no op has.
+    Raises ConfigError for a name that no op has, or where `check_op` does.
     """
     wanted = list(registry) if names is None else list(names)
     for name in wanted:
         if name not in registry:
-            near = difflib.get_close_matches(name, registry, n=1)
-            raise ConfigError(f"there is no op {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = nearest(name, registry)
+            raise ConfigError(f"there is no op {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     return Summary(tuple(check_op(registry[name], order=order, cases=cases, seed=seed) for name in wanted))
 
 
@@ -105,7 +109,11 @@ def check_op(op: Op, *, order: int = 2, cases: int = 8, seed: int = 0) -> OpSumm
 
     Its shape line holds; its gradients are right up to `order`, beyond the first on the small cases; float32 stays
     float32; a fused op equals its composition, forward and backward; a rule scaled by 1.01 is caught.
+
+    Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
+    require_int("cases", cases, 1)
+    require_int("order", order, 1)
     drawn = list(samples.cases(op, np.random.default_rng(seed), cases))
     deep = higher_order_cases(drawn)
     problems = []

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nanograd_llm.engine import Tensor, grad, raw
-from nanograd_llm.errors import DtypeError, GraphError
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import higher_order, no_grad
 from nanograd_llm.ops import concatenate
 
@@ -135,10 +135,28 @@ def _is_checked(x: Any) -> bool:
         return x.requires_grad
     if x is None or isinstance(x, (str, bool)):
         return False
+    if isinstance(x, (list, tuple)) and _is_ragged(x):
+        if any(_is_checked(part) for part in x):
+            raise ShapeError(
+                f"an input is a {type(x).__name__} of Tensors, or of arrays that make no one array; pass its parts as "
+                "separate inputs, such as gradcheck(lambda a, b: concatenate([a, b]), a, b)"
+            )
+        return False
     kind = np.asarray(x).dtype.kind if isinstance(x, (np.ndarray, np.generic, float, complex, list, tuple)) else "i"
     if kind == "c":
         raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
     return kind == "f"
+
+
+def _is_ragged(parts: Sequence[Any]) -> bool:
+    """Are these parts such that NumPy makes no one array of them?"""
+    if any(isinstance(part, Tensor) for part in parts):
+        return True
+    try:
+        np.asarray(parts)
+    except (ValueError, GraphError):  # different shapes; Tensors further down
+        return True
+    return False
 
 
 def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 
 from nanograd_llm import ops
 from nanograd_llm.engine import Parameter, Tensor, grad, registry
-from nanograd_llm.errors import DtypeError, GraphError, NanogradError
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError
 from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck, samples
 from nanograd_llm.ops import composed
 
@@ -287,9 +287,34 @@ def test_bad_use_gets_an_error_that_says_what_to_do(f, inputs, error, words):
         gradcheck(f, *inputs)
 
 
-def test_order_counts_from_one():
-    with pytest.raises(GraphError, match="order"):
-        gradcheck(ops.exp, normal(3), order=0)
+@pytest.mark.parametrize("order", [0, -1, 1.0, True])
+def test_order_counts_from_one(order):
+    with pytest.raises(ConfigError, match="order must be an integer of at least 1"):
+        gradcheck(ops.exp, normal(3), order=order)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [normal(3), normal(2)],
+        (normal(3), Tensor(normal(2))),
+        [Tensor(normal(3), requires_grad=True), Tensor(normal(3), requires_grad=True)],
+        [[normal(3)], [normal(2)]],
+    ],
+    ids=["arrays", "mixed", "Tensors", "nested"],
+)
+def test_a_list_that_is_no_one_array_is_refused_with_the_way_to_check_its_parts(parts):
+    with pytest.raises(ShapeError, match="pass its parts as separate inputs"):
+        gradcheck(ops.concatenate, parts)
+
+
+def test_a_list_of_index_arrays_of_different_shapes_is_handed_on_as_it_is():
+    index = (np.array([[0], [1]]), np.array([0, 2, 1]))
+    assert [f.name for f in gradcheck(lambda x, i: x[i], normal(2, 3), index).findings] == ["x"]
+
+
+def test_parts_of_unequal_length_are_checked_as_separate_inputs():
+    assert gradcheck(lambda a, b: ops.concatenate([a, b]), normal(3), normal(2)).passed
 
 
 def test_a_composition_is_checked_like_any_function():

@@ -8,7 +8,7 @@ import pytest
 from nanograd_llm import ops
 from nanograd_llm.engine import Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, GraphError
-from nanograd_llm.gradcheck import check_all, check_op, scaled_rule
+from nanograd_llm.gradcheck import OpSummary, check_all, check_op, scaled_rule
 from nanograd_llm.op import op
 from nanograd_llm.shapes import ShapeLine
 
@@ -32,6 +32,20 @@ def test_without_names_every_op_is_checked():
 def test_an_unknown_op_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'softmax'"):
         check_all(["sofmax"])
+
+
+@pytest.mark.parametrize("setting", [{"cases": 0}, {"cases": -1}, {"cases": 2.0}, {"order": 0}, {"order": -1}])
+def test_a_check_of_nothing_is_refused(setting):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1"):
+        check_all(["exp"], **setting)
+    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1"):
+        check_op(ops.exp, **setting)
+
+
+def test_an_op_of_which_no_case_was_checked_has_not_passed():
+    found = OpSummary("exp", 0, (0.0,), True, ())
+    assert not found.passed and found.verdict == "not checked"
 
 
 @pytest.mark.parametrize("name", ["multiply", "softmax"])
