@@ -11,21 +11,22 @@ lock                                    holds the PID of the process that writes
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.storage import read_bytes, remove_leftovers, storage_errors, write_atomically
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.settings import check_keys as check_keys  # for those who import it from here
+from nanograd_llm.storage import read_bytes, storage_errors, write_atomically
 from nanograd_llm.training.checkpoint import load_checkpoint, save_checkpoint
 
 try:
@@ -35,7 +36,7 @@ except ImportError:  # Windows
 
 
 class RunFolder:
-    """The folder of one training run; `create` makes one, `open` finds one again, `with` closes it.
+    """The folder of one training run; `create` makes one, `open` finds one again to read it, `with` closes it.
 
     A folder that is written to is locked with `flock`, so that a second run is refused and a killed one leaves no lock
     behind. On Windows, and on file systems that know no locks, nothing keeps two runs apart but their names.
@@ -69,11 +70,10 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, write: bool = False) -> RunFolder:
-        """The run at `path`; to read it, or with `write` to go on with it, locked.
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The run at `path`, to read it, also while another process writes to it.
 
-        Raises StorageError if there is no such folder, if it is no run (naming what is missing), or if another process
-        writes to it.
+        Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
         run = cls(path)
         with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
@@ -83,8 +83,6 @@ class RunFolder:
             missing = [part.name for part in needed if not part.exists()]
             if missing:
                 raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
-            if write:
-                run._take_lock()
         return run
 
     def close(self) -> None:
@@ -103,10 +101,13 @@ class RunFolder:
         """Write tables of settings as TOML; a setting that is None is left out, as TOML has no word for it."""
         import tomli_w
 
-        write_atomically(self.config_path, tomli_w.dumps(_without_none(config)).encode())
+        write_atomically(self.config_path, tomli_w.dumps(_for_toml(config)).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """The tables of config.toml, which is data and never run. Raises BadFileError if it is no TOML."""
+        """The tables of config.toml, which is data and never run.
+
+        Raises BadFileError if it is no TOML, or has a setting outside a table.
+        """
         if sys.version_info >= (3, 11):
             import tomllib
         else:
@@ -114,9 +115,15 @@ class RunFolder:
 
         data = read_bytes(self.config_path)
         try:
-            return tomllib.loads(data.decode("utf-8"))
+            config = tomllib.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deep
             raise BadFileError(f"{self.config_path}: is not valid TOML: {error}") from error
+        for name, table in config.items():
+            if not isinstance(table, dict):
+                raise BadFileError(
+                    f"{self.config_path}: {name} is {table!r}; expected a table: put it under a line such as [model]"
+                )
+        return config
 
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl, and hand it to the system before returning.
@@ -139,8 +146,14 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                records.append({name: float(v) if isinstance(v, str) else v for name, v in record.items()})
-            except (ValueError, AttributeError, RecursionError) as error:
+                if not isinstance(record, dict):
+                    raise ValueError(f"it holds a {type(record).__name__}; expected an object")
+                record = {name: float(v) if isinstance(v, str) else v for name, v in record.items()}
+                step = record.get("step")
+                if isinstance(step, bool) or not isinstance(step, (int, float)):
+                    raise ValueError(f"its step is {step!r}; expected a number")
+                records.append(record)
+            except (ValueError, RecursionError) as error:
                 raise BadFileError(f"{self.metrics_path}, line {number}: not a metrics record: {error}") from error
         return records
 
@@ -159,29 +172,10 @@ class RunFolder:
         named = ((re.fullmatch(r"step-(\d+)\.safetensors", path.name), path) for path in paths)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
-    def latest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step; None before the first."""
-        return next(reversed(self.checkpoints().values()), None)
-
-    def save_checkpoint(
-        self,
-        step: int,
-        arrays: Mapping[str, NDArray[Any]],
-        metadata: Mapping[str, str],
-        *,
-        keep_last: int | None = None,
-    ) -> Path:
-        """Write the checkpoint of `step`, then remove all but it and the `keep_last - 1` newest others.
-
-        Raises what `checkpoint.save_checkpoint` raises; nothing is removed then.
-        """
+    def save_checkpoint(self, step: int, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
+        """Write the checkpoint of `step`, and return where. Raises what `checkpoint.save_checkpoint` raises."""
         path = self.checkpoint_path(step)
         save_checkpoint(path, arrays, metadata)
-        if keep_last is not None:
-            others = [other for other in self.checkpoints().values() if other != path]
-            with storage_errors(f"{self.checkpoints_path}: cannot remove old checkpoints", "check its permissions"):
-                for other in others[: max(0, len(others) - keep_last + 1)]:
-                    other.unlink(missing_ok=True)
         return path
 
     def load_checkpoint(self, step: int | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -214,7 +208,7 @@ class RunFolder:
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
 
     def _take_lock(self) -> None:
-        """Become the only writer, then clear away what a killed one left half done."""
+        """Become the only writer."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with storage_errors(f"{self.path}: cannot write there", "choose another folder"):
             lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
@@ -225,9 +219,6 @@ class RunFolder:
                 lock.seek(0)
                 lock.write(str(os.getpid()))
                 lock.flush()
-                for folder in (self.path, self.checkpoints_path):
-                    remove_leftovers(folder)
-                _drop_cut_line(self.metrics_path)
             except BaseException:
                 lock.close()
                 raise
@@ -246,7 +237,7 @@ class RunFolder:
                 raise
 
     def _append(self, path: Path, text: str) -> None:
-        with storage_errors(f"{path}: cannot write", "make room, then resume the run"):
+        with storage_errors(f"{path}: cannot write", "make room, then train again"):
             with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
 
@@ -269,36 +260,14 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
                 return path
 
 
-def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
-    """Refuse keys of a config table that nobody reads.
-
-    >>> check_keys({"n_layers": 4}, ["n_layer", "n_head"], "config.toml [model]")
-    Traceback (most recent call last):
-    nanograd_llm.errors.ConfigError: config.toml [model]: unknown 'n_layers', did you mean 'n_layer'?
-
-    Raises ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
-    """
-    allowed = list(allowed)
-    complaints = []
-    for key in table:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            complaints.append(
-                f"unknown {key!r}, " + (f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}")
-            )
-    if complaints:
-        raise ConfigError(f"{where}: {'; '.join(complaints)}")
-
-
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
+def _for_toml(value: Any) -> Any:
+    """A setting, or a table of them, as TOML can hold it: without None, NumPy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _for_toml(inner) for key, inner in value.items() if inner is not None}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -307,12 +276,3 @@ def _is_whole(checkpoint: Path) -> bool:
     except (BadFileError, StorageError):
         return False
     return True
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Cut a file of lines after its last whole line, so that what is appended starts a line of its own."""
-    if path.exists():
-        content = read_bytes(path)
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)

@@ -1,0 +1,43 @@
+"""Settings refuse what is out of range, whatever kind of number it is, and suggest the name that was meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.settings import check_keys, nearest, require_choice, require_int
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
+def test_integers_of_python_and_numpy_are_integers(value: object) -> None:
+    require_int("steps", value, 3)
+
+
+@pytest.mark.parametrize("value", [2, np.int64(2), True, np.True_, 3.0, np.float64(3), "3", None])
+def test_what_is_too_small_or_no_integer_is_refused_by_name(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"steps must be an integer of at least 3; got "):
+        require_int("steps", value, 3)
+
+
+@pytest.mark.parametrize(("name", "near"), [("GPT2", "gpt2"), ("nanoo", "Nano"), ("NANO", "Nano"), ("zzz", "")])
+def test_the_nearest_name_is_found_whatever_its_case(name: str, near: str) -> None:
+    assert nearest(name, ["gpt2", "Nano"]) == near
+
+
+def test_a_choice_in_capitals_is_refused_with_the_name_that_was_meant() -> None:
+    with pytest.raises(ConfigError, match="preset must be one of nano, gpt2; got 'GPT2'; did you mean 'gpt2'"):
+        require_choice("preset", "GPT2", ["nano", "gpt2"])
+    with pytest.raises(ConfigError, match="got None$"):
+        require_choice("preset", None, ["nano", "gpt2"])
+
+
+def test_an_unknown_key_is_refused_with_its_nearest_match() -> None:
+    allowed = ["learning_rate", "steps"]
+    check_keys({"steps": 1}, allowed, "config.toml [train]")
+    with pytest.raises(ConfigError) as caught:
+        check_keys({"learning_rat": 1, "steps": 2, "zzz": 3}, allowed, "config.toml [train]")
+    assert str(caught.value) == (
+        "config.toml [train]: unknown 'learning_rat', did you mean 'learning_rate'?; "
+        "unknown 'zzz', allowed are learning_rate, steps"
+    )
