@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -52,11 +53,32 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+_blas_limits: list[int] = []  # of the blocks that are open, in whatever thread
+_blas_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
-    """Let every matrix product use at most `count` threads inside this block."""
-    with _thread_pools().limit(limits=count, user_api="blas"):
+    """Let every matrix product use at most `count` threads inside this block.
+
+    The limit holds for the whole process: of several blocks that are open at once, the last one opened counts, and when
+    none is left the setting is as it was before the first.
+    """
+    pools = _thread_pools()
+    with _blas_lock:
+        if not _blas_limits:
+            pools.before = pools.limit(user_api="blas")  # limits nothing, remembers what is set
+        _blas_limits.append(count)
+        pools.limit(limits=count, user_api="blas")
+    try:
         yield
+    finally:
+        with _blas_lock:
+            _blas_limits.remove(count)
+            if _blas_limits:
+                pools.limit(limits=_blas_limits[-1], user_api="blas")
+            else:
+                pools.before.restore_original_limits()
 
 
 @functools.cache

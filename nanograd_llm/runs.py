@@ -10,13 +10,14 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, NanogradError
+from nanograd_llm.errors import BadFileError, NanogradError, NonFiniteError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
@@ -36,25 +37,22 @@ from nanograd_llm.text import (
 from nanograd_llm.training.run_folder import RunFolder, check_keys, next_run_path
 from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to train a preset, unless told otherwise."""
-
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-
-
 # nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
-RECIPES = {
-    "nano": Recipe(8, 2e-3, 1.0),
-    "gpt2": Recipe(8, 6e-4, 0.1),
-    "gpt2-medium": Recipe(8, 3e-4, 0.1),
-    "gpt2-large": Recipe(8, 2.5e-4, 0.1),
-    "gpt2-xl": Recipe(8, 2e-4, 0.1),
+RECIPES: dict[str, dict[str, Any]] = {
+    "nano": dict(batch_size=8, learning_rate=2e-3, weight_decay=1.0),
+    "gpt2": dict(batch_size=8, learning_rate=6e-4),
+    "gpt2-medium": dict(batch_size=8, learning_rate=3e-4),
+    "gpt2-large": dict(batch_size=8, learning_rate=2.5e-4),
+    "gpt2-xl": dict(batch_size=8, learning_rate=2e-4),
 }
+
+
+def recipe(preset: str, **changes: Any) -> TrainConfig:
+    """The TrainConfig that suits a preset, with these fields changed; a change that is None is none."""
+    require_choice("preset", preset, RECIPES)
+    return TrainConfig(**(RECIPES[preset] | {name: value for name, value in changes.items() if value is not None}))
+
 
 TOKENIZERS = ("bpe", "bytes", "characters")
 
@@ -124,9 +122,12 @@ class TextRun:
 
     Everything is read, checked and written down before the first step.
 
-        run = TextRun("runs/mine", TextConfig(), GPTConfig.preset("nano"), TrainConfig(minutes=1))
+        run = TextRun("runs/mine", TextConfig(), GPTConfig.preset("nano"), recipe("nano", minutes=1))
         for event in run.train():
             ...
+
+    evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every fifth of the run, and a
+        checkpoint saved at the end only.
 
     The model's vocab_size follows the tokenizer. Raises StorageError where the folder cannot be made, ShapeError where
     the text, or its held-out part, is shorter than a window.
@@ -139,7 +140,14 @@ class TextRun:
         model: GPTConfig,
         train: TrainConfig,
         name: str = "run",
+        *,
+        evaluate_every: int | None = None,
+        checkpoint_every: int | None = None,
     ):
+        for field, steps in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
+            if steps is not None:
+                require_int(field, steps, 1)
+        self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         learned, held_out = text.read()
@@ -149,9 +157,9 @@ class TextRun:
         self.context_length = model.context_length
         for ids in (self.ids, self.held_out_ids):  # too short a text fails now, not at the first evaluation
             random_windows(ids, context_length=self.context_length, batch_size=1, seed=0, step=0)
-        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
         self.trainer = Trainer(self.model, train)
+        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer.save(self.folder.tokenizer_path)
         asdict = dataclasses.asdict
         self.folder.write_config({"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)})
@@ -176,46 +184,45 @@ class TextRun:
         ids = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))[0]
         return self.tokenizer.decode([*prompt, *ids])
 
-    def train(
-        self, *, evaluate_every: int | None = None, checkpoint_every: int | None = None, spent: float = 0.0
-    ) -> Iterator[Event]:
+    def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
         """Train to the end; yields what happens as it happens.
 
-        evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every tenth of the run, and
-            a checkpoint saved at the end only.
         spent: seconds of the time limit already used up.
 
-        Ctrl-C and SIGTERM let the step under way end, save, and end the run; a second Ctrl-C ends it at once. If
-        anything fails, what was saved before stays.
+        Ctrl-C and SIGTERM let the step under way end, save, and end the run; a second Ctrl-C ends it at once. Whatever
+        else ends it early, what was learned is saved first, if it is finite.
         """
         with self.folder, StopRequest() as stop:
-            tenths = 0
-            for record in self.trainer.run(self.batch, spent=spent):
-                self.folder.append_metrics(
-                    {
-                        "step": record.step,
-                        "tokens": record.tokens,
-                        "loss": record.loss,
-                        "learning_rate": record.learning_rate,
-                        "gradient_norm": record.gradient_norm,
-                        "tokens_per_second": self.config.batch_size * self.context_length / record.seconds,
-                    }
-                )
-                yield record
-                if stop.requested:
+            try:
+                fifths = 0
+                for record in self.trainer.run(self.batch, spent=spent):
+                    self.folder.append_metrics(dataclasses.asdict(record))
+                    yield record
                     self.stopped_by = stop.requested
-                    break
-                tenth_passed = int(record.progress * 10) > tenths
-                tenths = int(record.progress * 10)
-                if tenth_passed if evaluate_every is None else record.step % evaluate_every == 0:
-                    yield self._scored()
-                    yield self._wrote()
-                if checkpoint_every is not None and record.step % checkpoint_every == 0:
+                    if stop.requested or record.progress == 1:
+                        break
+                    before, fifths = fifths, int(record.progress * 5)
+                    if fifths > before if self.evaluate_every is None else record.step % self.evaluate_every == 0:
+                        yield self._scored()
+                        yield self._wrote()
+                    if self.checkpoint_every is not None and record.step % self.checkpoint_every == 0:
+                        yield self._saved()
+                if self._is_unsaved():
                     yield self._saved()
-            if self.trainer.steps_done not in self.folder.checkpoints():
-                yield self._saved()
-            yield self._scored()
-            yield self._wrote(200)
+                yield self._scored()
+                yield self._wrote(200)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also the end of whoever follows the run, such as a closed pipe
+                if not self._is_unsaved() or not np.isfinite(self.trainer.optimizer.flat.data).all():
+                    raise
+                saved = self._saved()
+                if isinstance(error, NonFiniteError):
+                    raise NonFiniteError(f"{error}. The weights of step {saved.step} are in {saved.path}") from None
+                raise
+
+    def _is_unsaved(self) -> bool:
+        return self.trainer.steps_done > 0 and self.trainer.steps_done not in self.folder.checkpoints()
 
     def _scored(self) -> Scored:
         step, evaluation = self.trainer.steps_done, self.score()
@@ -260,10 +267,11 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def load_run(path: str | os.PathLike[str], step: int | None = None) -> tuple[GPT, Tokenizer]:
+def load_run(path: str | os.PathLike[str], step: int | None = None, *, strict: bool = False) -> tuple[GPT, Tokenizer]:
     """The model of a run, in evaluation mode, and its tokenizer.
 
     step: of the checkpoint; the newest if not given.
+    strict: refuse weights that are not finite; otherwise a warning names them.
     Raises StorageError where there is no run or checkpoint, BadFileError where a file of it is damaged.
     """
     folder = RunFolder.open(path)
@@ -275,6 +283,12 @@ def load_run(path: str | os.PathLike[str], step: int | None = None) -> tuple[GPT
         model.load_state_dict({name: array for name, array in arrays.items() if name in names})
     except NanogradError as error:
         raise BadFileError(f"{folder.path}: the checkpoint is of another model than config.toml: {error}") from None
+    bad = [name for name, array in names.items() if not np.isfinite(array).all()]
+    if bad:
+        message = f"{folder.path}: NaN or infinity in {', '.join(bad)}"
+        if strict:
+            raise BadFileError(f"{message}; use an older checkpoint")
+        warnings.warn(message, stacklevel=2)
     model.eval()
     return model, tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, ShapeError, StorageError
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run
+from nanograd_llm.runs import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
 from nanograd_llm.training import RunFolder, StepRecord, TrainConfig
 
 TINY = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
@@ -45,11 +45,11 @@ def test_the_model_takes_its_vocabulary_from_the_tokenizer(tmp_path, text):
 
 
 def test_a_run_tells_of_every_step_scores_writes_and_saves(tmp_path, text):
-    events = list(TextRun(tmp_path / "run", text, TINY, short()).train(evaluate_every=3, checkpoint_every=2))
+    events = list(TextRun(tmp_path / "run", text, TINY, short(), evaluate_every=3, checkpoint_every=2).train())
     assert [e.step for e in events if isinstance(e, StepRecord)] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if isinstance(e, Saved)] == [2, 4, 6]
-    assert [e.step for e in events if isinstance(e, Scored)] == [3, 6, 6]
-    assert [e.step for e in events if isinstance(e, Wrote)] == [3, 6, 6]
+    assert [e.step for e in events if isinstance(e, Scored)] == [3, 6]
+    assert [e.step for e in events if isinstance(e, Wrote)] == [3, 6]
 
 
 def test_metrics_hold_a_line_for_every_step_with_all_that_was_asked_for(tmp_path, text):
@@ -79,8 +79,8 @@ def test_two_runs_of_the_same_settings_have_the_same_bits(tmp_path, text):
 
 
 def test_an_earlier_checkpoint_can_be_asked_for(tmp_path, text):
-    run = TextRun(tmp_path / "run", text, TINY, short())
-    list(run.train(checkpoint_every=2))
+    run = TextRun(tmp_path / "run", text, TINY, short(), checkpoint_every=2)
+    list(run.train())
     early, _ = load_run(tmp_path / "run", step=2)
     assert not np.array_equal(early.wte.data, run.model.wte.data)
 
@@ -162,12 +162,51 @@ def test_a_second_interrupt_ends_at_once(tmp_path, text):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, text):
-    run = TextRun(tmp_path / "run", text, TINY, short())
+    run = TextRun(tmp_path / "run", text, TINY, short(), checkpoint_every=2, evaluate_every=100)
     with pytest.raises(NonFiniteError, match=r"step 5: the loss is nan.*blocks\.0"):
-        for event in run.train(checkpoint_every=2, evaluate_every=100):
+        for event in run.train():
             if isinstance(event, StepRecord) and event.step == 4:
                 run.model.blocks[0].mlp.up.weight.data[0, 0] = np.nan
     assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [2, 4]
+
+
+def test_a_loss_that_explodes_saves_the_weights_before_it(tmp_path, text):
+    run = TextRun(tmp_path / "run", text, TINY, short(learning_rate=1e18, warmup=0.0))
+    with pytest.raises(NonFiniteError, match=r"The weights of step (\d) are in .*step-0000000\1"):
+        list(run.train())
+    assert len(RunFolder.open(tmp_path / "run").checkpoints()) == 1
+
+
+def test_a_follower_that_goes_away_loses_nothing(tmp_path, text):
+    events = TextRun(tmp_path / "run", text, TINY, short()).train()
+    next(events)
+    next(events)
+    events.close()
+    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [2]
+
+
+@pytest.mark.parametrize("setting", ["evaluate_every", "checkpoint_every"])
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_an_interval_below_one_is_refused_before_anything_is_made(tmp_path, text, setting, value):
+    with pytest.raises(ConfigError, match=setting):
+        TextRun(tmp_path / "run", text, TINY, short(), **{setting: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
+    run = TextRun(tmp_path / "run", text, TINY, short())
+    run.model.ln_f.bias.data[0] = np.nan
+    run.folder.save_checkpoint(1, run.trainer.state_dict(), {})
+    with pytest.warns(UserWarning, match="NaN or infinity in ln_f.bias"):
+        load_run(tmp_path / "run")
+    with pytest.raises(BadFileError, match="NaN or infinity in ln_f.bias"):
+        load_run(tmp_path / "run", strict=True)
+
+
+def test_a_recipe_is_changed_by_what_is_given():
+    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, **RECIPES["nano"])
+    with pytest.raises(ConfigError, match="did you mean 'nano'"):
+        recipe("nanno")
 
 
 def test_every_preset_has_a_recipe():

@@ -1,20 +1,28 @@
 """The command line `nanograd-llm`: one file a command, no logic of its own; everything can be had from Python too.
 
 Exit codes: 0 done; 1 a check failed or numbers stopped being finite; 2 usage; 3 a bad file; 4 input or output;
-130 Ctrl-C, 143 SIGTERM.
+130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from nanograd_llm.errors import NanogradError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that lacks a character gets a question mark, no traceback
+    warnings.showwarning = _warn
+
     from cyclopts import App, CycloptsError
 
     from nanograd_llm import __version__
@@ -47,9 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
+    except OSError as error:
+        return _fail(f"cannot write the output: {error}", 4)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"nanograd-llm: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -27,7 +27,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
-    display = _Bar(run) if sys.stdout.isatty() else _Lines(run)
+    display = _Bar() if sys.stdout.isatty() else _Lines()
     with display:
         for event in events:
             if isinstance(event, StepRecord):
@@ -47,17 +47,15 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     return 143 if run.stopped_by is signal.SIGTERM else 0
 
 
-def _numbers(run: TextRun, record: StepRecord) -> str:
-    rate = run.config.batch_size * run.context_length / record.seconds
-    return f"loss {record.loss:.3f}, {rate:,.0f} tokens/s"
+def _numbers(record: StepRecord) -> str:
+    return f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s"
 
 
 class _Lines:
     """One plain line an interval, for files and pipes."""
 
-    def __init__(self, run: TextRun):
-        self.run = run
-        self.tenths = -1
+    def __init__(self) -> None:
+        self.tenths = 0
 
     def __enter__(self) -> _Lines:
         return self
@@ -67,7 +65,7 @@ class _Lines:
     def step(self, record: StepRecord) -> None:
         if int(record.progress * 10) > self.tenths:
             self.tenths = int(record.progress * 10)
-            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(self.run, record)}", flush=True)
+            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(record)}", flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -76,10 +74,9 @@ class _Lines:
 class _Bar:
     """A bar with loss, speed and the time left; what is said appears above it."""
 
-    def __init__(self, run: TextRun):
+    def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.run = run
         self.progress = Progress(
             TextColumn("step {task.fields[step]:>6}"),
             BarColumn(),
@@ -98,7 +95,7 @@ class _Bar:
         self.progress.stop()
 
     def step(self, record: StepRecord) -> None:
-        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=_numbers(self.run, record))
+        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=_numbers(record))
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def train(
     checkpoint_every: int | None = None,
     evaluate_every: int | None = None,
     tokenizer: Literal["bpe", "bytes", "characters"] = "bpe",
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
     context_length: int | None = None,
     n_layer: int | None = None,
     n_head: int | None = None,
@@ -57,11 +57,11 @@ def train(
     checkpoint_every
         Save every so many steps; at the end only if not given.
     evaluate_every
-        Score the held-out text every so many steps; ten times a run if not given.
+        Score the held-out text every so many steps; five times a run if not given.
     tokenizer
         bpe is trained on the text.
     vocab_size
-        Tokens of the bpe.
+        Tokens of the bpe; 1024 if not given.
     context_length
         Tokens a model sees at once; the preset's if not given, as the next three.
     n_layer
@@ -85,31 +85,39 @@ def train(
     """
     spent = time.process_time()  # what starting up has cost
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs import RECIPES, TextConfig, TextRun
-    from nanograd_llm.training.trainer import TrainConfig
+    from nanograd_llm.runs import TextConfig, TextRun, recipe
 
     if steps is not None and minutes is not None:
         raise ConfigError("steps and minutes are both given; give the length of the run in one of them")
     sizes = dict(context_length=context_length, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     model = GPTConfig.preset(preset, dropout=dropout, **{k: v for k, v in sizes.items() if v is not None})
-    text = TextConfig(None if file is None else str(file), tokenizer, vocab_size)
-    recipe = RECIPES[preset]
-    config = TrainConfig(
-        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
-        batch_size=recipe.batch_size if batch_size is None else batch_size,
-        weight_decay=recipe.weight_decay if weight_decay is None else weight_decay,
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
+    text = TextConfig(None if file is None else str(file), tokenizer, 1024 if vocab_size is None else vocab_size)
+    config = recipe(
+        preset,
+        steps=steps,
+        minutes=1.0 if steps is None and minutes is None else minutes,
+        batch_size=batch_size,
         accumulate=accumulate,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
         seed=seed,
         threads=threads,
     )
-    if steps is not None:
-        config = dataclasses.replace(config, steps=steps)
-    else:
-        config = dataclasses.replace(config, minutes=1.0 if minutes is None else minutes)
     began = time.monotonic()
-    run = TextRun(out, text, model, config, name=preset)
+    run = TextRun(
+        out,
+        text,
+        model,
+        config,
+        name=preset,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+    )
     spent += time.monotonic() - began
-    code = show(run, run.train(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every, spent=spent))
+    with contextlib.closing(run.train(spent=spent)) as events:
+        code = show(run, events)
     folder = shlex.quote(str(run.folder.path))
     print(f'\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} "The statement"')
     return code

@@ -69,11 +69,15 @@ class AdamW:
             raise ShapeError(f"the flat gradient has shape {gradient.shape}; expected {self.flat.data.shape}")
         self.flat.require_tied()
         self.steps += 1
+        # m̂/(√v̂ + ε) with both corrections drawn together: η m/(√v + ε√(1-β₂ᵗ)), η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
+        correction = math.sqrt(1 - self.beta2**self.steps)
+        rate, eps = learning_rate * correction / (1 - self.beta1**self.steps), self.eps * correction
+        decay = 1 - learning_rate * self.weight_decay
         blocks = range(0, len(gradient), BLOCK)
-        for _ in each(lambda start: self._update(start, gradient, learning_rate), blocks):
+        for _ in each(lambda start: self._update(start, gradient, rate, eps, decay), blocks):
             pass
 
-    def _update(self, start: int, gradient: np.ndarray, learning_rate: float) -> None:
+    def _update(self, start: int, gradient: np.ndarray, rate: float, eps: float, decay: float) -> None:
         block = slice(start, start + BLOCK)
         p, g, m, v = self.flat.data[block], gradient[block], self.m[block], self.v[block]
         scratch = g - m
@@ -84,12 +88,11 @@ class AdamW:
         scratch *= 1 - self.beta2
         v += scratch
         np.sqrt(v, out=scratch)
-        scratch *= 1 / math.sqrt(1 - self.beta2**self.steps)
-        scratch += self.eps
+        scratch += eps
         np.divide(m, scratch, out=scratch)
-        scratch *= learning_rate / (1 - self.beta1**self.steps)
+        scratch *= rate
         decayed = max(0, self.flat.decayed - start)
-        p[:decayed] *= 1 - learning_rate * self.weight_decay
+        p[:decayed] *= decay
         p -= scratch
 
 

@@ -76,10 +76,7 @@ class Workers:
             return total
 
         with blas_threads(1 if shards > 1 else self.threads):
-            running = [self.pool.submit(work, shard) for shard in range(shards)]
-            for future in running:
-                future.exception()  # waits for it, failed or not
-        losses = [running.pop(0).result() for _ in range(shards)]  # popped: an error must not hold on to itself
+            losses = self._all(work, shards)
         gradient = self.buffers[0]
         for other in self.buffers[1:shards]:
             gradient += other
@@ -92,7 +89,18 @@ class Workers:
             for item in items[n :: self.threads]:
                 work(item)
 
-        return list(self.pool.map(share, range(self.threads)))
+        return self._all(share, self.threads)
+
+    def _all(self, work: Callable[[int], Any], count: int) -> list[Any]:
+        """Results of work(0), work(1), ...; whatever fails or interrupts, none is still running afterwards."""
+        from concurrent.futures import wait
+
+        running = [self.pool.submit(work, n) for n in range(count)]
+        try:
+            wait(running)
+        finally:
+            wait(running)  # again, where Ctrl-C broke into the first
+        return [running.pop(0).result() for _ in range(count)]  # popped: an error must not hold on to itself
 
 
 def count_targets(targets: np.ndarray) -> int:

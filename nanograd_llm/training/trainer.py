@@ -68,14 +68,18 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What a step did. tokens: targets learned from since the start; loss: nats a target; seconds: of this step."""
+    """What a step did.
+
+    tokens: targets learned from since the start. loss: nats a target, before the step. gradient_norm: before clipping.
+    tokens_per_second: targets of this step over its duration. progress: share of the run that is done, 0 to 1.
+    """
 
     step: int
     tokens: int
     loss: float
     learning_rate: float
     gradient_norm: float
-    seconds: float
+    tokens_per_second: float
     progress: float
 
 
@@ -100,7 +104,7 @@ class Trainer:
 
     def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """One step on a batch; returns the loss before it.  tokens, targets (B, ...) integers"""
-        return self._step(tokens, targets, self.steps_done / self.config.steps).loss
+        return self._step(tokens, targets, self._steps_progress).loss
 
     def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:
         """Step after step until the run is over; a record after each.
@@ -108,15 +112,21 @@ class Trainer:
         batches: step -> (tokens, targets).
         spent: seconds of `minutes` already used up. The time that the caller takes between records counts as well.
         """
-        start = time.monotonic() - spent
-        budget = None if self.config.minutes is None else self.config.minutes * 60
-        while True:
-            done = self.steps_done / self.config.steps if budget is None else (time.monotonic() - start) / budget
-            if done >= 1:
-                return
-            yield self._step(*batches(self.steps_done), done)
+        start, minutes = time.monotonic() - spent, self.config.minutes
 
-    def _step(self, tokens: np.ndarray, targets: np.ndarray, progress: float) -> StepRecord:
+        def clock_progress(_step: int) -> float:
+            assert minutes is not None
+            return (time.monotonic() - start) / (60 * minutes)
+
+        progress = self._steps_progress if minutes is None else clock_progress
+        while progress(self.steps_done) < 1:
+            yield self._step(*batches(self.steps_done), progress)
+
+    def _steps_progress(self, step: int) -> float:
+        """The share of the run that is done after `step` steps."""
+        return step / self.config.steps
+
+    def _step(self, tokens: np.ndarray, targets: np.ndarray, progress: Callable[[int], float]) -> StepRecord:
         began = time.monotonic()
         c = self.config
         key = (c.seed, self.steps_done)
@@ -125,14 +135,16 @@ class Trainer:
         norm = clip_by_global_norm([gradient], c.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._explain(tokens, targets, key, loss, norm)
-        # the first step is not idle: it takes the learning rate of where it ends
-        ahead = progress if c.minutes is not None else (self.steps_done + 1) / c.steps
+        # a step takes the learning rate of where it ends, so that the first one is not idle
+        ahead = progress(self.steps_done + 1)
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
         self.optimizer.step_flat(gradient, learning_rate, self.workers.each)
         self.steps_done += 1
-        self.tokens_seen += count_targets(np.asarray(targets))
-        seconds = time.monotonic() - began
-        return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, seconds, progress)
+        count = count_targets(np.asarray(targets))
+        self.tokens_seen += count
+        rate = count / (time.monotonic() - began)
+        done = min(1.0, progress(self.steps_done))
+        return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, rate, done)
 
     def _explain(self, tokens: Any, targets: Any, key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op whose numbers first went wrong."""

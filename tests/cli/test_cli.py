@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +88,7 @@ def test_help_is_a_page_on_stdout(command, capsys):
 def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
-    for option in ("--preset", "--vocab-size", "--dropout", "--seed", "--threads", "--accumulate"):
+    for option in ("--preset", "--tokenizer", "--dropout", "--seed", "--threads", "--accumulate"):
         described = out.split(option, 1)[1].split("│ --", 1)[0]
         assert "[default:" in described, option
 
@@ -106,6 +108,8 @@ def test_version_is_the_packages(capsys):
         (["train", "--steps", "1", "--minutes", "1"], 2, "steps and minutes are both given"),
         (["train", "--minutes", "nan"], 2, "minutes must be a finite number"),
         (["train", "--learning-rate", "1e999"], 2, "learning_rate must be a finite number"),
+        (["train", "--checkpoint-every", "0"], 2, "checkpoint_every must be an integer of at least 1; got 0"),
+        (["train", "--tokenizer", "bytes", "--vocab-size", "500"], 2, "vocab_size is for the tokenizer bpe"),
         (["train", "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
         (["train", "--preset", "nono"], 2, "--preset"),
         (["generate"], 2, "RUN"),
@@ -147,8 +151,6 @@ def test_a_folder_that_is_no_run_is_code_4(tmp_path, capsys):
 
 
 def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(run, tmp_path / "copy")
     (path,) = (tmp_path / "copy" / "checkpoints").glob("*.safetensors")
     content = bytearray(path.read_bytes())
@@ -187,13 +189,55 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
-def test_a_reader_that_goes_away_is_no_error(run):
+def piped(arguments, reader):
+    """(stdout, stderr) of a command whose output goes to `reader`; its exit code is the last line of stdout."""
+    line = " ".join(f"'{word}'" for word in arguments) + f" | {reader}; code=${{PIPESTATUS[0]}}; echo; echo $code"
+    process = subprocess.run(line, shell=True, executable="/bin/bash", capture_output=True, text=True)
+    return process.stdout, process.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(run):
+    out, err = piped(command("generate", str(run), "The"), "head -c 5")
+    assert not err
+    assert out.splitlines()[-1] == "141"
+
+
+def test_a_reader_that_goes_away_loses_no_training(tmp_path):
+    out, err = piped(command("train", "--steps", "200", "--out", str(tmp_path / "run"), *TINY), "head -5")
+    assert not err
+    assert out.splitlines()[-1] == "141"
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_console_that_lacks_a_character_gets_a_question_mark(run):
     process = subprocess.run(
-        " ".join(f"'{word}'" for word in command("generate", str(run), "The")) + " | head -c 5; echo ${PIPESTATUS[0]}",
-        shell=True,
-        executable="/bin/bash",
+        command("generate", str(run), "caf\udcff\u6f22", "--max-new-tokens", "30"),
         capture_output=True,
-        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
+    assert process.returncode == 0
     assert not process.stderr
-    assert process.stdout.splitlines()[-1].endswith("0")
+    assert process.stdout.startswith(b"caf?")
+
+
+def test_output_that_cannot_be_written_is_code_4(run):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command("info", str(run)), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 4
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_model_beyond_the_memory_is_one_line_and_leaves_no_folder(tmp_path, capsys):
+    assert main(["train", "--n-embd", "100000000", "--out", str(tmp_path / "run")]) == 4
+    assert "memory" in told(capsys)[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs script(1) to pretend to be a terminal")
+def test_the_progress_bar_ends_at_the_end(tmp_path):
+    """On a terminal, which `script` pretends to be."""
+    line = " ".join(f"'{word}'" for word in command("train", "--steps", "5", "--out", str(tmp_path / "run"), *TINY))
+    process = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True)
+    assert process.returncode == 0
+    assert "100%" in process.stdout
+    assert "tokens/s" in process.stdout

@@ -10,6 +10,7 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad
 from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm.nn import Linear
 from nanograd_llm.randomness import noise
 from nanograd_llm.training.flat import FlatParameters
 from nanograd_llm.training.parallel import Workers
@@ -138,3 +139,45 @@ def test_checked_mode_reaches_the_threads(threads: int) -> None:
     model.blocks[1].mlp.up.bias.data[3] = np.inf
     with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up, called at"):
         split(model, *batch(4), threads=threads)
+
+
+def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
+    from nanograd_llm.backend import _thread_pools, blas_threads
+
+    def setting() -> list[int]:
+        return [pool["num_threads"] for pool in _thread_pools().info() if pool["user_api"] == "blas"]
+
+    before = setting()
+    inside, outside = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with blas_threads(1):
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with blas_threads(2):
+        outside.set()
+        thread.join()  # the block opened first is left first
+        assert setting() == [2] * len(before)
+    assert setting() == before
+
+
+def test_an_interrupted_call_leaves_no_thread_running() -> None:
+    class Interrupted(Exception): ...
+
+    model = Linear(1, 1)
+    workers = Workers(FlatParameters(model.parameters()), threads=2)
+    ended: list[int] = []
+
+    def work(n: int) -> None:
+        if n == 0:
+            raise Interrupted
+        threading.Event().wait(0.2)
+        ended.append(n)
+
+    with pytest.raises(Interrupted):
+        workers._all(work, 2)
+    assert ended == [1]
