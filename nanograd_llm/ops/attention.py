@@ -17,7 +17,7 @@ import numpy as np
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask
+from nanograd_llm.ops.composed import dropout_mask, head_size
 from nanograd_llm.ops.layout import causal_mask
 
 BLOCK = 64  # query rows at a time; 64 to 128 measured best
@@ -28,6 +28,7 @@ def _samples(draw):
     yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), {}  # one new query, as in generation
     yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), {}  # leading axes broadcast
     yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {"dropout": 0.4, "seed": (3,)}
+    yield (draw(3, 4), draw(3, 4), draw(2, 3, 4)), {"dropout": 0.4, "seed": (3,)}
     yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), {}
 
 
@@ -82,9 +83,8 @@ def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,)):
     x holds q, k and v in thirds of its last axis, each of them n_head heads side by side; y is (B, T, C), C = C3/3.
     Heads are read and written where they lie: no copy is made to split or merge them.
     """
-    if x.shape[-1] % (3 * n_head):
-        raise ShapeError(f"the last axis, {x.shape[-1]}, must be 3 * n_head * D; n_head is {n_head}")
     B, T, C3 = x.shape
+    head_size(C3, n_head)
     y = np.empty((B, T, C3 // 3), dtype=x.dtype)
     return keep(y, blocks=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed))
 

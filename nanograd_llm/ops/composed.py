@@ -16,10 +16,13 @@ import numpy as np
 from nanograd_llm.engine import raw
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, split
-from nanograd_llm.ops.primitive import erf, exp, log, matmul, mean, sqrt, sum, tanh, where
+from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.randomness import generator
+from nanograd_llm.settings import require_number
+from nanograd_llm.shapes import axes_of
 
 IGNORE_INDEX = -100
+GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would be too large before long
 
 
 def softmax(x, *, axis=-1):
@@ -53,7 +56,8 @@ def rmsnorm(x, w, *, eps=1e-5):
 
 
 def gelu(x):
-    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+    near = clip(x, low=-GELU_FLAT, high=GELU_FLAT)
+    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * (near * near * near))))
 
 
 def gelu_exact(x):
@@ -74,11 +78,13 @@ def dropout(x, *, rate=0.1, seed=(0,)):
 
 
 def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
+    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
     logp = log_softmax(logits).reshape((-1, logits.shape[-1]))  # (N, V)
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
         y = y + label_smoothing * mean(logp, axis=-1)
+    y = where(np.isneginf(raw(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is masked throughout
     return -sum(where(counted, y, 0.0)) / count
 
 
@@ -91,14 +97,16 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
     scores = matmul(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])  # (..., T, D) · (..., D, T) -> (..., T, T)
     p = softmax(where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf))
     if dropout:
-        p = p * dropout_mask(p.shape, p.dtype, dropout, seed)
+        lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        p = p * dropout_mask((*lead, *p.shape[-2:]), p.dtype, dropout, seed)
     return matmul(p, v)  # (..., T, T) · (..., T, D) -> (..., T, D)
 
 
 def causal_self_attention(qkv, *, n_head, dropout=0.0, seed=(0,)):
     B, T, C3 = qkv.shape
+    D = head_size(C3, n_head)
     q, k, v = (
-        part.reshape((B, T, n_head, C3 // 3 // n_head)).swapaxes(1, 2)  # (B, T, C) -> (B, H, T, D)
+        part.reshape((B, T, n_head, D)).swapaxes(1, 2)  # (B, T, C) -> (B, H, T, D)
         for part in split(qkv, 3, axis=-1)
     )
     y = causal_attention(q, k, v, dropout=dropout, seed=seed)
@@ -108,10 +116,17 @@ def causal_self_attention(qkv, *, n_head, dropout=0.0, seed=(0,)):
 # What definitions and fused ops share: constants of the computation, through which no gradient flows.
 
 
-def shift(x: Any, axis: int) -> np.ndarray:
+def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
     """What a softmax subtracts to stay in range: the largest of each row; 0 where a row holds nothing finite."""
-    largest = np.max(raw(x).real, axis=axis, keepdims=True, initial=-np.inf)
+    largest = np.max(raw(x).real, axis=axes_of(axis, raw(x).ndim), keepdims=True, initial=-np.inf)
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
+
+
+def head_size(width: int, n_head: int) -> int:
+    """D, where queries, keys and values of n_head heads lie side by side in this width; ShapeError if they cannot."""
+    if n_head < 1 or width % (3 * n_head):
+        raise ShapeError(f"the last axis, {width}, must be 3 * n_head * D; n_head is {n_head}")
+    return width // 3 // n_head
 
 
 def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:

@@ -14,8 +14,10 @@ import numpy as np
 
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import IGNORE_INDEX, count_targets, dropout_mask, shift
+from nanograd_llm.ops.composed import GELU_FLAT, IGNORE_INDEX, count_targets, dropout_mask, shift
 from nanograd_llm.ops.primitive import erf
+from nanograd_llm.settings import require_number
+from nanograd_llm.shapes import axes_of
 
 
 def _softmax_and_total(x, axis):
@@ -29,7 +31,7 @@ def _softmax_and_total(x, axis):
 
 
 def _over_last_or_first(draw):
-    for axis in (-1, 0, 1):
+    for axis in (-1, 0, 1, None, (0, 1)):
         yield (draw(3, 4),), {"axis": axis}
     yield (draw(1, 1),), {}
     masked = draw(2, 3)
@@ -92,7 +94,7 @@ def logsumexp(x, *, axis=-1):
 
 @logsumexp.backward
 def logsumexp_backward(dy, p, axis):
-    return p * np.expand_dims(dy, axis)
+    return p * np.expand_dims(dy, axes_of(axis, p.ndim))
 
 
 def _rows(x):
@@ -192,10 +194,11 @@ _GELU_CUBE = 0.044715
 def gelu(x):
     """GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel 2016).  x (*) -> y (*)"""
     x = np.asarray(x)
-    t = np.multiply(x, x, out=np.empty_like(x))  # an array also where x has no axes
-    t *= _GELU_SLOPE * _GELU_CUBE
-    t += _GELU_SLOPE
-    t *= x
+    with np.errstate(over="ignore"):  # the tanh of an infinity is as good
+        t = np.multiply(x, x, out=np.empty_like(x))  # an array also where x has no axes
+        t *= _GELU_SLOPE * _GELU_CUBE
+        t += _GELU_SLOPE
+        t *= x
     np.tanh(t, out=t)
     y = t + 1
     y *= x
@@ -205,13 +208,14 @@ def gelu(x):
 
 @gelu.backward
 def gelu_backward(dy, x, t):
-    slope = x * x
+    slope = np.clip(x, -GELU_FLAT, GELU_FLAT)
+    slope *= slope
     slope *= 3 * _GELU_SLOPE * _GELU_CUBE
     slope += _GELU_SLOPE
-    slope *= x
     dx = t * t
     dx -= 1
     dx *= slope
+    dx *= x  # last: a large x then meets a zero, and no infinity does
     dx -= t
     dx -= 1
     dx *= -0.5
@@ -229,7 +233,8 @@ def gelu_exact(x):
 
 @gelu_exact.backward
 def gelu_exact_backward(dy, x, phi):
-    return dy * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    near = np.clip(x, -GELU_FLAT, GELU_FLAT)  # a square beyond would overflow
+    return dy * (phi + x * np.exp(-0.5 * near * near) / math.sqrt(2 * math.pi))
 
 
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)
@@ -288,6 +293,9 @@ def _target_samples(draw):
     for label_smoothing in (0.0, 0.1):
         yield (draw(2, 3, 5), targets), {"label_smoothing": label_smoothing}
     yield (draw(1, 5), np.array([2])), {}
+    masked = draw(3, 4)
+    masked[0, 1:3] = masked[1] = -np.inf
+    yield (masked, np.array([3, IGNORE_INDEX, 0])), {}
 
 
 @op(
@@ -303,30 +311,34 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     logits (..., V), targets (...) -> y ()
 
     label_smoothing: this share of each target's weight is spread evenly over the vocabulary (Szegedy et al. 2016).
-    Raises IndexRangeError for a target outside 0..V-1, ShapeError where no target counts.
+    A row of nothing but -inf has loss inf and zero gradient.
+    Raises IndexRangeError for a target outside 0..V-1, ShapeError where no target counts, ConfigError for a
+    label_smoothing outside 0 ≤ label_smoothing < 1.
     """
+    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
-    p, loss = _rows_loss(_rows(logits), chosen, counted, label_smoothing)
-    return keep(loss / np.asarray(count, dtype=p.dtype), p=p, chosen=chosen, counted=counted, count=count)
+    p, loss, pulls = _rows_loss(_rows(logits), chosen, counted, label_smoothing)
+    return keep(loss / np.asarray(count, dtype=p.dtype), p=p, chosen=chosen, pulls=pulls, count=count)
 
 
 @cross_entropy.backward
-def cross_entropy_backward(dy, logits_shape, p, chosen, counted, count, label_smoothing):
+def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, count, label_smoothing):
     dlogits = p.copy()
     _subtract_targets(dlogits, chosen, label_smoothing)
-    dlogits *= (counted * (dy / count))[:, None].astype(p.dtype)
+    dlogits *= (pulls * (dy / count))[:, None].astype(p.dtype)
     return dlogits.reshape(logits_shape)
 
 
 def _rows_loss(logits, chosen, counted, label_smoothing):
-    """Softmax of each row, and the summed loss of the rows that count."""
+    """Softmax of each row, the summed loss of the rows that count, and which rows have a gradient."""
     p, s, total = _softmax_and_total(logits, -1)
     rows = np.arange(len(chosen))
-    normaliser = np.log(total) + s
+    empty = total == 0  # masked throughout
+    normaliser = np.log(np.where(empty, np.ones_like(total), total)) + s
     loss = normaliser[:, 0] - logits[rows, chosen]
     if label_smoothing:
         loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser[:, 0] - logits.mean(axis=-1))
-    return p, np.where(counted, loss, np.zeros_like(loss)).sum()
+    return p, np.where(counted, loss, np.zeros_like(loss)).sum(), counted & ~empty[:, 0]
 
 
 def _subtract_targets(p, chosen, label_smoothing):
@@ -354,8 +366,10 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
     x (..., C), w (V, C), targets (...) -> y ()
 
-    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand.
+    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand. Raises as
+    cross_entropy does; a row of nothing but -inf has loss inf and no share in the gradients.
     """
+    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, counted, count = count_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
     rows = _rows(x)
     loss = np.zeros((), dtype=np.result_type(x, w))
@@ -364,12 +378,12 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     size = max(1, _BLOCK_NUMBERS // len(w))
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        dlogits, block_loss = _rows_loss(rows[block] @ w.T, chosen[block], counted[block], label_smoothing)
+        dlogits, block_loss, pulls = _rows_loss(rows[block] @ w.T, chosen[block], counted[block], label_smoothing)
         loss = loss + block_loss
         if not any(needs):
             continue
         _subtract_targets(dlogits, chosen[block], label_smoothing)
-        dlogits *= (counted[block] / count)[:, None].astype(dlogits.dtype)
+        dlogits *= (pulls / count)[:, None].astype(dlogits.dtype)
         if dx is not None:
             np.matmul(dlogits, w, out=dx[block])
         if needs[1]:

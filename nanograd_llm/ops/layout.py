@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend import xp
+from nanograd_llm.engine import raw
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.op import op
 from nanograd_llm.shapes import axes_of
@@ -45,8 +46,7 @@ def transpose(x, *, axes=None):
 
 @transpose.backward
 def transpose_backward(dy, x_shape, axes):
-    n = len(x_shape)
-    back = None if axes is None else tuple(int(i) for i in np.argsort([a % n for a in axes]))
+    back = None if axes is None else tuple(int(i) for i in np.argsort(axes_of(axes, len(x_shape))))
     return transpose(dy, axes=back)
 
 
@@ -158,7 +158,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
     """
     (axis,) = axes_of((axis,), x.ndim)
     size = x.shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, (int, np.integer)):
         if sections < 1 or size % sections:
             raise ShapeError(f"split cannot cut axis {axis} of size {size} into {sections} equal parts")
         sections = range(size // sections, size, size // sections)
@@ -216,7 +216,7 @@ def _index(index: Any) -> Any:
         return tuple(_index(part) for part in index)
     if isinstance(index, (bool, float)):
         raise DtypeError(f"an index is an integer, slice, None, ... or an array of integers or booleans; got {index!r}")
-    index = getattr(index, "data", index) if type(index).__module__.startswith("nanograd_llm") else index
+    index = raw(index)
     return np.asarray(index, dtype=None if len(index) else np.int64) if isinstance(index, list) else index
 
 

@@ -172,7 +172,7 @@ def erf(x):
     """
     x = np.asarray(x)
     x = x if x.dtype.kind in "fc" else x.astype(float)  # the coefficients take x's dtype
-    size = np.where(x.real < 0, -x, x)
+    size = np.minimum(np.where(x.real < 0, -x, x), _ERF_FLAT)
     square = size * size
     near = size * _ratio(square, _ERF_NEAR)
     tail = np.exp(-square)
@@ -185,7 +185,11 @@ def erf(x):
 
 @erf.backward
 def erf_backward(dy, x):
-    return dy * (2 / math.sqrt(math.pi) * exp(-x * x))
+    near = clip(x, low=-_ERF_FLAT, high=_ERF_FLAT)  # a square beyond would overflow
+    return dy * (2 / math.sqrt(math.pi) * exp(-near * near))
+
+
+_ERF_FLAT = 30  # where exp(-x²) has long been 0; no power in an approximation overflows before
 
 
 def _ratio(t, coefficients):

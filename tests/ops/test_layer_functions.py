@@ -37,6 +37,84 @@ def test_a_fully_masked_logsumexp_is_minus_infinity_with_zero_gradient(form):
     assert grad(y, x, np.array([3.0, 5.0])).tolist() == [[0, 0], [5, 0]]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
+def test_a_fully_masked_row_has_infinite_loss_and_zero_gradient(form, smoothing):
+    logits = leaf([[-INF, -INF, -INF], [0.5, 1.0, 2.0]])
+    other = leaf([[0.5, 1.0, 2.0]])
+    with np.errstate(all="raise"):
+        loss = form(logits, np.array([1, 2]), label_smoothing=smoothing)
+        gradient = grad(loss, logits)
+    assert loss.item() == INF
+    expected = grad(form(other, np.array([2]), label_smoothing=smoothing), other)
+    np.testing.assert_allclose(gradient, [[0, 0, 0], expected[0] / 2], rtol=1e-15)
+
+
+def test_under_higher_order_a_fully_masked_row_has_zero_gradient():
+    logits = leaf([[-INF, -INF], [0.0, 0.0]])
+    with higher_order():
+        gradient = grad(ops.cross_entropy(logits, np.array([1, 0])), logits)
+    assert gradient.data.tolist() == [[0, 0], [-0.25, 0.25]]
+
+
+def test_a_row_whose_logits_all_underflow_has_no_share_in_the_fused_heads_gradients():
+    x, w = leaf([[-1e200], [0.0]]), leaf([[1e200], [2e200]])
+    with np.errstate(over="ignore"):  # the product: both logits of the first row are -inf
+        loss = ops.linear_cross_entropy(x, w, np.array([1, 0]))
+    dx, dw = grad(loss, [x, w])
+    assert loss.item() == INF
+    np.testing.assert_allclose(dx, [[0], [0.25e200]])
+    assert dw.tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5, math.nan, True, "0.1"])
+@pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
+def test_a_label_smoothing_outside_its_range_is_refused(form, smoothing):
+    with pytest.raises(ConfigError, match="0 ≤ label_smoothing < 1"):
+        form(np.zeros((1, 3)), np.array([0]), label_smoothing=smoothing)
+    with pytest.raises(ConfigError, match="0 ≤ label_smoothing < 1"):
+        ops.linear_cross_entropy(np.zeros((1, 2)), np.zeros((3, 2)), np.array([0]), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("form", [ops.gelu, composed.gelu, ops.gelu_exact, composed.gelu_exact, ops.silu])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_far_from_zero_an_activation_is_x_or_0_with_slope_1_or_0(form, dtype):
+    size = np.array([1e2, 1e5, 1e15, 1e20, 1e30, 1e38], dtype=dtype)
+    x = leaf(np.concatenate([size, -size]), dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        y = form(x)
+        gradient = grad(y, x, np.ones(12, dtype=dtype))
+    assert y.data.tolist() == [*size.tolist(), *[0] * 6]
+    assert gradient.tolist() == [1] * 6 + [0] * 6
+
+
+def test_erf_overflows_nowhere():
+    x = leaf([-1e30, -1e5, 1e5, 1e30], np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        y = ops.erf(x)
+        assert grad(y, x, np.ones(4, np.float32)).tolist() == [0] * 4
+    assert y.data.tolist() == [-1, -1, 1, 1]
+
+
+@pytest.mark.parametrize("axis", [None, (0, 1), (-1, 0)])
+def test_a_softmax_over_all_axes_is_one_over_the_flat_array(axis):
+    rng = np.random.default_rng(0)
+    values, cotangent = rng.standard_normal((2, 2, 3))
+    for form in (ops.softmax, ops.log_softmax, ops.logsumexp):
+        x, flat = leaf(values), leaf(values.ravel())
+        y, z = form(x, axis=axis), form(flat)
+        np.testing.assert_allclose(y.data.ravel(), z.data.ravel(), rtol=1e-14)
+        dy = cotangent if y.shape else cotangent[0, 0]
+        np.testing.assert_allclose(grad(y, x, dy).ravel(), grad(z, flat, np.ravel(dy).reshape(z.shape)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("form", [ops.softmax, ops.log_softmax, ops.logsumexp])
+@pytest.mark.parametrize("axis", [2, -3, (0, 0), True, 1.0])
+def test_a_softmax_over_no_axis_of_x_is_refused(form, axis):
+    with pytest.raises(ShapeError, match="ax"):
+        form(np.ones((2, 3)), axis=axis)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_huge_logits_are_exact(dtype, size):
@@ -190,6 +268,13 @@ def test_attention_with_more_queries_than_keys_is_refused():
 def test_self_attention_on_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ShapeError, match="3 \\* n_head \\* D; n_head is 4"):
         ops.causal_self_attention(np.zeros((1, 2, 18)), n_head=4)
+
+
+@pytest.mark.parametrize("form", [ops.causal_self_attention, composed.causal_self_attention])
+@pytest.mark.parametrize("n_head", [0, -1, -2])
+def test_self_attention_without_a_head_is_refused(form, n_head):
+    with pytest.raises(ShapeError, match=f"n_head is {n_head}"):
+        form(np.zeros((1, 2, 6)), n_head=n_head)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
