@@ -227,7 +227,7 @@ class Tensor:
         return registry["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
-        return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes) or None)
+        return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes or None))
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         return registry["swapaxes"](self, axis1=axis1, axis2=axis2)

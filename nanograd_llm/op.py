@@ -92,9 +92,11 @@ class Op:
         written = unicodedata.normalize("NFD", self.adjoint)
         for name in self.differentiable:
             barred = name[0] + "\N{COMBINING MACRON}"
-            if barred not in written:
+            alike = [other for other in self.differentiable if other[0] == name[0]]
+            if written.count(barred) < len(alike):
                 raise NanogradError(
-                    f"op {self.name}: its adjoints {self.adjoint!r} have no {barred} for input {name!r}"
+                    f"op {self.name}: its adjoints {self.adjoint!r} have {written.count(barred) or 'no'} {barred} "
+                    f"for input {', '.join(map(repr, alike))}; write one for each"
                 )
 
     def backward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,6 +105,9 @@ class Op:
         an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
         `needs` (which inputs want a gradient, a bool each), or a name the forward handed to `keep`. The rule must not
         write into any of them, nor into the cotangent, which another input may share.
+
+        An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
+        fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
         """
         _cotangent, *wanted = inspect.signature(rule).parameters
         self._plan = [self._resolve(name) for name in wanted]
@@ -125,7 +130,7 @@ class Op:
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         if static:
-            static = {name: v.item() if isinstance(v, np.generic) else v for name, v in static.items()}
+            static = {name: v.item() if isinstance(v, np.generic) else _own(v) for name, v in static.items()}
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
                 inputs = tuple(inputs[0])
@@ -160,6 +165,8 @@ class Op:
         if self.wants_needs:
             static = {**static, "needs": needs or (False,) * len(arrays)}
         try:
+            if not needs:  # bare inputs may be lists
+                arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
@@ -319,6 +326,13 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
             met = [t.data.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
             arrays.append(fitted(x, met[0] if len(met) == 1 else np.result_type(*met or [np.dtype(np.float32)])))
     return arrays
+
+
+def _own(v: Any) -> Any:
+    """A static argument whose lists the caller can no longer change."""
+    if isinstance(v, list):
+        return [_own(part) for part in v]
+    return tuple([_own(part) for part in v]) if isinstance(v, tuple) else v
 
 
 def _describe(a: Any) -> str:

@@ -77,6 +77,16 @@ def test_an_op_without_an_adjoint_for_every_input_is_refused(adjoint):
         declare("x (*), w (*) -> y (*)", adjoint=adjoint)
 
 
+def test_inputs_of_one_letter_need_an_adjoint_each():
+    def made(a1, a2):
+        return a1 * a2
+
+    doc = "a1 (*), a2 (*) -> y (*)"
+    with pytest.raises(NanogradError, match=r"have 1 .. for input 'a1', 'a2'; write one for each"):
+        declare(doc, made, adjoint="ā1 = ȳ*a2")
+    declare(doc, made, adjoint="ā1 = ȳ*a2;  ā2 = ȳ*a1")
+
+
 def test_an_adjoint_may_be_written_with_one_character_or_two():
     for barred in ("\u0101", "a\u0304"):
 

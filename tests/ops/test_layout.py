@@ -1,0 +1,57 @@
+"""Moving numbers about: axes given as one number, parts, and indices and inputs that are lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import Tensor, grad, ops
+from nanograd_llm.errors import ShapeError
+
+
+def leaf(values):
+    return Tensor(np.array(values, dtype=np.float64), requires_grad=True)
+
+
+def test_transpose_takes_axis_0_for_an_axis_not_for_all():
+    x = leaf([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    with pytest.raises(ShapeError, match=r"transpose got \(2, 3\)"):
+        x.transpose(0)
+    assert (
+        x.transpose().shape == x.transpose(None).shape == x.transpose(1, 0).shape == x.transpose((1, 0)).shape == (3, 2)
+    )
+
+
+@pytest.mark.parametrize("axes", [0, -1])
+def test_a_vector_transposed_by_its_one_axis_has_a_gradient(axes):
+    x = leaf([1.0, 2.0])
+    assert grad(ops.transpose(x, axes=axes), x, np.array([3.0, 4.0])).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint8])
+def test_split_takes_any_integer(integer):
+    assert [part.data.tolist() for part in ops.split(leaf([1, 2, 3]), integer(3))] == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("index", [[0, 1], ([0, 1],), [[0, 1]], (slice(None), [0, 1])])
+def test_a_list_that_indexed_may_be_changed_before_the_backward(index):
+    x = leaf(np.arange(9).reshape(3, 3))
+    y = x[index]
+    cotangent = np.ones(y.shape)
+    expected = grad(y, x, cotangent, retain_graph=True)
+    indices = index[-1] if isinstance(index, tuple) or isinstance(index[0], list) else index
+    indices[:] = [2, 2]
+    np.testing.assert_array_equal(grad(y, x, cotangent), expected)
+
+
+def test_a_tensor_in_an_index_is_its_array():
+    x = leaf([1.0, 2.0, 3.0])
+    assert x[Tensor(np.array([2, 0]))].data.tolist() == [3, 1]
+
+
+def test_ops_take_lists_as_they_take_arrays():
+    assert ops.softmax([0.0, 0.0]).tolist() == [0.5, 0.5]
+    np.testing.assert_array_equal(ops.layernorm([1.0, 3.0], [2.0, 2.0], (0.5, 0.5), eps=0.0), [-1.5, 2.5])
+    assert ops.embedding([[1.0], [2.0]], [1, 0]).tolist() == [[2], [1]]
+    with pytest.raises(ShapeError, match="softmax got"):
+        ops.softmax([[1.0], [2.0, 3.0]])
