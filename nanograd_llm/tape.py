@@ -156,6 +156,9 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
             owned.add(key)
     elif key in owned:
         np.add(pending[key], gradient, out=pending[key])
+    elif is_own:
+        pending[key] = np.add(pending[key], gradient, out=gradient)
+        owned.add(key)
     else:
         pending[key] = as_array(pending[key] + gradient)
         if not state.higher_order:
@@ -198,20 +201,34 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
                 require_no_widening(gradient.dtype, [cotangent, *saved], what)
         fitted = _fit(gradient, shape, dtype, node.op.name)
         is_own = not state.higher_order and (
-            fitted is not gradient or _is_own(node.op, gradient, cotangent, saved, [g for _, g in gradients])
+            fitted is not gradient or _is_own(gradient, cotangent, saved, [g for _, g in gradients])
         )
         yield sources[i], fitted, is_own
 
 
-def _is_own(op: Any, gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
-    """Did the rule make this array, so that nobody else can see it change?"""
+def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
+    """Did the rule make this array, or the array it is a whole view of, so that nobody else can see it change?"""
+    owner = gradient
+    if gradient.base is not None:
+        owner = gradient.base
+        if not isinstance(owner, np.ndarray) or owner.base is not None or owner.size != gradient.size:
+            return False
+        if not gradient.flags.forc:
+            return False
     return (
-        gradient.base is None
-        and gradient is not cotangent
-        and sum(g is gradient or getattr(g, "base", None) is gradient for g in gradients) == 1
-        and not any(s is gradient for s in saved)
-        and not op.variadic  # what such an op saves are lists
+        getattr(gradient.flags, "writeable", True)  # CuPy's flags have no such thing
+        and sum(g is owner or getattr(g, "base", None) is owner for g in gradients) == 1
+        and not any(a is owner or getattr(a, "base", None) is owner for a in _flat((cotangent, saved)))
+        and owner.flags.owndata
     )
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _fit(gradient: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Any:

@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, Tensor, grad, higher_order, no_grad, op, ops, value_and_grad
+from nanograd_llm import Parameter, Tensor, grad, higher_order, keep, no_grad, op, ops, value_and_grad
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 
 
@@ -683,3 +683,90 @@ def test_a_rule_that_gives_back_what_was_saved_leaves_it_unchanged():
     da[...] = db[...] = 0
     np.testing.assert_array_equal(a.data, [1, 2])
     np.testing.assert_array_equal(b.data, [3, 4])
+
+
+def identity_with(rule):
+    """An op that changes nothing, keeps x in several guises, and has this rule."""
+
+    @op("y = x", "x̄ = ȳ")
+    def identity(x):
+        """x (n) -> y (n)"""
+        return keep(x + 0, parts=[(x,)], whole=x.reshape(-1, 1))
+
+    identity.backward(rule)
+    return identity
+
+
+def joined_with(rule):
+    """Sums of three gradients of x, with that of the rule first, in the middle and last."""
+    made = identity_with(rule)
+    for place in range(3):
+        x = leaf([1.0, 2.0])
+        terms = [x * 10, x * 20]
+        terms.insert(place, made(x))
+        y = terms[0] + terms[1] + terms[2]
+        cotangent = np.array([1.0, 3.0], np.float32)
+        yield x, cotangent, grad(y, x, cotangent, retain_graph=True), grad(y, x, cotangent)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda dy: dy,
+        lambda dy: dy.reshape(2, 1).reshape(2),
+        lambda dy: dy[::-1][::-1],
+        lambda dy: (dy * 1).reshape(1, 2).reshape(2),
+        lambda dy: (dy.reshape(2, 1) * np.ones(2, np.float32))[:, 0],
+        lambda dy: np.stack([dy, dy])[1],
+    ],
+)
+def test_a_view_that_a_rule_gives_is_summed_right(rule):
+    for _x, cotangent, first, again in joined_with(rule):
+        np.testing.assert_array_equal(first, [31, 93])
+        np.testing.assert_array_equal(again, [31, 93])
+        np.testing.assert_array_equal(cotangent, [1, 3])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda dy, x: x,
+        lambda dy, x: x.reshape(1, 2).reshape(2),
+        lambda dy, parts: parts[0][0],
+        lambda dy, parts: parts[0][0][:],
+        lambda dy, whole: whole.reshape(2),
+        lambda dy, whole: whole.base,
+    ],
+)
+def test_a_saved_array_that_a_rule_gives_stays_as_it_is(rule):
+    for x, cotangent, first, again in joined_with(rule):
+        np.testing.assert_array_equal(first, [31, 92])
+        np.testing.assert_array_equal(again, [31, 92])
+        np.testing.assert_array_equal(x.data, [1, 2])
+        np.testing.assert_array_equal(cotangent, [1, 3])
+
+
+def test_a_constant_that_cannot_be_written_into_is_summed_right():
+    constant = np.array([1.0, 2.0], np.float32)
+    constant.flags.writeable = False
+    for _x, _cotangent, first, again in joined_with(lambda dy: constant):
+        np.testing.assert_array_equal(first, [31, 92])
+        np.testing.assert_array_equal(again, [31, 92])
+
+
+@pytest.mark.parametrize("own", [lambda dy: dy * 2, lambda dy: (dy.reshape(2, 1) * 2).reshape(2)])
+def test_at_a_join_the_sum_goes_into_the_array_that_a_rule_made(own):
+    made = []
+
+    def rule(dy):
+        made.append(own(dy))
+        return made[-1]
+
+    branch = identity_with(rule)
+    x = leaf([1.0, 2.0])
+    h = x * 1
+    seen = []
+    h.register_hook(seen.append)
+    grad(h + branch(h), x, np.array([1.0, 3.0], np.float32))
+    np.testing.assert_array_equal(made[0], [3, 9])
+    assert np.shares_memory(seen[0], made[0])
