@@ -55,7 +55,7 @@ class _Lines:
     """One plain line an interval, for files and pipes."""
 
     def __init__(self) -> None:
-        self.tenths = 0
+        self.tenths = -1
 
     def __enter__(self) -> _Lines:
         return self
