@@ -7,8 +7,8 @@
     loss.backward()
     model.wte.grad                          # an array, of the parameter's shape and dtype
 
-Read the package in the order of its floors, each built on those before it: backend, modes, tape, engine, op; ops; nn;
-models; text; training, inference; cli.
+Read the package in the order of its floors, each built on those before it: backend, modes, checked, tape, engine,
+shapes, op; ops; gradcheck, nn; models; text; training, inference; runs, bench; cli.
 """
 
 from nanograd_llm import inference, nn, ops, text, training
