@@ -79,7 +79,7 @@ assert np.array_equal(tokens, again) and not np.array_equal(tokens, other)
 
 # Training takes windows at random; evaluation slides over the text, so that every token but the first counts once.
 _, counted = text.sliding_windows(ids, context_length=8, stride=8, count_once=True)
-assert np.count_nonzero(counted != text.IGNORE) == len(ids) - 1
+assert np.count_nonzero(counted != text.IGNORE_INDEX) == len(ids) - 1
 
 # %% Look at a batch before you train on it
 # Reading a batch as input -> target takes a minute and finds the mistakes that no error message will.

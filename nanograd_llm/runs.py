@@ -22,7 +22,7 @@ from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.settings import require_choice, require_int, require_number
+from nanograd_llm.settings import check_keys, require_choice, require_int, require_number
 from nanograd_llm.text import (
     BPETokenizer,
     ByteTokenizer,
@@ -34,7 +34,7 @@ from nanograd_llm.text import (
     read_text,
     split_text,
 )
-from nanograd_llm.training.run_folder import RunFolder, check_keys, next_run_path
+from nanograd_llm.training.run_folder import RunFolder, next_run_path
 from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
 
 # nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.

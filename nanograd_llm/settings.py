@@ -10,6 +10,8 @@ from typing import Any
 
 from nanograd_llm.errors import ConfigError
 
+IGNORE_INDEX = -100  # a target of this value is left out of every loss, here as in PyTorch
+
 
 def require_int(field: str, value: Any, low: int) -> None:
     """Raise ConfigError unless value is an integer (Python's or NumPy's, no bool) of at least `low`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +58,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         if _permissions(path) is None:
             raise StorageError(f"{path}: no such file")
         return path.read_bytes()
-
-
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove the temporaries that killed processes left in `folder`; only for whoever alone writes there."""
-    with storage_errors(f"{folder}: cannot be cleared of temporary files", "check its permissions"):
-        for path in Path(folder).iterdir():
-            if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
-                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

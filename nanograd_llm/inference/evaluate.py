@@ -11,7 +11,7 @@ from nanograd_llm.errors import NonFiniteError
 from nanograd_llm.modes import no_grad
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import require_int
-from nanograd_llm.text import IGNORE, Tokenizer, sliding_windows
+from nanograd_llm.text import IGNORE_INDEX, Tokenizer, sliding_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def evaluate(
     with no_grad():
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
-            counted = int(np.count_nonzero(targets[rows] != IGNORE))
+            counted = int(np.count_nonzero(targets[rows] != IGNORE_INDEX))
             if counted:
                 nats += model.loss(tokens[rows], targets[rows]).item() * counted
                 count += counted

@@ -4,7 +4,6 @@ All take Tensors (recorded, differentiable) or bare arrays (just computed).
 """
 
 from nanograd_llm.ops.attention import causal_attention, causal_self_attention
-from nanograd_llm.ops.composed import IGNORE_INDEX
 from nanograd_llm.ops.fused import (
     cross_entropy,
     dropout,

@@ -18,10 +18,9 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, split
 from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.randomness import generator
-from nanograd_llm.settings import require_number
+from nanograd_llm.settings import IGNORE_INDEX, require_number
 from nanograd_llm.shapes import axes_of
 
-IGNORE_INDEX = -100
 GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would be too large before long
 
 
@@ -79,7 +78,7 @@ def dropout(x, *, rate=0.1, seed=(0,)):
 
 def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
+    chosen, counted, count = flat_targets(targets, logits.shape, ignore_index)
     logp = log_softmax(logits).reshape((-1, logits.shape[-1]))  # (N, V)
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
@@ -137,7 +136,7 @@ def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tup
     return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
 
 
-def count_targets(targets: Any, logits_shape: tuple[int, ...], ignore_index: int) -> tuple[np.ndarray, np.ndarray, int]:
+def flat_targets(targets: Any, logits_shape: tuple[int, ...], ignore_index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Targets (N,) with 0 where ignored, which of them count (N,), and how many do.
 
     Raises ShapeError where the shapes do not belong together or no target counts, IndexRangeError for an id outside.

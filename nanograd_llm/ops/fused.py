@@ -14,9 +14,9 @@ import numpy as np
 
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import GELU_FLAT, IGNORE_INDEX, count_targets, dropout_mask, shift
+from nanograd_llm.ops.composed import GELU_FLAT, dropout_mask, flat_targets, shift
 from nanograd_llm.ops.primitive import erf
-from nanograd_llm.settings import require_number
+from nanograd_llm.settings import IGNORE_INDEX, require_number
 from nanograd_llm.shapes import axes_of
 
 
@@ -316,7 +316,7 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     label_smoothing outside 0 ≤ label_smoothing < 1.
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = count_targets(targets, logits.shape, ignore_index)
+    chosen, counted, count = flat_targets(targets, logits.shape, ignore_index)
     p, loss, pulls = _rows_loss(_rows(logits), chosen, counted, label_smoothing)
     return keep(loss / np.asarray(count, dtype=p.dtype), p=p, chosen=chosen, pulls=pulls, count=count)
 
@@ -370,7 +370,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     cross_entropy does; a row of nothing but -inf has loss inf and no share in the gradients.
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = count_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
+    chosen, counted, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
     rows = _rows(x)
     loss = np.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None

@@ -13,11 +13,11 @@ from nanograd_llm.text.tokenizers import (
     Tokenizer,
     load_tokenizer,
 )
-from nanograd_llm.text.windows import IGNORE, random_windows, show_batch, sliding_windows
+from nanograd_llm.text.windows import IGNORE_INDEX, random_windows, show_batch, sliding_windows
 
 __all__ = [
     "END_OF_TEXT",
-    "IGNORE",
+    "IGNORE_INDEX",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",

@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import IGNORE_INDEX, require_int
 from nanograd_llm.text.bpe import readable
 from nanograd_llm.text.tokenizers import Tokenizer
-
-IGNORE = -100  # a target that the loss leaves out
 
 Batch = tuple[NDArray[np.integer], NDArray[np.integer]]
 
@@ -43,7 +41,7 @@ def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_o
     r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` places after the one before.
 
     The last window is moved back so that it ends with the ids; so every id but the first is a target, some of them in
-    more than one window. With `count_once` a target that an earlier window has is IGNORE, and every target counts
+    more than one window. With `count_once` a target that an earlier window has is IGNORE_INDEX, and every target counts
     exactly once: what an evaluation wants. The dtype is as in `random_windows`.
 
     Raises ShapeError unless N > context_length, ConfigError unless 1 <= stride <= context_length.
@@ -64,7 +62,7 @@ def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_o
     tokens, targets = _windows(row, starts, context_length)
     if count_once:
         overlap = context_length - np.diff(starts)  # (B-1,): how many targets the window before has too
-        targets[1:][np.arange(context_length) < overlap[:, None]] = IGNORE
+        targets[1:][np.arange(context_length) < overlap[:, None]] = IGNORE_INDEX
     return tokens, targets
 
 
@@ -91,7 +89,7 @@ def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokeni
         shown = [readable(tokenizer.decode_bytes([i])) for i in inputs]
         width = max(map(len, shown), default=0)
         for t, target in enumerate(wanted):
-            ignored = target == IGNORE
+            ignored = target == IGNORE_INDEX
             line = f"{t:>5}  {shown[t]:>{width}} -> "
             line += "(ignored)" if ignored else readable(tokenizer.decode_bytes([target]))
             if not ignored and t + 1 < len(inputs) and target != inputs[t + 1]:

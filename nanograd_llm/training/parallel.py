@@ -16,8 +16,8 @@ from nanograd_llm.backend import blas_threads, cpu_count
 from nanograd_llm.engine import Tensor, grad
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import checked, state
-from nanograd_llm.ops import IGNORE_INDEX
 from nanograd_llm.randomness import noise
+from nanograd_llm.settings import IGNORE_INDEX
 from nanograd_llm.training.flat import FlatParameters
 
 

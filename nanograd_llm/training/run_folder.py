@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.settings import check_keys as check_keys  # for those who import it from here
 from nanograd_llm.storage import read_bytes, storage_errors, write_atomically
 from nanograd_llm.training.checkpoint import load_checkpoint, save_checkpoint
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.text import IGNORE, BPETokenizer, ByteTokenizer, random_windows, show_batch, sliding_windows
+from nanograd_llm.text import IGNORE_INDEX, BPETokenizer, ByteTokenizer, random_windows, show_batch, sliding_windows
 
 IDS = np.random.default_rng(0).integers(0, 1000, 500).astype(np.int32)
 BYTES = ByteTokenizer()
@@ -53,14 +53,14 @@ def test_windows_are_signed_so_that_a_target_can_be_ignored(dtype, expected):
     ids = np.arange(20).astype(dtype)
     for tokens, targets in (draw(ids), sliding_windows(ids, context_length=4, stride=3, count_once=True)):
         assert tokens.dtype == targets.dtype == expected
-    assert (targets == IGNORE).any()
+    assert (targets == IGNORE_INDEX).any()
 
 
 def test_writing_into_a_batch_changes_nothing_else():
     ids = IDS.copy()
     for tokens, targets in (draw(ids), sliding_windows(ids, context_length=4, stride=4)):
         before = tokens.copy()
-        targets[:] = IGNORE
+        targets[:] = IGNORE_INDEX
         np.testing.assert_array_equal(tokens, before)
     np.testing.assert_array_equal(ids, IDS)
 
@@ -74,8 +74,8 @@ def test_counted_once_the_targets_are_every_id_but_the_first_in_order(size):
     context_length, stride, n = size
     ids = np.arange(100, 100 + n)
     tokens, targets = sliding_windows(ids, context_length=context_length, stride=stride, count_once=True)
-    assert targets[targets != IGNORE].tolist() == ids[1:].tolist()
-    assert (targets == tokens + 1)[targets != IGNORE].all()
+    assert targets[targets != IGNORE_INDEX].tolist() == ids[1:].tolist()
+    assert (targets == tokens + 1)[targets != IGNORE_INDEX].all()
 
 
 @settings(derandomize=True)
