@@ -21,6 +21,10 @@ class DtypeError(NanogradError, TypeError):
     """A dtype or type that an operation cannot take."""
 
 
+class SignatureError(NanogradError, TypeError):
+    """A call with arguments that the op does not take."""
+
+
 class IndexRangeError(NanogradError, IndexError):
     """A token id, class id or index outside its range."""
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 
 class _State(threading.local):
     """What this thread is doing."""
@@ -47,7 +49,8 @@ def higher_order() -> contextlib.AbstractContextManager[None]:
     return _set(higher_order=True)
 
 
-def checked(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def checked(enabled: bool = True) -> Iterator[None]:
     """Inside this block every output and every cotangent is tested for NaN, infinity, dtype drift and shape.
 
     The first failure names the op, its inputs' shapes, the module path and the source line that called it. Arrays the
@@ -55,7 +58,9 @@ def checked(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     through an older view is found by a digest when backward reads the array. Outside this mode such writes are not
     detected: the rule sees the changed numbers.
     """
-    return _set(checked=enabled)
+    warnings = np.errstate(all="ignore") if enabled else contextlib.nullcontext()  # our error says more than NumPy's
+    with _set(checked=enabled), warnings:
+        yield
 
 
 def within_module(name: str) -> contextlib.AbstractContextManager[None]:

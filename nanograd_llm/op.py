@@ -17,7 +17,7 @@ import numpy as np
 from nanograd_llm.backend import as_array, is_array
 from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
 from nanograd_llm.engine import NUMBERS, Array, Tensor, fitted, raw, registry
-from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.modes import state
 from nanograd_llm.shapes import ShapeLine
 from nanograd_llm.tape import Node
@@ -171,12 +171,22 @@ class Op:
         except NanogradError:
             raise
         except (TypeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+            self._require_signature(arrays, static)
             kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
             if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
                 kind = IndexRangeError
             came = ", ".join(_describe(a) for a in arrays)
             raise kind(f"{self.name} got {came}; it takes {self.shape_line.text}: {error}") from error
         return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
+
+    def _require_signature(self, arrays: Sequence[Any], static: dict[str, Any]) -> None:
+        """Raise NanogradError where a call has other arguments than the forward takes."""
+        try:
+            inspect.signature(self.forward).bind(*arrays, **static)
+        except TypeError as error:
+            allowed = ", ".join(f"{name}=" for name in self.static_defaults) or "none"
+            message = f"{self.name} takes {self.shape_line.text}, and by name only: {allowed}; {error}"
+            raise SignatureError(message) from None
 
     def _record(
         self,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, NanogradError, NonFiniteError
+from nanograd_llm.errors import BadFileError, NanogradError, NonFiniteError, ShapeError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
@@ -100,9 +100,10 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Wrote:
-    """The model wrote `text` after `step`."""
+    """After `step` the model went on from `prompt` with `text`."""
 
     step: int
+    prompt: str
     text: str
 
 
@@ -151,12 +152,17 @@ class TextRun:
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         learned, held_out = text.read()
-        self.tokenizer = text.make_tokenizer(learned)
+        # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
+        self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
         self.ids = self.tokenizer.encode(learned)
         self.held_out_ids = self.tokenizer.encode(held_out)
         self.context_length = model.context_length
-        for ids in (self.ids, self.held_out_ids):  # too short a text fails now, not at the first evaluation
-            random_windows(ids, context_length=self.context_length, batch_size=1, seed=0, step=0)
+        for part, ids in (("trained on", self.ids), ("held out", self.held_out_ids)):
+            if len(ids) <= self.context_length:
+                raise ShapeError(
+                    f"{text.file or 'the built-in corpus'}: the part to be {part} has {len(ids)} tokens, too few for "
+                    f"context_length={self.context_length}; give a longer text or a smaller context_length"
+                )
         self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
         self.trainer = Trainer(self.model, train)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
@@ -178,11 +184,11 @@ class TextRun:
             self.model, self.held_out_ids, self.tokenizer, context_length=self.context_length, stride=stride
         )
 
-    def write(self, tokens: int = 60) -> str:
-        """What the model writes after the first words of the held-out text."""
+    def write(self, tokens: int = 60) -> tuple[str, str]:
+        """The first words of the held-out text, and what the model writes after them."""
         prompt = self.held_out_ids[: self.context_length // 8 + 1]
-        ids = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))[0]
-        return self.tokenizer.decode([*prompt, *ids])
+        (ids,) = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))
+        return self.tokenizer.decode(prompt), self.tokenizer.decode(ids)
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
         """Train to the end; yields what happens as it happens.
@@ -202,7 +208,8 @@ class TextRun:
                     if stop.requested or record.progress == 1:
                         break
                     before, fifths = fifths, int(record.progress * 5)
-                    if fifths > before if self.evaluate_every is None else record.step % self.evaluate_every == 0:
+                    is_due = fifths > before if self.evaluate_every is None else record.step % self.evaluate_every == 0
+                    if is_due:
                         yield self._scored()
                         yield self._wrote()
                     if self.checkpoint_every is not None and record.step % self.checkpoint_every == 0:
@@ -232,9 +239,9 @@ class TextRun:
         return Scored(step, evaluation)
 
     def _wrote(self, tokens: int = 60) -> Wrote:
-        step, text = self.trainer.steps_done, self.write(tokens)
-        self.folder.append_sample(step, text)
-        return Wrote(step, text)
+        wrote = Wrote(self.trainer.steps_done, *self.write(tokens))
+        self.folder.append_sample(wrote.step, wrote.prompt + wrote.text)
+        return wrote
 
     def _saved(self) -> Saved:
         step = self.trainer.steps_done

@@ -23,8 +23,8 @@ def require_number(field: str, value: Any, low: float, high: float = math.inf, *
     """Raise ConfigError unless low <= value <= high, a finite number; `below` excludes `high` itself."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or (below and value == high):
-        sign = "<" if below else "≤"
-        raise ConfigError(f"{field} must be a finite number with {low} ≤ {field} {sign} {high}; got {value!r}")
+        upper = "" if high == math.inf else f" {'<' if below else '≤'} {high}"
+        raise ConfigError(f"{field} must be a finite number with {low} ≤ {field}{upper}; got {value!r}")
 
 
 def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:

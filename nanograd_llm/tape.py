@@ -86,7 +86,8 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
             cotangent = pending.pop(id(node), None)
             if cotangent is not None:
                 cotangent = _run_hooks(node.hooks, cotangent, node.shape, node.dtype)
-                if node.retained is not None if wanted is None else id(node) in wanted:
+                is_asked_for = node.retained is not None if wanted is None else id(node) in wanted
+                if is_asked_for:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
                 for source, gradient, is_own in _pull_back(node, cotangent, leads):
                     if not isinstance(source, Node):

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="Train a GPT from scratch in NumPy, and let it write.",
         version=__version__,
         help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
+        suppress_keyboard_interrupt=False,  # it is told below
     )
     for command in (train, generate, info, gradcheck, bench):
         app.command(command)
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"cannot write the output: {error}", 4)
     except KeyboardInterrupt:
+        print()  # what is on the screen may have stopped amid a line
         return _fail("stopped", 130)
 
 

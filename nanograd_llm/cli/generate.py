@@ -49,7 +49,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     written = stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache)
     new = (token for (token,) in written if token is not None)
-    print(prompt, end="", flush=True)
-    for piece in tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new)):
+    pieces = tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
+    print(prompt + next(pieces, ""), end="", flush=True)  # only once the first piece shows that all is well
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -39,11 +39,13 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
                     f"(loss {e.loss:.3f}, perplexity {e.perplexity:.1f})"
                 )
             elif isinstance(event, Wrote):
+                display.say(f"after {event.prompt.strip()!r} it writes:")
                 display.say("\n".join("    | " + line for line in event.text.strip().splitlines()))
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
     if run.stopped_by is not None:
-        print(f"stopped early by {run.stopped_by.name}; everything up to here is saved")
+        name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
+        print(f"stopped early by {name}; everything up to here is saved")
     return 143 if run.stopped_by is signal.SIGTERM else 0
 
 

@@ -119,5 +119,7 @@ def train(
     with contextlib.closing(run.train(spent=spent)) as events:
         code = show(run, events)
     folder = shlex.quote(str(run.folder.path))
-    print(f'\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} "The statement"')
+    words = run.tokenizer.decode(run.ids[:24]).split()[:3] if file is not None else ["The", "statement"]
+    prompt = " ".join(words).lstrip("-")[:40] or "The"  # what begins with a dash would be an option
+    print(f"\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} {shlex.quote(prompt)}")
     return code

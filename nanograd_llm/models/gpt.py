@@ -74,7 +74,8 @@ class GPT(Module):
     """A decoder-only transformer: `model(tokens)` gives the logits of each next token.
 
     Initialised as GPT-2 was: normal with standard deviation 0.02, biases 0, and the projections into the residual
-    stream smaller by 1/√(2 n_layer), since that many of them add up there. `seed` decides every number.
+    stream smaller by 1/√(2 n_layer), since that many of them add up there. (OpenAI's code drew the position vectors
+    with 0.01; those who rebuilt it settled on 0.02 for all.) `seed` decides every number.
     """
 
     def __init__(self, config: GPTConfig, seed: int = 0):

@@ -4,9 +4,10 @@
 2. SelfAttention             learned queries, keys and values say what is looked for, offered and passed on
 3. CausalAttention           no token looks into the future; dropout on the weights
 4. MultiHeadList             several such heads, each with a small space of its own, side by side
-5. MultiHeadAttention        the same, all heads in one batched product; this is what GPT is made of
+   MultiHeadAttention        the same, all heads in one batched product; this is what GPT is made of
 
-Given the same weights, each stage computes the same numbers as the one before it, which the tests hold it to. Every
+Where the added idea is idle (weights that are identities, a last token that has no future, a single head) a stage
+computes the numbers of the one before it, and both forms of the fourth always agree: tests hold them to it. Every
 stage has `weights(x)`, the attention weights it would use: how much each token (row) looks at each other (column).
 
 B batch, T time, C channels, H heads, D = C/H

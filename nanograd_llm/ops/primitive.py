@@ -4,6 +4,10 @@ Each rule stands beneath its forward and is written in ops and operators, so tha
 any order. A bar is an adjoint: x̄ = ∂loss/∂x has the shape of x, and ȳ is the cotangent that arrives. No rule undoes
 broadcasting: the engine sums each gradient to its input's shape.
 
+A rule is called with the cotangent `dy` and with whatever else its parameters name: an input (`a`, `x`), its shape
+(`x_shape`), the output (`y`), a static argument (`axis`), or `needs`, which inputs want a gradient at all. Behind the
+formulas a declaration may say where checks may draw inputs from: `domain`, an interval for an input, or `samples`.
+
 Where a derivative does not exist, the rule says what it gives instead.
 """
 

@@ -77,6 +77,8 @@ class RunFolder:
         run = cls(path)
         with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
             if not run.path.is_dir():
+                if run.path.exists():
+                    raise StorageError(f"{run.path}: is a file; expected the folder of a run")
                 raise StorageError(f"{run.path}: no such folder; `nanograd-llm train --out {run.path}` makes one")
             needed = (run.config_path, run.tokenizer_path, run.checkpoints_path)
             missing = [part.name for part in needed if not part.exists()]
@@ -184,7 +186,9 @@ class RunFolder:
         """
         known = self.checkpoints()
         if not known:
-            raise StorageError(f"{self.path}: has no checkpoint yet; train it for longer")
+            raise StorageError(
+                f"{self.path}: has no checkpoint: it ended before it saved one; train again into another folder"
+            )
         if step is None:
             step = max(known)
         if step not in known:

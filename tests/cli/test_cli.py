@@ -70,6 +70,12 @@ def test_an_empty_prompt_is_a_new_line(run, capsys):
     assert main(["generate", str(run), "", "--max-new-tokens", "3"]) == 0
 
 
+def test_a_text_that_ends_at_once_is_the_prompt(run, capsys, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.inference.stream", lambda *_, **__: iter([(None,)]))
+    assert main(["generate", str(run), "The end"]) == 0
+    assert told(capsys)[0] == "The end\n"
+
+
 def test_info_shows_every_parameter(run, capsys):
     assert main(["info", str(run)]) == 0
     out, _ = told(capsys)
@@ -179,14 +185,23 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
     arguments = command("train", "--steps", "100000", "--out", str(tmp_path / "run"), *TINY)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while "step " not in process.stdout.readline():
-            pass
+        assert any("step " in line for line in process.stdout)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "saved" in out
     assert not err
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_ctrl_c_while_it_writes_is_one_line_and_code_130(run):
+    arguments = command("generate", str(run), "The", "--max-new-tokens", "1000000")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"nanograd-llm: stopped\n")
 
 
 def piped(arguments, reader):

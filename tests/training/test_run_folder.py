@@ -309,7 +309,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(run: RunF
 
 
 def test_a_missing_checkpoint_is_a_storage_error_that_lists_what_there_is(run: RunFolder) -> None:
-    with pytest.raises(StorageError, match="has no checkpoint yet"):
+    with pytest.raises(StorageError, match="has no checkpoint: it ended"):
         run.load_checkpoint()
     run.save_checkpoint(5, {}, {})
     with pytest.raises(StorageError, match="no checkpoint of step 4; it has 5"):
