@@ -15,9 +15,7 @@ import numpy as np
 
 from nanograd_llm.engine import Parameter
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.training.flat import FlatParameters
-
-BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
+from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 
 class AdamW:

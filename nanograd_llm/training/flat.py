@@ -9,6 +9,8 @@ import numpy as np
 from nanograd_llm.engine import Parameter
 from nanograd_llm.errors import DtypeError, GraphError
 
+BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
+
 
 class FlatParameters:
     """One array `data` that holds these parameters, matrices first; their `.data` are views of it from now on.

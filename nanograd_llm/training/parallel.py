@@ -18,7 +18,7 @@ from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import checked, state
 from nanograd_llm.randomness import noise
 from nanograd_llm.settings import IGNORE_INDEX
-from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 
 class Workers:
@@ -56,9 +56,8 @@ class Workers:
         is_checked = state.checked
 
         def work(shard: int) -> float:
-            views = self.flat.views(self.buffers[shard])
-            total = 0.0
-            self.buffers[shard][:] = 0
+            buffer, total, is_empty = self.buffers[shard], 0.0, True
+            views = self.flat.views(buffer)
             for number in range(shard, len(pieces), shards):
                 rows = slice(pieces[number][0], pieces[number][-1] + 1)
                 share = count_targets(targets[rows]) / count
@@ -71,15 +70,26 @@ class Workers:
                         raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r}")
                     gradients = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
                 for view, gradient in zip(views, gradients):
-                    view += gradient
+                    if is_empty:
+                        view[...] = gradient
+                    else:
+                        view += gradient
+                is_empty = False
                 total += share * y.item()
+            if is_empty:
+                buffer[:] = 0
             return total
 
         with blas_threads(1 if shards > 1 else self.threads):
             losses = self._all(work, shards)
         gradient = self.buffers[0]
-        for other in self.buffers[1:shards]:
-            gradient += other
+
+        def add(start: int) -> None:
+            block = slice(start, start + BLOCK)
+            for other in self.buffers[1:shards]:
+                gradient[block] += other[block]
+
+        self.each(add, range(0, len(gradient), BLOCK))
         return sum(losses), gradient
 
     def each(self, work: Callable[[int], Any], items: range) -> Any:

@@ -12,8 +12,7 @@ import pytest
 from nanograd_llm import Parameter
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.training import AdamW, clip_by_global_norm
-from nanograd_llm.training.adamw import BLOCK
-from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 SHAPES = [(5,), (4, 3), (), (2, 3, 2), (1, 7), (3,)]
 
