@@ -101,7 +101,18 @@ class GPT(Module):
         return self._head(self.hidden(tokens))
 
     def loss(self, tokens: Any, targets: Any) -> Tensor:
-        """Mean cross-entropy in nats over the targets that are not -100.  tokens, targets (B, T) ids -> ()"""
+        """Mean cross-entropy in nats over the targets that are not -100.  tokens, targets (B, T) ids -> ()
+
+        The token table serves twice, so its gradient is the sum of two. On paper, with one channel and nothing between
+        table and head: token 0 has vector 1 and logits 1 and 1 + log 3, so the probabilities are 1/4 and 3/4. Target 0
+        makes the logits' gradient (-3/4, 3/4). As the head the table gets that, times the vector 1; as the embedding
+        row 0 gets -3/4*1 + 3/4*(1 + log 3).
+
+        >>> wte = Tensor(np.array([[1], [1 + math.log(3)]]), requires_grad=True)
+        >>> ops.linear_cross_entropy(ops.embedding(wte, [0]), wte, [0]).backward()
+        >>> (wte.grad - [[0.75 * math.log(3)], [0]]).round(9).tolist()
+        [[-0.75], [0.75]]
+        """
         return ops.linear_cross_entropy(self.hidden(tokens), self.wte, targets)
 
     def hidden(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> Tensor:

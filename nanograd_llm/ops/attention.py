@@ -45,6 +45,20 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
 
     With fewer queries than keys the queries are the last ones, as when a cache holds what came before.
     dropout: rate on the weights, masked by `seed`.
+
+    On paper: the first query sees its own key only, so y₀ = v₀ = 4. The second scores 0 and log 3, so its weights are
+    1/4 and 3/4 and y₁ = 1/4*4 + 3/4*8 = 7. With ȳ = (2, 1): v̄ = (2 + 1/4, 3/4); in the second row p̄ = (4, 8) with mean
+    7, so s̄ = (1/4*(4-7), 3/4*(8-7)) = (-3/4, 3/4) and k̄ is that times the query, q̄₁ = 3/4 log 3.
+
+    >>> import nanograd_llm as ng
+    >>> arrays = np.array([[5.0], [1]]), np.log([[1], [3]]), np.array([[4.0], [8]])
+    >>> q, k, v = (ng.Tensor(array, requires_grad=True) for array in arrays)
+    >>> y = causal_attention(q, k, v)
+    >>> y.data.round(9).tolist()
+    [[4.0], [7.0]]
+    >>> y.backward([[2.0], [1.0]])
+    >>> (4 * v.grad).round(9).tolist(), (4 * k.grad).round(9).tolist()
+    ([[9.0], [3.0]], [[-3.0], [3.0]])
     """
     if q.shape[-2] > k.shape[-2]:
         raise ShapeError(

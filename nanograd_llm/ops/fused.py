@@ -49,6 +49,17 @@ def softmax(x, *, axis=-1):
     """Exponentials normalised to sum one; -inf gives 0, and a row of nothing but -inf gives zeros and zero gradient.
 
     x (*) -> y (*)
+
+    On paper: exp x is 1, 2, 3, in sum 6. With ȳ = (6, 0, 0), Σ ȳ*y is 1, so x̄ = y*(6-1, 0-1, 0-1).
+
+    >>> import nanograd_llm as ng
+    >>> x = ng.Tensor(np.log([1, 2, 3]), requires_grad=True)
+    >>> y = softmax(x)
+    >>> (6 * y.data).round(9)
+    array([1., 2., 3.])
+    >>> y.backward([6.0, 0.0, 0.0])
+    >>> (6 * x.grad).round(9)
+    array([ 5., -2., -3.])
     """
     return _softmax_and_total(x, axis)[0]
 
@@ -135,6 +146,18 @@ def layernorm(x, w, b, *, eps=1e-5):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros and Hinton 2016).
 
     x (..., C), w (C), b (C) -> y (..., C)
+
+    On paper: 0, 0, 4, 4 has mean 2 and variance 4, so r = 1/2 and x̂ = (-1, -1, 1, 1). With ȳ = (3, 1, 1, 1),
+    g = ȳ*w = (9, 1, 5, 1), ⟨g⟩ = 4 and ⟨g*x̂⟩ = -1, so x̄ = (9-4-1, 1-4-1, 5-4+1, 1-4+1)/2.
+
+    >>> import nanograd_llm as ng
+    >>> x, w, b = (ng.Tensor(a, requires_grad=True) for a in ([0.0, 0, 4, 4], [3.0, 1, 5, 1], [10.0, 10, 10, 10]))
+    >>> y = layernorm(x, w, b, eps=0)
+    >>> y.data.tolist()
+    [7.0, 9.0, 15.0, 11.0]
+    >>> y.backward([3.0, 1.0, 1.0, 1.0])
+    >>> x.grad.tolist(), w.grad.tolist()
+    ([2.0, -2.0, 1.0, -1.0], [-3.0, -1.0, 1.0, 1.0])
     """
     rows = _rows(x)
     xhat = rows - _row_means(rows)
@@ -314,6 +337,18 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     A row of nothing but -inf has loss inf and zero gradient.
     Raises IndexRangeError for a target outside 0..V-1, ShapeError where no target counts, ConfigError for a
     label_smoothing outside 0 ≤ label_smoothing < 1.
+
+    On paper: probabilities (1, 2, 3)/6 and (1, 1, 1)/3; the targets have 3/6 and 1/3, so the loss is the mean of log 2
+    and log 3. The gradient is half of (1, 2, 3-6)/6 and half of (1-3, 1, 1)/3.
+
+    >>> import nanograd_llm as ng
+    >>> logits = ng.Tensor(np.log([[1, 2, 3], [1, 1, 1]]), requires_grad=True)
+    >>> loss = cross_entropy(logits, [2, 0])
+    >>> round(loss.item() / math.log(6), 9)
+    0.5
+    >>> loss.backward()
+    >>> (12 * logits.grad).round(9).tolist()
+    [[1.0, 2.0, -3.0], [-4.0, 2.0, 2.0]]
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, counted, count = flat_targets(targets, logits.shape, ignore_index)

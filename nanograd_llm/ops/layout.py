@@ -238,6 +238,14 @@ def embedding(w, ids):
 
     ids: integers from 0 to V-1. Raises IndexRangeError for others (there is no counting from the end), DtypeError for
     ids that are not integers.
+
+    On paper: row 1 is read twice, so it gets (1, 0) + (10, 20); row 2 is never read.
+
+    >>> import nanograd_llm as ng
+    >>> w = ng.Tensor([[1.0, 2], [3, 4], [5, 6]], requires_grad=True)
+    >>> embedding(w, [1, 0, 1]).backward([[1.0, 0], [0, 1], [10, 20]])
+    >>> w.grad.tolist()
+    [[0.0, 1.0], [11.0, 20.0], [0.0, 0.0]]
     """
     return w[check_ids(ids, len(w), "token id")]
 
