@@ -1,8 +1,12 @@
-"""Is a gradient right?  Read `derivatives`, `function`, `check`, then `samples` and `every_op`."""
+"""Is a gradient right?  Read `derivatives`, `function`, `check`, then `samples`, `every_op`, `every_layer`.
+
+`strategies` draws cases for tests with Hypothesis; import it by itself, it needs the extra "test".
+"""
 
 from nanograd_llm.gradcheck.check import Entry, Finding, GradientError, Report, assert_gradients, gradcheck
-from nanograd_llm.gradcheck.every_op import OpSummary, Summary, check_all, check_op, scaled_rule
-from nanograd_llm.gradcheck.samples import Case, Draw, cases
+from nanograd_llm.gradcheck.every_layer import check_all, check_layer, check_model
+from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, scaled_rule
+from nanograd_llm.gradcheck.samples import LAYOUTS, Case, Draw, cases, laid_out
 
 __all__ = [
     "Case",
@@ -10,13 +14,19 @@ __all__ = [
     "Entry",
     "Finding",
     "GradientError",
+    "LAYOUTS",
+    "OpError",
     "OpSummary",
     "Report",
     "Summary",
+    "assert_case",
     "assert_gradients",
     "cases",
     "check_all",
+    "check_layer",
+    "check_model",
     "check_op",
     "gradcheck",
+    "laid_out",
     "scaled_rule",
 ]

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor, grad, registry
-from nanograd_llm.errors import ConfigError, GraphError
+from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck import samples
-from nanograd_llm.gradcheck.check import DEPTH, Report, gradcheck
+from nanograd_llm.gradcheck.check import DEPTH, Report, assert_gradients, gradcheck
 from nanograd_llm.gradcheck.derivatives import EPS
-from nanograd_llm.gradcheck.samples import Case
+from nanograd_llm.gradcheck.samples import Case, differentiated
 from nanograd_llm.modes import higher_order
 from nanograd_llm.op import Op
-from nanograd_llm.settings import nearest, require_int
+from nanograd_llm.settings import require_int
 
+CASES = 200
+PROBLEMS_SHOWN = 3  # of one op
 HIGHER_ORDER_CASES = 6  # beyond first order a case costs a hundred times as much, so only so many,
 HIGHER_ORDER_SIZE = 128  # and only those that hold no more numbers, are checked there
+
+
+class OpError(NanogradError, AssertionError):
+    """A call of an op broke one of the promises that ops make, other than a right gradient."""
 
 
 @contextlib.contextmanager
@@ -45,18 +51,19 @@ def scaled_rule(op: Op, factor: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OpSummary:
-    """What `check_op` found: the largest relative error at each order, whether a rule scaled by 1.01 was caught, and
-    in words whatever is wrong."""
+    """What was found for one op, layer or model: the largest relative error at each order, which mutants were planted
+    in its rules and which of these the check let through, and in words whatever is wrong."""
 
     name: str
     cases: int
     errors: tuple[float, ...]
-    caught: bool
+    mutants: int
+    survivors: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        return self.cases > 0 and self.caught and not self.problems
+        return self.verdict == "right"
 
     @property
     def verdict(self) -> str:
@@ -64,12 +71,12 @@ class OpSummary:
             return "wrong"
         if not self.cases:
             return "not checked"
-        return "right" if self.caught else "blind to a rule scaled by 1.01"
+        return f"blind to {', '.join(self.survivors)}" if self.survivors else "right"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `check_all` found, op by op; `str` makes a table of it."""
+    """What `check_all` found, op by op, layer by layer; `str` makes a table of it."""
 
     ops: tuple[OpSummary, ...]
 
@@ -79,85 +86,119 @@ class Summary:
 
     def __str__(self) -> str:
         order = max((len(op.errors) for op in self.ops), default=0)
-        head = ["op", "cases", *(f"order {n + 1}" for n in range(order)), "x1.01", "verdict"]
+        head = ["checked", "cases", *(f"order {n + 1}" for n in range(order)), "mutants", "verdict"]
         rows = [
-            [op.name, str(op.cases), *map("{:.1e}".format, op.errors), "caught" if op.caught else "MISSED", op.verdict]
+            [
+                op.name,
+                str(op.cases),
+                *[f"{op.errors[n]:.1e}" if n < len(op.errors) else "-" for n in range(order)],
+                "-" if op.problems else f"{op.mutants - len(op.survivors)}/{op.mutants}",
+                op.verdict,
+            ]
             for op in self.ops
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows]]
-        lines += [f"\n{op.name}: {problem}" for op in self.ops for problem in op.problems]
+        for op in self.ops:
+            lines += [f"\n{op.name}: {problem}" for problem in op.problems[:PROBLEMS_SHOWN]]
+            if len(op.problems) > PROBLEMS_SHOWN:
+                lines.append(f"\n{op.name}: and {len(op.problems) - PROBLEMS_SHOWN} more")
         right = sum(op.passed for op in self.ops)
-        return "\n".join([*lines, f"\n{right} of {len(self.ops)} ops are right"])
+        return "\n".join([*lines, f"\n{right} of {len(self.ops)} are right"])
 
 
-def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int = 8, seed: int = 0) -> Summary:
-    """Check every op that is registered, or those named: see `check_op`.
-
-    Raises ConfigError for a name that no op has, or where `check_op` does.
-    """
-    wanted = list(registry) if names is None else list(names)
-    for name in wanted:
-        if name not in registry:
-            near = nearest(name, registry)
-            raise ConfigError(f"there is no op {name!r}" + (f"; did you mean {near!r}?" if near else ""))
-    return Summary(tuple(check_op(registry[name], order=order, cases=cases, seed=seed) for name in wanted))
-
-
-def check_op(op: Op, *, order: int = 2, cases: int = 8, seed: int = 0) -> OpSummary:
+def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
     """Check an op on `cases` cases (or on one for each of its samples, where there are more).
 
-    Its shape line holds; its gradients are right up to `order`, beyond the first on the small cases; float32 stays
-    float32; a fused op equals its composition, forward and backward; a rule scaled by 1.01 is caught.
+    Its shape line holds; its gradients are right up to `order`, beyond the first on a few small cases; float32 stays
+    float32; a fused op equals its composition, forward and backward; neither the layout of the inputs nor which other
+    gradients are wanted changes a gradient, and a Tensor given twice gets the sum of both; every mutant is caught.
 
     Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
     require_int("cases", cases, 1)
     require_int("order", order, 1)
-    drawn = list(samples.cases(op, np.random.default_rng(seed), cases))
-    deep = higher_order_cases(drawn)
+    if op.rule is None:
+        return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
+    rng = np.random.default_rng(seed)
+    drawn = list(samples.cases(op, rng, cases))
+    deep = higher_order_cases(drawn, cases)
     problems = []
     errors = [0.0] * order
-    for case in drawn:
-        report = check_case(op, case, order=order if case in deep else 1, seed=seed)
+    for number, case in enumerate(drawn):
+        report = check_case(op, case, order=order if case in deep else 1, seed=seed + number)
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
             problems.append(f"{case}: {report}")
-        found = [shape_problem(op, case), *dtype_problems(op, case)]
-        if op.equals is not None:
-            found += equality_problems(op, case, seed=seed)
-        problems += [f"{case}: {problem}" for problem in found if problem]
-    return OpSummary(op.name, len(drawn), tuple(errors), not missed_inputs(op, drawn, 1.01, seed), tuple(problems))
+        problems += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
+    for case in samples.cases(op, rng, max(1, cases // 10), kinks=True):
+        report = check_case(op, case, seed=seed)
+        if any(finding.verdict == "wrong" for finding in report.findings):
+            problems.append(f"at a kink, {case}: {report}")
+    survivors = () if problems else tuple(surviving_mutants(op, drawn))
+    return OpSummary(op.name, len(drawn), tuple(errors), len(mutants(op)), survivors, tuple(problems))
 
 
 def check_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> Report:
     """`gradcheck` of one call of an op."""
-    return gradcheck(functools.partial(op, **case.static), *case.inputs, order=order, seed=seed)
+    f, arrays = case.on(op)
+    return gradcheck(f, *arrays, order=order, seed=seed)
 
 
-def higher_order_cases(drawn: Sequence[Case]) -> Sequence[Case]:
+def assert_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> None:
+    """Everything that `check_op` holds a case of an op to, for tests of your own ops:
+
+        @given(strategies.cases(my_op))
+        def test_my_op(case):
+            assert_case(my_op, case)
+
+    Raises GradientError where a gradient is not right, OpError where something else is not.
+    """
+    f, arrays = case.on(op)
+    assert_gradients(f, *arrays, order=order, seed=seed)
+    problems = case_problems(op, case, seed=seed)
+    if problems:
+        raise OpError(f"{op.name}{case}: " + "; ".join(problems))
+
+
+def case_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
+    """What, apart from the numbers of its gradients, is wrong with a call of an op."""
+    found = [shape_problem(op, case), *dtype_problems(op, case), *layout_problems(op, case, seed=seed)]
+    found += [*needs_problems(op, case, seed=seed), *sharing_problems(op, case, seed=seed)]
+    if op.equals is not None:
+        found += equality_problems(op, case, seed=seed)
+    return [f"{case}: {problem}" for problem in found if problem]
+
+
+def higher_order_cases(drawn: Sequence[Case], cases: int = CASES) -> Sequence[Case]:
     """Those of an op's cases that are cheap enough to be checked beyond first order."""
-    return [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][:HIGHER_ORDER_CASES]
+    return [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][: max(HIGHER_ORDER_CASES, cases // 50)]
 
 
-def missed_inputs(op: Op, drawn: Sequence[Case], factor: float, seed: int = 0) -> set[str]:
-    """The inputs whose gradient none of these cases calls wrong when the op's rule is scaled by `factor`."""
-    missed = {
-        f"{name}[{i}]" if op.variadic else name
-        for case in drawn
-        for i, name in differentiated(op, case)
-        if case.inputs[i].size
-    }
-    with scaled_rule(op, factor):
-        for case in drawn:
-            if missed:
-                missed -= {f.name for f in check_case(op, case, seed=seed).findings if f.verdict == "wrong"}
-    return missed
+def mutants(op: Op) -> list[tuple[str, Callable[[], Any]]]:
+    return [(f"scale by {factor!r}", functools.partial(scaled_rule, op, factor)) for factor in (1.01, 1 + 1e-9)]
+
+
+def surviving_mutants(op: Op, drawn: Sequence[Case]) -> list[str]:
+    """The mutants of an op's rule that the check calls right on every one of these cases."""
+    survivors = []
+    for name, planted in mutants(op):
+        with planted():
+            if not any(_is_caught(op, case) for case in drawn):
+                survivors.append(name)
+    return survivors
+
+
+def _is_caught(op: Op, case: Case) -> bool:
+    try:
+        return any(finding.verdict == "wrong" for finding in check_case(op, case).findings)
+    except (NanogradError, ValueError, TypeError):  # a rule may be too wrong to run
+        return True
 
 
 def shape_problem(op: Op, case: Case) -> str | None:
     """How a call breaks the op's shape line."""
-    y = op(*_tensors(op, case), **case.static)
+    y = op(*_tensors(case, differentiated(op, case)), **case.static)
     return op.shape_problem(case.inputs, case.static, y.shape)
 
 
@@ -166,14 +207,16 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
 
     A static argument `dtype` says what the result is; otherwise all is float32, in a fused op's composition too.
     """
-    inputs = _tensors(op, case.astype(np.float32))
+    case = case.astype(np.float32)
+    inputs = _tensors(case, differentiated(op, case))
     y = op(*inputs, **case.static)
     result = np.dtype(case.static.get("dtype", np.float32))
-    found = [("the result", y.dtype, result)]
+    found, missing = [("the result", y.dtype, result)], []
     if y._node is not None:
         needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         saved, gradients = op.pull_back(y._node, np.ones(y.shape, y.dtype), needs)
         # in NumPy 1 whatever has no axes widens; the engine converts it, as it converts all gradients
+        missing = [i for i, g in gradients if needs[i] and g is None]
         given = [(i, g) for i, g in gradients if needs[i] and np.ndim(g)]
         found += [(f"the gradient of input {i}", g.dtype, np.float32) for i, g in given]
         kept = [array for array in _arrays_in(saved) if array.dtype.kind == "f"]
@@ -181,7 +224,66 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
     if op.equals is not None:
         with higher_order():
             found.append(("the result of its composition", op(*inputs, **case.static).dtype, result))
-    return [f"{what} is {dtype} for float32 inputs" for what, dtype, expected in found if dtype != expected]
+    problems = [f"{what} is {dtype} for float32 inputs" for what, dtype, expected in found if dtype != expected]
+    return problems + [f"the rule gives no gradient for input {i}" for i in missing]
+
+
+def layout_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
+    """Where the layout of the inputs and of the cotangent in memory changes a result or gradient, or is written to."""
+    layouts = case.layouts or ("contiguous",) * len(case.inputs)
+    pairs = list(zip(case.inputs, layouts))
+    inputs = [samples.laid_out(x, layout) if isinstance(x, np.ndarray) else x for x, layout in pairs]
+    plain = replace(case, inputs=tuple(x.copy(order="C") if isinstance(x, np.ndarray) else x for x in inputs))
+    expected = _result_and_gradients(op, op, plain, seed)
+    try:
+        found = _result_and_gradients(op, op, replace(case, inputs=tuple(inputs)), seed, "negative strides")
+    except (NanogradError, ValueError, TypeError) as error:
+        return [f"it does not run on inputs in this layout: {error}"]
+    problems = [
+        f"input {i} was written to"
+        for i, (x, before) in enumerate(zip(inputs, plain.inputs))
+        if isinstance(x, np.ndarray) and not np.array_equal(x, before, equal_nan=x.dtype.kind == "f")
+    ]
+    names = ["the result", *(f"the gradient of {name}" for _, name in differentiated(op, case))]
+    for name, a, b in zip(names, found, expected):
+        # a sum that cancels is as small as it likes, while its rounding is that of its terms: numbers of about one
+        if a.shape != b.shape or not _distance(a, b) <= DEPTH * EPS * (1 + _largest(b)):
+            problems.append(f"the layout of the inputs changes {name} by {_distance(a, b):.1e}")
+    return problems
+
+
+def needs_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
+    """Where a gradient is another one when not all are wanted."""
+    places = differentiated(op, case)
+    if case.needs is None:
+        return []
+    wanted = [place for place in places if case.needs[place[0]]]
+    y, *together = _result_and_gradients(op, op, case, seed)
+    alone = _result_and_gradients(op, op, case, seed, wanted=wanted)[1:]
+    by_place = dict(zip([i for i, _ in places], together))
+    return [
+        f"the gradient of {name} differs when only {[name for _, name in wanted]} are wanted"
+        for (i, name), gradient in zip(wanted, alone)
+        if not np.array_equal(gradient, by_place[i], equal_nan=True)
+    ]
+
+
+def sharing_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
+    """Where a Tensor given twice does not get the sum of what both places would get."""
+    if case.same is None:
+        return []
+    first, second = case.same
+    inputs = list(case.inputs)
+    inputs[second] = inputs[first]
+    apart = _result_and_gradients(op, op, replace(case, inputs=tuple(inputs)), seed)
+    by_place = dict(zip([i for i, _ in differentiated(op, case)], apart[1:]))
+    expected = by_place[first] + by_place[second]
+    inputs[first] = inputs[second] = leaf = Tensor(case.inputs[first], requires_grad=True)
+    y = op(*inputs, **case.static)
+    found = grad(y, leaf, _cotangent(y.shape, seed))
+    if _distance(found, expected) <= DEPTH * EPS * (1 + _largest(expected)):
+        return []
+    return [f"one Tensor as inputs {first} and {second} gets a gradient that is {_distance(found, expected):.1e} off"]
 
 
 def equality_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
@@ -204,29 +306,32 @@ def equality_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     ]
 
 
-def _result_and_gradients(op: Op, f: Callable[..., Tensor], case: Case, seed: int) -> list[np.ndarray]:
-    inputs = _tensors(op, case)
+def _result_and_gradients(
+    op: Op,
+    f: Callable[..., Tensor],
+    case: Case,
+    seed: int,
+    layout: str = "contiguous",
+    wanted: Sequence[tuple[int, str]] | None = None,
+) -> list[np.ndarray]:
+    """f's result and the gradient of each wanted input, for a random cotangent in this layout."""
+    wanted = differentiated(op, case) if wanted is None else wanted
+    inputs = _tensors(case, wanted)
     y = f(*inputs, **case.static)
-    cotangent = np.asarray(np.random.default_rng(seed).standard_normal(y.shape))
-    return [y.data, *grad(y, [inputs[i] for i, _ in differentiated(op, case)], cotangent)]
+    cotangent = samples.laid_out(_cotangent(y.shape, seed), layout)
+    return [y.data, *grad(y, [inputs[i] for i, _ in wanted], cotangent)]
 
 
-def _tensors(op: Op, case: Case) -> list[Any]:
-    """The inputs of a case with those that a gradient can go to as leaves."""
+def _cotangent(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def _tensors(case: Case, wanted: Sequence[tuple[int, str]]) -> list[Any]:
+    """The inputs of a case with those whose gradient is wanted as leaves."""
     inputs: list[Any] = list(case.inputs)
-    for i, _ in differentiated(op, case):
+    for i, _ in wanted:
         inputs[i] = Tensor(inputs[i], requires_grad=True)
     return inputs
-
-
-def differentiated(op: Op, case: Case) -> list[tuple[int, str]]:
-    """Place and name of each input that a gradient goes to."""
-    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
-    return [
-        (i, name)
-        for i, (name, x) in enumerate(zip(names, case.inputs))
-        if name not in op.constants and isinstance(x, np.ndarray) and x.dtype.kind == "f"
-    ]
 
 
 def _arrays_in(saved: Any) -> Iterator[np.ndarray]:

@@ -1,0 +1,193 @@
+"""Every layer of `nn` and the GPT checked as every op is: the same table, one line more for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm import nn
+from nanograd_llm.engine import Tensor, registry
+from nanograd_llm.errors import ConfigError, NanogradError
+from nanograd_llm.gradcheck.check import Report, gradcheck
+from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, scaled_rule
+from nanograd_llm.gradcheck.function import _below
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.op import Op
+from nanograd_llm.randomness import noise
+from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int
+
+LAYER_SHARE = 10  # a layer is made of many ops, each of them checked by itself: it gets a tenth of their cases
+HIGHER_ORDER_CASES = 1
+
+Specimen = tuple[nn.Module, tuple[Any, ...]]
+
+
+class Seeded(nn.Module):
+    """A layer, or its loss, whose dropout is the same in every call."""
+
+    def __init__(self, layer: nn.Module, seed: int = 0, method: str = "forward"):
+        self.layer = layer
+        self.seed = seed
+        self.method = method
+
+    def forward(self, *inputs: Any) -> Tensor:
+        with noise(self.seed):
+            return getattr(self.layer, self.method)(*inputs)
+
+
+def _x(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return np.asarray(rng.standard_normal(shape))
+
+
+def _size(rng: np.random.Generator, low: int = 1) -> int:
+    return int(rng.integers(low, 4))
+
+
+def _linear(rng: np.random.Generator) -> Specimen:
+    n = _size(rng)
+    lead = (int(rng.integers(0, 4)),) * int(rng.integers(0, 3))
+    return nn.Linear(n, _size(rng), bias=rng.random() < 0.7, rng=rng), (_x(rng, *lead, n),)
+
+
+def _embedding(rng: np.random.Generator) -> Specimen:
+    count = _size(rng)
+    return nn.Embedding(count, _size(rng), rng=rng), (rng.integers(0, count, (2, 3)),)
+
+
+def _norm(make: Callable[[int], nn.Module]) -> Callable[[np.random.Generator], Specimen]:
+    def specimen(rng: np.random.Generator) -> Specimen:
+        size = _size(rng, 2)
+        return make(size), (_x(rng, int(rng.integers(0, 3)), 2, size),)
+
+    return specimen
+
+
+def _attention(make: Callable[..., nn.Module], **settings: Any) -> Callable[[np.random.Generator], Specimen]:
+    def specimen(rng: np.random.Generator) -> Specimen:
+        n = _size(rng)
+        return make(n, _size(rng), rng=rng, **settings), (_x(rng, 2, _size(rng, 2), n),)
+
+    return specimen
+
+
+def _heads(make: Callable[..., nn.Module], **settings: Any) -> Callable[[np.random.Generator], Specimen]:
+    def specimen(rng: np.random.Generator) -> Specimen:
+        n_head = _size(rng)
+        n_embd = n_head * int(rng.integers(1, 3)) if n_head > 1 else _size(rng, 2)
+        return make(n_embd, n_head, dropout=0.2, rng=rng, **settings), (_x(rng, 2, _size(rng, 2), n_embd),)
+
+    return specimen
+
+
+def _mlp(rng: np.random.Generator) -> Specimen:
+    size = _size(rng)
+    return nn.MLP(size, dropout=0.2, rng=rng), (_x(rng, 2, size),)
+
+
+def _gpt(rng: np.random.Generator) -> Specimen:
+    config = GPTConfig(vocab_size=5, context_length=3, n_layer=int(rng.integers(1, 3)), n_head=2, n_embd=4, dropout=0.1)
+    tokens, targets = rng.integers(0, 5, (2, 2, 3))
+    targets[0, 0] = IGNORE_INDEX
+    return GPT(config), (tokens, targets)
+
+
+LAYERS: dict[str, Callable[[np.random.Generator], Specimen]] = {
+    "Linear": _linear,
+    "Embedding": _embedding,
+    "LayerNorm": _norm(nn.LayerNorm),
+    "RMSNorm": _norm(nn.RMSNorm),
+    "Dropout": lambda rng: (nn.Dropout(0.4), (_x(rng, 3, _size(rng)),)),
+    "MLP": _mlp,
+    "SimplifiedSelfAttention": lambda rng: (nn.SimplifiedSelfAttention(), (_x(rng, 2, _size(rng, 2), _size(rng)),)),
+    "SelfAttention": _attention(nn.SelfAttention),
+    "CausalAttention": _attention(nn.CausalAttention, dropout=0.2),
+    "MultiHeadList": _heads(nn.MultiHeadList, bias=False),  # softmax cancels a key's bias: nothing but rounding is left
+    "MultiHeadAttention": _heads(nn.MultiHeadAttention),
+    "Block": _heads(nn.Block),
+    "GPT": _gpt,
+}
+
+
+def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Summary:
+    """Check every op that is registered and every layer of `nn` and the GPT, or those named.
+
+    See `check_op` and `check_layer`. Raises ConfigError for a name that none has, or where these do.
+    """
+    known = [*registry, *LAYERS]
+    wanted = known if names is None else list(names)
+    for name in wanted:
+        if name not in known:
+            near = nearest(name, known)
+            raise ConfigError(f"there is no op or layer {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+    return Summary(
+        tuple(
+            check_layer(name, order=order, cases=cases, seed=seed)
+            if name in LAYERS
+            else check_op(registry[name], order=order, cases=cases, seed=seed)
+            for name in wanted
+        )
+    )
+
+
+def check_layer(name: str, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
+    """Check a layer, or the GPT's loss, with random parameters and inputs, in training mode with its dropout seeded.
+
+    A tenth of `cases` is drawn, of which one is checked beyond first order; the mutants are those of scale, planted in
+    every op that the layer records. Raises ConfigError unless `cases` and `order` are integers of at least 1.
+    """
+    require_int("cases", cases, 1)
+    require_int("order", order, 1)
+    rng = np.random.default_rng(seed)
+    drawn = [_specimen(name, rng, seed + number) for number in range(max(1, cases // LAYER_SHARE))]
+    problems = []
+    errors = [0.0] * order
+    for number, (layer, inputs) in enumerate(drawn):
+        report = gradcheck(layer, *inputs, order=order if number < HIGHER_ORDER_CASES else 1, seed=seed + number)
+        errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
+        if not report.passed:
+            problems.append(f"{_sizes(inputs)}: {report}")
+    recorded = {op.name: op for layer, inputs in drawn for op in _ops_of(layer, inputs)}
+    survivors = [] if problems else [op.name for op in recorded.values() if not _is_caught(op, drawn)]
+    return OpSummary(name, len(drawn), tuple(errors), len(recorded), tuple(survivors), tuple(problems))
+
+
+def check_model(model: GPT, *, order: int = 1, seed: int = 0) -> Report:
+    """`gradcheck` of a GPT's loss at its own weights, on one short random window of tokens."""
+    tokens, targets = model_window(model, seed)
+    return gradcheck(Seeded(model, seed, "loss"), tokens, targets, order=order, seed=seed)
+
+
+def model_window(model: GPT, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random (tokens, targets) to check a model with: (1, T), where T is 16 or what the model takes."""
+    T = min(16, model.config.context_length)
+    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, T + 1))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def _specimen(name: str, rng: np.random.Generator, seed: int) -> Specimen:
+    layer, inputs = LAYERS[name](rng)
+    for parameter in layer.parameters():  # as they start, many are all zeros or ones
+        parameter.data = 0.5 * _x(rng, *parameter.shape) + (parameter.data == 1)
+    return Seeded(layer, seed, "loss" if isinstance(layer, GPT) else "forward"), inputs
+
+
+def _ops_of(layer: nn.Module, inputs: tuple[Any, ...]) -> list[Op]:
+    leaves = [Tensor(x, requires_grad=True) if x.dtype.kind == "f" else x for x in inputs]
+    return [node.op for node in _below(layer(*leaves)) if not isinstance(node, Tensor)]
+
+
+def _is_caught(op: Op, drawn: list[Specimen]) -> bool:
+    with scaled_rule(op, 1 + 1e-9):
+        for layer, inputs in drawn:
+            try:
+                if not gradcheck(layer, *inputs).passed:
+                    return True
+            except (NanogradError, ValueError, TypeError):
+                return True
+    return False
+
+
+def _sizes(inputs: tuple[Any, ...]) -> str:
+    return ", ".join(str(x.shape) for x in inputs)
