@@ -20,8 +20,9 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm import nn, ops
-from nanograd_llm.engine import Tensor, grad, registry
+from nanograd_llm.engine import Tensor, grad, raw, registry
 from nanograd_llm.gradcheck.every_op import scaled_rule
+from nanograd_llm.modes import higher_order
 from nanograd_llm.randomness import noise
 
 FOLDER = Path(__file__).parent
@@ -98,7 +99,7 @@ def run_op(name, case):
     y = registry[name](*inputs, **case["static"])
     places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
     gradients = grad(y, [inputs[i] for i in places], case["cotangent"].astype(y.dtype))
-    return {"output": y.data.astype(np.float64), "gradients": {str(i): g for i, g in zip(places, gradients)}}
+    return {"output": y.data.astype(np.float64), "gradients": {str(i): raw(g) for i, g in zip(places, gradients)}}
 
 
 def is_float(x):
@@ -118,17 +119,24 @@ def op_differences(name):
     ]
 
 
-def test_every_op_of_the_package_has_a_reference_for_each_of_its_gradients():
+def test_every_op_of_the_package_has_a_reference_for_each_of_its_gradients_and_static_arguments():
     assert sorted(stored("ops")) == OPS
     for name, cases in stored("ops").items():
         op = registry[name]
         differentiable = [str(i) for i, x in enumerate(op.inputs) if x in op.differentiable]
         assert set(differentiable) <= {i for case in cases for i in case["gradients"]}, name
+        assert set(op.static_defaults) <= {argument for case in cases for argument in case["static"]}, name
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_an_op_gives_the_numbers_of_pytorch_forward_and_backward(name):
     assert op_differences(name) == []
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if registry[name].equals is not None])
+def test_the_definition_of_a_fast_op_gives_the_numbers_of_pytorch_too(name):
+    with higher_order():
+        assert op_differences(name) == []
 
 
 @pytest.mark.parametrize("name", OPS)
