@@ -21,7 +21,6 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm import nn, ops
 from nanograd_llm.engine import Tensor, grad, raw, registry
-from nanograd_llm.gradcheck.every_op import scaled_rule
 from nanograd_llm.modes import higher_order
 from nanograd_llm.randomness import noise
 
@@ -140,9 +139,16 @@ def test_the_definition_of_a_fast_op_gives_the_numbers_of_pytorch_too(name):
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_a_rule_that_is_off_by_a_part_in_ten_to_the_eleven_would_be_noticed(name):
-    with scaled_rule(registry[name], 1 + 1e-11):
-        found = op_differences(name)
+def test_a_rule_that_is_off_by_a_part_in_ten_to_the_eleven_would_be_noticed(name, monkeypatch):
+    rule = registry[name].rule
+
+    def nearly(*saved):
+        gradients = rule(*saved)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        return tuple(None if g is None else g * (1 + 1e-11) for g in gradients)
+
+    monkeypatch.setattr(registry[name], "rule", nearly)
+    found = op_differences(name)
     assert found or name == "cast"  # whose gradient passes through float32
     assert all("gradients" in difference for difference in found)
 
