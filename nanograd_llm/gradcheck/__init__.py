@@ -5,7 +5,8 @@
 
 from nanograd_llm.gradcheck.check import Entry, Finding, GradientError, Report, assert_gradients, gradcheck
 from nanograd_llm.gradcheck.every_layer import check_all, check_layer, check_model
-from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, scaled_rule
+from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op
+from nanograd_llm.gradcheck.mutants import Mutant, mutants
 from nanograd_llm.gradcheck.samples import LAYOUTS, Case, Draw, cases, laid_out
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Finding",
     "GradientError",
     "LAYOUTS",
+    "Mutant",
     "OpError",
     "OpSummary",
     "Report",
@@ -28,5 +30,5 @@ __all__ = [
     "check_op",
     "gradcheck",
     "laid_out",
-    "scaled_rule",
+    "mutants",
 ]

@@ -1,9 +1,7 @@
-"""Every op of the registry checked in the same way, and the check itself checked: a rule made wrong must be found."""
+"""Every op of the registry checked in the same way, and the check itself checked: a mistake in a rule must be found."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.engine import Tensor, grad
-from nanograd_llm.errors import GraphError, NanogradError
+from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck import samples
 from nanograd_llm.gradcheck.check import DEPTH, Report, assert_gradients, gradcheck
 from nanograd_llm.gradcheck.derivatives import EPS
+from nanograd_llm.gradcheck.mutants import Mutant, mutants
 from nanograd_llm.gradcheck.samples import Case, differentiated
 from nanograd_llm.modes import higher_order
 from nanograd_llm.op import Op
@@ -28,25 +27,6 @@ HIGHER_ORDER_SIZE = 128  # and only those that hold no more numbers, are checked
 
 class OpError(NanogradError, AssertionError):
     """A call of an op broke one of the promises that ops make, other than a right gradient."""
-
-
-@contextlib.contextmanager
-def scaled_rule(op: Op, factor: float) -> Iterator[None]:
-    """Inside this block the op's rule gives gradients that are `factor` times what they should be, in every thread."""
-    rule = op.rule
-    if rule is None:
-        raise GraphError(f"op {op.name} has no rule to scale; write one under @{op.name}.backward")
-
-    def scaled(*saved: Any) -> Any:
-        gradients = rule(*saved)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        return tuple(None if g is None else g * factor for g in gradients)
-
-    op.rule = scaled
-    try:
-        yield
-    finally:
-        op.rule = rule
 
 
 @dataclass(frozen=True)
@@ -135,8 +115,9 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         report = check_case(op, case, seed=seed)
         if any(finding.verdict == "wrong" for finding in report.findings):
             problems.append(f"at a kink, {case}: {report}")
-    survivors = () if problems else tuple(surviving_mutants(op, drawn))
-    return OpSummary(op.name, len(drawn), tuple(errors), len(mutants(op)), survivors, tuple(problems))
+    planted = [] if problems else mutants(op)
+    survivors = surviving_mutants(op, planted, drawn)
+    return OpSummary(op.name, len(drawn), tuple(errors), len(planted), tuple(survivors), tuple(problems))
 
 
 def check_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> Report:
@@ -175,17 +156,13 @@ def higher_order_cases(drawn: Sequence[Case], cases: int = CASES) -> Sequence[Ca
     return [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][: max(HIGHER_ORDER_CASES, cases // 50)]
 
 
-def mutants(op: Op) -> list[tuple[str, Callable[[], Any]]]:
-    return [(f"scale by {factor!r}", functools.partial(scaled_rule, op, factor)) for factor in (1.01, 1 + 1e-9)]
-
-
-def surviving_mutants(op: Op, drawn: Sequence[Case]) -> list[str]:
-    """The mutants of an op's rule that the check calls right on every one of these cases."""
+def surviving_mutants(op: Op, planted: Sequence[Mutant], drawn: Sequence[Case]) -> list[str]:
+    """The names of those mutants of an op's rule that the check calls right on every one of these cases."""
     survivors = []
-    for name, planted in mutants(op):
-        with planted():
+    for mutant in planted:
+        with mutant.planted():
             if not any(_is_caught(op, case) for case in drawn):
-                survivors.append(name)
+                survivors.append(mutant.name)
     return survivors
 
 

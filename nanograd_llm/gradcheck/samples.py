@@ -210,15 +210,14 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
     The case as it was where the op refuses that, or has no answer, such as the mean of nothing.
     """
     names = op.inputs * len(case.inputs) if op.variadic else op.inputs
-    shapes = [() if x is None else np.shape(x) for x in case.inputs]
-    labels = [[_label(op.shape_line, name, shape, a) for a in range(len(shape))] for name, shape in zip(names, shapes)]
-    known = sorted({label for input_labels in labels for label in input_labels}, key=str)
-    if not known:
+    named = [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
+    known = sorted({label for labelled in named for label in labelled}, key=str)
+    if not known or not all(np.size(x) for x in case.inputs if x is not None):
         return case
     chosen = known[int(choices.integers(0, len(known)))]
     inputs = tuple(
-        x[tuple(slice(0) if label == chosen else slice(None) for label in input_labels)] if input_labels else x
-        for x, input_labels in zip(case.inputs, labels)
+        x[tuple(slice(0) if label == chosen else slice(None) for label in labelled)] if labelled else x
+        for x, labelled in zip(case.inputs, named)
     )
     empty = replace(case, inputs=inputs)
     try:
@@ -230,15 +229,14 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
     return empty
 
 
-def _label(line: ShapeLine, name: str, shape: tuple[int, ...], axis: int) -> Any:
-    """What the line calls this axis of this input: its name, or its place from the right among the leading axes."""
-    tokens = [token for token in line.inputs[name] if token not in ("*", "...")]
-    if tokens == ["?"]:
-        return axis - len(shape)
-    absent = max(0, len(tokens) - len(shape))
-    tokens = [token for token in tokens if not (absent and token.endswith("?"))]
-    leading = len(shape) - len(tokens)
-    return axis - leading if axis < leading else tokens[axis - leading].removesuffix("?")
+def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:
+    """What the line calls each axis of this input: its name, or its place from the right among the leading axes."""
+    ndim = np.ndim(x) if x is not None else 0
+    tokens = [token for token in line.inputs[name] if token not in ("*", "...", "?")]
+    if len(tokens) > ndim:
+        tokens = [token for token in tokens if not token.endswith("?")]
+    leading = ndim - len(tokens)
+    return [*range(-leading, 0), *(token.removesuffix("?") for token in tokens)][:ndim]
 
 
 def varied(op: Op, case: Case, choices: Choices) -> Case:
