@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import as_array, xp
+from nanograd_llm.backend import as_array, is_array, xp
 from nanograd_llm.engine import Tensor, grad, raw, registry
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.samples import Case, cases
@@ -276,7 +276,7 @@ def _each_over_n_minus_1(call: _Call) -> list[Any]:
 def _without_saved(place: int, call: _Call) -> list[Any]:
     """What the rule saved at this place is taken for zero, where it is an array of floats."""
     value = call.saved[place]
-    if not isinstance(raw(value), np.ndarray) or raw(value).dtype.kind != "f":
+    if not is_array(raw(value)) or raw(value).dtype.kind != "f":
         return call.gradients
     return call.on(call.dy, [*call.saved[:place], _like(value, np.zeros_like), *call.saved[place + 1 :]])
 
