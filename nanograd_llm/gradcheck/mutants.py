@@ -1,8 +1,8 @@
 """Mistakes that people make in a rule, planted in one op at a time: what a test of its gradients should notice.
 
 A rule is linear in its cotangent, so most mistakes can be made from outside, whatever the op: to lose all but the first
-part of a sum, hand the rule a cotangent that is zero elsewhere; to write `=` where `+=` belongs, call it on one half of
-the cotangent and then on the other, and let what the second call says stand. A rule only gives contributions; where one
+part of a sum, hand the rule a cotangent that is zero elsewhere; to write `=` where `+=` belongs, call it on one part of
+the cotangent after the other, and let the last one stand that says anything. A rule only gives contributions; where one
 Tensor is used twice the engine adds them up, so that mistake cannot be made in a rule.
 
 Only mistakes that change a gradient are planted, and no two that change it alike: a score counts no other.
@@ -27,7 +27,7 @@ from nanograd_llm.op import Op
 _CASES = 12  # of an op, on one of which a mistake must change a gradient:
 _DRAWN = 72  # the largest of so many, as most that are drawn from a shape line are tiny
 _VISIBLE = 1e-11  # of the gradient's largest entry; rounding is below, 1e-9 above
-_COLOURS = 8  # the most parts that a cotangent is cut into; each costs a call of the rule
+_PARTS = 7  # the most parts that a cotangent is cut into, a prime; each costs a call of the rule
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,19 @@ def _of_ones(call: _Call) -> list[Any]:
     return call.on(_like(call.dy, np.ones_like), call.saved)
 
 
+def _parts(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Masks that cut a cotangent into parts, each without two entries in one line that are fewer than _PARTS apart."""
+    lines = sum(((axis + 1) * index for axis, index in enumerate(np.indices(shape))), np.zeros(shape, dtype=int))
+    return [lines % _PARTS == part for part in np.unique(lines % _PARTS)]
+
+
 def _overwritten(call: _Call) -> list[Any]:
-    """Written by the first half of the cotangent, then by the second half where that has a say."""
-    first = np.arange(call.dy.size).reshape(call.dy.shape) < call.dy.size // 2
-    halves = zip(call.where(first), call.where(~first))
-    return [None if b is None else registry["where"](raw(b) != 0, b, a) for a, b in halves]
+    """Written by each part of the cotangent in turn, wherever that part has a say."""
+    written = [None if g is None else g * 0 for g in call.gradients]
+    for part in _parts(call.dy.shape):
+        pairs = zip(written, call.where(part))
+        written = [None if g is None else registry["where"](raw(g) != 0, g, before) for before, g in pairs]
+    return written
 
 
 def _first_slice(call: _Call) -> list[Any]:
@@ -244,16 +252,12 @@ def _first_slice(call: _Call) -> list[Any]:
 
 
 def _own_terms(call: _Call) -> list[Any]:
-    """What each entry of a gradient owes to the entry of the cotangent at its own place, if both have one shape.
-
-    The cotangent is cut into parts that hold no two neighbours along an axis; a part gives the entries at its places.
-    """
-    colour = np.indices(call.dy.shape).sum(axis=0) % min(_COLOURS, max(call.dy.shape, default=1) or 1)
+    """What each entry of a gradient owes to the entry of the cotangent at its own place, if both have one shape."""
     own = list(call.gradients)
-    for part in range(int(colour.max(initial=0)) + 1):
-        for i, g in enumerate(call.where(colour == part)):
-            if own[i] is not None and own[i].shape == call.dy.shape:
-                own[i] = registry["where"](colour == part, g, own[i])
+    for part in _parts(call.dy.shape):
+        for i, g in enumerate(call.where(part)):
+            if g is not None and g.shape == call.dy.shape:
+                own[i] = registry["where"](part, g, own[i])
     return own
 
 
