@@ -4,8 +4,8 @@
 """
 
 from nanograd_llm.gradcheck.check import Entry, Finding, GradientError, Report, assert_gradients, gradcheck
-from nanograd_llm.gradcheck.every_layer import check_all, check_layer, check_model
-from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op
+from nanograd_llm.gradcheck.every_layer import check_all, check_each, check_layer, check_model, cost_of_model
+from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, table_head
 from nanograd_llm.gradcheck.mutants import Mutant, mutants
 from nanograd_llm.gradcheck.samples import LAYOUTS, Case, Draw, cases, laid_out
 
@@ -25,10 +25,13 @@ __all__ = [
     "assert_gradients",
     "cases",
     "check_all",
+    "check_each",
     "check_layer",
     "check_model",
     "check_op",
+    "cost_of_model",
     "gradcheck",
     "laid_out",
+    "table_head",
     "mutants",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from nanograd_llm import nn
 from nanograd_llm.engine import Tensor, registry
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.gradcheck.check import Report, gradcheck
+from nanograd_llm.gradcheck.check import DIRECTIONS, Report, gradcheck
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
 from nanograd_llm.gradcheck.function import _below
 from nanograd_llm.gradcheck.mutants import Mutant, mutants
@@ -22,6 +23,8 @@ from nanograd_llm.op import Op
 from nanograd_llm.randomness import noise
 from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int
 
+PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
+HIGHER_ORDER_PASSES = 60  # and so many times more for each further order
 LAYER_SHARE = 10  # a layer is made of many ops, each of them checked by itself: it gets a tenth of their cases
 
 Specimen = tuple[nn.Module, tuple[Any, ...]]
@@ -115,9 +118,16 @@ LAYERS: dict[str, Callable[[np.random.Generator], Specimen]] = {
 
 
 def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Summary:
-    """Check every op that is registered and every layer of `nn` and the GPT, or those named.
+    """Check every op that is registered, every layer of `nn` and the GPT, or those named: see `check_each`."""
+    return Summary(tuple(check_each(names, order=order, cases=cases, seed=seed)))
 
-    See `check_op` and `check_layer`. Raises ConfigError for a name that none has, or where these do.
+
+def check_each(
+    names: Iterable[str] | None = None, *, order: int = 2, cases: int = CASES, seed: int = 0
+) -> Iterator[OpSummary]:
+    """What `check_op` and `check_layer` find for each op and layer, one after the other, as it is found.
+
+    Raises ConfigError for a name that none has, or where these do.
     """
     known = [*registry, *LAYERS]
     wanted = known if names is None else list(names)
@@ -125,14 +135,11 @@ def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int 
         if name not in known:
             near = nearest(name, known)
             raise ConfigError(f"there is no op or layer {name!r}" + (f"; did you mean {near!r}?" if near else ""))
-    return Summary(
-        tuple(
-            check_layer(name, order=order, cases=cases, seed=seed)
-            if name in LAYERS
-            else check_op(registry[name], order=order, cases=cases, seed=seed)
-            for name in wanted
-        )
-    )
+    for name in wanted:
+        if name in LAYERS:
+            yield check_layer(name, order=order, cases=cases, seed=seed)
+        else:
+            yield check_op(registry[name], order=order, cases=cases, seed=seed)
 
 
 def check_layer(name: str, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
@@ -163,13 +170,28 @@ def check_layer(name: str, *, order: int = 2, cases: int = CASES, seed: int = 0)
 
 
 def check_model(model: GPT, *, order: int = 1, seed: int = 0) -> Report:
-    """`gradcheck` of a GPT's loss at its own weights, on one short random window of tokens."""
-    tokens, targets = model_window(model, seed)
-    return gradcheck(Seeded(model, seed, "loss"), tokens, targets, order=order, seed=seed)
+    """`gradcheck` of a GPT's loss at its own weights, as it is (in evaluation mode, if it has dropout), on one short
+    window of random tokens. `cost_of_model` says what that takes."""
+    return gradcheck(model.loss, *_window(model, seed), order=order, seed=seed)
 
 
-def model_window(model: GPT, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random (tokens, targets) to check a model with: (1, T), where T is 16 or what the model takes."""
+def cost_of_model(model: GPT, *, order: int = 1) -> str:
+    """What `check_model` does and about how long that takes, in words: one pass through the model is timed."""
+    window = _window(model, 0)
+    begin = time.perf_counter()
+    model.loss(*window).backward()
+    seconds = time.perf_counter() - begin
+    model.zero_grad()
+    parameters = [parameter.data.size for parameter in model.parameters()]
+    seconds *= PASSES * len(parameters) * HIGHER_ORDER_PASSES ** (order - 1)
+    return (
+        f"{sum(parameters):,} numbers in {len(parameters)} parameters, on {window[0].size} tokens, in {DIRECTIONS} random "
+        f"directions each: about {seconds:.0f} s"
+    )
+
+
+def _window(model: GPT, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random (tokens, targets), each (1, T), where T is 16 or what the model takes."""
     T = min(16, model.config.context_length)
     ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, T + 1))
     return ids[:, :-1], ids[:, 1:]

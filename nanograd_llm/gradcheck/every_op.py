@@ -53,6 +53,20 @@ class OpSummary:
             return "not checked"
         return f"blind to {', '.join(self.survivors)}" if self.survivors else "right"
 
+    def __str__(self) -> str:
+        """A line of the table."""
+        noticed = "-" if self.problems else f"{self.mutants - len(self.survivors)}/{self.mutants}"
+        return table_line(self.name, self.cases, [f"{error:.1e}" for error in self.errors], noticed, self.verdict)
+
+
+def table_line(name: str, cases: object, errors: Sequence[str], mutants: str, verdict: str) -> str:
+    """The cells of a table in columns, wide enough for each op and layer here."""
+    return f"{name:24} {cases:>5}  {''.join(f'{error:9}' for error in errors)}{mutants:8} {verdict}"
+
+
+def table_head(order: int) -> str:
+    return table_line("checked", "cases", [f"order {n + 1}" for n in range(order)], "mutants", "verdict")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -62,29 +76,21 @@ class Summary:
 
     @property
     def passed(self) -> bool:
-        return all(op.passed for op in self.ops)
+        return bool(self.ops) and all(op.passed for op in self.ops)
+
+    @property
+    def conclusion(self) -> str:
+        """What stands under the table: all that is wrong, and how many are right."""
+        lines = []
+        for op in self.ops:
+            lines += [f"{op.name}: {problem}\n" for problem in op.problems[:PROBLEMS_SHOWN]]
+            if len(op.problems) > PROBLEMS_SHOWN:
+                lines.append(f"{op.name}: and {len(op.problems) - PROBLEMS_SHOWN} more\n")
+        return "\n".join([*lines, f"{sum(op.passed for op in self.ops)} of {len(self.ops)} are right"])
 
     def __str__(self) -> str:
         order = max((len(op.errors) for op in self.ops), default=0)
-        head = ["checked", "cases", *(f"order {n + 1}" for n in range(order)), "mutants", "verdict"]
-        rows = [
-            [
-                op.name,
-                str(op.cases),
-                *[f"{op.errors[n]:.1e}" if n < len(op.errors) else "-" for n in range(order)],
-                "-" if op.problems else f"{op.mutants - len(op.survivors)}/{op.mutants}",
-                op.verdict,
-            ]
-            for op in self.ops
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows]]
-        for op in self.ops:
-            lines += [f"\n{op.name}: {problem}" for problem in op.problems[:PROBLEMS_SHOWN]]
-            if len(op.problems) > PROBLEMS_SHOWN:
-                lines.append(f"\n{op.name}: and {len(op.problems) - PROBLEMS_SHOWN} more")
-        right = sum(op.passed for op in self.ops)
-        return "\n".join([*lines, f"\n{right} of {len(self.ops)} are right"])
+        return "\n".join([table_head(order), *map(str, self.ops), "", self.conclusion])
 
 
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:

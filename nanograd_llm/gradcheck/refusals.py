@@ -20,8 +20,8 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
     """Calls like this one, each with one thing wrong: (what is wrong in words, inputs, static).
 
     An input with a size of its own where the line has one name for several; with fewer axes than the line names; with
-    leading axes that do not broadcast; and each static argument given, unless it is a switch, as text. Where none of this can be
-    wrong, an input of text. A case without numbers in it gives none.
+    leading axes that do not broadcast; and each static argument given, unless it is a switch, as text. Where none of
+    this can be wrong, an input of text. A case without numbers in it gives none.
     """
     if not all(np.size(x) for x in case.inputs if x is not None):
         return

@@ -1,0 +1,19 @@
+"""Ops of two operands give each of them its own gradient, summed over whatever axes it was repeated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import ops
+from nanograd_llm.gradcheck import assert_gradients
+
+OPS = [ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, ops.maximum, ops.minimum]
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((2, 3, 4), (3, 1)), ((1, 4), (2, 3, 1))], ids=str)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_gradients_of_operands_that_broadcast_are_right(op, shapes, rng):
+    a, b = (rng.uniform(0.5, 2, shape) for shape in shapes)
+    assert_gradients(op, a, b)
+    assert_gradients(op, b, a)
