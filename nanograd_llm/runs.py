@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,7 @@ class TextRun:
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
+        self.on_stop: Callable[[], None] | None = None  # called within the handler of that signal
         learned, held_out = text.read()
         # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
         self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
@@ -160,8 +161,9 @@ class TextRun:
         for part, ids in (("trained on", self.ids), ("held out", self.held_out_ids)):
             if len(ids) <= self.context_length:
                 raise ShapeError(
-                    f"{text.file or 'the built-in corpus'}: the part to be {part} has {len(ids)} tokens, too few for "
-                    f"context_length={self.context_length}; give a longer text or a smaller context_length"
+                    f"{text.file or 'the built-in corpus'}: the part to be {part} comes to {len(ids)} tokens of "
+                    f"{text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
+                    "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
                 )
         self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
         self.trainer = Trainer(self.model, train)
@@ -195,32 +197,35 @@ class TextRun:
 
         spent: seconds of the time limit already used up.
 
-        Ctrl-C and SIGTERM let the step under way end, save, and end the run; a second Ctrl-C ends it at once. Whatever
-        else ends it early, what was learned is saved first, if it is finite.
+        Ctrl-C and SIGTERM let what is under way (a step, a score) end, then save and end the run without a last score;
+        a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends it early, what was learned is
+        saved first, if it is finite.
         """
-        with self.folder, StopRequest() as stop:
+        with self.folder, StopRequest(self.on_stop) as stop:
             try:
                 fifths = 0
                 for record in self.trainer.run(self.batch, spent=spent):
                     self.folder.append_metrics(dataclasses.asdict(record))
                     yield record
-                    self.stopped_by = stop.requested
                     if stop.requested or record.progress == 1:
                         break
                     before, fifths = fifths, int(record.progress * 5)
                     is_due = fifths > before if self.evaluate_every is None else record.step % self.evaluate_every == 0
                     if is_due:
                         yield self._scored()
-                        yield self._wrote()
+                        if not stop.requested:
+                            yield self._wrote()
+                    if stop.requested:
+                        break
                     if self.checkpoint_every is not None and record.step % self.checkpoint_every == 0:
                         yield self._saved()
+                self.stopped_by = stop.requested
                 if self._is_unsaved():
                     yield self._saved()
-                yield self._scored()
-                yield self._wrote(200)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # also the end of whoever follows the run, such as a closed pipe
+                if not self.stopped_by:
+                    yield self._scored()
+                    yield self._wrote(200)
+            except BaseException as error:  # also Ctrl-C, or the end of whoever follows the run, such as a closed pipe
                 if not self._is_unsaved() or not np.isfinite(self.trainer.optimizer.flat.data).all():
                     raise
                 saved = self._saved()
@@ -251,11 +256,14 @@ class TextRun:
 class StopRequest:
     """While this block is open, Ctrl-C and SIGTERM ask the run to end instead of breaking into a step.
 
-    `requested` is the signal that came, or None. A second Ctrl-C raises KeyboardInterrupt. Outside the main thread,
-    where Python delivers no signals, it changes nothing.
+    `requested` is the signal that came, or None; `notify` is called when the first comes, within its handler. A second
+    Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python delivers no signals, it changes nothing.
     """
 
     requested: signal.Signals | None = None
+
+    def __init__(self, notify: Callable[[], None] | None = None):
+        self.notify = notify
 
     def __enter__(self) -> StopRequest:
         self._before: dict[signal.Signals, Any] = {}
@@ -267,7 +275,9 @@ class StopRequest:
     def _note(self, number: int, _frame: Any) -> None:
         if self.requested is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = signal.Signals(number)
+        first, self.requested = self.requested is None, signal.Signals(number)
+        if first and self.notify is not None:
+            self.notify()
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
@@ -308,4 +318,4 @@ def read_model_config(folder: RunFolder) -> GPTConfig:
         check_keys(table, [field.name for field in dataclasses.fields(GPTConfig)], where)
         return GPTConfig(**table)
     except (NanogradError, TypeError) as error:
-        raise BadFileError(f"{where}: {error}") from None
+        raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None

@@ -150,6 +150,24 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, text, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_while_the_text_is_scored_ends_the_run_without_another_step(tmp_path, text):
+    run = TextRun(tmp_path / "run", text, TINY, short(steps=1000), evaluate_every=2)
+    kinds = []
+    for event in run.train():
+        kinds.append(type(event).__name__)
+        if isinstance(event, Scored):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert kinds == ["StepRecord", "StepRecord", "Scored", "Saved"]
+
+
+def test_what_a_second_interrupt_breaks_into_is_saved_all_the_same(tmp_path, text):
+    run = TextRun(tmp_path / "run", text, TINY, short(steps=1000))
+    with pytest.raises(KeyboardInterrupt):
+        for _event in run.train():
+            raise KeyboardInterrupt
+    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [1]
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path, text):
     run = TextRun(tmp_path / "run", text, TINY, short(steps=1000))
     events = run.train()

@@ -11,19 +11,38 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is one line on stderr."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except NanogradError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
+    except OSError as error:
+        return _fail(f"cannot write the output: {error}", 4)
+    except KeyboardInterrupt:
+        print()  # what is on the screen may have stopped amid a line
+        return _fail("stopped", 130)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that lacks a character gets a question mark, no traceback
     warnings.showwarning = _warn
 
-    from cyclopts import App, CycloptsError
+    from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
     from nanograd_llm.cli.bench import bench
@@ -37,33 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="Train a GPT from scratch in NumPy, and let it write.",
         version=__version__,
         help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
-        suppress_keyboard_interrupt=False,  # it is told below
+        suppress_keyboard_interrupt=False,  # it is told in main
     )
     for command in (train, generate, info, gradcheck, bench):
         app.command(command)
+    app.default_parameter = Parameter(converter=_convert)
     try:
-        code = app(
-            sys.argv[1:] if arguments is None else arguments,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(str(error) + " See --help.", 2)
-    except NanogradError as error:
-        return _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except MemoryError as error:
-        return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
-    except OSError as error:
-        return _fail(f"cannot write the output: {error}", 4)
-    except KeyboardInterrupt:
-        print()  # what is on the screen may have stopped amid a line
-        return _fail("stopped", 130)
+    except SystemExit as error:  # how rich ends where its reader has gone away
+        raise BrokenPipeError from error
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Cyclopts' own conversion, but no fraction is rounded to an integer without a word."""
+    from cyclopts import convert
+
+    if int in (kind, *get_args(kind)) and float not in get_args(kind):
+        return int(tokens[0].value)
+    return convert(kind, tokens)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

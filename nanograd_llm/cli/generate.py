@@ -8,7 +8,7 @@ from pathlib import Path
 
 def generate(
     run: Path,
-    prompt: str = "\n",
+    prompt: str | None = None,
     /,
     *,
     max_new_tokens: int = 200,
@@ -25,7 +25,7 @@ def generate(
     run
         The run folder that `train` made.
     prompt
-        What to continue.
+        What to continue; a new line if not given. One that begins with a dash goes last, behind " -- ".
     max_new_tokens
         Tokens to write; the text ends earlier where the model says so.
     temperature
@@ -43,9 +43,8 @@ def generate(
     from nanograd_llm.runs import load_run
 
     model, tokenizer = load_run(run)
+    prompt = prompt or "\n"
     ids = tokenizer.encode(prompt)
-    if not len(ids):
-        ids = tokenizer.encode("\n")
     sampling = Sampling(temperature, top_k, top_p)
     written = stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache)
     new = (token for (token,) in written if token is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
+    run.on_stop = _tell_of_stop
     display = _Bar() if sys.stdout.isatty() else _Lines()
     with display:
         for event in events:
@@ -47,6 +49,11 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")
     return 143 if run.stopped_by is signal.SIGTERM else 0
+
+
+def _tell_of_stop() -> None:
+    """At once, and past every buffer: this runs within the handler of the signal."""
+    os.write(2, b"\nstopping after this step, then saving; Ctrl-C again only saves\n")
 
 
 def _numbers(record: StepRecord) -> str:

@@ -120,6 +120,8 @@ def train(
         code = show(run, events)
     folder = shlex.quote(str(run.folder.path))
     words = run.tokenizer.decode(run.ids[:24]).split()[:3] if file is not None else ["The", "statement"]
+    if not all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words):
+        words = ["The"]
     prompt = " ".join(words).lstrip("-")[:40] or "The"  # what begins with a dash would be an option
     print(f"\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} {shlex.quote(prompt)}")
     return code

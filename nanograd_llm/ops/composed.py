@@ -136,6 +136,11 @@ def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tup
     return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
 
 
+def count_targets(targets: np.ndarray) -> int:
+    """How many of these targets count, as losses have it without an ignore_index of their own."""
+    return int(np.count_nonzero(targets != IGNORE_INDEX))
+
+
 def flat_targets(targets: Any, logits_shape: tuple[int, ...], ignore_index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Targets (N,) with 0 where ignored, which of them count (N,), and how many do.
 

@@ -16,8 +16,8 @@ from nanograd_llm.backend import blas_threads, cpu_count
 from nanograd_llm.engine import Tensor, grad
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import checked, state
+from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.randomness import noise
-from nanograd_llm.settings import IGNORE_INDEX
 from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 
@@ -111,11 +111,6 @@ class Workers:
         finally:
             wait(running)  # again, where Ctrl-C broke into the first
         return [running.pop(0).result() for _ in range(count)]  # popped: an error must not hold on to itself
-
-
-def count_targets(targets: np.ndarray) -> int:
-    """How many of these targets count."""
-    return int(np.count_nonzero(targets != IGNORE_INDEX))
 
 
 def pinned_blas() -> str | None:

@@ -19,9 +19,10 @@ from nanograd_llm.engine import Tensor
 from nanograd_llm.errors import NanogradError, NonFiniteError
 from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
+from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import require_int, require_number
 from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
-from nanograd_llm.training.parallel import Workers, count_targets
+from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
 
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -119,6 +120,8 @@ class Trainer:
             return (time.monotonic() - start) / (60 * minutes)
 
         progress = self._steps_progress if minutes is None else clock_progress
+        if minutes is not None and not self.steps_done:  # one step at least, however late it is by the clock
+            yield self._step(*batches(0), progress)
         while progress(self.steps_done) < 1:
             yield self._step(*batches(self.steps_done), progress)
 

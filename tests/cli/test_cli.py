@@ -190,7 +190,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "saved" in out
-    assert not err
+    assert err == "\nstopping after this step, then saving; Ctrl-C again only saves\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
@@ -211,10 +211,41 @@ def piped(arguments, reader):
     return process.stdout, process.stderr
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(run):
-    out, err = piped(command("generate", str(run), "The"), "head -c 5")
+@pytest.mark.parametrize("arguments", [("generate", "RUN", "The"), ("info", "RUN"), ("train", "--help")])
+def test_a_reader_that_goes_away_ends_the_command_quietly(run, arguments):
+    out, err = piped(command(*(str(run) if word == "RUN" else word for word in arguments)), "head -c 5")
     assert not err
     assert out.splitlines()[-1] == "141"
+
+
+def test_without_an_output_a_command_does_its_work(run):
+    line = " ".join(f"'{word}'" for word in command("generate", str(run), "The")) + " >&-"
+    process = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("option", ["--steps", "--n-layer", "--seed"])
+def test_a_fraction_for_an_integer_is_refused(option, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path / "run"), option, "2.5"]) == 2
+    assert "2.5" in told(capsys)[1]
+
+
+def test_a_run_that_is_late_from_the_start_does_one_step_and_saves_it(tmp_path, capsys):
+    assert main(["train", "--minutes", "0.001", "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
+
+
+def test_a_config_of_another_version_is_told_once(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text("utf-8").replace("n_head", "foo"), "utf-8")
+    assert main(["info", str(tmp_path / "run")]) == 3
+    assert told(capsys)[1].count("config.toml") == 1
+
+
+def test_a_negative_seed_of_a_check_is_refused(capsys):
+    assert main(["gradcheck", "--op", "exp", "--seed", "-1"]) == 2
+    assert "seed must be an integer of at least 0" in told(capsys)[1]
 
 
 def test_a_reader_that_goes_away_loses_no_training(tmp_path):
