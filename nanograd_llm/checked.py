@@ -18,11 +18,13 @@ from nanograd_llm.backend import is_array
 from nanograd_llm.errors import DtypeError, NonFiniteError
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
-_ENGINE = tuple(_PACKAGE + name for name in ("checked.py", "tape.py", "engine.py", "op.py", "ops" + os.sep))
+_ENGINE = tuple(
+    _PACKAGE + name for name in ("checked.py", "tape.py", "engine.py", "op.py", "ops" + os.sep, "gradcheck" + os.sep)
+)
 
 
 def caller() -> str:
-    """The line of source that called the op: the nearest frame outside the engine and the ops."""
+    """The line of source that called the op: the nearest frame outside the engine, the ops and their checks."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_ENGINE):
         frame = frame.f_back

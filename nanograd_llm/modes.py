@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,13 @@ class _State(threading.local):
     recording = True
     higher_order = False
     checked = False
-    modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; kept in checked mode
+    watcher: Callable[..., None] | None = None
+    modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; kept where calls are named
+
+    @property
+    def naming(self) -> bool:
+        """Is it noted where each op call stands: its module and its line?"""
+        return self.checked or self.watcher is not None
 
 
 state = _State()
@@ -63,6 +69,14 @@ def checked(enabled: bool = True) -> Iterator[None]:
         yield
 
 
+def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
+    """Inside this block `watcher(node, arrays, static, place)` is called after every op call that is recorded.
+
+    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call stands.
+    """
+    return _set(watcher=watcher)
+
+
 def within_module(name: str) -> contextlib.AbstractContextManager[None]:
-    """Inside this block errors of checked mode add `name` to the module path."""
+    """Inside this block `name` is added to the module path of what is named."""
     return _set(modules=(*state.modules, name) if name else state.modules)

@@ -151,12 +151,15 @@ class Op:
             y = as_array(y, *arrays)
             if not is_array(y):
                 raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
-        where = place(self.name, arrays, ".".join(state.modules)) if state.checked else None
-        if where is not None:
+        where = place(self.name, arrays, ".".join(state.modules)) if state.naming else ""
+        if state.checked:
             self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
             return Tensor._recorded(y, None)
-        return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y, where))
+        node = self._record(inputs, arrays, static, kept, needs, y, where if state.checked else None)
+        if state.watcher is not None:
+            state.watcher(node, arrays, static, where)
+        return Tensor._recorded(y, node)
 
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]

@@ -33,7 +33,7 @@ def gradcheck(
         Decides the cases.
     """
     from nanograd_llm.errors import ConfigError
-    from nanograd_llm.gradcheck import Summary, check_each, check_model, cost_of_model, table_head
+    from nanograd_llm.gradcheck import OpSummary, Summary, check_each, check_model, cost_of_model, table_head
 
     if model is not None:
         from nanograd_llm.runs import load_run
@@ -48,7 +48,7 @@ def gradcheck(
     if thorough and cases is not None:
         raise ConfigError("--thorough is 5,000 cases and --cases another number; give one of them")
     count = 5000 if thorough else 200 if cases is None else cases
-    found = []
+    found: list[OpSummary] = []
     for one in check_each(None if op is None else [op], order=2 if order is None else order, cases=count, seed=seed):
         if not found:
             print(table_head(len(one.errors)))

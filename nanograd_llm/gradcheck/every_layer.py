@@ -14,10 +14,11 @@ import numpy as np
 from nanograd_llm import nn
 from nanograd_llm.engine import Tensor, registry
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.gradcheck.check import DIRECTIONS, Report, gradcheck
+from nanograd_llm.gradcheck.check import DIRECTIONS, gradcheck
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
 from nanograd_llm.gradcheck.function import _below
 from nanograd_llm.gradcheck.mutants import Mutant, mutants
+from nanograd_llm.gradcheck.report import Report
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.op import Op
 from nanograd_llm.randomness import noise
@@ -151,6 +152,7 @@ def check_layer(name: str, *, order: int = 2, cases: int = CASES, seed: int = 0)
     Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
     require_int("cases", cases, 1)
+    require_int("seed", seed, 0)
     require_int("order", order, 1)
     rng = np.random.default_rng(seed)
     drawn = [_specimen(name, rng, seed + number) for number in range(max(1, cases // LAYER_SHARE))]
@@ -185,8 +187,8 @@ def cost_of_model(model: GPT, *, order: int = 1) -> str:
     parameters = [parameter.data.size for parameter in model.parameters()]
     seconds *= PASSES * len(parameters) * HIGHER_ORDER_PASSES ** (order - 1)
     return (
-        f"{sum(parameters):,} numbers in {len(parameters)} parameters, on {window[0].size} tokens, in {DIRECTIONS} random "
-        f"directions each: about {seconds:.0f} s"
+        f"{sum(parameters):,} numbers in {len(parameters)} parameters, on {window[0].size} tokens, in {DIRECTIONS} "
+        f"random directions each: about {seconds:.0f} s"
     )
 
 

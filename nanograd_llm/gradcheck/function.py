@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.engine import Tensor, grad, raw
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
-from nanograd_llm.modes import higher_order, no_grad
+from nanograd_llm.modes import higher_order, no_grad, watched
 from nanograd_llm.ops import concatenate
 
 
@@ -60,7 +60,7 @@ class Function:
         held = _held(f, y, leaves)
         self.held = list(held.values())
         self.names = _names(f, self._places) + list(held)
-        arrays = given + [leaf.data for leaf in self.held]
+        self._given = arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
             raise GraphError(
                 f"{self.label} has no input that requires a gradient; give it a float array or a Tensor with "
@@ -68,6 +68,10 @@ class Function:
             )
         self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
         self.values = [a.astype(np.float64) for a in arrays]
+
+    def held_by_name(self) -> dict[str, Tensor]:
+        """The leaves that the function uses without being given them."""
+        return dict(zip(self.names[len(self._places) :], self.held))
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -79,10 +83,30 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def epsilon(self) -> float:
-        """The machine epsilon of the narrowest float on the tape: a function may convert its inputs."""
+    def rounding(self) -> tuple[float, int]:
+        """The machine epsilon of the narrowest float on the tape (a function may convert its inputs), and the number of
+        ops in the longest chain of them."""
         y, _ = self.record(self.values)
-        return max(float(np.finfo(source.dtype).eps) for source in [y, *_below(y)])
+        below = _below(y)
+        depths: dict[int, int] = {}
+        for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
+            depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
+        return max(float(np.finfo(source.dtype).eps) for source in [y, *below]), max(depths.values(), default=0)
+
+    def widening(self) -> list[str]:
+        """Where the function widens the floats it was given, in words: the first op call that does."""
+        found: list[str] = []
+
+        def note(node: Any, arrays: Sequence[Any], _static: Any, place: str) -> None:
+            floats = [a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"]
+            narrow = [dtype for dtype in floats if dtype.itemsize < node.dtype.itemsize]
+            if narrow and not found:
+                found.append(f"{narrow[0]} widens to {node.dtype} in {place}")
+
+        if self.promoted:
+            with watched(note), np.errstate(all="ignore"):
+                self.record(self._given)
+        return found
 
     def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
         leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
@@ -161,7 +185,8 @@ def _is_ragged(parts: Sequence[Any]) -> bool:
 
 def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
     """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
-    owner = getattr(f, "__self__", f)
+    inner = getattr(f, "func", f)  # of a functools.partial
+    owner = getattr(inner, "__self__", inner)
     named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in _below(y) if isinstance(x, Tensor) and id(x) not in known}

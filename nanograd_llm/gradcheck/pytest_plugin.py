@@ -98,7 +98,7 @@ class GradientMutants:
         self._running, self._has_failed = item, False
         begin = time.perf_counter()
         if self._is_planted:
-            with _time_limit(_GRACE + _PATIENCE * self._seconds[item]):
+            with _time_limit(_GRACE + _PATIENCE * self._seconds[item]), _first_failure_will_do(item):
                 reports = runtestprotocol(item, log=False, nextitem=None)
         else:
             item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -248,6 +248,23 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _first_failure_will_do(item: pytest.Item) -> Iterator[None]:
+    """Have Hypothesis, in a test that uses it, neither shrink an example nor store it: its cause is gone at once."""
+    test: Any = getattr(item, "obj", None)
+    test = getattr(test, "__func__", test)
+    settings = getattr(test, "_hypothesis_internal_use_settings", None)
+    if settings is None:
+        yield
+        return
+    phases = [phase for phase in settings.phases if phase.name not in ("shrink", "explain")]
+    test._hypothesis_internal_use_settings = type(settings)(settings, database=None, phases=phases)
+    try:
+        yield
+    finally:
+        test._hypothesis_internal_use_settings = settings
 
 
 @contextlib.contextmanager

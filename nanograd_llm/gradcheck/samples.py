@@ -38,7 +38,7 @@ def laid_out(x: np.ndarray, layout: str) -> np.ndarray:
     if layout == "fortran":
         return np.asfortranarray(x)
     if layout == "negative strides":
-        back = (..., *(slice(None, None, -1),) * x.ndim)  # the dots keep an array of one that has no axes
+        back: Any = (..., *(slice(None, None, -1),) * x.ndim)  # the dots keep an array of one that has no axes
         return x[back].copy()[back]
     if layout == "zero strides":
         return np.broadcast_to(x[:1], x.shape) if x.ndim > 1 and x.size else x

@@ -37,17 +37,17 @@ class Module:
         raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not state.checked:
+        if not state.naming:
             return self.forward(*args, **kwargs)
         with self.entered():
             return self.forward(*args, **kwargs)
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        """Inside this block failures in checked mode name the modules below this one, as they do inside `forward`.
+        """Inside this block what is named (`checked()`, `watched()`) names the modules below this one, as in `forward`.
 
         For other methods that call modules, such as a loss that does not go through `self(...)`.
         """
-        return _entered(self) if state.checked else contextlib.nullcontext()
+        return _entered(self) if state.naming else contextlib.nullcontext()
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
@@ -154,7 +154,7 @@ _calls = _Calls()
 
 
 class _entered:
-    """In checked mode: note which module is being called, so that a failure can say `blocks.2.attention`."""
+    """Note which module is being called, so that a failure can say `blocks.2.attention`."""
 
     def __init__(self, module: Module):
         self.module, self.caller = module, _calls.innermost

@@ -1,61 +1,103 @@
-"""The check of every op says what is wrong with one, and a table says it of all."""
+"""The check of every op says what is wrong with one: its gradients, and the other promises that an op makes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Tensor, grad, registry
-from nanograd_llm.errors import ConfigError, GraphError
-from nanograd_llm.gradcheck import OpSummary, check_all, check_op, scaled_rule
+from nanograd_llm.engine import registry
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.gradcheck import (
+    Case,
+    GradientError,
+    OpError,
+    OpSummary,
+    Summary,
+    assert_case,
+    check_op,
+    mutants,
+    table_head,
+)
+from nanograd_llm.gradcheck.every_op import layout_problems, surviving_mutants
 from nanograd_llm.op import op
 from nanograd_llm.shapes import ShapeLine
 
 
+@pytest.fixture
+def own_op():
+    """Declare ops that are gone from the registry afterwards."""
+    before = dict(registry)
+    yield op
+    registry.clear()
+    registry.update(before)
+
+
+def planted(name, title):
+    """The mutant of an op that has this name."""
+    (mutant,) = [mutant for mutant in mutants(registry[name]) if mutant.name == title]
+    return mutant.planted()
+
+
 def test_ops_that_are_right_pass_and_the_table_has_a_line_for_each():
-    summary = check_all(["add", "softmax"], cases=4)
+    summary = Summary(tuple(check_op(registry[name], cases=30) for name in ("add", "softmax")))
     assert summary.passed
     lines = str(summary).splitlines()
-    assert lines[0].split() == ["op", "cases", "order", "1", "order", "2", "x1.01", "verdict"]
+    assert lines[0] == table_head(2)
+    assert lines[0].split() == ["checked", "cases", "order", "1", "order", "2", "mutants", "verdict"]
     assert [line.split()[0] for line in lines[1:3]] == ["add", "softmax"]
-    assert all(line.endswith("caught  right") for line in lines[1:3])
-    assert lines[-1] == "2 of 2 ops are right"
+    assert all(line.endswith(f"{one.mutants}/{one.mutants}    right") for one, line in zip(summary.ops, lines[1:3]))
+    assert lines[-1] == "2 of 2 are right"
     for one in summary.ops:
         assert max(one.errors) < 1e-11 and len(one.errors) == 2
-
-
-def test_without_names_every_op_is_checked():
-    assert [one.name for one in check_all(order=1, cases=1).ops] == list(registry)
-
-
-def test_an_unknown_op_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="did you mean 'softmax'"):
-        check_all(["sofmax"])
+        assert one.mutants == len(mutants(registry[one.name])) and one.survivors == ()
 
 
 @pytest.mark.parametrize("setting", [{"cases": 0}, {"cases": -1}, {"cases": 2.0}, {"order": 0}, {"order": -1}])
 def test_a_check_of_nothing_is_refused(setting):
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1"):
-        check_all(["exp"], **setting)
-    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1"):
         check_op(ops.exp, **setting)
 
 
 def test_an_op_of_which_no_case_was_checked_has_not_passed():
-    found = OpSummary("exp", 0, (0.0,), True, ())
+    found = OpSummary("exp", 0, (0.0,), 0, (), ())
     assert not found.passed and found.verdict == "not checked"
+    assert not Summary(()).passed
 
 
 @pytest.mark.parametrize("name", ["multiply", "softmax"])
 def test_a_wrong_rule_fails_and_the_table_explains(name):
-    with scaled_rule(registry[name], 2):
-        summary = check_all([name], order=1, cases=3)
+    title = next(mutant.name for mutant in mutants(registry[name]) if mutant.name.endswith("factor 2"))
+    with planted(name, title):
+        summary = Summary((check_op(registry[name], order=1, cases=8),))
     assert not summary.passed
     assert summary.ops[0].verdict == "wrong"
     assert "ratio 2" in str(summary)
-    assert check_all([name], order=1, cases=3).passed
+    assert f"{name}: and " in str(summary)  # not all of it
+    assert check_op(registry[name], order=1, cases=30).passed
+
+
+def test_a_rule_that_is_wrong_by_a_billionth_fails():
+    with planted("tanh", "x: scaled by 1 + 1e-9"):
+        assert check_op(ops.tanh, order=1, cases=8).verdict == "wrong"
+
+
+def test_a_rule_that_is_wrong_at_second_order_only_fails(monkeypatch):
+    monkeypatch.setattr(ops.exp, "rule", lambda dy, y: dy * (y if isinstance(y, np.ndarray) else y.data))
+    found = check_op(ops.exp, cases=8)
+    assert found.errors[0] < 1e-13 and found.verdict == "wrong"
+    assert check_op(ops.exp, order=1, cases=8).passed
+
+
+def test_a_value_at_a_kink_that_no_side_has_fails(monkeypatch):
+    assert check_op(ops.absolute, order=1, cases=30).passed
+    rule = ops.absolute.rule
+    monkeypatch.setattr(ops.absolute, "rule", lambda dy, x: np.where(x == 0, 7 * dy, rule(dy, x)))
+    problems = check_op(ops.absolute, order=1, cases=30).problems
+    assert problems and all("neither of them nor a value between" in problem for problem in problems)
 
 
 def test_a_fused_rule_that_leaves_its_composition_fails(monkeypatch):
@@ -81,34 +123,91 @@ def test_a_forward_that_widens_float32_fails(monkeypatch):
     assert any("the result is float64" in problem for problem in check_op(ops.exp, order=1, cases=2).problems)
 
 
-def test_a_check_that_is_blind_to_a_rule_is_no_pass():
-    @op("y = 0*x", "x̄ = 0*ȳ")
-    def nought(x):
-        """Nothing.  x (*) -> y (*)"""
-        return 0 * x
-
-    @nought.backward
-    def nought_backward(dy):
-        return 0 * dy
-
-    try:
-        found = check_op(nought, cases=3)
-    finally:
-        del registry["nought"]
-    assert not found.problems and not found.passed
-    assert found.verdict == "blind to a rule scaled by 1.01"
+def test_an_op_without_a_rule_or_without_one_for_an_input_fails(monkeypatch):
+    rule = ops.multiply.rule
+    monkeypatch.setattr(ops.multiply, "rule", lambda *saved: (rule(*saved)[0], None))
+    assert any("returned None for input 1" in problem for problem in check_op(ops.multiply, order=1, cases=2).problems)
+    monkeypatch.setattr(ops.multiply, "rule", None)
+    found = check_op(ops.multiply, cases=2)
+    assert not found.passed and "no rule" in found.problems[0]
 
 
-def test_a_scaled_rule_scales_and_comes_back_whatever_happens():
-    x = Tensor(np.ones(2), requires_grad=True)
-    rule = ops.exp.rule
-    with pytest.raises(ZeroDivisionError), scaled_rule(ops.exp, 3):
-        np.testing.assert_allclose(grad(ops.exp(x), x, np.ones(2)), 3 * np.e)
-        1 / 0  # noqa: B018
-    assert ops.exp.rule is rule
+def test_a_rule_that_reads_memory_in_its_own_order_fails(monkeypatch):
+    def in_memory_order(dy, y):
+        return (np.ravel(dy, "K") * np.ravel(y, "K")).reshape(y.shape)
+
+    monkeypatch.setattr(ops.exp, "rule", in_memory_order)
+    assert any("the layout of the inputs changes" in problem for problem in check_op(ops.exp, order=1).problems)
 
 
-def test_an_op_without_a_rule_cannot_be_scaled(monkeypatch):
-    monkeypatch.setattr(ops.exp, "rule", None)
-    with pytest.raises(GraphError, match="no rule"), scaled_rule(ops.exp, 3):
-        pass
+def test_a_forward_that_writes_into_its_input_fails(monkeypatch):
+    def in_place(x):
+        x *= 2
+        return np.exp(x / 2)
+
+    monkeypatch.setattr(ops.exp, "forward", in_place)
+    case = Case((np.array([[0.3, -0.7], [1.2, 0.1]]),), layouts=("fortran",))
+    assert layout_problems(ops.exp, case) == ["input 0 was written to"]
+    case = Case((np.array([[0.3, -0.7], [1.2, 0.1]]),), layouts=("read-only",))
+    assert "does not run on inputs in this layout" in layout_problems(ops.exp, case)[0]
+    assert not check_op(ops.exp, order=1, cases=4).passed
+
+
+def test_a_gradient_that_depends_on_which_others_are_wanted_fails(monkeypatch):
+    rule = ops.multiply.rule
+
+    def half_alone(dy, a, b, needs):
+        return tuple(g if all(needs) or g is None else g / 2 for g in rule(dy, a, b, needs))
+
+    monkeypatch.setattr(ops.multiply, "rule", half_alone)
+    with pytest.raises((OpError, GradientError)):
+        assert_case(ops.multiply, Case((np.array([0.3, -0.7]), np.array([1.2, 0.1])), needs=(True, False)))
+    assert any("wanted" in problem for problem in check_op(ops.multiply, order=1).problems)
+
+
+def test_one_tensor_given_twice_must_get_both_gradients(monkeypatch):
+    rule = ops.multiply.rule
+
+    def last_one_counts(dy, a, b, needs):
+        da, db = rule(dy, a, b, needs)
+        return (0 * da, db) if a is b else (da, db)
+
+    monkeypatch.setattr(ops.multiply, "rule", last_one_counts)
+    case = Case((np.array([0.3, -0.7]), np.array([1.2, 0.1])))
+    assert_case(ops.multiply, case)
+    with pytest.raises((OpError, GradientError)):
+        assert_case(ops.multiply, replace(case, same=(0, 1)))
+    assert any("one Tensor as inputs" in problem for problem in check_op(ops.multiply, order=1).problems)
+
+
+def test_a_case_that_is_right_passes_and_a_wrong_one_shows_its_report(monkeypatch):
+    case = Case((np.array([0.3, -0.7]), np.array([1.2, 0.1])), {}, ("read-only", "every other"), (False, True), (0, 1))
+    assert_case(ops.multiply, case, order=2)
+    monkeypatch.setattr(ops.multiply, "shape_line", ShapeLine("a (n), b (n) -> y ()"))
+    with pytest.raises(OpError, match="multiply.*inputs 0 and 1 the same.*the line says"):
+        assert_case(ops.multiply, case)
+
+
+def test_a_check_that_is_blind_to_a_mistake_is_no_pass():
+    found = OpSummary("exp", 200, (1e-16,), 8, ("x: sign",), ())
+    assert not found.passed and found.verdict == "blind to x: sign"
+    assert "7/8" in str(found)
+
+
+def test_a_mutant_survives_where_no_case_shows_it():
+    (sign,) = [mutant for mutant in mutants(ops.exp) if mutant.name == "x: sign"]
+    assert surviving_mutants(ops.exp, [sign], [Case((np.zeros((0,)),))]) == ["x: sign"]
+    assert surviving_mutants(ops.exp, [sign], [Case((np.zeros((0,)),)), Case((np.zeros(1),))]) == []
+
+
+def test_an_op_of_ones_own_is_checked_by_name_or_as_it_is(own_op):
+    @own_op("y = 2x", "x̄ = 2ȳ")
+    def twice(x):
+        """Twice.  x (*) -> y (*)"""
+        return 2 * x
+
+    @twice.backward
+    def twice_backward(dy):
+        return 2 * dy
+
+    assert check_op(twice, cases=20).passed

@@ -61,7 +61,10 @@ def score(pytester):
     def run(source, *options, **how):
         path = pytester.makepyfile(test_user=source)
         result = pytester.runpytest_inprocess(
-            "-p", "nanograd_llm_pytest", "-p", "no:cacheprovider", path, *options, **how
+            *("-p", "nanograd_llm_pytest", "-p", "no:cacheprovider"),
+            *("-W", "ignore:Module already imported"),  # by the tests around this one, where pip installed with -e
+            *(path, *options),
+            **how,
         )
         return result, result.stdout.str() + result.stderr.str()
 
@@ -117,23 +120,33 @@ def test_an_op_that_no_test_reaches_is_said_to_be_so(score):
     assert "score: 0 %" in said
 
 
-def test_ops_of_the_package_are_scored_by_name_and_a_test_with_another_op_is_not_run(score):
+def test_only_tests_that_run_the_rule_are_run_and_first_the_one_that_noticed_last(score, pytester):
     source = """
 import numpy as np
-from nanograd_llm import ops
+import nanograd_llm as ng
 from nanograd_llm.gradcheck import assert_gradients
-runs = []
-def test_tanh():
-    assert_gradients(ops.tanh, np.ones(3))
-    runs.append(1)
+X = np.linspace(0.1, 0.8, 6).reshape(2, 3)
+def note(name):
+    with open("runs", "a") as file:
+        file.write(name + "\\n")
 def test_sin():
-    assert_gradients(ops.sin, np.linspace(0.1, 0.8, 6).reshape(2, 3))
-def test_last():
-    assert runs == [1]
+    note("sin")
+    assert_gradients(ng.ops.sin, X)
+def test_tanh():
+    note("tanh")
+    assert_gradients(ng.ops.tanh, X)
+def test_blind():
+    note("blind")
+    ng.ops.tanh(ng.Tensor(X, requires_grad=True)).sum().backward()
+def test_neither():
+    note("neither")
 """
-    result, said = score(source, "--gradient-mutants=sin", "--gradient-mutants-min=100")
+    result, said = score(source, "--gradient-mutants=sin,tanh", "--gradient-mutants-min=100")
     assert result.ret == 0
-    assert "score: 100 % (8 of 8 mistakes noticed)" in said
+    assert "sin   8 of 8 mistakes noticed" in said and "tanh  8 of 8 mistakes noticed" in said
+    runs = (pytester.path / "runs").read_text().split()
+    assert (runs.count("sin"), runs.count("tanh"), runs.count("neither")) == (1 + 8, 1 + 8, 1)
+    assert runs.count("blind") <= 2  # as it is, and for the first mistake
 
 
 def test_tests_that_fail_by_themselves_are_not_scored(score):
@@ -159,6 +172,21 @@ def test_fixture(gradient):
     assert np.allclose(gradient, y * (X - (X * y).sum(axis=-1, keepdims=True)), rtol=1e-12)
 """
     assert "score: 100 %" in score(SOFT + fixture, "--gradient-mutants")[1]
+
+
+def test_hypothesis_stores_no_example_of_a_mistake_that_was_planted(score, pytester):
+    drawn = """
+from hypothesis import given, settings, strategies
+from hypothesis.database import DirectoryBasedExampleDatabase
+class TestDrawn:
+    @settings(database=DirectoryBasedExampleDatabase("examples"), derandomize=False, max_examples=5)
+    @given(strategies.integers(0, 9))
+    def test_drawn(self, seed):
+        assert_gradients(soft, np.random.default_rng(seed).standard_normal((2, 3)))
+"""
+    result, said = score(SOFT + drawn, "--gradient-mutants", "--gradient-mutants-min=100")
+    assert result.ret == 0
+    assert [path for path in (pytester.path / "examples").rglob("*") if path.is_file()] == []
 
 
 def test_a_training_loop_that_no_longer_ends_has_noticed(score, monkeypatch):

@@ -1,0 +1,130 @@
+"""What kind of mistake a wrong gradient looks like: each kind says what the gradient would be, and is compared.
+
+a the engine's gradient for the cotangent v, J the function's Jacobian by numbers (outputs in rows), g = Jᵀ v what a
+should be. A kind is recognised where it leaves less than a thousandth of a - g unexplained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def recognise(
+    x: np.ndarray, y: np.ndarray, v: np.ndarray, a: np.ndarray, jacobian: np.ndarray, others: Mapping[str, np.ndarray]
+) -> str:
+    """The mistake in words; empty where none of those known here explains it.
+
+    x, y: the input and the result.  jacobian (y.size, x.size).  others: gradients, by numbers, of the other inputs.
+    """
+    g = (v.reshape(-1) @ jacobian).reshape(x.shape)
+    if not np.isfinite(a).all():
+        return "it is not finite"
+    if not a.any():
+        return "no gradient arrives at all"
+    if not g.any():
+        return "the function does not depend on this input, yet it has a gradient"
+    off = np.abs(a - g).max()
+    for words, wanted in _kinds(x, y, v, a, g, jacobian, others):
+        if np.abs(a - wanted).max() <= 1e-3 * off:
+            return words
+    return _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
+
+
+def _kinds(
+    x: np.ndarray,
+    y: np.ndarray,
+    v: np.ndarray,
+    a: np.ndarray,
+    g: np.ndarray,
+    jacobian: np.ndarray,
+    others: Mapping[str, np.ndarray],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each mistake in words, with the gradient that it would give."""
+    yield "the sign is wrong", -g
+    factor = float(np.vdot(a, g) / np.vdot(g, g))
+    yield _about_factor(factor, x.shape, y.shape), factor * g
+    yield "what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)
+    yield "what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)
+    if x.ndim >= 2 and x.shape[-1] == x.shape[-2]:
+        yield "it is transposed", g.swapaxes(-1, -2)
+    elif x.ndim == 2:
+        yield "it is transposed, then reshaped", g.T.reshape(x.shape)
+    for name, other in others.items():
+        if other.shape == x.shape:
+            yield f"it is the gradient of {name}", other
+    for axis in _broadcast_axes(x.shape, y.shape):
+        for place, index in (("first", 0), ("last", -1)):
+            kept = np.zeros_like(v)
+            where: list[Any] = [slice(None)] * y.ndim
+            where[axis] = index
+            kept[tuple(where)] = v[tuple(where)]
+            words = f"a sum over axis {axis} of the result, to which the input was broadcast, is missing: only its "
+            yield words + f"{place} part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
+
+
+def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
+    """A constant factor, and what it may come from."""
+    words = f"off by the factor {factor:.10g}"
+    sizes = {n: f"an axis of size {n}" for n in (*shape, *result) if n > 1}
+    total = int(np.prod(shape)) if shape else 1
+    sizes.setdefault(total, f"all {total} entries")
+    for n, what in sizes.items():
+        for value, meaning in (
+            (n, f"a mean over {what} taken for a sum"),
+            (1 / n, f"a sum over {what} taken for a mean"),
+            (n / (n - 1) if n > 1 else 0, f"a mean over {what} divided by n - 1"),
+            ((n - 1) / n, f"a mean over {what} that wants n - 1 divided by n"),
+        ):
+            if n > 2 and abs(factor - value) <= 1e-9 * abs(value):
+                return f"{words}, as by {meaning}"
+    return words
+
+
+def _broadcast_axes(shape: tuple[int, ...], result: tuple[int, ...]) -> list[int]:
+    """Axes of the result along which an input of this shape was repeated, if it was broadcast."""
+    extra = len(result) - len(shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, result[extra:])):
+        return []
+    return [i for i, m in enumerate(result) if m > 1 and (i < extra or shape[i - extra] == 1)]
+
+
+def _lost_contributions(v: np.ndarray, a: np.ndarray, g: np.ndarray, jacobian: np.ndarray, off: float) -> str:
+    """Does every wrong entry lack one of the contributions that add up in it, or hold only one of them?"""
+    parts = v.reshape(-1, 1) * jacobian
+    wrong = np.flatnonzero(np.abs((a - g).reshape(-1)) > 1e-3 * off)
+    if not 0 < wrong.size * parts.shape[0] <= 2**20:
+        return ""
+    a, g, parts = a.reshape(-1)[wrong], g.reshape(-1)[wrong], parts[:, wrong]
+    near = 1e-6 * np.abs(g).max() + 1e-3 * np.abs(a - g)
+    several = (parts != 0).sum(axis=0) > 1
+    if not several.all():
+        return ""
+    if (np.abs(parts - a).min(axis=0) <= near).all():
+        return "of several contributions only one arrives, as where `=` stands for `+=`"
+    if (np.abs(g - parts - a).min(axis=0) <= near).all():
+        return "one of several contributions is lost"
+    return ""
+
+
+def _left_over(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> str:
+    """What the difference is a multiple of in each row of the last axis: the term of the rule that is off."""
+    if not x.ndim or x.shape[-1] < 3:
+        return ""
+    rows = error.reshape(-1, x.shape[-1])
+    centred = (x - x.mean(axis=-1, keepdims=True)).reshape(rows.shape)
+    shapes = [
+        (np.ones_like(rows), "a constant: the term with a mean or sum"),
+        (centred, "a multiple of x - ⟨x⟩: the term with the variance, as by N - 1 for N"),
+        (x.reshape(rows.shape), "a multiple of the input"),
+    ]
+    if y.shape == x.shape:
+        shapes.append((y.reshape(rows.shape), "a multiple of the result"))
+    for shape, words in shapes:
+        lengths = (shape * shape).sum(axis=-1, keepdims=True)
+        along = (rows * shape).sum(axis=-1, keepdims=True) / np.where(lengths == 0, 1, lengths) * shape
+        if np.abs(rows - along).max() <= 1e-3 * np.abs(rows).max():
+            return f"in each row of the last axis {words} is off or missing"
+    return ""

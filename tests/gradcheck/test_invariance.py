@@ -1,0 +1,111 @@
+"""A loss is the same however its batch is cut, ordered or padded, and one that is not is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, nn, ops
+from nanograd_llm.engine import registry
+from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.gradcheck import SplitError, assert_split_invariant
+
+RNG = np.random.default_rng(0)
+TOKENS, TARGETS = RNG.integers(0, 11, (5, 6)), RNG.integers(0, 11, (5, 6))
+TARGETS[0, 2:] = TARGETS[3] = -100
+
+
+def gpt(**sizes):
+    return GPT(GPTConfig(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, **sizes))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_loss_of_a_gpt_does_not_depend_on_the_layout_of_its_batch(dtype):
+    for seed in range(5):
+        assert_split_invariant(gpt().astype(dtype).loss, (TOKENS, TARGETS), seed=seed)
+
+
+def mean_of_rows(model):
+    """Every row counts the same, however many of its targets count."""
+
+    def loss(tokens, targets):
+        rows = [i for i in range(len(tokens)) if (targets[i] != -100).any()]
+        losses = [model.loss(tokens[i : i + 1], targets[i : i + 1]) for i in rows]
+        return ops.mean(ops.stack(losses))
+
+    return loss
+
+
+def ignores_nothing(model):
+    return lambda tokens, targets: ops.cross_entropy(model(tokens), np.maximum(targets, 0))
+
+
+def mixes_rows(model):
+    def loss(tokens, targets):
+        logits = model(tokens)
+        return ops.cross_entropy(logits - ops.mean(logits, axis=0, keepdims=True), targets)
+
+    return loss
+
+
+def sees_the_future(model):
+    def loss(tokens, targets):
+        logits = model(tokens)
+        return ops.cross_entropy(logits - ops.mean(logits, axis=1, keepdims=True), targets)
+
+    return loss
+
+
+@pytest.mark.parametrize("broken", [mean_of_rows, ignores_nothing, mixes_rows, sees_the_future])
+def test_a_loss_that_does_depend_on_it_is_found(broken):
+    with pytest.raises(SplitError, match="depends on how the batch is laid out"):
+        assert_split_invariant(broken(gpt()), (TOKENS, TARGETS))
+
+
+def test_without_columns_a_model_may_see_the_whole_row():
+    assert_split_invariant(sees_the_future(gpt()), (TOKENS, TARGETS), columns=False)
+
+
+def test_a_gradient_that_depends_on_the_rows_is_found_though_the_loss_does_not(monkeypatch):
+    rule = registry["layernorm"].rule
+
+    def wrong(dy, w, xhat, r):
+        dx, dw, db = rule(dy, w, xhat, r)
+        return dx, dw * (1 + 1e-3 * len(dy)), db
+
+    monkeypatch.setattr(registry["layernorm"], "rule", wrong)
+    with pytest.raises(SplitError, match="the gradient of blocks.0.ln_1.weight"):
+        assert_split_invariant(gpt().loss, (TOKENS, TARGETS))
+
+
+class Regression(nn.Module):
+    def __init__(self):
+        self.map = nn.Linear(3, 1, rng=np.random.default_rng(0))
+
+    def loss(self, x, targets):
+        off = self.map(x)[:, 0] - np.where(targets == -100, 0, targets).astype(np.float32)
+        counted = targets != -100
+        return ops.sum(off * off * counted.astype(np.float32)) / float(counted.sum())
+
+
+def test_any_loss_with_rows_and_targets_can_be_checked():
+    x = RNG.standard_normal((6, 3)).astype(np.float32)
+    assert_split_invariant(Regression().loss, (x, RNG.standard_normal(6)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "words"),
+    [
+        ((TOKENS[:1], TARGETS[:1]), ShapeError, "two at least"),
+        ((TOKENS, TARGETS[:3]), ShapeError, "same number of rows"),
+        ((TOKENS, np.full_like(TARGETS, -100)), ShapeError, "none of the 30 targets counts"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(batch, error, words):
+    with pytest.raises(error, match=words):
+        assert_split_invariant(gpt().loss, batch)
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    with pytest.raises(GraphError, match="one number"):
+        assert_split_invariant(lambda tokens, targets: gpt().astype(np.float32)(tokens), (TOKENS, TARGETS))
