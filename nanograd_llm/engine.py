@@ -336,13 +336,15 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, retain_graph: bool | Non
     retain = state.higher_order if retain_graph is None else retain_graph
     found = walk(_origin(y), _seed(y, cotangent), {id(_origin(t)) for t in targets}, retain)
     gradients: list[Any] = []
+    handed_out: set[int] = set()
     for target in targets:
         _, gradient = found.get(id(_origin(target)), (None, None))
         if gradient is None:
             gradient = xp(target.data).zeros_like(target.data)
             gradient = Tensor._recorded(gradient, None) if state.higher_order else gradient
-        elif any(gradient is other for other in gradients):  # the same Tensor named twice
-            gradient = gradient if state.higher_order else gradient.copy()
+        elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor named twice
+            gradient = gradient.copy()
+        handed_out.add(id(gradient))
         gradients.append(gradient)
     return gradients[0] if single else gradients
 

@@ -89,7 +89,7 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
                 is_asked_for = node.retained is not None if wanted is None else id(node) in wanted
                 if is_asked_for:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
-                for source, gradient, is_own in _pull_back(node, cotangent, leads):
+                for source, gradient, is_own in _pull_back(node, cotangent, leads, pending):
                     if not isinstance(source, Node):
                         leaves[id(source)] = source
                     _accumulate(pending, owned, id(source), gradient, is_own)
@@ -166,8 +166,13 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
             owned.add(key)
 
 
-def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[tuple[Any, Any, bool]]:
-    """Run a node's rule: (source, gradient in the source's shape and dtype, is it an array of its own) for each."""
+def _pull_back(
+    node: Node, cotangent: Any, leads: set[int] | None, pending: dict[int, Any]
+) -> Iterator[tuple[Any, Any, bool]]:
+    """Run a node's rule: (source, gradient in the source's shape and dtype, is it an array of its own) for each.
+
+    The last is found out where it matters: at leaves, and where another gradient is pending already.
+    """
     sources = node.sources or ()
     needs = tuple([source is not None and (leads is None or id(source) in leads) for source in sources])
     if True not in needs:
@@ -185,6 +190,7 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
                 "after the forward; copy it before you change it"
             )
     saved, gradients = node.op.pull_back(node, cotangent, needs)
+    shared: set[int] | None = None
     for i, gradient in gradients:
         if not needs[i]:
             continue
@@ -201,13 +207,15 @@ def _pull_back(node: Node, cotangent: Any, leads: set[int] | None) -> Iterator[t
             if gradient.dtype != dtype and not (SCALARS_WIDEN and cotangent.shape == ()):
                 require_no_widening(gradient.dtype, [cotangent, *saved], what)
         fitted = _fit(gradient, shape, dtype, node.op.name)
-        is_own = not state.higher_order and (
-            fitted is not gradient or _is_own(gradient, cotangent, saved, [g for _, g in gradients])
-        )
-        yield sources[i], fitted, is_own
+        source, is_own = sources[i], False
+        if not state.higher_order and (not isinstance(source, Node) or id(source) in pending):
+            if shared is None:
+                shared = _owners((cotangent, *saved))
+            is_own = fitted is not gradient or _is_own(gradient, shared, [g for _, g in gradients])
+        yield source, fitted, is_own
 
 
-def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any]) -> bool:
+def _is_own(gradient: Any, shared: set[int], gradients: list[Any]) -> bool:
     """Did the rule make this array, or the array it is a whole view of, so that nobody else can see it change?"""
     owner = gradient
     if gradient.base is not None:
@@ -217,19 +225,22 @@ def _is_own(gradient: Any, cotangent: Any, saved: list[Any], gradients: list[Any
         if not gradient.flags.forc:
             return False
     return (
-        getattr(gradient.flags, "writeable", True)  # CuPy's flags have no such thing
-        and sum(g is owner or getattr(g, "base", None) is owner for g in gradients) == 1
-        and not any(a is owner or getattr(a, "base", None) is owner for a in _flat((cotangent, saved)))
+        id(owner) not in shared
+        and getattr(gradient.flags, "writeable", True)  # CuPy's flags have no such thing
+        and sum([g is owner or getattr(g, "base", None) is owner for g in gradients]) == 1
         and owner.flags.owndata
     )
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _owners(values: Any) -> set[int]:
+    """Ids of all arrays among these values, and of those they are views of."""
+    ids: set[int] = set()
     for value in values:
         if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
+            ids |= _owners(value)
+        elif hasattr(value, "base"):
+            ids |= {id(value), id(value.base)}
+    return ids
 
 
 def _fit(gradient: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Any:

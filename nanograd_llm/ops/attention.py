@@ -1,15 +1,17 @@
 """Causal attention by hand: query rows in blocks, each block stopping at its last visible key.
 
 A block of queries i:j needs the keys before j only, so half of the score matrix is never computed, and what is computed
-stays in the cache. The softmax's rule then gives, for each block with probabilities P:
+stays in the cache. Scores lie keys by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts
+along whole rows, and every product is one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
 
-    V̄ += Pᵀ Ȳ;  P̄ = Ȳ Vᵀ;  S̄ = P*(P̄ - Σ P̄*P);  Q̄ = S̄ K/√D;  K̄ += S̄ᵀ Q/√D
+    V̄ += P Ȳ;  P̄ = V Ȳᵀ;  S̄ = P*(P̄ - Σ P̄*P),  Σ P̄*P = Σ Ȳ*Y;  Q̄ = S̄ᵀ K/√D;  K̄ += S̄ Q/√D
 
 B batch, T time, C channels, H heads, D = C/H
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -20,7 +22,7 @@ from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import dropout_mask, head_size
 from nanograd_llm.ops.layout import causal_mask
 
-BLOCK = 64  # query rows at a time; 64 to 128 measured best
+BLOCK = 32  # query rows at a time; fewer waste less on the masked part, and 32 still keep BLAS busy
 
 
 def _samples(draw):
@@ -38,7 +40,7 @@ def _samples(draw):
     equals=composed.causal_attention,
     samples=_samples,
 )
-def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
+def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
     """Each query's mean of the values, weighted by how well their keys fit (Vaswani et al. 2017); none from the future.
 
     q (..., n, D), k (..., m, D), v (..., m, E) -> y (..., n, E)
@@ -67,15 +69,15 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
     y = np.empty((*lead, q.shape[-2], v.shape[-1]), dtype=np.result_type(q, k, v))
-    return keep(y, blocks=_attend(q, k, v, y, dropout, seed))
+    return keep(y, blocks=_attend(q, k, v, y, dropout, seed, any(needs)))
 
 
 @causal_attention.backward
-def causal_attention_backward(dy, q, k, v, blocks):
+def causal_attention_backward(dy, y, q, k, v, blocks):
     lead = dy.shape[:-2]
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
-    dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
-    _attend_backward(dy, q, k, v, blocks, dq, dk, dv)
+    dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
+    _attend_backward(dy, y, q, k, v, blocks, dq, dk, dv)
     return dq, dk, dv
 
 
@@ -89,7 +91,7 @@ def causal_attention_backward(dy, q, k, v, blocks):
         ((draw(2, 3, 12),), {"n_head": 4, "dropout": 0.4, "seed": (3,)}),
     ],
 )
-def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,)):
+def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,), needs):
     """Causal attention on queries, keys and values that lie side by side, as one product made them.
 
     x (B, T, C3) -> y (?)
@@ -100,13 +102,13 @@ def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,)):
     B, T, C3 = x.shape
     head_size(C3, n_head)
     y = np.empty((B, T, C3 // 3), dtype=x.dtype)
-    return keep(y, blocks=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed))
+    return keep(y, blocks=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed, any(needs)))
 
 
 @causal_self_attention.backward
-def causal_self_attention_backward(dy, x, blocks, n_head):
-    dx = np.zeros(x.shape, dtype=x.dtype)
-    _attend_backward(*_heads(dy, 1, n_head), *_heads(x, 3, n_head), blocks, *_heads(dx, 3, n_head))
+def causal_self_attention_backward(dy, y, x, blocks, n_head):
+    dx = np.empty(x.shape, dtype=x.dtype)
+    _attend_backward(*(_heads(z, 1, n_head)[0] for z in (dy, y)), *_heads(x, 3, n_head), blocks, *_heads(dx, 3, n_head))
     return dx
 
 
@@ -116,39 +118,69 @@ def _heads(x, parts, n_head):
     return x.reshape(B, T, parts, n_head, C // parts // n_head).transpose(2, 0, 3, 1, 4)
 
 
-def _attend(q, k, v, y, dropout, seed):
-    """Write the attention into y; return (rows, visible keys, weights, dropout mask or None) of each block."""
+def _attend(q, k, v, y, dropout, seed, recorded):
+    """Write the attention into y; return what `_attend_backward` wants of each block, nothing unless `recorded`."""
     n, m = q.shape[-2], k.shape[-2]
     scale = 1 / math.sqrt(q.shape[-1])
-    mask = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed) if dropout else None
+    mask = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
     blocks = []
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
         first, visible = m - n + start, m - n + rows.stop
-        p = q[..., rows, :] @ k[..., :visible, :].swapaxes(-1, -2)
-        p *= scale
-        future = ~causal_mask(rows.stop - start, visible - first)
-        np.copyto(p[..., first:], -np.inf, where=future)
-        p -= p.real.max(axis=-1, keepdims=True)
+        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), scale, order="C")
+        p = k[..., :visible, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
+        _hide_future(p[..., first:, :])
+        p -= _largest_key(p.real)
         np.exp(p, out=p)
-        p /= p.sum(axis=-1, keepdims=True)
-        kept = None if mask is None else mask[..., rows, :visible]
-        y[..., rows, :] = (p if kept is None else p * kept) @ v[..., :visible, :]
-        blocks.append((rows, visible, p, kept))
+        p *= 1 / (np.ones(visible, p.dtype) @ p)[..., None, :]  # a product with ones is the fastest sum there is
+        kept = None if mask is None else mask[..., :visible, rows]
+        np.matmul(_dropped(p, kept).swapaxes(-1, -2), v[..., :visible, :], out=y[..., rows, :])
+        if recorded:
+            blocks.append((rows, visible, p, kept))
     return blocks
 
 
-def _attend_backward(dy, q, k, v, blocks, dq, dk, dv):
-    """Write the gradient of q into dq; add those of k and v into dk and dv."""
+def _attend_backward(dy, y, q, k, v, blocks, dq, dk, dv):
+    """Write the gradients of q, k and v into dq, dk and dv."""
     scale = 1 / math.sqrt(q.shape[-1])
-    for rows, visible, p, kept in blocks:
+    if not blocks:
+        dk[...] = dv[...] = 0
+    for rows, visible, p, kept in reversed(blocks):
         dyb, qb = dy[..., rows, :], q[..., rows, :]
-        dv[..., :visible, :] += (p if kept is None else p * kept).swapaxes(-1, -2) @ dyb
-        ds = dyb @ v[..., :visible, :].swapaxes(-1, -2)
+        ds = v[..., :visible, :] @ np.multiply(dyb.swapaxes(-1, -2), scale, order="C")
         if kept is not None:
             ds *= kept
-        ds -= np.einsum("...tk,...tk->...t", ds, p)[..., None]
+        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * scale)[..., None, :]
         ds *= p
-        ds *= scale
-        dq[..., rows, :] = ds @ k[..., :visible, :]
-        dk[..., :visible, :] += ds.swapaxes(-1, -2) @ qb
+        np.matmul(ds.swapaxes(-1, -2), k[..., :visible, :], out=dq[..., rows, :])
+        if visible == k.shape[-2]:  # the last queries, which come first here, see every key
+            np.matmul(_dropped(p, kept), dyb, out=dv)
+            np.matmul(ds, qb, out=dk)
+        else:
+            dv[..., :visible, :] += _dropped(p, kept) @ dyb
+            dk[..., :visible, :] += ds @ qb
+
+
+@functools.lru_cache(maxsize=16)
+def _bounds(n, dtype):
+    """(keys, queries), what a score may be at most: -inf where the key comes after the query."""
+    bounds = np.where(causal_mask(n, n).T, np.inf, -np.inf).astype(dtype)
+    bounds.flags.writeable = False
+    return bounds
+
+
+def _hide_future(scores):
+    """Make the scores of later keys -inf, in place, whatever they are; a minimum is faster than a masked copy."""
+    np.minimum(scores, _bounds(scores.shape[-1], scores.real.dtype), out=scores)
+
+
+def _largest_key(scores):
+    """The maximum over the keys, by halves that overlap where they are odd: NumPy's own takes thrice as long."""
+    while scores.shape[-2] > 1:
+        half = (scores.shape[-2] + 1) // 2
+        scores = np.maximum(scores[..., :half, :], scores[..., -half:, :])
+    return scores
+
+
+def _dropped(p, kept):
+    return p if kept is None else p * kept

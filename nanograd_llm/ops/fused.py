@@ -170,13 +170,16 @@ def layernorm(x, w, b, *, eps=1e-5):
 @layernorm.backward
 def layernorm_backward(dy, w, xhat, r):
     rows = _rows(dy)
-    dw = np.einsum("nc,nc->c", rows, xhat)
+    product = rows * xhat
+    dw, db = _column_sums(product), _column_sums(rows)
+    share = w / np.asarray(len(w), dtype=w.dtype)
+    mean, mean_product = (rows @ share)[:, None], (product @ share)[:, None]  # ⟨g⟩ and ⟨g*x̂⟩
+    np.multiply(xhat, mean_product, out=product)
+    product += mean
     g = rows * w
-    mean_product = _row_mean_products(g, xhat)
-    g -= _row_means(g)
-    g -= xhat * mean_product
+    g -= product
     g *= r
-    return g.reshape(dy.shape), dw, _column_sums(rows)
+    return g.reshape(dy.shape), dw, db
 
 
 @op(
@@ -209,41 +212,53 @@ _GELU_SLOPE = math.sqrt(2 / math.pi)
 _GELU_CUBE = 0.044715
 
 
+_GELU_PART = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
+
+
 @op(
-    "y = x/2*(1 + t),  t = tanh u,  u = √(2/π)*(x + 0.044715 x³)",
-    "x̄ = ȳ/2*(1 + t + x*(1 - t²)*u'),  u' = √(2/π)*(1 + 3*0.044715 x²)",
+    "y = x*h,  h = (1 + tanh u)/2,  u = √(2/π)*(x + 0.044715 x³)",
+    "x̄ = ȳ*(h + 2 x*h*(1 - h)*u'),  u' = √(2/π)*(1 + 3*0.044715 x²)",
     equals=composed.gelu,
 )
-def gelu(x):
-    """GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel 2016).  x (*) -> y (*)"""
+def gelu(x, *, needs):
+    """GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel 2016).  x (*) -> y (*)
+
+    The slope is computed along with the result, so that the tape keeps one array instead of two.
+    """
     x = np.asarray(x)
-    with np.errstate(over="ignore"):  # the tanh of an infinity is as good
-        t = np.multiply(x, x, out=np.empty_like(x))  # an array also where x has no axes
-        t *= _GELU_SLOPE * _GELU_CUBE
-        t += _GELU_SLOPE
-        t *= x
-    np.tanh(t, out=t)
-    y = t + 1
-    y *= x
-    y *= 0.5
-    return keep(y, t=t)
+    y = np.empty(x.shape, x.dtype)
+    slope = np.empty_like(y) if any(needs) else None
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    for start in range(0, flat_y.size, _GELU_PART):
+        part = slice(start, start + _GELU_PART)
+        _gelu(flat_x[part], flat_y[part], None if slope is None else slope.reshape(-1)[part])
+    return keep(y, slope=slope)
+
+
+def _gelu(x, y, slope):
+    """Write the result into y, and its slope into `slope` unless that is None."""
+    with np.errstate(over="ignore"):
+        square = x * x
+        np.minimum(square, GELU_FLAT**2, out=square)  # beyond, h is 0 or 1 whatever the square
+        h = square * (_GELU_SLOPE * _GELU_CUBE)
+        h += _GELU_SLOPE
+        h *= x
+    np.tanh(h, out=h)
+    h *= 0.5
+    h += 0.5
+    np.multiply(x, h, out=y)
+    if slope is not None:
+        square *= 6 * _GELU_SLOPE * _GELU_CUBE
+        square += 2 * _GELU_SLOPE
+        np.subtract(1, h, out=slope)
+        slope *= y  # before the square: a large x then meets a zero, and no infinity does
+        slope *= square
+        slope += h
 
 
 @gelu.backward
-def gelu_backward(dy, x, t):
-    slope = np.clip(x, -GELU_FLAT, GELU_FLAT)
-    slope *= slope
-    slope *= 3 * _GELU_SLOPE * _GELU_CUBE
-    slope += _GELU_SLOPE
-    dx = t * t
-    dx -= 1
-    dx *= slope
-    dx *= x  # last: a large x then meets a zero, and no infinity does
-    dx -= t
-    dx -= 1
-    dx *= -0.5
-    dx *= dy
-    return dx
+def gelu_backward(dy, slope):
+    return dy * slope
 
 
 @op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)

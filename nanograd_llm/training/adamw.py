@@ -15,14 +15,14 @@ import numpy as np
 
 from nanograd_llm.engine import Parameter
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.training.flat import BLOCK, FlatParameters
+from nanograd_llm.training.flat import Block, FlatParameters
 
 
 class AdamW:
     """Optimizer over all `parameters`; decay (λ) acts on matrices and tables only.
 
     m and v are flat arrays in the layout of `flat`. `step` takes a list of gradients in the order of the parameters
-    given; `step_flat` one array in the layout of `flat`.
+    given; `step_segments` takes them as `flat.segments` lays them out.
     """
 
     def __init__(
@@ -51,46 +51,53 @@ class AdamW:
         if shapes != expected:
             raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
         given = {id(p): g for p, g in zip(self.order, gradients)}
-        self.step_flat(np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters]), learning_rate)
+        self.step_segments(self.flat.segments([given[id(p)] for p in self.flat.parameters]), learning_rate)
 
-    def step_flat(
+    def step_segments(
         self,
-        gradient: np.ndarray,
+        gradient: Sequence[np.ndarray],
         learning_rate: float,
-        each: Callable[[Callable[[int], Any], range], Any] = map,
+        *,
+        scale: float = 1.0,
+        each: Callable[[Callable[[Block], Any], Sequence[Block]], Iterable[Any]] = map,
     ) -> None:
-        """`step` with the gradient as one array in the layout of `flat`.
+        """`step` with the gradient in the segments of `flat`.
 
+        scale: the gradient is multiplied by it first; clipping costs no pass of its own then.
         each: maps over blocks; a thread pool's `map` shares them out.
         """
-        if gradient.shape != self.flat.data.shape:
-            raise ShapeError(f"the flat gradient has shape {gradient.shape}; expected {self.flat.data.shape}")
+        if sum(len(segment) for segment in gradient) != len(self.flat.data):
+            sizes = [len(segment) for segment in gradient]
+            raise ShapeError(f"the segments have {sizes} numbers; expected {len(self.flat.data)} together")
         self.flat.require_tied()
         self.steps += 1
         # m̂/(√v̂ + ε) with both corrections drawn together: η m/(√v + ε√(1-β₂ᵗ)), η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
         correction = math.sqrt(1 - self.beta2**self.steps)
         rate, eps = learning_rate * correction / (1 - self.beta1**self.steps), self.eps * correction
         decay = 1 - learning_rate * self.weight_decay
-        blocks = range(0, len(gradient), BLOCK)
-        for _ in each(lambda start: self._update(start, gradient, rate, eps, decay), blocks):
+
+        def update(block: Block) -> None:
+            self._update(block, gradient[block.segment][block.part] * scale, rate, eps, decay)
+
+        for _ in each(update, self.flat.blocks):
             pass
 
-    def _update(self, start: int, gradient: np.ndarray, rate: float, eps: float, decay: float) -> None:
-        block = slice(start, start + BLOCK)
-        p, g, m, v = self.flat.data[block], gradient[block], self.m[block], self.v[block]
+    def _update(self, block: Block, g: np.ndarray, rate: float, eps: float, decay: float) -> None:
+        """Move the parameters of a block; g, their gradient, is used up."""
+        p, m, v = self.flat.data[block.place], self.m[block.place], self.v[block.place]
         scratch = g - m
         scratch *= 1 - self.beta1
         m += scratch
-        np.multiply(g, g, out=scratch)
-        scratch -= v
-        scratch *= 1 - self.beta2
-        v += scratch
+        g *= g
+        g -= v
+        g *= 1 - self.beta2
+        v += g
         np.sqrt(v, out=scratch)
         scratch += eps
         np.divide(m, scratch, out=scratch)
         scratch *= rate
-        decayed = max(0, self.flat.decayed - start)
-        p[:decayed] *= decay
+        if block.place.stop <= self.flat.decayed:
+            p *= decay
         p -= scratch
 
 

@@ -6,6 +6,7 @@ count in them and added in a fixed order, so the same number of threads gives th
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,11 +19,11 @@ from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import checked, state
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.randomness import noise
-from nanograd_llm.training.flat import BLOCK, FlatParameters
+from nanograd_llm.training.flat import Block, FlatParameters
 
 
 class Workers:
-    """Threads that compute the loss and flat gradient of a batch together.
+    """Threads that compute the loss and gradient of a batch together; the one that calls works as well.
 
     threads: how many; 0 for one a core. pieces: each share is worked through in this many pieces, one after the other,
     which bounds the memory (gradient accumulation).
@@ -34,13 +35,12 @@ class Workers:
         self.flat = flat
         self.threads = threads or cpu_count()
         self.pieces = pieces
-        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="shard")
-        self.buffers = [np.empty_like(flat.data) for _ in range(self.threads)]
+        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="shard")
 
     def loss_and_gradient(
         self, loss: Callable[[Any, Any], Tensor], tokens: np.ndarray, targets: np.ndarray, key: Sequence[int]
-    ) -> tuple[float, np.ndarray]:
-        """The mean loss over all targets that count, and its gradient: a flat array, valid until the next call.
+    ) -> tuple[float, float, list[np.ndarray]]:
+        """The mean loss over all targets that count, its gradient's length, and its gradient in segments of `flat`.
 
         key: what the noise of dropout follows from, such as (seed, step); the number of the piece is added to it.
         A thread that fails ends the call with its error once all threads have ended. `checked()` reaches the threads.
@@ -55,9 +55,9 @@ class Workers:
         pieces = np.array_split(np.arange(len(tokens)), min(shards * self.pieces, len(tokens)))
         is_checked = state.checked
 
-        def work(shard: int) -> float:
-            buffer, total, is_empty = self.buffers[shard], 0.0, True
-            views = self.flat.views(buffer)
+        def work(shard: int) -> tuple[float, list[np.ndarray]]:
+            total = 0.0
+            gradients: list[np.ndarray] = []
             for number in range(shard, len(pieces), shards):
                 rows = slice(pieces[number][0], pieces[number][-1] + 1)
                 share = count_targets(targets[rows]) / count
@@ -68,49 +68,50 @@ class Workers:
                     y = loss(tokens[rows], targets[rows])
                     if not isinstance(y, Tensor) or y.shape != ():
                         raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r}")
-                    gradients = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
-                for view, gradient in zip(views, gradients):
-                    if is_empty:
-                        view[...] = gradient
-                    else:
-                        view += gradient
-                is_empty = False
+                    found = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
+                for sum_so_far, gradient in zip(gradients, found):
+                    sum_so_far += gradient
+                gradients = gradients or found
                 total += share * y.item()
-            if is_empty:
-                buffer[:] = 0
-            return total
+            return total, self.flat.segments(gradients) if gradients else []
 
         with blas_threads(1 if shards > 1 else self.threads):
-            losses = self._all(work, shards)
-        gradient = self.buffers[0]
+            losses, shares = zip(*self.each(work, range(shards)))
+        gradient, *others = [segments for segments in shares if segments]
 
-        def add(start: int) -> None:
-            block = slice(start, start + BLOCK)
-            for other in self.buffers[1:shards]:
-                gradient[block] += other[block]
+        def add(block: Block) -> float:
+            """Sum the shards in this block; returns its sum of squares."""
+            here = gradient[block.segment][block.part]
+            for other in others:
+                here += other[block.segment][block.part]
+            return float(np.vdot(here, here))
 
-        self.each(add, range(0, len(gradient), BLOCK))
-        return sum(losses), gradient
+        with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
+            norm = math.sqrt(sum(self.each(add, self.flat.blocks)))
+        return sum(losses), norm, gradient
 
-    def each(self, work: Callable[[int], Any], items: range) -> Any:
-        """Run work on every item, shared out over the threads; returns when all is done."""
+    def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """work(item) for every item, in order, shared out over the threads.
 
-        def share(n: int) -> None:
-            for item in items[n :: self.threads]:
-                work(item)
-
-        return self._all(share, self.threads)
-
-    def _all(self, work: Callable[[int], Any], count: int) -> list[Any]:
-        """Results of work(0), work(1), ...; whatever fails or interrupts, none is still running afterwards."""
+        Whatever fails or interrupts, nothing is still running when this returns.
+        """
         from concurrent.futures import wait
 
-        running = [self.pool.submit(work, n) for n in range(count)]
+        shares = min(self.threads, len(items))
+
+        def share(n: int) -> list[Any]:
+            return [work(item) for item in items[n::shares]]
+
+        running = [self.pool.submit(share, n) for n in range(1, shares)]
+        results: list[Any] = [None] * len(items)
         try:
+            results[::shares] = share(0)
             wait(running)
         finally:
-            wait(running)  # again, where Ctrl-C broke into the first
-        return [running.pop(0).result() for _ in range(count)]  # popped: an error must not hold on to itself
+            wait(running)  # again, where Ctrl-C or an error broke into the first
+        for n in range(1, shares):
+            results[n::shares] = running.pop(0).result()  # popped: an error must not hold on to itself
+        return results
 
 
 def pinned_blas() -> str | None:

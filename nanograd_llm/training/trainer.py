@@ -21,7 +21,7 @@ from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import require_int, require_number
-from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
+from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
 
@@ -134,14 +134,14 @@ class Trainer:
         c = self.config
         key = (c.seed, self.steps_done)
         self.model.train()
-        loss, gradient = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
-        norm = clip_by_global_norm([gradient], c.max_norm)
+        loss, norm, gradient = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._explain(tokens, targets, key, loss, norm)
         # a step takes the learning rate of where it ends, so that the first one is not idle
         ahead = progress(self.steps_done + 1)
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-        self.optimizer.step_flat(gradient, learning_rate, self.workers.each)
+        clipped = min(1.0, c.max_norm / norm) if norm else 1.0
+        self.optimizer.step_segments(gradient, learning_rate, scale=clipped, each=self.workers.each)
         self.steps_done += 1
         count = count_targets(np.asarray(targets))
         self.tokens_seen += count
