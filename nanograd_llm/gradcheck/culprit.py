@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend import is_array
 from nanograd_llm.engine import Tensor
 from nanograd_llm.gradcheck.report import Culprit, Report
 from nanograd_llm.modes import watched
@@ -25,7 +26,10 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = []
 
     def note(node: Any, arrays: Any, static: dict[str, Any], place: str) -> None:
-        inputs = tuple(Tensor(a, requires_grad=True) if form is not None else a for a, form in zip(arrays, node.forms))
+        inputs = tuple(
+            Tensor(a, requires_grad=form is not None) if is_array(a) and a.dtype.kind == "f" else a
+            for a, form in zip(arrays, node.forms)
+        )
         calls.append((node.op, inputs, static, place))
 
     with watched(note):

@@ -14,7 +14,7 @@ import numpy as np
 from nanograd_llm import nn
 from nanograd_llm.engine import Tensor, registry
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.gradcheck.check import DIRECTIONS, gradcheck
+from nanograd_llm.gradcheck.check import DIRECTIONS, gradcheck, verdicts
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
 from nanograd_llm.gradcheck.function import _below
 from nanograd_llm.gradcheck.mutants import Mutant, mutants
@@ -221,7 +221,7 @@ def _is_caught(op: Op, drawn: list[Specimen]) -> bool:
     with contextlib.ExitStack() as stack:
         for mutant in _sharp_mutants(op):
             stack.enter_context(mutant.planted())
-        return any(not gradcheck(layer, *inputs).passed for layer, inputs in drawn)
+        return any(not verdicts(layer, *inputs).passed for layer, inputs in drawn)
 
 
 def _numbers(specimen: Specimen) -> float:

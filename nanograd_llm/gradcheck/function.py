@@ -83,15 +83,16 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def rounding(self) -> tuple[float, int]:
-        """The machine epsilon of the narrowest float on the tape (a function may convert its inputs), and the number of
-        ops in the longest chain of them."""
+    def tape(self) -> tuple[float, int, int]:
+        """The machine epsilon of the narrowest float on the tape (a function may convert its inputs), the number of ops
+        in the longest chain of them, and of all op calls."""
         y, _ = self.record(self.values)
         below = _below(y)
         depths: dict[int, int] = {}
         for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
             depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
-        return max(float(np.finfo(source.dtype).eps) for source in [y, *below]), max(depths.values(), default=0)
+        epsilon = max(float(np.finfo(source.dtype).eps) for source in [y, *below])
+        return epsilon, max(depths.values(), default=0), len(depths)
 
     def widening(self) -> list[str]:
         """Where the function widens the floats it was given, in words: the first op call that does."""

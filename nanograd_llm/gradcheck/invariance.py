@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.engine import Tensor, grad
 from nanograd_llm.errors import GraphError, NanogradError, ShapeError
-from nanograd_llm.gradcheck.check import DEPTH
+from nanograd_llm.gradcheck.comparison import DEPTH
 from nanograd_llm.gradcheck.function import Function
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import IGNORE_INDEX

@@ -47,7 +47,7 @@ def shapes(*, max_axes: int = 3, max_size: int = 3, zeros: bool = True) -> st.Se
 def broadcastable_shapes(
     draw: Callable[..., Any], count: int = 2, *, max_axes: int = 3, max_size: int = 3, zeros: bool = True
 ) -> tuple[tuple[int, ...], ...]:
-    """`count` shapes that broadcast together: each lacks some leading axes of one shape and has ones for some others.
+    """`count` shapes that broadcast together: each is one shape, or lacks some of its axes and has ones for others.
 
     >>> from hypothesis import find
     >>> find(broadcastable_shapes(), lambda pair: pair[0] != pair[1] and len(pair[0]) == len(pair[1]))
@@ -56,8 +56,11 @@ def broadcastable_shapes(
     whole = draw(shapes(max_axes=max_axes, max_size=max_size, zeros=zeros))
     made = []
     for _ in range(count):
-        missing = draw(st.integers(0, len(whole)))
-        made.append(tuple(1 if draw(st.booleans()) else n for n in whole[missing:]))
+        if draw(st.booleans()):
+            made.append(whole)
+        else:
+            missing = draw(st.integers(0, len(whole)))
+            made.append(tuple(1 if draw(st.booleans()) else n for n in whole[missing:]))
     return tuple(made)
 
 
