@@ -13,6 +13,8 @@ import pytest
 
 from nanograd_llm import __version__
 from nanograd_llm.cli import main
+from nanograd_llm.engine import registry
+from nanograd_llm.gradcheck import figures
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -174,6 +176,35 @@ def test_an_unknown_op_is_refused_with_the_nearest_name(capsys):
 def test_gradcheck_passes_for_an_op_and_prints_a_table(capsys):
     assert main(["gradcheck", "--op", "softmax", "--cases", "3"]) == 0
     assert "softmax" in told(capsys)[0]
+
+
+def test_gradcheck_of_a_wrong_rule_is_code_1_and_says_why(monkeypatch, capsys):
+    rule = registry["exp"].rule
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 2 * rule(dy, y))
+    assert main(["gradcheck", "--op", "exp", "--cases", "3"]) == 1
+    out, _ = told(capsys)
+    assert "wrong" in out and "off by the factor 2" in out and out.endswith("0 of 1 are right\n")
+
+
+def test_gradcheck_of_a_trained_model_says_what_it_costs_and_reports(run, capsys):
+    assert main(["gradcheck", "--model", str(run)]) == 0
+    out, _ = told(capsys)
+    assert "random directions each: about" in out and "gradients of loss: right" in out and "wte" in out
+
+
+@pytest.mark.parametrize(("count", "code"), [(1000, 0), (999, 1)])
+def test_figures_of_the_check_are_printed_and_one_that_is_not_reached_is_code_1(count, code, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "figures", lambda seed: [figures.Figure("caught", count, 1000, 1000)])
+    assert main(["gradcheck", "--figures"]) == code
+    assert told(capsys)[0] == f"caught: {count:,} of 1,000\n"
+
+
+@pytest.mark.parametrize(
+    "options", [["--figures", "--op", "exp"], ["--figures", "--cases", "3"], ["--thorough", "--cases", "3"]]
+)
+def test_options_of_gradcheck_that_do_not_go_together_are_refused(options, capsys):
+    assert main(["gradcheck", *options]) == 2
+    told(capsys)
 
 
 def command(*arguments):
