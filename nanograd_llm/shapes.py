@@ -146,6 +146,15 @@ def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], star
     return None
 
 
+def require_row_of(x: Any, **vectors: Any) -> None:
+    """Raise ShapeError unless each of these has the shape of a row of x: what NumPy would repeat is refused."""
+    for name, vector in vectors.items():
+        if np.shape(vector) != np.shape(x)[-1:]:
+            raise ShapeError(
+                f"{name} has shape {np.shape(vector)}; expected {np.shape(x)[-1:]}, as a row of {np.shape(x)}"
+            )
+
+
 def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
     """One axis, a tuple of them or None for all, as numbers from 0 to ndim-1.
 

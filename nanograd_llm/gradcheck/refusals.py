@@ -21,7 +21,7 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
 
     An input with a size of its own where the line has one name for several; with fewer axes than the line names; with
     leading axes that do not broadcast; and each static argument given, unless it is a switch, as text. Where none of
-    this can be wrong, an input of text. A case without numbers in it gives none.
+    this can be wrong, an input of text, but for ops of any number of inputs. A case without numbers in it gives none.
     """
     if not all(np.size(x) for x in case.inputs if x is not None):
         return
@@ -51,7 +51,7 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
         if not isinstance(value, bool):
             yield f"{name} as text", case.inputs, {**case.static, name: "nonsense"}
             made += 1
-    if not made:
+    if not made and not op.variadic:  # of bare arrays of text alone, NumPy does make one
         for i in places:
             yield f"{names[i]} of text", _with(case, {i: np.full(case.inputs[i].shape, "a")}), case.static
 

@@ -66,6 +66,8 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
         raise ShapeError(
             f"causal_attention has {q.shape[-2]} queries for {k.shape[-2]} keys; give at least as many keys"
         )
+    if k.shape[-2] != v.shape[-2]:
+        raise ShapeError(f"causal_attention has {k.shape[-2]} keys for {v.shape[-2]} values; give one for each")
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
     y = np.empty((*lead, q.shape[-2], v.shape[-1]), dtype=np.result_type(q, k, v))

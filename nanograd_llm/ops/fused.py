@@ -17,7 +17,7 @@ from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, dropout_mask, flat_targets, shift
 from nanograd_llm.ops.primitive import erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
-from nanograd_llm.shapes import axes_of
+from nanograd_llm.shapes import axes_of, require_row_of
 
 
 def _softmax_and_total(x, axis):
@@ -159,6 +159,7 @@ def layernorm(x, w, b, *, eps=1e-5):
     >>> x.grad.tolist(), w.grad.tolist()
     ([2.0, -2.0, 1.0, -1.0], [-3.0, -1.0, 1.0, 1.0])
     """
+    require_row_of(x, w=w, b=b)
     rows = _rows(x)
     xhat = rows - _row_means(rows)
     r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + np.asarray(eps, dtype=x.real.dtype))
@@ -193,6 +194,7 @@ def rmsnorm(x, w, *, eps=1e-5):
 
     x (..., C), w (C) -> y (..., C)
     """
+    require_row_of(x, w=w)
     rows = _rows(x)
     r = 1 / np.sqrt(_row_mean_products(rows, rows) + np.asarray(eps, dtype=x.real.dtype))
     xhat = rows * r
@@ -293,6 +295,7 @@ def linear(x, w, b=None):
     """An affine map of the last axis; b may be left out.  x (..., n), w (n, m), b (m) -> y (..., m)"""
     y = _rows(x) @ w  # one product of matrices, however many leading axes there are
     if b is not None:
+        require_row_of(w, b=b)
         y = _shifted(y, b)
     return y.reshape(*x.shape[:-1], w.shape[1])
 

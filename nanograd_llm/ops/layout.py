@@ -247,6 +247,8 @@ def embedding(w, ids):
     >>> w.grad.tolist()
     [[0.0, 1.0], [11.0, 20.0], [0.0, 0.0]]
     """
+    if np.ndim(w) != 2:
+        raise ShapeError(f"a table has two axes, (V, C); got shape {np.shape(w)}")
     return w[check_ids(ids, len(w), "token id")]
 
 
@@ -303,6 +305,13 @@ def cast_backward(dy, x_dtype):
     return dy.astype(x_dtype)
 
 
+def _matrices(x: Any) -> Any:
+    """x, which has two axes at least: of a vector NumPy would make a matrix."""
+    if np.ndim(x) < 2:
+        raise ShapeError(f"a triangle wants two axes at least; got shape {np.shape(x)}")
+    return x
+
+
 @op(
     "y = x on and below diagonal k, 0 above",
     "x̄ = ȳ on and below it, 0 above",
@@ -310,7 +319,7 @@ def cast_backward(dy, x_dtype):
 )
 def tril(x, *, k=0):
     """Keep the lower triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
-    return np.tril(x, k)
+    return np.tril(_matrices(x), k)
 
 
 @tril.backward
@@ -325,7 +334,7 @@ def tril_backward(dy, k):
 )
 def triu(x, *, k=0):
     """Keep the upper triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
-    return np.triu(x, k)
+    return np.triu(_matrices(x), k)
 
 
 @triu.backward

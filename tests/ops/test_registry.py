@@ -10,10 +10,16 @@ import pytest
 import nanograd_llm.ops
 from nanograd_llm.engine import Tensor, grad, registry
 from nanograd_llm.gradcheck import every_op, mutants, samples
+from nanograd_llm.gradcheck.refusals import refusal_problems
 from nanograd_llm.gradcheck.samples import Case
 
 NAMES = sorted(name for name, op in registry.items() if op.__module__.startswith(nanograd_llm.ops.__name__))
 FUSED = [name for name in NAMES if registry[name].equals is not None]
+
+
+def test_every_op_has_a_rule_and_inputs_that_it_can_be_checked_with():
+    for name in NAMES:
+        assert registry[name].rule is not None and drawn(name), name
 
 
 @functools.cache
@@ -30,6 +36,13 @@ def test_the_registry_holds_primitive_and_fused_ops():
 def test_the_shape_line_is_true(name):
     op = registry[name]
     assert [every_op.shape_problem(op, case) for case in drawn(name)] == [None] * len(drawn(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_that_make_no_sense_are_refused(name):
+    found = [refusal_problems(registry[name], case) for case in drawn(name)]
+    assert [problem for problems, _ in found for problem in problems] == []
+    assert sum(refused for _, refused in found) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
