@@ -208,10 +208,10 @@ class _Check:
     def _extent(self, order: int, results: int, entries: int, *, by_differences: bool) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
         size, directions = results * entries, f"{DIRECTIONS}x{DIRECTIONS} directions"
-        if order > 1 or not size:  # beyond the first an evaluation is a backward pass
+        if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
         if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
             return f"{directions}, all {results}x{entries} entries", "results"
-        if self.jacobian and size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
-            return f"{directions}, each of {entries} entries for {DIRECTIONS} cotangents", "cotangents"
+        if size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
+            return f"{directions}, each of {entries:,} entries for {DIRECTIONS} cotangents", "cotangents"
         return f"{directions}; all {results}x{entries} entries would take {entries:,} evaluations", ""

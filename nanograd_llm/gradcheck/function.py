@@ -215,7 +215,7 @@ def _label(f: Callable[..., Any]) -> str:
 def _names(f: Callable[..., Any], places: Sequence[int]) -> list[str]:
     """What the function calls its inputs, as far as it says so."""
     try:
-        parameters = list(inspect.signature(f).parameters.values())
+        parameters = list(inspect.signature(getattr(f, "forward", f)).parameters.values())  # a Module's, an op's
     except (TypeError, ValueError):  # a builtin says nothing
         parameters = []
     names = []

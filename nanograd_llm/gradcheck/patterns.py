@@ -7,7 +7,6 @@ should be. A kind is recognised where it leaves less than a thousandth of a - g 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -55,14 +54,15 @@ def _kinds(
     for name, other in others.items():
         if other.shape == x.shape:
             yield f"it is the gradient of {name}", other
-    for axis in _broadcast_axes(x.shape, y.shape):
+    repeated = _broadcast_axes(x.shape, y.shape)
+    for axes in [*((axis,) for axis in repeated), *([tuple(repeated)] if len(repeated) > 1 else [])]:
         for place, index in (("first", 0), ("last", -1)):
             kept = np.zeros_like(v)
-            where: list[Any] = [slice(None)] * y.ndim
-            where[axis] = index
-            kept[tuple(where)] = v[tuple(where)]
-            words = f"a sum over axis {axis} of the result, to which the input was broadcast, is missing: only its "
-            yield words + f"{place} part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
+            where = tuple(index if axis in axes else slice(None) for axis in range(y.ndim))
+            kept[where] = v[where]
+            over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+            words = f"a sum over {over} of the result, to which the input was broadcast, is missing: only its {place} "
+            yield words + "part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
 
 
 def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:

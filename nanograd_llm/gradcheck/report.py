@@ -8,6 +8,7 @@ from typing import Any
 from nanograd_llm.errors import NanogradError
 
 PASSING = ("right", "at a kink")
+SHOWN = 8  # findings that did not pass, in full
 
 
 class GradientError(NanogradError, AssertionError):
@@ -115,10 +116,10 @@ class Finding:
     def __str__(self) -> str:
         lines = [
             f"{self.name} {self.shape}: {self.verdict}, off by {self.relative_error:.1e} where {self.tolerance:.1e} is "
-            f"rounding; {self.method}, step {self.step:.0e}, {self.compared}"
+            f"rounding; {self.compared}"
         ]
         if self.why:
-            lines.append(f"differences, because {self.why}")
+            lines.append(f"by differences, step {self.step:.0e}, because {self.why}")
         if self.reason:
             lines.append(f"because {self.reason}")
         if self.worst is not None:
@@ -160,10 +161,16 @@ class Report:
         for head, items in (("problem", self.problems), ("culprit", self.culprits)):
             lines += ["  " + line for item in items for line in f"{head}: {item}".splitlines()]
         for order in sorted({finding.order for finding in self.findings}):
-            lines.append(f"  order {order}")
-            for finding in self.findings:
-                if finding.order == order:
+            findings = [finding for finding in self.findings if finding.order == order]
+            methods = dict.fromkeys(f"{finding.method}, step {finding.step:.0e}" for finding in findings)
+            lines.append(f"  order {order}, by {' and '.join(methods)}")
+            failed = [finding for finding in findings if finding.verdict not in PASSING]
+            for finding in findings:
+                if finding not in failed[SHOWN:]:
                     lines += ["    " + line for line in str(finding).splitlines()]
+            if failed[SHOWN:]:
+                rest = ", ".join(f"{finding.name} {finding.verdict}" for finding in failed[SHOWN:])
+                lines.append(f"    and not shown: {rest}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def __rich__(self) -> Any:

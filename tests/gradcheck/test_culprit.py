@@ -164,7 +164,7 @@ def test_a_rich_report_has_its_verdict_in_colour():
     ("size", "said"),
     [
         (3, "4x4 directions, all 3x3 entries"),
-        (1000, "4x4 directions, each of 1000 entries for 4 cotangents"),
+        (1000, "4x4 directions, each of 1,000 entries for 4 cotangents"),
         (10000, "4x4 directions; all 10000x10000 entries would take 10,000 evaluations"),
     ],
 )
@@ -186,3 +186,19 @@ def test_a_small_entry_that_hides_behind_large_ones_is_found_where_the_jacobian_
     assert gradcheck(ops.multiply, a, b).findings[0].verdict == "wrong"
     leaf = Tensor(a, requires_grad=True)
     assert grad(leaf * b, leaf, np.ones(30))[0] != b[0]
+
+
+def test_of_many_wrong_inputs_the_first_are_shown_in_full_and_the_others_named(monkeypatch):
+    doubled("cross_entropy", monkeypatch)
+    doubled("linear_cross_entropy", monkeypatch)
+    report = gradcheck(gpt().loss, TOKENS, TARGETS, jacobian=0)
+    wrong = [finding for finding in report.findings if finding.verdict == "wrong"]
+    assert len(wrong) > 20
+    assert str(report).count("worst at") == 8
+    (rest,) = [line for line in str(report).splitlines() if "and not shown" in line]
+    assert all(f"{finding.name} wrong" in rest for finding in wrong[8:])
+
+
+def test_an_input_of_a_module_has_the_name_that_its_forward_gives_it():
+    report = gradcheck(nn.MLP(4, rng=np.random.default_rng(0)), normal(3, 4))
+    assert report.findings[0].name == "x"

@@ -30,6 +30,12 @@ def rows_put(dy, w_shape, ids):
     return dw
 
 
+def all_but_the_last_row(dy, w_shape, ids):
+    dw = np.zeros(w_shape)
+    np.add.at(dw, ids.reshape(-1)[:-1], dy.reshape(-1, w_shape[1])[:-1])
+    return dw
+
+
 # op, the wrong rule, inputs, the input it makes wrong, words of the report
 WRONG = {
     "a factor": ("exp", lambda dy, y: 2 * dy * y, (normal(2, 3),), "x", "off by the factor 2"),
@@ -72,6 +78,27 @@ WRONG = {
         (normal(4, 3), normal(3)),
         "b",
         "only its first part arrives",
+    ),
+    "no sum over two broadcast axes": (
+        "add",
+        lambda dy: (dy, dy[0, :, :1]),
+        (normal(4, 2, 3), normal(2, 1)),
+        "b",
+        "a sum over axes 0, 2 of the result, to which the input was broadcast, is missing: only its first part",
+    ),
+    "upstream's size": (
+        "exp",
+        lambda dy, y: abs(dy) * y,
+        (normal(2, 3),),
+        "x",
+        "arrives without its sign",
+    ),
+    "one lost": (
+        "embedding",
+        all_but_the_last_row,
+        (normal(5, 3), np.array([[4, 0, 4], [2, 1, 4]])),
+        "w",
+        "one of several contributions is lost",
     ),
     "one of several": (
         "embedding",
