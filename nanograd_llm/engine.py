@@ -316,11 +316,20 @@ def raw(x: Any) -> Any:
     return x.data if isinstance(x, Tensor) else x
 
 
-def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, retain_graph: bool | None = None) -> Any:
+def grad(
+    y: Tensor,
+    wrt: Any,
+    cotangent: Any = None,
+    *,
+    retain_graph: bool | None = None,
+    out: Sequence[Array] | None = None,
+) -> Any:
     """The gradient of y with respect to `wrt`, a Tensor or a sequence of Tensors (leaves or computed ones).
 
     cotangent: array of y's shape and dtype; may be left out where y is a scalar.
     retain_graph: keep the tape (under `higher_order()` it is kept unless you say False).
+    out: for a sequence of leaves, an array for each, of its shape and dtype, that its gradient is written into as it
+        arrives, so that no second set of gradients ever exists. What they hold when something fails is undefined.
 
     Returns an array for a Tensor, a list of arrays for a sequence, each of its Tensor's shape and dtype and owned by
     the caller; under `higher_order()` Tensors that can be differentiated again. Where y does not depend on a Tensor its
@@ -334,12 +343,17 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, retain_graph: bool | Non
         if not isinstance(target, Tensor) or not target.requires_grad:
             raise GraphError(f"grad wants Tensors that require a gradient; got {target!r}")
     retain = state.higher_order if retain_graph is None else retain_graph
-    found = walk(_origin(y), _seed(y, cotangent), {id(_origin(t)) for t in targets}, retain)
+    origins = [_origin(target) for target in targets]
+    places = {} if out is None else _places_for(targets, out)
+    found = walk(_origin(y), _seed(y, cotangent), {id(origin) for origin in origins}, retain, places)
     gradients: list[Any] = []
     handed_out: set[int] = set()
-    for target in targets:
-        _, gradient = found.get(id(_origin(target)), (None, None))
-        if gradient is None:
+    for target, origin in zip(targets, origins):
+        _, gradient = found.get(id(origin), (None, None))
+        if gradient is None and id(origin) in places:
+            gradient = places[id(origin)]
+            gradient[...] = 0
+        elif gradient is None:
             gradient = xp(target.data).zeros_like(target.data)
             gradient = Tensor._recorded(gradient, None) if state.higher_order else gradient
         elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor named twice
@@ -347,6 +361,18 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, retain_graph: bool | Non
         handed_out.add(id(gradient))
         gradients.append(gradient)
     return gradients[0] if single else gradients
+
+
+def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[int, Array]:
+    """id of a leaf -> the array that its gradient goes into."""
+    if state.higher_order:
+        raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; leave it out")
+    if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
+        raise GraphError("out= is for leaves, each named once; leave it out for Tensors that were computed")
+    expected, given = [(t.shape, t.dtype) for t in targets], [(a.shape, a.dtype) for a in out]
+    if given != expected:
+        raise ShapeError(f"out= wants an array for each Tensor, of its shape and dtype, {expected}; got {given}")
+    return {id(target): array for target, array in zip(targets, out)}
 
 
 def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., tuple[Any, Any]]:

@@ -20,12 +20,8 @@ class _State(threading.local):
     higher_order = False
     checked = False
     watcher: Callable[..., None] | None = None
+    naming = False  # is it noted where each op call stands, its module and its line? where checked or watched
     modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; kept where calls are named
-
-    @property
-    def naming(self) -> bool:
-        """Is it noted where each op call stands: its module and its line?"""
-        return self.checked or self.watcher is not None
 
 
 state = _State()
@@ -33,8 +29,9 @@ state = _State()
 
 @contextlib.contextmanager
 def _set(**values: Any) -> Iterator[None]:
-    before = {name: getattr(state, name) for name in values}
+    before = {name: getattr(state, name) for name in (*values, "naming")}
     vars(state).update(values)
+    state.naming = state.checked or state.watcher is not None
     try:
         yield
     finally:

@@ -55,6 +55,7 @@ class Op:
         self.equals, self.domain, self.samples = equals, domain, samples
         self.rule: Callable[..., Any] | None = None
         self._plan: list[tuple[str, Any]] = []
+        self._needs_place: int | None = None
 
         parameters = inspect.signature(forward).parameters.values()
         kinds = inspect.Parameter
@@ -111,6 +112,7 @@ class Op:
         """
         _cotangent, *wanted = inspect.signature(rule).parameters
         self._plan = [self._resolve(name) for name in wanted]
+        self._needs_place = wanted.index("needs") if "needs" in wanted else None
         self.rule = rule
         return rule
 
@@ -151,12 +153,32 @@ class Op:
             y = as_array(y, *arrays)
             if not is_array(y):
                 raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
-        where = place(self.name, arrays, ".".join(state.modules)) if state.naming else ""
+        if state.naming:
+            return self._call_by_name(inputs, arrays, static, kept, needs, y)
+        if True not in needs or y.dtype.kind != "f":
+            return Tensor._recorded(y, None)
+        return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y))
+
+    def _call_by_name(
+        self,
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        static: dict[str, Any],
+        kept: dict[str, Any],
+        needs: tuple[bool, ...],
+        y: Array,
+    ) -> Tensor:
+        """The end of a call whose place is noted: its output is checked, what it keeps protected, its watcher told."""
+        where = place(self.name, arrays, ".".join(state.modules))
         if state.checked:
             self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
             return Tensor._recorded(y, None)
-        node = self._record(inputs, arrays, static, kept, needs, y, where if state.checked else None)
+        node = self._record(inputs, arrays, static, kept, needs, y)
+        if state.checked:
+            node.place = where
+            flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in node.saved)
+            node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
         if state.watcher is not None:
             state.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
@@ -199,11 +221,11 @@ class Op:
         kept: dict[str, Any],
         needs: tuple[bool, ...],
         y: Array,
-        where: str | None,
     ) -> Node:
         if self.rule is None:
             raise GraphError(f"op {self.name} has no rule; write one under @{self.name}.backward")
-        originals = inputs if state.higher_order else arrays
+        higher_order = state.higher_order
+        originals = inputs if higher_order else arrays
         saved: list[Any] = []
         for kind, key in self._plan:
             if kind == "input":
@@ -213,7 +235,7 @@ class Op:
             elif kind == "static":
                 saved.append(static[key] if key in static else self.static_defaults[key])
             elif kind == "kept":
-                saved.append(self._kept(kept, key))
+                saved.append(self._kept(kept, key, higher_order))
             elif kind == "needs":
                 saved.append(needs)
             elif isinstance(key, slice):
@@ -222,46 +244,50 @@ class Op:
                 saved.append(getattr(arrays[key], kind))
         sources = tuple([(x if x._node is None else x._node) if need else None for x, need in zip(inputs, needs)])
         forms = tuple([(a.shape, a.dtype) if need else None for a, need in zip(arrays, needs)])
-        node = Node(self, sources, forms, tuple(saved), y)
-        if where is not None:
-            node.place = where
-            flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in saved)
-            node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
-        return node
+        return Node(self, sources, forms, tuple(saved), y, higher_order)
 
-    def _kept(self, kept: dict[str, Any], name: str) -> Any:
+    def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
         if name not in kept:
             raise GraphError(
                 f"the rule of {self.name} asks for {name!r}, which is no input, no static argument and not among what "
                 f"its forward keeps: {list(kept)}"
             )
-        if state.higher_order:
+        if higher_order:
             raise GraphError(
                 f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
                 "declare the composition it equals"
             )
         return kept[name]
 
-    def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...]) -> tuple[list[Any], list[tuple[int, Any]]]:
+    def pull_back(
+        self, node: Node, cotangent: Any, needs: tuple[bool, ...]
+    ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
         """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...])."""
         assert self.rule is not None
-        saved = []
-        for (kind, _), value in zip(self._plan, node.saved):
-            if kind == "needs":
-                value = needs
-            elif kind == "y" and state.higher_order:
-                value = Tensor._recorded(value, node)
-            elif kind == "input" and node.differentiable and not state.higher_order:
-                value = [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
-            saved.append(value)
+        higher_order = state.higher_order
+        saved: Sequence[Any] = node.saved
+        if higher_order or node.differentiable:
+            saved = [self._as_recorded(kind, value, node, higher_order) for (kind, _), value in zip(self._plan, saved)]
+        if self._needs_place is not None:
+            saved = [*saved]
+            saved[self._needs_place] = needs
         gradients = self.rule(cotangent, *saved)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(gradients) != len(places):
             raise GraphError(f"the rule of {self.name} returned {len(gradients)} gradients for {len(places)} inputs")
-        if state.higher_order:  # a rule may give a constant as a bare array
+        if higher_order:  # a rule may give a constant as a bare array
             gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
         return saved, list(zip(places, gradients))
+
+    @staticmethod
+    def _as_recorded(kind: str, value: Any, node: Node, higher_order: bool) -> Any:
+        """What a node recorded under `higher_order()` saved, as a Tensor inside the block and bare outside of it."""
+        if kind == "y" and higher_order:
+            return Tensor._recorded(value, node)
+        if kind == "input" and node.differentiable and not higher_order:
+            return [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
+        return value
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         require_finite(y, f"the result of {where}", arrays)

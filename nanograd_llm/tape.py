@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,15 @@ class Node:
         "place", "protections", "__weakref__",
     )  # fmt: skip
 
-    def __init__(self, op: Any, sources: tuple[Any, ...], forms: tuple[Any, ...], saved: tuple[Any, ...], y: Any):
+    def __init__(
+        self,
+        op: Any,
+        sources: tuple[Any, ...],
+        forms: tuple[Any, ...],
+        saved: tuple[Any, ...],
+        y: Any,
+        differentiable: bool,
+    ):
         self.op = op
         self.sources: tuple[Any, ...] | None = sources
         self.forms = forms
@@ -50,26 +58,30 @@ class Node:
         self.shape: tuple[int, ...] = y.shape
         self.dtype: np.dtype = y.dtype
         self.order = next(_order)
-        self.differentiable = state.higher_order
+        self.differentiable = differentiable
         self.claimed = False
         self.hooks: list[Hook] | None = None
         self.retained: Any = None
         self.place: str | None = None
-        self.protections: list[Protection] = []
+        self.protections: Sequence[Protection] = ()
 
     def free(self) -> None:
         self.sources = None
         self.saved = ()
         self.hooks = None
-        self.protections = []
+        self.protections = ()
 
 
-def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[int, tuple[Any, Any]]:
+def walk(
+    root: Any, seed: Any, wanted: set[int] | None, retain: bool, out: dict[int, Any] | None = None
+) -> dict[int, tuple[Any, Any]]:
     """Run backward from `root`, a Node or a leaf, whose cotangent is `seed`.
 
     wanted: ids of the nodes and leaves whose gradient is asked for; None for all leaves and the retained nodes.
+    out: id -> array, for leaves whose gradient is to be written there as it arrives.
     Returns id -> (node or leaf, gradient). Each array is the caller's own: nothing on the tape shares it.
     """
+    out = out or {}
     pending: dict[int, Any] = {id(root): seed}  # cotangents on their way, by node or leaf
     owned: set[int] = set()  # whose pending array nobody else can see, so that sums may go into it
     leaves: dict[int, Any] = {}
@@ -85,14 +97,19 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
             node = nodes[-1]
             cotangent = pending.pop(id(node), None)
             if cotangent is not None:
-                cotangent = _run_hooks(node.hooks, cotangent, node.shape, node.dtype)
+                if node.hooks:
+                    cotangent = _run_hooks(node.hooks, cotangent, node.shape, node.dtype)
                 is_asked_for = node.retained is not None if wanted is None else id(node) in wanted
                 if is_asked_for:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
                 for source, gradient, is_own in _pull_back(node, cotangent, leads, pending):
+                    key = id(source)
                     if not isinstance(source, Node):
-                        leaves[id(source)] = source
-                    _accumulate(pending, owned, id(source), gradient, is_own)
+                        leaves[key] = source
+                        if key in out and key not in pending:
+                            out[key][...] = gradient
+                            gradient, is_own = out[key], True
+                    _accumulate(pending, owned, key, gradient, is_own)
             if not retain:
                 node.free()
             nodes.pop().claimed = False
@@ -104,8 +121,11 @@ def walk(root: Any, seed: Any, wanted: set[int] | None, retain: bool) -> dict[in
             total = pending[key]
             if total.dtype.kind != "f":
                 raise DtypeError(f"a leaf of dtype {total.dtype} has requires_grad set; only floats have gradients")
-            gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype)
+            gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype) if leaf._hooks else total
             is_own = state.higher_order or (key in owned and gradient is total and not leaf._hooks)
+            if key in out and gradient is not out[key]:
+                out[key][...] = gradient
+                gradient, is_own = out[key], True
             found[key] = leaf, gradient if is_own else gradient.copy()
     return found
 
@@ -144,8 +164,10 @@ def _leading(nodes: list[Node], wanted: set[int] | None) -> set[int] | None:
         return None
     leads = set(wanted)
     for node in nodes:
-        if any(id(source) in leads for source in node.sources or ()):
-            leads.add(id(node))
+        for source in node.sources or ():
+            if id(source) in leads:
+                leads.add(id(node))
+                break
     return leads
 
 
@@ -178,17 +200,8 @@ def _pull_back(
     if True not in needs:
         return
     if node.place is not None:
-        arrived = cotangent.data if state.higher_order else cotangent
-        require_finite(arrived, f"the cotangent of the result of {node.place}")
-        if isinstance(cotangent, np.ndarray):  # it may be that of another input as well: a rule must not write into it
-            cotangent = cotangent.view()
-            cotangent.flags.writeable = False
-    for protection in node.protections:
-        if not protection.unchanged():
-            raise GraphError(
-                f"an array of shape {protection.array.shape} that {node.place} keeps for backward was written into "
-                "after the forward; copy it before you change it"
-            )
+        cotangent = _checked_cotangent(node, cotangent)
+    higher_order = state.higher_order
     saved, gradients = node.op.pull_back(node, cotangent, needs)
     shared: set[int] | None = None
     for i, gradient in gradients:
@@ -203,16 +216,34 @@ def _pull_back(
                 )
         if node.place is not None:
             what = f"the cotangent of input {i} of {node.place}"
-            require_finite(gradient.data if state.higher_order else gradient, what)
+            require_finite(gradient.data if higher_order else gradient, what)
             if gradient.dtype != dtype and not (SCALARS_WIDEN and cotangent.shape == ()):
                 require_no_widening(gradient.dtype, [cotangent, *saved], what)
-        fitted = _fit(gradient, shape, dtype, node.op.name)
+        fitted = gradient
+        if gradient.shape != shape or gradient.dtype != dtype:
+            fitted = _fit(gradient, shape, dtype, node.op.name)
         source, is_own = sources[i], False
-        if not state.higher_order and (not isinstance(source, Node) or id(source) in pending):
+        if not higher_order and (not isinstance(source, Node) or id(source) in pending):
             if shared is None:
                 shared = _owners((cotangent, *saved))
             is_own = fitted is not gradient or _is_own(gradient, shared, [g for _, g in gradients])
         yield source, fitted, is_own
+
+
+def _checked_cotangent(node: Node, cotangent: Any) -> Any:
+    """In checked mode: the cotangent that arrives at a rule, tested and read-only; what was saved is as it was."""
+    arrived = cotangent.data if state.higher_order else cotangent
+    require_finite(arrived, f"the cotangent of the result of {node.place}")
+    for protection in node.protections:
+        if not protection.unchanged():
+            raise GraphError(
+                f"an array of shape {protection.array.shape} that {node.place} keeps for backward was written into "
+                "after the forward; copy it before you change it"
+            )
+    if isinstance(cotangent, np.ndarray):  # it may be that of another input as well: a rule must not write into it
+        cotangent = cotangent.view()
+        cotangent.flags.writeable = False
+    return cotangent
 
 
 def _is_own(gradient: Any, shared: set[int], gradients: list[Any]) -> bool:
@@ -254,8 +285,8 @@ def _fit(gradient: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> A
     return gradient if gradient.dtype == dtype else gradient.astype(dtype)
 
 
-def _run_hooks(hooks: list[Hook] | None, cotangent: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    for hook in list(hooks or ()):
+def _run_hooks(hooks: list[Hook], cotangent: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    for hook in list(hooks):
         replacement = hook(cotangent)
         if replacement is not None:
             found = getattr(replacement, "shape", None), getattr(replacement, "dtype", type(replacement).__name__)

@@ -8,21 +8,30 @@ Kingma and Ba 2015; Loshchilov and Hutter 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from nanograd_llm.engine import Parameter
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.training.flat import Block, FlatParameters
+from nanograd_llm.training.flat import FlatParameters
+
+
+class Rates(NamedTuple):
+    """What a step multiplies by: m/(√v + eps) by rate, the parameters that decay by decay, the gradient by scale."""
+
+    rate: float
+    eps: float
+    decay: float
+    scale: float
 
 
 class AdamW:
     """Optimizer over all `parameters`; decay (λ) acts on matrices and tables only.
 
-    m and v are flat arrays in the layout of `flat`. `step` takes a list of gradients in the order of the parameters
-    given; `step_segments` takes them as `flat.segments` lays them out.
+    m and v are flat arrays in the layout of `flat`, as is the gradient that `update` takes; `step` takes a list of
+    gradients in the order of the parameters given. shared: see `FlatParameters`.
     """
 
     def __init__(
@@ -33,12 +42,12 @@ class AdamW:
         beta2: float = 0.95,
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        shared: bool = False,
     ):
         self.order = list(parameters)
-        self.flat = FlatParameters(parameters)
+        self.flat = FlatParameters(parameters, shared=shared)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m = np.zeros_like(self.flat.data)
-        self.v = np.zeros_like(self.flat.data)
+        self.m, self.v = self.flat.zeros(), self.flat.zeros()
         self.steps = 0
 
     def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
@@ -51,54 +60,39 @@ class AdamW:
         if shapes != expected:
             raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
         given = {id(p): g for p, g in zip(self.order, gradients)}
-        self.step_segments(self.flat.segments([given[id(p)] for p in self.flat.parameters]), learning_rate)
+        gradient = np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters])
+        self.update(self.flat.blocks(0, 1), gradient, self.next_rates(learning_rate))
 
-    def step_segments(
-        self,
-        gradient: Sequence[np.ndarray],
-        learning_rate: float,
-        *,
-        scale: float = 1.0,
-        each: Callable[[Callable[[Block], Any], Sequence[Block]], Iterable[Any]] = map,
-    ) -> None:
-        """`step` with the gradient in the segments of `flat`.
+    def next_rates(self, learning_rate: float, scale: float = 1.0) -> Rates:
+        """Begin a step: count it, and work out what `update` multiplies by. scale: of the gradient, as clipping wants.
 
-        scale: the gradient is multiplied by it first; clipping costs no pass of its own then.
-        each: maps over blocks; a thread pool's `map` shares them out.
+        Raises GraphError where a parameter has left `flat`.
         """
-        if sum(len(segment) for segment in gradient) != len(self.flat.data):
-            sizes = [len(segment) for segment in gradient]
-            raise ShapeError(f"the segments have {sizes} numbers; expected {len(self.flat.data)} together")
         self.flat.require_tied()
         self.steps += 1
         # m̂/(√v̂ + ε) with both corrections drawn together: η m/(√v + ε√(1-β₂ᵗ)), η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
         correction = math.sqrt(1 - self.beta2**self.steps)
         rate, eps = learning_rate * correction / (1 - self.beta1**self.steps), self.eps * correction
-        decay = 1 - learning_rate * self.weight_decay
+        return Rates(rate, eps, 1 - learning_rate * self.weight_decay, scale)
 
-        def update(block: Block) -> None:
-            self._update(block, gradient[block.segment][block.part] * scale, rate, eps, decay)
-
-        for _ in each(update, self.flat.blocks):
-            pass
-
-    def _update(self, block: Block, g: np.ndarray, rate: float, eps: float, decay: float) -> None:
-        """Move the parameters of a block; g, their gradient, is used up."""
-        p, m, v = self.flat.data[block.place], self.m[block.place], self.v[block.place]
-        scratch = g - m
-        scratch *= 1 - self.beta1
-        m += scratch
-        g *= g
-        g -= v
-        g *= 1 - self.beta2
-        v += g
-        np.sqrt(v, out=scratch)
-        scratch += eps
-        np.divide(m, scratch, out=scratch)
-        scratch *= rate
-        if block.place.stop <= self.flat.decayed:
-            p *= decay
-        p -= scratch
+    def update(self, blocks: Iterable[slice], gradient: np.ndarray, rates: Rates) -> None:
+        """Move the parameters of these blocks of the flat layout; gradient: all of it, flat."""
+        for block in blocks:
+            p, m, v = self.flat.data[block], self.m[block], self.v[block]
+            g = gradient[block] * rates.scale
+            scratch = g - m
+            scratch *= 1 - self.beta1
+            m += scratch
+            g *= g
+            g -= v
+            g *= 1 - self.beta2
+            v += g
+            np.sqrt(v, out=scratch)
+            scratch += rates.eps
+            np.divide(m, scratch, out=scratch)
+            scratch *= rates.rate
+            p[: max(0, self.flat.decayed - block.start)] *= rates.decay
+            p -= scratch
 
 
 def clip_by_global_norm(gradients: Sequence[np.ndarray], max_norm: float) -> float:

@@ -1,8 +1,7 @@
-"""All parameters in one array: each parameter becomes a view into it, and an update is one pass over its blocks."""
+"""All parameters in one array: each parameter becomes a view into it, so that optimizer and clipping are one pass."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,33 +12,38 @@ from nanograd_llm.errors import DtypeError, GraphError
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A piece of the flat layout: `place` in the flat array, `part` of segment number `segment`."""
-
-    segment: int
-    part: slice
-    place: slice
-
-
 class FlatParameters:
     """One array `data` that holds these parameters, matrices first; their `.data` are views of it from now on.
 
     Matrices (and tables) come first because weight decay acts on them and not on biases and norms: `decayed` is how
-    many numbers at the front they take. Moments and the like are arrays of the same layout: `views(array)`. A gradient
-    comes in `segments` of it, so that none of its large arrays is copied. `blocks` cut the layout for work in passes.
+    many numbers at the front they take. Gradients, moments and the like are arrays of the same layout: `views(array)`.
     """
 
-    def __init__(self, parameters: Sequence[Parameter]):
+    def __init__(self, parameters: Sequence[Parameter], *, shared: bool = False):
+        """shared: this array, and those that `zeros` gives, lie where processes forked from this one see them too."""
         self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)
         dtypes = {p.dtype for p in self.parameters}
         if len(dtypes) != 1:
             raise DtypeError(f"parameters of one dtype are wanted; got {sorted(map(str, dtypes))}; use model.astype")
         self.decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
-        self.data = np.concatenate([p.data.reshape(-1) for p in self.parameters])
+        self.dtype, self.size, self.shared = dtypes.pop(), sum(p.size for p in self.parameters), shared
+        self.data = self.zeros()
         for parameter, view in zip(self.parameters, self.views(self.data)):
+            view[...] = parameter.data
             parameter.data = view
-        self.blocks = self._cut()
+
+    def zeros(self) -> np.ndarray:
+        """An array of this layout, for a gradient or a moment."""
+        if not self.shared:
+            return np.zeros(self.size, self.dtype)
+        import mmap
+
+        memory = mmap.mmap(-1, max(1, self.size * self.dtype.itemsize))  # anonymous, and kept across a fork
+        return np.frombuffer(memory, dtype=self.dtype, count=self.size)
+
+    def blocks(self, worker: int, workers: int) -> list[slice]:
+        """A worker's share of the layout, in blocks that fit the cache."""
+        return [slice(i, i + BLOCK) for i in range(worker * BLOCK, self.size, workers * BLOCK)]
 
     def require_tied(self) -> None:
         """Raise GraphError where a parameter has been given another array: what is done here would not reach it."""
@@ -53,21 +57,3 @@ class FlatParameters:
         """The part of a flat array that belongs to each parameter, in the parameter's shape."""
         ends = np.cumsum([p.size for p in self.parameters])
         return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends)]
-
-    def segments(self, gradients: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Gradients, one for each of `parameters`, as one-dimensional arrays that follow each other in this layout.
-
-        Each matrix is a segment, as it lies; all biases and norms together are the last one.
-        """
-        matrices = [g.reshape(-1) for g in gradients if g.ndim >= 2]
-        return [*matrices, np.concatenate([self.data[:0], *(g.reshape(-1) for g in gradients if g.ndim < 2)])]
-
-    def _cut(self) -> list[Block]:
-        sizes = [p.size for p in self.parameters if p.ndim >= 2]
-        blocks, begin = [], 0
-        for number, size in enumerate([*sizes, len(self.data) - self.decayed]):
-            for start in range(0, size, BLOCK):
-                stop = min(start + BLOCK, size)
-                blocks.append(Block(number, slice(start, stop), slice(begin + start, begin + stop)))
-            begin += size
-        return blocks

@@ -1,49 +1,61 @@
-"""The batch split over threads: each runs forward and backward on its share of the rows, on one core.
+"""A training step shared out: each worker runs forward and backward on its rows, on one core, then updates its blocks.
 
 Splitting the batch speeds up every op at once and leaves the engine serial. Shares are weighted by the targets that
-count in them and added in a fixed order, so the same number of threads gives the same bits.
+count in them and added in a fixed order, so the same number of workers gives the same bits.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import multiprocessing
 import os
+import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.backend import blas_threads, cpu_count
-from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.engine import Parameter, Tensor, grad
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import checked, state
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.randomness import noise
-from nanograd_llm.training.flat import Block, FlatParameters
+from nanograd_llm.training.adamw import AdamW, Rates
+from nanograd_llm.training.team import Processes, Threads
+
+Loss = Callable[[Any, Any], Tensor]
+Piece = tuple[tuple[int, ...], np.ndarray, np.ndarray]  # key of its noise, tokens, targets
 
 
 class Workers:
-    """Threads that compute the loss and gradient of a batch together; the one that calls works as well.
+    """Workers that take the steps of `optimizer` together, each on one core; the caller is one of them.
 
-    threads: how many; 0 for one a core. pieces: each share is worked through in this many pieces, one after the other,
-    which bounds the memory (gradient accumulation).
+    count: how many; 0 for one a core. pieces: each share is worked through in this many pieces, one after the other,
+    which bounds the memory (gradient accumulation). processes: work in forked processes where the system has them and
+    the model can be told from a changed one; the optimizer's arrays must be shared.
     """
 
-    def __init__(self, flat: FlatParameters, threads: int = 0, pieces: int = 1):
-        from concurrent.futures import ThreadPoolExecutor
-
-        self.flat = flat
-        self.threads = threads or cpu_count()
+    def __init__(self, optimizer: AdamW, count: int = 0, pieces: int = 1, *, processes: bool = False):
+        self.optimizer, self.flat = optimizer, optimizer.flat
+        self.count = count or cpu_count()
         self.pieces = pieces
-        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="shard")
+        self.gradients = [self.flat.zeros() for _ in range(self.count)]  # each worker's own; the sum is the first
+        self.loss: Loss | None = None
+        self.threads = Threads(self.count)
+        can_fork = "fork" in multiprocessing.get_all_start_methods()
+        self.processes = Processes(self.count) if processes and can_fork and self.count > 1 else None
+        self.team: Threads | Processes = self.threads
 
     def loss_and_gradient(
-        self, loss: Callable[[Any, Any], Tensor], tokens: np.ndarray, targets: np.ndarray, key: Sequence[int]
-    ) -> tuple[float, float, list[np.ndarray]]:
-        """The mean loss over all targets that count, its gradient's length, and its gradient in segments of `flat`.
+        self, loss: Loss, tokens: np.ndarray, targets: np.ndarray, key: Sequence[int]
+    ) -> tuple[float, float]:
+        """The mean loss over all targets that count, and the length of its gradient, which is kept for `update`.
 
         key: what the noise of dropout follows from, such as (seed, step); the number of the piece is added to it.
-        A thread that fails ends the call with its error once all threads have ended. `checked()` reaches the threads.
+        A worker that fails ends the call with its error once all have ended. `checked()` reaches all of them.
         """
         tokens, targets = np.asarray(tokens), np.asarray(targets)
         if len(tokens) != len(targets):
@@ -51,67 +63,98 @@ class Workers:
         count = count_targets(targets)
         if count == 0:
             raise ShapeError(f"none of the {targets.size} targets of this batch counts; leave the batch out")
-        shards = min(self.threads, len(tokens))
-        pieces = np.array_split(np.arange(len(tokens)), min(shards * self.pieces, len(tokens)))
-        is_checked = state.checked
+        self.team = self._team_for(loss)
+        shares = min(self.count, len(tokens))
+        rows = np.array_split(np.arange(len(tokens)), min(shares * self.pieces, len(tokens)))
+        pieces = [((*key, n), tokens[r[0] : r[-1] + 1], targets[r[0] : r[-1] + 1]) for n, r in enumerate(rows)]
+        with blas_threads(1 if shares > 1 else self.count):
+            tasks = [(worker, pieces[worker::shares], count, state.checked) for worker in range(shares)]
+            losses = self.team.run(self.compute_share, tasks)
+            with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
+                squares = self.team.run(self.add_shares, [(worker, shares) for worker in range(self.count)])
+        return sum(losses), math.sqrt(sum(squares))
 
-        def work(shard: int) -> tuple[float, list[np.ndarray]]:
-            total = 0.0
-            gradients: list[np.ndarray] = []
-            for number in range(shard, len(pieces), shards):
-                rows = slice(pieces[number][0], pieces[number][-1] + 1)
-                share = count_targets(targets[rows]) / count
-                if share == 0:
-                    continue
-                # a number that is not finite shows in the result, so NumPy need not warn of it
-                with noise(*key, number), checked(is_checked), np.errstate(all="ignore"):
-                    y = loss(tokens[rows], targets[rows])
-                    if not isinstance(y, Tensor) or y.shape != ():
-                        raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r}")
-                    found = grad(y, self.flat.parameters, np.asarray(share, dtype=y.dtype))
-                for sum_so_far, gradient in zip(gradients, found):
-                    sum_so_far += gradient
-                gradients = gradients or found
-                total += share * y.item()
-            return total, self.flat.segments(gradients) if gradients else []
+    def update(self, learning_rate: float, scale: float) -> None:
+        """Take the optimizer's step against the gradient that was computed last, times `scale`."""
+        rates = self.optimizer.next_rates(learning_rate, scale)
+        self.team.run(self.update_blocks, [(worker, rates) for worker in range(self.count)])
 
-        with blas_threads(1 if shards > 1 else self.threads):
-            losses, shares = zip(*self.each(work, range(shards)))
-        gradient, *others = [segments for segments in shares if segments]
+    @property
+    def gradient(self) -> np.ndarray:
+        """What `loss_and_gradient` computed last, in the layout of `flat`; valid until its next call."""
+        return self.gradients[0]
 
-        def add(block: Block) -> float:
-            """Sum the shards in this block; returns its sum of squares."""
-            here = gradient[block.segment][block.part]
-            for other in others:
-                here += other[block.segment][block.part]
-            return float(np.vdot(here, here))
+    def compute_share(self, worker: int, pieces: Sequence[Piece], count: int, is_checked: bool) -> float:
+        """What these pieces add to a mean over `count` targets; their part of the gradient goes to the worker's own."""
+        assert self.loss is not None
+        total, views, is_first = 0.0, self.flat.views(self.gradients[worker]), True
+        for key, tokens, targets in pieces:
+            share = count_targets(targets) / count
+            if share == 0:
+                continue
+            # a number that is not finite shows in the result, so NumPy need not warn of it
+            with noise(*key), checked(is_checked), np.errstate(all="ignore"):
+                y = self.loss(tokens, targets)
+                if not isinstance(y, Tensor) or y.shape != ():
+                    raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r}")
+                cotangent = np.asarray(share, dtype=y.dtype)
+                if is_first:
+                    grad(y, self.flat.parameters, cotangent, out=views)
+                else:
+                    for view, gradient in zip(views, grad(y, self.flat.parameters, cotangent)):
+                        view += gradient
+            is_first = False
+            total += share * y.item()
+        if is_first:
+            self.gradients[worker][:] = 0
+        return total
 
-        with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
-            norm = math.sqrt(sum(self.each(add, self.flat.blocks)))
-        return sum(losses), norm, gradient
+    def add_shares(self, worker: int, shares: int) -> float:
+        """Sum all gradients into the first, in this worker's blocks; returns the sum of squares there."""
+        squares = 0.0
+        for block in self.flat.blocks(worker, self.count):
+            here = self.gradient[block]
+            for other in self.gradients[1:shares]:
+                here += other[block]
+            squares += float(np.vdot(here, here))
+        return squares
 
-    def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """work(item) for every item, in order, shared out over the threads.
+    def update_blocks(self, worker: int, rates: Rates) -> None:
+        self.optimizer.update(self.flat.blocks(worker, self.count), self.gradient, rates)
 
-        Whatever fails or interrupts, nothing is still running when this returns.
-        """
-        from concurrent.futures import wait
-
-        shares = min(self.threads, len(items))
-
-        def share(n: int) -> list[Any]:
-            return [work(item) for item in items[n::shares]]
-
-        running = [self.pool.submit(share, n) for n in range(1, shares)]
-        results: list[Any] = [None] * len(items)
+    def _team_for(self, loss: Loss) -> Threads | Processes:
+        """Processes if they are wanted and see this loss as it is, else threads."""
+        self.loss = loss
+        if self.processes is None or state.checked:
+            return self.threads
         try:
-            results[::shares] = share(0)
-            wait(running)
-        finally:
-            wait(running)  # again, where Ctrl-C or an error broke into the first
-        for n in range(1, shares):
-            results[n::shares] = running.pop(0).result()  # popped: an error must not hold on to itself
-        return results
+            print_ = fingerprint(loss, self.flat.parameters)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            warnings.warn(f"training in threads, since processes could miss a change: {error}", stacklevel=2)
+            self.processes = None
+            return self.threads
+        self.processes.prepare(self, print_)
+        return self.processes
+
+
+def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
+    """All that a model's loss depends on but its code and the numbers of its parameters, as pickle sees it.
+
+    Raises PicklingError, AttributeError or TypeError where pickle cannot see it, or a parameter has a hook.
+    """
+    places = {id(parameter): number for number, parameter in enumerate(parameters)}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            if not isinstance(value, Parameter):
+                return None
+            if value._hooks:
+                raise pickle.PicklingError("a parameter has a hook")
+            return places[id(value)], value.requires_grad
+
+    file = io.BytesIO()
+    Pickler(file).dump(loss)
+    return file.getvalue()
 
 
 def pinned_blas() -> str | None:

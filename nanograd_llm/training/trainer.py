@@ -36,6 +36,8 @@ class TrainConfig:
     steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
     accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
     threads: 0 for one a core.
+    processes: work in forked processes instead of threads, which is faster for small models. They see every change of
+        the model, but none of other objects that its loss uses, such as a function replaced or a global set later.
     """
 
     learning_rate: float = 1e-3
@@ -51,6 +53,7 @@ class TrainConfig:
     steps: int = 1000
     minutes: float | None = None
     threads: int = 0
+    processes: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,8 +100,15 @@ class Trainer:
     def __init__(self, model: Module, config: TrainConfig | None = None):
         self.model = model
         self.config = c = config or TrainConfig()
-        self.optimizer = AdamW(model.parameters(), beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=c.weight_decay)
-        self.workers = Workers(self.optimizer.flat, c.threads, c.accumulate)
+        self.optimizer = AdamW(
+            model.parameters(),
+            beta1=c.beta1,
+            beta2=c.beta2,
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+            shared=c.processes,
+        )
+        self.workers = Workers(self.optimizer, c.threads, c.accumulate, processes=c.processes)
         self.steps_done = 0
         self.tokens_seen = 0
         keep_heap()
@@ -133,15 +143,15 @@ class Trainer:
         began = time.monotonic()
         c = self.config
         key = (c.seed, self.steps_done)
-        self.model.train()
-        loss, norm, gradient = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
+        if not self.model.training:
+            self.model.train()
+        loss, norm = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._explain(tokens, targets, key, loss, norm)
         # a step takes the learning rate of where it ends, so that the first one is not idle
         ahead = progress(self.steps_done + 1)
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-        clipped = min(1.0, c.max_norm / norm) if norm else 1.0
-        self.optimizer.step_segments(gradient, learning_rate, scale=clipped, each=self.workers.each)
+        self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
         self.steps_done += 1
         count = count_targets(np.asarray(targets))
         self.tokens_seen += count
