@@ -369,9 +369,14 @@ def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[int, Ar
         raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; leave it out")
     if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
         raise GraphError("out= is for leaves, each named once; leave it out for Tensors that were computed")
-    expected, given = [(t.shape, t.dtype) for t in targets], [(a.shape, a.dtype) for a in out]
-    if given != expected:
-        raise ShapeError(f"out= wants an array for each Tensor, of its shape and dtype, {expected}; got {given}")
+    if len(out) != len(targets):
+        raise ShapeError(f"out= wants an array for each of the {len(targets)} Tensors; got {len(out)}")
+    for target, array in zip(targets, out):
+        if (array.shape, array.dtype) != (target.shape, target.dtype):
+            raise ShapeError(
+                f"out= wants an array of each Tensor's shape and dtype, here {target.shape} {target.dtype}; got "
+                f"{array.shape} {array.dtype}"
+            )
     return {id(target): array for target, array in zip(targets, out)}
 
 

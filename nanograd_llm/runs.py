@@ -51,7 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipe(preset: str, **changes: Any) -> TrainConfig:
     """The TrainConfig that suits a preset, with these fields changed; a change that is None is none."""
     require_choice("preset", preset, RECIPES)
-    return TrainConfig(**(RECIPES[preset] | {name: value for name, value in changes.items() if value is not None}))
+    given = {name: value for name, value in changes.items() if value is not None}
+    return TrainConfig(**({"processes": True} | RECIPES[preset] | given))
 
 
 TOKENIZERS = ("bpe", "bytes", "characters")

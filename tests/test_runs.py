@@ -222,7 +222,7 @@ def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
 
 
 def test_a_recipe_is_changed_by_what_is_given():
-    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, **RECIPES["nano"])
+    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, processes=True, **RECIPES["nano"])
     with pytest.raises(ConfigError, match="did you mean 'nano'"):
         recipe("nanno")
 

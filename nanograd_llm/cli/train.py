@@ -37,6 +37,7 @@ def train(
     weight_decay: float | None = None,
     seed: int = 0,
     threads: int = 0,
+    processes: bool = True,
 ) -> int:
     """Train a GPT on a text, then score it on the held-out tenth and let it write.
 
@@ -49,7 +50,7 @@ def train(
     preset
         Sizes of the model, and the batch size, learning rate and weight decay that suit them.
     steps
-        Length of the run. The same steps and threads give the same model, bit for bit.
+        Length of the run. The same steps and number of threads give the same model, bit for bit.
     minutes
         Length of the run in time instead, start-up included; 1 if neither is given.
     out
@@ -81,7 +82,9 @@ def train(
     seed
         Decides the first weights, every batch and every dropout mask.
     threads
-        The batch is split over these; 0 is one a core.
+        Workers that the batch is split over; 0 is one a core.
+    processes
+        Have them be forked processes, faster for small models, where the system can fork; the bits are the same.
     """
     spent = time.process_time()  # what starting up has cost
     from nanograd_llm.models import GPTConfig
@@ -104,6 +107,7 @@ def train(
         weight_decay=weight_decay,
         seed=seed,
         threads=threads,
+        processes=processes,
     )
     began = time.monotonic()
     run = TextRun(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import os
 import pickle
 import warnings
@@ -45,9 +44,12 @@ class Workers:
         self.gradients = [self.flat.zeros() for _ in range(self.count)]  # each worker's own; the sum is the first
         self.loss: Loss | None = None
         self.threads = Threads(self.count)
-        can_fork = "fork" in multiprocessing.get_all_start_methods()
-        self.processes = Processes(self.count) if processes and can_fork and self.count > 1 else None
+        self.processes = Processes(self.count) if processes and hasattr(os, "fork") and self.count > 1 else None
         self.team: Threads | Processes = self.threads
+
+    def start(self, loss: Loss) -> None:
+        """Have everybody ready to compute with this loss; the first step would do it otherwise."""
+        self.team = self._team_for(loss)
 
     def loss_and_gradient(
         self, loss: Loss, tokens: np.ndarray, targets: np.ndarray, key: Sequence[int]
@@ -63,7 +65,8 @@ class Workers:
         count = count_targets(targets)
         if count == 0:
             raise ShapeError(f"none of the {targets.size} targets of this batch counts; leave the batch out")
-        self.team = self._team_for(loss)
+        self.flat.require_tied()
+        self.start(loss)
         shares = min(self.count, len(tokens))
         rows = np.array_split(np.arange(len(tokens)), min(shares * self.pieces, len(tokens)))
         pieces = [((*key, n), tokens[r[0] : r[-1] + 1], targets[r[0] : r[-1] + 1]) for n, r in enumerate(rows)]

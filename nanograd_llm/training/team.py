@@ -7,9 +7,11 @@ changes and everything else as it was at the fork; so a fingerprint decides befo
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
-import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -47,71 +49,82 @@ class Processes:
 
     def __init__(self, size: int):
         self.size = size
-        self.pipes: list[Connection] = []
+        self.workers: list[tuple[int, Connection]] = []  # process ids and pipes
         self.forked_from: bytes | None = None
-        weakref.finalize(self, _hang_up, self.pipes)
+        weakref.finalize(self, _end, self.workers)
 
     def prepare(self, owner: object, fingerprint: bytes) -> None:
         """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint."""
         if fingerprint == self.forked_from:
             return
-        _hang_up(self.pipes)
-        context = multiprocessing.get_context("fork")
+        self.close()
         for _ in range(1, self.size):
-            here, there = context.Pipe()
-            arguments = (owner, there, [*self.pipes, here])
-            context.Process(target=_serve, args=arguments, daemon=True).start()
+            here, there = multiprocessing.Pipe()
+            with warnings.catch_warnings():
+                # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process = os.fork()
+            if process == 0:
+                _serve(owner, there, [here, *(pipe for _, pipe in self.workers)])
             there.close()
-            self.pipes.append(here)
+            self.workers.append((process, here))
         self.forked_from = fingerprint
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As `Threads.run`, for a method of the owner that `prepare` was given."""
-        pipes = self.pipes[: len(tasks) - 1]
-        for pipe, task in zip(pipes, tasks[1:]):
-            pipe.send((method.__name__, task))
-        others: list[Any] = []
+        """As `Threads.run`, for a method of the owner that `prepare` was given. After a failure all are forked anew."""
+        pipes = [pipe for _, pipe in self.workers[: len(tasks) - 1]]
+        if len(pipes) < len(tasks) - 1:
+            raise NanogradError(f"{len(tasks)} tasks for {1 + len(self.workers)} workers; call prepare first")
         try:
-            first = method(*tasks[0])
-        finally:  # every answer is taken, whatever happens here, so that the next question gets its own
-            others = [self._answer(pipe) for pipe in pipes]
-        for answer in others:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [first, *others]
+            for pipe, task in zip(pipes, tasks[1:]):
+                pipe.send((method.__name__, task))
+            return [method(*tasks[0]), *(_answer(pipe) for pipe in pipes)]
+        except BaseException:
+            self.close()
+            raise
 
-    def _answer(self, pipe: Connection) -> Any:
-        try:
-            return pipe.recv()
-        except (EOFError, ConnectionError):
-            self.forked_from = None  # whoever goes on starts anew
-            return NanogradError(
-                "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or "
-                "processes=False"
-            )
+    def close(self) -> None:
+        """End the processes; nothing in them is worth keeping."""
+        _end(self.workers)
+        self.forked_from = None
+
+
+def _answer(pipe: Connection) -> Any:
+    try:
+        answer = pipe.recv()
+    except (EOFError, ConnectionError):
+        answer = NanogradError(
+            "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or "
+            "processes=False"
+        )
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
-    """The life of a worker process: task after task, until whoever forked it hangs up."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first worker decides
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for other in others:
-        other.close()
-    with blas_threads(1):
-        while True:
-            try:
+    """The life of a worker process: task after task, until whoever forked it hangs up. Does not return."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the first worker decides
+            signal.signal(number, signal.SIG_IGN)
+        for other in others:
+            other.close()
+        with blas_threads(1):
+            while True:
                 name, task = pipe.recv()
-            except EOFError:
-                return
-            try:
-                answer = getattr(owner, name)(*task)
-            except Exception as error:
-                answer = error if isinstance(error, NanogradError) else NanogradError(f"a worker failed: {error!r}")
-            pipe.send(answer)
+                try:
+                    answer = getattr(owner, name)(*task)
+                except Exception as error:
+                    answer = error if isinstance(error, NanogradError) else NanogradError(f"a worker failed: {error!r}")
+                pipe.send(answer)
+    finally:
+        os._exit(0)  # past everything that belongs to the process it was copied from: its buffers, files and tests
 
 
-def _hang_up(pipes: list[Connection]) -> None:
-    """Closing its pipe ends a worker process."""
-    while pipes:
-        pipes.pop().close()
+def _end(workers: list[tuple[int, Connection]]) -> None:
+    while workers:
+        process, pipe = workers.pop()
+        pipe.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have been killed, and waited for
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)

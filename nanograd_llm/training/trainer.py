@@ -35,9 +35,9 @@ class TrainConfig:
     learning_rate: at its peak. warmup: share of the run that climbs to it. final: share of it left at the end.
     steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
     accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
-    threads: 0 for one a core.
-    processes: work in forked processes instead of threads, which is faster for small models. They see every change of
-        the model, but none of other objects that its loss uses, such as a function replaced or a global set later.
+    threads: workers that the batch is split over; 0 for one a core.
+    processes: have them be forked processes, where the system can fork; small models train faster then. They see every
+        change of the model, but none of what its loss uses besides, such as a function replaced later.
     """
 
     learning_rate: float = 1e-3
@@ -112,6 +112,7 @@ class Trainer:
         self.steps_done = 0
         self.tokens_seen = 0
         keep_heap()
+        self.workers.start(model.loss)  # now, since there are no other threads yet to be copied amid their work
 
     def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """One step on a batch; returns the loss before it.  tokens, targets (B, ...) integers"""

@@ -770,3 +770,70 @@ def test_at_a_join_the_sum_goes_into_the_array_that_a_rule_made(own):
     grad(h + branch(h), x, np.array([1.0, 3.0], np.float32))
     np.testing.assert_array_equal(made[0], [3, 9])
     assert np.shares_memory(seen[0], made[0])
+
+
+# out=
+
+
+def two_leaves() -> list[Tensor]:
+    return [Tensor(np.array([1.0, 2.0]), requires_grad=True), Tensor(np.array([[3.0], [4.0]]), requires_grad=True)]
+
+
+def test_gradients_are_written_where_out_says_and_are_the_same() -> None:
+    leaves = two_leaves()
+    y = ((leaves[0] * leaves[1]) * leaves[0]).sum()
+    out = [np.full(leaf.shape, np.nan) for leaf in leaves]
+    found = grad(y, leaves, retain_graph=True, out=out)
+    assert all(a is b for a, b in zip(found, out, strict=True))
+    for written, expected in zip(out, grad(y, leaves), strict=True):
+        np.testing.assert_array_equal(written, expected)
+
+
+def test_a_leaf_that_y_does_not_depend_on_gets_zeros_in_out() -> None:
+    leaves = two_leaves()
+    out = [np.full(leaf.shape, np.nan) for leaf in leaves]
+    grad((leaves[0] * 2).sum(), leaves, out=out)
+    assert out[0].tolist() == [2, 2] and out[1].tolist() == [[0], [0]]
+
+
+def test_what_a_hook_puts_in_its_place_is_what_out_gets() -> None:
+    leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    leaf.register_hook(lambda g: 10 * g)
+    out = np.zeros(2)
+    grad((leaf * leaf).sum(), [leaf], out=[out])
+    assert out.tolist() == [20, 40]
+
+
+def test_the_arrays_of_a_tape_stay_apart_from_out() -> None:
+    leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    cotangent, out = np.array([3.0, 4.0]), np.zeros(2)
+    y = leaf + 0.0
+    grad(y, [leaf], cotangent, retain_graph=True, out=[out])
+    out += 1
+    assert cotangent.tolist() == [3, 4]
+    assert grad(y, leaf, cotangent).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "match"),
+    [
+        ([np.zeros(2)], ShapeError, "an array for each of the 2 Tensors; got 1"),
+        ([np.zeros(2), np.zeros(2)], ShapeError, r"here \(2, 1\) float64; got \(2,\) float64"),
+        ([np.zeros(2, np.float32), np.zeros((2, 1))], ShapeError, r"here \(2,\) float64; got \(2,\) float32"),
+    ],
+)
+def test_out_that_does_not_fit_is_refused(out: list[np.ndarray], error: type[Exception], match: str) -> None:
+    leaves = two_leaves()
+    with pytest.raises(error, match=match):
+        grad((leaves[0] * leaves[1]).sum(), leaves, out=out)
+
+
+def test_out_is_for_leaves_and_not_for_higher_order() -> None:
+    leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    y = leaf * leaf
+    with pytest.raises(GraphError, match="out= is for leaves"):
+        grad(y.sum(), [y], out=[np.zeros(2)])
+    with pytest.raises(GraphError, match="out= is for leaves, each named once"):
+        grad(y.sum(), [leaf, leaf], out=[np.zeros(2), np.zeros(2)])
+    with higher_order(), pytest.raises(GraphError, match="under higher_order"):
+        grad((leaf * leaf).sum(), [leaf], out=[np.zeros(2)])

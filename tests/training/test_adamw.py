@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -84,20 +83,30 @@ def test_a_list_and_a_flat_array_of_gradients_are_the_same_step() -> None:
     listed, flat = AdamW(parameters()), AdamW(parameters())
     (given,) = gradients(1)
     listed.step(given, 0.1)
-    flat.step_flat(laid_out(flat, given), 0.1)
+    flat.update(flat.flat.blocks(0, 1), laid_out(flat, given), flat.next_rates(0.1))
     assert np.array_equal(listed.flat.data, flat.flat.data)
+
+
+def test_a_scaled_step_is_a_step_against_the_scaled_gradient() -> None:
+    scaled, plain = AdamW(parameters()), AdamW(parameters())
+    (given,) = gradients(1)
+    scaled.update(scaled.flat.blocks(0, 1), laid_out(scaled, given), scaled.next_rates(0.1, scale=0.25))
+    plain.step([g / 4 for g in given], 0.1)
+    assert np.array_equal(scaled.flat.data, plain.flat.data)
 
 
 @pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
 @pytest.mark.parametrize("matrix", [0, 1000, BLOCK])
-def test_blocks_change_nothing_but_the_speed(count: int, matrix: int) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_blocks_change_nothing_but_the_speed(count: int, matrix: int, workers: int) -> None:
     shapes = [(count,)] + ([(2, matrix)] if matrix else [])
     own = parameters(shapes=shapes)
     expected = textbook([p.data for p in own], gradients(2, shapes), [0.1, 0.1], 0.9, 0.95, 1e-8, 0.1)
     optimizer = AdamW(own)
-    with ThreadPoolExecutor(3) as pool:
-        for given in gradients(2, shapes):
-            optimizer.step_flat(laid_out(optimizer, given), 0.1, pool.map)
+    for given in gradients(2, shapes):
+        rates = optimizer.next_rates(0.1)
+        for worker in range(workers):
+            optimizer.update(optimizer.flat.blocks(worker, workers), laid_out(optimizer, given), rates)
     assert all(np.allclose(p.data, e, rtol=1e-12, atol=1e-12) for p, e in zip(own, expected, strict=True))
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad
 from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
-from nanograd_llm.nn import Linear
+from nanograd_llm.nn import Module
 from nanograd_llm.randomness import noise
+from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.flat import FlatParameters
 from nanograd_llm.training.parallel import Workers
 
@@ -43,30 +44,34 @@ def whole(model: GPT, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, n
     return loss.item(), np.concatenate([g.reshape(-1) for g in grad(loss, parameters)])
 
 
-def split(model: GPT, tokens: Any, targets: Any, **options: int) -> tuple[float, np.ndarray]:
-    workers = Workers(FlatParameters(model.parameters()), **options)
+def split(model: GPT, tokens: Any, targets: Any, **options: Any) -> tuple[float, np.ndarray]:
+    workers = team(model, **options)
     workers.loss_and_gradient(model.loss, *batch(3), KEY)  # what a call leaves behind must not matter
-    return workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+    loss, norm = workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+    assert norm == pytest.approx(np.linalg.norm(workers.gradient), rel=1e-6)
+    return loss, workers.gradient.copy()
+
+
+def team(model: Module, count: int = 1, pieces: int = 1, processes: bool = False) -> Workers:
+    return Workers(AdamW(model.parameters(), shared=processes), count, pieces, processes=processes)
 
 
 @pytest.mark.parametrize("ignored", ["none", "some", "first rows", "all but one"])
 @pytest.mark.parametrize("pieces", [1, 2, 3])
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 5, 7])
-def test_a_split_batch_has_the_loss_and_gradient_of_the_whole(
-    rows: int, threads: int, pieces: int, ignored: str
-) -> None:
+def test_a_split_batch_has_the_loss_and_gradient_of_the_whole(rows: int, count: int, pieces: int, ignored: str) -> None:
     model = gpt()
     tokens, targets = batch(rows, ignored)
-    loss, gradient = split(model, tokens, targets, threads=threads, pieces=pieces)
+    loss, gradient = split(model, tokens, targets, count=count, pieces=pieces)
     expected_loss, expected = whole(model, tokens, targets)
     assert loss == pytest.approx(expected_loss, rel=1e-14)
     assert np.allclose(gradient, expected, rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
-    results = [split(gpt(np.float32, dropout=0.2), *batch(7, "some"), threads=threads) for _ in range(3)]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_same_number_of_workers_gives_the_same_bits(count: int) -> None:
+    results = [split(gpt(np.float32, dropout=0.2), *batch(7, "some"), count=count) for _ in range(3)]
     assert len({loss for loss, _ in results}) == 1
     assert len({gradient.tobytes() for _, gradient in results}) == 1
 
@@ -74,7 +79,7 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
 def test_dropout_follows_the_key_and_the_piece() -> None:
     model = gpt(dropout=0.4)
     tokens, targets = batch(4)
-    workers = Workers(FlatParameters(model.parameters()), threads=2)
+    workers = team(model, 2)
     loss, _ = workers.loss_and_gradient(model.loss, tokens, targets, (7, 3))
     by_hand = []
     for piece in range(2):
@@ -86,8 +91,8 @@ def test_dropout_follows_the_key_and_the_piece() -> None:
 
 def test_lists_are_as_good_as_arrays() -> None:
     tokens, targets = batch(5, "some")
-    as_lists = split(gpt(), tokens.tolist(), targets.tolist(), threads=2)
-    as_arrays = split(gpt(), tokens, targets, threads=2)
+    as_lists = split(gpt(), tokens.tolist(), targets.tolist(), count=2)
+    as_arrays = split(gpt(), tokens, targets, count=2)
     assert as_lists[0] == as_arrays[0]
     assert np.array_equal(as_lists[1], as_arrays[1])
 
@@ -95,24 +100,24 @@ def test_lists_are_as_good_as_arrays() -> None:
 def test_a_batch_in_which_no_target_counts_is_refused() -> None:
     tokens, targets = batch(4)
     with pytest.raises(ShapeError, match="none of the 24 targets of this batch counts"):
-        split(gpt(), tokens, np.full_like(targets, -100), threads=2)
+        split(gpt(), tokens, np.full_like(targets, -100), count=2)
 
 
 def test_tokens_and_targets_of_different_length_are_refused() -> None:
     tokens, targets = batch(4)
     with pytest.raises(ShapeError, match=r"tokens \(4, 6\) and targets \(2, 6\) must have the same number of rows"):
-        split(gpt(), tokens, targets[:2], threads=2)
+        split(gpt(), tokens, targets[:2], count=2)
 
 
 @pytest.mark.parametrize("loss", [lambda x, y: 1.5, lambda x, y: Tensor([1.0, 2.0], requires_grad=True)])
 def test_a_loss_that_is_no_single_number_is_refused(loss: Any) -> None:
     with pytest.raises(ShapeError, match="a loss is a Tensor of one number"):
-        Workers(FlatParameters(gpt().parameters()), 2).loss_and_gradient(loss, *batch(4), KEY)
+        team(gpt(), 2).loss_and_gradient(loss, *batch(4), KEY)
 
 
 def test_an_error_in_one_thread_waits_for_the_others() -> None:
     model = gpt()
-    workers = Workers(FlatParameters(model.parameters()), threads=2)
+    workers = team(model, 2)
     tokens, targets = batch(4)
     failed, ended = threading.Event(), threading.Event()
 
@@ -128,17 +133,16 @@ def test_an_error_in_one_thread_waits_for_the_others() -> None:
     with pytest.raises(IndexRangeError, match="the first shard fails"):
         workers.loss_and_gradient(loss, tokens, targets, KEY)
     assert ended.is_set()
-    assert np.array_equal(
-        workers.loss_and_gradient(model.loss, tokens, targets, KEY)[1], split(model, tokens, targets, threads=2)[1]
-    )
+    workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+    assert np.array_equal(workers.gradient, split(model, tokens, targets, count=2)[1])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_checked_mode_reaches_the_threads(threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_checked_mode_reaches_the_workers(count: int) -> None:
     model = gpt()
     model.blocks[1].mlp.up.bias.data[3] = np.inf
     with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up, called at"):
-        split(model, *batch(4), threads=threads)
+        split(model, *batch(4), count=count)
 
 
 def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
@@ -163,21 +167,3 @@ def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
         thread.join()  # the block opened first is left first
         assert setting() == [2] * len(before)
     assert setting() == before
-
-
-def test_an_interrupted_call_leaves_no_thread_running() -> None:
-    class Interrupted(Exception): ...
-
-    model = Linear(1, 1)
-    workers = Workers(FlatParameters(model.parameters()), threads=2)
-    ended: list[int] = []
-
-    def work(n: int) -> None:
-        if n == 0:
-            raise Interrupted
-        threading.Event().wait(0.2)
-        ended.append(n)
-
-    with pytest.raises(Interrupted):
-        workers._all(work, 2)
-    assert ended == [1]

@@ -1,0 +1,246 @@
+"""Workers run the same method on different tasks: threads and forked processes alike, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Tensor, checked
+from nanograd_llm.errors import IndexRangeError, NanogradError, NonFiniteError
+from nanograd_llm.nn import Module
+from nanograd_llm.training import Trainer
+from nanograd_llm.training.team import Processes, Threads
+from nanograd_llm.training.trainer import TrainConfig
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.factor = 2
+
+    def times(self, x: float) -> float:
+        return self.factor * x
+
+    def process(self, _: int) -> int:
+        return os.getpid()
+
+    def fail(self, who: int) -> int:
+        if who:
+            raise IndexRangeError(f"worker {who} fails")
+        return who
+
+    def break_(self, who: int) -> int:
+        if who:
+            raise ZeroDivisionError("deep down")
+        return who
+
+    def die(self, who: int) -> int:
+        if who:
+            os._exit(9)
+        return who
+
+
+def forked(owner: Owner, size: int = 3) -> Processes:
+    team = Processes(size)
+    team.prepare(owner, b"as it is")
+    return team
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    owner = Owner()
+    for team in (Threads(3), forked(owner)):
+        assert team.run(owner.times, [(1,), (2,), (3,)]) == [2, 4, 6]
+        assert team.run(owner.times, [(5,)]) == [10]
+
+
+def test_the_caller_is_the_first_worker_and_the_others_are_other_processes() -> None:
+    owner = Owner()
+    first, *others = forked(owner).run(owner.process, [(0,), (1,), (2,)])
+    assert first == os.getpid()
+    assert len({first, *others}) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "who", "message"),
+    [("fail", 2, "worker 2 fails"), ("break_", 1, "a worker failed: ZeroDivisionError"), ("fail", 0, "worker 7 fails")],
+)
+def test_an_error_of_any_worker_is_raised_here_and_the_next_use_forks_anew(method: str, who: int, message: str) -> None:
+    owner = Owner()
+    team = forked(owner)
+    tasks = [(0,), (0,), (0,)]
+    tasks[who] = (who or 7,)
+    with pytest.raises(NanogradError, match=message):
+        team.run(getattr(owner, method), tasks)
+    with pytest.raises(NanogradError, match="3 tasks for 1 workers; call prepare first"):
+        team.run(owner.times, [(1,), (2,), (3,)])
+    team.prepare(owner, b"as it is")
+    assert team.run(owner.times, [(1,), (2,), (3,)]) == [2, 4, 6]
+
+
+def test_a_worker_that_is_killed_is_told_and_the_next_use_forks_anew() -> None:
+    owner = Owner()
+    team = forked(owner)
+    with pytest.raises(NanogradError, match="ended without an answer"):
+        team.run(owner.die, [(0,), (1,), (0,)])
+    team.prepare(owner, b"as it is")
+    assert team.run(owner.times, [(1,), (2,), (3,)]) == [2, 4, 6]
+
+
+def test_processes_are_forked_anew_when_the_fingerprint_changes_and_only_then() -> None:
+    owner = Owner()
+    team = forked(owner)
+    before = team.run(owner.process, [(0,), (0,), (0,)])
+    owner.factor = 10
+    team.prepare(owner, b"as it is")
+    assert team.run(owner.process, [(0,), (0,), (0,)]) == before
+    team.prepare(owner, b"changed")
+    assert team.run(owner.times, [(1,), (2,), (3,)]) == [10, 20, 30]
+
+
+def test_processes_end_with_their_team() -> None:
+    owner = Owner()
+    team = forked(owner)
+    _, *others = team.run(owner.process, [(0,), (0,), (0,)])
+    del team
+    for other in others:
+        with pytest.raises(ProcessLookupError):
+            os.kill(other, 0)
+
+
+def test_an_interrupted_call_leaves_no_thread_running() -> None:
+    class Interrupted(Exception): ...
+
+    ended: list[int] = []
+
+    def work(n: int) -> None:
+        if n == 0:
+            raise Interrupted
+        threading.Event().wait(0.2)
+        ended.append(n)
+
+    with pytest.raises(Interrupted):
+        Threads(2).run(work, [(0,), (1,)])
+    assert ended == [1]
+
+
+# Training in processes
+
+SIZES = dict(vocab_size=11, context_length=6, n_layer=2, n_head=2, n_embd=8)
+
+
+def trained(steps: int = 4, model: Module | None = None, **changes: Any) -> tuple[Trainer, list[float]]:
+    model = model or GPT(GPTConfig(**SIZES, dropout=0.1))
+    trainer = Trainer(model, TrainConfig(batch_size=6, steps=steps, **changes))
+    rng = np.random.default_rng(0)
+    return trainer, [trainer.step(*rng.integers(11, size=(2, 6, 6))) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_train_to_the_same_bits_as_threads(threads: int, accumulate: int) -> None:
+    results = [trained(processes=p, threads=threads, accumulate=accumulate) for p in (False, True)]
+    (one, losses), (other, other_losses) = results
+    assert losses == other_losses
+    for name, array in one.state_dict().items():
+        assert np.array_equal(array, other.state_dict()[name]), name
+
+
+def test_a_run_in_a_process_that_is_killed_leaves_no_worker_behind() -> None:
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            owner = Owner()
+            workers = forked(owner).run(owner.process, [(0,), (0,), (0,)])[1:]
+            os.write(writing, " ".join(map(str, workers)).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(process, 0)
+    for worker in map(int, os.read(reading, 100).split()):
+        for _ in range(500):
+            with contextlib.suppress(OSError), open(f"/proc/{worker}/stat", encoding="ascii") as file:
+                if file.read().split()[2] not in "ZX":
+                    threading.Event().wait(0.01)
+                    continue
+            break
+        else:
+            pytest.fail(f"worker {worker} still runs")
+
+
+def test_what_changes_in_a_model_between_steps_reaches_the_processes() -> None:
+    def run(processes: bool) -> np.ndarray:
+        trainer, _ = trained(processes=processes, threads=2)
+        trainer.model.blocks[1].mlp.dropout.rate = 0.5
+        trainer.model.wte.data[...] *= 2
+        trainer.step(*np.ones((2, 6, 6), int))
+        return trainer.optimizer.flat.data.copy()
+
+    assert np.array_equal(run(False), run(True))
+
+
+def test_a_loss_that_is_not_finite_is_explained_in_processes_too() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    trainer.model.blocks[1].mlp.up.bias.data[3] = np.inf
+    with pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up"):
+        trainer.step(*np.ones((2, 6, 6), int))
+
+
+def test_an_error_in_a_process_is_the_error_it_would_be_here() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    tokens = np.zeros((2, 6, 6), int)
+    tokens[0, 5] = 99
+    with pytest.raises(IndexRangeError, match="token ids go from 0 to 10; got 0 to 99"):
+        trainer.step(*tokens)
+    trainer.step(*np.ones((2, 6, 6), int))
+
+
+class Local(Module):
+    """Its attribute is a function that pickle cannot name."""
+
+    def __init__(self) -> None:
+        self.model = GPT(GPTConfig(**SIZES))
+        self.extra = lambda x: x
+
+    def loss(self, tokens: Any, targets: Any) -> Tensor:
+        return self.extra(self.model.loss(tokens, targets))
+
+
+def test_a_model_whose_changes_would_go_unseen_is_trained_in_threads_and_that_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="training in threads, since processes could miss a change"):
+        trainer = Trainer(Local(), TrainConfig(batch_size=6, threads=2, processes=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.step(*np.ones((2, 6, 6), int))
+
+
+def test_a_hook_on_a_parameter_is_called_whoever_works() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    seen: list[int] = []
+    trainer.model.wte.register_hook(lambda g: seen.append(1))
+    with pytest.warns(UserWarning, match="a parameter has a hook"):
+        trainer.step(*np.ones((2, 6, 6), int))
+    assert len(seen) == 2
+
+
+def test_checked_mode_works_in_the_process_that_asked() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    with checked():
+        trainer.step(*np.ones((2, 6, 6), int))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(number: int) -> None:
+    owner = Owner()
+    team = forked(owner, 2)
+    _, worker = team.run(owner.process, [(0,), (0,)])
+    os.kill(worker, number)
+    assert team.run(owner.times, [(1,), (2,)]) == [2, 4]
