@@ -7,12 +7,13 @@ The only file that names CuPy. NumPy's functions dispatch to CuPy by themselves 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +88,48 @@ def _thread_pools() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+_SHARED_OUT = 2**18  # numbers from which on a second thread repays waking it
+_helpers: Any = None
+
+
+def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any]:
+    """work(part) for parts that together are slice(0, size), one on each thread that BLAS may use here.
+
+    numbers: how many the work touches; where they are few, or in a worker of a team, all is one part. BLAS has one
+    thread meanwhile. For work in plain NumPy on rows, heads or elements that do not depend on each other.
+    """
+    count = min(_blas_thread_limit(), size) if numbers >= _SHARED_OUT else 1
+    if count < 2:
+        return [work(slice(0, size))]
+    bounds = [size * n // count for n in range(count + 1)]
+    first, *others = map(slice, bounds, bounds[1:])
+    with blas_threads(1):
+        running = [_threads().submit(contextvars.copy_context().run, work, part) for part in others]
+        try:
+            results = [work(first)]
+        finally:
+            for task in running:
+                task.exception()  # waits
+        return [*results, *(task.result() for task in running)]
+
+
+def _blas_thread_limit() -> int:
+    with _blas_lock:
+        if _blas_limits:
+            return _blas_limits[-1]
+    pools = _thread_pools().lib_controllers
+    return min(cpu_count(), max((pool.num_threads for pool in pools if pool.user_api == "blas"), default=1))
+
+
+def _threads() -> Any:
+    global _helpers
+    if _helpers is None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        _helpers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="share")
+    return _helpers
 
 
 def keep_heap() -> bool:

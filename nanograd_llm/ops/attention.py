@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from nanograd_llm.backend import share_out
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
@@ -71,15 +72,15 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
     y = np.empty((*lead, q.shape[-2], v.shape[-1]), dtype=np.result_type(q, k, v))
-    return keep(y, blocks=_attend(q, k, v, y, dropout, seed, any(needs)))
+    return keep(y, parts=_attend(q, k, v, y, dropout, seed, any(needs)))
 
 
 @causal_attention.backward
-def causal_attention_backward(dy, y, q, k, v, blocks):
+def causal_attention_backward(dy, y, q, k, v, parts):
     lead = dy.shape[:-2]
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
     dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
-    _attend_backward(dy, y, q, k, v, blocks, dq, dk, dv)
+    _attend_backward(dy, y, q, k, v, parts, dq, dk, dv)
     return dq, dk, dv
 
 
@@ -104,13 +105,13 @@ def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,), needs):
     B, T, C3 = x.shape
     head_size(C3, n_head)
     y = np.empty((B, T, C3 // 3), dtype=x.dtype)
-    return keep(y, blocks=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed, any(needs)))
+    return keep(y, parts=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed, any(needs)))
 
 
 @causal_self_attention.backward
-def causal_self_attention_backward(dy, y, x, blocks, n_head):
+def causal_self_attention_backward(dy, y, x, parts, n_head):
     dx = np.empty(x.shape, dtype=x.dtype)
-    _attend_backward(*(_heads(z, 1, n_head)[0] for z in (dy, y)), *_heads(x, 3, n_head), blocks, *_heads(dx, 3, n_head))
+    _attend_backward(*(_heads(z, 1, n_head)[0] for z in (dy, y)), *_heads(x, 3, n_head), parts, *_heads(dx, 3, n_head))
     return dx
 
 
@@ -121,10 +122,44 @@ def _heads(x, parts, n_head):
 
 
 def _attend(q, k, v, y, dropout, seed, recorded):
-    """Write the attention into y; return what `_attend_backward` wants of each block, nothing unless `recorded`."""
+    """Write the attention into y, its heads shared out over threads where they repay it.
+
+    Returns what `_attend_backward` wants: (heads, their blocks) of each part; no blocks unless `recorded`.
+    """
+    mask = None
+    if dropout:
+        mask = dropout_mask((*q.shape[:-1], k.shape[-2]), y.dtype, dropout, seed).swapaxes(-1, -2)
+
+    def work(heads):
+        hidden = None if mask is None else _of(mask, heads)
+        return heads, _attend_blocks(*(_of(x, heads) for x in (q, k, v, y)), hidden, recorded)
+
+    return share_out(work, *_heads_and_scores(q, k))
+
+
+def _attend_backward(dy, y, q, k, v, parts, dq, dk, dv):
+    """Write the gradients of q, k and v into dq, dk and dv, shared out as the attention was."""
+
+    def work(numbers):
+        for heads, blocks in parts[numbers]:
+            _backward_blocks(*(_of(x, heads) for x in (dy, y, q, k, v)), blocks, *(_of(x, heads) for x in (dq, dk, dv)))
+
+    share_out(work, len(parts), _heads_and_scores(q, k)[1])
+
+
+def _heads_and_scores(q, k):
+    """How many heads there are to share out, and how many scores."""
+    return (q.shape[-3] if q.ndim > 2 else 1), q.size // max(1, q.shape[-1]) * k.shape[-2]
+
+
+def _of(x, heads):
+    """The part of x (..., H, T, D) that belongs to these heads."""
+    return x[..., heads, :, :] if x.ndim > 2 else x
+
+
+def _attend_blocks(q, k, v, y, mask, recorded):
     n, m = q.shape[-2], k.shape[-2]
     scale = 1 / math.sqrt(q.shape[-1])
-    mask = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
     blocks = []
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
@@ -142,8 +177,7 @@ def _attend(q, k, v, y, dropout, seed, recorded):
     return blocks
 
 
-def _attend_backward(dy, y, q, k, v, blocks, dq, dk, dv):
-    """Write the gradients of q, k and v into dq, dk and dv."""
+def _backward_blocks(dy, y, q, k, v, blocks, dq, dk, dv):
     scale = 1 / math.sqrt(q.shape[-1])
     if not blocks:
         dk[...] = dv[...] = 0

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from nanograd_llm.backend import share_out
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, dropout_mask, flat_targets, shift
@@ -19,11 +20,13 @@ from nanograd_llm.ops.primitive import erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 from nanograd_llm.shapes import axes_of, require_row_of
 
+_CACHED = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
 
-def _softmax_and_total(x, axis):
+
+def _softmax_and_total(x, axis, out=None):
     """exp(x - shift) / total, the shift, and the total, both with the axis kept."""
     s = shift(x, axis)
-    y = x - s
+    y = np.subtract(x, s, out=out)
     np.exp(y, out=y)
     total = y.sum(axis=axis, keepdims=True)
     y /= np.where(total == 0, np.ones_like(total), total)
@@ -214,9 +217,6 @@ _GELU_SLOPE = math.sqrt(2 / math.pi)
 _GELU_CUBE = 0.044715
 
 
-_GELU_PART = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
-
-
 @op(
     "y = x*h,  h = (1 + tanh u)/2,  u = √(2/π)*(x + 0.044715 x³)",
     "x̄ = ȳ*(h + 2 x*h*(1 - h)*u'),  u' = √(2/π)*(1 + 3*0.044715 x²)",
@@ -230,10 +230,13 @@ def gelu(x, *, needs):
     x = np.asarray(x)
     y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if any(needs) else None
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    for start in range(0, flat_y.size, _GELU_PART):
-        part = slice(start, start + _GELU_PART)
-        _gelu(flat_x[part], flat_y[part], None if slope is None else slope.reshape(-1)[part])
+    flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
+
+    def work(part):
+        for some in _slices(part.start, part.stop, _CACHED):
+            _gelu(flat_x[some], flat_y[some], None if flat_slope is None else flat_slope[some])
+
+    share_out(work, x.size, 4 * x.size)
     return keep(y, slope=slope)
 
 
@@ -382,15 +385,18 @@ def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, count, label_smoo
     return dlogits.reshape(logits_shape)
 
 
-def _rows_loss(logits, chosen, counted, label_smoothing):
-    """Softmax of each row, the summed loss of the rows that count, and which rows have a gradient."""
-    p, s, total = _softmax_and_total(logits, -1)
-    rows = np.arange(len(chosen))
+def _rows_loss(logits, chosen, counted, label_smoothing, out=None):
+    """Softmax of each row, the summed loss of the rows that count, and which rows have a gradient.
+
+    out: where the softmax goes; the logits themselves may be given.
+    """
+    wanted, mean = logits[np.arange(len(chosen)), chosen], logits.mean(axis=-1) if label_smoothing else 0
+    p, s, total = _softmax_and_total(logits, -1, out)
     empty = total == 0  # masked throughout
-    normaliser = np.log(np.where(empty, np.ones_like(total), total)) + s
-    loss = normaliser[:, 0] - logits[rows, chosen]
+    normaliser = (np.log(np.where(empty, np.ones_like(total), total)) + s)[:, 0]
+    loss = normaliser - wanted
     if label_smoothing:
-        loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser[:, 0] - logits.mean(axis=-1))
+        loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser - mean)
     return p, np.where(counted, loss, np.zeros_like(loss)).sum(), counted & ~empty[:, 0]
 
 
@@ -401,7 +407,7 @@ def _subtract_targets(p, chosen, label_smoothing):
     p[np.arange(len(chosen)), chosen] -= 1 - label_smoothing
 
 
-_BLOCK_NUMBERS = 2**22  # logits held at a time: 16 MB in float32
+_BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32
 
 
 @op(
@@ -428,31 +434,52 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     loss = np.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None
     dw = None
-    size = max(1, _BLOCK_NUMBERS // len(w))
-    for start in range(0, len(rows), size):
-        block = slice(start, start + size)
-        dlogits, block_loss, pulls = _rows_loss(rows[block] @ w.T, chosen[block], counted[block], label_smoothing)
-        loss = loss + block_loss
-        if not any(needs):
-            continue
-        _subtract_targets(dlogits, chosen[block], label_smoothing)
-        dlogits *= (pulls / count)[:, None].astype(dlogits.dtype)
+    blocks = max(1, math.ceil(len(rows) * len(w) / _BLOCK_NUMBERS))
+    for block in _slices(0, len(rows), math.ceil(len(rows) / blocks)):
+        logits = rows[block] @ w.T  # (rows, C)·(C, V) -> (rows, V)
+        losses = _logits_to_gradient(logits, chosen[block], counted[block], count, label_smoothing)
+        loss = loss + np.asarray(sum(losses), dtype=loss.dtype)
         if dx is not None:
-            np.matmul(dlogits, w, out=dx[block])
+            np.matmul(logits, w, out=dx[block])
         if needs[1]:
-            dw = dlogits.T @ rows[block] if dw is None else _add_product(dw, dlogits, rows[block])
+            dw = logits.T @ rows[block] if dw is None else _add_product(dw, logits, rows[block])
     dx = None if dx is None else dx.reshape(x.shape)
     return keep(loss / np.asarray(count, dtype=loss.dtype), dx=dx, dw=dw)
 
 
 @linear_cross_entropy.backward
 def linear_cross_entropy_backward(dy, dx, dw, needs):
-    return dy * dx if needs[0] else None, dy * dw if needs[1] else None
+    # the gradients may be large: where ȳ is 1 they are what was kept, and no copy is made
+    return tuple((kept if dy == 1 else dy * kept) if need else None for kept, need in zip((dx, dw), needs))
+
+
+def _logits_to_gradient(logits, chosen, counted, count, label_smoothing):
+    """Turn logits into the gradient of cross_entropy, in place, a few rows at a time; returns the summed losses."""
+
+    def work(part):
+        losses = []
+        for some in _slices(part.start, part.stop, max(1, _CACHED // logits.shape[1])):
+            p = logits[some]
+            _, loss, pulls = _rows_loss(p, chosen[some], counted[some], label_smoothing, out=p)
+            _subtract_targets(p, chosen[some], label_smoothing)
+            p *= (pulls / count)[:, None].astype(p.dtype)
+            losses.append(loss)
+        return losses
+
+    return [loss for losses in share_out(work, len(logits), 4 * logits.size) for loss in losses]
 
 
 def _add_product(dw, dlogits, rows):
     """dw += dlogitsᵀ rows, a slice of the vocabulary at a time: a whole second dw would be as large as the logits."""
-    for start in range(0, len(dw), 4096):
-        part = slice(start, start + 4096)
-        dw[part] += dlogits[:, part].T @ rows
+
+    def work(part):
+        for some in _slices(part.start, part.stop, 1024):
+            dw[some] += dlogits[:, some].T @ rows
+
+    share_out(work, len(dw), dw.size)
     return dw
+
+
+def _slices(start, stop, size):
+    """Slices of at most this size that follow each other from start to stop."""
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, max(1, size))]
