@@ -90,6 +90,8 @@ def array_at(data: NDArray[np.uint8], offset: int, dtype: DTypeLike, shape: Sequ
     _require_inside(data, offset, size, where)
     if size == 0:
         return _read_only(np.zeros(tuple(shape), dtype))
+    if dtype.kind == "b" and data[offset : offset + size].max() > 1:  # for NumPy such a byte is neither
+        raise BadFileError(f"{where}: holds bytes that are neither false (0) nor true (1)")
     return np.ndarray(tuple(shape), dtype, data, offset)
 
 
@@ -98,7 +100,7 @@ def count(shape: Sequence[int], where: str) -> int:
     if len(shape) > MAX_DIMENSIONS:
         raise BadFileError(f"{where}: has {len(shape)} dimensions; at most {MAX_DIMENSIONS} can be read")
     if not all(type(size) is int and size >= 0 for size in shape):  # True is an int, and 1.0 equals one
-        raise BadFileError(f"{where}: shape {list(shape)!r:.200} holds something else than sizes from 0 up")
+        raise BadFileError(f"{where}: its shape holds something else than integers from 0 up")
     if math.prod(max(size, 1) for size in shape) >= 2**59:  # a byte count that NumPy could not hold in 64 bits
         raise BadFileError(f"{where}: shape {list(shape)!r:.200} is larger than any array can be")
     return math.prod(shape)

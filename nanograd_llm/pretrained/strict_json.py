@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any, NoReturn
 
 from nanograd_llm.errors import BadFileError
+from nanograd_llm.pretrained.mapped import map_file
 
 MAX_BYTES = 2**22  # a vocabulary of 200,000 pieces
 MAX_VALUES = 2**18
+
+
+def read_json_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object that the file holds, as `read_json_object` reads it; StorageError if it cannot be read."""
+    data = map_file(path)
+    return read_json_object(data[: MAX_BYTES + 1].tobytes(), str(path))
 
 
 def read_json_object(text: bytes, where: str) -> dict[str, Any]:
@@ -25,7 +33,7 @@ def read_json_object(text: bytes, where: str) -> dict[str, Any]:
     values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
     if len(text) > MAX_BYTES or values > MAX_VALUES:
         raise BadFileError(
-            f"{where}: {len(text):,} bytes of JSON with up to {values:,} values; "
+            f"{where}: too much JSON for what it should be: {len(text):,} bytes or more with up to {values:,} values; "
             f"at most {MAX_BYTES:,} bytes and {MAX_VALUES:,} values are read"
         )
     try:
