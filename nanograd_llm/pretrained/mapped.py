@@ -57,7 +57,7 @@ def named_file(
 
     Raises BadFileError for a name with a path in it and for a link that leads out of the folder.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
         raise BadFileError(f"{where}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
     path = Path(folder) / name
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
@@ -67,6 +67,16 @@ def named_file(
     if not any(os.path.commonpath([real, home]) == home for home in allowed):
         raise BadFileError(f"{where}: {name} is a link out of the folder; put the file itself there")
     return path
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names out of a file, for an error of one line.
+
+    >>> listed(["wte.weight", "a\\nb"])
+    "'wte.weight', 'a\\\\nb'"
+    """
+    shown = ", ".join(f"{name!r:.100}" for name in names[:10])
+    return shown + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def unsigned_at(data: NDArray[np.uint8], offset: int, width: int, where: str) -> int:

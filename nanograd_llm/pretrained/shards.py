@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.pretrained.mapped import named_file
+from nanograd_llm.pretrained.mapped import listed, named_file
 from nanograd_llm.pretrained.strict_json import read_json_file
 
 Reader = Callable[[Path], dict[str, NDArray[Any]]]
@@ -42,9 +42,9 @@ def read_shards(
         placed.setdefault(file, set()).add(name)
     folder = Path(index_path).parent
     paths = {file: named_file(folder, file, str(index_path), links_into=links_into) for file in placed}
-    missing = [file for file, path in paths.items() if not path.exists()]
+    missing = [file for file, path in paths.items() if not os.path.exists(path)]
     if missing:
-        raise StorageError(f"{index_path}: names files that are not beside it: {_some(missing)}; fetch them too")
+        raise StorageError(f"{index_path}: names files that are not beside it: {listed(missing)}; fetch them too")
     tensors: dict[str, NDArray[Any]] = {}
     for file, path in paths.items():
         found = read(path)
@@ -53,13 +53,8 @@ def read_shards(
             raise BadFileError(
                 f"{path}: holds other tensors than {Path(index_path).name} says; "
                 + "; ".join(
-                    f"{fault}: {_some(names)}" for fault, names in (("missing", lacking), ("extra", extra)) if names
+                    f"{fault}: {listed(names)}" for fault, names in (("missing", lacking), ("extra", extra)) if names
                 )
             )
         tensors |= found
     return tensors
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(name[:100] for name in names[:10])
-    return shown + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")

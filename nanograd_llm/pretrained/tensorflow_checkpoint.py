@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained.crc32c import masked_crc32c
 from nanograd_llm.pretrained.leveldb_table import read_table, read_varint
-from nanograd_llm.pretrained.mapped import array_at, count, map_file, named_file, widen_bfloat16
+from nanograd_llm.pretrained.mapped import array_at, count, listed, map_file, named_file, widen_bfloat16
 from nanograd_llm.storage import storage_errors
 
 DTYPES = {
@@ -95,12 +95,12 @@ def _index_path(path: Path, links_into: str | os.PathLike[str] | None) -> Path:
         raise StorageError(f"{path}: holds no TensorFlow checkpoint: no file in it ends in .index")
     if len(found) == 1:
         return named_file(path, found[0], str(path), links_into=links_into)
-    if (path / "checkpoint").exists():
+    if os.path.exists(path / "checkpoint"):
         text = map_file(path / "checkpoint")[:4096].tobytes().decode("utf-8", errors="replace")
         newest = re.search(r'^model_checkpoint_path: "([^"/\\]+)"\s*$', text, re.MULTILINE)
         if newest and f"{newest[1]}.index" in found:
             return named_file(path, f"{newest[1]}.index", str(path), links_into=links_into)
-    names = ", ".join(name.removesuffix(".index") for name in found[:10])
+    names = listed([name.removesuffix(".index") for name in found])
     raise StorageError(f"{path}: holds {len(found)} checkpoints; give the prefix of one: {names}")
 
 

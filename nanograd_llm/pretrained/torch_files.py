@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.pretrained.mapped import map_file
+from nanograd_llm.pretrained.mapped import listed, map_file
 from nanograd_llm.pretrained.shards import read_shards
 from nanograd_llm.pretrained.tensor_pickle import read_tensor_pickle
 from nanograd_llm.pretrained.zip_records import read_zip_records
@@ -37,12 +37,10 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     found = read_torch_object(path)
     if not isinstance(found, dict):
         raise BadFileError(f"{path}: holds a {type(found).__name__}; a state_dict is expected, tensors by name")
-    others = [
-        str(name)[:100] for name, x in found.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)
-    ]
+    others = [name for name, x in found.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
     if others:
         raise BadFileError(
-            f"{path}: not only tensors by name: {', '.join(others[:10])}; a state_dict is expected, as in "
+            f"{path}: not only tensors by name: {listed(others)}; a state_dict is expected, as in "
             "torch.save(model.state_dict(), path)"
         )
     return found

@@ -100,7 +100,9 @@ def test_every_bfloat16_is_widened_exactly():
     assert np.array_equal(wide.view(np.uint32), bits.astype(np.uint32) * 2**16)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:x", "x\0", None, 1])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:x", "x\0", "x\n", "\u202ex", None, 1]
+)
 def test_a_file_names_its_neighbours_only(name, tmp_path):
     with pytest.raises(BadFileError, match="index: .* plain file name"):
         named_file(tmp_path, name, "index")

@@ -1,0 +1,46 @@
+"""llm.c's file has no names: its header must fit its length to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import read_watched
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.pretrained.llmc import FIELDS, read_llmc
+
+SOURCE = Path(__file__).parent / "fixtures" / "llmc" / "gpt2_tiny.bin"
+
+
+def test_the_header_gives_the_sizes_of_the_model():
+    fields, arrays = read_llmc(SOURCE)
+    assert fields == dict(zip(FIELDS, [7, 264, 2, 2, 6, 384]))
+    assert list(arrays)[:5] == ["wte", "wpe", "ln1w", "ln1b", "qkvw"]
+    assert arrays["qkvw"].shape == (2, 18, 6)
+    assert not arrays["wte"][264:].any() and arrays["wte"][263].all()  # the padding, and the last true row
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "complaint"),
+    [
+        (0, 20240327, "no model file of llm.c"),
+        (1, 1, "version 1 of llm.c's format; versions 3 (float32) and 5 (bfloat16)"),
+        (1, 5, "the sizes in its header make"),
+        (2, 8, "needs bytes"),
+        (2, 6, "the sizes in its header make"),
+        (2, 0, "max_seq_len = 0"),
+        (4, -1, "num_layers = -1"),
+        (4, 2**31 - 1, "needs bytes"),
+        (5, 4, "channels = 6 cannot be split over num_heads = 4"),
+        (6, 2**31 - 2, "needs bytes"),
+        (7, 263, "padded_vocab_size = 263 is less than vocab_size = 264"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(place, number, complaint, tmp_path):
+    data = bytearray(SOURCE.read_bytes())
+    data[4 * place : 4 * place + 4] = np.int32(number).tobytes()
+    (tmp_path / "model.bin").write_bytes(data)
+    found = read_watched(read_llmc, tmp_path / "model.bin", tmp_path)
+    assert isinstance(found, BadFileError) and complaint in str(found)
