@@ -28,6 +28,7 @@ MAGIC = 0xDB4775248B80FB57
 MAX_SIZE = 2**20  # bytes; the table of GPT-2 XL, 580 variables, has some 25,000
 MAX_ENTRIES = 20_000
 MAX_KEY = 1000  # shared prefixes make a short file of long keys, each longer than the one before
+MAX_VALUE = 4096  # a variable of thirty dimensions takes 500
 _FOOTER = 48
 
 
@@ -107,7 +108,7 @@ def _entries(block: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
         shared, at = read_varint(block, at, where)
         new, at = read_varint(block, at, where)
         size, at = read_varint(block, at, where)
-        if shared > len(key) or shared + new > MAX_KEY or at + new + size > stop:
+        if shared > len(key) or shared + new > MAX_KEY or size > MAX_VALUE or at + new + size > stop:
             raise BadFileError(
                 f"{where}: an entry with {shared:,} bytes of a key of {len(key):,}, {new:,} new ones and a value of "
                 f"{size:,}, in a block with {stop - at:,} bytes to come; the file is damaged"

@@ -17,6 +17,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained.mapped import listed, named_file
 from nanograd_llm.pretrained.strict_json import read_json_file
 
+MAX_SHARDS = 1000
 Reader = Callable[[Path], dict[str, NDArray[Any]]]
 
 
@@ -40,6 +41,8 @@ def read_shards(
         if not isinstance(file, str):
             raise BadFileError(f"{index_path}: {name!r:.200} is placed in no file: its entry is not a string")
         placed.setdefault(file, set()).add(name)
+    if len(placed) > MAX_SHARDS:
+        raise BadFileError(f"{index_path}: names {len(placed):,} files; at most {MAX_SHARDS:,} are read")
     folder = Path(index_path).parent
     paths = {file: named_file(folder, file, str(index_path), links_into=links_into) for file in placed}
     missing = [file for file, path in paths.items() if not os.path.exists(path)]

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.pretrained.mapped import map_file
 
-MAX_BYTES = 2**22  # a vocabulary of 200,000 pieces
-MAX_VALUES = 2**18
+MAX_BYTES = 2**22
+MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
 
 
 def read_json_file(path: str | os.PathLike[str]) -> dict[str, Any]:
