@@ -122,9 +122,7 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     >>> widen_bfloat16(np.array([0x3F80, 0xC040], np.uint16))
     array([ 1., -3.], dtype=float32)
     """
-    wide = bits.astype(np.uint32)
-    wide <<= 16
-    return _read_only(wide.view(np.float32))
+    return _read_only(np.left_shift(bits, 16, dtype=np.uint32).view(np.float32))
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -61,7 +61,11 @@ def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]]
     Raises BadFileError, beginning with `where`, if the program asks for anything else, is damaged, or is longer than
     any model needs.
     """
-    return _Machine(program, storages, where).run()
+    machine = _Machine(program, storages, where)
+    built = machine.run()
+    if _holds_parts(built):
+        machine.refuse("it ends with parts that were never made into tensors")
+    return built
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,9 @@ class _Machine:
         if not isinstance(target, dict) or len(things) % 2:
             self.damaged(f"it sets {len(things)} keys and values of a {_kind(target)}")
         for key, value in zip(things[::2], things[1::2]):
-            if type(key) not in (str, int):  # to hash a nest of tuples can take forever
-                self.refuse(f"a key is a {_kind(key)}, not a string or an integer")
+            # To hash a nest of tuples can take forever, and large integers can be chosen to have one hash.
+            if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
+                self.refuse(f"a key is a {_kind(key)}, where a string or an integer from 0 to 2^32 should be")
             if key in target:
                 self.damaged(f"the key {key!r:.200} is set twice")
             target[key] = value
@@ -249,12 +254,12 @@ class _Machine:
             self.refuse("a tensor whose offset, size or stride are of the wrong kind")
         numel = count(size, f"{self.where}: a tensor")
         if len(stride) != len(size) or not all(type(step) is int and step >= 0 for step in stride) or offset < 0:
-            self.damaged(f"a tensor of size {size} has an offset or strides that are no numbers from 0 up")
+            self.damaged(f"a tensor of size {size!r:.200} has an offset or strides that are no numbers from 0 up")
         if numel == 0:
             return array_at(values[:0].view(np.uint8), 0, values.dtype, size, self.where)
         last = offset + sum((length - 1) * step for length, step in zip(size, stride))
         if last >= len(values) or numel > len(values):
-            self.damaged(f"a tensor of size {size} reaches to element {last:,} of a storage of {len(values):,}")
+            self.damaged(f"a tensor of size {size!r:.200} reaches beyond its storage of {len(values):,}, or repeats it")
         steps = [values.itemsize * step if length > 1 else values.itemsize for length, step in zip(size, stride)]
         return np.ndarray(size, values.dtype, values, values.itemsize * offset, steps)
 
@@ -262,6 +267,19 @@ class _Machine:
         if len(arguments) != 3 or not isinstance(arguments[0], np.ndarray):
             self.refuse("a parameter that is not made from a tensor and two settings")
         return arguments[0]
+
+
+def _holds_parts(built: Any) -> bool:
+    """Whether a name or a storage is left somewhere in what was built, where only values and tensors may be."""
+    seen, waiting = set(), [built]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, (_Global, _Storage)):
+            return True
+        if isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
+            seen.add(id(thing))
+            waiting.extend(thing.values() if isinstance(thing, dict) else thing)
+    return False
 
 
 def _kind(thing: Any) -> str:
