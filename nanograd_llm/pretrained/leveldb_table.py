@@ -26,7 +26,7 @@ from nanograd_llm.pretrained.mapped import bytes_at
 
 MAGIC = 0xDB4775248B80FB57
 MAX_SIZE = 2**20  # bytes; the table of GPT-2 XL, 580 variables, has some 25,000
-MAX_ENTRIES = 20_000
+MAX_ENTRIES = 8_000
 MAX_KEY = 1000  # shared prefixes make a short file of long keys, each longer than the one before
 MAX_VALUE = 4096  # a variable of thirty dimensions takes 500
 _FOOTER = 48

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.pretrained.mapped import array_at, count, widen_bfloat16
 
-MAX_INSTRUCTIONS = 2**18  # GPT-2 XL with the state of its optimizer takes some 80,000
+MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes some 72,000
 DTYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.pretrained.mapped import bytes_at, unsigned_at
 
-MAX_RECORDS = 20_000  # GPT-2 XL with the state of its optimizer has 2,300 tensors
+MAX_RECORDS = 10_000  # GPT-2 XL with the state of its optimizer has 2,300 tensors
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -118,7 +118,7 @@ def _zip64_extra(extra: bytes, wanted: list[str], what: str) -> dict[str, int]:
     while wanted and len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)
         if kind == 1:
-            if min(size, len(extra) - 4) < 8 * len(wanted):
+            if not 8 * len(wanted) <= size <= len(extra) - 4:
                 break
             return dict(zip(wanted, struct.unpack_from(f"<{len(wanted)}Q", extra, 4)))
         extra = extra[4 + size :]

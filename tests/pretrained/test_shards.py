@@ -67,6 +67,7 @@ def test_a_missing_shard_is_named(folder):
         ({"a": ".."}, "plain file name"),
         ({"a": "one\n.safetensors"}, "plain file name"),
         (RIGHT | {"c": "model.safetensors.index.json"}, "needs bytes"),
+        ({str(n): str(n) for n in range(1001)}, "names 1,001 files; at most 1,000 are read"),
         (b"[]", "JSON object is expected"),
         (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "twice"),
         (b"{}" + b" " * 2**22, "too much JSON"),

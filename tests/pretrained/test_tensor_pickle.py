@@ -210,7 +210,7 @@ def test_the_refused_name_is_told():
         (b"cos", "cut short"),
         (b"X\x01\x00\x00\x00\xff.", "not UTF-8"),
         (b"K\x01K\x02\x93.", "name is not a string"),
-        (b"N" * (MAX_INSTRUCTIONS + 1), "more than 262,144 instructions"),
+        (b"N" * (MAX_INSTRUCTIONS + 1), "more than 131,072 instructions"),
     ],
 )
 def test_a_pickle_that_is_no_structure_of_tensors_is_refused(program, complaint):

@@ -128,7 +128,7 @@ def test_an_entry_that_does_not_fit_is_refused(changes, complaint, tmp_path):
         ([(b"", HEADER), (b"v", b"\xff" * 10 + b"\1")], "more than 64 bits"),
         ([(b"", HEADER), (b"v", b"\x08" + b"\xff" * 9 + b"\x02")], "more than 64 bits"),
         ([(b"", HEADER), (b"k" * 1001, entry())], "an entry with 0 bytes of a key of 0, 1,001 new ones"),
-        ([(b"", HEADER)] + [(b"%05d" % n, b"") for n in range(20_001)], "more than 20,000 entries"),
+        ([(b"", HEADER)] + [(b"%05d" % n, b"") for n in range(8_001)], "more than 8,000 entries"),
     ],
 )
 def test_a_table_that_is_no_index_of_a_checkpoint_is_refused(pairs, complaint, tmp_path):
@@ -227,6 +227,11 @@ def test_a_path_in_the_file_checkpoint_is_ignored(text, folder):
     for name in ("old.index", "old.data-00000-of-00001"):
         (folder / name).unlink()
     assert read_watched(read_tensorflow, folder, folder).keys() == {"w"}
+
+
+def test_a_folder_of_several_checkpoints_that_names_none_lists_them(folder):
+    found = read_watched(read_tensorflow, folder, folder)
+    assert isinstance(found, StorageError) and "'new', 'old'" in str(found)
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
