@@ -10,7 +10,6 @@ from oracle import read_watched
 from safetensors.numpy import save_file
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.pretrained.mapped import map_file
 from nanograd_llm.pretrained.safetensors_files import DTYPES, read_safetensors
 
 
@@ -54,16 +53,6 @@ def test_bfloat16_is_widened_to_the_same_numbers(tmp_path):
 
 def test_a_file_of_nothing_is_an_empty_table(tmp_path):
     assert read_safetensors(written(tmp_path, {"__metadata__": {"format": "pt"}})) == {}
-
-
-def test_arrays_share_the_memory_of_the_mapped_file(tmp_path):
-    save_file({"x": np.ones((1000, 1000), np.float32)}, tmp_path / "x.safetensors")
-    found = read_safetensors(tmp_path / "x.safetensors")["x"]
-    base = found
-    while isinstance(base, np.ndarray):
-        base = base.base
-    assert type(base.obj).__name__ == "mmap" if isinstance(base, memoryview) else type(base).__name__ == "mmap"
-    assert map_file(tmp_path / "x.safetensors").size > found.nbytes
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\0" * 8])
