@@ -41,6 +41,7 @@ from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
 RECIPES: dict[str, dict[str, Any]] = {
     "nano": dict(batch_size=8, learning_rate=2e-3, weight_decay=1.0),
+    "distilgpt2": dict(batch_size=8, learning_rate=6e-4),
     "gpt2": dict(batch_size=8, learning_rate=6e-4),
     "gpt2-medium": dict(batch_size=8, learning_rate=3e-4),
     "gpt2-large": dict(batch_size=8, learning_rate=2.5e-4),

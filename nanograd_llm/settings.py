@@ -19,6 +19,12 @@ def require_int(field: str, value: Any, low: int) -> None:
         raise ConfigError(f"{field} must be an integer of at least {low}; got {value!r}")
 
 
+def require_bool(field: str, value: Any) -> None:
+    """Raise ConfigError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{field} must be True or False; got {value!r}")
+
+
 def require_number(field: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
     """Raise ConfigError unless low <= value <= high, a finite number; `below` excludes `high` itself."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -18,7 +18,7 @@ def train(
     file: Path | None = None,
     /,
     *,
-    preset: Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "nano",
+    preset: Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "nano",
     steps: int | None = None,
     minutes: float | None = None,
     out: Path | None = None,

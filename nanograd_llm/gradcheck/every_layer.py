@@ -95,7 +95,11 @@ def _mlp(rng: np.random.Generator) -> Specimen:
 
 def _gpt(rng: np.random.Generator) -> Specimen:
     n_layer = 1 if rng.random() < 0.7 else 2
-    config = GPTConfig(vocab_size=5, context_length=3, n_layer=n_layer, n_head=2, n_embd=4, dropout=0.1)
+    sizes: dict[str, Any] = dict(vocab_size=5, context_length=3, n_layer=n_layer, n_head=2, n_embd=4, dropout=0.1)
+    if rng.random() < 0.5:  # what other models of GPT-2's kind have
+        sizes |= dict(n_inner=3, activation="gelu_exact", tie_word_embeddings=False, layer_norm_epsilon=0.1)
+        sizes |= dict(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True)
+    config = GPTConfig(**sizes)
     tokens, targets = rng.integers(0, 5, (2, 2, 3))
     targets[0, 0] = IGNORE_INDEX
     return GPT(config), (tokens, targets)

@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Tensor, raw
+from nanograd_llm.engine import Parameter, Tensor, raw
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.modes import no_grad
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.layers import Dropout, LayerNorm, normal
+from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import require_choice, require_int, require_number
+from nanograd_llm.settings import require_bool, require_choice, require_int, require_number
 
+# gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
 PRESETS: dict[str, dict[str, int]] = {
     "nano": dict(vocab_size=1024, context_length=64, n_layer=2, n_head=4, n_embd=128),
+    "distilgpt2": dict(vocab_size=50257, context_length=1024, n_layer=6, n_head=12, n_embd=768),
     "gpt2": dict(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(vocab_size=50257, context_length=1024, n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": dict(vocab_size=50257, context_length=1024, n_layer=36, n_head=20, n_embd=1280),
@@ -35,7 +37,16 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT. Raises ConfigError naming the field that cannot be."""
+    """The sizes of a GPT, and in what models of GPT-2's kind differ.
+
+    Raises ConfigError naming the field that cannot be.
+
+    n_inner: width of the MLPs; 4 n_embd if not given.
+    activation: gelu, GPT-2's tanh form, or gelu_exact.
+    scale_attn_weights: divide attention scores by √(n_embd/n_head).
+    scale_attn_by_inverse_layer_idx: divide them by 1 in the first block, by 2 in the second, and so on, as well.
+    tie_word_embeddings: the head is the token table; otherwise a table of its own, `head`.
+    """
 
     vocab_size: int
     context_length: int
@@ -43,16 +54,28 @@ class GPTConfig:
     n_head: int
     n_embd: int
     dropout: float = 0.0
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    activation: str = "gelu"
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
             require_int(field, getattr(self, field), 1)
         require_number("dropout", self.dropout, 0, 1, below=True)
+        if self.n_inner is not None:
+            require_int("n_inner", self.n_inner, 1)
+        require_number("layer_norm_epsilon", self.layer_norm_epsilon, 0)
+        require_choice("activation", self.activation, ACTIVATIONS)
+        for field in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            require_bool(field, getattr(self, field))
         head_size(self.n_embd, self.n_head)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
-        """A named size: nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl, with these fields changed."""
+        """A named size: nano, distilgpt2, gpt2, gpt2-medium, gpt2-large or gpt2-xl, with these fields changed."""
         require_choice("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
 
@@ -75,12 +98,14 @@ class GPT(Module):
 
     Initialised as GPT-2 was: normal with standard deviation 0.02, biases 0, and the projections into the residual
     stream smaller by 1/√(2 n_layer), since that many of them add up there. (OpenAI's code drew the position vectors
-    with 0.01; those who rebuilt it settled on 0.02 for all.) `seed` decides every number.
+    with 0.01; those who rebuilt it settled on 0.02 for all.) `seed` decides every number; with None there are none
+    yet, and no memory is taken: for weights that `load_state_dict(arrays, assign=True)` brings.
     """
 
-    def __init__(self, config: GPTConfig, seed: int = 0):
-        require_int("seed", seed, 0)
-        rng = np.random.default_rng(seed)
+    def __init__(self, config: GPTConfig, seed: int | None = 0):
+        if seed is not None:
+            require_int("seed", seed, 0)
+        rng = Unfilled() if seed is None else np.random.default_rng(seed)
         C = config.n_embd
         self.config = config
         self.wte = normal((config.vocab_size, C), 0.02, rng)
@@ -88,10 +113,21 @@ class GPT(Module):
         self.dropout = Dropout(config.dropout)
         residual_std = 0.02 / math.sqrt(2 * config.n_layer)
         self.blocks = [
-            Block(C, config.n_head, dropout=config.dropout, residual_std=residual_std, rng=rng)
-            for _ in range(config.n_layer)
+            Block(
+                C,
+                config.n_head,
+                n_inner=config.n_inner,
+                activation=config.activation,
+                scale=_attention_scale(config, layer),
+                eps=config.layer_norm_epsilon,
+                dropout=config.dropout,
+                residual_std=residual_std,
+                rng=rng,
+            )
+            for layer in range(config.n_layer)
         ]
-        self.ln_f = LayerNorm(C)
+        self.ln_f = LayerNorm(C, eps=config.layer_norm_epsilon)
+        self.head = None if config.tie_word_embeddings else normal((config.vocab_size, C), 0.02, rng)
 
     def forward(self, tokens: Any) -> Tensor:
         """Logits of each next token.  tokens (B, T) ids -> (B, T, V)
@@ -113,7 +149,12 @@ class GPT(Module):
         >>> (wte.grad - [[0.75 * math.log(3)], [0]]).round(9).tolist()
         [[-0.75], [0.75]]
         """
-        return ops.linear_cross_entropy(self.hidden(tokens), self.wte, targets)
+        return ops.linear_cross_entropy(self.hidden(tokens), self.head_table, targets)
+
+    @property
+    def head_table(self) -> Parameter:
+        """(V, C): what the end of the stream is compared with, a row for each token."""
+        return self.wte if self.head is None else self.head
 
     def hidden(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> Tensor:
         """What the head sees.  tokens (B, T) -> (B, T, C)
@@ -129,7 +170,7 @@ class GPT(Module):
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
         """Logits of the token that follows the last one; records nothing.  tokens (B, T) -> array (B, V)"""
         with no_grad():
-            return raw(self.hidden(tokens, caches))[:, -1] @ self.wte.data.T
+            return raw(self.hidden(tokens, caches))[:, -1] @ self.head_table.data.T
 
     def new_caches(self, batch: int) -> list[KeyValueCache]:
         """Empty key-value caches for `batch` sequences of up to context_length tokens."""
@@ -149,7 +190,7 @@ class GPT(Module):
             return Look(self._head(self.ln_f(x)).data, hidden_states, attention_maps)
 
     def _head(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.wte.T)  # (B, T, C)·(C, V) -> (B, T, V)
+        return ops.linear(x, self.head_table.T)  # (B, T, C)·(C, V) -> (B, T, V)
 
     def _embed(self, tokens: Any, start: int) -> Tensor:
         ids = np.asarray(raw(tokens))
@@ -161,3 +202,11 @@ class GPT(Module):
                 f"context_length is {self.config.context_length} but {end} tokens arrived; pass the last ones only"
             )
         return self.dropout(ops.embedding(self.wte, ids) + self.wpe[start:end])  # (B, T) -> (B, T, C)
+
+
+def _attention_scale(config: GPTConfig, layer: int) -> float | None:
+    """What the scores of this block are divided by; None for √D."""
+    if config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx:
+        return None
+    scale = math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+    return scale * (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale

@@ -122,6 +122,7 @@ class MultiHeadAttention(Module):
     """All heads at once: one product makes every query, key and value; one op attends in every head.
 
     (B, T, C) -> (B, T, C). `qkv.weight` is (C, 3C): the columns of the queries of all heads, then keys, then values.
+    scale: divides the scores; √D if not given.
     out_std: initial standard deviation of the mixing weights, which feed the residual stream.
     """
 
@@ -131,22 +132,24 @@ class MultiHeadAttention(Module):
         n_head: int,
         *,
         dropout: float = 0.0,
+        scale: float | None = None,
         out_std: float = 0.02,
         rng: np.random.Generator | None = None,
     ):
-        head_size(n_embd, n_head)
+        D = head_size(n_embd, n_head)
         self.n_head = n_head
+        self.sharpness = 1.0 if scale is None else math.sqrt(D) / scale  # of the scores, against those over √D
         self.qkv = Linear(n_embd, 3 * n_embd, std=0.02, rng=rng)
         self.out = Linear(n_embd, n_embd, std=out_std, rng=rng)
         self.dropout = Dropout(dropout)
 
     def weights(self, x: Any) -> Tensor:
-        q, k, _ = self._heads(self.qkv(x))
+        q, k, _ = self._heads(self._project(x))
         scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, D)·(B, H, D, T) -> (B, H, T, T)
         return ops.softmax(ops.where(ops.causal_mask(*scores.shape[-2:]), scores, -np.inf))
 
     def forward(self, x: Any, cache: KeyValueCache | None = None) -> Tensor:
-        qkv = self.qkv(x)  # (B, T, C) -> (B, T, 3C)
+        qkv = self._project(x)
         if cache is not None:
             return self.out(self._attend_cached(qkv, cache))
         if self.training and self.dropout.rate:
@@ -154,6 +157,13 @@ class MultiHeadAttention(Module):
         else:
             y = ops.causal_self_attention(qkv, n_head=self.n_head)  # (B, T, 3C) -> (B, T, C)
         return self.dropout(self.out(y))
+
+    def _project(self, x: Any) -> Tensor:
+        """Queries, keys and values side by side; the op divides scores by √D, so the queries bring any other scale."""
+        qkv = self.qkv(x)  # (B, T, C) -> (B, T, 3C)
+        if self.sharpness == 1:
+            return qkv
+        return qkv * np.repeat([self.sharpness, 1, 1], x.shape[-1]).astype(qkv.dtype)
 
     def _attend_cached(self, qkv: Any, cache: KeyValueCache) -> np.ndarray:
         """The new tokens' attention to all stored ones; for generation, since a cache holds arrays and no tape."""

@@ -5,6 +5,7 @@ B batch, T time, C channels; weights are (in, out), as GPT-2 stores them, so y =
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,25 @@ from nanograd_llm import ops
 from nanograd_llm.engine import Parameter, Tensor
 from nanograd_llm.nn.module import Module
 from nanograd_llm.randomness import next_key
-from nanograd_llm.settings import require_number
+from nanograd_llm.settings import require_choice, require_number
+
+ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}
+
+
+class Unfilled(np.random.Generator):
+    """Stands in for `rng` where the numbers come from elsewhere: what it draws has a shape, and takes no memory.
+
+    Its parameters are read-only zeros, to be replaced by `load_state_dict(arrays, assign=True)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
 
 
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
     """A float32 parameter drawn from a normal distribution of mean 0; without `rng`, by chance."""
+    if isinstance(rng, Unfilled):
+        return Parameter(np.broadcast_to(np.float32(0), shape))
     rng = rng or np.random.default_rng()
     return Parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
 
@@ -97,17 +112,30 @@ class Dropout(Module):
 
 
 class MLP(Module):
-    """Widen four times, bend (GELU, tanh form), narrow again, drop out.  (..., C) -> (..., C)
+    """Widen, bend, narrow again, drop out.  (..., C) -> (..., C)
 
+    n_inner: the width between; four times n_embd if not given.
+    activation: gelu, GPT-2's tanh form, or gelu_exact.
     down_std: initial standard deviation of the narrowing weights, which feed the residual stream.
     """
 
     def __init__(
-        self, n_embd: int, *, dropout: float = 0.0, down_std: float = 0.02, rng: np.random.Generator | None = None
+        self,
+        n_embd: int,
+        *,
+        n_inner: int | None = None,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        down_std: float = 0.02,
+        rng: np.random.Generator | None = None,
     ):
-        self.up = Linear(n_embd, 4 * n_embd, std=0.02, rng=rng)
-        self.down = Linear(4 * n_embd, n_embd, std=down_std, rng=rng)
+        require_choice("activation", activation, ACTIVATIONS)
+        n_inner = 4 * n_embd if n_inner is None else n_inner
+        self.up = Linear(n_embd, n_inner, std=0.02, rng=rng)
+        self.activation = activation
+        self.down = Linear(n_inner, n_embd, std=down_std, rng=rng)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Any) -> Tensor:
-        return self.dropout(self.down(ops.gelu(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)
+        bend = ACTIVATIONS[self.activation]
+        return self.dropout(self.down(bend(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)

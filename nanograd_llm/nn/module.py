@@ -106,16 +106,25 @@ class Module:
         """Name -> array of every parameter: the arrays themselves, not copies."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
-    def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray], *, assign: bool = False) -> None:
         """Copy these arrays into the parameters of the same names.
 
         Strict: if any name is missing or extra, or any shape or dtype differs, all are listed in one ShapeError and no
         parameter has changed.
+
+        assign: the parameters become the arrays themselves, of any one float dtype, without a copy. They may be
+            read-only, such as a mapped file: a trainer copies them into an array of its own.
         """
         own = self.state_dict()
+        dtype = next(iter(arrays.values())).dtype if assign and arrays else None
+        if dtype is not None and dtype.kind == "f":  # of no memory: only shape and dtype are looked at
+            own = {name: np.broadcast_to(np.zeros((), dtype), array.shape) for name, array in own.items()}
         require_fit(own, arrays, f"this {type(self).__name__}")
-        for name, array in own.items():
-            array[...] = arrays[name]
+        for name, parameter in self.named_parameters():
+            if assign:
+                parameter.data, parameter.grad = np.asarray(arrays[name]), None
+            else:
+                parameter.data[...] = arrays[name]
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]

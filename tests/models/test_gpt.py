@@ -13,6 +13,7 @@ from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad, higher_order, hv
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.randomness import noise
+from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES = dict(vocab_size=13, context_length=8, n_layer=2, n_head=2, n_embd=16)
 
@@ -21,9 +22,9 @@ def tiny(seed: int = 0, **changes: Any) -> GPT:
     return GPT(GPTConfig(**{**SIZES, **changes}), seed=seed)
 
 
-def shaken(dtype: Any = np.float64) -> GPT:
+def shaken(dtype: Any = np.float64, **changes: Any) -> GPT:
     """A model all of whose parameters, biases and norms included, are far from their special initial values."""
-    model, rng = tiny().astype(dtype), np.random.default_rng(1)
+    model, rng = tiny(**changes).astype(dtype), np.random.default_rng(1)
     for parameter in model.parameters():
         parameter.data += 0.3 * rng.standard_normal(parameter.shape)
     return model
@@ -42,12 +43,14 @@ def targets(rng: np.random.Generator) -> np.ndarray:
 # The architecture
 
 
-def gpt2_forward(w: dict[str, np.ndarray], tokens: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:
+def gpt2_forward(w: dict[str, np.ndarray], tokens: np.ndarray, c: GPTConfig) -> np.ndarray:
     """GPT-2 as its paper and the papers it cites define it, one sequence and one head at a time."""
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         mean = x.mean(axis=-1, keepdims=True)
-        return (x - mean) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (x - mean) / np.sqrt(x.var(axis=-1, keepdims=True) + c.layer_norm_epsilon) * w[f"{name}.weight"] + w[
+            f"{name}.bias"
+        ]
 
     def affine(x: np.ndarray, name: str) -> np.ndarray:
         return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
@@ -56,29 +59,118 @@ def gpt2_forward(w: dict[str, np.ndarray], tokens: np.ndarray, n_layer: int, n_h
     for row in tokens:
         T = len(row)
         x = w["wte"][row] + w["wpe"][:T]
-        for i in range(n_layer):
+        for i in range(c.n_layer):
             block = f"blocks.{i}"
             q, k, v = np.split(affine(norm(x, f"{block}.ln_1"), f"{block}.attention.qkv"), 3, axis=-1)
             heads = []
-            for qh, kh, vh in zip(*(np.split(part, n_head, axis=-1) for part in (q, k, v))):
+            for qh, kh, vh in zip(*(np.split(part, c.n_head, axis=-1) for part in (q, k, v))):
                 head = np.zeros_like(vh)
                 for t in range(T):
-                    scores = kh[: t + 1] @ qh[t] / math.sqrt(qh.shape[-1])
+                    scores = kh[: t + 1] @ qh[t]
+                    if c.scale_attn_weights:
+                        scores /= math.sqrt(qh.shape[-1])
+                    if c.scale_attn_by_inverse_layer_idx:
+                        scores /= i + 1
                     weights = np.exp(scores) / np.exp(scores).sum()
                     head[t] = weights @ vh[: t + 1]
                 heads.append(head)
             x = x + affine(np.concatenate(heads, axis=-1), f"{block}.attention.out")
             h = affine(norm(x, f"{block}.ln_2"), f"{block}.mlp.up")
-            h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+            if c.activation == "gelu_exact":
+                h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+            else:
+                h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
             x = x + affine(h, f"{block}.mlp.down")
-        logits.append(norm(x, "ln_f") @ w["wte"].T)
+        logits.append(norm(x, "ln_f") @ w["wte" if c.tie_word_embeddings else "head"].T)
     return np.array(logits)
 
 
-def test_the_logits_are_gpt2s_by_its_definition(tokens: np.ndarray) -> None:
-    model = shaken()
-    expected = gpt2_forward(model.state_dict(), tokens, 2, 2)
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"n_inner": 5},
+    {"layer_norm_epsilon": 0.1},
+    {"activation": "gelu_exact"},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+    {"tie_word_embeddings": False},
+]
+each_variant = pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ",".join(changes) or "plain")
+
+
+@each_variant
+def test_the_logits_are_gpt2s_by_its_definition(tokens: np.ndarray, changes: dict[str, Any]) -> None:
+    model = shaken(**changes)
+    expected = gpt2_forward(model.state_dict(), tokens, model.config)
     assert np.allclose(model(tokens).data, expected, rtol=1e-12, atol=1e-12)
+    assert np.allclose(model.look(tokens).logits, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_variant
+def test_every_way_to_the_logits_gives_the_same(
+    tokens: np.ndarray, targets: np.ndarray, changes: dict[str, Any]
+) -> None:
+    model = shaken(**changes)
+    logits, caches = model(tokens), model.new_caches(3)
+    for start, end in [(0, 3), (3, 4), (4, 7)]:
+        found = model.next_logits(tokens[:, start:end], caches)
+    assert np.allclose(found, logits.data[:, -1], rtol=1e-12, atol=1e-12)
+    assert model.loss(tokens, targets).item() == pytest.approx(ops.cross_entropy(logits, targets).item(), rel=1e-12)
+    maps, block = model.look(tokens).attention_maps[1], model.blocks[1]
+    x = block.ln_1(model.look(tokens).hidden_states[1])
+    values = np.split(block.attention.qkv(x).data, 3, axis=-1)[2]
+    heads = [map_ @ v for map_, v in zip(maps.swapaxes(0, 1), np.split(values, 2, axis=-1))]
+    expected = block.attention.out(np.concatenate(heads, axis=-1)).data
+    assert np.allclose(block.attention(x).data, expected, rtol=1e-12)
+
+
+def test_an_untied_head_is_a_parameter_of_its_own(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = tiny(tie_word_embeddings=False)
+    assert model.parameter_count() == tiny().parameter_count() + 13 * 16
+    model.loss(tokens, targets).backward()
+    unseen = np.setdiff1d(np.arange(13), tokens)
+    assert len(unseen) and not model.wte.grad[unseen].any() and model.head.grad.all(axis=0).any()
+
+
+# Weights from elsewhere
+
+
+def test_a_model_without_numbers_takes_read_only_arrays_as_they_are(tokens: np.ndarray, targets: np.ndarray) -> None:
+    source = shaken(np.float32)
+    arrays = {name: array.copy() for name, array in source.state_dict().items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    model = GPT(source.config, seed=None)
+    model.load_state_dict(arrays, assign=True)
+    assert all(model.state_dict()[name] is array for name, array in arrays.items())
+    assert np.array_equal(model(tokens).data, source(tokens).data)
+    trainer = Trainer(model, TrainConfig(steps=2, threads=1))
+    trainer.step(tokens, targets)
+    assert not np.array_equal(model.wte.data, arrays["wte"])
+    assert np.array_equal(arrays["wte"], source.wte.data)
+
+
+def test_a_model_without_numbers_takes_no_memory() -> None:
+    model = GPT(GPTConfig.preset("gpt2"), seed=None)
+    matrices = [p.data for p in model.parameters() if p.ndim == 2]
+    assert all(array.strides == (0, 0) and not array.flags.writeable for array in matrices)
+
+
+def test_assigned_arrays_are_of_one_float_dtype_and_all_fit(tokens: np.ndarray) -> None:
+    model, arrays = tiny(), shaken().state_dict()
+    model.load_state_dict(arrays, assign=True)
+    assert model(tokens).dtype == np.float64
+    before = model.state_dict()
+    mixed = arrays | {"wpe": arrays["wpe"].astype(np.float32)}
+    for wrong, said in [
+        (mixed, r"misfit: wpe is \(8, 16\) float32, expected \(8, 16\) float64"),
+        ({name: array.astype(int) for name, array in arrays.items()}, "wte is .* int64, expected .* float64"),
+        ({name: array for name, array in arrays.items() if name != "wpe"}, "missing: wpe"),
+        (arrays | {"head": arrays["wte"]}, "extra: head"),
+    ]:
+        with pytest.raises(ShapeError, match=said):
+            model.load_state_dict(wrong, assign=True)
+        assert all(model.state_dict()[name] is array for name, array in before.items())
 
 
 def test_the_loss_is_the_mean_surprise_over_the_targets_that_count(tokens: np.ndarray, targets: np.ndarray) -> None:
@@ -118,7 +210,13 @@ def test_a_later_token_never_changes_earlier_logits(tokens: np.ndarray) -> None:
 
 # Sizes
 
-PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+PUBLISHED = {
+    "distilgpt2": 81_912_576,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
 
 
 def parameter_count(c: GPTConfig) -> int:
@@ -141,7 +239,7 @@ def test_a_preset_has_the_published_parameter_count(name: str) -> None:
 
 def test_presets_can_be_changed_field_by_field() -> None:
     config = GPTConfig.preset("nano", vocab_size=65, dropout=0.1)
-    assert dataclasses.asdict(config) == {**PRESETS["nano"], "vocab_size": 65, "dropout": 0.1}
+    assert config == GPTConfig(**{**PRESETS["nano"], "vocab_size": 65, "dropout": 0.1})
 
 
 # The beginning
@@ -396,6 +494,24 @@ def test_a_size_that_cannot_be_is_refused_by_name(field: str, value: Any) -> Non
 def test_a_dropout_that_cannot_be_is_refused(dropout: Any) -> None:
     with pytest.raises(ConfigError, match="dropout must be a finite number with 0 ≤ dropout < 1; got"):
         GPTConfig(**SIZES, dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("n_inner", 0, "n_inner must be an integer of at least 1"),
+        ("n_inner", 4.0, "n_inner must be an integer of at least 1"),
+        ("layer_norm_epsilon", -1.0, "layer_norm_epsilon must be a finite number"),
+        ("layer_norm_epsilon", math.nan, "layer_norm_epsilon must be a finite number"),
+        ("activation", "gelu_exakt", "activation must be one of gelu, gelu_exact; .*did you mean 'gelu_exact'"),
+        ("scale_attn_weights", 1, "scale_attn_weights must be True or False; got 1"),
+        ("scale_attn_by_inverse_layer_idx", None, "scale_attn_by_inverse_layer_idx must be True or False"),
+        ("tie_word_embeddings", "yes", "tie_word_embeddings must be True or False; got 'yes'"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_by_name(field: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GPTConfig(**{**SIZES, field: value})
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
