@@ -1,10 +1,11 @@
 """Text becomes numbers: corpora, then tokenizers and the BPE trainer, then windows that a model learns from.
 
-Read `corpora`, `bpe`, `tokenizers`, `windows` in that order. Importing this loads NumPy only; tiktoken waits for use.
+Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `windows` in that order. Importing this loads NumPy only, no tiktoken yet.
 """
 
 from nanograd_llm.text.bpe import train_bpe
 from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
+from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import (
     END_OF_TEXT,
     BPETokenizer,
@@ -21,6 +22,7 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "GPT2Tokenizer",
     "Tokenizer",
     "builtin_corpus",
     "load_tokenizer",

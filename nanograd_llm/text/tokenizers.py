@@ -296,7 +296,11 @@ def _restore(content: Any) -> Tokenizer:
     """The tokenizer of a parsed file, held to what that tokenizer would save. Raises ConfigError."""
     if not isinstance(content, dict):
         raise ConfigError(f"it holds a {type(content).__name__}; expected an object")
-    kinds = {cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer)}
+    from nanograd_llm.text.gpt2 import GPT2Tokenizer  # which is made of these
+
+    kinds: dict[str, type[Tokenizer]] = {
+        cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)
+    }
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"its kind is {kind!r}; expected one of {sorted(kinds)}")

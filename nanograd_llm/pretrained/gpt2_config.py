@@ -1,0 +1,172 @@
+"""The sizes of a pretrained GPT-2, from what each form of file says of them.
+
+A setting that this GPT does not have, and that would make another model of it, is refused by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
+from nanograd_llm.models.gpt import GPTConfig
+from nanograd_llm.settings import check_keys, nearest
+
+# Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
+# of transformers). What is in no table here has no part in what transformers computes with a GPT-2.
+RENAMED = {"n_positions": "context_length", "activation_function": "activation"}
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+ALIASES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+ONLY: dict[str, tuple[Any, ...]] = {  # settings that change the result, with the values at which they do not
+    "model_type": ("gpt2", None),
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+
+
+def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
+    """The config of a `config.json`. Raises BadFileError naming the key that is wrong or not supported."""
+    for key, allowed in ONLY.items():
+        if not any(type(table.get(key)) is type(value) and table.get(key) == value for value in allowed):
+            raise BadFileError(
+                f"{where}: {key} is {table[key]!r:.100}, which this GPT cannot do; supported is {allowed[0]!r}"
+            )
+    named = dict(table)
+    for alias, key in ALIASES.items():
+        if alias in named:
+            if named.get(key, named[alias]) != named[alias]:
+                raise BadFileError(f"{where}: {alias} is {named[alias]!r:.50}, but {key} is {named[key]!r:.50}")
+            named[key] = named[alias]
+    found = {key: named.get(key, default) for key, default in DEFAULTS.items()}
+    activation = found["activation_function"]
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        near = nearest(str(activation), ACTIVATIONS)
+        raise BadFileError(
+            f"{where}: activation_function is {activation!r:.100}, which this GPT cannot do; supported are "
+            f"{', '.join(ACTIVATIONS)}" + (f"; did you mean {near!r}?" if near else "")
+        )
+    found["activation_function"] = ACTIVATIONS[activation]
+    return _config(
+        {RENAMED.get(key, key): value for key, value in found.items()} | _dropout(table, where), where, RENAMED
+    )
+
+
+def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
+    """The keys of a `config.json` for this config."""
+    fields = {key: getattr(config, RENAMED.get(key, key)) for key in DEFAULTS}
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    fields["activation_function"] = names[config.activation]
+    return (
+        {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | fields | dict.fromkeys(DROPOUTS, config.dropout)
+    )
+
+
+def from_openai(table: Mapping[str, Any], where: str) -> GPTConfig:
+    """The config of OpenAI's `hparams.json`. Raises BadFileError naming the key."""
+    return _renamed(table, OPENAI_KEYS, where)
+
+
+OPENAI_KEYS = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "context_length",
+    "n_embd": "n_embd",
+    "n_head": "n_head",
+    "n_layer": "n_layer",
+}
+
+
+def to_openai(config: GPTConfig) -> dict[str, Any]:
+    """The keys of `hparams.json`. Raises ConfigError for a model that OpenAI's code cannot make, naming the fields."""
+    table = {theirs: getattr(config, ours) for theirs, ours in OPENAI_KEYS.items()}
+    plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, dropout=config.dropout)
+    if config.n_inner == 4 * config.n_embd:
+        plain = dataclasses.replace(plain, n_inner=config.n_inner)
+    fields = [field.name for field in dataclasses.fields(config)]
+    other = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(plain, name)]
+    if other:
+        raise ConfigError(f"OpenAI's form has no place for {', '.join(other)}; use the form of Hugging Face")
+    return table
+
+
+def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
+    """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError naming the key.
+
+    nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form.
+    """
+    keys = {"block_size": "context_length", **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}}
+    biases = table.get("bias", False)
+    if not isinstance(biases, bool):
+        raise BadFileError(f"{where}: bias is {biases!r:.50}; expected True or False")
+    sizes = {key: value for key, value in table.items() if key not in ("bias", "dropout")}
+    config = _renamed(sizes, keys, where, extra=("bias", "dropout"))
+    changes = {"activation": "gelu_exact", "dropout": table.get("dropout", 0.0)}
+    return _config({**dataclasses.asdict(config), **changes}, where), biases
+
+
+def from_llmc(header: Mapping[str, int], where: str) -> GPTConfig:
+    """The config of llm.c's header. Raises BadFileError naming the field."""
+    keys = {
+        "max_seq_len": "context_length",
+        "vocab_size": "vocab_size",
+        "num_layers": "n_layer",
+        "num_heads": "n_head",
+        "channels": "n_embd",
+    }
+    return _renamed({key: header[key] for key in keys}, keys, where)
+
+
+def _renamed(table: Mapping[str, Any], keys: Mapping[str, str], where: str, extra: tuple[str, ...] = ()) -> GPTConfig:
+    """A config whose fields all stand in the table, under other names."""
+    try:
+        check_keys(table, (*keys, *extra), where)
+    except ConfigError as error:
+        raise BadFileError(str(error)) from None
+    missing = [key for key in keys if key not in table]
+    if missing:
+        raise BadFileError(f"{where}: has no {', no '.join(missing)}")
+    return _config({ours: table[theirs] for theirs, ours in keys.items()}, where, keys)
+
+
+def _config(fields: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> GPTConfig:
+    """A config; what is wrong with a field is told under the name in `names` that the file has for it."""
+    try:
+        return GPTConfig(**fields)
+    except NanogradError as error:
+        field, _, fault = str(error).partition(" ")
+        theirs = next((theirs for theirs, ours in (names or {}).items() if ours == field), field)
+        raise BadFileError(f"{where}: {theirs} {fault}") from None
+
+
+def _dropout(table: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Dropout acts in training only. GPT-2 has three rates; this GPT has one, so they must be equal to be kept."""
+    rates = [table.get(key, 0.1) for key in DROPOUTS]
+    if all(rate == rates[0] for rate in rates):
+        return {"dropout": rates[0]}
+    told = ", ".join(f"{key}={rate!r:.30}" for key, rate in zip(DROPOUTS, rates))
+    warnings.warn(
+        f"{where}: {told} differ; this GPT has one rate, and takes 0: it matters in training only", stacklevel=2
+    )
+    return {"dropout": 0.0}

@@ -1,0 +1,125 @@
+"""GPT-2's parameters under the names, and in the layouts, of everyone who stores them: tables, and nothing guessed.
+
+A square matrix looks like its transpose, so no shape says how a file means it; the form of the file does.
+
+C channels
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError
+
+COLUMNS = ("nanograd_llm", "hugging_face", "openai", "llmc")
+
+WHOLE = (
+    # here, Hugging Face and nanoGPT, OpenAI, llm.c
+    ("wte", "wte.weight", "wte", "wte"),
+    ("wpe", "wpe.weight", "wpe", "wpe"),
+    ("ln_f.weight", "ln_f.weight", "ln_f/g", "lnfw"),
+    ("ln_f.bias", "ln_f.bias", "ln_f/b", "lnfb"),
+)
+HEAD = ("head", "lm_head.weight")  # of a model whose head is a table of its own
+
+BLOCK = (
+    ("ln_1.weight", "ln_1.weight", "ln_1/g", "ln1w"),
+    ("ln_1.bias", "ln_1.bias", "ln_1/b", "ln1b"),
+    ("attention.qkv.weight", "attn.c_attn.weight", "attn/c_attn/w", "qkvw"),
+    ("attention.qkv.bias", "attn.c_attn.bias", "attn/c_attn/b", "qkvb"),
+    ("attention.out.weight", "attn.c_proj.weight", "attn/c_proj/w", "attprojw"),
+    ("attention.out.bias", "attn.c_proj.bias", "attn/c_proj/b", "attprojb"),
+    ("ln_2.weight", "ln_2.weight", "ln_2/g", "ln2w"),
+    ("ln_2.bias", "ln_2.bias", "ln_2/b", "ln2b"),
+    ("mlp.up.weight", "mlp.c_fc.weight", "mlp/c_fc/w", "fcw"),
+    ("mlp.up.bias", "mlp.c_fc.bias", "mlp/c_fc/b", "fcb"),
+    ("mlp.down.weight", "mlp.c_proj.weight", "mlp/c_proj/w", "fcprojw"),
+    ("mlp.down.bias", "mlp.c_proj.bias", "mlp/c_proj/b", "fcprojb"),
+)
+MATRICES = tuple(row[0] for row in BLOCK if row[0].endswith("weight") and not row[0].startswith("ln"))
+
+# What Hugging Face's files may hold besides: masks, which a causal model makes for itself.
+MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one form of file names the parameters, and how it lays out the matrices of the blocks.
+
+    whole, block: patterns of names. matrices: the axes of a stored matrix.
+    """
+
+    title: str
+    column: str
+    whole: str
+    block: str
+    matrices: str
+
+    def name(self, ours: str) -> str:
+        """The name in such a file of the parameter that is called `ours` here."""
+        column = COLUMNS.index(self.column)
+        found = re.fullmatch(r"blocks\.(\d+)\.(.*)", ours)
+        rows = {row[0]: row[min(column, len(row) - 1)] for row in (*BLOCK, *WHOLE, HEAD)}
+        if found:
+            return self.block.format(layer=found[1], name=rows[found[2]])
+        return rows[ours] if ours == HEAD[0] else self.whole.format(name=rows[ours])
+
+    def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that such a file gives a parameter, which has the shape `shape` here."""
+        return self.stored(ours, np.broadcast_to(np.float32(0), shape)).shape
+
+    def stored(self, ours: str, array: NDArray) -> NDArray:
+        """A parameter as such a file lays it out: a view."""
+        if not ours.endswith(MATRICES):
+            return array
+        return {"in, out": array, "out, in": array.T, "1, in, out": array[None]}[self.matrices]
+
+    def restored(self, ours: str, array: NDArray) -> NDArray:
+        """A parameter as it lies here, from the array of such a file: a view."""
+        if not ours.endswith(MATRICES):
+            return array
+        return array.T if self.matrices == "out, in" else array[0] if self.matrices == "1, in, out" else array
+
+
+HUGGING_FACE = Layout("Hugging Face", "hugging_face", "{name}", "h.{layer}.{name}", "in, out")
+OPENAI = Layout("OpenAI", "openai", "model/{name}", "model/h{layer}/{name}", "1, in, out")
+NANOGPT = Layout("nanoGPT", "hugging_face", "{name}", "h.{layer}.{name}", "out, in")
+LLMC = Layout("llm.c", "llmc", "{name}", "{name}[{layer}]", "out, in")
+
+
+def restore(
+    arrays: Mapping[str, NDArray],
+    shapes: Mapping[str, tuple[int, ...]],
+    layout: Layout,
+    where: str,
+    *,
+    biases: bool = True,
+) -> dict[str, NDArray]:
+    """The arrays of a file, by the names and in the layout that they have here: views of it.
+
+    shapes: those that the parameters must have here, by their names here.
+    biases: whether the file has them; without, they are zeros, which is what a model without biases computes.
+    Raises BadFileError that lists, in the file's own names, all that is missing, extra, or of another shape or type.
+    """
+    wanted = {layout.name(ours): ours for ours in shapes if biases or not ours.endswith("bias")}
+    problems = [f"missing: {name}" for name in wanted if name not in arrays]
+    problems += [
+        f"extra: {name:.200}, {array.shape} {array.dtype}" for name, array in arrays.items() if name not in wanted
+    ]
+    restored = {}
+    for name, ours in wanted.items():
+        if name in arrays:
+            array, shape = arrays[name], layout.shape(ours, shapes[ours])
+            if array.shape != shape or array.dtype.kind != "f":
+                problems.append(f"misfit: {name} is {array.shape} {array.dtype}, expected {shape} of floats")
+            else:
+                restored[ours] = layout.restored(ours, array)
+    if problems:
+        raise BadFileError(f"{where}: the weights are not those that its sizes call for:\n  " + "\n  ".join(problems))
+    dtype = next(iter(restored.values())).dtype
+    return {ours: restored[ours] if ours in restored else np.zeros(shape, dtype) for ours, shape in shapes.items()}

@@ -1,0 +1,151 @@
+"""GPT-2's own vocabulary: its spelling of bytes, its ids, and the merges that its files list.
+
+Those files write a piece as text: a byte that prints is its own character, the other 68 are the characters from U+0100
+on, in order, so that a space is Ġ and a new line Ċ. The ids of the bytes follow that alphabet, then a merge has an id,
+and `<|endoftext|>` is the last. (Radford et al. 2019, encoder.py.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.settings import require_int
+from nanograd_llm.text.bpe import BYTES
+from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    import tiktoken
+
+_PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
+_BYTE = {character: byte for byte, character in ALPHABET.items()}
+_SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")  # of what GPT-2's descendants call their special tokens
+
+
+def spell(piece: bytes) -> str:
+    """A piece as GPT-2's files write it.
+
+    >>> spell(b" the")
+    'Ġthe'
+    """
+    return "".join(ALPHABET[byte] for byte in piece)
+
+
+def unspell(spelled: str) -> bytes:
+    """The piece that is written so. Raises ConfigError for a character outside the alphabet."""
+    try:
+        return bytes(_BYTE[character] for character in spelled)
+    except KeyError as error:
+        raise ConfigError(
+            f"{spelled!r:.100} has the character {error.args[0]!r}, which stands for no byte in GPT-2's alphabet"
+        ) from None
+
+
+class GPT2Tokenizer(Tokenizer):
+    """A vocabulary in the form of GPT-2's files: `vocab`, each piece with its id, and `merges`, the first one first.
+
+    vocab: the 256 bytes, what each merge makes, and special tokens, which are written in brackets; ids from 0 without a
+        gap. `<|endoftext|>` is the end of text; other special tokens are decoded to their names and never encoded.
+    vocab_size: ids beyond the vocabulary, with which some models are padded, stand for nothing.
+
+    Raises ConfigError that names the piece, id or merge which does not fit.
+
+    >>> tokenizer = GPT2Tokenizer.of(BPETokenizer.train("the thin theory, then the other", vocab_size=260))
+    >>> tokenizer.merges
+    [('t', 'h'), ('th', 'e'), ('Ġ', 'the')]
+    >>> tokenizer.pieces(" then")
+    [(258, b' the'), (110, b'n')]
+    """
+
+    kind = "gpt2"
+    fields = ("vocab", "merges")
+
+    def __init__(self, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], vocab_size: int | None = None):
+        self.vocab, self.merges = dict(vocab), [(left, right) for left, right in merges]
+        self._ranked = BPETokenizer((unspell(left), unspell(right)) for left, right in self.merges)
+        pieces = [*BYTES, *(left + right for left, right in self._ranked.merges)]
+        spelled = [spell(piece) for piece in pieces]
+        _check(self.vocab, spelled)
+        size = len(self.vocab) if vocab_size is None else vocab_size
+        require_int("vocab_size", size, len(self.vocab))
+        self._ids = np.array([self.vocab[name] for name in spelled], np.int32)
+        table = [b""] * size
+        for name, i in self.vocab.items():
+            table[i] = name.encode("utf-8")
+        for i, piece in zip(self._ids.tolist(), pieces):
+            table[i] = piece
+        super().__init__(table, self.vocab.get(END_OF_TEXT))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> GPT2Tokenizer:
+        """The same vocabulary and ids in this form. Raises ConfigError for a tokenizer that is not made of bytes."""
+        if isinstance(tokenizer, GPT2Tokenizer):
+            return tokenizer
+        if not isinstance(tokenizer, (BPETokenizer, ByteTokenizer)):
+            raise ConfigError(f"{tokenizer} has no bytes and merges; GPT-2's form has nothing else")
+        merges = tokenizer.merges if isinstance(tokenizer, BPETokenizer) else []
+        spelled = [(spell(left), spell(right)) for left, right in merges]
+        pieces = [*map(spell, BYTES), *(left + right for left, right in spelled), END_OF_TEXT]
+        return cls({piece: i for i, piece in enumerate(pieces)}, spelled)
+
+    def padded(self, vocab_size: int) -> GPT2Tokenizer:
+        """The tokenizer for a model of this vocab_size, whose last ids may stand for nothing."""
+        return self if vocab_size == self.vocab_size else GPT2Tokenizer(self.vocab, self.merges, vocab_size)
+
+    @property
+    def encoding(self) -> tiktoken.Encoding:
+        """Bytes and merges as a `tiktoken.Encoding`; its ranks are the ids of a BPETokenizer, not those of `vocab`."""
+        return self._ranked.encoding
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        return self._ids[self._ranked._encode_ordinary(text)]
+
+    def _saved(self) -> dict[str, Any]:
+        return {"vocab": self.vocab, "merges": [f"{left} {right}" for left, right in self.merges]}
+
+    @classmethod
+    def _restored(cls, content: Mapping[str, Any]) -> GPT2Tokenizer:
+        vocab, merges = content["vocab"], content["merges"]
+        if not isinstance(vocab, dict) or not isinstance(merges, list):
+            raise ConfigError("vocab must be an object and merges a list")
+        return cls(vocab, [split_merge(merge) for merge in merges], content["vocab_size"])
+
+
+def split_merge(merge: Any) -> tuple[str, str]:
+    """The two parts of a merge as GPT-2's files write it, one space between them. Raises ConfigError."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+        raise ConfigError(f"{merge!r:.100} is no merge: expected two pieces with one space between them")
+    return parts[0], parts[1]
+
+
+def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
+    """Raise ConfigError unless the ids are 0, 1, ... and the pieces are those spelled here and special tokens."""
+    wrong = [f"{piece!r:.50}: {i!r:.50}" for piece, i in vocab.items() if type(i) is not int]
+    if wrong:
+        raise ConfigError(f"vocab gives ids that are no integers: {', '.join(wrong[:10])}")
+    ids = sorted(vocab.values())
+    for place, i in enumerate(ids):
+        if i != place:
+            twice = place > 0 and ids[place - 1] == i
+            raise ConfigError(
+                f"vocab gives the id {i} to two pieces" if twice else f"vocab has a gap: no piece has the id {place}"
+            )
+    missing = [piece for piece in spelled if piece not in vocab]
+    if missing:
+        raise ConfigError(f"vocab lacks bytes, or what merges make: {_some(missing)}")
+    made = set(spelled)
+    unmade = [piece for piece in vocab if piece not in made and not _SPECIAL.fullmatch(piece)]
+    if unmade:
+        raise ConfigError(f"vocab has pieces that no merge makes: {_some(unmade)}; are the merges those of this vocab?")
+
+
+def _some(pieces: list[str]) -> str:
+    return ", ".join(f"{piece!r:.50}" for piece in pieces[:10]) + (" ..." if len(pieces) > 10 else "")
