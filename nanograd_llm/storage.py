@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanograd_llm.errors import StorageError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make `content` the whole of the file at `path`.
+    """Make `content` the whole of the file at `path`, as `write_parts` does."""
+    write_parts(path, [content], len(content))
+
+
+def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], size: int) -> None:
+    """Make these parts, one after the other, `size` bytes in all, the whole of the file at `path`.
 
     The bytes go to a temporary file of random name in the same folder (never through a symlink that waits there), are
     synced to disk and renamed over `path`, and the folder is synced. An existing file passes on its permissions, a new
@@ -27,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.parent / f".{os.urandom(8).hex()}.tmp"
-    refused = f"{path}: cannot write {len(content):,} bytes"
+    refused = f"{path}: cannot write {size:,} bytes"
     with storage_errors(refused, "nothing there was changed; make room or choose another folder"):
         mode = _permissions(path)
         try:
@@ -36,9 +41,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             try:
                 if mode is not None:
                     os.chmod(temporary, mode)  # the umask may have taken some away
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(file, rest) :]
+                for part in parts:
+                    rest = memoryview(part)
+                    while rest:
+                        rest = rest[os.write(file, rest) :]
                 os.fsync(file)
             finally:
                 os.close(file)

@@ -117,3 +117,48 @@ def _entries(block: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
         at += new
         yield key, block[at : at + size]
         at += size
+
+
+def write_table(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A table of these keys, which are sorted, and values; uncompressed, nothing shared, in blocks of some 4 kB.
+
+    >>> read_table(np.frombuffer(write_table([(b"a", b"1"), (b"ab", b"")]), np.uint8), "example")
+    [(b'a', b'1'), (b'ab', b'')]
+    """
+    table, index, block = b"", [], []
+    for number, (key, value) in enumerate(entries):
+        block.append((key, value))
+        if number == len(entries) - 1 or sum(len(k) + len(v) for k, v in block) > 4000:
+            content = _written_block(block)
+            index.append((key, varint(len(table)) + varint(len(content) - 5)))
+            table, block = table + content, []
+    meta, meta_at = _written_block([]), len(table)
+    table += meta
+    written, index_at = _written_block(index), len(table)
+    handles = varint(meta_at) + varint(len(meta) - 5) + varint(index_at) + varint(len(written) - 5)
+    return table + written + handles.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
+
+
+def _written_block(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A block in which every entry is a restart point, with its trailer."""
+    content, restarts = b"", []
+    for key, value in entries:
+        restarts.append(len(content))
+        content += varint(0) + varint(len(key)) + varint(len(value)) + key + value
+    restarts = restarts or [0]
+    content += b"".join(at.to_bytes(4, "little") for at in (*restarts, len(restarts)))
+    plain = content + b"\0"  # not compressed
+    return plain + masked_crc32c(np.frombuffer(plain, np.uint8)).to_bytes(4, "little")
+
+
+def varint(number: int) -> bytes:
+    """A number from 0 up as `read_varint` reads it.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*written, number])

@@ -77,8 +77,8 @@ def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadFileError(f"{where}: line {line} of the merges is not UTF-8: {error.reason}") from None
+        bad = content.count(b"\n", 0, error.start) + 1
+        raise BadFileError(f"{where}: line {bad} of the merges is not UTF-8: {error.reason}") from None
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     first_line = 1 + lines[0].startswith("#version")
     pairs: list[tuple[str, str]] = []
