@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, NanogradError, NonFiniteError, ShapeError
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, NonFiniteError, ShapeError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
@@ -56,7 +56,16 @@ def recipe(preset: str, **changes: Any) -> TrainConfig:
     return TrainConfig(**({"processes": True} | RECIPES[preset] | given))
 
 
-TOKENIZERS = ("bpe", "bytes", "characters")
+def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
+    """The TrainConfig to train a model further, with these fields changed; a change that is None is none.
+
+    The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
+    """
+    own = dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd)
+    return TrainConfig(**(own | {name: value for name, value in changes.items() if value is not None}))
+
+
+TOKENIZERS = ("bpe", "bytes", "characters", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +73,7 @@ class TextConfig:
     """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be.
 
     file: a UTF-8 text file; None for the built-in corpus, the reference manual that every CPython carries.
-    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes or characters.
+    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes, characters, or model: that of the Start.
     held_out: the share at the end of the text that is never trained on.
     """
 
@@ -85,11 +94,22 @@ class TextConfig:
 
     def make_tokenizer(self, text: str) -> Tokenizer:
         """The tokenizer, trained on `text` where it learns."""
+        if self.tokenizer == "model":
+            raise ConfigError("tokenizer is model, but there is no model to start from; give one, or another tokenizer")
         if self.tokenizer == "bytes":
             return ByteTokenizer()
         if self.tokenizer == "characters":
             return CharTokenizer.train(text)
         return BPETokenizer.train(text, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run goes on from, in place of fresh weights: a model, its tokenizer, and the source they came from."""
+
+    source: str
+    model: GPT
+    tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +149,9 @@ class TextRun:
         for event in run.train():
             ...
 
+    start: a model to train further; `model` is then its config, dropout and the like changed at will, `text.tokenizer`
+        is "model", and the held-out text is scored before the first step as well.
+    window: tokens of a window that is trained on or scored; the model's context_length if not given.
     evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every fifth of the run, and a
         checkpoint saved at the end only.
 
@@ -144,22 +167,30 @@ class TextRun:
         train: TrainConfig,
         name: str = "run",
         *,
+        start: Start | None = None,
+        window: int | None = None,
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
     ):
-        for field, steps in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
-            if steps is not None:
-                require_int(field, steps, 1)
+        intervals = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every, "window": window}
+        for field, number in intervals.items():
+            if number is not None:
+                require_int(field, number, 1)
+        if (start is None) != (text.tokenizer != "model"):
+            raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
+        self.start = start
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[], None] | None = None  # called within the handler of that signal
         learned, held_out = text.read()
-        # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
-        self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
+        if start is not None:
+            self.tokenizer = start.tokenizer
+        else:  # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
+            self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
         self.ids = self.tokenizer.encode(learned)
         self.held_out_ids = self.tokenizer.encode(held_out)
-        self.context_length = model.context_length
+        self.context_length = min(window or model.context_length, model.context_length)
         for part, ids in (("trained on", self.ids), ("held out", self.held_out_ids)):
             if len(ids) <= self.context_length:
                 raise ShapeError(
@@ -167,12 +198,17 @@ class TextRun:
                     f"{text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
                     "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
                 )
-        self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
+        if start is None:
+            self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
+        else:
+            self.model = GPT(model, seed=None)
+            self.model.load_state_dict(start.model.state_dict(), assign=True)
         self.trainer = Trainer(self.model, train)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer.save(self.folder.tokenizer_path)
         asdict = dataclasses.asdict
-        self.folder.write_config({"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)})
+        config = {"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)}
+        self.folder.write_config(config if start is None else config | {"init": {"source": start.source}})
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step: a pure function of the seed and the step."""
@@ -206,6 +242,8 @@ class TextRun:
         with self.folder, StopRequest(self.on_stop) as stop:
             try:
                 fifths = 0
+                if self.start is not None:
+                    yield self._scored()
                 for record in self.trainer.run(self.batch, spent=spent):
                     self.folder.append_metrics(dataclasses.asdict(record))
                     yield record

@@ -46,20 +46,25 @@ def _run(arguments: Sequence[str]) -> int:
 
     from nanograd_llm import __version__
     from nanograd_llm.cli.bench import bench
+    from nanograd_llm.cli.chat import chat
+    from nanograd_llm.cli.convert import convert
+    from nanograd_llm.cli.evaluate import evaluate
     from nanograd_llm.cli.generate import generate
     from nanograd_llm.cli.gradcheck import gradcheck
     from nanograd_llm.cli.info import info
+    from nanograd_llm.cli.tokenize import tokenize
     from nanograd_llm.cli.train import train
 
     app = App(
         name="nanograd-llm",
-        help="Train a GPT from scratch in NumPy, and let it write.",
+        help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",
         version=__version__,
         help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
         suppress_keyboard_interrupt=False,  # it is told in main
     )
-    for command in (train, generate, info, gradcheck, bench):
+    for command in (train, generate, chat, info, tokenize, convert, gradcheck, bench):
         app.command(command)
+    app.command(evaluate, name="eval")
     app.default_parameter = Parameter(converter=_convert)
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

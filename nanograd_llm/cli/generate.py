@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
-
 
 def generate(
-    run: Path,
+    model: str,
     prompt: str | None = None,
     /,
     *,
@@ -18,12 +15,12 @@ def generate(
     seed: int = 0,
     cache: bool = True,
 ) -> None:
-    """Continue a prompt with a trained model; the text appears as it is written.
+    """Continue a prompt with a model; the text appears as it is written.
 
     Parameters
     ----------
-    run
-        The run folder that `train` made.
+    model
+        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     prompt
         What to continue; a new line if not given. One that begins with a dash goes last, behind " -- ".
     max_new_tokens
@@ -39,16 +36,16 @@ def generate(
     cache
         Keep keys and values instead of computing them again; the text is the same.
     """
-    from nanograd_llm.inference import Sampling, stream
-    from nanograd_llm.runs import load_run
+    from nanograd_llm.inference import Sampling, stream_text
+    from nanograd_llm.sources import load_model
 
-    model, tokenizer = load_run(run)
+    loaded, tokenizer = load_model(model)
     prompt = prompt or "\n"
     ids = tokenizer.encode(prompt)
     sampling = Sampling(temperature, top_k, top_p)
-    written = stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache)
-    new = (token for (token,) in written if token is not None)
-    pieces = tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
+    pieces = stream_text(
+        loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache
+    )
     print(prompt + next(pieces, ""), end="", flush=True)  # only once the first piece shows that all is well
     for piece in pieces:
         print(piece, end="", flush=True)

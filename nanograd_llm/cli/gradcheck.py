@@ -27,7 +27,7 @@ def gradcheck(
     thorough
         5,000 cases an op in place of 200.
     model
-        The folder of a run: checks the loss of its trained model at its weights, in place of ops and layers.
+        The folder of a run, or a pretrained model: checks its loss at its weights, in place of ops and layers.
     figures
         Says how sharp the check itself is: how many mistakes of one part in a billion it catches in 1,000 trials, and
         how many of 10,000 right gradients it does not call right. Takes minutes.
@@ -48,11 +48,11 @@ def gradcheck(
     if model is not None:
         from rich.console import Console
 
-        from nanograd_llm.runs import load_run
+        from nanograd_llm.sources import load_model
 
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
-        trained, _ = load_run(model, strict=True)
+        trained, _ = load_model(model, strict=True)
         print(cost_of_model(trained, order=order or 1), flush=True)
         report = check_model(trained, order=order or 1, seed=seed)
         Console(highlight=False).print(report, soft_wrap=True)

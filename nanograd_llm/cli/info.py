@@ -1,43 +1,74 @@
-"""`nanograd-llm info`: what a run folder holds."""
+"""`nanograd-llm info`: what a model is made of, and for a run how it came to be."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanograd_llm.models import GPT
 
 
-def info(run: Path, /) -> None:
-    """Show a run: its model, parameters, tokenizer, scores and checkpoints.
+def info(model: str, /) -> None:
+    """Show a model: its sizes, tokenizer and parameters; of a run its settings, scores and checkpoints as well.
 
     Parameters
     ----------
-    run
-        The run folder that `train` made.
+    model
+        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from nanograd_llm.sources import is_run
+
+    console = Console(highlight=False)
+    loaded, told = _run(model) if is_run(model) else _pretrained(model)
+    for name, value in told.items():
+        console.print(f"{name:<11}", value, markup=False, soft_wrap=True)
+    parameters = Table("parameter", "shape", "dtype", "numbers", title=None)
+    for name, parameter in loaded.named_parameters():
+        parameters.add_row(name, str(parameter.shape), str(parameter.dtype), f"{parameter.size:,}")
+    parameters.add_section()
+    parameters.add_row("all", "", "", f"{loaded.parameter_count():,}")
+    console.print(parameters)
+
+
+def _run(path: str) -> tuple[GPT, dict[str, str]]:
+    """The model of a run, and what there is to say of it."""
     from nanograd_llm.runs import load_run
     from nanograd_llm.training.run_folder import RunFolder
 
-    folder = RunFolder.open(run)
-    model, tokenizer = load_run(run)
+    folder = RunFolder.open(path)
+    model, tokenizer = load_run(path)
     metrics = folder.read_metrics()
     steps = [record for record in metrics if "loss" in record]
     scores = [record for record in metrics if "bits_per_byte" in record]
-    console = Console(highlight=False)
-    for name, table in folder.read_config().items():
-        console.print(f"{name:<10}", ", ".join(f"{key}={value}" for key, value in table.items()), markup=False)
-    console.print(f"{'tokenizer':<10} {tokenizer}", markup=False)
+    told = {name: _settings(table) for name, table in folder.read_config().items()} | {"tokenizer": str(tokenizer)}
     if steps:
         last = steps[-1]
-        console.print(f"{'trained':<10} {last['step']:,} steps, {last['tokens']:,} tokens, loss {last['loss']:.3f}")
+        told["trained"] = f"{last['step']:,} steps, {last['tokens']:,} tokens, loss {last['loss']:.3f}"
     if scores:
         last = scores[-1]
-        console.print(f"{'held out':<10} {last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}")
-    console.print(f"{'checkpoints':<10}", ", ".join(str(step) for step in folder.checkpoints()))
-    parameters = Table("parameter", "shape", "numbers", title=None)
-    for name, parameter in model.named_parameters():
-        parameters.add_row(name, str(parameter.shape), f"{parameter.size:,}")
-    parameters.add_section()
-    parameters.add_row("all", "", f"{model.parameter_count():,}")
-    console.print(parameters)
+        told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"
+    told["checkpoints"] = ", ".join(str(step) for step in folder.checkpoints())
+    return model, told
+
+
+def _pretrained(source: str) -> tuple[GPT, dict[str, str]]:
+    """A pretrained model, and what there is to say of it."""
+    from nanograd_llm.errors import NanogradError
+    from nanograd_llm.pretrained import find_source, load_gpt2, load_gpt2_tokenizer
+
+    found, model = find_source(source), load_gpt2(source)
+    told = {"from": f"{found.weights} ({found.form})", "model": _settings(dataclasses.asdict(model.config))}
+    try:
+        told["tokenizer"] = str(load_gpt2_tokenizer(source, model.config.vocab_size))
+    except NanogradError as error:  # the model can be looked at without one
+        told["tokenizer"] = f"none: {error}"
+    return model, told
+
+
+def _settings(table: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in table.items())

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from nanograd_llm.cli.progress import show
 from nanograd_llm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nanograd_llm.models import GPTConfig
+    from nanograd_llm.runs import Start, TextConfig
+    from nanograd_llm.training import TrainConfig
+
 
 def train(
     file: Path | None = None,
     /,
     *,
-    preset: Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "nano",
+    init: str | None = None,
+    preset: Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     out: Path | None = None,
     checkpoint_every: int | None = None,
     evaluate_every: int | None = None,
-    tokenizer: Literal["bpe", "bytes", "characters"] = "bpe",
+    tokenizer: Literal["bpe", "bytes", "characters"] | None = None,
     vocab_size: int | None = None,
     context_length: int | None = None,
     n_layer: int | None = None,
@@ -39,7 +46,7 @@ def train(
     threads: int = 0,
     processes: bool = True,
 ) -> int:
-    """Train a GPT on a text, then score it on the held-out tenth and let it write.
+    """Train a GPT on a text, from fresh weights or a model's, then score it on the held-out tenth and let it write.
 
     Without arguments: the built-in corpus, a tokenizer trained on it, the preset nano, one minute.
 
@@ -47,24 +54,28 @@ def train(
     ----------
     file
         A UTF-8 text; the reference manual that CPython carries if not given.
+    init
+        Go on from this model's weights, with its tokenizer: the folder of a run, or a pretrained model: a folder, a
+        file or a name, such as gpt2.
     preset
-        Sizes of the model, and the batch size, learning rate and weight decay that suit them.
+        Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not given.
     steps
         Length of the run. The same steps and number of threads give the same model, bit for bit.
     minutes
         Length of the run in time instead, start-up included; 1 if neither is given.
     out
-        The run folder to make; runs/PRESET-N if not given.
+        The run folder to make; runs/PRESET-N if not given, or runs/tuned-N with --init.
     checkpoint_every
         Save every so many steps; at the end only if not given.
     evaluate_every
         Score the held-out text every so many steps; five times a run if not given.
     tokenizer
-        bpe is trained on the text.
+        bpe, which is trained on the text, if not given.
     vocab_size
         Tokens of the bpe; 1024 if not given.
     context_length
-        Tokens a model sees at once; the preset's if not given, as the next three.
+        Tokens a model sees at once; the preset's if not given, as the next three. With --init the tokens of a window
+        that is trained on, at most what the model takes; 128 if not given.
     n_layer
         Blocks.
     n_head
@@ -72,13 +83,13 @@ def train(
     n_embd
         Channels.
     batch_size
-        Windows a step; the preset's if not given.
+        Windows a step; the preset's if not given, 8 with --init.
     accumulate
         Work through each batch in so many pieces a thread, to save memory.
     learning_rate
-        At its peak; the preset's if not given.
+        At its peak; the preset's if not given. With --init 5e-5 for 768 channels, more for fewer.
     weight_decay
-        On matrices only; the preset's if not given.
+        On matrices only; the preset's if not given, 0.1 with --init.
     seed
         Decides the first weights, every batch and every dropout mask.
     threads
@@ -87,35 +98,31 @@ def train(
         Have them be forked processes, faster for small models, where the system can fork; the bits are the same.
     """
     spent = time.process_time()  # what starting up has cost
-    from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs import TextConfig, TextRun, recipe
+    from nanograd_llm.runs import TextRun
 
     if steps is not None and minutes is not None:
         raise ConfigError("steps and minutes are both given; give the length of the run in one of them")
-    sizes = dict(context_length=context_length, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    model = GPTConfig.preset(preset, dropout=dropout, **{k: v for k, v in sizes.items() if v is not None})
-    if vocab_size is not None and tokenizer != "bpe":
-        raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
-    text = TextConfig(None if file is None else str(file), tokenizer, 1024 if vocab_size is None else vocab_size)
-    config = recipe(
-        preset,
-        steps=steps,
-        minutes=1.0 if steps is None and minutes is None else minutes,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        seed=seed,
-        threads=threads,
-        processes=processes,
-    )
     began = time.monotonic()
+    sizes = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    length = dict(steps=steps, minutes=1.0 if steps is None and minutes is None else minutes)
+    rates = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
+    config = dict(**length, **rates, accumulate=accumulate, seed=seed, threads=threads, processes=processes)
+    if init is None:
+        text, model, training, start = _fresh(file, preset, tokenizer, vocab_size, context_length, sizes, config)
+    else:
+        fixed = sizes | dict(preset=preset, tokenizer=tokenizer, vocab_size=vocab_size)
+        given = [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: with --init these are the model's; leave them out")
+        text, model, training, start = _further(file, init, config)
     run = TextRun(
         out,
         text,
-        model,
-        config,
-        name=preset,
+        dataclasses.replace(model, dropout=dropout),
+        training,
+        name="tuned" if start else preset or "nano",
+        start=start,
+        window=(context_length or 128) if start else None,
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     )
@@ -129,3 +136,37 @@ def train(
     prompt = " ".join(words).lstrip("-")[:40] or "The"  # what begins with a dash would be an option
     print(f"\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} {shlex.quote(prompt)}")
     return code
+
+
+def _fresh(
+    file: Path | None,
+    preset: str | None,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    context_length: int | None,
+    sizes: dict[str, Any],
+    config: dict[str, Any],
+) -> tuple[TextConfig, GPTConfig, TrainConfig, None]:
+    """What a run from fresh weights is made of."""
+    from nanograd_llm.models import GPTConfig
+    from nanograd_llm.runs import TextConfig, recipe
+
+    preset, tokenizer = preset or "nano", tokenizer or "bpe"
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if context_length is not None:
+        given["context_length"] = context_length
+    model = GPTConfig.preset(preset, **given)
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
+    text = TextConfig(None if file is None else str(file), tokenizer, 1024 if vocab_size is None else vocab_size)
+    return text, model, recipe(preset, **config), None
+
+
+def _further(file: Path | None, init: str, config: dict[str, Any]) -> tuple[TextConfig, GPTConfig, TrainConfig, Start]:
+    """What a run from a model's weights is made of."""
+    from nanograd_llm.runs import Start, TextConfig, fine_tuning
+    from nanograd_llm.sources import load_model
+
+    model, tokenizer = load_model(init)
+    text = TextConfig(None if file is None else str(file), "model")
+    return text, model.config, fine_tuning(model.config, **config), Start(init, model, tokenizer)

@@ -1,7 +1,8 @@
 """Using a model: sampling strategies, generation with a key-value cache, evaluation on held-out text."""
 
-from nanograd_llm.inference.evaluate import Evaluation, evaluate
+from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.writing import Conversation, stream_text
 
-__all__ = ["Evaluation", "Sampling", "evaluate", "generate", "stream"]
+__all__ = ["Conversation", "Evaluation", "Sampling", "evaluate", "evaluate_text", "generate", "stream", "stream_text"]

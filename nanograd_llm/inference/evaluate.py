@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from nanograd_llm.errors import NonFiniteError
+from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.models.gpt import GPT
 from nanograd_llm.modes import no_grad
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import require_int
 from nanograd_llm.text import IGNORE_INDEX, Tokenizer, sliding_windows
+
+TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ def evaluate(
     context_length: int,
     stride: int | None = None,
     batch_size: int = 32,
+    progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
 
@@ -40,6 +45,7 @@ def evaluate(
         mode.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context to be
         judged by, at a higher price.
+    progress: called with the share that is done, after each batch.
     Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
     """
     require_int("batch_size", batch_size, 1)
@@ -54,9 +60,39 @@ def evaluate(
             if counted:
                 nats += model.loss(tokens[rows], targets[rows]).item() * counted
                 count += counted
+            if progress is not None:
+                progress(min(1.0, rows.stop / len(tokens)))
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on {count} held-out tokens is {nats / count}; is a weight not finite?")
     size = len(tokenizer.decode_bytes(ids[1:]))
     loss = nats / count
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond a float
     return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)
+
+
+def evaluate_text(
+    model: GPT,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    stride: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
+
+    Where the tokenizer has an end of text, the first token is judged as what follows one, so that every byte of the
+    text counts once; otherwise the first token is left out.
+    stride: how far the window moves; half a window if not given. progress: as for `evaluate`.
+    Raises ShapeError for a text of less than two tokens, and as `evaluate` does.
+    """
+    ids = tokenizer.encode(text)
+    if tokenizer.end_of_text is not None:
+        ids = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids])
+    if len(ids) < 2:
+        raise ShapeError(f"a text of {len(text)} characters has no token to be judged; give a longer one")
+    window = min(model.config.context_length, len(ids) - 1)
+    stride = max(1, window // 2) if stride is None else stride
+    batch_size = max(1, TOKENS_AT_ONCE // window)
+    return evaluate(
+        model, ids, tokenizer, context_length=window, stride=stride, batch_size=batch_size, progress=progress
+    )

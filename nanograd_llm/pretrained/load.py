@@ -17,12 +17,12 @@ from numpy.typing import DTypeLike, NDArray
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained import gpt2_config
-from nanograd_llm.pretrained.find import Source, find
 from nanograd_llm.pretrained.gpt2_names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
 from nanograd_llm.pretrained.llmc import read_llmc
 from nanograd_llm.pretrained.mapped import map_file
 from nanograd_llm.pretrained.numpy_files import read_npz
 from nanograd_llm.pretrained.safetensors_files import read_safetensors, read_sharded_safetensors
+from nanograd_llm.pretrained.source import Source, find_source
 from nanograd_llm.pretrained.strict_json import read_json_object
 from nanograd_llm.pretrained.tensorflow_checkpoint import read_tensorflow
 from nanograd_llm.pretrained.tokenizer_files import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
@@ -46,7 +46,7 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
     that this GPT does not have; StorageError where there is nothing, or it cannot be read.
     """
-    found = find(source)
+    found = find_source(source)
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ConfigError(f"dtype must be float32 or float64; got {dtype}")
@@ -72,7 +72,7 @@ def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None =
         speed, the last ids stand for nothing.
     Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
     """
-    found = find(source)
+    found = find_source(source)
     if vocab_size is None:
         vocab_size = _config_of(found).vocab_size
     tokenizer = read_tokenizer(found.folder, links_into=found.links_into)

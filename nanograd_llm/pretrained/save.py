@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import ConfigError, DtypeError, StorageError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained import gpt2_config
-from nanograd_llm.pretrained.find import FILES
 from nanograd_llm.pretrained.gpt2_names import HUGGING_FACE, OPENAI, Layout
 from nanograd_llm.pretrained.numpy_files import write_npz
 from nanograd_llm.pretrained.safetensors_files import DTYPES
+from nanograd_llm.pretrained.source import FILES
 from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
 from nanograd_llm.pretrained.tokenizer_files import PAIRS, write_tokenizer
 from nanograd_llm.settings import require_choice

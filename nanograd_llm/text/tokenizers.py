@@ -94,9 +94,9 @@ class Tokenizer(ABC):
             yield decoder.decode(self.decode_bytes([i]))
         yield decoder.decode(b"", final=True)
 
-    def pieces(self, text: str) -> list[tuple[int, bytes]]:
-        """Each id of `text` with the bytes it stands for, to look at."""
-        return [(i, self._table[i]) for i in self.encode(text).tolist()]
+    def pieces(self, text: str, *, allow_special: bool = False) -> list[tuple[int, bytes]]:
+        """Each id of `text` with the bytes it stands for, to look at; `allow_special` as for `encode`."""
+        return [(i, self._table[i]) for i in self.encode(text, allow_special=allow_special).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file for `load_tokenizer`; a reader sees the old file or the new one, never a part.

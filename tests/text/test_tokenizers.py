@@ -289,7 +289,7 @@ BAD_FILES = {
     "no object": ("[1]", "holds a list"),
     "nested too deep": ("[" * 100_000, "recursion|too many"),
     "an integer of 5,000 digits": ('{"kind": "bytes", "vocab_size": ' + "1" * 5000 + "}", "4300|vocab_size is"),
-    "no kind": ('{"vocab_size": 257}', r"kind is None; expected one of \['bpe', 'bytes', 'characters'\]"),
+    "no kind": ('{"vocab_size": 257}', r"kind is None; expected one of \['bpe', 'bytes', 'characters', 'gpt2'\]"),
     "unknown kind": ('{"kind": "wordpiece"}', "kind is 'wordpiece'"),
     "kind is no string": ('{"kind": ["bpe"]}', r"kind is \['bpe'\]"),
     "key missing": ('{"kind": "bpe", "vocab_size": 257}', r"expected \['kind', 'merges', 'vocab_size'\]"),

@@ -55,7 +55,7 @@ class Source:
         return named_file(self.folder, name, str(self.folder), links_into=self.links_into)
 
 
-def find(source: str | os.PathLike[str]) -> Source:
+def find_source(source: str | os.PathLike[str]) -> Source:
     """The model at a path, a folder or a file, or else of a name: see `hub.find_by_name`.
 
     Raises StorageError where nothing is there, BadFileError where it is no model, ConfigError for a name that none has.

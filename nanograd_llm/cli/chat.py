@@ -1,0 +1,57 @@
+"""`nanograd-llm chat`: write a text in turn with a model."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+
+def chat(
+    model: str,
+    /,
+    *,
+    max_new_tokens: int = 60,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> None:
+    """Type a line, and the model goes on from it and all before; an empty line lets it go on. Ctrl-D ends.
+
+    A GPT that was trained on text continues text; it was not taught to answer.
+
+    Parameters
+    ----------
+    model
+        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
+    max_new_tokens
+        Tokens of a reply; it ends earlier at an empty line, or where the model ends the text.
+    temperature
+        0 takes the likeliest token always; below 1 is careful, above 1 bold.
+    top_k
+        Choose among the k likeliest tokens only; all if not given.
+    top_p
+        Choose among the likeliest tokens that together have this probability.
+    seed
+        The same seed and lines give the same replies.
+    """
+    from nanograd_llm.inference import Conversation, Sampling
+    from nanograd_llm.sources import load_model
+
+    loaded, tokenizer = load_model(model)
+    sampling = Sampling(temperature, top_k, top_p)
+    conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    prompt = ""
+    if sys.stdin.isatty():
+        print("Type a line; the model goes on from it. Ctrl-D ends.")
+        prompt = "> "
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  the arrow keys edit the line and bring back earlier ones
+    while True:
+        try:
+            line = input(prompt)
+        except EOFError:
+            break
+        for piece in conversation.reply(line):
+            print(piece, end="", flush=True)
+        print()

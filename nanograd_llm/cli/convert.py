@@ -1,0 +1,47 @@
+"""`nanograd-llm convert`: a model in the form that others read."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Literal
+
+
+def convert(
+    model: str,
+    /,
+    *,
+    to: Literal["hf", "tf", "numpy"],
+    out: Path | None = None,
+    dtype: Literal["float32", "float64"] = "float32",
+    with_tokenizer: bool = True,
+) -> None:
+    """Write a model, and its tokenizer, into a folder for other programs.
+
+    Parameters
+    ----------
+    model
+        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
+    to
+        hf: for transformers, GPT2LMHeadModel.from_pretrained. tf: for OpenAI's code, a TensorFlow checkpoint. numpy:
+        for numpy.load.
+    out
+        The folder to write; MODEL-TO here if not given.
+    dtype
+        Of the weights of a pretrained model.
+    with_tokenizer
+        Write the tokenizer's files as well.
+    """
+    from nanograd_llm.pretrained import load_gpt2, save_gpt2
+    from nanograd_llm.sources import is_run, load_model
+
+    tokenizer = None
+    if with_tokenizer or is_run(model):
+        loaded, tokenizer = load_model(model, dtype=dtype)
+    else:
+        loaded = load_gpt2(model, dtype=dtype)
+    folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
+    save_gpt2(loaded, folder, tokenizer if with_tokenizer else None, form=to)
+    print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {shlex.quote(str(folder))}:")
+    for path in sorted(folder.iterdir()):
+        print(f"{path.stat().st_size:>14,} bytes  {path.name}")

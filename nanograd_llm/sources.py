@@ -1,0 +1,40 @@
+"""A model from wherever it lies: the folder of a run or any pretrained GPT-2; they open alike."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from numpy.typing import DTypeLike
+
+from nanograd_llm.models.gpt import GPT
+from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
+from nanograd_llm.runs import load_run
+from nanograd_llm.text import Tokenizer, load_tokenizer
+from nanograd_llm.training.run_folder import RunFolder
+
+
+def is_run(source: str | os.PathLike[str]) -> bool:
+    """Is this the folder of a run, finished or not?"""
+    return (Path(source) / "config.toml").exists()
+
+
+def load_model(
+    source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False
+) -> tuple[GPT, Tokenizer]:
+    """The model at `source`, in evaluation mode, and its tokenizer.
+
+    source: the folder of a run (its newest checkpoint), or whatever `load_gpt2` takes: a folder, a file, or a name.
+    dtype: of a pretrained model; that of a run is what it was trained in.
+    strict: refuse weights that are not finite; otherwise a warning names them.
+    Raises what `load_run` and `load_gpt2` raise.
+    """
+    if is_run(source):
+        return load_run(source, strict=strict)
+    model = load_gpt2(source, dtype=dtype, strict=strict)
+    return model, load_gpt2_tokenizer(source, model.config.vocab_size)
+
+
+def load_model_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of the model at `source`, without the model. Raises as `load_model` does."""
+    return load_tokenizer(RunFolder.open(source).tokenizer_path) if is_run(source) else load_gpt2_tokenizer(source)
