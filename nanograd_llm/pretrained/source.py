@@ -62,10 +62,11 @@ def find_source(source: str | os.PathLike[str]) -> Source:
     """
     path = Path(source)
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        if path.is_dir():
-            return _in_folder(path)
-        if path.exists():
-            return Source(_form_of_file(path), path)
+        is_folder, is_file = os.path.isdir(path), os.path.lexists(path)
+    if is_folder:
+        return _in_folder(path)
+    if is_file:
+        return Source(_form_of_file(path), path)
     name = os.fspath(source)
     is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
     if is_name and not ("/" in name and path.parent.is_dir()):  # runs/nano-7 is meant as a path where runs/ is one
@@ -76,11 +77,6 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         folder, blobs = find_by_name(name)
         return _in_folder(folder, blobs)
     raise StorageError(f"{path}: no such file or folder")
-
-
-def is_pretrained(path: Path) -> bool:
-    """Does this folder hold weights of any form?"""
-    return any((path / name).exists() for name in FILES) or bool(_llmc_files(path))
 
 
 def _in_folder(folder: Path, links_into: Path | None = None) -> Source:
@@ -103,7 +99,8 @@ def _in_folder(folder: Path, links_into: Path | None = None) -> Source:
 
 
 def _llmc_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if LLMC_NAME.fullmatch(path.name))
+    with storage_errors(f"{folder}: cannot read", "check its permissions"):
+        return sorted(name for name in os.listdir(folder) if LLMC_NAME.fullmatch(name))
 
 
 def _form_of_file(path: Path) -> str:
