@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
 
+MAX_TOLD = 1000  # GPT-2 XL has 580 parameters
+
 COLUMNS = ("nanograd_llm", "hugging_face", "openai", "llmc")
 
 WHOLE = (
@@ -120,6 +122,7 @@ def restore(
             else:
                 restored[ours] = layout.restored(ours, array)
     if problems:
+        problems[MAX_TOLD:] = [f"and {len(problems) - MAX_TOLD:,} more"] if len(problems) > MAX_TOLD else []
         raise BadFileError(f"{where}: the weights are not those that its sizes call for:\n  " + "\n  ".join(problems))
     dtype = next(iter(restored.values())).dtype
     return {ours: restored[ours] if ours in restored else np.zeros(shape, dtype) for ours, shape in shapes.items()}

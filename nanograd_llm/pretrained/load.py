@@ -29,6 +29,8 @@ from nanograd_llm.pretrained.tokenizer_files import VOCAB_SIZE, gpt2_tokenizer, 
 from nanograd_llm.pretrained.torch_files import read_sharded_torch, read_torch, read_torch_object
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
+MAX_LAYERS = 1024
+
 Arrays = Mapping[str, NDArray[Any]]
 Parts = tuple[GPTConfig, dict[str, NDArray[Any]], Layout]  # the arrays by the names and in the layout they have here
 
@@ -122,7 +124,7 @@ def _hugging_face(found: Source) -> Parts:
         arrays = read_npz(found.weights)
     config = _config_of(found)
     plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
-    return config, restore(plain, _shapes(config), HUGGING_FACE, where), HUGGING_FACE
+    return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
 
 
 def _nanogpt(found: Source) -> Parts:
@@ -136,13 +138,14 @@ def _nanogpt(found: Source) -> Parts:
         raise BadFileError(f"{where}: model holds more than tensors by name: {str(others[:10]):.500}")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
     plain = _plain(state, ("_orig_mod.", "transformer."), True, where)
-    return config, restore(plain, _shapes(config), NANOGPT, where, biases=biases), NANOGPT
+    return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
 
 
 def _openai(found: Source) -> Parts:
     config = _config_of(found)
     arrays = read_tensorflow(found.weights.with_suffix(""), links_into=found.links_into)
-    return config, restore(arrays, _shapes(config), OPENAI, str(found.weights)), OPENAI
+    where = str(found.weights)
+    return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
 
 def _llmc(found: Source) -> Parts:
@@ -157,7 +160,7 @@ def _llmc(found: Source) -> Parts:
             arrays[name] = array
         else:
             arrays |= {f"{name}[{layer}]": array[layer] for layer in range(config.n_layer)}
-    return config, restore(arrays, _shapes(config), LLMC, where), LLMC
+    return config, restore(arrays, _shapes(config, arrays, where), LLMC, where), LLMC
 
 
 _READERS = {
@@ -176,7 +179,18 @@ def _settings(found: Source, name: str) -> tuple[dict[str, Any], str]:
     return read_json_object(map_file(path).tobytes(), str(path)), str(path)
 
 
-def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by its name here.
+
+    Raises BadFileError for sizes that the file cannot nearly have: a model of them would take all memory.
+    """
+    c, inner = config, config.n_inner or 4 * config.n_embd
+    present = sum(x.size for x in arrays.values())
+    matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
+    if c.n_layer > MAX_LAYERS or inner > present + 2**20 or matrices > 64 * present + 2**20:
+        raise BadFileError(
+            f"{where}: the sizes call for {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
+        )
     return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
 
 
