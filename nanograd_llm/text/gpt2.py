@@ -131,13 +131,13 @@ def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
     wrong = [f"{piece!r:.50}: {i!r:.50}" for piece, i in vocab.items() if type(i) is not int]
     if wrong:
         raise ConfigError(f"vocab gives ids that are no integers: {', '.join(wrong[:10])}")
-    ids = sorted(vocab.values())
-    for place, i in enumerate(ids):
-        if i != place:
-            twice = place > 0 and ids[place - 1] == i
-            raise ConfigError(
-                f"vocab gives the id {i} to two pieces" if twice else f"vocab has a gap: no piece has the id {place}"
-            )
+    by_id: dict[int, str] = {}
+    for piece, i in vocab.items():
+        if by_id.setdefault(i, piece) != piece:
+            raise ConfigError(f"vocab gives the id {i} to two pieces, {by_id[i]!r:.50} and {piece!r:.50}")
+    gap = next((i for i in range(len(vocab)) if i not in by_id), None)
+    if gap is not None:
+        raise ConfigError(f"vocab has a gap: no piece has the id {gap}, of {len(vocab)} pieces")
     missing = [piece for piece in spelled if piece not in vocab]
     if missing:
         raise ConfigError(f"vocab lacks bytes, or what merges make: {_some(missing)}")

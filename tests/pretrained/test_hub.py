@@ -1,0 +1,178 @@
+"""By name: from the cache, whose links may lead into its blobs only; else fetched; else told what to fetch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained.hub import KNOWN, SAFETENSORS, cache_folder
+
+FIXTURES = Path(__file__).parent / "fixtures"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+IDS = np.array([[1, 2, 3]])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no net."""
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repository: str, fixture: str = "safetensors_float32") -> Path:
+    """A model in the cache as huggingface_hub lays it out; returns the snapshot."""
+    top = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = top / "snapshots" / COMMIT
+    for folder in (top / "blobs", top / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (top / "refs" / "main").write_text(COMMIT, encoding="ascii")
+    for number, file in enumerate(sorted((FIXTURES / fixture).iterdir())):
+        shutil.copy(file, top / "blobs" / f"{number:040x}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:040x}")
+    return snapshot
+
+
+@pytest.mark.parametrize("repository", ["gpt2", "openai-community/gpt2"])
+def test_gpt2_is_found_under_the_name_of_today_and_of_old(cache: Path, repository: str) -> None:
+    put(cache, repository)
+    assert np.array_equal(ng.load_gpt2("gpt2")(IDS).data, ng.load_gpt2(FIXTURES / "safetensors_float32")(IDS).data)
+    assert load_gpt2_tokenizer("gpt2").vocab_size == 264
+
+
+@pytest.mark.parametrize("fixture", ["safetensors_sharded", "bin_float32", "bin_sharded"])
+def test_shards_and_older_files_in_the_cache_are_read_through_their_links(cache: Path, fixture: str) -> None:
+    put(cache, "someone/small-gpt2", fixture)
+    model = ng.load_gpt2("someone/small-gpt2")
+    assert np.array_equal(model.wte.data, ng.load_gpt2(FIXTURES / fixture).wte.data)
+
+
+def test_a_path_comes_before_a_name(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FIXTURES / "exact_plain", tmp_path / "gpt2")
+    put(cache, "gpt2")
+    assert ng.load_gpt2("gpt2").config.vocab_size == 40
+
+
+def test_a_link_in_the_cache_that_leads_elsewhere_is_refused(cache: Path, tmp_path: Path) -> None:
+    snapshot = put(cache, "gpt2")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(BadFileError, match="config.json is a link out of the folder"):
+        ng.load_gpt2("gpt2")
+
+
+def test_a_folder_given_by_its_path_has_no_links_out_even_in_the_cache(cache: Path) -> None:
+    with pytest.raises(BadFileError, match="is a link out of the folder"):
+        ng.load_gpt2(put(cache, "gpt2"))
+
+
+@pytest.mark.parametrize("commit", ["../../../../etc", "", "no such commit"])
+def test_a_reference_to_no_snapshot_is_as_if_nothing_were_there(cache: Path, commit: str) -> None:
+    put(cache, "gpt2")
+    (cache / "models--gpt2" / "refs" / "main").write_text(commit, encoding="ascii")
+    with pytest.raises(StorageError, match="not in the cache"):
+        ng.load_gpt2("gpt2")
+
+
+def test_what_is_not_here_and_cannot_be_fetched_says_what_to_fetch_how_much_and_where_to(cache: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        ng.load_gpt2("gpt2-xl")
+    for told in (
+        f"not in the cache {cache}",
+        "huggingface_hub, which fetches it, is not installed",
+        "pip install 'nanograd_llm[hub]'",
+        "config.json, vocab.json, merges.txt and model.safetensors, 6,432 MB",
+        "https://huggingface.co/openai-community/gpt2-xl",
+        "give its path",
+    ):
+        assert told in str(caught.value)
+
+
+def test_the_sizes_that_are_told_are_those_of_the_parameters() -> None:
+    for name, (_, size) in KNOWN.items():
+        model = ng.GPT(ng.GPTConfig.preset(name), seed=None)
+        assert 0 <= size / (4 * model.parameter_count()) - 1 < 0.12  # the files have masks as well
+
+
+class Hub(types.ModuleType):
+    """Stands in for huggingface_hub: it has one repository, and notes what it is asked."""
+
+    def __init__(self, cache: Path, fixture: str | None, error: Exception | None = None):
+        super().__init__("huggingface_hub")
+        self.cache, self.fixture, self.error = cache, fixture, error
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(self, repository: str, *, allow_patterns: list[str]) -> str:
+        self.asked.append((repository, allow_patterns))
+        if self.error is not None:
+            raise self.error
+        top = self.cache / f"models--{repository.replace('/', '--')}"
+        if top.exists():
+            shutil.rmtree(top)
+        snapshot = put(self.cache, repository, self.fixture or "exact_plain")
+        if not any(Path(file.name).match(pattern) for file in snapshot.iterdir() for pattern in allow_patterns[5:]):
+            for file in snapshot.glob("*model*"):
+                file.unlink()
+        return str(snapshot)
+
+
+def test_what_is_not_in_the_cache_is_fetched_and_only_what_is_needed(cache: Path, monkeypatch: Any) -> None:
+    hub = Hub(cache, "safetensors_sharded")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert ng.load_gpt2("distilgpt2").config.vocab_size == 264
+    assert [name for name, _ in hub.asked] == ["distilbert/distilgpt2"]
+    assert set(SAFETENSORS) <= set(hub.asked[0][1]) and "pytorch_model.bin" not in hub.asked[0][1]
+    ng.load_gpt2("distilgpt2")
+    assert len(hub.asked) == 1  # the second time it is in the cache
+
+
+def test_a_model_without_safetensors_is_fetched_as_torch_saved_it(cache: Path, monkeypatch: Any) -> None:
+    hub = Hub(cache, "bin_float32")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert ng.load_gpt2("someone/old").config.vocab_size == 264
+    assert len(hub.asked) == 2 and "pytorch_model.bin" in hub.asked[1][1]
+
+
+@pytest.mark.parametrize("error", [OSError("no route\nto host"), ValueError("bad"), RuntimeError("closed")])
+def test_a_fetch_that_fails_is_one_error_with_the_reason(cache: Path, monkeypatch: Any, error: Exception) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(cache, None, error))
+    with pytest.raises(StorageError, match=f"fetching it failed: {type(error).__name__}: ") as caught:
+        ng.load_gpt2("gpt2")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_missing_beside_others_is_not_looked_for_on_the_net(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StorageError, match="no such file or folder"):
+        ng.load_gpt2("runs/nano-9")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"HF_HUB_CACHE": "a"}, "a"),
+        ({"HF_HOME": "b"}, "b/hub"),
+        ({"XDG_CACHE_HOME": "c"}, "c/huggingface/hub"),
+        ({"HOME": "d"}, "d/.cache/huggingface/hub"),
+    ],
+    ids=str,
+)
+def test_the_cache_is_where_hugging_faces_libraries_have_it(variables: Any, folder: str, monkeypatch: Any) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(folder)

@@ -1,0 +1,302 @@
+"""`load_gpt2`: strict about names, shapes and types; no copy; what is there twice, or is not finite, is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import read_watched
+
+import nanograd_llm as ng
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
+from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained.safetensors_files import read_safetensors
+from nanograd_llm.pretrained.save import write_safetensors
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PLAIN = FIXTURES / "exact_plain"
+IDS = np.array([[1, 2, 3]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of Hugging Face that may be changed."""
+    shutil.copytree(PLAIN, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder: Path, changes: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    """Change the tensors of the folder: None takes one out."""
+    arrays: dict[str, Any] = read_safetensors(folder / "model.safetensors") | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    write_safetensors(folder / "model.safetensors", arrays, {})
+    return arrays
+
+
+def settings(folder: Path, **changes: Any) -> None:
+    table = json.loads((folder / "config.json").read_text("utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
+
+
+def test_the_weights_are_the_files_own_bytes_read_only_and_in_evaluation_mode() -> None:
+    model = ng.load_gpt2(PLAIN, dtype="float64")
+    assert not model.training
+    arrays = read_safetensors(PLAIN / "model.safetensors")
+    assert np.array_equal(model.wte.data, arrays["transformer.wte.weight"])
+    for parameter in model.parameters():
+        assert not parameter.data.flags.writeable
+        base: Any = parameter.data
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert "mmap" in repr(getattr(base, "obj", base))
+
+
+@pytest.mark.parametrize("form", ["safetensors_float32", "bin_float32", "tensorflow", "nanogpt", "llmc/gpt2_tiny.bin"])
+def test_float32_of_every_form_is_used_where_it_lies(form: str) -> None:
+    model = ng.load_gpt2(FIXTURES / form)
+    for parameter in model.parameters():
+        assert parameter.dtype == np.float32
+        assert not parameter.data.flags.writeable and not parameter.data.flags.owndata
+
+
+def test_training_copies_the_weights_and_leaves_the_file_alone(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    model = ng.load_gpt2(folder, dtype="float64")
+    loss = model.loss(IDS[:, :-1], IDS[:, 1:]).item()
+    trainer = ng.training.Trainer(model, ng.training.TrainConfig(learning_rate=1e-2, steps=5, threads=1))
+    for _ in range(5):
+        trainer.step(IDS[:, :-1], IDS[:, 1:])
+    assert model.eval() and model.loss(IDS[:, :-1], IDS[:, 1:]).item() < loss
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_float64_is_rounded_to_float32_unless_it_is_asked_for() -> None:
+    assert {p.dtype for p in ng.load_gpt2(PLAIN).parameters()} == {np.dtype("float32")}
+    assert {p.dtype for p in ng.load_gpt2(PLAIN, dtype=np.float64).parameters()} == {np.dtype("float64")}
+    with pytest.raises(ConfigError, match="dtype must be float32 or float64; got float16"):
+        ng.load_gpt2(PLAIN, dtype="float16")
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(folder: Path) -> None:
+    arrays = read_safetensors(folder / "model.safetensors")
+    rewrite(
+        folder,
+        {
+            "transformer.h.1.ln_1.bias": None,
+            "transformer.wpe.weight": None,
+            "transformer.h.0.attn.c_attn.weight": arrays["transformer.h.0.attn.c_attn.weight"].T,
+            "transformer.ln_f.weight": np.zeros(8, np.int64),
+            "score.weight": np.zeros((2, 8)),
+        },
+    )
+    with pytest.raises(BadFileError) as caught:
+        ng.load_gpt2(folder)
+    for told in (
+        "missing: h.1.ln_1.bias",
+        "missing: wpe.weight",
+        "misfit: h.0.attn.c_attn.weight is (24, 8) float64, expected (8, 24) of floats",
+        "misfit: ln_f.weight is (8,) int64, expected (8,) of floats",
+        "extra: score.weight, (2, 8) float64",
+    ):
+        assert told in str(caught.value)
+    assert str(caught.value).count("\n") == 5
+
+
+def test_a_size_in_the_config_that_is_not_the_files_is_told_with_both(folder: Path) -> None:
+    settings(folder, n_positions=57)
+    with pytest.raises(BadFileError, match=r"misfit: wpe.weight is \(56, 8\) float64, expected \(57, 8\)"):
+        ng.load_gpt2(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_masks_and_a_head_that_is_the_token_table_are_known_with_and_without_the_prefix(
+    folder: Path, prefix: str
+) -> None:
+    arrays = read_safetensors(folder / "model.safetensors")
+    named = {prefix + name.removeprefix("transformer."): array for name, array in arrays.items()}
+    mask = np.tril(np.ones((56, 56), bool))[None, None]
+    extras = {f"{prefix}h.0.attn.bias": mask, f"{prefix}h.0.attn.masked_bias": np.array(-1e4)}
+    write_safetensors(
+        folder / "model.safetensors", named | extras | {"lm_head.weight": named[f"{prefix}wte.weight"]}, {}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = ng.load_gpt2(folder, dtype="float64")
+    assert np.array_equal(model(IDS).data, ng.load_gpt2(PLAIN, dtype="float64")(IDS).data)
+
+
+def test_a_tied_table_may_be_stored_as_the_head_alone(folder: Path) -> None:
+    arrays = read_safetensors(folder / "model.safetensors")
+    rewrite(folder, {"transformer.wte.weight": None, "lm_head.weight": arrays["transformer.wte.weight"]})
+    assert np.array_equal(ng.load_gpt2(folder)(IDS).data, ng.load_gpt2(PLAIN)(IDS).data)
+
+
+def test_a_tied_head_that_differs_from_the_table_is_told(folder: Path) -> None:
+    rewrite(folder, {"lm_head.weight": np.zeros((40, 8))})
+    with pytest.warns(UserWarning, match="lm_head.weight differs from wte.weight"):
+        ng.load_gpt2(folder)
+
+
+def test_a_name_with_and_without_the_prefix_is_refused(folder: Path) -> None:
+    rewrite(folder, {"wpe.weight": np.zeros((56, 8))})
+    with pytest.raises(BadFileError, match="wpe.weight is there twice, with and without a prefix"):
+        ng.load_gpt2(folder)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named_or_refused(folder: Path, bad: float) -> None:
+    arrays = read_safetensors(folder / "model.safetensors")
+    broken = arrays["transformer.h.2.mlp.c_fc.weight"].copy()
+    broken[3, 4] = bad
+    rewrite(folder, {"transformer.h.2.mlp.c_fc.weight": broken})
+    with pytest.warns(UserWarning, match="NaN or infinity in h.2.mlp.c_fc.weight$"):
+        ng.load_gpt2(folder)
+    with pytest.raises(BadFileError, match="NaN or infinity in h.2.mlp.c_fc.weight"):
+        ng.load_gpt2(folder, strict=True)
+
+
+def test_a_float64_beyond_float32_is_told_as_infinite(folder: Path) -> None:
+    rewrite(folder, {"transformer.ln_f.bias": np.full(8, 1e300)})
+    with pytest.warns(UserWarning, match="NaN or infinity in ln_f.bias"):
+        ng.load_gpt2(folder)
+    ng.load_gpt2(folder, dtype="float64", strict=True)
+
+
+def test_large_finite_weights_whose_sum_overflows_are_finite(folder: Path) -> None:
+    rewrite(folder, {"transformer.ln_f.bias": np.full(8, 3e38)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ng.load_gpt2(folder, strict=True)
+
+
+def test_a_missing_config_is_named(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(StorageError, match="config.json: no such file; it holds the sizes of the model"):
+        ng.load_gpt2(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(BadFileError, match=f"{name} is a link out of the folder"):
+            ng.load_gpt2(folder)
+        (folder / name).unlink()
+        (tmp_path / name).rename(folder / name)
+    ng.load_gpt2(folder)
+
+
+def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match=r"no weights of GPT-2; looked for model\.safetensors, .*gpt2_124M\.bin"):
+        ng.load_gpt2(tmp_path)
+
+
+def test_two_models_of_llmc_in_a_folder_are_asked_about() -> None:
+    with pytest.raises(BadFileError, match=r"holds 2 models of llm\.c; give one of them: gpt2_tiny\.bin"):
+        ng.load_gpt2(FIXTURES / "llmc")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("nowhere/at/all", StorageError, "no such file or folder"),
+        ("./nowhere", StorageError, "no such file or folder"),
+        ("gtp2", ConfigError, "no name of a model that is known; did you mean 'gpt2'"),
+        ("something", ConfigError, "one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2"),
+    ],
+)
+def test_what_is_neither_path_nor_name_is_told(name: str, error: type, said: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=said):
+        ng.load_gpt2(name)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(BadFileError, match=r"no weights of GPT-2 by its name; known are \.safetensors"):
+        ng.load_gpt2(tmp_path / "weights.h5")
+    with pytest.raises(BadFileError, match="no checkpoint of nanoGPT, which holds model and model_args"):
+        shutil.copy(FIXTURES / "bin_float32" / "pytorch_model.bin", tmp_path / "ckpt.pt")
+        ng.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_layer": 10**9},
+        {"n_embd": 10**9, "n_head": 1},
+        {"n_embd": 10**30, "n_head": 1},
+        {"n_inner": 10**9},
+        {"vocab_size": 10**15},
+        {"n_positions": 10**30},
+        {"n_layer": "3"},
+        {"n_layer": True},
+        {"n_layer": None},
+        {"n_head": 0},
+        {"layer_norm_epsilon": -1},
+        {"n_inner": 1.5},
+        {"attn_pdrop": "x", "embd_pdrop": "x", "resid_pdrop": "x"},
+        {"tie_word_embeddings": 1},
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_is_one_error_soon_and_in_little_memory(changes: dict[str, Any], folder: Path) -> None:
+    settings(folder, **changes)
+    assert isinstance(read_watched(lambda path: ng.load_gpt2(path).state_dict(), folder, folder), NanogradError)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"n_layer": 3, "n_layer": 3}', b'{"x": ' + b"[" * 10**5, b"\xff"]
+)
+def test_a_config_that_is_no_json_object_is_one_error(content: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert isinstance(read_watched(lambda path: ng.load_gpt2(path).state_dict(), folder, folder), BadFileError)
+
+
+def test_nanogpt_without_biases_has_zeros_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanograd_llm.pretrained import load
+
+    checkpoint = load.read_torch_object(FIXTURES / "nanogpt" / "ckpt.pt")
+    state = {name: x for name, x in checkpoint["model"].items() if not name.endswith("bias")}
+    fewer = {"model": state, "model_args": {**checkpoint["model_args"], "bias": False}}
+    monkeypatch.setattr(load, "read_torch_object", lambda path: fewer)
+    model = ng.load_gpt2(FIXTURES / "nanogpt")
+    assert not any(x.any() for name, x in model.state_dict().items() if name.endswith("bias"))
+    assert np.array_equal(model.wte.data, state["_orig_mod.transformer.wte.weight"])
+    fewer["model_args"]["bias"] = True
+    with pytest.raises(BadFileError, match=r"missing: h\.0\.ln_1\.bias"):
+        ng.load_gpt2(FIXTURES / "nanogpt")
+
+
+def test_a_setting_of_another_nanogpt_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanograd_llm.pretrained import load
+
+    checkpoint = load.read_torch_object(FIXTURES / "nanogpt" / "ckpt.pt")
+    changed = {**checkpoint, "model_args": {**checkpoint["model_args"], "use_rmsnorm": True}}
+    monkeypatch.setattr(load, "read_torch_object", lambda path: changed)
+    with pytest.raises(BadFileError, match="unknown 'use_rmsnorm'"):
+        ng.load_gpt2(FIXTURES / "nanogpt")
+
+
+def test_the_tokenizer_is_the_folders_and_fits_the_model(folder: Path) -> None:
+    tokenizer = load_gpt2_tokenizer(FIXTURES / "safetensors_float32")
+    assert tokenizer.vocab_size == 264
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(FIXTURES / "safetensors_float32" / name, folder / name)
+    with pytest.raises(BadFileError, match="its tokenizer has 264 tokens, the model 40"):
+        load_gpt2_tokenizer(folder)
+
+
+def test_a_model_that_is_padded_has_ids_that_stand_for_nothing() -> None:
+    tokenizer = load_gpt2_tokenizer(FIXTURES / "safetensors_float32", vocab_size=300)
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode_bytes([299, 65, 264]) == load_gpt2_tokenizer(FIXTURES / "tensorflow").decode_bytes([65])
+
+
+def test_a_model_of_another_vocabulary_without_tokenizer_is_told(folder: Path) -> None:
+    with pytest.raises(BadFileError, match="vocabulary of 40 is not GPT-2's of 50257"):
+        load_gpt2_tokenizer(folder)

@@ -1,0 +1,181 @@
+"""`save_gpt2`: what is written comes back bit for bit, in every form, also over the files a model is mapped from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.errors import ConfigError, DtypeError, StorageError
+from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained.crc32c import masked_crc32c
+from nanograd_llm.pretrained.leveldb_table import read_table, write_table
+from nanograd_llm.pretrained.numpy_files import read_npz
+from nanograd_llm.pretrained.safetensors_files import read_safetensors
+from nanograd_llm.pretrained.save import FORMS, write_safetensors
+from nanograd_llm.pretrained.tensorflow_checkpoint import read_tensorflow
+from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
+from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SIZES = dict(vocab_size=272, context_length=16, n_layer=2, n_head=2, n_embd=12)
+VARIANT = dict(n_inner=20, layer_norm_epsilon=1e-3, activation="gelu_exact", tie_word_embeddings=False, dropout=0.1)
+BPE = BPETokenizer.train("the thin theory, then the other " * 5, 270)
+TEXT = "the theory then é 漢\n\n  the"
+
+
+def shaken(dtype: str = "float32", **changes: Any) -> ng.GPT:
+    model, rng = ng.GPT(ng.GPTConfig(**{**SIZES, **changes})).astype(dtype), np.random.default_rng(1)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * rng.standard_normal(parameter.shape)
+    return model
+
+
+def assert_same(found: ng.GPT, expected: ng.GPT) -> None:
+    assert found.config == expected.config
+    own = found.state_dict()
+    assert own.keys() == expected.state_dict().keys()
+    for name, array in expected.state_dict().items():
+        assert own[name].dtype == array.dtype
+        assert own[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_comes_back_with_the_same_bits(form: str, dtype: str, tmp_path: Path) -> None:
+    if form == "tf":
+        dtype = "float32"
+    model = shaken(dtype)
+    ng.save_gpt2(model, tmp_path / "a" / "b", form=form)
+    assert_same(ng.load_gpt2(tmp_path / "a" / "b", dtype=dtype), model)
+
+
+@pytest.mark.parametrize("form", ["hf", "numpy"])
+def test_a_model_of_another_kind_comes_back_too(form: str, tmp_path: Path) -> None:
+    model = shaken(**VARIANT)
+    ng.save_gpt2(model, tmp_path, form=form)
+    assert_same(ng.load_gpt2(tmp_path), model)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "source", ["safetensors_float32", "bin_float32", "bin_sharded", "tensorflow", "nanogpt", "llmc/gpt2_tiny.bin"]
+)
+def test_every_form_that_is_read_is_written_again_with_the_same_bits(source: str, form: str, tmp_path: Path) -> None:
+    model = ng.load_gpt2(FIXTURES / source)
+    if form == "tf" and source == "nanogpt":
+        with pytest.raises(ConfigError, match="no place for activation=gelu_exact"):
+            ng.save_gpt2(model, tmp_path, form=form)
+    else:
+        ng.save_gpt2(model, tmp_path, form=form)
+        again = ng.load_gpt2(tmp_path)
+        assert all(np.array_equal(again.state_dict()[name], x) for name, x in model.state_dict().items())
+
+
+def test_saving_over_the_files_that_a_model_is_mapped_from_leaves_it_whole(tmp_path: Path) -> None:
+    ng.save_gpt2(shaken(), tmp_path)
+    mapped = ng.load_gpt2(tmp_path)
+    before = {name: array.copy() for name, array in mapped.state_dict().items()}
+    ng.save_gpt2(mapped, tmp_path)
+    assert all(np.array_equal(mapped.state_dict()[name], array) for name, array in before.items())
+    assert_same(ng.load_gpt2(tmp_path), mapped)
+
+
+def test_numpy_reads_the_numpy_form_under_hugging_faces_names(tmp_path: Path) -> None:
+    model = shaken()
+    ng.save_gpt2(model, tmp_path, form="numpy")
+    with np.load(tmp_path / "model.npz") as arrays:
+        assert np.array_equal(arrays["h.1.attn.c_attn.weight"], model.blocks[1].attention.qkv.weight.data)
+        assert len(arrays.files) == len(model.state_dict())
+
+
+def test_the_safetensors_library_reads_what_is_written(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T, "a": np.array([True, False]), "c": np.float64(2.5)}
+    write_safetensors(tmp_path / "x.safetensors", {name: np.asarray(x) for name, x in arrays.items()}, {"format": "pt"})
+    for found in (load_file(tmp_path / "x.safetensors"), read_safetensors(tmp_path / "x.safetensors")):
+        assert found.keys() == arrays.keys()
+        assert all(np.array_equal(found[name], x) for name, x in arrays.items())
+    with pytest.raises(DtypeError, match="x complex64"):
+        write_safetensors(tmp_path / "y", {"x": np.zeros(1, np.complex64)}, {})
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_checkpoint_of_tensorflow_has_the_bytes_that_tensorflow_writes(tmp_path: Path) -> None:
+    """The data file to the byte; the table by its contents, since a writer may share prefixes or not."""
+    arrays = read_tensorflow(FIXTURES / "tensorflow")
+    write_tensorflow(tmp_path, arrays)
+    data = "model.ckpt.data-00000-of-00001"
+    assert (tmp_path / data).read_bytes() == (FIXTURES / "tensorflow" / data).read_bytes()
+    tables = [np.fromfile(folder / "model.ckpt.index", np.uint8) for folder in (tmp_path, FIXTURES / "tensorflow")]
+    assert read_table(tables[0], "ours") == read_table(tables[1], "theirs")
+    assert (tmp_path / "checkpoint").read_bytes() == (FIXTURES / "tensorflow" / "checkpoint").read_bytes()
+
+
+def test_a_table_of_many_blocks_is_read_as_it_was_written() -> None:
+    entries = [(f"key {n:05}".encode(), bytes([n % 256]) * (n % 90)) for n in range(2000)]
+    table = np.frombuffer(write_table(entries), np.uint8)
+    assert read_table(table, "table") == entries
+    assert masked_crc32c(table[:0]) == 0xA282EAD8
+
+
+def test_arrays_in_columns_and_of_no_dimension_come_back_from_npz(tmp_path: Path) -> None:
+    arrays = {"t": np.arange(6.0).reshape(2, 3).T, "s": np.float32(3), "i": np.arange(3)}
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    found = read_npz(tmp_path / "x.npz")
+    assert all(np.array_equal(found[name], x) and found[name].shape == np.shape(x) for name, x in arrays.items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer(), GPT2Tokenizer.of(BPE)], ids=lambda t: t.kind)
+def test_a_tokenizer_comes_back_with_the_same_ids(form: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ng.save_gpt2(shaken(), tmp_path, tokenizer, form=form)
+    again = load_gpt2_tokenizer(tmp_path)
+    ids = tokenizer.encode(TEXT)
+    assert again.encode(TEXT).tolist() == ids.tolist()
+    assert again.decode(ids) == TEXT
+    assert again.end_of_text == tokenizer.end_of_text
+
+
+def test_characters_are_kept_in_a_file_of_our_own(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.train("abc é漢")
+    ng.save_gpt2(shaken(vocab_size=tokenizer.vocab_size), tmp_path, tokenizer)
+    assert load_gpt2_tokenizer(tmp_path).encode("é漢 a").tolist() == tokenizer.encode("é漢 a").tolist()
+
+
+def test_the_config_says_where_a_text_ends(tmp_path: Path) -> None:
+    ng.save_gpt2(shaken(), tmp_path, BPE)
+    table = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert table["eos_token_id"] == BPE.end_of_text
+    assert table["architectures"] == ["GPT2LMHeadModel"]
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the tokenizer has 270 tokens, the model 100"):
+        ng.save_gpt2(shaken(vocab_size=100), tmp_path / "out", BPE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_weights_of_another_form_is_refused(tmp_path: Path) -> None:
+    ng.save_gpt2(shaken(), tmp_path, form="numpy")
+    ng.save_gpt2(shaken(), tmp_path, form="numpy")
+    with pytest.raises(StorageError, match=r"already holds model\.npz; choose another folder"):
+        ng.save_gpt2(shaken(), tmp_path)
+
+
+def test_an_unknown_form_or_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="form must be one of hf, tf, numpy; got 'hff'; did you mean 'hf'"):
+        ng.save_gpt2(shaken(), tmp_path, form="hff")
+    with pytest.raises(DtypeError, match="OpenAI's code takes float32; this model is float64"):
+        ng.save_gpt2(shaken("float64"), tmp_path, form="tf")
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(StorageError, match="cannot make a folder there"):
+        ng.save_gpt2(shaken(), tmp_path / "file" / "model")

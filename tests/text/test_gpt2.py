@@ -1,0 +1,140 @@
+"""GPT-2's vocabulary: its alphabet, any order of ids, and the refusal of what does not fit together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nanograd_llm.errors import BadFileError, ConfigError, IndexRangeError
+from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, load_tokenizer
+from nanograd_llm.text.gpt2 import ALPHABET, spell, unspell
+
+BPE = BPETokenizer.train("the thin theory, then the other " * 5, 270)
+PLAIN = GPT2Tokenizer.of(BPE)
+TEXT = "the theory\tthen é 漢🙂\n\n  <|endoftext|> the\x00\x7f"
+
+
+def changed(vocab: dict[str, Any], *, merges: Any = None) -> GPT2Tokenizer:
+    return GPT2Tokenizer({**PLAIN.vocab, **vocab}, PLAIN.merges if merges is None else merges)
+
+
+def test_the_alphabet_has_a_character_for_every_byte_and_prints() -> None:
+    assert len(set(ALPHABET.values())) == 256
+    assert all(character.isprintable() and character != " " for character in ALPHABET.values())
+    assert spell(b" \n\x00a") == "ĠĊĀa"
+    assert unspell(spell(bytes(range(256)))) == bytes(range(256))
+    with pytest.raises(ConfigError, match="has the character ' ', which stands for no byte"):
+        unspell("a b")
+
+
+def test_it_encodes_as_the_bpe_that_it_is_made_of() -> None:
+    assert PLAIN.encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
+    assert PLAIN.encode(TEXT, allow_special=True).tolist() == BPE.encode(TEXT, allow_special=True).tolist()
+    assert PLAIN.decode(PLAIN.encode(TEXT)) == TEXT
+    assert (PLAIN.vocab_size, PLAIN.end_of_text) == (BPE.vocab_size, BPE.end_of_text)
+
+
+def test_any_order_of_ids_is_followed() -> None:
+    size = PLAIN.vocab_size
+    turned = GPT2Tokenizer({piece: size - 1 - i for piece, i in PLAIN.vocab.items()}, PLAIN.merges)
+    assert turned.encode(TEXT).tolist() == [size - 1 - i for i in PLAIN.encode(TEXT).tolist()]
+    assert turned.decode(turned.encode(TEXT)) == TEXT
+    assert turned.end_of_text == 0
+
+
+def test_end_of_text_is_its_id_only_when_it_is_asked_for() -> None:
+    assert PLAIN.end_of_text not in PLAIN.encode("a<|endoftext|>b")
+    assert PLAIN.encode("a<|endoftext|>b", allow_special=True).tolist() == [97, PLAIN.end_of_text, 98]
+    assert PLAIN.decode([PLAIN.end_of_text]) == "<|endoftext|>"
+
+
+def test_other_special_tokens_are_decoded_and_never_encoded() -> None:
+    more = changed({"<pad>": 270, "[MASK]": 271, "<|é|>": 272})
+    assert more.decode([270, 271, 272]) == "<pad>[MASK]<|é|>"
+    assert max(more.encode("<pad>[MASK]<|é|>", allow_special=True)) < 270
+
+
+def test_a_padded_vocabulary_has_ids_that_stand_for_nothing() -> None:
+    padded = PLAIN.padded(300)
+    assert (padded.vocab_size, padded.end_of_text) == (300, PLAIN.end_of_text)
+    assert padded.decode([299, 97, 270]) == "a"
+    assert padded.encode(TEXT).tolist() == PLAIN.encode(TEXT).tolist()
+    with pytest.raises(IndexRangeError):
+        padded.decode([300])
+    with pytest.raises(ConfigError, match="vocab_size must be an integer of at least 270"):
+        PLAIN.padded(269)
+
+
+@pytest.mark.parametrize("tokenizer", [PLAIN, PLAIN.padded(300), changed({"<pad>": 270})], ids=str)
+def test_it_comes_back_from_the_file_that_a_run_keeps(tokenizer: GPT2Tokenizer, tmp_path: Any) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert isinstance(again, GPT2Tokenizer)
+    assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
+    assert again.vocab == tokenizer.vocab and again.merges == tokenizer.merges
+
+
+def test_bytes_alone_are_a_vocabulary_without_merges() -> None:
+    assert GPT2Tokenizer.of(ByteTokenizer()).encode("é").tolist() == [195, 169]
+    assert GPT2Tokenizer.of(PLAIN) is PLAIN
+    with pytest.raises(ConfigError, match="has no bytes and merges"):
+        GPT2Tokenizer.of(CharTokenizer("ab"))
+
+
+def without(piece: str) -> dict[str, int]:
+    """The vocabulary without a piece; those behind it move up, so that there is no gap."""
+    gone = PLAIN.vocab[piece]
+    return {name: i - (i > gone) for name, i in PLAIN.vocab.items() if name != piece}
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "said"),
+    [
+        ({**PLAIN.vocab, "a": 98}, None, "gives the id 98 to two pieces"),
+        ({**PLAIN.vocab, "<x>": 271}, None, "has a gap: no piece has the id 270"),
+        ({**PLAIN.vocab, "<x>": -1}, None, "has a gap: no piece has the id 270"),
+        ({**PLAIN.vocab, "<x>": 270.0}, None, "ids that are no integers: '<x>': 270.0"),
+        ({**PLAIN.vocab, "<x>": True}, None, "ids that are no integers: '<x>': True"),
+        ({**PLAIN.vocab, "<x>": "270"}, None, "ids that are no integers: '<x>': '270'"),
+        (without("a"), None, "lacks bytes, or what merges make: 'a'"),
+        (without("Ġ"), None, "lacks bytes, or what merges make: 'Ġ'"),
+        (without("the"), None, "lacks bytes, or what merges make: 'the'"),
+        ({**PLAIN.vocab, "thing": 270}, None, "pieces that no merge makes: 'thing'; are the merges those"),
+        (PLAIN.vocab, PLAIN.merges[:-1], "pieces that no merge makes"),
+        (PLAIN.vocab, [("t", "x y"), *PLAIN.merges[1:]], "has the character ' '"),
+        (PLAIN.vocab, [*PLAIN.merges[1:]], r"merges\[0\] joins"),
+        (PLAIN.vocab, [*PLAIN.merges, PLAIN.merges[0]], r"merges\[13\] makes .* which merges\[0\] made"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_name(vocab: Any, merges: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GPT2Tokenizer(vocab, PLAIN.merges if merges is None else merges)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vocab": []}, "vocab must be an object and merges a list"),
+        ({"merges": ["a  b"]}, "'a  b' is no merge"),
+        ({"merges": ["a"]}, "'a' is no merge"),
+        ({"merges": [3]}, "3 is no merge"),
+        ({"merges": [["a", ""]]}, "is no merge"),
+        ({"vocab_size": 12}, "vocab_size must be an integer of at least 270"),
+        ({"vocab_size": 270.0}, "vocab_size must be an integer"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_refused(changes: dict[str, Any], said: str, tmp_path: Any) -> None:
+    PLAIN.save(tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8")) | changes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BadFileError, match=said):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_word_of_a_megabyte_and_odd_texts_are_encoded() -> None:
+    word = "the" * 350_000
+    assert PLAIN.decode(PLAIN.encode(word)) == word
+    assert PLAIN.decode(PLAIN.encode("\ud83d\ude00 \ud83d")) == "😀 \ufffd"
