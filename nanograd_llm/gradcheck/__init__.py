@@ -1,4 +1,4 @@
-"""Is a gradient right?  Read `derivatives`, `function`, `check`, `report`, then `samples`, `every_op`, `every_layer`.
+"""Is a gradient right?  Read `derivatives`, `function`, `comparison`, `check`, `report`, then `samples`, `every_op`.
 
 `strategies` draws cases for tests with Hypothesis; import it by itself, it needs the extra "test".
 """

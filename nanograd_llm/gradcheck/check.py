@@ -64,7 +64,7 @@ def gradcheck(
 
 
 def verdicts(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int = 0) -> Report:
-    """`gradcheck` without explanations, which may take longer than the check itself."""
+    """`gradcheck` up to the first wrong verdict, without explanations, which may take longer than the check itself."""
     return _Check(f, inputs, order, seed, JACOBIAN, explains=False).report()
 
 
@@ -122,7 +122,10 @@ class _Check:
                 elif n == 2:
                     problems += consistency.asymmetry(function, cotangent, self.precision, self.rng)
                 self.kinks += [np.zeros(0, int)] * (len(target.values) - len(self.kinks))
-                findings += [self._check_input(target, k, y, cotangents, n) for k in range(len(target.values))]
+                for k in range(len(target.values)):
+                    findings.append(self._check_input(target, k, y, cotangents, n))
+                    if findings[-1].verdict == "wrong" and not self.explains:
+                        return Report(function.label, tuple(findings), tuple(problems))
                 target = Gradient(target, cotangents[0])
             wrong = [finding for finding in findings if finding.verdict == "wrong"]
             if wrong and self.explains and traced:

@@ -225,7 +225,7 @@ def _is_caught(op: Op, drawn: list[Specimen]) -> bool:
     with contextlib.ExitStack() as stack:
         for mutant in _sharp_mutants(op):
             stack.enter_context(mutant.planted())
-        return any(not verdicts(layer, *inputs).passed for layer, inputs in drawn)
+        return any(not verdicts(layer, *inputs).passed for layer, inputs in sorted(drawn, key=_numbers))
 
 
 def _numbers(specimen: Specimen) -> float:

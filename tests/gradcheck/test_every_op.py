@@ -21,7 +21,8 @@ from nanograd_llm.gradcheck import (
     mutants,
     table_head,
 )
-from nanograd_llm.gradcheck.every_op import layout_problems, surviving_mutants
+from nanograd_llm.gradcheck.every_op import surviving_mutants
+from nanograd_llm.gradcheck.promises import equality_problems, layout_problems
 from nanograd_llm.op import op
 from nanograd_llm.shapes import ShapeLine
 
@@ -103,6 +104,20 @@ def test_a_value_at_a_kink_that_no_side_has_fails(monkeypatch):
 def test_a_fused_rule_that_leaves_its_composition_fails(monkeypatch):
     monkeypatch.setattr(ops.gelu, "equals", lambda x: ops.gelu_exact.equals(x))
     assert any("composition" in problem for problem in check_op(ops.gelu, order=1, cases=2).problems)
+
+
+def test_a_loss_that_is_small_because_its_terms_cancel_is_not_called_different_from_its_composition():
+    rng = np.random.default_rng(0)
+    for seed in range(50):
+        case = Case((np.array([[1.0, 0.0]]), np.array([[13 + rng.random(), 0.3], [0.1, 0.2]]), np.array([0])))
+        assert equality_problems(ops.linear_cross_entropy, case, seed=seed) == []
+
+
+def test_a_fused_op_that_is_off_by_a_billionth_fails(monkeypatch):
+    equals = ops.silu.equals
+    monkeypatch.setattr(ops.silu, "equals", lambda x: equals(x) * (1 + 1e-9))
+    problems = equality_problems(ops.silu, Case((np.array([0.3, -0.7]),)))
+    assert [problem.partition(" is ")[0] for problem in problems] == ["the result", "the gradient of x"]
 
 
 def test_a_shape_line_that_is_not_true_fails(monkeypatch):

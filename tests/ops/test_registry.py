@@ -9,7 +9,7 @@ import pytest
 
 import nanograd_llm.ops
 from nanograd_llm.engine import Tensor, grad, registry
-from nanograd_llm.gradcheck import every_op, mutants, samples
+from nanograd_llm.gradcheck import every_op, mutants, promises, samples
 from nanograd_llm.gradcheck.refusals import refusal_problems
 from nanograd_llm.gradcheck.samples import Case
 
@@ -35,7 +35,7 @@ def test_the_registry_holds_primitive_and_fused_ops():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_shape_line_is_true(name):
     op = registry[name]
-    assert [every_op.shape_problem(op, case) for case in drawn(name)] == [None] * len(drawn(name))
+    assert [promises.shape_problem(op, case) for case in drawn(name)] == [None] * len(drawn(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,12 +63,12 @@ def test_gradients_of_gradients_are_right(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_stays_float32(name):
-    assert [problem for case in drawn(name) for problem in every_op.dtype_problems(registry[name], case)] == []
+    assert [problem for case in drawn(name) for problem in promises.dtype_problems(registry[name], case)] == []
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_a_fused_op_equals_its_composition(name):
-    assert [problem for case in drawn(name) for problem in every_op.equality_problems(registry[name], case)] == []
+    assert [problem for case in drawn(name) for problem in promises.equality_problems(registry[name], case)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,9 +93,7 @@ def test_a_gradient_is_the_same_whichever_others_are_wanted(name):
 
 def recorded(op, case, places):
     """The op's result, and those leaves at these places that a gradient goes to."""
-    leaves = {
-        i: Tensor(case.inputs[i], requires_grad=True) for i, _ in every_op.differentiated(op, case) if i in places
-    }
+    leaves = {i: Tensor(case.inputs[i], requires_grad=True) for i, _ in samples.differentiated(op, case) if i in places}
     return op(*[leaves.get(i, x) for i, x in enumerate(case.inputs)], **case.static), leaves
 
 
