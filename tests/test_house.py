@@ -28,7 +28,7 @@ FLOORS = (
     ({"nn"},),
     ({"models"},),
     ({"training"}, {"inference"}, {"pretrained"}, {"gradcheck"}),
-    ({"runs", "sources"}, {"bench", "bench_torch"}),
+    ({"runs", "sources"}, {"bench"}),
     ({"cli", "__main__"},),  # above bench: the command line has a command for it
 )
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}

@@ -1,41 +1,114 @@
-"""`nanograd-llm bench`: how fast is a training step here?"""
+"""`nanograd-llm bench`: how fast is it here?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nanograd_llm.bench import Figure, Report
+
+SMALL = 0.005  # shares below this make one line together
 
 
 def bench(
-    workload: Literal["toy", "mid"] = "toy",
+    workload: Literal["all", "toy", "mid", "gpt2", "decode", "memory", "scaling", "start"] = "all",
     /,
     *,
-    against: Literal["none", "torch", "torch-compiled"] = "none",
-    rounds: int = 30,
+    against: Literal["none", "torch"] = "none",
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    rounds: int | None = None,
 ) -> None:
-    """Time a training step beside its own matrix products, and beside the same step in PyTorch.
+    """Measure speed and memory beside the machine's limit, beside PyTorch, and beside what they should be.
 
     Parameters
     ----------
     workload
-        toy: 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. Vocabulary 65.
+        toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2: its
+        124M, forward and step. decode: writing text. memory: peaks. scaling: growth of cost. start: from Enter to the
+        first step and token. All takes minutes.
     against
-        Race PyTorch too, if it is installed.
+        Race PyTorch (and transformers) too, if installed.
+    as_json
+        One JSON object a line.
     rounds
-        Timed steps of each, in turn; the median counts.
+        Turns of each contender; more is steadier. By workload if not given.
     """
-    from nanograd_llm.bench import WORKLOADS, floor, interleaved, our_step
+    from nanograd_llm.bench import BENCHMARKS, machine
     from nanograd_llm.settings import require_int
 
-    require_int("rounds", rounds, 1)
-    chosen = WORKLOADS[workload]
-    steps: dict[str, Callable[[], object]] = {"nanograd_llm": our_step(chosen), "matrix products": floor(chosen)}
-    if against != "none":
-        from nanograd_llm.bench_torch import torch_step
+    if rounds is not None:
+        require_int("rounds", rounds, 1)
+    names = list(BENCHMARKS) if workload == "all" else [workload]
+    reports = (report for name in names for report in BENCHMARKS[name](against == "torch", rounds))
+    if as_json:
+        _print_json(machine(), reports)
+    else:
+        _print_tables(machine(), reports, names)
 
-        steps[against] = torch_step(chosen, compiled=against == "torch-compiled")
-    seconds = interleaved(steps, rounds)
-    ours = seconds["nanograd_llm"]
-    for name, median in seconds.items():
-        ratio = "" if name == "nanograd_llm" else f"   nanograd_llm takes {ours / median:.2f} times this"
-        print(f"{workload} step, {name:<16} {median * 1e3:8.1f} ms{ratio}")
+
+def _print_json(machine: dict[str, Any], reports: Iterable[Report]) -> None:
+    for record in itertools.chain([{"machine": machine}], (report.record() for report in reports)):
+        print(json.dumps(record), flush=True)
+
+
+def _print_tables(machine: dict[str, Any], reports: Iterable[Report], names: Collection[str]) -> None:
+    """Figures as they come, a table of ops after each task, and at the end the targets beside what was measured."""
+    from rich.console import Console
+
+    from nanograd_llm.bench import Figure, OpTime
+
+    console = Console(highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), markup=False)
+    measured: dict[tuple[str, str], Figure] = {}
+    for is_op, together in itertools.groupby(reports, lambda report: isinstance(report, OpTime)):
+        if is_op:
+            console.print(_op_table(together))
+            continue
+        for report in together:
+            if isinstance(report, Figure):
+                measured[report.workload, report.measure] = report
+            console.print(f"{report.workload:<8} {report}", markup=False, soft_wrap=True)
+    console.print(_target_table(measured, names))
+
+
+def _op_table(times: Iterable[Any]) -> Table:
+    from rich.table import Table
+
+    table = Table("where the time goes", title=None)
+    for heading in ("calls", "ms", "share"):
+        table.add_column(heading, justify="right")
+    small = [0.0, 0.0, 0.0]
+    for time in times:
+        numbers = [time.calls, time.seconds, time.share]
+        if abs(time.share) >= SMALL:
+            table.add_row(time.op, *_cells(*numbers))
+        else:
+            small = [a + b for a, b in zip(small, numbers)]
+    table.add_row(f"what is below {SMALL:.1%} each", *_cells(*small))
+    return table
+
+
+def _cells(calls: float, seconds: float, share: float) -> list[str]:
+    return [f"{calls:,.0f}", f"{seconds * 1e3:,.2f}", f"{share:.1%}"]
+
+
+def _target_table(measured: Mapping[tuple[str, str], Figure], names: Collection[str]) -> Table:
+    from rich.table import Table
+
+    from nanograd_llm.bench import TARGETS
+
+    table = Table("workload", "measure", "measured", "target", "", title=None)
+    for place, target in TARGETS.items():
+        found = measured.get(place)
+        if found:
+            table.add_row(*place, f"{found.value:.2f}", str(target), "met" if target.is_met(found.value) else "not met")
+        elif place[0] in names:
+            table.add_row(*place, "", str(target), "not measured")
+    return table

@@ -1,0 +1,104 @@
+"""Writing text token by token: how fast, and how close to the speed at which the machine can read the weights.
+
+A token of one sequence needs every weight once and does two operations with each: memory sets the pace. The limit is
+the bandwidth that the machine's own product of a matrix and a vector reaches in the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from nanograd_llm.backend import cpu_count
+from nanograd_llm.bench import torch_gpt
+from nanograd_llm.bench.figures import Figure, OpTime, Report
+from nanograd_llm.bench.profile import profile
+from nanograd_llm.bench.race import Maker, Step, contenders, race, warm_up
+from nanograd_llm.inference.generate import generate
+from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.models.gpt import GPT, GPTConfig
+
+OURS = "nanograd_llm"
+SGEMV_BYTES = 2**29  # far more than any cache holds
+
+
+def bench(
+    against: bool,
+    rounds: int | None = None,
+    *,
+    nano: GPTConfig | None = None,
+    gpt2: GPTConfig | None = None,
+    count: int = 24,
+    sgemv_bytes: int = SGEMV_BYTES,
+) -> Iterator[Report]:
+    """Tokens a second of a small model and of GPT-2, `count` tokens at a time, each after a prompt of one token."""
+    yield from _nano(against, rounds or 8, nano or GPTConfig.preset("nano"))
+    yield from _gpt2(against, rounds or 3, gpt2 or GPTConfig.preset("gpt2"), count, sgemv_bytes)
+
+
+def _nano(against: bool, rounds: int, config: GPTConfig) -> Iterator[Report]:
+    count = config.context_length - 1  # as far as the context goes: neither side has to leave any of it behind
+    makers: dict[str, Maker] = {OURS: functools.partial(decoding, config, count)}
+    rivals = {f"PyTorch, threads: {n}": n for n in sorted({1, cpu_count()})} if against else {}
+    makers |= {name: functools.partial(torch_gpt.decoding, config, count, n) for name, n in rivals.items()}
+    with contenders(makers) as field:
+        yield from warm_up(field, "decode")
+        speed = {name: count / seconds for name, seconds in race(field, rounds, 4).items()}
+        yield Figure("decode", "nano", speed[OURS], "tokens/s")
+        for name in rivals:
+            yield Figure("decode", f"nano, {name}", speed[name], "tokens/s")
+        if rivals:
+            ratio = speed[OURS] / max(speed[name] for name in rivals)
+            yield Figure("decode", "nano: tokens/s ÷ best of PyTorch", ratio, "ratio")
+        for row in field[OURS].ask(profile, rounds):
+            yield OpTime("decode", *row)
+
+
+def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes: int) -> Iterator[Report]:
+    makers: dict[str, Maker] = {
+        OURS: functools.partial(decoding, config, count),
+        "sgemv": functools.partial(sgemv, sgemv_bytes),
+        "sgemv, transposed": functools.partial(sgemv, sgemv_bytes, transposed=True),
+    }
+    if against:
+        makers["transformers"] = functools.partial(torch_gpt.transformers_decoding, config, count)
+    with contenders(makers) as field:
+        yield from warm_up(field, "decode")
+        seconds = race(field, rounds, 2)
+        limit = sgemv_bytes / min(seconds["sgemv"], seconds["sgemv, transposed"])
+        rate = weight_bytes(config) * count / seconds[OURS]
+        yield Figure("decode", "gpt2", count / seconds[OURS], "tokens/s")
+        yield Figure("decode", "gpt2, weights read", rate / 1e9, "GB/s")
+        yield Figure("decode", "sgemv, the machine's limit", limit / 1e9, "GB/s")
+        yield Figure("decode", "gpt2: bytes/s ÷ sgemv", rate / limit, "ratio")
+        if against:
+            yield Figure("decode", "gpt2, transformers", count / seconds["transformers"], "tokens/s")
+            ratio = seconds["transformers"] / seconds[OURS]
+            yield Figure("decode", "gpt2: tokens/s ÷ transformers", ratio, "ratio")
+        for row in field[OURS].ask(profile, 1):
+            yield OpTime("decode", *row)
+
+
+def weight_bytes(c: GPTConfig) -> int:
+    """What a token reads in float32: every parameter once, of the positions one row. The head is the token table."""
+    C = c.n_embd
+    block = (C * 3 * C + 3 * C) + (C * C + C) + (C * 4 * C + 4 * C) + (4 * C * C + C) + 4 * C
+    return 4 * (c.vocab_size * C + C + c.n_layer * block + 2 * C)
+
+
+def decoding(config: GPTConfig, count: int) -> Step:
+    """Write `count` tokens after a first one, the likeliest each time; returns their ids."""
+    model, sampling = GPT(config), Sampling(temperature=0)
+    return lambda: generate(model, [0], max_new_tokens=count, sampling=sampling)[0]
+
+
+def sgemv(size: int, transposed: bool = False) -> Step:
+    """The product of a matrix of `size` bytes with a vector, by all BLAS threads."""
+    columns = max(1, min(4096, size // 64))
+    matrix, vector = np.ones((size // (4 * columns), columns), np.float32), np.ones(columns, np.float32)
+    if transposed:
+        matrix, vector = matrix.T, np.ones(len(matrix), np.float32)
+    out = np.empty(len(matrix), np.float32)
+    return lambda: np.matmul(matrix, vector, out=out)

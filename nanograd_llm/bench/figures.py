@@ -1,0 +1,101 @@
+"""What a benchmark reports: figures, the times of ops, notes; and what each figure should be, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any, Literal, NamedTuple
+
+
+class Target(NamedTuple):
+    """What a figure should be: at most (≤) or at least (≥) `limit`."""
+
+    bound: Literal["≤", "≥"]
+    limit: float
+
+    def is_met(self, value: float) -> bool:
+        return {"≤": operator.le, "≥": operator.ge}[self.bound](value, self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.limit:.2f}"
+
+
+# By workload and measure. Ratios and seconds; those against PyTorch are measured where it takes part.
+TARGETS = {
+    ("toy", "step ÷ best of PyTorch"): Target("≤", 0.80),
+    ("toy", "step ÷ floor"): Target("≤", 1.35),
+    ("mid", "step ÷ best of PyTorch"): Target("≤", 0.93),
+    ("mid", "step ÷ floor"): Target("≤", 1.18),
+    ("gpt2", "forward 1 × 1,024 ÷ best of transformers"): Target("≤", 0.60),
+    ("gpt2", "step 1 × 512 ÷ best of PyTorch"): Target("≤", 0.95),
+    ("decode", "nano: tokens/s ÷ best of PyTorch"): Target("≥", 3.0),
+    ("decode", "gpt2: bytes/s ÷ sgemv"): Target("≥", 0.85),
+    ("memory", "toy ÷ PyTorch"): Target("≤", 0.40),
+    ("memory", "mid ÷ PyTorch"): Target("≤", 0.85),
+    ("memory", "gpt2 ÷ PyTorch"): Target("≤", 0.90),
+    ("scaling", "growth, 1 to 8 sequences ÷ floor's"): Target("≤", 1.10),
+    ("scaling", "growth, 64 to 1,024 tokens ÷ floor's"): Target("≤", 1.10),
+    ("scaling", "growth, 2 to 24 layers ÷ floor's"): Target("≤", 1.10),
+    ("start", "train: Enter to first step"): Target("≤", 1.0),
+    ("start", "generate, gpt2 on disk: Enter to first token"): Target("≤", 1.5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measured number. unit: ms, s, MB, GB/s, GFLOP/s, tokens/s, or ratio."""
+
+    workload: str
+    measure: str
+    value: float
+    unit: str
+
+    @property
+    def target(self) -> Target | None:
+        return TARGETS.get((self.workload, self.measure))
+
+    def __str__(self) -> str:
+        digits = 2 if self.unit in ("ratio", "s") else 0 if self.value >= 1000 else 1
+        return f"{self.measure:<52}{self.value:>12,.{digits}f} {self.unit}"
+
+    def record(self) -> dict[str, Any]:
+        """For a line of JSON: the fields, and the target and whether it is met where there is one."""
+        record = dataclasses.asdict(self)
+        if self.target:
+            record |= {"target": str(self.target), "met": self.target.is_met(self.value)}
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class OpTime:
+    """What one op, or one other part of a step, took of each step.
+
+    calls, seconds: a step, in the worker that is the caller; what an op calls is counted there and not here.
+    share: of the step.
+    """
+
+    workload: str
+    op: str
+    calls: float
+    seconds: float
+    share: float
+
+    def record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """Something to know about a measurement, such as why a contender is missing."""
+
+    workload: str
+    note: str
+
+    def __str__(self) -> str:
+        return self.note
+
+    def record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+Report = Figure | OpTime | Note

@@ -1,0 +1,103 @@
+"""The floor: the matrix products that a step cannot do without, and nothing else.
+
+They are shared over the cores as training shares them, on arrays made beforehand. A step that takes 1.3 times this
+spends a quarter of its time on all that is not a matrix product.
+
+B batch, T time, C channels, H heads, D = C/H, V vocabulary
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from nanograd_llm.backend import blas_threads, cpu_count
+from nanograd_llm.bench.race import Step
+from nanograd_llm.bench.workloads import Workload
+from nanograd_llm.models.gpt import GPTConfig
+from nanograd_llm.training.team import Processes, Threads
+
+
+class Product(NamedTuple):
+    """`batch` products (m, k)·(k, n). lie: t for an operand that lies in memory transposed, n for one that does not."""
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    lie: Literal["nn", "nt", "tn"]
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.k * self.n
+
+
+def products(c: GPTConfig, B: int, T: int, *, backward: bool = True) -> list[Product]:
+    """Every product of a pass over B sequences of T tokens: forward only, or forward and backward."""
+    N, C, H, D = B * T, c.n_embd, c.n_head, c.n_embd // c.n_head
+    half = (T + 1) // 2  # of the scores, the other half lies in the future
+    block = [part for n, m in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)) for part in _affine(N, n, m, backward)]
+    block += [Product(B * H, half, D, T, "nt"), Product(B * H, half, T, D, "nn")]  # q kᵀ, p v
+    if backward:
+        block += [Product(B * H, T, half, D, "tn"), Product(B * H, half, D, T, "nt")]  # v̄ = pᵀ ȳ, p̄ = ȳ vᵀ
+        block += [Product(B * H, half, T, D, "nn"), Product(B * H, T, half, D, "tn")]  # q̄ = s̄ k, k̄ = s̄ᵀ q
+    head = [Product(1, N, C, c.vocab_size, "nt")]
+    if backward:
+        head += [Product(1, N, c.vocab_size, C, "nn"), Product(1, c.vocab_size, N, C, "tn")]
+    return block * c.n_layer + head
+
+
+def _affine(N: int, n: int, m: int, backward: bool) -> list[Product]:
+    """y = x w, x̄ = ȳ wᵀ, w̄ = xᵀ ȳ for x (N, n) and w (n, m)."""
+    forward = [Product(1, N, n, m, "nn")]
+    return forward + [Product(1, N, m, n, "nt"), Product(1, n, N, m, "tn")] if backward else forward
+
+
+def flops(workload: Workload, *, backward: bool = True) -> int:
+    """Floating-point operations of the products of one step (or forward pass) of the workload."""
+    return sum(p.flops for p in products(workload.config, workload.batch_size, workload.length, backward=backward))
+
+
+class Floor:
+    """The products of a step, in one worker a core; a batch of one sequence has all BLAS threads instead."""
+
+    def __init__(self, workload: Workload, *, backward: bool = True):
+        count = min(cpu_count(), workload.batch_size)
+        shares = [len(rows) for rows in np.array_split(np.arange(workload.batch_size), count)]
+        todo = [products(workload.config, share, workload.length, backward=backward) for share in shares]
+        self.flops = sum(product.flops for share in todo for product in share)
+        self.work = [_operands(share) for share in todo]
+        self.team: Threads | Processes = Threads(count)
+        if count > 1 and "fork" in multiprocessing.get_all_start_methods():
+            self.team = Processes(count)
+            self.team.prepare(self, b"")
+
+    def __call__(self) -> None:
+        with blas_threads(1 if len(self.work) > 1 else cpu_count()):
+            self.team.run(self.do_share, [(n,) for n in range(len(self.work))])
+
+    def do_share(self, n: int) -> None:
+        for a, b, out in self.work[n]:
+            np.matmul(a, b, out=out)
+
+
+def _operands(todo: list[Product]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The operands and the place for the result of each product; products of the same form share them."""
+    made = {}
+    for product in set(todo):
+        batch, m, k, n, lie = product
+        lead = (batch,) if batch > 1 else ()
+        a, b = np.ones((*lead, m, k), np.float32), np.ones((*lead, k, n), np.float32)
+        if lie == "tn":
+            a = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
+        if lie == "nt":
+            b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
+        made[product] = a, b, np.zeros((*lead, m, n), np.float32)
+    return [made[product] for product in todo]
+
+
+def floor(workload: Workload, backward: bool = True) -> Step:
+    """The floor of a training step, or of a forward pass, of the workload."""
+    return Floor(workload, backward=backward)

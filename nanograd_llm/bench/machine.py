@@ -1,0 +1,48 @@
+"""What the figures were measured on; without it they say little."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend import cpu_count
+from nanograd_llm.training.parallel import pinned_blas
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, and how a batch is shared out."""
+    from threadpoolctl import threadpool_info
+
+    blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
+    kind = "forked processes" if "fork" in multiprocessing.get_all_start_methods() else "threads"
+    return {
+        "processor": _processor(),
+        "cores": cpu_count(),
+        "workers": f"{cpu_count()} {kind}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": ", ".join(sorted(blas)) or "unknown",
+        **({"blas threads": f"pinned by {pinned_blas()}"} if pinned_blas() else {}),
+        **{name: version for name in ("torch", "transformers") if (version := _version(name))},
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

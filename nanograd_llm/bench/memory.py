@@ -1,0 +1,119 @@
+"""Peak memory: of a training step of each size, in a process made for it, workers included and shared pages once.
+
+Python, its libraries, parameters, gradients, moments and activations all count, here and for PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nanograd_llm.bench import torch_gpt
+from nanograd_llm.bench.figures import Figure, Note, Report
+from nanograd_llm.bench.race import Contender, Maker, burst
+from nanograd_llm.bench.workloads import GPT2_STEP, MID, TOY, Workload, training_step
+
+PROC = Path("/proc")
+PAUSE = 0.003  # seconds between two looks at the memory
+
+
+def bench(
+    against: bool, rounds: int | None = None, *, workloads: Sequence[Workload] = (TOY, MID, GPT2_STEP)
+) -> Iterator[Report]:
+    """Peak memory of a step of each workload, with its ratio to PyTorch's, and with activations checkpointed."""
+    if not can_measure():
+        yield Note("memory", "not measured: it is read from Linux's /proc, which is not here")
+        return
+    for workload in workloads:
+        steps = rounds or max(3, 60 // workload.batch_size // workload.config.n_layer)
+        ours = peak(functools.partial(training_step, workload), steps)
+        yield Figure("memory", f"{workload.name} step, peak", ours / 1e6, "MB")
+        if against:
+            theirs = peak(functools.partial(torch_gpt.training_step, workload), steps)
+            yield Figure("memory", f"{workload.name} step, peak of PyTorch", theirs / 1e6, "MB")
+            yield Figure("memory", f"{workload.name} ÷ PyTorch", ours / theirs, "ratio")
+        if "checkpoint_activations" in {field.name for field in dataclasses.fields(workload.config)}:
+            yield from _checkpointed(workload, steps, ours)
+
+
+def _checkpointed(workload: Workload, steps: int, without: float) -> Iterator[Report]:
+    """What recomputing activations in the backward saves in memory and costs in time."""
+    config = dataclasses.replace(workload.config, **{"checkpoint_activations": True})
+    makers = [functools.partial(training_step, w) for w in (workload, dataclasses.replace(workload, config=config))]
+    peak_with = peak(makers[1], steps)
+    yield Figure("memory", f"{workload.name} step, peak with checkpointed activations", peak_with / 1e6, "MB")
+    yield Figure("memory", f"{workload.name}, checkpointed ÷ not, memory", peak_with / without, "ratio")
+    seconds = []
+    for make in makers:
+        with Contender(make) as contender:
+            seconds.append(min(contender.ask(burst, steps)))
+    yield Figure("memory", f"{workload.name}, checkpointed ÷ not, time of a step", seconds[1] / seconds[0], "ratio")
+
+
+def can_measure() -> bool:
+    return (PROC / "self" / "smaps_rollup").exists()
+
+
+def peak(make: Maker, steps: int) -> float:
+    """The most bytes that a contender and its workers held while they were made and took `steps` steps."""
+    with Contender(make) as contender:
+        return peak_of(contender, steps)
+
+
+def peak_of(contender: Contender, steps: int) -> float:
+    """As `peak`, for a contender that is there already."""
+    leader, done, highest = contender.process.pid, threading.Event(), [0.0]
+    assert leader is not None
+
+    def look() -> None:
+        while not done.wait(PAUSE):
+            highest[0] = max(highest[0], family_bytes(leader))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        contender.ask(burst, steps)
+        last = max(family_bytes(leader), high_water(leader))
+    finally:
+        done.set()
+        looking.join()
+    return max(highest[0], last)
+
+
+def family_bytes(leader: int) -> float:
+    """What a process and those forked from it hold: their own and their common pages, its libraries once.
+
+    Pss counts a page that n processes share as 1/n in each of them; of files the leader's view is enough, and Rss, so
+    that other Pythons on the machine do not lower it.
+    """
+    sizes = [_sizes(PROC / str(pid) / "smaps_rollup") for pid in [leader, *_children(leader)]]
+    if not sizes[0]:
+        return 0.0
+    status = _sizes(PROC / str(leader) / "status")
+    return sum(s.get("Pss_Anon", 0) + s.get("Pss_Shmem", 0) for s in sizes) + status.get("RssFile", 0)
+
+
+def high_water(leader: int) -> float:
+    """The most that the leader alone has ever held, which the kernel keeps count of between two looks."""
+    return _sizes(PROC / str(leader) / "status").get("VmHWM", 0.0)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        listed = (PROC / str(pid) / "task" / str(pid) / "children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in listed.split()]
+
+
+def _sizes(path: Path) -> dict[str, float]:
+    """The lines `name: n kB` of a file of /proc, in bytes; nothing for a process that is gone."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    return {name: 1024.0 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}

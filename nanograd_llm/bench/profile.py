@@ -1,0 +1,89 @@
+"""Where the time of a step goes: every op's forward and rule under a stopwatch, and the parts of training around them.
+
+Only the calling thread is watched. Where the batch is split over workers, that is one worker's share, and the time it
+waits for the others is part of the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nanograd_llm.bench.race import Step
+from nanograd_llm.engine import registry
+from nanograd_llm.training.parallel import Workers
+
+# Methods of Workers that are watched beside the ops, and what their own time is spent on.
+PARTS = {
+    "compute_share": "tape and modules",
+    "add_shares": "gradients added up",
+    "update_blocks": "AdamW",
+}
+
+
+class Stopwatch:
+    """Adds up calls and seconds by name. What one watched call spends in another counts for the inner one only."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}  # name: [calls, seconds]
+        self.thread = threading.get_ident()
+        self.inner = [0.0]  # for each watched call that is open, the seconds that watched calls within it took
+
+    def watch(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def watched(*arguments: Any, **named: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return function(*arguments, **named)
+            self.inner.append(0.0)
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                took = time.perf_counter() - began
+                entry = self.times.setdefault(name, [0, 0.0])
+                entry[0] += 1
+                entry[1] += took - self.inner.pop()
+                self.inner[-1] += took
+
+        return watched
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[Stopwatch]:
+    """Inside this block every op and every part of training is watched."""
+    watch, before = Stopwatch(), []
+
+    def replace(owner: Any, attribute: str, name: str) -> None:
+        original = getattr(owner, attribute)
+        if original is not None:
+            before.append((owner, attribute, original))
+            setattr(owner, attribute, watch.watch(name, original))
+
+    try:
+        for op in registry.values():
+            replace(op, "forward", op.name)
+            replace(op, "rule", f"{op.name}, backward")
+        for method, name in PARTS.items():
+            replace(Workers, method, name)
+        yield watch
+    finally:
+        for owner, attribute, original in before:
+            setattr(owner, attribute, original)
+
+
+def profile(step: Step, steps: int) -> list[tuple[str, float, float, float]]:
+    """(name, calls, seconds, share) a step, dearest first, over `steps` steps; last what is left of the step."""
+    step()
+    with stopwatch() as watch:
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        whole = time.perf_counter() - began
+    rows = [(name, calls, seconds) for name, (calls, seconds) in watch.times.items()]
+    rows.sort(key=lambda row: -row[2])
+    rows.append(("the rest, waiting among it", steps, whole - sum(row[2] for row in rows)))
+    return [(name, calls / steps, seconds / steps, seconds / whole) for name, calls, seconds in rows]

@@ -1,0 +1,135 @@
+"""A race: each contender lives in a process of its own, and they take turns in bursts.
+
+In a process of its own no contender is touched by another's allocator settings, threads or imports. Turns, because
+machines drift. Bursts, because threads that spin after their work (OpenMP's do, for milliseconds) slow down whoever
+comes next: so a turn is one step that does not count, then a few that do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from nanograd_llm.bench.figures import Note
+from nanograd_llm.errors import NanogradError
+
+Step = Callable[[], Any]
+Maker = Callable[[], Step]  # runs in the contender's process; must be importable there, such as a partial of a function
+
+
+class Asked(Protocol):
+    """What a race needs of a contender: function(step, *arguments), computed where its step is."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+
+
+class Contender:
+    """A step in a process of its own, made there by `make()`.  Close it, or use it in a `with` block."""
+
+    def __init__(self, make: Maker):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(there, make))
+        self.process.start()
+        there.close()
+        self.is_made = False
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(step, *arguments) as computed there; what fails there is raised here as NanogradError."""
+        if not self.is_made:
+            self._receive()
+            self.is_made = True
+        self.pipe.send((function, arguments))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise NanogradError("a contender's process ended without an answer; was there enough memory?") from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():  # amid a step that nobody waits for any more
+            self.process.terminate()
+            self.process.join()
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _serve(pipe: Connection, make: Maker) -> None:
+    """The life of a contender's process: make the step, then answer until the other side hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the race decides
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            step = make()
+            pipe.send(None)
+        except Exception as error:
+            return pipe.send(_told(error))
+        while True:
+            function, arguments = pipe.recv()
+            try:
+                answer = function(step, *arguments)
+            except Exception as error:
+                answer = _told(error)
+            pipe.send(answer)
+
+
+def _told(error: Exception) -> NanogradError:
+    return error if isinstance(error, NanogradError) else NanogradError(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def contenders(makers: Mapping[str, Maker]) -> Iterator[dict[str, Contender]]:
+    """A contender for each maker, all closed at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(Contender(make)) for name, make in makers.items()}
+
+
+def burst(step: Step, size: int) -> list[float]:
+    """Seconds of each of `size` steps in a row, after one that does not count."""
+    step()
+    seconds = []
+    for _ in range(size):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def warm_up(field: dict[str, Any], workload: str, optional: Sequence[str] = ()) -> Iterator[Note]:
+    """Let each contender take its first steps, where much is made or compiled that is used from then on.
+
+    An optional one that fails leaves the field, and a note says why. Raises NanogradError where another fails.
+    """
+    for name in list(field):
+        try:
+            field[name].ask(burst, 1)
+        except NanogradError as error:
+            if name not in optional:
+                raise
+            del field[name]
+            yield Note(workload, f"without {name}: {str(error).splitlines()[0]}")
+
+
+def race(field: Mapping[str, Asked], rounds: int, size: int) -> dict[str, float]:
+    """Median seconds of a step of each contender, over `rounds` turns of `size` steps."""
+    seconds: dict[str, list[float]] = {name: [] for name in field}
+    for _ in range(rounds):
+        for name, contender in field.items():
+            seconds[name] += contender.ask(burst, size)
+    return {name: statistics.median(values) for name, values in seconds.items()}

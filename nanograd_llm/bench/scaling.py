@@ -1,0 +1,46 @@
+"""How cost grows: with sequences, tokens and layers, and whether it grows faster than the matrix products do.
+
+Above 1.00 something besides the products grows faster than they do; below, fixed costs are spread over more work.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+
+from nanograd_llm.bench.figures import Figure, Report
+from nanograd_llm.bench.floor import floor
+from nanograd_llm.bench.race import Maker, contenders, race, warm_up
+from nanograd_llm.bench.workloads import Workload, training_step
+from nanograd_llm.models.gpt import GPTConfig
+
+Pair = tuple[Workload, Workload]
+
+
+def _workload(batch_size: int, length: int, n_layer: int) -> Workload:
+    return Workload("scaling", GPTConfig(65, length, n_layer, n_head=4, n_embd=256), batch_size, length)
+
+
+PAIRS: dict[str, Pair] = {
+    "1 to 8 sequences": (_workload(1, 128, 4), _workload(8, 128, 4)),
+    "64 to 1,024 tokens": (_workload(2, 64, 2), _workload(2, 1024, 2)),
+    "2 to 24 layers": (_workload(4, 128, 2), _workload(4, 128, 24)),
+}
+
+
+def bench(against: bool, rounds: int | None = None, *, pairs: Mapping[str, Pair] | None = None) -> Iterator[Report]:
+    """The growth of our step's time and of its floor's, and their ratio. PyTorch has no part in this."""
+    for name, (small, large) in (PAIRS if pairs is None else pairs).items():
+        makers: dict[str, Maker] = {}
+        for size, workload in (("small", small), ("large", large)):
+            makers[size] = functools.partial(training_step, workload)
+            makers[f"{size} floor"] = functools.partial(floor, workload)
+        with contenders(makers) as field:
+            yield from warm_up(field, "scaling")
+            seconds = race(field, rounds or 6, 3)
+        ours, limit = seconds["large"] / seconds["small"], seconds["large floor"] / seconds["small floor"]
+        yield Figure("scaling", f"step, before {name}", seconds["small"] * 1e3, "ms")
+        yield Figure("scaling", f"step, after {name}", seconds["large"] * 1e3, "ms")
+        yield Figure("scaling", f"growth, {name}", ours, "ratio")
+        yield Figure("scaling", f"growth of the floor, {name}", limit, "ratio")
+        yield Figure("scaling", f"growth, {name} ÷ floor's", ours / limit, "ratio")

@@ -1,0 +1,67 @@
+"""From Enter to the first thing seen: the first step of `train`, and the first token of a GPT-2 that lies on disk."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from nanograd_llm.bench.figures import Figure, Note, Report
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.pretrained import gpt2_tokenizer, save_gpt2
+
+PROMPT = "The"
+
+
+def bench(
+    against: bool, rounds: int | None = None, *, train: Sequence[str] = (), gpt2: GPTConfig | None = None
+) -> Iterator[Report]:
+    """Seconds from starting the command to its first step, or token. train: further arguments of `train`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+
+        def first_step(n: int) -> float:
+            command = ["train", "--out", str(folder / f"run-{n}"), *train]
+            return seconds_until(command, lambda said: b"\nstep " in said)
+
+        took = statistics.median(first_step(n) for n in range(rounds or 5))
+        yield Figure("start", "train: Enter to first step", took, "s")
+        yield from _first_token(folder / "gpt2", rounds or 5, gpt2 or GPTConfig.preset("gpt2"))
+
+
+def _first_token(folder: Path, rounds: int, config: GPTConfig) -> Iterator[Report]:
+    try:
+        save_gpt2(GPT(config), folder, gpt2_tokenizer())
+    except NanogradError as error:  # such as: GPT-2's vocabulary cannot be had here
+        yield Note("start", f"the first token of a GPT-2 on disk is not measured: {error}")
+        return
+    command = ["generate", str(folder), PROMPT, "--max-new-tokens", "1"]
+    took = [seconds_until(command, lambda said: len(said) > len(PROMPT)) for _ in range(rounds + 1)]
+    yield Figure("start", "generate, gpt2 on disk: Enter to first token", statistics.median(took[1:]), "s")
+
+
+def seconds_until(arguments: Sequence[str], seen: Callable[[bytes], bool]) -> float:
+    """Seconds from starting `nanograd-llm` until what it has written is `seen`; it is then stopped.
+
+    Raises NanogradError with its last line where it ends before.
+    """
+    began, said = time.perf_counter(), b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "nanograd_llm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            while not seen(said):
+                chunk = process.stdout.read1(65536)  # type: ignore[attr-defined]
+                if not chunk:
+                    last = process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+                    raise NanogradError(f"nanograd-llm {arguments[0]} ended too early: {' '.join(last)}")
+                said += chunk
+            return time.perf_counter() - began
+        finally:
+            process.kill()

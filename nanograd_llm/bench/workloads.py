@@ -1,0 +1,66 @@
+"""What is timed: models of a few sizes, a batch for each, and our own step and forward pass on it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from nanograd_llm.backend import keep_heap
+from nanograd_llm.bench.race import Step
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.modes import no_grad
+from nanograd_llm.training.trainer import TrainConfig, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A model and a batch of `batch_size` sequences of `length` tokens. rounds, burst: how a race of it is timed."""
+
+    name: str
+    config: GPTConfig
+    batch_size: int
+    length: int
+    rounds: int = 5
+    burst: int = 4
+
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.length
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random (tokens, targets), each (B, T)."""
+        shape = (2, self.batch_size, self.length)
+        tokens, targets = np.random.default_rng(0).integers(self.config.vocab_size, size=shape)
+        return tokens, targets
+
+
+def _characters(context_length: int, n_layer: int, n_head: int, n_embd: int) -> GPTConfig:
+    return GPTConfig(vocab_size=65, context_length=context_length, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+
+TOY = Workload("toy", _characters(64, 4, 4, 128), 12, 64, rounds=20)
+MID = Workload("mid", _characters(256, 6, 6, 384), 8, 256, rounds=6, burst=3)
+GPT2_FORWARD = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 1024, rounds=3, burst=2)
+GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=2)
+
+
+def training_step(workload: Workload) -> Step:
+    """Forward, backward, clip and AdamW, by one worker process a core (threads where there is no fork)."""
+    config = TrainConfig(batch_size=workload.batch_size, processes=True)
+    trainer = Trainer(GPT(workload.config), config)
+    batch = workload.batch()
+    return lambda: trainer.step(*batch)
+
+
+def forward_pass(workload: Workload) -> Step:
+    """The logits of every token, nothing recorded."""
+    keep_heap()
+    model, (tokens, _) = GPT(workload.config), workload.batch()
+    model.eval()
+
+    def step() -> np.ndarray:
+        with no_grad():
+            return model(tokens).data
+
+    return step
