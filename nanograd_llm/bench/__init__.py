@@ -6,11 +6,13 @@ Read `figures` (what is reported, and the targets), `race` (how it is timed), `f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
-from nanograd_llm.bench import compare, decode, memory, scaling, start
+from nanograd_llm.bench import compare, decode, memory, scaling, start, torch_gpt
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.machine import machine
+from nanograd_llm.settings import require_int
 
 # Each takes (against PyTorch?, rounds or None for its own) and reports as it measures.
 BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
@@ -22,3 +24,15 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "scaling": scaling.bench,
     "start": start.bench,
 }
+
+
+def run(names: Sequence[str], *, against: bool = False, rounds: int | None = None) -> Iterator[Report]:
+    """Report as it is measured, one benchmark after the other. against: PyTorch takes part.
+
+    Raises ConfigError, before anything is measured, for a number of rounds below 1 or a rival that is not installed.
+    """
+    if rounds is not None:
+        require_int("rounds", rounds, 1)
+    if against:
+        torch_gpt.require_installed("torch", *(["transformers"] if {"gpt2", "decode"} & {*names} else []))
+    return itertools.chain.from_iterable(BENCHMARKS[name](against, rounds) for name in names)

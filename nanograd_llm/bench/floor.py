@@ -27,7 +27,7 @@ class Product(NamedTuple):
     m: int
     k: int
     n: int
-    lie: Literal["nn", "nt", "tn"]
+    lie: Literal["nn", "nt", "tn"] = "nn"
 
     @property
     def flops(self) -> int:
@@ -38,20 +38,21 @@ def products(c: GPTConfig, B: int, T: int, *, backward: bool = True) -> list[Pro
     """Every product of a pass over B sequences of T tokens: forward only, or forward and backward."""
     N, C, H, D = B * T, c.n_embd, c.n_head, c.n_embd // c.n_head
     half = (T + 1) // 2  # of the scores, the other half lies in the future
+    # q kᵀ or p̄ = ȳ vᵀ as keys by queries; p v or q̄ = s̄ k; v̄ = pᵀ ȳ or k̄ = s̄ᵀ q: each as BLAS likes its operands best
+    scores, mixed, spread = Product(B * H, T, D, half), Product(B * H, half, T, D), Product(B * H, T, half, D)
     block = [part for n, m in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)) for part in _affine(N, n, m, backward)]
-    block += [Product(B * H, half, D, T, "nt"), Product(B * H, half, T, D, "nn")]  # q kᵀ, p v
+    block += [scores, mixed]
     if backward:
-        block += [Product(B * H, T, half, D, "tn"), Product(B * H, half, D, T, "nt")]  # v̄ = pᵀ ȳ, p̄ = ȳ vᵀ
-        block += [Product(B * H, half, T, D, "nn"), Product(B * H, T, half, D, "tn")]  # q̄ = s̄ k, k̄ = s̄ᵀ q
+        block += [spread, scores, mixed, spread]
     head = [Product(1, N, C, c.vocab_size, "nt")]
     if backward:
-        head += [Product(1, N, c.vocab_size, C, "nn"), Product(1, c.vocab_size, N, C, "tn")]
+        head += [Product(1, N, c.vocab_size, C), Product(1, c.vocab_size, N, C, "tn")]
     return block * c.n_layer + head
 
 
 def _affine(N: int, n: int, m: int, backward: bool) -> list[Product]:
     """y = x w, x̄ = ȳ wᵀ, w̄ = xᵀ ȳ for x (N, n) and w (n, m)."""
-    forward = [Product(1, N, n, m, "nn")]
+    forward = [Product(1, N, n, m)]
     return forward + [Product(1, N, m, n, "nt"), Product(1, n, N, m, "tn")] if backward else forward
 
 

@@ -5,6 +5,7 @@ Python, its libraries, parameters, gradients, moments and activations all count,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, Note, Report
-from nanograd_llm.bench.race import Contender, Maker, burst
+from nanograd_llm.bench.race import Contender, Maker, burst, contenders, race, warm_up
 from nanograd_llm.bench.workloads import GPT2_STEP, MID, TOY, Workload, training_step
 
 PROC = Path("/proc")
@@ -43,19 +44,21 @@ def bench(
 def _checkpointed(workload: Workload, steps: int, without: float) -> Iterator[Report]:
     """What recomputing activations in the backward saves in memory and costs in time."""
     config = dataclasses.replace(workload.config, **{"checkpoint_activations": True})
-    makers = [functools.partial(training_step, w) for w in (workload, dataclasses.replace(workload, config=config))]
-    peak_with = peak(makers[1], steps)
-    yield Figure("memory", f"{workload.name} step, peak with checkpointed activations", peak_with / 1e6, "MB")
-    yield Figure("memory", f"{workload.name}, checkpointed ÷ not, memory", peak_with / without, "ratio")
-    seconds = []
-    for make in makers:
-        with Contender(make) as contender:
-            seconds.append(min(contender.ask(burst, steps)))
-    yield Figure("memory", f"{workload.name}, checkpointed ÷ not, time of a step", seconds[1] / seconds[0], "ratio")
+    kinds = {"kept": workload, "checkpointed": dataclasses.replace(workload, config=config)}
+    with contenders({kind: functools.partial(training_step, w) for kind, w in kinds.items()}) as field:
+        saving = peak_of(field["checkpointed"], steps)
+        yield Figure("memory", f"{workload.name} step, peak, activations checkpointed", saving / 1e6, "MB")
+        yield Figure("memory", f"{workload.name}, checkpointed ÷ not: memory", saving / without, "ratio")
+        yield from warm_up(field, "memory")
+        seconds = race(field, 2, steps)
+        yield Figure(
+            "memory", f"{workload.name}, checkpointed ÷ not: time", seconds["checkpointed"] / seconds["kept"], "ratio"
+        )
 
 
 def can_measure() -> bool:
-    return (PROC / "self" / "smaps_rollup").exists()
+    """Does /proc tell what `family_bytes` asks for? Linux from 5.4 on does."""
+    return "Pss_Anon" in _sizes(PROC / "self" / "smaps_rollup") and (PROC / "self" / "task").is_dir()
 
 
 def peak(make: Maker, steps: int) -> float:
@@ -103,11 +106,11 @@ def high_water(leader: int) -> float:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        listed = (PROC / str(pid) / "task" / str(pid) / "children").read_text()
-    except OSError:
-        return []
-    return [int(child) for child in listed.split()]
+    found = []
+    for listed in (PROC / str(pid) / "task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that is gone
+            found += [int(child) for child in listed.read_text().split()]
+    return found
 
 
 def _sizes(path: Path) -> dict[str, float]:

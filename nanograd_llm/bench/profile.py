@@ -85,5 +85,5 @@ def profile(step: Step, steps: int) -> list[tuple[str, float, float, float]]:
         whole = time.perf_counter() - began
     rows = [(name, calls, seconds) for name, (calls, seconds) in watch.times.items()]
     rows.sort(key=lambda row: -row[2])
-    rows.append(("the rest, waiting among it", steps, whole - sum(row[2] for row in rows)))
+    rows.append(("what is no op, and waiting", steps, whole - sum(row[2] for row in rows)))
     return [(name, calls / steps, seconds / steps, seconds / whole) for name, calls, seconds in rows]

@@ -39,8 +39,9 @@ def bench(against: bool, rounds: int | None = None, *, pairs: Mapping[str, Pair]
             yield from warm_up(field, "scaling")
             seconds = race(field, rounds or 6, 3)
         ours, limit = seconds["large"] / seconds["small"], seconds["large floor"] / seconds["small floor"]
-        yield Figure("scaling", f"step, before {name}", seconds["small"] * 1e3, "ms")
-        yield Figure("scaling", f"step, after {name}", seconds["large"] * 1e3, "ms")
+        for size in ("small", "large"):
+            yield Figure("scaling", f"step, {name}: {size}", seconds[size] * 1e3, "ms")
+            yield Figure("scaling", f"step ÷ floor, {name}: {size}", seconds[size] / seconds[f"{size} floor"], "ratio")
         yield Figure("scaling", f"growth, {name}", ours, "ratio")
         yield Figure("scaling", f"growth of the floor, {name}", limit, "ratio")
         yield Figure("scaling", f"growth, {name} ÷ floor's", ours / limit, "ratio")

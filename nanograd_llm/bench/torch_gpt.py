@@ -6,6 +6,7 @@ Only the makers import torch, in the process of a contender.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from nanograd_llm.backend import cpu_count
@@ -15,11 +16,18 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import GPTConfig
 
 
+def require_installed(*packages: str) -> None:
+    """Raise ConfigError naming those of torch and transformers that are wanted and missing."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}, or leave out --against"
+        )
+
+
 def _torch(threads: int = 0) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError("PyTorch is not installed; pip install torch, or leave out --against") from None
+    import torch
+
     torch.set_num_threads(threads or cpu_count())
     return torch
 
@@ -67,7 +75,7 @@ def _model(c: GPTConfig) -> Any:
 
 
 def training_step(workload: Workload, compiled: bool = False) -> Step:
-    """Forward, backward, clip and AdamW; returns the loss. Raises ConfigError where PyTorch is not installed."""
+    """Forward, backward, clip and AdamW; returns the loss."""
     torch = _torch()
     model = _model(workload.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
@@ -107,11 +115,9 @@ def decoding(c: GPTConfig, count: int, threads: int) -> Step:
 
 def _transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
     torch = _torch()
-    try:
-        from transformers import GPT2Config, GPT2LMHeadModel
-        from transformers.utils import logging
-    except ImportError:
-        raise ConfigError("transformers is not installed; pip install transformers, or leave out --against") from None
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     sizes = dict(vocab_size=c.vocab_size, n_positions=c.context_length, n_layer=c.n_layer, n_head=c.n_head)
     ids = dict(bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)

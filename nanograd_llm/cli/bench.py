@@ -40,13 +40,10 @@ def bench(
     rounds
         Turns of each contender; more is steadier. By workload if not given.
     """
-    from nanograd_llm.bench import BENCHMARKS, machine
-    from nanograd_llm.settings import require_int
+    from nanograd_llm.bench import BENCHMARKS, machine, run
 
-    if rounds is not None:
-        require_int("rounds", rounds, 1)
     names = list(BENCHMARKS) if workload == "all" else [workload]
-    reports = (report for name in names for report in BENCHMARKS[name](against == "torch", rounds))
+    reports = run(names, against=against == "torch", rounds=rounds)
     if as_json:
         _print_json(machine(), reports)
     else:
@@ -65,7 +62,7 @@ def _print_tables(machine: dict[str, Any], reports: Iterable[Report], names: Col
     from nanograd_llm.bench import Figure, OpTime
 
     console = Console(highlight=False)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), markup=False)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), markup=False, soft_wrap=True)
     measured: dict[tuple[str, str], Figure] = {}
     for is_op, together in itertools.groupby(reports, lambda report: isinstance(report, OpTime)):
         if is_op:
