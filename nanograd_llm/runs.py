@@ -62,7 +62,8 @@ def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
     The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
     """
     own = dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd)
-    return TrainConfig(**(own | {name: value for name, value in changes.items() if value is not None}))
+    given = {name: value for name, value in changes.items() if value is not None}
+    return TrainConfig(**({"processes": True} | own | given))
 
 
 TOKENIZERS = ("bpe", "bytes", "characters", "model")

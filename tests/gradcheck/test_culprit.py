@@ -38,15 +38,15 @@ def gpt():
 
 
 @pytest.mark.parametrize(
-    ("name", "module"),
+    ("name", "module", "called"),
     [
-        ("gelu", "blocks.0.mlp"),
-        ("layernorm", "blocks.0.ln_1"),
-        ("causal_self_attention", "blocks.0.attention"),
-        ("embedding", ""),
+        ("gelu", "blocks.0.mlp", "bend("),
+        ("layernorm", "blocks.0.ln_1", "layernorm("),
+        ("causal_self_attention", "blocks.0.attention", "causal_self_attention("),
+        ("embedding", "", "embedding("),
     ],
 )
-def test_in_a_whole_gpt_the_op_the_module_and_the_line_are_named(name, module, monkeypatch):
+def test_in_a_whole_gpt_the_op_the_module_and_the_line_are_named(name, module, called, monkeypatch):
     wrong = doubled(name, monkeypatch)
     report = gradcheck(gpt().loss, TOKENS, TARGETS, jacobian=0)
     assert not report.passed
@@ -54,7 +54,7 @@ def test_in_a_whole_gpt_the_op_the_module_and_the_line_are_named(name, module, m
     first = report.culprits[0]
     assert f"in module {module}," in first.place if module else "in module" not in first.place
     path, line = first.place.rpartition("called at ")[2].rsplit(":", 1)
-    assert "nanograd_llm" in path and name in Path(path).read_text("utf-8").splitlines()[int(line) - 1]
+    assert "nanograd_llm" in path and called in Path(path).read_text("utf-8").splitlines()[int(line) - 1]
     assert first.rule == f"{__file__}:{inspect.unwrap(wrong).__code__.co_firstlineno}"
     assert "factor 2" in first.pattern
     assert f"culprit: the rule of {name} is wrong" in str(report)
