@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, Note, Report
@@ -43,7 +44,8 @@ def bench(
 
 def _checkpointed(workload: Workload, steps: int, without: float) -> Iterator[Report]:
     """What recomputing activations in the backward saves in memory and costs in time."""
-    config = dataclasses.replace(workload.config, **{"checkpoint_activations": True})
+    change: dict[str, Any] = {"checkpoint_activations": True}
+    config = dataclasses.replace(workload.config, **change)
     kinds = {"kept": workload, "checkpointed": dataclasses.replace(workload, config=config)}
     with contenders({kind: functools.partial(training_step, w) for kind, w in kinds.items()}) as field:
         saving = peak_of(field["checkpointed"], steps)
