@@ -65,17 +65,18 @@ class Conversation:
             sampling=self.sampling,
             seed=self.seed,
         )
+        shown = 0
         for piece in pieces:
-            before = len(reply)
             reply += piece
             begin = len(reply) - len(reply.lstrip("\n"))
             end = reply.find("\n\n", begin)
-            if end >= 0:
-                reply = reply[:end]
-            yield reply[before:]
+            reply = reply if end < 0 else reply[:end]
+            ready = len(reply.rstrip("\n"))  # a line end waits for what follows it: it may be the reply's own end
+            yield reply[shown:ready]
+            shown = max(shown, ready)
             if end >= 0:
                 break
-        self._add(reply + "\n")
+        self._add(reply.rstrip("\n") + "\n")
 
     def _add(self, text: str) -> None:
         self.ids = np.concatenate([self.ids, self.tokenizer.encode(text)])

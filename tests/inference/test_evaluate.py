@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig, NanogradError, Tensor, nn
 from nanograd_llm.errors import ConfigError, NonFiniteError, ShapeError
-from nanograd_llm.inference import evaluate
+from nanograd_llm.inference import evaluate, evaluate_text
 from nanograd_llm.text import ByteTokenizer, CharTokenizer
 
 TEXT = "It was — häufig — a naïve text, and then some more of it."
@@ -105,3 +105,37 @@ def test_no_more_rows_than_asked_for_are_scored_at_a_time() -> None:
 def test_windows_that_cannot_be_are_refused(options: dict[str, int], error: type[NanogradError], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate(Priced(np.ones(257)), BYTES.encode(TEXT), BYTES, **options)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 17, 100])
+@pytest.mark.parametrize("stride", [None, 1, 4])
+def test_every_byte_of_a_text_counts_once(size: int, stride: int | None) -> None:
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layer=1, n_head=2, n_embd=8))
+    text = "abcdé" * 100
+    text = text.encode()[:size].decode("utf-8", "replace")
+    found = evaluate_text(model, text, ByteTokenizer(), stride=min(stride, size) if stride else None)
+    assert found.bytes == found.tokens == len(text.encode())
+    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2))
+
+
+def test_a_text_is_scored_from_its_first_token_on_after_an_end_of_text() -> None:
+    model = GPT(GPTConfig(vocab_size=257, context_length=8, n_layer=1, n_head=2, n_embd=8), seed=3).astype("float64")
+    text = "abcdefgh"
+    ids = np.array([256, *text.encode()])
+    expected = model.loss(ids[None, :-1], ids[None, 1:]).item()
+    assert evaluate_text(model, text, ByteTokenizer()).loss == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_an_end_of_text_the_first_token_is_left_out() -> None:
+    model = GPT(GPTConfig(vocab_size=3, context_length=8, n_layer=1, n_head=2, n_embd=8))
+    tokenizer = CharTokenizer("abc")
+    assert evaluate_text(model, "abcabc", tokenizer).bytes == 5
+    with pytest.raises(ShapeError, match="a text of 1 characters has no token to be judged"):
+        evaluate_text(model, "a", tokenizer)
+
+
+def test_progress_rises_to_one() -> None:
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layer=1, n_head=2, n_embd=8))
+    told: list[float] = []
+    evaluate_text(model, "abc" * 5000, ByteTokenizer(), progress=told.append)
+    assert len(told) > 2 and told == sorted(told) and told[-1] == 1

@@ -192,7 +192,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadFileError, match=r"no weights of GPT-2; looked for model\.safetensors, .*gpt2_124M\.bin"):
+    with pytest.raises(StorageError, match=r"no weights of GPT-2; looked for model\.safetensors, .*gpt2_124M\.bin"):
         ng.load_gpt2(tmp_path)
 
 

