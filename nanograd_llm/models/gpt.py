@@ -105,7 +105,7 @@ class GPT(Module):
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         if seed is not None:
             require_int("seed", seed, 0)
-        rng = Unfilled() if seed is None else np.random.default_rng(seed)
+        rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
         C = config.n_embd
         self.config = config
         self.wte = normal((config.vocab_size, C), 0.02, rng)

@@ -19,14 +19,11 @@ from nanograd_llm.settings import require_choice, require_number
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}
 
 
-class Unfilled(np.random.Generator):
-    """Stands in for `rng` where the numbers come from elsewhere: what it draws has a shape, and takes no memory.
+class Unfilled:
+    """Stands in for `rng` where the numbers come from elsewhere: what is drawn has a shape, and takes no memory.
 
-    Its parameters are read-only zeros, to be replaced by `load_state_dict(arrays, assign=True)`.
+    The parameters are read-only zeros, to be replaced by `load_state_dict(arrays, assign=True)`.
     """
-
-    def __init__(self) -> None:
-        super().__init__(np.random.PCG64(0))
 
 
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:

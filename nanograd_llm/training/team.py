@@ -8,17 +8,18 @@ changes and everything else as it was at the fork; so a fingerprint decides befo
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.backend import blas_threads
 from nanograd_llm.errors import NanogradError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 Method = Callable[..., Any]  # a bound method
 
@@ -57,9 +58,11 @@ class Processes:
         """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint."""
         if fingerprint == self.forked_from:
             return
+        from multiprocessing import Pipe
+
         self.close()
         for _ in range(1, self.size):
-            here, there = multiprocessing.Pipe()
+            here, there = Pipe()
             with warnings.catch_warnings():
                 # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
                 warnings.simplefilter("ignore", DeprecationWarning)
