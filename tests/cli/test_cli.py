@@ -157,8 +157,8 @@ def test_a_file_in_the_way_of_the_run_folder_is_code_4(tmp_path, capsys):
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_folder_that_holds_no_model_is_code_3(tmp_path, capsys):
-    assert main(["generate", str(tmp_path), "The"]) == 3
+def test_a_folder_that_is_no_run_is_code_4(tmp_path, capsys):
+    assert main(["generate", str(tmp_path), "The"]) == 4
     assert "no run" in told(capsys)[1]
 
 
