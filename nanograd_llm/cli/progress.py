@@ -22,7 +22,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
         f"tokenizer  {run.text.tokenizer}, {c.vocab_size:,} tokens\n"
         f"model      {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, context {c.context_length}: "
         f"{run.model.parameter_count():,} parameters\n"
-        f"training   batches of {run.config.batch_size}, {run.trainer.workers.threads} threads",
+        f"training   batches of {run.config.batch_size}, {run.trainer.workers.count} workers",
         flush=True,
     )
     pinned = pinned_blas()
