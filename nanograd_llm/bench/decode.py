@@ -83,8 +83,8 @@ def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes
 
 def weight_bytes(c: GPTConfig) -> int:
     """What a token reads in float32: every parameter once, of the positions one row. The head is the token table."""
-    C = c.n_embd
-    block = (C * 3 * C + 3 * C) + (C * C + C) + (C * 4 * C + 4 * C) + (4 * C * C + C) + 4 * C
+    C, inner = c.n_embd, c.n_inner or 4 * c.n_embd
+    block = (C * 3 * C + 3 * C) + (C * C + C) + (C * inner + inner) + (inner * C + C) + 4 * C
     return 4 * (c.vocab_size * C + C + c.n_layer * block + 2 * C)
 
 

@@ -36,11 +36,11 @@ class Product(NamedTuple):
 
 def products(c: GPTConfig, B: int, T: int, *, backward: bool = True) -> list[Product]:
     """Every product of a pass over B sequences of T tokens: forward only, or forward and backward."""
-    N, C, H, D = B * T, c.n_embd, c.n_head, c.n_embd // c.n_head
+    N, C, H, D, inner = B * T, c.n_embd, c.n_head, c.n_embd // c.n_head, c.n_inner or 4 * c.n_embd
     half = (T + 1) // 2  # of the scores, the other half lies in the future
     # q kᵀ or p̄ = ȳ vᵀ as keys by queries; p v or q̄ = s̄ k; v̄ = pᵀ ȳ or k̄ = s̄ᵀ q: each as BLAS likes its operands best
     scores, mixed, spread = Product(B * H, T, D, half), Product(B * H, half, T, D), Product(B * H, T, half, D)
-    block = [part for n, m in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)) for part in _affine(N, n, m, backward)]
+    block = [part for n, m in ((C, 3 * C), (C, C), (C, inner), (inner, C)) for part in _affine(N, n, m, backward)]
     block += [scores, mixed]
     if backward:
         block += [spread, scores, mixed, spread]

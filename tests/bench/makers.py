@@ -1,0 +1,65 @@
+"""Steps for contenders of a race, and what is asked of them, as their processes import them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.training.team import Processes
+
+
+def counter(start=0):
+    """A step that counts its calls."""
+    calls = [start]
+
+    def step():
+        calls[0] += 1
+        return calls[0]
+
+    return step
+
+
+def refused():
+    raise ConfigError("no such thing")
+
+
+def broken():
+    raise ZeroDivisionError("by nothing")
+
+
+def where_and_what(step, *arguments):
+    return os.getpid(), step(), arguments
+
+
+def fall_over(_step):
+    os._exit(7)
+
+
+def holding(kept=0, passing=0):
+    """A step of a process that keeps some bytes and has used, while it was made, some more."""
+    np.ones(passing, np.uint8)
+    array = np.ones(kept, np.uint8)
+    return lambda: array.sum()
+
+
+class Sharing:
+    """Two workers that write into the same `size` bytes, and into as many of their own each."""
+
+    def __init__(self, size):
+        import nanograd_llm as ng
+
+        self.flat = FlatParameters([ng.Parameter(np.zeros(size // 4, np.float32))], shared=True)
+        self.own = None
+        self.team = Processes(2)
+        self.team.prepare(self, b"")
+
+    def fill(self):
+        self.flat.data[:] += 1
+        self.own = None  # the old ones first
+        self.own = np.ones(self.flat.size, np.float32)
+
+    def __call__(self):
+        self.team.run(self.fill, [(), ()])

@@ -1,0 +1,76 @@
+"""Contenders live in processes of their own, take turns in bursts, and fail in one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+from makers import broken, counter, fall_over, refused, where_and_what
+
+from nanograd_llm.bench.figures import Note
+from nanograd_llm.bench.race import Contender, burst, contenders, race, warm_up
+from nanograd_llm.errors import NanogradError
+
+
+class Listed:
+    """A contender that writes down its turns."""
+
+    def __init__(self, name, turns, seconds):
+        self.name, self.turns, self.seconds = name, turns, seconds
+
+    def ask(self, function, size):
+        assert function is burst
+        self.turns.append((self.name, size))
+        return [next(self.seconds) for _ in range(size)]
+
+
+def test_contenders_take_turns_in_bursts_and_the_median_counts():
+    turns: list[tuple[str, int]] = []
+    field = {
+        "a": Listed("a", turns, iter([1.0, 9.0, 2.0, 1.0, 2.0, 100.0])),
+        "b": Listed("b", turns, iter([5.0] * 6)),
+    }
+    assert race(field, rounds=3, size=2) == {"a": 2.0, "b": 5.0}
+    assert turns == [("a", 2), ("b", 2)] * 3
+
+
+def test_the_first_step_of_a_burst_does_not_count():
+    step = counter()
+    assert len(burst(step, 4)) == 4
+    assert step() == 1 + 4 + 1
+
+
+def test_a_contender_steps_in_its_own_process_and_ends_with_the_block():
+    with contenders({"from 0": counter, "from 10": functools.partial(counter, 10)}) as field:
+        answers = [field[name].ask(where_and_what, "x") for name in ("from 0", "from 10", "from 0")]
+        assert [(calls, rest) for _, calls, rest in answers] == [(1, ("x",)), (11, ("x",)), (2, ("x",))]
+        assert len({os.getpid(), *(pid for pid, _, _ in answers)}) == 3
+    assert not any(contender.process.is_alive() for contender in field.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "function", "said"),
+    [
+        (refused, burst, "no such thing"),
+        (broken, burst, "ZeroDivisionError: by nothing"),
+        (counter, divmod, "TypeError"),
+        (counter, fall_over, "ended without an answer"),
+    ],
+)
+def test_what_fails_in_a_contender_is_told_here(make, function, said):
+    with Contender(make) as contender, pytest.raises(NanogradError, match=said):
+        contender.ask(function)
+
+
+def test_an_optional_contender_that_fails_leaves_the_field_with_a_note():
+    with contenders({"ours": counter, "compiled": broken}) as field:
+        assert list(warm_up(field, "toy", optional=["compiled"])) == [
+            Note("toy", "without compiled: ZeroDivisionError: by nothing")
+        ]
+        assert list(field) == ["ours"]
+
+
+def test_a_contender_that_is_needed_and_fails_ends_the_race():
+    with contenders({"ours": broken}) as field, pytest.raises(NanogradError, match="by nothing"):
+        list(warm_up(field, "toy"))
