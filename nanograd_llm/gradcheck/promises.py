@@ -159,7 +159,7 @@ def _equality_noise(
     for _ in range(_REPEATS):
         inputs = list(case.inputs)
         for i in places:
-            inputs[i] = inputs[i] * (1 + _NEARBY * rng.uniform(-1, 1, inputs[i].shape))
+            inputs[i] = np.asarray(inputs[i] * (1 + _NEARBY * rng.uniform(-1, 1, inputs[i].shape)))  # no scalar
         near = replace(case, inputs=tuple(inputs))
         both = [_result_and_gradients(op, f, near, seed) for f in (op, op.equals)]
         for seen, a, b in zip(apart, *both):
