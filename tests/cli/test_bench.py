@@ -1,0 +1,86 @@
+"""`nanograd-llm bench` prints what was measured beside what it should be, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nanograd_llm import bench
+from nanograd_llm.bench import TARGETS, Figure, Note, OpTime
+from nanograd_llm.cli import main
+
+REPORTS = [
+    Note("toy", "without PyTorch compiled: no compiler"),
+    Figure("toy", "step", 31.25, "ms"),
+    Figure("toy", "step ÷ floor", 1.25, "ratio"),
+    OpTime("toy", "gelu, backward", 4, 0.002, 0.5),
+    OpTime("toy", "add", 8, 0.000001, 0.0001),
+    OpTime("toy", "mean", 3, 0.000001, 0.0001),
+    Figure("toy", "step, peak memory", 1234.5, "MB"),
+]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Benchmarks that report at once; the list says how each was asked."""
+    calls = []
+
+    def benchmark(name):
+        def reports(against, rounds):
+            calls.append((name, against, rounds))
+            yield from REPORTS if name == "toy" else []
+
+        return reports
+
+    monkeypatch.setattr(bench, "BENCHMARKS", {name: benchmark(name) for name in bench.BENCHMARKS})
+    return calls
+
+
+def test_people_see_figures_ops_and_targets(asked, capsys):
+    assert main(["bench", "toy"]) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    lines = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
+    for line in (
+        "toy without PyTorch compiled: no compiler",
+        "toy step 31.2 ms",
+        "toy step, peak memory 1,234 MB",
+        "gelu, backward 4 2.00 50.0%",
+        "what is below 0.5% each 11 0.00 0.0%",
+        "toy step ÷ floor 1.25 ≤ 1.35 met",
+        "toy step ÷ best of PyTorch ≤ 0.80 not measured",
+    ):
+        assert line in lines
+    assert "mid" not in out
+
+
+def test_json_is_an_object_a_line_the_machine_first(asked, capsys):
+    assert main(["bench", "toy", "--json"]) == 0
+    machine, *records = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {"processor", "cores", "workers", "python", "numpy", "blas"} <= set(machine["machine"])
+    assert records == [report.record() for report in REPORTS]
+
+
+def test_without_a_name_all_are_measured_and_every_target_shown(asked, capsys):
+    assert main(["bench", "--rounds", "3"]) == 0
+    assert asked == [(name, False, 3) for name in bench.BENCHMARKS]
+    out = capsys.readouterr().out
+    assert out.count("not measured") == len(TARGETS) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rounds", "0"], "rounds must be an integer of at least 1; got 0"),
+        (["tiny"], "tiny"),
+        (["toy", "--against", "jax"], "jax"),
+        (["toy", "--against", "torch"], "not installed: torch; pip install torch, or leave out --against"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_measures_nothing(arguments, said, asked, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1
+    assert not out and not asked
