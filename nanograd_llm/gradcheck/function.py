@@ -62,9 +62,10 @@ class Function:
         self.names = _names(f, self._places) + list(held)
         self._given = arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
+            came = ", ".join(_described(x) for x in inputs) or "none"
             raise GraphError(
-                f"{self.label} has no input that requires a gradient; give it a float array or a Tensor with "
-                "requires_grad=True"
+                f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a "
+                "Tensor with requires_grad=True"
             )
         self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
         self.values = [a.astype(np.float64) for a in arrays]
@@ -205,6 +206,11 @@ def _below(y: Tensor) -> list[Any]:
             found[id(source)] = source
             stack.extend(() if isinstance(source, Tensor) else source.sources)
     return list(found.values())
+
+
+def _described(x: Any) -> str:
+    array = raw(x)
+    return f"{type(x).__name__} of {array.dtype}" if hasattr(array, "dtype") else type(x).__name__
 
 
 def _label(f: Callable[..., Any]) -> str:

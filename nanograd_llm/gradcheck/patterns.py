@@ -29,7 +29,7 @@ def recognise(
     for words, wanted in _kinds(x, y, v, a, g, jacobian, others):
         if np.abs(a - wanted).max() <= 1e-3 * off:
             return words
-    return _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
+    return _zeros(a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
 
 
 def _kinds(
@@ -49,8 +49,11 @@ def _kinds(
     yield "what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)
     if x.ndim >= 2 and x.shape[-1] == x.shape[-2]:
         yield "it is transposed", g.swapaxes(-1, -2)
-    elif x.ndim == 2:
+    if x.ndim >= 2:
         yield "it is transposed, then reshaped", g.T.reshape(x.shape)
+    for axis in range(x.ndim):
+        for step in (1, -1):
+            yield f"it is shifted by one place along axis {axis}", np.roll(g, step, axis)
     for name, other in others.items():
         if other.shape == x.shape:
             yield f"it is the gradient of {name}", other
@@ -89,6 +92,19 @@ def _broadcast_axes(shape: tuple[int, ...], result: tuple[int, ...]) -> list[int
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, result[extra:])):
         return []
     return [i for i, m in enumerate(result) if m > 1 and (i < extra or shape[i - extra] == 1)]
+
+
+def _zeros(a: np.ndarray, g: np.ndarray, off: float) -> str:
+    """Are the wrong entries those that are zero?"""
+    wrong = np.abs(a - g) > 1e-3 * off
+    if a[wrong].any():
+        return ""
+    words = f"{int(wrong.sum())} of {wrong.size} entries are zero that should not be"
+    for axis in range(wrong.ndim):
+        places = np.unique(np.nonzero(wrong)[axis])
+        if wrong.shape[axis] > 1 and places.size == 1:
+            return f"{words}, all at {places[0]} on axis {axis}"
+    return words
 
 
 def _lost_contributions(v: np.ndarray, a: np.ndarray, g: np.ndarray, jacobian: np.ndarray, off: float) -> str:

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from nanograd_llm import ops
+from nanograd_llm import nn, ops
 from nanograd_llm.engine import Parameter, Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError
 from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck, samples
@@ -269,11 +269,17 @@ def test_the_same_seed_gives_the_same_report():
     ("f", "inputs", "error", "words"),
     {
         "nothing to check": (ops.exp, (Tensor(normal(3)),), GraphError, "no input that requires a gradient"),
-        "integers": (lambda i: Tensor(normal(3))[i], (np.array([1, 2]),), GraphError, "no input that requires"),
+        "integers": (
+            lambda i: Tensor(normal(3))[i],
+            (np.array([1, 2]),),
+            GraphError,
+            "it got ndarray of int64; give it a float array",
+        ),
         "array": (lambda x: x.data * 2, (normal(3),), GraphError, "returned ndarray"),
         "nothing": (lambda x: None, (normal(3),), GraphError, "returned NoneType"),
         "not float": (lambda x: x.astype(np.int64), (normal(3),), DtypeError, "int64"),
         "complex": (ops.exp, (1j * normal(3),), DtypeError, "complex"),
+        "dropout without a seed": (nn.Dropout(0.4), (normal(9),), GraphError, "seed|noise"),
         "not repeatable": (
             lambda x: x * np.random.default_rng().standard_normal(3),
             (normal(3),),

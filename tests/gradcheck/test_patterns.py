@@ -79,6 +79,21 @@ WRONG = {
         "b",
         "only its first part arrives",
     ),
+    "shifted": ("exp", lambda dy, y: np.roll(dy * y, 1, -1), (normal(2, 3),), "x", "shifted by one place along axis 1"),
+    "transposed, of three axes": (
+        "exp",
+        lambda dy, y: (dy * y).T.reshape(y.shape),
+        (normal(2, 3, 4),),
+        "x",
+        "transposed, then reshaped",
+    ),
+    "the last slice lost": (
+        "exp",
+        lambda dy, y: dy * y * np.array([[1.0], [0.0]]),
+        (normal(2, 3),),
+        "x",
+        "3 of 6 entries are zero that should not be, all at 1 on axis 0",
+    ),
     "no sum over two broadcast axes": (
         "add",
         lambda dy: (dy, dy[0, :, :1]),
