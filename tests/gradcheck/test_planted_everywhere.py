@@ -73,8 +73,8 @@ def test_each_mistake_that_shows_in_a_layer_or_a_gpt_is_traced_to_its_rule(place
     assert found.count(None) <= 1  # such as = for +=, where nothing is read twice
 
 
-def test_a_tenth_of_them_is_traced_in_a_gpt():
+def test_some_of_them_are_traced_in_a_gpt():
     f, inputs, names = WHOLE["a GPT"]
     for name in names:
-        for mutant in mutants(registry[name])[1::10]:
+        for mutant in mutants(registry[name])[1::20]:
             assert blamed(mutant, f, inputs) in (None, {(name, written_at(registry[name]))}), mutant.name
