@@ -23,17 +23,7 @@ from nanograd_llm.gradcheck import (
 )
 from nanograd_llm.gradcheck.every_op import surviving_mutants
 from nanograd_llm.gradcheck.promises import equality_problems, layout_problems
-from nanograd_llm.op import op
 from nanograd_llm.shapes import ShapeLine
-
-
-@pytest.fixture
-def own_op():
-    """Declare ops that are gone from the registry afterwards."""
-    before = dict(registry)
-    yield op
-    registry.clear()
-    registry.update(before)
 
 
 def planted(name, title):

@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 
 from nanograd_llm import ops
-from nanograd_llm.engine import registry
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck import Case, Draw, cases
-from nanograd_llm.op import op
-
-
-@pytest.fixture
-def own_op():
-    """Declare ops that are gone from the registry afterwards."""
-    before = dict(registry)
-    yield op
-    registry.clear()
-    registry.update(before)
 
 
 def drawn(of, count=60, seed=0):

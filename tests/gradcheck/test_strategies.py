@@ -13,18 +13,8 @@ from nanograd_llm import ops
 from nanograd_llm.engine import registry
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.gradcheck import LAYOUTS, GradientError, assert_case, assert_gradients, mutants, strategies
-from nanograd_llm.op import op
 
 NAMES = sorted(registry)
-
-
-@pytest.fixture
-def own_op():
-    """Declare ops that are gone from the registry afterwards."""
-    before = dict(registry)
-    yield op
-    registry.clear()
-    registry.update(before)
 
 
 @given(strategies.shapes(max_axes=2, max_size=4))

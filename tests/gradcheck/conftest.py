@@ -1,0 +1,17 @@
+"""What tests of the gradient check share: ops of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from nanograd_llm.engine import registry
+from nanograd_llm.op import op
+
+
+@pytest.fixture
+def own_op():
+    """Declare ops that are gone from the registry afterwards."""
+    before = dict(registry)
+    yield op
+    registry.clear()
+    registry.update(before)
