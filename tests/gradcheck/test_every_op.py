@@ -91,6 +91,18 @@ def test_a_value_at_a_kink_that_no_side_has_fails(monkeypatch):
     assert problems and all("neither of them nor a value between" in problem for problem in problems)
 
 
+def test_a_rule_that_gives_another_allowed_value_at_a_kink_each_time_fails(monkeypatch):
+    rule, calls = ops.absolute.rule, []
+
+    def fickle(dy, x):
+        calls.append(1)
+        return np.where(x == 0, dy * (len(calls) % 3) / 4, rule(dy, x))
+
+    monkeypatch.setattr(ops.absolute, "rule", fickle)
+    problems = check_op(ops.absolute, order=1, cases=30).problems
+    assert any("two backward passes over one tape" in problem for problem in problems)
+
+
 def test_a_fused_rule_that_leaves_its_composition_fails(monkeypatch):
     monkeypatch.setattr(ops.gelu, "equals", lambda x: ops.gelu_exact.equals(x))
     assert any("composition" in problem for problem in check_op(ops.gelu, order=1, cases=2).problems)
