@@ -33,7 +33,7 @@ def test_a_mistake_that_is_none_is_not_caught(monkeypatch):
 
 
 def test_a_wrong_rule_is_counted_among_the_gradients_that_are_not_called_right(monkeypatch):
-    (name,) = [next(iter(registry))]
+    name = next(iter(registry))
     rule = registry[name].rule
     monkeypatch.setattr(registry[name], "rule", lambda *saved: 2 * rule(*saved))
     *_, alarms = figures(trials=1, checks=1)
