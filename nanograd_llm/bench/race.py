@@ -36,7 +36,8 @@ class Contender:
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
         self.process = context.Process(target=_serve, args=(there, make))
-        self.process.start()
+        with _ctrl_c_blocked():
+            self.process.start()
         there.close()
         self.is_made = False
 
@@ -57,23 +58,35 @@ class Contender:
             raise answer
         return answer
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
+        """End the process; at_once: even amid a step, which nobody waits for any more."""
         self.pipe.close()
-        self.process.join(10)
-        if self.process.is_alive():  # amid a step that nobody waits for any more
+        if at_once:
             self.process.terminate()
-            self.process.join()
+        self.process.join()
 
     def __enter__(self) -> Contender:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, error: Any, *_: Any) -> None:
+        self.close(at_once=error is not None)
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """What is started in this block does not hear Ctrl-C, which reaches a whole group; the race itself decides."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, make: Maker) -> None:
     """The life of a contender's process: make the step, then answer until the other side hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the race decides
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             step = make()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +88,16 @@ def test_wrong_usage_is_one_line_and_measures_nothing(arguments, said, asked, ca
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == 1
     assert not out and not asked
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_ctrl_c_is_one_line_and_leaves_no_process():
+    line = "import sys; from nanograd_llm.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", line, "bench", "mid"], start_new_session=True, stdout=-1, stderr=-1
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # of the machine: what follows is measured
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"nanograd-llm: stopped\n")
