@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from nanograd_llm.bench import compare, decode, memory, scaling, start, torch_gpt
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
-from nanograd_llm.bench.machine import machine
+from nanograd_llm.bench.host import machine
 from nanograd_llm.settings import require_int
 
 # Each takes (against PyTorch?, rounds or None for its own) and reports as it measures.

@@ -90,6 +90,14 @@ def test_wrong_usage_is_one_line_and_measures_nothing(arguments, said, asked, ca
     assert not out and not asked
 
 
+@pytest.mark.parametrize(("load", "is_busy"), [(0.0, False), (7.5, True)])
+def test_a_busy_machine_is_told(load, is_busy, asked, capsys, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr("nanograd_llm.bench.host.cpu_count", lambda: 2)
+    main(["bench", "toy"])
+    assert ("busy: measure again" in capsys.readouterr().out) is is_busy
+
+
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 def test_ctrl_c_is_one_line_and_leaves_no_process():
     line = "import sys; from nanograd_llm.cli import main; sys.exit(main())"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import multiprocessing
+import os
 import platform
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from nanograd_llm.training.parallel import pinned_blas
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions, and how a batch is shared out."""
+    """Processor, cores, versions, how a batch is shared out, and how busy it all is."""
     from threadpoolctl import threadpool_info
 
     blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -29,8 +30,17 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "blas": ", ".join(sorted(blas)) or "unknown",
         **({"blas threads": f"pinned by {pinned_blas()}"} if pinned_blas() else {}),
+        **_load(),
         **{name: version for name in ("torch", "transformers") if (version := _version(name))},
     }
+
+
+def _load() -> dict[str, str]:
+    """What others ask of the cores, which no turn-taking makes up for: whoever waits for all threads suffers most."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return {}
+    load = os.getloadavg()[0]
+    return {"load": f"{load:.1f}" + (" (busy: measure again when it is quiet)" if load > cpu_count() / 4 else "")}
 
 
 def _processor() -> str:
