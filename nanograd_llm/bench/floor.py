@@ -8,12 +8,13 @@ B batch, T time, C channels, H heads, D = C/H, V vocabulary
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.backend import blas_threads, cpu_count
+from nanograd_llm.backend import blas_threads, cpu_count, share_out
 from nanograd_llm.bench.race import Step
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.models.gpt import GPTConfig
@@ -62,7 +63,7 @@ def flops(workload: Workload, *, backward: bool = True) -> int:
 
 
 class Floor:
-    """The products of a step, in one worker a core; a batch of one sequence has all BLAS threads instead."""
+    """The products of a step, in one worker a core; one sequence alone has all BLAS threads, and threads for heads."""
 
     def __init__(self, workload: Workload, *, backward: bool = True):
         count = min(cpu_count(), workload.batch_size)
@@ -81,7 +82,14 @@ class Floor:
 
     def do_share(self, n: int) -> None:
         for a, b, out in self.work[n]:
-            np.matmul(a, b, out=out)
+            if out.ndim == 2:
+                np.matmul(a, b, out=out)
+            else:  # small products, one for each head: a thread for some of them each, where cores are left
+                share_out(functools.partial(_multiply, a, b, out), len(out), a.size + b.size + out.size)
+
+
+def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray, part: slice) -> None:
+    np.matmul(a[part], b[part], out=out[part])
 
 
 def _operands(todo: list[Product]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
