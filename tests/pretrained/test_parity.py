@@ -23,6 +23,13 @@ SEEDS = range(8)
 each_seed = pytest.mark.parametrize("seed", SEEDS)
 
 
+@pytest.fixture(autouse=True)
+def parity() -> None:
+    """Skips where the extra is missing; the import takes seconds, so it waits for the first test."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+
 def random_kind(seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
 
@@ -49,7 +56,9 @@ def random_kind(seed: int) -> dict[str, Any]:
 
 def theirs(seed: int, dtype: str = "float64", **settings: Any) -> Any:
     """A model of transformers whose weights are far from how they begin."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(seed)
     config = transformers.GPT2Config(**random_kind(seed), **settings, attn_implementation="eager")
     model = transformers.GPT2LMHeadModel(config).to(getattr(torch, dtype)).eval()
@@ -149,7 +158,9 @@ def test_fifty_greedy_tokens_are_those_of_transformers(seed: int, tmp_path: Path
 @each_seed
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_model_from_here_gives_its_logits_in_transformers(seed: int, dtype: str, tmp_path: Path) -> None:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     theirs(seed, dtype).save_pretrained(tmp_path / "one")
     model = ng.load_gpt2(tmp_path / "one", dtype=dtype)
     ng.save_gpt2(model, tmp_path / "two")
@@ -164,7 +175,8 @@ def test_a_model_from_here_gives_its_logits_in_transformers(seed: int, dtype: st
 
 
 def test_a_tokenizer_from_here_gives_its_ids_in_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = BPETokenizer.train("the thin theory, then the other " * 5, 270)
     ng.save_gpt2(
         ng.GPT(ng.GPTConfig(vocab_size=270, context_length=8, n_layer=1, n_head=1, n_embd=4)), tmp_path, tokenizer
@@ -178,7 +190,8 @@ def test_a_tokenizer_from_here_gives_its_ids_in_transformers(tmp_path: Path) -> 
 
 def test_a_tokenizer_of_transformers_gives_its_ids_here(tmp_path: Path) -> None:
     """It writes one file, tokenizer.json, in place of the two of old."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = theirs(0)
     tokenizer = BPETokenizer.train("the thin theory, then the other " * 5, 270)
     model.save_pretrained(tmp_path / "two")
