@@ -257,6 +257,14 @@ def test_a_config_that_is_no_json_object_is_one_error(content: bytes, folder: Pa
     assert isinstance(read_watched(lambda path: ng.load_gpt2(path).state_dict(), folder, folder), BadFileError)
 
 
+def test_a_config_cut_at_any_byte_is_one_error(folder: Path) -> None:
+    whole = (folder / "config.json").read_bytes().rstrip()
+    for size in range(len(whole)):
+        (folder / "config.json").write_bytes(whole[:size])
+        found = read_watched(lambda path: ng.load_gpt2(path).state_dict(), folder, folder)
+        assert isinstance(found, BadFileError), size
+
+
 def test_nanogpt_without_biases_has_zeros_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nanograd_llm.pretrained import load
 

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from oracle import read_watched
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained import gpt2_tokenizer, tokenizer_files
@@ -293,3 +295,24 @@ def test_a_bpe_is_written_with_its_own_ids(tmp_path: Path) -> None:
     write_tokenizer(bpe, tmp_path)
     again = read_tokenizer(tmp_path)
     assert again is not None and again.encode(PAGE).tolist() == bpe.encode(PAGE).tolist()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
+def test_a_file_cut_at_any_byte_is_read_or_one_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
+    if name != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(TINY / file, tmp_path / file)
+        (tmp_path / "added_tokens.json").write_text('{"<pad>": 264}', encoding="utf-8")
+    whole, expected = (tmp_path / name).read_bytes(), texts(read_tokenizer(tmp_path))
+    for size in range(0, len(whole), 1 + len(whole) // 500):
+        (tmp_path / name).write_bytes(whole[:size])
+        found = read_watched(lambda path: {"ids": texts_without_writing(path)}, tmp_path, tmp_path)
+        assert isinstance(found, BadFileError) or found["ids"].tolist() == expected, size
+
+
+def texts_without_writing(folder: Path) -> Any:
+    ids = np.array(texts(read_tokenizer(folder)))
+    ids.flags.writeable = False
+    return ids
