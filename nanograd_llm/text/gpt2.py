@@ -26,7 +26,7 @@ _PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte)
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 _BYTE = {character: byte for byte, character in ALPHABET.items()}
-_SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")  # of what GPT-2's descendants call their special tokens
+_SPECIAL = r"<.+>|\[[A-Z]+\]"  # of what GPT-2's descendants call their special tokens
 
 
 def spell(piece: bytes) -> str:
@@ -142,7 +142,7 @@ def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
     if missing:
         raise ConfigError(f"vocab lacks bytes, or what merges make: {_some(missing)}")
     made = set(spelled)
-    unmade = [piece for piece in vocab if piece not in made and not _SPECIAL.fullmatch(piece)]
+    unmade = [piece for piece in vocab if piece not in made and not re.fullmatch(_SPECIAL, piece)]
     if unmade:
         raise ConfigError(f"vocab has pieces that no merge makes: {_some(unmade)}; are the merges those of this vocab?")
 
