@@ -51,6 +51,7 @@ def chat(
         try:
             line = input(prompt)
         except EOFError:
+            print(end="\n" if prompt else "")
             break
         for piece in conversation.reply(line):
             print(piece, end="", flush=True)
