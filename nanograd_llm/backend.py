@@ -123,6 +123,16 @@ def _blas_thread_limit() -> int:
     return min(cpu_count(), max((pool.num_threads for pool in pools if pool.user_api == "blas"), default=1))
 
 
+def _forget_threads() -> None:
+    """A forked process has none of the threads of the one it was copied from, and may have copied a lock held shut."""
+    global _helpers, _blas_lock
+    _helpers, _blas_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
 def _threads() -> Any:
     global _helpers
     if _helpers is None:
