@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 import re
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend import cpu_count
-from nanograd_llm.training.parallel import pinned_blas
+from nanograd_llm.training.parallel import CAN_FORK, pinned_blas
 
 
 def machine() -> dict[str, Any]:
@@ -21,7 +20,7 @@ def machine() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
-    kind = "forked processes" if "fork" in multiprocessing.get_all_start_methods() else "threads"
+    kind = "forked processes" if CAN_FORK else "threads"
     return {
         "processor": _processor(),
         "cores": cpu_count(),

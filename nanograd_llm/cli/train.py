@@ -95,7 +95,7 @@ def train(
     threads
         Workers that the batch is split over; 0 is one a core.
     processes
-        Have them be forked processes, faster for small models, where the system can fork; the bits are the same.
+        On Linux, have them be forked processes, faster for small models; the bits are the same as with threads.
     """
     spent = time.process_time()  # what starting up has cost
     from nanograd_llm.runs import TextRun

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from nanograd_llm.backend import blas_threads, cpu_count
 from nanograd_llm.engine import Parameter, Tensor, grad
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.modes import checked, state
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.randomness import noise
@@ -26,6 +27,8 @@ from nanograd_llm.training.adamw import AdamW, Rates
 from nanograd_llm.training.team import Processes, Threads
 
 Loss = Callable[[Any, Any], Tensor]
+# Elsewhere a fork is missing (Windows), or unsafe once the system's own libraries are in use (macOS).
+CAN_FORK = sys.platform.startswith("linux")
 Piece = tuple[tuple[int, ...], np.ndarray, np.ndarray]  # key of its noise, tokens, targets
 
 
@@ -33,8 +36,8 @@ class Workers:
     """Workers that take the steps of `optimizer` together, each on one core; the caller is one of them.
 
     count: how many; 0 for one a core. pieces: each share is worked through in this many pieces, one after the other,
-    which bounds the memory (gradient accumulation). processes: work in forked processes where the system has them and
-    the model can be told from a changed one; the optimizer's arrays must be shared.
+    which bounds the memory (gradient accumulation). processes: work in forked processes, on Linux and where the
+    model can be told from a changed one; the optimizer's arrays must be shared.
     """
 
     def __init__(self, optimizer: AdamW, count: int = 0, pieces: int = 1, *, processes: bool = False):
@@ -44,11 +47,20 @@ class Workers:
         self.gradients = [self.flat.zeros() for _ in range(self.count)]  # each worker's own; the sum is the first
         self.loss: Loss | None = None
         self.threads = Threads(self.count)
-        self.processes = Processes(self.count) if processes and hasattr(os, "fork") and self.count > 1 else None
+        self.processes = Processes(self.count) if processes and CAN_FORK and self.count > 1 else None
+        self.home = os.getpid()
         self.team: Threads | Processes = self.threads
 
     def start(self, loss: Loss) -> None:
-        """Have everybody ready to compute with this loss; the first step would do it otherwise."""
+        """Have everybody ready to compute with this loss; the first step would do it otherwise.
+
+        Raises NanogradError in a process forked from the one that these workers were made in.
+        """
+        if os.getpid() != self.home:
+            raise NanogradError(
+                f"this trainer's workers belong to process {self.home}, which this process was forked from; make a new "
+                "trainer here"
+            )
         self.team = self._team_for(loss)
 
     def loss_and_gradient(
@@ -131,19 +143,20 @@ class Workers:
         if self.processes is None or state.checked:
             return self.threads
         try:
-            print_ = fingerprint(loss, self.flat.parameters)
+            mark = fingerprint(loss, self.flat.parameters)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             warnings.warn(f"training in threads, since processes could miss a change: {error}", stacklevel=2)
             self.processes = None
             return self.threads
-        self.processes.prepare(self, print_)
+        self.processes.prepare(self, mark)
         return self.processes
 
 
 def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
     """All that a model's loss depends on but its code and the numbers of its parameters, as pickle sees it.
 
-    Raises PicklingError, AttributeError or TypeError where pickle cannot see it, or a parameter has a hook.
+    Raises PicklingError, AttributeError or TypeError where pickle cannot see it, or a parameter has a hook or is none
+    of `parameters`.
     """
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
 
@@ -153,6 +166,8 @@ def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
                 return None
             if value._hooks:
                 raise pickle.PicklingError("a parameter has a hook")
+            if id(value) not in places:
+                raise pickle.PicklingError("a parameter came to the model after its trainer was made")
             return places[id(value)], value.requires_grad
 
     file = io.BytesIO()

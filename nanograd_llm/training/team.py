@@ -52,7 +52,7 @@ class Processes:
         self.size = size
         self.workers: list[tuple[int, Connection]] = []  # process ids and pipes
         self.forked_from: bytes | None = None
-        weakref.finalize(self, _end, self.workers)
+        weakref.finalize(self, _end, self.workers, os.getpid())
 
     def prepare(self, owner: object, fingerprint: bytes) -> None:
         """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint."""
@@ -80,7 +80,8 @@ class Processes:
             raise NanogradError(f"{len(tasks)} tasks for {1 + len(self.workers)} workers; call prepare first")
         try:
             for pipe, task in zip(pipes, tasks[1:]):
-                pipe.send((method.__name__, task))
+                with contextlib.suppress(BrokenPipeError):  # its end shows again, and is told, where it should answer
+                    pipe.send((method.__name__, task))
             return [method(*tasks[0]), *(_answer(pipe) for pipe in pipes)]
         except BaseException:
             self.close()
@@ -88,7 +89,7 @@ class Processes:
 
     def close(self) -> None:
         """End the processes; nothing in them is worth keeping."""
-        _end(self.workers)
+        _end(self.workers, os.getpid())
         self.forked_from = None
 
 
@@ -124,10 +125,12 @@ def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
         os._exit(0)  # past everything that belongs to the process it was copied from: its buffers, files and tests
 
 
-def _end(workers: list[tuple[int, Connection]]) -> None:
+def _end(workers: list[tuple[int, Connection]], forked_by: int) -> None:
     while workers:
         process, pipe = workers.pop()
         pipe.close()
+        if os.getpid() != forked_by:  # a copy of the process whose workers they are: it has dropped its copy only
+            continue
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have been killed, and waited for
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)

@@ -20,7 +20,7 @@ from nanograd_llm.errors import NanogradError, NonFiniteError
 from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.settings import require_int, require_number
+from nanograd_llm.settings import require_bool, require_int, require_number
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
@@ -36,8 +36,8 @@ class TrainConfig:
     steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
     accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
     threads: workers that the batch is split over; 0 for one a core.
-    processes: have them be forked processes, where the system can fork; small models train faster then. They see every
-        change of the model, but none of what its loss uses besides, such as a function replaced later.
+    processes: on Linux, have them be forked processes; small models train faster then. They see every change of the
+        model, but none of what its loss uses besides, such as a function replaced later. Elsewhere they are threads.
     """
 
     learning_rate: float = 1e-3
@@ -64,6 +64,7 @@ class TrainConfig:
         require_number("eps", self.eps, 1e-16)  # what has no gradient would be divided 0/0
         for field in ("warmup", "beta1", "beta2"):
             require_number(field, getattr(self, field), 0, 1, below=True)
+        require_bool("processes", self.processes)
         require_number("final", self.final, 0, 1)
         require_number("max_norm", self.max_norm, 1e-12)
         if self.minutes is not None:
@@ -93,7 +94,8 @@ class Trainer:
         trainer = Trainer(model, TrainConfig(learning_rate=1e-3))
         loss = trainer.step(tokens, targets)
 
-    The model's parameters become views of one flat array. A step whose loss or gradient is not finite changes nothing:
+    The model's parameters become views of one flat array. A step puts a model in eval mode into training mode; parts
+    that were put into eval mode by themselves stay there. A step whose loss or gradient is not finite changes nothing:
     it is replayed in `checked()` mode and NonFiniteError names the op where the first bad number arose.
     """
 

@@ -7,19 +7,21 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, Tensor, checked
+from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked
 from nanograd_llm.errors import IndexRangeError, NanogradError, NonFiniteError
 from nanograd_llm.nn import Module
 from nanograd_llm.training import Trainer
+from nanograd_llm.training.parallel import CAN_FORK
 from nanograd_llm.training.team import Processes, Threads
 from nanograd_llm.training.trainer import TrainConfig
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
 
 
 class Owner:
@@ -92,6 +94,36 @@ def test_a_worker_that_is_killed_is_told_and_the_next_use_forks_anew() -> None:
         team.run(owner.die, [(0,), (1,), (0,)])
     team.prepare(owner, b"as it is")
     assert team.run(owner.times, [(1,), (2,), (3,)]) == [2, 4, 6]
+
+
+def in_a_fork(work: Callable[[], object]) -> bool:
+    """Does this end without an error, and within ten seconds, in a process forked from here?"""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            signal.alarm(10)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(process, 0)[1] == 0
+
+
+def test_a_fork_of_the_leader_that_drops_its_team_leaves_the_workers_at_work() -> None:
+    owner = Owner()
+    teams = [forked(owner)]
+    assert in_a_fork(teams.clear)
+    assert teams[0].run(owner.times, [(1,), (2,), (3,)]) == [2, 4, 6]
+
+
+def test_a_worker_killed_while_idle_is_told_where_it_should_answer() -> None:
+    owner = Owner()
+    team = forked(owner)
+    os.kill(team.workers[0][0], signal.SIGKILL)
+    os.waitid(os.P_PID, team.workers[0][0], os.WEXITED | os.WNOWAIT)
+    with pytest.raises(NanogradError, match="ended without an answer"):
+        team.run(owner.times, [(1,), (2,), (3,)])
 
 
 def test_processes_are_forked_anew_when_the_fingerprint_changes_and_only_then() -> None:
@@ -219,6 +251,26 @@ def test_a_model_whose_changes_would_go_unseen_is_trained_in_threads_and_that_is
         trainer = Trainer(Local(), TrainConfig(batch_size=6, threads=2, processes=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        trainer.step(*np.ones((2, 6, 6), int))
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_trainer_in_a_fork_of_its_process_says_so_and_a_new_one_trains(processes: bool) -> None:
+    trainer, _ = trained(processes=processes, threads=2)
+
+    def work() -> None:
+        with pytest.raises(NanogradError, match=f"workers belong to process {os.getppid()}"):
+            trainer.step(*np.ones((2, 6, 6), int))
+        trained(processes=processes, threads=2)
+
+    assert in_a_fork(work)
+    trainer.step(*np.ones((2, 6, 6), int))
+
+
+def test_a_parameter_that_came_after_the_trainer_is_told_and_training_goes_on_in_threads() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    trainer.model.extra = Parameter(np.ones(3, np.float32))
+    with pytest.warns(UserWarning, match="a parameter came to the model after its trainer was made"):
         trainer.step(*np.ones((2, 6, 6), int))
 
 

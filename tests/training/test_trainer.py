@@ -315,6 +315,7 @@ def test_a_model_without_a_loss_is_told_so() -> None:
         *(("eps", bad) for bad in (0, -1e-8, np.nan)),
         *(("max_norm", bad) for bad in (0, -1.0, np.inf)),
         *(("minutes", bad) for bad in (0, -1.0, np.nan, np.inf, True)),
+        *(("processes", bad) for bad in ("no", 1, None)),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
