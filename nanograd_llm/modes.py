@@ -43,6 +43,11 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
     return _set(recording=False)
 
 
+def recording() -> contextlib.AbstractContextManager[None]:
+    """Inside this block ops are recorded, even within `no_grad()`."""
+    return _set(recording=True)
+
+
 def higher_order() -> contextlib.AbstractContextManager[None]:
     """Inside this block gradients are themselves recorded, so that they can be differentiated again, to any order.
 

@@ -7,9 +7,10 @@ would have drawn alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,17 +31,38 @@ _noise = _Noise()
 @contextlib.contextmanager
 def noise(*key: int) -> Iterator[None]:
     """Inside this block (of this thread) the noise of dropout follows from `key`, such as (seed, step, shard)."""
+    with _noise_from(key, 0):
+        yield
+
+
+@contextlib.contextmanager
+def _noise_from(key: tuple[int, ...], uses: int) -> Iterator[None]:
     before = _noise.key, _noise.uses
-    _noise.key, _noise.uses = key, 0
+    _noise.key, _noise.uses = key, uses
     try:
         yield
     finally:
         _noise.key, _noise.uses = before
 
 
+Block = contextlib.AbstractContextManager[None]
+
+
+def repeatable_noise() -> tuple[Block, Callable[[], Block]]:
+    """A block that draws what would be drawn here without it, and a maker of later blocks that draw the same again."""
+    if _noise.key is None:
+        key = _by_chance()
+        return noise(*key), functools.partial(noise, *key)
+    return contextlib.nullcontext(), functools.partial(_noise_from, _noise.key, _noise.uses)
+
+
 def next_key() -> tuple[int, ...]:
     """A fresh key for one use of noise: the block's key and a running number; outside any block, drawn by chance."""
     if _noise.key is None:
-        return (int.from_bytes(os.urandom(8), "little"),)
+        return _by_chance()
     _noise.uses += 1
     return (*_noise.key, _noise.uses)
+
+
+def _by_chance() -> tuple[int, ...]:
+    return (int.from_bytes(os.urandom(8), "little"),)

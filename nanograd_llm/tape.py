@@ -73,12 +73,18 @@ class Node:
 
 
 def walk(
-    root: Any, seed: Any, wanted: set[int] | None, retain: bool, out: dict[int, Any] | None = None
+    root: Any,
+    seed: Any,
+    wanted: set[int] | None,
+    retain: bool,
+    out: dict[int, Any] | None = None,
+    leaf_hooks: bool = True,
 ) -> dict[int, tuple[Any, Any]]:
     """Run backward from `root`, a Node or a leaf, whose cotangent is `seed`.
 
     wanted: ids of the nodes and leaves whose gradient is asked for; None for all leaves and the retained nodes.
     out: id -> array, for leaves whose gradient is to be written there as it arrives.
+    leaf_hooks: run the hooks of leaves; not in a part of a larger walk, which runs them at its own end.
     Returns id -> (node or leaf, gradient). Each array is the caller's own: nothing on the tape shares it.
     """
     out = out or {}
@@ -121,8 +127,9 @@ def walk(
             total = pending[key]
             if total.dtype.kind != "f":
                 raise DtypeError(f"a leaf of dtype {total.dtype} has requires_grad set; only floats have gradients")
-            gradient = _run_hooks(leaf._hooks, total, leaf.shape, leaf.dtype) if leaf._hooks else total
-            is_own = state.higher_order or (key in owned and gradient is total and not leaf._hooks)
+            hooks = leaf._hooks if leaf_hooks else None
+            gradient = _run_hooks(hooks, total, leaf.shape, leaf.dtype) if hooks else total
+            is_own = state.higher_order or (key in owned and gradient is total and not hooks)
             if key in out and gradient is not out[key]:
                 out[key][...] = gradient
                 gradient, is_own = out[key], True

@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, Note, Report
@@ -38,14 +37,12 @@ def bench(
             theirs = peak(functools.partial(torch_gpt.training_step, workload), steps)
             yield Figure("memory", f"{workload.name} step, peak of PyTorch", theirs / 1e6, "MB")
             yield Figure("memory", f"{workload.name} ÷ PyTorch", ours / theirs, "ratio")
-        if "checkpoint_activations" in {field.name for field in dataclasses.fields(workload.config)}:
-            yield from _checkpointed(workload, steps, ours)
+        yield from _checkpointed(workload, steps, ours)
 
 
 def _checkpointed(workload: Workload, steps: int, without: float) -> Iterator[Report]:
     """What recomputing activations in the backward saves in memory and costs in time."""
-    change: dict[str, Any] = {"checkpoint_activations": True}
-    config = dataclasses.replace(workload.config, **change)
+    config = dataclasses.replace(workload.config, checkpoint_activations=True)
     kinds = {"kept": workload, "checkpointed": dataclasses.replace(workload, config=config)}
     with contenders({kind: functools.partial(training_step, w) for kind, w in kinds.items()}) as field:
         saving = peak_of(field["checkpointed"], steps)

@@ -40,6 +40,7 @@ def train(
     dropout: Annotated[float, Parameter(help="Dropout rate while training.")] = 0.0,
     batch_size: int | None = None,
     accumulate: int = 1,
+    checkpoint_activations: bool = False,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     seed: int = 0,
@@ -86,6 +87,9 @@ def train(
         Windows a step; the preset's if not given, 8 with --init.
     accumulate
         Work through each batch in so many pieces a thread, to save memory.
+    checkpoint_activations
+        Keep only what enters each block and compute the rest again in backward, to save more memory for a third more
+        time; the bits are the same.
     learning_rate
         At its peak; the preset's if not given. With --init 5e-5 for 768 channels, more for fewer.
     weight_decay
@@ -118,7 +122,7 @@ def train(
     run = TextRun(
         out,
         text,
-        dataclasses.replace(model, dropout=dropout),
+        dataclasses.replace(model, dropout=dropout, checkpoint_activations=checkpoint_activations),
         training,
         name="tuned" if start else preset or "nano",
         start=start,

@@ -20,6 +20,7 @@ from nanograd_llm.modes import no_grad
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
+from nanograd_llm.nn.checkpoint import checkpoint
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_bool, require_choice, require_int, require_number
@@ -46,6 +47,8 @@ class GPTConfig:
     scale_attn_weights: divide attention scores by √(n_embd/n_head).
     scale_attn_by_inverse_layer_idx: divide them by 1 in the first block, by 2 in the second, and so on, as well.
     tie_word_embeddings: the head is the token table; otherwise a table of its own, `head`.
+    checkpoint_activations: keep only what enters each block, and compute the block again in backward: the same bits in
+        less memory, for about a third more time.
     """
 
     vocab_size: int
@@ -60,6 +63,7 @@ class GPTConfig:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
@@ -69,7 +73,9 @@ class GPTConfig:
             require_int("n_inner", self.n_inner, 1)
         require_number("layer_norm_epsilon", self.layer_norm_epsilon, 0)
         require_choice("activation", self.activation, ACTIVATIONS)
-        for field in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        for field in (
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "checkpoint_activations"
+        ):  # fmt: skip
             require_bool(field, getattr(self, field))
         head_size(self.n_embd, self.n_head)
 
@@ -164,7 +170,10 @@ class GPT(Module):
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
             for i, block in enumerate(self.blocks):
-                x = block(x, caches[i] if caches else None)
+                if caches:
+                    x = block(x, caches[i])
+                else:
+                    x = checkpoint(block, x) if self.config.checkpoint_activations else block(x)
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:

@@ -101,7 +101,8 @@ OPENAI_KEYS = {
 def to_openai(config: GPTConfig) -> dict[str, Any]:
     """The keys of `hparams.json`. Raises ConfigError for a model that OpenAI's code cannot make, naming the fields."""
     table = {theirs: getattr(config, ours) for theirs, ours in OPENAI_KEYS.items()}
-    plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, dropout=config.dropout)
+    training_only: Any = {name: getattr(config, name) for name in ("dropout", "checkpoint_activations")}
+    plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, **training_only)
     if config.n_inner == 4 * config.n_embd:
         plain = dataclasses.replace(plain, n_inner=config.n_inner)
     fields = [field.name for field in dataclasses.fields(config)]

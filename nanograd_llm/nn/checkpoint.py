@@ -1,0 +1,66 @@
+"""Activation checkpointing: forget what a module computed on the way, and compute it again when backward comes by.
+
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.engine import Tensor
+from nanograd_llm.errors import GraphError
+from nanograd_llm.modes import no_grad, recording, state
+from nanograd_llm.nn.module import Module
+from nanograd_llm.randomness import Block, repeatable_noise
+from nanograd_llm.tape import Node, walk
+
+
+def checkpoint(module: Module, x: Tensor) -> Tensor:
+    """module(x), with the same bits and the same gradients; of all it computes, the tape keeps x and the result.
+
+    Backward computes the module again and then knows the rest, for one module at a time; so memory falls from the
+    activations of all modules to those of one, and time rises by the forward. Dropout draws the same noise again.
+
+    The module maps a Tensor to a Tensor and depends on nothing else but its own parameters. Backward raises GraphError
+    where its second result differs from the first, because a parameter or a mode was changed in between. Where each op
+    is looked at (`checked()`, `watched()`) and under `higher_order()`, this is module(x), and every op is on the tape.
+    """
+    inputs = [x, *module.parameters()]
+    if not state.recording or state.naming or state.higher_order or not any(t.requires_grad for t in inputs):
+        return module(x)
+    first_noise, same_noise = repeatable_noise()
+    with no_grad(), first_noise:
+        y = module(x)
+    sources = tuple([(t if t._node is None else t._node) if t.requires_grad else None for t in inputs])
+    forms = tuple([(t.shape, t.dtype) if t.requires_grad else None for t in inputs])
+    again = _Again(module, same_noise)
+    return Tensor._recorded(y.data, Node(again, sources, forms, (x.data, y.data), y.data, differentiable=False))
+
+
+class _Again:
+    """What stands on the tape in place of an op: its rule is to record the module's ops after all, and walk them."""
+
+    def __init__(self, module: Module, same_noise: Callable[[], Block]):
+        self.module, self.same_noise = module, same_noise
+        self.name = f"checkpoint of {type(module).__name__}"
+
+    def pull_back(
+        self, node: Node, cotangent: Any, needs: tuple[bool, ...]
+    ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
+        before, result = node.saved
+        x = Tensor(before, requires_grad=needs[0])
+        with recording(), self.same_noise():
+            y = self.module(x)
+        if not np.array_equal(y.data, result, equal_nan=True):
+            raise GraphError(
+                f"{self.name} computed something else in backward than in forward: a parameter was written into, "
+                "train() or eval() called, or the module depends on more than x; leave it as it is until backward"
+            )
+        leaves = [x, *self.module.parameters()]
+        wanted = {id(leaf) for leaf, need in zip(leaves, needs) if need}
+        assert y._node is not None
+        found = walk(y._node, cotangent, wanted, retain=False, leaf_hooks=False)
+        return node.saved, [(i, found[id(leaf)][1]) for i, leaf in enumerate(leaves) if id(leaf) in found]

@@ -1,0 +1,199 @@
+"""A checkpointed module has the bits, the gradients and the noise of the module, and keeps less."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, grad, higher_order, no_grad, ops
+from nanograd_llm.errors import GraphError, NonFiniteError
+from nanograd_llm.modes import watched
+from nanograd_llm.nn import MLP, Module, checkpoint
+from nanograd_llm.randomness import noise
+from nanograd_llm.training import TrainConfig, Trainer
+
+SIZES = dict(vocab_size=13, context_length=8, n_layer=3, n_head=2, n_embd=16)
+
+
+def gpt(**changes: Any) -> GPT:
+    return GPT(GPTConfig(**{**SIZES, **changes}))
+
+
+def batch(rows: int = 4) -> np.ndarray:
+    return np.random.default_rng(5).integers(13, size=(2, rows, 8))
+
+
+def mlp(dropout: float = 0.0) -> MLP:
+    return MLP(6, dropout=dropout, rng=np.random.default_rng(0))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return Tensor(np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32), requires_grad=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"tie_word_embeddings": False}])
+def test_a_checkpointed_gpt_has_the_loss_and_gradients_of_the_gpt_to_the_bit(changes: dict[str, Any]) -> None:
+    results = []
+    for checkpointed in (False, True):
+        model = gpt(checkpoint_activations=checkpointed, **changes)
+        with noise(3, 1):
+            loss = model.loss(*batch())
+        results.append([loss.data, *grad(loss, model.parameters())])
+    for kept, again in zip(*results):
+        assert np.array_equal(kept, again)
+
+
+@pytest.mark.parametrize("options", [{}, {"processes": True}, {"accumulate": 2}])
+def test_a_checkpointed_run_has_the_same_bits(options: dict[str, Any]) -> None:
+    finals = []
+    for checkpointed in (False, True):
+        trainer = Trainer(
+            gpt(dropout=0.1, checkpoint_activations=checkpointed),
+            TrainConfig(steps=3, threads=2, learning_rate=0.01, **options),
+        )
+        losses = [trainer.step(*batch()) for _ in range(3)]
+        finals.append((losses, trainer.optimizer.flat.data.copy()))
+    assert finals[0][0] == finals[1][0]
+    assert np.array_equal(finals[0][1], finals[1][1])
+
+
+def nodes_below(y: Tensor) -> list[Any]:
+    found, stack = {}, [y._node]
+    while stack:
+        node = stack.pop()
+        if node is not None and hasattr(node, "sources") and id(node) not in found:
+            found[id(node)] = node
+            stack.extend(node.sources)
+    return list(found.values())
+
+
+def test_of_a_checkpointed_module_the_tape_keeps_what_enters_and_what_leaves(x: Tensor) -> None:
+    y = checkpoint(mlp(), x)
+    (node,) = nodes_below(y)
+    assert [saved.shape for saved in node.saved] == [(3, 6), (3, 6)]
+    assert node.saved[0] is x.data
+    assert node.saved[1] is y.data
+
+
+def test_noise_by_chance_is_the_same_in_backward(x: Tensor) -> None:
+    y = checkpoint(mlp(dropout=0.5), x)  # outside any block of noise
+    y.backward(np.ones_like(y.data))
+    assert x.grad is not None
+
+
+def test_noise_drawn_behind_a_checkpoint_is_what_it_would_be_without(x: Tensor) -> None:
+    drawn = []
+    for call in (lambda m: m(x), lambda m: checkpoint(m, x)):
+        with noise(7):
+            drawn.append(ops.add(call(mlp(dropout=0.5)), mlp(dropout=0.5)(x)).data)
+    assert np.array_equal(*drawn)
+
+
+def test_a_tape_that_is_retained_can_be_walked_again(x: Tensor) -> None:
+    y = checkpoint(mlp(dropout=0.5), x).sum()
+    first, second = (grad(y, x, retain_graph=True) for _ in range(2))
+    assert np.array_equal(first, second)
+    grad(y, x)
+    with pytest.raises(GraphError, match="graph freed"):
+        grad(y, x)
+
+
+@pytest.mark.parametrize("what", ["parameter", "mode"])
+def test_a_change_between_forward_and_backward_is_told(what: str, x: Tensor) -> None:
+    module = mlp(dropout=0.5)
+    y = checkpoint(module, x).sum()
+    if what == "mode":
+        module.eval()
+    else:
+        module.up.weight.data *= 2
+    with pytest.raises(GraphError, match="checkpoint of MLP computed something else in backward than in forward"):
+        y.backward()
+    assert x.grad is None
+
+
+def test_a_hook_on_a_parameter_runs_once_with_its_whole_gradient(x: Tensor) -> None:
+    module, seen = mlp(), []
+    module.up.bias.register_hook(lambda g: seen.append(g.copy()))
+    y = checkpoint(module, x).sum() + ops.sum(module.up.bias * 2.0)
+    y.backward()
+    (whole,) = seen
+    assert np.array_equal(whole, module.up.bias.grad)
+
+
+def test_what_needs_no_gradient_gets_none(x: Tensor) -> None:
+    module = mlp()
+    module.up.weight.requires_grad = False
+    fixed = Tensor(x.data)
+    checkpoint(module, fixed).sum().backward()
+    assert fixed.grad is None
+    assert module.up.weight.grad is None
+    assert module.up.bias.grad is not None
+    for p in module.parameters():
+        p.requires_grad = False
+    assert checkpoint(module, fixed).is_leaf
+
+
+def test_nothing_is_recorded_without_recording(x: Tensor) -> None:
+    with no_grad():
+        assert checkpoint(mlp(), x).is_leaf
+
+
+def test_a_second_derivative_goes_through_the_module_itself(x: Tensor) -> None:
+    def second(call: Any) -> np.ndarray:
+        module = mlp()
+        with higher_order():
+            first = grad(call(module, x).sum(), x)
+            return grad((first * first).sum(), x).data
+
+    assert np.array_equal(second(checkpoint), second(lambda module, x: module(x)))
+
+
+def test_checked_and_watched_see_every_op_of_a_checkpointed_module(x: Tensor) -> None:
+    seen: list[str] = []
+    with watched(lambda node, arrays, static, place: seen.append(node.op.name)):
+        checkpoint(mlp(), x)
+    assert seen == ["linear", "gelu", "linear"]
+    model = gpt(checkpoint_activations=True)
+    model.blocks[1].mlp.up.bias.data[3] = np.inf
+    with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up"):
+        model.loss(*batch())
+
+
+class Fork(Module):
+    """Uses its input and its parameter twice each."""
+
+    def __init__(self) -> None:
+        self.a = Parameter(np.arange(1, 7, dtype=np.float32))
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.tanh(x * self.a) + x * self.a * self.a
+
+
+def test_what_a_module_uses_more_than_once_gets_the_whole_gradient(x: Tensor) -> None:
+    module = Fork()
+    kept = grad(module(x).sum(), [x, module.a])
+    again = grad(checkpoint(module, x).sum(), [x, module.a])
+    assert all(np.array_equal(k, a) for k, a in zip(kept, again))
+
+
+def test_several_threads_walk_their_own_checkpoints_at_once() -> None:
+    model, results = gpt(dropout=0.2, checkpoint_activations=True), {}
+
+    def work(n: int) -> None:
+        with noise(n):
+            loss = model.loss(*batch())
+            results[n] = grad(loss, model.wte)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = dict(results)
+    for n in (1, 2):
+        work(n)
+        assert np.array_equal(together[n], results[n])
