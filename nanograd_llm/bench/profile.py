@@ -15,14 +15,22 @@ from typing import Any
 
 from nanograd_llm.bench.race import Step
 from nanograd_llm.engine import registry
+from nanograd_llm.inference.decoder import AttentionStep, BlockStep, Decoder, LinearStep, NormStep
+from nanograd_llm.nn import KeyValueCache
 from nanograd_llm.training.parallel import Workers
 
-# Methods of Workers that are watched beside the ops, and what their own time is spent on.
-PARTS = {
-    "compute_share": "tape and modules",
-    "add_shares": "gradients added up",
-    "update_blocks": "AdamW",
-}
+# Methods that are watched beside the ops, and what their own time is spent on.
+PARTS: list[tuple[type, str, str]] = [
+    (Workers, "compute_share", "tape and modules"),
+    (Workers, "add_shares", "gradients added up"),
+    (Workers, "update_blocks", "AdamW"),
+    (LinearStep, "__call__", "linear, one token"),
+    (NormStep, "__call__", "layernorm, one token"),
+    (AttentionStep, "__call__", "attention, one token"),
+    (BlockStep, "__call__", "activation and sums, one token"),
+    (Decoder, "__call__", "embedding and head, one token"),
+    (KeyValueCache, "extend", "key-value cache"),
+]
 
 
 class Stopwatch:
@@ -67,8 +75,8 @@ def stopwatch() -> Iterator[Stopwatch]:
         for op in registry.values():
             replace(op, "forward", op.name)
             replace(op, "rule", f"{op.name}, backward")
-        for method, name in PARTS.items():
-            replace(Workers, method, name)
+        for owner, method, name in PARTS:
+            replace(owner, method, name)
         yield watch
     finally:
         for owner, attribute, original in before:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.decoder import Decoder, can_decode
+from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.randomness import generator
@@ -78,20 +79,25 @@ def stream(
     text = np.zeros((len(rows), max(map(len, rows)) + max_new_tokens), dtype=np.int64)
     for row, prompt in enumerate(rows):
         text[row, : len(prompt)] = prompt
-    start, caches = -1, model.new_caches(0)
+    start, caches, decoder = -1, model.new_caches(0), None
     for n in range(min(map(len, rows)), text.shape[1]):
         writing = [len(prompt) <= n < len(prompt) + max_new_tokens for prompt in rows]
         if not any(writing):
             continue
         before, start = start, _window_start(n, model.config.context_length)
-        if not cache:
-            logits = model.next_logits(text[:, start:n])
+        if cache and start != before:
+            caches = model.new_caches(len(rows))
+            decoder = Decoder(model, caches) if can_decode(model) else None
+        with np.errstate(all="ignore"):  # what is not finite shows in the logits, and is told there
+            if not cache:
+                logits = model.next_logits(text[:, start:n])
+            else:
+                new = text[:, start + caches[0].length : n]
+                logits = decoder(new[:, 0]) if decoder and new.shape[1] == 1 else model.next_logits(new, caches)
+        if sampling.temperature == 0:
+            chosen = likeliest(logits)
         else:
-            if start != before:
-                caches = model.new_caches(len(rows))
-            logits = model.next_logits(text[:, start + caches[0].length : n], caches)
-        chances = np.array([generator(seed, row, n).random() for row in range(len(rows))])
-        chosen = sampling.choose(logits, chances)
+            chosen = sampling.choose(logits, np.array([generator(seed, row, n).random() for row in range(len(rows))]))
         text[writing, n] = chosen[writing]
         yield [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
 

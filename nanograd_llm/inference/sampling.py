@@ -6,6 +6,7 @@ V vocabulary, B batch
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -41,14 +42,12 @@ class Sampling:
         Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
         """
         logits = np.asarray(logits, dtype=np.float64)
-        largest = logits.max(axis=-1, keepdims=True)
-        if not np.isfinite(largest).all():
-            bad = largest[~np.isfinite(largest)][0]
-            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {bad}; is a weight not finite?")
+        best = likeliest(logits)[:, None]
         if self.temperature == 0:
             result = np.zeros_like(logits)
-            np.put_along_axis(result, np.argmax(logits, axis=-1, keepdims=True), 1, axis=-1)
+            np.put_along_axis(result, best, 1, axis=-1)
             return result
+        largest = np.take_along_axis(logits, best, axis=-1)
         with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, as they should
             scaled = (logits - largest) / self.temperature
         if self.top_k is None and self.top_p == 1:
@@ -70,3 +69,17 @@ class Sampling:
         """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
         cumulative = np.cumsum(self.probabilities(logits), axis=-1)
         return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+
+
+def likeliest(logits: np.ndarray) -> np.ndarray:
+    """The token with the largest logit of each row, the first of equals.  logits (B, V) -> ids (B)
+
+    Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
+    """
+    best = logits.argmax(axis=-1)  # of a NaN, where there is one
+    for row, token in enumerate(best):
+        if not math.isfinite(logits[row, token]):
+            raise NonFiniteError(
+                f"the largest of {logits.shape[-1]} logits is {logits[row, token]}; is a weight not finite?"
+            )
+    return best

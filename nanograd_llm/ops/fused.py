@@ -234,14 +234,14 @@ def gelu(x, *, needs):
 
     def work(part):
         for some in _slices(part.start, part.stop, _CACHED):
-            _gelu(flat_x[some], flat_y[some], None if flat_slope is None else flat_slope[some])
+            gelu_into(flat_x[some], flat_y[some], None if flat_slope is None else flat_slope[some])
 
     share_out(work, x.size, 4 * x.size)
     return keep(y, slope=slope)
 
 
-def _gelu(x, y, slope):
-    """Write the result into y, and its slope into `slope` unless that is None."""
+def gelu_into(x, y, slope=None):
+    """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
         square = x * x
         np.minimum(square, GELU_FLAT**2, out=square)  # beyond, h is 0 or 1 whatever the square

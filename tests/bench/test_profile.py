@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from nanograd_llm.bench.decode import decoding
 from nanograd_llm.bench.profile import PARTS, Stopwatch, profile, stopwatch
 from nanograd_llm.bench.workloads import Workload, training_step
 from nanograd_llm.engine import registry
@@ -16,18 +17,33 @@ TINY = Workload("tiny", GPTConfig(vocab_size=7, context_length=4, n_layer=2, n_h
 
 
 def functions():
-    return [(op.forward, op.rule) for op in registry.values()] + [getattr(Workers, method) for method in PARTS]
+    return [(op.forward, op.rule) for op in registry.values()] + [getattr(owner, method) for owner, method, _ in PARTS]
 
 
 def test_the_times_of_ops_and_parts_make_up_the_step():
     rows = profile(training_step(TINY), 2)
     names = {name for name, *_ in rows}
-    assert {"layernorm", "layernorm, backward", "linear_cross_entropy", *PARTS.values()} <= names
+    parts = {name for owner, _, name in PARTS if owner is Workers}
+    assert {"layernorm", "layernorm, backward", "linear_cross_entropy", *parts} <= names
     assert sum(share for *_, share in rows) == pytest.approx(1)
     assert all(share >= 0 for *_, share in rows)
     calls = {name: count for name, count, *_ in rows}
     assert calls["layernorm"] == 2 * TINY.config.n_layer + 1
     assert calls["AdamW"] == 1
+
+
+def test_the_parts_of_a_decoded_token_are_told():
+    rows = profile(decoding(TINY.config, 3), 2)
+    calls = {name: count for name, count, *_ in rows}
+    told = {name: count for name, count in calls.items() if name in {name for _, _, name in PARTS}}
+    assert told == {
+        "linear, one token": 3 * 4 * 2,
+        "layernorm, one token": 3 * (2 * 2 + 1),
+        "attention, one token": 3 * 2,
+        "activation and sums, one token": 3 * 2,
+        "embedding and head, one token": 3,
+        "key-value cache": 3 * 2,
+    }
 
 
 def test_what_an_op_calls_is_counted_once():

@@ -1,0 +1,146 @@
+"""One more token at a time: GPT's forward for a single position, in NumPy calls alone, into arrays made once.
+
+A small model's token costs more in calls than in arithmetic. What `nn` composes of ops, with names, shapes and a tape
+to think of, is here the least number of calls; the numbers are the same to rounding. Read `nn/block.py` first.
+
+B sequences, C channels, H heads, D = C/H, n tokens so far, V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm import ops
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.models.gpt import GPT
+from nanograd_llm.modes import state
+from nanograd_llm.nn import MLP, Block, Dropout, LayerNorm, Linear, Module, MultiHeadAttention
+from nanograd_llm.nn.cache import KeyValueCache
+from nanograd_llm.nn.layers import ACTIVATIONS
+from nanograd_llm.ops.fused import gelu_into
+
+PARTS = (GPT, Block, MultiHeadAttention, MLP, LayerNorm, Linear, Dropout)  # what is computed here
+
+
+def can_decode(model: GPT) -> bool:
+    """Is every part of the model one that is computed here: none derived, none with a method of its own, one dtype?
+
+    Not while `checked()` looks at every op.
+    """
+    modules = [module for _, module in model.named_modules()]
+    arrays = [parameter.data for parameter in model.parameters()]
+    return (
+        all(type(module) in PARTS and _has_its_class_methods(module) and not module.training for module in modules)
+        and all(type(array) is np.ndarray and array.dtype == arrays[0].dtype for array in arrays)
+        and not state.naming
+    )
+
+
+def _has_its_class_methods(module: Module) -> bool:
+    return not any(hasattr(type(module), name) for name in vars(module) if name != "training")
+
+
+class Decoder:
+    """The logits that follow, after one more token of each of B sequences, of a model that `can_decode`.
+
+        caches = model.new_caches(B)
+        model.next_logits(prompts, caches)
+        logits = Decoder(model, caches)(tokens)  # tokens (B) ids -> (B, V), valid until the next call
+
+    The model's parameters are read where they lie, once a token. `caches` go on being extended; ShapeError where they
+    are full. That the ids are in the vocabulary is for the caller to know.
+    """
+
+    def __init__(self, model: GPT, caches: list[KeyValueCache]):
+        rows, width = len(caches[0].keys), model.config.n_embd
+        self.blocks = [BlockStep(block, cache) for block, cache in zip(model.blocks, caches)]
+        self.norm = NormStep(model.ln_f, rows)
+        self.caches = caches
+        self.tokens, self.positions = model.wte.data, model.wpe.data
+        self.head = model.head_table.data.T  # (C, V)
+        self.stream = np.empty((rows, width), self.tokens.dtype)
+        self.logits = np.empty((rows, model.config.vocab_size), self.tokens.dtype)
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        position, x = self.caches[0].length, self.stream
+        if position >= len(self.positions):
+            raise ShapeError(f"the context holds {len(self.positions)} tokens, and all are there; begin new caches")
+        np.add(self.tokens[tokens], self.positions[position], out=x)  # (B, C)
+        for block in self.blocks:
+            block(x)
+        return np.dot(self.norm(x), self.head, out=self.logits)  # (B, C)·(C, V) -> (B, V)
+
+
+class LinearStep:
+    def __init__(self, layer: Linear, rows: int):
+        self.weight = layer.weight.data
+        self.bias = None if layer.bias is None else layer.bias.data[None]  # (1, m): for one row nothing to broadcast
+        self.out = np.empty((rows, self.weight.shape[1]), self.weight.dtype)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = np.dot(x, self.weight, out=self.out)
+        return y if self.bias is None else np.add(y, self.bias, out=y)
+
+
+class NormStep:
+    def __init__(self, layer: LayerNorm, rows: int):
+        self.weight, self.bias = layer.weight.data[None], layer.bias.data[None]
+        width, dtype = self.weight.shape[1], self.weight.dtype
+        self.eps = np.full((rows, 1), layer.eps, dtype)
+        self.mean = np.full((width, 1), 1 / width, dtype)  # a row times this is the row's mean
+        self.out, self.square = np.empty((2, rows, width), dtype)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = np.subtract(x, np.dot(x, self.mean), out=self.out)
+        r = np.dot(np.multiply(y, y, out=self.square), self.mean)  # the variance, (B, 1)
+        np.sqrt(np.add(r, self.eps, out=r), out=r)
+        np.divide(y, r, out=y)
+        np.multiply(y, self.weight, out=y)
+        return np.add(y, self.bias, out=y)
+
+
+class AttentionStep:
+    def __init__(self, layer: MultiHeadAttention, cache: KeyValueCache):
+        rows, heads, _, size = cache.keys.shape
+        self.cache = cache
+        self.qkv, self.out = LinearStep(layer.qkv, rows), LinearStep(layer.out, rows)
+        self.scale = np.full((rows, heads, size, 1), layer.sharpness / math.sqrt(size), self.qkv.out.dtype)
+        q, k, v = self.qkv.out.reshape(rows, 3, heads, size).swapaxes(0, 1)  # views, (B, H, D) each
+        self.query, self.key, self.value = q[..., None], k[:, :, None], v[:, :, None]
+        self.mixed = np.empty((rows, heads, 1, size), self.qkv.out.dtype)
+        self.joined = self.mixed.reshape(rows, heads * size)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.qkv(x)  # into query, key and value
+        np.multiply(self.query, self.scale, out=self.query)
+        keys, values = self.cache.extend(self.key, self.value)
+        p = np.matmul(keys, self.query)  # (B, H, n, D)·(B, H, D, 1) -> (B, H, n, 1)
+        np.subtract(p, np.maximum.reduce(p, axis=2, keepdims=True), out=p)
+        np.exp(p, out=p)
+        np.divide(p, np.add.reduce(p, axis=2, keepdims=True), out=p)
+        np.matmul(p.swapaxes(2, 3), values, out=self.mixed)  # (B, H, 1, n)·(B, H, n, D) -> (B, H, 1, D)
+        return self.out(self.joined)
+
+
+class BlockStep:
+    """Adds to the residual stream, in place, what a block adds to it."""
+
+    def __init__(self, block: Block, cache: KeyValueCache):
+        rows = len(cache.keys)
+        self.ln_1, self.ln_2 = NormStep(block.ln_1, rows), NormStep(block.ln_2, rows)
+        self.attention = AttentionStep(block.attention, cache)
+        self.up, self.down = LinearStep(block.mlp.up, rows), LinearStep(block.mlp.down, rows)
+        self.bend: Any = ACTIVATIONS[block.mlp.activation]
+        self.bent = np.empty_like(self.up.out)
+
+    def __call__(self, x: np.ndarray) -> None:
+        np.add(x, self.attention(self.ln_1(x)), out=x)
+        wide = self.up(self.ln_2(x))
+        if self.bend is ops.gelu:
+            gelu_into(wide, self.bent)
+        else:
+            self.bent = self.bend(wide)
+        np.add(x, self.down(self.bent), out=x)

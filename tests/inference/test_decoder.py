@@ -1,0 +1,140 @@
+"""The decoder computes what the model computes, for any of its forms, and stands aside for any other model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Tensor, checked
+from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.inference import Sampling, generate
+from nanograd_llm.inference.decoder import Decoder, can_decode
+from nanograd_llm.nn import MLP, LayerNorm
+
+SIZES = dict(vocab_size=13, context_length=9, n_layer=3, n_head=2, n_embd=16)
+
+
+def gpt(dtype: Any = np.float64, **changes: Any) -> GPT:
+    """A model all of whose parameters are far from their special initial values."""
+    model, rng = GPT(GPTConfig(**{**SIZES, **changes})).astype(dtype), np.random.default_rng(1)
+    for parameter in model.parameters():
+        parameter.data += (0.3 * rng.standard_normal(parameter.shape)).astype(dtype)
+    model.eval()
+    return model
+
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"activation": "gelu_exact"},
+    {"n_inner": 20, "layer_norm_epsilon": 0.1},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"tie_word_embeddings": False},
+    {"n_head": 1, "n_embd": 3},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_each_token_has_the_logits_of_the_model(form: dict[str, Any], rows: int, dtype: str) -> None:
+    model = gpt(dtype, **form)
+    text = np.random.default_rng(0).integers(13, size=(rows, 9))
+    caches = model.new_caches(rows)
+    model.next_logits(text[:, :2], caches)
+    decoder = Decoder(model, caches)
+    for n in range(2, 9):
+        logits = decoder(text[:, n])
+        assert logits.dtype == dtype
+        exact = model.next_logits(text[:, : n + 1])
+        np.testing.assert_allclose(logits, exact, rtol=0, atol=np.abs(exact).max() * 40 * np.finfo(dtype).eps)
+    with pytest.raises(ShapeError, match="the context holds 9 tokens, and all are there"):
+        decoder(text[:, 0])
+
+
+def test_weights_are_read_where_they_lie() -> None:
+    model = gpt()
+    caches = model.new_caches(1)
+    decoder = Decoder(model, caches)
+    for parameter in model.parameters():
+        parameter.data.flags.writeable = False  # as those of a mapped file are
+    before = decoder(np.array([1])).copy()
+    for parameter in model.parameters():
+        parameter.data.flags.writeable = True
+        parameter.data *= 0
+    caches[0].length = caches[1].length = caches[2].length = 0
+    assert before.any()
+    assert not decoder(np.array([1])).any()
+
+
+class Other(LayerNorm):
+    """Another class, though it computes the same."""
+
+
+def derived(model: GPT) -> None:
+    model.ln_f = Other(16).astype(np.float64).eval()
+
+
+def replaced(model: GPT) -> None:
+    model.blocks[1].mlp.forward = lambda x: MLP.forward(model.blocks[1].mlp, x) * 2.0  # type: ignore[method-assign]
+
+
+def hidden(model: GPT) -> None:
+    original = model.hidden
+    model.hidden = lambda *args: original(*args) * 2.0  # type: ignore[method-assign]
+
+
+def mixed(model: GPT) -> None:
+    model.wpe.data = model.wpe.data.astype(np.float32)
+
+
+def training(model: GPT) -> None:
+    model.blocks[0].dropout = model.blocks[0].mlp.dropout
+    model.blocks[0].mlp.dropout.training = True
+
+
+@pytest.mark.parametrize("change", [derived, replaced, hidden, mixed, training])
+def test_a_model_with_a_part_of_its_own_is_no_model_for_it(change: Any) -> None:
+    model = gpt()
+    assert can_decode(model)
+    change(model)
+    assert not can_decode(model)
+
+
+def test_checked_mode_looks_at_every_op() -> None:
+    model = gpt()
+    model.blocks[1].mlp.up.bias.data[3] = np.inf
+    with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up"):
+        generate(model, [1], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_one_error_and_no_warning(bad: float) -> None:
+    model = gpt()
+    model.blocks[2].attention.qkv.bias.data[3] = bad
+    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="is a weight not finite"):
+        warnings.simplefilter("error")
+        generate(model, [1, 2], max_new_tokens=2)
+    assert can_decode(model)
+    model.blocks[2].attention.qkv.bias.data[3] = 0
+    model.wte.data[4] = bad
+    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="is a weight not finite"):
+        warnings.simplefilter("error")
+        generate(model, [4], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_part_that_was_replaced_has_its_say_in_what_is_written(rows: int) -> None:
+    model = gpt()
+    plain = generate(model, [[1, 2]] * rows, max_new_tokens=7, sampling=Sampling(temperature=0))
+
+    def forward(x: Any) -> Tensor:
+        return LayerNorm.forward(model.ln_f, x) * -1.0
+
+    model.ln_f.forward = forward  # type: ignore[method-assign]
+    other = generate(model, [[1, 2]] * rows, max_new_tokens=7, sampling=Sampling(temperature=0))
+    assert other == generate(model, [[1, 2]] * rows, max_new_tokens=7, sampling=Sampling(temperature=0), cache=False)
+    assert other != plain
