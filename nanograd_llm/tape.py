@@ -108,12 +108,13 @@ def walk(
                 is_asked_for = node.retained is not None if wanted is None else id(node) in wanted
                 if is_asked_for:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
-                for source, gradient, is_own in _pull_back(node, cotangent, leads, pending):
+                for source, gradient, is_own in _pull_back(node, cotangent, leads, pending, out):
                     key = id(source)
                     if not isinstance(source, Node):
                         leaves[key] = source
                         if key in out and key not in pending:
-                            out[key][...] = gradient
+                            if gradient is not out[key]:
+                                out[key][...] = gradient
                             gradient, is_own = out[key], True
                     _accumulate(pending, owned, key, gradient, is_own)
             if not retain:
@@ -196,7 +197,7 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
 
 
 def _pull_back(
-    node: Node, cotangent: Any, leads: set[int] | None, pending: dict[int, Any]
+    node: Node, cotangent: Any, leads: set[int] | None, pending: dict[int, Any], out: dict[int, Any]
 ) -> Iterator[tuple[Any, Any, bool]]:
     """Run a node's rule: (source, gradient in the source's shape and dtype, is it an array of its own) for each.
 
@@ -209,7 +210,11 @@ def _pull_back(
     if node.place is not None:
         cotangent = _checked_cotangent(node, cotangent)
     higher_order = state.higher_order
-    saved, gradients = node.op.pull_back(node, cotangent, needs)
+    into = None
+    if out:  # an array that nothing has arrived in yet, and that this node writes to once
+        keys = [id(source) for source in sources]
+        into = [out[k] if k in out and k not in pending and keys.count(k) == 1 else None for k in keys]
+    saved, gradients = node.op.pull_back(node, cotangent, needs, into)
     shared: set[int] | None = None
     for i, gradient in gradients:
         if not needs[i]:

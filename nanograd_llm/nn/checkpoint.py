@@ -48,7 +48,7 @@ class _Again:
         self.name = f"checkpoint of {type(module).__name__}"
 
     def pull_back(
-        self, node: Node, cotangent: Any, needs: tuple[bool, ...]
+        self, node: Node, cotangent: Any, needs: tuple[bool, ...], into: Sequence[Any] | None = None
     ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
         before, result = node.saved
         x = Tensor(before, requires_grad=needs[0])
@@ -61,6 +61,7 @@ class _Again:
             )
         leaves = [x, *self.module.parameters()]
         wanted = {id(leaf) for leaf, need in zip(leaves, needs) if need}
+        out = {id(leaf): array for leaf, array in zip(leaves, into or ()) if array is not None}
         assert y._node is not None
-        found = walk(y._node, cotangent, wanted, retain=False, leaf_hooks=False)
+        found = walk(y._node, cotangent, wanted, retain=False, out=out, leaf_hooks=False)
         return node.saved, [(i, found[id(leaf)][1]) for i, leaf in enumerate(leaves) if id(leaf) in found]

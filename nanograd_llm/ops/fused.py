@@ -304,10 +304,10 @@ def linear(x, w, b=None):
 
 
 @linear.backward
-def linear_backward(dy, x, w, needs):
+def linear_backward(dy, x, w, needs, into):
     rows = _rows(dy)
     dx = (rows @ w.T).reshape(x.shape) if needs[0] else None
-    dw = _rows(x).T @ rows if needs[1] else None
+    dw = np.matmul(_rows(x).T, rows, out=into[1]) if needs[1] else None
     db = _column_sums(rows) if needs[2] else None
     return dx, dw, db
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -787,6 +788,32 @@ def test_gradients_are_written_where_out_says_and_are_the_same() -> None:
     assert all(a is b for a, b in zip(found, out, strict=True))
     for written, expected in zip(out, grad(y, leaves), strict=True):
         np.testing.assert_array_equal(written, expected)
+
+
+def test_a_rule_that_asks_writes_a_leafs_gradient_where_out_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[Any] = []
+    rule = ops.linear.rule
+
+    def noting(dy: Any, x: Any, w: Any, needs: Any, into: Any) -> Any:
+        offered.append(into)
+        return rule(dy, x, w, needs, into)
+
+    monkeypatch.setattr(ops.linear, "rule", noting)
+    x, w = (Tensor(np.random.default_rng(n).standard_normal((3, 3)), requires_grad=True) for n in (0, 1))
+    y = ops.linear(ops.linear(ops.linear(x, w), w), x).sum()  # w twice; x as the first input and as a last weight
+    out = [np.full((3, 3), np.nan) for _ in range(2)]
+    found = grad(y, [x, w], retain_graph=True, out=out)
+    assert [[into is not None and into is out[k] for into in row[:2] for k in (0, 1)] for row in offered] == [
+        [False, False, True, False],  # the last weight is x, of which nothing has arrived
+        [False, False, False, True],  # the second is w, of which nothing has arrived
+        [False, False, False, False],  # of both there is something
+    ]
+    for written, expected in zip(found, grad(y, [x, w]), strict=True):
+        np.testing.assert_array_equal(written, expected)
+    offered.clear()
+    ops.linear(x, x).sum().backward()
+    grad(ops.linear(x, x).sum(), [x], out=out[:1])  # one leaf in two places of one call
+    assert all(into is None for row in offered for into in row)
 
 
 def test_a_leaf_that_y_does_not_depend_on_gets_zeros_in_out() -> None:
