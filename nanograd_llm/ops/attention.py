@@ -206,8 +206,8 @@ def _bounds(n, dtype):
 
 
 def _hide_future(scores):
-    """Make the scores of later keys -inf, in place, whatever they are; a minimum is faster than a masked copy."""
-    np.minimum(scores, _bounds(scores.shape[-1], scores.real.dtype), out=scores)
+    """Make the scores of later keys -inf, in place, also where they are NaN; a minimum is faster than a masked copy."""
+    np.fmin(scores, _bounds(scores.shape[-1], scores.real.dtype), out=scores)
 
 
 def _largest_key(scores):

@@ -336,3 +336,14 @@ def test_under_higher_order_the_composition_takes_the_fused_forms_place():
     with higher_order():
         assert ops.softmax(x)._node.op.name != "softmax"
     assert ops.softmax(x)._node.op.name == "softmax"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+def test_a_later_key_that_is_not_finite_changes_no_earlier_token(form, bad):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 4))
+    before = form(q, k, v)
+    k[:, -1] = bad
+    with np.errstate(invalid="ignore"):
+        after = form(q, k, v)
+    assert np.array_equal(after[:, :-1], before[:, :-1])
