@@ -54,8 +54,23 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-_blas_limits: list[int] = []  # of the blocks that are open, in whatever thread
-_blas_lock = threading.Lock()
+def fork_safe_lock() -> threading.Lock:
+    """A lock that no thread holds while any other forks: in the new process it would be shut for ever."""
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+class _Limit:
+    """How many threads a block allows; an object, so that of two equal ones each is itself."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+
+_blas_limits: list[_Limit] = []  # of the blocks that are open, in whatever thread
+_blas_lock = fork_safe_lock()
 
 
 @contextlib.contextmanager
@@ -65,19 +80,19 @@ def blas_threads(count: int) -> Iterator[None]:
     The limit holds for the whole process: of several blocks that are open at once, the last one opened counts, and when
     none is left the setting is as it was before the first.
     """
-    pools = _thread_pools()
+    pools, limit = _thread_pools(), _Limit(count)
     with _blas_lock:
         if not _blas_limits:
             pools.before = pools.limit(user_api="blas")  # limits nothing, remembers what is set
-        _blas_limits.append(count)
+        _blas_limits.append(limit)
         pools.limit(limits=count, user_api="blas")
     try:
         yield
     finally:
         with _blas_lock:
-            _blas_limits.remove(count)
+            _blas_limits.remove(limit)
             if _blas_limits:
-                pools.limit(limits=_blas_limits[-1], user_api="blas")
+                pools.limit(limits=_blas_limits[-1].count, user_api="blas")
             else:
                 pools.before.restore_original_limits()
 
@@ -105,8 +120,14 @@ def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any
         return [work(slice(0, size))]
     bounds = [size * n // count for n in range(count + 1)]
     first, *others = map(slice, bounds, bounds[1:])
+    warnings = np.geterr()
+
+    def run(part: slice) -> Any:
+        with np.errstate(**warnings):  # which belongs to the thread before NumPy 2
+            return work(part)
+
     with blas_threads(1):
-        running = [_threads().submit(contextvars.copy_context().run, work, part) for part in others]
+        running = [_threads().submit(contextvars.copy_context().run, run, part) for part in others]
         try:
             results = [work(first)]
         finally:
@@ -118,15 +139,15 @@ def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any
 def _blas_thread_limit() -> int:
     with _blas_lock:
         if _blas_limits:
-            return _blas_limits[-1]
+            return _blas_limits[-1].count
     pools = _thread_pools().lib_controllers
     return min(cpu_count(), max((pool.num_threads for pool in pools if pool.user_api == "blas"), default=1))
 
 
 def _forget_threads() -> None:
-    """A forked process has none of the threads of the one it was copied from, and may have copied a lock held shut."""
-    global _helpers, _blas_lock
-    _helpers, _blas_lock = None, threading.Lock()
+    """A forked process has none of the threads of the one it was copied from."""
+    global _helpers
+    _helpers = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,14 +8,13 @@ parameters.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import as_array, is_array, xp
+from nanograd_llm.backend import as_array, fork_safe_lock, is_array, xp
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import higher_order, state
 from nanograd_llm.tape import Node, walk
@@ -25,7 +24,7 @@ Array = Any  # np.ndarray, or CuPy on a GPU
 NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
 
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
-_commit_lock = threading.Lock()
+_commit_lock = fork_safe_lock()
 
 
 class Tensor:

@@ -38,6 +38,11 @@ def _set(**values: Any) -> Iterator[None]:
         vars(state).update(before)
 
 
+def forget_modes() -> None:
+    """Leave every block in this thread: a process that was forked amid a block of somebody else's begins anew."""
+    vars(state).clear()
+
+
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Inside this block nothing is recorded: results need no gradient and hold no tape."""
     return _set(recording=False)

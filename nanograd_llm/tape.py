@@ -7,19 +7,18 @@ There is no mathematics here but that: sums at a fork, and sums over the axes th
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import SCALARS_WIDEN, as_array
+from nanograd_llm.backend import SCALARS_WIDEN, as_array, fork_safe_lock
 from nanograd_llm.checked import Protection, require_finite, require_no_widening
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.modes import state
 
 _order = itertools.count()
-_claim_lock = threading.Lock()
+_claim_lock = fork_safe_lock()
 
 Hook = Callable[[Any], Any]
 

@@ -68,3 +68,21 @@ def test_a_fork_shares_out_over_threads_of_its_own() -> None:
         os._exit(total())
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 10
+
+
+def test_of_blocks_that_are_open_the_last_one_opened_counts() -> None:
+    def allowed() -> int:
+        return len(share_out(lambda part: part, 100, LARGE))
+
+    with blas_threads(1):
+        with blas_threads(2):
+            with blas_threads(1):
+                assert allowed() == 1
+            assert allowed() == 2
+        assert allowed() == 1
+
+
+def test_warnings_are_as_the_caller_has_them_in_every_part() -> None:
+    with blas_threads(3), np.errstate(divide="raise", over="ignore"):
+        kinds = share_out(lambda part: np.geterr(), 3, LARGE)
+    assert all((kind["divide"], kind["over"]) == ("raise", "ignore") for kind in kinds)

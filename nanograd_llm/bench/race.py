@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.pipes import receive, send, told
 
 Step = Callable[[], Any]
 Maker = Callable[[], Step]  # runs in the contender's process; must be importable there, such as a partial of a function
@@ -43,20 +44,12 @@ class Contender:
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(step, *arguments) as computed there; what fails there is raised here as NanogradError."""
+        ended = "a contender's process ended without an answer; was there enough memory?"
         if not self.is_made:
-            self._receive()
+            receive(self.pipe, ended)
             self.is_made = True
-        self.pipe.send((function, arguments))
-        return self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            answer = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            raise NanogradError("a contender's process ended without an answer; was there enough memory?") from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        send(self.pipe, (function, arguments))
+        return receive(self.pipe, ended)
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process; at_once: even amid a step, which nobody waits for any more."""
@@ -90,20 +83,16 @@ def _serve(pipe: Connection, make: Maker) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             step = make()
-            pipe.send(None)
+            send(pipe, None)
         except Exception as error:
-            return pipe.send(_told(error))
+            return send(pipe, told(error))
         while True:
             function, arguments = pipe.recv()
             try:
                 answer = function(step, *arguments)
             except Exception as error:
-                answer = _told(error)
-            pipe.send(answer)
-
-
-def _told(error: Exception) -> NanogradError:
-    return error if isinstance(error, NanogradError) else NanogradError(f"{type(error).__name__}: {error}")
+                answer = told(error)
+            send(pipe, answer)
 
 
 @contextlib.contextmanager

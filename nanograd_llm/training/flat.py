@@ -38,7 +38,11 @@ class FlatParameters:
             return np.zeros(self.size, self.dtype)
         import mmap
 
-        memory = mmap.mmap(-1, max(1, self.size * self.dtype.itemsize))  # anonymous, and kept across a fork
+        size = max(1, self.size * self.dtype.itemsize)
+        try:
+            memory = mmap.mmap(-1, size)  # anonymous, and kept across a fork
+        except OSError as error:
+            raise MemoryError(f"cannot share {size / 2**20:,.0f} MiB: {error.strerror}") from None
         return np.frombuffer(memory, dtype=self.dtype, count=self.size)
 
     def blocks(self, worker: int, workers: int) -> list[slice]:

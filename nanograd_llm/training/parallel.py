@@ -21,6 +21,7 @@ from nanograd_llm.backend import blas_threads, cpu_count
 from nanograd_llm.engine import Parameter, Tensor, grad
 from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.modes import checked, state
+from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.randomness import noise
 from nanograd_llm.training.adamw import AdamW, Rates
@@ -29,6 +30,7 @@ from nanograd_llm.training.team import Processes, Threads
 Loss = Callable[[Any, Any], Tensor]
 # Elsewhere a fork is missing (Windows), or unsafe once the system's own libraries are in use (macOS).
 CAN_FORK = sys.platform.startswith("linux")
+UNSEEN = (pickle.PicklingError, AttributeError, TypeError)  # what `fingerprint` raises where pickle cannot see
 Piece = tuple[tuple[int, ...], np.ndarray, np.ndarray]  # key of its noise, tokens, targets
 
 
@@ -50,6 +52,7 @@ class Workers:
         self.processes = Processes(self.count) if processes and CAN_FORK and self.count > 1 else None
         self.home = os.getpid()
         self.team: Threads | Processes = self.threads
+        self.are_new = False  # the processes, which have taken no step yet
 
     def start(self, loss: Loss) -> None:
         """Have everybody ready to compute with this loss; the first step would do it otherwise.
@@ -85,6 +88,8 @@ class Workers:
         with blas_threads(1 if shares > 1 else self.count):
             tasks = [(worker, pieces[worker::shares], count, state.checked) for worker in range(shares)]
             losses = self.team.run(self.compute_share, tasks)
+            if self.are_new:
+                self._require_unchanged(loss)
             with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
                 squares = self.team.run(self.add_shares, [(worker, shares) for worker in range(self.count)])
         return sum(losses), math.sqrt(sum(squares))
@@ -144,24 +149,48 @@ class Workers:
             return self.threads
         try:
             mark = fingerprint(loss, self.flat.parameters)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except UNSEEN as error:
             warnings.warn(f"training in threads, since processes could miss a change: {error}", stacklevel=2)
             self.processes = None
             return self.threads
-        self.processes.prepare(self, mark)
+        self.are_new = self.processes.prepare(self, mark) or self.are_new
         return self.processes
+
+    def _require_unchanged(self, loss: Loss) -> None:
+        """Go on in threads where a first step in processes has changed the model: in theirs that is lost."""
+        self.are_new = False
+        if self.processes is None:
+            return
+        try:
+            is_changed = fingerprint(loss, self.flat.parameters) != self.processes.forked_from
+        except UNSEEN:
+            is_changed = True
+        if is_changed:
+            warnings.warn(
+                "the loss writes into the model, which other processes do not see: training goes on in threads, and "
+                "what all workers but one wrote in this step is lost; use processes=False",
+                stacklevel=3,
+            )
+            self.processes = None
 
 
 def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
     """All that a model's loss depends on but its code and the numbers of its parameters, as pickle sees it.
+
+    Attributes of the classes of its modules are part of it.
 
     Raises PicklingError, AttributeError or TypeError where pickle cannot see it, or a parameter has a hook or is none
     of `parameters`.
     """
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
 
+    seen: set[type] = set()
+
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
+            if isinstance(value, type) and issubclass(value, Module) and value not in seen:
+                seen.add(value)  # pickle names a class only; what hangs on it may change as well
+                return value.__qualname__, _class_attributes(value)
             if not isinstance(value, Parameter):
                 return None
             if value._hooks:
@@ -173,6 +202,20 @@ def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
     file = io.BytesIO()
     Pickler(file).dump(loss)
     return file.getvalue()
+
+
+def _class_attributes(kind: type) -> dict[str, Any]:
+    """What a class and those it derives from hold, but their code."""
+    held = {name: value for base in reversed(kind.__mro__[:-1]) for name, value in vars(base).items()}
+    return {
+        name: value
+        for name, value in held.items()
+        if not (name.startswith(("__", "_abc_")) or callable(value) or _is_code(value))
+    }
+
+
+def _is_code(value: Any) -> bool:
+    return hasattr(type(value), "__get__")  # a function, property or the like
 
 
 def pinned_blas() -> str | None:

@@ -17,11 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.backend import blas_threads
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.modes import forget_modes
+from nanograd_llm.pipes import receive, send, told
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Method = Callable[..., Any]  # a bound method
+
+ENDED = (
+    "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or processes=False"
+)
 
 
 class Threads:
@@ -54,10 +60,13 @@ class Processes:
         self.forked_from: bytes | None = None
         weakref.finalize(self, _end, self.workers, os.getpid())
 
-    def prepare(self, owner: object, fingerprint: bytes) -> None:
-        """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint."""
+    def prepare(self, owner: object, fingerprint: bytes) -> bool:
+        """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint.
+
+        True where they had to be forked for it.
+        """
         if fingerprint == self.forked_from:
-            return
+            return False
         from multiprocessing import Pipe
 
         self.close()
@@ -66,12 +75,13 @@ class Processes:
             with warnings.catch_warnings():
                 # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
                 warnings.simplefilter("ignore", DeprecationWarning)
-                process = os.fork()
+                process = _fork()
             if process == 0:
                 _serve(owner, there, [here, *(pipe for _, pipe in self.workers)])
             there.close()
             self.workers.append((process, here))
         self.forked_from = fingerprint
+        return True
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         """As `Threads.run`, for a method of the owner that `prepare` was given. After a failure all are forked anew."""
@@ -80,9 +90,8 @@ class Processes:
             raise NanogradError(f"{len(tasks)} tasks for {1 + len(self.workers)} workers; call prepare first")
         try:
             for pipe, task in zip(pipes, tasks[1:]):
-                with contextlib.suppress(BrokenPipeError):  # its end shows again, and is told, where it should answer
-                    pipe.send((method.__name__, task))
-            return [method(*tasks[0]), *(_answer(pipe) for pipe in pipes)]
+                send(pipe, (method.__name__, task))
+            return [method(*tasks[0]), *(receive(pipe, ENDED) for pipe in pipes)]
         except BaseException:
             self.close()
             raise
@@ -93,17 +102,11 @@ class Processes:
         self.forked_from = None
 
 
-def _answer(pipe: Connection) -> Any:
+def _fork() -> int:
     try:
-        answer = pipe.recv()
-    except (EOFError, ConnectionError):
-        answer = NanogradError(
-            "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or "
-            "processes=False"
-        )
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+        return os.fork()
+    except OSError as error:
+        raise NanogradError(f"cannot start a worker process: {error}; use fewer threads, or processes=False") from None
 
 
 def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
@@ -113,14 +116,15 @@ def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
             signal.signal(number, signal.SIG_IGN)
         for other in others:
             other.close()
+        forget_modes()  # of whoever forked
         with blas_threads(1):
             while True:
                 name, task = pipe.recv()
                 try:
                     answer = getattr(owner, name)(*task)
                 except Exception as error:
-                    answer = error if isinstance(error, NanogradError) else NanogradError(f"a worker failed: {error!r}")
-                pipe.send(answer)
+                    answer = told(error)
+                send(pipe, answer)
     finally:
         os._exit(0)  # past everything that belongs to the process it was copied from: its buffers, files and tests
 

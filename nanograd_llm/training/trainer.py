@@ -37,7 +37,8 @@ class TrainConfig:
     accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
     threads: workers that the batch is split over; 0 for one a core.
     processes: on Linux, have them be forked processes; small models train faster then. They see every change of the
-        model, but none of what its loss uses besides, such as a function replaced later. Elsewhere they are threads.
+        model, but none of what its loss uses besides, such as a function replaced later. A model that its own loss
+        writes into is trained in threads, as every model is elsewhere.
     """
 
     learning_rate: float = 1e-3

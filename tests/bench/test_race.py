@@ -74,3 +74,12 @@ def test_an_optional_contender_that_fails_leaves_the_field_with_a_note():
 def test_a_contender_that_is_needed_and_fails_ends_the_race():
     with contenders({"ours": broken}) as field, pytest.raises(NanogradError, match="by nothing"):
         list(warm_up(field, "toy"))
+
+
+def test_a_contender_killed_while_it_waits_is_told():
+    with Contender(counter) as contender:
+        contender.ask(where_and_what)
+        contender.process.kill()
+        contender.process.join()
+        with pytest.raises(NanogradError, match="ended without an answer"):
+            contender.ask(where_and_what)

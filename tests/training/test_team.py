@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked
+from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, no_grad
+from nanograd_llm.backend import blas_threads
 from nanograd_llm.errors import IndexRangeError, NanogradError, NonFiniteError
 from nanograd_llm.nn import Module
 from nanograd_llm.training import Trainer
@@ -72,7 +73,7 @@ def test_the_caller_is_the_first_worker_and_the_others_are_other_processes() -> 
 
 @pytest.mark.parametrize(
     ("method", "who", "message"),
-    [("fail", 2, "worker 2 fails"), ("break_", 1, "a worker failed: ZeroDivisionError"), ("fail", 0, "worker 7 fails")],
+    [("fail", 2, "worker 2 fails"), ("break_", 1, "ZeroDivisionError: deep down"), ("fail", 0, "worker 7 fails")],
 )
 def test_an_error_of_any_worker_is_raised_here_and_the_next_use_forks_anew(method: str, who: int, message: str) -> None:
     owner = Owner()
@@ -296,3 +297,110 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(number: int) -> 
     _, worker = team.run(owner.process, [(0,), (0,)])
     os.kill(worker, number)
     assert team.run(owner.times, [(1,), (2,)]) == [2, 4]
+
+
+class Scaled(Module):
+    """Its loss depends on an attribute of its class."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        self.model = GPT(GPTConfig(**SIZES))
+
+    def loss(self, tokens: Any, targets: Any) -> Tensor:
+        return self.model.loss(tokens, targets) * self.factor
+
+
+def test_a_changed_attribute_of_a_class_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for processes in (False, True):
+        monkeypatch.setattr(Scaled, "factor", 1.0)
+        trainer, _ = trained(model=Scaled(), processes=processes, threads=2)
+        monkeypatch.setattr(Scaled, "factor", 3.0)
+        losses.append(trainer.step(*np.ones((2, 6, 6), int)))
+    assert losses[0] == losses[1]
+
+
+class Counting(Scaled):
+    """Its loss writes into the model."""
+
+    calls = 0
+
+    def loss(self, tokens: Any, targets: Any) -> Tensor:
+        self.calls += 1
+        return super().loss(tokens, targets)
+
+
+def test_a_model_that_its_loss_writes_into_is_trained_in_threads_and_that_is_said_once() -> None:
+    model = Counting()
+    with pytest.warns(UserWarning, match="the loss writes into the model, which other processes do not see") as said:
+        trainer, _ = trained(steps=3, model=model, processes=True, threads=2)
+    assert len(said) == 1
+    before = model.calls
+    trainer.step(*np.ones((2, 6, 6), int))
+    assert model.calls == before + 2
+
+
+def test_processes_forked_within_no_grad_record_all_the_same() -> None:
+    model = GPT(GPTConfig(**SIZES))
+    with no_grad():
+        trainer = Trainer(model, TrainConfig(batch_size=6, threads=2, processes=True))
+    trainer.step(*np.ones((2, 6, 6), int))
+
+
+class Odd(NanogradError):
+    """Pickle cannot make it again."""
+
+    def __init__(self, what: str, where: str):
+        super().__init__(what)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError("80 GiB"), MemoryError, "^80 GiB$"),
+        (Odd("bad token", "row 3"), NanogradError, "^Odd: bad token$"),
+        (ValueError("deep down"), NanogradError, "^ValueError: deep down$"),
+    ],
+)
+def test_any_error_of_a_worker_can_be_told(error: Exception, kind: type[Exception], message: str) -> None:
+    owner = Owner()
+
+    def fail(who: int) -> int:
+        if who:
+            raise error
+        return who
+
+    owner.fail = fail  # type: ignore[method-assign]
+    with pytest.raises(kind, match=message):
+        forked(owner, 2).run(owner.fail, [(0,), (1,)])
+
+
+def test_a_fork_waits_for_threads_that_set_blas_threads() -> None:
+    stop = threading.Event()
+
+    def toggle() -> None:
+        while not stop.is_set():
+            with blas_threads(1):
+                pass
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        owner = Owner()
+        for _ in range(20):
+            team = forked(owner, 2)
+            assert team.workers[0][1].poll(0) is False
+            assert team.run(owner.times, [(1,), (2,)]) == [2, 4]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_process_that_cannot_be_forked_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(NanogradError, match=r"cannot start a worker process: .*temporarily unavailable; use fewer"):
+        forked(Owner())
