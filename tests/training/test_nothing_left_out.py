@@ -1,0 +1,81 @@
+"""Nothing was made fast by computing less: a run with all that is fast has the losses of the definitions, at each step.
+
+The other side is as plain as can be: one thread, the whole batch, every op the composition it equals, gradients in a
+list, and AdamW as its paper writes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, grad, ops
+from nanograd_llm.engine import registry
+from nanograd_llm.nn import layers
+from nanograd_llm.randomness import noise
+from nanograd_llm.training import TrainConfig, Trainer
+from nanograd_llm.training.schedule import warmup_cosine
+
+STEPS, ROWS = 100, 5  # five rows for two workers: shares of three and two
+CONFIG = GPTConfig(vocab_size=29, context_length=40, n_layer=2, n_head=2, n_embd=16)  # 40: two blocks of attention
+
+
+def batches() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    steps = [rng.integers(29, size=(2, ROWS, 40)) for _ in range(4)] * (STEPS // 4)
+    for step in steps:
+        step[1][rng.random((ROWS, 40)) < 0.1] = -100
+    return steps
+
+
+def fast(dtype: str, **options: Any) -> list[float]:
+    config = GPTConfig(**{**vars(CONFIG), "checkpoint_activations": options.pop("checkpoint_activations", False)})
+    trainer = Trainer(GPT(config).astype(dtype), TrainConfig(steps=STEPS, learning_rate=1e-2, **options))
+    return [trainer.step(*batch) for batch in batches()]
+
+
+def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    for name, op in registry.items():
+        if op.equals is not None:
+            monkeypatch.setattr(ops, name, op.equals)
+    monkeypatch.setattr(layers, "ACTIVATIONS", {"gelu": registry["gelu"].equals})
+    model, c = GPT(CONFIG).astype(dtype), TrainConfig(steps=STEPS, learning_rate=1e-2)
+    parameters = model.parameters()
+    m, v = ([np.zeros_like(p.data) for p in parameters] for _ in range(2))
+    losses = []
+    for step, (tokens, targets) in enumerate(batches(), start=1):
+        with noise(0, step):
+            loss = model.loss(tokens, targets)
+        gradients = grad(loss, parameters)
+        length = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients)))
+        rate = warmup_cosine(step / STEPS, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+        for i, (p, g) in enumerate(zip(parameters, gradients)):
+            g = g * min(1.0, c.max_norm / length)
+            m[i] = c.beta1 * m[i] + (1 - c.beta1) * g
+            v[i] = c.beta2 * v[i] + (1 - c.beta2) * g * g
+            m_hat, v_hat = m[i] / (1 - c.beta1**step), v[i] / (1 - c.beta2**step)
+            decay = c.weight_decay if p.ndim >= 2 else 0
+            p.data = (p.data - rate * (m_hat / (np.sqrt(v_hat) + c.eps) + decay * p.data)).astype(dtype)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 1},
+        {"threads": 2},
+        {"threads": 2, "processes": True},
+        {"threads": 2, "accumulate": 2, "checkpoint_activations": True},
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
+def test_a_hundred_fast_steps_have_the_losses_of_the_definitions(
+    options: dict[str, Any], dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = fast(dtype, **options)
+    expected = composed(dtype, monkeypatch)
+    assert expected[-1] < 0.9 * expected[0]
+    np.testing.assert_allclose(losses, expected, rtol=tolerance)
