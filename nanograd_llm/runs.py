@@ -52,8 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipe(preset: str, **changes: Any) -> TrainConfig:
     """The TrainConfig that suits a preset, with these fields changed; a change that is None is none."""
     require_choice("preset", preset, RECIPES)
-    given = {name: value for name, value in changes.items() if value is not None}
-    return TrainConfig(**({"processes": True} | RECIPES[preset] | given))
+    return _training(RECIPES[preset], changes)
 
 
 def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
@@ -61,7 +60,10 @@ def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
 
     The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
     """
-    own = dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd)
+    return _training(dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd), changes)
+
+
+def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
     given = {name: value for name, value in changes.items() if value is not None}
     return TrainConfig(**({"processes": True} | own | given))
 
