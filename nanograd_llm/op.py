@@ -22,6 +22,8 @@ from nanograd_llm.modes import state
 from nanograd_llm.shapes import ShapeLine
 from nanograd_llm.tape import Node
 
+TOLD_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that nobody knows before it is called
+
 
 class Kept(tuple):
     """An op's result together with what its rule wants to see again."""
@@ -55,8 +57,7 @@ class Op:
         self.equals, self.domain, self.samples = equals, domain, samples
         self.rule: Callable[..., Any] | None = None
         self._plan: list[tuple[str, Any]] = []
-        self._needs_place: int | None = None
-        self._into_place: int | None = None
+        self._told_in_backward: list[tuple[int, str]] = []  # what the plan leaves open, by its place there
 
         parameters = inspect.signature(forward).parameters.values()
         kinds = inspect.Parameter
@@ -84,7 +85,7 @@ class Op:
             raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
         for token in line.unbound() - set(self.static_defaults):
             raise ShapeError(f"op {self.name}: no input or static argument says what {token} is in {line.text!r}")
-        for name in {"y", "needs", "into"} & {*self.inputs, *self.static_defaults}:
+        for name in {"y", *TOLD_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
             raise NanogradError(f"op {self.name}: to a rule {name!r} means something else; rename the argument")
         return line
 
@@ -105,25 +106,25 @@ class Op:
         """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
 
         an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
-        `needs` (which inputs want a gradient, a bool each), `into`, or a name the forward handed to `keep`. The rule
-        must not write into any of them but `into`, nor into the cotangent, which another input may share.
+        `needs` (which inputs want a gradient, a bool each), `into`, `onto`, or a name the forward handed to `keep`. The
+        rule must not write into any of them but the last two, nor into the cotangent, which another input may share.
 
-        `into` has for each input an array to write the gradient into and return, or None for one of the rule's own: so
-        large gradients of parameters reach the place where they are collected without a copy.
+        `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
+        `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
+        reach the place where they are collected without a copy.
 
         An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
         fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
         """
         _cotangent, *wanted = inspect.signature(rule).parameters
         self._plan = [self._resolve(name) for name in wanted]
-        self._needs_place = wanted.index("needs") if "needs" in wanted else None
-        self._into_place = wanted.index("into") if "into" in wanted else None
+        self._told_in_backward = [(i, name) for i, name in enumerate(wanted) if name in TOLD_IN_BACKWARD]
         self.rule = rule
         return rule
 
     def _resolve(self, name: str) -> tuple[str, Any]:
         """Where a parameter of the rule comes from: a kind, and the position or name within it."""
-        if name in ("needs", "into", "y"):
+        if name == "y" or name in TOLD_IN_BACKWARD:
             return name, None
         if name in self.static_defaults:
             return "static", name
@@ -241,8 +242,8 @@ class Op:
                 saved.append(static[key] if key in static else self.static_defaults[key])
             elif kind == "kept":
                 saved.append(self._kept(kept, key, higher_order))
-            elif kind == "needs" or kind == "into":
-                saved.append(None)  # known when backward comes
+            elif kind in TOLD_IN_BACKWARD:
+                saved.append(None)
             elif isinstance(key, slice):
                 saved.append([getattr(a, kind) for a in arrays])
             else:
@@ -265,23 +266,27 @@ class Op:
         return kept[name]
 
     def pull_back(
-        self, node: Node, cotangent: Any, needs: tuple[bool, ...], into: Sequence[Any] | None = None
+        self,
+        node: Node,
+        cotangent: Any,
+        needs: tuple[bool, ...],
+        into: Sequence[Any] | None = None,
+        onto: Sequence[Any] | None = None,
     ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
         """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...]).
 
-        into: an array for each input, or None, that its gradient may be written into.
+        into, onto: an array for each input, or None, that its gradient may be written into, or added to.
         """
         assert self.rule is not None
         higher_order = state.higher_order
         saved: Sequence[Any] = node.saved
         if higher_order or node.differentiable:
             saved = [self._as_recorded(kind, value, node, higher_order) for (kind, _), value in zip(self._plan, saved)]
-        if self._needs_place is not None or self._into_place is not None:
+        if self._told_in_backward:
+            told = {"needs": needs, "into": into or (None,) * len(needs), "onto": onto or (None,) * len(needs)}
             saved = [*saved]
-            if self._needs_place is not None:
-                saved[self._needs_place] = needs
-            if self._into_place is not None:
-                saved[self._into_place] = into or (None,) * len(needs)
+            for i, name in self._told_in_backward:
+                saved[i] = told[name]
         gradients = self.rule(cotangent, *saved)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         places = range(len(needs)) if self.variadic else self._differentiable_places

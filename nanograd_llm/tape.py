@@ -107,7 +107,7 @@ def walk(
                 is_asked_for = node.retained is not None if wanted is None else id(node) in wanted
                 if is_asked_for:
                     found[id(node)] = node, cotangent if state.higher_order else cotangent.copy()
-                for source, gradient, is_own in _pull_back(node, cotangent, leads, pending, out):
+                for source, gradient, is_own in _pull_back(node, cotangent, leads, pending, owned, out):
                     key = id(source)
                     if not isinstance(source, Node):
                         leaves[key] = source
@@ -196,7 +196,12 @@ def _accumulate(pending: dict[int, Any], owned: set[int], key: int, gradient: An
 
 
 def _pull_back(
-    node: Node, cotangent: Any, leads: set[int] | None, pending: dict[int, Any], out: dict[int, Any]
+    node: Node,
+    cotangent: Any,
+    leads: set[int] | None,
+    pending: dict[int, Any],
+    owned: set[int],
+    out: dict[int, Any],
 ) -> Iterator[tuple[Any, Any, bool]]:
     """Run a node's rule: (source, gradient in the source's shape and dtype, is it an array of its own) for each.
 
@@ -209,14 +214,16 @@ def _pull_back(
     if node.place is not None:
         cotangent = _checked_cotangent(node, cotangent)
     higher_order = state.higher_order
-    into = None
-    if out:  # an array that nothing has arrived in yet, and that this node writes to once
+    into, onto = None, None
+    if out:
         keys = [id(source) for source in sources]
-        into = [out[k] if k in out and k not in pending and keys.count(k) == 1 else None for k in keys]
-    saved, gradients = node.op.pull_back(node, cotangent, needs, into)
+        keys = [k if k in out and keys.count(k) == 1 else 0 for k in keys]  # 0 is no id
+        into = [out[k] if k and k not in pending else None for k in keys]
+        onto = [pending[k] if k in owned else None for k in keys]
+    saved, gradients = node.op.pull_back(node, cotangent, needs, into, onto)
     shared: set[int] | None = None
     for i, gradient in gradients:
-        if not needs[i]:
+        if not needs[i] or (onto is not None and onto[i] is not None and gradient is onto[i]):  # it has arrived
             continue
         shape, dtype = node.forms[i]
         if not isinstance(gradient, np.ndarray):

@@ -48,7 +48,12 @@ class _Again:
         self.name = f"checkpoint of {type(module).__name__}"
 
     def pull_back(
-        self, node: Node, cotangent: Any, needs: tuple[bool, ...], into: Sequence[Any] | None = None
+        self,
+        node: Node,
+        cotangent: Any,
+        needs: tuple[bool, ...],
+        into: Sequence[Any] | None = None,
+        onto: Sequence[Any] | None = None,
     ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
         before, result = node.saved
         x = Tensor(before, requires_grad=needs[0])

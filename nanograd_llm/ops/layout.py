@@ -253,7 +253,9 @@ def embedding(w, ids):
 
 
 @embedding.backward
-def embedding_backward(dy, w_shape, ids):
+def embedding_backward(dy, w_shape, ids, onto):
+    if onto[0] is not None:  # a table that serves as the head as well: it is large, and few of its rows change
+        return _add_runs(onto[0], dy, ids)
     return add_rows(dy, ids, vocab_size=w_shape[0])
 
 
@@ -268,14 +270,17 @@ def add_rows(x, ids, *, vocab_size):
 
     Sorting brings equal ids together, so each table row is one run of rows, summed in order: the same bits every time.
     """
-    channels = x.shape[-1]
-    y = xp(x).zeros((vocab_size, channels), dtype=x.dtype)
+    return _add_runs(xp(x).zeros((vocab_size, x.shape[-1]), dtype=x.dtype), x, ids)
+
+
+def _add_runs(y, x, ids):
+    """Add each row of x to row ids of y, in place."""
     ids = np.reshape(ids, -1)
     if ids.size:
         order = np.argsort(ids, kind="stable")
         in_order = ids[order]
         starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-        y[in_order[starts]] = np.add.reduceat(np.reshape(x, (ids.size, channels))[order], starts, axis=0)
+        y[in_order[starts]] += np.add.reduceat(np.reshape(x, (ids.size, x.shape[-1]))[order], starts, axis=0)
     return y
 
 

@@ -816,6 +816,30 @@ def test_a_rule_that_asks_writes_a_leafs_gradient_where_out_says(monkeypatch: py
     assert all(into is None for row in offered for into in row)
 
 
+def test_a_rule_that_asks_adds_to_what_out_holds_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[Any] = []
+    rule = ops.embedding.rule
+
+    def noting(dy: Any, w_shape: Any, ids: Any, onto: Any) -> Any:
+        offered.append(onto[0])
+        return rule(dy, w_shape, ids, onto)
+
+    monkeypatch.setattr(ops.embedding, "rule", noting)
+    rng = np.random.default_rng(0)
+    table, weight = (Tensor(rng.standard_normal((7, 3)), requires_grad=True) for _ in range(2))
+    ids = rng.integers(7, size=5)
+    for used in (table, weight):  # as the head also, or for nothing else
+        logits = ops.linear(ops.tanh(ops.embedding(table, ids)), used.T)
+        out = [np.full((7, 3), np.nan) for _ in range(2)]
+        found = grad((logits * logits).sum(), [table, weight], retain_graph=True, out=out)
+        assert all(a is b for a, b in zip(found, out, strict=True))
+        for written, expected in zip(out, grad((logits * logits).sum(), [table, weight]), strict=True):
+            np.testing.assert_array_equal(written, expected)
+        assert offered.pop() is None  # without out=
+        assert offered.pop() is (out[0] if used is table else None)
+    assert not offered
+
+
 def test_a_leaf_that_y_does_not_depend_on_gets_zeros_in_out() -> None:
     leaves = two_leaves()
     out = [np.full(leaf.shape, np.nan) for leaf in leaves]
