@@ -201,13 +201,15 @@ class Op:
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
-        except (TypeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        except MemoryError as error:  # the shapes may be right: only the op and its inputs are added
+            raise MemoryError(f"{self.name} got {_described(arrays)}: {error}") from error
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
             self._require_signature(arrays, static)
             kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
             if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
                 kind = IndexRangeError
-            came = ", ".join(_describe(a) for a in arrays)
-            raise kind(f"{self.name} got {came}; it takes {self.shape_line.text}: {error}") from error
+            message = f"{self.name} got {_described(arrays)}; it takes {self.shape_line.text}: {error}"
+            raise kind(message) from error
         return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
 
     def _require_signature(self, arrays: Sequence[Any], static: dict[str, Any]) -> None:
@@ -390,5 +392,5 @@ def _own(v: Any) -> Any:
     return tuple([_own(part) for part in v]) if isinstance(v, tuple) else v
 
 
-def _describe(a: Any) -> str:
-    return f"{a.shape} {a.dtype}" if is_array(a) else repr(a)
+def _described(arrays: Sequence[Any]) -> str:
+    return ", ".join(f"{a.shape} {a.dtype}" if is_array(a) else repr(a) for a in arrays)
