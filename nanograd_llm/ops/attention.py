@@ -20,7 +20,7 @@ from nanograd_llm.backend import share_out
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask, head_size
+from nanograd_llm.ops.composed import dropout_mask, head_size, require_channels
 from nanograd_llm.ops.layout import causal_mask
 
 BLOCK = 32  # query rows at a time; fewer waste less on the masked part, and 32 still keep BLAS busy
@@ -63,6 +63,7 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
     >>> (4 * v.grad).round(9).tolist(), (4 * k.grad).round(9).tolist()
     ([[9.0], [3.0]], [[-3.0], [3.0]])
     """
+    require_channels(q)
     if q.shape[-2] > k.shape[-2]:
         raise ShapeError(
             f"causal_attention has {q.shape[-2]} queries for {k.shape[-2]} keys; give at least as many keys"

@@ -93,6 +93,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
 
 def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
+    require_channels(q)
     scores = matmul(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])  # (..., T, D) · (..., D, T) -> (..., T, T)
     p = softmax(where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf))
     if dropout:
@@ -123,9 +124,15 @@ def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
 
 def head_size(width: int, n_head: int) -> int:
     """D, where queries, keys and values of n_head heads lie side by side in this width; ShapeError if they cannot."""
-    if n_head < 1 or width % (3 * n_head):
-        raise ShapeError(f"the last axis, {width}, must be 3 * n_head * D; n_head is {n_head}")
+    if n_head < 1 or width < 1 or width % (3 * n_head):
+        raise ShapeError(f"the last axis, {width}, must be 3 * n_head * D; n_head is {n_head}, D at least 1")
     return width // 3 // n_head
+
+
+def require_channels(q: Any) -> None:
+    """Raise ShapeError where queries (..., n, D) have D = 0: their scores are sums of nothing over √0."""
+    if not q.shape[-1]:
+        raise ShapeError(f"the queries have no channels, {q.shape}, and so no scale 1/√D; give at least one")
 
 
 def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:

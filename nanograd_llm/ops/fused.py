@@ -117,12 +117,13 @@ def _rows(x):
 
 
 def _row_means(x):
-    """⟨x⟩ of (N, C) as a column; a product with a vector is the fastest sum there is."""
-    return (x @ np.full(x.shape[-1], 1 / x.shape[-1], dtype=x.dtype))[:, None]
+    """⟨x⟩ of (N, C) as a column, 0 where C is; a product with a vector is the fastest sum there is."""
+    return (x @ np.full(x.shape[-1], 1 / (x.shape[-1] or 1), dtype=x.dtype))[:, None]
 
 
 def _row_mean_products(a, b):
-    return (np.einsum("nc,nc->n", a, b) / np.asarray(a.shape[-1], dtype=a.dtype))[:, None]
+    """⟨a*b⟩ of (N, C) as a column, 0 where C is."""
+    return (np.einsum("nc,nc->n", a, b) / np.asarray(a.shape[-1] or 1, dtype=a.dtype))[:, None]
 
 
 def _column_sums(x):

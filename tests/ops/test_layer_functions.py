@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -275,6 +276,43 @@ def test_self_attention_on_a_width_that_heads_do_not_divide_is_refused():
 def test_self_attention_without_a_head_is_refused(form, n_head):
     with pytest.raises(ShapeError, match=f"n_head is {n_head}"):
         form(np.zeros((1, 2, 6)), n_head=n_head)
+
+
+@pytest.mark.parametrize("lead", [(2,), (0,), (2, 0, 3)])
+@pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
+def test_a_normalised_axis_of_size_zero_gives_nothing_forward_and_backward(name, lead):
+    inputs = [leaf(np.zeros((*lead, 0))), *(leaf(np.zeros(0)) for _ in range(2 if name == "layernorm" else 1))]
+    for form in (getattr(ops, name), getattr(composed, name)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if form is getattr(composed, name) else "error")  # the mean of nothing
+            y = form(*inputs)
+            gradients = grad(y, inputs, np.zeros(y.shape))
+        assert y.shape == (*lead, 0)
+        assert [gradient.shape for gradient in gradients] == [x.shape for x in inputs]
+
+
+@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+@pytest.mark.parametrize("lead", [(3,), (2, 3), (0,)])
+def test_attention_over_queries_and_keys_without_channels_is_refused(form, lead):
+    with pytest.raises(ShapeError, match=r"no channels, .* 0\), and so no scale 1/√D"):
+        form(np.zeros((*lead, 0)), np.zeros((*lead, 0)), np.zeros((*lead, 4)))
+
+
+@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+@pytest.mark.parametrize("shapes", [((3, 2), (3, 2), (3, 0)), ((0, 2), (4, 2), (4, 3)), ((0, 2), (0, 2), (0, 3))])
+def test_attention_without_queries_or_value_channels_gives_nothing_forward_and_backward(form, shapes):
+    inputs = [leaf(np.ones(shape)) for shape in shapes]
+    y = form(*inputs)
+    assert y.shape == (shapes[0][0], shapes[2][1])
+    for x, gradient in zip(inputs, grad(y, inputs, np.ones(y.shape))):
+        np.testing.assert_array_equal(gradient, np.zeros(x.shape))
+
+
+@pytest.mark.parametrize("form", [ops.causal_self_attention, composed.causal_self_attention])
+@pytest.mark.parametrize("shape", [(2, 3, 0), (0, 0, 0)])
+def test_self_attention_without_channels_is_refused(form, shape):
+    with pytest.raises(ShapeError, match="the last axis, 0, must be 3 \\* n_head \\* D"):
+        form(np.zeros(shape), n_head=2)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
