@@ -159,9 +159,10 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
     (axis,) = axes_of((axis,), x.ndim)
     size = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
+        sections = int(sections)  # one of NumPy's may be too narrow for the size
         if sections < 1 or size % sections:
             raise ShapeError(f"split cannot cut axis {axis} of size {size} into {sections} equal parts")
-        sections = range(size // sections, size, size // sections)
+        sections = [size // sections * i for i in range(1, sections)]
     return [x[_along(axis, x.ndim, a, b)] for a, b in zip([0, *sections], [*sections, size])]
 
 

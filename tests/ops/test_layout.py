@@ -31,6 +31,14 @@ def test_a_vector_transposed_by_its_one_axis_has_a_gradient(axes):
 @pytest.mark.parametrize("integer", [int, np.int64, np.uint8])
 def test_split_takes_any_integer(integer):
     assert [part.data.tolist() for part in ops.split(leaf([1, 2, 3]), integer(3))] == [[1], [2], [3]]
+    assert [part.shape for part in ops.split(leaf(np.ones(600)), integer(3))] == [(200,)] * 3
+
+
+def test_split_cuts_an_axis_of_size_zero_into_as_many_empty_parts():
+    x = leaf(np.ones((2, 0)))
+    parts = ops.split(x, 3, axis=-1)
+    assert [part.shape for part in parts] == [(2, 0)] * 3
+    assert grad(parts[1], x, np.ones((2, 0))).shape == (2, 0)
 
 
 @pytest.mark.parametrize("index", [[0, 1], ([0, 1],), [[0, 1]], (slice(None), [0, 1])])
