@@ -63,6 +63,25 @@ def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> 
         raise ConfigError(f"{where}: {'; '.join(complaints)}")
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of these pairs; as an `object_pairs_hook` it stops `json` from taking the last of two equal keys.
+
+    >>> unique_keys([("steps", 3), ("steps", 4)])
+    Traceback (most recent call last):
+    nanograd_llm.errors.ConfigError: the key 'steps' stands there twice; expected each once
+
+    Raises ConfigError with the first key that repeats.
+    """
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ConfigError(f"the key {key!r:.100} stands there twice; expected each once")
+            seen.add(key)
+    return table
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The allowed name most like `name`, whatever the case of either; "" where none is near.
 

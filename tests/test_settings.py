@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import check_keys, nearest, require_choice, require_int
+from nanograd_llm.settings import check_keys, nearest, require_choice, require_int, unique_keys
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
@@ -41,3 +41,9 @@ def test_an_unknown_key_is_refused_with_its_nearest_match() -> None:
         "config.toml [train]: unknown 'learning_rat', did you mean 'learning_rate'?; "
         "unknown 'zzz', allowed are learning_rate, steps"
     )
+
+
+def test_a_key_that_repeats_is_refused_by_name() -> None:
+    assert unique_keys([("b", 1), ("a", 2)]) == {"b": 1, "a": 2}
+    with pytest.raises(ConfigError, match="the key 'a' stands there twice"):
+        unique_keys([("a", 1), ("b", 2), ("a", 1), ("b", 3)])

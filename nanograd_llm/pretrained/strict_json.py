@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.pretrained.mapped import map_file
+from nanograd_llm.settings import unique_keys
 
 MAX_BYTES = 2**22
 MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
@@ -39,7 +40,7 @@ def read_json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(
             text.decode("utf-8"),
-            object_pairs_hook=_object,
+            object_pairs_hook=unique_keys,
             parse_int=_integer,
             parse_float=_finite,
             parse_constant=_no_number,
@@ -51,15 +52,6 @@ def read_json_object(text: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadFileError(f"{where}: a JSON object is expected, {{...}}; found {type(found).__name__}")
     return found
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.100} stands there twice")
-    return table
 
 
 def _integer(digits: str) -> int:

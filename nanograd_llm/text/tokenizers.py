@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.settings import unique_keys
 from nanograd_llm.storage import write_atomically
 from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
 from nanograd_llm.text.corpora import read_text, well_formed
@@ -279,17 +280,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     text = read_text(path)
     try:
-        return _restore(json.loads(text, object_pairs_hook=_object))
+        return _restore(json.loads(text, object_pairs_hook=unique_keys))
     except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
         raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key repeats."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ConfigError(f"its keys are {[key for key, _ in pairs]}; expected each once")
-    return content
 
 
 def _restore(content: Any) -> Tokenizer:
