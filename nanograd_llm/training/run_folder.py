@@ -138,7 +138,7 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, float]]:
         """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out.
 
-        Raises BadFileError with the number of a line that is no record.
+        Raises BadFileError with the number of a line that is no record of numbers with a step.
         """
         if not self.metrics_path.exists():
             return []
@@ -149,12 +149,8 @@ class RunFolder:
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError(f"it holds a {type(record).__name__}; expected an object")
-                record = {name: float(v) if isinstance(v, str) else v for name, v in record.items()}
-                step = record.get("step")
-                if isinstance(step, bool) or not isinstance(step, (int, float)):
-                    raise ValueError(f"its step is {step!r}; expected a number")
-                records.append(record)
-            except (ValueError, RecursionError) as error:
+                records.append({name: _number(name, value) for name, value in {"step": None, **record}.items()})
+            except (ValueError, OverflowError, RecursionError) as error:
                 raise BadFileError(f"{self.metrics_path}, line {number}: not a metrics record: {error}") from error
         return records
 
@@ -264,6 +260,16 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _number(name: str, value: Any) -> float:
+    """A value of a metrics record, as it was before it was written. Raises ValueError, OverflowError."""
+    if isinstance(value, str) and value in _NON_FINITE.values():
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"its {name} is {value!r:.100}; expected a number")
+    float(value)  # an integer may have more digits than any float
+    return value
 
 
 def _for_toml(value: Any) -> Any:

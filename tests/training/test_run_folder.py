@@ -240,7 +240,8 @@ def test_a_metrics_line_cut_by_a_kill_is_left_out(run: RunFolder) -> None:
         "",
         '{"a":' * 100_000,
         *("[1]", "3", "null"),
-        *('{"step": 2, "loss": "high"}', '{"loss": 2.5}', '{"step": true}', '{"step": null}', '{"step": [2]}'),
+        *('{"loss": 2.5}', '{"step": true}', '{"step": null}', '{"step": [2]}', '{"step": "2"}'),
+        *(f'{{"step": 2, "loss": {value}}}' for value in ('"high"', "null", "false", "[]", "{}", '"2"', "9" * 400)),
     ],
     ids=lambda line: line[:30],
 )
