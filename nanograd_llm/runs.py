@@ -330,13 +330,21 @@ class StopRequest:
 def load_run(path: str | os.PathLike[str], step: int | None = None, *, strict: bool = False) -> tuple[GPT, Tokenizer]:
     """The model of a run, in evaluation mode, and its tokenizer.
 
-    step: of the checkpoint; the newest if not given.
-    strict: refuse weights that are not finite; otherwise a warning names them.
+    step, strict: as for `load_run_model`.
     Raises StorageError where there is no run or checkpoint, BadFileError where a file of it is damaged.
     """
     folder = RunFolder.open(path)
+    return load_run_model(folder, step, strict=strict), load_tokenizer(folder.tokenizer_path)
+
+
+def load_run_model(folder: RunFolder, step: int | None = None, *, strict: bool = False) -> GPT:
+    """The model of a run alone, in evaluation mode.
+
+    step: of the checkpoint; the newest if not given.
+    strict: refuse weights that are not finite; otherwise a warning names them.
+    Raises as `load_run` does.
+    """
     model = GPT(read_model_config(folder))
-    tokenizer = load_tokenizer(folder.tokenizer_path)
     arrays, _ = folder.load_checkpoint(step)
     names = model.state_dict()
     try:
@@ -350,7 +358,7 @@ def load_run(path: str | os.PathLike[str], step: int | None = None, *, strict: b
             raise BadFileError(f"{message}; use an older checkpoint")
         warnings.warn(message, stacklevel=2)
     model.eval()
-    return model, tokenizer
+    return model
 
 
 def read_model_config(folder: RunFolder) -> GPTConfig:

@@ -37,18 +37,20 @@ def info(model: str, /) -> None:
 
 def _run(path: str) -> tuple[GPT, dict[str, str]]:
     """The model of a run, and what there is to say of it."""
-    from nanograd_llm.runs import load_run
+    from nanograd_llm.runs import load_run_model
+    from nanograd_llm.text import load_tokenizer
     from nanograd_llm.training.run_folder import RunFolder
 
     folder = RunFolder.open(path)
-    model, tokenizer = load_run(path)
+    model, tokenizer = load_run_model(folder), load_tokenizer(folder.tokenizer_path)
     metrics = folder.read_metrics()
     steps = [record for record in metrics if "loss" in record]
     scores = [record for record in metrics if "bits_per_byte" in record]
     told = {name: _settings(table) for name, table in folder.read_config().items()} | {"tokenizer": str(tokenizer)}
     if steps:
         last = steps[-1]
-        told["trained"] = f"{last['step']:,} steps, {last['tokens']:,} tokens, loss {last['loss']:.3f}"
+        tokens = f"{last['tokens']:,} tokens, " if "tokens" in last else ""
+        told["trained"] = f"{last['step']:,} steps, {tokens}loss {last['loss']:.3f}"
     if scores:
         last = scores[-1]
         told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"

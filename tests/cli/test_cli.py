@@ -16,6 +16,7 @@ from nanograd_llm import __version__
 from nanograd_llm.cli import main
 from nanograd_llm.engine import registry
 from nanograd_llm.gradcheck import figures
+from nanograd_llm.training import RunFolder
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -95,6 +96,36 @@ def test_info_shows_every_parameter(run, capsys):
     out, _ = told(capsys)
     for part in ("wte", "blocks.0.attention.qkv.weight", "bits per byte", "4 steps", "vocab_size=1024"):
         assert part in out
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ('{"step": 3, "loss": 1.0}', r"trained +3 steps, loss 1\.000\n"),
+        ('{"step": 3, "tokens": 1234, "loss": "NaN"}', r"trained +3 steps, 1,234 tokens, loss nan\n"),
+        ('{"step": 3, "bits_per_byte": 2}', r"held out +2\.000 bits per byte at step 3\n"),
+        ('{"step": 3}', r"tokenizer .*\ncheckpoints "),
+    ],
+)
+def test_info_shows_of_the_metrics_what_is_there(line, shown, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(line + "\n", "utf-8")
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert re.search(shown, told(capsys)[0])
+
+
+def test_info_of_metrics_that_are_no_numbers_is_code_3_with_the_file_and_line(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "bits_per_byte": null}\n', "utf-8")
+    assert main(["info", str(tmp_path / "run")]) == 3
+    assert "metrics.jsonl, line 1: not a metrics record: its bits_per_byte is None" in told(capsys)[1]
+
+
+def test_info_opens_the_run_once(run, capsys, monkeypatch):
+    opened, open_run = [], RunFolder.open
+    monkeypatch.setattr(RunFolder, "open", lambda path: opened.append(path) or open_run(path))
+    assert main(["info", str(run)]) == 0
+    assert opened == [str(run)]
 
 
 COMMANDS = ["train", "generate", "chat", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
