@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
-from nanograd_llm.runs import load_run
+from nanograd_llm.runs import load_run_model
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.training.run_folder import RunFolder
 
@@ -22,7 +22,15 @@ def is_run(source: str | os.PathLike[str]) -> bool:
 def load_model(
     source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False
 ) -> tuple[GPT, Tokenizer]:
-    """The model at `source`, in evaluation mode, and its tokenizer.
+    """The model at `source`, in evaluation mode, and its tokenizer. All as for `load_model_alone`."""
+    model = load_model_alone(source, dtype=dtype, strict=strict)
+    if is_run(source):
+        return model, load_model_tokenizer(source)
+    return model, load_gpt2_tokenizer(source, model.config.vocab_size)
+
+
+def load_model_alone(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+    """The model at `source`, in evaluation mode, which need not have a tokenizer.
 
     source: the folder of a run (its newest checkpoint), or whatever `load_gpt2` takes: a folder, a file, or a name.
     dtype: of a pretrained model; that of a run is what it was trained in.
@@ -30,9 +38,8 @@ def load_model(
     Raises what `load_run` and `load_gpt2` raise.
     """
     if is_run(source):
-        return load_run(source, strict=strict)
-    model = load_gpt2(source, dtype=dtype, strict=strict)
-    return model, load_gpt2_tokenizer(source, model.config.vocab_size)
+        return load_run_model(RunFolder.open(source), strict=strict)
+    return load_gpt2(source, dtype=dtype, strict=strict)
 
 
 def load_model_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:

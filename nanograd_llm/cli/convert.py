@@ -32,16 +32,16 @@ def convert(
     with_tokenizer
         Write the tokenizer's files as well.
     """
-    from nanograd_llm.pretrained import load_gpt2, save_gpt2
-    from nanograd_llm.sources import is_run, load_model
+    from nanograd_llm.pretrained import save_gpt2
+    from nanograd_llm.sources import load_model, load_model_alone
 
     tokenizer = None
-    if with_tokenizer or is_run(model):
+    if with_tokenizer:
         loaded, tokenizer = load_model(model, dtype=dtype)
     else:
-        loaded = load_gpt2(model, dtype=dtype)
+        loaded = load_model_alone(model, dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
-    save_gpt2(loaded, folder, tokenizer if with_tokenizer else None, form=to)
+    save_gpt2(loaded, folder, tokenizer, form=to)
     print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {shlex.quote(str(folder))}:")
     for path in sorted(folder.iterdir()):
         print(f"{path.stat().st_size:>14,} bytes  {path.name}")

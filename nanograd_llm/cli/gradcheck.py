@@ -48,11 +48,11 @@ def gradcheck(
     if model is not None:
         from rich.console import Console
 
-        from nanograd_llm.sources import load_model
+        from nanograd_llm.sources import load_model_alone
 
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
-        trained, _ = load_model(model, strict=True)
+        trained = load_model_alone(model, strict=True)
         print(cost_of_model(trained, order=order or 1), flush=True)
         report = check_model(trained, order=order or 1, seed=seed)
         Console(highlight=False).print(report, soft_wrap=True)

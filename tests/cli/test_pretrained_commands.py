@@ -143,6 +143,30 @@ def test_convert_keeps_float64_where_it_is_asked_to(tmp_path, capsys):
     assert all(again[name].tobytes() == x.tobytes() for name, x in model.items())
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of a step."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    text = path.parent / "text.txt"
+    text.write_text("there in the are, the there he in; " * 100, encoding="utf-8")
+    sizes = ["--n-layer", "1", "--n-head", "2", "--n-embd", "8", "--context-length", "8", "--batch-size", "2"]
+    command = ["train", str(text), "--tokenizer", "bytes", "--steps", "1", "--threads", "1", "--out", str(path)]
+    assert main([*command, *sizes]) == 0
+    return path
+
+
+def test_what_uses_no_tokenizer_reads_none_of_a_run(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text("damaged", "utf-8")
+    capsys.readouterr()
+    convert = ["convert", str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "x")]
+    assert main(convert) == 3
+    assert "tokenizer.json" in told(capsys)[1]
+    assert main([*convert, "--no-with-tokenizer"]) == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors"}
+    assert main(["gradcheck", "--model", str(tmp_path / "run")]) == 0
+
+
 def test_tokenize_shows_pieces_and_ids(forms, capsys):
     for folder in (forms["tensorflow"], forms["llmc"]):
         assert main(["tokenize", "there <|endoftext|>", "--model", str(folder), "--special"]) == 0
