@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
+from nanograd_llm.pretrained.load import weights_dtype
 from nanograd_llm.runs import load_run_model
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.training.run_folder import RunFolder
@@ -33,12 +34,16 @@ def load_model_alone(source: str | os.PathLike[str], *, dtype: DTypeLike = "floa
     """The model at `source`, in evaluation mode, which need not have a tokenizer.
 
     source: the folder of a run (its newest checkpoint), or whatever `load_gpt2` takes: a folder, a file, or a name.
-    dtype: of a pretrained model; that of a run is what it was trained in.
+    dtype: of the parameters, float32 or float64; those of another are converted.
     strict: refuse weights that are not finite; otherwise a warning names them.
     Raises what `load_run` and `load_gpt2` raise.
     """
     if is_run(source):
-        return load_run_model(RunFolder.open(source), strict=strict)
+        dtype = weights_dtype(dtype)
+        model = load_run_model(RunFolder.open(source), strict=strict)
+        if model.wte.dtype != dtype:
+            model.astype(dtype)
+        return model
     return load_gpt2(source, dtype=dtype, strict=strict)
 
 

@@ -67,6 +67,14 @@ def test_a_model_is_the_same_wherever_it_is_opened(source: Path, run: Path) -> N
     assert is_run(source) == (source == run)
 
 
+def test_a_model_has_the_dtype_that_is_asked_for_wherever_it_is_opened(source: Path, run: Path) -> None:
+    expected = load_run(run)[0].state_dict()
+    for name, array in load_model(source, dtype="float64")[0].state_dict().items():
+        assert array.dtype == np.float64 and np.array_equal(array, expected[name])
+    with pytest.raises(ConfigError, match="dtype must be float32 or float64; got float16"):
+        load_model(source, dtype="float16")
+
+
 def test_training_on_from_a_model_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:
     events = list(further(tmp_path, source, BIRDS).train())
     scores = [(event.step, event.evaluation.loss) for event in events if isinstance(event, Scored)]

@@ -28,7 +28,7 @@ def convert(
     out
         The folder to write; MODEL-TO here if not given.
     dtype
-        Of the weights of a pretrained model.
+        Of the weights that are written; tf holds float32 only.
     with_tokenizer
         Write the tokenizer's files as well.
     """

@@ -49,9 +49,7 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     that this GPT does not have; StorageError where there is nothing, or it cannot be read.
     """
     found = find_source(source)
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ConfigError(f"dtype must be float32 or float64; got {dtype}")
+    dtype = weights_dtype(dtype)
     config, arrays, layout = _READERS[found.form](found)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is told below
         arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
@@ -65,6 +63,14 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     model.load_state_dict(arrays, assign=True)
     model.eval()
     return model
+
+
+def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
+    found = np.dtype(dtype)
+    if found not in (np.float32, np.float64):
+        raise ConfigError(f"dtype must be float32 or float64; got {found}")
+    return found
 
 
 def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:

@@ -8,10 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.cli import main
+from nanograd_llm.runs import load_run
 
 FIXTURES = Path(__file__).parents[1] / "pretrained" / "fixtures"
 TINY = FIXTURES / "safetensors_float32"
@@ -153,6 +155,22 @@ def run(tmp_path_factory) -> Path:
     command = ["train", str(text), "--tokenizer", "bytes", "--steps", "1", "--threads", "1", "--out", str(path)]
     assert main([*command, *sizes]) == 0
     return path
+
+
+@pytest.mark.parametrize("form", ["hf", "numpy"])
+def test_convert_writes_a_run_in_float64_where_it_is_asked_to(form, run, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["convert", str(run), "--to", form, "--out", str(tmp_path), "--dtype", "float64"]) == 0
+    assert "parameters of float64" in told(capsys)[0]
+    again, trained = ng.load_gpt2(tmp_path, dtype="float64").state_dict(), load_run(run)[0].state_dict()
+    assert all(np.array_equal(again[name], x) and again[name].dtype == np.float64 for name, x in trained.items())
+
+
+def test_convert_of_a_run_to_a_form_without_float64_is_refused_where_it_is_asked_for(run, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["convert", str(run), "--to", "tf", "--out", str(tmp_path / "x"), "--dtype", "float64"]) == 2
+    assert "takes float32; this model is float64" in told(capsys)[1]
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_uses_no_tokenizer_reads_none_of_a_run(run, tmp_path, capsys):
