@@ -35,6 +35,7 @@ def chat(
     seed
         The same seed and lines give the same replies.
     """
+    from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.inference import Conversation, Sampling
     from nanograd_llm.sources import load_model
 
@@ -53,6 +54,11 @@ def chat(
         except EOFError:
             print(end="\n" if prompt else "")
             break
+        try:
+            tokenizer.encode(line)
+        except IndexRangeError as error:  # nothing is lost by it: the next line may be one that the model can read
+            print(f"nanograd-llm: {error}", file=sys.stderr)
+            continue
         for piece in conversation.reply(line):
             print(piece, end="", flush=True)
         print()

@@ -22,7 +22,8 @@ def generate(
     model
         The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     prompt
-        What to continue; a new line if not given. One that begins with a dash goes last, behind " -- ".
+        What to continue; a new line if not given, or the first character of an alphabet that has none. One that begins
+        with a dash goes last, behind " -- ".
     max_new_tokens
         Tokens to write; the text ends earlier where the model says so.
     temperature
@@ -36,11 +37,11 @@ def generate(
     cache
         Keep keys and values instead of computing them again; the text is the same.
     """
-    from nanograd_llm.inference import Sampling, stream_text
+    from nanograd_llm.inference import Sampling, opening, stream_text
     from nanograd_llm.sources import load_model
 
     loaded, tokenizer = load_model(model)
-    prompt = prompt or "\n"
+    prompt = prompt or opening(tokenizer)
     ids = tokenizer.encode(prompt)
     sampling = Sampling(temperature, top_k, top_p)
     pieces = stream_text(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nanograd_llm.errors import IndexRangeError
 from nanograd_llm.inference.generate import stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
@@ -33,6 +34,23 @@ def stream_text(
     return tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
 
 
+def opening(tokenizer: Tokenizer) -> str:
+    """What a text begins with that has no prompt: a new line, or the first piece of an alphabet that has none.
+
+    No end-of-text token: few models but GPT-2 have met it in what they were trained on.
+    """
+    return _line_end(tokenizer) or tokenizer.decode([0])
+
+
+def _line_end(tokenizer: Tokenizer) -> str:
+    """A new line; nothing where the tokenizer has no id for it, as one of characters may not."""
+    try:
+        tokenizer.encode("\n")
+    except IndexRangeError:
+        return ""
+    return "\n"
+
+
 class Conversation:
     """A text that a person and a model write in turn; the model sees all of it, as far as its context reaches.
 
@@ -51,11 +69,17 @@ class Conversation:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
         self.ids = np.zeros(0, np.int32)
+        self._line_end = _line_end(tokenizer)
 
     def reply(self, text: str) -> Iterator[str]:
-        """Add a line of text, and what the model writes after it, piece by piece. An empty line lets it go on."""
-        line = f"{text}\n" if text or not len(self.ids) else ""
-        self._add(line)
+        """Add a line of text, and what the model writes after it, piece by piece. An empty line lets it go on.
+
+        Raises IndexRangeError, and adds nothing, where the tokenizer lacks a character of the line.
+        """
+        if text:
+            self._add(text + self._line_end)
+        elif not len(self.ids):
+            self._add(opening(self.tokenizer))
         reply = ""
         pieces = stream_text(
             self.model,
@@ -76,7 +100,7 @@ class Conversation:
             shown = max(shown, ready)
             if end >= 0:
                 break
-        self._add(reply.rstrip("\n") + "\n")
+        self._add(reply.rstrip("\n") + self._line_end)
 
     def _add(self, text: str) -> None:
         self.ids = np.concatenate([self.ids, self.tokenizer.encode(text)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -81,8 +82,39 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     assert len(texts) == 1
 
 
-def test_an_empty_prompt_is_a_new_line(run, capsys):
-    assert main(["generate", str(run), "", "--max-new-tokens", "3"]) == 0
+def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys):
+    texts = []
+    for prompt in ([], [""], ["\n"]):
+        assert main(["generate", str(run), *prompt, "--max-new-tokens", "3"]) == 0
+        texts.append(told(capsys)[0])
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A run on characters, of a text that is one line."""
+    path = tmp_path_factory.mktemp("letters")
+    (path / "text.txt").write_text("the cat sat on the mat; " * 50, "utf-8")
+    arguments = ["train", str(path / "text.txt"), "--tokenizer", "characters", "--steps", "2", "--threads", "1"]
+    assert main([*arguments, "--out", str(path / "run"), *TINY]) == 0
+    return path / "run"
+
+
+def test_a_run_that_knows_no_new_line_writes_without_a_prompt(letters, capsys):
+    capsys.readouterr()
+    assert main(["generate", str(letters), "--max-new-tokens", "5"]) == 0
+    out, err = told(capsys)
+    assert not err
+    assert out[0] == " " and len(out) == 7  # the first of its characters, five more, and the end of the line
+
+
+def test_a_message_with_an_unknown_character_is_told_and_the_chat_goes_on(letters, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the\nthat \u00e9\n\n"))
+    assert main(["chat", str(letters), "--max-new-tokens", "5", "--temperature", "0"]) == 0
+    out, err = told(capsys)
+    assert "character 'é' at position 5 is not among" in err
+    assert [len(line) for line in out.splitlines()] == [5, 5]
 
 
 def test_a_text_that_ends_at_once_is_the_prompt(run, capsys, monkeypatch):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig
-from nanograd_llm.inference import Conversation, Sampling, generate, stream_text, writing
-from nanograd_llm.text import ByteTokenizer
+from nanograd_llm.errors import IndexRangeError
+from nanograd_llm.inference import Conversation, Sampling, generate, opening, stream_text, writing
+from nanograd_llm.text import ByteTokenizer, CharTokenizer, Tokenizer
 
 BYTES = ByteTokenizer()
 GREEDY = Sampling(temperature=0)
@@ -79,3 +80,31 @@ def test_a_conversation_outgrows_the_context(model: GPT) -> None:
         list(talk.reply("a line of text"))
     assert len(talk.ids) > 3 * 32
     assert talk.ids.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"), [(BYTES, "\n"), (CharTokenizer("\t\nab"), "\n"), (CharTokenizer("ab"), "a")]
+)
+def test_a_text_without_a_prompt_begins_with_a_new_line_where_there_is_one(tokenizer: Tokenizer, text: str) -> None:
+    assert opening(tokenizer) == text
+
+
+def test_a_tokenizer_without_a_new_line_can_be_spoken_with() -> None:
+    tokenizer = CharTokenizer("abc")
+    model = GPT(GPTConfig(vocab_size=3, context_length=32, n_layer=1, n_head=2, n_embd=16), seed=1)
+    talk = Conversation(model, tokenizer, max_new_tokens=3, sampling=GREEDY)
+    assert len("".join(talk.reply("abba"))) == 3
+    assert tokenizer.decode(talk.ids).startswith("abba") and len(talk.ids) == 7
+    talk = Conversation(model, tokenizer, max_new_tokens=3, sampling=GREEDY)
+    assert len("".join(talk.reply(""))) == 3
+    assert len(talk.ids) == 4
+
+
+def test_a_line_that_the_tokenizer_cannot_read_adds_nothing_to_a_conversation() -> None:
+    model = GPT(GPTConfig(vocab_size=3, context_length=32, n_layer=1, n_head=2, n_embd=16), seed=1)
+    talk = Conversation(model, CharTokenizer("abc"), max_new_tokens=3)
+    list(talk.reply("ab"))
+    before = talk.ids.tolist()
+    with pytest.raises(IndexRangeError, match="character 'x' at position 1"):
+        list(talk.reply("axe"))
+    assert talk.ids.tolist() == before
