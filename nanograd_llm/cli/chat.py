@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 
 
@@ -42,6 +43,8 @@ def chat(
     loaded, tokenizer = load_model(model)
     sampling = Sampling(temperature, top_k, top_p)
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no text is read as U+FFFD
     prompt = ""
     if sys.stdin.isatty():
         print("Type a line; the model goes on from it. Ctrl-D ends.")

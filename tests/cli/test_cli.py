@@ -333,6 +333,26 @@ def test_without_an_output_a_command_does_its_work(run):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_without_an_input_a_chat_is_at_its_end(run):
+    line = " ".join(f"'{word}'" for word in command("chat", str(run))) + " <&-"
+    process = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+
+def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_chat_goes_on(run):
+    replies = []
+    for said in (b"a\xff\nb\n", "a\ufffd\nb\n".encode()):
+        process = subprocess.run(
+            command("chat", str(run), "--max-new-tokens", "5"),
+            input=said,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        )
+        assert (process.returncode, process.stderr) == (0, b"")
+        replies.append(process.stdout)
+    assert replies[0] == replies[1] != b""
+
+
 @pytest.mark.parametrize("option", ["--steps", "--n-layer", "--seed"])
 def test_a_fraction_for_an_integer_is_refused(option, tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), option, "2.5"]) == 2
