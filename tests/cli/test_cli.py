@@ -333,6 +333,14 @@ def test_without_an_output_a_command_does_its_work(run):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_without_a_place_for_errors_a_command_does_its_work(run, tmp_path):
+    (tmp_path / "text.txt").write_text("the text " * 20, "utf-8")
+    line = " ".join(f"'{word}'" for word in command("eval", str(run), str(tmp_path / "text.txt"))) + " 2>&-"
+    process = subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True)
+    assert process.returncode == 0
+    assert "bits per byte" in process.stdout
+
+
 def test_without_an_input_a_chat_is_at_its_end(run):
     line = " ".join(f"'{word}'" for word in command("chat", str(run))) + " <&-"
     process = subprocess.run(line, shell=True, capture_output=True, text=True)
