@@ -36,9 +36,9 @@ def save_gpt2(
         code (a TensorFlow checkpoint with hparams.json); numpy for `numpy.load` (model.npz in Hugging Face's names and
         layout, with config.json). `load_gpt2` reads each of them, and finds the same bits.
 
-    Each file is written whole or not at all, the weights last. Raises ConfigError for a model that the form cannot
-    hold, or a tokenizer that is not the model's; StorageError where the folder holds weights of another form, or the
-    disk refuses.
+    Each file is written whole or not at all, the weights last; without a tokenizer, one that lies there stays. Raises
+    ConfigError for a model that the form cannot hold, or a tokenizer that is not the model's; StorageError where the
+    folder holds weights or a tokenizer of another form, before anything is written, or the disk refuses.
     """
     require_choice("form", form, FORMS)
     folder = Path(folder)
@@ -59,9 +59,9 @@ def save_gpt2(
         settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
     file = {"hf": "model.safetensors", "tf": "model.ckpt.index", "numpy": "model.npz"}[form]
     _make(folder, file)
-    write_atomically(folder / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder, PAIRS[form == "tf"])
+    write_atomically(folder / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
     stored = {_name(name, layout, form): layout.stored(name, array) for name, array in arrays.items()}
     if form == "tf":
         write_tensorflow(folder, stored)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,12 +21,13 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.pretrained.mapped import map_file, named_file
 from nanograd_llm.pretrained.strict_json import read_json_object
-from nanograd_llm.storage import write_atomically
+from nanograd_llm.storage import storage_errors, write_atomically
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import split_merge, unspell
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SINGLE = "tokenizer.json"
+ADDED = "added_tokens.json"
 OWN = "nanograd_tokenizer.json"
 VOCAB_SIZE = 50257  # GPT-2's own
 
@@ -53,7 +55,7 @@ def read_tokenizer(
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
         if len(there) == 2:
-            added = read("added_tokens.json") if (folder / "added_tokens.json").exists() else b"{}"
+            added = read(ADDED) if (folder / ADDED).exists() else b"{}"
             return tokenizer_of(read(vocab), read(merges), added, where=f"{folder / vocab} and {merges}")
         if there and not (folder / SINGLE).exists():
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
@@ -188,14 +190,17 @@ def _advice(reason: str) -> str:
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:
     """Write the tokenizer's two files under these names; one that has no such form as `nanograd_tokenizer.json`.
 
-    Raises StorageError where the disk refuses.
+    Raises StorageError where the folder holds a tokenizer under other names, which a reader might find first, or tokens
+    added to one; nothing is written then. Also where the disk refuses.
     """
     folder = Path(folder)
     try:
         plain = GPT2Tokenizer.of(tokenizer)
     except ConfigError:
+        _refuse_others(folder, (OWN,))
         tokenizer.save(folder / OWN)
         return
+    _refuse_others(folder, names)
     vocab, merges = names
     lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
     write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
@@ -209,3 +214,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names:
             "unk_token": special,
         }
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
+
+
+def _refuse_others(folder: Path, names: tuple[str, ...]) -> None:
+    with storage_errors(f"{folder}: cannot write there", "choose another folder"):
+        known = (*itertools.chain(*PAIRS), SINGLE, ADDED, OWN)
+        others = [name for name in known if name not in names and (folder / name).exists()]
+    if others:
+        raise StorageError(f"{folder}: already holds {others[0]}; choose another folder, or remove it first")
