@@ -156,9 +156,8 @@ def test_a_rule_that_is_off_by_a_part_in_ten_to_the_eleven_would_be_noticed(name
 # Layers
 
 LAYERS = stored("layers")
-PUBLIC = {
-    name for name in nn.__all__ if issubclass(getattr(nn, name), nn.Module) and getattr(nn, name) is not nn.Module
-}
+CLASSES = {name: kind for name in nn.__all__ if isinstance(kind := getattr(nn, name), type)}
+PUBLIC = {name for name, kind in CLASSES.items() if issubclass(kind, nn.Module) and kind is not nn.Module}
 
 
 def run_layer(case):
