@@ -44,7 +44,8 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p)
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # what is no text is read as U+FFFD
+        with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before, in its own way
+            sys.stdin.reconfigure(errors="replace")  # what is no text is read as U+FFFD
     prompt = ""
     if sys.stdin.isatty():
         print("Type a line; the model goes on from it. Ctrl-D ends.")

@@ -113,6 +113,14 @@ def test_chat_goes_on_from_each_line_and_ends_with_the_input(forms, capsys, monk
     assert first.startswith(told(capsys)[0])
 
 
+def test_chat_goes_on_with_an_input_of_which_a_program_has_read_a_part(forms, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the program's own\nthere\n")))
+    sys.stdin.readline()
+    assert main(["chat", str(forms["llmc"]), "--max-new-tokens", "6"]) == 0
+    out, err = told(capsys)
+    assert out and not err
+
+
 @pytest.mark.parametrize("form", ["hf", "tf", "numpy"])
 def test_convert_writes_what_is_read_again_and_writes_the_same_text(form, forms, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
