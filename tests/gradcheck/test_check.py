@@ -227,7 +227,7 @@ def test_parameters_that_a_module_holds_are_checked_by_name_and_given_back(monke
     assert [f.name for f in report.findings if f.order == 1] == ["x", "weight", "bias"]
     assert layer.weight.data is arrays[0] and layer.bias.data is arrays[1]
     assert [f.name for f in gradcheck(layer.__call__, normal(4, 3)).findings] == ["x", "weight", "bias"]
-    monkeypatch.setattr(registry["linear"], "rule", lambda dy, x, w, needs: (dy @ w.T, x.T @ dy, dy[0]))
+    monkeypatch.setattr(registry["linear"], "rule", lambda dy, x, w, needs, into: (dy @ w.T, x.T @ dy, dy[0]))
     assert [f.name for f in gradcheck(layer, normal(4, 3)).findings if f.verdict == "wrong"] == ["bias"]
 
 
