@@ -98,8 +98,11 @@ def stream(
             chosen = likeliest(logits)
         else:
             chosen = sampling.choose(logits, np.array([generator(seed, row, n).random() for row in range(len(rows))]))
-        text[writing, n] = chosen[writing]
-        yield [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
+        ids = [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
+        for row, token in enumerate(ids):
+            if token is not None:
+                text[row, n] = token
+        yield ids
 
 
 def _window_start(n: int, context_length: int) -> int:
