@@ -67,7 +67,10 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
 
 def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise ConfigError(f"dtype must be float32 or float64; got {dtype!r}") from None
     if found not in (np.float32, np.float64):
         raise ConfigError(f"dtype must be float32 or float64; got {found}")
     return found

@@ -78,8 +78,9 @@ def test_training_copies_the_weights_and_leaves_the_file_alone(folder: Path) -> 
 def test_float64_is_rounded_to_float32_unless_it_is_asked_for() -> None:
     assert {p.dtype for p in ng.load_gpt2(PLAIN).parameters()} == {np.dtype("float32")}
     assert {p.dtype for p in ng.load_gpt2(PLAIN, dtype=np.float64).parameters()} == {np.dtype("float64")}
-    with pytest.raises(ConfigError, match="dtype must be float32 or float64; got float16"):
-        ng.load_gpt2(PLAIN, dtype="float16")
+    for dtype, said in (("float16", "float16"), ("nonsense", "'nonsense'")):
+        with pytest.raises(ConfigError, match=f"dtype must be float32 or float64; got {said}"):
+            ng.load_gpt2(PLAIN, dtype=dtype)
 
 
 def test_everything_that_does_not_fit_is_listed_at_once(folder: Path) -> None:
