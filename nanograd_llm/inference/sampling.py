@@ -11,7 +11,6 @@ import math
 import numpy as np
 
 from nanograd_llm.errors import NonFiniteError
-from nanograd_llm.ops import softmax
 from nanograd_llm.settings import require_int, require_number
 
 
@@ -42,21 +41,21 @@ class Sampling:
         Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
         """
         logits = np.asarray(logits, dtype=np.float64)
-        best = likeliest(logits)[:, None]
+        rows, best = np.arange(len(logits)), likeliest(logits)
         if self.temperature == 0:
             result = np.zeros_like(logits)
-            np.put_along_axis(result, best, 1, axis=-1)
+            result[rows, best] = 1
             return result
-        largest = np.take_along_axis(logits, best, axis=-1)
+        largest = logits[rows, best][:, None]
         with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, as they should
             scaled = (logits - largest) / self.temperature
         if self.top_k is None and self.top_p == 1:
-            return softmax(scaled)
+            return _normalised(scaled)
         order = np.argsort(-scaled, axis=-1, kind="stable")
         ranked = np.take_along_axis(scaled, order, axis=-1)  # likeliest first
         if self.top_k is not None:
             ranked[:, self.top_k :] = -np.inf
-        p = softmax(ranked)
+        p = _normalised(ranked)
         if self.top_p < 1:
             reached_before = np.cumsum(p, axis=-1) - p
             p = np.where(reached_before < self.top_p, p, 0)
@@ -69,6 +68,13 @@ class Sampling:
         """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
         cumulative = np.cumsum(self.probabilities(logits), axis=-1)
         return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+
+
+def _normalised(scaled: np.ndarray) -> np.ndarray:
+    """The softmax of rows whose largest number is 0, so that nothing overflows."""
+    p = np.exp(scaled)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
 
 
 def likeliest(logits: np.ndarray) -> np.ndarray:
