@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -37,10 +38,14 @@ class Contender:
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
         self.process = context.Process(target=_serve, args=(there, make))
-        with _ctrl_c_blocked():
-            self.process.start()
-        there.close()
         self.is_made = False
+        try:
+            with _ctrl_c_later():
+                self.process.start()
+                there.close()
+        except BaseException:
+            self.close(at_once=True)
+            raise
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(step, *arguments) as computed there; what fails there is raised here as NanogradError."""
@@ -54,6 +59,8 @@ class Contender:
     def close(self, *, at_once: bool = False) -> None:
         """End the process; at_once: even amid a step, which nobody waits for any more."""
         self.pipe.close()
+        if self.process.pid is None:  # it has not been started
+            return
         if at_once:
             self.process.terminate()
         self.process.join()
@@ -66,16 +73,27 @@ class Contender:
 
 
 @contextlib.contextmanager
-def _ctrl_c_blocked() -> Iterator[None]:
-    """What is started in this block does not hear Ctrl-C, which reaches a whole group; the race itself decides."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+def _ctrl_c_later() -> Iterator[None]:
+    """What is started in this block never hears Ctrl-C, which reaches a whole group; here it waits for the block's end.
+
+    The mask is for the new process, which inherits it. The handler is for this one, whose other threads have no mask.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    from multiprocessing import resource_tracker  # POSIX only
+
+    resource_tracker.ensure_running()  # by the first process that is started otherwise, and then it unblocks Ctrl-C
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _serve(pipe: Connection, make: Maker) -> None:

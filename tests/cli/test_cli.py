@@ -304,7 +304,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
 
 
 def test_ctrl_c_while_it_writes_is_one_line_and_code_130(run):
-    arguments = command("generate", str(run), "The", "--max-new-tokens", "1000000")
+    arguments = command("generate", str(run), "The", "--max-new-tokens", "1000000", "--temperature", "0")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.read(10)

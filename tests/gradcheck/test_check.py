@@ -26,7 +26,7 @@ def layernorm_by_n_minus_1(dy, w, xhat, r):
     return dx, (dy * xhat.reshape(dy.shape)).reshape(-1, n).sum(0), dy.reshape(-1, n).sum(0)
 
 
-def rows_put_instead_of_added(dy, w_shape, ids):
+def rows_put_instead_of_added(dy, w_shape, ids, onto):
     dw = np.zeros(w_shape)
     dw[ids] = dy
     return dw

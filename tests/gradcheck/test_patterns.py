@@ -24,13 +24,13 @@ def layernorm_by_n_minus_1(dy, w, xhat, r):
     return dx, (dy * xhat).reshape(-1, n).sum(0), dy.reshape(-1, n).sum(0)
 
 
-def rows_put(dy, w_shape, ids):
+def rows_put(dy, w_shape, ids, onto):
     dw = np.zeros(w_shape)
     dw[ids] = dy
     return dw
 
 
-def all_but_the_last_row(dy, w_shape, ids):
+def all_but_the_last_row(dy, w_shape, ids, onto):
     dw = np.zeros(w_shape)
     np.add.at(dw, ids.reshape(-1)[:-1], dy.reshape(-1, w_shape[1])[:-1])
     return dw
