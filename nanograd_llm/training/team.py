@@ -12,7 +12,7 @@ import os
 import signal
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.backend import blas_threads
@@ -72,12 +72,12 @@ class Processes:
         self.close()
         for _ in range(1, self.size):
             here, there = Pipe()
-            with warnings.catch_warnings():
+            with _stops_blocked(), warnings.catch_warnings():
                 # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process = _fork()
-            if process == 0:
-                _serve(owner, there, [here, *(pipe for _, pipe in self.workers)])
+                if process == 0:
+                    _serve(owner, there, [here, *(pipe for _, pipe in self.workers)])
             there.close()
             self.workers.append((process, here))
         self.forked_from = fingerprint
@@ -102,6 +102,19 @@ class Processes:
         self.forked_from = None
 
 
+@contextlib.contextmanager
+def _stops_blocked() -> Iterator[None]:
+    """What is forked in this block hears no Ctrl-C and no SIGTERM: they reach the whole group, and the leader decides.
+
+    Blocked before the fork, since a worker that was interrupted right after it would go on as a second leader.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _fork() -> int:
     try:
         return os.fork()
@@ -112,8 +125,6 @@ def _fork() -> int:
 def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
     """The life of a worker process: task after task, until whoever forked it hangs up. Does not return."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the first worker decides
-            signal.signal(number, signal.SIG_IGN)
         for other in others:
             other.close()
         forget_modes()  # of whoever forked
