@@ -426,32 +426,38 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
     x (..., C), w (V, C), targets (...) -> y ()
 
-    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand. Raises as
-    cross_entropy does; a row of nothing but -inf has loss inf and no share in the gradients.
+    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand. Of l̄ and w̄ the
+    smaller is kept: with more rows than channels that is w̄. Raises as cross_entropy does; a row of nothing but -inf has
+    loss inf and no share in the gradients.
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, counted, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
     rows = _rows(x)
     loss = np.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None
+    dlogits = np.empty((len(rows), len(w)), loss.dtype) if needs[1] and len(rows) <= rows.shape[1] else None
     dw = None
     blocks = max(1, math.ceil(len(rows) * len(w) / _BLOCK_NUMBERS))
     for block in _slices(0, len(rows), math.ceil(len(rows) / blocks)):
-        logits = rows[block] @ w.T  # (rows, C)·(C, V) -> (rows, V)
+        # (rows, C)·(C, V) -> (rows, V)
+        logits = np.matmul(rows[block], w.T, out=None if dlogits is None else dlogits[block])
         losses = _logits_to_gradient(logits, chosen[block], counted[block], count, label_smoothing)
         loss = loss + np.asarray(sum(losses), dtype=loss.dtype)
         if dx is not None:
             np.matmul(logits, w, out=dx[block])
-        if needs[1]:
+        if needs[1] and dlogits is None:
             dw = logits.T @ rows[block] if dw is None else _add_product(dw, logits, rows[block])
     dx = None if dx is None else dx.reshape(x.shape)
-    return keep(loss / np.asarray(count, dtype=loss.dtype), dx=dx, dw=dw)
+    return keep(loss / np.asarray(count, dtype=loss.dtype), dx=dx, dw=dw, dlogits=dlogits)
 
 
 @linear_cross_entropy.backward
-def linear_cross_entropy_backward(dy, dx, dw, needs):
+def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
     # the gradients may be large: where ȳ is 1 they are what was kept, and no copy is made
-    return tuple((kept if dy == 1 else dy * kept) if need else None for kept, need in zip((dx, dw), needs))
+    dx, dw = (kept if kept is None or dy == 1 else dy * kept for kept in (dx, dw))
+    if dlogits is not None and needs[1]:
+        dw = np.matmul(dlogits.T, _rows(x) * dy, out=into[1])
+    return dx if needs[0] else None, dw if needs[1] else None
 
 
 def _logits_to_gradient(logits, chosen, counted, count, label_smoothing):

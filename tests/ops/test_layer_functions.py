@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import tracemalloc
 import warnings
@@ -238,9 +239,30 @@ def test_a_gpt2_vocabulary_at_1024_tokens_never_holds_all_logits():
     assert peak_of(lambda: grad(ops.linear_cross_entropy(x, w, targets), [x, w])) < 100e6 < all_logits / 2
 
 
-def test_linear_cross_entropy_in_many_blocks_equals_one(monkeypatch):
+@pytest.mark.parametrize(("channels", "kept"), [(6, "dw"), (7, "dlogits"), (9, "dlogits")])
+def test_linear_cross_entropy_keeps_the_smaller_gradient_and_gives_that_of_its_composition(channels, kept):
     rng = np.random.default_rng(0)
-    x, w = leaf(rng.standard_normal((7, 3))), leaf(rng.standard_normal((11, 3)))
+    x, w = leaf(rng.standard_normal((7, channels))), leaf(rng.standard_normal((11, channels)))
+    targets = np.array([1, 10, -100, 0, 5, 5, -100])
+    loss = ops.linear_cross_entropy(x, w, targets)
+    names = list(inspect.signature(ops.linear_cross_entropy.rule).parameters)[1:]
+    saved = dict(zip(names, loss._node.saved))
+    assert {name: saved[name] is not None for name in ("dw", "dlogits")} == {
+        "dw": kept == "dw",
+        "dlogits": kept != "dw",
+    }
+    cotangent = np.asarray(0.7)
+    expected = grad(composed.linear_cross_entropy(x, w, targets), [x, w], cotangent)
+    out = [np.full(t.shape, np.nan) for t in (x, w)]
+    for found in (grad(loss, [x, w], cotangent, retain_graph=True), grad(loss, [x, w], cotangent, out=out)):
+        for one, other in zip(found, expected):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("channels", [3, 9])
+def test_linear_cross_entropy_in_many_blocks_equals_one(monkeypatch, channels):
+    rng = np.random.default_rng(0)
+    x, w = leaf(rng.standard_normal((7, channels))), leaf(rng.standard_normal((11, channels)))
     targets = np.array([1, 10, -100, 0, 5, 5, -100])
     whole = ops.linear_cross_entropy(x, w, targets, label_smoothing=0.1)
     expected = [whole.item(), *grad(whole, [x, w])]
