@@ -17,7 +17,7 @@ from nanograd_llm.pretrained import gpt2_config
 from nanograd_llm.pretrained.gpt2_names import HUGGING_FACE, OPENAI, Layout
 from nanograd_llm.pretrained.numpy_files import write_npz
 from nanograd_llm.pretrained.safetensors_files import DTYPES
-from nanograd_llm.pretrained.source import FILES
+from nanograd_llm.pretrained.source import names_of_a_model
 from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
 from nanograd_llm.pretrained.tokenizer_files import PAIRS, write_tokenizer
 from nanograd_llm.settings import require_choice
@@ -36,9 +36,9 @@ def save_gpt2(
         code (a TensorFlow checkpoint with hparams.json); numpy for `numpy.load` (model.npz in Hugging Face's names and
         layout, with config.json). `load_gpt2` reads each of them, and finds the same bits.
 
-    Each file is written whole or not at all, the weights last; without a tokenizer, one that lies there stays. Raises
-    ConfigError for a model that the form cannot hold, or a tokenizer that is not the model's; StorageError where the
-    folder holds weights or a tokenizer of another form, before anything is written, or the disk refuses.
+    Each file is written whole or not at all, the weights last. Raises ConfigError for a model that the form cannot
+    hold, or a tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk
+    refuses.
     """
     require_choice("form", form, FORMS)
     folder = Path(folder)
@@ -58,10 +58,10 @@ def save_gpt2(
         end = None if tokenizer is None else tokenizer.end_of_text
         settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
     file = {"hf": "model.safetensors", "tf": "model.ckpt.index", "numpy": "model.npz"}[form]
-    _make(folder, file)
+    _make(folder, with_tokenizer=tokenizer is not None)
+    write_atomically(folder / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder, PAIRS[form == "tf"])
-    write_atomically(folder / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
     stored = {_name(name, layout, form): layout.stored(name, array) for name, array in arrays.items()}
     if form == "tf":
         write_tensorflow(folder, stored)
@@ -109,10 +109,10 @@ def write_safetensors(
     write_parts(path, parts(), 8 + len(text) + size)
 
 
-def _make(folder: Path, file: str) -> None:
-    """Make the folder, and see that no weights of another form lie there, which a reader might find first."""
+def _make(folder: Path, *, with_tokenizer: bool) -> None:
+    """Make the folder, and see that it holds no model: nothing is written over one, nor a second put beside it."""
     with storage_errors(f"{folder}: cannot make a folder there", "choose another place"):
         folder.mkdir(parents=True, exist_ok=True)
-        others = [name for name in (*FILES, "config.toml") if name != file and (folder / name).exists()]
-    if others:
-        raise StorageError(f"{folder}: already holds {others[0]}; choose another folder, or remove it first")
+        held = names_of_a_model(folder, with_tokenizer=with_tokenizer)
+    if held:
+        raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")

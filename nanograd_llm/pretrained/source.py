@@ -19,6 +19,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.pretrained.llmc import MAGIC
 from nanograd_llm.pretrained.mapped import map_file, named_file
+from nanograd_llm.pretrained.tokenizer_files import OWN, PAIRS, SINGLE
 from nanograd_llm.settings import nearest
 from nanograd_llm.storage import storage_errors
 
@@ -33,6 +34,8 @@ FILES = {
     "model.npz": "numpy",
 }
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin")
+SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the last two: a run's, TensorFlow's pointer
+TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, "added_tokens.json", "tokenizer_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,15 @@ def _in_folder(folder: Path, links_into: Path | None = None) -> Source:
         f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"
     )
+
+
+def names_of_a_model(folder: Path, *, with_tokenizer: bool) -> list[str]:
+    """Which files of a model, of any form or a part of one, lie in `folder`; its weights come first.
+
+    with_tokenizer: those of a tokenizer count as well.
+    """
+    fixed = (*FILES, *SETTINGS, *(TOKENIZERS if with_tokenizer else ()))
+    return [name for name in fixed if os.path.lexists(folder / name)] + _llmc_files(folder)
 
 
 def _llmc_files(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nanograd_llm.pretrained.leveldb_table import read_table, write_table
 from nanograd_llm.pretrained.numpy_files import read_npz
 from nanograd_llm.pretrained.safetensors_files import read_safetensors
 from nanograd_llm.pretrained.save import FORMS, write_safetensors
+from nanograd_llm.pretrained.source import FILES
 from nanograd_llm.pretrained.tensorflow_checkpoint import read_tensorflow
 from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
@@ -76,13 +78,14 @@ def test_every_form_that_is_read_is_written_again_with_the_same_bits(source: str
         assert all(np.array_equal(again.state_dict()[name], x) for name, x in model.state_dict().items())
 
 
-def test_saving_over_the_files_that_a_model_is_mapped_from_leaves_it_whole(tmp_path: Path) -> None:
+def test_writing_over_the_file_that_a_model_is_mapped_from_leaves_it_whole(tmp_path: Path) -> None:
     ng.save_gpt2(shaken(), tmp_path)
     mapped = ng.load_gpt2(tmp_path)
     before = {name: array.copy() for name, array in mapped.state_dict().items()}
-    ng.save_gpt2(mapped, tmp_path)
+    other = {name: array + 1 for name, array in read_safetensors(tmp_path / "model.safetensors").items()}
+    write_safetensors(tmp_path / "model.safetensors", other, {"format": "pt"})
     assert all(np.array_equal(mapped.state_dict()[name], array) for name, array in before.items())
-    assert_same(ng.load_gpt2(tmp_path), mapped)
+    assert np.array_equal(ng.load_gpt2(tmp_path).state_dict()["wte"], before["wte"] + 1)
 
 
 def test_numpy_reads_the_numpy_form_under_hugging_faces_names(tmp_path: Path) -> None:
@@ -200,11 +203,35 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_anything_is_written
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_weights_of_another_form_is_refused(tmp_path: Path) -> None:
-    ng.save_gpt2(shaken(), tmp_path, form="numpy")
-    ng.save_gpt2(shaken(), tmp_path, form="numpy")
-    with pytest.raises(StorageError, match=r"already holds model\.npz; choose another folder"):
-        ng.save_gpt2(shaken(), tmp_path)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "held", [*FILES, "gpt2_124M.bin", "config.json", "hparams.json", "config.toml", "vocab.json", "tokenizer.json"]
+)
+def test_a_folder_that_holds_a_model_is_refused_by_every_form_and_left_as_it_is(
+    form: str, held: str, tmp_path: Path
+) -> None:
+    (tmp_path / held).write_bytes(b"somebody's")
+    with pytest.raises(StorageError, match=rf"already holds {re.escape(held)}; choose another folder"):
+        ng.save_gpt2(shaken(), tmp_path, BPE, form=form)
+    assert [path.name for path in tmp_path.iterdir()] == [held]
+    assert (tmp_path / held).read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_is_not_written_over_the_one_that_was_saved_before(form: str, tmp_path: Path) -> None:
+    model = shaken()
+    ng.save_gpt2(model, tmp_path, form=form)
+    with pytest.raises(StorageError, match="already holds model"):
+        ng.save_gpt2(shaken(n_layer=1), tmp_path, form=form)
+    assert_same(ng.load_gpt2(tmp_path), model)
+
+
+def test_a_model_goes_beside_files_of_other_things_and_beside_a_tokenizer_that_was_put_there(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"mine")
+    BPE.save(tmp_path / "nanograd_tokenizer.json")
+    ng.save_gpt2(shaken(vocab_size=270), tmp_path)
+    assert load_gpt2_tokenizer(tmp_path).encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
+    assert (tmp_path / "README.md").read_bytes() == b"mine"
 
 
 def test_an_unknown_form_or_dtype_is_refused(tmp_path: Path) -> None:
