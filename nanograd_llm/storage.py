@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, then renamed over it.
+"""Files that are whole or not there: written beside their place, synced, then renamed over it; also several together.
 
 Whenever the machine stops, a reader finds the old content or the new, never a part of either.
 """
@@ -55,6 +55,40 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
             raise
     with storage_errors(f"{path}: written, but may not survive a power loss", "check the disk"):
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place in which to write files that belong together; where the block ends well, they are moved into `folder`.
+
+    `folder`, made if need be, must hold none of these names. They are moved in the order in which they were written.
+    Where the block raises, or a file cannot be moved, none of them is left, nor the folder if it was made here; a
+    StorageError then speaks of `folder`, not of the place.
+    """
+    folder = Path(folder)
+    place = folder / f".{os.urandom(8).hex()}.tmp"
+    made: list[Path] = []
+    moved: list[Path] = []
+    try:
+        with storage_errors(f"{folder}: cannot make a folder there", "choose another place"):
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            place.mkdir(parents=True)
+        yield place
+        remedy = "nothing there was changed; choose another folder"
+        with storage_errors(f"{folder}: cannot move the files there", remedy):
+            for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+                os.replace(path, folder / path.name)
+                moved.append(folder / path.name)
+            place.rmdir()
+    except BaseException as error:  # also Ctrl-C
+        for path in [*moved, *place.glob("*"), place, *made]:
+            with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
+                path.rmdir() if path.is_dir() else path.unlink()
+        if isinstance(error, StorageError):
+            raise StorageError(str(error).replace(str(place), str(folder))) from error.__cause__
+        raise
+    with storage_errors(f"{folder}: written, but may not survive a power loss", "check the disk"):
+        _sync_folder(folder)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

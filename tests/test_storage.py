@@ -13,7 +13,7 @@ import pytest
 
 import nanograd_llm.storage
 from nanograd_llm.errors import StorageError
-from nanograd_llm.storage import read_bytes, write_atomically
+from nanograd_llm.storage import read_bytes, write_atomically, written_together
 
 PACKAGE_HOME = str(Path(nanograd_llm.storage.__file__).parents[1])
 
@@ -228,3 +228,45 @@ def test_a_missing_folder_and_a_symlink_loop_are_storage_errors(tmp_path: Path) 
             write_atomically(path, b"new")
         with pytest.raises(StorageError):
             read_bytes(path)
+
+
+def write_two(folder: Path) -> None:
+    with written_together(folder) as place:
+        write_atomically(place / "first", b"1")
+        write_atomically(place / "second", b"2")
+
+
+def test_files_written_together_are_all_there_beside_what_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other").write_bytes(b"mine")
+    for folder, names in ((tmp_path / "a", ["first", "other", "second"]), (tmp_path / "b" / "c", ["first", "second"])):
+        write_two(folder)
+        assert sorted(os.listdir(folder)) == names
+        assert (folder / "second").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("after", range(4))
+def test_a_disk_that_refuses_one_of_the_files_written_together_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
+) -> None:
+    for folder, left in ((tmp_path / "is" / "new", []), (tmp_path / "is", ["mine"])):
+        for name in left:
+            folder.mkdir()
+            (folder / name).write_bytes(b"mine")
+        with monkeypatch.context() as patch:
+            refuse(patch, call, errno.ENOSPC, after=after)
+            try:
+                write_two(folder)
+            except StorageError as error:
+                assert os.strerror(errno.ENOSPC) in str(error) and ".tmp" not in str(error)
+            else:
+                return  # it does not take so many calls
+        assert sorted(path.name for path in tmp_path.rglob("*")) == (["is", *left] if left else [])
+
+
+def test_ctrl_c_leaves_none_of_the_files_written_together(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written_together(tmp_path / "new") as place:
+        write_atomically(place / "first", b"1")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []

@@ -21,7 +21,7 @@ from nanograd_llm.pretrained.source import names_of_a_model
 from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
 from nanograd_llm.pretrained.tokenizer_files import PAIRS, write_tokenizer
 from nanograd_llm.settings import require_choice
-from nanograd_llm.storage import storage_errors, write_atomically, write_parts
+from nanograd_llm.storage import storage_errors, write_atomically, write_parts, written_together
 from nanograd_llm.text import Tokenizer
 
 FORMS = ("hf", "tf", "numpy")
@@ -36,7 +36,7 @@ def save_gpt2(
         code (a TensorFlow checkpoint with hparams.json); numpy for `numpy.load` (model.npz in Hugging Face's names and
         layout, with config.json). `load_gpt2` reads each of them, and finds the same bits.
 
-    Each file is written whole or not at all, the weights last. Raises ConfigError for a model that the form cannot
+    All files are there at the end, or none. Raises ConfigError for a model that the form cannot
     hold, or a tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk
     refuses.
     """
@@ -57,18 +57,18 @@ def save_gpt2(
         layout, settings_name, settings = HUGGING_FACE, "config.json", gpt2_config.to_hugging_face(c)
         end = None if tokenizer is None else tokenizer.end_of_text
         settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
-    file = {"hf": "model.safetensors", "tf": "model.ckpt.index", "numpy": "model.npz"}[form]
-    _make(folder, with_tokenizer=tokenizer is not None)
-    write_atomically(folder / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, folder, PAIRS[form == "tf"])
+    _refuse_a_model(folder, with_tokenizer=tokenizer is not None)
     stored = {_name(name, layout, form): layout.stored(name, array) for name, array in arrays.items()}
-    if form == "tf":
-        write_tensorflow(folder, stored)
-    elif form == "hf":
-        write_safetensors(folder / file, stored, {"format": "pt"})
-    else:
-        write_npz(folder / file, stored)
+    with written_together(folder) as place:
+        write_atomically(place / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, place, PAIRS[form == "tf"])
+        if form == "tf":
+            write_tensorflow(place, stored)
+        elif form == "hf":
+            write_safetensors(place / "model.safetensors", stored, {"format": "pt"})
+        else:
+            write_npz(place / "model.npz", stored)
 
 
 def _name(ours: str, layout: Layout, form: str) -> str:
@@ -109,10 +109,9 @@ def write_safetensors(
     write_parts(path, parts(), 8 + len(text) + size)
 
 
-def _make(folder: Path, *, with_tokenizer: bool) -> None:
-    """Make the folder, and see that it holds no model: nothing is written over one, nor a second put beside it."""
-    with storage_errors(f"{folder}: cannot make a folder there", "choose another place"):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = names_of_a_model(folder, with_tokenizer=with_tokenizer)
+def _refuse_a_model(folder: Path, *, with_tokenizer: bool) -> None:
+    """Raise StorageError where `folder` holds a model: nothing is written over one, nor a second put beside it."""
+    with storage_errors(f"{folder}: cannot read", "choose another folder"):
+        held = names_of_a_model(folder, with_tokenizer=with_tokenizer) if folder.is_dir() else []
     if held:
         raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,25 @@ def test_a_model_goes_beside_files_of_other_things_and_beside_a_tokenizer_that_w
     ng.save_gpt2(shaken(vocab_size=270), tmp_path)
     assert load_gpt2_tokenizer(tmp_path).encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
     assert (tmp_path / "README.md").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("written", range(4))
+def test_a_disk_that_fills_up_leaves_no_part_of_a_model(
+    form: str, written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, write = iter(range(written)), os.write
+
+    def full(file: int, data: bytes) -> int:
+        if next(count, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match=r"out/[\w.-]+: cannot write .*nothing there was changed") as caught:
+        ng.save_gpt2(shaken(), tmp_path / "out", BPE, form=form)
+    assert ".tmp" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_form_or_dtype_is_refused(tmp_path: Path) -> None:
