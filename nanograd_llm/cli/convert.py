@@ -41,7 +41,7 @@ def convert(
     else:
         loaded = load_model_alone(model, dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
-    save_gpt2(loaded, folder, tokenizer, form=to)
+    written = save_gpt2(loaded, folder, tokenizer, form=to)
     print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {shlex.quote(str(folder))}:")
-    for path in sorted(folder.iterdir()):
+    for path in written:
         print(f"{path.stat().st_size:>14,} bytes  {path.name}")

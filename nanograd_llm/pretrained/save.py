@@ -29,16 +29,15 @@ FORMS = ("hf", "tf", "numpy")
 
 def save_gpt2(
     model: GPT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
-) -> None:
+) -> list[Path]:
     """Write a model, and its tokenizer if given, into `folder`, which is made if need be.
 
     form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); tf for OpenAI's
         code (a TensorFlow checkpoint with hparams.json); numpy for `numpy.load` (model.npz in Hugging Face's names and
         layout, with config.json). `load_gpt2` reads each of them, and finds the same bits.
 
-    All files are there at the end, or none. Raises ConfigError for a model that the form cannot
-    hold, or a tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk
-    refuses.
+    Returns the files, which are all there, or none is. Raises ConfigError for a model that the form cannot hold, or a
+    tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk refuses.
     """
     require_choice("form", form, FORMS)
     folder = Path(folder)
@@ -69,6 +68,8 @@ def save_gpt2(
             write_safetensors(place / "model.safetensors", stored, {"format": "pt"})
         else:
             write_npz(place / "model.npz", stored)
+        written = sorted(path.name for path in place.iterdir())
+    return [folder / name for name in written]
 
 
 def _name(ours: str, layout: Layout, form: str) -> str:

@@ -134,6 +134,25 @@ def test_convert_writes_what_is_read_again_and_writes_the_same_text(form, forms,
     assert len(texts) == 1
 
 
+def test_convert_lists_what_it_wrote_and_nothing_else(forms, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letter.txt").touch()
+    assert main(["convert", str(forms["llmc"]), "--to", "numpy", "--out", "."]) == 0
+    _, *listed = told(capsys)[0].splitlines()
+    assert [line.split()[-1] for line in listed] == [
+        *("config.json", "merges.txt", "model.npz", "tokenizer_config.json", "vocab.json")
+    ]
+
+
+@pytest.mark.parametrize("form", ["hf", "tf", "numpy"])
+def test_convert_into_the_folder_of_its_own_source_is_refused_and_leaves_it_as_it_was(form, forms, tmp_path, capsys):
+    folder = shutil.copytree(forms["safetensors_float32"], tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["convert", str(folder), "--to", form, "--out", str(folder)]) == 4
+    assert "already holds model.safetensors; choose another folder" in told(capsys)[1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_convert_keeps_float64_where_it_is_asked_to(tmp_path, capsys):
     source = str(FIXTURES / "exact_plain")
     command = [
