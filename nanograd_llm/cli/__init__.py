@@ -10,16 +10,19 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code. Every error is one line on stderr."""
+def main(arguments: Sequence[str] | None = None, *, ready: Callable[[], None] | None = None) -> int:
+    """Run a command line; returns the exit code. Every error is one line on stderr.
+
+    ready: called once all is loaded, before the command itself begins.
+    """
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run(sys.argv[1:] if arguments is None else arguments, ready)
     except NanogradError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("stopped", 130)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
     if sys.stdin is None:  # closed by whoever started this
         sys.stdin = open(os.devnull, encoding="utf-8")
     if sys.stdout is None:
@@ -70,6 +73,8 @@ def _run(arguments: Sequence[str]) -> int:
         app.command(command)
     app.command(evaluate, name="eval")
     app.default_parameter = Parameter(converter=_convert)
+    if ready is not None:
+        ready()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
