@@ -61,6 +61,7 @@ def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
     from nanograd_llm.cli.info import info
     from nanograd_llm.cli.tokenize import tokenize
     from nanograd_llm.cli.train import train
+    from nanograd_llm.cli.usage import told
 
     app = App(
         name="nanograd-llm",
@@ -78,7 +79,7 @@ def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(str(error) + " See --help.", 2)
+        return _fail(told(error), 2)
     except SystemExit as error:  # how rich ends where its reader has gone away
         raise BrokenPipeError from error
     sys.stdout.flush()

@@ -1,0 +1,96 @@
+"""What is wrong with a command line, in a sentence: what arrived, what was expected, what to do."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, get_args, get_origin
+
+from cyclopts import CycloptsError
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from nanograd_llm.settings import nearest
+
+
+def told(error: CycloptsError) -> str:
+    """The sentence for an error of the command line, with the help that goes further."""
+    fault = _fault(error)
+    further = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
+    return f"{fault} See {further}" if fault.endswith("?") else f"{fault}; see {further}"
+
+
+def _fault(error: CycloptsError) -> str:
+    command = " ".join(error.command_chain or ("nanograd-llm",))
+    if isinstance(error, UnknownCommandError) and error.unused_tokens and error.app is not None:
+        names = [name for name in error.app if not name.startswith("-")]
+        near = nearest(error.unused_tokens[0], names)
+        hint = f"did you mean {near}?" if near else f"the commands are {', '.join(names)}"
+        return f"{_shown(error.unused_tokens[0])} is no command; {hint}"
+    if isinstance(error, UnknownOptionError):
+        return _unknown_option(error, command)
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return _too_many(error.unused_tokens, error, command)
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice; give it once"
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        if name in (error.unused_tokens or ()):
+            return f"{name} is given without a value; put {_expected(error.argument.hint)} after it"
+        choices = _choices(error.argument.hint)
+        return f"{command} needs {name}" + (f", {_expected(error.argument.hint)}" if choices else "")
+    if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
+        value = error.token.value
+        near = nearest(value, _choices(error.argument.hint))
+        hint = f"; did you mean {near}?" if near else ""
+        return f"{error.argument.name} must be {_expected(error.argument.hint)}; got {_shown(value)}{hint}"
+    return str(error).rstrip(".")
+
+
+def _unknown_option(error: UnknownOptionError, command: str) -> str:
+    word = error.token.keyword or error.token.value
+    given = error.root_input_tokens or []
+    if "--" in given and word not in given[: given.index("--")]:  # behind it, nothing is an option
+        if word.startswith("--"):
+            return f"{word} stands behind --, where all is text; put options before --, and the text last"
+        return _too_many([word], error, command)
+    options = {name.strip("-"): name for argument in error.argument_collection for name in argument.names}
+    near = nearest(word.strip("-"), options) if word.startswith("--") else ""
+    if near:
+        return f"{word} is no option of {command}; did you mean {options[near]}?"
+    if word.startswith("--") and " " not in word:
+        return f"{word} is no option of {command}"
+    return f"{_shown(word)} is no option of {command}; a text that begins with a dash goes last, behind --"
+
+
+def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
+    kinds = inspect.signature(error.target).parameters.values() if error.target is not None else ()
+    takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
+    what = f"takes {' and '.join(takes)}; what has spaces goes in quotes" if takes else "takes nothing but options"
+    return f"{', '.join(map(_shown, words))}: too many words; {command} {what}"
+
+
+def _choices(kind: Any) -> list[str]:
+    parts = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return [str(choice) for part in parts for choice in get_args(part)]
+
+
+def _expected(kind: Any) -> str:
+    """What a value of an option may be, in words.
+
+    >>> _expected(int | None), _expected(Literal["hf", "tf"])
+    ('an integer', 'one of hf, tf')
+    """
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}"
+    words = {int: "an integer", float: "a number", bool: "true or false"}
+    return next((words[part] for part in (kind, *get_args(kind)) if part in words), "a value")
+
+
+def _shown(word: str) -> str:
+    return f"{word!r:.80}"
