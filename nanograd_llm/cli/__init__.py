@@ -67,12 +67,12 @@ def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
         name="nanograd-llm",
         help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",
         version=__version__,
-        help_epilogue="First `nanograd-llm train`, about a minute; it ends with the next command to type.",
+        help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
         suppress_keyboard_interrupt=False,  # it is told in main
     )
     for command in (train, generate, chat, info, tokenize, convert, gradcheck, bench):
-        app.command(command)
-    app.command(evaluate, name="eval")
+        app.command(command, help_epilogue="")  # else the one above
+    app.command(evaluate, name="eval", help_epilogue="")
     app.default_parameter = Parameter(converter=_convert)
     if ready is not None:
         ready()

@@ -168,6 +168,7 @@ def test_help_is_a_page_on_stdout(command, capsys):
     assert main([*command, "--help"]) == 0
     out, err = capsys.readouterr()
     assert "Usage: nanograd-llm" in out
+    assert ("Start with nanograd-llm train: it takes a minute, and ends" in " ".join(out.split())) is (not command)
     assert not err
 
 
