@@ -366,7 +366,11 @@ def read_model_config(folder: RunFolder) -> GPTConfig:
     table = folder.read_config().get("model", {})
     where = f"{folder.config_path} [model]"
     try:
-        check_keys(table, [field.name for field in dataclasses.fields(GPTConfig)], where)
+        fields = dataclasses.fields(GPTConfig)
+        check_keys(table, [field.name for field in fields], where)
+        missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in table]
+        if missing:
+            raise ConfigError(f"has no {', no '.join(missing)}; take the file from a copy of the run, or train again")
         return GPTConfig(**table)
-    except (NanogradError, TypeError) as error:
+    except NanogradError as error:
         raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None

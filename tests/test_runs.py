@@ -150,6 +150,20 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, text, number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ("", "vocab_size, no context_length, no n_layer, no n_head, no n_embd"),
+        ("[model]\nn_head = 2\nn_layer = 1\nn_embd = 8\n", "vocab_size, no context_length"),
+    ],
+)
+def test_a_config_without_a_field_is_a_bad_file_that_names_it(tmp_path, text, content, missing):
+    run = TextRun(tmp_path / "run", text, TINY, short())
+    run.folder.config_path.write_text(content, encoding="utf-8")
+    with pytest.raises(BadFileError, match=rf"config\.toml \[model\]: has no {missing}; take"):
+        load_run(tmp_path / "run")
+
+
 def test_a_signal_while_the_text_is_scored_ends_the_run_without_another_step(tmp_path, text):
     run = TextRun(tmp_path / "run", text, TINY, short(steps=1000), evaluate_every=2)
     kinds = []
