@@ -12,7 +12,7 @@ from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.settings import check_keys, nearest
+from nanograd_llm.settings import check_keys
 
 # Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
 # of transformers). What is in no table here has no part in what transformers computes with a GPT-2.
@@ -63,10 +63,9 @@ def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
     found = {key: named.get(key, default) for key, default in DEFAULTS.items()}
     activation = found["activation_function"]
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        near = nearest(str(activation), ACTIVATIONS)
-        raise BadFileError(
-            f"{where}: activation_function is {activation!r:.100}, which this GPT cannot do; supported are "
-            f"{', '.join(ACTIVATIONS)}" + (f"; did you mean {near!r}?" if near else "")
+        raise BadFileError(  # without the nearest: with another one the model would load, and be wrong
+            f"{where}: activation_function is {activation!r:.100}, which this GPT cannot do; it can do "
+            f"{', '.join(ACTIVATIONS)}, and the weights are for the one they were trained with"
         )
     found["activation_function"] = ACTIVATIONS[activation]
     return _config(
