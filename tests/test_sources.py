@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nanograd_llm as ng
-from nanograd_llm.errors import ConfigError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.runs import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
 from nanograd_llm.sources import is_run, load_model, load_model_tokenizer
 from nanograd_llm.training import RunFolder, StepRecord, TrainConfig
@@ -142,6 +142,11 @@ def test_weights_that_are_not_finite_are_refused_of_either_kind(run: Path, tmp_p
         load_model(tmp_path / "hf")
     with pytest.raises(ng.NanogradError, match="NaN or infinity in ln_f.bias"):
         load_model(tmp_path / "hf", strict=True)
+
+
+def test_a_run_given_to_load_gpt2_is_told_with_what_opens_it(run: Path) -> None:
+    with pytest.raises(BadFileError, match=r"run: holds a run of nanograd_llm; open it with .*\.runs\.load_run"):
+        ng.load_gpt2(run)
 
 
 def test_where_nothing_is_it_is_told(tmp_path: Path) -> None:
