@@ -12,12 +12,22 @@ from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
 from nanograd_llm.pretrained.load import weights_dtype
 from nanograd_llm.runs import load_run_model
 from nanograd_llm.text import Tokenizer, load_tokenizer
-from nanograd_llm.training.run_folder import RunFolder
+from nanograd_llm.training.run_folder import RunFolder, run_of_checkpoint
+
+
+def find_run(source: str | os.PathLike[str]) -> tuple[Path, int | None] | None:
+    """The folder of a run, finished or not, and None for its newest checkpoint, or the step of the one given.
+
+    None where `source` is neither the folder of a run nor a checkpoint in one.
+    """
+    if (Path(source) / "config.toml").exists():
+        return Path(source), None
+    return run_of_checkpoint(source)
 
 
 def is_run(source: str | os.PathLike[str]) -> bool:
-    """Is this the folder of a run, finished or not?"""
-    return (Path(source) / "config.toml").exists()
+    """Is this the folder of a run, or a checkpoint of one?"""
+    return find_run(source) is not None
 
 
 def load_model(
@@ -33,14 +43,16 @@ def load_model(
 def load_model_alone(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
     """The model at `source`, in evaluation mode, which need not have a tokenizer.
 
-    source: the folder of a run (its newest checkpoint), or whatever `load_gpt2` takes: a folder, a file, or a name.
+    source: the folder of a run (its newest checkpoint), a checkpoint in it, or whatever `load_gpt2` takes: a folder, a
+        file, or a name.
     dtype: of the parameters, float32 or float64; those of another are converted.
     strict: refuse weights that are not finite; otherwise a warning names them.
     Raises what `load_run` and `load_gpt2` raise.
     """
-    if is_run(source):
+    if run := find_run(source):
+        path, step = run
         dtype = weights_dtype(dtype)
-        model = load_run_model(RunFolder.open(source), strict=strict)
+        model = load_run_model(RunFolder.open(path), step, strict=strict)
         if model.wte.dtype != dtype:
             model.astype(dtype)
         return model
@@ -49,4 +61,5 @@ def load_model_alone(source: str | os.PathLike[str], *, dtype: DTypeLike = "floa
 
 def load_model_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of the model at `source`, without the model. Raises as `load_model` does."""
-    return load_tokenizer(RunFolder.open(source).tokenizer_path) if is_run(source) else load_gpt2_tokenizer(source)
+    run = find_run(source)
+    return load_gpt2_tokenizer(source) if run is None else load_tokenizer(RunFolder.open(run[0]).tokenizer_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_a_model_has_the_dtype_that_is_asked_for_wherever_it_is_opened(source: P
         assert array.dtype == np.float64 and np.array_equal(array, expected[name])
     with pytest.raises(ConfigError, match="dtype must be float32 or float64; got float16"):
         load_model(source, dtype="float16")
+
+
+def test_a_checkpoint_of_a_run_opens_as_the_model_of_its_step(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder.open(shutil.copytree(run, tmp_path / "run"))
+    model, tokenizer = load_run(run)
+    changed = {name: array + 1 for name, array in folder.load_checkpoint()[0].items()}
+    folder.save_checkpoint(50, changed, {})
+    for step, added in ((40, 0), (50, 1)):
+        found, its_tokenizer = load_model(folder.checkpoint_path(step))
+        assert np.array_equal(found.state_dict()["wte"], model.state_dict()["wte"] + np.float32(added))
+        assert its_tokenizer.encode(BIRDS).tolist() == tokenizer.encode(BIRDS).tolist()
+        assert load_model_tokenizer(folder.checkpoint_path(step)).vocab_size == tokenizer.vocab_size
+    with pytest.raises(StorageError, match="has no checkpoint of step 60; it has 40, 50"):
+        load_model(folder.checkpoint_path(60))
 
 
 def test_training_on_from_a_model_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nanograd_llm.models import GPT
 
 
@@ -21,10 +23,11 @@ def info(model: str, /) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from nanograd_llm.sources import is_run
+    from nanograd_llm.sources import find_run
 
     console = Console(highlight=False)
-    loaded, told = _run(model) if is_run(model) else _pretrained(model)
+    run = find_run(model)
+    loaded, told = _pretrained(model) if run is None else _run(*run)
     for name, value in told.items():
         console.print(f"{name:<11}", value, markup=False, soft_wrap=True)
     parameters = Table("parameter", "shape", "dtype", "numbers", title=None)
@@ -35,14 +38,14 @@ def info(model: str, /) -> None:
     console.print(parameters)
 
 
-def _run(path: str) -> tuple[GPT, dict[str, str]]:
-    """The model of a run, and what there is to say of it."""
+def _run(path: Path, step: int | None) -> tuple[GPT, dict[str, str]]:
+    """The model of a run, of a step or the newest, and what there is to say of it."""
     from nanograd_llm.runs import load_run_model
     from nanograd_llm.text import load_tokenizer
     from nanograd_llm.training.run_folder import RunFolder
 
     folder = RunFolder.open(path)
-    model, tokenizer = load_run_model(folder), load_tokenizer(folder.tokenizer_path)
+    model, tokenizer = load_run_model(folder, step), load_tokenizer(folder.tokenizer_path)
     metrics = folder.read_metrics()
     steps = [record for record in metrics if "loss" in record]
     scores = [record for record in metrics if "bits_per_byte" in record]
@@ -54,7 +57,9 @@ def _run(path: str) -> tuple[GPT, dict[str, str]]:
     if scores:
         last = scores[-1]
         told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"
-    told["checkpoints"] = ", ".join(str(step) for step in folder.checkpoints())
+    told["checkpoints"] = ", ".join(map(str, folder.checkpoints()))
+    if step is not None:
+        told["checkpoints"] += f"; these weights are of step {step:,}"
     return model, told
 
 

@@ -166,7 +166,7 @@ class RunFolder:
         """Every checkpoint by its step, in the order of steps."""
         with storage_errors(f"{self.checkpoints_path}: cannot be listed", "check its permissions"):
             paths = list(self.checkpoints_path.iterdir())
-        named = ((re.fullmatch(r"step-(\d+)\.safetensors", path.name), path) for path in paths)
+        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in paths)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     def save_checkpoint(self, step: int, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
@@ -193,7 +193,9 @@ class RunFolder:
             return load_checkpoint(known[step])
         except BadFileError as error:
             older = next((older for older in reversed(known) if older < step and _is_whole(known[older])), None)
-            hint = "no older checkpoint is whole" if older is None else f"the checkpoint of step {older} is whole"
+            hint = "no older checkpoint is whole"
+            if older is not None:
+                hint = f"the checkpoint of step {older} is whole: give {known[older]} in place of the run"
             raise BadFileError(f"{error}; {hint}") from error
 
     def _refuse_content(self) -> None:
@@ -259,6 +261,15 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
                 return path
 
 
+def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
+    """The folder of the run that the checkpoint at `path` belongs to, and its step; None where it is no checkpoint."""
+    path = Path(path)
+    match, folder = _CHECKPOINT.fullmatch(path.name), path.parent.parent
+    belongs = match and path.parent.name == "checkpoints" and (folder / "config.toml").exists()
+    return (folder, int(match[1])) if match and belongs else None
+
+
+_CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 

@@ -261,6 +261,22 @@ def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
     assert "SHA-256" in told(capsys)[1]
 
 
+@pytest.mark.parametrize("command", ["generate", "info", "eval", "convert"])
+def test_where_the_newest_checkpoint_is_damaged_the_older_one_can_be_given_in_its_place(command, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
+    arguments = {"generate": ["The"], "eval": [str(tmp_path / "text.txt")], "convert": ["--to", "hf"]}.get(command, [])
+    if command == "convert":
+        arguments += ["--out", str(tmp_path / "converted")]
+    main(["train", "--steps", "4", "--checkpoint-every", "2", "--out", str(tmp_path / "run"), *TINY])
+    newest = tmp_path / "run" / "checkpoints" / "step-00000004.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    told(capsys)
+    assert main([command, str(tmp_path / "run"), *arguments]) == 3
+    (older,) = re.findall(r"the checkpoint of step 2 is whole: give (\S+) in place of the run", told(capsys)[1])
+    assert main([command, older, *arguments]) == 0
+    assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in told(capsys)[0]
+
+
 def test_an_unknown_op_is_refused_with_the_nearest_name(capsys):
     assert main(["gradcheck", "--op", "sofmax"]) == 2
     assert "softmax" in told(capsys)[1]
