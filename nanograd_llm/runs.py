@@ -154,7 +154,8 @@ class TextRun:
 
     start: a model to train further; `model` is then its config, dropout and the like changed at will, `text.tokenizer`
         is "model", and the held-out text is scored before the first step as well.
-    window: tokens of a window that is trained on or scored; the model's context_length if not given.
+    window: tokens of a window that is trained on or scored, at most the model's context_length, which it is if not
+        given.
     evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every fifth of the run, and a
         checkpoint saved at the end only.
 
@@ -175,10 +176,16 @@ class TextRun:
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
     ):
-        intervals = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every, "window": window}
-        for field, number in intervals.items():
+        length = "context_length of a window"
+        counts = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every, length: window}
+        for field, number in counts.items():
             if number is not None:
                 require_int(field, number, 1)
+        if window is not None and window > model.context_length:
+            raise ConfigError(
+                f"{length} is {window}; the model takes at most {model.context_length} tokens at "
+                "once; give that or less"
+            )
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
         self.start = start
@@ -193,7 +200,7 @@ class TextRun:
             self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
         self.ids = self.tokenizer.encode(learned)
         self.held_out_ids = self.tokenizer.encode(held_out)
-        self.context_length = min(window or model.context_length, model.context_length)
+        self.context_length = window or model.context_length
         for part, ids in (("trained on", self.ids), ("held out", self.held_out_ids)):
             if len(ids) <= self.context_length:
                 raise ShapeError(

@@ -119,11 +119,18 @@ def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp
 def test_the_window_of_training_may_be_shorter_than_the_models_context(run: Path, tmp_path: Path) -> None:
     begin = start(run)
     content, config = text(tmp_path, BIRDS, "model"), TrainConfig(steps=1, batch_size=3, threads=1)
-    for window, T in [(8, 8), (1000, 16), (None, 16)]:
+    for window, T in [(8, 8), (16, 16), (None, 16)]:
         made = TextRun(tmp_path / str(window), content, begin.model.config, config, start=begin, window=window)
         assert made.batch(0)[0].shape == (3, T)
         assert made.model.config.context_length == 16
         made.folder.close()
+
+
+def test_a_window_longer_than_the_models_context_is_refused(run: Path, tmp_path: Path) -> None:
+    begin, content = start(run), text(tmp_path, BIRDS, "model")
+    with pytest.raises(ConfigError, match="context_length of a window is 17; the model takes at most 16 tokens"):
+        TextRun(tmp_path / "further", content, begin.model.config, TrainConfig(), start=begin, window=17)
+    assert not (tmp_path / "further").exists()
 
 
 def test_dropout_may_be_another_when_training_goes_on(run: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def train(
         training,
         name="tuned" if start else preset or "nano",
         start=start,
-        window=(context_length or 128) if start else None,
+        window=None if start is None else min(128, model.context_length) if context_length is None else context_length,
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     )
