@@ -30,11 +30,16 @@ def info(model: str, /) -> None:
     loaded, told = _pretrained(model) if run is None else _run(*run)
     for name, value in told.items():
         console.print(f"{name:<11}", value, markup=False, soft_wrap=True)
-    parameters = Table("parameter", "shape", "dtype", "numbers", title=None)
-    for name, parameter in loaded.named_parameters():
-        parameters.add_row(name, str(parameter.shape), str(parameter.dtype), f"{parameter.size:,}")
+    rows = [(name, str(x.shape), str(x.dtype), f"{x.size:,}") for name, x in loaded.named_parameters()]
+    rows += [("all", "", "", f"{loaded.parameter_count():,}")]
+    heads = ("parameter", "shape", "dtype", "numbers")
+    others = sum(max(map(len, column)) for column in list(zip(heads, *rows))[1:])
+    room = console.width - others - 13  # of lines and of spaces beside them
+    parameters = Table(*heads)
+    for name, *row in rows[:-1]:
+        parameters.add_row(_shortened(name, room), *row)
     parameters.add_section()
-    parameters.add_row("all", "", "", f"{loaded.parameter_count():,}")
+    parameters.add_row(*rows[-1])
     console.print(parameters)
 
 
@@ -49,7 +54,11 @@ def _run(path: Path, step: int | None) -> tuple[GPT, dict[str, str]]:
     metrics = folder.read_metrics()
     steps = [record for record in metrics if "loss" in record]
     scores = [record for record in metrics if "bits_per_byte" in record]
-    told = {name: _settings(table) for name, table in folder.read_config().items()} | {"tokenizer": str(tokenizer)}
+    config = folder.read_config()
+    config.get("text", {}).pop("vocab_size", None)  # what was asked for; the model's is what it came to
+    if "minutes" in config.get("train", {}):
+        config["train"].pop("steps", None)
+    told = {name: _settings(table) for name, table in config.items()} | {"tokenizer": str(tokenizer)}
     if steps:
         last = steps[-1]
         tokens = f"{last['tokens']:,} tokens, " if "tokens" in last else ""
@@ -78,4 +87,16 @@ def _pretrained(source: str) -> tuple[GPT, dict[str, str]]:
 
 
 def _settings(table: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in table.items())
+    """The settings that are set, a float as a person would write it."""
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in table.items()}
+    return ", ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
+
+
+def _shortened(name: str, room: int) -> str:
+    """The name, its middle left out where it is longer than `room`: its beginning and its end tell it from others.
+
+    >>> _shortened("blocks.0.attention.qkv.weight", 21)
+    'blocks.0.a…qkv.weight'
+    """
+    room = max(room, 9)
+    return name if len(name) <= room else f"{name[: room // 2]}…{name[len(name) - (room - 1) // 2 :]}"

@@ -17,6 +17,7 @@ from nanograd_llm import __version__
 from nanograd_llm.cli import main
 from nanograd_llm.engine import registry
 from nanograd_llm.gradcheck import figures
+from nanograd_llm.runs import load_run
 from nanograd_llm.training import RunFolder
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
@@ -157,7 +158,33 @@ def test_info_opens_the_run_once(run, capsys, monkeypatch):
     opened, open_run = [], RunFolder.open
     monkeypatch.setattr(RunFolder, "open", lambda path: opened.append(path) or open_run(path))
     assert main(["info", str(run)]) == 0
-    assert opened == [str(run)]
+    assert [str(path) for path in opened] == [str(run)]
+
+
+def test_info_shows_what_was_used_rounded_and_leaves_out_what_was_not(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
+    arguments = ["--minutes", "0.001", "--tokenizer", "characters", "--learning-rate", "0.0006000000000000001"]
+    main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *arguments, *TINY])
+    told(capsys)
+    assert main(["info", str(tmp_path / "run")]) == 0
+    lines = {line.split()[0]: line for line in told(capsys)[0].splitlines()}
+    assert "vocab_size" not in lines["text"] and "vocab_size=11," in lines["model"]
+    assert "learning_rate=0.0006," in lines["train"]
+    assert " steps=" not in lines["train"] and "minutes=0.001" in lines["train"]
+    assert "None" not in "".join(lines.values())
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_info_on_a_narrow_terminal_shows_the_beginning_and_the_end_of_every_name(width, run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main(["info", str(run)])
+    table = [line.split("│")[1].strip() for line in told(capsys)[0].splitlines() if line.startswith("│")]
+    names = [name for name, _ in load_run(run)[0].named_parameters()]
+    assert len(set(table)) == len(table) == len(names) + 1
+    for shown, name in zip(table, names):
+        begin, _, end = shown.partition("…")
+        assert name.startswith(begin) and name.endswith(end)
+        assert shown == name or width < 80
 
 
 COMMANDS = ["train", "generate", "chat", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]

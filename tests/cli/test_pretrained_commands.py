@@ -83,6 +83,7 @@ def test_info_shows_the_form_the_sizes_the_tokenizer_and_every_parameter(forms, 
             "2,658",
         ):
             assert part in out
+        assert "None" not in out
 
 
 def test_info_of_a_model_without_a_tokenizer_says_so(capsys):
