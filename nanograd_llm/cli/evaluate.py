@@ -19,6 +19,7 @@ def evaluate(model: str, text: Path, /, *, stride: int | None = None) -> None:
         Tokens that the window moves by; half a window if not given. Smaller is slower, and gives each token more
         context to be judged by.
     """
+    from nanograd_llm.cli.words import counted
     from nanograd_llm.inference import evaluate_text
     from nanograd_llm.sources import load_model
     from nanograd_llm.text import read_text
@@ -40,5 +41,5 @@ def evaluate(model: str, text: Path, /, *, stride: int | None = None) -> None:
         f"loss           {found.loss:.4f} nats a token\n"
         f"perplexity     {found.perplexity:.2f}\n"
         f"bits per byte  {found.bits_per_byte:.4f}\n"
-        f"over           {found.tokens:,} tokens, {found.bytes:,} bytes"
+        f"over           {counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
     )

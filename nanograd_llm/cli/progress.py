@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from nanograd_llm.cli.words import counted
 from nanograd_llm.runs import Event, Saved, Scored, TextRun, Wrote
 from nanograd_llm.training.parallel import pinned_blas
 from nanograd_llm.training.trainer import StepRecord
@@ -17,12 +18,13 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it."""
     c = run.model.config
     print(
-        f"text       {run.text.file or 'built-in corpus'}: {len(run.ids):,} tokens, "
+        f"text       {run.text.file or 'built-in corpus'}: {counted(len(run.ids), 'token')}, "
         f"{len(run.held_out_ids):,} more held out\n"
-        f"tokenizer  {run.text.tokenizer}, {c.vocab_size:,} tokens\n"
-        f"model      {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, context {c.context_length}: "
+        f"tokenizer  {run.text.tokenizer}, {counted(c.vocab_size, 'token')}\n"
+        f"model      {counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, "
+        f"context {c.context_length}: "
         f"{run.model.parameter_count():,} parameters\n"
-        f"training   batches of {run.config.batch_size}, {run.trainer.workers.count} workers",
+        f"training   batches of {run.config.batch_size}, {counted(run.trainer.workers.count, 'worker')}",
         flush=True,
     )
     pinned = pinned_blas()

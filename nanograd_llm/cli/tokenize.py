@@ -15,6 +15,7 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     special
         Take <|endoftext|> in the text as the one token of that name, not as text.
     """
+    from nanograd_llm.cli.words import counted
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.sources import load_model_tokenizer
     from nanograd_llm.text.bpe import readable
@@ -23,4 +24,5 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     pieces = tokenizer.pieces(text, allow_special=special)
     for i, piece in pieces:
         print(f"{i:>8}  {readable(piece)}")
-    print(f"{len(pieces):,} tokens, {sum(len(piece) for _, piece in pieces):,} bytes, by {tokenizer}")
+    size = sum(len(piece) for _, piece in pieces)
+    print(f"{counted(len(pieces), 'token')}, {counted(size, 'byte')}, by {tokenizer}")

