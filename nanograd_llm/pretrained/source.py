@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.pretrained.llmc import MAGIC
 from nanograd_llm.pretrained.mapped import map_file, named_file
@@ -61,7 +61,7 @@ class Source:
 def find_source(source: str | os.PathLike[str]) -> Source:
     """The model at a path, a folder or a file, or else of a name: see `hub.find_by_name`.
 
-    Raises StorageError where nothing is there, BadFileError where it is no model, ConfigError for a name that none has.
+    Raises StorageError where nothing is there, also for a name that no model has, BadFileError where it is no model.
     """
     path = Path(source)
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
@@ -76,7 +76,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         if "/" not in name and name not in KNOWN:
             near = nearest(name, KNOWN)
             hint = f"; did you mean {near!r}?" if near else f", one of {', '.join(KNOWN)}"
-            raise ConfigError(f"{name!r} is no file or folder here, and no name of a model that is known{hint}")
+            raise StorageError(f"{name!r} is no file or folder here, and no name of a model that is known{hint}")
         folder, blobs = find_by_name(name)
         return _in_folder(folder, blobs)
     raise StorageError(f"{path}: no such file or folder")

@@ -207,8 +207,8 @@ def test_two_models_of_llmc_in_a_folder_are_asked_about() -> None:
     [
         ("nowhere/at/all", StorageError, "no such file or folder"),
         ("./nowhere", StorageError, "no such file or folder"),
-        ("gtp2", ConfigError, "no name of a model that is known; did you mean 'gpt2'"),
-        ("something", ConfigError, "one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2"),
+        ("gtp2", StorageError, "no name of a model that is known; did you mean 'gpt2'"),
+        ("something", StorageError, "one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2"),
     ],
 )
 def test_what_is_neither_path_nor_name_is_told(name: str, error: type, said: str, tmp_path: Path) -> None:
