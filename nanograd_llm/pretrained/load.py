@@ -50,6 +50,8 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     """
     found = find_source(source)
     dtype = weights_dtype(dtype)
+    if found.weights.is_file() and found.weights.stat().st_size == 0:
+        raise BadFileError(f"{found.weights}: is empty; fetch it again")
     config, arrays, layout = _READERS[found.form](found)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is told below
         arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, Storag
 from nanograd_llm.pretrained import load_gpt2_tokenizer
 from nanograd_llm.pretrained.safetensors_files import read_safetensors
 from nanograd_llm.pretrained.save import write_safetensors
+from nanograd_llm.pretrained.source import FILES
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PLAIN = FIXTURES / "exact_plain"
@@ -223,6 +225,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match="no checkpoint of nanoGPT, which holds model and model_args"):
         shutil.copy(FIXTURES / "bin_float32" / "pytorch_model.bin", tmp_path / "ckpt.pt")
         ng.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "gpt2_124M.bin"])
+def test_an_empty_file_is_told_as_one_whatever_its_form(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(BadFileError, match=rf"{re.escape(name)}: is empty; fetch it again"):
+            ng.load_gpt2(source)
 
 
 @pytest.mark.parametrize(
