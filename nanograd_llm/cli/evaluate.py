@@ -9,6 +9,8 @@ from pathlib import Path
 def evaluate(model: str, text: Path, /, *, stride: int | None = None) -> None:
     """Score a model on a text: loss, perplexity and bits per byte, over sliding windows; every byte counts once.
 
+    With the tokenizer characters, which has no end of text to put before it, the first character is not judged.
+
     Parameters
     ----------
     model

@@ -104,6 +104,18 @@ def test_eval_counts_every_byte_and_agrees_with_python(forms, text, capsys):
     assert "over           " in out and f"{text.stat().st_size:,} bytes" in out
 
 
+def test_eval_leaves_out_the_first_token_where_no_end_of_text_can_stand_before_it(text, tmp_path, capsys):
+    sizes = ["--n-layer", "1", "--n-head", "1", "--n-embd", "4", "--context-length", "8", "--steps", "1"]
+    size = text.stat().st_size
+    for tokenizer, counted in (("characters", size - 1), ("bytes", size)):
+        out = str(tmp_path / tokenizer)
+        main(["train", str(text), "--tokenizer", tokenizer, "--out", out, *sizes])
+        main(["eval", out, str(text)])
+        assert told(capsys)[0].endswith(f"over           {counted:,} tokens, {counted:,} bytes\n")
+    assert main(["eval", "--help"]) == 0
+    assert "the first character is not judged" in " ".join(told(capsys)[0].split())
+
+
 def test_chat_goes_on_from_each_line_and_ends_with_the_input(forms, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("there\n\nin the\n"))
     assert main(["chat", str(forms["llmc"]), "--max-new-tokens", "6", "--temperature", "0"]) == 0
