@@ -13,6 +13,8 @@ from nanograd_llm.runs import Event, Saved, Scored, TextRun, Wrote
 from nanograd_llm.training.parallel import pinned_blas
 from nanograd_llm.training.trainer import StepRecord
 
+_QUOTE = "    | "
+
 
 def show(run: TextRun, events: Iterator[Event]) -> int:
     """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it."""
@@ -44,7 +46,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
                 )
             elif isinstance(event, Wrote):
                 display.say(f"after {event.prompt.strip()!r} it writes:")
-                display.say("\n".join("    | " + line for line in event.text.strip().splitlines()))
+                display.quote(event.text.strip())
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
     if run.stopped_by is not None:
@@ -81,6 +83,9 @@ class _Lines:
     def say(self, text: str) -> None:
         print(text, flush=True)
 
+    def quote(self, text: str) -> None:
+        self.say("\n".join(_QUOTE + line for line in text.splitlines()))
+
 
 class _Bar:
     """A bar with loss, speed and the time left; what is said appears above it."""
@@ -110,3 +115,12 @@ class _Bar:
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)
+
+    def quote(self, text: str) -> None:
+        """With the mark before each line of the screen as well, where a line of the text takes several."""
+        from rich.text import Text
+
+        console = self.progress.console
+        room = max(1, console.width - len(_QUOTE))
+        rows = [row.plain for line in text.splitlines() for row in Text(line).wrap(console, room)]
+        self.say("\n".join(_QUOTE + row.rstrip() for row in rows))
