@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from contextlib import AbstractContextManager
+
 
 def gradcheck(
     *,
@@ -53,8 +57,10 @@ def gradcheck(
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
         trained = load_model_alone(model, strict=True)
+        cost_of_model(trained)  # the first pass, which also brings weights and libraries into memory, is no measure
         print(cost_of_model(trained, order=order or 1), flush=True)
-        report = check_model(trained, order=order or 1, seed=seed)
+        with _seconds_shown():
+            report = check_model(trained, order=order or 1, seed=seed)
         Console(highlight=False).print(report, soft_wrap=True)
         return 0 if report.passed else 1
     if thorough and cases is not None:
@@ -69,6 +75,20 @@ def gradcheck(
     summary = Summary(tuple(found))
     print(f"\n{summary.conclusion}")
     return 0 if summary.passed else 1
+
+
+def _seconds_shown() -> AbstractContextManager[object]:
+    """On a terminal, a line that counts the seconds while this is open."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    line = Progress(
+        SpinnerColumn(), TextColumn("checking"), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    )
+    line.add_task("", total=None)
+    return line
 
 
 def _figures(seed: int) -> int:

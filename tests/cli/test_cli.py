@@ -483,3 +483,14 @@ def test_the_progress_bar_ends_at_the_end(tmp_path):
     assert process.returncode == 0
     assert "100%" in process.stdout
     assert "tokens/s" in process.stdout
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs script(1) to pretend to be a terminal")
+def test_a_check_of_a_model_counts_its_seconds_on_a_terminal_and_nowhere_else(run, capsys):
+    line = " ".join(f"'{word}'" for word in command("gradcheck", "--model", str(run)))
+    process = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True)
+    assert process.returncode == 0
+    assert re.search(r"checking.*0:00:\d\d", process.stdout)
+    main(["gradcheck", "--model", str(run)])
+    out, err = told(capsys)
+    assert "checking" not in out + err
