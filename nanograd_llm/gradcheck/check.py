@@ -17,7 +17,7 @@ from nanograd_llm.gradcheck import comparison, consistency, explanation, kinks
 from nanograd_llm.gradcheck.comparison import DEPTH, Outcome, Precision, dense, length, rows
 from nanograd_llm.gradcheck.culprit import culprits
 from nanograd_llm.gradcheck.derivatives import derivative, differences
-from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient
+from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients
 from nanograd_llm.gradcheck.report import Finding, GradientError, Report
 from nanograd_llm.settings import require_int
 
@@ -176,6 +176,8 @@ class _Check:
         worst, pattern, reason = None, "", ""
         if not found.finite:
             verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"
+        elif self._comes_from_infinity(function, k, y, cotangents[0]):
+            verdict, reason = "cannot tell", "the function's own numbers are not finite here"
         elif not right:
             verdict = "wrong"
             if self.explains:
@@ -201,6 +203,13 @@ class _Check:
             pattern=pattern,
             kinks=bends,
         )
+
+    @staticmethod
+    def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:
+        """Does a gradient come from results that are not finite? To differences these are flat, as they are where they
+        are masked; but where they overflowed, they rise as the rule says."""
+        hidden = ~np.isfinite(y)
+        return bool(hidden.any() and gradients(function, function.values, [cotangent * hidden])[0][k].any())
 
     def _hold(
         self, compare: Callable[..., comparison.Sides], function: Differentiable, k: int, method: Any, v: Any, u: Any

@@ -132,6 +132,8 @@ class Function:
             raise GraphError(f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor")
         if y.dtype.kind not in "fc":
             raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")
+        if y.dtype in (np.float16, np.float32) and all(value.dtype == np.float64 for value in values):
+            return y.astype(np.float64)  # as its cotangents are
         return y
 
 

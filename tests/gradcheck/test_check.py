@@ -259,6 +259,30 @@ def test_where_the_function_is_not_finite_the_check_cannot_tell():
     assert [f.verdict for f in report.findings] == ["cannot tell"]
 
 
+def overflowing(x):
+    return ops.log(1 + ops.exp(x))
+
+
+@pytest.mark.parametrize("x", [[800.0], [1.0, 800.0], [5000.0, 2.0], [1000.0], [712.0], [709.5]], ids=str)
+@pytest.mark.parametrize("f", [overflowing, ops.exp])
+def test_where_the_forward_overflows_here_or_nearby_the_check_cannot_tell(f, x):
+    with np.errstate(all="ignore"):
+        report = gradcheck(f, np.array(x))
+    (finding,) = report.findings
+    assert (finding.verdict, report.culprits) == ("cannot tell", ())
+    assert "the function's own numbers are not finite" in finding.reason
+
+
+def test_a_mask_of_minus_infinity_is_no_overflow():
+    mask = np.array([True, False, True])
+    assert gradcheck(lambda x: ops.where(mask, x, -np.inf), normal(3)).passed
+
+
+def test_a_result_in_float32_is_checked_as_one_that_is_widened_again():
+    report = gradcheck(lambda x: x.astype(np.float32) * 3, normal(3))
+    assert [f.verdict for f in report.findings] == ["cannot tell"]
+
+
 def test_the_same_seed_gives_the_same_report():
     assert str(gradcheck(ops.layernorm, normal(3, 4), normal(4), normal(4, seed=1), seed=5)) == str(
         gradcheck(ops.layernorm, normal(3, 4), normal(4), normal(4, seed=1), seed=5)
