@@ -26,6 +26,8 @@ def test_the_python_of_the_readme_runs_in_order(capsys):
         exec(compile(block, "README.md", "exec"), namespace)
     assert "bits_per_byte" in capsys.readouterr().out
     assert namespace["model"].wte.grad is not None
+    (line,) = re.findall(r"`(assert_split_invariant\(.*\))`", README)
+    exec(f"from nanograd_llm.gradcheck import assert_split_invariant\n{line}", namespace)
 
 
 @pytest.mark.parametrize("command", commands())

@@ -62,6 +62,21 @@ def test_a_loss_that_does_depend_on_it_is_found(broken):
         assert_split_invariant(broken(gpt()), (TOKENS, TARGETS))
 
 
+def test_a_batch_as_long_as_the_context_has_room_for_its_padding():
+    tokens, targets = RNG.integers(0, 11, (2, 4, 8))
+    assert_split_invariant(gpt().loss, (tokens, targets))
+    with pytest.raises(SplitError, match="two columns of padding.* pass columns=False"):
+        assert_split_invariant(sees_the_future(gpt()), (tokens, targets))
+
+
+def test_where_padding_finds_no_room_the_failure_names_it_and_columns():
+    model = GPT(GPTConfig(vocab_size=11, context_length=2, n_layer=1, n_head=2, n_embd=8))
+    words = "does not run on two columns of padding: context_length is 2 but 4 tokens .* pass columns=False"
+    with pytest.raises(ShapeError, match=words):
+        assert_split_invariant(model.loss, (TOKENS[:, :2], np.abs(TARGETS[:, :2]) % 11))
+    assert_split_invariant(model.loss, (TOKENS[:, :2], np.abs(TARGETS[:, :2]) % 11), columns=False)
+
+
 def test_without_columns_a_model_may_see_the_whole_row():
     assert_split_invariant(sees_the_future(gpt()), (TOKENS, TARGETS), columns=False)
 
