@@ -33,6 +33,10 @@ class GraphError(NanogradError, RuntimeError):
     """The tape was used in a way that has no meaning: freed, never recorded, or in use by another thread."""
 
 
+class InPlaceError(GraphError):
+    """An op's forward wrote into an array that it was given, which is the caller's or another op's."""
+
+
 class NonFiniteError(NanogradError, ArithmeticError):
     """A NaN or infinity appeared where none may be."""
 

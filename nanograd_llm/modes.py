@@ -66,8 +66,9 @@ def higher_order() -> contextlib.AbstractContextManager[None]:
 def checked(enabled: bool = True) -> Iterator[None]:
     """Inside this block every output and every cotangent is tested for NaN, infinity, dtype drift and shape.
 
-    The first failure names the op, its inputs' shapes, the module path and the source line that called it. Arrays the
-    tape keeps are read-only until backward has used them, so writing into one fails at the line that writes; a write
+    That goes for every op call on Tensors; on bare arrays alone, as in a rule, an op only computes. The first failure
+    names the op, its inputs' shapes, the module path and the source line that called it. A forward cannot write into
+    its inputs, and arrays the tape keeps are read-only until backward has used them, so it fails there; a write
     through an older view is found by a digest when backward reads the array. Outside this mode such writes are not
     detected: the rule sees the changed numbers.
     """

@@ -5,6 +5,7 @@ Calling the op on Tensors records a Node; on bare arrays it only computes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -17,7 +18,15 @@ import numpy as np
 from nanograd_llm.backend import as_array, is_array
 from nanograd_llm.checked import Protection, place, require_finite, require_no_widening
 from nanograd_llm.engine import NUMBERS, Array, Tensor, fitted, raw, registry
-from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError, SignatureError
+from nanograd_llm.errors import (
+    DtypeError,
+    GraphError,
+    IndexRangeError,
+    InPlaceError,
+    NanogradError,
+    ShapeError,
+    SignatureError,
+)
 from nanograd_llm.modes import state
 from nanograd_llm.shapes import ShapeLine
 from nanograd_llm.tape import Node
@@ -154,13 +163,11 @@ class Op:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if self._constant_places:
                 needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
+        if state.naming:
+            return self._call_by_name(inputs, arrays, static, needs)
         y, kept = self._forward(arrays, static, needs)
         if not isinstance(y, np.ndarray):
-            y = as_array(y, *arrays)
-            if not is_array(y):
-                raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
-        if state.naming:
-            return self._call_by_name(inputs, arrays, static, kept, needs, y)
+            y = self._result(y, arrays)
         if True not in needs or y.dtype.kind != "f":
             return Tensor._recorded(y, None)
         return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y))
@@ -170,12 +177,14 @@ class Op:
         inputs: Sequence[Any],
         arrays: Sequence[Any],
         static: dict[str, Any],
-        kept: dict[str, Any],
         needs: tuple[bool, ...],
-        y: Array,
     ) -> Tensor:
-        """The end of a call whose place is noted: its output is checked, what it keeps protected, its watcher told."""
+        """A call whose place is noted: its forward cannot write into its inputs, its output is checked, what it keeps
+        protected, its watcher told."""
         where = place(self.name, arrays, ".".join(state.modules))
+        shown = [_read_only(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        y, kept = self._forward(shown, static, needs)
+        y = _as_given(y, shown, arrays) if isinstance(y, np.ndarray) else self._result(y, arrays)
         if state.checked:
             self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
@@ -188,6 +197,13 @@ class Op:
         if state.watcher is not None:
             state.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
+
+    def _result(self, y: Any, arrays: Sequence[Any]) -> Array:
+        """What a forward returned where it is no array of NumPy yet."""
+        y = as_array(y, *arrays)
+        if not is_array(y):
+            raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
+        return y
 
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
@@ -205,6 +221,11 @@ class Op:
             raise MemoryError(f"{self.name} got {_described(arrays)}: {error}") from error
         except (TypeError, ValueError, IndexError, OverflowError) as error:
             self._require_signature(arrays, static)
+            if "read-only" in str(error) and any(isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays):
+                raise InPlaceError(
+                    f"the forward of {self.name} writes into its input, which belongs to the caller; return a new "
+                    f"array, or write into a copy: {error}"
+                ) from error
             kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
             if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
                 kind = IndexRangeError
@@ -311,9 +332,16 @@ class Op:
         require_finite(y, f"the result of {where}", arrays)
         if "dtype" not in static:
             require_no_widening(y.dtype, arrays, f"the result of {where}")
-        problem = self.shape_problem(arrays, static, y.shape)
+        problem = self.shape_complaint(arrays, static, y.shape, where)
         if problem:
-            raise ShapeError(f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}")
+            raise ShapeError(problem)
+
+    def shape_complaint(
+        self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...], where: str
+    ) -> str | None:
+        """`shape_problem` as a sentence about the call that stands there."""
+        problem = self.shape_problem(arrays, static, output)
+        return f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}" if problem else None
 
     def shape_problem(self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...]) -> str | None:
         """Why a call with these inputs and this output shape breaks the op's shape line; None where it keeps it."""
@@ -383,6 +411,24 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
             met = [t.data.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
             arrays.append(fitted(x, met[0] if len(met) == 1 else np.result_type(*met or [np.dtype(np.float32)])))
     return arrays
+
+
+def _read_only(a: np.ndarray) -> np.ndarray:
+    view = a.view()
+    view.flags.writeable = False
+    return view
+
+
+def _as_given(y: np.ndarray, shown: Sequence[Any], arrays: Sequence[Any]) -> np.ndarray:
+    """A forward's result that is one of the read-only inputs it was shown, or a view of one, as of the input itself."""
+    for a, view in zip(arrays, shown):
+        if y is view:
+            return a
+        is_view = isinstance(a, np.ndarray) and y.base is not None and (y.base is a or y.base is a.base)
+        if is_view and a.flags.writeable and 0 not in y.strides:  # one that repeats numbers is read-only by itself
+            with contextlib.suppress(ValueError):  # its owner is protected
+                y.flags.writeable = True
+    return y
 
 
 def _own(v: Any) -> Any:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.engine import Tensor
-from nanograd_llm.errors import GraphError
+from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck import comparison, consistency, explanation, kinks
 from nanograd_llm.gradcheck.comparison import DEPTH, Outcome, Precision, dense, length, rows
 from nanograd_llm.gradcheck.culprit import culprits
 from nanograd_llm.gradcheck.derivatives import derivative, differences
-from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients
+from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients, label
 from nanograd_llm.gradcheck.report import Finding, GradientError, Report
 from nanograd_llm.settings import require_int
 
@@ -49,9 +49,10 @@ def gradcheck(
     result explains, it is measured how much rounding inside f moves it, by repeating the comparison at points a few
     units in the last place away: a wrong gradient is wrong there by as much, a difference from rounding is another.
 
-    The report also holds: whether two backward passes give the same bits, the same gradient whichever others are
-    wanted, and nothing for a cotangent of zeros; for a wrong gradient the pattern it looks like, and the op calls on
-    the tape whose own rule is at fault.
+    The report also holds: whether every op call on the tape keeps its shape line, two backward passes give the same
+    bits, the same gradient whichever others are wanted, and nothing for a cotangent of zeros; for a wrong gradient the
+    pattern it looks like, and the op calls on the tape whose own rule is at fault. A forward that writes into its input
+    is a problem that ends the check. The arrays given stay as they are.
 
     Raises GraphError where f returns no Tensor, nothing requires a gradient, or f gives other numbers when called
     again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
@@ -60,7 +61,10 @@ def gradcheck(
     require_int("order", order, 1)
     require_int("jacobian", jacobian, 0)
     require_int("seed", seed, 0)
-    return _Check(f, inputs, order, seed, jacobian).report()
+    try:
+        return _Check(f, inputs, order, seed, jacobian).report()
+    except InPlaceError as error:
+        return Report(label(f), (), (str(error),))
 
 
 def verdicts(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int = 0) -> Report:
@@ -98,7 +102,7 @@ class _Check:
         """traced: with the op calls at fault."""
         function = self.function
         findings: list[Finding] = []
-        problems: list[str] = []
+        problems = list(function.shape_problems)
         notes = [f"{dtype} inputs were checked as float64 copies" for dtype in function.promoted]
         found: list[Any] = []
         with function.borrowed():

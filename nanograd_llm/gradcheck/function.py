@@ -47,16 +47,27 @@ class Function:
 
     The latter are the parameters of a model, or what a closure holds; they are found on the tape. While a check runs
     (`borrowed`) their arrays are swapped for others, so nothing else may use them meanwhile.
+
+    shape_problems: which op calls on the tape break their op's shape line, in words.
+    Raises InPlaceError where an op's forward writes into its input.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]):
         self.f = f
         self.inputs = list(inputs)
-        self.label = _label(f)
+        self.label = label(f)
         self._places = [i for i, x in enumerate(inputs) if _is_checked(x)]
-        given = [np.asarray(raw(self.inputs[i])) for i in self._places]
+        given = [np.array(raw(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
         self.held: list[Tensor] = []
-        y, leaves = self.record(given)
+        broken: dict[str, None] = {}
+
+        def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+            if problem := node.op.shape_complaint(arrays, static, node.shape, place):
+                broken[problem] = None
+
+        with watched(note):  # where a forward that writes into its input is refused
+            y, leaves = self.record(given)
+        self.shape_problems = list(broken)
         held = _held(f, y, leaves)
         self.held = list(held.values())
         self.names = _names(f, self._places) + list(held)
@@ -215,7 +226,7 @@ def _described(x: Any) -> str:
     return f"{type(x).__name__} of {array.dtype}" if hasattr(array, "dtype") else type(x).__name__
 
 
-def _label(f: Callable[..., Any]) -> str:
+def label(f: Callable[..., Any]) -> str:
     inner = getattr(f, "func", f)  # a functools.partial goes by the name of its function
     return getattr(inner, "__name__", type(inner).__name__)
 

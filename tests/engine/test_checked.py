@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm import Parameter, Tensor, checked, grad, hvp, keep, nn, op, ops
 from nanograd_llm.engine import registry
-from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NonFiniteError, ShapeError
 from nanograd_llm.gradcheck.samples import cases
 from nanograd_llm.modes import within_module
 
@@ -263,6 +263,25 @@ def test_every_op_runs_in_checked_mode_and_gives_the_same_bits(name):
 
 
 # Writes
+
+
+def test_a_forward_that_writes_into_its_input_is_named():
+    @op("y = 2x", "x̄ = 2ȳ")
+    def doubles(x):
+        """x (*) -> y (*)"""
+        x *= 2
+        return x
+
+    for x in (leaf([1.0]), Tensor([1.0]), leaf([1.0]) * 3):
+        with checked(), pytest.raises(InPlaceError, match="the forward of doubles writes into its input"):
+            doubles(x)
+
+
+def test_a_result_that_is_its_input_or_a_view_of_it_is_as_writeable_as_outside_the_mode():
+    x = Tensor(np.ones((2, 3), np.float32))
+    with checked():
+        results = [x.reshape(6), x.T, x[0], x.astype(np.float32), ops.dropout(x, rate=0.0, seed=(1,))]
+    assert all(y.data.flags.writeable for y in results)
 
 
 def test_writing_into_a_saved_array_fails_at_the_line_that_writes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -281,6 +282,46 @@ def test_a_mask_of_minus_infinity_is_no_overflow():
 def test_a_result_in_float32_is_checked_as_one_that_is_widened_again():
     report = gradcheck(lambda x: x.astype(np.float32) * 3, normal(3))
     assert [f.verdict for f in report.findings] == ["cannot tell"]
+
+
+def test_an_op_that_breaks_its_shape_line_is_not_right(own_op):
+    @own_op("y = Σ x", "x̄ = ȳ")
+    def total(x):
+        """x (N) -> y (N)"""
+        return np.sum(x)
+
+    total.backward(lambda dy, x: dy + 0 * x)
+    for f, x in ((total, normal(3)), (lambda x: total(x) * 2, normal(3)), (total, normal(2, 2))):
+        report = gradcheck(f, x)
+        assert not report.passed and {finding.verdict for finding in report.findings} == {"right"}
+        assert re.search(r"the result of total\(.*, called at .* breaks the shape line x \(N\) -> y", str(report))
+    assert "the result has shape () where the line says (3,)" in str(gradcheck(total, normal(3)))
+    assert "x (2, 2): expected (N)" in str(gradcheck(total, normal(2, 2)))
+
+
+@pytest.fixture
+def doubles(own_op):
+    @own_op("y = 2x", "x̄ = 2ȳ")
+    def doubles(x):
+        """x (*) -> y (*)"""
+        x *= 2
+        return x
+
+    doubles.backward(lambda dy: 2 * dy)
+    return doubles
+
+
+@pytest.mark.parametrize("through", [lambda f, x: f(x), lambda f, x: f(x * 3) + x], ids=["input", "intermediate"])
+@pytest.mark.parametrize("held", [False, True], ids=["given", "held"])
+def test_a_forward_that_writes_into_its_input_is_reported_and_changes_nothing_of_the_callers(doubles, through, held):
+    x = normal(3)
+    leaf = Tensor(x, requires_grad=True)
+    report = gradcheck(lambda: through(doubles, leaf)) if held else gradcheck(lambda x: through(doubles, x), x)
+    assert not report.passed and "the forward of doubles writes into its input" in str(report)
+    np.testing.assert_array_equal(x, normal(3))
+    with pytest.raises(GradientError, match="the forward of doubles writes into its input"):
+        assert_gradients(doubles, x)
+    assert not every_op.check_op(doubles, cases=2).passed
 
 
 def test_the_same_seed_gives_the_same_report():

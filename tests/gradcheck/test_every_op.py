@@ -201,8 +201,12 @@ def test_one_tensor_given_twice_must_get_both_gradients(monkeypatch):
 def test_a_case_that_is_right_passes_and_a_wrong_one_shows_its_report(monkeypatch):
     case = Case((np.array([0.3, -0.7]), np.array([1.2, 0.1])), {}, ("read-only", "every other"), (False, True), (0, 1))
     assert_case(ops.multiply, case, order=2)
-    monkeypatch.setattr(ops.multiply, "shape_line", ShapeLine("a (n), b (n) -> y ()"))
-    with pytest.raises(OpError, match="multiply.*inputs 0 and 1 the same.*the line says"):
+    with monkeypatch.context() as patched:
+        patched.setattr(ops.multiply, "shape_line", ShapeLine("a (n), b (n) -> y ()"))
+        with pytest.raises(GradientError, match="multiply.*the line says"):
+            assert_case(ops.multiply, case)
+    monkeypatch.setattr(ops.multiply, "forward", lambda a, b: (a * b).astype(np.result_type(a, np.float64)))
+    with pytest.raises(OpError, match="multiply.*inputs 0 and 1 the same.*the result is float64"):
         assert_case(ops.multiply, case)
 
 
