@@ -23,6 +23,12 @@ Array = Any  # np.ndarray, or CuPy on a GPU
 
 NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
 
+_REFLECTED = {  # what an array has on its left for a Tensor on its right
+    "add": "__radd__", "subtract": "__rsub__", "multiply": "__rmul__", "divide": "__rtruediv__", "power": "__rpow__",
+    "matmul": "__rmatmul__", "less": "__gt__", "less_equal": "__ge__", "greater": "__lt__", "greater_equal": "__le__",
+    "equal": "__eq__", "not_equal": "__ne__",
+}  # fmt: skip
+
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
 _commit_lock = fork_safe_lock()
 
@@ -41,8 +47,6 @@ class Tensor:
     """
 
     __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "__weakref__")
-    __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__ instead of looping over elements
-
     data: Array
     requires_grad: bool
     grad: Array | None
@@ -272,6 +276,16 @@ class Tensor:
 
     def __int__(self) -> int:
         return int(self.item())
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """`array * tensor`, which to NumPy is multiply(array, tensor), is Tensor.__rmul__; all else is refused."""
+        name = ufunc.__name__.replace("true_divide", "divide")  # as NumPy called it
+        if method == "__call__" and name in _REFLECTED and not options and not isinstance(inputs[0], Tensor):
+            return getattr(self, _REFLECTED[name])(inputs[0])
+        instead = f"use ops.{name}(...)" if name in registry else "use .data to say that no gradient is wanted"
+        if "out" in options:
+            instead = "no array can hold its tape: for `array += tensor` write `array = array + tensor`"
+        raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:

@@ -32,6 +32,10 @@ from nanograd_llm.shapes import ShapeLine
 from nanograd_llm.tape import Node
 
 TOLD_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that nobody knows before it is called
+_RECEIVES = (
+    "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
+    "that both have, without .data and NumPy's functions"
+)
 
 
 class Kept(tuple):
@@ -117,6 +121,10 @@ class Op:
         an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
         `needs` (which inputs want a gradient, a bool each), `into`, `onto`, or a name the forward handed to `keep`. The
         rule must not write into any of them but the last two, nor into the cotangent, which another input may share.
+
+        It receives arrays, and Tensors under `higher_order()` (for an op without `equals`). Operators, comparisons,
+        ops, and what both have, such as `.shape` or `.sum(axis=...)`, serve both; `.data` and NumPy's functions do not.
+        An error that it raises is told with the op's name.
 
         `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
         `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
@@ -310,7 +318,10 @@ class Op:
             saved = [*saved]
             for i, name in self._told_in_backward:
                 saved[i] = told[name]
-        gradients = self.rule(cotangent, *saved)
+        try:
+            gradients = self.rule(cotangent, *saved)
+        except Exception as error:
+            raise self._of_rule(error) from error
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(gradients) != len(places):
@@ -318,6 +329,14 @@ class Op:
         if higher_order:  # a rule may give a constant as a bare array
             gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
         return saved, list(zip(places, gradients))
+
+    def _of_rule(self, error: Exception) -> Exception:
+        """An error raised in the rule, told with the op's name and what a rule may use, where it is of that kind."""
+        kinds = {TypeError: DtypeError, AttributeError: DtypeError, ValueError: ShapeError, IndexError: IndexRangeError}
+        kind = type(error) if type(error) in (DtypeError, GraphError) else kinds.get(type(error))
+        if kind is None or str(error).startswith("in the rule of "):
+            return error
+        return kind(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})")
 
     @staticmethod
     def _as_recorded(kind: str, value: Any, node: Node, higher_order: bool) -> Any:
@@ -374,8 +393,9 @@ def op(
 
     Inputs are positional, static arguments keyword-only. The docstring holds the shape line (`nanograd_llm.shapes`).
     The rule returns one gradient for each differentiable input, in order (None where `needs` says it is not wanted);
-    it need not undo broadcasting. Rules of primitive ops use ops and operators only, so that they can themselves be
-    differentiated; a fused op is given the composition it `equals`, which takes its place under `higher_order()`.
+    it need not undo broadcasting. It receives arrays, and Tensors under `higher_order()`: one that uses ops, operators
+    and methods that both have can itself be differentiated. A fused op, whose rule may use all of NumPy, is given the
+    composition it `equals`, which takes its place under `higher_order()`.
 
     constants: inputs that no gradient goes to (ids, conditions).
     domain: {input: (low, high)}, the interval from which checks draw that input; standard normal otherwise.

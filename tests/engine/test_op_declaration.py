@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from nanograd_llm import Tensor, checked, grad, keep, no_grad, op
+from nanograd_llm import Tensor, checked, grad, higher_order, keep, no_grad, op
 from nanograd_llm.engine import registry
-from nanograd_llm.errors import GraphError, NanogradError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError
 
 
 def leaf(values, dtype=np.float32):
@@ -153,6 +154,33 @@ def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
     made = with_rule(lambda dy: gradients)
     with pytest.raises(GraphError, match=f"the rule of made returned {len(gradients)} gradients for 2 inputs"):
         made(leaf(1.0), leaf(2.0)).backward()
+
+
+@pytest.mark.parametrize(
+    ("rule", "mode", "error", "words"),
+    [
+        (lambda dy, x, w: (dy * (x.data > 0), dy), nullcontext, TypeError, "memoryview"),
+        (lambda dy, x, w: (dy * x.requires_grad, dy), nullcontext, DtypeError, "requires_grad"),
+        (lambda dy, x, w: (dy.reshape(7), dy), nullcontext, ValueError, "reshape"),
+        (lambda dy, x, w: (dy * np.power(w, 2), dy), higher_order, DtypeError, r"use ops.power\(...\)"),
+        (lambda dy, x, w: (np.sum(np.asarray(w)) * dy, dy), higher_order, GraphError, "lose this Tensor's tape"),
+    ],
+)
+def test_an_error_in_a_rule_is_told_with_the_op_and_what_a_rule_may_use(rule, mode, error, words):
+    made = with_rule(rule)
+    words = f"in the rule of made: .*{words}.*a rule receives arrays, and Tensors"
+    with mode(), pytest.raises(error, match=words) as caught:
+        x = leaf([1.0, 2.0])
+        grad(made(x, leaf([3.0, 4.0])), x, np.ones(2, np.float32))
+    assert isinstance(caught.value, NanogradError)
+
+
+def test_an_error_of_ones_own_in_a_rule_stays_what_it_is():
+    def rule(dy, x, w):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="^mine$"):
+        with_rule(rule)(leaf(1.0), leaf(2.0)).backward()
 
 
 def test_a_single_gradient_for_two_inputs_is_refused():
