@@ -133,7 +133,12 @@ class Op:
         An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
         fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
         """
-        _cotangent, *wanted = inspect.signature(rule).parameters
+        wanted = [*inspect.signature(rule).parameters][1:]  # behind the cotangent
+        if not inspect.signature(rule).parameters:
+            raise SignatureError(
+                f"the rule of {self.name} takes no argument; the first is the cotangent: "
+                f"{self.name}_backward(dy, {', '.join(self.inputs)})"
+            )
         self._plan = [self._resolve(name) for name in wanted]
         self._told_in_backward = [(i, name) for i, name in enumerate(wanted) if name in TOLD_IN_BACKWARD]
         self.rule = rule
@@ -372,8 +377,8 @@ class Op:
 
 
 def op(
-    formula: str,
-    adjoint: str,
+    formula: str = "",
+    adjoint: str = "",
     *,
     equals: Callable[..., Any] | None = None,
     constants: Sequence[str] = (),
@@ -405,6 +410,9 @@ def op(
     A forward that declares a keyword-only `needs` is told which inputs want a gradient.
     Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
     """
+
+    if not isinstance(formula, str):
+        raise SignatureError('@op takes a formula and an adjoint, such as @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")')
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)

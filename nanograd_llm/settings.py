@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-from nanograd_llm.errors import ConfigError
+from nanograd_llm.errors import ConfigError, DtypeError
 
 IGNORE_INDEX = -100  # a target of this value is left out of every loss, here as in PyTorch
 
@@ -31,6 +31,12 @@ def require_number(field: str, value: Any, low: float, high: float = math.inf, *
     if not is_number or not low <= value <= high or (below and value == high):
         upper = "" if high == math.inf else f" {'<' if below else '≤'} {high}"
         raise ConfigError(f"{field} must be a finite number with {low} ≤ {field}{upper}; got {value!r}")
+
+
+def require_type(field: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
+    """Raise DtypeError unless value is of this kind, which `words` name, such as "a str"."""
+    if not isinstance(value, kind):
+        raise DtypeError(f"{field} must be {words}; got {value!r:.100}")
 
 
 def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
-from nanograd_llm.errors import ConfigError
+import nanograd_llm as ng
+from nanograd_llm.errors import ConfigError, NanogradError
+from nanograd_llm.gradcheck import check_op, gradcheck, mutants
 from nanograd_llm.settings import check_keys, nearest, require_choice, require_int, unique_keys
 
 
@@ -30,6 +35,31 @@ def test_a_choice_in_capitals_is_refused_with_the_name_that_was_meant() -> None:
         require_choice("preset", "GPT2", ["nano", "gpt2"])
     with pytest.raises(ConfigError, match="got None$"):
         require_choice("preset", None, ["nano", "gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: gradcheck(3, np.ones(1)), "a function to check is an op, a closure, a Module, ...; got 3"),
+        (lambda: mutants(3), "op must be an op; got 3"),
+        (lambda: check_op(np.exp), "op must be an op; got <ufunc 'exp'>"),
+        (lambda: ng.text.BPETokenizer.train(None), "text must be a str; got None"),
+        (lambda: ng.text.CharTokenizer.train(b"ab"), "text must be a str; got b'ab'"),
+        (lambda: ng.GPT({}), "config must be a GPTConfig; got {}"),
+        (lambda: ng.training.Trainer(3), "model must be a Module; got 3"),
+        (lambda: ng.training.Trainer(ng.nn.Linear(1, 1), {}), "config must be a TrainConfig; got {}"),
+        (lambda: ng.save_gpt2(3, "nowhere"), "model must be a GPT; got 3"),
+        (lambda: ng.load_gpt2(3), "source must be a path or a name; got 3"),
+        (lambda: ng.nn.Linear(-3, 2), "n_in must be an integer of at least 1; got -3"),
+        (lambda: ng.nn.Linear(3, 2.0), "n_out must be an integer of at least 1; got 2.0"),
+        (lambda: ng.nn.Embedding(3, 0), "size must be an integer of at least 1; got 0"),
+        (lambda: ng.nn.LayerNorm(None), "size must be an integer of at least 1; got None"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_one_line(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(NanogradError) as caught:
+        call()
+    assert str(caught.value) == said
 
 
 def test_an_unknown_key_is_refused_with_its_nearest_match() -> None:

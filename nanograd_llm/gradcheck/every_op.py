@@ -15,7 +15,7 @@ from nanograd_llm.gradcheck.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.report import Report
 from nanograd_llm.gradcheck.samples import Case
 from nanograd_llm.op import Op
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, require_type
 
 CASES = 200
 PROBLEMS_SHOWN = 3  # of one op
@@ -100,6 +100,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
 
     Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
+    require_type("op", op, Op, "an op")
     require_int("cases", cases, 1)
     require_int("seed", seed, 0)
     require_int("order", order, 1)

@@ -53,6 +53,8 @@ class Function:
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]):
+        if not callable(f):
+            raise DtypeError(f"a function to check is an op, a closure, a Module, ...; got {f!r:.100}")
         self.f = f
         self.inputs = list(inputs)
         self.label = label(f)

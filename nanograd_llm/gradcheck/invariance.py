@@ -48,6 +48,8 @@ def assert_split_invariant(
 
     Raises GraphError for a loss that is no scalar Tensor or reaches no leaf, ShapeError for a batch that cannot be cut.
     """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ShapeError(f"a batch is a pair (tokens, targets); got {batch!r:.100}")
     tokens, targets = (np.asarray(part) for part in batch)
     if tokens.ndim < 1 or targets.ndim < 1 or len(tokens) != len(targets) or len(tokens) < 2:
         raise ShapeError(

@@ -23,6 +23,7 @@ from nanograd_llm.engine import Tensor, grad, raw, registry
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.samples import Case, cases
 from nanograd_llm.op import Op
+from nanograd_llm.settings import require_type
 
 _CASES = 12  # of an op, on one of which a mistake must change a gradient:
 _DRAWN = 72  # the largest of so many, as most that are drawn from a shape line are tiny
@@ -113,6 +114,7 @@ def mutants(op: Op) -> list[Mutant]:
 
     Raises GraphError for an op without a rule, NanogradError for one whose inputs cannot be drawn.
     """
+    require_type("op", op, Op, "an op")
     if op.rule is None:
         raise GraphError(f"op {op.name} has no rule to make a mistake in; write one under @{op.name}.backward")
     drawn = list(cases(op, np.random.default_rng(0), _CASES if op.samples else _DRAWN))

@@ -14,7 +14,7 @@ from nanograd_llm import ops
 from nanograd_llm.engine import Parameter, Tensor
 from nanograd_llm.nn.module import Module
 from nanograd_llm.randomness import next_key
-from nanograd_llm.settings import require_choice, require_number
+from nanograd_llm.settings import require_choice, require_int, require_number
 
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}
 
@@ -53,6 +53,8 @@ class Linear(Module):
         std: float | None = None,
         rng: np.random.Generator | None = None,
     ):
+        require_int("n_in", n_in, 1)
+        require_int("n_out", n_out, 1)
         self.weight = normal((n_in, n_out), n_in**-0.5 if std is None else std, rng)
         self.bias = _constant(0, n_out) if bias else None
 
@@ -64,6 +66,8 @@ class Embedding(Module):
     """A learned vector for each id.  ids (...) integers -> (..., size)"""
 
     def __init__(self, count: int, size: int, *, std: float = 0.02, rng: np.random.Generator | None = None):
+        require_int("count", count, 1)
+        require_int("size", size, 1)
         self.weight = normal((count, size), std, rng)
 
     def forward(self, ids: Any) -> Tensor:
@@ -74,6 +78,7 @@ class LayerNorm(Module):
     """Mean 0 and variance 1 over the last axis, then a learned scale and shift.  (..., C) -> (..., C)"""
 
     def __init__(self, size: int, *, eps: float = 1e-5):
+        require_int("size", size, 1)
         self.weight, self.bias = _constant(1, size), _constant(0, size)
         self.eps = eps
 
@@ -85,6 +90,7 @@ class RMSNorm(Module):
     """Root mean square 1 over the last axis, then a learned scale.  (..., C) -> (..., C)"""
 
     def __init__(self, size: int, *, eps: float = 1e-5):
+        require_int("size", size, 1)
         self.weight = _constant(1, size)
         self.eps = eps
 

@@ -20,7 +20,7 @@ from nanograd_llm.pretrained.safetensors_files import DTYPES
 from nanograd_llm.pretrained.source import names_of_a_model
 from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
 from nanograd_llm.pretrained.tokenizer_files import PAIRS, write_tokenizer
-from nanograd_llm.settings import require_choice
+from nanograd_llm.settings import require_choice, require_type
 from nanograd_llm.storage import storage_errors, write_atomically, write_parts, written_together
 from nanograd_llm.text import Tokenizer
 
@@ -40,6 +40,7 @@ def save_gpt2(
     tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk refuses.
     """
     require_choice("form", form, FORMS)
+    require_type("model", model, GPT, "a GPT")
     folder = Path(folder)
     c = model.config
     if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:

@@ -20,7 +20,7 @@ from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.pretrained.llmc import MAGIC
 from nanograd_llm.pretrained.mapped import map_file, named_file
 from nanograd_llm.pretrained.tokenizer_files import OWN, PAIRS, SINGLE
-from nanograd_llm.settings import nearest
+from nanograd_llm.settings import nearest, require_type
 from nanograd_llm.storage import storage_errors
 
 # In the order in which they are looked for in a folder: Hugging Face's own order, then the others.
@@ -63,6 +63,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
 
     Raises StorageError where nothing is there, also for a name that no model has, BadFileError where it is no model.
     """
+    require_type("source", source, (str, os.PathLike), "a path or a name")
     path = Path(source)
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
         is_folder, is_file = os.path.isdir(path), os.path.lexists(path)

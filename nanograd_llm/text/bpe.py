@@ -25,7 +25,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, require_type
 from nanograd_llm.text.corpora import well_formed
 
 # Merges stay within words. These are the words of GPT-2's pattern, spelled with possessive and atomic groups, so that a
@@ -58,6 +58,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     """
     import regex  # type: ignore[import-untyped]
 
+    require_type("text", text, str, "a str")
     require_int("vocab_size", vocab_size, len(BYTES) + 1)
 
     # All distinct words in one row of tokens, linked in both directions, so that a merge is a local repair.

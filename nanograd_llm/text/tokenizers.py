@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.settings import unique_keys
+from nanograd_llm.settings import require_type, unique_keys
 from nanograd_llm.storage import write_atomically
 from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
 from nanograd_llm.text.corpora import read_text, well_formed
@@ -179,6 +179,7 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
         """The tokenizer of all characters in `text`; text encoded later may hold no others."""
+        require_type("text", text, str, "a str")
         return cls("".join(sorted(set(well_formed(text)))))
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:

@@ -20,7 +20,7 @@ from nanograd_llm.errors import NanogradError, NonFiniteError
 from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.settings import require_bool, require_int, require_number
+from nanograd_llm.settings import require_bool, require_int, require_number, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
@@ -101,6 +101,8 @@ class Trainer:
     """
 
     def __init__(self, model: Module, config: TrainConfig | None = None):
+        require_type("model", model, Module, "a Module")
+        require_type("config", config, (TrainConfig, type(None)), "a TrainConfig")
         self.model = model
         self.config = c = config or TrainConfig()
         self.optimizer = AdamW(

@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm import Tensor, checked, grad, higher_order, keep, no_grad, op
 from nanograd_llm.engine import registry
-from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 
 
 def leaf(values, dtype=np.float32):
@@ -122,6 +122,16 @@ def test_a_name_that_another_module_has_taken_is_refused():
 def test_the_same_module_may_declare_an_op_again():
     first, second = declare("x (*), w (*) -> y (*)"), declare("x (*), w (*) -> y (*)")
     assert registry["made"] is second is not first
+
+
+def test_a_declaration_without_arguments_is_refused_with_an_example():
+    with pytest.raises(SignatureError, match="@op takes a formula and an adjoint, such as @op"):
+        op(lambda x: x)
+
+
+def test_a_rule_without_a_cotangent_is_refused():
+    with pytest.raises(SignatureError, match=r"the rule of made takes no argument; .* made_backward\(dy, x, w\)"):
+        with_rule(lambda: None)
 
 
 def test_a_refused_op_is_not_registered():

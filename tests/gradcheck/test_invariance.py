@@ -111,6 +111,8 @@ def test_any_loss_with_rows_and_targets_can_be_checked():
 @pytest.mark.parametrize(
     ("batch", "error", "words"),
     [
+        ((TOKENS,), ShapeError, "a batch is a pair"),
+        (None, ShapeError, "a batch is a pair"),
         ((TOKENS[:1], TARGETS[:1]), ShapeError, "two at least"),
         ((TOKENS, TARGETS[:3]), ShapeError, "same number of rows"),
         ((TOKENS, np.full_like(TARGETS, -100)), ShapeError, "none of the 30 targets counts"),
