@@ -29,7 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--gradient-mutants-min",
         type=float,
-        default=0.0,
         metavar="PERCENT",
         help="fail if the tests notice fewer than this share of the mistakes (default: 0)",
     )
@@ -40,3 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from nanograd_llm.gradcheck.pytest_plugin import GradientMutants
 
         config.pluginmanager.register(GradientMutants(config), "gradient-mutants")
+        return
+    for option in ("--gradient-mutants-sharp", "--gradient-mutants-min"):
+        given = config.getoption(option)
+        if given is not None and given is not False:
+            from pytest import UsageError
+
+            raise UsageError(f"{option} does nothing without --gradient-mutants; add that, or leave it out")

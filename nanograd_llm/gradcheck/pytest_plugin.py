@@ -54,7 +54,7 @@ class GradientMutants:
     def __init__(self, config: pytest.Config):
         self.wanted: str = config.getoption("--gradient-mutants")
         self.with_sharp: bool = config.getoption("--gradient-mutants-sharp")
-        self.least: float = config.getoption("--gradient-mutants-min")
+        self.least: float = config.getoption("--gradient-mutants-min") or 0.0
         self.scores: list[_OpScore] = []
         self.state = "not scored: the tests did not run to their end"
         self._reached: dict[pytest.Item, set[str]] = {}
