@@ -75,13 +75,16 @@ class Function:
         self.names = _names(f, self._places) + list(held)
         self._given = arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
-            came = ", ".join(_described(x) for x in inputs) or "none"
-            raise GraphError(
-                f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a "
-                "Tensor with requires_grad=True"
-            )
+            raise self._nothing_to_check()
         self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
         self.values = [a.astype(np.float64) for a in arrays]
+
+    def _nothing_to_check(self) -> GraphError:
+        came = ", ".join(_described(x) for x in self.inputs) or "none"
+        return GraphError(
+            f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a Tensor "
+            "with requires_grad=True"
+        )
 
     def held_by_name(self) -> dict[str, Tensor]:
         """The leaves that the function uses without being given them."""
@@ -142,6 +145,8 @@ class Function:
             inputs[place] = leaf
         y = self.f(*inputs)
         if not isinstance(y, Tensor):
+            if self.inputs and not self._places and not self.held:  # as an op does where no Tensor comes
+                raise self._nothing_to_check()
             raise GraphError(f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor")
         if y.dtype.kind not in "fc":
             raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")

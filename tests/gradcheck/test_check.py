@@ -340,6 +340,7 @@ def test_the_same_seed_gives_the_same_report():
             GraphError,
             "it got ndarray of int64; give it a float array",
         ),
+        "integers alone": (ops.exp, (np.array([1, 2]),), GraphError, "it got ndarray of int64; give it a float array"),
         "array": (lambda x: x.data * 2, (normal(3),), GraphError, "returned ndarray"),
         "nothing": (lambda x: None, (normal(3),), GraphError, "returned NoneType"),
         "not float": (lambda x: x.astype(np.int64), (normal(3),), DtypeError, "int64"),
