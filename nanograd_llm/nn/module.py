@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Parameter
-from nanograd_llm.errors import NanogradError, ShapeError
+from nanograd_llm.engine import Parameter, Tensor
+from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.modes import state, within_module
 
 
@@ -25,10 +25,19 @@ class Module:
                 return ops.embedding(self.table, tokens)
 
     Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
-    under the first of its names.
+    under the first of its names. Only another one, a Tensor, a Module or None may take its place.
     """
 
     training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = vars(self).get(name)
+        if isinstance(held, Parameter) and value is not None and not isinstance(value, (Tensor, Module)):
+            raise DtypeError(
+                f"{type(self).__name__}.{name} is a Parameter, which this {type(value).__name__} would remove from "
+                f"the model; write into it, {name}.data[...] = ..., or assign a Parameter"
+            )
+        object.__setattr__(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NanogradError(f"{type(self).__name__} has no forward; write one")

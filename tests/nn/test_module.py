@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, ops
-from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.errors import DtypeError, NonFiniteError, ShapeError
 
 TOKENS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
 
@@ -28,6 +28,18 @@ class Tied(nn.Module):
         self.head.weight = self.table
         self.again = [nn.LayerNorm(3)]
         self.norm = self.again[0]
+
+
+@pytest.mark.parametrize("value", [np.zeros((3, 5), np.float32), [1.0], 0.0])
+def test_no_array_or_number_takes_the_place_of_a_parameter(value: Any) -> None:
+    layer = nn.Linear(3, 5)
+    weight = layer.weight
+    with pytest.raises(DtypeError, match=r"Linear.weight is a Parameter, .* weight.data\[...\] = ..., or assign a Par"):
+        layer.weight = value
+    assert layer.weight is weight
+    layer.weight = Parameter(np.ones((3, 5)))
+    layer.bias = None
+    assert list(layer.state_dict()) == ["weight"]
 
 
 def test_names_follow_the_attributes() -> None:
