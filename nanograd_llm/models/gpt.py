@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.engine import Parameter, Tensor, raw
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.modes import no_grad
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
@@ -204,8 +204,11 @@ class GPT(Module):
 
     def _embed(self, tokens: Any, start: int) -> Tensor:
         ids = np.asarray(raw(tokens))
+        if ids.dtype.kind in "OSU":
+            raise DtypeError(f"tokens are integer ids (B, T), as tokenizer.encode gives them; got {tokens!r:.100}")
         if ids.ndim != 2:
-            raise ShapeError(f"tokens must be (B, T); got shape {ids.shape}; use tokens[None] for a single sequence")
+            advice = "; use tokens[None] for a single sequence" if ids.ndim == 1 else ""
+            raise ShapeError(f"tokens must be (B, T); got shape {ids.shape}{advice}")
         end = start + ids.shape[1]
         if end > self.config.context_length:
             raise ShapeError(

@@ -449,7 +449,10 @@ def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np
     [
         (np.zeros((1, 9), int), ShapeError, "context_length is 8 but 9 tokens arrived"),
         (np.zeros(5, int), ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
-        (3, ShapeError, r"tokens must be \(B, T\); got shape \(\)"),
+        (3, ShapeError, r"tokens must be \(B, T\); got shape \(\)$"),
+        (np.zeros((1, 2, 4), int), ShapeError, r"tokens must be \(B, T\); got shape \(1, 2, 4\)$"),
+        ("The ", DtypeError, r"tokens are integer ids \(B, T\), as tokenizer.encode gives them; got 'The '"),
+        (None, DtypeError, "tokens are integer ids .* got None"),
         (np.array([[0, 13]]), IndexRangeError, "token ids go from 0 to 12; got 0 to 13"),
         (np.array([[0, -1]]), IndexRangeError, "token ids go from 0 to 12; got -1 to 0"),
         (np.zeros((1, 3)), DtypeError, "token ids are integers; got float64"),
