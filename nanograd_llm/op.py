@@ -292,7 +292,7 @@ class Op:
         if name not in kept:
             raise GraphError(
                 f"the rule of {self.name} asks for {name!r}, which is no input, no static argument and not among what "
-                f"its forward keeps: {list(kept)}"
+                f"its forward keeps: {list(kept)}; the result is called y"
             )
         if higher_order:
             raise GraphError(
