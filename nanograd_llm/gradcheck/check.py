@@ -227,7 +227,7 @@ class _Check:
         if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
         if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
-            return f"{directions}, all {results}x{entries} entries", "results"
+            return f"{directions}, whole {results}x{entries} Jacobian", "results"
         if size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
             return f"{directions}, each of {entries:,} entries for {DIRECTIONS} cotangents", "cotangents"
-        return f"{directions}; all {results}x{entries} entries would take {entries:,} evaluations", ""
+        return f"{directions}; the {results}x{entries} Jacobian would take {entries:,} evaluations", ""

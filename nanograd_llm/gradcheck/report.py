@@ -114,14 +114,10 @@ class Finding:
     kinks: tuple[Kink, ...] = ()
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.name} {self.shape}: {self.verdict}, off by {self.relative_error:.1e} where {self.tolerance:.1e} is "
-            f"rounding; {self.compared}"
-        ]
+        seen = f"off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
+        lines = [f"{self.name} {self.shape}: {self.verdict}, {f'because {self.reason}' if self.reason else seen}"]
         if self.why:
             lines.append(f"by differences, step {self.step:.0e}, because {self.why}")
-        if self.reason:
-            lines.append(f"because {self.reason}")
         if self.worst is not None:
             lines.append(str(self.worst))
         if self.pattern:
@@ -156,14 +152,15 @@ class Report:
         return max((f.relative_error for f in self.findings if f.order == order), default=0.0)
 
     def __str__(self) -> str:
-        verdict = "right" if self.passed else "NOT RIGHT"
+        is_open = not self.problems and all(finding.verdict in (*PASSING, "cannot tell") for finding in self.findings)
+        verdict = "right" if self.passed else "CANNOT TELL" if is_open else "NOT RIGHT"
         lines = [f"gradients of {self.function}: {verdict}"]
         for head, items in (("problem", self.problems), ("culprit", self.culprits)):
             lines += ["  " + line for item in items for line in f"{head}: {item}".splitlines()]
         for order in sorted({finding.order for finding in self.findings}):
             findings = [finding for finding in self.findings if finding.order == order]
             methods = dict.fromkeys(f"{finding.method}, step {finding.step:.0e}" for finding in findings)
-            lines.append(f"  order {order}, by {' and '.join(methods)}")
+            lines.append(f"  order {order}, by {' and '.join(methods)} (cotangents x directions, results x entries)")
             failed = [finding for finding in findings if finding.verdict not in PASSING]
             for finding in findings:
                 if finding not in failed[SHOWN:]:
@@ -179,6 +176,6 @@ class Report:
 
         text = Text(str(self))
         text.highlight_regex(r"(?<=: )(right|at a kink)\b", "green")
-        text.highlight_regex(r"(?<=: )(wrong|NOT RIGHT|cannot tell)\b", "bold red")
+        text.highlight_regex(r"(?<=: )(wrong|NOT RIGHT|CANNOT TELL|cannot tell)\b", "bold red")
         text.highlight_regex(r"^ *(problem|culprit|looks like|worst at|kink at)", "bold")
         return text

@@ -272,6 +272,8 @@ def test_where_the_forward_overflows_here_or_nearby_the_check_cannot_tell(f, x):
     (finding,) = report.findings
     assert (finding.verdict, report.culprits) == ("cannot tell", ())
     assert "the function's own numbers are not finite" in finding.reason
+    assert f"x {finding.shape}: cannot tell, because {finding.reason}" in str(report).splitlines()[2]
+    assert str(report).splitlines()[0].endswith(": CANNOT TELL") and "is rounding" not in str(report)
 
 
 def test_a_mask_of_minus_infinity_is_no_overflow():
