@@ -326,7 +326,10 @@ class Op:
         try:
             gradients = self.rule(cotangent, *saved)
         except Exception as error:
-            raise self._of_rule(error) from error
+            told = self._of_rule(error)
+            if told is None:
+                raise
+            raise told from error
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(gradients) != len(places):
@@ -335,12 +338,12 @@ class Op:
             gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
         return saved, list(zip(places, gradients))
 
-    def _of_rule(self, error: Exception) -> Exception:
-        """An error raised in the rule, told with the op's name and what a rule may use, where it is of that kind."""
+    def _of_rule(self, error: Exception) -> Exception | None:
+        """An error raised in the rule told with the op's name and what a rule may use; None for one of other kinds."""
         kinds = {TypeError: DtypeError, AttributeError: DtypeError, ValueError: ShapeError, IndexError: IndexRangeError}
         kind = type(error) if type(error) in (DtypeError, GraphError) else kinds.get(type(error))
         if kind is None or str(error).startswith("in the rule of "):
-            return error
+            return None
         return kind(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})")
 
     @staticmethod
