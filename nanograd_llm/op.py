@@ -326,10 +326,10 @@ class Op:
         try:
             gradients = self.rule(cotangent, *saved)
         except Exception as error:
-            told = self._of_rule(error)
-            if told is None:
+            explained = self._of_rule(error)
+            if explained is None:
                 raise
-            raise told from error
+            raise explained from error
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(gradients) != len(places):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.pretrained.mapped import map_file, named_file
 from nanograd_llm.pretrained.strict_json import read_json_object
-from nanograd_llm.storage import storage_errors, write_atomically
+from nanograd_llm.storage import write_atomically
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import split_merge, unspell
 
@@ -183,17 +182,14 @@ def _from_tiktoken(name: str) -> bytes:
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:
     """Write the tokenizer's two files under these names; one that has no such form as `nanograd_tokenizer.json`.
 
-    Raises StorageError where the folder holds a tokenizer under other names, which a reader might find first, or tokens
-    added to one; nothing is written then. Also where the disk refuses.
+    The folder should hold no other tokenizer, which a reader might find first. Raises StorageError.
     """
     folder = Path(folder)
     try:
         plain = GPT2Tokenizer.of(tokenizer)
     except ConfigError:
-        _refuse_others(folder, (OWN,))
         tokenizer.save(folder / OWN)
         return
-    _refuse_others(folder, names)
     vocab, merges = names
     lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
     write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
@@ -207,11 +203,3 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names:
             "unk_token": special,
         }
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
-
-
-def _refuse_others(folder: Path, names: tuple[str, ...]) -> None:
-    with storage_errors(f"{folder}: cannot write there", "choose another folder"):
-        known = (*itertools.chain(*PAIRS), SINGLE, ADDED, OWN)
-        others = [name for name in known if name not in names and (folder / name).exists()]
-    if others:
-        raise StorageError(f"{folder}: already holds {others[0]}; choose another folder, or remove it first")

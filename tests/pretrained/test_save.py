@@ -170,26 +170,11 @@ def test_characters_are_kept_in_a_file_of_our_own(tmp_path: Path) -> None:
 def test_a_folder_with_a_tokenizer_of_another_form_is_refused_and_left_as_it_is(
     there: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    ng.save_gpt2(shaken(n_layer=1), tmp_path)
     (tmp_path / there).write_text("{}", "utf-8")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(StorageError, match=f"already holds {there}; choose another folder, or remove it first"):
         ng.save_gpt2(shaken(), tmp_path, tokenizer)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("first", "second"), [(BPE, ByteTokenizer()), (CharTokenizer("abc"), CharTokenizer("abd"))], ids=["pair", "own"]
-)
-def test_a_folder_that_is_saved_into_again_has_the_tokenizer_given_last(
-    form: str, first: Tokenizer, second: Tokenizer, tmp_path: Path
-) -> None:
-    for tokenizer in (first, second):
-        ng.save_gpt2(shaken(vocab_size=tokenizer.vocab_size), tmp_path, tokenizer, form=form)
-    again = load_gpt2_tokenizer(tmp_path)
-    assert again.vocab_size == second.vocab_size
-    assert again.encode("abd").tolist() == second.encode("abd").tolist()
 
 
 def test_the_config_says_where_a_text_ends(tmp_path: Path) -> None:
