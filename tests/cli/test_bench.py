@@ -102,7 +102,11 @@ def test_a_busy_machine_is_told(load, is_busy, asked, capsys, monkeypatch):
 def test_ctrl_c_is_one_line_and_leaves_no_process():
     line = "import sys; from nanograd_llm.cli import main; sys.exit(main())"
     with subprocess.Popen(
-        [sys.executable, "-c", line, "bench", "mid"], start_new_session=True, stdout=-1, stderr=-1
+        [sys.executable, "-c", line, "bench", "mid"],
+        start_new_session=True,
+        stdout=-1,
+        stderr=-1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()  # of the machine: what follows is measured

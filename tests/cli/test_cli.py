@@ -362,9 +362,14 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
+def hear_ctrl_c():
+    """In a new process: what a shell starts in the background ignores Ctrl-C, and so would what the tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_it_writes_is_one_line_and_code_130(run):
     arguments = command("generate", str(run), "The", "--max-new-tokens", "1000000", "--temperature", "0")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(arguments, stdout=-1, stderr=-1, preexec_fn=hear_ctrl_c) as process:
         assert process.stdout is not None
         process.stdout.read(10)
         process.send_signal(signal.SIGINT)
