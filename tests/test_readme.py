@@ -23,9 +23,10 @@ def commands() -> list[str]:
 
 
 def as_shown(report: str) -> list[str]:
-    """The lines of a report without the numbers that are rounding alone, which no two machines share."""
+    """The lines of a report without what is rounding alone, which no two machines share, and without line numbers."""
     package = str(Path(nanograd_llm.__file__).parent)
     report = re.sub(r"(right, off by )\S+( where )\S+", r"\1#\2#", report.replace(package, "nanograd_llm"))
+    report = re.sub(r"(\.py:)\d+", r"\1#", report)
     return re.sub(r"( where )\S+( is rounding)", r"\1#\2", report).rstrip().splitlines()
 
 
@@ -37,7 +38,7 @@ def test_the_python_of_the_readme_runs_in_order_and_prints_its_report(capsys):
     printed = iter(as_shown(str(namespace["report"])))
     (shown,) = [as_shown(block) for block in blocks("text") if block.startswith("gradients of loss")]
     missing = [line for line in shown if line.strip() != "..." and line not in printed]  # each behind the one before
-    assert not missing, f"{missing[0]}: the report reads otherwise, or some line of the package has moved"
+    assert not missing, f"{missing[0]}: the report reads otherwise"
     assert namespace["model"].wte.grad is not None
     (line,) = re.findall(r"`(assert_split_invariant\(.*\))`", README)
     exec(f"from nanograd_llm.gradcheck import assert_split_invariant\n{line}", namespace)
