@@ -47,6 +47,7 @@ class Tensor:
     """
 
     __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "__weakref__")
+
     data: Array
     requires_grad: bool
     grad: Array | None

@@ -133,12 +133,13 @@ class Op:
         An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
         fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
         """
-        wanted = [*inspect.signature(rule).parameters][1:]  # behind the cotangent
-        if not inspect.signature(rule).parameters:
+        parameters = [*inspect.signature(rule).parameters]
+        if not parameters:
             raise SignatureError(
                 f"the rule of {self.name} takes no argument; the first is the cotangent: "
                 f"{self.name}_backward(dy, {', '.join(self.inputs)})"
             )
+        wanted = parameters[1:]  # behind the cotangent
         self._plan = [self._resolve(name) for name in wanted]
         self._told_in_backward = [(i, name) for i, name in enumerate(wanted) if name in TOLD_IN_BACKWARD]
         self.rule = rule

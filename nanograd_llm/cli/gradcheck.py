@@ -57,7 +57,6 @@ def gradcheck(
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
         trained = load_model_alone(model, strict=True)
-        cost_of_model(trained)  # the first pass, which also brings weights and libraries into memory, is no measure
         print(cost_of_model(trained, order=order or 1), flush=True)
         with _seconds_shown():
             report = check_model(trained, order=order or 1, seed=seed)
