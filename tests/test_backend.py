@@ -56,6 +56,7 @@ def test_a_large_op_on_two_threads_has_the_bits_of_one(op: object) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, where there are threads
 def test_a_fork_shares_out_over_threads_of_its_own() -> None:
     def total() -> int:
         with blas_threads(2):

@@ -22,7 +22,10 @@ from nanograd_llm.training.parallel import CAN_FORK
 from nanograd_llm.training.team import Processes, Threads
 from nanograd_llm.training.trainer import TrainConfig
 
-pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
+pytestmark = [
+    pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),  # Python 3.12, where there are threads
+]
 
 
 class Owner:
