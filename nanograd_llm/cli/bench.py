@@ -88,7 +88,8 @@ def _op_table(times: Iterable[Any]) -> Table:
             table.add_row(time.op, *_cells(*numbers))
         else:
             small = [a + b for a, b in zip(small, numbers)]
-    table.add_row(f"what is below {SMALL:.1%} each", *_cells(*small))
+    if any(small):
+        table.add_row(f"what is below {SMALL:.1%} each", *_cells(*small))
     return table
 
 
