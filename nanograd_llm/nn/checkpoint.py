@@ -15,6 +15,7 @@ from nanograd_llm.errors import GraphError
 from nanograd_llm.modes import no_grad, recording, state
 from nanograd_llm.nn.module import Module
 from nanograd_llm.randomness import Block, repeatable_noise
+from nanograd_llm.settings import require_type
 from nanograd_llm.tape import Node, walk
 
 
@@ -28,12 +29,15 @@ def checkpoint(module: Module, x: Tensor) -> Tensor:
     where its second result differs from the first, because a parameter or a mode was changed in between. Where each op
     is looked at (`checked()`, `watched()`) and under `higher_order()`, this is module(x), and every op is on the tape.
     """
+    require_type("module", module, Module, "a Module")
+    require_type("x", x, Tensor, "a Tensor")
     inputs = [x, *module.parameters()]
     if not state.recording or state.naming or state.higher_order or not any(t.requires_grad for t in inputs):
         return module(x)
     first_noise, same_noise = repeatable_noise()
     with no_grad(), first_noise:
         y = module(x)
+    require_type(f"the result of a checkpointed {type(module).__name__}", y, Tensor, "a Tensor")
     sources = tuple([(t if t._node is None else t._node) if t.requires_grad else None for t in inputs])
     forms = tuple([(t.shape, t.dtype) if t.requires_grad else None for t in inputs])
     again = _Again(module, same_noise)
@@ -65,8 +69,12 @@ class _Again:
                 "train() or eval() called, or the module depends on more than x; leave it as it is until backward"
             )
         leaves = [x, *self.module.parameters()]
-        wanted = {id(leaf) for leaf, need in zip(leaves, needs) if need}
         out = {id(leaf): array for leaf, array in zip(leaves, into or ()) if array is not None}
-        assert y._node is not None
-        found = walk(y._node, cotangent, wanted, retain=False, out=out, leaf_hooks=False)
+        root = y if y._node is None else y._node
+        found = walk(root, cotangent, None, retain=False, out=out, leaf_hooks=False) if y.requires_grad else {}
+        if not found.keys() <= {id(leaf) for leaf in leaves}:
+            raise GraphError(
+                f"{self.name} has a gradient for a Tensor that is neither its input nor a parameter of it; make it a "
+                "Parameter, or call the module without checkpoint"
+            )
         return node.saved, [(i, found[id(leaf)][1]) for i, leaf in enumerate(leaves) if id(leaf) in found]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, grad, higher_order, no_grad, ops
-from nanograd_llm.errors import GraphError, NonFiniteError
+from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 from nanograd_llm.modes import watched
-from nanograd_llm.nn import MLP, Module, checkpoint
+from nanograd_llm.nn import MLP, Dropout, Module, checkpoint
 from nanograd_llm.randomness import noise
 from nanograd_llm.training import TrainConfig, Trainer
 
@@ -178,6 +178,52 @@ def test_what_a_module_uses_more_than_once_gets_the_whole_gradient(x: Tensor) ->
     kept = grad(module(x).sum(), [x, module.a])
     again = grad(checkpoint(module, x).sum(), [x, module.a])
     assert all(np.array_equal(k, a) for k, a in zip(kept, again))
+
+
+class Scaled(Module):
+    def __init__(self) -> None:
+        self.scale = Tensor(3.0, requires_grad=True)
+
+    def forward(self, x: Any) -> Tensor:
+        return x * self.scale
+
+
+def test_a_tensor_that_is_no_parameter_is_told_since_its_gradient_would_be_lost(x: Tensor) -> None:
+    y = checkpoint(Scaled(), x).sum()
+    with pytest.raises(GraphError, match="checkpoint of Scaled has a gradient for a Tensor that is neither"):
+        y.backward()
+
+
+class Detached(Module):
+    def forward(self, x: Any) -> Tensor:
+        return x.detach()
+
+
+@pytest.mark.parametrize("module", [Dropout(0.0), Dropout(0.5).eval()])
+def test_a_module_that_hands_its_input_on_hands_the_gradient_on(module: Module, x: Tensor) -> None:
+    assert grad(checkpoint(module, x).sum(), x).tolist() == np.ones((3, 6)).tolist()
+
+
+def test_what_lets_no_gradient_through_gives_none(x: Tensor) -> None:
+    assert not grad((checkpoint(Detached(), x) + x * 0.0).sum(), x).any()
+
+
+class Pair(Module):
+    def forward(self, x: Any) -> Any:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "said"),
+    [
+        (lambda x: x, Tensor(np.ones(2), requires_grad=True), "module must be a Module"),
+        (Dropout(0.0), np.ones(2), "x must be a Tensor"),
+        (Pair(), Tensor(np.ones(2), requires_grad=True), "the result of a checkpointed Pair must be a Tensor"),
+    ],
+)
+def test_only_a_module_from_a_tensor_to_a_tensor_is_checkpointed(module: Any, x: Any, said: str) -> None:
+    with pytest.raises(DtypeError, match=said):
+        checkpoint(module, x)
 
 
 def test_several_threads_walk_their_own_checkpoints_at_once() -> None:
