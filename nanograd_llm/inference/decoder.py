@@ -26,21 +26,37 @@ PARTS = (GPT, Block, MultiHeadAttention, MLP, LayerNorm, Linear, Dropout)  # wha
 
 
 def can_decode(model: GPT) -> bool:
-    """Is every part of the model one that is computed here: none derived, none with a method of its own, one dtype?
+    """Is the model what GPT makes of its config: each part in its place, none with a method of its own, one dtype?
 
     Not while `checked()` looks at every op.
     """
     modules = [module for _, module in model.named_modules()]
     arrays = [parameter.data for parameter in model.parameters()]
     return (
-        all(type(module) in PARTS and _has_its_class_methods(module) and not module.training for module in modules)
+        type(model) is GPT
+        and _places(model) == _places(GPT(model.config, seed=None))
+        and all(_methods(kind) == methods for kind, methods in METHODS.items())
+        and all(_has_its_class_methods(module) and not module.training for module in modules)
         and all(type(array) is np.ndarray and array.dtype == arrays[0].dtype for array in arrays)
         and not state.naming
     )
 
 
+def _places(model: GPT) -> list[tuple[str, type]]:
+    """Which part hangs where, and each parameter's place."""
+    parts = [(name, type(module)) for name, module in model.named_modules()]
+    return parts + [(name, type(parameter)) for name, parameter in model.named_parameters()]
+
+
 def _has_its_class_methods(module: Module) -> bool:
     return not any(hasattr(type(module), name) for name in vars(module) if name != "training")
+
+
+def _methods(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if callable(value)}
+
+
+METHODS = {kind: _methods(kind) for kind in PARTS}  # as they were written, which is what is computed
 
 
 class Decoder:

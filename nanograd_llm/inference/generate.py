@@ -19,7 +19,7 @@ from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.randomness import generator
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, require_seed
 
 
 def generate(
@@ -72,14 +72,14 @@ def stream(
     None stands where a row's prompt is longer and still being read, and where it has its max_new_tokens.
     """
     require_int("max_new_tokens", max_new_tokens, 0)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
     model.eval()
     text = np.zeros((len(rows), max(map(len, rows)) + max_new_tokens), dtype=np.int64)
     for row, prompt in enumerate(rows):
         text[row, : len(prompt)] = prompt
-    start, caches, decoder = -1, model.new_caches(0), None
+    start, caches, decoder, has_decoder = -1, model.new_caches(0), None, cache and can_decode(model)
     for n in range(min(map(len, rows)), text.shape[1]):
         writing = [len(prompt) <= n < len(prompt) + max_new_tokens for prompt in rows]
         if not any(writing):
@@ -87,7 +87,7 @@ def stream(
         before, start = start, _window_start(n, model.config.context_length)
         if cache and start != before:
             caches = model.new_caches(len(rows))
-            decoder = Decoder(model, caches) if can_decode(model) else None
+            decoder = Decoder(model, caches) if has_decoder else None
         with np.errstate(all="ignore"):  # what is not finite shows in the logits, and is told there
             if not cache:
                 logits = model.next_logits(text[:, start:n])
