@@ -61,9 +61,9 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
 def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A place in which to write files that belong together; where the block ends well, they are moved into `folder`.
 
-    `folder`, made if need be, must hold none of these names. They are moved in the order in which they were written.
-    Where the block raises, or a file cannot be moved, none of them is left, nor the folder if it was made here; a
-    StorageError then speaks of `folder`, not of the place.
+    `folder`, made if need be, must hold none of these names: nothing is written over. Where the block raises, or a file
+    cannot be moved, none of them is left, nor the folder if it was made here; a StorageError then speaks of `folder`,
+    not of the place.
     """
     folder = Path(folder)
     place = folder / f".{os.urandom(8).hex()}.tmp"
@@ -76,8 +76,8 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield place
         remedy = "nothing there was changed; choose another folder"
         with storage_errors(f"{folder}: cannot move the files there", remedy):
-            for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns):
-                os.replace(path, folder / path.name)
+            for path in sorted(place.iterdir()):
+                _move_to_new(path, folder / path.name)
                 moved.append(folder / path.name)
             place.rmdir()
     except BaseException as error:  # also Ctrl-C
@@ -88,7 +88,20 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
             raise StorageError(str(error).replace(str(place), str(folder))) from error.__cause__
         raise
     with storage_errors(f"{folder}: written, but may not survive a power loss", "check the disk"):
-        _sync_folder(folder)
+        for path in (folder, *(path.parent for path in made)):
+            _sync_folder(path)
+
+
+def _move_to_new(path: Path, target: Path) -> None:
+    """Rename where nothing is there yet, however many do so at once."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise StorageError(f"{target}: is there already; choose another folder, or remove it first") from None
+    except OSError:  # a disk without links
+        os.rename(path, target)
+    else:
+        path.unlink()
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -270,3 +270,31 @@ def test_ctrl_c_leaves_none_of_the_files_written_together(tmp_path: Path) -> Non
         write_atomically(place / "first", b"1")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_files_that_are_written_together_replace_none_that_came_meanwhile(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="b: is there already; choose another folder"),
+        written_together(tmp_path) as p,
+    ):
+        for name in "abc":
+            (p / name).write_text("ours")
+        (tmp_path / "b").write_text("theirs")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "theirs"}
+
+
+def test_files_that_are_written_together_work_on_a_disk_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "link", errno.EPERM)
+    with written_together(tmp_path) as p:
+        (p / "a").write_text("ours")
+    assert (tmp_path / "a").read_text() == "ours"
+
+
+def test_every_folder_that_was_made_is_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(nanograd_llm.storage, "_sync_folder", synced.append)
+    with written_together(tmp_path / "new" / "deep") as p:
+        (p / "a").write_text("ours")
+    assert set(synced) == {tmp_path, tmp_path / "new", tmp_path / "new" / "deep"}

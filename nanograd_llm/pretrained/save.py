@@ -50,9 +50,7 @@ def save_gpt2(
     if form == "tf":
         layout, settings_name, settings = OPENAI, "hparams.json", gpt2_config.to_openai(c)
         if model.wte.dtype != np.float32:
-            raise DtypeError(
-                f"OpenAI's code takes float32; this model is {model.wte.dtype}; use model.astype('float32')"
-            )
+            raise DtypeError(f"OpenAI's code takes float32; this model is {model.wte.dtype}; give it in float32")
     else:
         layout, settings_name, settings = HUGGING_FACE, "config.json", gpt2_config.to_hugging_face(c)
         end = None if tokenizer is None else tokenizer.end_of_text
