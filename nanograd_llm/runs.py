@@ -192,7 +192,7 @@ class TextRun:
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.config, self.text = train, text
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
-        self.on_stop: Callable[[], None] | None = None  # called within the handler of that signal
+        self.on_stop: Callable[[signal.Signals], None] | None = None  # called within the handler of that signal
         learned, held_out = text.read()
         if start is not None:
             self.tokenizer = start.tokenizer
@@ -276,7 +276,8 @@ class TextRun:
                     yield self._scored()
                     yield self._wrote(200)
             except BaseException as error:  # also Ctrl-C, or the end of whoever follows the run, such as a closed pipe
-                if not self._is_unsaved() or not np.isfinite(self.trainer.optimizer.flat.data).all():
+                trainer = self.trainer
+                if not (self._is_unsaved() and trainer.is_whole and np.isfinite(trainer.optimizer.flat.data).all()):
                     raise
                 saved = self._saved()
                 if isinstance(error, NonFiniteError):
@@ -306,13 +307,13 @@ class TextRun:
 class StopRequest:
     """While this block is open, Ctrl-C and SIGTERM ask the run to end instead of breaking into a step.
 
-    `requested` is the signal that came, or None; `notify` is called when the first comes, within its handler. A second
+    `requested` is the signal that came, or None; `notify` is called with the first, within its handler. A second
     Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python delivers no signals, it changes nothing.
     """
 
     requested: signal.Signals | None = None
 
-    def __init__(self, notify: Callable[[], None] | None = None):
+    def __init__(self, notify: Callable[[signal.Signals], None] | None = None):
         self.notify = notify
 
     def __enter__(self) -> StopRequest:
@@ -327,7 +328,7 @@ class StopRequest:
             raise KeyboardInterrupt
         first, self.requested = self.requested is None, signal.Signals(number)
         if first and self.notify is not None:
-            self.notify()
+            self.notify(self.requested)
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():

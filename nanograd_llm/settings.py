@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from nanograd_llm.errors import ConfigError, DtypeError
@@ -13,10 +13,17 @@ from nanograd_llm.errors import ConfigError, DtypeError
 IGNORE_INDEX = -100  # a target of this value is left out of every loss, here as in PyTorch
 
 
-def require_int(field: str, value: Any, low: int) -> None:
-    """Raise ConfigError unless value is an integer (Python's or NumPy's, no bool) of at least `low`."""
+def require_int(field: str, value: Any, low: int, high: int = 2**31 - 1) -> None:
+    """Raise ConfigError unless value is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise ConfigError(f"{field} must be an integer of at least {low}; got {value!r}")
+        raise ConfigError(f"{field} must be an integer of at least {low}; got {value!r:.100}")
+    if int(value) > high:
+        raise ConfigError(f"{field} must be an integer of at most {high:,}; got {value!r:.100}")
+
+
+def require_seed(value: Any) -> None:
+    """Raise ConfigError unless value can be the seed of all randomness: an integer of 64 bits at most."""
+    require_int("seed", value, 0, 2**64 - 1)
 
 
 def require_bool(field: str, value: Any) -> None:
@@ -27,10 +34,14 @@ def require_bool(field: str, value: Any) -> None:
 
 def require_number(field: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
     """Raise ConfigError unless low <= value <= high, a finite number; `below` excludes `high` itself."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        is_number = is_number and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        is_number = False
     if not is_number or not low <= value <= high or (below and value == high):
         upper = "" if high == math.inf else f" {'<' if below else '≤'} {high}"
-        raise ConfigError(f"{field} must be a finite number with {low} ≤ {field}{upper}; got {value!r}")
+        raise ConfigError(f"{field} must be a finite number with {low} ≤ {field}{upper}; got {value!r:.100}")
 
 
 def require_type(field: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:

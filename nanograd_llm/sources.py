@@ -11,6 +11,7 @@ from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
 from nanograd_llm.pretrained.load import weights_dtype
 from nanograd_llm.runs import load_run_model
+from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.training.run_folder import RunFolder, run_of_checkpoint
 
@@ -20,7 +21,8 @@ def find_run(source: str | os.PathLike[str]) -> tuple[Path, int | None] | None:
 
     None where `source` is neither the folder of a run nor a checkpoint in one.
     """
-    if (Path(source) / "config.toml").exists():
+    require_type("source", source, (str, os.PathLike), "a path or a name")
+    if os.path.exists(Path(source) / "config.toml"):  # no name is too long for this
         return Path(source), None
     return run_of_checkpoint(source)
 

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 # Each floor stands on those above it in this list. Rooms on one floor do not know each other; files in one room may.
 FLOORS = (
     ({"errors"},),
-    ({"backend"}, {"randomness"}, {"storage"}, {"settings"}, {"pipes"}),
+    ({"backend"}, {"randomness"}, {"storage"}, {"settings"}, {"pipes"}, {"interrupts"}),
     ({"engine", "tape", "op", "modes", "checked", "shapes"},),
     ({"ops"},),
     ({"nn"},),

@@ -11,7 +11,15 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import check_op, gradcheck, mutants
-from nanograd_llm.settings import check_keys, nearest, require_choice, require_int, unique_keys
+from nanograd_llm.settings import (
+    check_keys,
+    nearest,
+    require_choice,
+    require_int,
+    require_number,
+    require_seed,
+    unique_keys,
+)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
@@ -77,3 +85,26 @@ def test_a_key_that_repeats_is_refused_by_name() -> None:
     assert unique_keys([("b", 1), ("a", 2)]) == {"b": 1, "a": 2}
     with pytest.raises(ConfigError, match="the key 'a' stands there twice"):
         unique_keys([("a", 1), ("b", 2), ("a", 1), ("b", 3)])
+
+
+@pytest.mark.parametrize("value", [2**31, 10**22, np.int64(2**40)])
+def test_a_size_beyond_every_array_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ConfigError, match="^n_embd must be an integer of at most 2,147,483,647; got"):
+        require_int("n_embd", value, 1)
+
+
+def test_a_seed_has_64_bits() -> None:
+    require_seed(2**64 - 1)
+    with pytest.raises(ConfigError, match="^seed must be an integer of at most"):
+        require_seed(2**64)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.int64(1), 1, 0.5])
+def test_numbers_of_numpy_are_numbers(value: Any) -> None:
+    require_number("learning_rate", value, 0)
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), np.float32("nan"), True, "1", 1j])
+def test_what_is_no_finite_number_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ConfigError, match="^learning_rate must be a finite number"):
+        require_number("learning_rate", value, 0)

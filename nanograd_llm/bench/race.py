@@ -11,7 +11,7 @@ import contextlib
 import multiprocessing
 import signal
 import statistics
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.interrupts import born_deaf, ctrl_c_later
 from nanograd_llm.pipes import receive, send, told
 
 Step = Callable[[], Any]
@@ -40,7 +41,8 @@ class Contender:
         self.process = context.Process(target=_serve, args=(there, make))
         self.is_made = False
         try:
-            with _ctrl_c_later():
+            _start_helper()
+            with ctrl_c_later(), born_deaf(signal.SIGINT):
                 self.process.start()
                 there.close()
         except BaseException:
@@ -72,28 +74,12 @@ class Contender:
         self.close(at_once=error is not None)
 
 
-@contextlib.contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """What is started in this block never hears Ctrl-C, which reaches a whole group; here it waits for the block's end.
+def _start_helper() -> None:
+    """Start what the first process that is spawned would start, since it unblocks Ctrl-C by the way."""
+    if sys.platform != "win32":
+        from multiprocessing import resource_tracker
 
-    The mask is for the new process, which inherits it. The handler is for this one, whose other threads have no mask.
-    """
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    from multiprocessing import resource_tracker  # POSIX only
-
-    resource_tracker.ensure_running()  # by the first process that is started otherwise, and then it unblocks Ctrl-C
-    heard: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if heard:
-        raise KeyboardInterrupt
+        resource_tracker.ensure_running()
 
 
 def _serve(pipe: Connection, make: Maker) -> None:

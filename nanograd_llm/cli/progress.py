@@ -55,9 +55,10 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     return 143 if run.stopped_by is signal.SIGTERM else 0
 
 
-def _tell_of_stop() -> None:
+def _tell_of_stop(number: signal.Signals) -> None:
     """At once, and past every buffer: this runs within the handler of the signal."""
-    os.write(2, b"\nstopping after this step, then saving; Ctrl-C again only saves\n")
+    again = b"; Ctrl-C again only saves" if number is signal.SIGINT else b""
+    os.write(2, b"\nstopping after this step, then saving" + again + b"\n")
 
 
 def _numbers(record: StepRecord) -> str:

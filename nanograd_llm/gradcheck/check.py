@@ -19,7 +19,7 @@ from nanograd_llm.gradcheck.culprit import culprits
 from nanograd_llm.gradcheck.derivatives import derivative, differences
 from nanograd_llm.gradcheck.function import Differentiable, Function, Gradient, gradients, label
 from nanograd_llm.gradcheck.report import Finding, GradientError, Report
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, require_seed
 
 DIRECTIONS = 4
 JACOBIAN = 4096  # entries that a Jacobian may have to be compared whole
@@ -60,7 +60,7 @@ def gradcheck(
     """
     require_int("order", order, 1)
     require_int("jacobian", jacobian, 0)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     try:
         return _Check(f, inputs, order, seed, jacobian).report()
     except InPlaceError as error:

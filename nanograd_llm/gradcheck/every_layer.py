@@ -22,7 +22,7 @@ from nanograd_llm.gradcheck.report import Report
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.op import Op
 from nanograd_llm.randomness import noise
-from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int
+from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int, require_seed
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
 HIGHER_ORDER_PASSES = 60  # and so many times more for each further order
@@ -156,7 +156,7 @@ def check_layer(name: str, *, order: int = 2, cases: int = CASES, seed: int = 0)
     Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
     require_int("cases", cases, 1)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     require_int("order", order, 1)
     rng = np.random.default_rng(seed)
     drawn = [_specimen(name, rng, seed + number) for number in range(max(1, cases // LAYER_SHARE))]

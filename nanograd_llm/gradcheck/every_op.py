@@ -15,7 +15,7 @@ from nanograd_llm.gradcheck.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.report import Report
 from nanograd_llm.gradcheck.samples import Case
 from nanograd_llm.op import Op
-from nanograd_llm.settings import require_int, require_type
+from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200
 PROBLEMS_SHOWN = 3  # of one op
@@ -102,7 +102,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     """
     require_type("op", op, Op, "an op")
     require_int("cases", cases, 1)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     require_int("order", order, 1)
     if op.rule is None:
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))

@@ -20,7 +20,7 @@ from nanograd_llm.gradcheck.check import verdicts
 from nanograd_llm.gradcheck.report import Report
 from nanograd_llm.gradcheck.samples import Case, cases
 from nanograd_llm.op import Op
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, require_seed
 
 TRIALS, CHECKS = 1_000, 10_000
 MISTAKE = 1e-9
@@ -53,7 +53,7 @@ def figures(*, trials: int = TRIALS, checks: int = CHECKS, seed: int = 0) -> Ite
     """
     require_int("trials", trials, 1)
     require_int("checks", checks, 1)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     one = sum(_catches_one(number, np.random.default_rng((seed, number))) for number in range(trials))
     yield Figure(f"one entry of 1,000 wrong by {MISTAKE:.0e} of itself, caught", one, trials, trials)
     visible = (pair for pair in _drawn(seed + 1) if _is_visible(*pair))

@@ -23,7 +23,7 @@ from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.checkpoint import checkpoint
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import require_bool, require_choice, require_int, require_number, require_type
+from nanograd_llm.settings import require_bool, require_choice, require_int, require_number, require_seed, require_type
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
 PRESETS: dict[str, dict[str, int]] = {
@@ -111,7 +111,7 @@ class GPT(Module):
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         require_type("config", config, GPTConfig, "a GPTConfig")
         if seed is not None:
-            require_int("seed", seed, 0)
+            require_seed(seed)
         rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
         C = config.n_embd
         self.config = config

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
-from nanograd_llm.settings import IGNORE_INDEX, require_int
+from nanograd_llm.settings import IGNORE_INDEX, require_int, require_seed
 from nanograd_llm.text.bpe import readable
 from nanograd_llm.text.tokenizers import Tokenizer
 
@@ -31,7 +31,7 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
     """
     row = _ids(ids, context_length)
     require_int("batch_size", batch_size, 1)
-    require_int("seed", seed, 0)
+    require_seed(seed)
     require_int("step", step, 0)
     starts = np.random.default_rng((seed, step)).integers(len(row) - context_length, size=batch_size)
     return _windows(row, starts, context_length)

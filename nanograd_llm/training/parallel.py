@@ -30,7 +30,6 @@ from nanograd_llm.training.team import Processes, Threads
 Loss = Callable[[Any, Any], Tensor]
 # Elsewhere a fork is missing (Windows), or unsafe once the system's own libraries are in use (macOS).
 CAN_FORK = sys.platform.startswith("linux")
-UNSEEN = (pickle.PicklingError, AttributeError, TypeError)  # what `fingerprint` raises where pickle cannot see
 Piece = tuple[tuple[int, ...], np.ndarray, np.ndarray]  # key of its noise, tokens, targets
 
 
@@ -51,6 +50,7 @@ class Workers:
         self.threads = Threads(self.count)
         self.processes = Processes(self.count) if processes and CAN_FORK and self.count > 1 else None
         self.home = os.getpid()
+        self.is_torn = False  # has an update failed, and left some blocks a step ahead of others?
         self.team: Threads | Processes = self.threads
         self.are_new = False  # the processes, which have taken no step yet
 
@@ -97,7 +97,9 @@ class Workers:
     def update(self, learning_rate: float, scale: float) -> None:
         """Take the optimizer's step against the gradient that was computed last, times `scale`."""
         rates = self.optimizer.next_rates(learning_rate, scale)
+        self.is_torn = True
         self.team.run(self.update_blocks, [(worker, rates) for worker in range(self.count)])
+        self.is_torn = False
 
     @property
     def gradient(self) -> np.ndarray:
@@ -149,7 +151,7 @@ class Workers:
             return self.threads
         try:
             mark = fingerprint(loss, self.flat.parameters)
-        except UNSEEN as error:
+        except Exception as error:  # whatever an object raises that does not want to be pickled
             warnings.warn(f"training in threads, since processes could miss a change: {error}", stacklevel=2)
             self.processes = None
             return self.threads
@@ -163,7 +165,7 @@ class Workers:
             return
         try:
             is_changed = fingerprint(loss, self.flat.parameters) != self.processes.forked_from
-        except UNSEEN:
+        except Exception:
             is_changed = True
         if is_changed:
             warnings.warn(
@@ -179,8 +181,8 @@ def fingerprint(loss: Loss, parameters: Sequence[Parameter]) -> bytes:
 
     Attributes of the classes of its modules are part of it.
 
-    Raises PicklingError, AttributeError or TypeError where pickle cannot see it, or a parameter has a hook or is none
-    of `parameters`.
+    Raises PicklingError, or what an object in it raises, where pickle cannot see it, or a parameter has a hook or is
+    none of `parameters`.
     """
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
 

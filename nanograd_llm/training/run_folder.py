@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.settings import require_type
 from nanograd_llm.storage import read_bytes, storage_errors, write_atomically
 from nanograd_llm.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -74,6 +75,7 @@ class RunFolder:
 
         Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
+        require_type("path", path, (str, os.PathLike), "a path")
         run = cls(path)
         with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
             if not run.path.is_dir():
@@ -265,7 +267,7 @@ def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
     """The folder of the run that the checkpoint at `path` belongs to, and its step; None where it is no checkpoint."""
     path = Path(path)
     match, folder = _CHECKPOINT.fullmatch(path.name), path.parent.parent
-    belongs = match and path.parent.name == "checkpoints" and (folder / "config.toml").exists()
+    belongs = match and path.parent.name == "checkpoints" and os.path.exists(folder / "config.toml")
     return (folder, int(match[1])) if match and belongs else None
 
 

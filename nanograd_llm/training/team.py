@@ -12,11 +12,12 @@ import os
 import signal
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.backend import blas_threads
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.interrupts import born_deaf
 from nanograd_llm.modes import forget_modes
 from nanograd_llm.pipes import receive, send, told
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 Method = Callable[..., Any]  # a bound method
 
 ENDED = (
-    "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or processes=False"
+    "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or "
+    "work in threads (processes=False, --no-processes)"
 )
 
 
@@ -72,7 +74,7 @@ class Processes:
         self.close()
         for _ in range(1, self.size):
             here, there = Pipe()
-            with _stops_blocked(), warnings.catch_warnings():
+            with born_deaf(signal.SIGINT, signal.SIGTERM), warnings.catch_warnings():
                 # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process = _fork()
@@ -102,24 +104,11 @@ class Processes:
         self.forked_from = None
 
 
-@contextlib.contextmanager
-def _stops_blocked() -> Iterator[None]:
-    """What is forked in this block hears no Ctrl-C and no SIGTERM: they reach the whole group, and the leader decides.
-
-    Blocked before the fork, since a worker that was interrupted right after it would go on as a second leader.
-    """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def _fork() -> int:
     try:
         return os.fork()
     except OSError as error:
-        raise NanogradError(f"cannot start a worker process: {error}; use fewer threads, or processes=False") from None
+        raise NanogradError(f"cannot start a worker process: {error}; use fewer, or threads") from None
 
 
 def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:

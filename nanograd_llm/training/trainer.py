@@ -17,10 +17,11 @@ import numpy as np
 from nanograd_llm.backend import keep_heap
 from nanograd_llm.engine import Tensor
 from nanograd_llm.errors import NanogradError, NonFiniteError
+from nanograd_llm.interrupts import ctrl_c_later
 from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.settings import require_bool, require_int, require_number, require_type
+from nanograd_llm.settings import require_bool, require_int, require_number, require_seed, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
@@ -38,7 +39,8 @@ class TrainConfig:
     threads: workers that the batch is split over; 0 for one a core.
     processes: on Linux, have them be forked processes; small models train faster then. They see every change of the
         model, but none of what its loss uses besides, such as a function replaced later. A model that its own loss
-        writes into is trained in threads, as every model is elsewhere.
+        writes into from the first step on is trained in threads, as every model is elsewhere; what it writes later
+        stays in the worker that wrote it.
     """
 
     learning_rate: float = 1e-3
@@ -58,13 +60,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 0), ("seed", 0)):
+        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 0)):
             require_int(field, getattr(self, field), low)
         for field in ("learning_rate", "weight_decay"):
             require_number(field, getattr(self, field), 0)
         require_number("eps", self.eps, 1e-16)  # what has no gradient would be divided 0/0
         for field in ("warmup", "beta1", "beta2"):
             require_number(field, getattr(self, field), 0, 1, below=True)
+        require_seed(self.seed)
         require_bool("processes", self.processes)
         require_number("final", self.final, 0, 1)
         require_number("max_norm", self.max_norm, 1e-12)
@@ -147,6 +150,7 @@ class Trainer:
 
     def _step(self, tokens: np.ndarray, targets: np.ndarray, progress: Callable[[int], float]) -> StepRecord:
         began = time.monotonic()
+        self._require_whole()
         c = self.config
         key = (c.seed, self.steps_done)
         if not self.model.training:
@@ -157,10 +161,11 @@ class Trainer:
         # a step takes the learning rate of where it ends, so that the first one is not idle
         ahead = progress(self.steps_done + 1)
         learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-        self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
-        self.steps_done += 1
         count = count_targets(np.asarray(targets))
-        self.tokens_seen += count
+        with ctrl_c_later():  # some milliseconds in which numbers and counters are of no step
+            self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
+            self.steps_done += 1
+            self.tokens_seen += count
         rate = count / (time.monotonic() - began)
         done = min(1.0, progress(self.steps_done))
         return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, rate, done)
@@ -181,8 +186,26 @@ class Trainer:
             cause = f"{error}. A lower learning rate may help"
         raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive
 
+    @property
+    def is_whole(self) -> bool:
+        """Are all numbers of the same step? Not once a worker has failed amid an update."""
+        return not self.workers.is_torn
+
+    def _require_whole(self) -> None:
+        if not self.is_whole:
+            raise NanogradError(
+                f"an update failed after step {self.steps_done}, so the numbers are of no step; load a checkpoint"
+            )
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything a resumed run needs, by name: parameters, both moments, the counters."""
+        """Everything a resumed run needs, by name: parameters, both moments, the counters.
+
+        Raises NanogradError where the numbers are not whole.
+        """
+        self._require_whole()
+        return self._state()
+
+    def _state(self) -> dict[str, np.ndarray]:
         flat = self.optimizer.flat
         names = {id(p): name for name, p in self.model.named_parameters()}
         state = dict(self.model.state_dict())
@@ -194,9 +217,10 @@ class Trainer:
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go on from what `state_dict` gave; ShapeError lists every name that does not fit, and nothing has changed."""
-        own = self.state_dict()
+        own = self._state()
         require_fit(own, arrays, "this trainer")
         for name, array in own.items():
             array[...] = arrays[name]
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])
         self.tokens_seen = int(arrays["tokens_seen"])
+        self.workers.is_torn = False

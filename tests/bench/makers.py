@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 
@@ -32,6 +33,10 @@ def broken():
 
 def where_and_what(step, *arguments):
     return os.getpid(), step(), arguments
+
+
+def blocked_signals(_step):
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def fall_over(_step):

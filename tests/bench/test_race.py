@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+from multiprocessing import resource_tracker
 
 import pytest
-from makers import broken, counter, fall_over, refused, where_and_what
+from makers import blocked_signals, broken, counter, fall_over, refused, where_and_what
 
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.bench.race import Contender, burst, contenders, race, warm_up
@@ -83,3 +85,11 @@ def test_a_contender_killed_while_it_waits_is_told():
         contender.process.join()
         with pytest.raises(NanogradError, match="ended without an answer"):
             contender.ask(where_and_what)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks")
+def test_no_contender_hears_ctrl_c_the_first_neither():
+    resource_tracker._resource_tracker._stop()  # as before the first process that is spawned
+    for _ in range(2):
+        with Contender(counter) as contender:
+            assert signal.SIGINT in contender.ask(blocked_signals)

@@ -195,7 +195,8 @@ def test_a_run_in_a_process_that_is_killed_leaves_no_worker_behind() -> None:
     if process == 0:
         try:
             owner = Owner()
-            workers = forked(owner).run(owner.process, [(0,), (0,), (0,)])[1:]
+            team = forked(owner)  # kept: it ends its workers itself when it goes
+            workers = team.run(owner.process, [(0,), (0,), (0,)])[1:]
             os.write(writing, " ".join(map(str, workers)).encode())
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
@@ -407,3 +408,38 @@ def test_a_process_that_cannot_be_forked_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(NanogradError, match=r"cannot start a worker process: .*temporarily unavailable; use fewer"):
         forked(Owner())
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_ctrl_c_amid_an_update_is_heard_once_the_step_is_whole(
+    processes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = trained(processes=processes, threads=2)
+    whole, _ = trained(processes=processes, threads=2)
+    whole.step(*np.ones((2, 6, 6), int))
+    update = trainer.optimizer.update
+
+    def interrupted(*arguments: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        update(*arguments)
+
+    monkeypatch.setattr(trainer.optimizer, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(*np.ones((2, 6, 6), int))
+    for name, array in whole.state_dict().items():
+        assert np.array_equal(array, trainer.state_dict()[name]), name
+
+
+def test_numbers_that_an_update_left_of_no_step_are_neither_saved_nor_trained_on() -> None:
+    trainer, _ = trained(processes=True, threads=2)
+    saved = {name: array.copy() for name, array in trainer.state_dict().items()}
+    with pytest.raises(NanogradError, match="ended without an answer"):
+        os.kill(trainer.workers.team.workers[0][0], signal.SIGKILL)
+        trainer.workers.update(0.1, 1.0)
+    assert not trainer.is_whole
+    for use in (trainer.state_dict, lambda: trainer.step(*np.ones((2, 6, 6), int))):
+        with pytest.raises(NanogradError, match="an update failed after step 4, so the numbers are of no step"):
+            use()
+    trainer.load_state_dict(saved)
+    assert trainer.is_whole
