@@ -25,9 +25,10 @@ def checkpoint(module: Module, x: Tensor) -> Tensor:
     Backward computes the module again and then knows the rest, for one module at a time; so memory falls from the
     activations of all modules to those of one, and time rises by the forward. Dropout draws the same noise again.
 
-    The module maps a Tensor to a Tensor and depends on nothing else but its own parameters. Backward raises GraphError
-    where its second result differs from the first, because a parameter or a mode was changed in between. Where each op
-    is looked at (`checked()`, `watched()`) and under `higher_order()`, this is module(x), and every op is on the tape.
+    The module maps a Tensor to a Tensor and depends on nothing else but its own parameters; DtypeError where anything
+    else comes in or out. Backward raises GraphError where the second result differs from the first, because a parameter
+    or a mode was changed in between, and where a Tensor that is no Parameter would lose its gradient. Where each op is
+    looked at (`checked()`, `watched()`) and under `higher_order()`, this is module(x), and every op is on the tape.
     """
     require_type("module", module, Module, "a Module")
     require_type("x", x, Tensor, "a Tensor")
