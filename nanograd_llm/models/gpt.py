@@ -171,10 +171,10 @@ class GPT(Module):
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
             for i, block in enumerate(self.blocks):
-                if caches:
-                    x = block(x, caches[i])
+                if self.config.checkpoint_activations and not caches:
+                    x = checkpoint(block, x)
                 else:
-                    x = checkpoint(block, x) if self.config.checkpoint_activations else block(x)
+                    x = block(x, caches[i] if caches else None)
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
