@@ -19,7 +19,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.pretrained.llmc import MAGIC
 from nanograd_llm.pretrained.mapped import map_file, named_file
-from nanograd_llm.pretrained.tokenizer_files import OWN, PAIRS, SINGLE
+from nanograd_llm.pretrained.tokenizer_files import ADDED, OWN, PAIRS, SINGLE
 from nanograd_llm.settings import nearest, require_type
 from nanograd_llm.storage import storage_errors
 
@@ -35,7 +35,7 @@ FILES = {
 }
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin")
 SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the last two: a run's, TensorFlow's pointer
-TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, "added_tokens.json", "tokenizer_config.json")
+TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _fork() -> int:
     try:
         return os.fork()
     except OSError as error:
-        raise NanogradError(f"cannot start a worker process: {error}; use fewer, or threads") from None
+        raise NanogradError(f"cannot start a worker process: {error}; use fewer workers, or threads") from None
 
 
 def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
