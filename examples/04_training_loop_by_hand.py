@@ -12,7 +12,7 @@ import numpy as np
 
 import nanograd_llm as ng
 from nanograd_llm import text
-from nanograd_llm.backend import blas_threads
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.inference import Sampling, evaluate, generate
 from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, warmup_cosine
 

@@ -14,7 +14,8 @@ import numpy as np
 import nanograd_llm as ng
 from nanograd_llm import text
 from nanograd_llm.inference import Sampling, evaluate_text, generate
-from nanograd_llm.pretrained import gpt2_names, load_gpt2_tokenizer
+from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model to give away

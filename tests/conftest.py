@@ -1,10 +1,15 @@
-"""What every test shares: the same random numbers in every run."""
+"""What every test shares: the same random numbers in every run, and the scripts that stand beside the tests."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+sys.path += [str(Path(__file__).parent / room) for room in ("files", "gradcheck")]  # oracle, fuzz, bombs; refusals
 
 settings.register_profile("house", derandomize=True, deadline=None)
 settings.load_profile("house")

@@ -19,22 +19,28 @@ import nanograd_llm
 PACKAGE = Path(nanograd_llm.__path__[0])
 REPOSITORY = Path(__file__).parents[1]
 
-# Each floor stands on those above it in this list. Rooms on one floor do not know each other; files in one room may.
-FLOORS = (
-    ({"errors"},),
-    ({"backend"}, {"randomness"}, {"storage"}, {"settings"}, {"pipes"}, {"interrupts"}),
-    ({"engine", "tape", "op", "modes", "checked", "shapes"},),
-    ({"ops"},),
-    ({"nn"},),
-    ({"models"},),
-    ({"training"}, {"inference"}, {"pretrained"}, {"gradcheck"}),
-    ({"runs", "sources"}, {"bench"}),
-    ({"cli", "__main__"},),  # above bench: the command line has a command for it
-)
-FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
-ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
-# `text` stands beside the engine: it needs none of it, and only what trains, generates or loads needs text.
-TEXT_KNOWS = {"errors", "settings", "storage", "numpy", "tiktoken", "regex"}
+# What each room may import, besides itself. Every name on the right stands further up: imports go one way.
+KNOWS: dict[str, set[str]] = {}
+KNOWS["errors"] = set()
+KNOWS["settings"] = {"errors"}
+KNOWS["backend"] = {"errors"}
+KNOWS["files"] = {"errors", "settings"}
+KNOWS["autograd"] = {"errors", "backend"}
+KNOWS["ops"] = {"errors", "settings", "backend", "autograd"}
+KNOWS["text"] = {"errors", "settings", "files"}
+KNOWS["nn"] = {*KNOWS["ops"], "ops"}
+KNOWS["models"] = {*KNOWS["nn"], "nn"}
+KNOWS["training"] = {*KNOWS["nn"], "nn"}  # no model, no file
+KNOWS["inference"] = {*KNOWS["models"], "models", "text"}
+KNOWS["pretrained"] = {*KNOWS["models"], "models", "files", "text"}
+KNOWS["gradcheck"] = {*KNOWS["models"], "models"}
+KNOWS["runs"] = {*KNOWS["models"], "models", "files", "text", "training", "inference", "pretrained"}
+KNOWS["bench"] = {*KNOWS["runs"], "runs", "gradcheck"}
+KNOWS["cli"] = {*KNOWS["bench"], "bench", "nanograd_llm"}
+KNOWS["__main__"] = {"cli"}
+# These know less than their room: the check of one function is for any function of Tensors.
+KNOWS_LESS = {f"gradcheck.{part}": {"nn", "models"} for part in ("check", "cases", "mutation", "every_op")}
+OUTSIDE = {"text": {"numpy", "tiktoken", "regex"}}  # all that a room takes from elsewhere but the standard library
 LOADED_ONLY_WHEN_USED = {
     *("tiktoken", "safetensors", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"),
     *("hashlib", "secrets", "multiprocessing", "concurrent", "numpy.random"),
@@ -49,8 +55,11 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(source: str, module: str, *, is_package: bool = False) -> set[str]:
-    """Every module that `source` imports, by full name, wherever in the file the import stands."""
+def imports(source: str, module: str, *, is_package: bool = False, with_names: bool = False) -> set[str]:
+    """Every module that `source` imports, by full name, wherever in the file the import stands.
+
+    with_names: of `from A import b`, give A.b, which may be a module or a name in it; otherwise A.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,7 +67,8 @@ def imports(source: str, module: str, *, is_package: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            found.update([f"{origin}.{alias.name}" for alias in node.names] if origin == "nanograd_llm" else [origin])
+            is_split = with_names or origin == "nanograd_llm"
+            found.update([f"{origin}.{alias.name}" for alias in node.names] if is_split else [origin])
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = ast.unparse(node.func)
             if called in {"importlib.import_module", "import_module", "__import__"}:
@@ -70,35 +80,104 @@ def breaches(source: str, module: str, *, is_package: bool = False) -> list[str]
     """What of the source's imports goes against the house, in words."""
     if module == "nanograd_llm":  # the roof: it gives every public name a place
         return []
-    part = module.split(".")[1]
-    if part not in FLOOR and part != "text":
-        return [f"{part} has no floor; give it one in FLOORS"]
+    room = module.split(".")[1]
+    if room not in KNOWS:
+        return [f"{room} has no place in the house; give it one in KNOWS"]
+    known = KNOWS[room] | {room}
+    for part, unknown in KNOWS_LESS.items():
+        if module.startswith(f"nanograd_llm.{part}"):
+            known = known - unknown
     found = []
     for imported in sorted(imports(source, module, is_package=is_package)):
         package, _, rest = imported.partition(".")
-        target = rest.split(".")[0]
-        if package != "nanograd_llm":
-            known = package in sys.stdlib_module_names or package in TEXT_KNOWS
-            right = (package != "cupy" or part == "backend") and (part != "text" or known)
-        elif target == part:
-            right = True
-        elif part == "text":
-            right = target in TEXT_KNOWS
-        elif target == "text":
-            right = FLOOR[part] >= FLOOR["training"]
-        elif target not in FLOOR:
-            right = FLOOR[part] >= FLOOR["cli"]  # names of the roof itself
-        elif target == "gradcheck":
-            right = part in ROOM["cli"]
-        elif (part, target) == ("training", "models"):
-            right = False
-        elif part == "gradcheck" and target in {"nn", "models"}:  # the checker is for any function of Tensors
-            right = module == "nanograd_llm.gradcheck.every_layer"
+        if package == "nanograd_llm":
+            target = rest.split(".")[0]
+            right = target in known if target in KNOWS else "nanograd_llm" in known  # else a name of the roof itself
         else:
-            right = FLOOR[target] < FLOOR[part] or target in ROOM[part]
+            right = package in sys.stdlib_module_names or package in OUTSIDE.get(room, {package})
+            right = right and (package != "cupy" or module == "nanograd_llm.backend.arrays")
         if not right:
             found.append(f"{module} imports {imported}")
     return found
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that lead from one to the next and back to the first; empty where there are none."""
+    done: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        found = next(filter(None, (follow(below, [*path, module]) for below in sorted(arrows[module]))), [])
+        done.add(module)
+        return found
+
+    return next(filter(None, (follow(module, []) for module in arrows)), [])
+
+
+def arrows_of(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which of these modules each of them imports."""
+    found = {}
+    for module, source in sources.items():
+        is_package = any(other.startswith(f"{module}.") for other in sources)
+        names = imports(source, module, is_package=is_package, with_names=True)
+        found[module] = {longest_known(name, sources) for name in names} - {None, module}
+    return found  # type: ignore[return-value]
+
+
+def longest_known(name: str, modules: dict[str, str]) -> str | None:
+    """The module that `from A import b` loads: A.b where that is a module, else A."""
+    return next((known for known in (name, name.rpartition(".")[0]) if known in modules), None)
+
+
+def private_names(source: str) -> list[str]:
+    """Names with a leading underscore that are imported from a file of the package."""
+    return [
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("nanograd_llm"))
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+
+
+def test_every_room_knows_only_what_stands_above_it() -> None:
+    rooms = list(KNOWS)
+    for room, known in KNOWS.items():
+        assert known - {"nanograd_llm"} <= set(rooms[: rooms.index(room)])
+
+
+def test_nothing_else_lies_loose_at_the_root() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__", "__main__", "errors", "settings"}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(arrows_of({module: path.read_text(encoding="utf-8") for module, path in MODULES.items()})) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    sources = {
+        "p.a": "from p import b",
+        "p.b": "def f():\n    from p.c import x",
+        "p.c": "import p.a",
+        "p.d": "import p.a",
+    }
+    assert circle(arrows_of(sources)) == ["p.a", "p.b", "p.c"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_private_name_is_imported_from_another_file(module: str) -> None:
+    assert private_names(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_a_private_name_from_another_file_would_be_found() -> None:
+    source = (
+        "from nanograd_llm.ops.fused import _rows\nfrom .layout import _index\nfrom nanograd_llm import __version__"
+    )
+    assert private_names(source) == ["_rows", "_index"]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -111,14 +190,18 @@ def test_imports_go_one_way(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("engine", "from nanograd_llm.ops import primitive"),
-        ("engine", "def f():\n    import nanograd_llm.nn"),
-        ("backend", "from nanograd_llm import randomness"),
-        ("errors", "from nanograd_llm.backend import xp"),
+        ("autograd.tensor", "from nanograd_llm.ops import primitive"),
+        ("autograd.tape", "def f():\n    import nanograd_llm.nn"),
+        ("backend.arrays", "from nanograd_llm import autograd"),
+        ("backend.threads", "import cupy"),
+        ("errors", "from nanograd_llm.backend.arrays import xp"),
+        ("files.safetensors", "from nanograd_llm.models.gpt import GPT"),
+        ("files.torch", "from nanograd_llm.pretrained.gpt2 import names"),
         ("ops.fused", "from ..nn import layers"),
+        ("ops.fused", "import cupy"),
         ("nn.layers", "from nanograd_llm import Tensor"),
-        ("nn.layers", "from nanograd_llm.gradcheck import check"),
-        ("gradcheck.check", "from nanograd_llm.nn import Module"),
+        ("nn.layers", "from nanograd_llm.gradcheck import gradcheck"),
+        ("gradcheck.check.check", "from nanograd_llm.nn import Module"),
         ("gradcheck.every_op", "from nanograd_llm.models.gpt import GPT"),
         ("gradcheck.every_layer", "from nanograd_llm.training.trainer import Trainer"),
         ("models.gpt", "from nanograd_llm.gradcheck import gradcheck"),
@@ -126,12 +209,12 @@ def test_imports_go_one_way(module: str) -> None:
         ("models.gpt", "from nanograd_llm.text import Tokenizer"),
         ("training.trainer", "def f():\n    from nanograd_llm.models.gpt import GPT"),
         ("training.trainer", "from nanograd_llm.inference import generate"),
+        ("training.trainer", "from nanograd_llm.files.atomic import write_atomically"),
         ("inference.generate", "from nanograd_llm import cli"),
-        ("bench", "import nanograd_llm.gradcheck"),
-        ("text.bpe", "from nanograd_llm.backend import xp"),
+        ("runs.run", "import nanograd_llm.gradcheck"),
+        ("runs.run", "import nanograd_llm.bench"),
+        ("text.bpe", "from nanograd_llm.backend.arrays import xp"),
         ("text.bpe", "import safetensors"),
-        ("ops.fused", "import cupy"),
-        ("backend", "from cupy import asnumpy\nfrom . import engine"),
         ("novelty", ""),
     ],
 )
@@ -142,15 +225,16 @@ def test_an_import_that_breaks_the_house_would_be_caught(module: str, source: st
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cli.gradcheck", "import nanograd_llm.gradcheck\nfrom nanograd_llm import GPT"),
-        ("training.trainer", "from nanograd_llm.text import Tokenizer\nfrom .checkpoint import load_checkpoint"),
-        ("ops.fused", "from . import composed\nfrom ..engine import Tensor"),
+        ("cli.gradcheck", "import nanograd_llm.gradcheck\nfrom nanograd_llm import GPT, __version__"),
+        ("training.trainer", "from nanograd_llm.nn import Module\nfrom .adamw import AdamW"),
+        ("ops.fused", "from . import composed\nfrom ..autograd.tensor import Tensor"),
         ("inference.generate", "from nanograd_llm.models import GPT\nimport rich"),
-        ("text.bpe", "import regex, json\nfrom nanograd_llm import storage"),
-        ("backend", "import cupy"),
+        ("text.bpe", "import regex, json\nfrom nanograd_llm.files import atomic"),
+        ("backend.arrays", "import cupy"),
         ("gradcheck.every_layer", "from nanograd_llm import nn\nfrom nanograd_llm.models.gpt import GPT"),
-        ("gradcheck.strategies", "import hypothesis"),
+        ("gradcheck.cases.strategies", "import hypothesis"),
         ("cli.bench", "from nanograd_llm.bench import floor"),
+        ("bench.detection", "from nanograd_llm.gradcheck import gradcheck"),
     ],
 )
 def test_an_import_that_the_house_allows_is_allowed(module: str, source: str) -> None:
@@ -159,7 +243,7 @@ def test_an_import_that_the_house_allows_is_allowed(module: str, source: str) ->
 
 def test_only_the_backend_names_cupy() -> None:
     named = [module for module, path in MODULES.items() if re.search(r"\bcupy\b", path.read_text(encoding="utf-8"))]
-    assert set(named) <= {"nanograd_llm.backend"}
+    assert set(named) <= {"nanograd_llm.backend.arrays"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -197,12 +281,35 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
     assert [path for path in files if machine_path.search(path.read_text("utf-8", errors="ignore"))] == []
 
 
-def test_importing_the_package_loads_nothing_heavier_than_numpy(tmp_path: Path) -> None:
-    source = "import json, sys, nanograd_llm; print(json.dumps(sorted(sys.modules)))"
+def loaded_by(statement: str, tmp_path: Path) -> set[str]:
+    """The modules, and their packages, that a fresh interpreter has after this statement."""
+    source = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}  # the package that these tests test
     command = [sys.executable, "-c", source]
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     modules = json.loads(answer.stdout)
-    loaded = {*modules, *(name.partition(".")[0] for name in modules)}
-    assert "nanograd_llm" in loaded
+    return {*modules, *(name.partition(".")[0] for name in modules)}
+
+
+@pytest.mark.parametrize(
+    "module", ["nanograd_llm", "nanograd_llm.cli", "nanograd_llm.gradcheck.mutation.pytest_options"]
+)
+def test_the_front_doors_load_no_numpy(module: str, tmp_path: Path) -> None:
+    loaded = loaded_by(f"import {module}", tmp_path)
+    assert module in loaded and "numpy" not in loaded
+
+
+def test_the_names_of_the_package_load_nothing_heavier_than_numpy(tmp_path: Path) -> None:
+    beyond = {"gradcheck", "runs", "load_gpt2", "save_gpt2"}  # what a model and its training can do without
+    names = set(nanograd_llm.__all__) - beyond
+    loaded = loaded_by(f"from nanograd_llm import {', '.join(sorted(names))}", tmp_path)
+    assert "numpy" in loaded
     assert loaded & LOADED_ONLY_WHEN_USED == set()
+
+
+def test_every_name_of_a_front_door_is_found_there() -> None:
+    for door in (nanograd_llm, nanograd_llm.gradcheck):
+        assert set(door.__all__) <= set(dir(door))
+        assert all(getattr(door, name) is not None for name in door.__all__)
+        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+            door.nonsense  # noqa: B018

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nanograd_llm.backend import cpu_count
+from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, OpTime, Report
 from nanograd_llm.bench.profile import profile

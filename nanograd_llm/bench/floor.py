@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.backend import blas_threads, cpu_count, share_out
+from nanograd_llm.backend.threads import blas_threads, cpu_count, share_out
 from nanograd_llm.bench.race import Step
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.models.gpt import GPTConfig

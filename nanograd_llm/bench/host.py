@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import cpu_count
+from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.training.parallel import CAN_FORK, pinned_blas
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.race import Step
-from nanograd_llm.engine import registry
 from nanograd_llm.inference.decoder import AttentionStep, BlockStep, Decoder, LinearStep, NormStep, OneNormStep
 from nanograd_llm.nn import KeyValueCache
 from nanograd_llm.training.parallel import Workers

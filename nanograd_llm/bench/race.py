@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from nanograd_llm.backend.interrupts import born_deaf, ctrl_c_later
+from nanograd_llm.backend.pipes import receive, send, told
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.interrupts import born_deaf, ctrl_c_later
-from nanograd_llm.pipes import receive, send, told
 
 Step = Callable[[], Any]
 Maker = Callable[[], Step]  # runs in the contender's process; must be importable there, such as a partial of a function

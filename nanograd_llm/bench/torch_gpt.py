@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from nanograd_llm.backend import cpu_count
+from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.bench.race import Step
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.errors import ConfigError

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from nanograd_llm.backend import keep_heap
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.bench.race import Step
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.modes import no_grad
 from nanograd_llm.training.trainer import TrainConfig, Trainer
 
 

@@ -10,19 +10,16 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
 
 
-def main(arguments: Sequence[str] | None = None, *, ready: Callable[[], None] | None = None) -> int:
-    """Run a command line; returns the exit code. Every error is one line on stderr.
-
-    ready: called once all is loaded, before the command itself begins.
-    """
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Every error is one line on stderr."""
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments, ready)
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except NanogradError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -37,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, *, ready: Callable[[], None] | 
         return _fail("stopped", 130)
 
 
-def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
+def _run(arguments: Sequence[str]) -> int:
     if sys.stdin is None:  # closed by whoever started this
         sys.stdin = open(os.devnull, encoding="utf-8")
     if sys.stdout is None:
@@ -74,8 +71,6 @@ def _run(arguments: Sequence[str], ready: Callable[[], None] | None) -> int:
         app.command(command, help_epilogue="")  # else the one above
     app.command(evaluate, name="eval", help_epilogue="")
     app.default_parameter = Parameter(converter=_convert)
-    if ready is not None:
-        ready()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -38,7 +38,7 @@ def chat(
     """
     from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.inference import Conversation, Sampling
-    from nanograd_llm.sources import load_model
+    from nanograd_llm.runs.opening import load_model
 
     loaded, tokenizer = load_model(model)
     sampling = Sampling(temperature, top_k, top_p)

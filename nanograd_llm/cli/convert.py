@@ -33,7 +33,7 @@ def convert(
         Write the tokenizer's files as well.
     """
     from nanograd_llm.pretrained import save_gpt2
-    from nanograd_llm.sources import load_model, load_model_alone
+    from nanograd_llm.runs.opening import load_model, load_model_alone
 
     tokenizer = None
     if with_tokenizer:

@@ -23,7 +23,7 @@ def evaluate(model: str, text: Path, /, *, stride: int | None = None) -> None:
     """
     from nanograd_llm.cli.words import counted
     from nanograd_llm.inference import evaluate_text
-    from nanograd_llm.sources import load_model
+    from nanograd_llm.runs.opening import load_model
     from nanograd_llm.text import read_text
 
     content = read_text(text)

@@ -38,7 +38,7 @@ def generate(
         Keep keys and values instead of computing them again; the text is the same.
     """
     from nanograd_llm.inference import Sampling, opening, stream_text
-    from nanograd_llm.sources import load_model
+    from nanograd_llm.runs.opening import load_model
 
     loaded, tokenizer = load_model(model)
     prompt = prompt or opening(tokenizer)

@@ -52,7 +52,7 @@ def gradcheck(
     if model is not None:
         from rich.console import Console
 
-        from nanograd_llm.sources import load_model_alone
+        from nanograd_llm.runs.opening import load_model_alone
 
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
@@ -91,7 +91,7 @@ def _seconds_shown() -> AbstractContextManager[object]:
 
 
 def _figures(seed: int) -> int:
-    from nanograd_llm.gradcheck.figures import figures
+    from nanograd_llm.bench.detection import figures
 
     reached = True
     for figure in figures(seed=seed):

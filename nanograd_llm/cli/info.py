@@ -23,7 +23,7 @@ def info(model: str, /) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from nanograd_llm.sources import find_run
+    from nanograd_llm.runs.opening import find_run
 
     console = Console(highlight=False)
     run = find_run(model)
@@ -45,9 +45,9 @@ def info(model: str, /) -> None:
 
 def _run(path: Path, step: int | None) -> tuple[GPT, dict[str, str]]:
     """The model of a run, of a step or the newest, and what there is to say of it."""
-    from nanograd_llm.runs import load_run_model
+    from nanograd_llm.runs.folder import RunFolder
+    from nanograd_llm.runs.run import load_run_model
     from nanograd_llm.text import load_tokenizer
-    from nanograd_llm.training.run_folder import RunFolder
 
     folder = RunFolder.open(path)
     model, tokenizer = load_run_model(folder, step), load_tokenizer(folder.tokenizer_path)

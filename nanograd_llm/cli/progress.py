@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanograd_llm.cli.words import counted
-from nanograd_llm.runs import Event, Saved, Scored, TextRun, Wrote
+from nanograd_llm.runs.run import Event, Saved, Scored, TextRun, Wrote
 from nanograd_llm.training.parallel import pinned_blas
 from nanograd_llm.training.trainer import StepRecord
 

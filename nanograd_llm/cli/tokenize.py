@@ -17,7 +17,7 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     """
     from nanograd_llm.cli.words import counted
     from nanograd_llm.pretrained import gpt2_tokenizer
-    from nanograd_llm.sources import load_model_tokenizer
+    from nanograd_llm.runs.opening import load_model_tokenizer
     from nanograd_llm.text.bpe import readable
 
     tokenizer = gpt2_tokenizer() if model is None else load_model_tokenizer(model)

@@ -16,7 +16,7 @@ from nanograd_llm.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs import Start, TextConfig
+    from nanograd_llm.runs.run import Start, TextConfig
     from nanograd_llm.training import TrainConfig
 
 
@@ -102,7 +102,7 @@ def train(
         On Linux, have them be forked processes, faster for small models; the bits are the same as with threads.
     """
     spent = time.process_time()  # what starting up has cost
-    from nanograd_llm.runs import TextRun
+    from nanograd_llm.runs.run import TextRun
 
     if steps is not None and minutes is not None:
         raise ConfigError("steps and minutes are both given; give the length of the run in one of them")
@@ -153,7 +153,7 @@ def _fresh(
 ) -> tuple[TextConfig, GPTConfig, TrainConfig, None]:
     """What a run from fresh weights is made of."""
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs import TextConfig, recipe
+    from nanograd_llm.runs.run import TextConfig, recipe
 
     preset, tokenizer = preset or "nano", tokenizer or "bpe"
     given = {name: value for name, value in sizes.items() if value is not None}
@@ -168,8 +168,8 @@ def _fresh(
 
 def _further(file: Path | None, init: str, config: dict[str, Any]) -> tuple[TextConfig, GPTConfig, TrainConfig, Start]:
     """What a run from a model's weights is made of."""
-    from nanograd_llm.runs import Start, TextConfig, fine_tuning
-    from nanograd_llm.sources import load_model
+    from nanograd_llm.runs.opening import load_model
+    from nanograd_llm.runs.run import Start, TextConfig, fine_tuning
 
     model, tokenizer = load_model(init)
     text = TextConfig(None if file is None else str(file), "model")

@@ -1,43 +1,32 @@
-"""Is a gradient right?  Read `derivatives`, `function`, `comparison`, `check`, `report`, then `samples`, `every_op`.
+"""Is a gradient right?  Read `check` (one function), `cases`, `every_op`, `every_layer`; `mutation` checks the tests.
 
-`strategies` draws cases for tests with Hypothesis; import it by itself, it needs the extra "test".
+`strategies` draws cases for tests with Hypothesis; it needs the extra "test".
 """
 
-from nanograd_llm.gradcheck.check import assert_gradients, gradcheck
-from nanograd_llm.gradcheck.every_layer import check_all, check_each, check_layer, check_model, cost_of_model
-from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, table_head
-from nanograd_llm.gradcheck.invariance import SplitError, assert_split_invariant
-from nanograd_llm.gradcheck.mutants import Mutant, mutants
-from nanograd_llm.gradcheck.report import Culprit, Entry, Finding, GradientError, Kink, Report
-from nanograd_llm.gradcheck.samples import LAYOUTS, Case, Draw, cases, laid_out
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Case",
-    "Culprit",
-    "Draw",
-    "Entry",
-    "Finding",
-    "GradientError",
-    "Kink",
-    "LAYOUTS",
-    "Mutant",
-    "OpError",
-    "OpSummary",
-    "Report",
-    "SplitError",
-    "Summary",
-    "assert_case",
-    "assert_gradients",
-    "assert_split_invariant",
-    "cases",
-    "check_all",
-    "check_each",
-    "check_layer",
-    "check_model",
-    "check_op",
-    "cost_of_model",
-    "gradcheck",
-    "laid_out",
-    "table_head",
-    "mutants",
-]
+from nanograd_llm.backend.lazy import lazily  # the pytest plugin starts here, in every run of anybody's tests
+
+if TYPE_CHECKING:
+    from nanograd_llm.gradcheck.cases import strategies
+    from nanograd_llm.gradcheck.cases.samples import LAYOUTS, Case, Draw, draw_cases, laid_out
+    from nanograd_llm.gradcheck.check.check import assert_gradients, gradcheck
+    from nanograd_llm.gradcheck.check.report import Culprit, Entry, Finding, GradientError, Kink, Report
+    from nanograd_llm.gradcheck.every_layer import check_all, check_each, check_layer, check_model, cost_of_model
+    from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, table_head
+    from nanograd_llm.gradcheck.invariance import SplitError, assert_split_invariant
+    from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "cases.strategies": "",
+        "cases.samples": "LAYOUTS Case Draw draw_cases laid_out",
+        "check.check": "assert_gradients gradcheck",
+        "check.report": "Culprit Entry Finding GradientError Kink Report",
+        "every_layer": "check_all check_each check_layer check_model cost_of_model",
+        "every_op": "OpError OpSummary Summary assert_case check_op table_head",
+        "invariance": "SplitError assert_split_invariant",
+        "mutation.mutants": "Mutant mutants",
+    },
+)

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import nn
-from nanograd_llm.engine import Tensor, registry
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.tensor import Tensor, registry
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.gradcheck.check import DIRECTIONS, gradcheck, verdicts
+from nanograd_llm.gradcheck.check.check import DIRECTIONS, gradcheck, verdicts
+from nanograd_llm.gradcheck.check.function import tape_below
+from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
-from nanograd_llm.gradcheck.function import _below
-from nanograd_llm.gradcheck.mutants import Mutant, mutants
-from nanograd_llm.gradcheck.report import Report
+from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.op import Op
-from nanograd_llm.randomness import noise
 from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int, require_seed
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
@@ -213,7 +213,7 @@ def _specimen(name: str, rng: np.random.Generator, seed: int) -> Specimen:
 
 def _ops_of(layer: nn.Module, inputs: tuple[Any, ...]) -> list[Op]:
     leaves = [Tensor(x, requires_grad=True) if x.dtype.kind == "f" else x for x in inputs]
-    return [node.op for node in _below(layer(*leaves)) if not isinstance(node, Tensor)]
+    return [node.op for node in tape_below(layer(*leaves)) if not isinstance(node, Tensor)]
 
 
 @functools.cache

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanograd_llm.autograd.op import Op
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.gradcheck import samples
-from nanograd_llm.gradcheck.check import assert_gradients, gradcheck, verdicts
-from nanograd_llm.gradcheck.mutants import Mutant, mutants
+from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.gradcheck.cases.samples import Case
+from nanograd_llm.gradcheck.check.check import assert_gradients, gradcheck, verdicts
+from nanograd_llm.gradcheck.check.report import Report
+from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.gradcheck.promises import ERRORS, case_problems
-from nanograd_llm.gradcheck.report import Report
-from nanograd_llm.gradcheck.samples import Case
-from nanograd_llm.op import Op
 from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200
@@ -107,11 +107,11 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     if op.rule is None:
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
-    drawn = list(samples.cases(op, rng, cases))
+    drawn = list(samples.draw_cases(op, rng, cases))
     deep = higher_order_cases(drawn, cases)
     problems = []
     errors = [0.0] * order
-    kinked = list(samples.cases(op, rng, max(1, cases // 10), kinks=True))
+    kinked = list(samples.draw_cases(op, rng, max(1, cases // 10), kinks=True))
     for number, case in enumerate([*drawn, *kinked]):
         try:
             report = check_case(op, case, order=order if case in deep else 1, seed=seed + number)

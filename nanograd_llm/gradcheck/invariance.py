@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import GraphError, NanogradError, ShapeError
-from nanograd_llm.gradcheck.comparison import DEPTH
-from nanograd_llm.gradcheck.function import Function
+from nanograd_llm.gradcheck.check.comparison import DEPTH
+from nanograd_llm.gradcheck.check.function import Function
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import IGNORE_INDEX
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.autograd.modes import higher_order
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.gradcheck import samples
-from nanograd_llm.gradcheck.comparison import DEPTH
-from nanograd_llm.gradcheck.derivatives import EPS
-from nanograd_llm.gradcheck.samples import Case, differentiated
-from nanograd_llm.modes import higher_order
-from nanograd_llm.op import Op
+from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.gradcheck.cases.samples import Case, differentiated
+from nanograd_llm.gradcheck.check.comparison import DEPTH
+from nanograd_llm.gradcheck.check.derivatives import EPS
 
 ERRORS = (NanogradError, ValueError, TypeError, IndexError, ArithmeticError)  # what a wrong forward or rule may raise
 _REPEATS = 12

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
+from nanograd_llm.autograd.modes import state
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT
-from nanograd_llm.modes import state
 from nanograd_llm.nn import MLP, Block, Dropout, LayerNorm, Linear, Module, MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import GPT
-from nanograd_llm.modes import no_grad
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import require_int
 from nanograd_llm.text import IGNORE_INDEX, Tokenizer, sliding_windows

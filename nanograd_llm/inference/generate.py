@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
-from nanograd_llm.randomness import generator
 from nanograd_llm.settings import require_int, require_seed
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Parameter, Tensor, raw
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.autograd.tensor import Parameter, Tensor, raw
 from nanograd_llm.errors import DtypeError, ShapeError
-from nanograd_llm.modes import no_grad
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache

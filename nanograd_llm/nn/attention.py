@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Tensor, raw
+from nanograd_llm.autograd.tensor import Tensor, raw
+from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.errors import ConfigError, GraphError
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, Linear
 from nanograd_llm.nn.module import Module
-from nanograd_llm.randomness import next_key
 from nanograd_llm.settings import require_int
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor
+from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.nn.attention import MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import MLP, LayerNorm

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Tensor
+from nanograd_llm.autograd.modes import no_grad, recording, state
+from nanograd_llm.autograd.tape import Node, walk
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.randomness import Block, repeatable_noise
 from nanograd_llm.errors import GraphError
-from nanograd_llm.modes import no_grad, recording, state
 from nanograd_llm.nn.module import Module
-from nanograd_llm.randomness import Block, repeatable_noise
 from nanograd_llm.settings import require_type
-from nanograd_llm.tape import Node, walk
 
 
 def checkpoint(module: Module, x: Tensor) -> Tensor:

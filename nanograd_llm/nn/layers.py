@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Parameter, Tensor
+from nanograd_llm.autograd.tensor import Parameter, Tensor
+from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.nn.module import Module
-from nanograd_llm.randomness import next_key
 from nanograd_llm.settings import require_choice, require_int, require_number
 
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import Parameter, Tensor
+from nanograd_llm.autograd.modes import state, within_module
+from nanograd_llm.autograd.tensor import Parameter, Tensor
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
-from nanograd_llm.modes import state, within_module
 
 
 class Module:

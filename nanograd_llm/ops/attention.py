@@ -16,9 +16,9 @@ import math
 
 import numpy as np
 
-from nanograd_llm.backend import share_out
+from nanograd_llm.autograd.op import keep, op
+from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.op import keep, op
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import dropout_mask, head_size, require_channels
 from nanograd_llm.ops.layout import causal_mask

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.engine import raw
+from nanograd_llm.autograd.shapes import axes_of
+from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, split
 from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
-from nanograd_llm.randomness import generator
 from nanograd_llm.settings import IGNORE_INDEX, require_number
-from nanograd_llm.shapes import axes_of
 
 GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would be too large before long
 

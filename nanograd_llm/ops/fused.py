@@ -12,13 +12,13 @@ import math
 
 import numpy as np
 
-from nanograd_llm.backend import share_out
-from nanograd_llm.op import keep, op
+from nanograd_llm.autograd.op import keep, op
+from nanograd_llm.autograd.shapes import axes_of, require_row_of
+from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, dropout_mask, flat_targets, shift
 from nanograd_llm.ops.primitive import erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
-from nanograd_llm.shapes import axes_of, require_row_of
 
 _CACHED = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import xp
-from nanograd_llm.engine import raw
+from nanograd_llm.autograd.op import op
+from nanograd_llm.autograd.shapes import axes_of
+from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.op import op
-from nanograd_llm.shapes import axes_of
 
 
 @op(

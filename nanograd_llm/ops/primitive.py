@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.op import op
+from nanograd_llm.autograd.op import op
+from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.ops.layout import broadcast_to, expand_dims, squeeze, swapaxes
-from nanograd_llm.shapes import axes_of
 
 
 @op("y = a + b", "ā = ȳ;  b̄ = ȳ")

@@ -6,14 +6,8 @@ Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `windows` in that order. Importing 
 from nanograd_llm.text.bpe import train_bpe
 from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
-from nanograd_llm.text.tokenizers import (
-    END_OF_TEXT,
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from nanograd_llm.text.saved import load_tokenizer
+from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.windows import IGNORE_INDEX, random_windows, show_batch, sliding_windows
 
 __all__ = [

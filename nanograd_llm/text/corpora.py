@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
+from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.settings import require_number
-from nanograd_llm.storage import read_bytes
 
 
 def builtin_corpus() -> str:

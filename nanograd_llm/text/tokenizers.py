@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.settings import require_type, unique_keys
-from nanograd_llm.storage import write_atomically
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
+from nanograd_llm.files.atomic import write_atomically
+from nanograd_llm.settings import require_type
 from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
-from nanograd_llm.text.corpora import read_text, well_formed
+from nanograd_llm.text.corpora import well_formed
 
 if TYPE_CHECKING:
     import tiktoken
@@ -271,38 +271,3 @@ class BPETokenizer(Tokenizer):
                     f"merges[{i}] is {merge!r}; expected two strings of characters up to U+00FF, one for each byte"
                 ) from error
         return cls(pairs)
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote to `path`.
-
-    Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
-    cannot be read.
-    """
-    text = read_text(path)
-    try:
-        return _restore(json.loads(text, object_pairs_hook=unique_keys))
-    except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
-        raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
-
-
-def _restore(content: Any) -> Tokenizer:
-    """The tokenizer of a parsed file, held to what that tokenizer would save. Raises ConfigError."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"it holds a {type(content).__name__}; expected an object")
-    from nanograd_llm.text.gpt2 import GPT2Tokenizer  # which is made of these
-
-    kinds: dict[str, type[Tokenizer]] = {
-        cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)
-    }
-    kind = content.get("kind")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"its kind is {kind!r}; expected one of {sorted(kinds)}")
-    keys = {"kind", "vocab_size", *kinds[kind].fields}
-    if set(content) != keys:
-        raise ConfigError(f"its keys are {sorted(content)}; expected {sorted(keys)}")
-    tokenizer = kinds[kind]._restored(content)
-    declared = content["vocab_size"]
-    if type(declared) is not int or declared != tokenizer.vocab_size:
-        raise ConfigError(f"its vocab_size is {declared!r}, but it makes {tokenizer.vocab_size} tokens")
-    return tokenizer

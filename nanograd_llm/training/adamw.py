@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanograd_llm.engine import Parameter
+from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.training.flat import FlatParameters
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanograd_llm.engine import Parameter
+from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.errors import DtypeError, GraphError
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache

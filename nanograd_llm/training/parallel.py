@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import blas_threads, cpu_count
-from nanograd_llm.engine import Parameter, Tensor, grad
+from nanograd_llm.autograd.modes import checked, state
+from nanograd_llm.autograd.tensor import Parameter, Tensor, grad
+from nanograd_llm.backend.randomness import noise
+from nanograd_llm.backend.threads import blas_threads, cpu_count
 from nanograd_llm.errors import NanogradError, ShapeError
-from nanograd_llm.modes import checked, state
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.randomness import noise
 from nanograd_llm.training.adamw import AdamW, Rates
 from nanograd_llm.training.team import Processes, Threads
 

@@ -15,11 +15,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanograd_llm.backend import blas_threads
+from nanograd_llm.autograd.modes import forget_modes
+from nanograd_llm.backend.interrupts import born_deaf
+from nanograd_llm.backend.pipes import receive, send, told
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.interrupts import born_deaf
-from nanograd_llm.modes import forget_modes
-from nanograd_llm.pipes import receive, send, told
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend import keep_heap
-from nanograd_llm.engine import Tensor
+from nanograd_llm.autograd.modes import checked
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.interrupts import ctrl_c_later
+from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import NanogradError, NonFiniteError
-from nanograd_llm.interrupts import ctrl_c_later
-from nanograd_llm.modes import checked
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import require_bool, require_int, require_number, require_seed, require_type

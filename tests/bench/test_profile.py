@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.decode import decoding
 from nanograd_llm.bench.profile import PARTS, Stopwatch, profile, stopwatch
 from nanograd_llm.bench.workloads import Workload, training_step
-from nanograd_llm.engine import registry
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.training.parallel import Workers
 

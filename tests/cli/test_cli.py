@@ -14,11 +14,11 @@ import sys
 import pytest
 
 from nanograd_llm import __version__
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.bench import detection as figures
 from nanograd_llm.cli import main
-from nanograd_llm.engine import registry
-from nanograd_llm.gradcheck import figures
-from nanograd_llm.runs import load_run
-from nanograd_llm.training import RunFolder
+from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.run import load_run
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 

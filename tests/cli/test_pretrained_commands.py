@@ -13,9 +13,9 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.cli import main
-from nanograd_llm.runs import load_run
+from nanograd_llm.runs.run import load_run
 
-FIXTURES = Path(__file__).parents[1] / "pretrained" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "safetensors_float32"
 
 

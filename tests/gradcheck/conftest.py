@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nanograd_llm.engine import registry
-from nanograd_llm.op import op
+from nanograd_llm.autograd.op import op
+from nanograd_llm.autograd.tensor import registry
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nanograd_llm import ops
-from nanograd_llm.engine import registry
+from nanograd_llm.autograd.shapes import ShapeLine
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.gradcheck import (
     Case,
@@ -23,7 +24,6 @@ from nanograd_llm.gradcheck import (
 )
 from nanograd_llm.gradcheck.every_op import surviving_mutants
 from nanograd_llm.gradcheck.promises import equality_problems, layout_problems
-from nanograd_llm.shapes import ShapeLine
 
 
 def planted(name, title):

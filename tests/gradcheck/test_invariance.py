@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, nn, ops
-from nanograd_llm.engine import registry
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck import SplitError, assert_split_invariant
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, nn, ops
-from nanograd_llm.engine import registry
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.gradcheck import cases, gradcheck, mutants
+from nanograd_llm.gradcheck import draw_cases, gradcheck, mutants
 
 NAMES = sorted(name for name, op in registry.items() if op.__module__.startswith(ops.__name__))
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def written_at(op):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_mistake_in_an_op_is_traced_to_its_rule(name):
     op = registry[name]
-    largest = sorted(cases(op, np.random.default_rng(0), 60), key=lambda case: -case.size)
+    largest = sorted(draw_cases(op, np.random.default_rng(0), 60), key=lambda case: -case.size)
     for mutant in mutants(op):
         found = (blamed(mutant, *case.on(op)) for case in largest)
         assert next((one for one in found if one), None) == {(name, written_at(op))}, mutant.name

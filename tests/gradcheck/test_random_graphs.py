@@ -8,7 +8,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from nanograd_llm import ops, tape
+from nanograd_llm import ops
+from nanograd_llm.autograd import tape
 from nanograd_llm.gradcheck import GradientError, assert_gradients, mutants
 
 SHAPES = [(2, 3), (3,), (1, 3), (2, 1), (1, 1), ()]  # all broadcast together

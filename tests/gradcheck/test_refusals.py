@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from refusals import bad_calls, refusal_problems
 
 from nanograd_llm import ops
 from nanograd_llm.gradcheck import Case
-from nanograd_llm.gradcheck.refusals import bad_calls, refusal_problems
 
 
 def ones(*shape):

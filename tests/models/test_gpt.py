@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad, higher_order, hvp, no_grad, ops
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.randomness import noise
 from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES = dict(vocab_size=13, context_length=8, n_layer=2, n_head=2, n_embd=16)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Tensor, checked, grad, nn, ops
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.randomness import noise
 
 B, T, C, H = 2, 5, 6, 3
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, grad, higher_order, no_grad, ops
+from nanograd_llm.autograd.modes import watched
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
-from nanograd_llm.modes import watched
 from nanograd_llm.nn import MLP, Dropout, Module, checkpoint
-from nanograd_llm.randomness import noise
 from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES = dict(vocab_size=13, context_length=8, n_layer=3, n_head=2, n_embd=16)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Tensor, grad, nn
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, GraphError, ShapeError
-from nanograd_llm.modes import no_grad
-from nanograd_llm.randomness import noise
 
 
 def test_linear_is_x_w_plus_b_over_the_last_axis(rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.ops import composed
 
 HALF, THIRD, QUARTER, SIXTH = (Fraction(1, n) for n in (2, 3, 4, 6))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import ops
-from nanograd_llm.engine import Tensor, grad
+from nanograd_llm.autograd.modes import higher_order
+from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.modes import higher_order
 from nanograd_llm.ops import composed
 
 INF = np.inf

@@ -6,12 +6,13 @@ import functools
 
 import numpy as np
 import pytest
+from refusals import refusal_problems
 
 import nanograd_llm.ops
-from nanograd_llm.engine import Tensor, grad, registry
-from nanograd_llm.gradcheck import every_op, mutants, promises, samples
-from nanograd_llm.gradcheck.refusals import refusal_problems
-from nanograd_llm.gradcheck.samples import Case
+from nanograd_llm.autograd.tensor import Tensor, grad, registry
+from nanograd_llm.gradcheck import every_op, mutants, promises
+from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.gradcheck.cases.samples import Case
 
 NAMES = sorted(name for name, op in registry.items() if op.__module__.startswith(nanograd_llm.ops.__name__))
 FUSED = [name for name in NAMES if registry[name].equals is not None]
@@ -24,7 +25,7 @@ def test_every_op_has_a_rule_and_inputs_that_it_can_be_checked_with():
 
 @functools.cache
 def drawn(name: str) -> list[Case]:
-    return list(samples.cases(registry[name], np.random.default_rng(0), 8))
+    return list(samples.draw_cases(registry[name], np.random.default_rng(0), 8))
 
 
 def test_the_registry_holds_primitive_and_fused_ops():
@@ -75,7 +76,7 @@ def test_a_fused_op_equals_its_composition(name):
 def test_every_mistake_planted_in_the_rule_is_caught(name):
     planted = mutants(registry[name])
     assert any("1 + 1e-9" in mutant.name for mutant in planted)
-    many = list(samples.cases(registry[name], np.random.default_rng(0), 60))  # some show under broadcasting only
+    many = list(samples.draw_cases(registry[name], np.random.default_rng(0), 60))  # some show under broadcasting only
     assert every_op.surviving_mutants(registry[name], planted, many) == []
 
 

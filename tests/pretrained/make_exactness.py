@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = {"vocab_size": 40, "n_positions": 56, "n_embd": 8, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
 KINDS = {
     "plain": {},

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = {"vocab_size": 264, "n_positions": 7, "n_embd": 6, "n_layer": 2, "n_head": 2}
 MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("r", "e"), ("Ġ", "a"), ("Ġthe", "re")]
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # in nanoGPT, llm.c

@@ -10,12 +10,12 @@ import pytest
 from oracle import arrays_of, read_watched
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.pretrained.llmc import read_llmc
-from nanograd_llm.pretrained.safetensors_files import read_safetensors, read_sharded_safetensors
-from nanograd_llm.pretrained.tensorflow_checkpoint import read_tensorflow
-from nanograd_llm.pretrained.torch_files import read_sharded_torch, read_torch, read_torch_object
+from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.tensorflow import read_tensorflow
+from nanograd_llm.files.torch import read_sharded_torch, read_torch, read_torch_object
+from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 LLMC = {
     "wte": "wte.weight",
     "wpe": "wpe.weight",

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import nanograd_llm as ng
+from nanograd_llm.files.safetensors import read_safetensors
 from nanograd_llm.inference import Sampling, generate
-from nanograd_llm.pretrained.gpt2_names import HUGGING_FACE
-from nanograd_llm.pretrained.safetensors_files import read_safetensors
-from nanograd_llm.pretrained.save import write_safetensors
+from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
+from nanograd_llm.pretrained.gpt2.save import write_safetensors
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = ("plain", "variant", "scaled", "untied")
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.pretrained import load_gpt2_tokenizer
 from nanograd_llm.pretrained.hub import KNOWN, SAFETENSORS, cache_folder
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = np.array([[1, 2, 3]])
 

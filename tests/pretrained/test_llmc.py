@@ -9,9 +9,9 @@ import pytest
 from oracle import read_watched
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.pretrained.llmc import FIELDS, read_llmc
+from nanograd_llm.pretrained.gpt2.llmc import FIELDS, read_llmc
 
-SOURCE = Path(__file__).parent / "fixtures" / "llmc" / "gpt2_tiny.bin"
+SOURCE = Path(__file__).parents[1] / "fixtures" / "llmc" / "gpt2_tiny.bin"
 
 
 def test_the_header_gives_the_sizes_of_the_model():

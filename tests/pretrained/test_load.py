@@ -15,12 +15,12 @@ from oracle import read_watched
 
 import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
+from nanograd_llm.files.safetensors import read_safetensors
 from nanograd_llm.pretrained import load_gpt2_tokenizer
-from nanograd_llm.pretrained.safetensors_files import read_safetensors
-from nanograd_llm.pretrained.save import write_safetensors
-from nanograd_llm.pretrained.source import FILES
+from nanograd_llm.pretrained.gpt2.save import write_safetensors
+from nanograd_llm.pretrained.gpt2.source import FILES
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLAIN = FIXTURES / "exact_plain"
 IDS = np.array([[1, 2, 3]])
 
@@ -277,7 +277,7 @@ def test_a_config_cut_at_any_byte_is_one_error(folder: Path) -> None:
 
 
 def test_nanogpt_without_biases_has_zeros_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanograd_llm.pretrained import load
+    from nanograd_llm.pretrained.gpt2 import load
 
     checkpoint = load.read_torch_object(FIXTURES / "nanogpt" / "ckpt.pt")
     state = {name: x for name, x in checkpoint["model"].items() if not name.endswith("bias")}
@@ -292,7 +292,7 @@ def test_nanogpt_without_biases_has_zeros_for_them(tmp_path: Path, monkeypatch: 
 
 
 def test_a_setting_of_another_nanogpt_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanograd_llm.pretrained import load
+    from nanograd_llm.pretrained.gpt2 import load
 
     checkpoint = load.read_torch_object(FIXTURES / "nanogpt" / "ckpt.pt")
     changed = {**checkpoint, "model_args": {**checkpoint["model_args"], "use_rmsnorm": True}}

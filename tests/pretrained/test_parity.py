@@ -14,7 +14,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.inference import Sampling, generate
 from nanograd_llm.pretrained import load_gpt2_tokenizer
-from nanograd_llm.pretrained.gpt2_names import HUGGING_FACE
+from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
 from nanograd_llm.text import BPETokenizer
 
 pytestmark = pytest.mark.parity

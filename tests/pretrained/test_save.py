@@ -14,18 +14,18 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, DtypeError, StorageError
+from nanograd_llm.files.crc32c import masked_crc32c
+from nanograd_llm.files.leveldb import read_table, write_table
+from nanograd_llm.files.npz import read_npz
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.tensorflow import read_tensorflow
+from nanograd_llm.files.tensorflow_writer import write_tensorflow
 from nanograd_llm.pretrained import load_gpt2_tokenizer
-from nanograd_llm.pretrained.crc32c import masked_crc32c
-from nanograd_llm.pretrained.leveldb_table import read_table, write_table
-from nanograd_llm.pretrained.numpy_files import read_npz
-from nanograd_llm.pretrained.safetensors_files import read_safetensors
-from nanograd_llm.pretrained.save import FORMS, write_safetensors
-from nanograd_llm.pretrained.source import FILES
-from nanograd_llm.pretrained.tensorflow_checkpoint import read_tensorflow
-from nanograd_llm.pretrained.tensorflow_writer import write_tensorflow
+from nanograd_llm.pretrained.gpt2.save import FORMS, write_safetensors
+from nanograd_llm.pretrained.gpt2.source import FILES
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = dict(vocab_size=272, context_length=16, n_layer=2, n_head=2, n_embd=12)
 VARIANT = dict(n_inner=20, layer_norm_epsilon=1e-3, activation="gelu_exact", tie_word_embeddings=False, dropout=0.1)
 BPE = BPETokenizer.train("the thin theory, then the other " * 5, 270)

@@ -20,9 +20,9 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm import nn, ops
-from nanograd_llm.engine import Tensor, grad, raw, registry
-from nanograd_llm.modes import higher_order
-from nanograd_llm.randomness import noise
+from nanograd_llm.autograd.modes import higher_order
+from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
+from nanograd_llm.backend.randomness import noise
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 1e-12

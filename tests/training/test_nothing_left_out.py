@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, grad, ops
-from nanograd_llm.engine import registry
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.nn import layers
-from nanograd_llm.randomness import noise
 from nanograd_llm.training import TrainConfig, Trainer
 from nanograd_llm.training.schedule import warmup_cosine
 

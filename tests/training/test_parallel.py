@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad
+from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.nn import Module
-from nanograd_llm.randomness import noise
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.flat import FlatParameters
 from nanograd_llm.training.parallel import Workers
@@ -146,7 +146,7 @@ def test_checked_mode_reaches_the_workers(count: int) -> None:
 
 
 def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
-    from nanograd_llm.backend import _thread_pools, blas_threads
+    from nanograd_llm.backend.threads import _thread_pools, blas_threads
 
     def setting() -> list[int]:
         return [pool["num_threads"] for pool in _thread_pools().info() if pool["user_api"] == "blas"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, no_grad
-from nanograd_llm.backend import blas_threads
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import IndexRangeError, NanogradError, NonFiniteError
 from nanograd_llm.nn import Module
 from nanograd_llm.training import Trainer

@@ -1,0 +1,474 @@
+"""`@op`: one declaration carries an op's forward, its formula, its adjoints, its shapes and its rule.
+
+Calling the op on Tensors records a Node; on bare arrays it only computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.checked import Protection, place, require_finite, require_no_widening
+from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.shapes import ShapeLine
+from nanograd_llm.autograd.tape import Node
+from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, fitted, raw, registry
+from nanograd_llm.backend.arrays import as_array, is_array
+from nanograd_llm.errors import (
+    DtypeError,
+    GraphError,
+    IndexRangeError,
+    InPlaceError,
+    NanogradError,
+    ShapeError,
+    SignatureError,
+)
+
+TOLD_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that nobody knows before it is called
+_RECEIVES = (
+    "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
+    "that both have, without .data and NumPy's functions"
+)
+
+
+class Kept(tuple):
+    """An op's result together with what its rule wants to see again."""
+
+
+def keep(y: Array, **extras: Any) -> Kept:
+    """Return this from an op's forward to hand its rule more than the inputs and y."""
+    return Kept((y, extras))
+
+
+class Op:
+    """A differentiable operation: call it on Tensors to record, on bare arrays just to compute.
+
+    Made by `@op`; see there. `rule` is the function that `@NAME.backward` registered.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        formula: str,
+        adjoint: str,
+        equals: Callable[..., Any] | None,
+        constants: Sequence[str],
+        domain: Mapping[str, tuple[float, float]],
+        samples: Callable[..., Any] | None,
+    ):
+        functools.update_wrapper(self, forward)
+        self.name = forward.__name__
+        self.forward = forward
+        self.formula, self.adjoint = formula, adjoint
+        self.equals, self.domain, self.samples = equals, domain, samples
+        self.rule: Callable[..., Any] | None = None
+        self._plan: list[tuple[str, Any]] = []
+        self._told_in_backward: list[tuple[int, str]] = []  # what the plan leaves open, by its place there
+
+        parameters = inspect.signature(forward).parameters.values()
+        kinds = inspect.Parameter
+        self.variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+        self.inputs = [p.name for p in parameters if p.kind is not kinds.KEYWORD_ONLY]
+        self.required = sum(p.default is kinds.empty for p in parameters if p.kind is not kinds.KEYWORD_ONLY)
+        self.constants = frozenset(constants)
+        self.static_defaults = {p.name: p.default for p in parameters if p.kind is kinds.KEYWORD_ONLY}
+        self.wants_needs = self.static_defaults.pop("needs", None) is not None
+        self._constant_places = frozenset(i for i, name in enumerate(self.inputs) if name in self.constants)
+        self._differentiable_places = [i for i in range(len(self.inputs)) if i not in self._constant_places]
+        self.shape_line = self._declared_shapes()
+        self._require_adjoints()
+
+    @property
+    def differentiable(self) -> list[str]:
+        """Names of the inputs that a gradient can go to."""
+        return [name for name in self.inputs if name not in self.constants]
+
+    def _declared_shapes(self) -> ShapeLine:
+        line = ShapeLine.find(self.__doc__)
+        if line is None:
+            raise ShapeError(f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'")
+        if list(line.inputs) != self.inputs:
+            raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
+        for token in line.unbound() - set(self.static_defaults):
+            raise ShapeError(f"op {self.name}: no input or static argument says what {token} is in {line.text!r}")
+        for name in {"y", *TOLD_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
+            raise NanogradError(f"op {self.name}: to a rule {name!r} means something else; rename the argument")
+        return line
+
+    def _require_adjoints(self) -> None:
+        if not self.formula.strip():
+            raise NanogradError(f"op {self.name} needs a formula, such as 'y = a*b'")
+        written = unicodedata.normalize("NFD", self.adjoint)
+        for name in self.differentiable:
+            barred = name[0] + "\N{COMBINING MACRON}"
+            alike = [other for other in self.differentiable if other[0] == name[0]]
+            if written.count(barred) < len(alike):
+                raise NanogradError(
+                    f"op {self.name}: its adjoints {self.adjoint!r} have {written.count(barred) or 'no'} {barred} "
+                    f"for input {', '.join(map(repr, alike))}; write one for each"
+                )
+
+    def backward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
+
+        an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
+        `needs` (which inputs want a gradient, a bool each), `into`, `onto`, or a name the forward handed to `keep`. The
+        rule must not write into any of them but the last two, nor into the cotangent, which another input may share.
+
+        It receives arrays, and Tensors under `higher_order()` (for an op without `equals`). Operators, comparisons,
+        ops, and what both have, such as `.shape` or `.sum(axis=...)`, serve both; `.data` and NumPy's functions do not.
+        An error that it raises is told with the op's name.
+
+        `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
+        `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
+        reach the place where they are collected without a copy.
+
+        An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
+        fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
+        """
+        parameters = [*inspect.signature(rule).parameters]
+        if not parameters:
+            raise SignatureError(
+                f"the rule of {self.name} takes no argument; the first is the cotangent: "
+                f"{self.name}_backward(dy, {', '.join(self.inputs)})"
+            )
+        wanted = parameters[1:]  # behind the cotangent
+        self._plan = [self._resolve(name) for name in wanted]
+        self._told_in_backward = [(i, name) for i, name in enumerate(wanted) if name in TOLD_IN_BACKWARD]
+        self.rule = rule
+        return rule
+
+    def _resolve(self, name: str) -> tuple[str, Any]:
+        """Where a parameter of the rule comes from: a kind, and the position or name within it."""
+        if name == "y" or name in TOLD_IN_BACKWARD:
+            return name, None
+        if name in self.static_defaults:
+            return "static", name
+        for kind, base in (("input", name), ("shape", name[: -len("_shape")]), ("dtype", name[: -len("_dtype")])):
+            if base in self.inputs and name in (base, f"{base}_{kind}"):
+                return kind, slice(None) if self.variadic else self.inputs.index(base)
+        return "kept", name
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.formula}   {self.adjoint}>"
+
+    def __call__(self, *inputs: Any, **static: Any) -> Any:
+        if static:
+            static = {name: v.item() if isinstance(v, np.generic) else _own(v) for name, v in static.items()}
+        if self.variadic:
+            if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
+                inputs = tuple(inputs[0])
+        elif self.required <= len(inputs) < len(self.inputs):
+            inputs += (None,) * (len(self.inputs) - len(inputs))
+        if not any([isinstance(x, Tensor) for x in inputs]):
+            return self._forward(inputs, static, ())[0]
+        if self.equals is not None and state.higher_order:
+            return self.equals(*inputs, **static)
+        arrays = _operands(inputs, self._constant_places)
+        needs: tuple[bool, ...] = ()
+        if state.recording:
+            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+            if self._constant_places:
+                needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
+        if state.naming:
+            return self._call_by_name(inputs, arrays, static, needs)
+        y, kept = self._forward(arrays, static, needs)
+        if not isinstance(y, np.ndarray):
+            y = self._result(y, arrays)
+        if True not in needs or y.dtype.kind != "f":
+            return Tensor._recorded(y, None)
+        return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y))
+
+    def _call_by_name(
+        self,
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        static: dict[str, Any],
+        needs: tuple[bool, ...],
+    ) -> Tensor:
+        """A call whose place is noted: its forward cannot write into its inputs, its output is checked, what it keeps
+        protected, its watcher told."""
+        where = place(self.name, arrays, ".".join(state.modules))
+        shown = [_read_only(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        y, kept = self._forward(shown, static, needs)
+        y = _as_given(y, shown, arrays) if isinstance(y, np.ndarray) else self._result(y, arrays)
+        if state.checked:
+            self._check_output(y, arrays, static, where)
+        if True not in needs or y.dtype.kind != "f":
+            return Tensor._recorded(y, None)
+        node = self._record(inputs, arrays, static, kept, needs, y)
+        if state.checked:
+            node.place = where
+            flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in node.saved)
+            node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
+        if state.watcher is not None:
+            state.watcher(node, arrays, static, where)
+        return Tensor._recorded(y, node)
+
+    def _result(self, y: Any, arrays: Sequence[Any]) -> Array:
+        """What a forward returned where it is no array of NumPy yet."""
+        y = as_array(y, *arrays)
+        if not is_array(y):
+            raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
+        return y
+
+    def _forward(
+        self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
+    ) -> tuple[Array, dict[str, Any]]:
+        """The forward on bare arrays; NumPy's complaints become ours, with what came and what was expected."""
+        if self.wants_needs:
+            static = {**static, "needs": needs or (False,) * len(arrays)}
+        try:
+            if not needs:  # bare inputs may be lists
+                arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
+            y = self.forward(*arrays, **static)
+        except NanogradError:
+            raise
+        except MemoryError as error:  # the shapes may be right: only the op and its inputs are added
+            raise MemoryError(f"{self.name} got {_described(arrays)}: {error}") from error
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
+            self._require_signature(arrays, static)
+            if "read-only" in str(error) and any(isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays):
+                raise InPlaceError(
+                    f"the forward of {self.name} writes into its input, which belongs to the caller; return a new "
+                    f"array, or write into a copy: {error}"
+                ) from error
+            kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
+            if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
+                kind = IndexRangeError
+            message = f"{self.name} got {_described(arrays)}; it takes {self.shape_line.text}: {error}"
+            raise kind(message) from error
+        return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
+
+    def _require_signature(self, arrays: Sequence[Any], static: dict[str, Any]) -> None:
+        """Raise NanogradError where a call has other arguments than the forward takes."""
+        try:
+            inspect.signature(self.forward).bind(*arrays, **static)
+        except TypeError as error:
+            allowed = ", ".join(f"{name}=" for name in self.static_defaults) or "none"
+            message = f"{self.name} takes {self.shape_line.text}, and by name only: {allowed}; {error}"
+            raise SignatureError(message) from None
+
+    def _record(
+        self,
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        static: dict[str, Any],
+        kept: dict[str, Any],
+        needs: tuple[bool, ...],
+        y: Array,
+    ) -> Node:
+        if self.rule is None:
+            raise GraphError(f"op {self.name} has no rule; write one under @{self.name}.backward")
+        higher_order = state.higher_order
+        originals = inputs if higher_order else arrays
+        saved: list[Any] = []
+        for kind, key in self._plan:
+            if kind == "input":
+                saved.append(originals[key])
+            elif kind == "y":
+                saved.append(y)
+            elif kind == "static":
+                saved.append(static[key] if key in static else self.static_defaults[key])
+            elif kind == "kept":
+                saved.append(self._kept(kept, key, higher_order))
+            elif kind in TOLD_IN_BACKWARD:
+                saved.append(None)
+            elif isinstance(key, slice):
+                saved.append([getattr(a, kind) for a in arrays])
+            else:
+                saved.append(getattr(arrays[key], kind))
+        sources = tuple([(x if x._node is None else x._node) if need else None for x, need in zip(inputs, needs)])
+        forms = tuple([(a.shape, a.dtype) if need else None for a, need in zip(arrays, needs)])
+        return Node(self, sources, forms, tuple(saved), y, higher_order)
+
+    def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
+        if name not in kept:
+            raise GraphError(
+                f"the rule of {self.name} asks for {name!r}, which is no input, no static argument and not among what "
+                f"its forward keeps: {list(kept)}; the result is called y"
+            )
+        if higher_order:
+            raise GraphError(
+                f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
+                "declare the composition it equals"
+            )
+        return kept[name]
+
+    def pull_back(
+        self,
+        node: Node,
+        cotangent: Any,
+        needs: tuple[bool, ...],
+        into: Sequence[Any] | None = None,
+        onto: Sequence[Any] | None = None,
+    ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
+        """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...]).
+
+        into, onto: an array for each input, or None, that its gradient may be written into, or added to.
+        """
+        assert self.rule is not None
+        higher_order = state.higher_order
+        saved: Sequence[Any] = node.saved
+        if higher_order or node.differentiable:
+            saved = [self._as_recorded(kind, value, node, higher_order) for (kind, _), value in zip(self._plan, saved)]
+        if self._told_in_backward:
+            told = {"needs": needs, "into": into or (None,) * len(needs), "onto": onto or (None,) * len(needs)}
+            saved = [*saved]
+            for i, name in self._told_in_backward:
+                saved[i] = told[name]
+        try:
+            gradients = self.rule(cotangent, *saved)
+        except Exception as error:
+            explained = self._of_rule(error)
+            if explained is None:
+                raise
+            raise explained from error
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        places = range(len(needs)) if self.variadic else self._differentiable_places
+        if len(gradients) != len(places):
+            raise GraphError(f"the rule of {self.name} returned {len(gradients)} gradients for {len(places)} inputs")
+        if higher_order:  # a rule may give a constant as a bare array
+            gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
+        return saved, list(zip(places, gradients))
+
+    def _of_rule(self, error: Exception) -> Exception | None:
+        """An error raised in the rule told with the op's name and what a rule may use; None for one of other kinds."""
+        kinds = {TypeError: DtypeError, AttributeError: DtypeError, ValueError: ShapeError, IndexError: IndexRangeError}
+        kind = type(error) if type(error) in (DtypeError, GraphError) else kinds.get(type(error))
+        if kind is None or str(error).startswith("in the rule of "):
+            return None
+        return kind(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})")
+
+    @staticmethod
+    def _as_recorded(kind: str, value: Any, node: Node, higher_order: bool) -> Any:
+        """What a node recorded under `higher_order()` saved, as a Tensor inside the block and bare outside of it."""
+        if kind == "y" and higher_order:
+            return Tensor._recorded(value, node)
+        if kind == "input" and node.differentiable and not higher_order:
+            return [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
+        return value
+
+    def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
+        require_finite(y, f"the result of {where}", arrays)
+        if "dtype" not in static:
+            require_no_widening(y.dtype, arrays, f"the result of {where}")
+        problem = self.shape_complaint(arrays, static, y.shape, where)
+        if problem:
+            raise ShapeError(problem)
+
+    def shape_complaint(
+        self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...], where: str
+    ) -> str | None:
+        """`shape_problem` as a sentence about the call that stands there."""
+        problem = self.shape_problem(arrays, static, output)
+        return f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}" if problem else None
+
+    def shape_problem(self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...]) -> str | None:
+        """Why a call with these inputs and this output shape breaks the op's shape line; None where it keeps it."""
+        shapes = [np.shape(a) for a in arrays]
+        named = {self.inputs[0]: shapes} if self.variadic else {
+            name: [shape] for name, shape, a in zip(self.inputs, shapes, arrays) if a is not None
+        }  # fmt: skip
+        return self.shape_line.mismatch(named, {**self.static_defaults, **static}, output)
+
+
+def op(
+    formula: str = "",
+    adjoint: str = "",
+    *,
+    equals: Callable[..., Any] | None = None,
+    constants: Sequence[str] = (),
+    domain: Mapping[str, tuple[float, float]] | None = None,
+    samples: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Op]:
+    """Declare an op: its formula, the adjoint of each input, and (decorated) its forward on bare arrays.
+
+        @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
+        def multiply(a, b):
+            '''Elementwise product.  a (*), b (*) -> y (*)'''
+            return a * b
+
+        @multiply.backward
+        def multiply_backward(dy, a, b):
+            return dy * b, dy * a
+
+    Inputs are positional, static arguments keyword-only. The docstring holds the shape line (see `shapes`).
+    The rule returns one gradient for each differentiable input, in order (None where `needs` says it is not wanted);
+    it need not undo broadcasting. It receives arrays, and Tensors under `higher_order()`: one that uses ops, operators
+    and methods that both have can itself be differentiated. A fused op, whose rule may use all of NumPy, is given the
+    composition it `equals`, which takes its place under `higher_order()`.
+
+    constants: inputs that no gradient goes to (ids, conditions).
+    domain: {input: (low, high)}, the interval from which checks draw that input; standard normal otherwise.
+    samples: function of a `draw` (see gradcheck) that yields (inputs, static) pairs, where shapes and static arguments
+        cannot be drawn from the shape line alone.
+
+    A forward that declares a keyword-only `needs` is told which inputs want a gradient.
+    Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
+    """
+
+    if not isinstance(formula, str):
+        raise SignatureError('@op takes a formula and an adjoint, such as @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")')
+
+    def register(forward: Callable[..., Any]) -> Op:
+        made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)
+        other = registry.get(made.name)
+        if other is not None and other.__module__ != made.__module__:
+            raise NanogradError(f"op {made.name} of {made.__module__} exists already in {other.__module__}; rename it")
+        registry[made.name] = made
+        return made
+
+    return register
+
+
+def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
+    """The arrays behind an op's inputs; what is no array yet takes the dtype of the differentiable Tensors it meets."""
+    arrays = []
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            arrays.append(x.data)
+        elif x is None or isinstance(x, bool) or (type(x) is np.ndarray and x.dtype.kind in NUMBERS):
+            arrays.append(x)
+        elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
+            arrays.append(Tensor(x).data)
+        else:
+            met = [t.data.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
+            arrays.append(fitted(x, met[0] if len(met) == 1 else np.result_type(*met or [np.dtype(np.float32)])))
+    return arrays
+
+
+def _read_only(a: np.ndarray) -> np.ndarray:
+    view = a.view()
+    view.flags.writeable = False
+    return view
+
+
+def _as_given(y: np.ndarray, shown: Sequence[Any], arrays: Sequence[Any]) -> np.ndarray:
+    """A forward's result that is one of the read-only inputs it was shown, or a view of one, as of the input itself."""
+    for a, view in zip(arrays, shown):
+        if y is view:
+            return a
+        is_view = isinstance(a, np.ndarray) and y.base is not None and (y.base is a or y.base is a.base)
+        if is_view and a.flags.writeable and 0 not in y.strides:  # one that repeats numbers is read-only by itself
+            with contextlib.suppress(ValueError):  # its owner is protected
+                y.flags.writeable = True
+    return y
+
+
+def _own(v: Any) -> Any:
+    """A static argument whose lists the caller can no longer change."""
+    if isinstance(v, list):
+        return [_own(part) for part in v]
+    return tuple([_own(part) for part in v]) if isinstance(v, tuple) else v
+
+
+def _described(arrays: Sequence[Any]) -> str:
+    return ", ".join(f"{a.shape} {a.dtype}" if is_array(a) else repr(a) for a in arrays)

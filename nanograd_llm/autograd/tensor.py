@@ -1,0 +1,471 @@
+"""The engine: a Tensor remembers how it was made, and `grad` walks that memory backwards.
+
+Ops are declared in `op` and found here by name; the walk itself stands in `tape`. Recording is per thread, so several
+threads can run forward and backward at once on shared parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import higher_order, state
+from nanograd_llm.autograd.tape import Node, walk
+from nanograd_llm.backend.arrays import as_array, is_array, xp
+from nanograd_llm.backend.threads import fork_safe_lock
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
+
+Array = Any  # np.ndarray, or CuPy on a GPU
+
+NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
+
+_REFLECTED = {  # what an array has on its left for a Tensor on its right
+    "add": "__radd__", "subtract": "__rsub__", "multiply": "__rmul__", "divide": "__rtruediv__", "power": "__rpow__",
+    "matmul": "__rmatmul__", "less": "__gt__", "less_equal": "__ge__", "greater": "__lt__", "greater_equal": "__le__",
+    "equal": "__eq__", "not_equal": "__ne__",
+}  # fmt: skip
+
+registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
+_commit_lock = fork_safe_lock()
+
+
+class Tensor:
+    """An array that can be differentiated.
+
+    data: anything NumPy can make an array of. Python floats and lists of them become float32; arrays keep their dtype.
+    requires_grad: make this a leaf, whose gradient `backward` adds into `.grad`; the dtype must be a real float.
+
+    Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
+    keeps its leaf's dtype; Python numbers, lists and NumPy scalars take the dtype of the Tensor they meet. Comparisons
+    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value, without item assignment.
+
+    Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
+    """
+
+    __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "__weakref__")
+
+    data: Array
+    requires_grad: bool
+    grad: Array | None
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        data = raw(data)
+        if not is_array(data):
+            data = _array_from(data, np.dtype(np.float32))
+        elif isinstance(data, (np.generic, np.ndarray)):
+            data = np.asarray(data)  # no scalars, and none of NumPy's subclasses: a matrix multiplies otherwise
+        if data.dtype.kind not in NUMBERS:
+            raise DtypeError(
+                f"a Tensor holds numbers; got dtype {data.dtype}; convert it first, e.g. astype('float32')"
+            )
+        if requires_grad and data.dtype.kind != "f":
+            raise DtypeError(f"only float data can require a gradient; got {data.dtype}; use astype('float32')")
+        self.data = data
+        self.requires_grad = requires_grad
+        self.grad = None
+        self._node: Node | None = None
+        self._hooks: list[Callable[[Array], Array | None]] | None = None
+
+    @classmethod
+    def _recorded(cls, data: Array, node: Node | None) -> Tensor:
+        """Wrap an op's result without a second look at it."""
+        tensor = object.__new__(Tensor)
+        tensor.data = data
+        tensor.requires_grad = node is not None
+        tensor.grad = None
+        tensor._node = node
+        tensor._hooks = None
+        return tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def is_leaf(self) -> bool:
+        """Was this Tensor given, rather than computed from others that require a gradient?"""
+        return self._node is None
+
+    @property
+    def T(self) -> Tensor:
+        return registry["transpose"](self)
+
+    @property
+    def mT(self) -> Tensor:
+        return registry["swapaxes"](self, axis1=-1, axis2=-2)
+
+    def item(self) -> float:
+        """The single number of a Tensor of size one, as a Python scalar."""
+        if self.size != 1:
+            raise ShapeError(f"item() wants a Tensor of one number; this one has shape {self.shape}; use .data")
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same numbers, cut off from the tape."""
+        return Tensor._recorded(self.data, None)
+
+    def backward(self, cotangent: Any = None, *, retain_graph: bool = False) -> None:
+        """Add the gradient of this Tensor into the `.grad` of every leaf it was made from.
+
+        cotangent: array of this Tensor's shape and dtype, the gradient of something else with respect to it; may be
+            left out for a scalar, where it is one.
+        retain_graph: keep the tape for another backward; otherwise it is freed as the pass goes.
+
+        Leaves accumulate over passes; set `.grad = None` to start anew. If anything fails, no `.grad` has changed.
+        Raises GraphError where nothing was recorded or the tape is freed, ShapeError/DtypeError for the cotangent.
+        """
+        found = walk(_origin(self), _seed(self, cotangent), None, retain_graph)
+        with _commit_lock:
+            for origin, gradient in found.values():
+                gradient = gradient.data.copy() if isinstance(gradient, Tensor) else gradient
+                if not isinstance(origin, Node):
+                    origin.grad = gradient if origin.grad is None else np.asarray(origin.grad + gradient)
+                elif (tensor := origin.retained()) is not None:
+                    tensor.grad = gradient
+
+    def retain_grad(self) -> None:
+        """Have backward store this computed Tensor's gradient in `.grad` (the last pass's, not a sum of passes)."""
+        if not self.requires_grad:
+            raise GraphError("retain_grad() on a Tensor that needs no gradient; it was not computed from a leaf")
+        if self._node is not None:
+            self._node.retained = weakref.ref(self)  # weak: the tape must not keep the Tensor alive
+
+    def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
+        """Call hook(cotangent) when this Tensor's whole cotangent of a pass is known; what it returns replaces it.
+
+        The hook must not write into the array it sees (under `higher_order()` a Tensor), and keeps shape and dtype.
+        Returns a function that removes the hook again.
+        """
+        if not self.requires_grad:
+            raise GraphError("register_hook() on a Tensor that needs no gradient; set requires_grad=True on a leaf")
+        if self._node is None:
+            hooks = self._hooks = self._hooks or []
+        else:
+            hooks = self._node.hooks = self._node.hooks or []
+
+        def run(cotangent: Any) -> Any:
+            replacement = hook(cotangent)
+            if state.higher_order:
+                return replacement if replacement is None or isinstance(replacement, Tensor) else Tensor(replacement)
+            return as_array(raw(replacement), cotangent)
+
+        hooks.append(run)
+        return lambda: hooks.remove(run) if run in hooks else None
+
+    # Arithmetic is the ops'; the engine only knows them by name.
+
+    def __add__(self, other: Any) -> Tensor:
+        return registry["add"](self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return registry["add"](other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return registry["subtract"](self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return registry["subtract"](other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return registry["multiply"](self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return registry["multiply"](other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return registry["divide"](self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return registry["divide"](other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return registry["power"](self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return registry["power"](other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return registry["matmul"](self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return registry["matmul"](other, self)
+
+    def __neg__(self) -> Tensor:
+        return registry["negative"](self)
+
+    def __abs__(self) -> Tensor:
+        return registry["absolute"](self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return registry["getitem"](self, index=index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError("a Tensor is a value and takes no item assignment; use ops.where, or write into .data outside")
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return registry["sum"](self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return registry["mean"](self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return registry["max"](self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return registry["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes or None))
+
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
+        return registry["swapaxes"](self, axis1=axis1, axis2=axis2)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return registry["cast"](self, dtype=dtype)
+
+    # Comparisons leave the tape: their result is a plain boolean array.
+
+    def __eq__(self, other: Any) -> Array:  # type: ignore[override]
+        return self.data == raw(other)
+
+    def __ne__(self, other: Any) -> Array:  # type: ignore[override]
+        return self.data != raw(other)
+
+    def __lt__(self, other: Any) -> Array:
+        return self.data < raw(other)
+
+    def __le__(self, other: Any) -> Array:
+        return self.data <= raw(other)
+
+    def __gt__(self, other: Any) -> Array:
+        return self.data > raw(other)
+
+    def __ge__(self, other: Any) -> Array:
+        return self.data >= raw(other)
+
+    __hash__ = object.__hash__
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise ShapeError("len() of a scalar Tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """`array * tensor`, which to NumPy is multiply(array, tensor), is Tensor.__rmul__; all else is refused."""
+        name = ufunc.__name__.replace("true_divide", "divide")  # as NumPy called it
+        if method == "__call__" and name in _REFLECTED and not options and not isinstance(inputs[0], Tensor):
+            return getattr(self, _REFLECTED[name])(inputs[0])
+        instead = f"use ops.{name}(...)" if name in registry else "use .data to say that no gradient is wanted"
+        if "out" in options:
+            instead = "no array can hold its tape: for `array += tensor` write `array = array + tensor`"
+        raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise GraphError("NumPy would lose this Tensor's tape; use .data or .detach() to say that you mean it")
+        return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
+        origin = f", made by {self._node.op.name}" if self._node else ", requires_grad" if self.requires_grad else ""
+        return f"{type(self).__name__}({body}, shape={self.shape}, {self.dtype}{origin})"
+
+
+class Parameter(Tensor):
+    """A leaf that a model learns: a Tensor that requires a gradient. Lists become float32, arrays keep their dtype."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any):
+        super().__init__(data, requires_grad=True)
+
+
+def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
+    """A Python number or a list of them as an array; floats get this dtype."""
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"this is no rectangular array of numbers: {error}") from None
+    return array.astype(float_dtype) if array.dtype == np.float64 else array
+
+
+def fitted(x: Any, dtype: np.dtype) -> Any:
+    """A Python number, list or NumPy scalar in the float dtype that it meets, so that it widens nothing."""
+    if isinstance(x, (int, float)):
+        return np.asarray(x, dtype=dtype) if dtype.kind in "fc" else x
+    array = Tensor(_array_from(x, np.dtype(np.float64))).data
+    return array.astype(dtype) if dtype.kind == "c" or (dtype.kind == "f" and array.dtype.kind != "c") else array
+
+
+def raw(x: Any) -> Any:
+    """The array of a Tensor; anything else as it is."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+def grad(
+    y: Tensor,
+    wrt: Any,
+    cotangent: Any = None,
+    *,
+    retain_graph: bool | None = None,
+    out: Sequence[Array] | None = None,
+) -> Any:
+    """The gradient of y with respect to `wrt`, a Tensor or a sequence of Tensors (leaves or computed ones).
+
+    cotangent: array of y's shape and dtype; may be left out where y is a scalar.
+    retain_graph: keep the tape (under `higher_order()` it is kept unless you say False).
+    out: for a sequence of leaves, an array for each, of its shape and dtype, that its gradient is written into as it
+        arrives, so that no second set of gradients ever exists. What they hold when something fails is undefined.
+
+    Returns an array for a Tensor, a list of arrays for a sequence, each of its Tensor's shape and dtype and owned by
+    the caller; under `higher_order()` Tensors that can be differentiated again. Where y does not depend on a Tensor its
+    gradient is zero. Nothing is written into any `.grad`.
+    """
+    if not isinstance(y, Tensor):
+        raise GraphError(f"grad wants the gradient of a Tensor; got a {type(y).__name__}")
+    single = isinstance(wrt, Tensor)
+    targets: list[Tensor] = [wrt] if single else list(wrt)
+    for target in targets:
+        if not isinstance(target, Tensor) or not target.requires_grad:
+            raise GraphError(f"grad wants Tensors that require a gradient; got {target!r}")
+    retain = state.higher_order if retain_graph is None else retain_graph
+    origins = [_origin(target) for target in targets]
+    places = {} if out is None else _places_for(targets, out)
+    found = walk(_origin(y), _seed(y, cotangent), {id(origin) for origin in origins}, retain, places)
+    gradients: list[Any] = []
+    handed_out: set[int] = set()
+    for target, origin in zip(targets, origins):
+        _, gradient = found.get(id(origin), (None, None))
+        if gradient is None and id(origin) in places:
+            gradient = places[id(origin)]
+            gradient[...] = 0
+        elif gradient is None:
+            gradient = xp(target.data).zeros_like(target.data)
+            gradient = Tensor._recorded(gradient, None) if state.higher_order else gradient
+        elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor named twice
+            gradient = gradient.copy()
+        handed_out.add(id(gradient))
+        gradients.append(gradient)
+    return gradients[0] if single else gradients
+
+
+def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[int, Array]:
+    """id of a leaf -> the array that its gradient goes into."""
+    if state.higher_order:
+        raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; leave it out")
+    if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
+        raise GraphError("out= is for leaves, each named once; leave it out for Tensors that were computed")
+    if len(out) != len(targets):
+        raise ShapeError(f"out= wants an array for each of the {len(targets)} Tensors; got {len(out)}")
+    for target, array in zip(targets, out):
+        if (array.shape, array.dtype) != (target.shape, target.dtype):
+            raise ShapeError(
+                f"out= wants an array of each Tensor's shape and dtype, here {target.shape} {target.dtype}; got "
+                f"{array.shape} {array.dtype}"
+            )
+    return {id(target): array for target, array in zip(targets, out)}
+
+
+def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., tuple[Any, Any]]:
+    """A function that computes f and its gradient: `loss, grads = value_and_grad(f, parameters)(*args)`.
+
+    wrt: a Tensor or sequence of Tensors; left out, the positional arguments of the call, as float leaves.
+    f must return a scalar Tensor. The value comes back detached (under `higher_order()` as it is).
+    """
+
+    if wrt is not None and not isinstance(wrt, Tensor):
+        wrt = list(wrt)  # a generator would be empty at the second call
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        targets: Any = wrt
+        if targets is None:
+            args = tuple(
+                x if isinstance(x, Tensor) and x.requires_grad else Tensor(x, requires_grad=True) for x in args
+            )
+            targets = args[0] if len(args) == 1 else args
+        y = f(*args, **kwargs)
+        if not isinstance(y, Tensor):
+            raise GraphError(f"value_and_grad wants a function that returns a Tensor; it returned {type(y).__name__}")
+        gradients = grad(y, targets)
+        return (y if state.higher_order else y.detach()), gradients
+
+    return run
+
+
+def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any]) -> list[Array]:
+    """Hessian-vector product: the derivative of f's gradient at `inputs` along `vectors`, without building the Hessian.
+
+    f takes the inputs as Tensors and returns a scalar Tensor. Returns one array for each input. (Pearlmutter 1994.)
+    Raises ShapeError where the vectors are not shaped as the inputs.
+    """
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    expected, found = [leaf.shape for leaf in leaves], [np.shape(raw(v)) for v in vectors]
+    if found != expected:
+        raise ShapeError(f"hvp wants a vector for each input, of its shape: {expected}; got {found}")
+    with higher_order():
+        gradients = grad(f(*leaves), leaves)
+        along = [g * raw(v) for g, v in zip(gradients, vectors)]
+        total = functools.reduce(lambda a, b: a + b, [a.sum() for a in along])
+    if not total.requires_grad:  # f is linear: its gradient does not move
+        return [np.zeros_like(leaf.data) for leaf in leaves]
+    return grad(total, leaves)
+
+
+def _origin(tensor: Tensor) -> Any:
+    """Where the tape knows a Tensor: the node that made it, or the leaf itself."""
+    return tensor if tensor._node is None else tensor._node
+
+
+def _seed(root: Tensor, cotangent: Any) -> Any:
+    """The cotangent that backward starts with, once it is clear that there is something to walk."""
+    if not state.recording:
+        raise GraphError("backward inside no_grad(); call it outside of the block")
+    if not root.requires_grad:
+        raise GraphError(
+            "nothing to differentiate: this Tensor was not computed from one with requires_grad=True, "
+            "or it was computed under no_grad()"
+        )
+    if cotangent is None:
+        if root.shape != ():
+            raise ShapeError(
+                f"backward starts from a scalar; this Tensor has shape {root.shape}; pass a cotangent of that shape"
+            )
+        seed = xp(root.data).ones_like(root.data)
+    else:
+        seed = cotangent if is_array(raw(cotangent)) else fitted(cotangent, root.dtype)
+        if seed.shape != root.shape:
+            raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
+        if seed.dtype != root.dtype:
+            raise DtypeError(f"the cotangent has dtype {seed.dtype}; this Tensor has {root.dtype}; cast it first")
+    if state.higher_order:
+        return seed if isinstance(seed, Tensor) else Tensor._recorded(seed, None)
+    return np.asarray(seed) if isinstance(seed, np.generic) else raw(seed)

@@ -1,0 +1,1 @@
+"""The machine beneath: arrays of NumPy or CuPy, BLAS threads and the heap, randomness without state, processes."""

@@ -1,0 +1,71 @@
+"""JSON from strangers: one value for one key, finite numbers, and a size that is settled before anything is built.
+
+Python's own reader takes the last of two equal keys, `NaN`, `1e999` as infinity, and as many empty lists as fit into
+the file, each twenty times the size of its text. A file that needs such leniency is not one that means well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any, NoReturn
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.mapped import map_file
+from nanograd_llm.settings import unique_keys
+
+MAX_BYTES = 2**22
+MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
+
+
+def read_json_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object that the file holds, as `read_json_object` reads it; StorageError if it cannot be read."""
+    data = map_file(path)
+    return read_json_object(data[: MAX_BYTES + 1].tobytes(), str(path))
+
+
+def read_json_object(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that the UTF-8 `text` is. `where` names its origin in errors.
+
+    Raises BadFileError if the text is no JSON object or a very large one, has a key twice, or holds a number that
+    is not finite or has more than 40 characters.
+    """
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
+    if len(text) > MAX_BYTES or values > MAX_VALUES:
+        raise BadFileError(
+            f"{where}: too much JSON for what it should be: {len(text):,} bytes or more with up to {values:,} values; "
+            f"at most {MAX_BYTES:,} bytes and {MAX_VALUES:,} values are read"
+        )
+    try:
+        found = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+    except RecursionError:
+        raise BadFileError(f"{where}: the JSON is nested too deeply to be read") from None
+    except ValueError as error:  # of json, of UTF-8, and of the functions below
+        raise BadFileError(f"{where}: no valid JSON: {str(error):.200}") from None
+    if not isinstance(found, dict):
+        raise BadFileError(f"{where}: a JSON object is expected, {{...}}; found {type(found).__name__}")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits:.40} is no finite number")
+    return number
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

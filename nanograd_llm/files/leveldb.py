@@ -1,0 +1,164 @@
+"""LevelDB's table: sorted keys in blocks, each key written as what differs from the one before, each block with a CRC.
+
+    | data block | data block | ... | meta index block | index block | footer, 48 bytes |
+
+    footer   place and size of the meta index, of the index; zeros up to 40 bytes; magic number
+    block    entries, restart points (uint32 each), their number (uint32) | compression, 1 byte | masked CRC-32C
+    entry    shared, new, size: three varints | new bytes of the key | value of that size
+
+An entry's key is the first `shared` bytes of the key before it, and then its new bytes. The index block has one entry
+for each data block, whose value says where it is. The restart points, where nothing is shared, serve a search by
+halves; a reader of everything needs none. A varint has seven bits a byte, lowest first; the eighth says "more follows".
+
+The format: github.com/google/leveldb, doc/table_format.md, as in tensorflow/core/lib/io.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.crc32c import masked_crc32c
+from nanograd_llm.files.mapped import bytes_at
+
+MAGIC = 0xDB4775248B80FB57
+MAX_SIZE = 2**20  # bytes; the table of GPT-2 XL, 580 variables, has some 25,000
+MAX_ENTRIES = 8_000
+MAX_KEY = 1000  # shared prefixes make a short file of long keys, each longer than the one before
+MAX_VALUE = 4096  # a variable of thirty dimensions takes 500
+_FOOTER = 48
+
+
+def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]:
+    """All keys of the table with their values, in the order of the keys.
+
+    Raises BadFileError, beginning with `where`, for damage of any kind, for compressed blocks, and for a table larger
+    than any index of a checkpoint.
+    """
+    if len(data) > MAX_SIZE:
+        raise BadFileError(f"{where}: {len(data):,} bytes; an index of at most {MAX_SIZE:,} can be read")
+    footer = bytes_at(data, len(data) - _FOOTER, _FOOTER, f"{where}: the footer")
+    if int.from_bytes(footer[-8:], "little") != MAGIC:
+        raise BadFileError(
+            f"{where}: no index of a TensorFlow checkpoint, or cut short: it ends with another magic number"
+        )
+    _, at = _handle(footer[:40], 0, where)
+    (index_at, index_size), _ = _handle(footer[:40], at, where)
+    entries: list[tuple[bytes, bytes]] = []
+    blocks_end = 0
+    for _, value in _entries(_block(data, index_at, index_size, where), where):
+        (block_at, block_size), _ = _handle(value, 0, where)
+        if block_at < blocks_end:
+            raise BadFileError(f"{where}: two of its blocks overlap")
+        blocks_end = block_at + block_size
+        for key, value in _entries(_block(data, block_at, block_size, where), where):
+            if entries and key <= entries[-1][0]:
+                raise BadFileError(f"{where}: the key {key!r:.200} is not in its order, or there twice")
+            if len(entries) == MAX_ENTRIES:
+                raise BadFileError(f"{where}: more than {MAX_ENTRIES:,} entries")
+            entries.append((key, value))
+    return entries
+
+
+def read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
+    """The varint at `at`, below 2^64, and where it ends. Raises BadFileError if it is cut short or larger.
+
+    >>> read_varint(bytes([0xAC, 0x02]), 0, "example")
+    (300, 2)
+    """
+    number = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        number |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            if number >= 2**64:
+                break
+            return number, at + place + 1
+    raise BadFileError(f"{where}: a varint at byte {at:,} that is cut short or has more than 64 bits")
+
+
+def _handle(data: bytes, at: int, where: str) -> tuple[tuple[int, int], int]:
+    """Place and size of a block, and where the handle ends."""
+    offset, at = read_varint(data, at, where)
+    size, at = read_varint(data, at, where)
+    return (offset, size), at
+
+
+def _block(data: NDArray[np.uint8], at: int, size: int, where: str) -> bytes:
+    """The entries and restart points of the block at `at`, its CRC checked."""
+    what = f"{where}: the block at byte {at:,}"
+    trailer = bytes_at(data, at + size, 5, what)
+    if masked_crc32c(data[at : at + size + 1]) != int.from_bytes(trailer[1:], "little"):
+        raise BadFileError(f"{what}: does not match its CRC-32C; the file is damaged: fetch it again")
+    if trailer[0]:
+        kind = "snappy" if trailer[0] == 1 else f"kind {trailer[0]}"
+        raise BadFileError(f"{what}: is compressed ({kind}), as TensorFlow's checkpoints are not; save it again")
+    return data[at : at + size].tobytes()
+
+
+def _entries(block: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
+    restarts = int.from_bytes(block[-4:], "little")
+    stop = len(block) - 4 * (restarts + 1)
+    if len(block) < 4 or stop < 0:
+        raise BadFileError(f"{where}: a block of {len(block):,} bytes cannot hold {restarts:,} restart points")
+    at, key = 0, b""
+    while at < stop:
+        shared, at = read_varint(block, at, where)
+        new, at = read_varint(block, at, where)
+        size, at = read_varint(block, at, where)
+        if shared > len(key) or shared + new > MAX_KEY or size > MAX_VALUE or at + new + size > stop:
+            raise BadFileError(
+                f"{where}: an entry with {shared:,} bytes of a key of {len(key):,}, {new:,} new ones and a value of "
+                f"{size:,}, in a block with {stop - at:,} bytes to come; the file is damaged"
+            )
+        key = key[:shared] + block[at : at + new]
+        at += new
+        yield key, block[at : at + size]
+        at += size
+
+
+def write_table(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A table of these keys, which are sorted, and values; uncompressed, nothing shared, in blocks of some 4 kB.
+
+    >>> read_table(np.frombuffer(write_table([(b"a", b"1"), (b"ab", b"")]), np.uint8), "example")
+    [(b'a', b'1'), (b'ab', b'')]
+    """
+    table, index, block = b"", [], []
+    for number, (key, value) in enumerate(entries):
+        block.append((key, value))
+        if number == len(entries) - 1 or sum(len(k) + len(v) for k, v in block) > 4000:
+            content = _written_block(block)
+            index.append((key, varint(len(table)) + varint(len(content) - 5)))
+            table, block = table + content, []
+    meta, meta_at = _written_block([]), len(table)
+    table += meta
+    written, index_at = _written_block(index), len(table)
+    handles = varint(meta_at) + varint(len(meta) - 5) + varint(index_at) + varint(len(written) - 5)
+    return table + written + handles.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
+
+
+def _written_block(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A block in which every entry is a restart point, with its trailer."""
+    content, restarts = b"", []
+    for key, value in entries:
+        restarts.append(len(content))
+        content += varint(0) + varint(len(key)) + varint(len(value)) + key + value
+    restarts = restarts or [0]
+    content += b"".join(at.to_bytes(4, "little") for at in (*restarts, len(restarts)))
+    plain = content + b"\0"  # not compressed
+    return plain + masked_crc32c(np.frombuffer(plain, np.uint8)).to_bytes(4, "little")
+
+
+def varint(number: int) -> bytes:
+    """A number from 0 up as `read_varint` reads it.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*written, number])

@@ -1,0 +1,143 @@
+"""A weight file as a read-only array over its own bytes: nothing is copied, and nothing in it is believed unchecked.
+
+A mapped file costs no memory until a page of it is read, and the system can drop that page again: 124 million
+parameters are there at once. The readers below are the only way from an offset, a width or a shape that a file states
+to memory, so each claim is held against the bytes that are really there before anything follows it.
+
+A file that another program cuts short while it is mapped ends the process (SIGBUS), here as in any program that maps
+files. Replacing the file by a new one under the same name, as `storage.write_atomically` does, is safe.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.atomic import storage_errors
+
+MAX_DIMENSIONS = 32  # of NumPy 1.26; a weight has one or two, the masks in GPT-2's files four
+
+
+def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """The bytes of a regular file, mapped: uint8, one dimension, not writable.
+
+    The map lives as long as an array over it does. Raises StorageError if the file is missing or unreadable, or is a
+    folder, pipe or device.
+    """
+    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
+        _require_regular(path, os.stat(path))  # before it is opened: opening a device can do things
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
+        file = os.open(path, flags)
+        try:
+            found = os.fstat(file)
+            _require_regular(path, found)  # the name may have changed hands in between
+            if found.st_size == 0:  # the system maps no empty file
+                return _read_only(np.zeros(0, np.uint8))
+            return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), np.uint8)
+        finally:
+            os.close(file)
+
+
+def named_file(
+    folder: str | os.PathLike[str], name: str, where: str, *, links_into: str | os.PathLike[str] | None = None
+) -> Path:
+    """The path of a file in `folder` that another file names; `where` says which one does, for the error.
+
+    The name must be a plain file name, and what it stands for must lie in `folder`: a symlink may not lead elsewhere,
+    but for `links_into`, a folder that links may lead into (the cache of Hugging Face keeps its files this way).
+
+    Raises BadFileError for a name with a path in it and for a link that leads out of the folder.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+        raise BadFileError(f"{where}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
+    path = Path(folder) / name
+    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
+        real, allowed = os.path.realpath(path), [os.path.realpath(folder)]
+    if links_into is not None:
+        allowed.append(os.path.realpath(links_into))
+    if not any(os.path.commonpath([real, home]) == home for home in allowed):
+        raise BadFileError(f"{where}: {name} is a link out of the folder; put the file itself there")
+    return path
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names out of a file, for an error of one line.
+
+    >>> listed(["wte.weight", "a\\nb"])
+    "'wte.weight', 'a\\\\nb'"
+    """
+    shown = ", ".join(f"{name!r:.100}" for name in names[:10])
+    return shown + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
+
+
+def unsigned_at(data: NDArray[np.uint8], offset: int, width: int, where: str) -> int:
+    """The little-endian unsigned integer of `width` bytes at `offset`. Raises BadFileError past the end."""
+    return int.from_bytes(bytes_at(data, offset, width, where), "little")
+
+
+def bytes_at(data: NDArray[np.uint8], offset: int, size: int, where: str) -> bytes:
+    """A copy of `size` bytes from `offset` on. Raises BadFileError if they are not all there."""
+    _require_inside(data, offset, size, where)
+    return data[offset : offset + size].tobytes()
+
+
+def array_at(data: NDArray[np.uint8], offset: int, dtype: DTypeLike, shape: Sequence[int], where: str) -> NDArray[Any]:
+    """The array of `dtype` and `shape`, in C order, that begins at byte `offset`: a read-only view, no copy.
+
+    Raises BadFileError if the shape is impossible or reaches past the end of the data.
+    """
+    dtype = np.dtype(dtype)
+    size = count(shape, where) * dtype.itemsize
+    _require_inside(data, offset, size, where)
+    if size == 0:
+        return _read_only(np.zeros(tuple(shape), dtype))
+    if dtype.kind == "b" and data[offset : offset + size].max() > 1:  # for NumPy such a byte is neither
+        raise BadFileError(f"{where}: holds bytes that are neither false (0) nor true (1)")
+    return np.ndarray(tuple(shape), dtype, data, offset)
+
+
+def count(shape: Sequence[int], where: str) -> int:
+    """How many elements an array of this shape has. Raises BadFileError for a shape that no array can have."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise BadFileError(f"{where}: has {len(shape)} dimensions; at most {MAX_DIMENSIONS} can be read")
+    if not all(type(size) is int and size >= 0 for size in shape):  # True is an int, and 1.0 equals one
+        raise BadFileError(f"{where}: its shape holds something else than integers from 0 up")
+    if math.prod(max(size, 1) for size in shape) >= 2**59:  # a byte count that NumPy could not hold in 64 bits
+        raise BadFileError(f"{where}: shape {list(shape)!r:.200} is larger than any array can be")
+    return math.prod(shape)
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 values of bfloat16 `bits`, exactly: a bfloat16 is the upper half of a float32.
+
+    >>> widen_bfloat16(np.array([0x3F80, 0xC040], np.uint16))
+    array([ 1., -3.], dtype=float32)
+    """
+    return _read_only(np.left_shift(bits, 16, dtype=np.uint32).view(np.float32))
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _require_inside(data: NDArray[np.uint8], offset: int, size: int, where: str) -> None:
+    if not 0 <= offset <= offset + size <= len(data):
+        raise BadFileError(
+            f"{where}: needs bytes {offset:,} to {offset + size:,}, of {len(data):,} that are there; "
+            "the file is cut short or damaged: fetch it again"
+        )
+
+
+def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(f"{path}: not a regular file (a folder, pipe or device); give the path of a file")

@@ -1,0 +1,63 @@
+"""A model in several files: an index in JSON names, for each tensor, the file beside it that holds it.
+
+{"metadata": {"total_size": 548090880},
+ "weight_map": {"wte.weight": "model-00001-of-00002.safetensors", ...}}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.json import read_json_file
+from nanograd_llm.files.mapped import listed, named_file
+
+MAX_SHARDS = 1000
+Reader = Callable[[Path], dict[str, NDArray[Any]]]
+
+
+def read_shards(
+    index_path: str | os.PathLike[str], read: Reader, *, links_into: str | os.PathLike[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The tensors of every file that the index at `index_path` names, each read by `read`.
+
+    A file is one beside the index, by its plain name. A link may lead out of the folder into `links_into` only, where
+    that is given: the cache of Hugging Face keeps its files in such links. Each file must hold exactly the tensors
+    that the index places there.
+
+    Raises StorageError for a file that is missing, BadFileError for everything else that is wrong, with its names.
+    """
+    index = read_json_file(index_path)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadFileError(f"{index_path}: weight_map must be an object, from names of tensors to names of files")
+    placed: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise BadFileError(f"{index_path}: {name!r:.200} is placed in no file: its entry is not a string")
+        placed.setdefault(file, set()).add(name)
+    if len(placed) > MAX_SHARDS:
+        raise BadFileError(f"{index_path}: names {len(placed):,} files; at most {MAX_SHARDS:,} are read")
+    folder = Path(index_path).parent
+    paths = {file: named_file(folder, file, str(index_path), links_into=links_into) for file in placed}
+    missing = [file for file, path in paths.items() if not os.path.exists(path)]
+    if missing:
+        raise StorageError(f"{index_path}: names files that are not beside it: {listed(missing)}; fetch them too")
+    tensors: dict[str, NDArray[Any]] = {}
+    for file, path in paths.items():
+        found = read(path)
+        if found.keys() != placed[file]:
+            lacking, extra = sorted(placed[file] - found.keys()), sorted(found.keys() - placed[file])
+            raise BadFileError(
+                f"{path}: holds other tensors than {Path(index_path).name} says; "
+                + "; ".join(
+                    f"{fault}: {listed(names)}" for fault, names in (("missing", lacking), ("extra", extra)) if names
+                )
+            )
+        tensors |= found
+    return tensors

@@ -1,0 +1,331 @@
+"""A pickle is a program; this interpreter knows the thirty instructions that build tensors, and can run nothing else.
+
+Pickle's machine has a stack, a memo of things already made, and instructions of one byte: push a number or a string,
+gather what lies above the last mark into a tuple, list or dict. Three of them are what makes it dangerous in Python's
+own reader: GLOBAL imports any function by name, REDUCE calls it, BUILD changes the result. Here
+
+- GLOBAL looks its name up in the table at the end of this file; the names there stand for functions written here, and
+  nothing is ever imported;
+- REDUCE calls one of those three functions: the empty dict, the tensor over a storage, the parameter of a tensor;
+- BUILD does nothing: torch uses it to hang version numbers on a state_dict;
+- BINPERSID, by which a pickle names something outside itself, finds one of the file's own storages.
+
+    torch.save({"w": torch.zeros(2, 3)}, path) is, in its data.pkl,
+
+    EMPTY_DICT                                                {}
+    BINUNICODE 'w'                                            {} 'w'
+    GLOBAL 'torch._utils _rebuild_tensor_v2'                  {} 'w' f
+    MARK (MARK 'storage' GLOBAL 'torch FloatStorage' '0' 'cpu' 6 TUPLE) BINPERSID
+                                                              {} 'w' f ( storage
+    0 (2, 3) (3, 1) False OrderedDict() TUPLE                 {} 'w' f (storage, 0, (2, 3), (3, 1), False, {})
+    REDUCE                                                    {} 'w' array
+    SETITEM STOP                                              {'w': array}
+
+The machine: Lib/pickletools.py in CPython. What torch writes: torch/_utils.py and torch/serialization.py in PyTorch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.mapped import array_at, count, widen_bfloat16
+
+MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes some 72,000
+DTYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",  # the bits; NumPy has no such type
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> Any:
+    """What the pickle `program` builds: dicts, lists, tuples, strings, numbers, and read-only arrays over `storages`.
+
+    `storages` are the bytes of each storage by its key. A tensor becomes a view of its storage, whatever its strides;
+    those of one bfloat16 storage share its values widened to float32.
+
+    Raises BadFileError, beginning with `where`, if the program asks for anything else, is damaged, or is longer than
+    any model needs.
+    """
+    machine = _Machine(program, storages, where)
+    built = machine.run()
+    if _holds_parts(built):
+        machine.refuse("it ends with parts that were never made into tensors")
+    return built
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name from the tables below, as it lies on the stack."""
+
+    name: str
+    dtype: str | None = None  # of a storage's type
+    call: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Storage:
+    values: NDArray[Any]  # (numel,)
+
+
+class _Machine:
+    def __init__(self, program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> None:
+        self.program, self.storages, self.where = program, storages, where
+        self.at = 0
+        self.stack: list[Any] = []
+        self.below_marks: list[list[Any]] = []  # for each open mark, the stack beneath it
+        self.memo: dict[int, Any] = {}
+        self.opened: dict[tuple[str, str], _Storage] = {}
+
+    def run(self) -> Any:
+        for _ in range(MAX_INSTRUCTIONS):
+            begin, code = self.at, self.take(1)
+            if code == b".":
+                result = self.pop()
+                if self.stack or self.below_marks or self.at != len(self.program):
+                    self.damaged("it ends with something left over")
+                return result
+            instruction = _INSTRUCTIONS.get(code)
+            if instruction is None:
+                self.refuse(f"the instruction {code!r} at byte {begin:,} is none that builds tensors")
+            instruction(self)
+        self.refuse(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+
+    def refuse(self, fault: str) -> NoReturn:
+        raise BadFileError(
+            f"{self.where}: {fault}; nothing of it was run. If you trust the file, load it with torch and save "
+            "the state_dict alone"
+        )
+
+    def damaged(self, fault: str) -> NoReturn:
+        raise BadFileError(f"{self.where}: {fault}; the file is damaged: fetch it again")
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes of the program."""
+        taken = self.program[self.at : self.at + size]
+        if len(taken) < size:
+            self.damaged("the pickle is cut short")
+        self.at += size
+        return taken
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def text(self, size: int) -> str:
+        raw = self.take(size)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.damaged(f"a string that is not UTF-8: {raw[:50]!r}")
+
+    def line(self) -> str:
+        end = self.program.find(b"\n", self.at)
+        if end < 0:
+            self.damaged("the pickle is cut short")
+        text = self.text(end - self.at)
+        self.at += 1
+        return text
+
+    def push(self, thing: Any) -> None:
+        self.stack.append(thing)
+
+    def pop(self) -> Any:
+        if not self.stack:
+            self.damaged("it takes something from an empty stack")
+        return self.stack.pop()
+
+    def above_mark(self) -> list[Any]:
+        if not self.below_marks:
+            self.damaged("it looks for a mark that was never set")
+        above, self.stack = self.stack, self.below_marks.pop()
+        return above
+
+    def mark(self) -> None:
+        self.below_marks.append(self.stack)
+        self.stack = []
+
+    def push_tuple(self, size: int) -> None:
+        self.push(tuple(reversed([self.pop() for _ in range(size)])))
+
+    def extend(self, things: list[Any]) -> None:
+        target = self.pop()
+        if not isinstance(target, list):
+            self.damaged(f"it appends to a {_kind(target)}")
+        target.extend(things)
+        self.push(target)
+
+    def update(self, things: list[Any]) -> None:
+        target = self.pop()
+        if not isinstance(target, dict) or len(things) % 2:
+            self.damaged(f"it sets {len(things)} keys and values of a {_kind(target)}")
+        for key, value in zip(things[::2], things[1::2]):
+            # To hash a nest of tuples can take forever, and large integers can be chosen to have one hash.
+            if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
+                self.refuse(f"a key is a {_kind(key)}, where a string or an integer from 0 to 2^32 should be")
+            if key in target:
+                self.damaged(f"the key {key!r:.200} is set twice")
+            target[key] = value
+        self.push(target)
+
+    def store(self, place: int) -> None:
+        thing = self.pop()
+        self.memo[place] = thing
+        self.push(thing)
+
+    def recall(self, place: int) -> None:
+        if place not in self.memo:
+            self.damaged(f"it recalls {place:,}, which it never stored")
+        self.push(self.memo[place])
+
+    def find_global(self, module: str, name: str) -> None:
+        known = _GLOBALS.get((module, name))
+        if known is None:
+            self.refuse(f"it asks for {f'{module}.{name}'!r:.200}, which no file of tensors needs")
+        self.push(known)
+
+    def find_global_of_stack(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            self.refuse("it asks for something whose name is not a string")
+        self.find_global(module, name)
+
+    def reduce(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Global) or function.call is None or not isinstance(arguments, tuple):
+            self.refuse(f"it calls a {_kind(function)}")
+        self.push(function.call(self, *arguments))
+
+    def build(self) -> None:
+        self.pop()
+        target = self.pop()
+        if not isinstance(target, dict):
+            self.refuse(f"it changes a {_kind(target)}")
+        self.push(target)
+
+    def find_storage(self) -> None:
+        """Push the storage that ("storage", its type, its key, its device, its number of elements) names."""
+        named = self.pop()
+        if not (
+            isinstance(named, tuple)
+            and [type(part) for part in named] == [str, _Global, str, str, int]
+            and named[0] == "storage"
+            and named[1].dtype is not None
+        ):
+            self.refuse("it names something outside itself that is no storage of tensors")
+        _, kind, key, _, size = named
+        if (key, kind.name) not in self.opened:
+            data, where = self.storages.get(key), f"{self.where}: storage {key!r:.50}"
+            if data is None:
+                raise BadFileError(f"{where}: is not in the file")
+            needed = count((size,), where) * np.dtype(kind.dtype).itemsize
+            if needed != len(data):
+                raise BadFileError(f"{where}: {size:,} elements take {needed:,} bytes; it has {len(data):,}")
+            values = array_at(data, 0, kind.dtype, (size,), where)
+            if kind.name == "BFloat16Storage":
+                values = widen_bfloat16(values)
+            self.opened[key, kind.name] = _Storage(values)
+        self.push(self.opened[key, kind.name])
+
+    def ordered_dict(self, *arguments: Any) -> dict[Any, Any]:
+        if arguments:
+            self.refuse("an OrderedDict that is not built item by item")
+        return {}
+
+    def tensor(self, *arguments: Any) -> NDArray[Any]:
+        """A view of a storage: offset, size and stride count elements, as in torch."""
+        if len(arguments) not in (6, 7) or not isinstance(arguments[0], _Storage):
+            self.refuse("a tensor that is not made from a storage, offset, size, stride, two settings and metadata")
+        values, offset, size, stride = arguments[0].values, *arguments[1:4]
+        if type(offset) is not int or not isinstance(size, tuple) or not isinstance(stride, tuple):
+            self.refuse("a tensor whose offset, size or stride are of the wrong kind")
+        numel = count(size, f"{self.where}: a tensor")
+        if len(stride) != len(size) or not all(type(step) is int and step >= 0 for step in stride) or offset < 0:
+            self.damaged(f"a tensor of size {size!r:.200} has an offset or strides that are no numbers from 0 up")
+        if numel == 0:
+            return array_at(values[:0].view(np.uint8), 0, values.dtype, size, self.where)
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+        if last >= len(values) or numel > len(values):
+            self.damaged(f"a tensor of size {size!r:.200} reaches beyond its storage of {len(values):,}, or repeats it")
+        steps = [values.itemsize * step if length > 1 else values.itemsize for length, step in zip(size, stride)]
+        return np.ndarray(size, values.dtype, values, values.itemsize * offset, steps)
+
+    def parameter(self, *arguments: Any) -> NDArray[Any]:
+        if len(arguments) != 3 or not isinstance(arguments[0], np.ndarray):
+            self.refuse("a parameter that is not made from a tensor and two settings")
+        return arguments[0]
+
+
+def _holds_parts(built: Any) -> bool:
+    """Whether a name or a storage is left somewhere in what was built, where only values and tensors may be."""
+    seen, waiting = set(), [built]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, (_Global, _Storage)):
+            return True
+        if isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
+            seen.add(id(thing))
+            waiting.extend(thing.values() if isinstance(thing, dict) else thing)
+    return False
+
+
+def _kind(thing: Any) -> str:
+    return thing.name if isinstance(thing, _Global) else type(thing).__name__.lstrip("_").lower()
+
+
+_GLOBALS = {
+    ("collections", "OrderedDict"): _Global("OrderedDict", call=_Machine.ordered_dict),
+    ("torch._utils", "_rebuild_tensor_v2"): _Global("_rebuild_tensor_v2", call=_Machine.tensor),
+    ("torch._utils", "_rebuild_parameter"): _Global("_rebuild_parameter", call=_Machine.parameter),
+    **{("torch", name): _Global(name, dtype) for name, dtype in DTYPES.items()},
+}
+
+_INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
+    b"\x80": lambda m: m.take(1),  # PROTO: the version
+    b"\x95": lambda m: m.take(8),  # FRAME: a hint for reading ahead
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(True),
+    b"\x89": lambda m: m.push(False),
+    b"K": lambda m: m.push(m.number("<B")),  # BININT1
+    b"M": lambda m: m.push(m.number("<H")),  # BININT2
+    b"J": lambda m: m.push(m.number("<i")),  # BININT
+    b"\x8a": lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),  # LONG1
+    b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT, the one number with its high byte first
+    b"\x8c": lambda m: m.push(m.text(m.number("<B"))),  # SHORT_BINUNICODE
+    b"X": lambda m: m.push(m.text(m.number("<I"))),  # BINUNICODE
+    b"(": _Machine.mark,
+    b")": lambda m: m.push(()),
+    b"\x85": lambda m: m.push_tuple(1),
+    b"\x86": lambda m: m.push_tuple(2),
+    b"\x87": lambda m: m.push_tuple(3),
+    b"t": lambda m: m.push(tuple(m.above_mark())),  # TUPLE
+    b"]": lambda m: m.push([]),
+    b"a": lambda m: m.extend([m.pop()]),  # APPEND
+    b"e": lambda m: m.extend(m.above_mark()),  # APPENDS
+    b"}": lambda m: m.push({}),
+    b"s": lambda m: m.update([m.pop(), m.pop()][::-1]),  # SETITEM
+    b"u": lambda m: m.update(m.above_mark()),  # SETITEMS
+    b"q": lambda m: m.store(m.number("<B")),  # BINPUT
+    b"r": lambda m: m.store(m.number("<I")),  # LONG_BINPUT
+    b"\x94": lambda m: m.store(len(m.memo)),  # MEMOIZE
+    b"h": lambda m: m.recall(m.number("<B")),  # BINGET
+    b"j": lambda m: m.recall(m.number("<I")),  # LONG_BINGET
+    b"c": lambda m: m.find_global(m.line(), m.line()),  # GLOBAL
+    b"\x93": _Machine.find_global_of_stack,  # STACK_GLOBAL
+    b"Q": _Machine.find_storage,  # BINPERSID
+    b"R": _Machine.reduce,
+    b"b": _Machine.build,
+}

@@ -1,0 +1,98 @@
+"""What torch.save wrote, without torch: a zip of one small pickle and the bytes of every storage.
+
+    model/data.pkl         the structure, and how each tensor lies in its storage: `tensor_pickle` reads it
+    model/data/0           the bytes of storage "0", and so on
+    model/byteorder        "little"
+    model/version ...      not needed
+
+`zip_records` finds the records as slices of the mapped file, so tensors are views of it and cost nothing to load.
+
+The layout: torch/serialization.py in PyTorch, since 1.6.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.mapped import listed, map_file
+from nanograd_llm.files.shards import read_shards
+from nanograd_llm.files.tensor_pickle import read_tensor_pickle
+from nanograd_llm.files.zip import read_zip_records
+
+MAX_PICKLE = 2**22
+_SAVE_AGAIN = "load it once with torch and save it again: torch.save(torch.load(path, weights_only=True), path)"
+
+
+def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Every tensor of a state_dict that torch.save wrote (pytorch_model.bin), by name, read-only and mapped.
+
+    bfloat16 comes as float32; a transposed tensor comes with its strides. Raises StorageError if the file cannot be
+    read, BadFileError if it is no such file, is damaged, or holds anything but tensors by name.
+    """
+    found = read_torch_object(path)
+    if not isinstance(found, dict):
+        raise BadFileError(f"{path}: holds a {type(found).__name__}; a state_dict is expected, tensors by name")
+    others = [name for name, x in found.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
+    if others:
+        raise BadFileError(
+            f"{path}: not only tensors by name: {listed(others)}; a state_dict is expected, as in "
+            "torch.save(model.state_dict(), path)"
+        )
+    return found
+
+
+def read_sharded_torch(
+    index_path: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Every tensor of the files beside `pytorch_model.bin.index.json`, as one table.
+
+    The index, its checks and `links_into` are those of `shards.read_shards`.
+    """
+    return read_shards(index_path, read_torch, links_into=links_into)
+
+
+def read_torch_object(path: str | os.PathLike[str]) -> Any:
+    """All that torch.save wrote into the file: dicts, lists, tuples, strings, numbers, and tensors as read-only arrays.
+
+    A part may stand in several places, and even in itself: it need not be a tree. Raises as `read_torch` does.
+    """
+    data = map_file(path)
+    _check_that_it_is_zip(data, path)
+    records = read_zip_records(data, str(path))
+    pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise BadFileError(
+            f"{path}: a zip file that torch.save did not write: it holds {len(pickles)} data.pkl, not one"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    order = records.get(f"{root}byteorder")
+    if order is not None and order.tobytes() != b"little":
+        raise BadFileError(
+            f"{path}: written with the high byte first; {_SAVE_AGAIN} on a machine with the low one first"
+        )
+    if f"{root}constants.pkl" in records:
+        raise BadFileError(f"{path}: TorchScript, a program and not only its weights; save its state_dict")
+    program = records[pickles[0]]
+    if len(program) > MAX_PICKLE:
+        raise BadFileError(f"{path}: data.pkl has {len(program):,} bytes; at most {MAX_PICKLE:,} are read")
+    prefix = f"{root}data/"
+    storages = {name.removeprefix(prefix): record for name, record in records.items() if name.startswith(prefix)}
+    return read_tensor_pickle(program.tobytes(), storages, f"{path}: data.pkl")
+
+
+def _check_that_it_is_zip(data: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
+    begin = data[:4].tobytes()
+    if begin == b"PK\3\4":
+        return
+    if data[257:262].tobytes() == b"ustar":
+        raise BadFileError(f"{path}: a tar file, as the first versions of torch wrote; {_SAVE_AGAIN}")
+    if begin[:1] == b"\x80":
+        raise BadFileError(
+            f"{path}: a bare pickle, as torch wrote before 1.6; {_SAVE_AGAIN}, or take model.safetensors"
+        )
+    raise BadFileError(f"{path}: not written by torch.save: it begins with {begin!r}, not as a zip file does")

@@ -1,0 +1,1 @@
+"""Inputs to try: cases drawn from an op's own declaration, and the same as Hypothesis strategies."""

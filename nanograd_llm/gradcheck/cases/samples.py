@@ -1,0 +1,266 @@
+"""Inputs to check an op with: from the samples it declares, or else drawn to fit its shape line and domain.
+
+A case can then be varied in what must not change a gradient: how its arrays lie in memory, which gradients are wanted,
+and whether one Tensor is given twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.shapes import ShapeLine
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.errors import NanogradError
+
+_GAP = 0.04
+_KEPT_APART = 64  # numbers in a draw, at most, that are kept apart: more would spread too far
+
+LAYOUTS = ("contiguous", "fortran", "negative strides", "zero strides", "every other", "read-only")
+
+
+def laid_out(x: np.ndarray, layout: str) -> np.ndarray:
+    """The numbers of x in another place and order of memory, one of LAYOUTS.
+
+    Under zero strides the first row stands for all of them: those numbers do change, where there are two axes or more.
+
+    >>> laid_out(np.array([[1.0, 2.0], [3.0, 4.0]]), "zero strides")
+    array([[1., 2.],
+           [1., 2.]])
+    """
+    if layout == "fortran":
+        return np.asfortranarray(x)
+    if layout == "negative strides":
+        back: Any = (..., *(slice(None, None, -1),) * x.ndim)  # the dots keep an array of one that has no axes
+        return x[back].copy()[back]
+    if layout == "zero strides":
+        return np.broadcast_to(x[:1], x.shape) if x.ndim > 1 and x.size else x
+    if layout == "every other":
+        return np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x
+    x = x.copy(order="C")
+    x.flags.writeable = layout != "read-only"
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One call of an op: its inputs (float64 arrays, constants, None for one left out) and static arguments.
+
+    layouts: of the inputs, one of LAYOUTS each; none where all are contiguous.
+    needs: which inputs require a gradient; None for all that can.
+    same: two places of the inputs that are one Tensor.
+    """
+
+    inputs: tuple[Any, ...]
+    static: dict[str, Any] = field(default_factory=dict)
+    layouts: tuple[str, ...] = ()
+    needs: tuple[bool, ...] | None = None
+    same: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers its inputs hold."""
+        return sum(np.size(x) for x in self.inputs)
+
+    def astype(self, dtype: Any) -> Case:
+        """The same case with its float inputs in another dtype."""
+        return replace(self, inputs=tuple(x.astype(dtype) if _is_float(x) else x for x in self.inputs))
+
+    def on(self, op: Op) -> tuple[Callable[..., Tensor], list[np.ndarray]]:
+        """The op as a function of the arrays that require a gradient, each once, and these arrays: for `gradcheck`."""
+        places = [i for i, _ in differentiated(op, self) if self.needs is None or self.needs[i]]
+        if self.same is not None:
+            places = sorted({self.same[0] if i == self.same[1] else i for i in places})
+        names = dict(differentiated(op, self))
+
+        def call(*leaves: Any) -> Tensor:
+            inputs = list(self.inputs)
+            for place, leaf in zip(places, leaves):
+                inputs[place] = leaf
+            if self.same is not None:
+                inputs[self.same[1]] = inputs[self.same[0]]
+            return op(*inputs, **self.static)
+
+        call.__name__ = op.name
+        parameters = [inspect.Parameter(names[i], inspect.Parameter.POSITIONAL_ONLY) for i in places]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return call, [self.inputs[i] for i in places]
+
+    def __str__(self) -> str:
+        said = [str(np.shape(x)) if x is not None else "None" for x in self.inputs]
+        said += [f"{name}={value!r}" for name, value in self.static.items()]
+        if self.layouts:
+            said.append("laid out " + ", ".join(self.layouts))
+        if self.needs is not None:
+            said.append(f"gradients wanted of {[i for i, need in enumerate(self.needs) if need]}")
+        if self.same is not None:
+            said.append("inputs {} and {} the same".format(*self.same))
+        return f"({', '.join(said)})"
+
+
+def differentiated(op: Op, case: Case) -> list[tuple[int, str]]:
+    """Place and name of each input that a gradient goes to."""
+    names = [f"{op.inputs[0]}_{i}" for i in range(len(case.inputs))] if op.variadic else op.inputs
+    return [
+        (i, name)
+        for i, (name, x) in enumerate(zip(names, case.inputs))
+        if name not in op.constants and isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    ]
+
+
+class Choices(Protocol):
+    """Where the shape of a case is decided: a NumPy generator, or Hypothesis, which can then shrink it."""
+
+    def integers(self, low: Any, high: Any = None, size: Any = None) -> Any: ...
+
+    def random(self) -> float: ...
+
+
+class Draw:
+    """What an op's `samples` draws its numbers with: `draw(2, 3)` gives a float64 array, roughly standard normal.
+
+    Up to 64 numbers at a time lie at least 0.01 away from 0, from ±1, from each other and from those of the two draws
+    before, so that no comparison, sign or clip is at its kink. With `kinks`, every fourth number lies at one: 0 or ±1,
+    which are also ties.
+    """
+
+    def __init__(self, rng: np.random.Generator, *, kinks: bool = False):
+        self._rng = rng
+        self._kinks = kinks
+        self._lane = 0
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        values = np.asarray(self._rng.standard_normal(shape))
+        if self._kinks:
+            return np.where(self._rng.random(shape) < 0.25, np.clip(np.rint(values), -1, 1), values)
+        if values.size > _KEPT_APART:
+            return values
+        flat = values.reshape(-1)
+        order = np.argsort(flat)
+        place, count = np.floor(flat[order] / (3 * _GAP)), np.arange(flat.size)
+        place = count + np.maximum.accumulate(place - count)  # every third place is this draw's: take each once
+        self._lane = (self._lane + 1) % 3
+        flat[order] = _GAP * (3 * place + self._lane + self._rng.uniform(0.3, 0.7, flat.size))
+        return values
+
+    def within(self, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
+        """Float64 numbers, uniform between low and high."""
+        return np.asarray(self._rng.uniform(low, high, shape))
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Integers from low up to, but not including, high."""
+        return np.asarray(self._rng.integers(low, high, shape))
+
+
+def draw_cases(op: Op, rng: np.random.Generator, count: int, *, kinks: bool = False) -> Iterator[Case]:
+    """`count` cases for an op, or one for each of its samples where there are more.
+
+    Without samples, shapes come from the shape line, and inputs with a default are left out in every third case. Every
+    fourth case has an axis of size zero, unless the op refuses that. kinks: see `Draw`.
+
+    Raises NanogradError for an op that needs samples and declares none.
+    """
+    draw = Draw(rng, kinks=kinks)
+    if op.samples is None:
+        for number in range(count):
+            case = case_from_shape_line(op, draw, rng, left_out=number % 3 == 2)
+            yield emptied(op, case, rng) if number % 4 == 3 else case
+        return
+    made = 0
+    while made < count:
+        whole = made == 0  # each sample is drawn as it is at least once
+        for case in cases_from_samples(op, draw):
+            yield case if whole or made % 4 != 3 else emptied(op, case, rng)
+            made += 1
+
+
+def cases_from_samples(op: Op, draw: Draw) -> list[Case]:
+    """A case for each sample that the op declares."""
+    assert op.samples is not None
+    found = [Case(tuple(inputs), dict(static)) for inputs, static in op.samples(draw)]
+    if not found:
+        raise NanogradError(f"the samples of op {op.name} are empty; yield at least one (inputs, static)")
+    return found
+
+
+def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool) -> Case:
+    """A case whose shapes the shape line and `choices` decide; left_out: without the inputs that have a default."""
+    if op.constants or any(default is inspect.Parameter.empty for default in op.static_defaults.values()):
+        raise NanogradError(
+            f"op {op.name} has constants or static arguments without a default, so its inputs cannot be drawn from "
+            "the shape line; declare samples=..."
+        )
+    shapes = op.shape_line.draw(choices)  # type: ignore[arg-type]
+    names = op.inputs[: op.required] if left_out and not op.variadic else op.inputs
+    names = names * int(choices.integers(1, 4)) if op.variadic else names
+    inputs = [draw.within(*op.domain[n], shapes[n]) if n in op.domain else draw(*shapes[n]) for n in names]
+    return Case((*inputs, *[None] * (len(op.inputs) - len(inputs))))
+
+
+def emptied(op: Op, case: Case, choices: Choices) -> Case:
+    """The case with one of its sizes, wherever the shape line has it again, made zero.
+
+    The case as it was where the op refuses that, or has no answer, such as the mean of nothing.
+    """
+    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
+    named = [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
+    known = sorted({label for labelled in named for label in labelled}, key=str)
+    if not known or not all(np.size(x) for x in case.inputs if x is not None):
+        return case
+    chosen = known[int(choices.integers(0, len(known)))]
+    inputs = tuple(
+        x[tuple(slice(0) if label == chosen else slice(None) for label in labelled)] if labelled else x
+        for x, labelled in zip(case.inputs, named)
+    )
+    empty = replace(case, inputs=inputs)
+    try:
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            op(*empty.inputs, **empty.static)
+    except (NanogradError, ArithmeticError, RuntimeWarning):
+        return case
+    return empty
+
+
+def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:
+    """What the line calls each axis of this input: its name, or its place from the right among the leading axes."""
+    ndim = np.ndim(x) if x is not None else 0
+    tokens = [token for token in line.inputs[name] if token not in ("*", "...", "?")]
+    if len(tokens) > ndim:
+        tokens = [token for token in tokens if not token.endswith("?")]
+    leading = ndim - len(tokens)
+    return [*range(-leading, 0), *(token.removesuffix("?") for token in tokens)][:ndim]
+
+
+def varied(op: Op, case: Case, choices: Choices) -> Case:
+    """The case with layouts, wanted gradients and, where two inputs have the same shape, one given twice."""
+    places = [i for i, _ in differentiated(op, case)]
+    layouts = tuple(LAYOUTS[int(choices.integers(0, len(LAYOUTS)))] for _ in case.inputs)
+    needs, same = None, None
+    if len(places) > 1:
+        wanted = {places[int(choices.integers(0, len(places)))]}
+        wanted |= {place for place in places if choices.random() < 0.3}
+        needs = tuple(i in wanted for i in range(len(case.inputs)))
+        pairs = [pair for pair in itertools.combinations(places, 2) if _may_be_one(op, case, *pair)]
+        if pairs and choices.random() < 0.5:
+            same = pairs[int(choices.integers(0, len(pairs)))]
+            if not op.variadic and op.inputs[same[1]] in op.domain:
+                same = same[::-1]  # what is given twice lies in the narrower domain
+    return replace(case, layouts=layouts, needs=needs, same=same)
+
+
+def _may_be_one(op: Op, case: Case, i: int, j: int) -> bool:
+    """Can these two inputs be one Tensor: of one shape, and not from two domains?"""
+    domains = set() if op.variadic else {op.domain[op.inputs[k]] for k in (i, j) if op.inputs[k] in op.domain}
+    return np.shape(case.inputs[i]) == np.shape(case.inputs[j]) and len(domains) < 2
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f"

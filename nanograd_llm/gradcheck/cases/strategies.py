@@ -1,0 +1,137 @@
+"""Hypothesis strategies for gradient tests: whole cases of an op, and the shapes, layouts and numbers they are made of.
+
+    from hypothesis import given
+    from nanograd_llm.gradcheck import assert_case, strategies
+
+    @given(strategies.cases(my_op))
+    def test_my_op(case):
+        assert_case(my_op, case)
+
+Hypothesis draws shapes and a seed, and the seed the numbers: as sharp as to draw each number, and far faster. What it
+shrinks is then the shape, the layout and what else is special about a case. Needs the extra "test".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.gradcheck.cases.samples import LAYOUTS, Case, Draw
+
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError:
+    raise ConfigError(
+        'gradcheck.strategies needs Hypothesis, which is not installed; pip install "nanograd_llm[test]"'
+    ) from None
+
+_SEEDS = st.integers(0, 2**32 - 1)
+
+
+def shapes(*, max_axes: int = 3, max_size: int = 3, zeros: bool = True) -> st.SearchStrategy[tuple[int, ...]]:
+    """Shapes, from () on; sizes of one are as common as any other, and so are zeros unless these are not wanted.
+
+    >>> from hypothesis import find
+    >>> find(shapes(), lambda shape: 0 in shape)
+    (0,)
+    """
+    return st.lists(st.integers(0 if zeros else 1, max_size), max_size=max_axes).map(tuple)
+
+
+@st.composite
+def broadcastable_shapes(
+    draw: Callable[..., Any], count: int = 2, *, max_axes: int = 3, max_size: int = 3, zeros: bool = True
+) -> tuple[tuple[int, ...], ...]:
+    """`count` shapes that broadcast together: each is one shape, or lacks some of its axes and has ones for others.
+
+    >>> from hypothesis import find
+    >>> find(broadcastable_shapes(), lambda pair: pair[0] != pair[1] and len(pair[0]) == len(pair[1]))
+    ((0,), (1,))
+    """
+    whole = draw(shapes(max_axes=max_axes, max_size=max_size, zeros=zeros))
+    made = []
+    for _ in range(count):
+        if draw(st.booleans()):
+            made.append(whole)
+        else:
+            missing = draw(st.integers(0, len(whole)))
+            made.append(tuple(1 if draw(st.booleans()) else n for n in whole[missing:]))
+    return tuple(made)
+
+
+def layouts() -> st.SearchStrategy[str]:
+    """Names of layouts, for `gradcheck.laid_out(x, layout)`: contiguous, Fortran, strides negative or zero, ..."""
+    return st.sampled_from(LAYOUTS)
+
+
+@st.composite
+def arrays(
+    draw: Callable[..., Any],
+    shape: tuple[int, ...] | st.SearchStrategy[tuple[int, ...]],
+    *,
+    domain: tuple[float, float] | None = None,
+    layout: str | st.SearchStrategy[str] = "contiguous",
+    kinks: bool = False,
+) -> np.ndarray:
+    """Float64 arrays of this shape, in this layout; several of a test are drawn apart from each other.
+
+    domain: (low, high) for uniform numbers; without one they are roughly standard normal and, up to 64 of them, 0.01
+        or more away from 0, from ±1 and from each other, where functions have kinks.
+    kinks: every fourth number lies at one of these instead, at the ends of its domain if it has one.
+
+        @given(arrays((3, 4), layout=layouts()))
+        def test_relu(x):
+            assert_gradients(relu, x)
+    """
+    size = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
+    name = draw(layout) if isinstance(layout, st.SearchStrategy) else layout
+    numbers = Draw(np.random.default_rng(draw(_SEEDS)), kinks=kinks)
+    return samples.laid_out(numbers(*size) if domain is None else numbers.within(*domain, size), name)
+
+
+@st.composite
+def cases(draw: Callable[..., Any], op: Op, *, kinks: bool = False) -> Case:
+    """Whole calls of an op, for `gradcheck.assert_case(op, case)`, or for `gradcheck` with `case.on(op)`:
+
+        @given(strategies.cases(my_op))
+        def test_second_order(case):
+            f, arrays = case.on(my_op)
+            assert_gradients(f, *arrays, order=2)
+
+    Shapes fit the op's shape line, with axes of one and zero, broadcasting, and inputs that may be left out; numbers
+    lie in its domain. An op with samples gives those. The case also says how inputs are laid out, which of them require
+    a gradient, and which two are one Tensor.
+
+    kinks: numbers lie where functions have kinks, so that a right gradient may be called "at a kink".
+    Raises NanogradError for an op that needs samples and declares none.
+    """
+    choices = _Choices(draw)
+    numbers = Draw(np.random.default_rng(draw(_SEEDS)), kinks=kinks)
+    if op.samples is None:
+        case = samples.case_from_shape_line(op, numbers, choices, left_out=draw(st.integers(0, 2)) == 1)
+    else:
+        case = draw(st.sampled_from(samples.cases_from_samples(op, numbers)))
+    if draw(st.integers(0, 3)) == 1:
+        case = samples.emptied(op, case, choices)
+    return samples.varied(op, case, choices) if draw(st.booleans()) else case
+
+
+class _Choices:
+    """Hypothesis in the place of a NumPy generator: the same code draws a case, and Hypothesis can shrink it."""
+
+    def __init__(self, draw: Callable[..., Any]):
+        self._draw = draw
+
+    def integers(self, low: int, high: int | None = None, size: int | None = None) -> Any:
+        low, high = (0, low) if high is None else (low, high)
+        if size is None:
+            return self._draw(st.integers(low, high - 1))
+        return np.array([self._draw(st.integers(low, high - 1)) for _ in range(size)], dtype=np.int64)
+
+    def random(self) -> float:
+        return self._draw(st.integers(0, 9)) / 10

@@ -1,0 +1,71 @@
+"""What must hold of gradients whatever their values: the same again, the same alone, nothing from nothing, symmetry."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import higher_order
+from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.gradcheck.check.comparison import Precision, dense, length, nudged
+from nanograd_llm.gradcheck.check.function import Differentiable
+
+_REPEATS = 6
+_ALONE = 8  # inputs at most whose gradient is also asked for alone
+
+
+def problems(function: Differentiable, cotangent: np.ndarray, precision: Precision) -> list[str]:
+    """Where backward twice, asking for one gradient alone, or a cotangent of zeros gives what it should not."""
+    y, leaves = function.record(function.values)
+    if not y.requires_grad:
+        return []
+    together, again, nothing = (
+        grad(y, leaves, v, retain_graph=True) for v in (cotangent, cotangent, np.zeros_like(cotangent))
+    )
+    found = []
+    for name, a, b, zero in zip(function.names, together, again, nothing):
+        if not np.array_equal(a, b, equal_nan=True):
+            off = np.abs(a - b).max()
+            found.append(f"two backward passes over one tape give {name} gradients that differ, by up to {off:.1e}")
+        if (zero[np.isfinite(a)] != 0).any():
+            found.append(f"a cotangent of zeros gives {name} a gradient that is not zero")
+    for k, leaf in enumerate(leaves[:_ALONE] if len(leaves) > 1 else ()):
+        alone = grad(y, leaf, cotangent, retain_graph=True)
+        off = np.abs(alone - together[k]).max(initial=0)
+        if off > precision.c * precision.epsilon * np.abs(together[k]).max(initial=0):
+            found.append(f"the gradient of {function.names[k]}, asked for alone, is another, by up to {off:.1e}")
+    return found
+
+
+def asymmetry(
+    function: Differentiable, cotangent: np.ndarray, precision: Precision, rng: np.random.Generator
+) -> list[str]:
+    """Whether the Hessian of ⟨v, f⟩ is not symmetric: ⟨w, H u⟩ must be ⟨u, H w⟩."""
+    u, w = ([dense(rng, x.shape) * length(x) for x in function.values] for _ in range(2))
+
+    def difference(values: Sequence[np.ndarray]) -> tuple[float, float]:
+        """⟨w, H u⟩ - ⟨u, H w⟩, and the sizes of all terms together."""
+        products = []
+        with higher_order():
+            y, leaves = function.record(values)
+            if not y.requires_grad:
+                return 0.0, 0.0
+            gradient = grad(y, leaves, cotangent)
+            for one, other in ((u, w), (w, u)):
+                along = functools.reduce(Tensor.__add__, [(g * d).sum() for g, d in zip(gradient, one)])
+                hessian = grad(along, leaves) if along.requires_grad else [Tensor(np.zeros(x.shape)) for x in u]
+                products.append([d * h.data for d, h in zip(other, hessian)])
+        sums = [sum(float(p.sum()) for p in product) for product in products]
+        size = sum(float(np.abs(p).sum()) for product in products for p in product)
+        return sums[0] - sums[1], size
+
+    off, size = difference(function.values)
+    tolerance = 4 * precision.c * precision.epsilon * size
+    if not np.isfinite(off) or abs(off) <= tolerance:
+        return []
+    offs = [off, *(difference(nudged(function.values, rng))[0] for _ in range(_REPEATS))]
+    if abs(off) <= tolerance + 4 * np.ptp(offs):
+        return []
+    return [f"the Hessian is not symmetric: ⟨w, H u⟩ and ⟨u, H w⟩ differ by {abs(off):.1e}, of terms of {size:.1e}"]

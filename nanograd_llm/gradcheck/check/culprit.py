@@ -1,0 +1,55 @@
+"""Whose rule is at fault: every op call on the tape, checked by itself at the numbers that it really met."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import watched
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.arrays import is_array
+from nanograd_llm.gradcheck.check.report import Culprit, Report
+
+MOST = 3  # culprits to name
+
+
+def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tuple[list[Culprit], int]:
+    """The op calls on the tape of what `record` returns whose own rule is wrong, and how many were checked.
+
+    check: called with an op call's function and inputs; the report of its gradients.
+    Calls nearest to the inputs come first. Of several calls by the same line only the first is named.
+    """
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = []
+
+    def note(node: Any, arrays: Any, static: dict[str, Any], place: str) -> None:
+        inputs = tuple(
+            Tensor(a, requires_grad=form is not None) if is_array(a) and a.dtype.kind == "f" else a
+            for a, form in zip(arrays, node.forms)
+        )
+        calls.append((node.op, inputs, static, place))
+
+    with watched(note):
+        record()
+    found: dict[tuple[str, str], Culprit] = {}
+    for op, inputs, static, place in calls:
+        key = op.name, place.rpartition("called at")[2]
+        if key in found or len(found) == MOST:
+            continue
+        with np.errstate(all="ignore"):
+            report = check(functools.partial(op, **static), *inputs)
+        wrong = [finding for finding in report.findings if finding.verdict == "wrong"]
+        if wrong:
+            names = tuple(dict.fromkeys(finding.name for finding in wrong))
+            found[key] = Culprit(op.name, place, _where(op.rule), names, wrong[0].pattern)
+    return list(found.values()), len(calls)
+
+
+def _where(rule: Any) -> str:
+    """File and line of a rule."""
+    rule = inspect.unwrap(rule)
+    code = getattr(rule, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(rule)

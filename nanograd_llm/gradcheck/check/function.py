@@ -1,0 +1,254 @@
+"""A function to be checked, seen from both sides: run on numbers, or recorded and differentiated by the engine.
+
+Its gradient is again such a function, of the same inputs and of the cotangent; checking that checks second order, and
+so on to any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import higher_order, no_grad, watched
+from nanograd_llm.autograd.tensor import Tensor, grad, raw
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
+from nanograd_llm.ops import concatenate
+
+
+class Differentiable(Protocol):
+    """A function of several float64 arrays. `values` is the point to check at, `names` says which array is which."""
+
+    names: list[str]
+    values: list[np.ndarray]
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        """The function's result at these values, and the leaf that stands for each of them."""
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """The result's numbers; one of the arrays may be complex."""
+
+
+def gradients(
+    function: Differentiable, values: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """What the engine says: for each cotangent, the gradient of each value."""
+    y, leaves = function.record(values)
+    if not y.requires_grad:  # the tape does not lead to any of them: to the engine it is a constant
+        return [[np.zeros_like(leaf.data) for leaf in leaves] for _ in cotangents]
+    return [grad(y, leaves, cotangent, retain_graph=True) for cotangent in cotangents]
+
+
+class Function:
+    """Any function of Tensors, with its float inputs, and the leaves it uses without being given them, as its values.
+
+    The latter are the parameters of a model, or what a closure holds; they are found on the tape. While a check runs
+    (`borrowed`) their arrays are swapped for others, so nothing else may use them meanwhile.
+
+    shape_problems: which op calls on the tape break their op's shape line, in words.
+    Raises InPlaceError where an op's forward writes into its input.
+    """
+
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]):
+        if not callable(f):
+            raise DtypeError(f"a function to check is an op, a closure, a Module, ...; got {f!r:.100}")
+        self.f = f
+        self.inputs = list(inputs)
+        self.label = label(f)
+        self._places = [i for i, x in enumerate(inputs) if _is_checked(x)]
+        given = [np.array(raw(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
+        self.held: list[Tensor] = []
+        broken: dict[str, None] = {}
+
+        def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+            if problem := node.op.shape_complaint(arrays, static, node.shape, place):
+                broken[problem] = None
+
+        with watched(note):  # where a forward that writes into its input is refused
+            y, leaves = self.record(given)
+        self.shape_problems = list(broken)
+        held = _held(f, y, leaves)
+        self.held = list(held.values())
+        self.names = _names(f, self._places) + list(held)
+        self._given = arrays = given + [leaf.data for leaf in self.held]
+        if not arrays:
+            raise self._nothing_to_check()
+        self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
+        self.values = [a.astype(np.float64) for a in arrays]
+
+    def _nothing_to_check(self) -> GraphError:
+        came = ", ".join(_described(x) for x in self.inputs) or "none"
+        return GraphError(
+            f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a Tensor "
+            "with requires_grad=True"
+        )
+
+    def held_by_name(self) -> dict[str, Tensor]:
+        """The leaves that the function uses without being given them."""
+        return dict(zip(self.names[len(self._places) :], self.held))
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Give the leaves that are held their own arrays back in the end."""
+        before = [leaf.data for leaf in self.held]
+        try:
+            yield
+        finally:
+            for leaf, data in zip(self.held, before):
+                leaf.data = data
+
+    def tape(self) -> tuple[float, int, int]:
+        """The machine epsilon of the narrowest float on the tape (a function may convert its inputs), the number of ops
+        in the longest chain of them, and of all op calls."""
+        y, _ = self.record(self.values)
+        below = tape_below(y)
+        depths: dict[int, int] = {}
+        for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
+            depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
+        epsilon = max(float(np.finfo(source.dtype).eps) for source in [y, *below])
+        return epsilon, max(depths.values(), default=0), len(depths)
+
+    def widening(self) -> list[str]:
+        """Where the function widens the floats it was given, in words: the first op call that does."""
+        found: list[str] = []
+
+        def note(node: Any, arrays: Sequence[Any], _static: Any, place: str) -> None:
+            floats = [a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"]
+            narrow = [dtype for dtype in floats if dtype.itemsize < node.dtype.itemsize]
+            if narrow and not found:
+                found.append(f"{narrow[0]} widens to {node.dtype} in {place}")
+
+        if self.promoted:
+            with watched(note), np.errstate(all="ignore"):
+                self.record(self._given)
+        return found
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
+        return self._run(leaves, values), leaves + self.held
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        if any(np.iscomplexobj(value) for value in values):
+            values = [value.astype(np.complex128) for value in values]  # all: forwards may add up in place
+            with no_grad():
+                return self._run([Tensor(value) for value in values[: len(self._places)]], values).data
+        return self.record(values)[0].data
+
+    def _run(self, leaves: Sequence[Tensor], values: Sequence[np.ndarray]) -> Tensor:
+        for leaf, value in zip(self.held, values[len(self._places) :]):
+            leaf.data = value
+        inputs = list(self.inputs)
+        for place, leaf in zip(self._places, leaves):
+            inputs[place] = leaf
+        y = self.f(*inputs)
+        if not isinstance(y, Tensor):
+            if self.inputs and not self._places and not self.held:  # as an op does where no Tensor comes
+                raise self._nothing_to_check()
+            raise GraphError(f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor")
+        if y.dtype.kind not in "fc":
+            raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")
+        if y.dtype in (np.float16, np.float32) and all(value.dtype == np.float64 for value in values):
+            return y.astype(np.float64)  # as its cotangents are
+        return y
+
+
+class Gradient:
+    """The gradient of a function, all of it in one row, as a function of the same values and of the cotangent."""
+
+    def __init__(self, function: Differentiable, cotangent: np.ndarray):
+        self.function = function
+        self.values = [*function.values, cotangent]
+        self.names = [*function.names, "cotangent" + "'" * sum(n.startswith("cotangent") for n in function.names)]
+
+    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        cotangent = Tensor(values[-1], requires_grad=True)
+        with higher_order():
+            y, leaves = self.function.record(values[:-1])
+            parts = grad(y, leaves, cotangent) if y.requires_grad else [Tensor(np.zeros(x.shape)) for x in leaves]
+            return concatenate([part.reshape(-1) for part in parts]), [*leaves, cotangent]
+
+    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        (parts,) = gradients(self.function, values[:-1], [values[-1]])
+        return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _is_checked(x: Any) -> bool:
+    """Is this input differentiated (a float array, or a Tensor that requires a gradient), rather than a constant?"""
+    if isinstance(x, Tensor):
+        return x.requires_grad
+    if x is None or isinstance(x, (str, bool)):
+        return False
+    if isinstance(x, (list, tuple)) and _is_ragged(x):
+        if any(_is_checked(part) for part in x):
+            raise ShapeError(
+                f"an input is a {type(x).__name__} of Tensors, or of arrays that make no one array; pass its parts as "
+                "separate inputs, such as gradcheck(lambda a, b: concatenate([a, b]), a, b)"
+            )
+        return False
+    kind = np.asarray(x).dtype.kind if isinstance(x, (np.ndarray, np.generic, float, complex, list, tuple)) else "i"
+    if kind == "c":
+        raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
+    return kind == "f"
+
+
+def _is_ragged(parts: Sequence[Any]) -> bool:
+    """Are these parts such that NumPy makes no one array of them?"""
+    if any(isinstance(part, Tensor) for part in parts):
+        return True
+    try:
+        np.asarray(parts)
+    except (ValueError, GraphError):  # different shapes; Tensors further down
+        return True
+    return False
+
+
+def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
+    inner = getattr(f, "func", f)  # of a functools.partial
+    owner = getattr(inner, "__self__", inner)
+    named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+    known = {id(leaf) for leaf in given}
+    found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
+    held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
+    return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
+
+
+def tape_below(y: Tensor) -> list[Any]:
+    """Every node and leaf that the tape leads to from y."""
+    found: dict[int, Any] = {}
+    stack: list[Any] = [y if y._node is None else y._node] if y.requires_grad else []
+    while stack:
+        source = stack.pop()
+        if source is not None and id(source) not in found:
+            found[id(source)] = source
+            stack.extend(() if isinstance(source, Tensor) else source.sources)
+    return list(found.values())
+
+
+def _described(x: Any) -> str:
+    array = raw(x)
+    return f"{type(x).__name__} of {array.dtype}" if hasattr(array, "dtype") else type(x).__name__
+
+
+def label(f: Callable[..., Any]) -> str:
+    inner = getattr(f, "func", f)  # a functools.partial goes by the name of its function
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _names(f: Callable[..., Any], places: Sequence[int]) -> list[str]:
+    """What the function calls its inputs, as far as it says so."""
+    try:
+        parameters = list(inspect.signature(getattr(f, "forward", f)).parameters.values())  # a Module's, an op's
+    except (TypeError, ValueError):  # a builtin says nothing
+        parameters = []
+    names = []
+    for place in places:
+        variadic = next((p for p in parameters[: place + 1] if p.kind is p.VAR_POSITIONAL), None)
+        if variadic is not None:
+            names.append(f"{variadic.name}[{place - parameters.index(variadic)}]")
+        else:
+            names.append(parameters[place].name if place < len(parameters) else f"input {place}")
+    return names

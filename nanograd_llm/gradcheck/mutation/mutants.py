@@ -1,0 +1,303 @@
+"""Mistakes that people make in a rule, planted in one op at a time: what a test of its gradients should notice.
+
+A rule is linear in its cotangent, so most mistakes can be made from outside, whatever the op: to lose all but the first
+part of a sum, hand the rule a cotangent that is zero elsewhere; to write `=` where `+=` belongs, call it on one part of
+the cotangent after the other, and let the last one stand that says anything. A rule only gives contributions; where one
+Tensor is used twice the engine adds them up, so that mistake cannot be made in a rule.
+
+Only mistakes that change a gradient are planted, and no two that change it alike: a score counts no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
+from nanograd_llm.backend.arrays import as_array, is_array, xp
+from nanograd_llm.errors import GraphError, NanogradError
+from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.settings import require_type
+
+_CASES = 12  # of an op, on one of which a mistake must change a gradient:
+_DRAWN = 72  # the largest of so many, as most that are drawn from a shape line are tiny
+_VISIBLE = 1e-11  # of the gradient's largest entry; rounding is below, 1e-9 above
+_PARTS = 7  # the most parts that a cotangent is cut into, a prime; each costs a call of the rule
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a rule: its cotangent, what it wants to see again, and the gradients that it gives.
+
+    shown: the input that the mistake needs to see, whether or not the rule does; None without one.
+    """
+
+    rule: Callable[..., Any]
+    dy: Any
+    saved: Sequence[Any]
+    shown: Any = None
+
+    @functools.cached_property
+    def gradients(self) -> list[Any]:
+        """What the rule gives: arrays, or Tensors under `higher_order()`; None where a gradient is not wanted."""
+        return self.on(self.dy, self.saved)
+
+    def on(self, dy: Any, saved: Sequence[Any]) -> list[Any]:
+        gradients = self.rule(dy, *saved)
+        return [as_array(g, dy) for g in (gradients if isinstance(gradients, tuple) else (gradients,))]
+
+    def where(self, mask: np.ndarray) -> list[Any]:
+        """What the rule gives for the cotangent where the mask is true, 0 elsewhere."""
+        return self.on(_masked(self.dy, mask), self.saved)
+
+
+_Mistake = Callable[[_Call], list[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Mutant:
+    """One mistake in the rule of one op.
+
+    name: short, and the op's only mutant of that name.  description: in words, what is wrong.
+    sharp: so small a mistake that only a check exact to rounding can notice it.
+    """
+
+    op: Op
+    name: str
+    description: str
+    sharp: bool
+    _mistake: _Mistake = field(repr=False)
+    _place: int | None  # of the gradient with the mistake, among those of the rule; None where all have it
+    _shown: str = ""  # name of the input that the mistake needs to see
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        """Inside this block the op's rule makes the mistake, in every thread; the rule comes back whatever happens."""
+        op, rule, plan = self.op, self.op.rule, self.op._plan
+        if rule is None:
+            raise GraphError(f"op {op.name} has lost its rule since {self.name!r} was made; write one")
+
+        @functools.wraps(rule)
+        def mistaken(dy: Any, *saved: Any) -> tuple[Any, ...]:
+            call = _Call(rule, dy, saved[: len(plan)], *saved[len(plan) :])
+            if self._shown and len(saved) == len(plan):
+                return tuple(call.gradients)  # recorded before the mistake was planted
+            with np.errstate(all="ignore"):
+                wrong = self._mistake(call)
+            if self._place is None:
+                return tuple(wrong)
+            return tuple(wrong[i] if i == self._place else g for i, g in enumerate(call.gradients))
+
+        op.rule = mistaken
+        op._plan = [*plan, op._resolve(self._shown)] if self._shown else plan
+        try:
+            yield
+        finally:
+            op.rule, op._plan = rule, plan
+
+
+def mutants(op: Op) -> list[Mutant]:
+    """The mistakes that can be made in this op's rule, most of them for each input that a gradient goes to.
+
+    A gradient scaled by 1 + 1e-9 (`sharp`), twice as large, of the wrong sign, forgotten, transposed, without its last
+    slice, shifted by one place, without the cotangent, with `=` where `+=` belongs, without the sum over a broadcast
+    axis, without the terms across an axis, with n-1 for n; what the tape kept forgotten, two gradients exchanged.
+
+    Those are left out that change no gradient by more than rounding, make a NaN of one, or do what an earlier one does,
+    on the cases that `gradcheck.cases` draws.
+
+    Raises GraphError for an op without a rule, NanogradError for one whose inputs cannot be drawn.
+    """
+    require_type("op", op, Op, "an op")
+    if op.rule is None:
+        raise GraphError(f"op {op.name} has no rule to make a mistake in; write one under @{op.name}.backward")
+    drawn = list(draw_cases(op, np.random.default_rng(0), _CASES if op.samples else _DRAWN))
+    if not op.samples:
+        drawn = sorted(drawn, key=lambda case: -case.size)[:_CASES]
+    right = [_gradients(op, case) for case in drawn]
+    known = [np.zeros(sum(g.size for gradients in right for g in gradients))]
+    found = []
+    for mutant in _conceivable(op):
+        with mutant.planted():
+            change = _change(right, [_gradients(op, case) for case in drawn])
+        if change is not None and all(np.abs(change - other).max(initial=0) > _VISIBLE for other in known):
+            known.append(change)
+            found.append(mutant)
+    return found
+
+
+def _gradients(op: Op, case: Case) -> list[np.ndarray]:
+    """The gradients of a call for a fixed random cotangent; none where there are none, or the rule raises."""
+    call, arrays = case.on(op)
+    leaves = [Tensor(x, requires_grad=True) for x in arrays]
+    try:
+        with np.errstate(all="ignore"):
+            y = call(*leaves)
+            if not y.requires_grad:
+                return []
+            return grad(y, leaves, np.asarray(np.random.default_rng(1).uniform(0.5, 1.5, y.shape)))
+    except (NanogradError, TypeError, ValueError, IndexError, ArithmeticError):
+        return []
+
+
+def _change(right: list[list[np.ndarray]], wrong: list[list[np.ndarray]]) -> np.ndarray | None:
+    """By how much a mistake changes each gradient, in units of its largest entry; None where it makes a NaN."""
+    changes = [np.zeros(0)]
+    for gradients, mistaken in zip(right, wrong):
+        for g, w in zip(gradients, mistaken or gradients):  # a mistake that does not fit a case changes nothing there
+            finite = np.isfinite(g)
+            if not np.isfinite(w[finite]).all():
+                return None
+            largest = np.abs(g[finite]).max(initial=0) or 1
+            changes.append(np.subtract(w, g, where=finite, out=np.zeros(g.shape)).reshape(-1) / largest)
+    return np.concatenate(changes)
+
+
+def _conceivable(op: Op) -> Iterator[Mutant]:
+    """Every mistake that has a meaning for the op's signature, whether or not it changes anything."""
+    line = op.shape_line
+    for place, name in enumerate(op.differentiable):
+        mistakes: list[tuple[str, str, _Mistake]] = [
+            ("scaled by 1 + 1e-9", "is 1 + 1e-9 times what it should be", _each(lambda g: g * (1 + 1e-9))),
+            ("factor 2", "is twice what it should be", _each(lambda g: g * 2)),
+            ("sign", "has the wrong sign", _each(lambda g: -g)),
+            ("dropped", "is zero", _each(lambda g: g * 0)),
+            ("transposed", "has its numbers in transposed order", _each(_transposed)),
+            ("last lost", "is zero in the last slice", _each(_without_last)),
+            ("shifted", "is shifted by one place", _each(_shifted)),
+            ("upstream ignored", "is that for a cotangent of ones", _of_ones),
+            ("= for +=", "has the last of several contributions instead of their sum", _overwritten),
+        ]
+        if line.inputs[name] == line.output:
+            mistakes += [
+                ("cross terms dropped", "takes for each entry only what its own place of y gives it", _own_terms),
+                ("n-1", "has n-1 for n in a mean over the last axis", _cross_terms_over_n_minus_1),
+            ]
+        elif line.output == ["* - axis"] or line.output == line.inputs[name][: len(line.output)]:
+            mistakes.append(("n-1", "has n-1 for n in a mean over what is reduced", _each_over_n_minus_1))
+        for title, words, mistake in mistakes:
+            where = None if op.variadic else place
+            sharp = title.startswith("scaled")
+            yield Mutant(op, f"{name}: {title}", f"the gradient of {name} {words}", sharp, mistake, where)
+        if not op.variadic and line.output != ["?"]:
+            words = f"the gradient of {name} has the first slice instead of the sum where {name} was broadcast"
+            yield Mutant(op, f"{name}: no broadcast sum", words, False, _first_slice, place, name)
+    for place, (kind, key) in enumerate(op._plan):
+        if kind in ("y", "kept") or (kind == "input" and not op.variadic):
+            name = op.inputs[key] if kind == "input" else key or "y"
+            words = f"the terms of the rule that have {name} as a factor are dropped"
+            yield Mutant(op, f"terms with {name} dropped", words, False, functools.partial(_without_saved, place), None)
+    if not op.variadic:
+        for place, (a, b) in enumerate(zip(op.differentiable, op.differentiable[1:])):
+            words = f"{a} gets the gradient of {b}, and {b} that of {a}"
+            yield Mutant(op, f"{a} and {b} exchanged", words, False, functools.partial(_exchanged, place), None)
+
+
+# What follows is written in ops and operators, which take arrays as well as the Tensors of `higher_order()`.
+
+
+def _each(change: Callable[[Any], Any]) -> _Mistake:
+    return lambda call: [None if g is None else change(g) for g in call.gradients]
+
+
+def _transposed(g: Any) -> Any:
+    return registry["reshape"](registry["transpose"](g), shape=g.shape)
+
+
+def _without_last(g: Any) -> Any:
+    axis = next((axis for axis, n in enumerate(g.shape) if n > 1), None)
+    return g if axis is None else _masked(g, np.indices(g.shape)[axis] < g.shape[axis] - 1)
+
+
+def _shifted(g: Any) -> Any:
+    axis = next((axis for axis in reversed(range(g.ndim)) if g.shape[axis] > 1), None)
+    if axis is None:
+        return g
+    return registry["getitem"](g, index=(slice(None),) * axis + (np.roll(np.arange(g.shape[axis]), 1),))
+
+
+def _of_ones(call: _Call) -> list[Any]:
+    return call.on(_like(call.dy, np.ones_like), call.saved)
+
+
+def _parts(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Masks that cut a cotangent into parts, each without two entries in one line that are fewer than _PARTS apart."""
+    lines = sum(((axis + 1) * index for axis, index in enumerate(np.indices(shape))), np.zeros(shape, dtype=int))
+    return [lines % _PARTS == part for part in np.unique(lines % _PARTS)]
+
+
+def _overwritten(call: _Call) -> list[Any]:
+    """Written by each part of the cotangent in turn, wherever that part has a say."""
+    written = [None if g is None else g * 0 for g in call.gradients]
+    for part in _parts(call.dy.shape):
+        pairs = zip(written, call.where(part))
+        written = [None if g is None else registry["where"](raw(g) != 0, g, before) for before, g in pairs]
+    return written
+
+
+def _first_slice(call: _Call) -> list[Any]:
+    """From a cotangent that is zero but in the first slice of the axes that the input was repeated over."""
+    shape = np.shape(raw(call.shown))
+    absent = call.dy.ndim - len(shape)
+    kept = np.ones(call.dy.shape, dtype=bool)
+    if absent >= 0:
+        for axis, n in enumerate((1,) * absent + shape):
+            if n == 1:
+                kept &= np.indices(call.dy.shape)[axis] == 0
+    return call.where(kept)
+
+
+def _own_terms(call: _Call) -> list[Any]:
+    """What each entry of a gradient owes to the entry of the cotangent at its own place, if both have one shape."""
+    own = list(call.gradients)
+    for part in _parts(call.dy.shape):
+        for i, g in enumerate(call.where(part)):
+            if g is not None and g.shape == call.dy.shape:
+                own[i] = registry["where"](part, g, own[i])
+    return own
+
+
+def _cross_terms_over_n_minus_1(call: _Call) -> list[Any]:
+    n = call.dy.shape[-1] if call.dy.ndim else 1
+    if n < 2:
+        return call.gradients
+    pairs = zip(call.gradients, _own_terms(call))
+    return [None if g is None else own + (g - own) * (n / (n - 1)) for g, own in pairs]
+
+
+def _each_over_n_minus_1(call: _Call) -> list[Any]:
+    def rescaled(g: Any) -> Any:
+        n = g.size // call.dy.size if call.dy.size else 1
+        return g * (n / (n - 1)) if n > 1 else g
+
+    return _each(rescaled)(call)
+
+
+def _without_saved(place: int, call: _Call) -> list[Any]:
+    """What the rule saved at this place is taken for zero, where it is an array of floats."""
+    value = call.saved[place]
+    if not is_array(raw(value)) or raw(value).dtype.kind != "f":
+        return call.gradients
+    return call.on(call.dy, [*call.saved[:place], _like(value, np.zeros_like), *call.saved[place + 1 :]])
+
+
+def _exchanged(place: int, call: _Call) -> list[Any]:
+    gradients = list(call.gradients)
+    gradients[place], gradients[place + 1] = gradients[place + 1], gradients[place]
+    return gradients
+
+
+def _like(value: Any, make: Callable[[Any], Any]) -> Any:
+    made = make(raw(value))
+    return Tensor(made) if isinstance(value, Tensor) else made
+
+
+def _masked(g: Any, mask: np.ndarray) -> Any:
+    """g where the mask is true, 0 elsewhere."""
+    return as_array(g * xp(raw(g)).asarray(mask, dtype=g.dtype), raw(g))

@@ -1,0 +1,293 @@
+"""`pytest --gradient-mutants`: how many of the mistakes that people make in a rule would these tests notice?
+
+The tests run once as they are, and it is noted which op's rule each of them runs. Then, for every mistake in every op,
+those tests run again, the quickest first, until one fails: it has noticed. If none does, the mistake has survived.
+
+Every test is set up and torn down wholly each time, session fixtures included, so that nothing made with a wrong
+gradient outlives it. Options are declared in `pytest_options`, which pytest imports at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
+from nanograd_llm.settings import nearest
+
+_PATIENCE = 20  # a test that takes so many times as long as it should, and
+_GRACE = 5.0  # so many seconds, has noticed: a training loop that waits for a loss to fall may never end
+_LISTED = 5  # tests named for an op
+
+
+@dataclass
+class _OpScore:
+    """What became of the mistakes in one op. tests: those that run its rule, in the order to try them in."""
+
+    op: Op
+    mutants: list[Mutant]
+    tests: list[pytest.Item] = field(default_factory=list)
+    noticed: int = 0
+    survivors: list[Mutant] = field(default_factory=list)
+
+
+class GradientMutants:
+    """The plugin of one pytest session, registered where `--gradient-mutants` is given.
+
+    Raises pytest.UsageError for options that do not go together.
+    """
+
+    def __init__(self, config: pytest.Config):
+        self.wanted: str = config.getoption("--gradient-mutants")
+        self.with_sharp: bool = config.getoption("--gradient-mutants-sharp")
+        self.least: float = config.getoption("--gradient-mutants-min") or 0.0
+        self.scores: list[_OpScore] = []
+        self.state = "not scored: the tests did not run to their end"
+        self._reached: dict[pytest.Item, set[str]] = {}
+        self._seconds: dict[pytest.Item, float] = {}
+        self._running: pytest.Item | None = None
+        self._is_planted = False
+        self._has_failed = False
+        if not 0 <= self.least <= 100:
+            raise pytest.UsageError(f"--gradient-mutants-min is a percentage from 0 to 100; got {self.least:g}")
+        if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":
+            raise pytest.UsageError("--gradient-mutants runs the tests one by one in this process; leave out -n")
+        if config.getoption("usepdb"):
+            raise pytest.UsageError("--gradient-mutants makes tests fail on purpose; leave out --pdb")
+        if self.wanted not in registry and os.path.exists(self.wanted):
+            raise pytest.UsageError(
+                f"--gradient-mutants takes names of ops, and {self.wanted!r} is a path; write "
+                f"--gradient-mutants=own {self.wanted}"
+            )
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
+        if session.config.option.collectonly or not session.items:
+            return (yield)
+        self.scores = [_OpScore(op, self._mutants_of(op)) for op in self._chosen()]
+        if not any(score.mutants for score in self.scores):
+            names = ", ".join(score.op.name for score in self.scores)
+            raise pytest.UsageError(f"there is no mistake to plant: none changes a gradient of {names}")
+        with self._noting_who_runs_what():
+            result = yield
+        if session.testsfailed:
+            self.state = "not scored: there are tests that fail without any mistake planted; they must pass first"
+            return result
+        terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+        with _warnings_kept_as_they_are(terminal), _short_tracebacks(session.config):
+            self._try_all(session, terminal)
+        self.state = ""
+        return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
+        self._running, self._has_failed = item, False
+        begin = time.perf_counter()
+        if self._is_planted:
+            with _time_limit(_GRACE + _PATIENCE * self._seconds[item]), _first_failure_will_do(item):
+                reports = runtestprotocol(item, log=False, nextitem=None)
+        else:
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            reports = runtestprotocol(item, nextitem=None)
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            self._seconds[item] = time.perf_counter() - begin
+        self._has_failed = any(report.failed for report in reports)
+        return True
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == pytest.ExitCode.OK and not self.state and self._percent() < self.least:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
+        if not self.scores:
+            return
+        terminalreporter.section("gradient mutants")
+        if self.state:
+            terminalreporter.write_line(self.state, red=True)
+            return
+        width = max(len(score.op.name) for score in self.scores)
+        for score in self.scores:
+            of = f"{score.op.name.ljust(width)}  {score.noticed} of {len(score.mutants)} mistakes noticed"
+            if not score.mutants:
+                terminalreporter.write_line(f"{of}: none changes its gradient on the inputs drawn for it")
+                continue
+            if not score.tests:
+                terminalreporter.write_line(f"{of}: no test runs its rule", red=True)
+                continue
+            terminalreporter.write_line(of, red=bool(score.survivors), green=not score.survivors)
+            for mutant in score.survivors:
+                terminalreporter.write_line(f"    not noticed: {mutant.description}")
+            if score.survivors:
+                terminalreporter.write_line(f"    by {_listed(score.tests)}")
+        total = sum(len(score.mutants) for score in self.scores)
+        percent = math.floor(self._percent() * 10) / 10  # never 100 where one has survived
+        line = f"score: {percent:g} % ({sum(score.noticed for score in self.scores)} of {total} mistakes noticed)"
+        if self._percent() < self.least:
+            line += f", below the {self.least:g} % of --gradient-mutants-min"
+        terminalreporter.write_line(line, bold=True)
+
+    def _chosen(self) -> list[Op]:
+        """The ops that the option names; by now the tests have imported whatever registers some."""
+        if self.wanted == "all":
+            return list(registry.values())
+        if self.wanted == "own":
+            own = [op for op in registry.values() if op.__module__.partition(".")[0] != "nanograd_llm"]
+            if not own:
+                raise pytest.UsageError(
+                    "these tests register no op of their own; name those to plant mistakes in, such as "
+                    "--gradient-mutants=softmax,layernorm, or pass --gradient-mutants=all"
+                )
+            return own
+        names = [name.strip() for name in self.wanted.split(",")]
+        for name in names:
+            if name not in registry:
+                near = nearest(name, [*registry, "own", "all"])
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise pytest.UsageError(f"--gradient-mutants: there is no op {name!r}{hint}")
+        return [registry[name] for name in dict.fromkeys(names)]
+
+    def _mutants_of(self, op: Op) -> list[Mutant]:
+        try:
+            return [mutant for mutant in mutants(op) if self.with_sharp or not mutant.sharp]
+        except NanogradError as error:
+            raise pytest.UsageError(
+                f"--gradient-mutants: {error}; or leave {op.name} out, by naming the others"
+            ) from None
+
+    @contextlib.contextmanager
+    def _noting_who_runs_what(self) -> Iterator[None]:
+        rules = {score.op: score.op.rule for score in self.scores}
+        for op, rule in rules.items():
+            assert rule is not None
+            op.rule = self._noting(op, rule)
+        try:
+            yield
+        finally:
+            for op, rule in rules.items():
+                op.rule = rule
+        for score in self.scores:
+            tests = [item for item, names in self._reached.items() if score.op.name in names]
+            score.tests = sorted(tests, key=self._seconds.__getitem__)
+
+    def _noting(self, op: Op, rule: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(rule)
+        def noted(*args: Any) -> Any:
+            if self._running is not None:
+                self._reached.setdefault(self._running, set()).add(op.name)
+            return rule(*args)
+
+        return noted
+
+    def _try_all(self, session: pytest.Session, terminal: Any) -> None:
+        total = sum(len(score.mutants) for score in self.scores)
+        self.state = "not scored: interrupted before every mistake was tried"
+        if terminal is not None:
+            terminal.write_line(f"\nplanting {total} mistakes, one at a time: . noticed, S survived")
+        for score in self.scores:
+            for mutant in score.mutants:
+                is_noticed = self._is_noticed(mutant, score.tests)
+                if is_noticed:
+                    score.noticed += 1
+                else:
+                    score.survivors.append(mutant)
+                if terminal is not None:
+                    terminal.write("." if is_noticed else "S", green=is_noticed, red=not is_noticed)
+
+    def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
+        """Does one of the tests fail? That one then comes first: it will notice the op's next mistake too."""
+        self._is_planted = True
+        try:
+            with mutant.planted():
+                for place, item in enumerate(tests):
+                    item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+                    if self._has_failed:
+                        tests.insert(0, tests.pop(place))
+                        return True
+        finally:
+            self._is_planted = False
+        return False
+
+    def _percent(self) -> float:
+        return 100 * sum(score.noticed for score in self.scores) / sum(len(score.mutants) for score in self.scores)
+
+
+def _listed(tests: list[pytest.Item]) -> str:
+    names = ", ".join(item.nodeid for item in tests[:_LISTED])
+    more = f" and {len(tests) - _LISTED} more" if len(tests) > _LISTED else ""
+    return f"{names}{more}"
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Fail what runs inside after so many seconds, where the system has an alarm clock and this thread may set it."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        pytest.fail(f"did not end within {seconds:.0f} s", pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should something catch the failure
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _first_failure_will_do(item: pytest.Item) -> Iterator[None]:
+    """Have Hypothesis, in a test that uses it, neither shrink an example nor store it: its cause is gone at once."""
+    test: Any = getattr(item, "obj", None)
+    test = getattr(test, "__func__", test)
+    settings = getattr(test, "_hypothesis_internal_use_settings", None)
+    if settings is None:
+        yield
+        return
+    phases = [phase for phase in settings.phases if phase.name not in ("shrink", "explain")]
+    test._hypothesis_internal_use_settings = type(settings)(settings, database=None, phases=phases)
+    try:
+        yield
+    finally:
+        test._hypothesis_internal_use_settings = settings
+
+
+@contextlib.contextmanager
+def _warnings_kept_as_they_are(terminal: Any) -> Iterator[None]:
+    """Warnings of tests that run with a mistake are no news."""
+    if terminal is None:
+        yield
+        return
+    before = list(terminal.stats.get("warnings", ()))
+    try:
+        yield
+    finally:
+        terminal.stats.pop("warnings", None)
+        if before:
+            terminal.stats["warnings"] = before
+
+
+@contextlib.contextmanager
+def _short_tracebacks(config: pytest.Config) -> Iterator[None]:
+    """A failure that nobody will read is not worth the time that a long traceback takes to lay out."""
+    before = config.option.tbstyle
+    config.option.tbstyle = "native"
+    try:
+        yield
+    finally:
+        config.option.tbstyle = before

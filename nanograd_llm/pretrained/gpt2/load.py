@@ -1,0 +1,235 @@
+"""`load_gpt2`: a pretrained GPT-2, from any form of file, as it lies there.
+
+Each form has a reader of its own for the bytes, a table for the names and the layout (`gpt2_names`), and a place for
+the sizes (`gpt2_config`); here they meet. What is float32 in the file is used where it lies, mapped into memory.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.files.json import read_json_object
+from nanograd_llm.files.mapped import map_file
+from nanograd_llm.files.npz import read_npz
+from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.tensorflow import read_tensorflow
+from nanograd_llm.files.torch import read_sharded_torch, read_torch, read_torch_object
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.pretrained.gpt2 import config as gpt2_config
+from nanograd_llm.pretrained.gpt2.llmc import read_llmc
+from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
+from nanograd_llm.pretrained.gpt2.source import Source, find_source
+from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
+from nanograd_llm.text import GPT2Tokenizer, Tokenizer
+
+MAX_LAYERS = 1024
+
+Arrays = Mapping[str, NDArray[Any]]
+Parts = tuple[GPTConfig, dict[str, NDArray[Any]], Layout]  # the arrays by the names and in the layout they have here
+
+
+def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+    """A pretrained GPT-2 in evaluation mode; `model(ids)` takes an array of ids (B, T).
+
+    source: a folder or file of Hugging Face (safetensors, pytorch_model.bin, whole or in shards), OpenAI (TensorFlow),
+        nanoGPT or llm.c, or one that `save_gpt2` wrote; or a name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2
+        or any ORG/NAME of Hugging Face, from its cache on this machine or by the extra `hub`.
+    dtype: float32 or float64. Weights of this dtype are used as they lie in the file, read-only and mapped, without a
+        copy; others are converted.
+    strict: refuse weights that are not finite; otherwise a warning names them.
+
+    Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
+    that this GPT does not have; StorageError where there is nothing, or it cannot be read.
+    """
+    found = find_source(source)
+    dtype = weights_dtype(dtype)
+    if found.weights.is_file() and found.weights.stat().st_size == 0:
+        raise BadFileError(f"{found.weights}: is empty; fetch it again")
+    config, arrays, layout = _READERS[found.form](found)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is told below
+        arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
+    bad = [layout.name(name) for name, x in arrays.items() if not _is_finite(x)]
+    if bad:
+        message = f"{found.weights}: NaN or infinity in {', '.join(bad)}"
+        if strict:
+            raise BadFileError(f"{message}; fetch it again, or load it without strict")
+        warnings.warn(message, stacklevel=2)
+    model = GPT(config, seed=None)
+    model.load_state_dict(arrays, assign=True)
+    model.eval()
+    return model
+
+
+def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise ConfigError(f"dtype must be float32 or float64; got {dtype!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ConfigError(f"dtype must be float32 or float64; got {found}")
+    return found
+
+
+def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of a pretrained model: of the files beside it, else GPT-2's own: `gpt2_tokenizer`.
+
+    vocab_size: of the model; read from its files if not given. Where it is a little larger than the tokenizer's, for
+        speed, the last ids stand for nothing.
+    Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
+    """
+    found = find_source(source)
+    if vocab_size is None:
+        vocab_size = _config_of(found).vocab_size
+    tokenizer = read_tokenizer(found.folder, links_into=found.links_into)
+    if tokenizer is None:
+        if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
+            raise BadFileError(
+                f"{found.folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
+                f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
+            )
+        tokenizer = gpt2_tokenizer()
+    if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
+        return tokenizer.padded(vocab_size)
+    if tokenizer.vocab_size != vocab_size:
+        raise BadFileError(
+            f"{found.folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
+            "they are not of one kind"
+        )
+    return tokenizer
+
+
+def _config_of(found: Source) -> GPTConfig:
+    """The config alone; the weights are read only where there is no other place for it."""
+    if found.form == "openai":
+        return gpt2_config.from_openai(*_settings(found, "hparams.json"))
+    if found.form in ("nanogpt", "llmc"):
+        return _READERS[found.form](found)[0]
+    return gpt2_config.from_hugging_face(*_settings(found, "config.json"))
+
+
+def _is_finite(x: NDArray[Any]) -> bool:
+    """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
+
+
+def _hugging_face(found: Source) -> Parts:
+    where = str(found.weights)
+    if found.form == "safetensors":
+        arrays = read_safetensors(found.weights)
+    elif found.form == "sharded safetensors":
+        arrays = read_sharded_safetensors(found.weights, links_into=found.links_into)
+    elif found.form == "torch":
+        arrays = read_torch(found.weights)
+    elif found.form == "sharded torch":
+        arrays = read_sharded_torch(found.weights, links_into=found.links_into)
+    else:
+        arrays = read_npz(found.weights)
+    config = _config_of(found)
+    plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
+    return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
+
+
+def _nanogpt(found: Source) -> Parts:
+    where = str(found.weights)
+    checkpoint = read_torch_object(found.weights)
+    state, sizes = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model", "model_args"))
+    if not isinstance(state, dict) or not isinstance(sizes, dict):
+        raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
+    others = [name for name, x in state.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
+    if others:
+        raise BadFileError(f"{where}: model holds more than tensors by name: {str(others[:10]):.500}")
+    config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
+    plain = _plain(state, ("_orig_mod.", "transformer."), True, where)
+    return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
+
+
+def _openai(found: Source) -> Parts:
+    config = _config_of(found)
+    arrays = read_tensorflow(found.weights.with_suffix(""), links_into=found.links_into)
+    where = str(found.weights)
+    return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
+
+
+def _llmc(found: Source) -> Parts:
+    where = str(found.weights)
+    header, stacked = read_llmc(found.weights)
+    config = gpt2_config.from_llmc(header, f"{where}: the header")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in stacked.items():
+        if name == "wte":
+            arrays[name] = array[: config.vocab_size]  # the rest is padding
+        elif name in ("wpe", "lnfw", "lnfb"):
+            arrays[name] = array
+        else:
+            arrays |= {f"{name}[{layer}]": array[layer] for layer in range(config.n_layer)}
+    return config, restore(arrays, _shapes(config, arrays, where), LLMC, where), LLMC
+
+
+_READERS = {
+    **dict.fromkeys(("safetensors", "sharded safetensors", "torch", "sharded torch", "numpy"), _hugging_face),
+    "nanogpt": _nanogpt,
+    "openai": _openai,
+    "llmc": _llmc,
+}
+
+
+def _settings(found: Source, name: str) -> tuple[dict[str, Any], str]:
+    """A JSON file beside the weights, and what to call it in errors."""
+    path = found.file(name)
+    if not path.exists():
+        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside {found.weights.name}")
+    return read_json_object(map_file(path).tobytes(), str(path)), str(path)
+
+
+def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by its name here.
+
+    Raises BadFileError for sizes that the file cannot nearly have: a model of them would take all memory.
+    """
+    c, inner = config, config.n_inner or 4 * config.n_embd
+    present = sum(x.size for x in arrays.values())
+    matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
+    if c.n_layer > MAX_LAYERS or inner > present + 2**20 or matrices > 64 * present + 2**20:
+        raise BadFileError(
+            f"{where}: the sizes call for {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
+        )
+    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
+
+
+def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) -> dict[str, NDArray[Any]]:
+    """The arrays without prefixes, without masks, and without a head that is the token table again."""
+    plain: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        short = name
+        for prefix in prefixes:
+            short = short.removeprefix(prefix)
+        if short in plain:
+            raise BadFileError(f"{where}: {short} is there twice, with and without a prefix")
+        if not MASKS.fullmatch(short):
+            plain[short] = array
+    head, table = plain.get("lm_head.weight"), plain.get("wte.weight")
+    if tied and head is not None:
+        if table is None:
+            plain["wte.weight"] = head  # a file of tensors that share memory may keep either name
+        elif not _same(head, table):
+            warnings.warn(
+                f"{where}: lm_head.weight differs from wte.weight, but its config ties them: wte.weight serves as both",
+                stacklevel=2,
+            )
+        del plain["lm_head.weight"]
+    return plain
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides:
+        return a.shape == b.shape and a.dtype == b.dtype
+    return np.array_equal(a, b)

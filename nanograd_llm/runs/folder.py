@@ -1,0 +1,300 @@
+"""A run is a folder: config, tokenizer, metrics, samples and checkpoints, each under one name, one writer at once.
+
+config.toml                             what was asked for; a folder without it is no run
+tokenizer.json                          written by the tokenizer itself
+metrics.jsonl                           one JSON object a line
+samples.txt                             what the model wrote on the way
+checkpoints/step-00000100.safetensors   the newest is the one of the highest step, whatever the clock says
+lock                                    holds the PID of the process that writes here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.settings import require_type
+from nanograd_llm.files.atomic import read_bytes, storage_errors, write_atomically
+from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class RunFolder:
+    """The folder of one training run; `create` makes one, `open` finds one again to read it, `with` closes it.
+
+    A folder that is written to is locked with `flock`, so that a second run is refused and a killed one leaves no lock
+    behind. On Windows, and on file systems that know no locks, nothing keeps two runs apart but their names.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.toml"
+        self.tokenizer_path = self.path / "tokenizer.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_path = self.path / "samples.txt"
+        self.checkpoints_path = self.path / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Make the folder of a new run, locked; an empty folder may be there already.
+
+        Raises StorageError if a run or anything else lies there, or if the place cannot be written to.
+        """
+        run = cls(path)
+        with storage_errors(f"{run.path}: cannot make a run folder there", "choose another folder"):
+            run._refuse_content()
+            os.makedirs(run.checkpoints_path, exist_ok=True)
+            run._take_lock()
+            try:
+                run._refuse_content()  # again: another process may have come and gone before the lock was ours
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The run at `path`, to read it, also while another process writes to it.
+
+        Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
+        """
+        require_type("path", path, (str, os.PathLike), "a path")
+        run = cls(path)
+        with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
+            if not run.path.is_dir():
+                if run.path.exists():
+                    raise StorageError(f"{run.path}: is a file; expected the folder of a run")
+                raise StorageError(f"{run.path}: no such folder; `nanograd-llm train --out {run.path}` makes one")
+            needed = (run.config_path, run.tokenizer_path, run.checkpoints_path)
+            missing = [part.name for part in needed if not part.exists()]
+            if missing:
+                raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
+        return run
+
+    def close(self) -> None:
+        """Give the folder free for another process."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write tables of settings as TOML; a setting that is None is left out, as TOML has no word for it."""
+        import tomli_w
+
+        write_atomically(self.config_path, tomli_w.dumps(_for_toml(config)).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """The tables of config.toml, which is data and never run.
+
+        Raises BadFileError if it is no TOML, or has a setting outside a table.
+        """
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+
+        data = read_bytes(self.config_path)
+        try:
+            config = tomllib.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deep
+            raise BadFileError(f"{self.config_path}: is not valid TOML: {error}") from error
+        for name, table in config.items():
+            if not isinstance(table, dict):
+                raise BadFileError(
+                    f"{self.config_path}: {name} is {table!r}; expected a table: put it under a line such as [model]"
+                )
+        return config
+
+    def append_metrics(self, record: Mapping[str, float]) -> None:
+        """Add one line to metrics.jsonl, and hand it to the system before returning.
+
+        A record has `step`, and of the rest what is known: `tokens, loss, learning_rate, gradient_norm,
+        tokens_per_second`. JSON knows no NaN: it and the infinities are written as "NaN", "Infinity", "-Infinity".
+        """
+        line = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
+        self._append(self.metrics_path, json.dumps(line, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out.
+
+        Raises BadFileError with the number of a line that is no record of numbers with a step.
+        """
+        if not self.metrics_path.exists():
+            return []
+        lines = read_bytes(self.metrics_path).split(b"\n")[:-1]
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"it holds a {type(record).__name__}; expected an object")
+                records.append({name: _number(name, value) for name, value in {"step": None, **record}.items()})
+            except (ValueError, OverflowError, RecursionError) as error:
+                raise BadFileError(f"{self.metrics_path}, line {number}: not a metrics record: {error}") from error
+        return records
+
+    def append_sample(self, step: int, text: str) -> None:
+        """Add to samples.txt what the model wrote at `step`."""
+        self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies, or would."""
+        return self.checkpoints_path / f"step-{step:08d}.safetensors"
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Every checkpoint by its step, in the order of steps."""
+        with storage_errors(f"{self.checkpoints_path}: cannot be listed", "check its permissions"):
+            paths = list(self.checkpoints_path.iterdir())
+        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in paths)
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+    def save_checkpoint(self, step: int, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
+        """Write the checkpoint of `step`, and return where. Raises what `checkpoint.save_checkpoint` raises."""
+        path = self.checkpoint_path(step)
+        save_checkpoint(path, arrays, metadata)
+        return path
+
+    def load_checkpoint(self, step: int | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        """The arrays and metadata of the checkpoint of `step`, or of the newest.
+
+        Raises StorageError if there is none, BadFileError if it is damaged, naming the newest older one that is whole.
+        """
+        known = self.checkpoints()
+        if not known:
+            raise StorageError(
+                f"{self.path}: has no checkpoint: it ended before it saved one; train again into another folder"
+            )
+        if step is None:
+            step = max(known)
+        if step not in known:
+            raise StorageError(f"{self.path}: has no checkpoint of step {step}; it has {', '.join(map(str, known))}")
+        try:
+            return load_checkpoint(known[step])
+        except BadFileError as error:
+            older = next((older for older in reversed(known) if older < step and _is_whole(known[older])), None)
+            hint = "no older checkpoint is whole"
+            if older is not None:
+                hint = f"the checkpoint of step {older} is whole: give {known[older]} in place of the run"
+            raise BadFileError(f"{error}; {hint}") from error
+
+    def _refuse_content(self) -> None:
+        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it."""
+        found = set(os.listdir(self.path)) if self.path.exists() else set()
+        if "checkpoints" in found:
+            found.update(os.listdir(self.checkpoints_path))
+        found -= {"lock", "checkpoints"}
+        if found:
+            what = "already holds a run" if "config.toml" in found else f"is not empty (it has {min(found)})"
+            raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
+
+    def _take_lock(self) -> None:
+        """Become the only writer."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with storage_errors(f"{self.path}: cannot write there", "choose another folder"):
+            lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
+            try:
+                if fcntl is not None:
+                    self._flock(lock)
+                lock.truncate(0)
+                lock.seek(0)
+                lock.write(str(os.getpid()))
+                lock.flush()
+            except BaseException:
+                lock.close()
+                raise
+        self._lock = lock
+
+    def _flock(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = lock.read(20) or "unknown"
+            raise StorageError(
+                f"{self.path}: process {owner} is writing to this run; wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks
+                raise
+
+    def _append(self, path: Path, text: str) -> None:
+        with storage_errors(f"{path}: cannot write", "make room, then train again"):
+            with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                file.write(text)
+
+
+def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> Path:
+    """Make and return the folder `base/name-N`, N one above the highest there, for a run that was given no folder.
+
+    Two runs that start at once get two folders. Raises StorageError if `base` cannot be written to.
+    """
+    base = Path(base)
+    with storage_errors(f"{base}: cannot make a run folder there", "name one with --out"):
+        base.mkdir(parents=True, exist_ok=True)
+        taken = (re.fullmatch(re.escape(name) + r"-(\d+)", path.name) for path in base.iterdir())
+        number = max((int(match[1]) for match in taken if match), default=0)
+        while True:
+            number += 1
+            path = base / f"{name}-{number}"
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                path.mkdir()
+                return path
+
+
+def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
+    """The folder of the run that the checkpoint at `path` belongs to, and its step; None where it is no checkpoint."""
+    path = Path(path)
+    match, folder = _CHECKPOINT.fullmatch(path.name), path.parent.parent
+    belongs = match and path.parent.name == "checkpoints" and os.path.exists(folder / "config.toml")
+    return (folder, int(match[1])) if match and belongs else None
+
+
+_CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
+_NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _number(name: str, value: Any) -> float:
+    """A value of a metrics record, as it was before it was written. Raises ValueError, OverflowError."""
+    if isinstance(value, str) and value in _NON_FINITE.values():
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"its {name} is {value!r:.100}; expected a number")
+    float(value)  # an integer may have more digits than any float
+    return value
+
+
+def _for_toml(value: Any) -> Any:
+    """A setting, or a table of them, as TOML can hold it: without None, NumPy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _for_toml(inner) for key, inner in value.items() if inner is not None}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        load_checkpoint(checkpoint)
+    except (BadFileError, StorageError):
+        return False
+    return True

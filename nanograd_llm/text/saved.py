@@ -1,0 +1,46 @@
+"""A tokenizer from the file that `Tokenizer.save` wrote, held to what that tokenizer would save."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.settings import unique_keys
+from nanograd_llm.text.corpora import read_text
+from nanograd_llm.text.gpt2 import GPT2Tokenizer
+from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to `path`.
+
+    Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
+    cannot be read.
+    """
+    text = read_text(path)
+    try:
+        return _restore(json.loads(text, object_pairs_hook=unique_keys))
+    except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
+        raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
+
+
+def _restore(content: Any) -> Tokenizer:
+    """The tokenizer of a parsed file, held to what that tokenizer would save. Raises ConfigError."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"it holds a {type(content).__name__}; expected an object")
+    kinds: dict[str, type[Tokenizer]] = {
+        cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)
+    }
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"its kind is {kind!r}; expected one of {sorted(kinds)}")
+    keys = {"kind", "vocab_size", *kinds[kind].fields}
+    if set(content) != keys:
+        raise ConfigError(f"its keys are {sorted(content)}; expected {sorted(keys)}")
+    tokenizer = kinds[kind]._restored(content)
+    declared = content["vocab_size"]
+    if type(declared) is not int or declared != tokenizer.vocab_size:
+        raise ConfigError(f"its vocab_size is {declared!r}, but it makes {tokenizer.vocab_size} tokens")
+    return tokenizer

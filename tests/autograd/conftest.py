@@ -1,0 +1,17 @@
+"""Ops that a test declares are gone after it, so that the tests over the whole registry never meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nanograd_llm.autograd.tensor import registry
+
+
+@pytest.fixture(autouse=True)
+def registry_as_before() -> Iterator[None]:
+    before = dict(registry)
+    yield
+    registry.clear()
+    registry.update(before)

@@ -1,0 +1,356 @@
+"""An op that lacks a part of its declaration, or whose rule breaks its word, is refused with the part's name."""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from nanograd_llm import Tensor, checked, grad, higher_order, keep, no_grad, op
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
+
+
+def leaf(values, dtype=np.float32):
+    return Tensor(np.array(values, dtype=dtype), requires_grad=True)
+
+
+def declare(doc, function=None, formula="y = x*w", adjoint="x̄ = ȳ*w;  w̄ = ȳ*x", **options):
+    """An op of this docstring; its function takes x and w if none is given."""
+
+    def made(x, w):
+        return x * w
+
+    function = function or made
+    function.__doc__ = doc
+    return op(formula, adjoint, **options)(function)
+
+
+def with_rule(rule):
+    made = declare("x (*), w (*) -> y (*)")
+    made.backward(rule)
+    return made
+
+
+# The declaration
+
+
+@pytest.mark.parametrize("doc", [None, "", "The product.", "x (*), w (*)", "x, w -> y", "-> y (*)"])
+def test_an_op_without_a_shape_line_is_refused(doc):
+    with pytest.raises(ShapeError, match="op made needs a shape line in its docstring, such as"):
+        declare(doc)
+
+
+@pytest.mark.parametrize(
+    "doc", ["x (*) -> y (*)", "w (*), x (*) -> y (*)", "x (*), v (*) -> y (*)", "x (*), w (*), v (*) -> y (*)"]
+)
+def test_a_shape_line_that_names_other_inputs_is_refused(doc):
+    with pytest.raises(ShapeError, match=r"op made: the shape line names \[.*\], the function \['x', 'w'\]"):
+        declare(doc)
+
+
+@pytest.mark.parametrize("output", ["C", "n, C", "* - axis", "shape", "n?"])
+def test_a_shape_line_whose_result_nothing_determines_is_refused(output):
+    with pytest.raises(ShapeError, match="op made: no input or static argument says what .* is in"):
+        declare(f"x (n), w (n) -> y ({output})")
+
+
+def test_a_static_argument_may_determine_the_result():
+    def repeated(x, *, times, shape=()):
+        return np.broadcast_to(x, (times, *np.shape(x)))
+
+    made = declare("x (n) -> y (times, n)", repeated, adjoint="x̄ = Σ ȳ")
+    with checked():
+        assert made(Tensor([1.0, 2.0]), times=3).shape == (3, 2)
+
+
+@pytest.mark.parametrize("formula", ["", "  "])
+def test_an_op_without_a_formula_is_refused(formula):
+    with pytest.raises(NanogradError, match="op made needs a formula"):
+        declare("x (*), w (*) -> y (*)", formula=formula)
+
+
+@pytest.mark.parametrize("adjoint", ["", "x̄ = ȳ*w", "w̄ = ȳ*x", "x = w"])
+def test_an_op_without_an_adjoint_for_every_input_is_refused(adjoint):
+    with pytest.raises(NanogradError, match=r"op made: its adjoints .* have no .. for input '[xw]'"):
+        declare("x (*), w (*) -> y (*)", adjoint=adjoint)
+
+
+def test_inputs_of_one_letter_need_an_adjoint_each():
+    def made(a1, a2):
+        return a1 * a2
+
+    doc = "a1 (*), a2 (*) -> y (*)"
+    with pytest.raises(NanogradError, match=r"have 1 .. for input 'a1', 'a2'; write one for each"):
+        declare(doc, made, adjoint="ā1 = ȳ*a2")
+    declare(doc, made, adjoint="ā1 = ȳ*a2;  ā2 = ȳ*a1")
+
+
+def test_an_adjoint_may_be_written_with_one_character_or_two():
+    for barred in ("\u0101", "a\u0304"):
+
+        def same(a):
+            return a
+
+        declare("a (*) -> y (*)", same, formula="y = a", adjoint=f"{barred} = dy")
+
+
+def test_a_constant_input_needs_no_adjoint():
+    made = declare("x (*), w (*) -> y (*)", adjoint="x̄ = ȳ*w", constants=("w",))
+    assert made.differentiable == ["x"]
+
+
+def test_an_argument_named_as_the_result_is_refused():
+    def masked(x, y):
+        return x
+
+    with pytest.raises(NanogradError, match="'y' means something else; rename"):
+        declare("x (*), y (*) -> z (*)", masked, adjoint="x̄ = ȳ;  ȳ = 0")
+
+
+def test_a_name_that_another_module_has_taken_is_refused():
+    def multiply(x, w):
+        return x * w
+
+    with pytest.raises(NanogradError, match="op multiply of .*test_op_declaration exists already in nanograd_llm.ops"):
+        declare("x (*), w (*) -> y (*)", multiply)
+    assert registry["multiply"].__module__ == "nanograd_llm.ops.primitive"
+
+
+def test_the_same_module_may_declare_an_op_again():
+    first, second = declare("x (*), w (*) -> y (*)"), declare("x (*), w (*) -> y (*)")
+    assert registry["made"] is second is not first
+
+
+def test_a_declaration_without_arguments_is_refused_with_an_example():
+    with pytest.raises(SignatureError, match="@op takes a formula and an adjoint, such as @op"):
+        op(lambda x: x)
+
+
+def test_a_rule_without_a_cotangent_is_refused():
+    with pytest.raises(SignatureError, match=r"the rule of made takes no argument; .* made_backward\(dy, x, w\)"):
+        with_rule(lambda: None)
+
+
+def test_a_refused_op_is_not_registered():
+    with pytest.raises(NanogradError):
+        declare("x (*), w (*) -> y (*)", formula="")
+    assert "made" not in registry
+
+
+def test_an_op_shows_its_formula_and_keeps_its_name_and_docstring():
+    made = declare("The product.  x (*), w (*) -> y (*)")
+    assert repr(made) == "<op made: y = x*w   x̄ = ȳ*w;  w̄ = ȳ*x>"
+    assert (made.__name__, made.__doc__) == ("made", "The product.  x (*), w (*) -> y (*)")
+
+
+# The rule
+
+
+def test_an_op_without_a_rule_is_refused_where_a_gradient_is_wanted_and_only_there():
+    made = declare("x (*), w (*) -> y (*)")
+    assert made(Tensor([2.0]), 3).item() == 6
+    assert made(np.array([2.0]), 3)[0] == 6
+    with no_grad():
+        made(leaf([2.0]), 3)
+    with pytest.raises(GraphError, match="op made has no rule; write one under @made.backward"):
+        made(leaf([2.0]), 3)
+
+
+@pytest.mark.parametrize("gradients", [(1.0,), (1.0, 1.0, 1.0), ()])
+def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
+    made = with_rule(lambda dy: gradients)
+    with pytest.raises(GraphError, match=f"the rule of made returned {len(gradients)} gradients for 2 inputs"):
+        made(leaf(1.0), leaf(2.0)).backward()
+
+
+@pytest.mark.parametrize(
+    ("rule", "mode", "error", "words"),
+    [
+        (lambda dy, x, w: (dy * (x.data > 0), dy), nullcontext, TypeError, "memoryview"),
+        (lambda dy, x, w: (dy * x.requires_grad, dy), nullcontext, DtypeError, "requires_grad"),
+        (lambda dy, x, w: (dy.reshape(7), dy), nullcontext, ValueError, "reshape"),
+        (lambda dy, x, w: (dy * np.power(w, 2), dy), higher_order, DtypeError, r"use ops.power\(...\)"),
+        (lambda dy, x, w: (np.sum(np.asarray(w)) * dy, dy), higher_order, GraphError, "lose this Tensor's tape"),
+    ],
+)
+def test_an_error_in_a_rule_is_told_with_the_op_and_what_a_rule_may_use(rule, mode, error, words):
+    made = with_rule(rule)
+    words = f"in the rule of made: .*{words}.*a rule receives arrays, and Tensors"
+    with mode(), pytest.raises(error, match=words) as caught:
+        x = leaf([1.0, 2.0])
+        grad(made(x, leaf([3.0, 4.0])), x, np.ones(2, np.float32))
+    assert isinstance(caught.value, NanogradError)
+
+
+def test_an_error_of_ones_own_in_a_rule_stays_what_it_is():
+    def rule(dy, x, w):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="^mine$"):
+        with_rule(rule)(leaf(1.0), leaf(2.0)).backward()
+
+
+def test_a_single_gradient_for_two_inputs_is_refused():
+    with pytest.raises(GraphError, match="returned 1 gradients for 2 inputs"):
+        with_rule(lambda dy: dy)(leaf(1.0), leaf(2.0)).backward()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1), (4, 2, 3, 4), (), (1, 3)])
+def test_a_gradient_that_does_not_sum_to_its_inputs_shape_is_refused(shape):
+    made = with_rule(lambda dy: (np.ones(shape, np.float32), dy))
+    y = made(leaf(np.ones((2, 3))), leaf(1.0))
+    with pytest.raises(ShapeError, match=r"the rule of made gave a gradient of shape .* for an input of \(2, 3\)"):
+        y.backward(np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 2, 3), (1, 2, 3), (5, 4, 2, 3)])
+def test_a_gradient_that_was_broadcast_is_summed_to_its_inputs_shape(shape, rng):
+    gradient = rng.standard_normal(shape).astype(np.float32)
+    made = with_rule(lambda dy: (gradient, dy))
+    x = leaf(np.ones((2, 3)))
+    expected = gradient.sum(axis=tuple(range(len(shape) - 2)))
+    np.testing.assert_allclose(grad(made(x, 1.0), x, np.ones((2, 3), np.float32)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [None, "text", [1.0, 2.0]])
+def test_a_gradient_that_is_no_array_is_refused(gradient):
+    made = with_rule(lambda dy: (gradient, dy))
+    with pytest.raises(GraphError, match="the rule of made returned .* for input 0, which needs a gradient"):
+        made(leaf([1.0, 2.0]), leaf([1.0, 2.0])).sum().backward()
+
+
+def test_a_gradient_may_be_none_where_none_is_needed():
+    made = with_rule(lambda dy, w: (dy * w, None))
+    x = leaf([1.0, 2.0])
+    np.testing.assert_array_equal(grad(made(x, [3.0, 4.0]).sum(), x), [3, 4])
+
+
+def test_a_gradient_may_be_a_python_number_for_a_scalar():
+    made = with_rule(lambda dy: (3.0, 4.0))
+    x, w = leaf(1.0), leaf(1.0)
+    assert [float(g) for g in grad(made(x, w), [x, w])] == [3, 4]
+
+
+def test_a_gradient_in_another_dtype_becomes_its_inputs():
+    made = with_rule(lambda dy: (dy.astype(np.float64), dy.astype(np.float16)))
+    x, w = leaf([1.0, 2.0]), leaf([1.0, 2.0])
+    assert [g.dtype for g in grad(made(x, w).sum(), [x, w])] == [np.float32, np.float32]
+
+
+def test_a_rule_gets_exactly_what_its_parameters_name():
+    got = {}
+
+    def made(x, w, *, scale=2.0, offset):
+        return keep(x * w * scale + offset, product=x * w)
+
+    made = declare("x (*), w (*) -> y (*)", made)
+
+    @made.backward
+    def rule(dy, y, product, x, w_shape, x_dtype, scale, offset, needs, w):
+        got.update(
+            y=y, product=product, x=x, w_shape=w_shape, x_dtype=x_dtype, scale=scale, offset=offset, needs=needs, w=w
+        )
+        return dy * w * scale, None
+
+    x = leaf([1.0, 2.0])
+    y = made(x, 3.0, offset=1.0)
+    np.testing.assert_array_equal(grad(y.sum(), x), [6, 6])
+    np.testing.assert_array_equal(got["product"], [3, 6])
+    assert got["y"] is y.data and got["x"] is x.data
+    assert (got["w_shape"], got["x_dtype"], got["scale"], got["offset"]) == ((), np.float32, 2.0, 1.0)
+    assert (got["needs"], got["w"]) == ((True, False), 3)
+
+
+def test_a_rule_over_any_number_of_inputs_gets_lists():
+    def total(*xs, weight=1.0):
+        return weight * np.add.reduce(xs)
+
+    made = declare("xs (*) -> y (*)", total, formula="y = Σ x", adjoint="x̄ = ȳ")
+
+    @made.backward
+    def rule(dy, xs, xs_shape, needs, weight):
+        assert [x.shape for x in xs] == xs_shape and len(needs) == len(xs)
+        return tuple(weight * dy for _ in xs)
+
+    xs = [leaf([1.0, 2.0]) for _ in range(3)]
+    for call in (made(*xs, weight=5.0), made(xs, weight=5.0), made(tuple(xs), weight=5.0)):
+        np.testing.assert_array_equal(grad(call.sum(), xs), np.full((3, 2), 5))
+
+
+@pytest.mark.parametrize(("kept", "listed"), [({}, r"\[\]"), ({"other": 1}, r"\['other'\]")])
+def test_a_rule_that_asks_for_a_name_nobody_keeps_is_refused_with_the_name(kept, listed):
+    def made(x, w):
+        return keep(x * w, **kept) if kept else x * w
+
+    made = declare("x (*), w (*) -> y (*)", made)
+    made.backward(lambda dy, xhat: (dy, dy))
+    assert made(Tensor([1.0]), 2.0).item() == 2
+    words = f"the rule of made asks for 'xhat', which is no input.*: {listed}; the result is called y"
+    with pytest.raises(GraphError, match=words):
+        made(leaf([1.0]), 2.0)
+
+
+# The forward
+
+
+@pytest.mark.parametrize("result", [None, [1.0], "text"])
+def test_a_forward_that_returns_no_array_is_refused(result):
+    def made(x, w):
+        return result
+
+    with pytest.raises(GraphError, match="the forward of made returned a .*; it must return an array"):
+        declare("x (*), w (*) -> y (*)", made)(leaf([1.0]), 1.0)
+
+
+def test_what_goes_wrong_inside_a_forward_points_there():
+    def made(x, w):
+        return x.reshape(7)
+
+    with pytest.raises(ShapeError, match=r"made got \(2,\) float32, \(\) float32; it takes x \(\*\), w") as caught:
+        declare("x (*), w (*) -> y (*)", made)(leaf([1.0, 2.0]), 1.0)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert any("reshape(7)" in line for line in traceback.format_exception(caught.value.__cause__))
+
+
+def test_an_input_with_a_default_may_be_left_out():
+    def made(x, w=None):
+        return x if w is None else x * w
+
+    made = declare("x (*), w (*) -> y (*)", made)
+    made.backward(lambda dy, w, needs: (dy if w is None else dy * w, None))
+    x = leaf([2.0])
+    with checked():
+        np.testing.assert_array_equal(grad(made(x).sum(), x), [1])
+        np.testing.assert_array_equal(grad(made(x, 3.0).sum(), x), [3])
+
+
+def test_a_forward_is_told_which_inputs_want_a_gradient():
+    told = []
+
+    def made(x, w, *, needs):
+        told.append(needs)
+        return x * w
+
+    made = declare("x (*), w (*) -> y (*)", made)
+    made.backward(lambda dy, x, w: (dy * w, dy * x))
+    made(leaf([1.0]), Tensor([1.0]))
+    made(np.ones(1), np.ones(1))
+    with no_grad():
+        made(leaf([1.0]), leaf([1.0]))
+    assert told == [(True, False), (False, False), (False, False)]
+
+
+def test_an_op_takes_bare_arrays_and_gives_bare_arrays():
+    made = declare("x (*), w (*) -> y (*)")
+    assert type(made(np.ones(2), np.ones(2))) is np.ndarray
+
+
+def test_an_unknown_or_missing_argument_is_refused_with_the_call():
+    made = declare("x (*), w (*) -> y (*)")
+    with pytest.raises(TypeError, match="made takes .* unexpected keyword argument 'scale'"):
+        made(leaf([1.0]), 1.0, scale=2)
+    with pytest.raises(TypeError, match=r"made takes .*; missing a required argument: .w."):
+        made(leaf([1.0]))

@@ -1,0 +1,152 @@
+"""The largest claims that files can make within the caps of their readers.
+
+`plant` writes one. As a script, in a process that has not made them, it reads those in the subfolders of a folder, and
+prints for each how far the memory of the process ever rose above what it had at first: a line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+from fuzz import table, varint
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.json import MAX_BYTES, MAX_VALUES
+from nanograd_llm.files.leveldb import MAX_ENTRIES, MAX_SIZE, MAX_VALUE
+from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.shards import MAX_SHARDS
+from nanograd_llm.files.tensor_pickle import MAX_INSTRUCTIONS
+from nanograd_llm.files.tensorflow import read_tensorflow
+from nanograd_llm.files.torch import MAX_PICKLE, read_torch_object
+from nanograd_llm.files.zip import MAX_RECORDS
+
+
+def safetensors(text, data=b""):
+    return {"x": len(text).to_bytes(8, "little") + text + data}
+
+
+def many_tensors(number):
+    entries = (f'"{n}":{{"dtype":"BF16","shape":[1],"data_offsets":[{2 * n},{2 * n + 2}]}}' for n in range(number))
+    return safetensors(f"{{{','.join(entries)}}}".encode(), b"\0" * 2 * number)
+
+
+def zipped(program, records=()):
+    """The file that torch.save would write around the pickle `program`."""
+    return {"x": [("x/data.pkl", program), *records]}
+
+
+def tensorflow(*rows):
+    return {"x.index": table(b"".join([b"\0\0\2\x08\1", *rows])), "x.data-00000-of-00001": b""}
+
+
+def row(shared, key, value):
+    return varint(shared) + varint(len(key)) + varint(len(value)) + key + value
+
+
+NOTHING = b"\x08\1\x12\2\x12\0\x35" + struct.pack("<I", 0xA282EAD8)  # float32 (0,): a variable without bytes
+TEXT = b"X" + struct.pack("<I", MAX_PICKLE - 20)
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\nq\0((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQ"
+)
+TENSOR += b"K\0))\x89NtR" + b"0"  # 0 is no instruction
+ARGUMENTS = b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85\x89Ntq\1"
+SAME_ARGUMENTS = b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85\x89Ntq\1"
+SAME_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\nq\0" + ARGUMENTS
+
+BOMBS = {
+    "safetensors: empty lists": lambda: safetensors(b'{"x":[' + b"[]," * (MAX_VALUES // 2 - 10) + b"[]]}"),
+    "safetensors: empty objects": lambda: safetensors(b'{"x":[' + b"{}," * (MAX_VALUES // 2 - 10) + b"{}]}"),
+    "safetensors: objects": lambda: safetensors(b'{"x":[' + b'{"":0},' * (MAX_VALUES // 2 - 10) + b"{}]}"),
+    "safetensors: numbers": lambda: safetensors(b'{"x":[' + b"99999999999999," * (MAX_VALUES - 10) + b"1]}"),
+    "safetensors: wide text": lambda: safetensors(b'{"x":"\xf0\x9f\x98\x80' + b"a" * (MAX_BYTES - 20) + b'"}'),
+    "safetensors: a deep nest": lambda: safetensors(b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "safetensors: as many tensors as it may have": lambda: many_tensors(MAX_VALUES // 7),
+    "index: as many tensors as it may have": lambda: {
+        "x": json.dumps({"weight_map": {str(n): "y" for n in range(MAX_VALUES - 10)}}).encode(),
+        "y": b"",
+    },
+    "index: as many files as it may have": lambda: {
+        "x": json.dumps({"weight_map": {str(n): str(n) for n in range(MAX_SHARDS)}}).encode()
+    },
+    "torch: dicts": lambda: zipped(b"}" * MAX_INSTRUCTIONS),
+    "torch: stored dicts": lambda: zipped(b"}\x94" * MAX_INSTRUCTIONS),
+    "torch: stored lists": lambda: zipped(b"]\x94" * MAX_INSTRUCTIONS),
+    "torch: marks": lambda: zipped(b"(" * MAX_INSTRUCTIONS),
+    "torch: a deep nest": lambda: zipped(
+        b"]" * (MAX_INSTRUCTIONS // 2 - 1) + b"a" * (MAX_INSTRUCTIONS // 2 - 2) + b"."
+    ),
+    "torch: a deep nest of tuples": lambda: zipped(b")" + b"\x85" * (MAX_INSTRUCTIONS - 2) + b"."),
+    "torch: long integers": lambda: zipped((b"\x8a\xff" + b"\x7f" * 255) * (MAX_PICKLE // 257)),
+    "torch: wide text": lambda: zipped(TEXT + b"\xf0\x9f\x98\x80" + b"a" * (MAX_PICKLE - 24) + b"."),
+    "torch: keys": lambda: zipped(
+        b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(2**17 - 5)) + b"u."
+    ),
+    "torch: one tensor very often": lambda: zipped(
+        SAME_TENSOR + b"R(" + b"h\0h\1R" * (MAX_INSTRUCTIONS // 3 - 30) + b"t\x86.", [("x/data/0", b"\0" * 4)]
+    ),
+    "torch: as many records as it may have": lambda: zipped(
+        b"}.", [(f"x/data/{n}", b"") for n in range(MAX_RECORDS - 1)]
+    ),
+    "torch: a program as long as it may be": lambda: zipped(b"N" * MAX_PICKLE),
+    "tensorflow: as many variables as it may have": lambda: tensorflow(
+        *(row(0, b"%05d" % n, NOTHING) for n in range(MAX_ENTRIES - 1))
+    ),
+    "tensorflow: long keys that share all but a byte": lambda: tensorflow(
+        *(
+            row(0 if n == 0 else 995, (b"k" * 995 if n == 0 else b"") + b"%05d" % n, NOTHING)
+            for n in range(MAX_ENTRIES - 1)
+        )
+    ),
+    "tensorflow: entries of unknown fields": lambda: tensorflow(
+        *(row(0, b"%05d" % n, b"\x78\0" * (MAX_VALUE // 2)) for n in range(MAX_SIZE // MAX_VALUE - 2))
+    ),
+    "tensorflow: a shape of very many sizes": lambda: tensorflow(
+        row(0, b"w", b"\x08\1\x12" + varint(4 * 1000) + b"\x12\2\x08\1" * 1000)
+    ),
+}
+
+
+READERS = {
+    "safetensors": read_safetensors,
+    "index": read_sharded_safetensors,
+    "torch": read_torch_object,
+    "tensorflow": read_tensorflow,
+}
+
+
+def plant(bomb, folder):
+    """Write the files of a bomb into `folder`; its reader, and the path to give to it."""
+    for name, content in BOMBS[bomb]().items():
+        if isinstance(content, list):
+            with zipfile.ZipFile(folder / name, "w") as file:
+                for record, its_content in content:
+                    file.writestr(zipfile.ZipInfo(record), its_content)
+        else:
+            (folder / name).write_bytes(content)
+    return READERS[bomb.partition(":")[0]], folder / "x"
+
+
+def most_memory():
+    """The most bytes that this process has ever had."""
+    import resource  # which Windows has not
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(folder):
+    before = most_memory()
+    for number, bomb in enumerate(BOMBS):
+        files = Path(folder) / str(number)
+        with contextlib.suppress(BadFileError, StorageError):
+            READERS[bomb.partition(":")[0]](files / "x")
+        size = sum(file.stat().st_size for file in files.iterdir())
+        print(json.dumps({"bomb": bomb, "size": size, "memory": most_memory() - before}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

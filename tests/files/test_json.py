@@ -1,0 +1,38 @@
+"""JSON is read where it is plain, and refused with its fault where it is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.json import MAX_BYTES, MAX_VALUES, read_json_object
+
+
+def test_a_plain_object_is_read():
+    text = '{"a": [1, -2.5, "é"], "b": {"c": null}}'
+    assert read_json_object(text.encode(), "x") == {"a": [1, -2.5, "é"], "b": {"c": None}}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b'{"a": 1, "b": 2, "a": 1}', "'a' stands there twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "'b' stands there twice"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": 1e999}', "1e999 is no finite number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "5,000 digits"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a": 1} {', "Extra data"),
+        (b'{"a": "\xff"}', "utf-8"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        (b"", "Expecting value"),
+        (b"[1]", "expected, {...}; found list"),
+        (b" " * (MAX_BYTES + 1), "at most"),
+        (b'{"a": [' + b"[]," * MAX_VALUES + b"[]]}", "at most"),
+    ],
+)
+def test_what_is_not_plain_is_refused(text, complaint):
+    with pytest.raises(BadFileError, match="x: ") as caught:
+        read_json_object(text, "x")
+    assert complaint in str(caught.value)

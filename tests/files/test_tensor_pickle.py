@@ -1,0 +1,239 @@
+"""A pickle builds tensors and plain values or is refused; there is no instruction by which it could do more."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import struct
+import sys
+import types
+
+import numpy as np
+import pytest
+from oracle import arrays_of
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.tensor_pickle import MAX_INSTRUCTIONS, read_tensor_pickle
+
+STORAGES = {
+    "0": np.arange(6, dtype="<f4").view(np.uint8),
+    "1": np.array([0x3F80, 0x4000], "<u2").view(np.uint8),
+}
+ORDERED = b"ccollections\nOrderedDict\n)R"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def read(program):
+    return read_tensor_pickle(program, STORAGES, "x.bin")
+
+
+def refusal(program):
+    with pytest.raises(BadFileError, match="^x.bin: ") as caught:
+        read(program)
+    return str(caught.value)
+
+
+def text(string):
+    raw = string.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def integer(number):
+    return b"\x8a\x08" + struct.pack("<q", number)
+
+
+def integers(numbers):
+    return b"(" + b"".join(map(integer, numbers)) + b"t"
+
+
+def storage(key="0", kind=b"FloatStorage", size=6):
+    return b"(" + text("storage") + b"ctorch\n" + kind + b"\n" + text(key) + text("cpu") + integer(size) + b"tQ"
+
+
+def tensor(stored=None, offset=0, size=(2, 3), stride=(3, 1), *, size_of=None):
+    sizes = integers(size) if size_of is None else size_of
+    arguments = (stored or storage()) + integer(offset) + sizes + integers(stride) + b"\x89" + ORDERED
+    return REBUILD + b"(" + arguments + b"tR"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1, "b": [2, -3, 2**31, 2**70, -(2**40), 1.5, None, True, False, "ü", ""], "c": {}},
+        (1, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11), ()),
+        {0: {"step": 1.0}, 1: {"step": 2.0}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0, 1]}]},
+        [["x"] * 300, "x" * 300, list(range(1000))],
+        collections.OrderedDict(a=1, b=collections.OrderedDict()),
+    ],
+)
+def test_plain_values_are_read_as_pickle_wrote_them(value, protocol):
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+def test_a_value_that_stands_in_two_places_is_one():
+    shared = ["x"]
+    found = read(pickle.dumps([shared, shared], 2))
+    assert found[0] is found[1]
+
+
+def test_tensors_are_views_of_their_storage():
+    found = read(b"(" + tensor() + tensor(offset=1, size=(2, 2), stride=(1, 3)) + tensor(size=(), stride=()) + b"t.")
+    assert [x.tolist() for x in found] == [[[0, 1, 2], [3, 4, 5]], [[1, 4], [2, 5]], 0]
+    assert all(np.shares_memory(x, STORAGES["0"]) for x in found)
+    assert read(tensor(size=(0, 3), stride=(3, 1)) + b".").shape == (0, 3)
+    assert read(b"ctorch._utils\n_rebuild_parameter\n(" + tensor() + b"\x88" + ORDERED + b"tR.").shape == (2, 3)
+
+
+def test_tensors_of_one_bfloat16_storage_share_its_widened_values():
+    stored = storage("1", b"BFloat16Storage", 2)
+    both, second = read(b"(" + tensor(stored, 0, (2,), (1,)) + tensor(stored, 1, (1,), (1,)) + b"t.")
+    assert both.dtype == np.float32 and both.tolist() == [1.0, 2.0]
+    assert np.shares_memory(both, second)
+
+
+class Runs:
+    """Whatever unpickles this with Python's own reader runs a command."""
+
+    def __reduce__(self):
+        return os.system, ("echo run > ran",)
+
+
+class Changes:
+    def __reduce__(self):
+        return setattr, (os.system, "name", None)
+
+
+class Plain:
+    pass
+
+
+def nested_getattr():
+    return b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(" + text("os") + b"tR" + text("system") + b"tR."
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *(
+            pickle.dumps({"w": thing}, protocol)
+            for protocol in (0, 1, 2, 4, 5)
+            for thing in (Runs(), Changes(), Plain())
+        ),
+        *(pickle.dumps(thing, 4) for thing in (os.system, types.SimpleNamespace(a=1), np.float64(1), np.arange(3), 1j)),
+        b"cos\nsystem\n(" + text("echo run > ran") + b"tR.",
+        b"cposix\nsystem\n" + text("echo run > ran") + b"\x85R.",
+        b"cbuiltins\nexec\n" + text("raise SystemExit") + b"\x85R.",
+        b"(ios\nsystem\n.",  # INST
+        b"(cos\nsystem\n" + text("echo") + b"o.",  # OBJ
+        text("os") + text("system") + b"\x93(" + text("echo run > ran") + b"tR.",
+        text("torch") + text("os.system") + b"\x93.",
+        b"ctorch\n_utils._rebuild_tensor_v2\n.",
+        b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n.",
+        nested_getattr(),
+        b"\x82\x01.",  # EXT1, a registry of the process
+        b"P0\n.",  # PERSID
+    ],
+)
+def test_a_pickle_that_would_run_something_is_inert(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    refusal(program)
+    assert list(tmp_path.iterdir()) == [] and set(sys.modules) == before
+
+
+def test_the_refused_name_is_told():
+    message = refusal(pickle.dumps(Runs(), 2))
+    assert "'posix.system'" in message or "'nt.system'" in message
+    assert "nothing of it was run" in message
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        (tensor(storage(size=7)) + b".", "7 elements take 28 bytes; it has 24"),
+        (tensor(storage(size=5)) + b".", "5 elements take 20 bytes; it has 24"),
+        (tensor(storage(size=-6)) + b".", "integers from 0 up"),
+        (tensor(storage(size=2**62)) + b".", "larger than any array"),
+        (tensor(storage("9")) + b".", "storage '9': is not in the file"),
+        (tensor(storage("../0")) + b".", "is not in the file"),
+        (tensor(storage(kind=b"ComplexFloatStorage")) + b".", "torch.ComplexFloatStorage"),
+        (tensor(size=(2, 4)) + b".", "beyond its storage of 6"),
+        (tensor(stride=(4, 1)) + b".", "beyond its storage of 6"),
+        (tensor(offset=1) + b".", "beyond its storage of 6"),
+        (tensor(offset=-1) + b".", "no numbers from 0 up"),
+        (tensor(offset=2**63 - 1) + b".", "beyond its storage of 6"),
+        (tensor(stride=(-3, 1)) + b".", "no numbers from 0 up"),
+        (tensor(stride=(2**62, 2**62)) + b".", "beyond its storage of 6"),
+        (tensor(size=(2**30, 2**30), stride=(0, 0)) + b".", "larger than any array"),
+        (tensor(size=(1000, 1000), stride=(0, 0)) + b".", "beyond its storage of 6"),
+        (tensor(size=(3, 3), stride=(1, 1)) + b".", "beyond its storage of 6"),
+        (tensor(size=(-1, 3)) + b".", "integers from 0 up"),
+        (tensor(size=(6,)) + b".", "no numbers from 0 up"),
+        (tensor(size=(2,) * 33, stride=(0,) * 33) + b".", "33 dimensions"),
+        (tensor(text("no storage")) + b".", "not made from a storage"),
+        (REBUILD + b")R.", "not made from a storage"),
+        (REBUILD + b"]R.", "it calls a _rebuild_tensor_v2"),
+        (storage() + b"R.", "empty stack"),
+        (b"ccollections\nOrderedDict\n(K\x01tR.", "not built item by item"),
+        (b"ctorch\nFloatStorage\n)R.", "it calls a FloatStorage"),
+        (b"K\x01)R.", "it calls a int"),
+        (text("storage") + b"Q.", "no storage of tensors"),
+        (b"(" + text("storage") + ORDERED + text("0") + text("cpu") + b"K\x06tQ.", "no storage of tensors"),
+        (b"ctorch._utils\n_rebuild_parameter\n(K\x01\x88NtR.", "not made from a tensor"),
+        (b"]}b.", "it changes a list"),
+        (b"}K\x01a.", "it appends to a dict"),
+        (b"}(K\x01K\x02K\x03u.", "sets 3 keys and values"),
+        (b"](K\x01K\x02u.", "sets 2 keys and values of a list"),
+        (b"}K\x01\x85K\x01s.", "a key is a tuple"),
+        (b"}\x88K\x01s.", "a key is a bool"),
+        (b"}J\xff\xff\xff\xffK\x01s.", "a key is a int"),
+        (b"}" + integer(2**61 - 1) + b"K\x01s.", "a key is a int"),  # it has the hash of 0
+        (REBUILD + b".", "parts that were never made into tensors"),
+        (b"}" + text("w") + storage() + b"s.", "parts that were never made into tensors"),
+        (b"]((" + storage() + b"tta.", "parts that were never made into tensors"),
+        (b"}(K\x01K\x02K\x01K\x03u.", "the key 1 is set twice"),
+        (b"h\x07.", "recalls 7"),
+        (b"j\xff\xff\xff\xff.", "recalls 4,294,967,295"),
+        (b"q\x00.", "empty stack"),
+        (b"u.", "a mark that was never set"),
+        (b".", "empty stack"),
+        (b"(.", "empty stack"),
+        (b"K\x01(K\x02.", "something left over"),
+        (b"K\x01K\x02.", "something left over"),
+        (b"K\x01.K", "something left over"),
+        (b"", "cut short"),
+        (b"K", "cut short"),
+        (b"X\xff\xff\xff\x7fx", "cut short"),
+        (b"\x8a\xff\x01", "cut short"),
+        (b"cos", "cut short"),
+        (b"X\x01\x00\x00\x00\xff.", "not UTF-8"),
+        (b"K\x01K\x02\x93.", "name is not a string"),
+        (b"N" * (MAX_INSTRUCTIONS + 1), "more than 131,072 instructions"),
+    ],
+)
+def test_a_pickle_that_is_no_structure_of_tensors_is_refused(program, complaint):
+    message = refusal(program)
+    assert complaint in message and len(message) < 1000
+
+
+def test_a_bomb_of_the_memo_stays_small():
+    """Each tuple holds the one before it twice: a walk along every path would take 2^200 steps."""
+    doubled = b")" + b"".join(b"q%ch%c\x86" % (n % 256, n % 256) for n in range(200))
+    assert len(read(doubled + b".")) == 2
+    for program in (b"}" + doubled + b"Ns.", tensor(size_of=doubled) + b".", REBUILD + doubled + b"R."):
+        refusal(program)
+
+
+def test_a_structure_may_hold_itself():
+    found = read(b"]q\x00h\x00a.")
+    assert found[0] is found
+    assert list(arrays_of(found)) == []
+
+
+def test_a_pickle_cut_at_any_byte_is_refused():
+    program = b"\x80\x02}q\x00" + text("w") + tensor() + b"s."
+    assert read(program)["w"].shape == (2, 3)
+    for size in range(len(program)):
+        refusal(program[:size])

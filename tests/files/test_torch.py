@@ -1,0 +1,93 @@
+"""What torch.save wrote is read whole; older forms, programs and whatever is not tensors say what to do instead."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import read_watched
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.torch import MAX_PICKLE, read_torch, read_torch_object
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def written(folder, records):
+    """A zip file of stored records; the pickle is that of `records`' data.pkl, which may be an object."""
+    path = folder / "model.bin"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as file:
+        warnings.simplefilter("ignore")
+        for name, content in records:
+            file.writestr(name, content if isinstance(content, bytes) else pickle.dumps(content, 2))
+    return path
+
+
+def test_a_state_dict_has_its_dtypes_and_strides():
+    found = read_torch(FIXTURES / "small" / "few.bin")
+    assert {name: (x.dtype.name, x.tolist()) for name, x in found.items()} == {
+        "weight": ("float32", [[0, 1, 2], [3, 4, 5]]),
+        "half": ("float32", [0, 1, 2, 3]),
+        "mask": ("bool", [[True, False]]),
+        "step": ("int64", 3),
+        "turned": ("float32", [[0, 3], [1, 4], [2, 5]]),
+    }
+    assert np.shares_memory(found["weight"], found["turned"])
+
+
+def test_a_training_checkpoint_is_read_with_all_that_is_in_it():
+    found = read_torch_object(FIXTURES / "nanogpt" / "ckpt.pt")
+    assert found.keys() == {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}
+    assert found["model_args"]["n_embd"] == 6 and found["model_args"]["bias"] is True
+    assert found["best_val_loss"] == 5.5
+    assert found["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.95)
+    assert all(state["step"] == 1 for state in found["optimizer"]["state"].values())
+
+
+@pytest.mark.parametrize(
+    ("records", "complaint"),
+    [
+        ([("data.pkl", {})], "holds 0 data.pkl"),
+        ([("a/data.pkl", {}), ("b/data.pkl", {})], "holds 2 data.pkl"),
+        ([("a/b/data.pkl", {})], "holds 0 data.pkl"),
+        ([("a/data.pkl", {}), ("a/byteorder", b"big")], "high byte first"),
+        ([("a/data.pkl", {}), ("a/constants.pkl", ())], "TorchScript"),
+        ([("a/data.pkl", b"N" * (MAX_PICKLE + 1))], "at most 4,194,304"),
+        ([("a/data.pkl", [1])], "holds a list; a state_dict is expected"),
+        ([("a/data.pkl", {"epoch": 1, 2: None})], "not only tensors by name: 'epoch', 2; a state_dict is expected"),
+    ],
+)
+def test_a_zip_file_that_is_no_state_dict_is_refused(records, complaint, tmp_path):
+    found = read_watched(read_torch, written(tmp_path, records), tmp_path)
+    assert isinstance(found, BadFileError) and complaint in str(found)
+
+
+def tar():
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as file:
+        file.addfile(tarfile.TarInfo("storages"))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ((FIXTURES / "small" / "legacy.bin").read_bytes(), "a bare pickle, as torch wrote before 1.6; load it once"),
+        (pickle.dumps({"w": 1}, 2), "a bare pickle"),
+        (tar(), "a tar file, as the first versions of torch wrote; load it once"),
+        (b"", "not written by torch.save"),
+        (b"\x89HDF\r\n\x1a\n", "not written by torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "not written by torch.save"),
+    ],
+)
+def test_older_and_other_files_are_refused_with_what_to_do(content, complaint, tmp_path):
+    (tmp_path / "model.bin").write_bytes(content)
+    for read in (read_torch, read_torch_object):
+        found = read_watched(read, tmp_path / "model.bin", tmp_path)
+        assert isinstance(found, BadFileError) and complaint in str(found)

@@ -1,0 +1,105 @@
+"""Inputs drawn for an op fit its shape line and domain, and reach empty axes, missing inputs and broadcasting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import ops
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck import Case, Draw, draw_cases
+
+
+def drawn(of, count=60, seed=0):
+    return list(draw_cases(of, np.random.default_rng(seed), count))
+
+
+def test_the_same_generator_draws_the_same_cases():
+    for a, b in zip(drawn(ops.layernorm), drawn(ops.layernorm)):
+        assert all(np.array_equal(x, y) for x, y in zip(a.inputs, b.inputs))
+
+
+def test_every_sample_of_an_op_is_drawn_at_least_once():
+    assert len(drawn(ops.getitem, count=1)) == len(list(ops.getitem.samples(Draw(np.random.default_rng(0)))))
+
+
+def test_numbers_stay_within_the_domain_an_op_declares():
+    values = np.concatenate([case.inputs[0].reshape(-1) for case in drawn(ops.log)])
+    low, high = ops.log.domain["x"]
+    assert low <= values.min() < values.max() <= high
+    assert values.max() - values.min() > 0.9 * (high - low)
+
+
+def test_shapes_reach_empty_axes_axes_of_one_no_axes_and_broadcasting():
+    shapes = [tuple(np.shape(x) for x in case.inputs) for case in drawn(ops.add)]
+    assert any(0 in a + b for a, b in shapes)
+    assert any(1 in a + b for a, b in shapes)
+    assert any(() in pair for pair in shapes)
+    assert any(a != b and a and b for a, b in shapes)
+
+
+def test_a_matrix_product_is_drawn_with_vectors_batches_and_an_empty_sum():
+    shapes = [tuple(np.shape(x) for x in case.inputs) for case in drawn(ops.matmul, 200)]
+    assert {len(a) for a, _ in shapes} >= {1, 2, 3}
+    assert any(len(a) == 1 and len(b) == 1 for a, b in shapes)
+    assert any(a[-1] == 0 for a, _ in shapes)
+
+
+def test_an_input_that_may_be_left_out_is_drawn_both_ways():
+    left_out = [case.inputs[2] is None for case in drawn(ops.linear)]
+    assert 10 < sum(left_out) < 50
+
+
+def test_an_op_that_takes_any_number_of_inputs_gets_different_numbers(own_op):
+    @own_op("y = Σ x", "x̄ = ȳ")
+    def total(*xs):
+        """Sum of the inputs.  xs (*) -> y (*)"""
+        return sum(xs)
+
+    assert {len(case.inputs) for case in drawn(total)} == {1, 2, 3}
+
+
+def test_an_op_that_cannot_be_drawn_from_its_shape_line_says_so(own_op):
+    @own_op("y = x*k", "x̄ = ȳ*k")
+    def times(x, *, k):
+        """Multiple.  x (*) -> y (*)"""
+        return x * k
+
+    @own_op("y = x*k", "x̄ = ȳ*k", samples=lambda draw: [])
+    def without(x):
+        """Multiple.  x (*) -> y (*)"""
+        return x
+
+    with pytest.raises(NanogradError, match="declare samples"):
+        drawn(times)
+    with pytest.raises(NanogradError, match="empty"):
+        drawn(without)
+
+
+def test_draws_stay_away_from_kinks_and_ties():
+    for seed in range(100):
+        draw = Draw(np.random.default_rng(seed))
+        values = np.concatenate([draw(3, 4).reshape(-1), draw(4), draw(2, 2, 5).reshape(-1)])
+        apart = np.abs(values[:, None] - np.append(values, [0, 1, -1]))
+        np.fill_diagonal(apart, np.inf)
+        assert apart.min() >= 0.01
+
+
+def test_draws_are_roughly_standard_normal():
+    draw = Draw(np.random.default_rng(0))
+    values = np.stack([draw(2, 3, 4) for _ in range(300)])
+    assert values.shape == (300, 2, 3, 4) and values.dtype == np.float64
+    assert abs(values.mean()) < 0.2
+    assert 0.8 < values.std() < 1.3
+
+
+def test_integers_come_from_the_range_asked_for():
+    values = Draw(np.random.default_rng(0)).integers(2, 5, (4, 50))
+    assert values.shape == (4, 50) and set(values.reshape(-1)) == {2, 3, 4}
+
+
+def test_a_case_reads_well_and_converts_its_floats():
+    case = Case((np.ones((2, 3)), np.array([1]), None), {"axis": 0})
+    assert str(case) == "((2, 3), (1,), None, axis=0)"
+    assert case.size == 7 + 1
+    assert [getattr(x, "dtype", None) for x in case.astype(np.float32).inputs] == [np.float32, np.int64, None]

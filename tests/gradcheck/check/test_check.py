@@ -1,0 +1,396 @@
+"""The checker itself: wrong gradients do not pass, right ones do, and the report says where and by how much."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from nanograd_llm import nn, ops
+from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, registry
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError
+from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck
+from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.ops import composed
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape)
+
+
+def layernorm_by_n_minus_1(dy, w, xhat, r):
+    n = xhat.shape[-1]
+    g = dy * w
+    means = [np.mean(z, axis=-1, keepdims=True) for z in (g, g * xhat.reshape(dy.shape))]
+    dx = r.reshape(*dy.shape[:-1], 1) * (g - means[0] - xhat.reshape(dy.shape) * means[1] * n / (n - 1))
+    return dx, (dy * xhat.reshape(dy.shape)).reshape(-1, n).sum(0), dy.reshape(-1, n).sum(0)
+
+
+def rows_put_instead_of_added(dy, w_shape, ids, onto):
+    dw = np.zeros(w_shape)
+    dw[ids] = dy
+    return dw
+
+
+def one_entry_off(dy, a, b, needs):
+    da = dy * b
+    da[517] *= 1 + 1e-9
+    return da, dy * a
+
+
+# op, the wrong rule, inputs, the inputs whose gradient it makes wrong
+WRONG = {
+    "factor 2": ("multiply", lambda dy, a, b, needs: (2 * dy * b, dy * a), (normal(2, 3), normal(3)), "a"),
+    "sign": ("subtract", lambda dy, needs: (dy, dy), (normal(2, 3), normal(2, 3)), "b"),
+    "term dropped": ("softmax", lambda dy, y, axis: dy * y, (normal(3, 4),), "x"),
+    "off by 1e-3": (
+        "softmax",
+        lambda dy, y, axis: y * (dy - 1.001 * (dy * y).sum(axis, keepdims=True)),
+        (normal(3, 4),),
+        "x",
+    ),
+    "transposed": ("matmul", lambda dy, a, b, needs: (dy @ b, a.T @ dy), (normal(3, 3), normal(3, 3, seed=1)), "a"),
+    "by N-1": ("layernorm", layernorm_by_n_minus_1, (normal(4, 256), normal(256), normal(256, seed=1)), "x"),
+    "no sum over the broadcast axis": ("add", lambda dy: (dy, dy[0]), (normal(2, 3), normal(3)), "b"),
+    "upstream ignored": ("exp", lambda dy, y: y, (normal(2, 3),), "x"),
+    "upstream squared": ("exp", lambda dy, y: dy * dy * y, (normal(2, 3),), "x"),
+    "contribution lost": (
+        "embedding",
+        rows_put_instead_of_added,
+        (normal(5, 3), np.array([[4, 0, 4], [2, 4, 1]])),
+        "w",
+    ),
+    "rules swapped": ("divide", lambda dy, b, y, needs: (-dy * y / b, dy / b), (normal(3), 2 + normal(3) ** 2), "a b"),
+    "constant gradient": ("sin", lambda dy, x: dy, (normal(4),), "x"),
+    "no gradient": ("tanh", lambda dy, y: dy * 0, (normal(4),), "x"),
+    "not a number": ("tanh", lambda dy, y: dy * np.nan, (normal(4),), "x"),
+    "one entry of 1000 by 1e-9": ("multiply", one_entry_off, (normal(1000), normal(1000, seed=1)), "a"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_rule_is_found_and_the_input_named(mistake, monkeypatch):
+    name, rule, inputs, wrong = WRONG[mistake]
+    assert gradcheck(registry[name], *inputs).passed
+    monkeypatch.setattr(registry[name], "rule", rule)
+    for seed in range(5):
+        report = gradcheck(registry[name], *inputs, seed=seed)
+        assert not report.passed
+        assert [f.name for f in report.findings if f.verdict == "wrong"] == wrong.split()
+
+
+def test_one_wrong_entry_of_1000_is_found_and_pointed_at(monkeypatch):
+    name, rule, inputs, _ = WRONG["one entry of 1000 by 1e-9"]
+    monkeypatch.setattr(registry[name], "rule", rule)
+    for seed in range(4):
+        finding = gradcheck(registry[name], normal(1000, seed=seed), normal(1000, seed=seed + 1), seed=seed).findings[0]
+        assert (finding.verdict, finding.worst.index) == ("wrong", (517,))
+
+
+def test_an_all_ones_cotangent_tests_nothing_of_softmax_and_a_random_one_does(monkeypatch):
+    x = normal(3, 4)
+    leaf = Tensor(x, requires_grad=True)
+    right = grad(ops.softmax(leaf).sum(), leaf)
+    rule = registry["softmax"].rule
+    monkeypatch.setattr(registry["softmax"], "rule", lambda dy, y, axis: 1000 * rule(dy, y, axis))
+    wrong = grad(ops.softmax(leaf).sum(), leaf)
+    assert np.abs(right).max() < 1e-15
+    assert np.abs(wrong).max() < 1e-12  # .sum().backward() sees nothing
+    assert gradcheck(lambda x: ops.softmax(x).sum(), x).passed
+    assert not gradcheck(ops.softmax, x).passed
+
+
+def test_right_gradients_never_fail():
+    checked = 0
+    for op in registry.values():
+        for case in samples.draw_cases(op, np.random.default_rng(1), 6):
+            report = every_op.check_case(op, case, seed=checked)
+            assert report.passed, f"{case}\n{report}"
+            checked += 1
+    assert checked >= 300
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs"),
+    {
+        "a gradient of zero": (lambda x: ops.softmax(x).sum(), (normal(3, 4),)),
+        "a gradient and a result of zero": (lambda x: ops.layernorm(x, np.ones(5), np.zeros(5)).sum(), (normal(3, 5),)),
+        "almost no gradient left": (ops.layernorm, (normal(3, 2), normal(2), normal(2, seed=1))),
+        "saturated": (ops.softmax, (100 * normal(3, 5),)),
+        "saturated tanh": (ops.tanh, (10 * normal(3, 5),)),
+        "very large": (ops.log_softmax, (1e4 * normal(3, 5),)),
+        "very small and very large": (ops.multiply, (1e-9 * normal(3, 5), 1e9 * normal(5))),
+        "many terms": (ops.mean, (normal(300, 500),)),
+        "a tie": (ops.max, (np.array([1.0, 1.0, -1.0]),)),
+        "a kink with the mean slope": (ops.absolute, (np.array([0.0, 1.0, -1.0]),)),
+        "deep": (lambda x: functools.reduce(lambda x, _: ops.tanh(1.5 * x) + ops.sin(x), range(30), x), (normal(4),)),
+        "no axes": (ops.multiply, (normal(), normal(seed=1))),
+        "no entries": (ops.multiply, (normal(0, 3), normal(3))),
+        "no dependence": (lambda x: Tensor(np.ones(3)), (normal(3),)),
+    }.values(),
+)
+def test_hard_but_right_gradients_pass(f, inputs):
+    for seed in range(10):
+        report = gradcheck(f, *inputs, seed=seed)
+        assert report.passed, report
+
+
+def test_second_order_finds_what_first_order_cannot_see(monkeypatch):
+    def rule(dy, y, x):  # the right value, but cut off from the tape: its own gradient is lost
+        return dy * Tensor(y.data) if isinstance(y, Tensor) else dy * y
+
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: rule(dy, y, None))
+    assert gradcheck(ops.exp, normal(3)).passed
+    report = gradcheck(ops.exp, normal(3), order=2)
+    assert [(f.order, f.name) for f in report.findings if f.verdict == "wrong"] == [(2, "x")]
+
+
+def test_second_order_checks_the_gradient_by_its_cotangent_too(monkeypatch):
+    def rule(dy, x):
+        return (dy if not isinstance(dy, Tensor) else Tensor(dy.data)) * ops.cos(x)
+
+    monkeypatch.setattr(registry["sin"], "rule", rule)
+    report = gradcheck(ops.sin, normal(3), order=2)
+    assert [f.name for f in report.findings if f.verdict == "wrong"] == ["cotangent"]
+
+
+def test_the_report_says_where_the_worst_entry_is_and_by_how_much(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * np.where(np.arange(6) == 4, 2.0, 1.0))
+    with pytest.raises(GradientError) as caught:
+        assert_gradients(ops.exp, normal(3, 6))
+    finding = caught.value.report.findings[0]
+    assert finding.worst.index[1] == 4
+    assert finding.worst.analytic == pytest.approx(2 * finding.worst.numeric, rel=1e-12)
+    assert finding.relative_error > 1e-2 > finding.tolerance
+    for words in ("exp", "x (3, 6)", "wrong", "worst at", "ratio 2", "complex step"):
+        assert words in str(caught.value)
+
+
+def test_a_wrong_gradient_is_an_assertion_and_an_error_of_ours():
+    assert issubclass(GradientError, AssertionError)
+    assert issubclass(GradientError, NanogradError)
+
+
+def test_the_worst_entry_of_many_is_found_too(monkeypatch):
+    monkeypatch.setattr(
+        registry["sin"], "rule", lambda dy, x: dy * np.cos(x) * np.where(np.arange(5000) == 3210, -1, 1)
+    )
+    assert gradcheck(ops.sin, normal(5000)).findings[0].worst.index == (3210,)
+
+
+def test_a_function_that_drops_the_imaginary_part_does_not_confirm_the_rule_that_forgets_it_too():
+    def half(x):
+        return x * Tensor(x.data.real)  # to the complex step and to the tape alike, x times a constant
+
+    report = gradcheck(half, 1 + normal(3) ** 2)
+    assert report.findings[0].verdict == "wrong"
+    assert "does not agree" in report.findings[0].why
+
+
+def test_float32_inputs_are_checked_as_float64_copies_and_the_report_says_so():
+    x = Tensor(normal(2, 3).astype(np.float32), requires_grad=True)
+    report = gradcheck(ops.exp, x)
+    assert report.passed
+    assert report.relative_error() < 1e-14
+    assert "float32 inputs were checked as float64 copies" in str(report)
+    assert x.dtype == np.float32 and x.grad is None
+
+
+def test_integers_none_and_tensors_without_gradient_are_constants():
+    assert [f.name for f in gradcheck(ops.embedding, normal(5, 2), np.array([1, 1])).findings] == ["w"]
+    assert [f.name for f in gradcheck(ops.linear, normal(5, 2), Tensor(normal(2, 3)), None).findings] == ["x"]
+
+
+def test_inputs_of_an_op_that_takes_any_number_are_numbered():
+    report = gradcheck(functools.partial(ops.stack, axis=1), normal(2), normal(2, seed=1))
+    assert [f.name for f in report.findings] == ["xs[0]", "xs[1]"]
+
+
+class Affine:
+    """What a layer looks like to a checker."""
+
+    def __init__(self):
+        self.weight, self.bias = Parameter(normal(3, 2).astype(np.float32)), Parameter(normal(2))
+
+    def named_parameters(self):
+        return iter([("weight", self.weight), ("bias", self.bias)])
+
+    def __call__(self, x):
+        return ops.tanh(ops.linear(x, self.weight, self.bias))
+
+
+def test_parameters_that_a_module_holds_are_checked_by_name_and_given_back(monkeypatch):
+    layer = Affine()
+    arrays = layer.weight.data, layer.bias.data
+    report = gradcheck(layer, normal(4, 3), order=2)
+    assert report.passed
+    assert [f.name for f in report.findings if f.order == 1] == ["x", "weight", "bias"]
+    assert layer.weight.data is arrays[0] and layer.bias.data is arrays[1]
+    assert [f.name for f in gradcheck(layer.__call__, normal(4, 3)).findings] == ["x", "weight", "bias"]
+    monkeypatch.setattr(registry["linear"], "rule", lambda dy, x, w, needs, into: (dy @ w.T, x.T @ dy, dy[0]))
+    assert [f.name for f in gradcheck(layer, normal(4, 3)).findings if f.verdict == "wrong"] == ["bias"]
+
+
+def test_arrays_are_given_back_when_the_function_fails():
+    leaf = Parameter(normal(3).astype(np.float32))
+    array = leaf.data
+    calls = []
+
+    def f():
+        calls.append(1)
+        if len(calls) > 4:
+            raise ValueError("enough")
+        return leaf * leaf
+
+    with pytest.raises(ValueError, match="enough"):
+        gradcheck(f)
+    assert leaf.data is array
+
+
+def test_where_the_function_computes_in_float32_the_check_cannot_tell():
+    report = gradcheck(lambda x: (x.astype(np.float32) * 3).astype(np.float64), normal(3))
+    assert [f.verdict for f in report.findings] == ["cannot tell"]
+    assert not report.passed
+
+
+def test_where_the_function_is_not_finite_the_check_cannot_tell():
+    with np.errstate(invalid="ignore"):
+        report = gradcheck(ops.log, np.array([-1.0, 1.0]))
+    assert [f.verdict for f in report.findings] == ["cannot tell"]
+
+
+def overflowing(x):
+    return ops.log(1 + ops.exp(x))
+
+
+@pytest.mark.parametrize("x", [[800.0], [1.0, 800.0], [5000.0, 2.0], [1000.0], [712.0], [709.5]], ids=str)
+@pytest.mark.parametrize("f", [overflowing, ops.exp])
+def test_where_the_forward_overflows_here_or_nearby_the_check_cannot_tell(f, x):
+    with np.errstate(all="ignore"):
+        report = gradcheck(f, np.array(x))
+    (finding,) = report.findings
+    assert (finding.verdict, report.culprits) == ("cannot tell", ())
+    assert "the function's own numbers are not finite" in finding.reason
+    assert f"x {finding.shape}: cannot tell, because {finding.reason}" in str(report).splitlines()[2]
+    assert str(report).splitlines()[0].endswith(": CANNOT TELL") and "is rounding" not in str(report)
+
+
+def test_a_mask_of_minus_infinity_is_no_overflow():
+    mask = np.array([True, False, True])
+    assert gradcheck(lambda x: ops.where(mask, x, -np.inf), normal(3)).passed
+
+
+def test_a_result_in_float32_is_checked_as_one_that_is_widened_again():
+    report = gradcheck(lambda x: x.astype(np.float32) * 3, normal(3))
+    assert [f.verdict for f in report.findings] == ["cannot tell"]
+
+
+def test_an_op_that_breaks_its_shape_line_is_not_right(own_op):
+    @own_op("y = Σ x", "x̄ = ȳ")
+    def total(x):
+        """x (N) -> y (N)"""
+        return np.sum(x)
+
+    total.backward(lambda dy, x: dy + 0 * x)
+    for f, x in ((total, normal(3)), (lambda x: total(x) * 2, normal(3)), (total, normal(2, 2))):
+        report = gradcheck(f, x)
+        assert not report.passed and {finding.verdict for finding in report.findings} == {"right"}
+        assert re.search(r"the result of total\(.*, called at .* breaks the shape line x \(N\) -> y", str(report))
+    assert "the result has shape () where the line says (3,)" in str(gradcheck(total, normal(3)))
+    assert "x (2, 2): expected (N)" in str(gradcheck(total, normal(2, 2)))
+
+
+@pytest.fixture
+def doubles(own_op):
+    @own_op("y = 2x", "x̄ = 2ȳ")
+    def doubles(x):
+        """x (*) -> y (*)"""
+        x *= 2
+        return x
+
+    doubles.backward(lambda dy: 2 * dy)
+    return doubles
+
+
+@pytest.mark.parametrize("through", [lambda f, x: f(x), lambda f, x: f(x * 3) + x], ids=["input", "intermediate"])
+@pytest.mark.parametrize("held", [False, True], ids=["given", "held"])
+def test_a_forward_that_writes_into_its_input_is_reported_and_changes_nothing_of_the_callers(doubles, through, held):
+    x = normal(3)
+    leaf = Tensor(x, requires_grad=True)
+    report = gradcheck(lambda: through(doubles, leaf)) if held else gradcheck(lambda x: through(doubles, x), x)
+    assert not report.passed and "the forward of doubles writes into its input" in str(report)
+    np.testing.assert_array_equal(x, normal(3))
+    with pytest.raises(GradientError, match="the forward of doubles writes into its input"):
+        assert_gradients(doubles, x)
+    assert not every_op.check_op(doubles, cases=2).passed
+
+
+def test_the_same_seed_gives_the_same_report():
+    assert str(gradcheck(ops.layernorm, normal(3, 4), normal(4), normal(4, seed=1), seed=5)) == str(
+        gradcheck(ops.layernorm, normal(3, 4), normal(4), normal(4, seed=1), seed=5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs", "error", "words"),
+    {
+        "nothing to check": (ops.exp, (Tensor(normal(3)),), GraphError, "no input that requires a gradient"),
+        "integers": (
+            lambda i: Tensor(normal(3))[i],
+            (np.array([1, 2]),),
+            GraphError,
+            "it got ndarray of int64; give it a float array",
+        ),
+        "integers alone": (ops.exp, (np.array([1, 2]),), GraphError, "it got ndarray of int64; give it a float array"),
+        "array": (lambda x: x.data * 2, (normal(3),), GraphError, "returned ndarray"),
+        "nothing": (lambda x: None, (normal(3),), GraphError, "returned NoneType"),
+        "not float": (lambda x: x.astype(np.int64), (normal(3),), DtypeError, "int64"),
+        "complex": (ops.exp, (1j * normal(3),), DtypeError, "complex"),
+        "dropout without a seed": (nn.Dropout(0.4), (normal(9),), GraphError, "seed|noise"),
+        "not repeatable": (
+            lambda x: x * np.random.default_rng().standard_normal(3),
+            (normal(3),),
+            GraphError,
+            "other numbers",
+        ),
+    }.values(),
+)
+def test_bad_use_gets_an_error_that_says_what_to_do(f, inputs, error, words):
+    with pytest.raises(error, match=words):
+        gradcheck(f, *inputs)
+
+
+@pytest.mark.parametrize("order", [0, -1, 1.0, True])
+def test_order_counts_from_one(order):
+    with pytest.raises(ConfigError, match="order must be an integer of at least 1"):
+        gradcheck(ops.exp, normal(3), order=order)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [normal(3), normal(2)],
+        (normal(3), Tensor(normal(2))),
+        [Tensor(normal(3), requires_grad=True), Tensor(normal(3), requires_grad=True)],
+        [[normal(3)], [normal(2)]],
+    ],
+    ids=["arrays", "mixed", "Tensors", "nested"],
+)
+def test_a_list_that_is_no_one_array_is_refused_with_the_way_to_check_its_parts(parts):
+    with pytest.raises(ShapeError, match="pass its parts as separate inputs"):
+        gradcheck(ops.concatenate, parts)
+
+
+def test_a_list_of_index_arrays_of_different_shapes_is_handed_on_as_it_is():
+    index = (np.array([[0], [1]]), np.array([0, 2, 1]))
+    assert [f.name for f in gradcheck(lambda x, i: x[i], normal(2, 3), index).findings] == ["x"]
+
+
+def test_parts_of_unequal_length_are_checked_as_separate_inputs():
+    assert gradcheck(lambda a, b: ops.concatenate([a, b]), normal(3), normal(2)).passed
+
+
+def test_a_composition_is_checked_like_any_function():
+    assert gradcheck(composed.gelu, normal(3, 4), order=2).passed

@@ -1,0 +1,82 @@
+"""Slopes from values alone: the complex step is exact, and a difference knows how far off it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm.gradcheck.check.derivatives import ComplexStepError, complex_step, derivative, differences
+
+EPS = np.finfo(np.float64).eps
+SMOOTH = {  # φ and φ'(0), with several entries of different size
+    "exp": (lambda t: np.exp(t * np.array([1.0, -2.0, 0.3])), np.array([1.0, -2.0, 0.3])),
+    "sin": (lambda t: 1e6 * np.sin(1 + t * np.array([1.0, 1e-3])), 1e6 * np.cos(1) * np.array([1.0, 1e-3])),
+    "cubic": (lambda t: (t + np.array([0.1, 3.0])) ** 3, 3 * np.array([0.1, 3.0]) ** 2),
+    "log near its end": (lambda t: np.log(0.05 + t * np.array([1.0, -1.0])), 20 * np.array([1.0, -1.0])),
+    "tanh": (lambda t: np.tanh(np.array([0.0, 4.0]) + t), 1 / np.cosh([0.0, 4.0]) ** 2),
+    "constant": (lambda t: np.array([3.0]) + 0 * t, np.array([0.0])),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_complex_step_is_exact_to_rounding(name):
+    line, slope = SMOOTH[name]
+    np.testing.assert_allclose(complex_step(line).value, slope, rtol=16 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_difference_is_accurate_and_its_error_estimate_holds(name):
+    line, slope = SMOOTH[name]
+    found = differences(line)
+    assert (np.abs(found.value - slope) <= found.error).all()
+    assert (found.error <= 1e-10 * np.abs(slope).max(initial=1)).all()
+
+
+def test_error_estimates_hold_over_many_random_functions(rng):
+    for _ in range(300):
+        a, b, c = rng.standard_normal((3, 5))
+        found = differences(lambda t, a=a, b=b, c=c: np.exp(a * t) * np.sin(b + 3 * c * t))
+        slope = a * np.sin(b) + 3 * c * np.cos(b)
+        assert (np.abs(found.value - slope) <= found.error).all()
+
+
+def test_a_kink_nearby_makes_the_steps_smaller_than_the_way_to_it():
+    found = differences(lambda t: np.abs(0.01 + t))
+    assert abs(found.value - 1) <= found.error <= 1e-11
+    assert 3 * found.step < 0.01
+
+
+def test_an_infinity_that_stays_has_no_slope():
+    found = differences(lambda t: np.array([-np.inf, 1 + t]))
+    np.testing.assert_allclose(found.value, [0, 1], atol=1e-13)
+
+
+def test_where_the_function_is_not_finite_no_slope_is_claimed():
+    with np.errstate(invalid="ignore"):
+        assert np.isinf(differences(lambda t: np.sqrt(np.asarray(-1 + t))).error)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (lambda t: np.floor(np.asarray(1.5 + t)) + t, "TypeError"),
+        (lambda t: (np.ones(2) * (1 + t)).astype(np.float64) ** 2, "ComplexWarning"),
+        (lambda t: np.abs(np.ones(2) * (1 + t)) ** 2, "float64"),
+        (lambda t: np.asarray(np.real(1 + t) * (1 + t)), "does not agree"),
+    ],
+)
+def test_what_does_not_run_on_complex_numbers_is_differenced_and_says_why(line, why):
+    found = derivative(line)
+    assert found.method == "differences"
+    assert why in found.why
+    np.testing.assert_allclose(found.value, differences(line).value)
+
+
+def test_complex_step_refuses_a_real_result():
+    with pytest.raises(ComplexStepError, match="float64"):
+        complex_step(lambda t: np.abs(np.asarray(1 + t)))
+
+
+def test_derivative_takes_the_complex_step_where_it_is_right():
+    found = derivative(lambda t: np.exp(np.asarray(t)))
+    assert (found.method, found.step, found.why) == ("complex step", 1e-30, "")

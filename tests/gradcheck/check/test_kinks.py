@@ -1,0 +1,113 @@
+"""Where a function bends, the check says so, and holds the rule to the slopes on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import ops
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.gradcheck import gradcheck
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape)
+
+
+def scaled_at(op, place, factor):
+    """The op's rule with one entry of its gradient made wrong."""
+    rule = registry[op].rule
+
+    def wrong(dy, *saved):
+        gradient = np.array(rule(dy, *saved))
+        gradient[place] *= factor
+        return gradient
+
+    return wrong
+
+
+AT_ZERO = np.array([0.0, 1.0, -2.0])
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs", "places"),
+    {
+        "absolute at zero": (ops.absolute, (AT_ZERO,), [(0,)]),
+        "clip at a bound": (lambda x: ops.clip(x, low=-2.0, high=5.0), (AT_ZERO,), [(2,)]),
+        "a tie of max": (ops.max, (np.array([1.0, -1.0, 1.0]),), [(0,), (2,)]),
+        "equal arguments of maximum": (ops.maximum, (AT_ZERO, AT_ZERO + [0, 1, 1]), [(0,)]),
+        "inside a longer function": (lambda x: ops.sum(ops.exp(ops.absolute(x))), (AT_ZERO - 1,), [(1,)]),
+    }.values(),
+)
+def test_a_kink_is_told_with_its_place(f, inputs, places):
+    report = gradcheck(f, *inputs)
+    assert report.passed, report
+    finding = report.findings[0]
+    assert finding.verdict == "at a kink"
+    assert [kink.index for kink in finding.kinks] == places
+
+
+def test_the_report_says_both_slopes_and_what_the_rule_picks():
+    text = str(gradcheck(lambda x: ops.sum(ops.absolute(x)), AT_ZERO))
+    assert "at a kink" in text and "kink at [0]" in text and "a value between" in text
+
+
+@pytest.mark.parametrize(("slope", "said"), [(1.0, "the right one"), (-1.0, "the left one"), (0.3, "a value between")])
+def test_a_rule_may_pick_either_slope_or_a_value_between(slope, said, monkeypatch):
+    monkeypatch.setattr(registry["absolute"], "rule", lambda dy, x: dy * np.where(x == 0, slope, np.sign(x)))
+    report = gradcheck(lambda x: ops.sum(ops.absolute(x)) * 1.0, AT_ZERO)
+    assert report.passed
+    signed = {"the right one": "the left one", "the left one": "the right one"}
+    assert said in str(report) or signed.get(said, said) in str(report)
+
+
+def test_a_value_outside_both_slopes_is_wrong(monkeypatch):
+    monkeypatch.setattr(registry["absolute"], "rule", lambda dy, x: dy * np.where(x == 0, 1.01, np.sign(x)))
+    report = gradcheck(ops.absolute, AT_ZERO)
+    assert [finding.verdict for finding in report.findings] == ["wrong"]
+    assert "neither of" in str(report)
+
+
+def test_a_wrong_entry_beside_a_kink_is_still_wrong(monkeypatch):
+    monkeypatch.setattr(registry["absolute"], "rule", scaled_at("absolute", 1, 1 + 1e-9))
+    report = gradcheck(ops.absolute, AT_ZERO)
+    assert [finding.verdict for finding in report.findings] == ["wrong"]
+    assert report.findings[0].worst.index == (1,)
+
+
+def test_a_kink_among_many_entries_is_found():
+    x = normal(3000)
+    x[[17, 2222]] = 0
+    finding = gradcheck(lambda x: ops.sum(ops.absolute(x)), x).findings[0]
+    assert finding.verdict == "at a kink"
+    assert [kink.index for kink in finding.kinks] == [(17,), (2222,)]
+
+
+def test_with_more_kinks_than_can_be_looked_at_the_check_cannot_tell():
+    finding = gradcheck(ops.absolute, np.zeros(100)).findings[0]
+    assert finding.verdict == "cannot tell" and "bends" in finding.reason
+
+
+def test_a_kink_a_little_away_is_none():
+    assert [f.verdict for f in gradcheck(ops.absolute, np.array([1e-3, 1.0, -1.0])).findings] == ["right"]
+
+
+@pytest.mark.parametrize(
+    "f",
+    {
+        "exp": lambda x: ops.exp(-x * x),
+        "tanh": ops.tanh,
+        "cubic": lambda x: x * x * x,
+        "three halves": lambda x: ops.power(x * x, 1.5),
+        "nothing but rounding": lambda x: ops.layernorm(x, np.ones(5), np.zeros(5)).sum(),
+    }.values(),
+)
+def test_a_smooth_function_has_no_kink(f):
+    for seed in range(20):
+        assert gradcheck(f, 10 ** np.float64(seed % 7 - 3) * normal(4, 5, seed=seed), seed=seed).findings[0].kinks == ()
+
+
+def test_second_order_beside_a_kink_is_checked():
+    report = gradcheck(lambda x: ops.absolute(x) + x * x, AT_ZERO, order=2)
+    assert report.passed
+    assert [f.verdict for f in report.findings if f.name == "x"] == ["at a kink", "at a kink"]

