@@ -10,7 +10,8 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.bench.race import Step
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.training.trainer import TrainConfig, Trainer
+from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)

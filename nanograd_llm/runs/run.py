@@ -35,7 +35,8 @@ from nanograd_llm.text import (
     split_text,
 )
 from nanograd_llm.runs.folder import RunFolder, next_run_path
-from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
+from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.training.trainer import StepRecord, Trainer
 
 # nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).

@@ -1,7 +1,8 @@
 """Training. Read `schedule`, `flat`, `adamw`, `parallel`, `trainer`."""
 
 from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
+from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.schedule import warmup_cosine
-from nanograd_llm.training.trainer import StepRecord, TrainConfig, Trainer
+from nanograd_llm.training.trainer import StepRecord, Trainer
 
 __all__ = ["AdamW", "StepRecord", "TrainConfig", "Trainer", "clip_by_global_norm", "warmup_cosine"]
