@@ -20,7 +20,7 @@ from nanograd_llm.nn import Module
 from nanograd_llm.training import Trainer
 from nanograd_llm.training.parallel import CAN_FORK
 from nanograd_llm.training.team import Processes, Threads
-from nanograd_llm.training.trainer import TrainConfig
+from nanograd_llm.training.config import TrainConfig
 
 pytestmark = [
     pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only"),
