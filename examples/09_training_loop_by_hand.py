@@ -1,4 +1,4 @@
-"""04  A training loop by hand: how a GPT learns to write, step by step.
+"""09  A training loop by hand: how a GPT learns to write, step by step.
 
 The one idea: take a batch, compute the loss and its gradient, move every parameter a little against the gradient, and
 repeat. All else in a loop (warm-up, clipping, decay) makes large steps safe.
