@@ -1,6 +1,6 @@
 """The course of examples holds to its form, and each example runs by itself: its asserts are facts of the package.
 
-Exercises are wrong as they stand, and their solutions are right.
+Exercises are wrong as they stand, and their solutions are right. The glossary is in order, and its Python runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import nanograd_llm
 
 COURSE = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 LESSONS = [path for path in COURSE if "# %% Exercise" in path.read_text(encoding="utf-8")]
+GLOSSARY = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text(encoding="utf-8")
 each_example = pytest.mark.parametrize("example", COURSE, ids=lambda path: path.stem)
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
@@ -83,3 +84,21 @@ def test_an_example_that_teaches_something_false_would_fail(tmp_path: Path) -> N
     false = tmp_path / "false.py"
     false.write_text("import nanograd_llm as ng\nassert ng.ops.exp(0.0) == 0\n", encoding="utf-8")
     assert "AssertionError" in run(false, tmp_path).stderr
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    terms = re.findall(r"^## (.+)$", GLOSSARY, flags=re.MULTILINE)
+    assert terms == sorted(set(terms), key=str.lower)
+    for term in ("Cotangent", "Adjoint", "Complex step", "Shape line", "Tape"):
+        assert term in terms
+
+
+def test_the_glossary_links_to_terms_that_it_has() -> None:
+    anchors = {term.lower().replace(" ", "-") for term in re.findall(r"^## (.+)$", GLOSSARY, flags=re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", GLOSSARY)) <= anchors
+
+
+def test_the_python_of_the_glossary_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", GLOSSARY, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), "glossary.md", "exec"), {})
