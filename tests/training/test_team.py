@@ -18,9 +18,9 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import IndexRangeError, NanogradError, NonFiniteError
 from nanograd_llm.nn import Module
 from nanograd_llm.training import Trainer
+from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.parallel import CAN_FORK
 from nanograd_llm.training.team import Processes, Threads
-from nanograd_llm.training.config import TrainConfig
 
 pytestmark = [
     pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only"),
