@@ -40,7 +40,7 @@ def train(
     dropout: Annotated[float, Parameter(help="Dropout rate while training.")] = 0.0,
     batch_size: int | None = None,
     accumulate: int = 1,
-    checkpoint_activations: bool = False,
+    recompute_activations: bool = False,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     seed: int = 0,
@@ -87,7 +87,7 @@ def train(
         Windows a step; the preset's if not given, 8 with --init.
     accumulate
         Work through each batch in so many pieces a thread, to save memory.
-    checkpoint_activations
+    recompute_activations
         Keep only what enters each block and compute the rest again in backward, to save more memory for a third more
         time; the bits are the same.
     learning_rate
@@ -122,7 +122,7 @@ def train(
     run = TextRun(
         out,
         text,
-        dataclasses.replace(model, dropout=dropout, checkpoint_activations=checkpoint_activations),
+        dataclasses.replace(model, dropout=dropout, recompute_activations=recompute_activations),
         training,
         name="tuned" if start else preset or "nano",
         start=start,

@@ -20,9 +20,9 @@ from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.checkpoint import checkpoint
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
+from nanograd_llm.nn.recompute import recompute
 from nanograd_llm.settings import require_bool, require_choice, require_int, require_number, require_seed, require_type
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
@@ -47,7 +47,7 @@ class GPTConfig:
     scale_attn_weights: divide attention scores by √(n_embd/n_head).
     scale_attn_by_inverse_layer_idx: divide them by 1 in the first block, by 2 in the second, and so on, as well.
     tie_word_embeddings: the head is the token table; otherwise a table of its own, `head`.
-    checkpoint_activations: keep only what enters each block, and compute the block again in backward: the same bits in
+    recompute_activations: keep only what enters each block, and compute the block again in backward: the same bits in
         less memory, for about a third more time.
     """
 
@@ -63,7 +63,7 @@ class GPTConfig:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
-    checkpoint_activations: bool = False
+    recompute_activations: bool = False
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
@@ -74,7 +74,7 @@ class GPTConfig:
         require_number("layer_norm_epsilon", self.layer_norm_epsilon, 0)
         require_choice("activation", self.activation, ACTIVATIONS)
         for field in (
-            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "checkpoint_activations"
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "recompute_activations"
         ):  # fmt: skip
             require_bool(field, getattr(self, field))
         head_size(self.n_embd, self.n_head)
@@ -171,8 +171,8 @@ class GPT(Module):
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
             for i, block in enumerate(self.blocks):
-                if self.config.checkpoint_activations and not caches:
-                    x = checkpoint(block, x)
+                if self.config.recompute_activations and not caches:
+                    x = recompute(block, x)
                 else:
                     x = block(x, caches[i] if caches else None)
             return self.ln_f(x)

@@ -56,14 +56,14 @@ def test_train_without_a_folder_makes_one_named_after_the_preset(tmp_path, monke
         assert (tmp_path / "runs" / f"nano-{number}" / "config.toml").exists()
 
 
-def test_a_run_with_checkpointed_activations_is_the_same_run_and_says_so(run, tmp_path):
-    assert main(["train", "--steps", "4", "--out", str(tmp_path / "b"), *TINY, "--checkpoint-activations"]) == 0
+def test_a_run_that_recomputes_activations_is_the_same_run_and_says_so(run, tmp_path):
+    assert main(["train", "--steps", "4", "--out", str(tmp_path / "b"), *TINY, "--recompute-activations"]) == 0
     losses = [
         [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (run, tmp_path / "b")
     ]
     assert losses[0] == losses[1]
-    assert "checkpoint_activations = true" in (tmp_path / "b" / "config.toml").read_text()
+    assert "recompute_activations = true" in (tmp_path / "b" / "config.toml").read_text()
 
 
 def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same(run, capsys):

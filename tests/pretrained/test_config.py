@@ -107,7 +107,7 @@ def test_a_config_comes_back_from_hugging_faces_settings(changes: dict[str, Any]
 def test_openais_settings_go_both_ways() -> None:
     table = {"n_vocab": 11, "n_ctx": 7, "n_embd": 4, "n_head": 2, "n_layer": 2}
     assert from_openai(table, "hparams.json") == GPTConfig(**SIZES)
-    assert to_openai(GPTConfig(**SIZES, dropout=0.1, n_inner=16, checkpoint_activations=True)) == table
+    assert to_openai(GPTConfig(**SIZES, dropout=0.1, n_inner=16, recompute_activations=True)) == table
     with pytest.raises(BadFileError, match="hparams.json: unknown 'n_layers', did you mean 'n_layer'"):
         from_openai({**table, "n_layers": 3}, "hparams.json")
     with pytest.raises(BadFileError, match="hparams.json: has no n_head, no n_layer"):

@@ -1,6 +1,6 @@
-"""Activation checkpointing: forget what a module computed on the way, and compute it again when backward comes by.
+"""Recomputing activations: the forward forgets what a module computes inside, and backward computes it again.
 
-Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), who call this checkpointing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_type
 
 
-def checkpoint(module: Module, x: Tensor) -> Tensor:
+def recompute(module: Module, x: Tensor) -> Tensor:
     """module(x), with the same bits and the same gradients; of all it computes, the tape keeps x and the result.
 
     Backward computes the module again and then knows the rest, for one module at a time; so memory falls from the
@@ -38,7 +38,7 @@ def checkpoint(module: Module, x: Tensor) -> Tensor:
     first_noise, same_noise = repeatable_noise()
     with no_grad(), first_noise:
         y = module(x)
-    require_type(f"the result of a checkpointed {type(module).__name__}", y, Tensor, "a Tensor")
+    require_type(f"the result of {type(module).__name__}", y, Tensor, "a Tensor")
     sources = tuple([(t if t._node is None else t._node) if t.requires_grad else None for t in inputs])
     forms = tuple([(t.shape, t.dtype) if t.requires_grad else None for t in inputs])
     again = _Again(module, same_noise)
@@ -46,11 +46,11 @@ def checkpoint(module: Module, x: Tensor) -> Tensor:
 
 
 class _Again:
-    """What stands on the tape in place of an op: its rule is to record the module's ops after all, and walk them."""
+    """A placeholder on the tape in place of an op, whose rule runs the module again, recorded, and walks its tape."""
 
     def __init__(self, module: Module, same_noise: Callable[[], Block]):
         self.module, self.same_noise = module, same_noise
-        self.name = f"checkpoint of {type(module).__name__}"
+        self.name = f"recomputation of {type(module).__name__}"
 
     def pull_back(
         self,
@@ -76,6 +76,6 @@ class _Again:
         if not found.keys() <= {id(leaf) for leaf in leaves}:
             raise GraphError(
                 f"{self.name} has a gradient for a Tensor that is neither its input nor a parameter of it; make it a "
-                "Parameter, or call the module without checkpoint"
+                "Parameter, or call the module without recompute"
             )
         return node.saved, [(i, found[id(leaf)][1]) for i, leaf in enumerate(leaves) if id(leaf) in found]
