@@ -11,6 +11,7 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order
 from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
@@ -52,11 +53,11 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
     found = [("the result", y.dtype, result)]
     if y._node is not None:
         needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        saved, gradients = op.pull_back(y._node, np.ones(y.shape, y.dtype), needs)
+        gradients = op.pull_back(y._node, np.ones(y.shape, y.dtype), needs, Sums())
         # in NumPy 1 whatever has no axes widens; the engine converts it, as it converts all gradients
-        given = [(i, g) for i, g in gradients if needs[i] and np.ndim(g)]
+        given = [(i, g) for i, g in enumerate(gradients) if g is not None and g.ndim]
         found += [(f"the gradient of input {i}", g.dtype, np.float32) for i, g in given]
-        kept = [array for array in _arrays_in(saved) if array.dtype.kind == "f"]
+        kept = [array for array in _arrays_in(y._node.saved) if array.dtype.kind == "f"]
         found += [(f"an array {array.shape} that the tape keeps", array.dtype, np.float32) for array in kept]
     if op.equals is not None:
         with higher_order():

@@ -38,7 +38,7 @@ def can_decode(model: GPT) -> bool:
         and all(_methods(kind) == methods for kind, methods in METHODS.items())
         and all(_has_its_class_methods(module) and not module.training for module in modules)
         and all(type(array) is np.ndarray and array.dtype == arrays[0].dtype for array in arrays)
-        and not state.naming
+        and not state.tracing_calls
     )
 
 

@@ -46,7 +46,7 @@ class Module:
         raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not state.naming:
+        if not state.tracing_calls:
             return self.forward(*args, **kwargs)
         with self.entered():
             return self.forward(*args, **kwargs)
@@ -56,7 +56,7 @@ class Module:
 
         For other methods that call modules, such as a loss that does not go through `self(...)`.
         """
-        return _entered(self) if state.naming else contextlib.nullcontext()
+        return _entered(self) if state.tracing_calls else contextlib.nullcontext()
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
