@@ -39,7 +39,7 @@ def _set(**values: Any) -> Iterator[None]:
 
 
 def forget_modes() -> None:
-    """Leave every block in this thread: a process that was forked amid a block of somebody else's begins anew."""
+    """Leave every block in this thread, for a process that was forked inside a block of its parent."""
     vars(state).clear()
 
 
@@ -80,7 +80,7 @@ def checked(enabled: bool = True) -> Iterator[None]:
 def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
     """Inside this block `watcher(node, arrays, static, place)` is called after every op call that is recorded.
 
-    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call stands.
+    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call was made.
     """
     return _set(watcher=watcher)
 

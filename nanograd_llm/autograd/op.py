@@ -36,6 +36,10 @@ _RECEIVES = (
     "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
     "that both have, without .data and NumPy's functions"
 )
+_KINDS_IN_RULE: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the error that names the op
+    TypeError: DtypeError, AttributeError: DtypeError, DtypeError: DtypeError, ValueError: ShapeError,
+    IndexError: IndexRangeError, GraphError: GraphError,
+}  # fmt: skip
 
 
 class Kept(tuple):
@@ -124,7 +128,7 @@ class Op:
 
         It receives arrays, and Tensors under `higher_order()` (for an op without `equals`). Operators, comparisons,
         ops, and what both have, such as `.shape` or `.sum(axis=...)`, serve both; `.data` and NumPy's functions do not.
-        An error that it raises is told with the op's name.
+        The op's name is added to an error that it raises.
 
         `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
         `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
@@ -297,10 +301,10 @@ class Op:
         try:
             given = self.rule(cotangent, *saved)
         except Exception as error:
-            explained = self._of_rule(error)
-            if explained is None:
+            known_as = _KINDS_IN_RULE.get(type(error))
+            if known_as is None or str(error).startswith("in the rule of "):
                 raise
-            raise explained from error
+            raise known_as(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})") from error
         given = given if isinstance(given, tuple) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(given) != len(places):
@@ -317,23 +321,6 @@ class Op:
                     gradients[i] = Tensor(gradient)
         return gradients
 
-    def _of_rule(self, error: Exception) -> Exception | None:
-        """An error raised in the rule told with the op's name and what a rule may use; None for one of other kinds."""
-        kinds = {TypeError: DtypeError, AttributeError: DtypeError, ValueError: ShapeError, IndexError: IndexRangeError}
-        kind = type(error) if type(error) in (DtypeError, GraphError) else kinds.get(type(error))
-        if kind is None or str(error).startswith("in the rule of "):
-            return None
-        return kind(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})")
-
-    @staticmethod
-    def _as_recorded(kind: str, value: Any, node: Node, higher_order: bool) -> Any:
-        """What a node recorded under `higher_order()` saved, as a Tensor inside the block and bare outside of it."""
-        if kind == "y" and higher_order:
-            return Tensor._recorded(value, node)
-        if kind == "input" and node.differentiable and not higher_order:
-            return [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
-        return value
-
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         require_finite(y, f"the result of {where}", arrays)
         if "dtype" not in static:
@@ -345,7 +332,7 @@ class Op:
     def shape_complaint(
         self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...], where: str
     ) -> str | None:
-        """`shape_problem` as a sentence about the call that stands there."""
+        """`shape_problem` as a sentence about the call at this place."""
         problem = self.shape_problem(arrays, static, output)
         return f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}" if problem else None
 
@@ -389,7 +376,7 @@ def op(
     samples: function of a `draw` (see gradcheck) that yields (inputs, static) pairs, where shapes and static arguments
         cannot be drawn from the shape line alone.
 
-    A forward that declares a keyword-only `needs` is told which inputs want a gradient.
+    A forward may declare a keyword-only `needs`: which inputs need a gradient, a bool each.
     Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
     """
 

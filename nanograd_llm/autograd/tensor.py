@@ -1,6 +1,6 @@
 """The engine: a Tensor remembers how it was made, and `grad` walks that memory backwards.
 
-Ops are declared in `op` and found here by name; the walk itself stands in `tape`. Recording is per thread, so several
+Ops are declared in `op` and found here by name; the walk itself is in `tape`. Recording is per thread, so several
 threads can run forward and backward at once on shared parameters.
 """
 
@@ -142,7 +142,7 @@ class Tensor:
             left out for a scalar, where it is one.
         retain_graph: keep the tape for another backward; otherwise it is freed as the pass goes.
 
-        Leaves accumulate over passes; set `.grad = None` to start anew. If anything fails, no `.grad` has changed.
+        Leaves accumulate over passes; set `.grad = None` to start again. If anything fails, no `.grad` has changed.
         Raises GraphError where nothing was recorded or the tape is freed, ShapeError/DtypeError for the cotangent.
         """
         found = backward(origin(self), _seed(self, cotangent), Sums(), retain_graph)
