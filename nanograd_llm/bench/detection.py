@@ -89,7 +89,7 @@ _THOUSAND: list[tuple[str, Callable[[np.random.Generator], tuple[Any, ...]]]] = 
     ("rmsnorm", _normal((20, 50), (50,))),
     ("cross_entropy", lambda rng: (rng.standard_normal((20, 50)), rng.integers(0, 50, 20))),
     ("embedding", lambda rng: (rng.standard_normal((50, 20)), rng.permutation(50))),
-    ("causal_attention", _normal((2, 50, 10), (2, 50, 10), (2, 50, 10))),
+    ("attention", _normal((2, 50, 10), (2, 50, 10), (2, 50, 10))),
 ]
 
 
@@ -99,7 +99,7 @@ def _catches_one(number: int, rng: np.random.Generator) -> bool:
     What rounding leaves of a zero is none to choose: the query that sees one key only has a gradient of 1e-16.
     """
     name, draw = _THOUSAND[number % len(_THOUSAND)]
-    op, case = registry[name], Case(draw(rng))
+    op, case = registry[name], Case(draw(rng), {"causal": True} if name == "attention" else {})
     right = _gradients(op, case)[0]
     factor = np.ones(right.shape)
     factor.flat[rng.choice(np.flatnonzero(np.abs(right) > _RESIDUE * np.abs(right).max()))] += MISTAKE

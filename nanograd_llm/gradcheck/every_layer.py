@@ -22,6 +22,7 @@ from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.ops import sequence_mask
 from nanograd_llm.settings import IGNORE_INDEX, nearest, require_int, require_seed
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
@@ -88,6 +89,20 @@ def _heads(make: Callable[..., nn.Module], **settings: Any) -> Callable[[np.rand
     return specimen
 
 
+def _forms(make: Callable[..., nn.Module], *switches: str) -> Callable[[np.random.Generator], Specimen]:
+    """Every form of attention: each of these arguments True or False, x and the context, if there is one, padded."""
+
+    def specimen(rng: np.random.Generator) -> Specimen:
+        settings = {name: bool(rng.random() < 0.5) for name in switches}
+        layer, (x,) = _heads(make, **settings)(rng)
+        context = _x(rng, 2, _size(rng, 2), x.shape[2]) if settings["cross"] else None
+        x_mask, context_mask = (None if y is None else sequence_mask([y.shape[1], 1], y.shape[1]) for y in (x, context))
+        masks = (x_mask, context_mask) if make is nn.Block else (x_mask if context is None else context_mask,)
+        return layer, (x, context, *masks)
+
+    return specimen
+
+
 def _mlp(rng: np.random.Generator) -> Specimen:
     size = _size(rng)
     return nn.MLP(size, dropout=0.2, rng=rng), (_x(rng, 2, size),)
@@ -116,8 +131,8 @@ LAYERS: dict[str, Callable[[np.random.Generator], Specimen]] = {
     "SelfAttention": _attention(nn.SelfAttention),
     "CausalAttention": _attention(nn.CausalAttention, dropout=0.2),
     "MultiHeadList": _heads(nn.MultiHeadList, bias=False),  # softmax cancels a key's bias: nothing but rounding is left
-    "MultiHeadAttention": _heads(nn.MultiHeadAttention),
-    "Block": _heads(nn.Block),
+    "MultiHeadAttention": _forms(nn.MultiHeadAttention, "causal", "cross"),
+    "Block": _forms(nn.Block, "norm_first", "causal", "cross"),
     "GPT": _gpt,
 }
 
@@ -212,7 +227,7 @@ def _specimen(name: str, rng: np.random.Generator, seed: int) -> Specimen:
 
 
 def _ops_of(layer: nn.Module, inputs: tuple[Any, ...]) -> list[Op]:
-    leaves = [Tensor(x, requires_grad=True) if x.dtype.kind == "f" else x for x in inputs]
+    leaves = [Tensor(x, requires_grad=True) if np.asarray(x).dtype.kind == "f" else x for x in inputs]
     return [node.op for node in tape_below(layer(*leaves)) if not isinstance(node, Tensor)]
 
 
@@ -233,8 +248,8 @@ def _numbers(specimen: Specimen) -> float:
     """How many numbers it holds and is given; infinitely many where it is given none, and shows nothing."""
     layer, inputs = specimen
     held = sum(p.data.size for p in layer.parameters())
-    return held + sum(x.size for x in inputs) if all(x.size for x in inputs) else math.inf
+    return held + sum(map(np.size, inputs)) if all(map(np.size, inputs)) else math.inf
 
 
 def _sizes(inputs: tuple[Any, ...]) -> str:
-    return ", ".join(str(x.shape) for x in inputs)
+    return ", ".join(str(np.shape(x)) for x in inputs)

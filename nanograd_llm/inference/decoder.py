@@ -142,7 +142,7 @@ class AttentionStep:
         rows, heads, _, size = cache.keys.shape
         self.cache = cache
         self.qkv, self.out = LinearStep(layer.qkv, rows), LinearStep(layer.out, rows)
-        self.scale = np.full((rows, heads, size, 1), layer.sharpness / math.sqrt(size), self.qkv.out.dtype)
+        self.scale = np.full((rows, heads, size, 1), 1 / layer.scale, self.qkv.out.dtype)
         q, k, v = self.qkv.out.reshape(rows, 3, heads, size).swapaxes(0, 1)  # views, (B, H, D) each
         self.query, self.key, self.value = q[..., None], k[:, :, None], v[:, :, None]
         self.mixed = np.empty((rows, heads, 1, size), self.qkv.out.dtype)

@@ -174,7 +174,7 @@ class GPT(Module):
                 if self.config.recompute_activations and not caches:
                     x = recompute(block, x)
                 else:
-                    x = block(x, caches[i] if caches else None)
+                    x = block(x, cache=caches[i] if caches else None)
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:

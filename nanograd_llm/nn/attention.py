@@ -5,12 +5,16 @@
 3. CausalAttention           no token looks into the future; dropout on the weights
 4. MultiHeadList             several such heads, each with a small space of its own, side by side
    MultiHeadAttention        the same, all heads in one batched product; this is what GPT is made of
+5. its causal=False          every token looks at every other again, as BERT reads,
+   its key_mask              but not at padding, which fills up the shorter texts of a batch
+6. its cross=True            queries from one text, keys and values from another: a translation looks at its source
 
-Where the added idea is idle (weights that are identities, a last token that has no future, a single head) a stage
-computes the numbers of the one before it, and both forms of the fourth always agree: tests hold them to it. Every
-stage has `weights(x)`, the attention weights it would use: how much each token (row) looks at each other (column).
+Where the added idea is idle (weights that are identities, a last token that has no future, a single head, texts of one
+length, a text that looks at itself) a stage computes the numbers of the one before it, and both forms of the fourth
+always agree: tests hold them to it. Every stage has `weights(x)`, the attention weights it would use: how much each
+token (row) looks at each other (column).
 
-B batch, T time, C channels, H heads, D = C/H
+B batch, T time, S time of the context, C channels, H heads, D = C/H
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor, raw
 from nanograd_llm.backend.randomness import next_key
-from nanograd_llm.errors import ConfigError, GraphError
+from nanograd_llm.errors import ConfigError, GraphError, ShapeError
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, Linear
 from nanograd_llm.nn.module import Module
@@ -122,6 +126,10 @@ class MultiHeadAttention(Module):
     """All heads at once: one product makes every query, key and value; one op attends in every head.
 
     (B, T, C) -> (B, T, C). `qkv.weight` is (C, 3C): the columns of the queries of all heads, then keys, then values.
+
+    causal: no token sees a later one of its own text.
+    cross: queries come from x, keys and values from a context (B, S, C), all of which is seen; instead of `qkv` there
+        are `q`, (C, C), and `kv`, (C, 2C).
     scale: divides the scores; √D if not given.
     out_std: initial standard deviation of the mixing weights, which feed the residual stream.
     """
@@ -131,6 +139,8 @@ class MultiHeadAttention(Module):
         n_embd: int,
         n_head: int,
         *,
+        causal: bool = True,
+        cross: bool = False,
         dropout: float = 0.0,
         scale: float | None = None,
         out_std: float = 0.02,
@@ -138,46 +148,72 @@ class MultiHeadAttention(Module):
     ):
         D = head_size(n_embd, n_head)
         self.n_head = n_head
-        self.sharpness = 1.0 if scale is None else math.sqrt(D) / scale  # of the scores, against those over √D
-        self.qkv = Linear(n_embd, 3 * n_embd, std=0.02, rng=rng)
+        self.causal, self.cross = causal and not cross, cross
+        self.scale = math.sqrt(D) if scale is None else scale
+        if cross:
+            self.q = Linear(n_embd, n_embd, std=0.02, rng=rng)
+            self.kv = Linear(n_embd, 2 * n_embd, std=0.02, rng=rng)
+        else:
+            self.qkv = Linear(n_embd, 3 * n_embd, std=0.02, rng=rng)
         self.out = Linear(n_embd, n_embd, std=out_std, rng=rng)
         self.dropout = Dropout(dropout)
 
-    def weights(self, x: Any) -> Tensor:
-        q, k, _ = self._heads(self._project(x))
-        scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, D)·(B, H, D, T) -> (B, H, T, T)
-        return ops.softmax(ops.where(ops.causal_mask(*scores.shape[-2:]), scores, -np.inf))
+    def weights(self, x: Any, context: Any = None, key_mask: Any = None) -> Tensor:
+        q, k, _ = self._heads(*(part for part in self._project(x, context) if part is not None))
+        scores = q @ k.mT / self.scale  # (B, H, T, D)·(B, H, D, S) -> (B, H, T, S)
+        if self.causal:
+            scores = ops.where(ops.causal_mask(*scores.shape[-2:]), scores, -np.inf)
+        if key_mask is not None:
+            scores = ops.where(raw(key_mask)[:, None, None], scores, -np.inf)  # (B, S) -> (B, 1, 1, S)
+        return ops.softmax(scores)
 
-    def forward(self, x: Any, cache: KeyValueCache | None = None) -> Tensor:
-        qkv = self._project(x)
+    def forward(
+        self, x: Any, context: Any = None, key_mask: Any = None, *, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """key_mask (B, S): True where a key, of the context or of x itself, is real; a token that sees none gets zeros.
+
+        cache: new tokens look at all that is stored there as well. With cross it stores keys and values of the context
+            at the first call; from then on the context is not read, and need not be given.
+        """
         if cache is not None:
-            return self.out(self._attend_cached(qkv, cache))
-        if self.training and self.dropout.rate:
-            y = ops.causal_self_attention(qkv, n_head=self.n_head, dropout=self.dropout.rate, seed=next_key())
-        else:
-            y = ops.causal_self_attention(qkv, n_head=self.n_head)  # (B, T, 3C) -> (B, T, C)
+            return self.out(self._attend_cached(x, context, cache, key_mask))
+        noise = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
+        y = ops.multi_head_attention(
+            *self._project(x, context), key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **noise
+        )
         return self.dropout(self.out(y))
 
-    def _project(self, x: Any) -> Tensor:
-        """Queries, keys and values side by side; the op divides scores by √D, so the queries bring any other scale."""
-        qkv = self.qkv(x)  # (B, T, C) -> (B, T, 3C)
-        if self.sharpness == 1:
-            return qkv
-        return qkv * np.repeat([self.sharpness, 1, 1], x.shape[-1]).astype(qkv.dtype)
+    def _project(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values side by side; or queries, and keys and values of the context."""
+        if self.cross != (context is not None):
+            raise ShapeError(
+                "attention with cross=True takes a context (B, S, C)" if self.cross else
+                "this attention takes no context, since it is made without cross=True"
+            )  # fmt: skip
+        if self.cross:
+            return self.q(x), self.kv(context)  # (B, T, C) -> (B, T, C), (B, S, C) -> (B, S, 2C)
+        return self.qkv(x), None  # (B, T, C) -> (B, T, 3C)
 
-    def _attend_cached(self, qkv: Any, cache: KeyValueCache) -> np.ndarray:
-        """The new tokens' attention to all stored ones; for generation, since a cache holds arrays and no tape."""
-        if qkv.requires_grad:
+    def _attend_cached(self, x: Any, context: Any, cache: KeyValueCache, key_mask: Any) -> np.ndarray:
+        """The new tokens' attention to all that is stored; for generation, since a cache holds arrays and no tape."""
+        is_known = self.cross and cache.length > 0
+        projected = [self.q(x)] if is_known else [part for part in self._project(x, context) if part is not None]
+        if any(part.requires_grad for part in projected):
             raise GraphError("a key-value cache lets no gradient through; call the model with one inside no_grad()")
-        q, k, v = self._heads(raw(qkv))
-        y = ops.causal_attention(q, *cache.extend(k, v))  # (B, H, t, D), (B, H, T, D) -> (B, H, t, D)
-        return y.swapaxes(1, 2).reshape(*qkv.shape[:-1], -1)  # (B, H, t, D) -> (B, t, C)
+        q, *new = self._heads(*map(raw, projected))
+        keys, values = cache.extend(*new) if new else cache.stored()
+        key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
+        y = ops.attention(q, keys, values, key_mask, causal=self.causal, scale=self.scale)  # (B, H, t, D)
+        return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)  # (B, H, t, D) -> (B, t, C)
 
-    def _heads(self, qkv: Any) -> Any:
-        """(B, T, 3C) -> queries, keys, values, each (B, H, T, D)."""
-        B, T, C3 = qkv.shape
-        parts = qkv.reshape(B, T, 3, self.n_head, C3 // 3 // self.n_head)
-        return [parts[:, :, i].swapaxes(1, 2) for i in range(3)]
+    def _heads(self, *parts: Any) -> list[Any]:
+        """What lies side by side in these, (B, T, C) or a multiple of C: queries, keys, values as (B, H, T, D)."""
+        D = self.out.weight.shape[0] // self.n_head
+        heads = []
+        for x in parts:
+            x = x.reshape(*x.shape[:2], x.shape[2] // self.n_head // D, self.n_head, D)  # (B, T, nC) -> (B, T, n, H, D)
+            heads += [x[:, :, i].swapaxes(1, 2) for i in range(x.shape[2])]
+        return heads
 
 
 def head_size(n_embd: int, n_head: int) -> int:

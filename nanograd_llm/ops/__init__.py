@@ -3,7 +3,7 @@
 All take Tensors (recorded, differentiable) or bare arrays (just computed).
 """
 
-from nanograd_llm.ops.attention import causal_attention, causal_self_attention
+from nanograd_llm.ops.attention import attention, multi_head_attention, sequence_mask
 from nanograd_llm.ops.fused import (
     cross_entropy,
     dropout,

@@ -126,11 +126,11 @@ def test_attention_with_a_cache_equals_attention_without(rng: np.random.Generato
     x = rng.standard_normal((3, 7, 8))
     cache = nn.KeyValueCache(3, 2, 7, 4, np.float64)
     with no_grad():
-        parts = [layer(x[:, start:end], cache).data for start, end in [(0, 4), (4, 5), (5, 7)]]
+        parts = [layer(x[:, start:end], cache=cache).data for start, end in [(0, 4), (4, 5), (5, 7)]]
     assert np.allclose(np.concatenate(parts, axis=1), layer(x).data, rtol=1e-12, atol=1e-14)
 
 
 def test_a_cache_refuses_to_lose_a_gradient(rng: np.random.Generator) -> None:
     layer = nn.MultiHeadAttention(8, 2, rng=rng)
     with pytest.raises(GraphError, match=r"inside no_grad\(\)"):
-        layer(rng.standard_normal((1, 2, 8), dtype=np.float32), nn.KeyValueCache(1, 2, 4, 4, np.float32))
+        layer(rng.standard_normal((1, 2, 8), dtype=np.float32), cache=nn.KeyValueCache(1, 2, 4, 4, np.float32))

@@ -30,7 +30,7 @@ def drawn(name: str) -> list[Case]:
 
 def test_the_registry_holds_primitive_and_fused_ops():
     assert {"add", "matmul", "getitem", "embedding", "layernorm", "cross_entropy"} <= set(NAMES)
-    assert {"softmax", "layernorm", "cross_entropy", "causal_attention"} <= set(FUSED)
+    assert {"softmax", "layernorm", "cross_entropy", "attention"} <= set(FUSED)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -163,13 +163,14 @@ PUBLIC = {name for name, kind in CLASSES.items() if issubclass(kind, nn.Module) 
 def run_layer(case):
     layer = getattr(nn, case["layer"])(**case["arguments"]).astype(np.float64)
     layer.load_state_dict(case["parameters"])
-    x = Tensor(case["input"], requires_grad=True) if is_float(case["input"]) else case["input"]
+    inputs = [Tensor(x, requires_grad=True) if is_float(x) else x for x in case["inputs"]]
     if case["noise"] is None:
-        y = layer.eval()(x)
+        y = layer.eval()(*inputs)
     else:
         with noise(*case["noise"]):
-            y = layer(x)
-    leaves = dict(layer.named_parameters()) | ({"input": x} if isinstance(x, Tensor) else {})
+            y = layer(*inputs)
+    leaves = dict(layer.named_parameters())
+    leaves |= {f"input {number}": x for number, x in enumerate(inputs) if isinstance(x, Tensor)}
     gradients = grad(y, list(leaves.values()), case["cotangent"])
     return {"output": y.data, "gradients": dict(zip(leaves, gradients))}
 
