@@ -243,8 +243,9 @@ def _attend_blocks(q, k, v, y, hidden, kept, ahead, scale, recorded):
 
 def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, scale):
     if not blocks:
-        dq[...] = 0
-    read = blocks[-1][1] if blocks else 0  # the last queries, which come first here, see most
+        dq[...] = dk[...] = dv[...] = 0
+        return
+    read = blocks[-1][1]  # the last queries, which come first here, see most keys
     dk[..., read:, :] = dv[..., read:, :] = 0
     for number, (rows, visible, p, mask) in enumerate(reversed(blocks)):
         dyb, qb = dy[..., rows, :], q[..., rows, :]

@@ -407,3 +407,117 @@ def test_a_later_key_that_is_not_finite_changes_no_earlier_token(form, bad):
     with np.errstate(invalid="ignore"):
         after = form(q, k, v, causal=True)
     assert np.array_equal(after[:, :-1], before[:, :-1])
+
+
+FORMS = pytest.mark.parametrize("form", [ops.attention, composed.attention], ids=["fast", "definition"])
+LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than a block holds, keys that are padding everywhere
+LEFT = LENGTHS[:, ::-1]
+
+
+def attended(form, mask, q, k, v, **static):
+    """y and the gradients of q, k and v."""
+    inputs = [leaf(x) for x in (q, k, v)]
+    y = form(*inputs, mask, **static)
+    return [y.data, *grad(y, inputs, np.random.default_rng(1).standard_normal(y.shape))]
+
+
+@pytest.fixture
+def qkv():
+    return np.random.default_rng(0).standard_normal((3, 3, 80, 4))  # of three sequences
+
+
+@FORMS
+@pytest.mark.parametrize("mask", [LENGTHS, LEFT], ids=["right", "left"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_stands_in_padding_changes_no_bit_and_has_no_gradient(form, mask, causal, qkv):
+    before = attended(form, mask, *qkv, causal=causal)
+    qkv[1:, ~mask] = 1e30 * qkv[1:, ~mask]
+    after = attended(form, mask, *qkv, causal=causal)
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a, b)
+    assert not before[2][~mask].any() and not before[3][~mask].any()
+    assert before[2][mask].any() and before[3][mask].any()
+
+
+@FORMS
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_padded_sequence_is_attended_as_it_is_alone(form, causal, qkv):
+    def run(cotangent, mask, *arrays):
+        inputs = [leaf(x) for x in arrays]
+        y = form(*inputs, mask, causal=causal)
+        return [y.data, *grad(y, inputs, cotangent)]
+
+    cotangent = np.random.default_rng(1).standard_normal((3, 80, 4)) * LENGTHS[..., None]  # padding is in no loss
+    together = run(cotangent, LENGTHS, *qkv)
+    for number, length in enumerate([70, 33]):
+        alone = run(cotangent[number, :length], None, *qkv[:, number, :length])
+        for a, b in zip(together, alone):
+            np.testing.assert_allclose(a[number, :length], b, rtol=1e-11, atol=1e-13)
+
+
+@FORMS
+@pytest.mark.parametrize("keys", [2, 0])
+def test_a_query_that_sees_no_key_gives_zeros_and_has_no_gradient(form, keys):
+    q, k, v = np.ones((2, 3, 4)), np.ones((2, keys, 4)), np.ones((2, keys, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for result in attended(form, np.zeros((2, keys), bool), q, k, v, causal=False):
+            assert not result.any()
+    causal = attended(form, np.array([False, True]), q[:, :2], v[:, :2, :4], v[:, :2, :4], causal=True) if keys else []
+    for result in causal[:1]:  # the first query sees the first key only, which is padding
+        assert not result[:, 0].any() and result[:, 1].all()
+
+
+def test_keys_that_are_padding_in_every_sequence_are_never_read(qkv):
+    qkv[1:, :, 70:] = np.nan
+    assert all(np.isfinite(x).all() for x in attended(ops.attention, LENGTHS, *qkv, causal=False))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_to_itself_and_to_a_copy_of_itself_are_the_same(padded):
+    qkv = np.random.default_rng(0).standard_normal((3, 5, 12))
+    mask = ops.sequence_mask([5, 2, 3], 5) if padded else None
+    x, q, kv = leaf(qkv), leaf(qkv[..., :4]), leaf(qkv[..., 4:])
+    cotangent = np.random.default_rng(1).standard_normal((3, 5, 4))
+    both = [ops.multi_head_attention(x, None, mask, n_head=2, causal=False)]
+    both += [ops.multi_head_attention(q, kv, mask, n_head=2, causal=False)]
+    np.testing.assert_allclose(both[0].data, both[1].data, rtol=1e-14)
+    joined = np.concatenate(grad(both[1], [q, kv], cotangent), axis=-1)
+    np.testing.assert_allclose(grad(both[0], x, cotangent), joined, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "said"),
+    [
+        (np.ones((2, 3)), DtypeError, "key_mask is boolean, True where a key is real; got float64"),
+        (np.ones((2, 3), dtype=np.int64), DtypeError, "write key_mask != 0"),
+        (np.ones((2, 4), dtype=bool), ShapeError, "key_mask"),
+        (np.ones((3, 3), dtype=bool), ShapeError, "key_mask"),
+    ],
+)
+def test_a_mask_that_does_not_fit_the_keys_is_refused(mask, error, said):
+    x = np.ones((2, 3, 4))
+    with pytest.raises(error, match=said):
+        ops.attention(x, x, x, mask, causal=False)
+    with pytest.raises(error, match=said):
+        ops.multi_head_attention(np.ones((2, 3, 12)), None, mask, n_head=2, causal=False)
+
+
+@pytest.mark.parametrize("form", [ops.multi_head_attention, composed.multi_head_attention])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 8), (2, 3, 12)])
+def test_keys_and_values_that_do_not_fit_the_queries_are_refused(form, shape):
+    with pytest.raises(ShapeError, match=r"do not fit queries \(2, 5, 4\); expected \(2, 3, 8\)"):
+        form(np.ones((2, 5, 4)), np.ones(shape), n_head=2, causal=False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "said"),
+    [
+        ([1, -1], ShapeError, "lengths lie between 0 and 3; got -1 to 1"),
+        ([4, 1], ShapeError, "lengths lie between 0 and 3; got 1 to 4"),
+        ([1.0, 2.0], DtypeError, "lengths are integers, .* got float64"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(lengths, error, said):
+    with pytest.raises(error, match=said):
+        ops.sequence_mask(lengths, 3)
