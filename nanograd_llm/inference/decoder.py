@@ -32,7 +32,7 @@ def can_decode(model: GPT) -> bool:
     arrays = [parameter.data for parameter in model.parameters()]
     return (
         type(model) is GPT
-        and _places(model) == _places(GPT(model.config, seed=None))
+        and _kinds(model) == _kinds(GPT(model.config, seed=None))
         and all(block.norm_first and block.attention.causal for block in model.blocks)
         and not any(module.training for module in modules)
         and not any(hasattr(type(module), name) for module in modules for name in vars(module).keys() - {"training"})
@@ -41,10 +41,8 @@ def can_decode(model: GPT) -> bool:
     )
 
 
-def _places(model: GPT) -> list[tuple[str, type]]:
-    """Which part hangs where, and each parameter's place."""
-    parts = [(name, type(module)) for name, module in model.named_modules()]
-    return parts + [(name, type(parameter)) for name, parameter in model.named_parameters()]
+def _kinds(model: GPT) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 class Decoder:

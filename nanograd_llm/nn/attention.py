@@ -31,6 +31,7 @@ from nanograd_llm.errors import ConfigError, GraphError, ShapeError
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, Linear
 from nanograd_llm.nn.module import Module
+from nanograd_llm.ops.composed import heads_of, split_heads
 from nanograd_llm.settings import require_int
 
 
@@ -159,7 +160,7 @@ class MultiHeadAttention(Module):
         self.dropout = Dropout(dropout)
 
     def weights(self, x: Any, context: Any = None, key_mask: Any = None) -> Tensor:
-        q, k, _ = self._heads(*(part for part in self._project(x, context) if part is not None))
+        q, k, _ = split_heads(*self._project(x, context), self.n_head)
         scores = q @ k.mT / self.scale  # (B, H, T, D)·(B, H, D, S) -> (B, H, T, S)
         if self.causal:
             scores = ops.where(ops.causal_mask(*scores.shape[-2:]), scores, -np.inf)
@@ -167,16 +168,14 @@ class MultiHeadAttention(Module):
             scores = ops.where(raw(key_mask)[:, None, None], scores, -np.inf)  # (B, S) -> (B, 1, 1, S)
         return ops.softmax(scores)
 
-    def forward(
-        self, x: Any, context: Any = None, key_mask: Any = None, *, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Any, context: Any = None, key_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
         """key_mask (B, S): True where a key, of the context or of x itself, is real; a token that sees none gets zeros.
 
         cache: new tokens look at all that is stored there as well. With cross it stores keys and values of the context
             at the first call; from then on the context is not read, and need not be given.
         """
         if cache is not None:
-            return self.out(self._attend_cached(x, context, cache, key_mask))
+            return self.out(self._attend_cached(x, context, key_mask, cache))
         noise = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
         y = ops.multi_head_attention(
             *self._project(x, context), key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **noise
@@ -185,35 +184,27 @@ class MultiHeadAttention(Module):
 
     def _project(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side; or queries, and keys and values of the context."""
-        if self.cross != (context is not None):
-            raise ShapeError(
-                "attention with cross=True takes a context (B, S, C)" if self.cross else
-                "this attention takes no context, since it is made without cross=True"
-            )  # fmt: skip
-        if self.cross:
-            return self.q(x), self.kv(context)  # (B, T, C) -> (B, T, C), (B, S, C) -> (B, S, 2C)
-        return self.qkv(x), None  # (B, T, C) -> (B, T, 3C)
+        if not self.cross and context is None:
+            return self.qkv(x), None  # (B, T, C) -> (B, T, 3C)
+        if self.cross and context is not None:
+            return self.q(x), self.kv(context)  # (B, T, C), (B, S, C) -> (B, T, C), (B, S, 2C)
+        made, given = ("with", "no") if self.cross else ("without", "a")
+        raise ShapeError(f"this attention is made {made} cross=True, and got {given} context (B, S, C)")
 
-    def _attend_cached(self, x: Any, context: Any, cache: KeyValueCache, key_mask: Any) -> np.ndarray:
+    def _attend_cached(self, x: Any, context: Any, key_mask: Any, cache: KeyValueCache) -> np.ndarray:
         """The new tokens' attention to all that is stored; for generation, since a cache holds arrays and no tape."""
         is_known = self.cross and cache.length > 0
-        projected = [self.q(x)] if is_known else [part for part in self._project(x, context) if part is not None]
-        if any(part.requires_grad for part in projected):
+        q, kv = (self.q(x), None) if is_known else self._project(x, context)
+        if q.requires_grad or (kv is not None and kv.requires_grad):
             raise GraphError("a key-value cache lets no gradient through; call the model with one inside no_grad()")
-        q, *new = self._heads(*map(raw, projected))
-        keys, values = cache.extend(*new) if new else cache.stored()
+        if is_known:
+            (q,), stored = heads_of(raw(q), 1, self.n_head), cache.stored()
+        else:
+            q, *new = split_heads(raw(q), raw(kv), self.n_head)
+            stored = cache.extend(*new)
         key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
-        y = ops.attention(q, keys, values, key_mask, causal=self.causal, scale=self.scale)  # (B, H, t, D)
-        return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)  # (B, H, t, D) -> (B, t, C)
-
-    def _heads(self, *parts: Any) -> list[Any]:
-        """What lies side by side in these, (B, T, C) or a multiple of C: queries, keys, values as (B, H, T, D)."""
-        D = self.out.weight.shape[0] // self.n_head
-        heads = []
-        for x in parts:
-            x = x.reshape(*x.shape[:2], x.shape[2] // self.n_head // D, self.n_head, D)  # (B, T, nC) -> (B, T, n, H, D)
-            heads += [x[:, :, i].swapaxes(1, 2) for i in range(x.shape[2])]
-        return heads
+        y = ops.attention(q, *stored, key_mask, causal=self.causal, scale=self.scale)  # (B, H, t, D), (B, H, S, D)
+        return y.swapaxes(1, 2).reshape(x.shape)  # (B, H, t, D) -> (B, t, C)
 
 
 def head_size(n_embd: int, n_head: int) -> int:

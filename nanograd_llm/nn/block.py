@@ -66,7 +66,7 @@ class Block(Module):
             attend = self.cross_attention
             x = self._add(self.ln_cross, lambda x: attend(x, context, context_mask, cache=cross_cache), x)
         elif context is not None:
-            raise ShapeError("this block takes no context, since it is made without cross=True")
+            raise ShapeError("this block is made without cross=True, and got a context (B, S, C)")
         return self._add(self.ln_2, self.mlp, x)
 
     def _add(self, norm: Any, part: Callable[[Any], Tensor], x: Any) -> Tensor:

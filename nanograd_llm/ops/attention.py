@@ -1,19 +1,18 @@
 """Attention by hand: query rows in blocks, each block stopping at the last key that one of its queries sees.
 
-Causal attention lets a block of queries i:j see the keys before j only, so half of the score matrix is never computed;
-keys at the end that are padding in every sequence are never read. What is computed stays in the processor's cache.
-Scores lie keys by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts along whole rows, and
-every product is one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
+A causal block of queries i:j sees the keys before j only, so half of the score matrix is never computed; keys at the
+end that are padding in every sequence are never read. What is computed stays in the processor's cache. Scores lie keys
+by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts along whole rows, and every product is
+one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
 
     V̄ += P Ȳ;  P̄ = V Ȳᵀ;  S̄ = P*(P̄ - Σ P̄*P),  Σ P̄*P = Σ Ȳ*Y;  Q̄ = S̄ᵀ K/√D;  K̄ += S̄ Q/√D
 
-B batch, T time, S time of the keys, C channels, H heads, D = C/H; n queries, m keys
+B batch, T time, S time of a context, C channels, H heads, D = C/H; n queries, m keys
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -23,28 +22,27 @@ from nanograd_llm.backend.arrays import xp
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask, head_size, require_channels
+from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads
 from nanograd_llm.ops.layout import causal_mask
 
-# Query rows at a time in causal attention; fewer waste less on the masked part, and 32 still keep BLAS busy. Where no
-# block stops early, twice as many are faster.
-BLOCK = 32
+BLOCK = 32  # causal query rows at a time: fewer compute less that is hidden, and 32 still keep BLAS busy
+WHOLE_BLOCK = 64  # rows at a time where every query sees every key
+
+PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
 
 
 def _samples(draw):
-    yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), {"causal": True}
-    yield (draw(2, 3, 4), draw(2, 2, 4), draw(2, 2, 5)), {"causal": False}
-    yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), {"causal": True}  # one new query, as in generation
-    yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), {"causal": True}  # leading axes broadcast
-    yield (draw(3, 2, 3), draw(1, 4, 3), draw(3, 4, 2), PADDED), {"causal": False, "scale": 0.7}
-    yield (draw(3, 3), draw(4, 3), draw(2, 4, 2), PADDED[:, None]), {"causal": True}
-    yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {"causal": True, "dropout": 0.4, "seed": (3,)}
-    yield (draw(3, 4), draw(4, 4), draw(3, 4, 4), PADDED[:1]), {"causal": False, "dropout": 0.4, "seed": (3,)}
-    yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), {"causal": True}
-    yield (draw(2, 2 * BLOCK + 1, 1), draw(2, 3, 1), draw(2, 3, 1), PADDED[:2, :3]), {"causal": False}
-
-
-PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])
+    causal, full, dropped = {"causal": True}, {"causal": False}, {"dropout": 0.4, "seed": (3,)}
+    yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), causal
+    yield (draw(2, 3, 4), draw(2, 2, 4), draw(2, 2, 5)), full
+    yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), causal  # one new query, as in generation
+    yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), causal  # leading axes broadcast
+    yield (draw(3, 2, 3), draw(1, 4, 3), draw(3, 4, 2), PADDED), {**full, "scale": 0.7}
+    yield (draw(3, 3), draw(4, 3), draw(2, 4, 2), PADDED[:, None]), causal
+    yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {**causal, **dropped}
+    yield (draw(3, 4), draw(4, 4), draw(3, 4, 4), PADDED[:1]), {**full, **dropped}
+    yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), causal
+    yield (draw(2, WHOLE_BLOCK + 1, 1), draw(2, 3, 1), draw(2, 3, 1), PADDED[:2, :3]), full
 
 
 @op(
@@ -122,19 +120,19 @@ def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=Non
     With it, x holds the queries (W = C), and kv keys and values of another sequence (U = 2C). y is (B, T, C).
     Heads are read and written where they lie: no copy is made to split or merge them. The rest is as in `attention`.
     """
-    width = n_head * head_size(x, kv, key_mask, n_head)
-    dtype = np.result_type(x) if kv is None else np.result_type(x, kv)
-    y = np.empty_like(x, shape=(*x.shape[:2], width), dtype=dtype, order="C")
-    key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for all heads
-    heads = (*_heads(x, kv, n_head), key_mask, _views(y, 1, n_head)[0])
-    return keep(y, parts=_attend(*heads, causal, scale, dropout, seed, any(needs)))
+    C = n_head * head_size(x, kv, key_mask, n_head)
+    q, k, v = split_heads(x, kv, n_head)  # (B, T, C) -> (B, H, T, D), (B, S, C) -> 2 × (B, H, S, D)
+    y = np.empty_like(q, shape=(*x.shape[:2], C), dtype=np.result_type(q, k, v), order="C")
+    key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for every head
+    (into,) = heads_of(y, 1, n_head)  # (B, T, C) -> (B, H, T, D)
+    return keep(y, parts=_attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs)))
 
 
 @multi_head_attention.backward
 def multi_head_attention_backward(dy, y, x, kv, parts, n_head, scale):
     dx, dkv = (None if z is None else np.empty_like(z, order="C") for z in (x, kv))
-    dy, y = (_views(z, 1, n_head)[0] for z in (dy, y))
-    _attend_backward(dy, y, *_heads(x, kv, n_head), parts, scale, *_heads(dx, dkv, n_head))
+    dy, y = (heads_of(z, 1, n_head)[0] for z in (dy, y))
+    _attend_backward(dy, y, *split_heads(x, kv, n_head), parts, scale, *split_heads(dx, dkv, n_head))
     return dx, dkv
 
 
@@ -154,45 +152,33 @@ def sequence_mask(lengths: Any, size: int) -> np.ndarray:
     return np.arange(size) < lengths[..., None]
 
 
-def _heads(x, kv, n_head):
-    """Views of queries, keys and values, each (B, H, T, D)."""
-    return _views(x, 3, n_head) if kv is None else (*_views(x, 1, n_head), *_views(kv, 2, n_head))
-
-
-def _views(x, parts, n_head):
-    """Views of the parts of (B, T, parts * C), each as (B, H, T, D)."""
-    B, T, C = x.shape
-    return x.reshape(B, T, parts, n_head, C // parts // n_head).transpose(2, 0, 3, 1, 4)
-
-
 def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
-    """Write the attention into y, its heads shared out over threads where they repay it.
+    """Write the attention into y, its heads shared out over threads where that pays.
 
-    Returns what `_attend_backward` wants: (heads, their blocks) of each part; no blocks unless `recorded`.
+    Returns what `_attend_backward` needs: (heads, their blocks) of each part; no blocks unless `recorded`.
     """
     n, m = q.shape[-2], k.shape[-2]
-    require_channels(q)
+    divisor = score_divisor(q, scale)
     if causal and n > m:
         raise ShapeError(f"causal attention has {n} queries for {m} keys; give at least as many keys")
-    read, hidden = _keys_to_read(key_mask, m, y)
-    kept = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
-    scale = 1 / (scale or math.sqrt(q.shape[-1]))
+    read, bounds = _keys_to_read(key_mask, m, y)
+    dropped = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
 
     def work(heads):
-        parts = (None if x is None else _of(x, heads) for x in (q, k[..., :read, :], v[..., :read, :], y, hidden, kept))
-        return heads, _attend_blocks(*parts, m - n if causal else None, scale, recorded)
+        arrays = (q, k[..., :read, :], v[..., :read, :], y, bounds, dropped)
+        arrays = (None if x is None else _of(x, heads) for x in arrays)
+        return heads, _attend_blocks(*arrays, m - n if causal else None, divisor, recorded)
 
     return share_out(work, *_heads_and_scores(q, k))
 
 
 def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
     """Write the gradients of q, k and v into dq, dk and dv, shared out as the attention was."""
-    scale = 1 / (scale or math.sqrt(q.shape[-1]))
 
     def work(numbers):
         for heads, blocks in parts[numbers]:
             arrays = (_of(x, heads) for x in (dy, y, q, k, v, dq, dk, dv))
-            _backward_blocks(*arrays, blocks, scale)
+            _backward_blocks(*arrays, blocks, score_divisor(q, scale))
 
     share_out(work, len(parts), _heads_and_scores(q, k)[1])
 
@@ -207,67 +193,71 @@ def _of(x, heads):
     return x[..., heads, :, :] if x.ndim > 2 else x
 
 
-def _attend_blocks(q, k, v, y, hidden, kept, ahead, scale, recorded):
-    """ahead: how many keys come before the first query's own; None where each query sees every key."""
+def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
+    """Write the attention of these heads into y; return (rows, keys that they see, p, p's dropout mask) of each block.
+
+    ahead: how many keys come before the first query's own; None where a query sees later keys as well.
+    """
     n, m = q.shape[-2], k.shape[-2]
     if not m:
         y[...] = 0
         return []
     arrays = xp(q)
-    padded_from = m if hidden is None else m - hidden.shape[-2]
-    size = BLOCK if ahead is not None else 2 * BLOCK
+    padded_from = m if bounds is None else m - bounds.shape[-2]
+    size = WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
-        visible = m if ahead is None else min(m, ahead + rows.stop)
-        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), scale, order="C")
-        p = k[..., :visible, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
+        seen = m if ahead is None else min(m, ahead + rows.stop)
+        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), 1 / divisor, order="C")
+        p = k[..., :seen, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
         if ahead is not None:
             _bound(p[..., ahead + start :, :], _future(rows.stop - start, p.real.dtype, arrays))
-        padded = visible > padded_from
-        if padded:
-            _bound(p[..., padded_from:, :], hidden)
+        if seen > padded_from:
+            _bound(p[..., padded_from:, :], bounds)
         largest = _largest_key(p.real)
-        p -= np.maximum(largest, np.finfo(largest.dtype).min) if padded else largest  # -inf - -inf is NaN
+        if seen > padded_from:  # a query may see no key: -inf less -inf would be NaN
+            largest = np.maximum(largest, np.finfo(largest.dtype).min)
+        p -= largest
         np.exp(p, out=p)
-        total = arrays.ones(visible, p.dtype) @ p  # a product with ones is the fastest sum there is
-        if padded:
-            total[total == 0] = 1  # of a query that sees no key: its weights stay 0
+        total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest sum there is
+        if seen > padded_from:
+            total[total == 0] = 1  # the weights of a query that sees no key stay 0
         p *= 1 / total[..., None, :]
-        mask = None if kept is None else kept[..., :visible, rows]
-        np.matmul(_dropped(p, mask).swapaxes(-1, -2), v[..., :visible, :], out=y[..., rows, :])
+        mask = None if dropped is None else dropped[..., :seen, rows]
+        np.matmul(_masked(p, mask).swapaxes(-1, -2), v[..., :seen, :], out=y[..., rows, :])
         if recorded:
-            blocks.append((rows, visible, p, mask))
+            blocks.append((rows, seen, p, mask))
     return blocks
 
 
-def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, scale):
+def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
     if not blocks:
         dq[...] = dk[...] = dv[...] = 0
         return
-    read = blocks[-1][1]  # the last queries, which come first here, see most keys
+    read = blocks[-1][1]
     dk[..., read:, :] = dv[..., read:, :] = 0
-    for number, (rows, visible, p, mask) in enumerate(reversed(blocks)):
+    for rows, seen, p, mask in reversed(blocks):  # the last queries see most keys: theirs is the first gradient of each
         dyb, qb = dy[..., rows, :], q[..., rows, :]
-        ds = v[..., :visible, :] @ np.multiply(dyb.swapaxes(-1, -2), scale, order="C")
+        ds = v[..., :seen, :] @ np.multiply(dyb.swapaxes(-1, -2), 1 / divisor, order="C")
         if mask is not None:
             ds *= mask
-        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * scale)[..., None, :]
+        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) / divisor)[..., None, :]
         ds *= p
-        np.matmul(ds.swapaxes(-1, -2), k[..., :visible, :], out=dq[..., rows, :])
-        if number == 0:
-            np.matmul(_dropped(p, mask), dyb, out=dv[..., :visible, :])
-            np.matmul(ds, qb, out=dk[..., :visible, :])
+        np.matmul(ds.swapaxes(-1, -2), k[..., :seen, :], out=dq[..., rows, :])
+        if rows is blocks[-1][0]:
+            np.matmul(_masked(p, mask), dyb, out=dv[..., :seen, :])
+            np.matmul(ds, qb, out=dk[..., :seen, :])
         else:
-            dv[..., :visible, :] += _dropped(p, mask) @ dyb
-            dk[..., :visible, :] += ds @ qb
+            dv[..., :seen, :] += _masked(p, mask) @ dyb
+            dk[..., :seen, :] += ds @ qb
 
 
 def _keys_to_read(key_mask, m, y):
-    """(read, hidden): the keys from `read` on are padding everywhere, and what bounds the last ones before.
+    """(read, bounds): the keys from `read` on are padding everywhere; what bounds the scores of the last ones before.
 
-    hidden (..., keys, 1) is -inf where a key is padding and inf where it is not, from the first key that is padding
-    anywhere; None where none is.
+    bounds (..., keys, 1) begin with the first key that is padding anywhere, -inf where a key is padding, inf elsewhere;
+    None where no key before `read` is.
     """
     if key_mask is None:
         return m, None
@@ -278,11 +268,11 @@ def _keys_to_read(key_mask, m, y):
     sequences = tuple(range(key_mask.ndim - 1))
     real, padding = np.flatnonzero(key_mask.any(sequences)), np.flatnonzero(~key_mask.all(sequences))
     read = int(real[-1]) + 1 if real.size else 0
-    first = int(padding[0]) if padding.size else read
+    first = int(padding[0]) if padding.size else m
     if first >= read:
         return read, None
-    hidden = np.where(key_mask[..., first:read, None], np.inf, -np.inf).astype(y.real.dtype)
-    return read, np.broadcast_to(hidden, (*y.shape[:-2], *hidden.shape[-2:]))
+    bounds = np.where(key_mask[..., first:read, None], np.inf, -np.inf).astype(y.real.dtype)
+    return read, np.broadcast_to(bounds, (*y.shape[:-2], *bounds.shape[-2:]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -304,5 +294,5 @@ def _largest_key(scores):
     return scores
 
 
-def _dropped(p, mask):
+def _masked(p, mask):
     return p if mask is None else p * mask

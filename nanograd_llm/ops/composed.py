@@ -17,7 +17,7 @@ from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import raw
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.ops.layout import causal_mask, check_ids, split
+from nanograd_llm.ops.layout import causal_mask, check_ids
 from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
@@ -93,8 +93,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
 
 def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(0,)):
-    require_channels(q)
-    scores = matmul(q, k.swapaxes(-1, -2)) / (scale or math.sqrt(q.shape[-1]))  # (..., n, D)·(..., D, m) -> (..., n, m)
+    scores = matmul(q, k.swapaxes(-1, -2)) / score_divisor(q, scale)  # (..., n, D)·(..., D, m) -> (..., n, m)
     if causal:
         scores = where(causal_mask(*scores.shape[-2:]), scores, -np.inf)
     if key_mask is not None:
@@ -107,17 +106,25 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
 
 
 def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,)):
-    D = head_size(x, kv, key_mask, n_head)
-    q, k, v = (
-        part.reshape((*part.shape[:2], n_head, D)).swapaxes(1, 2)  # (B, T, C) -> (B, H, T, D)
-        for part in (split(x, 3, axis=-1) if kv is None else [x, *split(kv, 2, axis=-1)])
-    )
+    C = n_head * head_size(x, kv, key_mask, n_head)
+    q, k, v = split_heads(x, kv, n_head)
     key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
     y = attention(q, k, v, key_mask, causal=causal, scale=scale, dropout=dropout, seed=seed)
-    return y.swapaxes(1, 2).reshape((*x.shape[:2], n_head * D))  # (B, H, T, D) -> (B, T, C)
+    return y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
 
 
-# What definitions and fused ops share: constants of the computation, through which no gradient flows.
+# What definitions and fused ops share: how heads lie, and constants of the computation, without a gradient.
+
+
+def split_heads(x: Any, kv: Any, n_head: int) -> Any:
+    """q, k, v, each (B, H, T, D), that lie side by side in x; or q in x, k and v in kv. Views, of arrays."""
+    return heads_of(x, 3, n_head) if kv is None else (*heads_of(x, 1, n_head), *heads_of(kv, 2, n_head))
+
+
+def heads_of(x: Any, parts: int, n_head: int) -> Any:
+    """x (B, T, parts * C) -> (parts, B, H, T, D)"""
+    B, T, width = x.shape
+    return x.reshape((B, T, parts, n_head, width // parts // n_head)).transpose((2, 0, 3, 1, 4))
 
 
 def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
@@ -144,10 +151,14 @@ def head_size(x: Any, kv: Any, key_mask: Any, n_head: int) -> int:
     return width // parts // n_head
 
 
-def require_channels(q: Any) -> None:
-    """Raise ShapeError where queries (..., n, D) have D = 0: their scores are sums of nothing over √0."""
+def score_divisor(q: Any, scale: float | None) -> float:
+    """What the scores of queries (..., n, D) are divided by: √D unless a scale is given.
+
+    Raises ShapeError where D = 0: the scores would be sums of nothing over √0.
+    """
     if not q.shape[-1]:
         raise ShapeError(f"the queries have no channels, {q.shape}, and so no scale 1/√D; give at least one")
+    return math.sqrt(q.shape[-1]) if scale is None else scale
 
 
 def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:

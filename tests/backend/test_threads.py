@@ -40,7 +40,18 @@ def test_an_error_in_any_part_is_raised_here_once_all_have_ended(fails: int) -> 
     assert ended == [1 - fails]
 
 
-@pytest.mark.parametrize("op", [ops.gelu, ops.softmax, lambda x: ops.attention(x, x, x, causal=True)])
+MASK = ops.sequence_mask([300, 170], 300)[:, None]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        ops.gelu,
+        ops.softmax,
+        lambda x: ops.attention(x, x, x, causal=True),
+        lambda x: ops.attention(x, x, x, MASK, causal=False),
+    ],
+)
 def test_a_large_op_on_two_threads_has_the_bits_of_one(op: object) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 300, 64)).astype(np.float32)

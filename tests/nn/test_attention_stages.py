@@ -174,10 +174,10 @@ def test_forward_mixes_the_values_by_the_weights_of_each_form(x: np.ndarray, rng
 
 
 def test_a_context_is_wanted_where_the_layer_is_made_for_one_and_nowhere_else(x: np.ndarray) -> None:
-    with pytest.raises(ShapeError, match="cross=True takes a context"):
+    with pytest.raises(ShapeError, match="made with cross=True, and got no context"):
         double(nn.MultiHeadAttention(C, H, cross=True))(x)
     for layer in (nn.MultiHeadAttention(C, H), nn.Block(C, H)):
-        with pytest.raises(ShapeError, match="takes no context, since it is made without cross=True"):
+        with pytest.raises(ShapeError, match="made without cross=True, and got a context"):
             double(layer)(x, x)
 
 
