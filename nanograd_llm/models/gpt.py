@@ -223,3 +223,16 @@ def _attention_scale(config: GPTConfig, layer: int) -> float | None:
         return None
     scale = math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
     return scale * (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
+def _specimens(draw: Any) -> Any:
+    plain = GPTConfig(vocab_size=5, context_length=3, n_layer=1, n_head=2, n_embd=4, dropout=0.1)
+    other = {"n_inner": 3, "activation": "gelu_exact", "tie_word_embeddings": False, "layer_norm_epsilon": 0.1}
+    scaled = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
+    for changes in ({}, {"n_layer": 2}, {**other, **scaled}):
+        tokens, targets = draw.integers(0, 5, (2, 2, 3))
+        targets[0, 0] = -100
+        yield GPT(dataclasses.replace(plain, **changes)).loss, (tokens, targets)
+
+
+GPT.specimens = _specimens

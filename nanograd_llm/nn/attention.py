@@ -213,3 +213,22 @@ def head_size(n_embd: int, n_head: int) -> int:
     if n_embd % n_head:
         raise ConfigError(f"n_embd must be a multiple of n_head; got n_embd={n_embd}, n_head={n_head}")
     return n_embd // n_head
+
+
+# Inputs to check the gradients of each class with.
+SimplifiedSelfAttention.specimens = lambda draw: [(SimplifiedSelfAttention(), (draw(2, T, 3),)) for T in (2, 3)]
+# Without biases: softmax cancels a key's, and nothing but rounding is left of its gradient.
+SelfAttention.specimens = lambda draw: [(SelfAttention(n, 3), (draw(2, 3, n),)) for n in (1, 2)]
+CausalAttention.specimens = lambda draw: [(CausalAttention(n, 2, dropout=0.2), (draw(2, 3, n),)) for n in (1, 3)]
+MultiHeadList.specimens = lambda draw: [
+    (MultiHeadList(C, H, dropout=0.2, bias=False), (draw(2, T, C),)) for C, H, T in [(3, 1, 3), (2, 2, 2), (6, 3, 2)]
+]
+MultiHeadAttention.specimens = lambda draw: [
+    (MultiHeadAttention(3, 1, dropout=0.2), (draw(2, 3, 3),)),
+    (MultiHeadAttention(4, 2, dropout=0.2, scale=2.5), (draw(2, 2, 4),)),
+    (MultiHeadAttention(3, 3), (draw(2, 3, 3),)),
+    (MultiHeadAttention(4, 2, causal=False), (draw(2, 3, 4), None, ops.sequence_mask([3, 1], 3))),
+    (MultiHeadAttention(4, 2, dropout=0.2), (draw(2, 3, 4), None, np.array([[False, True, True], [True] * 3]))),
+    (MultiHeadAttention(4, 2, cross=True), (draw(2, 2, 4), draw(2, 3, 4))),
+    (MultiHeadAttention(2, 1, cross=True, dropout=0.2), (draw(2, 3, 2), draw(2, 2, 2), ops.sequence_mask([2, 1], 2))),
+]

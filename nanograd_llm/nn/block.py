@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.nn.attention import MultiHeadAttention
@@ -71,3 +72,15 @@ class Block(Module):
 
     def _add(self, norm: Any, part: Callable[[Any], Tensor], x: Any) -> Tensor:
         return x + part(norm(x)) if self.norm_first else norm(x + part(x))
+
+
+Block.specimens = lambda draw: [
+    (Block(4, 2, dropout=0.2), (draw(2, 3, 4),)),
+    (Block(2, 1), (draw(2, 3, 2),)),
+    (Block(4, 2, norm_first=False, causal=False), (draw(2, 3, 4), None, ops.sequence_mask([3, 1], 3))),
+    (
+        Block(4, 2, norm_first=False, cross=True),
+        (draw(2, 2, 4), draw(2, 3, 4), ops.sequence_mask([1, 2], 2), ops.sequence_mask([2, 3], 3)),
+    ),
+    (Block(2, 1, cross=True, dropout=0.2), (draw(2, 2, 2), draw(2, 3, 2))),
+]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
+
+Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
 
 
 class Module:
@@ -26,8 +28,12 @@ class Module:
 
     Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
     under the first of its names. Only another one, a Tensor, a Module or None may take its place.
+
+    specimens: a function of a `draw` (as for the samples of an op) that gives pairs (a module of this class, or its
+        `loss` if it has one; a tuple of inputs). `nanograd-llm gradcheck` checks them, with every parameter drawn.
     """
 
+    specimens: ClassVar[Callable[[Any], Iterable[Specimen]] | None] = None
     training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
 
     def __setattr__(self, name: str, value: Any) -> None:
