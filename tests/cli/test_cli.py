@@ -15,7 +15,6 @@ import pytest
 
 from nanograd_llm import __version__
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.bench import detection as figures
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.run import load_run
@@ -332,16 +331,7 @@ def test_gradcheck_of_a_trained_model_says_what_it_costs_and_reports(run, capsys
     assert "random directions each: about" in out and "gradients of loss: right" in out and "wte" in out
 
 
-@pytest.mark.parametrize(("count", "code"), [(1000, 0), (999, 1)])
-def test_figures_of_the_check_are_printed_and_one_that_is_not_reached_is_code_1(count, code, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "figures", lambda seed: [figures.Figure("caught", count, 1000, 1000)])
-    assert main(["gradcheck", "--figures"]) == code
-    assert told(capsys)[0] == f"caught: {count:,} of 1,000\n"
-
-
-@pytest.mark.parametrize(
-    "options", [["--figures", "--op", "exp"], ["--figures", "--cases", "3"], ["--thorough", "--cases", "3"]]
-)
+@pytest.mark.parametrize("options", [["--model", "run", "--cases", "3"], ["--thorough", "--cases", "3"]])
 def test_options_of_gradcheck_that_do_not_go_together_are_refused(options, capsys):
     assert main(["gradcheck", *options]) == 2
     told(capsys)
