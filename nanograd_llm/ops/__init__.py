@@ -35,7 +35,6 @@ from nanograd_llm.ops.layout import (
     swapaxes,
     transpose,
     tril,
-    triu,
 )
 from nanograd_llm.ops.primitive import (
     absolute,

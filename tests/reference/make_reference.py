@@ -166,7 +166,6 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "add_rows": add_rows,
     "cast": lambda x, dtype: x.to(getattr(torch, dtype)),
     "tril": lambda x, k=0: torch.tril(x, k),
-    "triu": lambda x, k=0: torch.triu(x, k),
     "softmax": softmax,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
@@ -257,7 +256,7 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
         yield (draw(2, 3, 4), np.array([[4, 0, 4], [2, 4, 1]])), {"vocab_size": 6}
     elif name == "cast":
         yield from [((draw(2, 3),), {"dtype": "float32"}), ((draw(2, 3),), {"dtype": "float64"})]
-    elif name in ("tril", "triu"):
+    elif name == "tril":
         yield from [((x,), {"k": k}) for k in (-1, 0, 1)]
     elif name in ("softmax", "log_softmax", "logsumexp"):
         yield from [((3 * draw(3, 4),), {"axis": axis}) for axis in (-1, 0, None, (0, 1))]
