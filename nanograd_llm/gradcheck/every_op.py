@@ -12,9 +12,9 @@ from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check.check import assert_gradients, gradcheck, verdicts
+from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
-from nanograd_llm.gradcheck.promises import ERRORS, case_problems
 from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200

@@ -14,11 +14,12 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck.check import comparison, consistency, explanation, kinks
-from nanograd_llm.gradcheck.check.comparison import DEPTH, Outcome, Precision, dense, length, rows
+from nanograd_llm.gradcheck.check.comparison import Outcome, Precision, dense, length, rows
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
 from nanograd_llm.gradcheck.check.report import Finding, GradientError, Report
+from nanograd_llm.gradcheck.check.rounding import DEPTH
 from nanograd_llm.settings import require_int, require_seed
 
 DIRECTIONS = 4

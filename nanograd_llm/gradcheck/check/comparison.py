@@ -19,15 +19,12 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.tensor import grad
-from nanograd_llm.gradcheck.check.derivatives import EPS, Derivative, Line
+from nanograd_llm.gradcheck.check.derivatives import Derivative, Line
 from nanograd_llm.gradcheck.check.function import Differentiable
+from nanograd_llm.gradcheck.check.rounding import nudged, widened
 
-DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
 BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing,
 FAINT = 1e-10  # unless these are all rounding: a gradient below this part of its cotangent counts as zero
-_REPEATS = 6
-_MORE_REPEATS = 24  # where the first leave a difference that is not far out of bounds:
-_NEAR = 1e3  # as a multiple of the tolerance
 
 Method = Callable[..., Derivative]  # of a Line
 
@@ -131,11 +128,14 @@ def hold(
     reach: the size of a direction.
     """
     sides = compare(values, v, u)
-    off = np.abs(sides.off)
     tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * max(1.0, reach)) + sides.error
     tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * reach
-    if not (off <= tolerance).all():
-        tolerance = tolerance + _noise(compare, values, v, u, sides.off, tolerance, rng)
+
+    def again() -> np.ndarray:
+        *near, near_v, near_u = nudged([*values, v, u], rng)
+        return compare(near, near_v, near_u).off
+
+    tolerance, off = widened(tolerance, sides.off, again), np.abs(sides.off)
     within = off <= tolerance
     cotangents = np.abs(v).reshape(len(off), -1).sum(axis=1, keepdims=True)
     sharp = tolerance <= BLUNT * (sides.scale + sides.result) + FAINT * cotangents
@@ -147,39 +147,6 @@ def hold(
         _part(tolerance, sides.scale),
         ~within.all(axis=1),
     )
-
-
-def _noise(
-    compare: Compare,
-    values: Sequence[np.ndarray],
-    v: np.ndarray,
-    u: np.ndarray,
-    off: np.ndarray,
-    tolerance: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """How far rounding inside the function can move each difference, seen by moving every number a little."""
-    offs = [off]
-    for repeats in (_REPEATS, _MORE_REPEATS):
-        for _ in range(repeats):
-            near_v, near_u = nudged([v, u], rng)
-            offs.append(compare(nudged(values, rng), near_v, near_u).off)
-        with np.errstate(invalid="ignore"):
-            noise = 4 * np.ptp(offs, axis=0).max(axis=1, initial=0, keepdims=True)  # rounding is alike along a row
-        excess = np.abs(off) > tolerance + noise
-        if not excess.any() or (np.abs(off) > _NEAR * (tolerance + noise)).any():
-            break
-    return noise
-
-
-def nudged(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Every number moved by a few units in the last place, or by some thousands: few may leave a rounding as it was.
-
-    What is rounding comes out otherwise there, what is wrong stays: the idea of J. Vignes, "A stochastic arithmetic for
-    reliable scientific computation", Mathematics and Computers in Simulation 35 (1993).
-    """
-    size = EPS * 2 ** rng.uniform(0, 12)
-    return [a * (1 + size * rng.uniform(-2, 2, a.shape)) for a in arrays]
 
 
 def _gradients(
