@@ -6,7 +6,6 @@ Every trial draws an op, inputs and random numbers of its own.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,11 +14,11 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.tensor import Tensor, grad, registry
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.figures import Figure
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
-from nanograd_llm.gradcheck.check.check import verdicts
-from nanograd_llm.gradcheck.check.report import Report
+from nanograd_llm.gradcheck.every_op import check_case
+from nanograd_llm.gradcheck.mutation.mutants import gradients_of
 
 TRIALS = 1_000
 ALARMS = 10  # right gradients for each mistake
@@ -42,7 +41,7 @@ def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterato
     every = sum(not _catches_all(op, case, number) for number, (op, case) in pairs)
     yield Figure("detection", "all entries off by a billionth, missed", every, f"of {trials:,}")
     pairs = enumerate(itertools.islice(_drawn(seed + 2), ALARMS * trials))
-    alarms = sum(not _report(op, case, number).passed for number, (op, case) in pairs)
+    alarms = sum(not check_case(op, case, seed=number, explain=False).passed for number, (op, case) in pairs)
     yield Figure("detection", "right gradients, not called right", alarms, f"of {ALARMS * trials:,}")
 
 
@@ -82,30 +81,28 @@ def catches_one(number: int, rng: np.random.Generator) -> bool:
     """
     name, draw = THOUSAND[number % len(THOUSAND)]
     op, case = registry[name], Case(draw(rng), {"causal": True} if name == "attention" else {})
-    right = _gradients(op, case)[0]
+    right = gradients_of(op, case)[0]
     factor = np.ones(right.shape)
     factor.flat[rng.choice(np.flatnonzero(np.abs(right) > _RESIDUE * np.abs(right).max()))] += MISTAKE
     with _multiplied(op, factor):
-        return _report(op, case, number).findings[0].verdict == "wrong"
+        return check_case(op, case, seed=number, explain=False).findings[0].verdict == "wrong"
 
 
 def _catches_all(op: Op, case: Case, number: int) -> bool:
     """Is it seen that all gradients of the op are off?"""
     with _multiplied(op, 1 + MISTAKE, others=1 + MISTAKE):
-        return any(finding.verdict == "wrong" for finding in _report(op, case, number).findings)
+        return any(finding.verdict == "wrong" for finding in check_case(op, case, seed=number, explain=False).findings)
 
 
 @contextlib.contextmanager
 def _multiplied(op: Op, first: Any, others: float = 1.0) -> Iterator[None]:
     """Inside this block the op's first gradient is multiplied by something, and the others by something else."""
-    rule = op.rule
-    assert rule is not None
+    rule: Any = op.rule
 
-    @functools.wraps(rule)
     def mistaken(*saved: Any) -> tuple[Any, ...]:
         gradients = rule(*saved)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        factors = itertools.chain([first], itertools.repeat(others))
+        factors = (first, *[others] * len(gradients))
         return tuple(None if g is None else g * factor for g, factor in zip(gradients, factors))
 
     op.rule = mistaken
@@ -127,20 +124,5 @@ def _drawn(seed: int) -> Iterator[tuple[Op, Case]]:
             yield from ((op, case) for op, case in zip(package, of_each) if case is not None)
 
 
-def _report(op: Op, case: Case, seed: int) -> Report:
-    f, arrays = case.on(op)
-    return verdicts(f, *arrays, seed=seed)
-
-
-def _gradients(op: Op, case: Case) -> list[np.ndarray]:
-    """The gradient of each input, for a random cotangent; none where the call has none."""
-    f, arrays = case.on(op)
-    leaves = [Tensor(x, requires_grad=True) for x in arrays]
-    y = f(*leaves)
-    if not y.requires_grad:
-        return []
-    return grad(y, leaves, np.random.default_rng(0).uniform(0.5, 1.5, y.shape).astype(y.dtype))
-
-
 def _is_visible(op: Op, case: Case) -> bool:
-    return any(np.abs(g).max(initial=0) > _VISIBLE for g in _gradients(op, case))
+    return any(np.abs(g).max(initial=0) > _VISIBLE for g in gradients_of(op, case))

@@ -12,9 +12,9 @@ difference adds its own error estimate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,16 +29,14 @@ FAINT = 1e-10  # unless these are all rounding: a gradient below this part of it
 Method = Callable[..., Derivative]  # of a Line
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """What one check knows about rounding: ε of the narrowest float in the function, and c."""
 
     epsilon: float
     c: float
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(NamedTuple):
     """Both sides for every pair of a cotangent (rows) and a direction (columns).
 
     scale: Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.  error: of the differences.  result: Σ|vᵢyᵢ| over what the direction moves.
@@ -54,9 +52,6 @@ class Sides:
     def off(self) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             return self.analytic - self.numeric
-
-
-Compare = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], Sides]  # values, v, u
 
 
 @dataclass(frozen=True)
@@ -75,99 +70,64 @@ class Outcome:
     wrong_rows: np.ndarray
 
 
-def along_directions(
-    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray
-) -> Sides:
-    """Every pair of a dense cotangent (a row of v) and a dense direction of input k (a row of u)."""
-    a, y = _gradients(function, k, values, v)
-    slopes = [method(line(function, values, k, row.reshape(values[k].shape))) for row in u]
-    ju, error = rows([s.value for s in slopes]), rows([s.error for s in slopes])
-    with np.errstate(invalid="ignore"):
-        scale = np.abs(a) @ np.abs(u).T + np.abs(v) @ np.abs(ju).T
-        return Sides(a @ u.T, v @ ju.T, scale, np.abs(v) @ error.T, np.abs(v) @ y[:, None])
-
-
-def by_entries(
-    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, sizes: np.ndarray
-) -> Sides:
-    """Every entry of input k by itself, moved by its size: the rows of v are cotangents.
-
-    Where v is one-dimensional, each of its entries is a cotangent by itself: the whole Jacobian.
-    """
-    whole = v.ndim == 1
-    a, y = _gradients(function, k, values, _single(v) if whole else v)
-    ju, error = np.zeros((sizes.size, y.size)), np.zeros((sizes.size, y.size))
-    for j in np.flatnonzero(sizes):
-        found = slope(function, values, k, j, sizes[j], method)
-        ju[j], error[j] = found.value.reshape(-1), found.error.reshape(-1)
-    analytic, moved = a * sizes, ju != 0
-    with np.errstate(invalid="ignore"):
-        if whole:
-            numeric = (ju * v).T
-            scale = np.abs(analytic) + np.abs(numeric)
-            error, result = np.abs(error * v).T, (np.abs(v) * y * moved).T
-        else:
-            numeric = v @ ju.T
-            scale = np.abs(analytic) + np.abs(v) @ np.abs(ju).T
-            error, result = np.abs(v) @ error.T, (np.abs(v) * y) @ moved.T
-    # an entry is made of terms as large as the others of its row
-    return Sides(analytic, numeric, scale, error, result + scale.max(axis=1, initial=0, keepdims=True))
-
-
 def hold(
-    compare: Compare,
-    values: Sequence[np.ndarray],
+    function: Differentiable,
+    k: int,
+    method: Method,
     v: np.ndarray,
     u: np.ndarray,
-    reach: float,
     precision: Precision,
     rng: np.random.Generator,
 ) -> Outcome:
-    """Compare, and where both sides part, measure how much of that is rounding inside the function.
-
-    reach: the size of a direction.
-    """
-    sides = compare(values, v, u)
-    tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * max(1.0, reach)) + sides.error
-    tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * reach
+    """Compare, and where both sides part, measure how much of that is rounding inside the function: see `compare`."""
+    values, reach = function.values, max(1.0, length(function.values[k]))
+    sides = compare(function, k, method, values, v, u)
+    tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * reach) + sides.error
+    tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * length(function.values[k])
 
     def again() -> np.ndarray:
         *near, near_v, near_u = nudged([*values, v, u], rng)
-        return compare(near, near_v, near_u).off
+        return compare(function, k, method, near, near_v, near_u).off
 
     tolerance, off = widened(tolerance, sides.off, again), np.abs(sides.off)
     within = off <= tolerance
-    cotangents = np.abs(v).reshape(len(off), -1).sum(axis=1, keepdims=True)
+    cotangents = np.abs(v).reshape(len(v), -1).sum(axis=1, keepdims=True)
     sharp = tolerance <= BLUNT * (sides.scale + sides.result) + FAINT * cotangents
     return Outcome(
-        bool(within.all()),
-        bool(sharp.all()),
-        bool(np.isfinite(sides.numeric).all()),
-        _part(off, sides.scale),
-        _part(tolerance, sides.scale),
-        ~within.all(axis=1),
+        right=bool(within.all()),
+        sharp=bool(sharp.all()),
+        finite=bool(np.isfinite(sides.numeric).all()),
+        off=_part(off, sides.scale),
+        tolerance=_part(tolerance, sides.scale),
+        wrong_rows=~within.all(axis=1),
     )
 
 
-def _gradients(
-    function: Differentiable, k: int, values: Sequence[np.ndarray], v: Iterable[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The engine's gradient of input k for each of these cotangents, and the size of each entry of the result; flat."""
+def compare(
+    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray
+) -> Sides:
+    """Each cotangent (a row of v) with each direction of input k (a row of u).
+
+    A one-dimensional v or u stands for its numbers one by one: each with zeros in all other places.
+    """
     y, leaves = function.record(values)
-    found = [
-        grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) if y.requires_grad else np.zeros(values[k].shape)
-        for row in v
-    ]
+    v = np.diag(v) if v.ndim == 1 else v
+    a = np.zeros((len(v), values[k].size))
+    if y.requires_grad:
+        a = rows([grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) for row in v])
     size = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
-    return rows(found) if found else np.zeros((0, values[k].size)), size
-
-
-def _single(v: np.ndarray) -> Iterator[np.ndarray]:
-    """For each entry a cotangent that is zero elsewhere."""
-    for i in range(v.size):
-        one = np.zeros(v.size)
-        one[i] = v[i]
-        yield one
+    columns = []
+    for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0.0) for i in np.flatnonzero(u)):
+        found = method(line(function, values, k, row.reshape(values[k].shape)))
+        ju, error = found.value.reshape(-1), found.error.reshape(-1)
+        with np.errstate(invalid="ignore"):
+            scale = np.abs(a) @ np.abs(row) + np.abs(v) @ np.abs(ju)
+            columns.append((a @ row, v @ ju, scale, np.abs(v) @ error, np.abs(v) @ (size * (ju != 0))))
+    sides = Sides(*(np.stack(side, axis=1) for side in zip(*columns)))
+    if u.ndim == 2:
+        return sides
+    # an entry is made of terms as large as the others of its row
+    return sides._replace(result=sides.result + sides.scale.max(axis=1, keepdims=True))
 
 
 def slope(
@@ -199,6 +159,6 @@ def rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([a.reshape(-1) for a in arrays])
 
 
-def _part(a: Any, whole: Any) -> float:
+def _part(a: np.ndarray, whole: np.ndarray) -> float:
     """The largest a / whole; 0 where there is nothing to be a part of."""
     return float(np.max(np.divide(a, whole, where=whole > 0, out=np.zeros_like(whole)), initial=0))
