@@ -22,6 +22,7 @@ from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.settings import check_keys, require_choice, require_int, require_number
 from nanograd_llm.text import (
     BPETokenizer,
@@ -34,7 +35,6 @@ from nanograd_llm.text import (
     read_text,
     split_text,
 )
-from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.trainer import StepRecord, Trainer
 

@@ -12,9 +12,9 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.runs.run import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
-from nanograd_llm.runs.opening import is_run, load_model, load_model_tokenizer
 from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.opening import is_run, load_model, load_model_tokenizer
+from nanograd_llm.runs.run import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
 from nanograd_llm.training import StepRecord, TrainConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -11,8 +11,8 @@ import pytest
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, ShapeError, StorageError
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
 from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
 from nanograd_llm.training import StepRecord, TrainConfig
 
 TINY = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
