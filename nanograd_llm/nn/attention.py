@@ -5,9 +5,9 @@
 3. CausalAttention           no token looks into the future; dropout on the weights
 4. MultiHeadList             several such heads, each with a small space of its own, side by side
    MultiHeadAttention        the same, all heads in one batched product; this is what GPT is made of
-5. its causal=False          every token looks at every other again, as BERT reads,
-   its key_mask              but not at padding, which fills up the shorter texts of a batch
-6. its cross=True            queries from one text, keys and values from another: a translation looks at its source
+5. ... with causal=False     every token looks at every other again, as BERT reads;
+   ... and a key_mask        but none looks at padding, which fills up the shorter texts of a batch
+6. ... with cross=True       queries come from one text, keys and values from another: a translation and its source
 
 Where the added idea is idle (weights that are identities, a last token that has no future, a single head, texts of one
 length, a text that looks at itself) a stage computes the numbers of the one before it, and both forms of the fourth
