@@ -90,7 +90,7 @@ class _Check:
         self.rng = np.random.default_rng(seed)
 
     def report(self, *, trace: bool = True) -> Report:
-        """trace: a wrong gradient to the op calls at fault."""
+        """trace: follow a wrong gradient to the op calls at fault."""
         function, problems = self.function, list(self.function.shape_problems)
         notes = [f"{dtype} inputs were checked as float64 copies" for dtype in function.promoted]
         findings: list[Finding] = []
@@ -103,20 +103,22 @@ class _Check:
                 if finding.verdict == "wrong" and not self.explain:
                     return Report(function.label, tuple(findings), tuple(problems))
             wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
-            found: list[Culprit] = []
-            if wrong and self.explain and trace:
-                found, calls = culprits(
-                    lambda: function.record(function.values)[0],
-                    lambda f, *inputs: _Check(
-                        Function(f, inputs), min(wrong), self.seed, self.jacobian, self.explain
-                    ).report(trace=False),
-                )
-                if not found:
-                    notes.append(
-                        f"the rules of all {calls} op calls on the tape are right at these numbers; what is wrong lies "
-                        "between them: a .data or .detach() on the way, a hook, or a result written into"
-                    )
+            found = self._trace(min(wrong), notes) if wrong and self.explain and trace else []
         return Report(function.label, tuple(findings), tuple(problems), tuple(found), tuple(notes))
+
+    def _trace(self, order: int, notes: list[str]) -> list[Culprit]:
+        """The op calls on the tape that are wrong by themselves at this order; a note where none is."""
+
+        def check(f: Callable[..., Tensor], *inputs: Any) -> Report:
+            return _Check(Function(f, inputs), order, self.seed, self.jacobian, self.explain).report(trace=False)
+
+        found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
+        if not found:
+            notes.append(
+                f"the rules of all {calls} op calls on the tape are right at these numbers; what is wrong lies between "
+                "them: a .data or .detach() on the way, a hook, or a result written into"
+            )
+        return found
 
     def _findings(self, problems: list[str]) -> Iterator[Finding]:
         """Order by order, input by input; problems: what else is found on the way is added there."""

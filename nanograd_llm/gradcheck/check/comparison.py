@@ -115,14 +115,15 @@ def compare(
     a = np.zeros((len(v), values[k].size))
     if y.requires_grad:
         a = rows([grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) for row in v])
-    size = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
+    size_a, size_v = np.abs(a), np.abs(v)
+    size_y = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
     columns = []
     for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0.0) for i in np.flatnonzero(u)):
         found = method(line(function, values, k, row.reshape(values[k].shape)))
         ju, error = found.value.reshape(-1), found.error.reshape(-1)
         with np.errstate(invalid="ignore"):
-            scale = np.abs(a) @ np.abs(row) + np.abs(v) @ np.abs(ju)
-            columns.append((a @ row, v @ ju, scale, np.abs(v) @ error, np.abs(v) @ (size * (ju != 0))))
+            scale = size_a @ np.abs(row) + size_v @ np.abs(ju)
+            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0))))
     sides = Sides(*(np.stack(side, axis=1) for side in zip(*columns)))
     if u.ndim == 2:
         return sides
