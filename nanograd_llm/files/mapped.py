@@ -47,26 +47,14 @@ def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
             os.close(file)
 
 
-def named_file(
-    folder: str | os.PathLike[str], name: str, where: str, *, links_into: str | os.PathLike[str] | None = None
-) -> Path:
-    """The path of a file in `folder` that another file names; `where` says which one does, for the error.
+def neighbour(path: str | os.PathLike[str], name: Any) -> Path:
+    """The path of the file called `name` beside the file at `path`, which holds that name.
 
-    The name must be a plain file name, and what it stands for must lie in `folder`: a symlink may not lead elsewhere,
-    but for `links_into`, a folder that links may lead into (the cache of Hugging Face keeps its files this way).
-
-    Raises BadFileError for a name with a path in it and for a link that leads out of the folder.
+    It may be a symlink: a person put it there. Raises BadFileError unless the name is a plain file name.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-        raise BadFileError(f"{where}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
-    path = Path(folder) / name
-    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        real, allowed = os.path.realpath(path), [os.path.realpath(folder)]
-    if links_into is not None:
-        allowed.append(os.path.realpath(links_into))
-    if not any(os.path.commonpath([real, home]) == home for home in allowed):
-        raise BadFileError(f"{where}: {name} is a link out of the folder; put the file itself there")
-    return path
+        raise BadFileError(f"{path}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
+    return Path(path).with_name(name)
 
 
 def listed(names: Sequence[object]) -> str:

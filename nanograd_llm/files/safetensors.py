@@ -56,14 +56,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return _tensors(header, data[8 + size :], path)
 
 
-def read_sharded_safetensors(
-    index_path: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Every tensor of the safetensors files beside `model.safetensors.index.json`, as one table.
-
-    The index, its checks and `links_into` are those of `shards.read_shards`.
-    """
-    return read_shards(index_path, read_safetensors, links_into=links_into)
+def read_sharded_safetensors(index_path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Every tensor of the files that `model.safetensors.index.json` names. Raises as `shards.read_shards` does."""
+    return read_shards(index_path, read_safetensors)
 
 
 def _tensors(header: dict[str, Any], data: NDArray[np.uint8], path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:

@@ -30,7 +30,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import read_table, read_varint
-from nanograd_llm.files.mapped import array_at, count, listed, map_file, named_file, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, count, listed, map_file, widen_bfloat16
 
 DTYPES = {
     1: "<f4",
@@ -63,18 +63,16 @@ class _Entry:
     crc: int
 
 
-def read_tensorflow(
-    prefix_or_folder: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
+def read_tensorflow(prefix_or_folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every variable of a checkpoint under its own name, read-only and mapped; bfloat16 comes as float32.
 
     The checkpoint is named by its prefix, as in TensorFlow ("gpt2/model.ckpt"), or by its folder. A folder with several
     is asked for the one that its file `checkpoint` names, which must lie in the folder. The CRC-32C of each variable
-    is checked, so the whole is read once. Links out of the folder are refused, unless they lead into `links_into`.
+    is checked, so the whole is read once.
 
     Raises StorageError if a file is missing or cannot be read, BadFileError for whatever else is wrong.
     """
-    index = _index_path(Path(prefix_or_folder), links_into)
+    index = _index_path(Path(prefix_or_folder))
     header, *others = read_table(map_file(index), str(index)) or [(b"?", b"")]
     shards = _shards(header, str(index))
     entries = [_entry(key, value, shards, str(index)) for key, value in others]
@@ -82,11 +80,11 @@ def read_tensorflow(
     data: dict[int, NDArray[np.uint8]] = {}
     for shard in sorted({entry.shard for entry in entries}):
         name = f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{shards:05d}"
-        data[shard] = map_file(named_file(index.parent, name, str(index), links_into=links_into))
+        data[shard] = map_file(index.with_name(name))
     return {entry.name: _array(entry, data[entry.shard], str(index)) for entry in entries}
 
 
-def _index_path(path: Path, links_into: str | os.PathLike[str] | None) -> Path:
+def _index_path(path: Path) -> Path:
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
         if not path.is_dir():
             return path.with_name(f"{path.name}.index")
@@ -94,12 +92,12 @@ def _index_path(path: Path, links_into: str | os.PathLike[str] | None) -> Path:
     if not found:
         raise StorageError(f"{path}: holds no TensorFlow checkpoint: no file in it ends in .index")
     if len(found) == 1:
-        return named_file(path, found[0], str(path), links_into=links_into)
+        return path / found[0]
     if os.path.exists(path / "checkpoint"):
         text = map_file(path / "checkpoint")[:4096].tobytes().decode("utf-8", errors="replace")
         newest = re.search(r'^model_checkpoint_path: "([^"/\\]+)"\s*$', text, re.MULTILINE)
         if newest and f"{newest[1]}.index" in found:
-            return named_file(path, f"{newest[1]}.index", str(path), links_into=links_into)
+            return path / f"{newest[1]}.index"
     names = listed([name.removesuffix(".index") for name in found])
     raise StorageError(f"{path}: holds {len(found)} checkpoints; give the prefix of one: {names}")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import numpy as np
 import pytest
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.mapped import array_at, bytes_at, count, map_file, named_file, unsigned_at, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, bytes_at, count, map_file, neighbour, unsigned_at, widen_bfloat16
 
 
 @pytest.fixture
@@ -105,19 +104,8 @@ def test_every_bfloat16_is_widened_exactly():
 )
 def test_a_file_names_its_neighbours_only(name, tmp_path):
     with pytest.raises(BadFileError, match="index: .* plain file name"):
-        named_file(tmp_path, name, "index")
+        neighbour(tmp_path / "index", name)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
-def test_a_link_out_of_the_folder_is_followed_only_where_allowed(tmp_path):
-    home, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    home.mkdir()
-    blobs.mkdir()
-    (blobs / "bytes").write_bytes(b"1")
-    (home / "shard").symlink_to("../blobs/bytes")
-    (home / "inside").symlink_to("shard2")
-    assert named_file(home, "inside", "index") == home / "inside"
-    with pytest.raises(BadFileError, match="a link out of the folder"):
-        named_file(home, "shard", "index")
-    assert named_file(home, "shard", "index", links_into=tmp_path) == home / "shard"
-    assert named_file(tmp_path / "snapshot", "shard", "index", links_into=blobs) == home / "shard"
+def test_a_neighbour_lies_in_the_folder_of_the_file_that_names_it(tmp_path):
+    assert neighbour(tmp_path / "index", "shard.1") == tmp_path / "shard.1"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,17 +235,6 @@ def test_a_folder_of_several_checkpoints_that_names_none_lists_them(folder):
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
     found = read_watched(read_tensorflow, tmp_path, tmp_path)
     assert isinstance(found, StorageError) and "no TensorFlow checkpoint" in str(found)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
-def test_data_that_is_a_link_out_of_the_folder_is_read_only_where_it_was_allowed(folder):
-    blobs = folder.parent / "blobs"
-    blobs.mkdir()
-    shutil.move(folder / "new.data-00000-of-00001", blobs / "0123")
-    (folder / "new.data-00000-of-00001").symlink_to("../blobs/0123")
-    found = read_watched(read_tensorflow, folder / "new", folder)
-    assert isinstance(found, BadFileError) and "link out of the folder" in str(found)
-    assert read_tensorflow(folder / "new", links_into=blobs).keys() == {"w"}
 
 
 def test_the_table_of_the_real_writer_is_in_order():

@@ -88,7 +88,7 @@ def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None =
     found = find_source(source)
     if vocab_size is None:
         vocab_size = _config_of(found).vocab_size
-    tokenizer = read_tokenizer(found.folder, links_into=found.links_into)
+    tokenizer = read_tokenizer(found.folder)
     if tokenizer is None:
         if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
             raise BadFileError(
@@ -126,11 +126,11 @@ def _hugging_face(found: Source) -> Parts:
     if found.form == "safetensors":
         arrays = read_safetensors(found.weights)
     elif found.form == "sharded safetensors":
-        arrays = read_sharded_safetensors(found.weights, links_into=found.links_into)
+        arrays = read_sharded_safetensors(found.weights)
     elif found.form == "torch":
         arrays = read_torch(found.weights)
     elif found.form == "sharded torch":
-        arrays = read_sharded_torch(found.weights, links_into=found.links_into)
+        arrays = read_sharded_torch(found.weights)
     else:
         arrays = read_npz(found.weights)
     config = _config_of(found)
@@ -154,7 +154,7 @@ def _nanogpt(found: Source) -> Parts:
 
 def _openai(found: Source) -> Parts:
     config = _config_of(found)
-    arrays = read_tensorflow(found.weights.with_suffix(""), links_into=found.links_into)
+    arrays = read_tensorflow(found.weights.with_suffix(""))
     where = str(found.weights)
     return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
@@ -184,7 +184,7 @@ _READERS = {
 
 def _settings(found: Source, name: str) -> tuple[dict[str, Any], str]:
     """A JSON file beside the weights, and what to call it in errors."""
-    path = found.file(name)
+    path = found.folder / name
     if not path.exists():
         raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside {found.weights.name}")
     return read_json_object(map_file(path).tobytes(), str(path)), str(path)

@@ -20,7 +20,7 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import write_atomically
 from nanograd_llm.files.json import read_json_object
-from nanograd_llm.files.mapped import map_file, named_file
+from nanograd_llm.files.mapped import map_file
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import split_merge, unspell
 
@@ -38,19 +38,17 @@ PUBLISHED = {
 }
 
 
-def read_tokenizer(
-    folder: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> Tokenizer | None:
+def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     """The tokenizer whose files lie in `folder`; None where there is none.
 
-    links_into: as for `mapped.named_file`.
     Raises BadFileError for a file that is damaged, holds what no GPT-2 tokenizer has, or lacks its other half.
     """
 
-    def read(name: str) -> bytes:
-        return map_file(named_file(folder, name, str(folder), links_into=links_into)).tobytes()
-
     folder = Path(folder)
+
+    def read(name: str) -> bytes:
+        return map_file(folder / name).tobytes()
+
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
         if len(there) == 2:
@@ -61,7 +59,7 @@ def read_tokenizer(
     if (folder / SINGLE).exists():
         return _of_single_file(read_json_object(read(SINGLE), str(folder / SINGLE)), str(folder / SINGLE))
     if (folder / OWN).exists():
-        return load_tokenizer(named_file(folder, OWN, str(folder), links_into=links_into))
+        return load_tokenizer(folder / OWN)
     return None
 
 
