@@ -32,14 +32,14 @@ print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
 # %% Out, and in again
 # save_gpt2 writes a folder that `transformers` opens with GPT2LMHeadModel.from_pretrained, tokenizer included; the
-# other two forms are a checkpoint of TensorFlow as OpenAI published it, and NumPy's own. What comes back has the same
-# bits, lies in the file itself (mapped, not copied), and is read-only until a trainer copies it.
+# other form is NumPy's own. What comes back has the same bits, lies in the file itself (mapped, not copied), and is
+# read-only until a trainer copies it.
 folder = tempfile.TemporaryDirectory()
 prompt = tokenizer.encode("If the")
 greedy = Sampling(temperature=0)
 (written,) = generate(model, prompt, max_new_tokens=12, sampling=greedy)
 print("it writes:", repr(tokenizer.decode(prompt) + tokenizer.decode(written)))
-for form in ("hf", "tf", "numpy"):
+for form in ("hf", "numpy"):
     path = Path(folder.name) / form
     ng.save_gpt2(model, path, tokenizer, form=form)
     loaded, its_tokenizer = ng.load_gpt2(path), load_gpt2_tokenizer(path)

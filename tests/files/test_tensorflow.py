@@ -192,6 +192,17 @@ def test_a_flipped_bit_anywhere_in_a_block_or_an_array_is_found(tmp_path):
         assert "CRC-32C" in str(read(tmp_path, index, changed))
 
 
+def test_a_table_of_many_blocks_is_read_in_the_order_of_its_keys():
+    entries = [(b"key %05d" % n, bytes([n % 256]) * (n % 90)) for n in range(2000)]
+    blocks, index = b"", []
+    for first in range(0, 2000, 80):
+        block = table_block(rows(*entries[first : first + 80]))
+        index.append((entries[first + 79][0], varint(len(blocks)) + varint(len(block) - 5)))
+        blocks += block
+    found = read_table(np.frombuffer(raw_table(blocks, table_block(rows(*index))), np.uint8), "x")
+    assert found == entries
+
+
 def test_varints_go_up_to_64_bits():
     assert read_varint(varint(2**64 - 1), 0, "x") == (2**64 - 1, 10)
     for data in (varint(2**64), b"\x80" * 10 + b"\1", b"\x80", b""):

@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["run", "hf", "tf", "numpy"])
+@pytest.fixture(scope="module", params=["run", "hf", "numpy"])
 def source(request: pytest.FixtureRequest, run: Path) -> Path:
     """The same model as a run and as each form that it can be saved in."""
     if request.param == "run":

@@ -97,20 +97,6 @@ OPENAI_KEYS = {
 }
 
 
-def to_openai(config: GPTConfig) -> dict[str, Any]:
-    """The keys of `hparams.json`. Raises ConfigError for a model that OpenAI's code cannot make, naming the fields."""
-    table = {theirs: getattr(config, ours) for theirs, ours in OPENAI_KEYS.items()}
-    training_only: Any = {name: getattr(config, name) for name in ("dropout", "recompute_activations")}
-    plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, **training_only)
-    if config.n_inner == 4 * config.n_embd:
-        plain = dataclasses.replace(plain, n_inner=config.n_inner)
-    fields = [field.name for field in dataclasses.fields(config)]
-    other = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(plain, name)]
-    if other:
-        raise ConfigError(f"OpenAI's form has no place for {', '.join(other)}; use the form of Hugging Face")
-    return table
-
-
 def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
     """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError naming the key.
 

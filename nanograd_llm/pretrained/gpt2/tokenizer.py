@@ -177,8 +177,8 @@ def _from_tiktoken(name: str) -> bytes:
         ) from error
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:
-    """Write the tokenizer's two files under these names; one that has no such form as `nanograd_tokenizer.json`.
+def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
+    """Write vocab.json and merges.txt; a tokenizer that has no such form as `nanograd_tokenizer.json`.
 
     The folder should hold no other tokenizer, which a reader might find first. Raises StorageError.
     """
@@ -188,16 +188,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names:
     except ConfigError:
         tokenizer.save(folder / OWN)
         return
-    vocab, merges = names
+    vocab, merges = PAIRS[0]
     lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
     write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
     write_atomically(folder / merges, f"#version: 0.2\n{lines}".encode())
-    if vocab == PAIRS[0][0]:  # transformers asks its own configuration for the class, and for the end of text
-        special = END_OF_TEXT if plain.end_of_text is not None else None
-        settings = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": special,
-            "eos_token": special,
-            "unk_token": special,
-        }
-        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
+    # transformers asks for the class, and for the end of text
+    special = END_OF_TEXT if plain.end_of_text is not None else None
+    settings = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)}
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
