@@ -18,21 +18,14 @@ from pathlib import Path
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.mapped import map_file
+from nanograd_llm.pretrained import weights
 from nanograd_llm.pretrained.gpt2.llmc import MAGIC
 from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, OWN, PAIRS, SINGLE
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.settings import nearest, require_type
 
-# In the order in which they are looked for in a folder: Hugging Face's own order, then the others.
-FILES = {
-    "model.safetensors": "safetensors",
-    "model.safetensors.index.json": "sharded safetensors",
-    "pytorch_model.bin": "torch",
-    "pytorch_model.bin.index.json": "sharded torch",
-    "model.ckpt.index": "openai",
-    "ckpt.pt": "nanogpt",
-    "model.npz": "numpy",
-}
+# In the order in which they are looked for in a folder.
+FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin")
 SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the last two: a run's, TensorFlow's pointer
 TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
@@ -110,18 +103,13 @@ def _llmc_files(folder: Path) -> list[str]:
 
 
 def _form_of_file(path: Path) -> str:
-    if path.name.endswith(".safetensors.index.json"):
-        return "sharded safetensors"
-    if path.name.endswith(".bin.index.json"):
-        return "sharded torch"
-    by_suffix = {".safetensors": "safetensors", ".index": "openai", ".pt": "nanogpt", ".npz": "numpy"}
-    if path.suffix in by_suffix:
-        return by_suffix[path.suffix]
-    begin = map_file(path)[:4].tobytes()
-    if begin == MAGIC.to_bytes(4, "little"):
-        return "llmc"
-    if path.suffix in (".bin", ".pth"):
-        return "torch"  # whose reader says what is wrong with it, if anything is
+    by_name = weights.form_by_name(path) or {".index": "openai", ".pt": "nanogpt"}.get(path.suffix)
+    if by_name not in (None, "torch"):
+        return by_name
+    if map_file(path)[:4].tobytes() == MAGIC.to_bytes(4, "little"):
+        return "llmc"  # whose files end in .bin too
+    if by_name:
+        return by_name
     raise BadFileError(
         f"{path}: no weights of GPT-2 by its name; known are .safetensors, .bin, .pth, .pt, .npz, .index, .index.json"
     )
