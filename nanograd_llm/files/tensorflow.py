@@ -30,7 +30,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import read_table, read_varint
-from nanograd_llm.files.mapped import array_at, count, listed, map_file, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, check_apart, count, listed, map_file, widen_bfloat16
 
 DTYPES = {
     1: "<f4",
@@ -76,9 +76,10 @@ def read_tensorflow(prefix_or_folder: str | os.PathLike[str]) -> dict[str, NDArr
     header, *others = read_table(map_file(index), str(index)) or [(b"?", b"")]
     shards = _shards(header, str(index))
     entries = [_entry(key, value, shards, str(index)) for key, value in others]
-    _check_apart(entries, str(index))
     data: dict[int, NDArray[np.uint8]] = {}
     for shard in sorted({entry.shard for entry in entries}):
+        spans = ((e.offset, e.offset + e.size, e.name) for e in entries if e.shard == shard)
+        check_apart(spans, f"{index}: data file {shard}")
         name = f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{shards:05d}"
         data[shard] = map_file(index.with_name(name))
     return {entry.name: _array(entry, data[entry.shard], str(index)) for entry in entries}
@@ -148,14 +149,6 @@ def _shape(proto: bytes, what: str) -> tuple[int, ...]:
         raise BadFileError(f"{what}: its shape is unknown")
     dims = [_message(dim, {1: _VARINT, 2: _BYTES}, f"{what}: its shape") for dim in fields.get(2, [])]
     return tuple(_number(dim, 1, what) for dim in dims)
-
-
-def _check_apart(entries: list[_Entry], where: str) -> None:
-    reached = (0, 0)
-    for entry in sorted(entries, key=lambda entry: (entry.shard, entry.offset, entry.size)):
-        if (entry.shard, entry.offset) < reached:
-            raise BadFileError(f"{where}: variable {entry.name!r:.200} lies over another one")
-        reached = (entry.shard, entry.offset + entry.size)
 
 
 def _array(entry: _Entry, data: NDArray[np.uint8], where: str) -> NDArray[Any]:

@@ -294,7 +294,7 @@ def test_files_that_are_written_together_work_on_a_disk_without_links(
 
 def test_every_folder_that_was_made_is_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(nanograd_llm.files.atomic, "_sync_folder", synced.append)
+    monkeypatch.setattr(nanograd_llm.files.atomic, "_sync_folders", lambda _, folders: synced.extend(folders))
     with written_together(tmp_path / "new" / "deep") as p:
         (p / "a").write_text("ours")
     assert set(synced) == {tmp_path, tmp_path / "new", tmp_path / "new" / "deep"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.mapped import array_at, bytes_at, count, map_file, neighbour, unsigned_at, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, bytes_at, check_apart, count, map_file, widen_bfloat16
 
 
 @pytest.fixture
@@ -68,9 +68,8 @@ def test_a_file_that_is_not_there_is_named(name, tmp_path):
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 65), (64, 1), (-1, 1), (2**64, 1), (0, 2**64), (60, -1)])
 def test_reading_past_the_bytes_is_refused(data, offset, size):
-    for read in (bytes_at, unsigned_at):
-        with pytest.raises(BadFileError, match="x: needs bytes"):
-            read(data, offset, size, "x")
+    with pytest.raises(BadFileError, match="x: needs bytes"):
+        bytes_at(data, offset, size, "x")
 
 
 @pytest.mark.parametrize(("offset", "shape"), [(0, (17,)), (4, (4, 4)), (-4, (1,)), (2**63, (1,)), (65, (0,))])
@@ -99,13 +98,8 @@ def test_every_bfloat16_is_widened_exactly():
     assert np.array_equal(wide.view(np.uint32), bits.astype(np.uint32) * 2**16)
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:x", "x\0", "x\n", "\u202ex", None, 1]
-)
-def test_a_file_names_its_neighbours_only(name, tmp_path):
-    with pytest.raises(BadFileError, match="index: .* plain file name"):
-        neighbour(tmp_path / "index", name)
-
-
-def test_a_neighbour_lies_in_the_folder_of_the_file_that_names_it(tmp_path):
-    assert neighbour(tmp_path / "index", "shard.1") == tmp_path / "shard.1"
+def test_spans_may_touch_and_may_not_overlap():
+    check_apart([(4, 8, "b"), (0, 4, "a"), (4, 4, "empty"), (9, 9, "c")], "x")
+    for spans in ([(0, 5, "a"), (4, 8, "b")], [(0, 8, "a"), (4, 4, "b")], [(0, 8, "a"), (0, 8, "b")]):
+        with pytest.raises(BadFileError, match="x: 'b' overlaps"):
+            check_apart(spans, "x")

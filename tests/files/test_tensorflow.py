@@ -119,7 +119,7 @@ def test_an_entry_that_does_not_fit_is_refused(changes, complaint, tmp_path):
         ([(b"", HEADER + field(2, 1))], "high byte first"),
         ([(b"", HEADER), (b"w", entry()), (b"v", entry())], "not in its order"),
         ([(b"", HEADER), (b"w", entry()), (b"w", entry())], "there twice"),
-        ([(b"", HEADER), (b"v", entry()), (b"w", entry())], "lies over another one"),
+        ([(b"", HEADER), (b"v", entry()), (b"w", entry())], "'w' overlaps"),
         ([(b"", HEADER), (b"v\xff", entry())], "not UTF-8"),
         ([(b"", HEADER), (b"v", b"\x0b")], "wire type 3, which does not exist"),
         ([(b"", HEADER), (b"v", b"\x12\x7f")], "field 2 is cut short"),

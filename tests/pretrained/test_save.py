@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_model(
         return write(file, data)
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(StorageError, match=r"out/[\w.-]+: cannot write .*nothing there was changed") as caught:
+    with pytest.raises(StorageError, match=r"out/[\w.-]+: cannot write: .*nothing there was changed") as caught:
         ng.save_gpt2(shaken(), tmp_path / "out", BPE, form=form)
     assert ".tmp" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nanograd_llm.errors import ConfigError, DtypeError, StorageError
-from nanograd_llm.files.atomic import storage_errors, write_atomically, write_parts, written_together
+from nanograd_llm.errors import ConfigError, StorageError
+from nanograd_llm.files.atomic import storage_errors, write_atomically, written_together
 from nanograd_llm.files.npz import write_npz
-from nanograd_llm.files.safetensors import DTYPES
+from nanograd_llm.files.safetensors import write_safetensors
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
@@ -69,38 +64,6 @@ def _name(ours: str, form: str) -> str:
     """transformers calls the body of its model with a head `transformer`."""
     name = HUGGING_FACE.name(ours)
     return name if form != "hf" or ours == "head" else f"transformer.{name}"
-
-
-def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-) -> None:
-    """Write arrays of numbers as safetensors, in this order, whole or not at all; one at a time is in memory.
-
-    The format is explained in `safetensors_files`. Raises DtypeError, StorageError.
-    """
-    names = {np.dtype(ours): theirs for theirs, ours in DTYPES.items() if theirs != "BF16"}
-    refused = [f"{name} {array.dtype}" for name, array in arrays.items() if array.dtype not in names]
-    if refused:
-        raise DtypeError(f"{path}: safetensors holds numbers; got {', '.join(refused)}")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    size = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": names[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [size, size + array.nbytes],
-        }
-        size += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers begin where 8 divides
-
-    def parts() -> Any:
-        yield len(text).to_bytes(8, "little") + text
-        for array in arrays.values():
-            plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            yield plain.reshape(-1).view(np.uint8).data
-
-    write_parts(path, parts(), 8 + len(text) + size)
 
 
 def _refuse_a_model(folder: Path, *, with_tokenizer: bool) -> None:
