@@ -42,7 +42,7 @@ KNOWS["__main__"] = {"cli"}
 KNOWS_LESS = {f"gradcheck.{part}": {"nn", "models"} for part in ("check", "cases", "mutation", "every_op")}
 OUTSIDE = {"text": {"numpy", "tiktoken", "regex"}}  # all that a room takes from elsewhere but the standard library
 LOADED_ONLY_WHEN_USED = {
-    *("tiktoken", "safetensors", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"),
+    *("tiktoken", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"),
     *("hashlib", "secrets", "multiprocessing", "concurrent", "numpy.random"),
 }
 

@@ -105,18 +105,23 @@ def write_safetensors(
 
     def parts() -> Iterator[bytes | memoryview]:
         yield len(text).to_bytes(8, "little") + text
-        for _, array in stored.values():
-            yield stored_bytes(array).data
+        for name, (_, array) in stored.items():
+            yield stored_bytes(name, array).data
 
     write_parts(path, parts())
 
 
-def stored_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array of numbers as a file holds them, little-endian and in C order; a view where they lie so."""
+def stored_bytes(name: str, array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array as the file holds them, little-endian and in C order; a view where they lie so already.
+
+    Raises DtypeError for an array that is not of numbers.
+    """
+    _dtype(name, array)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 def _dtype(name: str, array: NDArray[Any]) -> str:
+    """What the format calls the dtype of the array."""
     found = _WRITTEN.get(array.dtype.newbyteorder("<"))
     if found is None:
         raise DtypeError(f"{name} {array.dtype}: safetensors cannot hold it, only {', '.join(map(str, _WRITTEN))}")
