@@ -21,7 +21,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
-    """Make these parts, one after the other, the whole of the file at `path`. One part at a time need be in memory.
+    """Make these parts, one after the other, the whole of the file at `path`, as `replacing` does."""
+    with replacing(path) as file:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A file descriptor to write to; where the block ends well, what it wrote is the file at `path`.
 
     The bytes go to a temporary file of random name in the same folder (never through a symlink that waits there), are
     synced to disk and renamed over `path`, and the folder is synced. An existing file passes on its permissions, a new
@@ -41,10 +51,7 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
             try:
                 if mode is not None:
                     os.chmod(temporary, mode)  # the umask may have taken some away
-                for part in parts:
-                    rest = memoryview(part)
-                    while rest:
-                        rest = rest[os.write(file, rest) :]
+                yield file
                 os.fsync(file)
             finally:
                 os.close(file)

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.atomic import write_parts
+from nanograd_llm.files.atomic import replacing
 from nanograd_llm.files.mapped import array_at, bytes_at, map_file
 from nanograd_llm.files.zip import read_zip_records
 
@@ -40,21 +39,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the arrays for `read_npz` and `numpy.load`, whole or not at all; a copy of one at a time is in memory.
-
-    Raises StorageError where the disk refuses.
-    """
-
-    def parts() -> Iterator[bytes]:
-        written = _Written()
-        with zipfile.ZipFile(written, "w") as file:  # type: ignore[call-overload]
-            for name, array in arrays.items():
-                with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as record:
-                    np.lib.format.write_array(record, np.asanyarray(array), version=(1, 0), allow_pickle=False)
-                yield from written.taken()
-        yield from written.taken()
-
-    write_parts(path, parts())
+    """Write the arrays for `read_npz` and `numpy.load`, whole or not at all. Raises StorageError."""
+    with replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _array(record: NDArray[np.uint8], where: str) -> NDArray[Any]:
@@ -70,21 +57,3 @@ def _array(record: NDArray[np.uint8], where: str) -> NDArray[Any]:
     if 10 + size + array.nbytes != len(record):
         raise BadFileError(f"{where}: {descr} {shape} takes {array.nbytes:,} bytes; the file has others")
     return array.T if in_columns else array
-
-
-class _Written:
-    """A file for `zipfile` to write to, in order and to be taken away part by part."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.parts.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def taken(self) -> list[bytes]:
-        parts, self.parts = self.parts, []
-        return parts

@@ -32,6 +32,7 @@ from oracle import Breach, read_watched
 
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import MAGIC
+from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
@@ -279,6 +280,17 @@ def fixture(folder: str) -> Files:
     return {file.name: file.read_bytes() for file in sorted((HERE.parent / "fixtures" / folder).iterdir())}
 
 
+def numpy_seed() -> bytes:
+    """What `numpy.savez` writes, but for the time of day."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as file:
+        for name, array in {"a": np.arange(6.0, dtype="<f4").reshape(2, 3), "b": np.arange(3) > 1}.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+    return written.getvalue()
+
+
 def tensorflow_seeds() -> tuple[Files, ...]:
     few = {name: x for name, x in fixture("small").items() if name.startswith(("few.index", "few.data"))}
     gpt = {name: x for name, x in fixture("tensorflow").items() if name.startswith("model.ckpt")}
@@ -318,6 +330,7 @@ FORMATS = {
         bend_torch,
         (".bin",),
     ),
+    "npz": Format(read_npz, "model.npz", ({"model.npz": numpy_seed()},), bend_torch, (".npz",)),
     "tensorflow": Format(read_tensorflow, "few", tensorflow_seeds(), bend_table, (".index",)),
     "llmc": Format(
         read_llmc,

@@ -70,7 +70,7 @@ def test_a_missing_shard_is_named(folder):
         ({str(n): str(n) for n in range(1001)}, "names 1,001 files; at most 1,000 are read"),
         (b"[]", "JSON object is expected"),
         (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "twice"),
-        (b"{}" + b" " * 2**22, "too much JSON"),
+        (b"{}" + b" " * 2**22, "has more than 4,194,304 bytes"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(weight_map, complaint, folder):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from oracle import read_watched
 
 import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
-from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.pretrained import load_gpt2_tokenizer
-from nanograd_llm.pretrained.gpt2.save import write_safetensors
 from nanograd_llm.pretrained.gpt2.source import FILES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -180,6 +181,33 @@ def test_large_finite_weights_whose_sum_overflows_are_finite(folder: Path) -> No
 def test_a_missing_config_is_named(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(StorageError, match="config.json: no such file; it holds the sizes of the model"):
+        ng.load_gpt2(folder)
+
+
+def hostile_checkpoint(model_args: bytes) -> bytes:
+    """A ckpt.pt whose data.pkl is {"model": {}, "model_args": {"bias": what the instructions make}}."""
+    program = b"}(X\5\0\0\0model}X\x0a\0\0\0model_args}X\4\0\0\0bias" + model_args + b"su."
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as file:
+        file.writestr(zipfile.ZipInfo("x/data.pkl"), program)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    [b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40)), b")" + b"\x85" * 100_000],
+    ids=["lists that share lists", "a very deep nest"],
+)
+def test_a_setting_that_no_message_could_show_is_refused_at_once(model_args: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ckpt.pt").write_bytes(hostile_checkpoint(model_args))
+    with pytest.raises(BadFileError, match="model_args: 'bias' must each be a number, a string or a bool"):
+        ng.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [90, 99, 100, 500, *range(900, 1000, 9)])
+def test_settings_nested_at_any_depth_are_refused_in_a_line(depth: int, folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": ' + "[" * depth + "]" * depth + "}", "utf-8")
+    with pytest.raises(BadFileError, match="nested too deeply|model_type is"):
         ng.load_gpt2(folder)
 
 

@@ -294,6 +294,16 @@ def test_a_bpe_is_written_with_its_own_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
+def test_a_file_of_three_gigabytes_is_refused_unread(name: str, tmp_path: Path) -> None:
+    for file in ("vocab.json", "merges.txt") if name != "tokenizer.json" else ():
+        shutil.copy(TINY / file, tmp_path / file)
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(3 * 2**30)  # sparse
+    with pytest.raises(BadFileError, match=f"{name}: has more than 33,554,432 bytes"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
 def test_a_file_cut_at_any_byte_is_read_or_one_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
     if name != "tokenizer.json":

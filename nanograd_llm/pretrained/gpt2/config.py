@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
+from nanograd_llm.files.mapped import listed
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.settings import check_keys
 
@@ -103,6 +104,9 @@ def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]
     nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form.
     """
     keys = {"block_size": "context_length", **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}}
+    nested = [key for key, value in table.items() if not isinstance(value, (bool, int, float, str, type(None)))]
+    if nested:  # an error message could not show it: lists that share lists can be longer than any memory
+        raise BadFileError(f"{where}: {listed(nested)} must each be a number, a string or a bool")
     biases = table.get("bias", False)
     if not isinstance(biases, bool):
         raise BadFileError(f"{where}: bias is {biases!r:.50}; expected True or False")

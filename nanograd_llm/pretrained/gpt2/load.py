@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.mapped import listed
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -134,7 +135,7 @@ def _nanogpt(found: Source) -> Parts:
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
     others = [name for name, x in state.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
     if others:
-        raise BadFileError(f"{where}: model holds more than tensors by name: {str(others[:10]):.500}")
+        raise BadFileError(f"{where}: model holds more than tensors by name: {listed(others)}")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
     plain = _plain(state, ("_orig_mod.", "transformer."), True, where)
     return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT

