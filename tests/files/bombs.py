@@ -115,7 +115,7 @@ READERS = {
     "safetensors": read_safetensors,
     "index": read_sharded_safetensors,
     "torch": read_torch_object,
-    "tensorflow": read_tensorflow,
+    "tensorflow": lambda path: read_tensorflow(path.with_name("x.index")),
 }
 
 

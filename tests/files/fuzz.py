@@ -331,7 +331,7 @@ FORMATS = {
         (".bin",),
     ),
     "npz": Format(read_npz, "model.npz", ({"model.npz": numpy_seed()},), bend_torch, (".npz",)),
-    "tensorflow": Format(read_tensorflow, "few", tensorflow_seeds(), bend_table, (".index",)),
+    "tensorflow": Format(read_tensorflow, "few.index", tensorflow_seeds(), bend_table, (".index",)),
     "llmc": Format(
         read_llmc,
         "model.bin",

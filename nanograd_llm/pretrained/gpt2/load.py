@@ -143,7 +143,7 @@ def _nanogpt(found: Source) -> Parts:
 
 def _openai(found: Source) -> Parts:
     config = _config_of(found)
-    arrays = read_tensorflow(found.weights.with_suffix(""))
+    arrays = read_tensorflow(found.weights)
     where = str(found.weights)
     return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
