@@ -54,12 +54,11 @@ def _cached(repository: str) -> Path | None:
     top = cache_folder() / f"models--{repository.replace('/', '--')}"
     try:
         commit = (top / "refs" / "main").read_text("ascii").strip()
-        snapshots = [top / "snapshots" / commit] if commit.isalnum() else []
     except (OSError, ValueError):
-        snapshots = []
-    for folder in snapshots:
-        if (folder / "config.json").exists() and any((folder / weights).exists() for weights in _WEIGHTS):
-            return folder
+        return None
+    folder = top / "snapshots" / commit
+    if commit.isalnum() and (folder / "config.json").exists() and any((folder / name).exists() for name in _WEIGHTS):
+        return folder
     return None
 
 

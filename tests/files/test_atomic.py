@@ -245,6 +245,20 @@ def test_files_written_together_are_all_there_beside_what_was_there_before(tmp_p
         assert (folder / "second").read_bytes() == b"2"
 
 
+def test_a_new_folder_appears_in_one_step_with_all_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "link", errno.EPERM)
+    seen, rename = [], os.rename
+    monkeypatch.setattr(os, "rename", lambda old, new: (seen.append(new), rename(old, new)))
+    with written_together(tmp_path / "a" / "b") as place:
+        write_atomically(place / "first", b"1")
+        write_atomically(place / "second", b"2")
+        assert not (tmp_path / "a" / "b").exists()
+    assert seen == [tmp_path / "a" / "b"]
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == ["first", "second"] and os.listdir(tmp_path / "a") == ["b"]
+
+
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("after", range(4))
 def test_a_disk_that_refuses_one_of_the_files_written_together_leaves_all_as_it_was(

@@ -148,7 +148,7 @@ def test_a_tied_head_that_differs_from_the_table_is_told(folder: Path) -> None:
 
 def test_a_name_with_and_without_the_prefix_is_refused(folder: Path) -> None:
     rewrite(folder, {"wpe.weight": np.zeros((56, 8))})
-    with pytest.raises(BadFileError, match="wpe.weight is there twice, with and without a prefix"):
+    with pytest.raises(BadFileError, match="'wpe.weight' is there twice, with and without a prefix"):
         ng.load_gpt2(folder)
 
 
@@ -181,6 +181,12 @@ def test_large_finite_weights_whose_sum_overflows_are_finite(folder: Path) -> No
 def test_a_missing_config_is_named(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(StorageError, match="config.json: no such file; it holds the sizes of the model"):
+        ng.load_gpt2(folder)
+
+
+def test_the_name_of_an_extra_tensor_cannot_steer_a_terminal(folder: Path) -> None:
+    rewrite(folder, {"x\x1b[2J\n": np.zeros(1, np.float32)})
+    with pytest.raises(BadFileError, match=r"extra: 'x\\x1b\[2J\\n', \(1,\) float32"):
         ng.load_gpt2(folder)
 
 

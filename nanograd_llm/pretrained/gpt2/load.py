@@ -194,7 +194,7 @@ def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) ->
         for prefix in prefixes:
             short = short.removeprefix(prefix)
         if short in plain:
-            raise BadFileError(f"{where}: {short} is there twice, with and without a prefix")
+            raise BadFileError(f"{where}: {short!r:.200} is there twice, with and without a prefix")
         if not MASKS.fullmatch(short):
             plain[short] = array
     head, table = plain.get("lm_head.weight"), plain.get("wte.weight")
