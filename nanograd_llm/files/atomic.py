@@ -87,7 +87,7 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
                     moved.append(folder / path.name)
                 temporary.rmdir()
             else:
-                temporary.rename(folder)
+                os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
         for path in [*moved, *temporary.glob("*"), temporary, *above]:
             with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading

@@ -1,7 +1,7 @@
 """Damaged weight files by the thousand: each fixture is bent in ways that its format knows, and read under the oracle.
 
-    python tests/pretrained/fuzz.py 10000
-    python tests/pretrained/fuzz.py 100000 --first 5000000 --only torch tensorflow
+    python tests/files/fuzz.py 10000
+    python tests/files/fuzz.py 100000 --first 5000000 --only torch tensorflow
 
 reads that many inputs of each format. Input n of a format is the same on every machine and in every run. An input that
 breaks a rule is kept as a folder of `cases/`, which `test_fuzz.py` reads again for ever.
