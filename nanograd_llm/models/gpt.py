@@ -108,6 +108,8 @@ class GPT(Module):
     yet, and no memory is taken: for weights that `load_state_dict(arrays, assign=True)` brings.
     """
 
+    loss_items = "tokens"
+
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         require_type("config", config, GPTConfig, "a GPTConfig")
         if seed is not None:
