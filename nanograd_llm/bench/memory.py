@@ -13,9 +13,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nanograd_llm.backend.processes import Child, spawn
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, Note, Report
-from nanograd_llm.bench.race import Contender, Maker, burst, contenders, race, warm_up
+from nanograd_llm.bench.race import Maker, burst, contenders, race, warm_up
 from nanograd_llm.bench.workloads import GPT2_STEP, MID, TOY, Workload, training_step
 
 PROC = Path("/proc")
@@ -62,11 +63,11 @@ def can_measure() -> bool:
 
 def peak(make: Maker, steps: int) -> float:
     """The most bytes that a contender and its workers held while they were made and took `steps` steps."""
-    with Contender(make) as contender:
+    with spawn(make) as contender:
         return peak_of(contender, steps)
 
 
-def peak_of(contender: Contender, steps: int) -> float:
+def peak_of(contender: Child, steps: int) -> float:
     """As `peak`, for a contender that is there already."""
     leader, done, highest = contender.process.pid, threading.Event(), [0.0]
     assert leader is not None

@@ -44,8 +44,8 @@ def train(
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     seed: int = 0,
-    threads: int = 0,
-    processes: bool = True,
+    workers: int = 0,
+    processes: bool | None = None,
 ) -> int:
     """Train a GPT on a text, from fresh weights or a model's, then score it on the held-out tenth and let it write.
 
@@ -61,7 +61,7 @@ def train(
     preset
         Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not given.
     steps
-        Length of the run. The same steps and number of threads give the same model, bit for bit.
+        Length of the run. The same steps and number of workers give the same model, bit for bit.
     minutes
         Length of the run in time instead, start-up included; 1 if neither is given.
     out
@@ -86,7 +86,7 @@ def train(
     batch_size
         Windows a step; the preset's if not given, 8 with --init.
     accumulate
-        Work through each batch in so many pieces a thread, to save memory.
+        Work through each batch in so many pieces a worker, to save memory.
     recompute_activations
         Keep only what enters each block and compute the rest again in backward, to save more memory for a third more
         time; the bits are the same.
@@ -96,10 +96,11 @@ def train(
         On matrices only; the preset's if not given, 0.1 with --init.
     seed
         Decides the first weights, every batch and every dropout mask.
-    threads
+    workers
         Workers that the batch is split over; 0 is one a core.
     processes
-        On Linux, have them be forked processes, faster for small models; the bits are the same as with threads.
+        Have them be forked processes, faster for small models, or threads; the bits are the same. Processes where they
+        are safe, as on Linux, if not given.
     """
     spent = time.process_time()  # what starting up has cost
     from nanograd_llm.runs.run import TextRun
@@ -110,7 +111,7 @@ def train(
     sizes = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     length = dict(steps=steps, minutes=1.0 if steps is None and minutes is None else minutes)
     rates = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
-    config = dict(**length, **rates, accumulate=accumulate, seed=seed, threads=threads, processes=processes)
+    config = dict(**length, **rates, accumulate=accumulate, seed=seed, workers=workers, processes=processes)
     if init is None:
         text, model, training, start = _fresh(file, preset, tokenizer, vocab_size, context_length, sizes, config)
     else:

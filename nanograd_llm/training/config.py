@@ -13,12 +13,10 @@ class TrainConfig:
 
     learning_rate: at its peak. warmup: share of the run that climbs to it. final: share of it left at the end.
     steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
-    accumulate: pieces each thread's share of a batch is worked through in, to bound memory.
-    threads: workers that the batch is split over; 0 for one a core.
-    processes: on Linux, have them be forked processes; small models train faster then. They see every change of the
-        model, but none of what its loss uses besides, such as a function replaced later. A model that its own loss
-        writes into from the first step on is trained in threads, as every model is elsewhere; what it writes later
-        stays in the worker that wrote it.
+    accumulate: pieces each worker's share of a batch is worked through in, to bound memory.
+    workers: how many the batch is split over; 0 for one a core.
+    processes: True has the workers be forked processes, on Linux, which is faster for small models; False threads. None
+        takes processes where they are safe: not in a notebook, a thread, a process of a pool, or beside other threads.
     """
 
     learning_rate: float = 1e-3
@@ -33,12 +31,12 @@ class TrainConfig:
     accumulate: int = 1
     steps: int = 1000
     minutes: float | None = None
-    threads: int = 0
-    processes: bool = False
+    workers: int = 0
+    processes: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 0)):
+        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("workers", 0)):
             require_int(field, getattr(self, field), low)
         for field in ("learning_rate", "weight_decay"):
             require_number(field, getattr(self, field), 0)
@@ -46,7 +44,8 @@ class TrainConfig:
         for field in ("warmup", "beta1", "beta2"):
             require_number(field, getattr(self, field), 0, 1, below=True)
         require_seed(self.seed)
-        require_bool("processes", self.processes)
+        if self.processes is not None:
+            require_bool("processes", self.processes)
         require_number("final", self.final, 0, 1)
         require_number("max_norm", self.max_norm, 1e-12)
         if self.minutes is not None:

@@ -41,7 +41,7 @@ def told(capsys):
 def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_path, capsys):
     assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
     out, _ = told(capsys)
-    assert re.search(r"batches of \d+, (1 worker|\d+ workers)\n", out)
+    assert re.search(r"batches of \d+, (1 thread|\d+ (threads|processes))\b", out)
     assert re.search(r"model +1 layer, 2 heads, 16 channels, context 16: ", out)
     assert re.search(r"step +3: held out \d\.\d{3} bits per byte", out)
     assert "    | " in out
@@ -96,7 +96,7 @@ def letters(tmp_path_factory):
     """A run on characters, of a text that is one line."""
     path = tmp_path_factory.mktemp("letters")
     (path / "text.txt").write_text("the cat sat on the mat; " * 50, "utf-8")
-    arguments = ["train", str(path / "text.txt"), "--tokenizer", "characters", "--steps", "2", "--threads", "1"]
+    arguments = ["train", str(path / "text.txt"), "--tokenizer", "characters", "--steps", "2", "--workers", "1"]
     assert main([*arguments, "--out", str(path / "run"), *TINY]) == 0
     return path / "run"
 
@@ -135,7 +135,7 @@ def test_info_shows_every_parameter(run, capsys):
     ("line", "shown"),
     [
         ('{"step": 3, "loss": 1.0}', r"trained +3 steps, loss 1\.000\n"),
-        ('{"step": 3, "tokens": 1234, "loss": "NaN"}', r"trained +3 steps, 1,234 tokens, loss nan\n"),
+        ('{"step": 3, "items": 1234, "loss": "NaN"}', r"trained +3 steps, 1,234 tokens, loss nan\n"),
         ('{"step": 3, "bits_per_byte": 2}', r"held out +2\.000 bits per byte at step 3\n"),
         ('{"step": 3}', r"tokenizer .*\ncheckpoints "),
     ],
@@ -203,7 +203,7 @@ def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
     shown = {"--preset": "nano if not given", "--tokenizer": "bpe, which is trained on the text, if not given"}
-    for option in ("--preset", "--tokenizer", "--dropout", "--seed", "--threads", "--accumulate"):
+    for option in ("--preset", "--tokenizer", "--dropout", "--seed", "--workers", "--accumulate"):
         described = " ".join(out.split(option, 1)[1].split("│ --", 1)[0].replace("│", " ").split())
         assert shown.get(option, "[default:") in described, option
 

@@ -192,7 +192,7 @@ def run(tmp_path_factory) -> Path:
     text = path.parent / "text.txt"
     text.write_text("there in the are, the there he in; " * 100, encoding="utf-8")
     sizes = ["--n-layer", "1", "--n-head", "2", "--n-embd", "8", "--context-length", "8", "--batch-size", "2"]
-    command = ["train", str(text), "--tokenizer", "bytes", "--steps", "1", "--threads", "1", "--out", str(path)]
+    command = ["train", str(text), "--tokenizer", "bytes", "--steps", "1", "--workers", "1", "--out", str(path)]
     assert main([*command, *sizes]) == 0
     return path
 
@@ -249,7 +249,7 @@ def test_tokenize_without_a_model_is_gpt2s(capsys):
 
 def test_training_goes_on_from_a_pretrained_model_and_lowers_the_held_out_loss(forms, text, tmp_path, capsys):
     out = str(tmp_path / "run")
-    rates = ["--steps", "40", "--learning-rate", "1e-2", "--threads", "1"]
+    rates = ["--steps", "40", "--learning-rate", "1e-2", "--workers", "1"]
     assert main(["train", str(text), "--init", str(forms["tensorflow"]), "--out", out, *rates]) == 0
     said, _ = told(capsys)
     losses = [float(loss) for loss in re.findall(r"step +\d+: held out .*?\(loss (\d+\.\d+)", said)]
@@ -264,7 +264,7 @@ def test_training_goes_on_from_a_pretrained_model_and_lowers_the_held_out_loss(f
 
 def test_a_run_named_after_nothing_is_a_tuned_one(forms, text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", str(text), "--init", str(forms["llmc"]), "--steps", "1", "--threads", "1"]) == 0
+    assert main(["train", str(text), "--init", str(forms["llmc"]), "--steps", "1", "--workers", "1"]) == 0
     assert (tmp_path / "runs" / "tuned-1" / "config.toml").exists()
 
 

@@ -53,7 +53,7 @@ def test_a_run_that_recomputes_has_the_same_bits(options: dict[str, Any]) -> Non
     for recomputing in (False, True):
         trainer = Trainer(
             gpt(dropout=0.1, recompute_activations=recomputing),
-            TrainConfig(steps=3, threads=2, learning_rate=0.01, **options),
+            TrainConfig(steps=3, workers=2, learning_rate=0.01, **options),
         )
         losses = [trainer.step(*batch()) for _ in range(3)]
         finals.append((losses, trainer.optimizer.flat.data.copy()))

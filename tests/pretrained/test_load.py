@@ -71,7 +71,7 @@ def test_training_copies_the_weights_and_leaves_the_file_alone(folder: Path) -> 
     before = (folder / "model.safetensors").read_bytes()
     model = ng.load_gpt2(folder, dtype="float64")
     loss = model.loss(IDS[:, :-1], IDS[:, 1:]).item()
-    trainer = ng.training.Trainer(model, ng.training.TrainConfig(learning_rate=1e-2, steps=5, threads=1))
+    trainer = ng.training.Trainer(model, ng.training.TrainConfig(learning_rate=1e-2, steps=5, workers=1))
     for _ in range(5):
         trainer.step(IDS[:, :-1], IDS[:, 1:])
     assert model.eval() and model.loss(IDS[:, :-1], IDS[:, 1:]).item() < loss

@@ -65,10 +65,10 @@ def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"threads": 1},
-        {"threads": 2},
-        {"threads": 2, "processes": True},
-        {"threads": 2, "accumulate": 2, "recompute_activations": True},
+        {"workers": 1},
+        {"workers": 2},
+        {"workers": 2, "processes": True},
+        {"workers": 2, "accumulate": 2, "recompute_activations": True},
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
