@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pickle
 import signal
@@ -12,9 +11,9 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from nanograd_llm.backend.threads import blas_threads, fork_safe_lock
 from nanograd_llm.errors import NanogradError, WorkerError
 
 if TYPE_CHECKING:
@@ -132,11 +131,12 @@ class Child:
 
 
 _children: weakref.WeakSet[Child] = weakref.WeakSet()
-_starting = threading.RLock()  # one at a time: no process may inherit the far end of another one's pipe
+# One start at a time: no process may inherit the far end of another one's pipe. Reentrant, since the start is a fork.
+_starting = fork_safe_lock(threading.RLock())
 
 
-def fork(subject: Callable[[], AbstractContextManager[Any]]) -> Child:
-    """A child process that is a copy of this one, with what `subject()` gives there at the start of a `with` block.
+def fork(make: Callable[[], Any]) -> Child:
+    """A child process that is a copy of this one, where BLAS has one thread; its subject is what `make()` gives there.
 
     Raises WorkerError where the system has no room for another process.
     """
@@ -154,7 +154,8 @@ def fork(subject: Callable[[], AbstractContextManager[Any]]) -> Child:
             try:
                 for pipe in (here, *(child.pipe for child in _children)):  # an end held here would keep others alive
                     pipe.close()
-                _serve(there, subject)
+                with blas_threads(1):
+                    _serve(there, make)
             finally:
                 os._exit(0)  # past everything that belongs to the parent: its buffers, files and tests
         there.close()
@@ -172,34 +173,28 @@ def spawn(make: Callable[[], Any]) -> Child:
     context = multiprocessing.get_context("spawn")
     with _starting, signals_blocked():
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, functools.partial(_made_by, make)))
+        process = context.Process(target=_serve, args=(there, make))
         process.start()
         there.close()
         return Child(process, here)
 
 
-@contextlib.contextmanager
-def _made_by(make: Callable[[], Any]) -> Iterator[Any]:
-    yield make()
-
-
-def _serve(pipe: Connection, subject: Callable[[], AbstractContextManager[Any]]) -> None:
+def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """What a child process does: call after call, until the parent closes its end of the pipe."""
-    with contextlib.ExitStack() as stack:
+    try:
+        subject = make()
+    except Exception as error:
+        return pipe.send(as_sent(error))  # the answer to the first call
+    while True:
         try:
-            held = stack.enter_context(subject())
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            pipe.send(function(subject, *arguments))
         except Exception as error:
-            return pipe.send(as_sent(error))  # the answer to the first call
-        while True:
-            try:
-                function, arguments = pipe.recv()
-            except (EOFError, OSError):
-                return
-            try:
-                pipe.send(function(held, *arguments))
-            except Exception as error:
-                with contextlib.suppress(OSError):
-                    pipe.send(as_sent(error))
+            with contextlib.suppress(OSError):
+                pipe.send(as_sent(error))
 
 
 def as_sent(error: Exception) -> Exception:

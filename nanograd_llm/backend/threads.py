@@ -22,9 +22,12 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def fork_safe_lock() -> threading.Lock:
-    """A lock that no thread holds while another one forks: the child process could never acquire it."""
-    lock = threading.Lock()
+def fork_safe_lock(lock: Any = None) -> Any:
+    """A lock (a new threading.Lock if not given) that no thread holds while another one forks.
+
+    The child process could never acquire it.
+    """
+    lock = lock or threading.Lock()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock

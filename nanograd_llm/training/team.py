@@ -7,17 +7,16 @@ fork; only shared memory is seen as it changes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanograd_llm.autograd.modes import forget_modes
 from nanograd_llm.backend.processes import CAN_FORK, Child, fork
-from nanograd_llm.backend.threads import OWN_THREADS, blas_threads, cpu_count
+from nanograd_llm.backend.threads import OWN_THREADS, cpu_count
 from nanograd_llm.errors import ConfigError
 
 Method = Callable[..., Any]  # a bound method
@@ -82,12 +81,10 @@ class Processes:
         return f"{self.size} processes"
 
 
-@contextlib.contextmanager
-def _copy_of(owner: object) -> Iterator[object]:
-    """What a process calls methods of: the owner that was copied with everything else, in no mode and on one core."""
+def _copy_of(owner: object) -> object:
+    """What a new process calls methods of: the owner that was copied with it, outside every mode of the caller."""
     forget_modes()
-    with blas_threads(1):
-        yield owner
+    return owner
 
 
 def _close(children: list[Child]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from nanograd_llm.autograd.modes import checked
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
-from nanograd_llm.errors import GraphError, NanogradError, NonFiniteError
+from nanograd_llm.errors import BadFileError, GraphError, NanogradError, NonFiniteError
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.settings import require_type
 from nanograd_llm.training.adamw import AdamW
@@ -190,9 +190,15 @@ class Trainer:
         return state
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state_dict` gave; ShapeError lists every name that does not fit, and nothing has changed."""
+        """Go on from what `state_dict` gave, or raise, and nothing has changed.
+
+        Raises ShapeError with every name that does not fit, BadFileError where a counter or second moment is negative.
+        """
         own = self._state()
         require_fit(own, arrays, "this trainer")
+        names = ("steps_done", "items_seen", *(name for name in own if name.startswith("adamw.v.")))
+        if bad := [name for name in names if (arrays[name] < 0).any()]:
+            raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never makes; use another state")
         for name, array in own.items():
             array[...] = arrays[name]
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])

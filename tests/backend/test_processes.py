@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -72,9 +71,8 @@ def sleep(_held: int, seconds: float) -> None:
     time.sleep(seconds)
 
 
-@contextlib.contextmanager
-def seven() -> Iterator[int]:
-    yield 7
+def seven() -> int:
+    return 7
 
 
 @pytest.fixture

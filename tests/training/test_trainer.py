@@ -15,7 +15,15 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, no_grad, ops
 from nanograd_llm.backend.processes import CAN_FORK
-from nanograd_llm.errors import ConfigError, GraphError, IndexRangeError, NonFiniteError, ShapeError, WorkerError
+from nanograd_llm.errors import (
+    BadFileError,
+    ConfigError,
+    GraphError,
+    IndexRangeError,
+    NonFiniteError,
+    ShapeError,
+    WorkerError,
+)
 from nanograd_llm.text import random_windows
 from nanograd_llm.training import TrainConfig, Trainer, trainer, warmup_cosine
 
@@ -162,6 +170,18 @@ def test_a_state_of_another_model_is_refused_with_every_mismatch_and_nothing_cha
         "misfit: steps_done is () float64, expected () int64",
     } <= set(problems)
     assert len(problems) == 12 * 3 + 16 * 3 + 2
+    assert bits(trained) == before
+
+
+@pytest.mark.parametrize("name", ["steps_done", "items_seen", "adamw.v.wte"])
+def test_a_state_with_negative_counters_or_second_moments_is_refused_and_nothing_changes(name: str) -> None:
+    trained = make()
+    trained.step(*batches(0))
+    before = bits(trained)
+    saved = {key: array.copy() for key, array in trained.state_dict().items()}
+    saved[name].reshape(-1)[0] = -1
+    with pytest.raises(BadFileError, match=f"negative numbers in {name}"):
+        trained.load_state_dict(saved)
     assert bits(trained) == before
 
 
