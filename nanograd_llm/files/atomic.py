@@ -105,7 +105,8 @@ def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises StorageError if it is missing, unreadable, or a folder, pipe or device.
     """
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        _require_regular(path, os.stat(path))  # before it is opened: opening a device can do things
+        if _permissions(Path(path)) is None:  # before it is opened: opening a device can do things
+            raise StorageError(f"{path}: no such file")
         with open(path, "rb", opener=_open_without_waiting) as file:
             _require_regular(path, os.fstat(file.fileno()))  # the name may have changed hands in between
             yield file

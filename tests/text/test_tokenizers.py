@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, ste
 
 
 def test_a_missing_tokenizer_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match="No such file"):
+    with pytest.raises(StorageError, match="no such file"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
