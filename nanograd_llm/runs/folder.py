@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.settings import require_type
 from nanograd_llm.files.atomic import read_bytes, storage_errors, write_atomically
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
+from nanograd_llm.settings import require_type
 
 try:
     import fcntl

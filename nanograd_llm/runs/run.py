@@ -22,7 +22,8 @@ from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.settings import check_keys, require_choice, require_int, require_number
+from nanograd_llm.runs.folder import RunFolder, next_run_path
+from nanograd_llm.settings import Settings, check_keys, require_choice, require_int, setting
 from nanograd_llm.text import (
     BPETokenizer,
     ByteTokenizer,
@@ -34,7 +35,6 @@ from nanograd_llm.text import (
     read_text,
     split_text,
 )
-from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.trainer import StepRecord, Trainer
 
@@ -51,13 +51,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(preset: str, **changes: Any) -> TrainConfig:
-    """The TrainConfig that suits a preset, with these fields changed; a change that is None is none."""
+    """The TrainConfig that suits a preset, with these fields changed; None leaves a field unchanged."""
     require_choice("preset", preset, RECIPES)
     return _training(RECIPES[preset], changes)
 
 
 def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
-    """The TrainConfig to train a model further, with these fields changed; a change that is None is none.
+    """The TrainConfig to train a model further, with these fields changed; None leaves a field unchanged.
 
     The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
     """
@@ -72,24 +72,19 @@ def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
 TOKENIZERS = ("bpe", "bytes", "characters", "model")
 
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be.
+class TextConfig(Settings):
+    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
 
-    file: a UTF-8 text file; None for the built-in corpus, the reference manual that every CPython carries.
-    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes, characters, or model: that of the Start.
-    held_out: the share at the end of the text that is never trained on.
-    """
-
-    file: str | None = None
-    tokenizer: str = "bpe"
-    vocab_size: int = 1024
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_choice("tokenizer", self.tokenizer, TOKENIZERS)
-        require_int("vocab_size", self.vocab_size, 257)
-        require_number("held_out", self.held_out, 0.001, 0.9)
+    file: str | None = setting("A UTF-8 text; None for the reference manual that CPython carries.", default=None)
+    tokenizer: str = setting(
+        "bpe is trained on the text; model is that of the model that training starts from.",
+        default="bpe",
+        choices=TOKENIZERS,
+    )
+    vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
+    held_out: float = setting(
+        "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
+    )
 
     def read(self) -> tuple[str, str]:
         """The text to train on and the text held out."""
