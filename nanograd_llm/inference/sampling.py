@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from nanograd_llm.errors import NonFiniteError
-from nanograd_llm.settings import Settings, setting
+from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
 class Sampling(Settings):
@@ -23,13 +23,14 @@ class Sampling(Settings):
         "Divides the logits: 0 takes the likeliest token always (greedy), below 1 is careful, above 1 bold.",
         default=1.0,
     )
-    top_k: int | None = setting("Choose among the k likeliest tokens only; None for all.", default=None, low=1)
+    top_k: int | None = setting("Choose among the k likeliest tokens only; all if not given.", default=None, low=1)
     top_p: float = setting(
         "Choose among the likeliest tokens that together have this probability; 1 for all.",
         default=1.0,
         low=1e-9,
         high=1,
     )
+    seed: int = setting("The same seed gives the same text.", default=0, high=MAX_SEED)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
@@ -65,6 +66,9 @@ class Sampling(Settings):
         """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
         cumulative = np.cumsum(self.probabilities(logits), axis=-1)
         return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+
+
+PROSE = Sampling(temperature=0.8, top_p=0.95)  # a little careful, as suits the text of a small model
 
 
 def _normalised(scaled: np.ndarray) -> np.ndarray:
