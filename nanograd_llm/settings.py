@@ -2,7 +2,7 @@
 
     class Sampling(Settings):
         temperature: float = setting("0 takes the likeliest token always.", default=1.0, low=0)
-        top_k: int | None = setting("Only the k likeliest tokens; None for all.", default=None, low=1)
+        top_k: int | None = setting("Only the k likeliest tokens; all if not given.", default=None, low=1)
 
 The error messages, the options of the command line and the TOML files follow from that line.
 """
@@ -43,7 +43,7 @@ def setting(
 ) -> Any:
     """A field of a Settings class.
 
-    help: what it means, its unit and what None means, in sentences; the command line shows it.
+    help: what it means, in sentences, with its unit; of one that may be None, what holds if it is not given.
     low, high: bounds of a number. Without `high`, integers end at 2³¹ - 1. below: `high` itself is not allowed.
     choices: the names that a text may be.
     """

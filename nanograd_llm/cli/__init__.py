@@ -15,6 +15,11 @@ from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
 
+COMMANDS = {  # and the file and function of each
+    **{name: name for name in ("train", "generate", "chat", "info", "tokenize", "convert", "gradcheck", "bench")},
+    "eval": "evaluate",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is one line on stderr."""
@@ -49,15 +54,6 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.bench import bench
-    from nanograd_llm.cli.chat import chat
-    from nanograd_llm.cli.convert import convert
-    from nanograd_llm.cli.evaluate import evaluate
-    from nanograd_llm.cli.generate import generate
-    from nanograd_llm.cli.gradcheck import gradcheck
-    from nanograd_llm.cli.info import info
-    from nanograd_llm.cli.tokenize import tokenize
-    from nanograd_llm.cli.train import train
     from nanograd_llm.cli.usage import told
 
     app = App(
@@ -65,11 +61,13 @@ def _run(arguments: Sequence[str]) -> int:
         help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",
         version=__version__,
         help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
-        suppress_keyboard_interrupt=False,  # it is told in main
+        suppress_keyboard_interrupt=False,  # main handles it
     )
-    for command in (train, generate, chat, info, tokenize, convert, gradcheck, bench):
-        app.command(command, help_epilogue="")  # else the one above
-    app.command(evaluate, name="eval", help_epilogue="")
+    for name, function in COMMANDS.items():
+        app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue="")  # imported when it is used
+    if not arguments or arguments[0] not in COMMANDS:
+        for name in COMMANDS:
+            app[name]  # import it, for the first line of its help
     app.default_parameter = Parameter(converter=_convert)
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -35,6 +35,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-xl": dict(vocab_size=50257, context_length=1024, n_layer=48, n_head=25, n_embd=1600),
 }
 
+TRAINING_ONLY = ("dropout", "checkpoint_activations")  # settings that change how a GPT trains, not what it computes
+
 
 class GPTConfig(Settings):
     """The sizes of a GPT, and in what models of GPT-2's kind differ. Raises ConfigError naming the field."""
@@ -45,7 +47,7 @@ class GPTConfig(Settings):
     n_head: int = setting("Attention heads of a block.", low=1)
     n_embd: int = setting("Channels, a multiple of n_head.", low=1)
     dropout: float = setting("Share of activations dropped while training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; None for 4 n_embd.", default=None, low=1)
+    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
     layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
     activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
     scale_attn_weights: bool = setting("Divide attention scores by √(n_embd/n_head).", default=True)

@@ -20,10 +20,10 @@ import numpy as np
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, NonFiniteError, ShapeError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
-from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.runs.folder import RunFolder, next_run_path
-from nanograd_llm.settings import Settings, check_keys, require_choice, require_int, setting
+from nanograd_llm.settings import Settings, check_keys, require_choice, setting
 from nanograd_llm.text import (
     BPETokenizer,
     ByteTokenizer,
@@ -75,9 +75,9 @@ TOKENIZERS = ("bpe", "bytes", "characters", "model")
 class TextConfig(Settings):
     """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
 
-    file: str | None = setting("A UTF-8 text; None for the reference manual that CPython carries.", default=None)
+    file: str | None = setting("A UTF-8 text; the reference manual that CPython carries if not given.", default=None)
     tokenizer: str = setting(
-        "bpe is trained on the text; model is that of the model that training starts from.",
+        "bpe is trained on the text; a run with init has that of its model.",
         default="bpe",
         choices=TOKENIZERS,
     )
@@ -100,6 +100,25 @@ class TextConfig(Settings):
         if self.tokenizer == "characters":
             return CharTokenizer.train(text)
         return BPETokenizer.train(text, self.vocab_size)
+
+
+class RunConfig(Settings):
+    """How a run goes besides its text, model and training. Raises ConfigError naming the field that cannot be."""
+
+    init: str | None = setting(
+        "Go on from this model's weights, with its tokenizer: the folder of a run, or a pretrained model: a folder, a "
+        "file or a name, such as gpt2.",
+        default=None,
+    )
+    window: int | None = setting(
+        "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
+    )
+    evaluate_every: int | None = setting(
+        "Score the held-out text every N steps; five times a run if not given.", default=None, low=1
+    )
+    checkpoint_every: int | None = setting(
+        "Save a checkpoint every N steps; at the end only if not given.", default=None, low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +191,10 @@ class TextRun:
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
     ):
-        length = "context_length of a window"
-        counts = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every, length: window}
-        for field, number in counts.items():
-            if number is not None:
-                require_int(field, number, 1)
+        config = RunConfig(None if start is None else str(start.source), window, evaluate_every, checkpoint_every)
         if window is not None and window > model.context_length:
             raise ConfigError(
-                f"{length} is {window}; the model takes at most {model.context_length} tokens at "
+                f"context_length of a window is {window}; the model takes at most {model.context_length} tokens at "
                 "once; give that or less"
             )
         if (start is None) != (text.tokenizer != "model"):
@@ -212,9 +227,11 @@ class TextRun:
         self.trainer = Trainer(self.model, train)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer.save(self.folder.tokenizer_path)
-        asdict = dataclasses.asdict
-        config = {"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)}
-        self.folder.write_config(config if start is None else config | {"init": {"source": start.source}})
+        parts = {"run": config, "text": text, "model": self.model.config, "train": train}
+        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        if train.minutes is not None:
+            del tables["train"]["steps"]
+        self.folder.write_config(tables)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step: a pure function of the seed and the step."""
@@ -233,7 +250,7 @@ class TextRun:
     def write(self, tokens: int = 60) -> tuple[str, str]:
         """The first words of the held-out text, and what the model writes after them."""
         prompt = self.held_out_ids[: self.context_length // 8 + 1]
-        (ids,) = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))
+        (ids,) = generate(self.model, prompt, max_new_tokens=tokens, sampling=PROSE)
         return self.tokenizer.decode(prompt), self.tokenizer.decode(ids)
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:

@@ -21,7 +21,7 @@ class TrainConfig(Settings):
     learning_rate: float = setting("At its peak.", default=1e-3)
     warmup: float = setting("Share of the run in which the rate climbs to its peak.", default=0.1, high=1, below=True)
     final: float = setting("Share of the peak that the rate falls to at the end.", default=0.01, high=1)
-    weight_decay: float = setting("Of AdamW, on matrices only.", default=0.1)
+    weight_decay: float = setting("Decay of AdamW, on matrices only.", default=0.1)
     beta1: float = setting("Decay a step of AdamW's mean of gradients.", default=0.9, high=1, below=True)
     beta2: float = setting("Decay a step of AdamW's mean of squared gradients.", default=0.95, high=1, below=True)
     eps: float = setting("Keeps AdamW from dividing by 0.", default=1e-8, low=1e-16)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
-from nanograd_llm.models.gpt import GPTConfig
+from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import check_keys
 
 # Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
@@ -100,7 +100,7 @@ OPENAI_KEYS = {
 def to_openai(config: GPTConfig) -> dict[str, Any]:
     """The keys of `hparams.json`. Raises ConfigError for a model that OpenAI's code cannot make, naming the fields."""
     table = {theirs: getattr(config, ours) for theirs, ours in OPENAI_KEYS.items()}
-    training_only: Any = {name: getattr(config, name) for name in ("dropout", "checkpoint_activations")}
+    training_only: Any = {name: getattr(config, name) for name in TRAINING_ONLY}
     plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, **training_only)
     if config.n_inner == 4 * config.n_embd:
         plain = dataclasses.replace(plain, n_inner=config.n_inner)
