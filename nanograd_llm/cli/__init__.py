@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
     )
     for name, function in COMMANDS.items():
         app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue="")  # imported when it is used
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] in ("--help", "-h"):
         for name in COMMANDS:
             app[name]  # import it, for the first line of its help
     app.default_parameter = Parameter(converter=_convert)

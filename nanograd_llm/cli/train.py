@@ -11,7 +11,6 @@ from typing import Literal
 from nanograd_llm.cli.options import NOTHING, Given, options, with_options
 from nanograd_llm.cli.progress import show
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.runs.run import RunConfig, TextConfig
 from nanograd_llm.training.config import TrainConfig
 
@@ -72,6 +71,8 @@ def train(
         The run folder to make; runs/PRESET-N if not given, or runs/tuned-N with --init.
     """
     spent = time.process_time()  # what starting up has cost
+    from nanograd_llm.runs.prepare import prepare_run
+
     began = time.monotonic()
     asked = {"run": run, "text": text if file is None else {**text, "file": str(file)}, "model": model, "train": train}
     prepared = prepare_run(out, asked, file=config, preset=preset)

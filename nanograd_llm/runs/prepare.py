@@ -14,7 +14,6 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.toml import read_toml
 from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
-from nanograd_llm.runs.opening import load_model
 from nanograd_llm.runs.run import RunConfig, Start, TextConfig, TextRun, fine_tuning, recipe
 from nanograd_llm.settings import Settings, check_keys, check_settings
 from nanograd_llm.training.config import TrainConfig
@@ -81,6 +80,8 @@ def _fresh_run(out: Any, asked: Tables, tables: Tables, preset: str) -> TextRun:
 
 def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> TextRun:
     """sizes: those that the file has, which must be the model's."""
+    from nanograd_llm.runs.opening import load_model  # which knows every format of pretrained models
+
     run = dict(tables["run"])
     source = run.pop("init")
     start = Start(source, *load_model(source))
