@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"cannot write the output: {error}", 4)
     except KeyboardInterrupt:
-        print()  # what is on the screen may have stopped amid a line
+        print()  # the output may have stopped in the middle of a line
         return _fail("stopped", 130)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if sys.stdin is None:  # closed by whoever started this
+    if sys.stdin is None:  # the caller closed it
         sys.stdin = open(os.devnull, encoding="utf-8")
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.usage import told
+    from nanograd_llm.cli.usage import explained
 
     app = App(
         name="nanograd-llm",
@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(told(error), 2)
+        return _fail(explained(error), 2)
     except SystemExit as error:  # how rich ends where its reader has gone away
         raise BrokenPipeError from error
     sys.stdout.flush()

@@ -64,7 +64,7 @@ def train(
         A UTF-8 text; the reference manual that CPython carries if not given.
     config
         A TOML file of settings, with the tables [run], [text], [model] and [train] that the config.toml of a run has;
-        that of a run makes the run again. Options count before it.
+        that of a run makes the run again. Options override it.
     preset
         Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not given.
     out

@@ -35,7 +35,7 @@ def prepare_run(
     """The run of these settings, ready to train. Without any it is the preset nano for a minute.
 
     out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
-    asked: settings by table, such as {"train": {"steps": 100}}; they count before those of `file`, a settings file.
+    asked: settings by table, such as {"train": {"steps": 100}}; they override those of `file`, a settings file.
     preset: decides the sizes of the model, the batch size, the learning rate and the weight decay that are not given;
         nano if not given.
 
@@ -45,6 +45,7 @@ def prepare_run(
     Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file, and what
     `TextRun` and `load_model` raise.
     """
+    check_keys(asked or {}, TABLES, "asked")
     asked = {name: dict((asked or {}).get(name, {})) for name in TABLES}
     for name, table in asked.items():
         check_settings(TABLES[name], table)
@@ -53,7 +54,7 @@ def prepare_run(
     written = {} if file is None else read_settings(file)
     tables = {name: {**written.get(name, {}), **asked[name]} for name in TABLES}
     train = tables["train"]
-    if asked["train"].keys() & LENGTHS:  # it counts before the other length in the file
+    if asked["train"].keys() & LENGTHS:  # it overrides a length in the file, also one of the other kind
         tables["train"] = {name: train[name] for name in train if name not in LENGTHS or name in asked["train"]}
     elif not train.keys() & LENGTHS:
         train["minutes"] = 1.0

@@ -215,7 +215,7 @@ def test_help_shows_every_default(capsys):
         assert f"╭─ {section} ─" in out
 
 
-def test_a_settings_file_makes_the_run_and_options_count_before_it(run, tmp_path, capsys):
+def test_a_settings_file_makes_the_run_and_options_override_it(run, tmp_path, capsys):
     arguments = ["train", "--config", str(run / "config.toml")]
     assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
     assert main([*arguments, "--out", str(tmp_path / "other"), "--n-layer", "2", "--steps", "2"]) == 0

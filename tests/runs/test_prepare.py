@@ -1,4 +1,4 @@
-"""What was asked for counts before a settings file, that before a preset; a run's config.toml makes the run again."""
+"""What was asked for overrides a settings file, which overrides a preset; a run's config.toml makes the run again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_config_of_a_run_that_went_on_from_a_model_makes_it_again_to_the_bit
     assert trained(prepare_run(tmp_path / "again", file=first.folder.config_path)) == bits
 
 
-def test_what_was_asked_for_counts_before_the_file_and_the_file_before_the_preset(tmp_path: Path, text: str) -> None:
+def test_what_was_asked_for_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: Path, text: str) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[train]\nminutes = 2\nlearning_rate = 0.5\nseed = 7\n[text]\ntokenizer = "bytes"\n', "utf-8")
     asked = {"text": {"file": text}, "train": {"seed": 8, "steps": 3}, "model": SIZES}
@@ -114,6 +114,11 @@ def test_a_wrong_setting_in_a_file_is_a_bad_file_that_names_file_table_and_setti
     with pytest.raises(BadFileError):
         prepare_run(tmp_path / "run", file=tmp_path / "x.toml")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_table_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="asked: unknown 'trian', did you mean 'train'"):
+        prepare_run(asked={"trian": {"steps": 3}})
 
 
 def test_a_preset_beside_the_sizes_of_a_file_is_refused(tmp_path: Path) -> None:
