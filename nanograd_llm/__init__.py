@@ -31,8 +31,8 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "autograd.modes": "checked higher_order no_grad",
-        "autograd.op": "keep op",
-        "autograd.tensor": "Parameter Tensor grad hvp value_and_grad",
+        "ops autograd.op": "keep op",
+        "ops autograd.tensor": "Parameter Tensor grad hvp value_and_grad",
         "errors": "NanogradError",
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_gpt2 save_gpt2",

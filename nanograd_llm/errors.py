@@ -43,6 +43,12 @@ class NonFiniteError(NanogradError, ArithmeticError):
     exit_code = 1
 
 
+class WorkerError(NanogradError, RuntimeError):
+    """A worker process was killed or stopped, or could not be started."""
+
+    exit_code = 1
+
+
 class ConfigError(NanogradError, ValueError):
     """A setting that cannot be: names the field, its value and what would be allowed."""
 

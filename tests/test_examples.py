@@ -1,4 +1,7 @@
-"""The course of examples holds to its form, and each example runs by itself: its asserts are facts of the package."""
+"""The course of examples holds to its form, and each example runs by itself: its asserts are facts of the package.
+
+Exercises are wrong as they stand, and their solutions are right. The glossary is in order, and its Python runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ import pytest
 import nanograd_llm
 
 COURSE = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+LESSONS = [path for path in COURSE if "# %% Exercise" in path.read_text(encoding="utf-8")]
+GLOSSARY = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text(encoding="utf-8")
 each_example = pytest.mark.parametrize("example", COURSE, ids=lambda path: path.stem)
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
 
 def run(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -54,7 +60,45 @@ def test_an_example_runs_by_itself_and_writes_nothing(example: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@each_example
+def test_an_example_uses_public_names_only(example: Path) -> None:
+    names = {node.attr for node in ast.walk(ast.parse(example.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
+    assert not [name for name in names if name.startswith("_") and not name.endswith("__")]
+
+
+def test_the_course_begins_with_five_lessons_that_have_exercises() -> None:
+    assert LESSONS[:5] == COURSE[:5]
+
+
+@each_lesson
+def test_an_exercise_is_wrong_as_it_stands_and_its_solution_is_right(lesson: Path, tmp_path: Path) -> None:
+    source, printed = lesson.read_text(encoding="utf-8"), run(lesson, tmp_path).stdout.splitlines()
+    exercises = re.findall(r"^# %% Exercise (\d+): \S", source, flags=re.MULTILINE)
+    assert exercises == re.findall(r"^# %% Solution (\d+)$", source, flags=re.MULTILINE)
+    for number in exercises:
+        assert f"Exercise {number}: not yet right" in printed
+        assert f"Solution {number}: right" in printed
+
+
 def test_an_example_that_teaches_something_false_would_fail(tmp_path: Path) -> None:
     false = tmp_path / "false.py"
     false.write_text("import nanograd_llm as ng\nassert ng.ops.exp(0.0) == 0\n", encoding="utf-8")
     assert "AssertionError" in run(false, tmp_path).stderr
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    terms = re.findall(r"^## (.+)$", GLOSSARY, flags=re.MULTILINE)
+    assert terms == sorted(set(terms), key=str.lower)
+    for term in ("Cotangent", "Adjoint", "Complex step", "Shape line", "Tape"):
+        assert term in terms
+
+
+def test_the_glossary_links_to_terms_that_it_has() -> None:
+    anchors = {term.lower().replace(" ", "-") for term in re.findall(r"^## (.+)$", GLOSSARY, flags=re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", GLOSSARY)) <= anchors
+
+
+def test_the_python_of_the_glossary_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", GLOSSARY, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), "glossary.md", "exec"), {})

@@ -1,4 +1,4 @@
 """The engine: tensors that remember how they were made, and the walk back along that memory.
 
-Read `modes`, `tape`, `tensor`, `shapes`, `op`; `checked` holds what the strict mode tests.
+Read `tape` (the walk: the lesson), `sums`, `tensor`, `op`, `shapes`, `modes`; `checked` is what the strict mode tests.
 """

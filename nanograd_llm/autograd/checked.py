@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend.arrays import is_array
-from nanograd_llm.errors import DtypeError, NonFiniteError
+from nanograd_llm.backend.arrays import SCALARS_WIDEN, is_array
+from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "ops", "gradcheck"))
@@ -61,6 +61,35 @@ def require_no_widening(dtype: np.dtype, inputs: Sequence[Any], what: str) -> No
         raise DtypeError(f"{what} drifted to {dtype}; its inputs hold {widest} bytes a number; cast inside the op")
 
 
+class Guard:
+    """Tests what goes through one recorded op call in backward, and protects what the call keeps until then."""
+
+    def __init__(self, place: str, kept: Sequence[np.ndarray]):
+        self.place = place
+        self.protections = [Protection.of(array) for array in kept]
+
+    def cotangent(self, cotangent: Any) -> Any:
+        """The cotangent that arrives at the call, tested and read-only; what the call keeps is as it was."""
+        require_finite(_array(cotangent), f"the cotangent of the result of {self.place}")
+        for protection in self.protections:
+            if not protection.unchanged():
+                raise GraphError(
+                    f"an array of shape {protection.array.shape} that {self.place} keeps for backward was written into "
+                    "after the forward; copy it before you change it"
+                )
+        # another input may have the same cotangent: a rule must not write into it
+        return read_only(cotangent) if isinstance(cotangent, np.ndarray) else cotangent
+
+    def gradients(self, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
+        """Test what the rule gave for each input: finite, and no wider than the source and what it was made of."""
+        for i, (gradient, source) in enumerate(zip(gradients, sources)):
+            if gradient is not None:
+                what = f"the cotangent of input {i} of {self.place}"
+                require_finite(_array(gradient), what)
+                if gradient.dtype != source.dtype and not (SCALARS_WIDEN and made_of[0].shape == ()):
+                    require_no_widening(gradient.dtype, made_of, what)
+
+
 class Protection:
     """Keeps an array read-only while the tape needs it, and can tell whether it changed all the same.
 
@@ -95,6 +124,17 @@ class Protection:
                 owner = self._alive.get(id(array.base))
                 if owner is not None:
                     owner.restores.append(array)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view of an array that cannot be written through."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _array(x: Any) -> Any:
+    return x if is_array(x) else x.data  # of a Tensor, under higher_order()
 
 
 def _digest(array: np.ndarray) -> bytes:

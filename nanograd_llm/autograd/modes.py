@@ -20,8 +20,8 @@ class _State(threading.local):
     higher_order = False
     checked = False
     watcher: Callable[..., None] | None = None
-    naming = False  # is it noted where each op call stands, its module and its line? where checked or watched
-    modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; kept where calls are named
+    tracing_calls = False  # note the module and the line of each op call? where checked or watched
+    modules: tuple[str, ...] = ()  # the modules being called, outermost first; kept where calls are traced
 
 
 state = _State()
@@ -29,9 +29,9 @@ state = _State()
 
 @contextlib.contextmanager
 def _set(**values: Any) -> Iterator[None]:
-    before = {name: getattr(state, name) for name in (*values, "naming")}
+    before = {name: getattr(state, name) for name in (*values, "tracing_calls")}
     vars(state).update(values)
-    state.naming = state.checked or state.watcher is not None
+    state.tracing_calls = state.checked or state.watcher is not None
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def _set(**values: Any) -> Iterator[None]:
 
 
 def forget_modes() -> None:
-    """Leave every block in this thread: a process that was forked amid a block of somebody else's begins anew."""
+    """Leave every block in this thread, for a process that was forked inside a block of its parent."""
     vars(state).clear()
 
 
@@ -80,7 +80,7 @@ def checked(enabled: bool = True) -> Iterator[None]:
 def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
     """Inside this block `watcher(node, arrays, static, place)` is called after every op call that is recorded.
 
-    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call stands.
+    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call was made.
     """
     return _set(watcher=watcher)
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.checked import Protection, place, require_finite, require_no_widening
+from nanograd_llm.autograd.checked import Guard, place, read_only, require_finite, require_no_widening
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.autograd.shapes import ShapeLine
+from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
-from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, fitted, raw, registry
+from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, as_dtype_of, raw, registry
 from nanograd_llm.backend.arrays import as_array, is_array
 from nanograd_llm.errors import (
     DtypeError,
@@ -31,11 +31,15 @@ from nanograd_llm.errors import (
     SignatureError,
 )
 
-TOLD_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that nobody knows before it is called
+KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that is not known before
 _RECEIVES = (
     "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
     "that both have, without .data and NumPy's functions"
 )
+_KINDS_IN_RULE: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the error that names the op
+    TypeError: DtypeError, AttributeError: DtypeError, DtypeError: DtypeError, ValueError: ShapeError,
+    IndexError: IndexRangeError, GraphError: GraphError,
+}  # fmt: skip
 
 
 class Kept(tuple):
@@ -69,8 +73,8 @@ class Op:
         self.formula, self.adjoint = formula, adjoint
         self.equals, self.domain, self.samples = equals, domain, samples
         self.rule: Callable[..., Any] | None = None
-        self._plan: list[tuple[str, Any]] = []
-        self._told_in_backward: list[tuple[int, str]] = []  # what the plan leaves open, by its place there
+        self._plan: list[tuple[str, Any]] = []  # where each parameter of the rule comes from, in order
+        self._open: list[tuple[int, str]] = []  # those among them that only backward knows, by their place there
 
         parameters = inspect.signature(forward).parameters.values()
         kinds = inspect.Parameter
@@ -98,7 +102,7 @@ class Op:
             raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
         for token in line.unbound() - set(self.static_defaults):
             raise ShapeError(f"op {self.name}: no input or static argument says what {token} is in {line.text!r}")
-        for name in {"y", *TOLD_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
+        for name in {"y", *KNOWN_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
             raise NanogradError(f"op {self.name}: to a rule {name!r} means something else; rename the argument")
         return line
 
@@ -124,7 +128,7 @@ class Op:
 
         It receives arrays, and Tensors under `higher_order()` (for an op without `equals`). Operators, comparisons,
         ops, and what both have, such as `.shape` or `.sum(axis=...)`, serve both; `.data` and NumPy's functions do not.
-        An error that it raises is told with the op's name.
+        The op's name is added to an error that it raises.
 
         `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
         `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
@@ -139,15 +143,14 @@ class Op:
                 f"the rule of {self.name} takes no argument; the first is the cotangent: "
                 f"{self.name}_backward(dy, {', '.join(self.inputs)})"
             )
-        wanted = parameters[1:]  # behind the cotangent
-        self._plan = [self._resolve(name) for name in wanted]
-        self._told_in_backward = [(i, name) for i, name in enumerate(wanted) if name in TOLD_IN_BACKWARD]
+        self._plan = [self._resolve(name) for name in parameters[1:]]  # behind the cotangent
+        self._open = [(i, kind) for i, (kind, _) in enumerate(self._plan) if kind in KNOWN_IN_BACKWARD]
         self.rule = rule
         return rule
 
     def _resolve(self, name: str) -> tuple[str, Any]:
         """Where a parameter of the rule comes from: a kind, and the position or name within it."""
-        if name == "y" or name in TOLD_IN_BACKWARD:
+        if name == "y" or name in KNOWN_IN_BACKWARD:
             return name, None
         if name in self.static_defaults:
             return "static", name
@@ -161,7 +164,7 @@ class Op:
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         if static:
-            static = {name: v.item() if isinstance(v, np.generic) else _own(v) for name, v in static.items()}
+            static = {name: v.item() if isinstance(v, np.generic) else frozen(v) for name, v in static.items()}
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
                 inputs = tuple(inputs[0])
@@ -177,47 +180,26 @@ class Op:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if self._constant_places:
                 needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
-        if state.naming:
-            return self._call_by_name(inputs, arrays, static, needs)
-        y, kept = self._forward(arrays, static, needs)
-        if not isinstance(y, np.ndarray):
-            y = self._result(y, arrays)
-        if True not in needs or y.dtype.kind != "f":
-            return Tensor._recorded(y, None)
-        return Tensor._recorded(y, self._record(inputs, arrays, static, kept, needs, y))
-
-    def _call_by_name(
-        self,
-        inputs: Sequence[Any],
-        arrays: Sequence[Any],
-        static: dict[str, Any],
-        needs: tuple[bool, ...],
-    ) -> Tensor:
-        """A call whose place is noted: its forward cannot write into its inputs, its output is checked, what it keeps
-        protected, its watcher told."""
-        where = place(self.name, arrays, ".".join(state.modules))
-        shown = [_read_only(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        is_traced = state.tracing_calls  # then a forward sees only views, through which it cannot write
+        shown = [read_only(a) if isinstance(a, np.ndarray) else a for a in arrays] if is_traced else arrays
         y, kept = self._forward(shown, static, needs)
-        y = _as_given(y, shown, arrays) if isinstance(y, np.ndarray) else self._result(y, arrays)
-        if state.checked:
-            self._check_output(y, arrays, static, where)
+        if not isinstance(y, np.ndarray):
+            y = as_array(y, *arrays)
+            if not is_array(y):
+                raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
+        if is_traced:
+            y, where = as_input(y, shown, arrays), place(self.name, arrays, ".".join(state.modules))
+            if state.checked:
+                self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
             return Tensor._recorded(y, None)
         node = self._record(inputs, arrays, static, kept, needs, y)
-        if state.checked:
-            node.place = where
-            flat = itertools.chain.from_iterable(s if isinstance(s, (list, tuple)) else (s,) for s in node.saved)
-            node.protections = [Protection.of(raw(s)) for s in flat if isinstance(raw(s), np.ndarray)]
-        if state.watcher is not None:
-            state.watcher(node, arrays, static, where)
+        if is_traced:
+            if state.checked:
+                node.guard = Guard(where, [a for a in map(raw, _flat(node.saved)) if isinstance(a, np.ndarray)])
+            if state.watcher is not None:
+                state.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
-
-    def _result(self, y: Any, arrays: Sequence[Any]) -> Array:
-        """What a forward returned where it is no array of NumPy yet."""
-        y = as_array(y, *arrays)
-        if not is_array(y):
-            raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
-        return y
 
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
@@ -279,15 +261,14 @@ class Op:
                 saved.append(static[key] if key in static else self.static_defaults[key])
             elif kind == "kept":
                 saved.append(self._kept(kept, key, higher_order))
-            elif kind in TOLD_IN_BACKWARD:
+            elif kind in KNOWN_IN_BACKWARD:
                 saved.append(None)
             elif isinstance(key, slice):
                 saved.append([getattr(a, kind) for a in arrays])
             else:
                 saved.append(getattr(arrays[key], kind))
         sources = tuple([(x if x._node is None else x._node) if need else None for x, need in zip(inputs, needs)])
-        forms = tuple([(a.shape, a.dtype) if need else None for a, need in zip(arrays, needs)])
-        return Node(self, sources, forms, tuple(saved), y, higher_order)
+        return Node(self, sources, tuple(saved), y, higher_order)
 
     def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
         if name not in kept:
@@ -302,59 +283,43 @@ class Op:
             )
         return kept[name]
 
-    def pull_back(
-        self,
-        node: Node,
-        cotangent: Any,
-        needs: tuple[bool, ...],
-        into: Sequence[Any] | None = None,
-        onto: Sequence[Any] | None = None,
-    ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
-        """Call the rule with what the node saved: (the saved values, [(input position, gradient), ...]).
+    def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:
+        """Run the rule on what the node saved: a gradient for each input, None where none is needed.
 
-        into, onto: an array for each input, or None, that its gradient may be written into, or added to.
+        sums: knows the arrays that the rule may write gradients into, or add them to.
         """
         assert self.rule is not None
-        higher_order = state.higher_order
-        saved: Sequence[Any] = node.saved
-        if higher_order or node.differentiable:
-            saved = [self._as_recorded(kind, value, node, higher_order) for (kind, _), value in zip(self._plan, saved)]
-        if self._told_in_backward:
-            told = {"needs": needs, "into": into or (None,) * len(needs), "onto": onto or (None,) * len(needs)}
-            saved = [*saved]
-            for i, name in self._told_in_backward:
-                saved[i] = told[name]
+        saved = [*node.saved]
+        for i, kind in self._open:
+            saved[i] = needs if kind == "needs" else getattr(sums, kind)(node.sources)
+        if node.differentiable:  # its inputs were saved as Tensors
+            for i, (kind, _) in enumerate(self._plan):
+                if kind == "y" and state.higher_order:
+                    saved[i] = Tensor._recorded(saved[i], node)
+                elif kind == "input" and not state.higher_order:
+                    saved[i] = [raw(x) for x in saved[i]] if self.variadic else raw(saved[i])
         try:
-            gradients = self.rule(cotangent, *saved)
+            given = self.rule(cotangent, *saved)
         except Exception as error:
-            explained = self._of_rule(error)
-            if explained is None:
+            known_as = _KINDS_IN_RULE.get(type(error))
+            if known_as is None or str(error).startswith("in the rule of "):
                 raise
-            raise explained from error
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+            raise known_as(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})") from error
+        given = given if isinstance(given, tuple) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
-        if len(gradients) != len(places):
-            raise GraphError(f"the rule of {self.name} returned {len(gradients)} gradients for {len(places)} inputs")
-        if higher_order:  # a rule may give a constant as a bare array
-            gradients = tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in gradients)
-        return saved, list(zip(places, gradients))
-
-    def _of_rule(self, error: Exception) -> Exception | None:
-        """An error raised in the rule told with the op's name and what a rule may use; None for one of other kinds."""
-        kinds = {TypeError: DtypeError, AttributeError: DtypeError, ValueError: ShapeError, IndexError: IndexRangeError}
-        kind = type(error) if type(error) in (DtypeError, GraphError) else kinds.get(type(error))
-        if kind is None or str(error).startswith("in the rule of "):
-            return None
-        return kind(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})")
-
-    @staticmethod
-    def _as_recorded(kind: str, value: Any, node: Node, higher_order: bool) -> Any:
-        """What a node recorded under `higher_order()` saved, as a Tensor inside the block and bare outside of it."""
-        if kind == "y" and higher_order:
-            return Tensor._recorded(value, node)
-        if kind == "input" and node.differentiable and not higher_order:
-            return [raw(v) for v in value] if isinstance(value, (list, tuple)) else raw(value)
-        return value
+        if len(given) != len(places):
+            raise GraphError(f"the rule of {self.name} returned {len(given)} gradients for {len(places)} inputs")
+        gradients: list[Any] = [None] * len(needs)
+        for i, gradient in zip(places, given):
+            if needs[i]:
+                gradients[i] = gradient if isinstance(gradient, np.ndarray) else as_array(gradient, cotangent)
+                if not hasattr(gradients[i], "dtype"):
+                    raise GraphError(
+                        f"the rule of {self.name} returned {gradient!r} for input {i}, which needs a gradient"
+                    )
+                if state.higher_order and not isinstance(gradient, Tensor):  # a constant as a bare array
+                    gradients[i] = Tensor(gradient)
+        return gradients
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         require_finite(y, f"the result of {where}", arrays)
@@ -367,7 +332,7 @@ class Op:
     def shape_complaint(
         self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...], where: str
     ) -> str | None:
-        """`shape_problem` as a sentence about the call that stands there."""
+        """`shape_problem` as a sentence about the call at this place."""
         problem = self.shape_problem(arrays, static, output)
         return f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}" if problem else None
 
@@ -411,7 +376,7 @@ def op(
     samples: function of a `draw` (see gradcheck) that yields (inputs, static) pairs, where shapes and static arguments
         cannot be drawn from the shape line alone.
 
-    A forward that declares a keyword-only `needs` is told which inputs want a gradient.
+    A forward may declare a keyword-only `needs`: which inputs need a gradient, a bool each.
     Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
     """
 
@@ -440,19 +405,13 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
         elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
             arrays.append(Tensor(x).data)
         else:
-            met = [t.data.dtype for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
-            arrays.append(fitted(x, met[0] if len(met) == 1 else np.result_type(*met or [np.dtype(np.float32)])))
+            met = [t.data for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
+            arrays.append(as_dtype_of(x, *met))
     return arrays
 
 
-def _read_only(a: np.ndarray) -> np.ndarray:
-    view = a.view()
-    view.flags.writeable = False
-    return view
-
-
-def _as_given(y: np.ndarray, shown: Sequence[Any], arrays: Sequence[Any]) -> np.ndarray:
-    """A forward's result that is one of the read-only inputs it was shown, or a view of one, as of the input itself."""
+def as_input(y: Any, shown: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    """A result that is one of the read-only views `shown` to a forward, or a view of one, as writeable as its array."""
     for a, view in zip(arrays, shown):
         if y is view:
             return a
@@ -463,11 +422,17 @@ def _as_given(y: np.ndarray, shown: Sequence[Any], arrays: Sequence[Any]) -> np.
     return y
 
 
-def _own(v: Any) -> Any:
+def frozen(v: Any) -> Any:
     """A static argument whose lists the caller can no longer change."""
     if isinstance(v, list):
-        return [_own(part) for part in v]
-    return tuple([_own(part) for part in v]) if isinstance(v, tuple) else v
+        return [frozen(part) for part in v]
+    return tuple([frozen(part) for part in v]) if isinstance(v, tuple) else v
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    """These values, and those in lists and tuples among them."""
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _described(arrays: Sequence[Any]) -> str:

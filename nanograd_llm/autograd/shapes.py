@@ -2,7 +2,7 @@
 
     x (..., C), w (C), b (C) -> y (..., C)
 
-A name (C) binds to a size and must mean that size wherever it stands again. The other tokens:
+A name (C) binds to a size and must mean the same size wherever it appears again. The other tokens:
 
     *        any shape; all the stars of a line broadcast together, and the output's star is the result
     ...      any leading sizes; they broadcast together as the star does
@@ -79,7 +79,7 @@ class ShapeLine:
     def _expected(
         self, star: tuple[int, ...], bound: dict[str, int], static: Mapping[str, Any]
     ) -> tuple[int, ...] | None:
-        """The output shape that the line foretells; None where it leaves it open."""
+        """The output shape that the line gives; None where it leaves it open."""
         if self.output == ["?"]:
             return None
         if self.output == ["* - axis"]:

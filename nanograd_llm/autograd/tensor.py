@@ -1,12 +1,13 @@
 """The engine: a Tensor remembers how it was made, and `grad` walks that memory backwards.
 
-Ops are declared in `op` and found here by name; the walk itself stands in `tape`. Recording is per thread, so several
+Ops are declared in `op` and found here by name; the walk itself is in `tape`. Recording is per thread, so several
 threads can run forward and backward at once on shared parameters.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, state
-from nanograd_llm.autograd.tape import Node, walk
+from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.autograd.tape import Node, backward
 from nanograd_llm.backend.arrays import as_array, is_array, xp
 from nanograd_llm.backend.threads import fork_safe_lock
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
@@ -23,14 +25,27 @@ Array = Any  # np.ndarray, or CuPy on a GPU
 
 NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
 
-_REFLECTED = {  # what an array has on its left for a Tensor on its right
-    "add": "__radd__", "subtract": "__rsub__", "multiply": "__rmul__", "divide": "__rtruediv__", "power": "__rpow__",
-    "matmul": "__rmatmul__", "less": "__gt__", "less_equal": "__ge__", "greater": "__lt__", "greater_equal": "__le__",
-    "equal": "__eq__", "not_equal": "__ne__",
-}  # fmt: skip
+_ARITHMETIC = {"add", "subtract", "multiply", "divide", "power", "matmul"}
+_COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
 
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
 _commit_lock = fork_safe_lock()
+
+
+def _arithmetic(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[Tensor, Any], Tensor]]:
+    """The two operators of the op of this name, `tensor * other` and `other * tensor`."""
+
+    def forward(self: Tensor, other: Any) -> Tensor:
+        return registry[name](self, other)
+
+    def reflected(self: Tensor, other: Any) -> Tensor:
+        return registry[name](other, self)
+
+    return forward, reflected
+
+
+def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any], Array]:
+    return lambda self, other: compare(self.data, raw(other))
 
 
 class Tensor:
@@ -127,16 +142,16 @@ class Tensor:
             left out for a scalar, where it is one.
         retain_graph: keep the tape for another backward; otherwise it is freed as the pass goes.
 
-        Leaves accumulate over passes; set `.grad = None` to start anew. If anything fails, no `.grad` has changed.
+        Leaves accumulate over passes; set `.grad = None` to start again. If anything fails, no `.grad` has changed.
         Raises GraphError where nothing was recorded or the tape is freed, ShapeError/DtypeError for the cotangent.
         """
-        found = walk(_origin(self), _seed(self, cotangent), None, retain_graph)
+        found = backward(origin(self), _seed(self, cotangent), Sums(), retain_graph)
         with _commit_lock:
-            for origin, gradient in found.values():
+            for source, gradient in found.items():
                 gradient = gradient.data.copy() if isinstance(gradient, Tensor) else gradient
-                if not isinstance(origin, Node):
-                    origin.grad = gradient if origin.grad is None else np.asarray(origin.grad + gradient)
-                elif (tensor := origin.retained()) is not None:
+                if isinstance(source, Tensor):
+                    source.grad = gradient if source.grad is None else np.asarray(source.grad + gradient)
+                elif (tensor := source.retained()) is not None:
                     tensor.grad = gradient
 
     def retain_grad(self) -> None:
@@ -157,7 +172,7 @@ class Tensor:
         if self._node is None:
             hooks = self._hooks = self._hooks or []
         else:
-            hooks = self._node.hooks = self._node.hooks or []
+            hooks = self._node._hooks = self._node._hooks or []
 
         def run(cotangent: Any) -> Any:
             replacement = hook(cotangent)
@@ -170,41 +185,12 @@ class Tensor:
 
     # Arithmetic is the ops'; the engine only knows them by name.
 
-    def __add__(self, other: Any) -> Tensor:
-        return registry["add"](self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return registry["add"](other, self)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return registry["subtract"](self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return registry["subtract"](other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return registry["multiply"](self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return registry["multiply"](other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return registry["divide"](self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return registry["divide"](other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return registry["power"](self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return registry["power"](other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return registry["matmul"](self, other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return registry["matmul"](other, self)
+    __add__, __radd__ = _arithmetic("add")
+    __sub__, __rsub__ = _arithmetic("subtract")
+    __mul__, __rmul__ = _arithmetic("multiply")
+    __truediv__, __rtruediv__ = _arithmetic("divide")
+    __pow__, __rpow__ = _arithmetic("power")
+    __matmul__, __rmatmul__ = _arithmetic("matmul")
 
     def __neg__(self) -> Tensor:
         return registry["negative"](self)
@@ -241,23 +227,12 @@ class Tensor:
 
     # Comparisons leave the tape: their result is a plain boolean array.
 
-    def __eq__(self, other: Any) -> Array:  # type: ignore[override]
-        return self.data == raw(other)
-
-    def __ne__(self, other: Any) -> Array:  # type: ignore[override]
-        return self.data != raw(other)
-
-    def __lt__(self, other: Any) -> Array:
-        return self.data < raw(other)
-
-    def __le__(self, other: Any) -> Array:
-        return self.data <= raw(other)
-
-    def __gt__(self, other: Any) -> Array:
-        return self.data > raw(other)
-
-    def __ge__(self, other: Any) -> Array:
-        return self.data >= raw(other)
+    __eq__ = _comparison(operator.eq)  # type: ignore[assignment]
+    __ne__ = _comparison(operator.ne)  # type: ignore[assignment]
+    __lt__ = _comparison(operator.lt)
+    __le__ = _comparison(operator.le)
+    __gt__ = _comparison(operator.gt)
+    __ge__ = _comparison(operator.ge)
 
     __hash__ = object.__hash__
 
@@ -279,10 +254,13 @@ class Tensor:
         return int(self.item())
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """`array * tensor`, which to NumPy is multiply(array, tensor), is Tensor.__rmul__; all else is refused."""
+        """`array * tensor`, which to NumPy is multiply(array, tensor), is the op multiply; all else is refused."""
         name = ufunc.__name__.replace("true_divide", "divide")  # as NumPy called it
-        if method == "__call__" and name in _REFLECTED and not options and not isinstance(inputs[0], Tensor):
-            return getattr(self, _REFLECTED[name])(inputs[0])
+        if method == "__call__" and not options and not isinstance(inputs[0], Tensor):
+            if name in _ARITHMETIC:
+                return registry[name](*inputs)
+            if name in _COMPARISONS:
+                return ufunc(*map(raw, inputs))
         instead = f"use ops.{name}(...)" if name in registry else "use .data to say that no gradient is wanted"
         if "out" in options:
             instead = "no array can hold its tape: for `array += tensor` write `array = array + tensor`"
@@ -317,8 +295,12 @@ def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
     return array.astype(float_dtype) if array.dtype == np.float64 else array
 
 
-def fitted(x: Any, dtype: np.dtype) -> Any:
-    """A Python number, list or NumPy scalar in the float dtype that it meets, so that it widens nothing."""
+def as_dtype_of(x: Any, *arrays: Any) -> Any:
+    """A Python number, list or NumPy scalar in the float dtype of the arrays that it meets, so that it widens nothing.
+
+    It becomes float32 where there are none.
+    """
+    dtype = arrays[0].dtype if len(arrays) == 1 else np.result_type(*[a.dtype for a in arrays] or [np.float32])
     if isinstance(x, (int, float)):
         return np.asarray(x, dtype=dtype) if dtype.kind in "fc" else x
     array = Tensor(_array_from(x, np.dtype(np.float64))).data
@@ -357,15 +339,15 @@ def grad(
         if not isinstance(target, Tensor) or not target.requires_grad:
             raise GraphError(f"grad wants Tensors that require a gradient; got {target!r}")
     retain = state.higher_order if retain_graph is None else retain_graph
-    origins = [_origin(target) for target in targets]
+    origins = [origin(target) for target in targets]
     places = {} if out is None else _places_for(targets, out)
-    found = walk(_origin(y), _seed(y, cotangent), {id(origin) for origin in origins}, retain, places)
+    found = backward(origin(y), _seed(y, cotangent), Sums({*origins}, places), retain)
     gradients: list[Any] = []
     handed_out: set[int] = set()
-    for target, origin in zip(targets, origins):
-        _, gradient = found.get(id(origin), (None, None))
-        if gradient is None and id(origin) in places:
-            gradient = places[id(origin)]
+    for target, source in zip(targets, origins):
+        gradient = found.get(source)
+        if gradient is None and source in places:
+            gradient = places[source]
             gradient[...] = 0
         elif gradient is None:
             gradient = xp(target.data).zeros_like(target.data)
@@ -377,8 +359,8 @@ def grad(
     return gradients[0] if single else gradients
 
 
-def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[int, Array]:
-    """id of a leaf -> the array that its gradient goes into."""
+def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor, Array]:
+    """For each leaf the array that its gradient goes into."""
     if state.higher_order:
         raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; leave it out")
     if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
@@ -391,7 +373,7 @@ def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[int, Ar
                 f"out= wants an array of each Tensor's shape and dtype, here {target.shape} {target.dtype}; got "
                 f"{array.shape} {array.dtype}"
             )
-    return {id(target): array for target, array in zip(targets, out)}
+    return dict(zip(targets, out))
 
 
 def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., tuple[Any, Any]]:
@@ -440,7 +422,7 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     return grad(total, leaves)
 
 
-def _origin(tensor: Tensor) -> Any:
+def origin(tensor: Tensor) -> Any:
     """Where the tape knows a Tensor: the node that made it, or the leaf itself."""
     return tensor if tensor._node is None else tensor._node
 
@@ -461,7 +443,7 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
             )
         seed = xp(root.data).ones_like(root.data)
     else:
-        seed = cotangent if is_array(raw(cotangent)) else fitted(cotangent, root.dtype)
+        seed = cotangent if is_array(raw(cotangent)) else as_dtype_of(cotangent, root)
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
         if seed.dtype != root.dtype:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+# One thread loads at a time: Python's own locks, one a module, fail where two threads load a package and a part of it.
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):  # no other thread may hold it in a child process, where that thread does not run
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose names are loaded when they are first used.
 
     homes: a module below the package -> the names that come from it; "" for the module itself, under its last name.
+        Of several modules, as in "ops autograd.tensor", all are loaded and the last has the names.
     """
     home_of = {name: home for home, names in homes.items() for name in names.split()}
     module_of = {home.rpartition(".")[2]: home for home, names in homes.items() if not names}
@@ -20,7 +28,9 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
     def load(name: str) -> Any:
         if name not in known:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found: Any = importlib.import_module(f"{package}.{home_of.get(name) or module_of[name]}")
+        with _loading:
+            for home in (home_of.get(name) or module_of[name]).split():
+                found: Any = importlib.import_module(f"{package}.{home}")
         if name in home_of:
             found = getattr(found, name)
         setattr(sys.modules[package], name, found)  # the next use finds it there

@@ -22,9 +22,12 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def fork_safe_lock() -> threading.Lock:
-    """A lock that no thread holds while any other forks: in the new process it would be shut for ever."""
-    lock = threading.Lock()
+def fork_safe_lock(lock: Any = None) -> Any:
+    """A lock (a new threading.Lock if not given) that no thread holds while another one forks.
+
+    The child process could never acquire it.
+    """
+    lock = lock or threading.Lock()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock
@@ -48,8 +51,9 @@ def blas_threads(count: int) -> Iterator[None]:
     The limit holds for the whole process: of several blocks that are open at once, the last one opened counts, and when
     none is left the setting is as it was before the first.
     """
-    pools, limit = _thread_pools(), _Limit(count)
+    limit = _Limit(count)
     with _blas_lock:
+        pools = _thread_pools()
         if not _blas_limits:
             pools.before = pools.limit(user_api="blas")  # limits nothing, remembers what is set
         _blas_limits.append(limit)
@@ -67,7 +71,7 @@ def blas_threads(count: int) -> Iterator[None]:
 
 @functools.cache
 def _thread_pools() -> Any:
-    """The libraries that have thread pools; finding them takes milliseconds, so once."""
+    """The libraries that have thread pools; finding them takes milliseconds, so once. To be called under _blas_lock."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -75,6 +79,7 @@ def _thread_pools() -> Any:
 
 _SHARED_OUT = 2**18  # numbers from which on a second thread repays waking it
 _helpers: Any = None
+OWN_THREADS = "nanograd"  # what the names of the threads of our pools begin with
 
 
 def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any]:
@@ -108,8 +113,8 @@ def _blas_thread_limit() -> int:
     with _blas_lock:
         if _blas_limits:
             return _blas_limits[-1].count
-    pools = _thread_pools().lib_controllers
-    return min(cpu_count(), max((pool.num_threads for pool in pools if pool.user_api == "blas"), default=1))
+        pools = _thread_pools().lib_controllers
+        return min(cpu_count(), max((pool.num_threads for pool in pools if pool.user_api == "blas"), default=1))
 
 
 def _forget_threads() -> None:
@@ -124,11 +129,12 @@ if hasattr(os, "register_at_fork"):
 
 def _threads() -> Any:
     global _helpers
-    if _helpers is None:
-        from concurrent.futures import ThreadPoolExecutor
+    with _blas_lock:  # so that threads that come at once make one pool
+        if _helpers is None:
+            from concurrent.futures import ThreadPoolExecutor
 
-        _helpers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="share")
-    return _helpers
+            _helpers = ThreadPoolExecutor(cpu_count(), thread_name_prefix=OWN_THREADS)
+        return _helpers
 
 
 def keep_heap() -> bool:
@@ -145,3 +151,9 @@ def keep_heap() -> bool:
         return False
     m_trim_threshold, m_mmap_max = -1, -4  # from glibc's malloc.h
     return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def pinned_blas() -> str | None:
+    """The environment variable that fixes the number of BLAS threads, as NAME=VALUE; None where none does."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), None)

@@ -1,7 +1,7 @@
 """How fast is it here, against the machine's own limit and against PyTorch? `nanograd-llm bench` prints what is found.
 
 Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`; then
-`decode`, `memory`, `scaling` and `start`, each on its own.
+`decode`, `memory`, `scaling` and `start`, each on its own, and `detection`: how sharp is the gradient check?
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from nanograd_llm.bench import compare, decode, memory, scaling, start, torch_gpt
+from nanograd_llm.bench import compare, decode, detection, memory, scaling, start, torch_gpt
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.host import machine
 from nanograd_llm.settings import require_int
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "memory": memory.bench,
     "scaling": scaling.bench,
     "start": start.bench,
+    "detection": detection.bench,
 }
 
 

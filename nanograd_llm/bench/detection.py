@@ -1,4 +1,4 @@
-"""How sharp the check is, and how calm: mistakes of one part in a billion that it catches, right gradients it doubts.
+"""How sharp the gradient check is, and how calm: mistakes of a billionth that it misses, right gradients it doubts.
 
 Every trial draws an op, inputs and random numbers of its own.
 """
@@ -6,62 +6,43 @@ Every trial draws an op, inputs and random numbers of its own.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.tensor import Tensor, grad, registry
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.bench.figures import Figure
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
-from nanograd_llm.gradcheck.check.check import verdicts
-from nanograd_llm.gradcheck.check.report import Report
-from nanograd_llm.settings import require_int, require_seed
+from nanograd_llm.gradcheck.every_op import check_case
+from nanograd_llm.gradcheck.mutation.mutants import gradients_of
 
-TRIALS, CHECKS = 1_000, 10_000
+TRIALS = 1_000
+ALARMS = 10  # right gradients for each mistake
 MISTAKE = 1e-9
 _VISIBLE = 1e-6  # a gradient below this cannot show a billionth of itself
 _RESIDUE = 1e-12  # below this part of the largest entry a gradient is what rounding left of zero
 _AT_ONCE = 25  # cases drawn of one op
 
 
-@dataclass(frozen=True)
-class Figure:
-    """`count` of `trials` trials; what was tried in words."""
+def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterator[Figure]:
+    """How many mistakes of a billionth are missed, and how many right gradients are not called right.
 
-    what: str
-    count: int
-    trials: int
-    wanted: int
-
-    @property
-    def reached(self) -> bool:
-        return self.count == self.wanted
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.count:,} of {self.trials:,}"
-
-
-def figures(*, trials: int = TRIALS, checks: int = CHECKS, seed: int = 0) -> Iterator[Figure]:
-    """One figure after the other: minutes in all.
-
-    Raises ConfigError unless the numbers are integers, of at least 1.
+    rounds: mistakes of each kind to plant, 1,000 if not given; ten times as many right gradients are checked.
     """
-    require_int("trials", trials, 1)
-    require_int("checks", checks, 1)
-    require_seed(seed)
-    one = sum(_catches_one(number, np.random.default_rng((seed, number))) for number in range(trials))
-    yield Figure(f"one entry of 1,000 wrong by {MISTAKE:.0e} of itself, caught", one, trials, trials)
+    trials = rounds or TRIALS
+    one = sum(not catches_one(number, np.random.default_rng((seed, number))) for number in range(trials))
+    yield Figure("detection", "one entry of 1,000 off by a billionth, missed", one, f"of {trials:,}")
     visible = (pair for pair in _drawn(seed + 1) if _is_visible(*pair))
-    every = sum(_catches_all(op, case, number) for number, (op, case) in enumerate(itertools.islice(visible, trials)))
-    yield Figure(f"all entries wrong by {MISTAKE:.0e} of themselves, caught", every, trials, trials)
-    pairs = enumerate(itertools.islice(_drawn(seed + 2), checks))
-    alarms = sum(not _report(op, case, number).passed for number, (op, case) in pairs)
-    yield Figure("right gradients, over all ops, that were not called right", alarms, checks, 0)
+    pairs = enumerate(itertools.islice(visible, trials))
+    every = sum(not _catches_all(op, case, number) for number, (op, case) in pairs)
+    yield Figure("detection", "all entries off by a billionth, missed", every, f"of {trials:,}")
+    pairs = enumerate(itertools.islice(_drawn(seed + 2), ALARMS * trials))
+    alarms = sum(not check_case(op, case, seed=number, explain=False).passed for number, (op, case) in pairs)
+    yield Figure("detection", "right gradients, not called right", alarms, f"of {ALARMS * trials:,}")
 
 
 def _normal(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], tuple[Any, ...]]:
@@ -69,7 +50,7 @@ def _normal(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], tuple[A
 
 
 # Functions with 1,000 numbers in their first input.
-_THOUSAND: list[tuple[str, Callable[[np.random.Generator], tuple[Any, ...]]]] = [
+THOUSAND: list[tuple[str, Callable[[np.random.Generator], tuple[Any, ...]]]] = [
     ("exp", _normal((1000,))),
     ("sin", _normal((1000,))),
     ("tanh", _normal((10, 100))),
@@ -89,41 +70,39 @@ _THOUSAND: list[tuple[str, Callable[[np.random.Generator], tuple[Any, ...]]]] = 
     ("rmsnorm", _normal((20, 50), (50,))),
     ("cross_entropy", lambda rng: (rng.standard_normal((20, 50)), rng.integers(0, 50, 20))),
     ("embedding", lambda rng: (rng.standard_normal((50, 20)), rng.permutation(50))),
-    ("causal_attention", _normal((2, 50, 10), (2, 50, 10), (2, 50, 10))),
+    ("attention", _normal((2, 50, 10), (2, 50, 10), (2, 50, 10))),
 ]
 
 
-def _catches_one(number: int, rng: np.random.Generator) -> bool:
+def catches_one(number: int, rng: np.random.Generator) -> bool:
     """Is one entry of the first input's gradient, chosen by chance among those that are not zero, seen to be off?
 
     What rounding leaves of a zero is none to choose: the query that sees one key only has a gradient of 1e-16.
     """
-    name, draw = _THOUSAND[number % len(_THOUSAND)]
-    op, case = registry[name], Case(draw(rng))
-    right = _gradients(op, case)[0]
+    name, draw = THOUSAND[number % len(THOUSAND)]
+    op, case = registry[name], Case(draw(rng), {"causal": True} if name == "attention" else {})
+    right = gradients_of(op, case)[0]
     factor = np.ones(right.shape)
     factor.flat[rng.choice(np.flatnonzero(np.abs(right) > _RESIDUE * np.abs(right).max()))] += MISTAKE
     with _multiplied(op, factor):
-        return _report(op, case, number).findings[0].verdict == "wrong"
+        return check_case(op, case, seed=number, explain=False).findings[0].verdict == "wrong"
 
 
 def _catches_all(op: Op, case: Case, number: int) -> bool:
     """Is it seen that all gradients of the op are off?"""
     with _multiplied(op, 1 + MISTAKE, others=1 + MISTAKE):
-        return any(finding.verdict == "wrong" for finding in _report(op, case, number).findings)
+        return any(finding.verdict == "wrong" for finding in check_case(op, case, seed=number, explain=False).findings)
 
 
 @contextlib.contextmanager
 def _multiplied(op: Op, first: Any, others: float = 1.0) -> Iterator[None]:
     """Inside this block the op's first gradient is multiplied by something, and the others by something else."""
-    rule = op.rule
-    assert rule is not None
+    rule: Any = op.rule
 
-    @functools.wraps(rule)
     def mistaken(*saved: Any) -> tuple[Any, ...]:
         gradients = rule(*saved)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        factors = itertools.chain([first], itertools.repeat(others))
+        factors = (first, *[others] * len(gradients))
         return tuple(None if g is None else g * factor for g, factor in zip(gradients, factors))
 
     op.rule = mistaken
@@ -145,20 +124,5 @@ def _drawn(seed: int) -> Iterator[tuple[Op, Case]]:
             yield from ((op, case) for op, case in zip(package, of_each) if case is not None)
 
 
-def _report(op: Op, case: Case, seed: int) -> Report:
-    f, arrays = case.on(op)
-    return verdicts(f, *arrays, seed=seed)
-
-
-def _gradients(op: Op, case: Case) -> list[np.ndarray]:
-    """The gradient of each input, for a random cotangent; none where the call has none."""
-    f, arrays = case.on(op)
-    leaves = [Tensor(x, requires_grad=True) for x in arrays]
-    y = f(*leaves)
-    if not y.requires_grad:
-        return []
-    return grad(y, leaves, np.random.default_rng(0).uniform(0.5, 1.5, y.shape).astype(y.dtype))
-
-
 def _is_visible(op: Op, case: Case) -> bool:
-    return any(np.abs(g).max(initial=0) > _VISIBLE for g in _gradients(op, case))
+    return any(np.abs(g).max(initial=0) > _VISIBLE for g in gradients_of(op, case))

@@ -20,7 +20,7 @@ class Target(NamedTuple):
         return f"{self.bound} {self.limit:.2f}"
 
 
-# By workload and measure. Ratios and seconds; those against PyTorch are measured where it takes part.
+# By workload and measure. Ratios, seconds and counts; those against PyTorch are measured where it takes part.
 TARGETS = {
     ("toy", "step ÷ best of PyTorch"): Target("≤", 0.80),
     ("toy", "step ÷ floor"): Target("≤", 1.35),
@@ -38,12 +38,15 @@ TARGETS = {
     ("scaling", "growth, 2 to 24 layers ÷ floor's"): Target("≤", 1.10),
     ("start", "train: Enter to first step"): Target("≤", 1.0),
     ("start", "generate, gpt2 on disk: Enter to first token"): Target("≤", 1.5),
+    ("detection", "one entry of 1,000 off by a billionth, missed"): Target("≤", 0),
+    ("detection", "all entries off by a billionth, missed"): Target("≤", 0),
+    ("detection", "right gradients, not called right"): Target("≤", 0),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One measured number. unit: ms, s, MB, GB/s, GFLOP/s, tokens/s, or ratio."""
+    """One measured number. unit: ms, s, MB, GB/s, GFLOP/s, tokens/s, ratio, or "of N" for a count."""
 
     workload: str
     measure: str
@@ -55,7 +58,8 @@ class Figure:
         return TARGETS.get((self.workload, self.measure))
 
     def __str__(self) -> str:
-        digits = 2 if self.unit in ("ratio", "s") else 0 if self.value >= 1000 else 1
+        is_whole = self.value >= 1000 or self.unit.startswith("of ")
+        digits = 2 if self.unit in ("ratio", "s") else 0 if is_whole else 1
         return f"{self.measure:<52}{self.value:>12,.{digits}f} {self.unit}"
 
     def record(self) -> dict[str, Any]:

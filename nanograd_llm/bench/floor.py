@@ -9,7 +9,6 @@ B batch, T time, C channels, H heads, D = C/H, V vocabulary
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from nanograd_llm.backend.threads import blas_threads, cpu_count, share_out
 from nanograd_llm.bench.race import Step
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.training.team import Processes, Threads
+from nanograd_llm.training.team import make_team
 
 
 class Product(NamedTuple):
@@ -71,10 +70,7 @@ class Floor:
         todo = [products(workload.config, share, workload.length, backward=backward) for share in shares]
         self.flops = sum(product.flops for share in todo for product in share)
         self.work = [_operands(share) for share in todo]
-        self.team: Threads | Processes = Threads(count)
-        if count > 1 and "fork" in multiprocessing.get_all_start_methods():
-            self.team = Processes(count)
-            self.team.prepare(self, b"")
+        self.team = make_team(count)
 
     def __call__(self) -> None:
         with blas_threads(1 if len(self.work) > 1 else cpu_count()):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend.threads import cpu_count
-from nanograd_llm.training.parallel import CAN_FORK, pinned_blas
+from nanograd_llm.backend.processes import CAN_FORK
+from nanograd_llm.backend.threads import cpu_count, pinned_blas
 
 
 def machine() -> dict[str, Any]:

@@ -13,9 +13,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nanograd_llm.backend.processes import Child, spawn
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, Note, Report
-from nanograd_llm.bench.race import Contender, Maker, burst, contenders, race, warm_up
+from nanograd_llm.bench.race import Maker, burst, contenders, race, warm_up
 from nanograd_llm.bench.workloads import GPT2_STEP, MID, TOY, Workload, training_step
 
 PROC = Path("/proc")
@@ -25,7 +26,7 @@ PAUSE = 0.003  # seconds between two looks at the memory
 def bench(
     against: bool, rounds: int | None = None, *, workloads: Sequence[Workload] = (TOY, MID, GPT2_STEP)
 ) -> Iterator[Report]:
-    """Peak memory of a step of each workload, with its ratio to PyTorch's, and with activations checkpointed."""
+    """Peak memory of a step of each workload, with its ratio to PyTorch's, and with activations recomputed."""
     if not can_measure():
         yield Note("memory", "not measured: it is read from Linux's /proc, which is not here")
         return
@@ -37,21 +38,21 @@ def bench(
             theirs = peak(functools.partial(torch_gpt.training_step, workload), steps)
             yield Figure("memory", f"{workload.name} step, peak of PyTorch", theirs / 1e6, "MB")
             yield Figure("memory", f"{workload.name} ÷ PyTorch", ours / theirs, "ratio")
-        yield from _checkpointed(workload, steps, ours)
+        yield from _recomputing(workload, steps, ours)
 
 
-def _checkpointed(workload: Workload, steps: int, without: float) -> Iterator[Report]:
+def _recomputing(workload: Workload, steps: int, without: float) -> Iterator[Report]:
     """What recomputing activations in the backward saves in memory and costs in time."""
-    config = dataclasses.replace(workload.config, checkpoint_activations=True)
-    kinds = {"kept": workload, "checkpointed": dataclasses.replace(workload, config=config)}
+    config = dataclasses.replace(workload.config, recompute_activations=True)
+    kinds = {"kept": workload, "recomputed": dataclasses.replace(workload, config=config)}
     with contenders({kind: functools.partial(training_step, w) for kind, w in kinds.items()}) as field:
-        saving = peak_of(field["checkpointed"], steps)
-        yield Figure("memory", f"{workload.name} step, peak, activations checkpointed", saving / 1e6, "MB")
-        yield Figure("memory", f"{workload.name}, checkpointed ÷ not: memory", saving / without, "ratio")
+        saving = peak_of(field["recomputed"], steps)
+        yield Figure("memory", f"{workload.name} step, peak, activations recomputed", saving / 1e6, "MB")
+        yield Figure("memory", f"{workload.name}, recomputed ÷ kept: memory", saving / without, "ratio")
         yield from warm_up(field, "memory")
         seconds = race(field, 2, steps)
         yield Figure(
-            "memory", f"{workload.name}, checkpointed ÷ not: time", seconds["checkpointed"] / seconds["kept"], "ratio"
+            "memory", f"{workload.name}, recomputed ÷ kept: time", seconds["recomputed"] / seconds["kept"], "ratio"
         )
 
 
@@ -62,11 +63,11 @@ def can_measure() -> bool:
 
 def peak(make: Maker, steps: int) -> float:
     """The most bytes that a contender and its workers held while they were made and took `steps` steps."""
-    with Contender(make) as contender:
+    with spawn(make) as contender:
         return peak_of(contender, steps)
 
 
-def peak_of(contender: Contender, steps: int) -> float:
+def peak_of(contender: Child, steps: int) -> float:
     """As `peak`, for a contender that is there already."""
     leader, done, highest = contender.process.pid, threading.Event(), [0.0]
     assert leader is not None

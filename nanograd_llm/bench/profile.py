@@ -17,7 +17,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.race import Step
 from nanograd_llm.inference.decoder import AttentionStep, BlockStep, Decoder, LinearStep, NormStep, OneNormStep
 from nanograd_llm.nn import KeyValueCache
-from nanograd_llm.training.parallel import Workers
+from nanograd_llm.training.workers import Workers
 
 # Methods that are watched beside the ops, and what their own time is spent on.
 PARTS: list[tuple[type, str, str]] = [

@@ -8,17 +8,12 @@ comes next: so a turn is one step that does not count, then a few that do.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from nanograd_llm.backend.interrupts import born_deaf, ctrl_c_later
-from nanograd_llm.backend.pipes import receive, send, told
+from nanograd_llm.backend.processes import Child, spawn
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.errors import NanogradError
 
@@ -32,79 +27,11 @@ class Asked(Protocol):
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
-class Contender:
-    """A step in a process of its own, made there by `make()`.  Close it, or use it in a `with` block."""
-
-    def __init__(self, make: Maker):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, make))
-        self.is_made = False
-        try:
-            with ctrl_c_later():  # also since imports, of which the first start makes some, can lose what breaks in
-                _start_helper()
-                with born_deaf(signal.SIGINT):
-                    self.process.start()
-                there.close()
-        except BaseException:
-            self.close(at_once=True)
-            raise
-
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(step, *arguments) as computed there; what fails there is raised here as NanogradError."""
-        ended = "a contender's process ended without an answer; was there enough memory?"
-        if not self.is_made:
-            receive(self.pipe, ended)
-            self.is_made = True
-        send(self.pipe, (function, arguments))
-        return receive(self.pipe, ended)
-
-    def close(self, *, at_once: bool = False) -> None:
-        """End the process; at_once: even amid a step, which nobody waits for any more."""
-        self.pipe.close()
-        if self.process.pid is None:  # it has not been started
-            return
-        if at_once:
-            self.process.terminate()
-        self.process.join()
-
-    def __enter__(self) -> Contender:
-        return self
-
-    def __exit__(self, error: Any, *_: Any) -> None:
-        self.close(at_once=error is not None)
-
-
-def _start_helper() -> None:
-    """Start what the first process that is spawned would start, since it unblocks Ctrl-C by the way."""
-    if sys.platform != "win32":
-        from multiprocessing import resource_tracker
-
-        resource_tracker.ensure_running()
-
-
-def _serve(pipe: Connection, make: Maker) -> None:
-    """The life of a contender's process: make the step, then answer until the other side hangs up."""
-    with contextlib.suppress(EOFError, ConnectionError):
-        try:
-            step = make()
-            send(pipe, None)
-        except Exception as error:
-            return send(pipe, told(error))
-        while True:
-            function, arguments = pipe.recv()
-            try:
-                answer = function(step, *arguments)
-            except Exception as error:
-                answer = told(error)
-            send(pipe, answer)
-
-
 @contextlib.contextmanager
-def contenders(makers: Mapping[str, Maker]) -> Iterator[dict[str, Contender]]:
-    """A contender for each maker, all closed at the end of the block."""
+def contenders(makers: Mapping[str, Maker]) -> Iterator[dict[str, Child]]:
+    """A step in a process of its own for each maker, all closed at the end of the block."""
     with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(Contender(make)) for name, make in makers.items()}
+        yield {name: stack.enter_context(spawn(make)) for name, make in makers.items()}
 
 
 def burst(step: Step, size: int) -> list[float]:

@@ -47,9 +47,8 @@ GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=2
 
 
 def training_step(workload: Workload) -> Step:
-    """Forward, backward, clip and AdamW, by one worker process a core (threads where there is no fork)."""
-    config = TrainConfig(batch_size=workload.batch_size, processes=True)
-    trainer = Trainer(GPT(workload.config), config)
+    """Forward, backward, clip and AdamW, by one worker a core."""
+    trainer = Trainer(GPT(workload.config), TrainConfig(batch_size=workload.batch_size))
     batch = workload.batch()
     return lambda: trainer.step(*batch)
 

@@ -18,7 +18,7 @@ SMALL = 0.005  # shares below this make one line together
 
 
 def bench(
-    workload: Literal["all", "toy", "mid", "gpt2", "decode", "memory", "scaling", "start"] = "all",
+    workload: Literal["all", "toy", "mid", "gpt2", "decode", "memory", "scaling", "start", "detection"] = "all",
     /,
     *,
     against: Literal["none", "torch"] = "none",
@@ -32,7 +32,7 @@ def bench(
     workload
         toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2: its
         124M, forward and step. decode: writing text. memory: peaks. scaling: growth of cost. start: from Enter to the
-        first step and token. All takes minutes.
+        first step and token. detection: mistakes that the gradient check misses. All takes minutes.
     against
         Race PyTorch (and transformers) too, if installed.
     as_json

@@ -11,7 +11,7 @@ def convert(
     model: str,
     /,
     *,
-    to: Literal["hf", "tf", "numpy"],
+    to: Literal["hf", "numpy"],
     out: Path | None = None,
     dtype: Literal["float32", "float64"] = "float32",
     with_tokenizer: bool = True,
@@ -23,12 +23,11 @@ def convert(
     model
         The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     to
-        hf: for transformers, GPT2LMHeadModel.from_pretrained. tf: for OpenAI's code, a TensorFlow checkpoint. numpy:
-        for numpy.load.
+        hf: for transformers, GPT2LMHeadModel.from_pretrained. numpy: for numpy.load.
     out
         The folder to write; MODEL-TO here if not given.
     dtype
-        Of the weights that are written; tf holds float32 only.
+        Of the weights that are written.
     with_tokenizer
         Write the tokenizer's files as well.
     """

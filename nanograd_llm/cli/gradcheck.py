@@ -13,7 +13,6 @@ def gradcheck(
     order: int | None = None,
     thorough: bool = False,
     model: str | None = None,
-    figures: bool = False,
     cases: int | None = None,
     seed: int = 0,
 ) -> int:
@@ -32,9 +31,6 @@ def gradcheck(
         5,000 cases an op in place of 200.
     model
         The folder of a run, or a pretrained model: checks its loss at its weights, in place of ops and layers.
-    figures
-        Says how sharp the check itself is: how many mistakes of one part in a billion it catches in 1,000 trials, and
-        how many of 10,000 right gradients it does not call right. Takes minutes.
     cases
         Random cases an op; a layer, which is made of many ops, gets a tenth of them.
     seed
@@ -43,12 +39,6 @@ def gradcheck(
     from nanograd_llm.errors import ConfigError
     from nanograd_llm.gradcheck import OpSummary, Summary, check_each, check_model, cost_of_model, table_head
 
-    if figures:
-        if model is not None or op is not None or order is not None or thorough or cases is not None:
-            raise ConfigError(
-                "--figures are about the check itself, over all ops; of the other options only --seed goes"
-            )
-        return _figures(seed)
     if model is not None:
         from rich.console import Console
 
@@ -88,13 +78,3 @@ def _seconds_shown() -> AbstractContextManager[object]:
     )
     line.add_task("", total=None)
     return line
-
-
-def _figures(seed: int) -> int:
-    from nanograd_llm.bench.detection import figures
-
-    reached = True
-    for figure in figures(seed=seed):
-        print(figure, flush=True)
-        reached = reached and figure.reached
-    return 0 if reached else 1

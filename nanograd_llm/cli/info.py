@@ -61,8 +61,8 @@ def _run(path: Path, step: int | None) -> tuple[GPT, dict[str, str]]:
     told = {name: _settings(table) for name, table in config.items()} | {"tokenizer": str(tokenizer)}
     if steps:
         last = steps[-1]
-        tokens = f"{last['tokens']:,} tokens, " if "tokens" in last else ""
-        told["trained"] = f"{last['step']:,} steps, {tokens}loss {last['loss']:.3f}"
+        items = f"{last['items']:,} {model.loss_items}, " if "items" in last else ""
+        told["trained"] = f"{last['step']:,} steps, {items}loss {last['loss']:.3f}"
     if scores:
         last = scores[-1]
         told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"

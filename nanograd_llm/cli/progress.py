@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from nanograd_llm.backend.threads import pinned_blas
 from nanograd_llm.cli.words import counted
 from nanograd_llm.runs.run import Event, Saved, Scored, TextRun, Wrote
-from nanograd_llm.training.parallel import pinned_blas
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "
@@ -26,14 +26,14 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
         f"model      {counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, "
         f"context {c.context_length}: "
         f"{run.model.parameter_count():,} parameters\n"
-        f"training   batches of {run.config.batch_size}, {counted(run.trainer.workers.count, 'worker')}",
+        f"training   batches of {run.config.batch_size}, {run.trainer.workers}",
         flush=True,
     )
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
     run.on_stop = _say_stopping
-    display = _Bar() if sys.stdout.isatty() else _Lines()
+    display = (_Bar if sys.stdout.isatty() else _Lines)(run.model.loss_items)
     with display:
         for event in events:
             if isinstance(event, StepRecord):
@@ -61,15 +61,15 @@ def _say_stopping(number: signal.Signals) -> None:
     os.write(2, b"\nstopping after this step, then saving" + again + b"\n")
 
 
-def _numbers(record: StepRecord) -> str:
-    return f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s"
+def _numbers(record: StepRecord, items: str) -> str:
+    return f"loss {record.loss:.3f}, {record.items_per_second:,.0f} {items}/s"
 
 
 class _Lines:
     """One plain line an interval, for files and pipes."""
 
-    def __init__(self) -> None:
-        self.tenths = -1
+    def __init__(self, items: str = "items") -> None:
+        self.items, self.tenths = items, -1
 
     def __enter__(self) -> _Lines:
         return self
@@ -79,7 +79,7 @@ class _Lines:
     def step(self, record: StepRecord) -> None:
         if int(record.progress * 10) > self.tenths:
             self.tenths = int(record.progress * 10)
-            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(record)}", flush=True)
+            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(record, self.items)}", flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -91,9 +91,10 @@ class _Lines:
 class _Bar:
     """A bar with loss, speed and the time left; text from `say` appears above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: str = "items") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self.items = items
         self.progress = Progress(
             TextColumn("step {task.fields[step]:>6}"),
             BarColumn(),
@@ -112,7 +113,8 @@ class _Bar:
         self.progress.stop()
 
     def step(self, record: StepRecord) -> None:
-        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=_numbers(record))
+        numbers = _numbers(record, self.items)
+        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=numbers)
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)

@@ -38,7 +38,6 @@ PRESETS = "the preset's"
             "batch_size": f"{PRESETS}; 8 with --init",
             "learning_rate": f"{PRESETS}; with --init 5e-5 for 768 channels, more for fewer",
             "weight_decay": f"{PRESETS}; 0.1 with --init",
-            "processes": True,
         },
     ),
 )

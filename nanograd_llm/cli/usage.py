@@ -83,8 +83,8 @@ def _choices(kind: Any) -> list[str]:
 def _expected(kind: Any) -> str:
     """What a value of an option may be, in words.
 
-    >>> _expected(int | None), _expected(Literal["hf", "tf"])
-    ('an integer', 'one of hf, tf')
+    >>> _expected(int | None), _expected(Literal["hf", "numpy"])
+    ('an integer', 'one of hf, numpy')
     """
     if choices := _choices(kind):
         return f"one of {', '.join(choices)}"

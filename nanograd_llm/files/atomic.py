@@ -10,30 +10,40 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from nanograd_llm.errors import StorageError
+from nanograd_llm.errors import BadFileError, NanogradError, StorageError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Make `content` the whole of the file at `path`, as `write_parts` does."""
-    write_parts(path, [content], len(content))
+    write_parts(path, [content])
 
 
-def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], size: int) -> None:
-    """Make these parts, one after the other, `size` bytes in all, the whole of the file at `path`.
+def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
+    """Make these parts, one after the other, the whole of the file at `path`, as `replacing` does."""
+    with replacing(path) as file:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A file descriptor to write to; where the block ends well, what it wrote is the file at `path`.
 
     The bytes go to a temporary file of random name in the same folder (never through a symlink that waits there), are
     synced to disk and renamed over `path`, and the folder is synced. An existing file passes on its permissions, a new
     one follows the umask; a symlink at `path` is replaced, not followed. A file that is mapped into memory keeps its
     bytes for whoever has it mapped.
 
-    Raises StorageError, with the temporary removed and the previous file kept, if any step fails. The exception is
-    the last step, the sync of the folder: the new file is then in place, but could be lost with the power.
+    Raises StorageError, with the temporary file removed and the previous file kept, if any step fails. The exception
+    is the last step, the sync of the folder: the new file is then in place, but could be lost with the power.
     """
     path = Path(path)
-    temporary = path.parent / f".{os.urandom(8).hex()}.tmp"
-    refused = f"{path}: cannot write {size:,} bytes"
-    with storage_errors(refused, "nothing there was changed; make room or choose another folder"):
+    temporary = path.parent / _random_name()
+    with storage_errors(f"{path}: cannot write", "nothing there was changed; make room or choose another folder"):
         mode = _permissions(path)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -41,55 +51,91 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
             try:
                 if mode is not None:
                     os.chmod(temporary, mode)  # the umask may have taken some away
-                for part in parts:
-                    rest = memoryview(part)
-                    while rest:
-                        rest = rest[os.write(file, rest) :]
+                yield file
                 os.fsync(file)
             finally:
                 os.close(file)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # also Ctrl-C
             with contextlib.suppress(OSError):  # what stopped the write is the error worth reading
                 os.unlink(temporary)
             raise
-    with storage_errors(f"{path}: written, but may not survive a power loss", "check the disk"):
-        _sync_folder(path.parent)
+    _sync_folders(path, [path.parent])
 
 
 @contextlib.contextmanager
 def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place in which to write files that belong together; where the block ends well, they are moved into `folder`.
+    """A temporary folder for files that belong together; where the block ends well, they appear in `folder`.
 
-    `folder`, made if need be, must hold none of these names: nothing is written over. Where the block raises, or a file
-    cannot be moved, none of them is left, nor the folder if it was made here; a StorageError then speaks of `folder`,
-    not of the place.
+    A `folder` that does not exist appears in one step, with all of them. Into an existing one they are moved one by
+    one; it must hold none of their names: nothing is overwritten. Where the block raises, or a file cannot be moved,
+    none of them is left, nor any folder that was made; a StorageError then names `folder`, not the temporary one.
     """
     folder = Path(folder)
-    place = folder / f".{os.urandom(8).hex()}.tmp"
-    made: list[Path] = []
+    above = [path for path in folder.parents if not path.exists()]
+    temporary = (folder if folder.exists() else folder.parent) / _random_name()
     moved: list[Path] = []
     try:
         with storage_errors(f"{folder}: cannot make a folder there", "choose another place"):
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            place.mkdir(parents=True)
-        yield place
+            temporary.mkdir(parents=True)
+        yield temporary
         remedy = "nothing there was changed; choose another folder"
         with storage_errors(f"{folder}: cannot move the files there", remedy):
-            for path in sorted(place.iterdir()):
-                _move_to_new(path, folder / path.name)
-                moved.append(folder / path.name)
-            place.rmdir()
+            if folder.exists():
+                for path in sorted(temporary.iterdir()):
+                    _move_to_new(path, folder / path.name)
+                    moved.append(folder / path.name)
+                temporary.rmdir()
+            else:
+                os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
-        for path in [*moved, *place.glob("*"), place, *made]:
+        for path in [*moved, *temporary.glob("*"), temporary, *above]:
             with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, StorageError):
-            raise StorageError(str(error).replace(str(place), str(folder))) from error.__cause__
+            raise StorageError(str(error).replace(str(temporary), str(folder))) from error.__cause__
         raise
-    with storage_errors(f"{folder}: written, but may not survive a power loss", "check the disk"):
-        for path in (folder, *(path.parent for path in made)):
-            _sync_folder(path)
+    _sync_folders(folder, [folder, folder.parent, *(path.parent for path in above)])
+
+
+@contextlib.contextmanager
+def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file at `path`, open for reading.
+
+    Raises StorageError if it is missing, unreadable, or a folder, pipe or device.
+    """
+    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
+        _require_regular(path, os.stat(path))  # before it is opened: opening a device can do things
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _require_regular(path, os.fstat(file.fileno()))  # the name may have changed hands in between
+            yield file
+
+
+def read_bytes(path: str | os.PathLike[str], at_most: int | None = None) -> bytes:
+    """All of a regular file. Raises as `regular_file` does, and BadFileError if it has more than `at_most` bytes."""
+    with regular_file(path) as file:
+        if at_most is None:
+            return file.read()
+        content = file.read(at_most + 1)
+    if len(content) > at_most:
+        raise BadFileError(f"{path}: has more than {at_most:,} bytes, too many for what it should be")
+    return content
+
+
+@contextlib.contextmanager
+def storage_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn any error of the system in the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
+    try:
+        yield
+    except NanogradError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        raise StorageError(f"{what}: {reason}; {remedy}") from error
+
+
+def _random_name() -> str:
+    return f".{os.urandom(8).hex()}.tmp"
 
 
 def _move_to_new(path: Path, target: Path) -> None:
@@ -104,43 +150,33 @@ def _move_to_new(path: Path, target: Path) -> None:
         path.unlink()
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """All of a regular file. Raises StorageError if it is missing, unreadable, or a folder, pipe or device."""
-    path = Path(path)
-    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        if _permissions(path) is None:
-            raise StorageError(f"{path}: no such file")
-        return path.read_bytes()
-
-
-@contextlib.contextmanager
-def storage_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of the system in the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StorageError(f"{what}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a folder's own entries (new, renamed, removed names) on disk."""
+def _sync_folders(written: Path, folders: Iterable[Path]) -> None:
+    """Put the entries of these folders (new, renamed, removed names) on disk."""
     if os.name == "nt":  # Windows opens no folder as a file, and keeps names in its journal
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with storage_errors(f"{written}: written, but may not survive a power loss", "check the disk"):
+        for folder in dict.fromkeys(folders):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _permissions(path: Path) -> int | None:
     """The permissions of the regular file at `path`; None where there is nothing."""
     try:
-        found = path.stat().st_mode
+        found = path.stat()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(found):
-        raise StorageError(f"{path}: is not a regular file (a folder, pipe or device); choose another path")
-    return stat.S_IMODE(found)
+    _require_regular(path, found)
+    return stat.S_IMODE(found.st_mode)
+
+
+def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(f"{path}: is not a regular file (a folder, pipe or device); give the path of a file")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer

@@ -12,30 +12,33 @@ import os
 from typing import Any, NoReturn
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.mapped import map_file
+from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.settings import unique_keys
 
-MAX_BYTES = 2**22
 MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
+BYTES_A_VALUE = 32  # a file may have as many for each value that it may hold
+MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
+MAX_DEPTH = 100  # so that an error message can show any part of it
 
 
-def read_json_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON object that the file holds, as `read_json_object` reads it; StorageError if it cannot be read."""
-    data = map_file(path)
-    return read_json_object(data[: MAX_BYTES + 1].tobytes(), str(path))
+def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES) -> dict[str, Any]:
+    """The JSON object in a file. Raises StorageError if it cannot be read, BadFileError as `read_json_object` does."""
+    content = read_bytes(path, at_most=BYTES_A_VALUE * max_values)
+    return read_json_object(content, str(path), max_values=max_values)
 
 
-def read_json_object(text: bytes, where: str) -> dict[str, Any]:
+def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """The JSON object that the UTF-8 `text` is. `where` names its origin in errors.
 
-    Raises BadFileError if the text is no JSON object or a very large one, has a key twice, or holds a number that
-    is not finite or has more than 40 characters.
+    Raises BadFileError if the text is no JSON object, holds more than `max_values` values or `BYTES_A_VALUE` times as
+    many bytes, is nested deeper than `MAX_DEPTH`, has a key twice, or holds a number that is not finite or has more
+    than 40 characters.
     """
     values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
-    if len(text) > MAX_BYTES or values > MAX_VALUES:
+    if len(text) > BYTES_A_VALUE * max_values or values > max_values:
         raise BadFileError(
-            f"{where}: too much JSON for what it should be: {len(text):,} bytes or more with up to {values:,} values; "
-            f"at most {MAX_BYTES:,} bytes and {MAX_VALUES:,} values are read"
+            f"{where}: too much JSON for what it should be: {len(text):,} bytes with up to {values:,} values; "
+            f"at most {BYTES_A_VALUE * max_values:,} bytes and {max_values:,} values are read"
         )
     try:
         found = json.loads(
@@ -51,7 +54,14 @@ def read_json_object(text: bytes, where: str) -> dict[str, Any]:
         raise BadFileError(f"{where}: no valid JSON: {str(error):.200}") from None
     if not isinstance(found, dict):
         raise BadFileError(f"{where}: a JSON object is expected, {{...}}; found {type(found).__name__}")
+    if _is_deeper(found, MAX_DEPTH):
+        raise BadFileError(f"{where}: the JSON is nested too deeply: at most {MAX_DEPTH} levels are read")
     return found
+
+
+def _is_deeper(value: dict[str, Any] | list[Any], depth: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(part, depth - 1) for part in parts if isinstance(part, (dict, list)))
 
 
 def _integer(digits: str) -> int:

@@ -5,7 +5,7 @@ parameters are there at once. The readers below are the only way from an offset,
 to memory, so each claim is held against the bytes that are really there before anything follows it.
 
 A file that another program cuts short while it is mapped ends the process (SIGBUS), here as in any program that maps
-files. Replacing the file by a new one under the same name, as `storage.write_atomically` does, is safe.
+files. Replacing the file by a new one under the same name, as `atomic.write_parts` does, is safe.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import stat
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import storage_errors
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.atomic import regular_file
 
 MAX_DIMENSIONS = 32  # of NumPy 1.26; a weight has one or two, the masks in GPT-2's files four
 
@@ -30,43 +28,12 @@ MAX_DIMENSIONS = 32  # of NumPy 1.26; a weight has one or two, the masks in GPT-
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """The bytes of a regular file, mapped: uint8, one dimension, not writable.
 
-    The map lives as long as an array over it does. Raises StorageError if the file is missing or unreadable, or is a
-    folder, pipe or device.
+    The map lives as long as an array over it does. Raises StorageError as `atomic.regular_file` does.
     """
-    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        _require_regular(path, os.stat(path))  # before it is opened: opening a device can do things
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
-        file = os.open(path, flags)
-        try:
-            found = os.fstat(file)
-            _require_regular(path, found)  # the name may have changed hands in between
-            if found.st_size == 0:  # the system maps no empty file
-                return _read_only(np.zeros(0, np.uint8))
-            return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), np.uint8)
-        finally:
-            os.close(file)
-
-
-def named_file(
-    folder: str | os.PathLike[str], name: str, where: str, *, links_into: str | os.PathLike[str] | None = None
-) -> Path:
-    """The path of a file in `folder` that another file names; `where` says which one does, for the error.
-
-    The name must be a plain file name, and what it stands for must lie in `folder`: a symlink may not lead elsewhere,
-    but for `links_into`, a folder that links may lead into (the cache of Hugging Face keeps its files this way).
-
-    Raises BadFileError for a name with a path in it and for a link that leads out of the folder.
-    """
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-        raise BadFileError(f"{where}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
-    path = Path(folder) / name
-    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        real, allowed = os.path.realpath(path), [os.path.realpath(folder)]
-    if links_into is not None:
-        allowed.append(os.path.realpath(links_into))
-    if not any(os.path.commonpath([real, home]) == home for home in allowed):
-        raise BadFileError(f"{where}: {name} is a link out of the folder; put the file itself there")
-    return path
+    with regular_file(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:  # the system maps no empty file
+            return _read_only(np.zeros(0, np.uint8))
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def listed(names: Sequence[object]) -> str:
@@ -77,11 +44,6 @@ def listed(names: Sequence[object]) -> str:
     """
     shown = ", ".join(f"{name!r:.100}" for name in names[:10])
     return shown + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
-
-
-def unsigned_at(data: NDArray[np.uint8], offset: int, width: int, where: str) -> int:
-    """The little-endian unsigned integer of `width` bytes at `offset`. Raises BadFileError past the end."""
-    return int.from_bytes(bytes_at(data, offset, width, where), "little")
 
 
 def bytes_at(data: NDArray[np.uint8], offset: int, size: int, where: str) -> bytes:
@@ -116,6 +78,15 @@ def count(shape: Sequence[int], where: str) -> int:
     return math.prod(shape)
 
 
+def check_apart(spans: Iterable[tuple[int, int, str]], where: str) -> None:
+    """Raise BadFileError if two of these spans, each its first byte, the one after its last and a name, overlap."""
+    reached = 0
+    for begin, end, name in sorted(spans):
+        if begin < reached:
+            raise BadFileError(f"{where}: {name!r:.200} overlaps what lies before it; the file is damaged")
+        reached = end
+
+
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The float32 values of bfloat16 `bits`, exactly: a bfloat16 is the upper half of a float32.
 
@@ -136,8 +107,3 @@ def _require_inside(data: NDArray[np.uint8], offset: int, size: int, where: str)
             f"{where}: needs bytes {offset:,} to {offset + size:,}, of {len(data):,} that are there; "
             "the file is cut short or damaged: fetch it again"
         )
-
-
-def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"{path}: not a regular file (a folder, pipe or device); give the path of a file")

@@ -1,9 +1,15 @@
-"""NumPy's own .npz: a zip file with one .npy for each array, each a short header and then nothing but the numbers."""
+"""NumPy's own .npz: a zip file with one .npy for each array, each a short header and then nothing but the numbers.
+
+    | "\\x93NUMPY" 1 0 | N, uint16 | header, N bytes | numbers |
+                                    {'descr': '<f4', 'fortran_order': False, 'shape': (50257, 768), }
+
+The format: numpy/lib/format.py in NumPy.
+"""
 
 from __future__ import annotations
 
-import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,42 +17,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.atomic import write_parts
-from nanograd_llm.files.mapped import array_at, map_file
+from nanograd_llm.files.atomic import replacing
+from nanograd_llm.files.mapped import array_at, bytes_at, map_file
 from nanograd_llm.files.zip import read_zip_records
 
-_LONGEST_HEADER = 4096
+_MAGIC = b"\x93NUMPY\1\0"
+_HEADER = re.compile(  # to the letter what NumPy writes
+    rb"\{'descr': '([\w<>|]+)', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\), \} *\n"
+)
+_DTYPES = {"|b1", "|i1", "|u1", *(order + kind for order in "<>" for kind in "i2 i4 i8 u2 u4 u8 f2 f4 f8".split())}
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every array of numbers in a file of `numpy.savez`, by name, read-only and mapped.
+    """Every array of numbers in a file of `numpy.savez`, by name, read-only and mapped; their CRC-32 is checked.
 
     Raises StorageError if the file cannot be read, BadFileError if it is no such file, is compressed or damaged, or
     holds anything but numbers.
     """
-    arrays = {}
-    for name, record in read_zip_records(map_file(path), str(path)).items():
-        where = f"{path}: array {name!r:.200}"
-        file = io.BytesIO(record[:_LONGEST_HEADER].tobytes())
-        try:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"version {version} of the format; expected 1.0")
-            shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise BadFileError(f"{where}: no .npy: {str(error):.200}") from None
-        if dtype.kind not in "fiub":
-            raise BadFileError(f"{where}: is of {dtype}; only numbers are read")
-        array = array_at(record, file.tell(), dtype, shape[::-1] if in_columns else shape, where)
-        if file.tell() + array.nbytes != len(record):
-            raise BadFileError(f"{where}: {dtype} {list(shape)} takes {array.nbytes:,} bytes; the file has others")
-        arrays[name.removesuffix(".npy")] = array.T if in_columns else array
-    return arrays
+    records = read_zip_records(map_file(path), str(path))
+    return {name.removesuffix(".npy"): _array(x, f"{path}: array {name!r:.200}") for name, x in records.items()}
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write the arrays for `read_npz` and `numpy.load`, whole or not at all. Raises StorageError."""
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    content = file.getbuffer()
-    write_parts(path, [content], len(content))
+    with replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _array(record: NDArray[np.uint8], where: str) -> NDArray[Any]:
+    size = int.from_bytes(bytes_at(record, 8, 2, where), "little")
+    header = _HEADER.fullmatch(bytes_at(record, 10, size, where))
+    if bytes_at(record, 0, 8, where) != _MAGIC or not header:
+        raise BadFileError(f"{where}: no .npy of version 1.0, or its header is damaged")
+    descr, in_columns = header[1].decode(), header[2] == b"True"
+    shape = tuple(int(size) for size in header[3].split(b",") if size.strip())
+    if descr not in _DTYPES:
+        raise BadFileError(f"{where}: is of {descr}; only numbers are read")
+    array = array_at(record, 10 + size, descr, shape[::-1] if in_columns else shape, where)
+    if 10 + size + array.nbytes != len(record):
+        raise BadFileError(f"{where}: {descr} {shape} takes {array.nbytes:,} bytes; the file has others")
+    return array.T if in_columns else array

@@ -13,32 +13,36 @@ The format: github.com/huggingface/safetensors, README.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanograd_llm.errors import BadFileError
+from nanograd_llm.errors import BadFileError, DtypeError
+from nanograd_llm.files.atomic import write_parts
 from nanograd_llm.files.json import read_json_object
-from nanograd_llm.files.mapped import array_at, bytes_at, count, map_file, unsigned_at, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, bytes_at, check_apart, count, map_file, widen_bfloat16
 from nanograd_llm.files.shards import read_shards
 
-DTYPES = {
+DTYPES = {  # in the order in which the library of the format puts tensors: those that ask for more alignment first
+    "U64": "<u8",
+    "I64": "<i8",
     "F64": "<f8",
     "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",  # the bits; NumPy has no such type
-    "I64": "<i8",
+    "U32": "<u4",
     "I32": "<i4",
+    "BF16": "<u2",  # the bits; NumPy has no such type
+    "F16": "<f2",
+    "U16": "<u2",
     "I16": "<i2",
     "I8": "i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
     "U8": "u1",
     "BOOL": "?",
 }
+_WRITTEN = {np.dtype(ours): theirs for theirs, ours in DTYPES.items() if theirs != "BF16"}
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -46,63 +50,97 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
     Raises StorageError if the file cannot be read, BadFileError if it is not exactly what the format prescribes.
     """
-    data = map_file(path)
-    size = unsigned_at(data, 0, 8, f"{path}: the length of the header")
-    text = bytes_at(data, 8, size, f"{path}: the header")
+    return read_safetensors_with_metadata(path)[0]
+
+
+def read_safetensors_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors, as `read_safetensors` gives them, and the strings that the file carries as `__metadata__`."""
+    file = map_file(path)
+    size = int(array_at(file, 0, "<u8", (), f"{path}: the length of the header"))
+    text = bytes_at(file, 8, size, f"{path}: the header")
     if not text.startswith(b"{"):
         raise BadFileError(f"{path}: no safetensors file: its header begins with {text[:8]!r}, not with '{{'")
     header = read_json_object(text, f"{path}: the header")
-    _check_metadata(header.pop("__metadata__", {}), f"{path}: __metadata__")
-    return _tensors(header, data[8 + size :], path)
-
-
-def read_sharded_safetensors(
-    index_path: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Every tensor of the safetensors files beside `model.safetensors.index.json`, as one table.
-
-    The index, its checks and `links_into` are those of `shards.read_shards`.
-    """
-    return read_shards(index_path, read_safetensors, links_into=links_into)
-
-
-def _tensors(header: dict[str, Any], data: NDArray[np.uint8], path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {}
-    spans = []
-    for name, entry in header.items():
-        where = f"{path}: tensor {name!r:.200}"
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise BadFileError(f"{where}: its entry must hold dtype, shape and data_offsets, and nothing else")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise BadFileError(f"{where}: dtype {str(dtype)!r:.50} is not one of {', '.join(DTYPES)}")
-        if not isinstance(shape, list) or not isinstance(offsets, list):
-            raise BadFileError(f"{where}: shape and data_offsets must be lists of integers")
-        if len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-            raise BadFileError(f"{where}: data_offsets must be two integers, begin and end")
-        begin, end = offsets
-        size = count(shape, where) * np.dtype(DTYPES[dtype]).itemsize
-        if end - begin != size:
-            raise BadFileError(f"{where}: {dtype} {shape} takes {size:,} bytes; data_offsets give {end - begin:,}")
-        spans.append((begin, end, name))
-        tensors[name] = array_at(data, begin, DTYPES[dtype], shape, where)
-    _check_that_they_fill(spans, len(data), path)
-    return {
-        name: widen_bfloat16(array) if header[name]["dtype"] == "BF16" else array for name, array in tensors.items()
-    }
-
-
-def _check_that_they_fill(spans: list[tuple[int, int, str]], size: int, path: str | os.PathLike[str]) -> None:
-    reached = 0
-    for begin, end, name in sorted(spans):
-        if begin != reached:
-            fault = "overlaps the tensor before it" if begin < reached else "leaves a hole before it"
-            raise BadFileError(f"{path}: tensor {name!r:.200} {fault}: it begins at {begin:,}, not {reached:,}")
-        reached = end
-    if reached != size:
-        raise BadFileError(f"{path}: the tensors end at {reached:,}, the file's data at {size:,}; both must be one")
-
-
-def _check_metadata(metadata: Any, where: str) -> None:
+    metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BadFileError(f"{where}: must be an object of strings")
+        raise BadFileError(f"{path}: __metadata__ must be an object of strings")
+
+    data = file[8 + size :]
+    spans, tensors = [], {}
+    for name, entry in header.items():
+        begin, end, tensors[name] = _tensor(entry, data, f"{path}: tensor {name!r:.200}")
+        spans.append((begin, end, name))
+    check_apart(spans, str(path))
+    used = sum(end - begin for begin, end, _ in spans)
+    if used != len(data):
+        raise BadFileError(f"{path}: its tensors take {used:,} of {len(data):,} bytes; no byte may be left over")
+    # only now, when all of them together are known to be no larger than the file
+    wide = {name: widen_bfloat16(x) for name, x in tensors.items() if header[name]["dtype"] == "BF16"}
+    return tensors | wide, metadata
+
+
+def read_sharded_safetensors(index_path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Every tensor of the files that `model.safetensors.index.json` names. Raises as `shards.read_shards` does."""
+    return read_shards(index_path, read_safetensors)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays of any shape and layout, whole or not at all: the same bytes as the format's own library.
+
+    An array that is not in C order is copied, one at a time. Raises DtypeError for an array that is not of numbers,
+    StorageError where the disk refuses.
+    """
+    order = list(_WRITTEN.values())
+    stored = {name: (_dtype(name, array), array) for name, array in arrays.items()}
+    stored = dict(sorted(stored.items(), key=lambda item: (order.index(item[1][0]), item[0])))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, (dtype, array) in stored.items():
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers begin where 8 divides
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name, (_, array) in stored.items():
+            yield stored_bytes(name, array).data
+
+    write_parts(path, parts())
+
+
+def stored_bytes(name: str, array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array as the file holds them, little-endian and in C order; a view where they lie so already.
+
+    Raises DtypeError for an array that is not of numbers.
+    """
+    _dtype(name, array)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+def _dtype(name: str, array: NDArray[Any]) -> str:
+    """What the format calls the dtype of the array."""
+    found = _WRITTEN.get(array.dtype.newbyteorder("<"))
+    if found is None:
+        raise DtypeError(f"{name} {array.dtype}: safetensors cannot hold it, only {', '.join(map(str, _WRITTEN))}")
+    return found
+
+
+def _tensor(entry: Any, data: NDArray[np.uint8], where: str) -> tuple[int, int, NDArray[Any]]:
+    """Where the tensor of a header's entry begins and ends in `data`, and the tensor, or its bits if bfloat16."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise BadFileError(f"{where}: its entry must hold dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BadFileError(f"{where}: dtype {dtype!r:.50} is not one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list):
+        raise BadFileError(f"{where}: its shape must be a list of integers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        raise BadFileError(f"{where}: data_offsets must be two integers, begin and end")
+    begin, end = offsets
+    size = count(shape, where) * np.dtype(DTYPES[dtype]).itemsize
+    if end - begin != size:
+        raise BadFileError(f"{where}: {dtype} {shape} takes {size:,} bytes; data_offsets give {end - begin:,}")
+    return begin, end, array_at(data, begin, DTYPES[dtype], shape, where)

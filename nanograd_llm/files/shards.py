@@ -15,20 +15,16 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.json import read_json_file
-from nanograd_llm.files.mapped import listed, named_file
+from nanograd_llm.files.mapped import listed
 
 MAX_SHARDS = 1000
 Reader = Callable[[Path], dict[str, NDArray[Any]]]
 
 
-def read_shards(
-    index_path: str | os.PathLike[str], read: Reader, *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
+def read_shards(index_path: str | os.PathLike[str], read: Reader) -> dict[str, NDArray[Any]]:
     """The tensors of every file that the index at `index_path` names, each read by `read`.
 
-    A file is one beside the index, by its plain name. A link may lead out of the folder into `links_into` only, where
-    that is given: the cache of Hugging Face keeps its files in such links. Each file must hold exactly the tensors
-    that the index places there.
+    A file lies beside the index, under a plain name, and must hold exactly the tensors that the index places there.
 
     Raises StorageError for a file that is missing, BadFileError for everything else that is wrong, with its names.
     """
@@ -43,8 +39,7 @@ def read_shards(
         placed.setdefault(file, set()).add(name)
     if len(placed) > MAX_SHARDS:
         raise BadFileError(f"{index_path}: names {len(placed):,} files; at most {MAX_SHARDS:,} are read")
-    folder = Path(index_path).parent
-    paths = {file: named_file(folder, file, str(index_path), links_into=links_into) for file in placed}
+    paths = {file: _beside(index_path, file) for file in placed}
     missing = [file for file, path in paths.items() if not os.path.exists(path)]
     if missing:
         raise StorageError(f"{index_path}: names files that are not beside it: {listed(missing)}; fetch them too")
@@ -61,3 +56,13 @@ def read_shards(
             )
         tensors |= found
     return tensors
+
+
+def _beside(path: str | os.PathLike[str], name: str) -> Path:
+    """The path of the file called `name` beside the file at `path`, which holds that name.
+
+    It may be a symlink: a person put it there. Raises BadFileError unless the name is a plain file name.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+        raise BadFileError(f"{path}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
+    return Path(path).with_name(name)

@@ -1,6 +1,5 @@
 """A TensorFlow checkpoint without TensorFlow: a table that says where each variable lies, and files of bare bytes.
 
-    checkpoint                    text that names the newest checkpoint of the folder
     model.ckpt.index              a LevelDB table: name of a variable -> BundleEntryProto; "" -> BundleHeaderProto
     model.ckpt.data-00000-of-00001    the arrays, little-endian and in C order
 
@@ -18,19 +17,16 @@ The format: tensorflow/core/protobuf/tensor_bundle.proto, and tensorflow/core/ut
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import storage_errors
+from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import read_table, read_varint
-from nanograd_llm.files.mapped import array_at, count, listed, map_file, named_file, widen_bfloat16
+from nanograd_llm.files.mapped import array_at, check_apart, count, map_file, widen_bfloat16
 
 DTYPES = {
     1: "<f4",
@@ -52,62 +48,41 @@ _OTHER_DTYPES = {7: "DT_STRING", 8: "DT_COMPLEX64", 18: "DT_COMPLEX128", 20: "DT
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 
-@dataclass(frozen=True)
-class _Entry:
-    name: str
+class _Entry(NamedTuple):
     dtype: int
     shape: tuple[int, ...]
     shard: int
-    offset: int
-    size: int
+    begin: int
+    end: int
     crc: int
 
 
-def read_tensorflow(
-    prefix_or_folder: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
+def read_tensorflow(index: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every variable of a checkpoint under its own name, read-only and mapped; bfloat16 comes as float32.
 
-    The checkpoint is named by its prefix, as in TensorFlow ("gpt2/model.ckpt"), or by its folder. A folder with several
-    is asked for the one that its file `checkpoint` names, which must lie in the folder. The CRC-32C of each variable
-    is checked, so the whole is read once. Links out of the folder are refused, unless they lead into `links_into`.
+    index: the path of the file that ends in .index; the data files lie beside it. The CRC-32C of each variable is
+    checked, so the whole is read once.
 
     Raises StorageError if a file is missing or cannot be read, BadFileError for whatever else is wrong.
     """
-    index = _index_path(Path(prefix_or_folder), links_into)
+    index = Path(index)
     header, *others = read_table(map_file(index), str(index)) or [(b"?", b"")]
-    shards = _shards(header, str(index))
-    entries = [_entry(key, value, shards, str(index)) for key, value in others]
-    _check_apart(entries, str(index))
+    shards = _shards(header, f"{index}: the header")
+    entries = dict(_entry(key, value, shards, str(index)) for key, value in others)
     data: dict[int, NDArray[np.uint8]] = {}
-    for shard in sorted({entry.shard for entry in entries}):
-        name = f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{shards:05d}"
-        data[shard] = map_file(named_file(index.parent, name, str(index), links_into=links_into))
-    return {entry.name: _array(entry, data[entry.shard], str(index)) for entry in entries}
+    for shard in sorted({entry.shard for entry in entries.values()}):
+        spans = ((entry.begin, entry.end, name) for name, entry in entries.items() if entry.shard == shard)
+        check_apart(spans, f"{index}: data file {shard}")
+        data[shard] = map_file(index.with_name(f"{index.stem}.data-{shard:05d}-of-{shards:05d}"))
+    return {
+        name: _array(entry, data[entry.shard], f"{index}: variable {name!r:.200}, in data file {entry.shard}")
+        for name, entry in entries.items()
+    }
 
 
-def _index_path(path: Path, links_into: str | os.PathLike[str] | None) -> Path:
-    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        if not path.is_dir():
-            return path.with_name(f"{path.name}.index")
-        found = sorted(name for name in os.listdir(path) if name.endswith(".index"))
-    if not found:
-        raise StorageError(f"{path}: holds no TensorFlow checkpoint: no file in it ends in .index")
-    if len(found) == 1:
-        return named_file(path, found[0], str(path), links_into=links_into)
-    if os.path.exists(path / "checkpoint"):
-        text = map_file(path / "checkpoint")[:4096].tobytes().decode("utf-8", errors="replace")
-        newest = re.search(r'^model_checkpoint_path: "([^"/\\]+)"\s*$', text, re.MULTILINE)
-        if newest and f"{newest[1]}.index" in found:
-            return named_file(path, f"{newest[1]}.index", str(path), links_into=links_into)
-    names = listed([name.removesuffix(".index") for name in found])
-    raise StorageError(f"{path}: holds {len(found)} checkpoints; give the prefix of one: {names}")
-
-
-def _shards(header: tuple[bytes, bytes], where: str) -> int:
-    """The number of shards, from the table's first entry."""
+def _shards(header: tuple[bytes, bytes], what: str) -> int:
+    """The number of data files, from the table's first entry."""
     key, value = header
-    what = f"{where}: the header"
     if key:
         raise BadFileError(f"{what}: is missing; the file is no index of a checkpoint")
     fields = _message(value, {1: _VARINT, 2: _VARINT, 3: _BYTES}, what)
@@ -119,7 +94,7 @@ def _shards(header: tuple[bytes, bytes], where: str) -> int:
     return shards
 
 
-def _entry(key: bytes, value: bytes, shards: int, where: str) -> _Entry:
+def _entry(key: bytes, value: bytes, shards: int, where: str) -> tuple[str, _Entry]:
     what = f"{where}: variable {key!r:.200}"
     try:
         name = key.decode("utf-8")
@@ -127,7 +102,7 @@ def _entry(key: bytes, value: bytes, shards: int, where: str) -> _Entry:
         raise BadFileError(f"{what}: its name is not UTF-8") from None
     wanted = {1: _VARINT, 2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _FOUR_BYTES, 7: _BYTES}
     fields = _message(value, wanted, what)
-    dtype, shard = _number(fields, 1, what), _number(fields, 3, what)
+    dtype, shard, begin, size = (_number(fields, field, what) for field in (1, 3, 4, 5))
     if dtype not in DTYPES:
         raise BadFileError(
             f"{what}: its type is {_OTHER_DTYPES.get(dtype, f'number {dtype}')}; only numbers can be read: save the "
@@ -138,10 +113,10 @@ def _entry(key: bytes, value: bytes, shards: int, where: str) -> _Entry:
     if shard >= shards:
         raise BadFileError(f"{what}: lies in data file {shard:,}, counted from 0, of {shards:,}")
     shape = _shape(fields.get(2, [b""])[-1], what)
-    size, needed = _number(fields, 5, what), count(shape, what) * np.dtype(DTYPES[dtype]).itemsize
+    needed = count(shape, what) * np.dtype(DTYPES[dtype]).itemsize
     if size != needed:
         raise BadFileError(f"{what}: shape {list(shape)} takes {needed:,} bytes; the entry says {size:,}")
-    return _Entry(name, dtype, shape, shard, _number(fields, 4, what), size, _number(fields, 6, what))
+    return name, _Entry(dtype, shape, shard, begin, begin + size, _number(fields, 6, what))
 
 
 def _shape(proto: bytes, what: str) -> tuple[int, ...]:
@@ -152,18 +127,9 @@ def _shape(proto: bytes, what: str) -> tuple[int, ...]:
     return tuple(_number(dim, 1, what) for dim in dims)
 
 
-def _check_apart(entries: list[_Entry], where: str) -> None:
-    reached = (0, 0)
-    for entry in sorted(entries, key=lambda entry: (entry.shard, entry.offset, entry.size)):
-        if (entry.shard, entry.offset) < reached:
-            raise BadFileError(f"{where}: variable {entry.name!r:.200} lies over another one")
-        reached = (entry.shard, entry.offset + entry.size)
-
-
-def _array(entry: _Entry, data: NDArray[np.uint8], where: str) -> NDArray[Any]:
-    what = f"{where}: variable {entry.name!r:.200}, in data file {entry.shard}"
-    array = array_at(data, entry.offset, DTYPES[entry.dtype], entry.shape, what)
-    if masked_crc32c(data[entry.offset : entry.offset + entry.size]) != entry.crc:
+def _array(entry: _Entry, data: NDArray[np.uint8], what: str) -> NDArray[Any]:
+    array = array_at(data, entry.begin, DTYPES[entry.dtype], entry.shape, what)
+    if masked_crc32c(data[entry.begin : entry.end]) != entry.crc:
         raise BadFileError(f"{what}: does not match its CRC-32C; the file is damaged: fetch it again")
     return widen_bfloat16(array) if entry.dtype == _BFLOAT16 else array
 
@@ -179,20 +145,17 @@ def _message(data: bytes, wanted: dict[int, int], what: str) -> dict[int, list[A
     while at < len(data):
         tag, at = read_varint(data, at, what)
         field, wire = tag >> 3, tag & 7
-        value: Any
-        if wire == _VARINT:
+        if wire not in (_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES):
+            raise BadFileError(f"{what}: field {field} has wire type {wire}, which does not exist")
+        value: Any = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(wire)
+        if value is None:
             value, at = read_varint(data, at, what)
-        elif wire in (_EIGHT_BYTES, _BYTES, _FOUR_BYTES):
-            size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(wire)
-            if size is None:
-                size, at = read_varint(data, at, what)
-            value, at = data[at : at + size], at + size
+        if wire != _VARINT:
+            value, at = data[at : at + value], at + value
             if at > len(data):
                 raise BadFileError(f"{what}: field {field} is cut short")
-            if wire == _FOUR_BYTES:
-                value = int.from_bytes(value, "little")
-        else:
-            raise BadFileError(f"{what}: field {field} has wire type {wire}, which does not exist")
+        if wire == _FOUR_BYTES:
+            value = int.from_bytes(value, "little")
         if wanted.get(field, wire) != wire:
             raise BadFileError(f"{what}: field {field} has wire type {wire} in place of {wanted[field]}")
         fields.setdefault(field, []).append(value)

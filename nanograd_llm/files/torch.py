@@ -46,14 +46,9 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def read_sharded_torch(
-    index_path: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Every tensor of the files beside `pytorch_model.bin.index.json`, as one table.
-
-    The index, its checks and `links_into` are those of `shards.read_shards`.
-    """
-    return read_shards(index_path, read_torch, links_into=links_into)
+def read_sharded_torch(index_path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Every tensor of the files that `pytorch_model.bin.index.json` names. Raises as `shards.read_shards` does."""
+    return read_shards(index_path, read_torch)
 
 
 def read_torch_object(path: str | os.PathLike[str]) -> Any:

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from nanograd_llm.gradcheck.cases import strategies
     from nanograd_llm.gradcheck.cases.samples import LAYOUTS, Case, Draw, draw_cases, laid_out
     from nanograd_llm.gradcheck.check.check import assert_gradients, gradcheck
+    from nanograd_llm.gradcheck.check.invariance import SplitError, assert_split_invariant
     from nanograd_llm.gradcheck.check.report import Culprit, Entry, Finding, GradientError, Kink, Report
     from nanograd_llm.gradcheck.every_layer import check_all, check_each, check_layer, check_model, cost_of_model
     from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, table_head
-    from nanograd_llm.gradcheck.invariance import SplitError, assert_split_invariant
     from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 
 __getattr__, __dir__, __all__ = lazily(
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazily(
         "check.report": "Culprit Entry Finding GradientError Kink Report",
         "every_layer": "check_all check_each check_layer check_model cost_of_model",
         "every_op": "OpError OpSummary Summary assert_case check_op table_head",
-        "invariance": "SplitError assert_split_invariant",
+        "check.invariance": "SplitError assert_split_invariant",
         "mutation.mutants": "Mutant mutants",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,10 @@ from nanograd_llm.autograd.op import Op
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
-from nanograd_llm.gradcheck.check.check import assert_gradients, gradcheck, verdicts
-from nanograd_llm.gradcheck.check.report import Report
+from nanograd_llm.gradcheck.check.check import gradcheck
+from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
+from nanograd_llm.gradcheck.check.report import GradientError, Report
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
-from nanograd_llm.gradcheck.promises import ERRORS, case_problems
 from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200
@@ -29,8 +30,8 @@ class OpError(NanogradError, AssertionError):
 
 @dataclass(frozen=True)
 class OpSummary:
-    """What was found for one op, layer or model: the largest relative error at each order, which mutants were planted
-    in its rules and which of these the check let through, and in words whatever is wrong."""
+    """A line of the table, for one op, layer or model: the largest relative error at each order, how many mutants were
+    planted in its rules, which of these the check let through, and in words whatever is wrong."""
 
     name: str
     cases: int
@@ -52,18 +53,14 @@ class OpSummary:
         return f"blind to {', '.join(self.survivors)}" if self.survivors else "right"
 
     def __str__(self) -> str:
-        """A line of the table."""
         noticed = "-" if self.problems else f"{self.mutants - len(self.survivors)}/{self.mutants}"
-        return table_line(self.name, self.cases, [f"{error:.1e}" for error in self.errors], noticed, self.verdict)
-
-
-def table_line(name: str, cases: object, errors: Sequence[str], mutants: str, verdict: str) -> str:
-    """The cells of a table in columns, wide enough for each op and layer here."""
-    return f"{name:24} {cases:>5}  {''.join(f'{error:9}' for error in errors)}{mutants:8} {verdict}"
+        errors = "".join(f"{error:<9.1e}" for error in self.errors)
+        return f"{self.name:24} {self.cases:>5}  {errors}{noticed:8} {self.verdict}"
 
 
 def table_head(order: int) -> str:
-    return table_line("checked", "cases", [f"order {n + 1}" for n in range(order)], "mutants", "verdict")
+    orders = "".join(f"order {n + 1}  " for n in range(order))
+    return f"{'checked':24} cases  {orders}{'mutants':8} verdict"
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,10 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     return OpSummary(op.name, len(drawn), tuple(errors), len(planted), tuple(survivors), tuple(problems))
 
 
-def check_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> Report:
-    """`gradcheck` of one call of an op."""
+def check_case(op: Op, case: Case, **how: Any) -> Report:
+    """`gradcheck` of one call of an op, with its options."""
     f, arrays = case.on(op)
-    return gradcheck(f, *arrays, order=order, seed=seed)
+    return gradcheck(f, *arrays, **how)
 
 
 def assert_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> None:
@@ -143,10 +140,10 @@ def assert_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> None:
 
     Raises GradientError where a gradient is not right, OpError where something else is not.
     """
-    f, arrays = case.on(op)
-    assert_gradients(f, *arrays, order=order, seed=seed)
-    problems = case_problems(op, case, seed=seed)
-    if problems:
+    report = check_case(op, case, order=order, seed=seed)
+    if not report.passed:
+        raise GradientError(report)
+    if problems := case_problems(op, case, seed=seed):
         raise OpError(f"{op.name}{case}: " + "; ".join(problems))
 
 
@@ -167,7 +164,6 @@ def surviving_mutants(op: Op, planted: Sequence[Mutant], drawn: Sequence[Case]) 
 
 def _is_caught(op: Op, case: Case) -> bool:
     try:
-        f, arrays = case.on(op)
-        return any(finding.verdict == "wrong" for finding in verdicts(f, *arrays).findings)
+        return any(finding.verdict == "wrong" for finding in check_case(op, case, explain=False).findings)
     except ERRORS:  # a rule may be too wrong to run
         return True

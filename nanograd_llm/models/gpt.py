@@ -20,9 +20,9 @@ from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.checkpoint import checkpoint
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
+from nanograd_llm.nn.recompute import recompute
 from nanograd_llm.settings import Settings, require_choice, require_seed, require_type, setting
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-xl": dict(vocab_size=50257, context_length=1024, n_layer=48, n_head=25, n_embd=1600),
 }
 
-TRAINING_ONLY = ("dropout", "checkpoint_activations")  # settings that change how a GPT trains, not what it computes
+TRAINING_ONLY = ("dropout", "recompute_activations")  # settings that change how a GPT trains, not what it computes
 
 
 class GPTConfig(Settings):
@@ -55,7 +55,7 @@ class GPTConfig(Settings):
         "Divide attention scores by 1 in the first block, by 2 in the second, and so on, as well.", default=False
     )
     tie_word_embeddings: bool = setting("Use the token table as the head; else the head has its own.", default=True)
-    checkpoint_activations: bool = setting(
+    recompute_activations: bool = setting(
         "Keep only what enters each block and compute the rest again in backward, to save memory for a third more "
         "time; the bits are the same.",
         default=False,
@@ -93,6 +93,8 @@ class GPT(Module):
     with 0.01; those who rebuilt it settled on 0.02 for all.) `seed` decides every number; with None there are none
     yet, and no memory is taken: for weights that `load_state_dict(arrays, assign=True)` brings.
     """
+
+    loss_items = "tokens"
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         require_type("config", config, GPTConfig, "a GPTConfig")
@@ -157,10 +159,10 @@ class GPT(Module):
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
             for i, block in enumerate(self.blocks):
-                if self.config.checkpoint_activations and not caches:
-                    x = checkpoint(block, x)
+                if self.config.recompute_activations and not caches:
+                    x = recompute(block, x)
                 else:
-                    x = block(x, caches[i] if caches else None)
+                    x = block(x, cache=caches[i] if caches else None)
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
@@ -209,3 +211,16 @@ def _attention_scale(config: GPTConfig, layer: int) -> float | None:
         return None
     scale = math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
     return scale * (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
+def _specimens(draw: Any) -> Any:
+    plain = GPTConfig(vocab_size=5, context_length=3, n_layer=1, n_head=2, n_embd=4, dropout=0.1)
+    other = {"n_inner": 3, "activation": "gelu_exact", "tie_word_embeddings": False, "layer_norm_epsilon": 0.1}
+    scaled = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
+    for changes in ({}, {"n_layer": 2}, {**other, **scaled}):
+        tokens, targets = draw.integers(0, 5, (2, 2, 3))
+        targets[0, 0] = -100
+        yield GPT(dataclasses.replace(plain, **changes)).loss, (tokens, targets)
+
+
+GPT.specimens = _specimens

@@ -9,9 +9,9 @@ from nanograd_llm.nn.attention import (
 )
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.checkpoint import checkpoint
 from nanograd_llm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from nanograd_llm.nn.module import Module
+from nanograd_llm.nn.recompute import recompute
 
 __all__ = [
     "MLP",
@@ -28,5 +28,5 @@ __all__ = [
     "RMSNorm",
     "SelfAttention",
     "SimplifiedSelfAttention",
-    "checkpoint",
+    "recompute",
 ]

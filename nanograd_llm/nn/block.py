@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.errors import ShapeError
 from nanograd_llm.nn.attention import MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import MLP, LayerNorm
@@ -14,10 +17,13 @@ from nanograd_llm.nn.module import Module
 
 
 class Block(Module):
-    """Both halves add to the residual stream what they compute from its normalised form (pre-norm).
+    """Each part, attention and MLP, adds what it computes to the residual stream.  (B, T, C) -> (B, T, C)
 
-    (B, T, C) -> (B, T, C). residual_std: initial standard deviation of the two projections that feed the stream.
-    eps: of both norms. n_inner, activation: of the MLP. scale: of the attention.
+    norm_first: a part works on the normalised stream (pre-norm, as GPT-2); otherwise the stream is normalised once the
+        part has been added to it (post-norm, as Vaswani et al. 2017, BERT and Marian).
+    causal: of the attention. cross: between attention and MLP, a second attention looks at a context (B, S, C).
+    residual_std: initial standard deviation of the projections that feed the stream. eps: of the norms.
+    n_inner, activation: of the MLP. scale: of the attention.
     """
 
     def __init__(
@@ -25,6 +31,9 @@ class Block(Module):
         n_embd: int,
         n_head: int,
         *,
+        norm_first: bool = True,
+        causal: bool = True,
+        cross: bool = False,
         n_inner: int | None = None,
         activation: str = "gelu",
         scale: float | None = None,
@@ -33,11 +42,45 @@ class Block(Module):
         residual_std: float = 0.02,
         rng: np.random.Generator | None = None,
     ):
+        shared: Any = {"dropout": dropout, "scale": scale, "out_std": residual_std, "rng": rng}
+        self.norm_first = norm_first
         self.ln_1 = LayerNorm(n_embd, eps=eps)
-        self.attention = MultiHeadAttention(n_embd, n_head, dropout=dropout, scale=scale, out_std=residual_std, rng=rng)
+        self.attention = MultiHeadAttention(n_embd, n_head, causal=causal, **shared)
+        self.ln_cross = LayerNorm(n_embd, eps=eps) if cross else None
+        self.cross_attention = MultiHeadAttention(n_embd, n_head, cross=True, **shared) if cross else None
         self.ln_2 = LayerNorm(n_embd, eps=eps)
         self.mlp = MLP(n_embd, n_inner=n_inner, activation=activation, dropout=dropout, down_std=residual_std, rng=rng)
 
-    def forward(self, x: Any, cache: KeyValueCache | None = None) -> Tensor:
-        x = x + self.attention(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+    def forward(
+        self,
+        x: Any,
+        context: Any = None,
+        key_mask: Any = None,
+        context_mask: Any = None,
+        *,
+        cache: KeyValueCache | None = None,
+        cross_cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """key_mask (B, T), context_mask (B, S): True where a token of x, or of the context, is real."""
+        x = self._add(self.ln_1, lambda x: self.attention(x, None, key_mask, cache=cache), x)
+        if self.cross_attention is not None:
+            attend = self.cross_attention
+            x = self._add(self.ln_cross, lambda x: attend(x, context, context_mask, cache=cross_cache), x)
+        elif context is not None:
+            raise ShapeError("this block is made without cross=True, and got a context (B, S, C)")
+        return self._add(self.ln_2, self.mlp, x)
+
+    def _add(self, norm: Any, part: Callable[[Any], Tensor], x: Any) -> Tensor:
+        return x + part(norm(x)) if self.norm_first else norm(x + part(x))
+
+
+Block.specimens = lambda draw: [
+    (Block(4, 2, dropout=0.2), (draw(2, 3, 4),)),
+    (Block(2, 1), (draw(2, 3, 2),)),
+    (Block(4, 2, norm_first=False, causal=False), (draw(2, 3, 4), None, ops.sequence_mask([3, 1], 3))),
+    (
+        Block(4, 2, norm_first=False, cross=True),
+        (draw(2, 2, 4), draw(2, 3, 4), ops.sequence_mask([1, 2], 2), ops.sequence_mask([2, 3], 3)),
+    ),
+    (Block(2, 1, cross=True, dropout=0.2), (draw(2, 2, 2), draw(2, 3, 2))),
+]

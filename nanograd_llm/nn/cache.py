@@ -10,7 +10,8 @@ from nanograd_llm.errors import ShapeError
 class KeyValueCache:
     """Keys and values of one attention layer, in arrays made once for the whole context.
 
-    B batch, H heads, T context_length, D head size: two arrays (B, H, T, D). `length` positions are filled.
+    B batch, H heads, T context_length, D head size: two arrays (B, H, T, D). `length` positions are filled: with
+    self-attention by each new token, with cross-attention all at once by the context.
     """
 
     def __init__(self, batch: int, n_head: int, context_length: int, head_size: int, dtype: np.dtype | type):
@@ -28,4 +29,8 @@ class KeyValueCache:
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.stored()
+
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        """Views of all keys and values that are stored, (B, H, length, D) each."""
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -62,6 +62,13 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
 
+Linear.specimens = lambda draw: [
+    (Linear(3, 2), (draw(2, 4, 3),)),
+    (Linear(1, 3, bias=False), (draw(1),)),
+    (Linear(2, 1), (draw(0, 2),)),
+]
+
+
 class Embedding(Module):
     """A learned vector for each id.  ids (...) integers -> (..., size)"""
 
@@ -72,6 +79,9 @@ class Embedding(Module):
 
     def forward(self, ids: Any) -> Tensor:
         return ops.embedding(self.weight, ids)
+
+
+Embedding.specimens = lambda draw: [(Embedding(3, n), (draw.integers(0, 3, (2, 3)),)) for n in (1, 2)]
 
 
 class LayerNorm(Module):
@@ -86,6 +96,9 @@ class LayerNorm(Module):
         return ops.layernorm(x, self.weight, self.bias, eps=self.eps)
 
 
+LayerNorm.specimens = lambda draw: [(LayerNorm(n), (draw(B, 2, n),)) for B, n in [(1, 2), (2, 3), (0, 3)]]
+
+
 class RMSNorm(Module):
     """Root mean square 1 over the last axis, then a learned scale.  (..., C) -> (..., C)"""
 
@@ -96,6 +109,9 @@ class RMSNorm(Module):
 
     def forward(self, x: Any) -> Tensor:
         return ops.rmsnorm(x, self.weight, eps=self.eps)
+
+
+RMSNorm.specimens = lambda draw: [(RMSNorm(n), (draw(B, 2, n),)) for B, n in [(1, 2), (2, 3), (0, 3)]]
 
 
 class Dropout(Module):
@@ -112,6 +128,9 @@ class Dropout(Module):
         if not self.training or self.rate == 0:
             return x
         return ops.dropout(x, rate=self.rate, seed=next_key())
+
+
+Dropout.specimens = lambda draw: [(Dropout(0.4), (draw(3, n),)) for n in (1, 3)]
 
 
 class MLP(Module):
@@ -142,3 +161,9 @@ class MLP(Module):
     def forward(self, x: Any) -> Tensor:
         bend = ACTIVATIONS[self.activation]
         return self.dropout(self.down(bend(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)
+
+
+MLP.specimens = lambda draw: [
+    (MLP(1, dropout=0.2), (draw(2, 1),)),
+    (MLP(3, activation="gelu_exact", dropout=0.2), (draw(2, 3),)),
+]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
+from nanograd_llm.ops.composed import count_targets
+
+Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
 
 
 class Module:
@@ -26,9 +29,14 @@ class Module:
 
     Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
     under the first of its names. Only another one, a Tensor, a Module or None may take its place.
+
+    specimens: a function of a `draw` (as for the samples of an op) that gives pairs (a module of this class, or its
+        `loss` if it has one; a tuple of inputs). `nanograd-llm gradcheck` checks them, with every parameter drawn.
     """
 
+    specimens: ClassVar[Callable[[Any], Iterable[Specimen]] | None] = None
     training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
+    loss_items = "items"  # what `loss` is a mean over, in a word for progress and errors
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = vars(self).get(name)
@@ -45,8 +53,16 @@ class Module:
     def loss(self, *args: Any, **kwargs: Any) -> Any:
         raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
+    def loss_count(self, *batch: np.ndarray) -> int:
+        """How many items `loss(*batch)` is a mean over: what a piece of a batch weighs beside the others.
+
+        Here the targets that are not -100 where the last array holds integers, and its rows where it does not.
+        """
+        last = batch[-1]
+        return count_targets(last) if last.dtype.kind in "iu" else len(last)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not state.naming:
+        if not state.tracing_calls:
             return self.forward(*args, **kwargs)
         with self.entered():
             return self.forward(*args, **kwargs)
@@ -56,7 +72,7 @@ class Module:
 
         For other methods that call modules, such as a loss that does not go through `self(...)`.
         """
-        return _entered(self) if state.naming else contextlib.nullcontext()
+        return _entered(self) if state.tracing_calls else contextlib.nullcontext()
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
@@ -85,8 +101,25 @@ class Module:
         """Each parameter once, in the order of the tree."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def trainable_parameters(self) -> list[Parameter]:
+        """The parameters that are not frozen, in the order of the tree."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def freeze(self) -> Module:
+        """Stop training the whole tree: it has no gradient, and a trainer leaves it as it is; returns the module."""
+        return self._require_grad(False)
+
+    def unfreeze(self) -> Module:
+        """Train the whole tree again; returns the module."""
+        return self._require_grad(True)
+
+    def _require_grad(self, required: bool) -> Module:
+        for parameter in self.parameters():
+            parameter.requires_grad, parameter.grad = required, None
+        return self
+
     def parameter_count(self, unique: bool = True) -> int:
-        """How many numbers are learned; with unique=False a tied parameter counts wherever it hangs."""
+        """How many numbers the parameters hold; with unique=False a tied parameter counts wherever it hangs."""
         return sum(p.size for _, p in (self.named_parameters() if unique else self._all_parameters()))
 
     def train(self, mode: bool = True) -> Module:
@@ -137,7 +170,9 @@ class Module:
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]
-        lines += [f"  {name} {p.shape} {p.dtype}" for name, p in self.named_parameters()]
+        lines += [
+            f"  {name} {p.shape} {p.dtype}{'' if p.requires_grad else ' frozen'}" for name, p in self.named_parameters()
+        ]
         return "\n".join(lines)
 
 

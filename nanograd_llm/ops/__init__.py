@@ -3,7 +3,7 @@
 All take Tensors (recorded, differentiable) or bare arrays (just computed).
 """
 
-from nanograd_llm.ops.attention import causal_attention, causal_self_attention
+from nanograd_llm.ops.attention import attention, multi_head_attention, sequence_mask
 from nanograd_llm.ops.fused import (
     cross_entropy,
     dropout,
@@ -35,7 +35,6 @@ from nanograd_llm.ops.layout import (
     swapaxes,
     transpose,
     tril,
-    triu,
 )
 from nanograd_llm.ops.primitive import (
     absolute,

@@ -1,52 +1,68 @@
-"""Causal attention by hand: query rows in blocks, each block stopping at its last visible key.
+"""Attention by hand: query rows in blocks, each block stopping at the last key that one of its queries sees.
 
-A block of queries i:j needs the keys before j only, so half of the score matrix is never computed, and what is computed
-stays in the cache. Scores lie keys by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts
-along whole rows, and every product is one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
+A causal block of queries i:j sees the keys before j only, so half of the score matrix is never computed; keys at the
+end that are padding in every sequence are never read. What is computed stays in the processor's cache. Scores lie keys
+by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts along whole rows, and every product is
+one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
 
     V̄ += P Ȳ;  P̄ = V Ȳᵀ;  S̄ = P*(P̄ - Σ P̄*P),  Σ P̄*P = Σ Ȳ*Y;  Q̄ = S̄ᵀ K/√D;  K̄ += S̄ Q/√D
 
-B batch, T time, C channels, H heads, D = C/H
+B batch, T time, S time of a context, C channels, H heads, D = C/H; n queries, m keys
 """
 
 from __future__ import annotations
 
 import functools
-import math
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
+from nanograd_llm.backend.arrays import xp
 from nanograd_llm.backend.threads import share_out
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask, head_size, require_channels
+from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads
 from nanograd_llm.ops.layout import causal_mask
 
-BLOCK = 32  # query rows at a time; fewer waste less on the masked part, and 32 still keep BLAS busy
+BLOCK = 32  # causal query rows at a time: fewer compute less that is hidden, and 32 still keep BLAS busy
+WHOLE_BLOCK = 64  # rows at a time where every query sees every key
+
+PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
 
 
 def _samples(draw):
-    yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), {}
-    yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), {}  # one new query, as in generation
-    yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), {}  # leading axes broadcast
-    yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {"dropout": 0.4, "seed": (3,)}
-    yield (draw(3, 4), draw(3, 4), draw(2, 3, 4)), {"dropout": 0.4, "seed": (3,)}
-    yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), {}
+    causal, full, dropped = {"causal": True}, {"causal": False}, {"dropout": 0.4, "seed": (3,)}
+    yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), causal
+    yield (draw(2, 3, 4), draw(2, 2, 4), draw(2, 2, 5)), full
+    yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), causal  # one new query, as in generation
+    yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), causal  # leading axes broadcast
+    yield (draw(3, 2, 3), draw(1, 4, 3), draw(3, 4, 2), PADDED), {**full, "scale": 0.7}
+    yield (draw(3, 3), draw(4, 3), draw(2, 4, 2), PADDED[:, None]), causal
+    yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {**causal, **dropped}
+    yield (draw(3, 4), draw(4, 4), draw(3, 4, 4), PADDED[:1]), {**full, **dropped}
+    yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), causal
+    yield (draw(2, WHOLE_BLOCK + 1, 1), draw(2, 3, 1), draw(2, 3, 1), PADDED[:2, :3]), full
 
 
 @op(
-    "y = softmax(q kᵀ/√D, later keys masked) v",
+    "y = softmax(q kᵀ/√D, hidden keys at -inf) v",
     "q̄ = s̄ k/√D;  k̄ = s̄ᵀ q/√D;  v̄ = pᵀ ȳ,  s̄ = p*(p̄ - Σ p̄*p),  p̄ = ȳ vᵀ",
-    equals=composed.causal_attention,
+    equals=composed.attention,
+    constants=("key_mask",),
     samples=_samples,
 )
-def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
-    """Each query's mean of the values, weighted by how well their keys fit (Vaswani et al. 2017); none from the future.
+def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(0,), needs):
+    """Each query's mean of the values, weighted by how well their keys fit (Vaswani et al. 2017).
 
-    q (..., n, D), k (..., m, D), v (..., m, E) -> y (..., n, E)
+    q (..., n, D), k (..., m, D), v (..., m, E), key_mask (..., m) -> y (..., n, E)
 
-    With fewer queries than keys the queries are the last ones, as when a cache holds what came before.
+    causal: no query sees a later key. With fewer queries than keys the queries are the last ones, as when a cache holds
+        what came before; more are refused.
+    key_mask: booleans, True where the key is real, False where it is padding; see `sequence_mask`. Whatever finite
+        numbers stand in padding, no result and no other gradient depends on them, and their own gradient is 0. A query
+        that sees no key at all gives zeros.
+    scale: divides the scores; √D if not given.
     dropout: rate on the weights, masked by `seed`.
 
     On paper: the first query sees its own key only, so y₀ = v₀ = 4. The second scores 0 and log 3, so its weights are
@@ -56,94 +72,113 @@ def causal_attention(q, k, v, *, dropout=0.0, seed=(0,), needs):
     >>> import nanograd_llm as ng
     >>> arrays = np.array([[5.0], [1]]), np.log([[1], [3]]), np.array([[4.0], [8]])
     >>> q, k, v = (ng.Tensor(array, requires_grad=True) for array in arrays)
-    >>> y = causal_attention(q, k, v)
+    >>> y = attention(q, k, v, causal=True)
     >>> y.data.round(9).tolist()
     [[4.0], [7.0]]
     >>> y.backward([[2.0], [1.0]])
     >>> (4 * v.grad).round(9).tolist(), (4 * k.grad).round(9).tolist()
     ([[9.0], [3.0]], [[-3.0], [3.0]])
     """
-    require_channels(q)
-    if q.shape[-2] > k.shape[-2]:
-        raise ShapeError(
-            f"causal_attention has {q.shape[-2]} queries for {k.shape[-2]} keys; give at least as many keys"
-        )
-    if k.shape[-2] != v.shape[-2]:
-        raise ShapeError(f"causal_attention has {k.shape[-2]} keys for {v.shape[-2]} values; give one for each")
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    _, m, values = (x.shape[-2] for x in (q, k, v))
+    if m != values:
+        raise ShapeError(f"attention has {m} keys for {values} values; give one for each")
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v)), () if key_mask is None else key_mask.shape[:-1])
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
-    y = np.empty((*lead, q.shape[-2], v.shape[-1]), dtype=np.result_type(q, k, v))
-    return keep(y, parts=_attend(q, k, v, y, dropout, seed, any(needs)))
+    y = np.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=np.result_type(q, k, v), order="C")
+    return keep(y, parts=_attend(q, k, v, key_mask, y, causal, scale, dropout, seed, any(needs)))
 
 
-@causal_attention.backward
-def causal_attention_backward(dy, y, q, k, v, parts):
-    lead = dy.shape[:-2]
-    q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
-    dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
-    _attend_backward(dy, y, q, k, v, parts, dq, dk, dv)
+@attention.backward
+def attention_backward(dy, y, q, k, v, parts, scale):
+    q, k, v = (np.broadcast_to(x, dy.shape[:-2] + x.shape[-2:]) for x in (q, k, v))
+    dq, dk, dv = (np.empty_like(x, order="C") for x in (q, k, v))
+    _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv)
     return dq, dk, dv
 
 
 @op(
-    "y = merge(causal_attention(q, k, v)),  q, k, v = heads of x",
-    "x̄ = the adjoints of q, k, v, side by side",
-    equals=composed.causal_self_attention,
+    "y = merge(attention(q, k, v)),  q, k, v = heads of x; or q = heads of x and k, v = heads of kv",
+    "x̄, k̄v̄ = the adjoints of q, k, v, side by side",
+    equals=composed.multi_head_attention,
+    constants=("key_mask",),
     samples=lambda draw: [
-        ((draw(2, 3, 12),), {"n_head": 2}),
-        ((draw(1, BLOCK + 2, 6),), {"n_head": 1}),
-        ((draw(2, 3, 12),), {"n_head": 4, "dropout": 0.4, "seed": (3,)}),
+        ((draw(2, 3, 12), None, None), {"n_head": 2, "causal": True}),
+        ((draw(1, BLOCK + 2, 6), None, None), {"n_head": 1, "causal": True}),
+        ((draw(2, 3, 12), None, None), {"n_head": 4, "causal": True, "dropout": 0.4, "seed": (3,)}),
+        ((draw(3, 4, 6), None, PADDED), {"n_head": 2, "causal": False, "scale": 0.7}),
+        ((draw(3, 4, 6), None, PADDED), {"n_head": 1, "causal": True}),
+        ((draw(2, 3, 4), draw(2, 2, 8), None), {"n_head": 2, "causal": False}),
+        ((draw(3, 2, 2), draw(3, 4, 4), PADDED), {"n_head": 2, "causal": False, "dropout": 0.4, "seed": (3,)}),
     ],
 )
-def causal_self_attention(x, *, n_head, dropout=0.0, seed=(0,), needs):
-    """Causal attention on queries, keys and values that lie side by side, as one product made them.
+def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,), needs):
+    """Attention in n_head heads that lie side by side: of a sequence to itself, or to another one.
 
-    x (B, T, C3) -> y (?)
+    x (B, T, W), kv (B, S, U), key_mask (B, S) -> y (?)
 
-    x holds q, k and v in thirds of its last axis, each of them n_head heads side by side; y is (B, T, C), C = C3/3.
-    Heads are read and written where they lie: no copy is made to split or merge them.
+    Without kv, x holds queries, keys and values, each C wide, side by side as one product made them: W = 3C, S = T.
+    With it, x holds the queries (W = C), and kv keys and values of another sequence (U = 2C). y is (B, T, C).
+    Heads are read and written where they lie: no copy is made to split or merge them. The rest is as in `attention`.
     """
-    B, T, C3 = x.shape
-    head_size(C3, n_head)
-    y = np.empty((B, T, C3 // 3), dtype=x.dtype)
-    return keep(y, parts=_attend(*_heads(x, 3, n_head), _heads(y, 1, n_head)[0], dropout, seed, any(needs)))
+    C = n_head * head_size(x, kv, key_mask, n_head)
+    q, k, v = split_heads(x, kv, n_head)  # (B, T, C) -> (B, H, T, D), (B, S, C) -> 2 × (B, H, S, D)
+    y = np.empty_like(q, shape=(*x.shape[:2], C), dtype=np.result_type(q, k, v), order="C")
+    key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for every head
+    (into,) = heads_of(y, 1, n_head)  # (B, T, C) -> (B, H, T, D)
+    return keep(y, parts=_attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs)))
 
 
-@causal_self_attention.backward
-def causal_self_attention_backward(dy, y, x, parts, n_head):
-    dx = np.empty(x.shape, dtype=x.dtype)
-    _attend_backward(*(_heads(z, 1, n_head)[0] for z in (dy, y)), *_heads(x, 3, n_head), parts, *_heads(dx, 3, n_head))
-    return dx
+@multi_head_attention.backward
+def multi_head_attention_backward(dy, y, x, kv, parts, n_head, scale):
+    dx, dkv = (None if z is None else np.empty_like(z, order="C") for z in (x, kv))
+    dy, y = (heads_of(z, 1, n_head)[0] for z in (dy, y))
+    _attend_backward(dy, y, *split_heads(x, kv, n_head), parts, scale, *split_heads(dx, dkv, n_head))
+    return dx, dkv
 
 
-def _heads(x, parts, n_head):
-    """Views of the parts of (B, T, parts * C), each as (B, H, T, D)."""
-    B, T, C = x.shape
-    return x.reshape(B, T, parts, n_head, C // parts // n_head).transpose(2, 0, 3, 1, 4)
+def sequence_mask(lengths: Any, size: int) -> np.ndarray:
+    """True at the first lengths[b] of `size` places: the key_mask of sequences padded at their ends.  (B) -> (B, size)
 
+    Raises DtypeError for lengths that are not integers, ShapeError for one that is negative or larger than size.
 
-def _attend(q, k, v, y, dropout, seed, recorded):
-    """Write the attention into y, its heads shared out over threads where they repay it.
-
-    Returns what `_attend_backward` wants: (heads, their blocks) of each part; no blocks unless `recorded`.
+    >>> sequence_mask([3, 1], 3).tolist()
+    [[True, True, True], [True, False, False]]
     """
-    mask = None
-    if dropout:
-        mask = dropout_mask((*q.shape[:-1], k.shape[-2]), y.dtype, dropout, seed).swapaxes(-1, -2)
+    lengths = np.asarray(lengths)
+    if lengths.dtype.kind not in "iu":
+        raise DtypeError(f"lengths are integers, how many places of each sequence are real; got {lengths.dtype}")
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= size:
+        raise ShapeError(f"lengths lie between 0 and {size}; got {lengths.min()} to {lengths.max()}")
+    return np.arange(size) < lengths[..., None]
+
+
+def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
+    """Write the attention into y, its heads shared out over threads where that pays.
+
+    Returns what `_attend_backward` needs: (heads, their blocks) of each part; no blocks unless `recorded`.
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    divisor = score_divisor(q, scale)
+    if causal and n > m:
+        raise ShapeError(f"causal attention has {n} queries for {m} keys; give at least as many keys")
+    read, bounds = _keys_to_read(key_mask, m, y)
+    dropped = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
 
     def work(heads):
-        hidden = None if mask is None else _of(mask, heads)
-        return heads, _attend_blocks(*(_of(x, heads) for x in (q, k, v, y)), hidden, recorded)
+        arrays = (q, k[..., :read, :], v[..., :read, :], y, bounds, dropped)
+        arrays = (None if x is None else _of(x, heads) for x in arrays)
+        return heads, _attend_blocks(*arrays, m - n if causal else None, divisor, recorded)
 
     return share_out(work, *_heads_and_scores(q, k))
 
 
-def _attend_backward(dy, y, q, k, v, parts, dq, dk, dv):
+def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
     """Write the gradients of q, k and v into dq, dk and dv, shared out as the attention was."""
 
     def work(numbers):
         for heads, blocks in parts[numbers]:
-            _backward_blocks(*(_of(x, heads) for x in (dy, y, q, k, v)), blocks, *(_of(x, heads) for x in (dq, dk, dv)))
+            arrays = (_of(x, heads) for x in (dy, y, q, k, v, dq, dk, dv))
+            _backward_blocks(*arrays, blocks, score_divisor(q, scale))
 
     share_out(work, len(parts), _heads_and_scores(q, k)[1])
 
@@ -158,66 +193,106 @@ def _of(x, heads):
     return x[..., heads, :, :] if x.ndim > 2 else x
 
 
-def _attend_blocks(q, k, v, y, mask, recorded):
+def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
+    """Write the attention of these heads into y; return (rows, keys that they see, p, p's dropout mask) of each block.
+
+    ahead: how many keys come before the first query's own; None where a query sees later keys as well.
+    """
     n, m = q.shape[-2], k.shape[-2]
-    scale = 1 / math.sqrt(q.shape[-1])
+    if not m:
+        y[...] = 0
+        return []
+    arrays = xp(q)
+    padded_from = m if bounds is None else m - bounds.shape[-2]
+    size = WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
-    for start in range(0, n, BLOCK):
-        rows = slice(start, min(start + BLOCK, n))
-        first, visible = m - n + start, m - n + rows.stop
-        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), scale, order="C")
-        p = k[..., :visible, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
-        _hide_future(p[..., first:, :])
-        p -= _largest_key(p.real)
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        seen = m if ahead is None else min(m, ahead + rows.stop)
+        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), 1 / divisor, order="C")
+        p = k[..., :seen, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
+        if ahead is not None:
+            _bound(p[..., ahead + start :, :], _future(rows.stop - start, p.real.dtype, arrays))
+        if seen > padded_from:
+            _bound(p[..., padded_from:, :], bounds)
+        largest = _largest_key(p.real)
+        if seen > padded_from:  # a query may see no key: -inf less -inf would be NaN
+            largest = np.maximum(largest, np.finfo(largest.dtype).min)
+        p -= largest
         np.exp(p, out=p)
-        p *= 1 / (np.ones(visible, p.dtype) @ p)[..., None, :]  # a product with ones is the fastest sum there is
-        kept = None if mask is None else mask[..., :visible, rows]
-        np.matmul(_dropped(p, kept).swapaxes(-1, -2), v[..., :visible, :], out=y[..., rows, :])
+        total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest sum there is
+        if seen > padded_from:
+            total[total == 0] = 1  # the weights of a query that sees no key stay 0
+        p *= 1 / total[..., None, :]
+        mask = None if dropped is None else dropped[..., :seen, rows]
+        np.matmul(_masked(p, mask).swapaxes(-1, -2), v[..., :seen, :], out=y[..., rows, :])
         if recorded:
-            blocks.append((rows, visible, p, kept))
+            blocks.append((rows, seen, p, mask))
     return blocks
 
 
-def _backward_blocks(dy, y, q, k, v, blocks, dq, dk, dv):
-    scale = 1 / math.sqrt(q.shape[-1])
+def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
     if not blocks:
-        dk[...] = dv[...] = 0
-    for rows, visible, p, kept in reversed(blocks):
+        dq[...] = dk[...] = dv[...] = 0
+        return
+    read = blocks[-1][1]
+    dk[..., read:, :] = dv[..., read:, :] = 0
+    for rows, seen, p, mask in reversed(blocks):  # the last queries see most keys: theirs is the first gradient of each
         dyb, qb = dy[..., rows, :], q[..., rows, :]
-        ds = v[..., :visible, :] @ np.multiply(dyb.swapaxes(-1, -2), scale, order="C")
-        if kept is not None:
-            ds *= kept
-        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * scale)[..., None, :]
+        ds = v[..., :seen, :] @ np.multiply(dyb.swapaxes(-1, -2), 1 / divisor, order="C")
+        if mask is not None:
+            ds *= mask
+        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) / divisor)[..., None, :]
         ds *= p
-        np.matmul(ds.swapaxes(-1, -2), k[..., :visible, :], out=dq[..., rows, :])
-        if visible == k.shape[-2]:  # the last queries, which come first here, see every key
-            np.matmul(_dropped(p, kept), dyb, out=dv)
-            np.matmul(ds, qb, out=dk)
+        np.matmul(ds.swapaxes(-1, -2), k[..., :seen, :], out=dq[..., rows, :])
+        if rows is blocks[-1][0]:
+            np.matmul(_masked(p, mask), dyb, out=dv[..., :seen, :])
+            np.matmul(ds, qb, out=dk[..., :seen, :])
         else:
-            dv[..., :visible, :] += _dropped(p, kept) @ dyb
-            dk[..., :visible, :] += ds @ qb
+            dv[..., :seen, :] += _masked(p, mask) @ dyb
+            dk[..., :seen, :] += ds @ qb
+
+
+def _keys_to_read(key_mask, m, y):
+    """(read, bounds): the keys from `read` on are padding everywhere; what bounds the scores of the last ones before.
+
+    bounds (..., keys, 1) begin with the first key that is padding anywhere, -inf where a key is padding, inf elsewhere;
+    None where no key before `read` is.
+    """
+    if key_mask is None:
+        return m, None
+    if key_mask.dtype != bool:
+        raise DtypeError(f"key_mask is boolean, True where a key is real; got {key_mask.dtype}; write key_mask != 0")
+    if key_mask.shape[-1] != m:
+        raise ShapeError(f"key_mask {key_mask.shape} has {key_mask.shape[-1]} places for {m} keys; give one for each")
+    sequences = tuple(range(key_mask.ndim - 1))
+    real, padding = np.flatnonzero(key_mask.any(sequences)), np.flatnonzero(~key_mask.all(sequences))
+    read = int(real[-1]) + 1 if real.size else 0
+    first = int(padding[0]) if padding.size else m
+    if first >= read:
+        return read, None
+    bounds = np.where(key_mask[..., first:read, None], np.inf, -np.inf).astype(y.real.dtype)
+    return read, np.broadcast_to(bounds, (*y.shape[:-2], *bounds.shape[-2:]))
 
 
 @functools.lru_cache(maxsize=16)
-def _bounds(n, dtype):
+def _future(n, dtype, arrays):
     """(keys, queries), what a score may be at most: -inf where the key comes after the query."""
-    bounds = np.where(causal_mask(n, n).T, np.inf, -np.inf).astype(dtype)
-    bounds.flags.writeable = False
-    return bounds
+    return arrays.asarray(np.where(causal_mask(n, n).T, np.inf, -np.inf), dtype=dtype)
 
 
-def _hide_future(scores):
-    """Make the scores of later keys -inf, in place, also where they are NaN; a minimum is faster than a masked copy."""
-    np.fmin(scores, _bounds(scores.shape[-1], scores.real.dtype), out=scores)
+def _bound(scores, bounds):
+    """Make scores of hidden keys -inf, in place, also where they are NaN; a minimum is faster than a masked copy."""
+    np.fmin(scores, bounds[..., : scores.shape[-2], :], out=scores)
 
 
 def _largest_key(scores):
-    """The maximum over the keys, by halves that overlap where they are odd: NumPy's own takes thrice as long."""
+    """The maximum over the keys, by halves that overlap where they are odd: NumPy's own takes three times as long."""
     while scores.shape[-2] > 1:
         half = (scores.shape[-2] + 1) // 2
         scores = np.maximum(scores[..., :half, :], scores[..., -half:, :])
     return scores
 
 
-def _dropped(p, kept):
-    return p if kept is None else p * kept
+def _masked(p, mask):
+    return p if mask is None else p * mask

@@ -17,7 +17,7 @@ from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import raw
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.ops.layout import causal_mask, check_ids, split
+from nanograd_llm.ops.layout import causal_mask, check_ids
 from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
@@ -92,28 +92,39 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     return cross_entropy(logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
 
 
-def causal_attention(q, k, v, *, dropout=0.0, seed=(0,)):
-    require_channels(q)
-    scores = matmul(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])  # (..., T, D) · (..., D, T) -> (..., T, T)
-    p = softmax(where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf))
+def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(0,)):
+    scores = matmul(q, k.swapaxes(-1, -2)) / score_divisor(q, scale)  # (..., n, D)·(..., D, m) -> (..., n, m)
+    if causal:
+        scores = where(causal_mask(*scores.shape[-2:]), scores, -np.inf)
+    if key_mask is not None:
+        scores = where(raw(key_mask)[..., None, :], scores, -np.inf)
+    p = softmax(scores)
     if dropout:
-        lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        lead = np.broadcast_shapes(p.shape[:-2], v.shape[:-2])
         p = p * dropout_mask((*lead, *p.shape[-2:]), p.dtype, dropout, seed)
-    return matmul(p, v)  # (..., T, T) · (..., T, D) -> (..., T, D)
+    return matmul(p, v)  # (..., n, m)·(..., m, E) -> (..., n, E)
 
 
-def causal_self_attention(qkv, *, n_head, dropout=0.0, seed=(0,)):
-    B, T, C3 = qkv.shape
-    D = head_size(C3, n_head)
-    q, k, v = (
-        part.reshape((B, T, n_head, D)).swapaxes(1, 2)  # (B, T, C) -> (B, H, T, D)
-        for part in split(qkv, 3, axis=-1)
-    )
-    y = causal_attention(q, k, v, dropout=dropout, seed=seed)
-    return y.swapaxes(1, 2).reshape((B, T, C3 // 3))  # (B, H, T, D) -> (B, T, C)
+def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,)):
+    C = n_head * head_size(x, kv, key_mask, n_head)
+    q, k, v = split_heads(x, kv, n_head)
+    key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
+    y = attention(q, k, v, key_mask, causal=causal, scale=scale, dropout=dropout, seed=seed)
+    return y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
 
 
-# What definitions and fused ops share: constants of the computation, through which no gradient flows.
+# What definitions and fused ops share: how heads lie, and constants of the computation, without a gradient.
+
+
+def split_heads(x: Any, kv: Any, n_head: int) -> Any:
+    """q, k, v, each (B, H, T, D), that lie side by side in x; or q in x, k and v in kv. Views, of arrays."""
+    return heads_of(x, 3, n_head) if kv is None else (*heads_of(x, 1, n_head), *heads_of(kv, 2, n_head))
+
+
+def heads_of(x: Any, parts: int, n_head: int) -> Any:
+    """x (B, T, parts * C) -> (parts, B, H, T, D)"""
+    B, T, width = x.shape
+    return x.reshape((B, T, parts, n_head, width // parts // n_head)).transpose((2, 0, 3, 1, 4))
 
 
 def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
@@ -122,17 +133,32 @@ def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
 
 
-def head_size(width: int, n_head: int) -> int:
-    """D, where queries, keys and values of n_head heads lie side by side in this width; ShapeError if they cannot."""
-    if n_head < 1 or width < 1 or width % (3 * n_head):
-        raise ShapeError(f"the last axis, {width}, must be 3 * n_head * D; n_head is {n_head}, D at least 1")
-    return width // 3 // n_head
+def head_size(x: Any, kv: Any, key_mask: Any, n_head: int) -> int:
+    """D, where n_head heads lie side by side: q, k, v in x (B, T, 3C), or q in x (B, T, C) and k, v in kv (B, S, 2C).
+
+    Raises ShapeError where they do not, or key_mask is not (B, S).
+    """
+    parts, (B, S, width) = (1 if kv is not None else 3), x.shape
+    if n_head < 1 or width < 1 or width % (parts * n_head):
+        wanted = "n_head * D" if kv is not None else "3 * n_head * D"
+        raise ShapeError(f"the last axis, {width}, must be {wanted}; n_head is {n_head}, D at least 1")
+    if kv is not None:
+        S = kv.shape[1]
+        if kv.shape != (B, S, 2 * width):
+            raise ShapeError(f"keys and values {kv.shape} do not fit queries {x.shape}; expected {(B, S, 2 * width)}")
+    if key_mask is not None and key_mask.shape != (B, S):
+        raise ShapeError(f"key_mask {key_mask.shape} does not fit the keys; expected {(B, S)}")
+    return width // parts // n_head
 
 
-def require_channels(q: Any) -> None:
-    """Raise ShapeError where queries (..., n, D) have D = 0: their scores are sums of nothing over √0."""
+def score_divisor(q: Any, scale: float | None) -> float:
+    """What the scores of queries (..., n, D) are divided by: √D unless a scale is given.
+
+    Raises ShapeError where D = 0: the scores would be sums of nothing over √0.
+    """
     if not q.shape[-1]:
         raise ShapeError(f"the queries have no channels, {q.shape}, and so no scale 1/√D; give at least one")
+    return math.sqrt(q.shape[-1]) if scale is None else scale
 
 
 def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:

@@ -311,41 +311,24 @@ def cast_backward(dy, x_dtype):
     return dy.astype(x_dtype)
 
 
-def _matrices(x: Any) -> Any:
-    """x, which has two axes at least: of a vector NumPy would make a matrix."""
-    if np.ndim(x) < 2:
-        raise ShapeError(f"a triangle wants two axes at least; got shape {np.shape(x)}")
-    return x
-
-
 @op(
     "y = x on and below diagonal k, 0 above",
     "x̄ = ȳ on and below it, 0 above",
     samples=lambda draw: [((draw(2, 3, 4),), {"k": k}) for k in (-1, 0, 1)],
 )
 def tril(x, *, k=0):
-    """Keep the lower triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
-    return np.tril(_matrices(x), k)
+    """Keep the lower triangle of the last two axes.  x (..., n, m) -> y (..., n, m)
+
+    What lies above diagonal k is x - tril(x, k=k).
+    """
+    if np.ndim(x) < 2:  # of a vector NumPy would make a matrix
+        raise ShapeError(f"a triangle wants two axes at least; got shape {np.shape(x)}")
+    return np.tril(x, k)
 
 
 @tril.backward
 def tril_backward(dy, k):
     return tril(dy, k=k)
-
-
-@op(
-    "y = x on and above diagonal k, 0 below",
-    "x̄ = ȳ on and above it, 0 below",
-    samples=lambda draw: [((draw(2, 3, 4),), {"k": k}) for k in (-1, 0, 1)],
-)
-def triu(x, *, k=0):
-    """Keep the upper triangle of the last two axes.  x (..., n, m) -> y (..., n, m)"""
-    return np.triu(_matrices(x), k)
-
-
-@triu.backward
-def triu_backward(dy, k):
-    return triu(dy, k=k)
 
 
 def causal_mask(queries: int, keys: int) -> np.ndarray:

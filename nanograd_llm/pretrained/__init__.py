@@ -1,6 +1,6 @@
-"""GPT-2's pretrained weights: from every form of file that people have to a GPT, and out again.
+"""Pretrained weights: from every form of file that people have to a model, and out again.
 
-Read `gpt2`; the formats themselves are in `files`, which knows no model.
+Read `weights` and `hub`, which know no architecture, then `gpt2`; the formats themselves are in `files`.
 """
 
 from nanograd_llm.pretrained.gpt2.load import load_gpt2, load_gpt2_tokenizer

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from nanograd_llm.errors import StorageError
 
@@ -27,14 +26,7 @@ BESIDE = ("config.json", "vocab.json", "merges.txt", "added_tokens.json", "token
 _WEIGHTS = (*SAFETENSORS[:2], *TORCH[:2])
 
 
-class Cached(NamedTuple):
-    """A model in the cache: its folder, and the one that the links in there lead into."""
-
-    folder: Path
-    blobs: Path
-
-
-def find_by_name(name: str) -> Cached:
+def find_by_name(name: str) -> Path:
     """The folder of `gpt2`, `distilgpt2` ... or `ORG/NAME`: from the cache, else fetched into it.
 
     Raises StorageError that says what to fetch, how much that is and where to put it, where neither is possible.
@@ -57,21 +49,20 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def _cached(repository: str) -> Cached | None:
+def _cached(repository: str) -> Path | None:
     """The newest snapshot of a repository that has its config and weights."""
     top = cache_folder() / f"models--{repository.replace('/', '--')}"
     try:
         commit = (top / "refs" / "main").read_text("ascii").strip()
-        snapshots = [top / "snapshots" / commit] if commit.isalnum() else []
     except (OSError, ValueError):
-        snapshots = []
-    for folder in snapshots:
-        if (folder / "config.json").exists() and any((folder / weights).exists() for weights in _WEIGHTS):
-            return Cached(folder, top / "blobs")
+        return None
+    folder = top / "snapshots" / commit
+    if commit.isalnum() and (folder / "config.json").exists() and any((folder / name).exists() for name in _WEIGHTS):
+        return folder
     return None
 
 
-def _fetched(repository: str, name: str) -> Cached:
+def _fetched(repository: str, name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -80,7 +71,7 @@ def _fetched(repository: str, name: str) -> Cached:
         for weights in (SAFETENSORS, TORCH):
             folder = Path(snapshot_download(repository, allow_patterns=[*BESIDE, *weights]))
             if any((folder / file).exists() for file in _WEIGHTS):
-                return Cached(folder, folder.parent.parent / "blobs")
+                return folder
     except (OSError, ValueError, RuntimeError) as error:  # what the hub's own errors and those of the net derive from
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         raise StorageError(_advice(repository, name, f"fetching it failed: {reason}")) from None

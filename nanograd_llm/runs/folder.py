@@ -110,8 +110,8 @@ class RunFolder:
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl, and hand it to the system before returning.
 
-        A record has `step`, and of the rest what is known: `tokens, loss, learning_rate, gradient_norm,
-        tokens_per_second`. JSON knows no NaN: it and the infinities are written as "NaN", "Infinity", "-Infinity".
+        A record has `step`, and of the rest what is known: `items, loss, learning_rate, gradient_norm,
+        items_per_second`. JSON knows no NaN: it and the infinities are written as "NaN", "Infinity", "-Infinity".
         """
         line = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
         self._append(self.metrics_path, json.dumps(line, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")

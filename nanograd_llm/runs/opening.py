@@ -10,10 +10,10 @@ from numpy.typing import DTypeLike
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
 from nanograd_llm.pretrained.gpt2.load import weights_dtype
+from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.runs.run import load_run_model
 from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer, load_tokenizer
-from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 
 
 def find_run(source: str | os.PathLike[str]) -> tuple[Path, int | None] | None:

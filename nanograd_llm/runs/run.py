@@ -66,7 +66,7 @@ def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
 
 def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
     given = {name: value for name, value in changes.items() if value is not None}
-    return TrainConfig(**({"processes": True} | own | given))
+    return TrainConfig(**(own | given))
 
 
 TOKENIZERS = ("bpe", "bytes", "characters", "model")

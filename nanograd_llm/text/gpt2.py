@@ -26,6 +26,7 @@ _PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte)
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 _BYTE = {character: byte for byte, character in ALPHABET.items()}
+MAX_PADDING = 2**16  # ids that stand for nothing, in a file; models are padded to a multiple of 128 or so
 _SPECIAL = r"<.+>|\[[A-Z]+\]"  # of what GPT-2's descendants call their special tokens
 
 
@@ -115,6 +116,7 @@ class GPT2Tokenizer(Tokenizer):
         vocab, merges = content["vocab"], content["merges"]
         if not isinstance(vocab, dict) or not isinstance(merges, list):
             raise ConfigError("vocab must be an object and merges a list")
+        require_int("vocab_size", content["vocab_size"], len(vocab), len(vocab) + MAX_PADDING)
         return cls(vocab, [split_merge(merge) for merge in merges], content["vocab_size"])
 
 

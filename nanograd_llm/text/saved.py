@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError
-from nanograd_llm.settings import unique_keys
-from nanograd_llm.text.corpora import read_text
+from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+MAX_VALUES = 2**20  # some 300,000 merges
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -19,17 +20,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
     cannot be read.
     """
-    text = read_text(path)
+    where = f"{path} is not a tokenizer that nanograd_llm saved"
+    content = read_bytes(path, at_most=BYTES_A_VALUE * MAX_VALUES)
     try:
-        return _restore(json.loads(text, object_pairs_hook=unique_keys))
-    except (ValueError, RecursionError) as error:  # ConfigError and every complaint of json are ValueErrors
-        raise BadFileError(f"{path} is not a tokenizer that nanograd_llm saved: {error}") from error
+        return _restore(read_json_object(content, where, max_values=MAX_VALUES))
+    except ConfigError as error:
+        raise BadFileError(f"{where}: {error}") from error
 
 
-def _restore(content: Any) -> Tokenizer:
+def _restore(content: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a parsed file, held to what that tokenizer would save. Raises ConfigError."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"it holds a {type(content).__name__}; expected an object")
     kinds: dict[str, type[Tokenizer]] = {
         cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)
     }

@@ -1,4 +1,4 @@
-"""Training. Read `schedule`, `flat`, `adamw`, `parallel`, `trainer`."""
+"""Training. Read `schedule`, `flat`, `adamw`, `team`, `workers`, `trainer`."""
 
 from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
 from nanograd_llm.training.config import TrainConfig

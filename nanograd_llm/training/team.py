@@ -1,44 +1,38 @@
-"""Workers that run the same method on different tasks, the caller among them: as threads, or as forked processes.
+"""A team runs the same method on different tasks at once, the caller among its members: as threads or as processes.
 
 Threads see everything and work everywhere, but wait for each other at the interpreter's lock, which costs a fifth of a
-step where arrays are small. A forked process has an interpreter of its own. It sees what lies in shared memory as it
-changes and everything else as it was at the fork; so a fingerprint decides before each use whether to fork anew.
+step where arrays are small. A forked process has an interpreter of its own, and a copy of everything as it was at the
+fork; only shared memory is seen as it changes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import warnings
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanograd_llm.autograd.modes import forget_modes
-from nanograd_llm.backend.interrupts import born_deaf
-from nanograd_llm.backend.pipes import receive, send, told
-from nanograd_llm.backend.threads import blas_threads
-from nanograd_llm.errors import NanogradError
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from nanograd_llm.backend.processes import CAN_FORK, Child, fork
+from nanograd_llm.backend.threads import OWN_THREADS, cpu_count
+from nanograd_llm.errors import ConfigError
 
 Method = Callable[..., Any]  # a bound method
 
-ENDED = (
-    "a worker process ended without an answer: was it killed, or out of memory? Use a smaller batch, or "
-    "work in threads (processes=False, --no-processes)"
-)
-
 
 class Threads:
-    """A thread for each of `size` workers but the first, which is the caller."""
+    """A thread for each of `size` members but the first, which is the caller. why: the reason that they are threads."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, why: str = ""):
         from concurrent.futures import ThreadPoolExecutor
 
-        self.pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix="worker")
+        self.size, self.why = size, why
+        self.pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix=OWN_THREADS)
+
+    def start(self, owner: object) -> None:
+        """Nothing to do: threads see the owner itself."""
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         """method(*task) for every task. Whatever fails or interrupts, nothing is still running when this returns."""
@@ -52,89 +46,85 @@ class Threads:
             wait(running)  # again, where Ctrl-C or an error broke into the first
         return [first, *(running.pop(0).result() for _ in tasks[1:])]  # popped: an error must not hold on to itself
 
+    def __str__(self) -> str:
+        return f"{self.size} thread{'s' if self.size > 1 else ''}{self.why and f': {self.why}'}"
+
 
 class Processes:
-    """A process for each of `size` workers but the first, forked from this one when `prepare` sees need."""
+    """A process for each of `size` members but the first, which is the caller. Each holds a copy of the owner."""
 
     def __init__(self, size: int):
         self.size = size
-        self.workers: list[tuple[int, Connection]] = []  # process ids and pipes
-        self.forked_from: bytes | None = None
-        weakref.finalize(self, _end, self.workers, os.getpid())
+        self.children: list[Child] = []
+        weakref.finalize(self, _close, self.children)
 
-    def prepare(self, owner: object, fingerprint: bytes) -> bool:
-        """Have processes with a copy of `owner`, whose methods `run` calls, as it is with this fingerprint.
-
-        True where they had to be forked for it.
-        """
-        if fingerprint == self.forked_from:
-            return False
-        from multiprocessing import Pipe
-
-        self.close()
+    def start(self, owner: object) -> None:
+        """Fork the processes, with copies of `owner`, whose methods `run` is given."""
+        _close(self.children)
         for _ in range(1, self.size):
-            here, there = Pipe()
-            with born_deaf(signal.SIGINT, signal.SIGTERM), warnings.catch_warnings():
-                # Python 3.12 warns of threads that hold a lock at the fork; a worker never waits for another thread
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process = _fork()
-                if process == 0:
-                    _serve(owner, there, [here, *(pipe for _, pipe in self.workers)])
-            there.close()
-            self.workers.append((process, here))
-        self.forked_from = fingerprint
-        return True
+            self.children.append(fork(lambda: _copy_of(owner)))
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As `Threads.run`, for a method of the owner that `prepare` was given. After a failure all are forked anew."""
-        pipes = [pipe for _, pipe in self.workers[: len(tasks) - 1]]
-        if len(pipes) < len(tasks) - 1:
-            raise NanogradError(f"{len(tasks)} tasks for {1 + len(self.workers)} workers; call prepare first")
+        """As `Threads.run`. After a failure all processes are ended, and the next call starts new ones."""
+        if not self.children:
+            self.start(method.__self__)  # type: ignore[attr-defined]
+        helpers = self.children[: len(tasks) - 1]
         try:
-            for pipe, task in zip(pipes, tasks[1:]):
-                send(pipe, (method.__name__, task))
-            return [method(*tasks[0]), *(receive(pipe, ENDED) for pipe in pipes)]
+            for child, task in zip(helpers, tasks[1:]):
+                child.send(method.__func__, *task)  # type: ignore[attr-defined]
+            return [method(*tasks[0]), *(child.receive() for child in helpers)]
         except BaseException:
-            self.close()
+            _close(self.children)
             raise
 
-    def close(self) -> None:
-        """End the processes; nothing in them is worth keeping."""
-        _end(self.workers, os.getpid())
-        self.forked_from = None
+    def __str__(self) -> str:
+        return f"{self.size} processes"
 
 
-def _fork() -> int:
-    try:
-        return os.fork()
-    except OSError as error:
-        raise NanogradError(f"cannot start a worker process: {error}; use fewer workers, or threads") from None
+def _copy_of(owner: object) -> object:
+    """What a new process calls methods of: the owner that was copied with it, outside every mode of the caller."""
+    forget_modes()
+    return owner
 
 
-def _serve(owner: object, pipe: Connection, others: list[Connection]) -> None:
-    """The life of a worker process: task after task, until whoever forked it hangs up. Does not return."""
-    try:
-        for other in others:
-            other.close()
-        forget_modes()  # of whoever forked
-        with blas_threads(1):
-            while True:
-                name, task = pipe.recv()
-                try:
-                    answer = getattr(owner, name)(*task)
-                except Exception as error:
-                    answer = told(error)
-                send(pipe, answer)
-    finally:
-        os._exit(0)  # past everything that belongs to the process it was copied from: its buffers, files and tests
+def _close(children: list[Child]) -> None:
+    while children:
+        children.pop().close()
 
 
-def _end(workers: list[tuple[int, Connection]], forked_by: int) -> None:
-    while workers:
-        process, pipe = workers.pop()
-        pipe.close()
-        if os.getpid() != forked_by:  # a copy of the process whose workers they are: it has dropped its copy only
-            continue
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have been killed, and waited for
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+_loaded_in = os.getpid()
+
+
+def make_team(size: int = 0, processes: bool | None = None) -> Threads | Processes:
+    """A team of `size`, or one member a core where that is 0. processes: None for processes where they are safe.
+
+    Raises ConfigError where processes are asked for on a system without a safe fork.
+    """
+    size = size or cpu_count()
+    if processes and not CAN_FORK:
+        raise ConfigError("processes=True is for Linux, where a fork is safe; leave it out, to work in threads here")
+    if size == 1 or processes is False:
+        return Threads(size)
+    why = "" if processes else _why_threads()
+    return Threads(size, why) if why else Processes(size)
+
+
+def _why_threads() -> str:
+    """Why a fork is not safe here; "" where it is. It copies locks, but not the threads that hold and release them."""
+    import multiprocessing
+
+    if not CAN_FORK:
+        return "this system has no safe fork"
+    if "ipykernel" in sys.modules:
+        return "a notebook is running"
+    if os.getpid() != _loaded_in or multiprocessing.current_process().daemon:
+        return "this process is itself a worker"
+    if threading.current_thread() is not threading.main_thread():
+        return "this is not the main thread"
+    others = [thread.name for thread in threading.enumerate()[1:] if not _is_harmless(thread)]
+    return f"another thread is running, {others[0]!r:.60}" if others else ""
+
+
+def _is_harmless(thread: threading.Thread) -> bool:
+    """Does it idle, or hold no lock that a worker wants? So do our own pools, and the monitors of tqdm and IPython."""
+    return thread.name.startswith(OWN_THREADS) or type(thread).__name__ in {"TMonitor", "HistorySavingThread"}

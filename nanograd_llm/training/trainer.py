@@ -8,83 +8,103 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import checked
-from nanograd_llm.autograd.tensor import Tensor
-from nanograd_llm.backend.interrupts import ctrl_c_later
+from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
-from nanograd_llm.errors import NanogradError, NonFiniteError
+from nanograd_llm.errors import BadFileError, GraphError, NanogradError, NonFiniteError
 from nanograd_llm.nn.module import Module, require_fit
-from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
-from nanograd_llm.training.parallel import Workers
 from nanograd_llm.training.schedule import warmup_cosine
+from nanograd_llm.training.team import Processes, make_team
+from nanograd_llm.training.workers import Workers
 
-Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Batches = Callable[[int], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
     """What a step did.
 
-    tokens: targets learned from since the start. loss: nats a target, before the step. gradient_norm: before clipping.
-    tokens_per_second: targets of this step over its duration. progress: share of the run that is done, 0 to 1.
+    items: how many items that count have been learned from since the start, such as tokens. loss: a mean over those of
+    this step, before it. gradient_norm: before clipping. items_per_second: in this step. progress: share of the run
+    that is done, 0 to 1.
     """
 
     step: int
-    tokens: int
+    items: int
     loss: float
     learning_rate: float
     gradient_norm: float
-    tokens_per_second: float
+    items_per_second: float
     progress: float
 
 
 class Trainer:
-    """Trains `model`, whose `loss(tokens, targets)` is a mean over the targets that are not -100.
+    """Trains the parameters of `model` that are not frozen, to make `model.loss(*batch)` smaller.
 
         trainer = Trainer(model, TrainConfig(learning_rate=1e-3))
         loss = trainer.step(tokens, targets)
 
-    The model's parameters become views of one flat array. A step puts a model in eval mode into training mode; parts
-    that were put into eval mode by themselves stay there. A step whose loss or gradient is not finite changes nothing:
-    it is replayed in `checked()` mode and NonFiniteError names the op where the first bad number arose.
+    The loss is a Tensor (), a mean over the items that count, and `model.loss_count(*batch)` says how many do. A batch
+    is one array or more, which are split along axis 0 over `trainer.workers`. Their pieces are weighted by what counts
+    in them, so the loss is that of the whole batch.
+
+    The trained parameters become views of one flat array. Worker processes copy the model when the trainer is made:
+    they share the numbers of the trained parameters, and follow train() and eval(); any other later change is not
+    seen, and what the loss writes into the model stays in the worker that wrote it. Where that matters, use
+    processes=False.
+
+    A step puts a model in eval mode into training mode; parts that were put into eval mode by themselves stay there. A
+    step whose loss or gradient is not finite changes nothing: it is replayed in `checked()` mode and NonFiniteError
+    names the op where the first bad number arose. Raises GraphError where there is nothing to train.
     """
 
     def __init__(self, model: Module, config: TrainConfig | None = None):
         require_type("model", model, Module, "a Module")
         require_type("config", config, (TrainConfig, type(None)), "a TrainConfig")
+        trained = model.trainable_parameters()
+        if not trained:
+            raise GraphError(
+                f"this {type(model).__name__} has nothing to train: of its {len(model.parameters())} parameters none "
+                "requires a gradient; unfreeze() the parts to train"
+            )
         self.model = model
         self.config = c = config or TrainConfig()
+        keep_heap()
+        team = make_team(c.workers, c.processes)
         self.optimizer = AdamW(
-            model.parameters(),
+            trained,
             beta1=c.beta1,
             beta2=c.beta2,
             eps=c.eps,
             weight_decay=c.weight_decay,
-            shared=c.processes,
+            shared=isinstance(team, Processes),
         )
-        self.workers = Workers(self.optimizer, c.threads, c.accumulate, processes=c.processes)
         self.steps_done = 0
-        self.tokens_seen = 0
-        keep_heap()
-        self.workers.start(model.loss)  # now, since there are no other threads yet to be copied amid their work
+        self.items_seen = 0
+        self.workers = Workers(model, self.optimizer, team, c.accumulate)
+        self._stepping = threading.Lock()
 
-    def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """One step on a batch; returns the loss before it.  tokens, targets (B, ...) integers"""
-        return self._step(tokens, targets, self._steps_progress).loss
+    def __repr__(self) -> str:
+        return f"Trainer({type(self.model).__name__}, step {self.steps_done} of {self.config.steps}, {self.workers})"
+
+    def step(self, *batch: Any) -> float:
+        """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows"""
+        return self._step(batch, self._steps_progress).loss
 
     def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:
         """Step after step until the run is over; a record after each.
 
-        batches: step -> (tokens, targets).
+        batches: step -> the arrays of its batch, such as (tokens, targets).
         spent: seconds of `minutes` already used up. The time that the caller takes between records counts as well.
         """
         start, minutes = time.monotonic() - spent, self.config.minutes
@@ -95,67 +115,66 @@ class Trainer:
 
         progress = self._steps_progress if minutes is None else clock_progress
         if minutes is not None and not self.steps_done:  # one step at least, however late it is by the clock
-            yield self._step(*batches(0), progress)
+            yield self._step(batches(0), progress)
         while progress(self.steps_done) < 1:
-            yield self._step(*batches(self.steps_done), progress)
+            yield self._step(batches(self.steps_done), progress)
 
     def _steps_progress(self, step: int) -> float:
         """The share of the run that is done after `step` steps."""
         return step / self.config.steps
 
-    def _step(self, tokens: np.ndarray, targets: np.ndarray, progress: Callable[[int], float]) -> StepRecord:
-        began = time.monotonic()
-        self._require_whole()
-        c = self.config
-        key = (c.seed, self.steps_done)
-        if not self.model.training:
-            self.model.train()
-        loss, norm = self.workers.loss_and_gradient(self.model.loss, tokens, targets, key)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._explain(tokens, targets, key, loss, norm)
-        # a step takes the learning rate of where it ends, so that the first one is not idle
-        ahead = progress(self.steps_done + 1)
-        learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-        count = count_targets(np.asarray(targets))
-        with ctrl_c_later():  # some milliseconds in which numbers and counters are of no step
-            self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
-            self.steps_done += 1
-            self.tokens_seen += count
-        rate = count / (time.monotonic() - began)
-        done = min(1.0, progress(self.steps_done))
-        return StepRecord(self.steps_done, self.tokens_seen, loss, learning_rate, norm, rate, done)
+    def _step(self, batch: Sequence[Any], progress: Callable[[int], float]) -> StepRecord:
+        if not self._stepping.acquire(blocking=False):
+            raise GraphError("this trainer is in a step in another thread; a step at a time, or a trainer a thread")
+        try:
+            began = time.monotonic()
+            self._require_whole()
+            c = self.config
+            key = (c.seed, self.steps_done)
+            if not self.model.training:
+                self.model.train()
+            loss, norm, count = self.workers.loss_and_gradient(batch, key)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._explain(batch, key, loss, norm)
+            # a step takes the learning rate of where it ends, so that the first one is not idle
+            ahead = progress(self.steps_done + 1)
+            learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+            with deferred_ctrl_c():  # some milliseconds in which parameters and counters do not belong together
+                self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
+                self.steps_done += 1
+                self.items_seen += count
+            rate = count / (time.monotonic() - began)
+            done = min(1.0, progress(self.steps_done))
+            return StepRecord(self.steps_done, self.items_seen, loss, learning_rate, norm, rate, done)
+        finally:
+            self._stepping.release()
 
-    def _explain(self, tokens: Any, targets: Any, key: tuple[int, int], loss: float, norm: float) -> None:
+    def _explain(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op whose numbers first went wrong."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
-
-        def named_loss(tokens: Any, targets: Any) -> Tensor:
-            with self.model.entered():
-                return self.model.loss(tokens, targets)
-
         cause = "No single op overflows when the step is replayed: the sum of squares does"
         try:
             with checked():
-                self.workers.loss_and_gradient(named_loss, tokens, targets, key)
+                self.workers.loss_and_gradient(batch, key)
         except NanogradError as error:
             cause = f"{error}. A lower learning rate may help"
         raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive
 
     @property
     def is_whole(self) -> bool:
-        """Are all numbers of the same step? Not once a worker has failed amid an update."""
-        return not self.workers.is_torn
+        """Do all parameters belong to the same step? Not once a worker has failed during an update."""
+        return not self.workers.half_updated
 
     def _require_whole(self) -> None:
         if not self.is_whole:
             raise NanogradError(
-                f"an update failed after step {self.steps_done}, so the numbers are of no step; load a checkpoint"
+                f"an update failed after step {self.steps_done}, so the parameters are half updated; load a checkpoint"
             )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything a resumed run needs, by name: parameters, both moments, the counters.
+        """Everything a resumed run needs, by name: all parameters, both moments of the trained ones, the counters.
 
-        Raises NanogradError where the numbers are not whole.
+        Raises NanogradError where the parameters are half updated.
         """
         self._require_whole()
         return self._state()
@@ -167,15 +186,21 @@ class Trainer:
         for prefix, array in (("adamw.m.", self.optimizer.m), ("adamw.v.", self.optimizer.v)):
             state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
         state["steps_done"] = np.asarray(self.steps_done, dtype=np.int64)
-        state["tokens_seen"] = np.asarray(self.tokens_seen, dtype=np.int64)
+        state["items_seen"] = np.asarray(self.items_seen, dtype=np.int64)
         return state
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state_dict` gave; ShapeError lists every name that does not fit, and nothing has changed."""
+        """Go on from what `state_dict` gave, or raise, and nothing has changed.
+
+        Raises ShapeError with every name that does not fit, BadFileError where a counter or second moment is negative.
+        """
         own = self._state()
         require_fit(own, arrays, "this trainer")
+        names = ("steps_done", "items_seen", *(name for name in own if name.startswith("adamw.v.")))
+        if bad := [name for name in names if (arrays[name] < 0).any()]:
+            raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never makes; use another state")
         for name, array in own.items():
             array[...] = arrays[name]
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])
-        self.tokens_seen = int(arrays["tokens_seen"])
-        self.workers.is_torn = False
+        self.items_seen = int(arrays["items_seen"])
+        self.workers.restart()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from nanograd_llm import Tensor, ops
 from nanograd_llm.backend.threads import blas_threads, share_out
@@ -40,7 +44,18 @@ def test_an_error_in_any_part_is_raised_here_once_all_have_ended(fails: int) -> 
     assert ended == [1 - fails]
 
 
-@pytest.mark.parametrize("op", [ops.gelu, ops.softmax, lambda x: ops.causal_attention(x, x, x)])
+MASK = ops.sequence_mask([300, 170], 300)[:, None]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        ops.gelu,
+        ops.softmax,
+        lambda x: ops.attention(x, x, x, causal=True),
+        lambda x: ops.attention(x, x, x, MASK, causal=False),
+    ],
+)
 def test_a_large_op_on_two_threads_has_the_bits_of_one(op: object) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 300, 64)).astype(np.float32)
@@ -87,3 +102,57 @@ def test_warnings_are_as_the_caller_has_them_in_every_part() -> None:
     with blas_threads(3), np.errstate(divide="raise", over="ignore"):
         kinds = share_out(lambda part: np.geterr(), 3, LARGE)
     assert all((kind["divide"], kind["over"]) == ("raise", "ignore") for kind in kinds)
+
+
+def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
+    def setting() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = setting()
+    inside, outside = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with blas_threads(1):
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with blas_threads(2):
+        outside.set()
+        thread.join()  # the block opened first is left first
+        assert setting() == [2] * len(before)
+    assert setting() == before
+
+
+def test_the_first_use_of_the_package_may_come_from_several_threads_at_once() -> None:
+    """In a process of its own, where it is the first; each thread's losses are those that it has alone."""
+    source = """
+import sys, threading
+
+found, start = {}, threading.Barrier(4)
+
+def use(name):
+    start.wait()
+    import nanograd_llm as ng
+    import numpy as np
+
+    model = ng.GPT(ng.GPTConfig(vocab_size=11, context_length=8, n_layer=1, n_head=2, n_embd=8, dropout=0.1), seed=name)
+    trainer = ng.training.Trainer(model, ng.training.TrainConfig(steps=20, workers=2, seed=name))
+    tokens = np.random.default_rng(name).integers(11, size=(6, 8))
+    found[name] = [trainer.step(tokens, tokens) for _ in range(20)]
+
+sys.setswitchinterval(1e-5)
+threads = [threading.Thread(target=use, args=(name,)) for name in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+together, start = dict(found), threading.Barrier(1)
+for name in range(4):
+    use(name)
+print(found == together, len(found))
+"""
+    answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert answer.stdout == "True 4\n", answer.stderr

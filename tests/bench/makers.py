@@ -59,7 +59,6 @@ class Sharing:
         self.flat = FlatParameters([ng.Parameter(np.zeros(size // 4, np.float32))], shared=True)
         self.own = None
         self.team = Processes(2)
-        self.team.prepare(self, b"")
 
     def fill(self):
         self.flat.data[:] += 1

@@ -11,7 +11,7 @@ from nanograd_llm.bench.decode import decoding
 from nanograd_llm.bench.profile import PARTS, Stopwatch, profile, stopwatch
 from nanograd_llm.bench.workloads import Workload, training_step
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.training.parallel import Workers
+from nanograd_llm.training.workers import Workers
 
 TINY = Workload("tiny", GPTConfig(vocab_size=7, context_length=4, n_layer=2, n_head=1, n_embd=4), 2, 4)
 

@@ -10,8 +10,9 @@ from multiprocessing import resource_tracker
 import pytest
 from makers import blocked_signals, broken, counter, fall_over, refused, where_and_what
 
+from nanograd_llm.backend.processes import spawn
 from nanograd_llm.bench.figures import Note
-from nanograd_llm.bench.race import Contender, burst, contenders, race, warm_up
+from nanograd_llm.bench.race import burst, contenders, race, warm_up
 from nanograd_llm.errors import NanogradError
 
 
@@ -60,8 +61,8 @@ def test_a_contender_steps_in_its_own_process_and_ends_with_the_block():
         (counter, fall_over, "ended without an answer"),
     ],
 )
-def test_what_fails_in_a_contender_is_told_here(make, function, said):
-    with Contender(make) as contender, pytest.raises(NanogradError, match=said):
+def test_what_fails_in_a_contender_is_raised_here(make, function, said):
+    with spawn(make) as contender, pytest.raises(NanogradError, match=said):
         contender.ask(function)
 
 
@@ -78,8 +79,8 @@ def test_a_contender_that_is_needed_and_fails_ends_the_race():
         list(warm_up(field, "toy"))
 
 
-def test_a_contender_killed_while_it_waits_is_told():
-    with Contender(counter) as contender:
+def test_a_contender_killed_while_it_waits_is_an_error():
+    with spawn(counter) as contender:
         contender.ask(where_and_what)
         contender.process.kill()
         contender.process.join()
@@ -88,8 +89,8 @@ def test_a_contender_killed_while_it_waits_is_told():
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks")
-def test_no_contender_hears_ctrl_c_the_first_neither():
+def test_ctrl_c_is_blocked_in_every_contender_the_first_as_well():
     resource_tracker._resource_tracker._stop()  # as before the first process that is spawned
     for _ in range(2):
-        with Contender(counter) as contender:
+        with spawn(counter) as contender:
             assert signal.SIGINT in contender.ask(blocked_signals)

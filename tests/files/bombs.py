@@ -23,7 +23,7 @@ from nanograd_llm.files.shards import MAX_SHARDS
 from nanograd_llm.files.tensor_pickle import MAX_INSTRUCTIONS
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import MAX_PICKLE, read_torch_object
-from nanograd_llm.files.zip import MAX_RECORDS
+from nanograd_llm.files.zip import MAX_DIRECTORY
 
 
 def safetensors(text, data=b""):
@@ -90,7 +90,7 @@ BOMBS = {
         SAME_TENSOR + b"R(" + b"h\0h\1R" * (MAX_INSTRUCTIONS // 3 - 30) + b"t\x86.", [("x/data/0", b"\0" * 4)]
     ),
     "torch: as many records as it may have": lambda: zipped(
-        b"}.", [(f"x/data/{n}", b"") for n in range(MAX_RECORDS - 1)]
+        b"}.", [(f"x/data/{n}", b"") for n in range(MAX_DIRECTORY // 64)]
     ),
     "torch: a program as long as it may be": lambda: zipped(b"N" * MAX_PICKLE),
     "tensorflow: as many variables as it may have": lambda: tensorflow(
@@ -115,7 +115,7 @@ READERS = {
     "safetensors": read_safetensors,
     "index": read_sharded_safetensors,
     "torch": read_torch_object,
-    "tensorflow": read_tensorflow,
+    "tensorflow": lambda path: read_tensorflow(path.with_name("x.index")),
 }
 
 

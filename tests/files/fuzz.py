@@ -1,7 +1,7 @@
 """Damaged weight files by the thousand: each fixture is bent in ways that its format knows, and read under the oracle.
 
-    python tests/pretrained/fuzz.py 10000
-    python tests/pretrained/fuzz.py 100000 --first 5000000 --only torch tensorflow
+    python tests/files/fuzz.py 10000
+    python tests/files/fuzz.py 100000 --first 5000000 --only torch tensorflow
 
 reads that many inputs of each format. Input n of a format is the same on every machine and in every run. An input that
 breaks a rule is kept as a folder of `cases/`, which `test_fuzz.py` reads again for ever.
@@ -32,6 +32,7 @@ from oracle import Breach, read_watched
 
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import MAGIC
+from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
@@ -279,6 +280,17 @@ def fixture(folder: str) -> Files:
     return {file.name: file.read_bytes() for file in sorted((HERE.parent / "fixtures" / folder).iterdir())}
 
 
+def numpy_seed() -> bytes:
+    """What `numpy.savez` writes, but for the time of day."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as file:
+        for name, array in {"a": np.arange(6.0, dtype="<f4").reshape(2, 3), "b": np.arange(3) > 1}.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+    return written.getvalue()
+
+
 def tensorflow_seeds() -> tuple[Files, ...]:
     few = {name: x for name, x in fixture("small").items() if name.startswith(("few.index", "few.data"))}
     gpt = {name: x for name, x in fixture("tensorflow").items() if name.startswith("model.ckpt")}
@@ -318,7 +330,8 @@ FORMATS = {
         bend_torch,
         (".bin",),
     ),
-    "tensorflow": Format(read_tensorflow, "few", tensorflow_seeds(), bend_table, (".index",)),
+    "npz": Format(read_npz, "model.npz", ({"model.npz": numpy_seed()},), bend_torch, (".npz",)),
+    "tensorflow": Format(read_tensorflow, "few.index", tensorflow_seeds(), bend_table, (".index",)),
     "llmc": Format(
         read_llmc,
         "model.bin",

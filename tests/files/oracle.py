@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 SECONDS = 1.0  # of this process's own work, so that a busy machine breaks no rule
 SPARE = 64 * 2**20  # bytes, beside twice the file
 
+codecs.lookup("cp437")  # with which zipfile decodes names; Python loads it when it is first used
 _breaches: list[str] = []
 _folder: str | None = None  # the one that a file may be opened in, while a file is being read
 

@@ -245,6 +245,20 @@ def test_files_written_together_are_all_there_beside_what_was_there_before(tmp_p
         assert (folder / "second").read_bytes() == b"2"
 
 
+def test_a_new_folder_appears_in_one_step_with_all_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "link", errno.EPERM)
+    seen, rename = [], os.rename
+    monkeypatch.setattr(os, "rename", lambda old, new: (seen.append(new), rename(old, new)))
+    with written_together(tmp_path / "a" / "b") as place:
+        write_atomically(place / "first", b"1")
+        write_atomically(place / "second", b"2")
+        assert not (tmp_path / "a" / "b").exists()
+    assert seen == [tmp_path / "a" / "b"]
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == ["first", "second"] and os.listdir(tmp_path / "a") == ["b"]
+
+
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("after", range(4))
 def test_a_disk_that_refuses_one_of_the_files_written_together_leaves_all_as_it_was(
@@ -294,7 +308,7 @@ def test_files_that_are_written_together_work_on_a_disk_without_links(
 
 def test_every_folder_that_was_made_is_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(nanograd_llm.files.atomic, "_sync_folder", synced.append)
+    monkeypatch.setattr(nanograd_llm.files.atomic, "_sync_folders", lambda _, folders: synced.extend(folders))
     with written_together(tmp_path / "new" / "deep") as p:
         (p / "a").write_text("ours")
     assert set(synced) == {tmp_path, tmp_path / "new", tmp_path / "new" / "deep"}

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from oracle import read_watched
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.safetensors import DTYPES, read_safetensors
+from nanograd_llm.errors import BadFileError, DtypeError
+from nanograd_llm.files.safetensors import (
+    DTYPES,
+    read_safetensors,
+    read_safetensors_with_metadata,
+    write_safetensors,
+)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def written(folder, header, data=b"", *, size=None):
@@ -78,12 +89,12 @@ def test_a_header_longer_than_the_file_is_refused_before_anything_is_built(size,
         ({"x": 1}, "entry must hold"),
         ({"x": {"dtype": "F32", "shape": [1]}}, "entry must hold"),
         ({"x": entry(0, 4) | {"more": 1}}, "entry must hold"),
-        ({"x": entry(0, 4, dtype="F8_E4M3")}, "dtype 'F8_E4M3' is not one of F64, F32"),
+        ({"x": entry(0, 4, dtype="F8_E4M3")}, "dtype 'F8_E4M3' is not one of U64, I64"),
         ({"x": entry(0, 4, dtype=["F32"])}, "is not one of"),
         ({"x": entry(0, 4, [1.0])}, "integers from 0 up"),
         ({"x": entry(0, 4, [True])}, "integers from 0 up"),
         ({"x": entry(0, 4, [-1])}, "integers from 0 up"),
-        ({"x": entry(0, 4, {"0": 1})}, "must be lists"),
+        ({"x": entry(0, 4, {"0": 1})}, "must be a list"),
         ({"x": entry(0, 4) | {"data_offsets": [0, 4.0]}}, "two integers"),
         ({"x": entry(0, 4) | {"data_offsets": [False, 4]}}, "two integers"),
         ({"x": entry(0, 4) | {"data_offsets": [0, 4, 8]}}, "two integers"),
@@ -96,14 +107,15 @@ def test_a_header_longer_than_the_file_is_refused_before_anything_is_built(size,
         ({"x": entry(0, 12)}, "needs bytes"),
         ({"x": entry(0, 4), "y": entry(0, 4), "z": entry(4, 8)}, "overlaps"),
         ({"x": entry(0, 6, [3], "F16"), "y": entry(4, 8)}, "overlaps"),
-        ({"x": entry(0, 2, [1], "F16"), "y": entry(4, 8)}, "leaves a hole"),
-        ({"x": entry(4, 8)}, "leaves a hole"),
-        ({"x": entry(0, 4)}, "both must be one"),
+        ({"x": entry(0, 2, [1], "F16"), "y": entry(4, 8)}, "no byte may be left over"),
+        ({"x": entry(4, 8)}, "no byte may be left over"),
+        ({"x": entry(0, 4)}, "no byte may be left over"),
         ({"x": entry(0, 8), "empty": entry(4, 4, [0])}, "overlaps"),
         ({"x": entry(0, 8), "empty": entry(2**40, 2**40, [0])}, "needs bytes"),
         ({"x": entry(0, 8, [8], "BOOL")}, "neither false"),
         ({"x": entry(0, 8), "__metadata__": {"format": 1}}, "object of strings"),
         ({"x": entry(0, 8), "__metadata__": ["pt"]}, "object of strings"),
+        ({"x": entry(0, 8), "__metadata__": None}, "object of strings"),
     ],
 )
 def test_what_the_format_does_not_prescribe_is_refused(header, complaint, tmp_path):
@@ -113,3 +125,43 @@ def test_what_the_format_does_not_prescribe_is_refused(header, complaint, tmp_pa
 
 def test_a_header_of_a_hundred_thousand_tensors_is_refused(tmp_path):
     refusal(tmp_path, {f"x{n}": entry(0, 0) for n in range(100_000)})
+
+
+WRITTEN_BY_THE_LIBRARY = sorted(
+    path for path in FIXTURES.glob("*/*.safetensors") if path.parent.name not in ("safetensors_bfloat16", "small")
+)
+
+
+@pytest.mark.parametrize("path", WRITTEN_BY_THE_LIBRARY, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_is_written_has_the_bytes_of_the_formats_own_library(path, tmp_path):
+    write_safetensors(tmp_path / "x", *read_safetensors_with_metadata(path))
+    assert (tmp_path / "x").read_bytes() == path.read_bytes()
+
+
+def test_arrays_of_any_dtype_and_layout_are_written_as_the_library_writes_them(rng, tmp_path):
+    numbers = rng.integers(0, 2, (3, 4))
+    arrays = {f"é {dtype}": numbers.astype(dtype) for dtype in DTYPES.values()} | {'a\n"': np.array(2.5)}
+    save_file(arrays, tmp_path / "theirs", {"format": "np"})
+    bent = {name: x.astype(x.dtype.newbyteorder(">"), order="F") for name, x in arrays.items()}
+    write_safetensors(tmp_path / "ours", dict(reversed(bent.items())), {"format": "np"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert all(np.array_equal(load_file(tmp_path / "ours")[name], x) for name, x in arrays.items())
+
+
+def test_what_is_no_array_of_numbers_is_not_written(tmp_path):
+    for array in (np.zeros(1, np.complex64), np.array([None]), np.array(["x"])):
+        with pytest.raises(DtypeError, match=f"x {re.escape(str(array.dtype))}: safetensors cannot hold it"):
+            write_safetensors(tmp_path / "file", {"x": array}, {})
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts memory in another way")
+def test_writing_takes_no_second_copy_of_the_arrays(tmp_path):
+    arrays = {str(n): np.ones(2**20, np.float32) for n in range(8)}
+    tracemalloc.start()
+    try:
+        write_safetensors(tmp_path / "x", arrays, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20

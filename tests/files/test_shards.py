@@ -70,7 +70,7 @@ def test_a_missing_shard_is_named(folder):
         ({str(n): str(n) for n in range(1001)}, "names 1,001 files; at most 1,000 are read"),
         (b"[]", "JSON object is expected"),
         (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "twice"),
-        (b"{}" + b" " * 2**22, "too much JSON"),
+        (b"{}" + b" " * 2**22, "has more than 4,194,304 bytes"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(weight_map, complaint, folder):
@@ -85,14 +85,13 @@ def test_a_tensor_in_two_shards_is_named(folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
-def test_a_shard_that_is_a_link_out_of_the_folder_is_read_only_where_it_was_allowed(folder):
-    blobs = folder.parent / "blobs"
-    blobs.mkdir()
-    shutil.move(folder / "two.safetensors", blobs / "0123")
+def test_a_shard_may_be_a_link_to_another_disk(folder):
+    elsewhere = folder.parent / "blobs"
+    elsewhere.mkdir()
+    shutil.move(folder / "two.safetensors", elsewhere / "0123")
     (folder / "two.safetensors").symlink_to("../blobs/0123")
-    found = read(folder, RIGHT)
-    assert isinstance(found, BadFileError) and "link out of the folder" in str(found)
-    assert read_sharded_safetensors(folder / "model.safetensors.index.json", links_into=blobs).keys() == {"a", "b"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": RIGHT}), "utf-8")
+    assert read_sharded_safetensors(folder / "model.safetensors.index.json").keys() == {"a", "b"}
 
 
 def test_a_name_too_long_for_the_system_is_a_missing_file(folder):

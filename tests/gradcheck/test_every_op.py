@@ -22,8 +22,8 @@ from nanograd_llm.gradcheck import (
     mutants,
     table_head,
 )
+from nanograd_llm.gradcheck.check.promises import equality_problems, layout_problems
 from nanograd_llm.gradcheck.every_op import surviving_mutants
-from nanograd_llm.gradcheck.promises import equality_problems, layout_problems
 
 
 def planted(name, title):

@@ -29,7 +29,7 @@ WHOLE = {
     "a GPT": (
         gpt().loss,
         (IDS[:, :-1], IDS[:, 1:]),
-        ["layernorm", "linear", "gelu", "causal_self_attention", "linear_cross_entropy", "embedding", "getitem", "add"],
+        ["layernorm", "linear", "gelu", "multi_head_attention", "linear_cross_entropy", "embedding", "getitem", "add"],
     ),
 }
 

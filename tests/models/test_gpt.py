@@ -144,7 +144,7 @@ def test_a_model_without_numbers_takes_read_only_arrays_as_they_are(tokens: np.n
     model.load_state_dict(arrays, assign=True)
     assert all(model.state_dict()[name] is array for name, array in arrays.items())
     assert np.array_equal(model(tokens).data, source(tokens).data)
-    trainer = Trainer(model, TrainConfig(steps=2, threads=1))
+    trainer = Trainer(model, TrainConfig(steps=2, workers=1))
     trainer.step(tokens, targets)
     assert not np.array_equal(model.wte.data, arrays["wte"])
     assert np.array_equal(arrays["wte"], source.wte.data)

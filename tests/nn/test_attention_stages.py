@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm import Tensor, checked, grad, nn, ops
 from nanograd_llm.backend.randomness import noise
-from nanograd_llm.errors import ConfigError
+from nanograd_llm.errors import ConfigError, ShapeError
 
 B, T, C, H = 2, 5, 6, 3
 
@@ -119,15 +119,78 @@ def test_one_batched_head_is_causal_attention(x: np.ndarray, rng: np.random.Gene
     assert close(results(batched, x, []), results(causal, x, []))
 
 
+# Padding and context
+
+
+MASK = ops.sequence_mask([T, 2], T)
+
+
+def test_without_causal_a_head_is_self_attention(x: np.ndarray, rng: np.random.Generator) -> None:
+    single = double(nn.SelfAttention(C, C, rng=rng))
+    batched = double(nn.MultiHeadAttention(C, 1, causal=False))
+    parts = (single.query, single.key, single.value)
+    batched.qkv.weight.data[:] = np.concatenate([part.weight.data for part in parts], axis=1)
+    batched.out.weight.data[:] = np.eye(C)
+    assert close(results(batched, x, []), results(single, x, []))
+    assert np.allclose(batched.weights(x).data[:, 0], single.weights(x).data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_padded_text_is_attended_as_it_is_alone(causal: bool, x: np.ndarray, rng: np.random.Generator) -> None:
+    layer = double(nn.MultiHeadAttention(C, H, causal=causal, rng=rng))
+    together, weights = layer(x, None, MASK).data, layer.weights(x, None, MASK).data
+    for number, length in enumerate([T, 2]):
+        alone = x[number : number + 1, :length]
+        assert np.allclose(together[number, :length], layer(alone).data[0], rtol=1e-12)
+        assert np.allclose(weights[number, :, :length, :length], layer.weights(alone).data[0], rtol=1e-12)
+        assert not weights[number, :, :, length:].any()
+
+
+def crossing_from(layer: Any) -> Any:
+    """A layer for a context with the weights of one for self-attention."""
+    state = layer.state_dict()
+    for name in ("qkv.weight", "qkv.bias"):
+        joined = state.pop(name)
+        state[name.replace("qkv", "q")], state[name.replace("qkv", "kv")] = joined[..., :C], joined[..., C:]
+    cross = double(nn.MultiHeadAttention(C, H, cross=True))
+    cross.load_state_dict(state)
+    return cross
+
+
+def test_a_text_that_is_its_own_context_is_self_attention(x: np.ndarray, rng: np.random.Generator) -> None:
+    layer = double(nn.MultiHeadAttention(C, H, causal=False, rng=rng))
+    cross = crossing_from(layer)
+    for mask in (None, MASK):
+        assert np.allclose(cross(x, x, mask).data, layer(x, None, mask).data, rtol=1e-12)
+        assert np.allclose(cross.weights(x, x, mask).data, layer.weights(x, None, mask).data, rtol=1e-12)
+
+
+def test_forward_mixes_the_values_by_the_weights_of_each_form(x: np.ndarray, rng: np.random.Generator) -> None:
+    context, mask = rng.standard_normal((B, 3, C)), ops.sequence_mask([1, 3], 3)
+    layer = double(nn.MultiHeadAttention(C, H, cross=True, scale=0.3, rng=rng))
+    values = layer.kv(context).data[..., C:].reshape(B, 3, H, C // H).swapaxes(1, 2)  # (B, S, C) -> (B, H, S, D)
+    mixed = layer.weights(x, context, mask).data @ values
+    assert np.allclose(layer(x, context, mask).data, layer.out(mixed.swapaxes(1, 2).reshape(x.shape)).data, rtol=1e-12)
+
+
+def test_a_context_is_wanted_where_the_layer_is_made_for_one_and_nowhere_else(x: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match="made with cross=True, and got no context"):
+        double(nn.MultiHeadAttention(C, H, cross=True))(x)
+    for layer in (nn.MultiHeadAttention(C, H), nn.Block(C, H)):
+        with pytest.raises(ShapeError, match="made without cross=True, and got a context"):
+            double(layer)(x, x)
+
+
 STAGES = [
     nn.SimplifiedSelfAttention(),
     nn.SelfAttention(C, 4, rng=np.random.default_rng(1)),
     nn.CausalAttention(C, 4, rng=np.random.default_rng(2)),
     nn.MultiHeadList(C, H, rng=np.random.default_rng(3)),
     nn.MultiHeadAttention(C, H, rng=np.random.default_rng(4)),
+    nn.MultiHeadAttention(C, H, causal=False, rng=np.random.default_rng(5)),
 ]
 named = pytest.mark.parametrize("layer", STAGES, ids=lambda layer: type(layer).__name__)
-causal_named = pytest.mark.parametrize("layer", STAGES[2:], ids=lambda layer: type(layer).__name__)
+causal_named = pytest.mark.parametrize("layer", STAGES[2:5], ids=lambda layer: type(layer).__name__)
 
 
 @named
@@ -154,7 +217,7 @@ def test_later_tokens_never_change_earlier_outputs(layer: Any, x: np.ndarray, rn
         assert not np.allclose(after[:, t:], before[:, t:])
 
 
-@pytest.mark.parametrize("layer", STAGES[:2], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("layer", [*STAGES[:2], STAGES[5]], ids=lambda layer: type(layer).__name__)
 def test_without_a_mask_later_tokens_do_change_earlier_outputs(layer: Any, x: np.ndarray) -> None:
     changed = x.copy()
     changed[:, -1] += 1

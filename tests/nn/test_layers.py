@@ -11,6 +11,7 @@ from nanograd_llm import Tensor, grad, nn
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, GraphError, ShapeError
+from nanograd_llm.ops import sequence_mask
 
 
 def test_linear_is_x_w_plus_b_over_the_last_axis(rng: np.random.Generator) -> None:
@@ -99,6 +100,26 @@ def test_a_block_adds_attention_and_mlp_of_the_normalised_stream(rng: np.random.
     assert np.allclose(block(x).data, middle + block.mlp(block.ln_2(middle)).data, rtol=1e-13)
 
 
+def test_a_post_norm_block_normalises_the_stream_once_each_part_is_added(rng: np.random.Generator) -> None:
+    block = nn.Block(8, 2, norm_first=False, causal=False, rng=rng).astype(np.float64)
+    x, mask = rng.standard_normal((2, 5, 8)), sequence_mask([5, 3], 5)
+    middle = block.ln_1(x + block.attention(x, None, mask).data).data
+    assert np.allclose(block(x, None, mask).data, block.ln_2(middle + block.mlp(middle).data).data, rtol=1e-13)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_block_looks_at_its_context_between_attention_and_mlp(norm_first: bool, rng: np.random.Generator) -> None:
+    block = nn.Block(8, 2, norm_first=norm_first, cross=True, rng=rng).astype(np.float64)
+    x, context, mask = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 3, 8)), sequence_mask([1, 3], 3)
+
+    def add(norm: Any, part: Any, x: np.ndarray) -> np.ndarray:
+        return np.asarray((x + part(norm(x)).data) if norm_first else norm(x + part(x).data).data)
+
+    y = add(block.ln_1, block.attention, x)
+    y = add(block.ln_cross, lambda x: block.cross_attention(x, context, mask), y)
+    assert np.allclose(block(x, context, None, mask).data, add(block.ln_2, block.mlp, y), rtol=1e-13)
+
+
 # The key-value cache
 
 
@@ -126,11 +147,29 @@ def test_attention_with_a_cache_equals_attention_without(rng: np.random.Generato
     x = rng.standard_normal((3, 7, 8))
     cache = nn.KeyValueCache(3, 2, 7, 4, np.float64)
     with no_grad():
-        parts = [layer(x[:, start:end], cache).data for start, end in [(0, 4), (4, 5), (5, 7)]]
+        parts = [layer(x[:, start:end], cache=cache).data for start, end in [(0, 4), (4, 5), (5, 7)]]
     assert np.allclose(np.concatenate(parts, axis=1), layer(x).data, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_block_with_caches_equals_a_block_without_and_reads_its_context_once(
+    norm_first: bool, rng: np.random.Generator
+) -> None:
+    block = nn.Block(8, 2, norm_first=norm_first, cross=True, rng=rng).astype(np.float64)
+    x, context = rng.standard_normal((3, 7, 8)), rng.standard_normal((3, 4, 8))
+    mask, context_mask = sequence_mask([7, 7, 6], 7)[:, ::-1], sequence_mask([4, 1, 3], 4)
+    cache, cross_cache = nn.KeyValueCache(3, 2, 7, 4, np.float64), nn.KeyValueCache(3, 2, 4, 4, np.float64)
+    with no_grad():
+        parts = []
+        for start, end in [(0, 4), (4, 5), (5, 7)]:
+            given = context if start == 0 else None
+            caches = {"cache": cache, "cross_cache": cross_cache}
+            parts.append(block(x[:, start:end], given, mask[:, :end], context_mask, **caches).data)
+    whole = block(x, context, mask, context_mask).data
+    assert np.allclose(np.concatenate(parts, axis=1), whole, rtol=1e-12, atol=1e-14)
 
 
 def test_a_cache_refuses_to_lose_a_gradient(rng: np.random.Generator) -> None:
     layer = nn.MultiHeadAttention(8, 2, rng=rng)
     with pytest.raises(GraphError, match=r"inside no_grad\(\)"):
-        layer(rng.standard_normal((1, 2, 8), dtype=np.float32), nn.KeyValueCache(1, 2, 4, 4, np.float32))
+        layer(rng.standard_normal((1, 2, 8), dtype=np.float32), cache=nn.KeyValueCache(1, 2, 4, 4, np.float32))

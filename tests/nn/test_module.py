@@ -245,3 +245,51 @@ def test_each_thread_has_its_own_module_path() -> None:
     with checked():
         model.outer(TOKENS)
     assert " in module blocks.0.ln_1, " in messages[0]
+
+
+# Frozen parameters, and what a loss counts
+
+
+def test_a_frozen_part_has_no_gradient_and_the_rest_has_what_it_had() -> None:
+    model, whole = tiny_gpt(), tiny_gpt()
+    assert model.blocks[1].freeze() is model.blocks[1]
+    for each in (model, whole):
+        each.loss(TOKENS, TOKENS).backward()
+    gradients = {name: p.grad for name, p in whole.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.1."):
+            assert parameter.grad is None, name
+        else:
+            assert np.array_equal(parameter.grad, gradients[name]), name
+
+
+def test_freezing_a_tree_and_unfreezing_a_part_leaves_that_part_to_train() -> None:
+    model = tiny_gpt()
+    assert model.trainable_parameters() == model.parameters()
+    assert model.freeze().trainable_parameters() == []
+    model.blocks[2].unfreeze()
+    assert list(map(id, model.trainable_parameters())) == list(map(id, model.blocks[2].parameters()))
+    assert "blocks.1.ln_1.bias (16,) float32 frozen\n" in repr(model)
+    assert "blocks.2.ln_1.bias (16,) float32\n" in repr(model)
+
+
+def test_a_frozen_parameter_forgets_its_gradient_and_a_tied_one_is_frozen_in_both_places() -> None:
+    model = Tied()
+    model.table.grad = np.ones((5, 3), np.float32)
+    model.head.freeze()
+    assert model.table.grad is None
+    assert model.trainable_parameters() == model.norm.parameters()
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ([TOKENS, np.array([[1, -100, 3, -100], [4, 3, 2, 1]])], 6),
+        ([TOKENS, np.array([2, 1]), np.array([0, -100], np.int8)], 1),
+        ([TOKENS, np.ones((2, 7))], 2),
+        ([np.ones((3, 4), np.float32)], 3),
+        ([TOKENS, np.array([True, False])], 2),
+    ],
+)
+def test_a_loss_counts_the_integer_targets_that_are_not_left_out_or_else_the_rows(batch: Any, count: int) -> None:
+    assert nn.Module().loss_count(*batch) == count

@@ -89,10 +89,10 @@ def test_cross_entropy_of_a_half_and_a_third_is_half_the_log_of_6(form):
     )
 
 
-@both("causal_attention")
+@both("attention")
 def test_attention_with_weights_a_quarter_and_three_quarters(form):
     q, k, v = leaf([[5], [1]]), leaf([[0], [LOG3]]), leaf([[4], [8]])
-    y = form(q, k, v)
+    y = form(q, k, v, causal=True)
     assert comes_to(y, [[4], [QUARTER * 4 + 3 * QUARTER * 8]])
     dq, dk, dv = grad(y, [q, k, v], [[2.0], [1.0]])
     # the first query has one key and no choice: q̄ = 0. In the second row p̄ = (4, 8), Σ p̄*p = 7, s̄ = p*(p̄ - 7)
@@ -102,11 +102,11 @@ def test_attention_with_weights_a_quarter_and_three_quarters(form):
     assert comes_to(dq, [[0], [s[1] * LOG3]])
 
 
-@both("causal_attention")
+@both("attention")
 def test_attention_divides_its_scores_by_the_root_of_the_width(form):
     # four channels: 2*log 3/√4 = log 3, the same weights as above
     q, k, v = leaf([[5, 0, 0, 0], [2, 0, 0, 0]]), leaf([[0, 0, 0, 0], [LOG3, 0, 0, 0]]), leaf([[4], [8]])
-    y = form(q, k, v)
+    y = form(q, k, v, causal=True)
     assert comes_to(y, [[4], [7]])
     dq, dk = grad(y, [q, k], [[2.0], [1.0]])
     assert comes_to(dk, [[-3 * QUARTER * 2 * HALF, 0, 0, 0], [3 * QUARTER * 2 * HALF, 0, 0, 0]])

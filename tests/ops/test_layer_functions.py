@@ -162,7 +162,7 @@ def test_cross_entropy_by_hand():
 def test_attention_by_hand():
     # one channel, two tokens; the second looks at both with scores 2*0 and 2*log 3 / 2
     q, k, v = leaf([[1.0], [1.0]]), leaf([[0.0], [math.log(3)]]), leaf([[8.0], [4.0]])
-    y = ops.causal_attention(q, k, v)
+    y = ops.attention(q, k, v, causal=True)
     np.testing.assert_allclose(y.data, [[8], [0.25 * 8 + 0.75 * 4]], rtol=1e-15)
     dq, dk, dv = grad(y, [q, k, v], np.array([[0.0], [1.0]]))
     np.testing.assert_allclose(dv, [[0.25], [0.75]], rtol=1e-15)
@@ -278,26 +278,26 @@ def test_attention_computes_no_gradient_or_value_from_the_future():
     q, k, v = (leaf(rng.standard_normal((n, 4))) for _ in range(3))
     cotangent = np.zeros((n, 4))
     cotangent[70] = 1
-    for gradient in grad(ops.causal_attention(q, k, v), [q, k, v], cotangent):
+    for gradient in grad(ops.attention(q, k, v, causal=True), [q, k, v], cotangent):
         assert gradient[70].any()
         assert not gradient[71:].any()
 
 
 def test_attention_with_more_queries_than_keys_is_refused():
     with pytest.raises(ShapeError, match="3 queries for 2 keys"):
-        ops.causal_attention(np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((2, 2)))
+        ops.attention(np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((2, 2)), causal=True)
 
 
 def test_self_attention_on_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ShapeError, match="3 \\* n_head \\* D; n_head is 4"):
-        ops.causal_self_attention(np.zeros((1, 2, 18)), n_head=4)
+        ops.multi_head_attention(np.zeros((1, 2, 18)), n_head=4, causal=True)
 
 
-@pytest.mark.parametrize("form", [ops.causal_self_attention, composed.causal_self_attention])
+@pytest.mark.parametrize("form", [ops.multi_head_attention, composed.multi_head_attention])
 @pytest.mark.parametrize("n_head", [0, -1, -2])
 def test_self_attention_without_a_head_is_refused(form, n_head):
     with pytest.raises(ShapeError, match=f"n_head is {n_head}"):
-        form(np.zeros((1, 2, 6)), n_head=n_head)
+        form(np.zeros((1, 2, 6)), n_head=n_head, causal=True)
 
 
 @pytest.mark.parametrize("lead", [(2,), (0,), (2, 0, 3)])
@@ -313,28 +313,28 @@ def test_a_normalised_axis_of_size_zero_gives_nothing_forward_and_backward(name,
         assert [gradient.shape for gradient in gradients] == [x.shape for x in inputs]
 
 
-@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+@pytest.mark.parametrize("form", [ops.attention, composed.attention])
 @pytest.mark.parametrize("lead", [(3,), (2, 3), (0,)])
 def test_attention_over_queries_and_keys_without_channels_is_refused(form, lead):
     with pytest.raises(ShapeError, match=r"no channels, .* 0\), and so no scale 1/√D"):
-        form(np.zeros((*lead, 0)), np.zeros((*lead, 0)), np.zeros((*lead, 4)))
+        form(np.zeros((*lead, 0)), np.zeros((*lead, 0)), np.zeros((*lead, 4)), causal=True)
 
 
-@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+@pytest.mark.parametrize("form", [ops.attention, composed.attention])
 @pytest.mark.parametrize("shapes", [((3, 2), (3, 2), (3, 0)), ((0, 2), (4, 2), (4, 3)), ((0, 2), (0, 2), (0, 3))])
 def test_attention_without_queries_or_value_channels_gives_nothing_forward_and_backward(form, shapes):
     inputs = [leaf(np.ones(shape)) for shape in shapes]
-    y = form(*inputs)
+    y = form(*inputs, causal=True)
     assert y.shape == (shapes[0][0], shapes[2][1])
     for x, gradient in zip(inputs, grad(y, inputs, np.ones(y.shape))):
         np.testing.assert_array_equal(gradient, np.zeros(x.shape))
 
 
-@pytest.mark.parametrize("form", [ops.causal_self_attention, composed.causal_self_attention])
+@pytest.mark.parametrize("form", [ops.multi_head_attention, composed.multi_head_attention])
 @pytest.mark.parametrize("shape", [(2, 3, 0), (0, 0, 0)])
 def test_self_attention_without_channels_is_refused(form, shape):
     with pytest.raises(ShapeError, match="the last axis, 0, must be 3 \\* n_head \\* D"):
-        form(np.zeros(shape), n_head=2)
+        form(np.zeros(shape), n_head=2, causal=True)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
@@ -372,7 +372,7 @@ def test_memory_layout_changes_no_result(layout):
         "gelu": ops.gelu,
         "linear": lambda x: ops.linear(x, rng.standard_normal((6, 3)) * 0 + 1.5),
         "cross_entropy": lambda x: ops.cross_entropy(x, np.array([0, 1, 2, 3])),
-        "causal_self_attention": lambda x: ops.causal_self_attention(x.reshape((1, 4, 6)), n_head=2),
+        "multi_head_attention": lambda x: ops.multi_head_attention(x.reshape((1, 4, 6)), n_head=2, causal=True),
     }
     for name, f in calls.items():
         x, z = Tensor(plain, requires_grad=True), Tensor(other, requires_grad=True)
@@ -399,11 +399,125 @@ def test_under_higher_order_the_composition_takes_the_fused_forms_place():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("form", [ops.causal_attention, composed.causal_attention])
+@pytest.mark.parametrize("form", [ops.attention, composed.attention])
 def test_a_later_key_that_is_not_finite_changes_no_earlier_token(form, bad):
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 4))
-    before = form(q, k, v)
+    before = form(q, k, v, causal=True)
     k[:, -1] = bad
     with np.errstate(invalid="ignore"):
-        after = form(q, k, v)
+        after = form(q, k, v, causal=True)
     assert np.array_equal(after[:, :-1], before[:, :-1])
+
+
+FORMS = pytest.mark.parametrize("form", [ops.attention, composed.attention], ids=["fast", "definition"])
+LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than a block holds, keys that are padding everywhere
+LEFT = LENGTHS[:, ::-1]
+
+
+def attended(form, mask, q, k, v, **static):
+    """y and the gradients of q, k and v."""
+    inputs = [leaf(x) for x in (q, k, v)]
+    y = form(*inputs, mask, **static)
+    return [y.data, *grad(y, inputs, np.random.default_rng(1).standard_normal(y.shape))]
+
+
+@pytest.fixture
+def qkv():
+    return np.random.default_rng(0).standard_normal((3, 3, 80, 4))  # of three sequences
+
+
+@FORMS
+@pytest.mark.parametrize("mask", [LENGTHS, LEFT], ids=["right", "left"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_stands_in_padding_changes_no_bit_and_has_no_gradient(form, mask, causal, qkv):
+    before = attended(form, mask, *qkv, causal=causal)
+    qkv[1:, ~mask] = 1e30 * qkv[1:, ~mask]
+    after = attended(form, mask, *qkv, causal=causal)
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a, b)
+    assert not before[2][~mask].any() and not before[3][~mask].any()
+    assert before[2][mask].any() and before[3][mask].any()
+
+
+@FORMS
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_padded_sequence_is_attended_as_it_is_alone(form, causal, qkv):
+    def run(cotangent, mask, *arrays):
+        inputs = [leaf(x) for x in arrays]
+        y = form(*inputs, mask, causal=causal)
+        return [y.data, *grad(y, inputs, cotangent)]
+
+    cotangent = np.random.default_rng(1).standard_normal((3, 80, 4)) * LENGTHS[..., None]  # padding is in no loss
+    together = run(cotangent, LENGTHS, *qkv)
+    for number, length in enumerate([70, 33]):
+        alone = run(cotangent[number, :length], None, *qkv[:, number, :length])
+        for a, b in zip(together, alone):
+            np.testing.assert_allclose(a[number, :length], b, rtol=1e-11, atol=1e-13)
+
+
+@FORMS
+@pytest.mark.parametrize("keys", [2, 0])
+def test_a_query_that_sees_no_key_gives_zeros_and_has_no_gradient(form, keys):
+    q, k, v = np.ones((2, 3, 4)), np.ones((2, keys, 4)), np.ones((2, keys, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for result in attended(form, np.zeros((2, keys), bool), q, k, v, causal=False):
+            assert not result.any()
+    causal = attended(form, np.array([False, True]), q[:, :2], v[:, :2, :4], v[:, :2, :4], causal=True) if keys else []
+    for result in causal[:1]:  # the first query sees the first key only, which is padding
+        assert not result[:, 0].any() and result[:, 1].all()
+
+
+def test_keys_that_are_padding_in_every_sequence_are_never_read(qkv):
+    qkv[1:, :, 70:] = np.nan
+    assert all(np.isfinite(x).all() for x in attended(ops.attention, LENGTHS, *qkv, causal=False))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_to_itself_and_to_a_copy_of_itself_are_the_same(padded):
+    qkv = np.random.default_rng(0).standard_normal((3, 5, 12))
+    mask = ops.sequence_mask([5, 2, 3], 5) if padded else None
+    x, q, kv = leaf(qkv), leaf(qkv[..., :4]), leaf(qkv[..., 4:])
+    cotangent = np.random.default_rng(1).standard_normal((3, 5, 4))
+    both = [ops.multi_head_attention(x, None, mask, n_head=2, causal=False)]
+    both += [ops.multi_head_attention(q, kv, mask, n_head=2, causal=False)]
+    np.testing.assert_allclose(both[0].data, both[1].data, rtol=1e-14)
+    joined = np.concatenate(grad(both[1], [q, kv], cotangent), axis=-1)
+    np.testing.assert_allclose(grad(both[0], x, cotangent), joined, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "said"),
+    [
+        (np.ones((2, 3)), DtypeError, "key_mask is boolean, True where a key is real; got float64"),
+        (np.ones((2, 3), dtype=np.int64), DtypeError, "write key_mask != 0"),
+        (np.ones((2, 4), dtype=bool), ShapeError, "key_mask"),
+        (np.ones((3, 3), dtype=bool), ShapeError, "key_mask"),
+    ],
+)
+def test_a_mask_that_does_not_fit_the_keys_is_refused(mask, error, said):
+    x = np.ones((2, 3, 4))
+    with pytest.raises(error, match=said):
+        ops.attention(x, x, x, mask, causal=False)
+    with pytest.raises(error, match=said):
+        ops.multi_head_attention(np.ones((2, 3, 12)), None, mask, n_head=2, causal=False)
+
+
+@pytest.mark.parametrize("form", [ops.multi_head_attention, composed.multi_head_attention])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 8), (2, 3, 12)])
+def test_keys_and_values_that_do_not_fit_the_queries_are_refused(form, shape):
+    with pytest.raises(ShapeError, match=r"do not fit queries \(2, 5, 4\); expected \(2, 3, 8\)"):
+        form(np.ones((2, 5, 4)), np.ones(shape), n_head=2, causal=False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "said"),
+    [
+        ([1, -1], ShapeError, "lengths lie between 0 and 3; got -1 to 1"),
+        ([4, 1], ShapeError, "lengths lie between 0 and 3; got 1 to 4"),
+        ([1.0, 2.0], DtypeError, "lengths are integers, .* got float64"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(lengths, error, said):
+    with pytest.raises(error, match=said):
+        ops.sequence_mask(lengths, 3)

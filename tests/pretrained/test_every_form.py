@@ -93,7 +93,7 @@ FORMS = {
     "nanogpt": (read_torch_object, "nanogpt/ckpt.pt", "float32", from_nanogpt),
     "llmc": (read_llmc, "llmc/gpt2_tiny.bin", "float32", from_llmc),
     "llmc_bfloat16": (read_llmc, "llmc/gpt2_tiny_bf16.bin", "bfloat16", from_llmc),
-    "tensorflow": (read_tensorflow, "tensorflow", "float32", from_tensorflow),
+    "tensorflow": (read_tensorflow, "tensorflow/model.ckpt.index", "float32", from_tensorflow),
 }
 
 
@@ -144,7 +144,7 @@ def test_arrays_are_read_only_and_lie_in_the_file_itself(form):
 FILES = {
     "safetensors": (read_safetensors, "few.safetensors", {"few.safetensors"}),
     "torch": (read_torch, "few.bin", {"few.bin"}),
-    "tensorflow": (read_tensorflow, "few", {"few.index", "few.data-00000-of-00002", "few.data-00001-of-00002"}),
+    "tensorflow": (read_tensorflow, "few.index", {"few.index", "few.data-00000-of-00002", "few.data-00001-of-00002"}),
     "llmc": (read_llmc, "small.bin", {"small.bin"}),
 }
 

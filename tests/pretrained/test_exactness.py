@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import nanograd_llm as ng
-from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.inference import Sampling, generate
 from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
-from nanograd_llm.pretrained.gpt2.save import write_safetensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = ("plain", "variant", "scaled", "untied")

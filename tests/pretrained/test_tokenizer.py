@@ -278,7 +278,9 @@ def test_the_files_that_are_written_are_those_of_the_tokenizers_library(tmp_path
 
 
 def test_gpt2s_own_files_come_back(gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
-    write_tokenizer(gpt2, tmp_path, ("encoder.json", "vocab.bpe"))
+    write_tokenizer(gpt2, tmp_path)
+    (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")  # as OpenAI calls them
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")
     again = read_tokenizer(tmp_path)
     assert again is not None and again.encode(PAGE).tolist() == gpt2.encode(PAGE).tolist()
     gpt2.save(tmp_path / "run.json")
@@ -289,6 +291,16 @@ def test_a_bpe_is_written_with_its_own_ids(tmp_path: Path) -> None:
     write_tokenizer(bpe, tmp_path)
     again = read_tokenizer(tmp_path)
     assert again is not None and again.encode(PAGE).tolist() == bpe.encode(PAGE).tolist()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
+def test_a_file_of_three_gigabytes_is_refused_unread(name: str, tmp_path: Path) -> None:
+    for file in ("vocab.json", "merges.txt") if name != "tokenizer.json" else ():
+        shutil.copy(TINY / file, tmp_path / file)
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(3 * 2**30)  # sparse
+    with pytest.raises(BadFileError, match=f"{name}: has more than 33,554,432 bytes"):
+        read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])

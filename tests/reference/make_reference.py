@@ -13,6 +13,7 @@ B batch, T time, C channels, H heads, D = C/H, V vocabulary
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import zlib
@@ -84,21 +85,37 @@ def add_rows(x: torch.Tensor, ids: torch.Tensor, vocab_size: int) -> torch.Tenso
     return torch.zeros(vocab_size, C, dtype=x.dtype).index_add(0, ids.flatten(), x.reshape(-1, C))
 
 
-def attention(q: Any, k: Any, v: Any, dropout: float = 0.0, seed: Sequence[int] = (0,)) -> torch.Tensor:
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    key_mask: Any = None,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    seed: Sequence[int] = (0,),
+) -> torch.Tensor:
     n, m = q.shape[-2], k.shape[-2]
-    past = torch.ones(n, m, dtype=torch.bool).tril(m - n)
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    seen = torch.ones(n, m, dtype=torch.bool)
+    if causal:
+        seen = seen.tril(m - n)
+    if key_mask is not None:
+        seen = seen & key_mask[..., None, :]
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], seen.shape[:-2])
     if not dropout:
         q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=past)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    weights = torch.softmax(scores.masked_fill(~past, -math.inf), -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale and 1 / scale)
+    scores = q @ k.transpose(-1, -2) / (scale or math.sqrt(q.shape[-1]))
+    weights = torch.softmax(scores.masked_fill(~seen, -math.inf), -1)
     return (weights * mask_of((*lead, n, m), dropout, seed)) @ v
 
 
-def self_attention(x: torch.Tensor, n_head: int, dropout: float = 0.0, seed: Sequence[int] = (0,)) -> torch.Tensor:
-    heads = [part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in x.chunk(3, -1)]  # (B, T, C) -> (B, H, T, D)
-    return attention(*heads, dropout, seed).transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
+def multi_head_attention(x: Any, kv: Any = None, key_mask: Any = None, *, n_head: int, **static: Any) -> torch.Tensor:
+    parts = x.chunk(3, -1) if kv is None else (x, *kv.chunk(2, -1))
+    heads = [part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in parts]  # (B, T, C) -> (B, H, T, D)
+    y = attention(*heads, None if key_mask is None else key_mask[:, None], **static)
+    return y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
 
 
 def cross_entropy(logits: Any, targets: Any, ignore_index: int = IGNORED, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -109,6 +126,8 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = IGNORED, label_
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     return F.linear(x, w.T, b)
 
+
+PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # keys of three sequences
 
 OPS: dict[str, Callable[..., torch.Tensor]] = {
     "add": torch.add,
@@ -147,7 +166,6 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "add_rows": add_rows,
     "cast": lambda x, dtype: x.to(getattr(torch, dtype)),
     "tril": lambda x, k=0: torch.tril(x, k),
-    "triu": lambda x, k=0: torch.triu(x, k),
     "softmax": softmax,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
@@ -160,8 +178,8 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "dropout": lambda x, rate=0.1, seed=(0,): x * mask_of(x.shape, rate, seed),
     "cross_entropy": cross_entropy,
     "linear_cross_entropy": lambda x, w, targets, **static: cross_entropy(x @ w.T, targets, **static),
-    "causal_attention": attention,
-    "causal_self_attention": self_attention,
+    "attention": attention,
+    "multi_head_attention": multi_head_attention,
 }
 
 
@@ -238,7 +256,7 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
         yield (draw(2, 3, 4), np.array([[4, 0, 4], [2, 4, 1]])), {"vocab_size": 6}
     elif name == "cast":
         yield from [((draw(2, 3),), {"dtype": "float32"}), ((draw(2, 3),), {"dtype": "float64"})]
-    elif name in ("tril", "triu"):
+    elif name == "tril":
         yield from [((x,), {"k": k}) for k in (-1, 0, 1)]
     elif name in ("softmax", "log_softmax", "logsumexp"):
         yield from [((3 * draw(3, 4),), {"axis": axis}) for axis in (-1, 0, None, (0, 1))]
@@ -269,15 +287,23 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
                 yield (3 * draw(*lead, 5), targets), static
             else:
                 yield (draw(*lead, 4), draw(5, 4), targets), static
-    elif name == "causal_attention":
-        yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), {}
-        yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), {}
-        yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), {}
-        yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)), {"dropout": 0.4, "seed": (3,)}
-        yield (draw(66, 2), draw(67, 2), draw(67, 1)), {}  # more queries than one block of the package holds
-    elif name == "causal_self_attention":
-        yield (draw(2, 3, 12),), {"n_head": 2}
-        yield (draw(2, 5, 12),), {"n_head": 4, "dropout": 0.4, "seed": (3,)}
+    elif name == "attention":
+        causal, full = {"causal": True}, {"causal": False}
+        yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), causal
+        yield (draw(2, 1, 4), draw(2, 3, 4), draw(2, 3, 4)), causal
+        yield (draw(2, 3, 4), draw(3, 4), draw(2, 1, 3, 4)), causal
+        yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)), {**causal, "dropout": 0.4, "seed": (3,)}
+        yield (draw(66, 2), draw(67, 2), draw(67, 1)), causal  # more queries than one block of the package holds
+        yield (draw(2, 3, 4), draw(2, 2, 4), draw(2, 2, 5)), full
+        yield (draw(3, 5, 4), draw(3, 4, 4), draw(3, 4, 2), PADDED), {**full, "scale": 0.7}
+        yield (draw(3, 2, 4), draw(3, 4, 4), draw(3, 4, 2), PADDED), causal
+        yield (draw(1, 66, 2), draw(1, 4, 2), draw(1, 4, 2), PADDED[:1]), {**full, "dropout": 0.4, "seed": (3,)}
+    elif name == "multi_head_attention":
+        yield (draw(2, 3, 12), None, None), {"n_head": 2, "causal": True}
+        yield (draw(2, 5, 12), None, None), {"n_head": 4, "causal": True, "dropout": 0.4, "seed": (3,)}
+        yield (draw(3, 4, 12), None, PADDED), {"n_head": 2, "causal": False}
+        yield (draw(2, 5, 4), draw(2, 3, 8), None), {"n_head": 2, "causal": False, "scale": 0.7}
+        yield (draw(3, 5, 4), draw(3, 4, 8), PADDED), {"n_head": 1, "causal": False}
     else:
         yield from [((draw(3, 4),), {}), ((draw(),), {})]
 
@@ -340,12 +366,25 @@ def one_head(p: Named, x: torch.Tensor, causal: bool, dropout: float = 0.0, keys
     q, k, v = (affine(part(p, name), x) for name in ("query", "key", "value"))
     if keys is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return attention(q, k, v, dropout, next(keys))
+    return attention(q, k, v, causal=causal, dropout=dropout, seed=next(keys))
 
 
-def many_heads(p: Named, x: torch.Tensor, n_head: int, dropout: float = 0.0, keys: Any = None) -> torch.Tensor:
-    qkv = affine(part(p, "qkv"), x)  # (B, T, C) -> (B, T, 3C)
-    y = self_attention(qkv, n_head) if keys is None else self_attention(qkv, n_head, dropout, next(keys))
+def many_heads(
+    p: Named,
+    x: torch.Tensor,
+    n_head: int,
+    dropout: float = 0.0,
+    keys: Any = None,
+    context: Any = None,
+    key_mask: Any = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    noise = {} if keys is None else {"dropout": dropout, "seed": next(keys)}
+    names = (
+        ["qkv"] if context is None else ["q", "kv"]
+    )  # (B, T, C) -> (B, T, 3C); or (B, T, C), (B, S, C) -> (B, S, 2C)
+    made = [affine(part(p, name), z) for name, z in zip(names, (x, context))] + [None]
+    y = multi_head_attention(*made[:2], key_mask, n_head=n_head, causal=causal and context is None, **noise)
     return dropped(affine(part(p, "out"), y), dropout, keys)
 
 
@@ -358,9 +397,27 @@ def perceptron(p: Named, x: torch.Tensor, dropout: float = 0.0, keys: Any = None
     return dropped(affine(part(p, "down"), y), dropout, keys)
 
 
-def block(p: Named, x: torch.Tensor, n_head: int, dropout: float = 0.0, keys: Any = None) -> torch.Tensor:
-    x = x + many_heads(part(p, "attention"), layer_norm(part(p, "ln_1"), x), n_head, dropout, keys)
-    return x + perceptron(part(p, "mlp"), layer_norm(part(p, "ln_2"), x), dropout, keys)
+def block(
+    p: Named,
+    x: torch.Tensor,
+    n_head: int,
+    dropout: float = 0.0,
+    keys: Any = None,
+    context: Any = None,
+    key_mask: Any = None,
+    context_mask: Any = None,
+    causal: bool = True,
+    norm_first: bool = True,
+) -> torch.Tensor:
+    def add(x: torch.Tensor, norm: str, f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        normed = part(p, norm)
+        return x + f(layer_norm(normed, x)) if norm_first else layer_norm(normed, x + f(x))
+
+    own, cross = part(p, "attention"), part(p, "cross_attention")
+    x = add(x, "ln_1", lambda x: many_heads(own, x, n_head, dropout, keys, None, key_mask, causal))
+    if context is not None:
+        x = add(x, "ln_cross", lambda x: many_heads(cross, x, n_head, dropout, keys, context, context_mask))
+    return add(x, "ln_2", lambda x: perceptron(part(p, "mlp"), x, dropout, keys))
 
 
 def shapes_of_affine(name: str, n_in: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -374,12 +431,19 @@ def shapes_of_head(n_in: int, n_out: int, bias: bool, prefix: str = "") -> dict[
     return {name: shape for name, shape in shapes.items() if bias or not name.endswith("bias")}
 
 
-def shapes_of_block(C: int) -> dict[str, tuple[int, ...]]:
+def shapes_of_cross(C: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    shapes = shapes_of_affine(prefix + "q", C, C) | shapes_of_affine(prefix + "kv", C, 2 * C)
+    return shapes | shapes_of_affine(prefix + "out", C, C)
+
+
+def shapes_of_block(C: int, cross: bool = False) -> dict[str, tuple[int, ...]]:
+    crossing = {"ln_cross.weight": (C,), "ln_cross.bias": (C,), **shapes_of_cross(C, "cross_attention.")}
     return {
         "ln_1.weight": (C,),
         "ln_1.bias": (C,),
         **shapes_of_affine("attention.qkv", C, 3 * C),
         **shapes_of_affine("attention.out", C, C),
+        **(crossing if cross else {}),
         "ln_2.weight": (C,),
         "ln_2.bias": (C,),
         **shapes_of_affine("mlp.up", C, 4 * C),
@@ -425,6 +489,36 @@ def layer_calls(draw: Draw) -> Iterator[tuple[str, dict[str, Any], dict[str, Any
     dropping = {**two, "dropout": 0.3}
     yield "MultiHeadAttention", dropping, shapes, x, True, lambda p, x, keys: many_heads(p, x, 2, 0.3, keys)
     yield "Block", dropping, shapes_of_block(4), x, True, lambda p, x, keys: block(p, x, 2, 0.3, keys)
+    context = draw(2, 3, 4)  # (B, S, C)
+    mask, context_mask = np.arange(5) < np.array([[5], [2]]), np.arange(3) < np.array([[1], [3]])  # (B, T), (B, S)
+    full, cross = {**two, "causal": False}, {**two, "cross": True}
+    yield (
+        "MultiHeadAttention",
+        full,
+        shapes,
+        (x, None, mask),
+        False,
+        lambda p, x, context, mask: many_heads(p, x, 2, key_mask=mask, causal=False),
+    )
+    inputs = (x, context, context_mask)
+    yield (
+        "MultiHeadAttention",
+        cross,
+        shapes_of_cross(4),
+        inputs,
+        False,
+        lambda p, x, context, mask: many_heads(p, x, 2, context=context, key_mask=mask),
+    )
+    inputs = (x, context, mask, context_mask)
+    for forms in [(False, False, False), (False, True, True), (True, True, True)]:
+        arguments = {**two, **dict(zip(("norm_first", "causal", "cross"), forms))}
+        given = inputs if arguments["cross"] else (x, None, mask)
+        shapes = shapes_of_block(4, arguments["cross"])
+        yield "Block", arguments, shapes, given, False, functools.partial(any_block, *forms[:2])
+
+
+def any_block(norm_first: bool, causal: bool, p: Named, x: torch.Tensor, *others: Any) -> torch.Tensor:
+    return block(p, x, 2, 0.0, None, *others, norm_first=norm_first, causal=causal)
 
 
 NOISE = (5, 2)  # the key of the block in which layers drop out; each use of it adds its number, from 1
@@ -436,9 +530,11 @@ def layer_references() -> list[dict[str, Any]]:
     for name, arguments, shapes, x, noisy, form in layer_calls(draw):
         parameters = {key: draw(*shape) / math.sqrt(shape[0]) for key, shape in shapes.items()}
         p = {key: as_torch(value) for key, value in parameters.items()}
-        leaves = {**p, "input": as_torch(x)}
+        inputs = x if isinstance(x, tuple) else (x,)
+        given = {f"input {number}": as_torch(x) for number, x in enumerate(inputs)}
+        leaves = {**p, **given}
         keys = {"keys": iter([(*NOISE, use) for use in range(1, 9)])} if noisy else {}
-        y = form(p, leaves["input"], **keys)
+        y = form(p, *given.values(), **keys)
         leaves = {key: leaf for key, leaf in leaves.items() if is_leaf(leaf)}
         cotangent = draw(*y.shape)
         found = torch.autograd.grad(y, list(leaves.values()), torch.from_numpy(cotangent))
@@ -448,7 +544,7 @@ def layer_references() -> list[dict[str, Any]]:
                 arguments=arguments,
                 noise=NOISE if noisy else None,
                 parameters=parameters,
-                input=x,
+                inputs=inputs,
                 cotangent=cotangent,
                 output=y.detach().numpy(),
                 gradients={key: gradient.numpy() for key, gradient in zip(leaves, found)},

@@ -163,13 +163,14 @@ PUBLIC = {name for name, kind in CLASSES.items() if issubclass(kind, nn.Module) 
 def run_layer(case):
     layer = getattr(nn, case["layer"])(**case["arguments"]).astype(np.float64)
     layer.load_state_dict(case["parameters"])
-    x = Tensor(case["input"], requires_grad=True) if is_float(case["input"]) else case["input"]
+    inputs = [Tensor(x, requires_grad=True) if is_float(x) else x for x in case["inputs"]]
     if case["noise"] is None:
-        y = layer.eval()(x)
+        y = layer.eval()(*inputs)
     else:
         with noise(*case["noise"]):
-            y = layer(x)
-    leaves = dict(layer.named_parameters()) | ({"input": x} if isinstance(x, Tensor) else {})
+            y = layer(*inputs)
+    leaves = dict(layer.named_parameters())
+    leaves |= {f"input {number}": x for number, x in enumerate(inputs) if isinstance(x, Tensor)}
     gradients = grad(y, list(leaves.values()), case["cotangent"])
     return {"output": y.data, "gradients": dict(zip(leaves, gradients))}
 
@@ -210,7 +211,7 @@ def test_a_gpt_gives_pytorchs_logits_and_loss_and_every_gradient():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ten_steps_of_training_give_pytorchs_losses_and_parameters(threads):
     reference, model = stored_gpt()
-    trainer = ng.training.Trainer(model, ng.training.TrainConfig(threads=threads, **reference["training"]))
+    trainer = ng.training.Trainer(model, ng.training.TrainConfig(workers=threads, **reference["training"]))
     batches = list(zip(reference["tokens"], reference["targets"]))
     records = list(trainer.run(batches.__getitem__))
     found = {
@@ -233,7 +234,7 @@ def test_some_of_the_ten_steps_are_clipped_and_some_are_not():
 )
 def test_training_with_another_setting_would_be_noticed(change):
     reference, model = stored_gpt()
-    settings = {**reference["training"], "threads": 1, **change}
+    settings = {**reference["training"], "workers": 1, **change}
     trainer = ng.training.Trainer(model, ng.training.TrainConfig(**settings))
     for tokens, targets in zip(reference["tokens"], reference["targets"]):
         trainer.step(tokens, targets)

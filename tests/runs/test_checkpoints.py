@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import pickle
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nanograd_llm.errors import BadFileError, DtypeError, StorageError
-from nanograd_llm.runs.checkpoints import DTYPES, load_checkpoint, save_checkpoint
+from nanograd_llm.files.safetensors import DTYPES
+from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def assert_same(loaded: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 @given(
     st.dictionaries(
         st.text(string.ascii_letters + "._", min_size=1).filter(lambda name: name != "__metadata__"),
-        st.sampled_from(DTYPES).flatmap(
+        st.sampled_from(sorted(set(DTYPES.values()))).flatmap(
             lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
         ),
         max_size=4,
@@ -141,6 +144,47 @@ def test_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         save_checkpoint(tmp_path / "file", {}, {})
     with pytest.raises(BadFileError, match="version 2; this nanograd_llm reads version 1"):
         load_checkpoint(tmp_path / "file")
+
+
+def test_a_checkpoint_of_version_1_is_read_and_written_to_the_same_bytes(tmp_path: Path) -> None:
+    """The file is one that the safetensors library wrote for the first versions of this package."""
+    stored = Path(__file__).parents[1] / "fixtures" / "checkpoint" / "version_1.safetensors"
+    arrays, metadata = load_checkpoint(stored)
+    assert metadata == {"step": "100", "note": 'é \n "quoted"'}
+    assert arrays["wte"].tolist() == [[0, 1, 2], [3, 4, 5]] and arrays["rng é"].tolist() == [1, 2**63]
+    save_checkpoint(tmp_path / "again", arrays, metadata)
+    assert (tmp_path / "again").read_bytes() == stored.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"__metadata__": None}, "__metadata__ must be an object of strings"),
+        ({"__metadata__": {"nanograd_llm": "[1]"}}, "found list"),
+        ({"__metadata__": {"nanograd_llm": '{"version": 1}'}}, "no metadata"),
+        ({"__metadata__": {"nanograd_llm": '{"version": 1, "metadata": {"a": 1}}'}}, "no metadata"),
+        ({"__metadata__": {"nanograd_llm": '{"version": 1, "metadata": {}}'}}, "does not match its SHA-256"),
+    ],
+)
+def test_a_header_that_is_not_what_was_saved_is_refused(header: dict[str, Any], said: str, tmp_path: Path) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(BadFileError, match=said):
+        load_checkpoint(tmp_path / "x")
+
+
+def test_memory_that_runs_short_while_saving_keeps_the_previous_checkpoint(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> int:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", short)
+        with pytest.raises(StorageError, match="cannot write: not enough memory"):
+            save_checkpoint(saved, {"w": np.zeros(3)}, {"step": "200"})
+    assert load_checkpoint(saved)[1] == {"step": "100"}
+    assert os.listdir(saved.parent) == [saved.name]
 
 
 def test_a_dtype_that_the_format_lacks_is_named_and_nothing_written(tmp_path: Path) -> None:

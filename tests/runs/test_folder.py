@@ -207,7 +207,7 @@ def test_a_setting_outside_a_table_is_a_bad_file(run: RunFolder) -> None:
 def test_metrics_are_a_line_each_and_come_back(run: RunFolder) -> None:
     records = [
         {"step": 10, "tokens": 7_680, "loss": 3.25, "learning_rate": 1e-3, "gradient_norm": 0.5},
-        {"step": 20, "tokens": 15_360, "loss": np.float32(2.5), "tokens_per_second": np.int64(30_000)},
+        {"step": 20, "items": 15_360, "loss": np.float32(2.5), "items_per_second": np.int64(30_000)},
     ]
     for number, record in enumerate(records, 1):
         run.append_metrics(record)

@@ -12,9 +12,9 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.runs.run import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
-from nanograd_llm.runs.opening import is_run, load_model, load_model_tokenizer
 from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.opening import is_run, load_model, load_model_tokenizer
+from nanograd_llm.runs.run import Scored, Start, TextConfig, TextRun, fine_tuning, load_run
 from nanograd_llm.training import StepRecord, TrainConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -32,13 +32,13 @@ def text(folder: Path, content: str, tokenizer: str = "bpe") -> TextConfig:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that has learned a text."""
     folder = tmp_path_factory.mktemp("runs")
-    config = TrainConfig(steps=40, batch_size=4, threads=1, learning_rate=1e-2)
+    config = TrainConfig(steps=40, batch_size=4, workers=1, learning_rate=1e-2)
     made = TextRun(folder / "run", text(folder, CATS), TINY, config)
     list(made.train())
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["run", "hf", "tf", "numpy"])
+@pytest.fixture(scope="module", params=["run", "hf", "numpy"])
 def source(request: pytest.FixtureRequest, run: Path) -> Path:
     """The same model as a run and as each form that it can be saved in."""
     if request.param == "run":
@@ -55,7 +55,7 @@ def start(source: Path) -> Start:
 
 def further(folder: Path, source: Path, content: str, **changes: Any) -> TextRun:
     begin = start(source)
-    config = TrainConfig(**{"steps": 60, "batch_size": 4, "threads": 1, "learning_rate": 1e-2, **changes})
+    config = TrainConfig(**{"steps": 60, "batch_size": 4, "workers": 1, "learning_rate": 1e-2, **changes})
     return TextRun(folder / "further", text(folder, content, "model"), begin.model.config, config, start=begin)
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp
 
 def test_the_window_of_training_may_be_shorter_than_the_models_context(run: Path, tmp_path: Path) -> None:
     begin = start(run)
-    content, config = text(tmp_path, BIRDS, "model"), TrainConfig(steps=1, batch_size=3, threads=1)
+    content, config = text(tmp_path, BIRDS, "model"), TrainConfig(steps=1, batch_size=3, workers=1)
     for window, T in [(8, 8), (16, 16), (None, 16)]:
         made = TextRun(tmp_path / str(window), content, begin.model.config, config, start=begin, window=window)
         assert made.batch(0)[0].shape == (3, T)
@@ -137,7 +137,7 @@ def test_a_window_longer_than_the_models_context_is_refused(run: Path, tmp_path:
 def test_dropout_may_be_another_when_training_goes_on(run: Path, tmp_path: Path) -> None:
     begin = start(run)
     config = dataclasses.replace(begin.model.config, dropout=0.25)
-    made = TextRun(tmp_path / "run", text(tmp_path, CATS, "model"), config, TrainConfig(threads=1), start=begin)
+    made = TextRun(tmp_path / "run", text(tmp_path, CATS, "model"), config, TrainConfig(workers=1), start=begin)
     made.folder.close()
     assert made.model.blocks[0].mlp.dropout.rate == 0.25
 

@@ -26,7 +26,7 @@ def asked(text: str) -> dict[str, dict[str, Any]]:
     return {
         "text": {"file": text, "tokenizer": "bytes"},
         "model": SIZES,
-        "train": {"steps": 4, "batch_size": 2, "threads": 1},
+        "train": {"steps": 4, "batch_size": 2, "workers": 1},
         "run": {"checkpoint_every": 2, "evaluate_every": 3},
     }
 
@@ -75,7 +75,7 @@ def test_what_was_asked_for_overrides_the_file_and_the_file_overrides_the_preset
 
 
 def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: Any) -> None:
-    run = prepare_run(tmp_path / "run", asked | {"train": {"minutes": 0.5, "threads": 1}})
+    run = prepare_run(tmp_path / "run", asked | {"train": {"minutes": 0.5, "workers": 1}})
     assert "steps" not in run.folder.read_config()["train"]
     assert prepare_run(tmp_path / "again", file=run.folder.config_path).config == run.config
 

@@ -11,8 +11,8 @@ import pytest
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, ShapeError, StorageError
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
 from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
 from nanograd_llm.training import StepRecord, TrainConfig
 
 TINY = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
@@ -26,7 +26,7 @@ def text(tmp_path):
 
 
 def short(**changes):
-    return TrainConfig(**{"steps": 6, "batch_size": 4, "threads": 2, **changes})
+    return TrainConfig(**{"steps": 6, "batch_size": 4, "workers": 2, **changes})
 
 
 def test_a_run_comes_back_from_its_folder_as_it_was_trained(tmp_path, text):
@@ -58,8 +58,8 @@ def test_metrics_hold_a_line_for_every_step_with_all_that_was_asked_for(tmp_path
     list(run.train())
     steps = [m for m in RunFolder.open(tmp_path / "run").read_metrics() if "loss" in m]
     assert [m["step"] for m in steps] == [1, 2, 3, 4, 5, 6]
-    assert [m["tokens"] for m in steps] == [4 * 16 * n for n in range(1, 7)]
-    for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second"):
+    assert [m["items"] for m in steps] == [4 * 16 * n for n in range(1, 7)]
+    for name in ("loss", "learning_rate", "gradient_norm", "items_per_second"):
         assert all(m[name] > 0 for m in steps), name
 
 
@@ -237,7 +237,7 @@ def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
 
 
 def test_a_recipe_is_changed_by_what_is_given():
-    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, processes=True, **RECIPES["nano"])
+    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, **RECIPES["nano"])
     with pytest.raises(ConfigError, match="did you mean 'nano'"):
         recipe("nanno")
 

@@ -124,6 +124,7 @@ def test_what_does_not_fit_together_is_refused_by_name(vocab: Any, merges: Any, 
         ({"merges": [["a", ""]]}, "is no merge"),
         ({"vocab_size": 12}, "vocab_size must be an integer of at least 270"),
         ({"vocab_size": 270.0}, "vocab_size must be an integer"),
+        ({"vocab_size": 400_000_000}, "vocab_size must be an integer of at most 65,806"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_refused(changes: dict[str, Any], said: str, tmp_path: Any) -> None:

@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, ste
 
 
 def test_a_missing_tokenizer_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="No such file"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
@@ -286,9 +286,9 @@ def characters(value, vocab_size=2):
 
 BAD_FILES = {
     "no JSON": ("{", "Expecting"),
-    "no object": ("[1]", "holds a list"),
-    "nested too deep": ("[" * 100_000, "recursion|too many"),
-    "an integer of 5,000 digits": ('{"kind": "bytes", "vocab_size": ' + "1" * 5000 + "}", "4300|vocab_size is"),
+    "no object": ("[1]", "found list"),
+    "nested too deep": ("[" * 100_000, "nested too deeply"),
+    "an integer of 5,000 digits": ('{"kind": "bytes", "vocab_size": ' + "1" * 5000 + "}", "5,000 digits"),
     "no kind": ('{"vocab_size": 257}', r"kind is None; expected one of \['bpe', 'bytes', 'characters', 'gpt2'\]"),
     "unknown kind": ('{"kind": "wordpiece"}', "kind is 'wordpiece'"),
     "kind is no string": ('{"kind": ["bpe"]}', r"kind is \['bpe'\]"),
@@ -298,7 +298,7 @@ BAD_FILES = {
     "vocab_size beyond the tokens": (bpe(["a", "b"], vocab_size=259), "vocab_size is 259, but it makes 258 tokens"),
     "vocab_size is a float": ('{"kind": "bytes", "vocab_size": 257.0}', "vocab_size is 257.0"),
     "vocab_size is a bool": (characters("a", True), "vocab_size is True"),
-    "vocab_size is NaN": ('{"kind": "bytes", "vocab_size": NaN}', "vocab_size is nan"),
+    "vocab_size is NaN": ('{"kind": "bytes", "vocab_size": NaN}', "NaN is no JSON number"),
     "character twice": (characters("aa"), "'a' before 'a'"),
     "characters out of order": (characters("ba"), "'b' before 'a'"),
     "characters are no string": (characters(["a", "b"]), r"characters is \['a', 'b'\]"),

@@ -31,7 +31,7 @@ def batches() -> list[np.ndarray]:
 
 
 def fast(dtype: str, **options: Any) -> list[float]:
-    config = GPTConfig(**{**vars(CONFIG), "checkpoint_activations": options.pop("checkpoint_activations", False)})
+    config = GPTConfig(**{**vars(CONFIG), "recompute_activations": options.pop("recompute_activations", False)})
     trainer = Trainer(GPT(config).astype(dtype), TrainConfig(steps=STEPS, learning_rate=1e-2, **options))
     return [trainer.step(*batch) for batch in batches()]
 
@@ -65,10 +65,10 @@ def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"threads": 1},
-        {"threads": 2},
-        {"threads": 2, "processes": True},
-        {"threads": 2, "accumulate": 2, "checkpoint_activations": True},
+        {"workers": 1},
+        {"workers": 2},
+        {"workers": 2, "processes": True},
+        {"workers": 2, "accumulate": 2, "recompute_activations": True},
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])

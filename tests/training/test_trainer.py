@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
+import signal
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, nn, ops
-from nanograd_llm.errors import ConfigError, GraphError, IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, no_grad, ops
+from nanograd_llm.backend.processes import CAN_FORK
+from nanograd_llm.errors import (
+    BadFileError,
+    ConfigError,
+    GraphError,
+    IndexRangeError,
+    NonFiniteError,
+    ShapeError,
+    WorkerError,
+)
 from nanograd_llm.text import random_windows
 from nanograd_llm.training import TrainConfig, Trainer, trainer, warmup_cosine
+
+needs_fork = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, beside threads
 
 TEXT = np.arange(600) * 7 % 11  # each id follows from the one before
 
@@ -28,7 +43,7 @@ def gpt(seed: int = 0, **changes: Any) -> GPT:
 
 
 def make(model: nn.Module | None = None, **changes: Any) -> Trainer:
-    return Trainer(model or gpt(), TrainConfig(**{**dict(learning_rate=1e-2, steps=60, threads=2), **changes}))
+    return Trainer(model or gpt(), TrainConfig(**{**dict(learning_rate=1e-2, steps=60, workers=2), **changes}))
 
 
 def bits(trained: Trainer) -> dict[str, bytes]:
@@ -66,7 +81,7 @@ def test_one_batch_of_noise_is_learned_by_heart() -> None:
 def test_any_module_with_a_loss_is_trained() -> None:
     model = Line()
     x = np.linspace(-1, 1, 24, dtype=np.float32)
-    trained = make(model, learning_rate=0.1, steps=300, threads=3, weight_decay=0.0, batch_size=24)
+    trained = make(model, learning_rate=0.1, steps=300, workers=3, weight_decay=0.0, batch_size=24)
     for _ in range(300):
         trained.step(x, 3 * x - 2)
     assert model.a.item() == pytest.approx(3, abs=0.01)
@@ -93,9 +108,9 @@ def test_a_step_trains_with_dropout_whatever_mode_the_model_was_left_in() -> Non
 # Bits
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_two_trainers_with_the_same_settings_have_the_same_bits(threads: int) -> None:
-    first, second = (make(gpt(dropout=0.2), threads=threads, steps=5) for _ in range(2))
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_two_trainers_with_the_same_settings_have_the_same_bits(workers: int) -> None:
+    first, second = (make(gpt(dropout=0.2), workers=workers, steps=5) for _ in range(2))
     losses = [[record.loss for record in trained.run(batches)] for trained in (first, second)]
     assert losses[0] == losses[1]
     assert bits(first) == bits(second)
@@ -121,8 +136,8 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one() -> None:
     resumed = make(gpt(dropout=0.2, seed=5), steps=7)
     resumed.load_state_dict(saved)
     rest = list(resumed.run(batches))
-    told = [(r.step, r.tokens, r.loss, r.learning_rate, r.gradient_norm) for r in [*first, *rest]]
-    assert told == [(r.step, r.tokens, r.loss, r.learning_rate, r.gradient_norm) for r in records]
+    told = [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in [*first, *rest]]
+    assert told == [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in records]
     assert bits(resumed) == bits(unbroken)
 
 
@@ -142,19 +157,31 @@ def test_a_state_of_another_model_is_refused_with_every_mismatch_and_nothing_cha
     before = bits(trained)
     saved = make(gpt(n_layer=1, n_embd=8)).state_dict()
     saved["steps_done"] = np.asarray(3.0)
-    del saved["tokens_seen"]
+    del saved["items_seen"]
     with pytest.raises(ShapeError) as caught:
         trained.load_state_dict(saved)
     first, *problems = [line.strip() for line in str(caught.value).splitlines()]
     assert "this trainer" in first
     assert {
-        "missing: tokens_seen ()",
+        "missing: items_seen ()",
         "missing: adamw.m.blocks.1.ln_1.bias (16,)",
         "misfit: wte is (11, 8) float32, expected (11, 16) float32",
         "misfit: adamw.v.wte is (11, 8) float32, expected (11, 16) float32",
         "misfit: steps_done is () float64, expected () int64",
     } <= set(problems)
     assert len(problems) == 12 * 3 + 16 * 3 + 2
+    assert bits(trained) == before
+
+
+@pytest.mark.parametrize("name", ["steps_done", "items_seen", "adamw.v.wte"])
+def test_a_state_with_negative_counters_or_second_moments_is_refused_and_nothing_changes(name: str) -> None:
+    trained = make()
+    trained.step(*batches(0))
+    before = bits(trained)
+    saved = {key: array.copy() for key, array in trained.state_dict().items()}
+    saved[name].reshape(-1)[0] = -1
+    with pytest.raises(BadFileError, match=f"negative numbers in {name}"):
+        trained.load_state_dict(saved)
     assert bits(trained) == before
 
 
@@ -173,9 +200,9 @@ def test_a_run_of_steps_records_each() -> None:
     trained = make(steps=4)
     records = list(trained.run(batches))
     assert [r.step for r in records] == [1, 2, 3, 4]
-    assert [r.tokens for r in records] == [40, 80, 120, 160]
+    assert [r.items for r in records] == [40, 80, 120, 160]
     assert [r.progress for r in records] == [0.25, 0.5, 0.75, 1]
-    assert all(r.gradient_norm > 0 and r.tokens_per_second > 0 for r in records)
+    assert all(r.gradient_norm > 0 and r.items_per_second > 0 for r in records)
     assert list(trained.run(batches)) == []
 
 
@@ -184,7 +211,7 @@ def test_only_targets_that_count_are_counted() -> None:
     tokens, targets = batches(0)
     targets[1:] = -100
     trained.step(tokens, targets)
-    assert trained.tokens_seen == 8
+    assert trained.items_seen == 8
 
 
 @pytest.mark.parametrize(("spent", "steps"), [(0.0, 12), (3.0, 6), (6.0, 0)])
@@ -202,17 +229,17 @@ def test_a_run_of_minutes_ends_when_they_are_over(spent: float, steps: int, monk
 # Faults
 
 
-def poisoned(name: str) -> Trainer:
-    trained = make(steps=20)
+def poisoned(name: str, **changes: Any) -> Trainer:
+    trained = make(steps=20, **changes)
     for step in range(2):
         trained.step(*batches(step))
     dict(trained.model.named_parameters())[name].data.reshape(-1)[3] = np.nan
     return trained
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_bad_weight_stops_the_step_with_its_number_the_op_and_the_module(threads: int) -> None:
-    trained = poisoned("blocks.1.mlp.down.weight")
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=needs_fork)])
+def test_a_bad_weight_stops_the_step_with_its_number_the_op_and_the_module(processes: bool) -> None:
+    trained = poisoned("blocks.1.mlp.down.weight", processes=processes)
     with pytest.raises(NonFiniteError) as caught:
         trained.step(*batches(2))
     message = str(caught.value)
@@ -304,18 +331,394 @@ def test_a_model_without_a_loss_is_told_so() -> None:
         make(nn.Linear(2, 2)).step(*batches(0))
 
 
+# Any loss
+
+B, T, V = 7, 5, 11  # rows for two or three workers: shares of different size
+
+
+class Tokens(nn.Module):
+    """Classes of padded texts: the mean vector of a text's tokens, but for its padding, against a label."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.table = Parameter(rng.standard_normal((V, 4)))
+        self.head = nn.Linear(4, 3, rng=rng).astype(np.float64)
+
+    def loss(self, tokens: Any, lengths: Any, labels: Any) -> Tensor:
+        real = (np.arange(tokens.shape[1]) < lengths[:, None])[..., None] / lengths[:, None, None]
+        return ops.cross_entropy(self.head((ops.embedding(self.table, tokens) * real).sum(axis=1)), labels)
+
+
+class Pairs(nn.Module):
+    """Preferences: of two texts one is better, by their rows; only the rows whose weight is not zero count."""
+
+    def __init__(self) -> None:
+        self.score = Parameter(np.random.default_rng(1).standard_normal(V))
+
+    def loss(self, better: Any, worse: Any, weights: Any) -> Tensor:
+        margin = ops.embedding(self.score[:, None], better).sum(axis=(1, 2))
+        margin = margin - ops.embedding(self.score[:, None], worse).sum(axis=(1, 2))
+        return (ops.log(1 + ops.exp(-margin)) * weights).sum() / weights.sum()
+
+    def loss_count(self, better: Any, worse: Any, weights: Any) -> int:
+        return int(weights.sum())
+
+
+class Alone(nn.Module):
+    """A batch that is one array, of floats: the mean distance from a centre."""
+
+    def __init__(self) -> None:
+        self.centre = Parameter(np.zeros(3))
+
+    def loss(self, x: Any) -> Tensor:
+        return ((x - self.centre) ** 2).sum(axis=1).mean()
+
+
+class Translation(nn.Module):
+    """Three arrays of integers; the targets of the last, of which some do not count, are what is counted."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(2)
+        self.source, self.target = Parameter(rng.standard_normal((V, 4))), Parameter(rng.standard_normal((V, 4)))
+
+    def loss(self, source: Any, target_in: Any, target: Any) -> Tensor:
+        x = ops.embedding(self.target, target_in) + ops.embedding(self.source, source).mean(axis=1)[:, None]
+        return ops.linear_cross_entropy(x, self.target, target)
+
+
+def any_batch(kind: type) -> tuple[nn.Module, tuple[Any, ...]]:
+    rng = np.random.default_rng(3)
+    tokens, others, targets = rng.integers(V, size=(3, B, T))
+    targets[:3] = -100  # all that one of three workers has
+    targets[rng.random(targets.shape) < 0.3] = -100
+    if kind is GPT:
+        return gpt(context_length=T).astype(np.float64), (tokens, targets)
+    if kind is Tokens:
+        return Tokens(), (tokens, rng.integers(1, T, size=B), rng.integers(3, size=B))
+    if kind is Pairs:
+        return Pairs(), (tokens, others, np.array([0.0, 0, 0, 1, 2, 1, 3]))
+    if kind is Alone:
+        return Alone(), (rng.standard_normal((B, 3)),)
+    if kind is Translation:
+        return Translation(), (others[:, :3], tokens, targets)
+    return Line(), (rng.standard_normal(B), rng.standard_normal(B))
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 3, "processes": False}, {"accumulate": 2}])
+@pytest.mark.parametrize("kind", [GPT, Tokens, Pairs, Alone, Translation, Line])
+def test_any_loss_has_the_gradient_of_the_whole_batch_however_it_is_split(kind: type, options: dict[str, Any]) -> None:
+    model, arrays = any_batch(kind)
+    loss = model.loss(*arrays)
+    loss.backward()
+    length = np.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+    (record,) = make(model, steps=1, **options).run(lambda step: arrays)
+    assert record.items == model.loss_count(*arrays)
+    tolerance = 1e-12 if loss.dtype == np.float64 else 1e-6
+    assert record.loss == pytest.approx(loss.item(), rel=tolerance)
+    assert record.gradient_norm == pytest.approx(length, rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", [GPT, Tokens, Pairs, Alone, Translation])
+def test_any_loss_falls(kind: type) -> None:
+    model, arrays = any_batch(kind)
+    losses = [record.loss for record in make(model, learning_rate=0.05).run(lambda step: arrays)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_lists_are_as_good_as_arrays() -> None:
+    model, arrays = any_batch(Tokens)
+    other, _ = any_batch(Tokens)
+    assert make(model).step(*[array.tolist() for array in arrays]) == make(other).step(*arrays)
+
+
+def test_a_batch_in_which_nothing_counts_is_refused_and_changes_nothing() -> None:
+    model, (better, worse, weights) = any_batch(Pairs)
+    trained = make(model)
+    before = bits(trained)
+    with pytest.raises(ShapeError, match="none of the items of this batch counts"):
+        trained.step(better, worse, 0 * weights)
+    with pytest.raises(ShapeError, match="none of the items of this batch counts"):
+        trained.step(better[:0], worse[:0], weights[:0])
+    assert bits(trained) == before
+
+
+# Frozen parameters
+
+
+def test_frozen_parameters_are_neither_moved_nor_stored_twice_and_the_rest_learns() -> None:
+    model = gpt()
+    model.freeze()
+    model.blocks[1].unfreeze()
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    trained = make(model, steps=5)
+    losses = [trained.step(*batches(0)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    for name, p in model.named_parameters():
+        assert np.array_equal(p.data, before[name]) != name.startswith("blocks.1."), name
+        assert (p.data.base is trained.optimizer.flat.data) == name.startswith("blocks.1."), name
+    assert trained.optimizer.flat.size == trained.optimizer.m.size == model.blocks[1].parameter_count()
+    names = trained.state_dict().keys()
+    assert before.keys() <= names
+    assert {name for name in names if name.startswith("adamw.m.")} == {
+        f"adamw.m.{name}" for name in before if name.startswith("blocks.1.")
+    }
+
+
+def test_training_a_part_moves_it_as_training_the_whole_does() -> None:
+    """Without clipping; the large eps has the first step depend on the gradient's size, not its sign alone."""
+    whole, part = gpt(), gpt()
+    part.freeze()
+    part.ln_f.unfreeze()
+    for model in (whole, part):
+        make(model, max_norm=1e9, eps=1.0).step(*batches(0))
+    assert np.array_equal(whole.ln_f.weight.data, part.ln_f.weight.data)
+
+
+def test_a_parameter_set_by_hand_to_need_no_gradient_is_frozen() -> None:
+    model = gpt()
+    model.wpe.requires_grad = False
+    before = model.wpe.data.copy()
+    make(model).step(*batches(0))
+    assert np.array_equal(model.wpe.data, before)
+
+
+def test_a_run_with_frozen_parameters_resumes_with_the_same_bits() -> None:
+    def part(seed: int) -> GPT:
+        model = gpt(seed)
+        model.freeze()
+        model.blocks[0].unfreeze()
+        return model
+
+    unbroken, first, resumed = make(part(0)), make(part(0)), make(part(1))
+    for trained in (unbroken, first):
+        trained.step(*batches(0))
+    resumed.load_state_dict({name: array.copy() for name, array in first.state_dict().items()})
+    for trained in (unbroken, resumed):
+        trained.step(*batches(1))
+    assert bits(resumed) == bits(unbroken)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.ln_f.freeze(), lambda m: m.blocks[0].unfreeze()])
+def test_freezing_or_unfreezing_after_the_trainer_was_made_is_refused(change: Any) -> None:
+    model = gpt()
+    model.blocks[0].freeze()
+    trained = make(model)
+    change(model)
+    with pytest.raises(GraphError, match="frozen or unfrozen after its trainer was made; make a new trainer"):
+        trained.step(*batches(0))
+
+
+@pytest.mark.parametrize(("model", "count"), [(gpt().freeze(), 28), (nn.Module(), 0)])
+def test_a_model_with_nothing_to_train_is_refused(model: nn.Module, count: int) -> None:
+    with pytest.raises(GraphError, match=rf"has nothing to train: of its {count} parameters none requires a gradient"):
+        make(model)
+
+
+# Worker processes
+
+
+def six(step: int, rows: int = 6) -> np.ndarray:
+    return np.random.default_rng(step).integers(11, size=(2, rows, 8))
+
+
+@needs_fork
+@pytest.mark.parametrize("workers", [2, 3, 8])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_train_to_the_same_bits_as_threads(workers: int, accumulate: int) -> None:
+    found = []
+    for processes in (False, True):
+        trained = make(gpt(dropout=0.1), workers=workers, accumulate=accumulate, processes=processes)
+        found.append(([trained.step(*six(step)) for step in range(4)], bits(trained)))
+    assert found[0] == found[1]
+
+
+def test_a_trainer_says_which_workers_it_has() -> None:
+    trained = make(workers=2, processes=False)
+    trained.step(*six(0))
+    assert repr(trained) == "Trainer(GPT, step 1 of 60, 2 threads)"
+
+
+@needs_fork
+def test_train_and_eval_of_a_part_and_written_parameters_reach_the_processes() -> None:
+    def run(processes: bool) -> dict[str, bytes]:
+        trained = make(gpt(dropout=0.3), processes=processes)
+        trained.step(*six(0))
+        trained.model.blocks[1].eval()
+        trained.model.wte.data[...] *= 2
+        trained.step(*six(1))
+        return bits(trained)
+
+    assert run(False) == run(True)
+
+
+@needs_fork
+def test_an_error_in_a_process_is_the_error_it_would_be_here() -> None:
+    trained = make(processes=True)
+    tokens = six(0)
+    tokens[0, 5] = 99
+    with pytest.raises(IndexRangeError, match="token ids go from 0 to 10; got 0 to 99"):
+        trained.step(*tokens)
+    trained.step(*six(0))
+
+
+@needs_fork
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_trainer_in_a_fork_of_its_process_is_refused_and_a_new_one_trains(processes: bool) -> None:
+    trained = make(processes=processes)
+    trained.step(*six(0))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(20)
+            with pytest.raises(NanogradError, match=f"workers belong to process {os.getppid()}"):
+                trained.step(*six(0))
+            make(processes=processes).step(*six(0))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    trained.step(*six(0))
+
+
+@needs_fork
+def test_checked_mode_works_in_processes() -> None:
+    trained = make(processes=True)
+    trained.model.blocks[1].mlp.up.bias.data[3] = np.inf
+    with checked(), pytest.raises(NonFiniteError, match=r"^the result of .* in module blocks\.1\.mlp\.up, called at"):
+        trained.step(*six(0))
+
+
+@needs_fork
+def test_processes_started_within_no_grad_record_all_the_same() -> None:
+    with no_grad():
+        trained = make(processes=True)
+    trained.step(*six(0))
+
+
+class Dies(nn.Module):
+    """Its loss does to the worker process what the first token says."""
+
+    def __init__(self) -> None:
+        self.home, self.w = os.getpid(), Parameter(np.ones(3, np.float32))
+
+    def loss(self, fate: Any) -> Tensor:
+        if fate[0] and os.getpid() != self.home:
+            if fate[0] == 1:
+                raise MemoryError("80 GiB")
+            os.kill(os.getpid(), int(fate[0]))
+        return self.w.mean()
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("fate", "kind", "message"),
+    [
+        (1, MemoryError, "^80 GiB$"),
+        (int(signal.SIGKILL), WorkerError, "ended without an answer"),
+        (int(signal.SIGSTOP), WorkerError, "is stopped"),
+    ],
+)
+def test_a_worker_that_fails_ends_the_step_with_one_error_and_the_next_step_works(
+    fate: int, kind: type[Exception], message: str
+) -> None:
+    trained = make(Dies(), processes=True)
+    before = bits(trained)
+    with pytest.raises(kind, match=message):
+        trained.step(np.full(4, fate))
+    assert bits(trained) == before
+    assert trained.step(np.zeros(4, int)) == 1
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=needs_fork)])
+def test_ctrl_c_during_an_update_acts_once_the_step_is_whole(processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, whole = make(processes=processes), make(processes=processes)
+    whole.step(*six(0))
+    update = trained.optimizer.update
+
+    def interrupted(*arguments: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        update(*arguments)
+
+    monkeypatch.setattr(trained.optimizer, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained.step(*six(0))
+    assert bits(trained) == bits(whole)
+
+
+@needs_fork
+def test_parameters_that_are_half_updated_are_neither_saved_nor_trained_on() -> None:
+    trained = make(processes=True)
+    trained.step(*six(0))
+    saved = {name: array.copy() for name, array in trained.state_dict().items()}
+    with pytest.raises(WorkerError, match="ended without an answer"):
+        os.kill(trained.workers.team.children[0].process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        trained.workers.update(0.1, 1.0)
+    assert not trained.is_whole
+    for use in (trained.state_dict, lambda: trained.step(*six(1))):
+        with pytest.raises(NanogradError, match="an update failed after step 1, so the parameters are half updated"):
+            use()
+    trained.load_state_dict(saved)
+    assert trained.is_whole
+    trained.step(*six(1))
+
+
+# Threads of the caller
+
+
+def test_two_trainers_stepped_by_two_threads_have_the_bits_that_each_has_alone() -> None:
+    def train(seed: int) -> dict[str, bytes]:
+        trained = make(gpt(seed, dropout=0.2), seed=seed, processes=False)
+        for step in range(20):
+            trained.step(*six(step))
+        return bits(trained)
+
+    alone, together = {seed: train(seed) for seed in range(2)}, {}
+    threads = [threading.Thread(target=lambda s=seed: together.update({s: train(s)})) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_a_step_while_another_thread_is_in_one_is_refused_and_does_it_no_harm() -> None:
+    begun, refused = threading.Event(), threading.Event()
+
+    class Slow(Line):
+        def loss(self, x: Any, y: Any) -> Tensor:
+            begun.set()
+            refused.wait(10)
+            return super().loss(x, y)
+
+    trained, other, rows = make(Slow(), workers=1), make(Line(), workers=1), np.ones((2, 4), np.float32)
+    thread = threading.Thread(target=trained.step, args=tuple(rows))
+    thread.start()
+    begun.wait(10)
+    with pytest.raises(GraphError, match="this trainer is in a step in another thread"):
+        trained.step(*rows)
+    refused.set()
+    thread.join()
+    other.step(*rows)
+    assert bits(trained) == bits(other)
+
+
+# Settings
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         *((field, bad) for field in ("batch_size", "accumulate", "steps") for bad in (0, -1, True, 1.5, "1", None)),
-        *((field, bad) for field in ("threads", "seed") for bad in (-1, True, 0.5)),
+        *((field, bad) for field in ("workers", "seed") for bad in (-1, True, 0.5)),
         *((field, bad) for field in ("learning_rate", "weight_decay") for bad in (-1e-9, np.nan, np.inf, True, "1e-3")),
         *((field, bad) for field in ("warmup", "beta1", "beta2") for bad in (1, -0.1, np.nan, 1.5)),
         *(("final", bad) for bad in (-0.1, 1.1, np.nan)),
         *(("eps", bad) for bad in (0, -1e-8, np.nan)),
         *(("max_norm", bad) for bad in (0, -1.0, np.inf)),
         *(("minutes", bad) for bad in (0, -1.0, np.nan, np.inf, True)),
-        *(("processes", bad) for bad in ("no", 1, None)),
+        *(("processes", bad) for bad in ("no", 1, 0.0)),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for gradient tests: whole cases of an op, and the shapes, layouts and numbers they are made of.
+"""Hypothesis strategies for gradient tests: whole cases of an op, and the layouts and numbers they are made of.
 
     from hypothesis import given
     from nanograd_llm.gradcheck import assert_case, strategies
@@ -8,7 +8,8 @@
         assert_case(my_op, case)
 
 Hypothesis draws shapes and a seed, and the seed the numbers: as sharp as to draw each number, and far faster. What it
-shrinks is then the shape, the layout and what else is special about a case. Needs the extra "test".
+shrinks is then the shape, the layout and what else is special about a case. Shapes for `arrays` are Hypothesis's own:
+`hypothesis.extra.numpy.array_shapes` and `mutually_broadcastable_shapes`. Needs the extra "test".
 """
 
 from __future__ import annotations
@@ -31,37 +32,6 @@ except ModuleNotFoundError:
     ) from None
 
 _SEEDS = st.integers(0, 2**32 - 1)
-
-
-def shapes(*, max_axes: int = 3, max_size: int = 3, zeros: bool = True) -> st.SearchStrategy[tuple[int, ...]]:
-    """Shapes, from () on; sizes of one are as common as any other, and so are zeros unless these are not wanted.
-
-    >>> from hypothesis import find
-    >>> find(shapes(), lambda shape: 0 in shape)
-    (0,)
-    """
-    return st.lists(st.integers(0 if zeros else 1, max_size), max_size=max_axes).map(tuple)
-
-
-@st.composite
-def broadcastable_shapes(
-    draw: Callable[..., Any], count: int = 2, *, max_axes: int = 3, max_size: int = 3, zeros: bool = True
-) -> tuple[tuple[int, ...], ...]:
-    """`count` shapes that broadcast together: each is one shape, or lacks some of its axes and has ones for others.
-
-    >>> from hypothesis import find
-    >>> find(broadcastable_shapes(), lambda pair: pair[0] != pair[1] and len(pair[0]) == len(pair[1]))
-    ((0,), (1,))
-    """
-    whole = draw(shapes(max_axes=max_axes, max_size=max_size, zeros=zeros))
-    made = []
-    for _ in range(count):
-        if draw(st.booleans()):
-            made.append(whole)
-        else:
-            missing = draw(st.integers(0, len(whole)))
-            made.append(tuple(1 if draw(st.booleans()) else n for n in whole[missing:]))
-    return tuple(made)
 
 
 def layouts() -> st.SearchStrategy[str]:

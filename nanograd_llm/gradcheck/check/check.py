@@ -1,12 +1,12 @@
 """Is a gradient right?  Every input of a function, to every order, held to numbers; then the verdict and its reasons.
 
-How the two sides are compared, and the tolerance that rounding sets, stands in `comparison`.
+How the two sides are compared stands in `comparison`, what rounding may do to them in `rounding`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck.check import comparison, consistency, explanation, kinks
-from nanograd_llm.gradcheck.check.comparison import DEPTH, Outcome, Precision, dense, length, rows
+from nanograd_llm.gradcheck.check.comparison import Method, Precision, dense, length, line, rows
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
-from nanograd_llm.gradcheck.check.report import Finding, GradientError, Report
+from nanograd_llm.gradcheck.check.report import Culprit, Finding, GradientError, Report
+from nanograd_llm.gradcheck.check.rounding import DEPTH
 from nanograd_llm.settings import require_int, require_seed
 
 DIRECTIONS = 4
@@ -29,7 +30,12 @@ _BY_DIFFERENCES = 256  # entries of an input that are, where each takes dozens o
 
 
 def gradcheck(
-    f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int = 0, jacobian: int = JACOBIAN
+    f: Callable[..., Tensor],
+    *inputs: Any,
+    order: int = 1,
+    seed: int = 0,
+    jacobian: int = JACOBIAN,
+    explain: bool = True,
 ) -> Report:
     """Check the engine's gradient of any function of Tensors: an op, a closure, a Module, a model's loss.
 
@@ -44,10 +50,10 @@ def gradcheck(
         price of an evaluation for each entry of the input. Of a larger one each entry of the gradient is compared, for
         the four cotangents, while that takes few op calls; otherwise the random directions must do, and the report says
         what all would have cost. 0 leaves it at directions.
+    explain: False stops at the first wrong gradient, without looking for its cause.
 
-    There is no tolerance to choose: see `gradcheck.comparison`. Where a difference is larger than rounding in the
-    result explains, it is measured how much rounding inside f moves it, by repeating the comparison at points a few
-    units in the last place away: a wrong gradient is wrong there by as much, a difference from rounding is another.
+    There is no tolerance to choose: see `comparison`. Where a difference is larger than rounding in the result
+    explains, it is measured how much rounding inside f moves it: see `rounding`.
 
     The report also holds: whether every op call on the tape keeps its shape line, two backward passes give the same
     bits, the same gradient whichever others are wanted, and nothing for a cotangent of zeros; for a wrong gradient the
@@ -62,14 +68,9 @@ def gradcheck(
     require_int("jacobian", jacobian, 0)
     require_seed(seed)
     try:
-        return _Check(f, inputs, order, seed, jacobian).report()
+        return _Check(Function(f, inputs), order, seed, jacobian, explain).report()
     except InPlaceError as error:
         return Report(label(f), (), (str(error),))
-
-
-def verdicts(f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int = 0) -> Report:
-    """`gradcheck` up to the first wrong verdict, without explanations, which may take longer than the check itself."""
-    return _Check(f, inputs, order, seed, JACOBIAN, explains=False).report()
 
 
 def assert_gradients(
@@ -84,77 +85,79 @@ def assert_gradients(
 class _Check:
     """One gradcheck on its way."""
 
-    def __init__(
-        self,
-        f: Callable[..., Tensor],
-        inputs: Sequence[Any],
-        order: int,
-        seed: int,
-        jacobian: int,
-        *,
-        explains: bool = True,
-    ):
-        self.order, self.seed, self.jacobian, self.explains = order, seed, jacobian, explains
+    def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool):
+        self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
         self.rng = np.random.default_rng(seed)
-        self.function = Function(f, inputs)
 
-    def report(self, *, traced: bool = True) -> Report:
-        """traced: with the op calls at fault."""
-        function = self.function
-        findings: list[Finding] = []
-        problems = list(function.shape_problems)
+    def report(self, *, trace: bool = True) -> Report:
+        """trace: follow a wrong gradient to the op calls at fault."""
+        function, problems = self.function, list(self.function.shape_problems)
         notes = [f"{dtype} inputs were checked as float64 copies" for dtype in function.promoted]
-        found: list[Any] = []
+        findings: list[Finding] = []
         with function.borrowed():
             epsilon, depth, self.calls = function.tape()
             self.precision = Precision(epsilon, DEPTH + 16 * max(0, depth - 1))
             notes += function.widening()
-            target: Differentiable = function
-            self.kinks: list[np.ndarray | None] = []
-            for n in range(1, self.order + 1):
-                y = target.evaluate(target.values)
-                if not np.array_equal(y, target.evaluate(target.values), equal_nan=True):
-                    raise GraphError(
-                        f"{function.label} gives other numbers when it is called again with the same inputs; make it "
-                        "repeatable, e.g. give its dropout a seed"
-                    )
-                cotangents = [dense(self.rng, y.shape) for _ in range(DIRECTIONS)]
-                if n == 1:
-                    cotangent = cotangents[0]
-                    self.kinks = [self._kinks(target, k) for k in range(len(target.values))]
-                    problems += consistency.problems(function, cotangent, self.precision)
-                elif n == 2:
-                    problems += consistency.asymmetry(function, cotangent, self.precision, self.rng)
-                self.kinks += [np.zeros(0, int)] * (len(target.values) - len(self.kinks))
-                for k in range(len(target.values)):
-                    findings.append(self._check_input(target, k, y, cotangents, n))
-                    if findings[-1].verdict == "wrong" and not self.explains:
-                        return Report(function.label, tuple(findings), tuple(problems))
-                target = Gradient(target, cotangents[0])
-            wrong = [finding for finding in findings if finding.verdict == "wrong"]
-            if wrong and self.explains and traced:
-                found, calls = culprits(lambda: function.record(function.values)[0], self._check_call(wrong))
-                if not found:
-                    notes.append(
-                        f"the rules of all {calls} op calls on the tape are right at these numbers; what is wrong lies "
-                        "between them: a .data or .detach() on the way, a hook, or a result written into"
-                    )
+            for finding in self._findings(problems):
+                findings.append(finding)
+                if finding.verdict == "wrong" and not self.explain:
+                    return Report(function.label, tuple(findings), tuple(problems))
+            wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
+            found = self._trace(min(wrong), notes) if wrong and self.explain and trace else []
         return Report(function.label, tuple(findings), tuple(problems), tuple(found), tuple(notes))
 
-    def _check_call(self, wrong: Sequence[Finding]) -> Callable[..., Report]:
-        order = min(finding.order for finding in wrong)
-        return lambda f, *inputs: _Check(f, inputs, order, self.seed, self.jacobian).report(traced=False)
+    def _trace(self, order: int, notes: list[str]) -> list[Culprit]:
+        """The op calls on the tape that are wrong by themselves at this order; a note where none is."""
+
+        def check(f: Callable[..., Tensor], *inputs: Any) -> Report:
+            return _Check(Function(f, inputs), order, self.seed, self.jacobian, self.explain).report(trace=False)
+
+        found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
+        if not found:
+            notes.append(
+                f"the rules of all {calls} op calls on the tape are right at these numbers; what is wrong lies between "
+                "them: a .data or .detach() on the way, a hook, or a result written into"
+            )
+        return found
+
+    def _findings(self, problems: list[str]) -> Iterator[Finding]:
+        """Order by order, input by input; problems: what else is found on the way is added there."""
+        target: Differentiable = self.function
+        bent: list[np.ndarray | None] = []
+        for order in range(1, self.order + 1):
+            y = target.evaluate(target.values)
+            if not np.array_equal(y, target.evaluate(target.values), equal_nan=True):
+                raise GraphError(
+                    f"{self.function.label} gives other numbers when it is called again with the same inputs; make it "
+                    "repeatable, e.g. give its dropout a seed"
+                )
+            cotangents = [dense(self.rng, y.shape) for _ in range(DIRECTIONS)]
+            if order == 1:
+                cotangent = cotangents[0]
+                bent = [self._kinks(target, k) for k in range(len(target.values))]
+                problems += consistency.problems(self.function, cotangent, self.precision)
+            elif order == 2:
+                problems += consistency.asymmetry(self.function, cotangent, self.precision, self.rng)
+            bent += [np.zeros(0, int)] * (len(target.values) - len(bent))  # a gradient is linear in its cotangent
+            for k, places in enumerate(bent):
+                yield self._check_input(target, k, places, y, cotangents, order)
+            target = Gradient(target, cotangents[0])
 
     def _kinks(self, function: Differentiable, k: int) -> np.ndarray | None:
         """Flat places of the entries of input k by which the function bends; None where they cannot be told."""
-        x = function.values[k]
-        direction = dense(self.rng, x.shape) * length(x)
-        return kinks.find(lambda u: comparison.line(function, function.values, k, u), direction, self.precision.epsilon)
+        direction = dense(self.rng, function.values[k].shape) * length(function.values[k])
+        return kinks.find(lambda u: line(function, function.values, k, u), direction, self.precision.epsilon)
 
     def _check_input(
-        self, function: Differentiable, k: int, y: np.ndarray, cotangents: list[np.ndarray], order: int
+        self,
+        function: Differentiable,
+        k: int,
+        bent: np.ndarray | None,
+        y: np.ndarray,
+        cotangents: list[np.ndarray],
+        order: int,
     ) -> Finding:
-        x, bent = function.values[k], self.kinks[k]
+        x, epsilon = function.values[k], self.precision.epsilon
         finding = functools.partial(Finding, order, function.names[k], x.shape)
         if bent is None:
             reason = f"the function bends by more than {kinks.MOST} entries here, or in a way that no entry explains"
@@ -162,18 +165,17 @@ class _Check:
         smooth = np.ones(x.size, bool)
         smooth[bent] = False
         directions = [dense(self.rng, x.shape) * length(x) * smooth.reshape(x.shape) for _ in range(DIRECTIONS)]
-        first = derivative(comparison.line(function, function.values, k, directions[0]), epsilon=self.precision.epsilon)
-        method: comparison.Method = functools.partial(differences, epsilon=self.precision.epsilon)
+        first = derivative(line(function, function.values, k, directions[0]), epsilon=epsilon)
+        method: Method = functools.partial(differences, epsilon=epsilon)
         if not first.why:
-            method = functools.partial(derivative, confirm=False, epsilon=self.precision.epsilon)
+            method = functools.partial(derivative, confirm=False, epsilon=epsilon)
 
-        v, u = rows(cotangents), rows(directions)
-        found = self._hold(comparison.along_directions, function, k, method, v, u)
-        right, shown = found.right, found
-        compared, singly = self._extent(order, y.size, x.size, by_differences=bool(first.why))
+        hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
+        found = shown = hold(v, rows(directions), self.precision, self.rng)
+        right, (compared, singly) = found.right, self._extent(order, y.size, x.size, by_differences=bool(first.why))
         if singly and smooth.any() and found.right and found.finite and found.sharp:
             each = v if singly == "cotangents" else dense(self.rng, (y.size,))
-            by_entry = self._hold(comparison.by_entries, function, k, method, each, np.full(x.size, length(x)) * smooth)
+            by_entry = hold(each, length(x) * smooth, self.precision, self.rng)
             right, shown = by_entry.right, found if by_entry.right else by_entry
 
         bends = tuple(explanation.kink(function, k, int(place), v) for place in bent) if order == 1 else ()
@@ -184,7 +186,7 @@ class _Check:
             verdict, reason = "cannot tell", "the function's own numbers are not finite here"
         elif not right:
             verdict = "wrong"
-            if self.explains:
+            if self.explain:
                 cotangent = cotangents[int(np.argmax(found.wrong_rows))]
                 worst = explanation.worst_entry(function, k, cotangent, method, np.flatnonzero(smooth))
                 pattern = explanation.pattern(function, k, y, cotangent, method) if not bent.size else ""
@@ -194,19 +196,9 @@ class _Check:
             verdict, pattern = "wrong", "at a kink it is neither of the two slopes nor a value between"
         else:
             verdict = "at a kink" if bent.size else "right"
-        return finding(
-            verdict,
-            shown.off,
-            shown.tolerance,
-            first.method,
-            first.step,
-            compared,
-            why=first.why if order == 1 else "",  # rules need no complex numbers, so beyond it is always so
-            reason=reason,
-            worst=worst,
-            pattern=pattern,
-            kinks=bends,
-        )
+        why = first.why if order == 1 else ""  # rules need no complex numbers, so beyond it is always so
+        of = (shown.off, shown.tolerance, first.method, first.step, compared)
+        return finding(verdict, *of, why=why, reason=reason, worst=worst, pattern=pattern, kinks=bends)
 
     @staticmethod
     def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:
@@ -214,12 +206,6 @@ class _Check:
         are masked; but where they overflowed, they rise as the rule says."""
         hidden = ~np.isfinite(y)
         return bool(hidden.any() and gradients(function, function.values, [cotangent * hidden])[0][k].any())
-
-    def _hold(
-        self, compare: Callable[..., comparison.Sides], function: Differentiable, k: int, method: Any, v: Any, u: Any
-    ) -> Outcome:
-        compare = functools.partial(compare, function, k, method)
-        return comparison.hold(compare, function.values, v, u, length(function.values[k]), self.precision, self.rng)
 
     def _extent(self, order: int, results: int, entries: int, *, by_differences: bool) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""

@@ -12,36 +12,31 @@ difference adds its own error estimate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import grad
-from nanograd_llm.gradcheck.check.derivatives import EPS, Derivative, Line
+from nanograd_llm.gradcheck.check.derivatives import Derivative, Line
 from nanograd_llm.gradcheck.check.function import Differentiable
+from nanograd_llm.gradcheck.check.rounding import nudged, widened
 
-DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
 BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing,
 FAINT = 1e-10  # unless these are all rounding: a gradient below this part of its cotangent counts as zero
-_REPEATS = 6
-_MORE_REPEATS = 24  # where the first leave a difference that is not far out of bounds:
-_NEAR = 1e3  # as a multiple of the tolerance
 
 Method = Callable[..., Derivative]  # of a Line
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """What one check knows about rounding: ε of the narrowest float in the function, and c."""
 
     epsilon: float
     c: float
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(NamedTuple):
     """Both sides for every pair of a cotangent (rows) and a direction (columns).
 
     scale: Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.  error: of the differences.  result: Σ|vᵢyᵢ| over what the direction moves.
@@ -57,9 +52,6 @@ class Sides:
     def off(self) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             return self.analytic - self.numeric
-
-
-Compare = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], Sides]  # values, v, u
 
 
 @dataclass(frozen=True)
@@ -78,129 +70,65 @@ class Outcome:
     wrong_rows: np.ndarray
 
 
-def along_directions(
-    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray
-) -> Sides:
-    """Every pair of a dense cotangent (a row of v) and a dense direction of input k (a row of u)."""
-    a, y = _gradients(function, k, values, v)
-    slopes = [method(line(function, values, k, row.reshape(values[k].shape))) for row in u]
-    ju, error = rows([s.value for s in slopes]), rows([s.error for s in slopes])
-    with np.errstate(invalid="ignore"):
-        scale = np.abs(a) @ np.abs(u).T + np.abs(v) @ np.abs(ju).T
-        return Sides(a @ u.T, v @ ju.T, scale, np.abs(v) @ error.T, np.abs(v) @ y[:, None])
-
-
-def by_entries(
-    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, sizes: np.ndarray
-) -> Sides:
-    """Every entry of input k by itself, moved by its size: the rows of v are cotangents.
-
-    Where v is one-dimensional, each of its entries is a cotangent by itself: the whole Jacobian.
-    """
-    whole = v.ndim == 1
-    a, y = _gradients(function, k, values, _single(v) if whole else v)
-    ju, error = np.zeros((sizes.size, y.size)), np.zeros((sizes.size, y.size))
-    for j in np.flatnonzero(sizes):
-        found = slope(function, values, k, j, sizes[j], method)
-        ju[j], error[j] = found.value.reshape(-1), found.error.reshape(-1)
-    analytic, moved = a * sizes, ju != 0
-    with np.errstate(invalid="ignore"):
-        if whole:
-            numeric = (ju * v).T
-            scale = np.abs(analytic) + np.abs(numeric)
-            error, result = np.abs(error * v).T, (np.abs(v) * y * moved).T
-        else:
-            numeric = v @ ju.T
-            scale = np.abs(analytic) + np.abs(v) @ np.abs(ju).T
-            error, result = np.abs(v) @ error.T, (np.abs(v) * y) @ moved.T
-    # an entry is made of terms as large as the others of its row
-    return Sides(analytic, numeric, scale, error, result + scale.max(axis=1, initial=0, keepdims=True))
-
-
 def hold(
-    compare: Compare,
-    values: Sequence[np.ndarray],
+    function: Differentiable,
+    k: int,
+    method: Method,
     v: np.ndarray,
     u: np.ndarray,
-    reach: float,
     precision: Precision,
     rng: np.random.Generator,
 ) -> Outcome:
-    """Compare, and where both sides part, measure how much of that is rounding inside the function.
+    """Compare, and where both sides part, measure how much of that is rounding inside the function: see `compare`."""
+    values, reach = function.values, max(1.0, length(function.values[k]))
+    sides = compare(function, k, method, values, v, u)
+    tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * reach) + sides.error
+    tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * length(function.values[k])
 
-    reach: the size of a direction.
-    """
-    sides = compare(values, v, u)
-    off = np.abs(sides.off)
-    tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * max(1.0, reach)) + sides.error
-    tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * reach
-    if not (off <= tolerance).all():
-        tolerance = tolerance + _noise(compare, values, v, u, sides.off, tolerance, rng)
+    def again() -> np.ndarray:
+        *near, near_v, near_u = nudged([*values, v, u], rng)
+        return compare(function, k, method, near, near_v, near_u).off
+
+    tolerance, off = widened(tolerance, sides.off, again), np.abs(sides.off)
     within = off <= tolerance
-    cotangents = np.abs(v).reshape(len(off), -1).sum(axis=1, keepdims=True)
+    cotangents = np.abs(v).reshape(len(v), -1).sum(axis=1, keepdims=True)
     sharp = tolerance <= BLUNT * (sides.scale + sides.result) + FAINT * cotangents
     return Outcome(
-        bool(within.all()),
-        bool(sharp.all()),
-        bool(np.isfinite(sides.numeric).all()),
-        _part(off, sides.scale),
-        _part(tolerance, sides.scale),
-        ~within.all(axis=1),
+        right=bool(within.all()),
+        sharp=bool(sharp.all()),
+        finite=bool(np.isfinite(sides.numeric).all()),
+        off=_part(off, sides.scale),
+        tolerance=_part(tolerance, sides.scale),
+        wrong_rows=~within.all(axis=1),
     )
 
 
-def _noise(
-    compare: Compare,
-    values: Sequence[np.ndarray],
-    v: np.ndarray,
-    u: np.ndarray,
-    off: np.ndarray,
-    tolerance: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """How far rounding inside the function can move each difference, seen by moving every number a little."""
-    offs = [off]
-    for repeats in (_REPEATS, _MORE_REPEATS):
-        for _ in range(repeats):
-            near_v, near_u = nudged([v, u], rng)
-            offs.append(compare(nudged(values, rng), near_v, near_u).off)
-        with np.errstate(invalid="ignore"):
-            noise = 4 * np.ptp(offs, axis=0).max(axis=1, initial=0, keepdims=True)  # rounding is alike along a row
-        excess = np.abs(off) > tolerance + noise
-        if not excess.any() or (np.abs(off) > _NEAR * (tolerance + noise)).any():
-            break
-    return noise
+def compare(
+    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray
+) -> Sides:
+    """Each cotangent (a row of v) with each direction of input k (a row of u).
 
-
-def nudged(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Every number moved by a few units in the last place, or by some thousands: few may leave a rounding as it was.
-
-    What is rounding comes out otherwise there, what is wrong stays: the idea of J. Vignes, "A stochastic arithmetic for
-    reliable scientific computation", Mathematics and Computers in Simulation 35 (1993).
+    A one-dimensional v or u stands for its numbers one by one: each with zeros in all other places.
     """
-    size = EPS * 2 ** rng.uniform(0, 12)
-    return [a * (1 + size * rng.uniform(-2, 2, a.shape)) for a in arrays]
-
-
-def _gradients(
-    function: Differentiable, k: int, values: Sequence[np.ndarray], v: Iterable[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The engine's gradient of input k for each of these cotangents, and the size of each entry of the result; flat."""
     y, leaves = function.record(values)
-    found = [
-        grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) if y.requires_grad else np.zeros(values[k].shape)
-        for row in v
-    ]
-    size = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
-    return rows(found) if found else np.zeros((0, values[k].size)), size
-
-
-def _single(v: np.ndarray) -> Iterator[np.ndarray]:
-    """For each entry a cotangent that is zero elsewhere."""
-    for i in range(v.size):
-        one = np.zeros(v.size)
-        one[i] = v[i]
-        yield one
+    v = np.diag(v) if v.ndim == 1 else v
+    a = np.zeros((len(v), values[k].size))
+    if y.requires_grad:
+        a = rows([grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) for row in v])
+    size_a, size_v = np.abs(a), np.abs(v)
+    size_y = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
+    columns = []
+    for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0.0) for i in np.flatnonzero(u)):
+        found = method(line(function, values, k, row.reshape(values[k].shape)))
+        ju, error = found.value.reshape(-1), found.error.reshape(-1)
+        with np.errstate(invalid="ignore"):
+            scale = size_a @ np.abs(row) + size_v @ np.abs(ju)
+            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0))))
+    sides = Sides(*(np.stack(side, axis=1) for side in zip(*columns)))
+    if u.ndim == 2:
+        return sides
+    # an entry is made of terms as large as the others of its row
+    return sides._replace(result=sides.result + sides.scale.max(axis=1, keepdims=True))
 
 
 def slope(
@@ -232,6 +160,6 @@ def rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([a.reshape(-1) for a in arrays])
 
 
-def _part(a: Any, whole: Any) -> float:
+def _part(a: np.ndarray, whole: np.ndarray) -> float:
     """The largest a / whole; 0 where there is nothing to be a part of."""
     return float(np.max(np.divide(a, whole, where=whole > 0, out=np.zeros_like(whole)), initial=0))

@@ -27,8 +27,8 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
 
     def note(node: Any, arrays: Any, static: dict[str, Any], place: str) -> None:
         inputs = tuple(
-            Tensor(a, requires_grad=form is not None) if is_array(a) and a.dtype.kind == "f" else a
-            for a, form in zip(arrays, node.forms)
+            Tensor(a, requires_grad=source is not None) if is_array(a) and a.dtype.kind == "f" else a
+            for a, source in zip(arrays, node.sources)
         )
         calls.append((node.op, inputs, static, place))
 

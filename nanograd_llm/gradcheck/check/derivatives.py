@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanograd_llm.gradcheck.check.rounding import EPS
+
 Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
 _RUNGS = tuple(2.0**-k for k in range(3, 14))  # u is as long as x, so these are parts of x
 _SHORT = 2.0**-22
-EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)

@@ -207,13 +207,18 @@ def _is_ragged(parts: Sequence[Any]) -> bool:
 
 def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
     """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
-    inner = getattr(f, "func", f)  # of a functools.partial
-    owner = getattr(inner, "__self__", inner)
+    owner = owner_of(f)
     named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
     held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
     return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
+
+
+def owner_of(f: Any) -> Any:
+    """The module that f is, or whose method it is, with or without arguments that functools.partial fixes."""
+    inner = getattr(f, "func", f)
+    return getattr(inner, "__self__", inner)
 
 
 def tape_below(y: Tensor) -> list[Any]:

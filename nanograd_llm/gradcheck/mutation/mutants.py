@@ -120,19 +120,19 @@ def mutants(op: Op) -> list[Mutant]:
     drawn = list(draw_cases(op, np.random.default_rng(0), _CASES if op.samples else _DRAWN))
     if not op.samples:
         drawn = sorted(drawn, key=lambda case: -case.size)[:_CASES]
-    right = [_gradients(op, case) for case in drawn]
+    right = [gradients_of(op, case) for case in drawn]
     known = [np.zeros(sum(g.size for gradients in right for g in gradients))]
     found = []
     for mutant in _conceivable(op):
         with mutant.planted():
-            change = _change(right, [_gradients(op, case) for case in drawn])
+            change = _change(right, [gradients_of(op, case) for case in drawn])
         if change is not None and all(np.abs(change - other).max(initial=0) > _VISIBLE for other in known):
             known.append(change)
             found.append(mutant)
     return found
 
 
-def _gradients(op: Op, case: Case) -> list[np.ndarray]:
+def gradients_of(op: Op, case: Case) -> list[np.ndarray]:
     """The gradients of a call for a fixed random cotangent; none where there are none, or the rule raises."""
     call, arrays = case.on(op)
     leaves = [Tensor(x, requires_grad=True) for x in arrays]

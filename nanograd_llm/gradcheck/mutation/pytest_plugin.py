@@ -88,8 +88,11 @@ class GradientMutants:
             self.state = "not scored: there are tests that fail without any mistake planted; they must pass first"
             return result
         terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-        with _warnings_kept_as_they_are(terminal), _short_tracebacks(session.config):
-            self._try_all(session, terminal)
+        warnings = list(terminal.stats.get("warnings", ())) if terminal is not None else []
+        session.config.option.tbstyle = "native"  # the quickest to lay out: nobody will read it
+        self._try_all(terminal)
+        if terminal is not None:
+            terminal.stats["warnings"] = warnings  # those of tests that run with a mistake are no news
         self.state = ""
         return result
 
@@ -192,7 +195,7 @@ class GradientMutants:
 
         return noted
 
-    def _try_all(self, session: pytest.Session, terminal: Any) -> None:
+    def _try_all(self, terminal: Any) -> None:
         total = sum(len(score.mutants) for score in self.scores)
         self.state = "not scored: interrupted before every mistake was tried"
         if terminal is not None:
@@ -265,29 +268,3 @@ def _first_failure_will_do(item: pytest.Item) -> Iterator[None]:
         yield
     finally:
         test._hypothesis_internal_use_settings = settings
-
-
-@contextlib.contextmanager
-def _warnings_kept_as_they_are(terminal: Any) -> Iterator[None]:
-    """Warnings of tests that run with a mistake are no news."""
-    if terminal is None:
-        yield
-        return
-    before = list(terminal.stats.get("warnings", ()))
-    try:
-        yield
-    finally:
-        terminal.stats.pop("warnings", None)
-        if before:
-            terminal.stats["warnings"] = before
-
-
-@contextlib.contextmanager
-def _short_tracebacks(config: pytest.Config) -> Iterator[None]:
-    """A failure that nobody will read is not worth the time that a long traceback takes to lay out."""
-    before = config.option.tbstyle
-    config.option.tbstyle = "native"
-    try:
-        yield
-    finally:
-        config.option.tbstyle = before

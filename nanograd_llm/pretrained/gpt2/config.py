@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
-from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
+from nanograd_llm.files.mapped import listed
+from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.settings import check_keys
 
 # Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
@@ -97,26 +98,15 @@ OPENAI_KEYS = {
 }
 
 
-def to_openai(config: GPTConfig) -> dict[str, Any]:
-    """The keys of `hparams.json`. Raises ConfigError for a model that OpenAI's code cannot make, naming the fields."""
-    table = {theirs: getattr(config, ours) for theirs, ours in OPENAI_KEYS.items()}
-    training_only: Any = {name: getattr(config, name) for name in TRAINING_ONLY}
-    plain = GPTConfig(**{ours: table[theirs] for theirs, ours in OPENAI_KEYS.items()}, **training_only)
-    if config.n_inner == 4 * config.n_embd:
-        plain = dataclasses.replace(plain, n_inner=config.n_inner)
-    fields = [field.name for field in dataclasses.fields(config)]
-    other = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(plain, name)]
-    if other:
-        raise ConfigError(f"OpenAI's form has no place for {', '.join(other)}; use the form of Hugging Face")
-    return table
-
-
 def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
     """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError naming the key.
 
     nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form.
     """
     keys = {"block_size": "context_length", **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}}
+    nested = [key for key, value in table.items() if not isinstance(value, (bool, int, float, str, type(None)))]
+    if nested:  # an error message could not show it: lists that share lists can be longer than any memory
+        raise BadFileError(f"{where}: {listed(nested)} must each be a number, a string or a bool")
     biases = table.get("bias", False)
     if not isinstance(biases, bool):
         raise BadFileError(f"{where}: bias is {biases!r:.50}; expected True or False")

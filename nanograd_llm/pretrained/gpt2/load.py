@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.files.json import read_json_object
-from nanograd_llm.files.mapped import map_file
-from nanograd_llm.files.npz import read_npz
-from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.mapped import listed
 from nanograd_llm.files.tensorflow import read_tensorflow
-from nanograd_llm.files.torch import read_sharded_torch, read_torch, read_torch_object
+from nanograd_llm.files.torch import read_torch_object
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
 from nanograd_llm.pretrained.gpt2.source import Source, find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
+from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
 MAX_LAYERS = 1024
@@ -88,7 +86,7 @@ def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None =
     found = find_source(source)
     if vocab_size is None:
         vocab_size = _config_of(found).vocab_size
-    tokenizer = read_tokenizer(found.folder, links_into=found.links_into)
+    tokenizer = read_tokenizer(found.folder)
     if tokenizer is None:
         if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
             raise BadFileError(
@@ -109,10 +107,10 @@ def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None =
 def _config_of(found: Source) -> GPTConfig:
     """The config alone; the weights are read only where there is no other place for it."""
     if found.form == "openai":
-        return gpt2_config.from_openai(*_settings(found, "hparams.json"))
+        return gpt2_config.from_openai(read_settings(found.folder, "hparams.json"), str(found.folder / "hparams.json"))
     if found.form in ("nanogpt", "llmc"):
         return _READERS[found.form](found)[0]
-    return gpt2_config.from_hugging_face(*_settings(found, "config.json"))
+    return gpt2_config.from_hugging_face(read_settings(found.folder, "config.json"), str(found.folder / "config.json"))
 
 
 def _is_finite(x: NDArray[Any]) -> bool:
@@ -123,16 +121,7 @@ def _is_finite(x: NDArray[Any]) -> bool:
 
 def _hugging_face(found: Source) -> Parts:
     where = str(found.weights)
-    if found.form == "safetensors":
-        arrays = read_safetensors(found.weights)
-    elif found.form == "sharded safetensors":
-        arrays = read_sharded_safetensors(found.weights, links_into=found.links_into)
-    elif found.form == "torch":
-        arrays = read_torch(found.weights)
-    elif found.form == "sharded torch":
-        arrays = read_sharded_torch(found.weights, links_into=found.links_into)
-    else:
-        arrays = read_npz(found.weights)
+    arrays = READERS[found.form](found.weights)
     config = _config_of(found)
     plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
     return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
@@ -146,7 +135,7 @@ def _nanogpt(found: Source) -> Parts:
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
     others = [name for name, x in state.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
     if others:
-        raise BadFileError(f"{where}: model holds more than tensors by name: {str(others[:10]):.500}")
+        raise BadFileError(f"{where}: model holds more than tensors by name: {listed(others)}")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
     plain = _plain(state, ("_orig_mod.", "transformer."), True, where)
     return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
@@ -154,7 +143,7 @@ def _nanogpt(found: Source) -> Parts:
 
 def _openai(found: Source) -> Parts:
     config = _config_of(found)
-    arrays = read_tensorflow(found.weights.with_suffix(""), links_into=found.links_into)
+    arrays = read_tensorflow(found.weights)
     where = str(found.weights)
     return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
@@ -175,19 +164,11 @@ def _llmc(found: Source) -> Parts:
 
 
 _READERS = {
-    **dict.fromkeys(("safetensors", "sharded safetensors", "torch", "sharded torch", "numpy"), _hugging_face),
+    **dict.fromkeys(READERS, _hugging_face),
     "nanogpt": _nanogpt,
     "openai": _openai,
     "llmc": _llmc,
 }
-
-
-def _settings(found: Source, name: str) -> tuple[dict[str, Any], str]:
-    """A JSON file beside the weights, and what to call it in errors."""
-    path = found.file(name)
-    if not path.exists():
-        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside {found.weights.name}")
-    return read_json_object(map_file(path).tobytes(), str(path)), str(path)
 
 
 def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
@@ -213,7 +194,7 @@ def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) ->
         for prefix in prefixes:
             short = short.removeprefix(prefix)
         if short in plain:
-            raise BadFileError(f"{where}: {short} is there twice, with and without a prefix")
+            raise BadFileError(f"{where}: {short!r:.200} is there twice, with and without a prefix")
         if not MASKS.fullmatch(short):
             plain[short] = array
     head, table = plain.get("lm_head.weight"), plain.get("wte.weight")

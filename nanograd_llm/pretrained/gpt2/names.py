@@ -111,7 +111,9 @@ def restore(
     wanted = {layout.name(ours): ours for ours in shapes if biases or not ours.endswith("bias")}
     problems = [f"missing: {name}" for name in wanted if name not in arrays]
     problems += [
-        f"extra: {name:.200}, {array.shape} {array.dtype}" for name, array in arrays.items() if name not in wanted
+        f"extra: {name if name.isprintable() else ascii(name):.200}, {array.shape} {array.dtype}"
+        for name, array in arrays.items()
+        if name not in wanted
     ]
     restored = {}
     for name, ours in wanted.items():

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nanograd_llm.errors import ConfigError, DtypeError, StorageError
-from nanograd_llm.files.atomic import storage_errors, write_atomically, write_parts, written_together
+from nanograd_llm.errors import ConfigError, StorageError
+from nanograd_llm.files.atomic import storage_errors, write_atomically, written_together
 from nanograd_llm.files.npz import write_npz
-from nanograd_llm.files.safetensors import DTYPES
-from nanograd_llm.files.tensorflow_writer import write_tensorflow
+from nanograd_llm.files.safetensors import write_safetensors
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
-from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, OPENAI, Layout
+from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
 from nanograd_llm.pretrained.gpt2.source import names_of_a_model
-from nanograd_llm.pretrained.gpt2.tokenizer import PAIRS, write_tokenizer
+from nanograd_llm.pretrained.gpt2.tokenizer import write_tokenizer
 from nanograd_llm.settings import require_choice, require_type
 from nanograd_llm.text import Tokenizer
 
-FORMS = ("hf", "tf", "numpy")
+FORMS = ("hf", "numpy")
 
 
 def save_gpt2(
@@ -32,12 +26,12 @@ def save_gpt2(
 ) -> list[Path]:
     """Write a model, and its tokenizer if given, into `folder`, which is made if need be.
 
-    form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); tf for OpenAI's
-        code (a TensorFlow checkpoint with hparams.json); numpy for `numpy.load` (model.npz in Hugging Face's names and
-        layout, with config.json). `load_gpt2` reads each of them, and finds the same bits.
+    form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); numpy for
+        `numpy.load` (model.npz in Hugging Face's names and layout, with config.json). `load_gpt2` reads both, and
+        finds the same bits.
 
-    Returns the files, which are all there, or none is. Raises ConfigError for a model that the form cannot hold, or a
-    tokenizer that is not the model's; StorageError where the folder holds a model already, or the disk refuses.
+    Returns the files, which are all there, or none is. Raises ConfigError for a tokenizer that is not the model's;
+    StorageError where the folder holds a model already, or the disk refuses.
     """
     require_choice("form", form, FORMS)
     require_type("model", model, GPT, "a GPT")
@@ -46,24 +40,19 @@ def save_gpt2(
     if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {c.vocab_size}; give its own")
     arrays = model.state_dict()
-    settings: dict[str, Any]
-    if form == "tf":
-        layout, settings_name, settings = OPENAI, "hparams.json", gpt2_config.to_openai(c)
-        if model.wte.dtype != np.float32:
-            raise DtypeError(f"OpenAI's code takes float32; this model is {model.wte.dtype}; give it in float32")
-    else:
-        layout, settings_name, settings = HUGGING_FACE, "config.json", gpt2_config.to_hugging_face(c)
-        end = None if tokenizer is None else tokenizer.end_of_text
-        settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
+    end = None if tokenizer is None else tokenizer.end_of_text
+    settings = gpt2_config.to_hugging_face(c) | {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "dtype": model.wte.dtype.name,
+    }
     _refuse_a_model(folder, with_tokenizer=tokenizer is not None)
-    stored = {_name(name, layout, form): layout.stored(name, array) for name, array in arrays.items()}
+    stored = {_name(name, form): HUGGING_FACE.stored(name, array) for name, array in arrays.items()}
     with written_together(folder) as place:
-        write_atomically(place / settings_name, json.dumps(settings, indent=2).encode() + b"\n")
+        write_atomically(place / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
         if tokenizer is not None:
-            write_tokenizer(tokenizer, place, PAIRS[form == "tf"])
-        if form == "tf":
-            write_tensorflow(place, stored)
-        elif form == "hf":
+            write_tokenizer(tokenizer, place)
+        if form == "hf":
             write_safetensors(place / "model.safetensors", stored, {"format": "pt"})
         else:
             write_npz(place / "model.npz", stored)
@@ -71,42 +60,10 @@ def save_gpt2(
     return [folder / name for name in written]
 
 
-def _name(ours: str, layout: Layout, form: str) -> str:
+def _name(ours: str, form: str) -> str:
     """transformers calls the body of its model with a head `transformer`."""
-    name = layout.name(ours)
+    name = HUGGING_FACE.name(ours)
     return name if form != "hf" or ours == "head" else f"transformer.{name}"
-
-
-def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-) -> None:
-    """Write arrays of numbers as safetensors, in this order, whole or not at all; one at a time is in memory.
-
-    The format is explained in `safetensors_files`. Raises DtypeError, StorageError.
-    """
-    names = {np.dtype(ours): theirs for theirs, ours in DTYPES.items() if theirs != "BF16"}
-    refused = [f"{name} {array.dtype}" for name, array in arrays.items() if array.dtype not in names]
-    if refused:
-        raise DtypeError(f"{path}: safetensors holds numbers; got {', '.join(refused)}")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    size = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": names[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [size, size + array.nbytes],
-        }
-        size += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers begin where 8 divides
-
-    def parts() -> Any:
-        yield len(text).to_bytes(8, "little") + text
-        for array in arrays.values():
-            plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            yield plain.reshape(-1).view(np.uint8).data
-
-    write_parts(path, parts(), 8 + len(text) + size)
 
 
 def _refuse_a_model(folder: Path, *, with_tokenizer: bool) -> None:

@@ -17,22 +17,15 @@ from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
-from nanograd_llm.files.mapped import map_file, named_file
+from nanograd_llm.files.mapped import map_file
+from nanograd_llm.pretrained import weights
 from nanograd_llm.pretrained.gpt2.llmc import MAGIC
 from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, OWN, PAIRS, SINGLE
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.settings import nearest, require_type
 
-# In the order in which they are looked for in a folder: Hugging Face's own order, then the others.
-FILES = {
-    "model.safetensors": "safetensors",
-    "model.safetensors.index.json": "sharded safetensors",
-    "pytorch_model.bin": "torch",
-    "pytorch_model.bin.index.json": "sharded torch",
-    "model.ckpt.index": "openai",
-    "ckpt.pt": "nanogpt",
-    "model.npz": "numpy",
-}
+# In the order in which they are looked for in a folder.
+FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin")
 SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the last two: a run's, TensorFlow's pointer
 TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
@@ -40,22 +33,14 @@ TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a pretrained model lies. form: a value of FILES, or llmc. weights: the file that is read first.
-
-    links_into: a folder that links in `folder` may lead into.
-    """
+    """Where a pretrained model lies. form: a value of FILES, or llmc. weights: the file that is read first."""
 
     form: str
     weights: Path
-    links_into: Path | None = None
 
     @property
     def folder(self) -> Path:
         return self.weights.parent
-
-    def file(self, name: str) -> Path:
-        """The path of a file beside the weights. Raises BadFileError where that is a link that leads elsewhere."""
-        return named_file(self.folder, name, str(self.folder), links_into=self.links_into)
 
 
 def find_source(source: str | os.PathLike[str]) -> Source:
@@ -78,24 +63,23 @@ def find_source(source: str | os.PathLike[str]) -> Source:
             near = nearest(name, KNOWN)
             hint = f"; did you mean {near!r}?" if near else f", one of {', '.join(KNOWN)}"
             raise StorageError(f"{name!r} is no file or folder here, and no name of a model that is known{hint}")
-        folder, blobs = find_by_name(name)
-        return _in_folder(folder, blobs)
+        return _in_folder(find_by_name(name))
     raise StorageError(f"{path}: no such file or folder")
 
 
-def _in_folder(folder: Path, links_into: Path | None = None) -> Source:
+def _in_folder(folder: Path) -> Source:
     for name, form in FILES.items():
         if (folder / name).exists():
-            return Source(form, named_file(folder, name, str(folder), links_into=links_into), links_into)
+            return Source(form, folder / name)
     if (folder / "hparams.json").exists():  # a checkpoint under another name than OpenAI's
         index = sorted(folder.glob("*.index"))
         if index:
-            return Source("openai", index[0], links_into)
+            return Source("openai", index[0])
     llmc = _llmc_files(folder)
     if len(llmc) > 1:
         raise BadFileError(f"{folder}: holds {len(llmc)} models of llm.c; give one of them: {', '.join(llmc)}")
     if llmc:
-        return Source("llmc", folder / llmc[0], links_into)
+        return Source("llmc", folder / llmc[0])
     if (folder / "config.toml").exists():
         raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.runs.load_run")
     raise StorageError(
@@ -119,18 +103,13 @@ def _llmc_files(folder: Path) -> list[str]:
 
 
 def _form_of_file(path: Path) -> str:
-    if path.name.endswith(".safetensors.index.json"):
-        return "sharded safetensors"
-    if path.name.endswith(".bin.index.json"):
-        return "sharded torch"
-    by_suffix = {".safetensors": "safetensors", ".index": "openai", ".pt": "nanogpt", ".npz": "numpy"}
-    if path.suffix in by_suffix:
-        return by_suffix[path.suffix]
-    begin = map_file(path)[:4].tobytes()
-    if begin == MAGIC.to_bytes(4, "little"):
-        return "llmc"
-    if path.suffix in (".bin", ".pth"):
-        return "torch"  # whose reader says what is wrong with it, if anything is
+    by_name = weights.form_by_name(path) or {".index": "openai", ".pt": "nanogpt"}.get(path.suffix)
+    if by_name not in (None, "torch"):
+        return by_name
+    if map_file(path)[:4].tobytes() == MAGIC.to_bytes(4, "little"):
+        return "llmc"  # whose files end in .bin too
+    if by_name:
+        return by_name
     raise BadFileError(
         f"{path}: no weights of GPT-2 by its name; known are .safetensors, .bin, .pth, .pt, .npz, .index, .index.json"
     )

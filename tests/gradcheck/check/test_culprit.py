@@ -42,7 +42,7 @@ def gpt():
     [
         ("gelu", "blocks.0.mlp", "bend("),
         ("layernorm", "blocks.0.ln_1", "layernorm("),
-        ("causal_self_attention", "blocks.0.attention", "causal_self_attention("),
+        ("multi_head_attention", "blocks.0.attention", "multi_head_attention("),
         ("embedding", "", "embedding("),
     ],
 )

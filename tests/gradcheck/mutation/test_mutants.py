@@ -61,7 +61,7 @@ def test_every_op_has_its_mistakes_each_with_a_name_and_one_of_them_small(name):
         ("layernorm", "terms with xhat dropped"),
         ("layernorm", "w: no broadcast sum"),
         ("layernorm", "w and b exchanged"),
-        ("causal_attention", "q and k exchanged"),
+        ("attention", "q and k exchanged"),
         ("linear", "b: no broadcast sum"),
         ("concatenate", "xs: sign"),
     ],

@@ -1,4 +1,4 @@
-"""05  Your own op, checked: how a function that NumPy computes becomes one that can be trained through.
+"""10  Your own op, checked: how a function that NumPy computes becomes one that can be trained through.
 
 The one idea: an op is a forward and a rule, and a rule is a claim about calculus. Claims are checked against numbers,
 with random cotangents, or they are not checked at all.

@@ -1,4 +1,4 @@
-"""02  Four stages of attention: how the tokens of a sentence learn from each other.
+"""07  Four stages of attention: how the tokens of a sentence learn from each other.
 
 The one idea: every token becomes a weighted mean of tokens, and attention is the art of choosing the weights. Each
 stage changes one thing about the weights, and given the same parameters computes the same numbers as the stage before.
@@ -45,7 +45,7 @@ assert close(weights.sum(axis=-1), 1)  # every row is a mean's weights
 assert words[1] == words[7] and close(weights[1], weights[7])  # the two cats cannot be told apart
 
 # It does not know the order of the words: shuffle them, and the results are only shuffled. A GPT therefore adds to the
-# vector of a word one for its position (03_gpt_from_its_parts.py).
+# vector of a word one for its position (08_gpt_from_its_parts.py).
 order = rng.permutation(T)
 assert close(simple(x[:, order]).data, simple(x).data[:, order])
 

@@ -1,25 +1,26 @@
-"""Activation checkpointing: forget what a module computed on the way, and compute it again when backward comes by.
+"""Recomputing activations: the forward forgets what a module computes inside, and backward computes it again.
 
-Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), who call this checkpointing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad, recording, state
+from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
-from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.autograd.tensor import Tensor, origin
 from nanograd_llm.backend.randomness import Block, repeatable_noise
 from nanograd_llm.errors import GraphError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_type
 
 
-def checkpoint(module: Module, x: Tensor) -> Tensor:
+def recompute(module: Module, x: Tensor) -> Tensor:
     """module(x), with the same bits and the same gradients; of all it computes, the tape keeps x and the result.
 
     Backward computes the module again and then knows the rest, for one module at a time; so memory falls from the
@@ -33,33 +34,25 @@ def checkpoint(module: Module, x: Tensor) -> Tensor:
     require_type("module", module, Module, "a Module")
     require_type("x", x, Tensor, "a Tensor")
     inputs = [x, *module.parameters()]
-    if not state.recording or state.naming or state.higher_order or not any(t.requires_grad for t in inputs):
+    if not state.recording or state.tracing_calls or state.higher_order or not any(t.requires_grad for t in inputs):
         return module(x)
     first_noise, same_noise = repeatable_noise()
     with no_grad(), first_noise:
         y = module(x)
-    require_type(f"the result of a checkpointed {type(module).__name__}", y, Tensor, "a Tensor")
-    sources = tuple([(t if t._node is None else t._node) if t.requires_grad else None for t in inputs])
-    forms = tuple([(t.shape, t.dtype) if t.requires_grad else None for t in inputs])
-    again = _Again(module, same_noise)
-    return Tensor._recorded(y.data, Node(again, sources, forms, (x.data, y.data), y.data, differentiable=False))
+    require_type(f"the result of {type(module).__name__}", y, Tensor, "a Tensor")
+    sources = tuple([origin(t) if t.requires_grad else None for t in inputs])
+    rule = _Recomputation(module, same_noise)
+    return Tensor._recorded(y.data, Node(rule, sources, (x.data, y.data), y.data, differentiable=False))
 
 
-class _Again:
-    """What stands on the tape in place of an op: its rule is to record the module's ops after all, and walk them."""
+class _Recomputation:
+    """A placeholder on the tape in place of an op, whose rule runs the module again, recorded, and walks its tape."""
 
     def __init__(self, module: Module, same_noise: Callable[[], Block]):
         self.module, self.same_noise = module, same_noise
-        self.name = f"checkpoint of {type(module).__name__}"
+        self.name = f"recomputation of {type(module).__name__}"
 
-    def pull_back(
-        self,
-        node: Node,
-        cotangent: Any,
-        needs: tuple[bool, ...],
-        into: Sequence[Any] | None = None,
-        onto: Sequence[Any] | None = None,
-    ) -> tuple[Sequence[Any], list[tuple[int, Any]]]:
+    def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:
         before, result = node.saved
         x = Tensor(before, requires_grad=needs[0])
         with recording(), self.same_noise():
@@ -70,12 +63,13 @@ class _Again:
                 "train() or eval() called, or the module depends on more than x; leave it as it is until backward"
             )
         leaves = [x, *self.module.parameters()]
-        out = {id(leaf): array for leaf, array in zip(leaves, into or ()) if array is not None}
-        root = y if y._node is None else y._node
-        found = walk(root, cotangent, None, retain=False, out=out, leaf_hooks=False) if y.requires_grad else {}
-        if not found.keys() <= {id(leaf) for leaf in leaves}:
+        inner = Sums(out={leaf: array for leaf, array in zip(leaves, sums.into(node.sources)) if array is not None})
+        if y.requires_grad:
+            for step in walk(origin(y), cotangent, inner):
+                del step  # its memory is free for the next rule
+        if not inner.pending.keys() <= {*leaves}:
             raise GraphError(
                 f"{self.name} has a gradient for a Tensor that is neither its input nor a parameter of it; make it a "
-                "Parameter, or call the module without checkpoint"
+                "Parameter, or call the module without recompute"
             )
-        return node.saved, [(i, found[id(leaf)][1]) for i, leaf in enumerate(leaves) if id(leaf) in found]
+        return [inner.total(leaf) if leaf in inner.pending else None for leaf in leaves]

@@ -14,7 +14,8 @@ from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.nn import Module
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.flat import FlatParameters
-from nanograd_llm.training.parallel import Workers
+from nanograd_llm.training.team import Threads
+from nanograd_llm.training.workers import Workers
 
 KEY = (0, 0)
 
@@ -44,16 +45,16 @@ def whole(model: GPT, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, n
     return loss.item(), np.concatenate([g.reshape(-1) for g in grad(loss, parameters)])
 
 
-def split(model: GPT, tokens: Any, targets: Any, **options: Any) -> tuple[float, np.ndarray]:
+def split(model: Module, *batch_: Any, **options: Any) -> tuple[float, np.ndarray]:
     workers = team(model, **options)
-    workers.loss_and_gradient(model.loss, *batch(3), KEY)  # what a call leaves behind must not matter
-    loss, norm = workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+    workers.loss_and_gradient(batch(3), KEY)  # what a call leaves behind must not matter
+    loss, norm, _ = workers.loss_and_gradient(batch_, KEY)
     assert norm == pytest.approx(np.linalg.norm(workers.gradient), rel=1e-6)
     return loss, workers.gradient.copy()
 
 
-def team(model: Module, count: int = 1, pieces: int = 1, processes: bool = False) -> Workers:
-    return Workers(AdamW(model.parameters(), shared=processes), count, pieces, processes=processes)
+def team(model: Module, count: int = 1, pieces: int = 1) -> Workers:
+    return Workers(model, AdamW(model.trainable_parameters()), Threads(count), pieces)
 
 
 @pytest.mark.parametrize("ignored", ["none", "some", "first rows", "all but one"])
@@ -80,13 +81,13 @@ def test_dropout_follows_the_key_and_the_piece() -> None:
     model = gpt(dropout=0.4)
     tokens, targets = batch(4)
     workers = team(model, 2)
-    loss, _ = workers.loss_and_gradient(model.loss, tokens, targets, (7, 3))
+    loss, _, _ = workers.loss_and_gradient((tokens, targets), (7, 3))
     by_hand = []
     for piece in range(2):
         with noise(7, 3, piece):
             by_hand.append(model.loss(tokens[2 * piece : 2 * piece + 2], targets[2 * piece : 2 * piece + 2]).item())
     assert loss == pytest.approx(np.mean(by_hand), rel=1e-14)
-    assert loss != workers.loss_and_gradient(model.loss, tokens, targets, (7, 4))[0]
+    assert loss != workers.loss_and_gradient((tokens, targets), (7, 4))[0]
 
 
 def test_lists_are_as_good_as_arrays() -> None:
@@ -99,25 +100,40 @@ def test_lists_are_as_good_as_arrays() -> None:
 
 def test_a_batch_in_which_no_target_counts_is_refused() -> None:
     tokens, targets = batch(4)
-    with pytest.raises(ShapeError, match="none of the 24 targets of this batch counts"):
+    with pytest.raises(ShapeError, match="none of the tokens of this batch counts"):
         split(gpt(), tokens, np.full_like(targets, -100), count=2)
 
 
-def test_tokens_and_targets_of_different_length_are_refused() -> None:
-    tokens, targets = batch(4)
-    with pytest.raises(ShapeError, match=r"tokens \(4, 6\) and targets \(2, 6\) must have the same number of rows"):
-        split(gpt(), tokens, targets[:2], count=2)
+@pytest.mark.parametrize(
+    ("arrays", "shapes"),
+    [
+        ([np.zeros((4, 6)), np.zeros((2, 6))], r"\(4, 6\), \(2, 6\)"),
+        ([np.zeros((4, 6)), 1.5], r"\(4, 6\), \(\)"),
+        ([], "none"),
+    ],
+)
+def test_arrays_that_cannot_be_split_together_are_refused(arrays: list[Any], shapes: str) -> None:
+    with pytest.raises(ShapeError, match=rf"the same number of rows \(axis 0\); got {shapes}$"):
+        team(gpt(), 2).loss_and_gradient(arrays, KEY)
+
+
+class Changed(Module):
+    """A GPT whose loss goes through a function of the test's own."""
+
+    def __init__(self, loss: Any) -> None:
+        self.gpt, self.function = gpt(), loss
+
+    def loss(self, *batch: Any) -> Tensor:
+        return self.function(*batch)
 
 
 @pytest.mark.parametrize("loss", [lambda x, y: 1.5, lambda x, y: Tensor([1.0, 2.0], requires_grad=True)])
 def test_a_loss_that_is_no_single_number_is_refused(loss: Any) -> None:
     with pytest.raises(ShapeError, match="a loss is a Tensor of one number"):
-        team(gpt(), 2).loss_and_gradient(loss, *batch(4), KEY)
+        team(Changed(loss), 2).loss_and_gradient(batch(4), KEY)
 
 
 def test_an_error_in_one_thread_waits_for_the_others() -> None:
-    model = gpt()
-    workers = team(model, 2)
     tokens, targets = batch(4)
     failed, ended = threading.Event(), threading.Event()
 
@@ -126,14 +142,17 @@ def test_an_error_in_one_thread_waits_for_the_others() -> None:
             failed.set()
             raise IndexRangeError("the first shard fails")
         failed.wait()
-        result = model.loss(x, y)
+        result = model.gpt.loss(x, y)
         ended.set()
         return result
 
+    model = Changed(loss)
+    workers = team(model, 2)
     with pytest.raises(IndexRangeError, match="the first shard fails"):
-        workers.loss_and_gradient(loss, tokens, targets, KEY)
+        workers.loss_and_gradient((tokens, targets), KEY)
     assert ended.is_set()
-    workers.loss_and_gradient(model.loss, tokens, targets, KEY)
+    model.function = model.gpt.loss
+    workers.loss_and_gradient((tokens, targets), KEY)
     assert np.array_equal(workers.gradient, split(model, tokens, targets, count=2)[1])
 
 
@@ -143,27 +162,3 @@ def test_checked_mode_reaches_the_workers(count: int) -> None:
     model.blocks[1].mlp.up.bias.data[3] = np.inf
     with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up, called at"):
         split(model, *batch(4), count=count)
-
-
-def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
-    from nanograd_llm.backend.threads import _thread_pools, blas_threads
-
-    def setting() -> list[int]:
-        return [pool["num_threads"] for pool in _thread_pools().info() if pool["user_api"] == "blas"]
-
-    before = setting()
-    inside, outside = threading.Event(), threading.Event()
-
-    def first() -> None:
-        with blas_threads(1):
-            inside.set()
-            outside.wait(10)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    inside.wait(10)
-    with blas_threads(2):
-        outside.set()
-        thread.join()  # the block opened first is left first
-        assert setting() == [2] * len(before)
-    assert setting() == before

@@ -1,4 +1,4 @@
-"""08  Scoring your own tests: how many of the mistakes that people make would they notice?
+"""13  Scoring your own tests: how many of the mistakes that people make would they notice?
 
 The one idea: a test of a gradient is itself a claim, that it fails when the rule is wrong. So make the rule wrong, in
 all the usual ways, one at a time, and count how often the tests fail.

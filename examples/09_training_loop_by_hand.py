@@ -1,4 +1,4 @@
-"""04  A training loop by hand: how a GPT learns to write, step by step.
+"""09  A training loop by hand: how a GPT learns to write, step by step.
 
 The one idea: take a batch, compute the loss and its gradient, move every parameter a little against the gradient, and
 repeat. All else in a loop (warm-up, clipping, decay) makes large steps safe.
@@ -84,7 +84,7 @@ assert abs(losses[0] - nothing) < 0.1
 assert at_end < entropy - 1
 
 # %% The Trainer is this loop
-# Trainer has the same steps, and splits each batch over threads. From the same start it computes the same losses, up to
+# Trainer has the same steps, and splits each batch over workers. From the same start it computes the same losses, up to
 # rounding; `run` yields a record after each step, and whoever iterates decides when to stop.
 model = ng.GPT(config, seed=0)
 trainer = Trainer(

@@ -1,4 +1,4 @@
-"""03  A GPT from its parts: what stands around attention to make a language model of it.
+"""08  A GPT from its parts: what stands around attention to make a language model of it.
 
 The one idea: a GPT is a stack of blocks that add to one residual stream. The stream starts as the vector of a token
 plus that of its position, and its end is compared with every token's vector to score what comes next.

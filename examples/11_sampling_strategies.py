@@ -1,4 +1,4 @@
-"""06  Sampling strategies: how the numbers that a model gives become a text.
+"""11  Sampling strategies: how the numbers that a model gives become a text.
 
 The one idea: a model answers with a distribution over the next token, and writing means choosing from it, again and
 again. The strategy decides how boldly; nothing about the model changes.
@@ -16,7 +16,7 @@ from nanograd_llm.inference import Sampling, generate, stream
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model that has learned a little
-# As in 04_training_loop_by_hand.py, in a few seconds.
+# As in 09_training_loop_by_hand.py, in a few seconds.
 train_text, _ = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)

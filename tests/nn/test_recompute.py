@@ -1,4 +1,4 @@
-"""A checkpointed module has the bits, the gradients and the noise of the module, and keeps less."""
+"""A module that is recomputed in backward has the bits, gradients and noise of the module itself, and keeps less."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, grad, highe
 from nanograd_llm.autograd.modes import watched
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
-from nanograd_llm.nn import MLP, Dropout, Module, checkpoint
+from nanograd_llm.nn import MLP, Dropout, Module, recompute
 from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES = dict(vocab_size=13, context_length=8, n_layer=3, n_head=2, n_embd=16)
@@ -36,10 +36,10 @@ def x() -> Tensor:
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"tie_word_embeddings": False}])
-def test_a_checkpointed_gpt_has_the_loss_and_gradients_of_the_gpt_to_the_bit(changes: dict[str, Any]) -> None:
+def test_a_gpt_that_recomputes_has_the_loss_and_gradients_of_the_gpt_to_the_bit(changes: dict[str, Any]) -> None:
     results = []
-    for checkpointed in (False, True):
-        model = gpt(checkpoint_activations=checkpointed, **changes)
+    for recomputing in (False, True):
+        model = gpt(recompute_activations=recomputing, **changes)
         with noise(3, 1):
             loss = model.loss(*batch())
         results.append([loss.data, *grad(loss, model.parameters())])
@@ -48,12 +48,12 @@ def test_a_checkpointed_gpt_has_the_loss_and_gradients_of_the_gpt_to_the_bit(cha
 
 
 @pytest.mark.parametrize("options", [{}, {"processes": True}, {"accumulate": 2}])
-def test_a_checkpointed_run_has_the_same_bits(options: dict[str, Any]) -> None:
+def test_a_run_that_recomputes_has_the_same_bits(options: dict[str, Any]) -> None:
     finals = []
-    for checkpointed in (False, True):
+    for recomputing in (False, True):
         trainer = Trainer(
-            gpt(dropout=0.1, checkpoint_activations=checkpointed),
-            TrainConfig(steps=3, threads=2, learning_rate=0.01, **options),
+            gpt(dropout=0.1, recompute_activations=recomputing),
+            TrainConfig(steps=3, workers=2, learning_rate=0.01, **options),
         )
         losses = [trainer.step(*batch()) for _ in range(3)]
         finals.append((losses, trainer.optimizer.flat.data.copy()))
@@ -71,8 +71,8 @@ def nodes_below(y: Tensor) -> list[Any]:
     return list(found.values())
 
 
-def test_of_a_checkpointed_module_the_tape_keeps_what_enters_and_what_leaves(x: Tensor) -> None:
-    y = checkpoint(mlp(), x)
+def test_of_a_recomputed_module_the_tape_keeps_what_enters_and_what_leaves(x: Tensor) -> None:
+    y = recompute(mlp(), x)
     (node,) = nodes_below(y)
     assert [saved.shape for saved in node.saved] == [(3, 6), (3, 6)]
     assert node.saved[0] is x.data
@@ -80,21 +80,21 @@ def test_of_a_checkpointed_module_the_tape_keeps_what_enters_and_what_leaves(x: 
 
 
 def test_noise_by_chance_is_the_same_in_backward(x: Tensor) -> None:
-    y = checkpoint(mlp(dropout=0.5), x)  # outside any block of noise
+    y = recompute(mlp(dropout=0.5), x)  # outside any block of noise
     y.backward(np.ones_like(y.data))
     assert x.grad is not None
 
 
-def test_noise_drawn_behind_a_checkpoint_is_what_it_would_be_without(x: Tensor) -> None:
+def test_noise_drawn_after_a_recomputed_module_is_what_it_would_be_without(x: Tensor) -> None:
     drawn = []
-    for call in (lambda m: m(x), lambda m: checkpoint(m, x)):
+    for call in (lambda m: m(x), lambda m: recompute(m, x)):
         with noise(7):
             drawn.append(ops.add(call(mlp(dropout=0.5)), mlp(dropout=0.5)(x)).data)
     assert np.array_equal(*drawn)
 
 
 def test_a_tape_that_is_retained_can_be_walked_again(x: Tensor) -> None:
-    y = checkpoint(mlp(dropout=0.5), x).sum()
+    y = recompute(mlp(dropout=0.5), x).sum()
     first, second = (grad(y, x, retain_graph=True) for _ in range(2))
     assert np.array_equal(first, second)
     grad(y, x)
@@ -103,14 +103,14 @@ def test_a_tape_that_is_retained_can_be_walked_again(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("what", ["parameter", "mode"])
-def test_a_change_between_forward_and_backward_is_told(what: str, x: Tensor) -> None:
+def test_a_change_between_forward_and_backward_is_reported(what: str, x: Tensor) -> None:
     module = mlp(dropout=0.5)
-    y = checkpoint(module, x).sum()
+    y = recompute(module, x).sum()
     if what == "mode":
         module.eval()
     else:
         module.up.weight.data *= 2
-    with pytest.raises(GraphError, match="checkpoint of MLP computed something else in backward than in forward"):
+    with pytest.raises(GraphError, match="recomputation of MLP computed something else in backward than in forward"):
         y.backward()
     assert x.grad is None
 
@@ -118,7 +118,7 @@ def test_a_change_between_forward_and_backward_is_told(what: str, x: Tensor) -> 
 def test_a_hook_on_a_parameter_runs_once_with_its_whole_gradient(x: Tensor) -> None:
     module, seen = mlp(), []
     module.up.bias.register_hook(lambda g: seen.append(g.copy()))
-    y = checkpoint(module, x).sum() + ops.sum(module.up.bias * 2.0)
+    y = recompute(module, x).sum() + ops.sum(module.up.bias * 2.0)
     y.backward()
     (whole,) = seen
     assert np.array_equal(whole, module.up.bias.grad)
@@ -128,18 +128,18 @@ def test_what_needs_no_gradient_gets_none(x: Tensor) -> None:
     module = mlp()
     module.up.weight.requires_grad = False
     fixed = Tensor(x.data)
-    checkpoint(module, fixed).sum().backward()
+    recompute(module, fixed).sum().backward()
     assert fixed.grad is None
     assert module.up.weight.grad is None
     assert module.up.bias.grad is not None
     for p in module.parameters():
         p.requires_grad = False
-    assert checkpoint(module, fixed).is_leaf
+    assert recompute(module, fixed).is_leaf
 
 
 def test_nothing_is_recorded_without_recording(x: Tensor) -> None:
     with no_grad():
-        assert checkpoint(mlp(), x).is_leaf
+        assert recompute(mlp(), x).is_leaf
 
 
 def test_a_second_derivative_goes_through_the_module_itself(x: Tensor) -> None:
@@ -149,15 +149,15 @@ def test_a_second_derivative_goes_through_the_module_itself(x: Tensor) -> None:
             first = grad(call(module, x).sum(), x)
             return grad((first * first).sum(), x).data
 
-    assert np.array_equal(second(checkpoint), second(lambda module, x: module(x)))
+    assert np.array_equal(second(recompute), second(lambda module, x: module(x)))
 
 
-def test_checked_and_watched_see_every_op_of_a_checkpointed_module(x: Tensor) -> None:
+def test_checked_and_watched_see_every_op_of_a_recomputed_module(x: Tensor) -> None:
     seen: list[str] = []
     with watched(lambda node, arrays, static, place: seen.append(node.op.name)):
-        checkpoint(mlp(), x)
+        recompute(mlp(), x)
     assert seen == ["linear", "gelu", "linear"]
-    model = gpt(checkpoint_activations=True)
+    model = gpt(recompute_activations=True)
     model.blocks[1].mlp.up.bias.data[3] = np.inf
     with checked(), pytest.raises(NonFiniteError, match=r"in module blocks\.1\.mlp\.up"):
         model.loss(*batch())
@@ -176,7 +176,7 @@ class Fork(Module):
 def test_what_a_module_uses_more_than_once_gets_the_whole_gradient(x: Tensor) -> None:
     module = Fork()
     kept = grad(module(x).sum(), [x, module.a])
-    again = grad(checkpoint(module, x).sum(), [x, module.a])
+    again = grad(recompute(module, x).sum(), [x, module.a])
     assert all(np.array_equal(k, a) for k, a in zip(kept, again))
 
 
@@ -188,9 +188,9 @@ class Scaled(Module):
         return x * self.scale
 
 
-def test_a_tensor_that_is_no_parameter_is_told_since_its_gradient_would_be_lost(x: Tensor) -> None:
-    y = checkpoint(Scaled(), x).sum()
-    with pytest.raises(GraphError, match="checkpoint of Scaled has a gradient for a Tensor that is neither"):
+def test_a_tensor_that_is_no_parameter_is_refused_since_its_gradient_would_be_lost(x: Tensor) -> None:
+    y = recompute(Scaled(), x).sum()
+    with pytest.raises(GraphError, match="recomputation of Scaled has a gradient for a Tensor that is neither"):
         y.backward()
 
 
@@ -201,11 +201,11 @@ class Detached(Module):
 
 @pytest.mark.parametrize("module", [Dropout(0.0), Dropout(0.5).eval()])
 def test_a_module_that_hands_its_input_on_hands_the_gradient_on(module: Module, x: Tensor) -> None:
-    assert grad(checkpoint(module, x).sum(), x).tolist() == np.ones((3, 6)).tolist()
+    assert grad(recompute(module, x).sum(), x).tolist() == np.ones((3, 6)).tolist()
 
 
 def test_what_lets_no_gradient_through_gives_none(x: Tensor) -> None:
-    assert not grad((checkpoint(Detached(), x) + x * 0.0).sum(), x).any()
+    assert not grad((recompute(Detached(), x) + x * 0.0).sum(), x).any()
 
 
 class Pair(Module):
@@ -218,16 +218,16 @@ class Pair(Module):
     [
         (lambda x: x, Tensor(np.ones(2), requires_grad=True), "module must be a Module"),
         (Dropout(0.0), np.ones(2), "x must be a Tensor"),
-        (Pair(), Tensor(np.ones(2), requires_grad=True), "the result of a checkpointed Pair must be a Tensor"),
+        (Pair(), Tensor(np.ones(2), requires_grad=True), "the result of Pair must be a Tensor"),
     ],
 )
-def test_only_a_module_from_a_tensor_to_a_tensor_is_checkpointed(module: Any, x: Any, said: str) -> None:
+def test_only_a_module_from_a_tensor_to_a_tensor_is_recomputed(module: Any, x: Any, said: str) -> None:
     with pytest.raises(DtypeError, match=said):
-        checkpoint(module, x)
+        recompute(module, x)
 
 
-def test_several_threads_walk_their_own_checkpoints_at_once() -> None:
-    model, results = gpt(dropout=0.2, checkpoint_activations=True), {}
+def test_several_threads_recompute_at_once() -> None:
+    model, results = gpt(dropout=0.2, recompute_activations=True), {}
 
     def work(n: int) -> None:
         with noise(n):

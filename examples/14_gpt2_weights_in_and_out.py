@@ -1,4 +1,4 @@
-"""09  GPT-2's weights, in and out: one model under the names and in the layouts of everyone who stores GPT-2.
+"""14  GPT-2's weights, in and out: one model under the names and in the layouts of everyone who stores GPT-2.
 
 The one idea: a file of weights is nothing but names, shapes and numbers. Whoever knows the table of a form reads it
 exactly; whoever guesses a layout from a shape reads a square matrix turned, and no error says so.
@@ -19,7 +19,7 @@ from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model to give away
-# As in 04_training_loop_by_hand.py: a small GPT and its tokenizer, trained for a few seconds. With the net at hand,
+# As in 09_training_loop_by_hand.py: a small GPT and its tokenizer, trained for a few seconds. With the net at hand,
 # `ng.load_gpt2("gpt2")` brings the real one, of the same architecture.
 train_text, held_out = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
@@ -32,14 +32,14 @@ print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
 # %% Out, and in again
 # save_gpt2 writes a folder that `transformers` opens with GPT2LMHeadModel.from_pretrained, tokenizer included; the
-# other two forms are a checkpoint of TensorFlow as OpenAI published it, and NumPy's own. What comes back has the same
-# bits, lies in the file itself (mapped, not copied), and is read-only until a trainer copies it.
+# other form is NumPy's own. What comes back has the same bits, lies in the file itself (mapped, not copied), and is
+# read-only until a trainer copies it.
 folder = tempfile.TemporaryDirectory()
 prompt = tokenizer.encode("If the")
 greedy = Sampling(temperature=0)
 (written,) = generate(model, prompt, max_new_tokens=12, sampling=greedy)
 print("it writes:", repr(tokenizer.decode(prompt) + tokenizer.decode(written)))
-for form in ("hf", "tf", "numpy"):
+for form in ("hf", "numpy"):
     path = Path(folder.name) / form
     ng.save_gpt2(model, path, tokenizer, form=form)
     loaded, its_tokenizer = ng.load_gpt2(path), load_gpt2_tokenizer(path)

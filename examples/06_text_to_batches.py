@@ -1,4 +1,4 @@
-"""01  Text to batches: how a text becomes the numbers that a language model learns from.
+"""06  Text to batches: how a text becomes the numbers that a language model learns from.
 
 The one idea: a text carries its own answers. Cut it into tokens; the target of every token is the token that follows.
 """

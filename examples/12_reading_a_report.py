@@ -1,4 +1,4 @@
-"""07  Reading a report: a gradient is wrong, and the question is which line of which rule.
+"""12  Reading a report: a gradient is wrong, and the question is which line of which rule.
 
 The one idea: a check that has found a mistake knows more than "wrong". It knows the worst entry, what kind of mistake
 fits, and, by checking every op call on the tape by itself at the numbers it met there, whose rule is at fault.

@@ -1,0 +1,60 @@
+"""Named arrays from the files that people keep weights in, whatever the model: the name of a file says its form.
+
+model.safetensors, or its .index.json and shards      Hugging Face
+pytorch_model.bin, or its .index.json and shards      Hugging Face of old
+model.npz                                             `numpy.savez`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import StorageError
+from nanograd_llm.files.json import read_json_file
+from nanograd_llm.files.npz import read_npz
+from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.torch import read_sharded_torch, read_torch
+
+READERS: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
+    "safetensors": read_safetensors,
+    "sharded safetensors": read_sharded_safetensors,
+    "torch": read_torch,
+    "sharded torch": read_sharded_torch,
+    "numpy": read_npz,
+}
+FILES = {  # in the order in which they are looked for in a folder, which is Hugging Face's own
+    "model.safetensors": "safetensors",
+    "model.safetensors.index.json": "sharded safetensors",
+    "pytorch_model.bin": "torch",
+    "pytorch_model.bin.index.json": "sharded torch",
+    "model.npz": "numpy",
+}
+ENDINGS = {
+    ".safetensors": "safetensors",
+    ".safetensors.index.json": "sharded safetensors",
+    ".bin": "torch",
+    ".pth": "torch",
+    ".bin.index.json": "sharded torch",
+    ".npz": "numpy",
+}
+
+
+def form_by_name(path: str | os.PathLike[str]) -> str | None:
+    """The form, a key of `READERS`, of a file of weights by the end of its name; None for another name."""
+    return next((form for ending, form in ENDINGS.items() if os.fspath(path).endswith(ending)), None)
+
+
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file `name` of a model's folder, such as config.json.
+
+    Raises StorageError where it is missing, BadFileError where it is no strict JSON.
+    """
+    path = folder / name
+    if not path.exists():
+        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside the weights")
+    return read_json_file(path)

@@ -1,0 +1,113 @@
+"""Every Module is checked by declaring specimens, and none of the package can do without."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, nn, ops
+from nanograd_llm.autograd.tensor import Parameter, registry
+from nanograd_llm.errors import ConfigError, NanogradError
+from nanograd_llm.gradcheck import Draw, check_all, check_layer
+from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
+
+for room in ("nn", "models"):
+    path = importlib.import_module(f"nanograd_llm.{room}").__path__
+    for module in pkgutil.iter_modules(path, f"nanograd_llm.{room}."):
+        importlib.import_module(module.name)
+OURS = [layer for layer in layers() if layer.__module__.startswith(("nanograd_llm.nn.", "nanograd_llm.models."))]
+
+
+def undeclared(classes):
+    return [layer.__name__ for layer in classes if not vars(layer).get("specimens")]
+
+
+def losses_unchecked(classes):
+    """Those that write a loss of their own, which none of their specimens is."""
+    found = []
+    for layer in (one for one in classes if "loss" in vars(one)):
+        specimens = layer.specimens(Draw(np.random.default_rng(0)))
+        if not any(getattr(f, "__func__", None) is layer.loss for f, _ in specimens):
+            found.append(layer.__name__)
+    return found
+
+
+@pytest.fixture
+def biased():
+    """A layer of one's own."""
+
+    class Biased(nn.Module):
+        def __init__(self):
+            self.shift = Parameter(np.zeros(3, np.float32))
+
+        def forward(self, x):
+            return ops.tanh(x + self.shift)
+
+    return Biased
+
+
+def test_every_layer_and_model_of_the_package_declares_specimens():
+    assert {nn.Linear, nn.Block, nn.CausalAttention, GPT} <= set(OURS)
+    assert undeclared(OURS) == [] and losses_unchecked(OURS) == []
+
+
+def test_one_that_declares_none_would_be_found_also_where_the_class_above_it_does(biased):
+    class Derived(nn.Linear):
+        pass
+
+    assert undeclared([biased, Derived]) == ["Biased", "Derived"]
+
+
+def test_a_loss_that_no_specimen_is_would_be_found(biased):
+    biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
+    biased.loss = lambda self, x: ops.sum(self(x))
+    assert losses_unchecked([biased]) == ["Biased"]
+    biased.specimens = lambda draw: [(biased().loss, (draw(2, 3),))]
+    assert losses_unchecked([biased]) == []
+
+
+@pytest.mark.parametrize("layer", OURS, ids=lambda layer: layer.__name__)
+def test_the_gradients_of_a_layer_are_right_and_a_mistake_in_each_of_its_ops_is_noticed(layer):
+    found = check_layer(layer, order=1, cases=1)
+    assert found.passed, found.problems
+    assert found.name == layer.__name__ and found.mutants > 0
+
+
+def test_parameters_are_drawn_and_dropout_is_repeatable():
+    (f, (x,)), *_ = draw_specimens(nn.Block, np.random.default_rng(0), 1)
+    assert f.f.ln_1.bias.data.any() and f.f.training
+    np.testing.assert_array_equal(f(x).data, f(x).data)
+    assert len(draw_specimens(nn.Block, np.random.default_rng(0), 5)) == 5
+
+
+def test_a_layer_of_ones_own_is_checked_as_it_is_or_by_name(biased):
+    biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
+    assert check_layer(biased, cases=20).passed
+    (found,) = check_all(["Biased"], order=1, cases=10).ops
+    assert found.passed and found.name == "Biased"
+
+
+def test_a_wrong_rule_below_a_layer_is_wrong_and_named(biased, monkeypatch):
+    biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
+    rule = registry["tanh"].rule
+    monkeypatch.setattr(registry["tanh"], "rule", lambda dy, y: 2 * rule(dy, y))
+    found = check_layer(biased, order=1, cases=1)
+    assert found.verdict == "wrong"
+    (problem,) = found.problems
+    assert "gradients of Biased: NOT RIGHT" in problem and "the rule of tanh is wrong" in problem
+    assert "x (2, 3): wrong" in problem and "shift (3,): wrong" in problem
+
+
+@pytest.mark.parametrize("declared", [None, lambda draw: []])
+def test_a_layer_without_specimens_is_refused_with_the_line_to_write(biased, declared):
+    biased.specimens = declared
+    with pytest.raises(NanogradError, match=r"Biased declares no specimens; write Biased\.specimens = lambda draw"):
+        check_layer(biased)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="there is no op or layer 'Blok'; did you mean 'Block'"):
+        check_all(["Blok"])
