@@ -62,16 +62,16 @@ assert p["T=1"][nucleus].sum() >= 0.5 > p["T=1"][nucleus[:-1]].sum()
 # %% What they write
 # Greedy soon walks in circles, a high temperature babbles, and the cut-off tail keeps the boldness without the babble.
 for name, sampling in strategies.items():
-    (new,) = generate(model, prompt, max_new_tokens=24, sampling=sampling, seed=1)
+    (new,) = generate(model, prompt, max_new_tokens=24, sampling=sampling)
     print(f"{name:>9}: {tokenizer.decode(prompt) + tokenizer.decode(new)!r}")
 
 # %% Chance is a number, too
 # The same seed writes the same text, another seed another one. Greedy asks for no chance, so the seed is nothing to it.
-bold = Sampling(temperature=1.5)
-assert generate(model, prompt, sampling=bold, seed=1) == generate(model, prompt, sampling=bold, seed=1)
-assert generate(model, prompt, sampling=bold, seed=1) != generate(model, prompt, sampling=bold, seed=2)
+bold, again, other = (Sampling(temperature=1.5, seed=seed) for seed in (1, 1, 2))
+assert generate(model, prompt, sampling=bold) == generate(model, prompt, sampling=again)
+assert generate(model, prompt, sampling=bold) != generate(model, prompt, sampling=other)
 greedy = Sampling(temperature=0)
-assert generate(model, prompt, sampling=greedy, seed=1) == generate(model, prompt, sampling=greedy, seed=2)
+assert generate(model, prompt, sampling=greedy) == generate(model, prompt, sampling=Sampling(temperature=0, seed=2))
 
 # %% The cache changes the time, not the text
 # What earlier tokens offer to attention does not depend on later ones, so it is stored (KeyValueCache) and each step
@@ -100,10 +100,11 @@ assert until == list(itertools.takewhile(lambda token: token != full_stop, whole
 # rest of it.
 print("streamed: The", end="")
 streamed = ""
-written = stream(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)
+nucleus_only = Sampling(top_p=0.5, seed=3)
+written = stream(model, prompts[0], max_new_tokens=24, sampling=nucleus_only)
 for piece in tokenizer.decode_stream(token for (token,) in written):
     print(piece, end="", flush=True)
     streamed += piece
 print()
-(at_once,) = generate(model, prompts[0], max_new_tokens=24, sampling=Sampling(top_p=0.5), seed=3)
+(at_once,) = generate(model, prompts[0], max_new_tokens=24, sampling=nucleus_only)
 assert streamed == tokenizer.decode(at_once)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +13,32 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import check_op, gradcheck, mutants
+from nanograd_llm.runs import TextConfig
 from nanograd_llm.settings import (
+    MAX_SEED,
+    Settings,
     check_keys,
+    check_settings,
     nearest,
     require_choice,
     require_int,
     require_number,
     require_seed,
+    setting,
     unique_keys,
 )
+
+
+class Oven(Settings):
+    """Settings of every kind."""
+
+    trays: int = setting("Trays in it.", low=1)
+    heat: float = setting("Of the highest.", default=0.5, high=1, below=True)
+    fan: bool = setting("Blow.", default=False)
+    mode: str = setting("What heats.", default="top", choices=["top", "bottom"])
+    minutes: float | None = setting("Until it ends; None for never.", default=None, low=0.1)
+    label: str | None = setting("On its door.", default=None)
+    seed: int = setting("Of its crumbs.", default=0, high=MAX_SEED)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
@@ -83,7 +102,7 @@ def test_an_unknown_key_is_refused_with_its_nearest_match() -> None:
 
 def test_a_key_that_repeats_is_refused_by_name() -> None:
     assert unique_keys([("b", 1), ("a", 2)]) == {"b": 1, "a": 2}
-    with pytest.raises(ConfigError, match="the key 'a' stands there twice"):
+    with pytest.raises(ConfigError, match="duplicate key 'a'"):
         unique_keys([("a", 1), ("b", 2), ("a", 1), ("b", 3)])
 
 
@@ -108,3 +127,64 @@ def test_numbers_of_numpy_are_numbers(value: Any) -> None:
 def test_what_is_no_finite_number_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ConfigError, match="^learning_rate must be a finite number"):
         require_number("learning_rate", value, 0)
+
+
+def test_settings_within_their_bounds_are_taken_as_they_are_also_numpys() -> None:
+    oven = Oven(np.int64(2), np.float32(0), True, "bottom", 3, "hot", MAX_SEED)
+    assert oven.trays == 2 and oven.minutes == 3 and oven.label == "hot"
+    assert Oven(1) == Oven(trays=1, minutes=None)
+    assert Oven(1, 0.5) != Oven(1, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trays": 0}, "trays must be an integer of at least 1; got 0"),
+        ({"trays": None}, "trays must be an integer of at least 1; got None"),
+        ({"trays": 2**31}, "trays must be an integer of at most 2,147,483,647; got 2147483648"),
+        ({"trays": 10**5000}, "trays must be an integer of at most 2,147,483,647; got int too large to show"),
+        ({"heat": 1}, "heat must be a finite number with 0 ≤ heat < 1; got 1"),
+        ({"heat": -0.5}, "heat must be a finite number with 0 ≤ heat < 1; got -0.5"),
+        ({"fan": 1}, "fan must be True or False; got 1"),
+        ({"mode": "botom"}, "mode must be one of top, bottom; got 'botom'; did you mean 'bottom'?"),
+        ({"minutes": True}, "minutes must be a finite number with 0.1 ≤ minutes; got True"),
+        ({"label": 3}, "label must be a text; got 3"),
+        ({"seed": 2**64}, "seed must be an integer of at most 18,446,744,073,709,551,615; got 18446744073709551616"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_refused_with_field_value_and_what_is_allowed(change: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Oven(**{"trays": 1} | change)
+    assert str(caught.value) == said
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(Oven(1), **change)
+    assert str(caught.value) == said
+    with pytest.raises(ConfigError) as caught:
+        check_settings(Oven, change, "oven.toml")
+    assert str(caught.value) == f"oven.toml: {said}"
+
+
+def test_a_part_of_the_settings_can_be_checked_and_an_unknown_one_is_refused() -> None:
+    check_settings(Oven, {"fan": True})
+    with pytest.raises(ConfigError, match=r"oven.toml: unknown 'tray', did you mean 'trays'\?"):
+        check_settings(Oven, {"tray": 3}, "oven.toml")
+
+
+def test_settings_are_frozen_dataclasses_that_can_be_compared_hashed_and_pickled() -> None:
+    sampling = ng.inference.Sampling(top_k=3)
+    assert dataclasses.is_dataclass(sampling)
+    assert pickle.loads(pickle.dumps(sampling)) == sampling
+    assert hash(sampling) == hash(ng.inference.Sampling(top_k=3))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampling.top_k = 4  # type: ignore[misc]
+    with pytest.raises(TypeError, match="trays"):
+        Oven()  # type: ignore[call-arg]
+
+
+KINDS = [ng.GPTConfig, ng.training.TrainConfig, TextConfig, ng.inference.Sampling]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_has_its_help_in_a_sentence(kind: type[Settings]) -> None:
+    helps = [field.metadata["help"] for field in dataclasses.fields(kind)]
+    assert all(help[-1] == "." and len(help) > 5 for help in helps)

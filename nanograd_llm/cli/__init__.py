@@ -15,6 +15,11 @@ from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
 
+COMMANDS = {  # and the file and function of each
+    **{name: name for name in ("train", "generate", "chat", "info", "tokenize", "convert", "gradcheck", "bench")},
+    "eval": "evaluate",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is one line on stderr."""
@@ -30,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"cannot write the output: {error}", 4)
     except KeyboardInterrupt:
-        print()  # what is on the screen may have stopped amid a line
+        print()  # the output may have stopped in the middle of a line
         return _fail("stopped", 130)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if sys.stdin is None:  # closed by whoever started this
+    if sys.stdin is None:  # the caller closed it
         sys.stdin = open(os.devnull, encoding="utf-8")
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -49,32 +54,25 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.bench import bench
-    from nanograd_llm.cli.chat import chat
-    from nanograd_llm.cli.convert import convert
-    from nanograd_llm.cli.evaluate import evaluate
-    from nanograd_llm.cli.generate import generate
-    from nanograd_llm.cli.gradcheck import gradcheck
-    from nanograd_llm.cli.info import info
-    from nanograd_llm.cli.tokenize import tokenize
-    from nanograd_llm.cli.train import train
-    from nanograd_llm.cli.usage import told
+    from nanograd_llm.cli.usage import explained
 
     app = App(
         name="nanograd-llm",
         help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",
         version=__version__,
         help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
-        suppress_keyboard_interrupt=False,  # it is told in main
+        suppress_keyboard_interrupt=False,  # main handles it
     )
-    for command in (train, generate, chat, info, tokenize, convert, gradcheck, bench):
-        app.command(command, help_epilogue="")  # else the one above
-    app.command(evaluate, name="eval", help_epilogue="")
+    for name, function in COMMANDS.items():
+        app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue="")  # imported when it is used
+    if not arguments or arguments[0] in ("--help", "-h"):
+        for name in COMMANDS:
+            app[name]  # import it, for the first line of its help
     app.default_parameter = Parameter(converter=_convert)
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(told(error), 2)
+        return _fail(explained(error), 2)
     except SystemExit as error:  # how rich ends where its reader has gone away
         raise BrokenPipeError from error
     sys.stdout.flush()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 
+from nanograd_llm.cli.options import NOTHING, Given, options, with_options
+from nanograd_llm.inference import Conversation, Sampling
+from nanograd_llm.inference.sampling import PROSE
 
+
+@with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
 def chat(
     model: str,
     /,
     *,
     max_new_tokens: int = 60,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float = 0.95,
-    seed: int = 0,
+    sampling: Given = NOTHING,
 ) -> None:
     """Type a line, and the model goes on from it and all before; an empty line lets it go on. Ctrl-D ends.
 
@@ -27,22 +30,13 @@ def chat(
         The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     max_new_tokens
         Tokens of a reply; it ends earlier at an empty line, or where the model ends the text.
-    temperature
-        0 takes the likeliest token always; below 1 is careful, above 1 bold.
-    top_k
-        Choose among the k likeliest tokens only; all if not given.
-    top_p
-        Choose among the likeliest tokens that together have this probability.
-    seed
-        The same seed and lines give the same replies.
     """
     from nanograd_llm.errors import IndexRangeError
-    from nanograd_llm.inference import Conversation, Sampling
     from nanograd_llm.runs.opening import load_model
 
     loaded, tokenizer = load_model(model)
-    sampling = Sampling(temperature, top_k, top_p)
-    conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    strategy = dataclasses.replace(PROSE, **sampling)
+    conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
     if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before, in its own way
             sys.stdin.reconfigure(errors="replace")  # what is no text is read as U+FFFD

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 
+from nanograd_llm.cli.options import NOTHING, Given, options, with_options
+from nanograd_llm.inference import Sampling, opening, stream_text
+from nanograd_llm.inference.sampling import PROSE
+
+
+@with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
 def generate(
     model: str,
     prompt: str | None = None,
     /,
     *,
     max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float = 0.95,
-    seed: int = 0,
     cache: bool = True,
+    sampling: Given = NOTHING,
 ) -> None:
     """Continue a prompt with a model; the text appears as it is written.
 
@@ -26,27 +30,16 @@ def generate(
         with a dash goes last, behind " -- ".
     max_new_tokens
         Tokens to write; the text ends earlier where the model says so.
-    temperature
-        0 takes the likeliest token always; below 1 is careful, above 1 bold.
-    top_k
-        Choose among the k likeliest tokens only; all if not given.
-    top_p
-        Choose among the likeliest tokens that together have this probability.
-    seed
-        The same seed writes the same text.
     cache
         Keep keys and values instead of computing them again; the text is the same.
     """
-    from nanograd_llm.inference import Sampling, opening, stream_text
     from nanograd_llm.runs.opening import load_model
 
     loaded, tokenizer = load_model(model)
     prompt = prompt or opening(tokenizer)
     ids = tokenizer.encode(prompt)
-    sampling = Sampling(temperature, top_k, top_p)
-    pieces = stream_text(
-        loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache
-    )
+    strategy = dataclasses.replace(PROSE, **sampling)
+    pieces = stream_text(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=strategy, cache=cache)
     print(prompt + next(pieces, ""), end="", flush=True)  # only once the first piece shows that all is well
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -32,7 +32,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
-    run.on_stop = _tell_of_stop
+    run.on_stop = _say_stopping
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.model.loss_items)
     with display:
         for event in events:
@@ -55,7 +55,7 @@ def show(run: TextRun, events: Iterator[Event]) -> int:
     return 143 if run.stopped_by is signal.SIGTERM else 0
 
 
-def _tell_of_stop(number: signal.Signals) -> None:
+def _say_stopping(number: signal.Signals) -> None:
     """At once, and past every buffer: this runs within the handler of the signal."""
     again = b"; Ctrl-C again only saves" if number is signal.SIGINT else b""
     os.write(2, b"\nstopping after this step, then saving" + again + b"\n")
@@ -89,7 +89,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with loss, speed and the time left; what is said appears above it."""
+    """A bar with loss, speed and the time left; text from `say` appears above it."""
 
     def __init__(self, items: str = "items") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

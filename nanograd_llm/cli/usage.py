@@ -18,7 +18,7 @@ from cyclopts.exceptions import (
 from nanograd_llm.settings import nearest
 
 
-def told(error: CycloptsError) -> str:
+def explained(error: CycloptsError) -> str:
     """The sentence for an error of the command line, with the help that goes further."""
     fault = _fault(error)
     further = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))

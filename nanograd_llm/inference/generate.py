@@ -19,7 +19,7 @@ from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
-from nanograd_llm.settings import require_int, require_seed
+from nanograd_llm.settings import require_int
 
 
 def generate(
@@ -28,7 +28,6 @@ def generate(
     *,
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
-    seed: int = 0,
     stop: Collection[int] = (),
     cache: bool = True,
 ) -> list[list[int]]:
@@ -45,7 +44,7 @@ def generate(
     rows = _rows(prompts, model)
     written: list[list[int]] = [[] for _ in rows]
     open_rows = set(range(len(rows)))
-    for ids in stream(model, rows, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache):
+    for ids in stream(model, rows, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache):
         for row, token in enumerate(ids):
             if token is None or row not in open_rows:
                 continue
@@ -64,7 +63,6 @@ def stream(
     *,
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
-    seed: int = 0,
     cache: bool = True,
 ) -> Iterator[list[int | None]]:
     """As `generate`, a token at a time: yields the new id of each row, or None.
@@ -72,7 +70,6 @@ def stream(
     None stands where a row's prompt is longer and still being read, and where it has its max_new_tokens.
     """
     require_int("max_new_tokens", max_new_tokens, 0)
-    require_seed(seed)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
     model.eval()
@@ -88,7 +85,7 @@ def stream(
         if cache and start != before:
             caches = model.new_caches(len(rows))
             decoder = Decoder(model, caches) if has_decoder else None
-        with np.errstate(all="ignore"):  # what is not finite shows in the logits, and is told there
+        with np.errstate(all="ignore"):  # what is not finite shows in the logits, and raises below
             if not cache:
                 logits = model.next_logits(text[:, start:n])
             else:
@@ -97,7 +94,9 @@ def stream(
         if sampling.temperature == 0:
             chosen = likeliest(logits)
         else:
-            chosen = sampling.choose(logits, np.array([generator(seed, row, n).random() for row in range(len(rows))]))
+            chosen = sampling.choose(
+                logits, np.array([generator(sampling.seed, row, n).random() for row in range(len(rows))])
+            )
         ids = [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
         for row, token in enumerate(ids):
             if token is not None:

@@ -5,34 +5,32 @@ V vocabulary, B batch
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 
 from nanograd_llm.errors import NonFiniteError
-from nanograd_llm.settings import require_int, require_number
+from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """A strategy. Raises ConfigError naming the field that cannot be.
 
-    temperature: divides the logits; 0 takes the likeliest token always (greedy), below 1 is careful, above 1 bold.
-    top_k: only the k likeliest tokens (Fan, Lewis and Dauphin 2018).
-    top_p: only the likeliest tokens that together have probability p, the one that reaches it included; 1 is all
-        (nucleus sampling, Holtzman et al. 2020). With both, top_k acts first.
+    top_k: Fan, Lewis and Dauphin 2018; top_p: nucleus sampling, Holtzman et al. 2020. With both, top_k acts first.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_number("temperature", self.temperature, 0)
-        require_number("top_p", self.top_p, 1e-9, 1)
-        if self.top_k is not None:
-            require_int("top_k", self.top_k, 1)
+    temperature: float = setting(
+        "Divides the logits: 0 takes the likeliest token always (greedy), below 1 is careful, above 1 bold.",
+        default=1.0,
+    )
+    top_k: int | None = setting("Choose among the k likeliest tokens only; all if not given.", default=None, low=1)
+    top_p: float = setting(
+        "Choose among the likeliest tokens that together have this probability; 1 for all.",
+        default=1.0,
+        low=1e-9,
+        high=1,
+    )
+    seed: int = setting("The same seed gives the same text.", default=0, high=MAX_SEED)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
@@ -68,6 +66,9 @@ class Sampling:
         """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
         cumulative = np.cumsum(self.probabilities(logits), axis=-1)
         return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+
+
+PROSE = Sampling(temperature=0.8, top_p=0.95)  # a little careful, as suits the text of a small model
 
 
 def _normalised(scaled: np.ndarray) -> np.ndarray:

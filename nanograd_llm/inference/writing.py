@@ -22,14 +22,13 @@ def stream_text(
     *,
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
-    seed: int = 0,
     cache: bool = True,
 ) -> Iterator[str]:
     """What the model writes after `prompt`, ids (T), in pieces of whole characters, up to the end of the text.
 
     Raises as `stream` does.
     """
-    written = stream(model, prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, cache=cache)
+    written = stream(model, prompt, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache)
     new = (token for (token,) in written if token is not None)
     return tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
 
@@ -64,10 +63,9 @@ class Conversation:
         *,
         max_new_tokens: int = 60,
         sampling: Sampling | None = None,
-        seed: int = 0,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.ids = np.zeros(0, np.int32)
         self._line_end = _line_end(tokenizer)
 
@@ -82,12 +80,7 @@ class Conversation:
             self._add(opening(self.tokenizer))
         reply = ""
         pieces = stream_text(
-            self.model,
-            self.tokenizer,
-            self.ids,
-            max_new_tokens=self.max_new_tokens,
-            sampling=self.sampling,
-            seed=self.seed,
+            self.model, self.tokenizer, self.ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling
         )
         shown = 0
         for piece in pieces:

@@ -23,7 +23,7 @@ from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.nn.recompute import recompute
-from nanograd_llm.settings import require_bool, require_choice, require_int, require_number, require_seed, require_type
+from nanograd_llm.settings import Settings, require_choice, require_seed, require_type, setting
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
 PRESETS: dict[str, dict[str, int]] = {
@@ -35,48 +35,34 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-xl": dict(vocab_size=50257, context_length=1024, n_layer=48, n_head=25, n_embd=1600),
 }
 
+TRAINING_ONLY = ("dropout", "recompute_activations")  # settings that change how a GPT trains, not what it computes
 
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """The sizes of a GPT, and in what models of GPT-2's kind differ.
 
-    Raises ConfigError naming the field that cannot be.
+class GPTConfig(Settings):
+    """The sizes of a GPT, and in what models of GPT-2's kind differ. Raises ConfigError naming the field."""
 
-    n_inner: width of the MLPs; 4 n_embd if not given.
-    activation: gelu, GPT-2's tanh form, or gelu_exact.
-    scale_attn_weights: divide attention scores by √(n_embd/n_head).
-    scale_attn_by_inverse_layer_idx: divide them by 1 in the first block, by 2 in the second, and so on, as well.
-    tie_word_embeddings: the head is the token table; otherwise a table of its own, `head`.
-    recompute_activations: keep only what enters each block, and compute the block again in backward: the same bits in
-        less memory, for about a third more time.
-    """
-
-    vocab_size: int
-    context_length: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float = 0.0
-    n_inner: int | None = None
-    layer_norm_epsilon: float = 1e-5
-    activation: str = "gelu"
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
-    recompute_activations: bool = False
+    vocab_size: int = setting("Tokens that the model knows.", low=1)
+    context_length: int = setting("Tokens that the model sees at once.", low=1)
+    n_layer: int = setting("Blocks.", low=1)
+    n_head: int = setting("Attention heads of a block.", low=1)
+    n_embd: int = setting("Channels, a multiple of n_head.", low=1)
+    dropout: float = setting("Share of activations dropped while training.", default=0.0, high=1, below=True)
+    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
+    layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
+    activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
+    scale_attn_weights: bool = setting("Divide attention scores by √(n_embd/n_head).", default=True)
+    scale_attn_by_inverse_layer_idx: bool = setting(
+        "Divide attention scores by 1 in the first block, by 2 in the second, and so on, as well.", default=False
+    )
+    tie_word_embeddings: bool = setting("Use the token table as the head; else the head has its own.", default=True)
+    recompute_activations: bool = setting(
+        "Keep only what enters each block and compute the rest again in backward, to save memory for a third more "
+        "time; the bits are the same.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
-            require_int(field, getattr(self, field), 1)
-        require_number("dropout", self.dropout, 0, 1, below=True)
-        if self.n_inner is not None:
-            require_int("n_inner", self.n_inner, 1)
-        require_number("layer_norm_epsilon", self.layer_norm_epsilon, 0)
-        require_choice("activation", self.activation, ACTIVATIONS)
-        for field in (
-            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "recompute_activations"
-        ):  # fmt: skip
-            require_bool(field, getattr(self, field))
+        super().__post_init__()
         head_size(self.n_embd, self.n_head)
 
     @classmethod

@@ -16,16 +16,15 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import read_bytes, storage_errors, write_atomically
+from nanograd_llm.files.atomic import read_bytes, storage_errors
+from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 from nanograd_llm.settings import require_type
 
@@ -100,33 +99,13 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Write tables of settings as TOML; a setting that is None is left out, as TOML has no word for it."""
-        import tomli_w
+        write_toml(self.config_path, config)
 
-        write_atomically(self.config_path, tomli_w.dumps(_for_toml(config)).encode())
-
-    def read_config(self) -> dict[str, Any]:
-        """The tables of config.toml, which is data and never run.
-
-        Raises BadFileError if it is no TOML, or has a setting outside a table.
-        """
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
-
-        data = read_bytes(self.config_path)
-        try:
-            config = tomllib.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deep
-            raise BadFileError(f"{self.config_path}: is not valid TOML: {error}") from error
-        for name, table in config.items():
-            if not isinstance(table, dict):
-                raise BadFileError(
-                    f"{self.config_path}: {name} is {table!r}; expected a table: put it under a line such as [model]"
-                )
-        return config
+    def read_config(self) -> dict[str, dict[str, Any]]:
+        """The tables of config.toml. Raises as `read_toml` does."""
+        return read_toml(self.config_path)
 
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl, and hand it to the system before returning.
@@ -283,13 +262,6 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"its {name} is {value!r:.100}; expected a number")
     float(value)  # an integer may have more digits than any float
     return value
-
-
-def _for_toml(value: Any) -> Any:
-    """A setting, or a table of them, as TOML can hold it: without None, NumPy's numbers as Python's."""
-    if isinstance(value, Mapping):
-        return {key: _for_toml(inner) for key, inner in value.items() if inner is not None}
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_whole(checkpoint: Path) -> bool:

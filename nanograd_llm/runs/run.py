@@ -20,10 +20,10 @@ import numpy as np
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, NonFiniteError, ShapeError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
-from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.runs.folder import RunFolder, next_run_path
-from nanograd_llm.settings import check_keys, require_choice, require_int, require_number
+from nanograd_llm.settings import Settings, check_keys, require_choice, setting
 from nanograd_llm.text import (
     BPETokenizer,
     ByteTokenizer,
@@ -51,13 +51,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(preset: str, **changes: Any) -> TrainConfig:
-    """The TrainConfig that suits a preset, with these fields changed; a change that is None is none."""
+    """The TrainConfig that suits a preset, with these fields changed; None leaves a field unchanged."""
     require_choice("preset", preset, RECIPES)
     return _training(RECIPES[preset], changes)
 
 
 def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
-    """The TrainConfig to train a model further, with these fields changed; a change that is None is none.
+    """The TrainConfig to train a model further, with these fields changed; None leaves a field unchanged.
 
     The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
     """
@@ -72,24 +72,19 @@ def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
 TOKENIZERS = ("bpe", "bytes", "characters", "model")
 
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be.
+class TextConfig(Settings):
+    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
 
-    file: a UTF-8 text file; None for the built-in corpus, the reference manual that every CPython carries.
-    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes, characters, or model: that of the Start.
-    held_out: the share at the end of the text that is never trained on.
-    """
-
-    file: str | None = None
-    tokenizer: str = "bpe"
-    vocab_size: int = 1024
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_choice("tokenizer", self.tokenizer, TOKENIZERS)
-        require_int("vocab_size", self.vocab_size, 257)
-        require_number("held_out", self.held_out, 0.001, 0.9)
+    file: str | None = setting("A UTF-8 text; the reference manual that CPython carries if not given.", default=None)
+    tokenizer: str = setting(
+        "bpe is trained on the text; a run with init has that of its model.",
+        default="bpe",
+        choices=TOKENIZERS,
+    )
+    vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
+    held_out: float = setting(
+        "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
+    )
 
     def read(self) -> tuple[str, str]:
         """The text to train on and the text held out."""
@@ -105,6 +100,25 @@ class TextConfig:
         if self.tokenizer == "characters":
             return CharTokenizer.train(text)
         return BPETokenizer.train(text, self.vocab_size)
+
+
+class RunConfig(Settings):
+    """How a run goes besides its text, model and training. Raises ConfigError naming the field that cannot be."""
+
+    init: str | None = setting(
+        "Go on from this model's weights, with its tokenizer: the folder of a run, or a pretrained model: a folder, a "
+        "file or a name, such as gpt2.",
+        default=None,
+    )
+    window: int | None = setting(
+        "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
+    )
+    evaluate_every: int | None = setting(
+        "Score the held-out text every N steps; five times a run if not given.", default=None, low=1
+    )
+    checkpoint_every: int | None = setting(
+        "Save a checkpoint every N steps; at the end only if not given.", default=None, low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +191,10 @@ class TextRun:
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
     ):
-        length = "context_length of a window"
-        counts = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every, length: window}
-        for field, number in counts.items():
-            if number is not None:
-                require_int(field, number, 1)
+        config = RunConfig(None if start is None else str(start.source), window, evaluate_every, checkpoint_every)
         if window is not None and window > model.context_length:
             raise ConfigError(
-                f"{length} is {window}; the model takes at most {model.context_length} tokens at "
+                f"context_length of a window is {window}; the model takes at most {model.context_length} tokens at "
                 "once; give that or less"
             )
         if (start is None) != (text.tokenizer != "model"):
@@ -217,9 +227,11 @@ class TextRun:
         self.trainer = Trainer(self.model, train)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer.save(self.folder.tokenizer_path)
-        asdict = dataclasses.asdict
-        config = {"text": asdict(text), "model": asdict(self.model.config), "train": asdict(train)}
-        self.folder.write_config(config if start is None else config | {"init": {"source": start.source}})
+        parts = {"run": config, "text": text, "model": self.model.config, "train": train}
+        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        if train.minutes is not None:
+            del tables["train"]["steps"]
+        self.folder.write_config(tables)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step: a pure function of the seed and the step."""
@@ -238,7 +250,7 @@ class TextRun:
     def write(self, tokens: int = 60) -> tuple[str, str]:
         """The first words of the held-out text, and what the model writes after them."""
         prompt = self.held_out_ids[: self.context_length // 8 + 1]
-        (ids,) = generate(self.model, prompt, max_new_tokens=tokens, sampling=Sampling(temperature=0.8, top_p=0.95))
+        (ids,) = generate(self.model, prompt, max_new_tokens=tokens, sampling=PROSE)
         return self.tokenizer.decode(prompt), self.tokenizer.decode(ids)
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:

@@ -1,52 +1,36 @@
-"""How to train: the settings of a trainer, which check themselves."""
+"""How to train: the settings of a trainer."""
 
 from __future__ import annotations
 
-import dataclasses
-
-from nanograd_llm.settings import require_bool, require_int, require_number, require_seed
+from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Raises ConfigError naming the field that cannot be.
+class TrainConfig(Settings):
+    """How to train. Raises ConfigError naming the field that cannot be."""
 
-    learning_rate: at its peak. warmup: share of the run that climbs to it. final: share of it left at the end.
-    steps: how long the run is; minutes: a limit of time instead (the schedule then follows the clock).
-    accumulate: pieces each worker's share of a batch is worked through in, to bound memory.
-    workers: how many the batch is split over; 0 for one a core.
-    processes: True has the workers be forked processes, on Linux, which is faster for small models; False threads. None
-        takes processes where they are safe: not in a notebook, a thread, a process of a pool, or beside other threads.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: float = 0.1
-    final: float = 0.01
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    max_norm: float = 1.0
-    batch_size: int = 12
-    accumulate: int = 1
-    steps: int = 1000
-    minutes: float | None = None
-    workers: int = 0
-    processes: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field, low in (("batch_size", 1), ("accumulate", 1), ("steps", 1), ("workers", 0)):
-            require_int(field, getattr(self, field), low)
-        for field in ("learning_rate", "weight_decay"):
-            require_number(field, getattr(self, field), 0)
-        require_number("eps", self.eps, 1e-16)  # what has no gradient would be divided 0/0
-        for field in ("warmup", "beta1", "beta2"):
-            require_number(field, getattr(self, field), 0, 1, below=True)
-        require_seed(self.seed)
-        if self.processes is not None:
-            require_bool("processes", self.processes)
-        require_number("final", self.final, 0, 1)
-        require_number("max_norm", self.max_norm, 1e-12)
-        if self.minutes is not None:
-            require_number("minutes", self.minutes, 1e-3)
+    steps: int = setting(
+        "Length of the run. The same steps and number of workers give the same model, bit for bit.", default=1000, low=1
+    )
+    minutes: float | None = setting(
+        "Length of the run in time instead; the schedule then follows the clock, and steps is not used.",
+        default=None,
+        low=1e-3,
+    )
+    batch_size: int = setting("Rows of a batch: the windows of a step.", default=12, low=1)
+    accumulate: int = setting("Work through each batch in so many pieces a worker, to save memory.", default=1, low=1)
+    learning_rate: float = setting("At its peak.", default=1e-3)
+    warmup: float = setting("Share of the run in which the rate climbs to its peak.", default=0.1, high=1, below=True)
+    final: float = setting("Share of the peak that the rate falls to at the end.", default=0.01, high=1)
+    weight_decay: float = setting("Decay of AdamW, on matrices only.", default=0.1)
+    beta1: float = setting("Decay a step of AdamW's mean of gradients.", default=0.9, high=1, below=True)
+    beta2: float = setting("Decay a step of AdamW's mean of squared gradients.", default=0.95, high=1, below=True)
+    eps: float = setting("Keeps AdamW from dividing by 0.", default=1e-8, low=1e-16)
+    max_norm: float = setting("The gradient is scaled down to this norm where it is larger.", default=1.0, low=1e-12)
+    seed: int = setting("Decides the first weights, every batch and every dropout mask.", default=0, high=MAX_SEED)
+    workers: int = setting("Workers that a batch is split over; 0 for one a core.", default=0)
+    processes: bool | None = setting(
+        "Have the workers be forked processes, faster for small models, or threads; the bits are the same. Processes "
+        "where they are safe (on Linux; not in a notebook, a thread, a process of a pool, or beside other threads) if "
+        "not given.",
+        default=None,
+    )

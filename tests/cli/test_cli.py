@@ -202,10 +202,49 @@ def test_help_is_a_page_on_stdout(command, capsys):
 def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
-    shown = {"--preset": "nano if not given", "--tokenizer": "bpe, which is trained on the text, if not given"}
-    for option in ("--preset", "--tokenizer", "--dropout", "--seed", "--workers", "--accumulate"):
-        described = " ".join(out.split(option, 1)[1].split("│ --", 1)[0].replace("│", " ").split())
-        assert shown.get(option, "[default:") in described, option
+    shown = {"--preset": "nano if not given", "--out": "runs/PRESET-N if not given"}
+    shown |= {"--init": "Go on from this model's weights", "--config": "that of a run makes the run again"}
+    shown |= {"--n-layer": "[default: the preset's]", "--minutes": "[default: 1.0]", "--steps": "Length of the run."}
+    descriptions = re.split(r"│ (?=--)", out)[1:]
+    assert len(descriptions) > 25
+    for described in descriptions:
+        option, text = described.split()[0], " ".join(described.replace("│", " ").split())
+        assert shown.get(option, "[default: ") in text or "if not given." in text, option
+    for section in ("Run", "Text", "Model", "Training"):
+        assert f"╭─ {section} ─" in out
+
+
+def test_a_settings_file_makes_the_run_and_options_override_it(run, tmp_path, capsys):
+    arguments = ["train", "--config", str(run / "config.toml")]
+    assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "other"), "--n-layer", "2", "--steps", "2"]) == 0
+    configs = [(folder / "config.toml").read_text("utf-8") for folder in (run, tmp_path / "again", tmp_path / "other")]
+    assert configs[0] == configs[1]
+    assert configs[2] == configs[0].replace("n_layer = 1", "n_layer = 2").replace("steps = 4", "steps = 2")
+    first, again = (folder / "checkpoints" / "step-00000004.safetensors" for folder in (run, tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        ("[train]\nstpes = 3", 3, "x.toml [train]: unknown 'stpes', did you mean 'steps'?"),
+        ("import os", 3, "x.toml: is not valid TOML"),
+        (None, 4, "x.toml: cannot read: No such file or directory"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used_is_one_line(content, code, said, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "x.toml").write_text(content, "utf-8")
+    assert main(["train", "--config", str(tmp_path / "x.toml"), "--out", str(tmp_path / "run")]) == code
+    assert said in told(capsys)[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--warmup", "1"), ("--held-out", "0"), ("--max-norm", "0")])
+def test_every_setting_is_an_option(option, value, capsys):
+    assert main(["train", option, value]) == 2
+    assert f"{option[2:].replace('-', '_')} must be a finite number" in told(capsys)[1]
 
 
 def test_version_is_the_packages(capsys):

@@ -258,7 +258,7 @@ def test_training_goes_on_from_a_pretrained_model_and_lowers_the_held_out_loss(f
     assert main(["generate", out, "there", "--max-new-tokens", "5"]) == 0
     assert main(["info", out]) == 0
     shown = told(capsys)[0]
-    assert f"source={forms['tensorflow']}" in shown.replace("\n", "")
+    assert f"init={forms['tensorflow']}" in shown.replace("\n", "")
     assert "GPT2Tokenizer" in shown
 
 
@@ -271,11 +271,11 @@ def test_a_run_named_after_nothing_is_a_tuned_one(forms, text, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "--n-layer: with --init these are the model's"),
-        (["train", "--init", "MODEL", "--preset", "nano"], 2, "--preset: with --init"),
-        (["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"], 2, "--tokenizer, --vocab-size"),
+        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "n_layer: with init these are the model's"),
+        (["train", "--init", "MODEL", "--preset", "nano"], 2, "preset: with init"),
+        (["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"], 2, "tokenizer, vocab_size: with"),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "is 17; the model takes at most 7 tokens"),
-        (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "context_length of a window must be"),
+        (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "context_length must be an integer of at"),
         (["train", "--init", "nowhere"], 4, "'nowhere' is no file or folder here"),
         (["train", "--init", "MODEL", "--dropout", "1"], 2, "dropout must be a finite number"),
         (["generate", "gpt2-lage", "x"], 4, "did you mean 'gpt2-large'"),

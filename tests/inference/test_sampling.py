@@ -155,6 +155,7 @@ def test_the_last_chance_draws_a_token_of_the_vocabulary(seed: int) -> None:
         *(("temperature", bad) for bad in (-0.1, np.nan, np.inf, True, "1")),
         *(("top_k", bad) for bad in (0, -1, 1.5, True)),
         *(("top_p", bad) for bad in (0, -0.1, 1.1, np.nan, True)),
+        *(("seed", bad) for bad in (-1, 1.5, True, 2**64)),
     ],
 )
 def test_a_strategy_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:

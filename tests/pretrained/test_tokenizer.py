@@ -254,7 +254,7 @@ def test_damaged_merges_are_refused_with_the_line(merges: bytes, said: str) -> N
 @pytest.mark.parametrize(
     ("vocab", "said"),
     [
-        (VOCAB.replace(b'"!"', b'"\\u0022"'), "stands there twice"),
+        (VOCAB.replace(b'"!"', b'"\\u0022"'), "duplicate key"),
         (VOCAB.replace(b":5,", b":4,"), "gives the id 4 to two pieces"),
         (VOCAB.replace(b":263", b":264"), "has a gap"),
         (b"[]", "a JSON object is expected"),

@@ -162,8 +162,8 @@ def test_without_locks_on_the_system_a_run_still_works(
 def test_config_comes_back_as_it_was_and_none_is_left_out(run: RunFolder) -> None:
     config = {
         "model": {"preset": "nano", "n_layer": 4, "dropout": 0.1, "tied": True},
-        "train": {"learning_rate": 3e-4, "betas": [0.9, 0.95], "minutes": None},
-        "data": {"file": 'a "quoted" \\ näme\n.txt', "split": {"held_out": 0.1}},
+        "train": {"learning_rate": 3e-4, "seed": 2**64 - 1, "minutes": None},
+        "data": {"file": 'a "quoted" \\ näme\n.txt', "held_out": 0.1},
     }
     run.write_config(config)
     del config["train"]["minutes"]
@@ -176,7 +176,7 @@ def test_config_comes_back_as_it_was_and_none_is_left_out(run: RunFolder) -> Non
         b"import os; os.mkdir('ran')",
         b"a = 1\na = 2",
         b"a = \xff",
-        b"a = " + b"[" * 100_000,
+        b"a = " + b"[" * 50_000,
         b"a = " + b"9" * 5_000,
         b"a = 1e",
     ],
@@ -200,7 +200,7 @@ def test_numbers_of_numpy_are_written_to_the_config_as_numbers(run: RunFolder) -
 
 def test_a_setting_outside_a_table_is_a_bad_file(run: RunFolder) -> None:
     run.config_path.write_text("model = 3\n", encoding="utf-8")
-    with pytest.raises(BadFileError, match=r"config.toml: model is 3; expected a table"):
+    with pytest.raises(BadFileError, match=r"config.toml: 'model' is 3; expected a table"):
         run.read_config()
 
 

@@ -114,7 +114,7 @@ def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp
     model, tokenizer = load_model(tmp_path / "further")
     assert all(np.array_equal(model.state_dict()[name], x) for name, x in made.model.state_dict().items())
     assert tokenizer.encode(CATS).tolist() == load_run(run)[1].encode(CATS).tolist()
-    assert RunFolder.open(tmp_path / "further").read_config()["init"] == {"source": str(source)}
+    assert RunFolder.open(tmp_path / "further").read_config()["run"]["init"] == str(source)
 
 
 def test_the_window_of_training_may_be_shorter_than_the_models_context(run: Path, tmp_path: Path) -> None:

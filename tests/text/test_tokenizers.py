@@ -294,7 +294,7 @@ BAD_FILES = {
     "kind is no string": ('{"kind": ["bpe"]}', r"kind is \['bpe'\]"),
     "key missing": ('{"kind": "bpe", "vocab_size": 257}', r"expected \['kind', 'merges', 'vocab_size'\]"),
     "key unknown": (bpe(more=1), r"keys are \['kind', 'merges', 'more', 'vocab_size'\]"),
-    "key twice": ('{"kind": "bytes", "kind": "bpe"}', "the key 'kind' stands there twice; expected each once"),
+    "key twice": ('{"kind": "bytes", "kind": "bpe"}', "duplicate key 'kind'"),
     "vocab_size beyond the tokens": (bpe(["a", "b"], vocab_size=259), "vocab_size is 259, but it makes 258 tokens"),
     "vocab_size is a float": ('{"kind": "bytes", "vocab_size": 257.0}', "vocab_size is 257.0"),
     "vocab_size is a bool": (characters("a", True), "vocab_size is True"),

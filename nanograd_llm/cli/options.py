@@ -1,0 +1,48 @@
+"""Options of a command that come from settings: each dataclass is a section of the help page.
+
+A command gets of each section what stands on the command line, and nothing else: the rest is for presets and files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
+
+from cyclopts import Group, Parameter
+
+from nanograd_llm.settings import Settings
+
+Given = Mapping[str, Any]  # settings by name
+NOTHING: Given = MappingProxyType({})
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_options(**sections: Any) -> Callable[[Command], Command]:
+    """Let parameters of a command, of type Given, be filled from options: `@with_options(model=options(GPTConfig))`."""
+
+    def declare(command: Command) -> Command:
+        command.__annotations__.update(sections)
+        return command
+
+    return declare
+
+
+def options(kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING) -> Any:
+    """The options for the settings of `kind`, as a type that cyclopts reads.
+
+    title: of their section. without: settings, or choices of one, that the command line does not have.
+    shown: what the help page has as a default instead of the field's own; None for nothing.
+    """
+    group = Group.create_ordered(title)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in without:
+            continue
+        choices = tuple(choice for choice in field.metadata["choices"] or () if choice not in without)
+        accepted: Any = Literal[choices] if choices else kind.setting_types[field.name][0]
+        default = shown.get(field.name, field.default)
+        help = field.metadata["help"] + ("" if default is None else f" [default: {default}]")
+        fields[field.name] = Annotated[accepted, Parameter(help=help, group=group)]
+    return Annotated[TypedDict(kind.__name__, fields, total=False), Parameter(name="*")]  # type: ignore[operator]

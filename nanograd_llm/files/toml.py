@@ -1,0 +1,70 @@
+"""Settings in TOML: tables of numbers, texts, true and false; a file from a stranger is read with care.
+
+The cost of a file is bounded before it is parsed: Python's parser takes time and memory that grow with the square of
+the parts of a dotted name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.atomic import write_atomically
+from nanograd_llm.files.mapped import map_file
+from nanograd_llm.settings import MAX_SEED, shown
+
+MAX_BYTES = 2**16
+MAX_DOTS = 200  # in one line; a number has one, a path a few
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The tables of the file. It is data, and never run.
+
+    Raises StorageError if it cannot be read; BadFileError if it is no TOML, is longer than settings are, has a setting
+    outside a table, or one that is no text, number of 64 bits, true or false.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    data = map_file(path)[: MAX_BYTES + 1].tobytes()
+    if len(data) > MAX_BYTES:
+        raise BadFileError(f"{path}: is no file of settings: it has more than {MAX_BYTES:,} bytes")
+    if max(line.count(b".") for line in data.split(b"\n")) > MAX_DOTS:
+        raise BadFileError(f"{path}: is no file of settings: a line has more than {MAX_DOTS} dots")
+    try:
+        tables = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deep
+        raise BadFileError(f"{path}: is not valid TOML: {str(error):.200}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise BadFileError(
+                f"{path}: {name!r:.100} is {shown(table)}; expected a table: put it under a line such as [model]"
+            )
+        for key, value in table.items():
+            if not isinstance(value, (str, int, float)) or (
+                isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
+            ):
+                raise BadFileError(
+                    f"{path}: {key!r:.100} is {shown(value)}; expected a text, a number of 64 bits, true or false"
+                )
+    return tables
+
+
+def write_toml(path: str | os.PathLike[str], tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write tables of settings; a setting that is None is left out, as TOML has no word for it."""
+    import tomli_w
+
+    known = {name: {k: _plain(v) for k, v in table.items() if v is not None} for name, table in tables.items()}
+    write_atomically(path, tomli_w.dumps(known).encode())
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,110 @@
+"""A new run from settings: what was asked for, else what a settings file says, else what suits the preset or the model.
+
+A settings file has the tables of a run's config.toml, [run], [text], [model] and [train], or some of them, and of each
+some of the settings; so the config.toml of a run makes the same run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.toml import read_toml
+from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
+from nanograd_llm.runs.run import RunConfig, Start, TextConfig, TextRun, fine_tuning, recipe
+from nanograd_llm.settings import Settings, check_keys, check_settings
+from nanograd_llm.training.config import TrainConfig
+
+TABLES: dict[str, type[Settings]] = {"run": RunConfig, "text": TextConfig, "model": GPTConfig, "train": TrainConfig}
+LENGTHS = {"steps", "minutes"}
+TWO_LENGTHS = "steps and minutes are both given; give the length of the run in one of them"
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+def prepare_run(
+    out: str | os.PathLike[str] | None = None,
+    asked: Tables | None = None,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    preset: str | None = None,
+) -> TextRun:
+    """The run of these settings, ready to train. Without any it is the preset nano for a minute.
+
+    out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
+    asked: settings by table, such as {"train": {"steps": 100}}; they override those of `file`, a settings file.
+    preset: decides the sizes of the model, the batch size, the learning rate and the weight decay that are not given;
+        nano if not given.
+
+    To train a model further, `asked` or `file` has "init" under "run". The sizes and the tokenizer are then the
+    model's, and "context_length" is that of a window.
+
+    Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file, and what
+    `TextRun` and `load_model` raise.
+    """
+    check_keys(asked or {}, TABLES, "asked")
+    asked = {name: dict((asked or {}).get(name, {})) for name in TABLES}
+    for name, table in asked.items():
+        check_settings(TABLES[name], table)
+    if asked["train"].keys() >= LENGTHS:
+        raise ConfigError(TWO_LENGTHS)
+    written = {} if file is None else read_settings(file)
+    tables = {name: {**written.get(name, {}), **asked[name]} for name in TABLES}
+    train = tables["train"]
+    if asked["train"].keys() & LENGTHS:  # it overrides a length in the file, also one of the other kind
+        tables["train"] = {name: train[name] for name in train if name not in LENGTHS or name in asked["train"]}
+    elif not train.keys() & LENGTHS:
+        train["minutes"] = 1.0
+    if tables["run"].get("init") is None:
+        if preset is not None and "model" in written:
+            raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
+        return _fresh_run(out, asked, tables, preset or "nano")
+    decided = [name for name in asked["model"] if name not in (*TRAINING_ONLY, "context_length")]
+    decided += ["preset"] if preset else []
+    decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
+    if decided:
+        raise ConfigError(f"{', '.join(decided)}: with init these are the model's; leave them out")
+    return _further_run(out, asked, tables, written.get("model", {}), file)
+
+
+def _fresh_run(out: Any, asked: Tables, tables: Tables, preset: str) -> TextRun:
+    text, tokenizer = tables["text"], tables["text"].get("tokenizer", "bpe")
+    if "vocab_size" in asked["text"] and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
+    model, train = GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"])
+    run = {name: value for name, value in tables["run"].items() if name != "init"}
+    return TextRun(out, TextConfig(**text), model, train, preset, **run)
+
+
+def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> TextRun:
+    """sizes: those that the file has, which must be the model's."""
+    from nanograd_llm.runs.opening import load_model  # which knows every format of pretrained models
+
+    run = dict(tables["run"])
+    source = run.pop("init")
+    start = Start(source, *load_model(source))
+    model = start.model.config
+    for name, value in sizes.items():
+        if name not in TRAINING_ONLY and value != getattr(model, name):
+            raise ConfigError(f"{name} is {value} in {file}, but {getattr(model, name)} in {source}; leave it out")
+    run["window"] = asked["model"].get("context_length", run.get("window", min(128, model.context_length)))
+    changes = {name: tables["model"].get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
+    text, train = TextConfig(**{"tokenizer": "model", **tables["text"]}), fine_tuning(model, **tables["train"])
+    return TextRun(out, text, dataclasses.replace(model, **changes), train, "tuned", start=start, **run)
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The tables of a settings file, each setting checked. Raises BadFileError that names the file and the setting."""
+    tables = read_toml(path)
+    try:
+        check_keys(tables, TABLES, str(path))
+        for name, table in tables.items():
+            check_settings(TABLES[name], table, f"{path} [{name}]")
+        if tables.get("train", {}).keys() >= LENGTHS:
+            raise ConfigError(f"{path} [train]: {TWO_LENGTHS}")
+    except ConfigError as error:
+        raise BadFileError(str(error)) from None
+    return tables
