@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import GPT, GPTConfig
     from nanograd_llm.pretrained import load_gpt2, save_gpt2
+    from nanograd_llm.runs.opening import open_model
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazily(
         "errors": "NanogradError",
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_gpt2 save_gpt2",
+        "runs.opening": "open_model",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "text", "training"), ""),
     },
 )

@@ -38,9 +38,10 @@ def chat(
     """
     from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.inference import Conversation, Sampling
-    from nanograd_llm.runs.opening import load_model
+    from nanograd_llm.runs.opening import open_model
 
-    loaded, tokenizer = load_model(model)
+    opened = open_model(model)
+    tokenizer, loaded = opened.tokenizer(), opened.model()
     sampling = Sampling(temperature, top_k, top_p)
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if isinstance(sys.stdin, io.TextIOWrapper):

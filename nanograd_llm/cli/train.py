@@ -16,7 +16,8 @@ from nanograd_llm.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs.run import Start, TextConfig
+    from nanograd_llm.runs.opening import Opened
+    from nanograd_llm.runs.run import TextConfig
     from nanograd_llm.training import TrainConfig
 
 
@@ -166,11 +167,11 @@ def _fresh(
     return text, model, recipe(preset, **config), None
 
 
-def _further(file: Path | None, init: str, config: dict[str, Any]) -> tuple[TextConfig, GPTConfig, TrainConfig, Start]:
+def _further(file: Path | None, init: str, config: dict[str, Any]) -> tuple[TextConfig, GPTConfig, TrainConfig, Opened]:
     """What a run from a model's weights is made of."""
-    from nanograd_llm.runs.opening import load_model
-    from nanograd_llm.runs.run import Start, TextConfig, fine_tuning
+    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.runs.run import TextConfig, fine_tuning
 
-    model, tokenizer = load_model(init)
+    opened = open_model(init)
     text = TextConfig(None if file is None else str(file), "model")
-    return text, model.config, fine_tuning(model.config, **config), Start(init, model, tokenizer)
+    return text, opened.config, fine_tuning(opened.config, **config), opened

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.settings import require_type
 from nanograd_llm.files.atomic import read_bytes, storage_errors, write_atomically
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
+from nanograd_llm.settings import require_type
 
 try:
     import fcntl
@@ -77,15 +77,11 @@ class RunFolder:
         """
         require_type("path", path, (str, os.PathLike), "a path")
         run = cls(path)
-        with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
-            if not run.path.is_dir():
-                if run.path.exists():
-                    raise StorageError(f"{run.path}: is a file; expected the folder of a run")
-                raise StorageError(f"{run.path}: no such folder; `nanograd-llm train --out {run.path}` makes one")
-            needed = (run.config_path, run.tokenizer_path, run.checkpoints_path)
-            missing = [part.name for part in needed if not part.exists()]
-            if missing:
-                raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
+        with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
+            held = os.listdir(run.path)
+        missing = [part.name for part in (run.config_path, run.checkpoints_path) if part.name not in held]
+        if missing:
+            raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
         return run
 
     def close(self) -> None:
@@ -197,7 +193,7 @@ class RunFolder:
             older = next((older for older in reversed(known) if older < step and _is_whole(known[older])), None)
             hint = "no older checkpoint is whole"
             if older is not None:
-                hint = f"the checkpoint of step {older} is whole: give {known[older]} in place of the run"
+                hint = f"the checkpoint of step {older} is whole: give its file, {known[older]}, instead of the folder"
             raise BadFileError(f"{error}; {hint}") from error
 
     def _refuse_content(self) -> None:
@@ -264,11 +260,10 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
 
 
 def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
-    """The folder of the run that the checkpoint at `path` belongs to, and its step; None where it is no checkpoint."""
+    """The folder that a checkpoint of this name would belong to, and its step; None for any other name."""
     path = Path(path)
-    match, folder = _CHECKPOINT.fullmatch(path.name), path.parent.parent
-    belongs = match and path.parent.name == "checkpoints" and os.path.exists(folder / "config.toml")
-    return (folder, int(match[1])) if match and belongs else None
+    match = _CHECKPOINT.fullmatch(path.name)
+    return (path.parent.parent, int(match[1])) if match and path.parent.name == "checkpoints" else None
 
 
 _CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")

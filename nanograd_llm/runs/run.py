@@ -10,31 +10,30 @@ import dataclasses
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, NonFiniteError, ShapeError
+from nanograd_llm.errors import ConfigError, NonFiniteError, ShapeError
 from nanograd_llm.inference.evaluate import Evaluation, evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.settings import check_keys, require_choice, require_int, require_number
+from nanograd_llm.runs.folder import RunFolder, next_run_path
+from nanograd_llm.runs.opening import Opened
+from nanograd_llm.settings import require_choice, require_int, require_number
 from nanograd_llm.text import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
     builtin_corpus,
-    load_tokenizer,
     random_windows,
     read_text,
     split_text,
 )
-from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.trainer import StepRecord, Trainer
 
@@ -77,7 +76,8 @@ class TextConfig:
     """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be.
 
     file: a UTF-8 text file; None for the built-in corpus, the reference manual that every CPython carries.
-    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes, characters, or model: that of the Start.
+    tokenizer: bpe (trained on the text, `vocab_size` tokens), bytes, characters, or model: that of the model that is
+        trained further.
     held_out: the share at the end of the text that is never trained on.
     """
 
@@ -105,15 +105,6 @@ class TextConfig:
         if self.tokenizer == "characters":
             return CharTokenizer.train(text)
         return BPETokenizer.train(text, self.vocab_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What a run goes on from, in place of fresh weights: a model, its tokenizer, and the source they came from."""
-
-    source: str
-    model: GPT
-    tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +144,8 @@ class TextRun:
         for event in run.train():
             ...
 
-    start: a model to train further; `model` is then its config, dropout and the like changed at will, `text.tokenizer`
-        is "model", and the held-out text is scored before the first step as well.
+    start: a model to train further, as `open_model` gives it; `model` is then its config, dropout and the like changed
+        at will, `text.tokenizer` is "model", and the held-out text is scored before the first step as well.
     window: tokens of a window that is trained on or scored, at most the model's context_length, which it is if not
         given.
     evaluate_every, checkpoint_every: steps; without them the held-out text is scored at every fifth of the run, and a
@@ -172,7 +163,7 @@ class TextRun:
         train: TrainConfig,
         name: str = "run",
         *,
-        start: Start | None = None,
+        start: Opened | None = None,
         window: int | None = None,
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
@@ -196,7 +187,7 @@ class TextRun:
         self.on_stop: Callable[[signal.Signals], None] | None = None  # called within the handler of that signal
         learned, held_out = text.read()
         if start is not None:
-            self.tokenizer = start.tokenizer
+            self.tokenizer = start.tokenizer()
         else:  # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
             self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
         self.ids = self.tokenizer.encode(learned)
@@ -213,7 +204,7 @@ class TextRun:
             self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=train.seed)
         else:
             self.model = GPT(model, seed=None)
-            self.model.load_state_dict(start.model.state_dict(), assign=True)
+            self.model.load_state_dict(start.model().state_dict(), assign=True)
         self.trainer = Trainer(self.model, train)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         self.tokenizer.save(self.folder.tokenizer_path)
@@ -334,52 +325,3 @@ class StopRequest:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def load_run(path: str | os.PathLike[str], step: int | None = None, *, strict: bool = False) -> tuple[GPT, Tokenizer]:
-    """The model of a run, in evaluation mode, and its tokenizer.
-
-    step, strict: as for `load_run_model`.
-    Raises StorageError where there is no run or checkpoint, BadFileError where a file of it is damaged.
-    """
-    folder = RunFolder.open(path)
-    return load_run_model(folder, step, strict=strict), load_tokenizer(folder.tokenizer_path)
-
-
-def load_run_model(folder: RunFolder, step: int | None = None, *, strict: bool = False) -> GPT:
-    """The model of a run alone, in evaluation mode.
-
-    step: of the checkpoint; the newest if not given.
-    strict: refuse weights that are not finite; otherwise a warning names them.
-    Raises as `load_run` does.
-    """
-    model = GPT(read_model_config(folder))
-    arrays, _ = folder.load_checkpoint(step)
-    names = model.state_dict()
-    try:
-        model.load_state_dict({name: array for name, array in arrays.items() if name in names})
-    except NanogradError as error:
-        raise BadFileError(f"{folder.path}: the checkpoint is of another model than config.toml: {error}") from None
-    bad = [name for name, array in names.items() if not np.isfinite(array).all()]
-    if bad:
-        message = f"{folder.path}: NaN or infinity in {', '.join(bad)}"
-        if strict:
-            raise BadFileError(f"{message}; use an older checkpoint")
-        warnings.warn(message, stacklevel=2)
-    model.eval()
-    return model
-
-
-def read_model_config(folder: RunFolder) -> GPTConfig:
-    """The GPTConfig that a run was made with. Raises BadFileError where config.toml does not hold one."""
-    table = folder.read_config().get("model", {})
-    where = f"{folder.config_path} [model]"
-    try:
-        fields = dataclasses.fields(GPTConfig)
-        check_keys(table, [field.name for field in fields], where)
-        missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in table]
-        if missing:
-            raise ConfigError(f"has no {', no '.join(missing)}; take the file from a copy of the run, or train again")
-        return GPTConfig(**table)
-    except NanogradError as error:
-        raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None

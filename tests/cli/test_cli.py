@@ -18,7 +18,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench import detection as figures
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.run import load_run
+from nanograd_llm.runs.opening import open_model
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -180,7 +180,7 @@ def test_info_on_a_narrow_terminal_shows_the_beginning_and_the_end_of_every_name
     monkeypatch.setenv("COLUMNS", str(width))
     main(["info", str(run)])
     table = [line.split("│")[1].strip() for line in told(capsys)[0].splitlines() if line.startswith("│")]
-    names = [name for name, _ in load_run(run)[0].named_parameters()]
+    names = [name for name, _ in open_model(run).model().named_parameters()]
     assert len(set(table)) == len(table) == len(names) + 1
     for shown, name in zip(table, names):
         begin, _, end = shown.partition("…")
@@ -303,7 +303,9 @@ def test_where_the_newest_checkpoint_is_damaged_the_older_one_can_be_given_in_it
     newest.write_bytes(newest.read_bytes()[:-1])
     told(capsys)
     assert main([command, str(tmp_path / "run"), *arguments]) == 3
-    (older,) = re.findall(r"the checkpoint of step 2 is whole: give (\S+) in place of the run", told(capsys)[1])
+    (older,) = re.findall(
+        r"the checkpoint of step 2 is whole: give its file, (\S+), instead of the folder", told(capsys)[1]
+    )
     assert main([command, older, *arguments]) == 0
     assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in told(capsys)[0]
 

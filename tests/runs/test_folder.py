@@ -101,12 +101,12 @@ def test_an_unwritable_place_is_found_when_the_run_is_made(
 
 
 def test_a_folder_that_is_no_run_is_refused_naming_what_is_missing(tmp_path: Path, run: RunFolder) -> None:
-    with pytest.raises(StorageError, match="no such folder"):
+    with pytest.raises(StorageError, match="No such file or directory"):
         RunFolder.open(tmp_path / "none")
-    with pytest.raises(StorageError, match=r"no config.toml, no tokenizer.json, no checkpoints"):
+    with pytest.raises(StorageError, match=r"it has no config.toml, no checkpoints"):
         RunFolder.open(tmp_path)
-    run.tokenizer_path.unlink()
-    with pytest.raises(StorageError, match=r"it has no tokenizer.json$"):
+    run.config_path.unlink()
+    with pytest.raises(StorageError, match=r"it has no config.toml$"):
         RunFolder.open(run.path)
 
 

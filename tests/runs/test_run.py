@@ -11,8 +11,8 @@ import pytest
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, ShapeError, StorageError
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, load_run, recipe
-from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs import RunFolder, open_model
+from nanograd_llm.runs.run import RECIPES, Saved, Scored, TextConfig, TextRun, Wrote, recipe
 from nanograd_llm.training import StepRecord, TrainConfig
 
 TINY = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
@@ -32,7 +32,8 @@ def short(**changes):
 def test_a_run_comes_back_from_its_folder_as_it_was_trained(tmp_path, text):
     run = TextRun(tmp_path / "run", text, TINY, short())
     list(run.train())
-    model, tokenizer = load_run(tmp_path / "run")
+    opened = open_model(tmp_path / "run")
+    model, tokenizer = opened.model(), opened.tokenizer()
     assert model.config == run.model.config
     assert not model.training
     for name, array in run.model.state_dict().items():
@@ -82,7 +83,7 @@ def test_two_runs_of_the_same_settings_have_the_same_bits(tmp_path, text):
 def test_an_earlier_checkpoint_can_be_asked_for(tmp_path, text):
     run = TextRun(tmp_path / "run", text, TINY, short(), checkpoint_every=2)
     list(run.train())
-    early, _ = load_run(tmp_path / "run", step=2)
+    early = open_model(run.folder.checkpoint_path(2)).model()
     assert not np.array_equal(early.wte.data, run.model.wte.data)
 
 
@@ -128,7 +129,7 @@ def test_a_foreign_key_in_the_config_file_is_refused_with_the_nearest_name(tmp_p
     path = tmp_path / "run" / "config.toml"
     path.write_text(path.read_text(encoding="utf-8").replace("n_layer", "n_layers"), encoding="utf-8")
     with pytest.raises(BadFileError, match="n_layers.*did you mean 'n_layer'"):
-        load_run(tmp_path / "run")
+        open_model(tmp_path / "run").model()
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path, text):
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path, text):
     path = tmp_path / "run" / "config.toml"
     path.write_text(path.read_text(encoding="utf-8").replace("n_embd = 16", "n_embd = 32"), encoding="utf-8")
     with pytest.raises(BadFileError, match=r"(?s)wte is \(275, 16\).*expected \(275, 32\)"):
-        load_run(tmp_path / "run")
+        open_model(tmp_path / "run").model()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -162,7 +163,7 @@ def test_a_config_without_a_field_is_a_bad_file_that_names_it(tmp_path, text, co
     run = TextRun(tmp_path / "run", text, TINY, short())
     run.folder.config_path.write_text(content, encoding="utf-8")
     with pytest.raises(BadFileError, match=rf"config\.toml \[model\]: has no {missing}; take"):
-        load_run(tmp_path / "run")
+        open_model(tmp_path / "run").model()
 
 
 def test_a_signal_while_the_text_is_scored_ends_the_run_without_another_step(tmp_path, text):
@@ -231,9 +232,9 @@ def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
     run.model.ln_f.bias.data[0] = np.nan
     run.folder.save_checkpoint(1, run.trainer.state_dict(), {})
     with pytest.warns(UserWarning, match="NaN or infinity in ln_f.bias"):
-        load_run(tmp_path / "run")
+        open_model(tmp_path / "run").model()
     with pytest.raises(BadFileError, match="NaN or infinity in ln_f.bias"):
-        load_run(tmp_path / "run", strict=True)
+        open_model(tmp_path / "run").model(strict=True)
 
 
 def test_a_recipe_is_changed_by_what_is_given():

@@ -6,6 +6,7 @@ the sizes (`gpt2_config`); here they meet. What is float32 in the file is used w
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping
@@ -48,23 +49,94 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
     that this GPT does not have; StorageError where there is nothing, or it cannot be read.
     """
-    found = find_source(source)
-    dtype = weights_dtype(dtype)
-    if found.weights.is_file() and found.weights.stat().st_size == 0:
-        raise BadFileError(f"{found.weights}: is empty; fetch it again")
-    config, arrays, layout = _READERS[found.form](found)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is told below
-        arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
-    bad = [layout.name(name) for name, x in arrays.items() if not _is_finite(x)]
+    return OpenedGPT2(source).model(dtype=dtype, strict=strict)
+
+
+class OpenedGPT2:
+    """A pretrained GPT-2 that was found; its files are read when they are first needed, and parsed once.
+
+    source: as for `load_gpt2`. path: the file of the weights. form: what kind of file it is.
+    Raises StorageError where nothing is there, BadFileError where it is no model.
+    """
+
+    step: int | None = None  # files of this kind do not say it
+
+    def __init__(self, source: str | os.PathLike[str]):
+        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        self.found = find_source(source)
+        self.path, self.form = self.found.weights, self.found.form
+
+    @functools.cached_property
+    def config(self) -> GPTConfig:
+        """The sizes of the model. Raises BadFileError, StorageError as `load_gpt2` does."""
+        if self.form in ("nanogpt", "llmc"):  # which keep them in the file of the weights
+            return self._parts[0]
+        if self.form == "openai":
+            return gpt2_config.from_openai(*_settings(self.found, "hparams.json"))
+        return gpt2_config.from_hugging_face(*_settings(self.found, "config.json"))
+
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        if self.path.is_file() and self.path.stat().st_size == 0:
+            raise BadFileError(f"{self.path}: is empty; fetch it again")
+        return _READERS[self.form](self)
+
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+        """The model in evaluation mode; all as for `load_gpt2`."""
+        dtype = weights_dtype(dtype)
+        (_, arrays, layout), config = self._parts, self.config
+        del self._parts  # it would keep weights that are converted or trained in memory twice
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported below
+            arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
+        named = {layout.name(name): x for name, x in arrays.items()}
+        require_finite(named, str(self.path), "fetch it again, or load it without strict", strict=strict)
+        model = GPT(config, seed=None)
+        model.load_state_dict(arrays, assign=True)
+        model.eval()
+        return model
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the files beside the weights, else GPT-2's own: `gpt2_tokenizer`.
+
+        Where the model's vocabulary is a little larger than GPT-2's, for speed, the last ids stand for nothing.
+        Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
+        """
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        vocab_size, folder = self.config.vocab_size, self.found.folder
+        tokenizer = read_tokenizer(folder, links_into=self.found.links_into)
+        if tokenizer is None:
+            if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
+                raise BadFileError(
+                    f"{folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
+                    f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
+                )
+            tokenizer = gpt2_tokenizer()
+        if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
+            return tokenizer.padded(vocab_size)
+        require_fitting(tokenizer, vocab_size, str(folder))
+        return tokenizer
+
+
+def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Raise BadFileError, with both sizes, where the tokenizer is not that of a model with `vocab_size` tokens."""
+    if tokenizer.vocab_size != vocab_size:
+        raise BadFileError(
+            f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
+            "put the tokenizer there that the model was trained with"
+        )
+
+
+def require_finite(arrays: Arrays, where: str, remedy: str, *, strict: bool) -> None:
+    """Warn of weights that are not finite, by name; `strict`: raise BadFileError instead."""
+    bad = [name for name, x in arrays.items() if not _is_finite(x)]
     if bad:
-        message = f"{found.weights}: NaN or infinity in {', '.join(bad)}"
+        message = f"{where}: NaN or infinity in {', '.join(bad)}"
         if strict:
-            raise BadFileError(f"{message}; fetch it again, or load it without strict")
-        warnings.warn(message, stacklevel=2)
-    model = GPT(config, seed=None)
-    model.load_state_dict(arrays, assign=True)
-    model.eval()
-    return model
+            raise BadFileError(f"{message}; {remedy}")
+        warnings.warn(message, stacklevel=4)
 
 
 def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -78,50 +150,14 @@ def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return found
 
 
-def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a pretrained model: of the files beside it, else GPT-2's own: `gpt2_tokenizer`.
-
-    vocab_size: of the model; read from its files if not given. Where it is a little larger than the tokenizer's, for
-        speed, the last ids stand for nothing.
-    Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
-    """
-    found = find_source(source)
-    if vocab_size is None:
-        vocab_size = _config_of(found).vocab_size
-    tokenizer = read_tokenizer(found.folder, links_into=found.links_into)
-    if tokenizer is None:
-        if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
-            raise BadFileError(
-                f"{found.folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
-                f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
-            )
-        tokenizer = gpt2_tokenizer()
-    if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
-        return tokenizer.padded(vocab_size)
-    if tokenizer.vocab_size != vocab_size:
-        raise BadFileError(
-            f"{found.folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
-            "they are not of one kind"
-        )
-    return tokenizer
-
-
-def _config_of(found: Source) -> GPTConfig:
-    """The config alone; the weights are read only where there is no other place for it."""
-    if found.form == "openai":
-        return gpt2_config.from_openai(*_settings(found, "hparams.json"))
-    if found.form in ("nanogpt", "llmc"):
-        return _READERS[found.form](found)[0]
-    return gpt2_config.from_hugging_face(*_settings(found, "config.json"))
-
-
 def _is_finite(x: NDArray[Any]) -> bool:
     """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
 
 
-def _hugging_face(found: Source) -> Parts:
+def _hugging_face(opened: OpenedGPT2) -> Parts:
+    found, config = opened.found, opened.config
     where = str(found.weights)
     if found.form == "safetensors":
         arrays = read_safetensors(found.weights)
@@ -133,14 +169,13 @@ def _hugging_face(found: Source) -> Parts:
         arrays = read_sharded_torch(found.weights, links_into=found.links_into)
     else:
         arrays = read_npz(found.weights)
-    config = _config_of(found)
     plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
     return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
 
 
-def _nanogpt(found: Source) -> Parts:
-    where = str(found.weights)
-    checkpoint = read_torch_object(found.weights)
+def _nanogpt(opened: OpenedGPT2) -> Parts:
+    where = str(opened.path)
+    checkpoint = read_torch_object(opened.path)
     state, sizes = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model", "model_args"))
     if not isinstance(state, dict) or not isinstance(sizes, dict):
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
@@ -152,16 +187,16 @@ def _nanogpt(found: Source) -> Parts:
     return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
 
 
-def _openai(found: Source) -> Parts:
-    config = _config_of(found)
+def _openai(opened: OpenedGPT2) -> Parts:
+    found, config = opened.found, opened.config
     arrays = read_tensorflow(found.weights.with_suffix(""), links_into=found.links_into)
     where = str(found.weights)
     return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
 
-def _llmc(found: Source) -> Parts:
-    where = str(found.weights)
-    header, stacked = read_llmc(found.weights)
+def _llmc(opened: OpenedGPT2) -> Parts:
+    where = str(opened.path)
+    header, stacked = read_llmc(opened.path)
     config = gpt2_config.from_llmc(header, f"{where}: the header")
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in stacked.items():
@@ -191,10 +226,13 @@ def _settings(found: Source, name: str) -> tuple[dict[str, Any], str]:
 
 
 def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by its name here.
+    """The shape of every parameter, by its name here; raises as `require_plausible` does."""
+    require_plausible(config, arrays, where)
+    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
 
-    Raises BadFileError for sizes that the file cannot nearly have: a model of them would take all memory.
-    """
+
+def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
+    """Raise BadFileError for sizes that a file of these arrays cannot nearly have: the model would take all memory."""
     c, inner = config, config.n_inner or 4 * config.n_embd
     present = sum(x.size for x in arrays.values())
     matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
@@ -202,7 +240,6 @@ def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[in
         raise BadFileError(
             f"{where}: the sizes call for {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
         )
-    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
 
 
 def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) -> dict[str, NDArray[Any]]:
