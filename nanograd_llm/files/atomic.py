@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanograd_llm.errors import StorageError
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are not finished yet
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

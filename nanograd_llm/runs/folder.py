@@ -17,7 +17,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import read_bytes, storage_errors, write_atomically
+from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors, write_atomically
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 from nanograd_llm.settings import require_type
 
@@ -63,7 +63,8 @@ class RunFolder:
             os.makedirs(run.checkpoints_path, exist_ok=True)
             run._take_lock()
             try:
-                run._refuse_content()  # again: another process may have come and gone before the lock was ours
+                for leftover in run._refuse_content():  # again: another process may have come and gone before the lock
+                    leftover.unlink()
             except BaseException:
                 run.close()
                 raise
@@ -83,6 +84,20 @@ class RunFolder:
         if missing:
             raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
         return run
+
+    @contextlib.contextmanager
+    def emptied_on_failure(self) -> Iterator[None]:
+        """Where this block raises, such as on a full disk, remove the files of a new run: the same folder can be tried
+        again."""
+        try:
+            yield
+        except BaseException:
+            for path in self.path.iterdir():
+                if path.name not in ("lock", "checkpoints"):
+                    with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
+                        path.unlink()
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the folder free for another process."""
@@ -196,15 +211,21 @@ class RunFolder:
                 hint = f"the checkpoint of step {older} is whole: give its file, {known[older]}, instead of the folder"
             raise BadFileError(f"{error}; {hint}") from error
 
-    def _refuse_content(self) -> None:
-        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it."""
-        found = set(os.listdir(self.path)) if self.path.exists() else set()
-        if "checkpoints" in found:
-            found.update(os.listdir(self.checkpoints_path))
-        found -= {"lock", "checkpoints"}
-        if found:
-            what = "already holds a run" if "config.toml" in found else f"is not empty (it has {min(found)})"
+    def _refuse_content(self) -> list[Path]:
+        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it.
+
+        Returns the temporary files that a killed process left there.
+        """
+        if self.checkpoints_path.is_symlink():  # what is saved would land elsewhere
+            raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
+        folders = [folder for folder in (self.path, self.checkpoints_path) if folder.exists()]
+        found = [path for folder in folders for path in folder.iterdir()]
+        leftovers = [path for path in found if TEMPORARY.fullmatch(path.name)]
+        names = {path.name for path in found if path not in leftovers} - {"lock", "checkpoints"}
+        if names:
+            what = "already holds a run" if "config.toml" in names else f"is not empty (it has {min(names)})"
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
+        return leftovers
 
     def _take_lock(self) -> None:
         """Become the only writer."""
@@ -212,6 +233,8 @@ class RunFolder:
         with storage_errors(f"{self.path}: cannot write there", "choose another folder"):
             lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
             try:
+                if os.fstat(lock.fileno()).st_nlink > 1:  # writing would change a file elsewhere
+                    raise StorageError(f"{self.path}/lock: is a second name of another file; remove it")
                 if fcntl is not None:
                     self._flock(lock)
                 lock.truncate(0)
