@@ -9,7 +9,7 @@
 
 Each name is loaded when it is first used (PEP 562; Scientific Python's SPEC 1), so importing this loads nothing else.
 Read the package in the order of its floors, each built on those before it: backend, autograd, ops, nn, models; files,
-text; gradcheck, training, inference, pretrained; runs; bench, cli.
+text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nanograd_llm.backend.lazy import lazily
 
 if TYPE_CHECKING:
-    from nanograd_llm import gradcheck, inference, nn, ops, runs, text, training
+    from nanograd_llm import gradcheck, inference, nn, ops, runs, tasks, text, training
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad
     from nanograd_llm.autograd.op import keep, op
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hvp, value_and_grad
@@ -38,6 +38,6 @@ __getattr__, __dir__, __all__ = lazily(
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_gpt2 save_gpt2",
         "runs.opening": "open_model",
-        **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "text", "training"), ""),
+        **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
 )

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanograd_llm.runs.opening import Opened, OpenedRun
+    from nanograd_llm.pretrained.opened import Opened
+    from nanograd_llm.runs.opening import OpenedRun
 
 
 def info(model: str, /) -> None:
@@ -76,9 +77,9 @@ def _history(run: OpenedRun) -> dict[str, str]:
         last = steps[-1]
         tokens = f"{last['tokens']:,} tokens, " if "tokens" in last else ""
         told["trained"] = f"{last['step']:,} steps, {tokens}loss {last['loss']:.3f}"
-    if scores := [record for record in metrics if "bits_per_byte" in record]:
-        last = scores[-1]
-        told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"
+    if scores := [record for record in metrics if "loss" not in record and len(record) > 1]:
+        step, (name, figure) = scores[-1].pop("step"), next(iter(scores[-1].items()))
+        told["held out"] = f"{figure:.3f} {name.replace('_', ' ')} at step {step:,}"
     told["checkpoints"] = ", ".join(map(str, run.folder.checkpoints()))
     if run.step is not None:
         told["checkpoints"] += f"; these weights are of step {run.step:,}"

@@ -16,8 +16,8 @@ from nanograd_llm.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs.opening import Opened
-    from nanograd_llm.runs.run import TextConfig
+    from nanograd_llm.pretrained.opened import Opened
+    from nanograd_llm.tasks import TextConfig
     from nanograd_llm.training import TrainConfig
 
 
@@ -103,7 +103,8 @@ def train(
         On Linux, have them be forked processes, faster for small models; the bits are the same as with threads.
     """
     spent = time.process_time()  # what starting up has cost
-    from nanograd_llm.runs.run import TextRun
+    from nanograd_llm.runs import Run
+    from nanograd_llm.tasks import LanguageModelling
 
     if steps is not None and minutes is not None:
         raise ConfigError("steps and minutes are both given; give the length of the run in one of them")
@@ -120,22 +121,20 @@ def train(
         if given:
             raise ConfigError(f"{', '.join(given)}: with --init these are the model's; leave them out")
         text, model, training, start = _further(file, init, config)
-    run = TextRun(
-        out,
+    task = LanguageModelling(
         text,
         dataclasses.replace(model, dropout=dropout, checkpoint_activations=checkpoint_activations),
         training,
-        name="tuned" if start else preset or "nano",
         start=start,
         window=None if start is None else min(128, model.context_length) if context_length is None else context_length,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
     )
+    name = "tuned" if start else preset or "nano"
+    run = Run(out, task, name, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     spent += time.monotonic() - began
     with contextlib.closing(run.train(spent=spent)) as events:
         code = show(run, events)
     folder = shlex.quote(str(run.folder.path))
-    words = run.tokenizer.decode(run.ids[:24]).split()[:3] if file is not None else ["The", "statement"]
+    words = task.tokenizer.decode(task.ids[:24]).split()[:3] if file is not None else ["The", "statement"]
     if not all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words):
         words = ["The"]
     prompt = " ".join(words).lstrip("-")[:40] or "The"  # what begins with a dash would be an option
@@ -154,7 +153,7 @@ def _fresh(
 ) -> tuple[TextConfig, GPTConfig, TrainConfig, None]:
     """What a run from fresh weights is made of."""
     from nanograd_llm.models import GPTConfig
-    from nanograd_llm.runs.run import TextConfig, recipe
+    from nanograd_llm.tasks import TextConfig, recipe
 
     preset, tokenizer = preset or "nano", tokenizer or "bpe"
     given = {name: value for name, value in sizes.items() if value is not None}
@@ -169,8 +168,8 @@ def _fresh(
 
 def _further(file: Path | None, init: str, config: dict[str, Any]) -> tuple[TextConfig, GPTConfig, TrainConfig, Opened]:
     """What a run from a model's weights is made of."""
-    from nanograd_llm.runs.opening import open_model
-    from nanograd_llm.runs.run import TextConfig, fine_tuning
+    from nanograd_llm.runs import open_model
+    from nanograd_llm.tasks import TextConfig, fine_tuning
 
     opened = open_model(init)
     text = TextConfig(None if file is None else str(file), "model")

@@ -7,49 +7,17 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.pretrained.gpt2.load import (
-    OpenedGPT2,
-    require_finite,
-    require_fitting,
-    require_plausible,
-    weights_dtype,
-)
+from nanograd_llm.pretrained.gpt2.load import OpenedGPT2, require_plausible
+from nanograd_llm.pretrained.opened import Opened, require_finite, require_fitting, weights_dtype
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.settings import check_keys, require_type
 from nanograd_llm.text import Tokenizer, load_tokenizer
-
-
-class Opened(Protocol):
-    """What `open_model` gives: the same for a run and for a pretrained model.
-
-    source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
-    step: of the checkpoint that was given; None for the newest of a run, and for pretrained models.
-    """
-
-    source: str
-    path: Path
-    form: str
-    step: int | None
-
-    @property
-    def config(self) -> GPTConfig:
-        """The sizes of the model."""
-
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-        """The model in evaluation mode, read from its file at each call.
-
-        dtype: of the parameters, float32 or float64; those of another are converted.
-        strict: refuse weights that are not finite; otherwise a warning names them.
-        """
-
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises BadFileError, with both sizes, where it is that of another model."""
 
 
 def open_model(source: str | os.PathLike[str]) -> Opened:

@@ -43,7 +43,7 @@ def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_
     assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
     out, _ = told(capsys)
     assert re.search(r"batches of \d+, (1 worker|\d+ workers)\n", out)
-    assert re.search(r"model +1 layer, 2 heads, 16 channels, context 16: ", out)
+    assert re.search(r"model +n_layer=1, n_head=2, n_embd=16, context_length=16: ", out)
     assert re.search(r"step +3: held out \d\.\d{3} bits per byte", out)
     assert "    | " in out
     assert f"Next:       nanograd-llm generate '{tmp_path}/a run'" in out

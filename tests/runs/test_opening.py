@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 import sys
@@ -18,7 +17,8 @@ import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
-from nanograd_llm.runs.run import Scored, TextConfig, TextRun, fine_tuning
+from nanograd_llm.runs.run import Run, Scored
+from nanograd_llm.tasks import LanguageModelling, TextConfig
 from nanograd_llm.training import StepRecord, TrainConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that has learned a text."""
     folder = tmp_path_factory.mktemp("runs")
     config = TrainConfig(steps=40, batch_size=4, threads=1, learning_rate=1e-2)
-    made = TextRun(folder / "run", text(folder, CATS), TINY, config)
+    made = Run(folder / "run", LanguageModelling(text(folder, CATS), TINY, config))
     list(made.train())
     return folder / "run"
 
@@ -54,10 +54,11 @@ def source(request: pytest.FixtureRequest, run: Path) -> Path:
     return folder
 
 
-def further(folder: Path, source: Path, content: str, **changes: Any) -> TextRun:
+def further(folder: Path, source: Path, content: str, **changes: Any) -> Run:
     begin = open_model(source)
     config = TrainConfig(**{"steps": 60, "batch_size": 4, "threads": 1, "learning_rate": 1e-2, **changes})
-    return TextRun(folder / "further", text(folder, content, "model"), begin.config, config, start=begin)
+    task = LanguageModelling(text(folder, content, "model"), begin.config, config, start=begin)
+    return Run(folder / "further", task)
 
 
 def test_a_model_is_the_same_wherever_it_is_opened(source: Path, run: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_checkpoint_of_a_run_opens_as_the_model_of_its_step(run: Path, tmp_pat
 
 def test_training_on_from_a_model_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:
     events = list(further(tmp_path, source, BIRDS).train())
-    scores = [(event.step, event.evaluation.loss) for event in events if isinstance(event, Scored)]
+    scores = [(event.step, event.score.also["loss"]) for event in events if isinstance(event, Scored)]
     assert scores[0][0] == 0 and scores[-1][0] == 60
     assert scores[-1][1] < 0.7 * scores[0][1]
 
@@ -194,9 +195,9 @@ def test_training_on_begins_with_the_models_own_weights_and_leaves_it_as_it_was(
     begin = open_model(source).model()
     before = {name: array.copy() for name, array in begin.state_dict().items()}
     made = further(tmp_path, source, CATS)
-    assert all(np.array_equal(made.model.state_dict()[name], array) for name, array in before.items())
+    assert all(np.array_equal(made.task.model.state_dict()[name], array) for name, array in before.items())
     first = next(event for event in made.train() if isinstance(event, StepRecord))
-    assert first.loss == pytest.approx(begin.loss(*made.batch(0)).item(), rel=1e-5)
+    assert first.loss == pytest.approx(begin.loss(*made.task.batch(0)).item(), rel=1e-5)
     assert all(np.array_equal(open_model(source).model().state_dict()[name], array) for name, array in before.items())
 
 
@@ -205,49 +206,9 @@ def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp
     list(made.train())
     opened = open_model(tmp_path / "further")
     model, tokenizer = opened.model(), opened.tokenizer()
-    assert all(np.array_equal(model.state_dict()[name], x) for name, x in made.model.state_dict().items())
+    assert all(np.array_equal(model.state_dict()[name], x) for name, x in made.task.model.state_dict().items())
     assert tokenizer.encode(CATS).tolist() == open_model(run).tokenizer().encode(CATS).tolist()
     assert RunFolder.open(tmp_path / "further").read_config()["init"] == {"source": str(source)}
-
-
-def test_the_window_of_training_may_be_shorter_than_the_models_context(run: Path, tmp_path: Path) -> None:
-    begin = open_model(run)
-    content, config = text(tmp_path, BIRDS, "model"), TrainConfig(steps=1, batch_size=3, threads=1)
-    for window, T in [(8, 8), (16, 16), (None, 16)]:
-        made = TextRun(tmp_path / str(window), content, begin.config, config, start=begin, window=window)
-        assert made.batch(0)[0].shape == (3, T)
-        assert made.model.config.context_length == 16
-        made.folder.close()
-
-
-def test_a_window_longer_than_the_models_context_is_refused(run: Path, tmp_path: Path) -> None:
-    begin, content = open_model(run), text(tmp_path, BIRDS, "model")
-    with pytest.raises(ConfigError, match="context_length of a window is 17; the model takes at most 16 tokens"):
-        TextRun(tmp_path / "further", content, begin.config, TrainConfig(), start=begin, window=17)
-    assert not (tmp_path / "further").exists()
-
-
-def test_dropout_may_be_another_when_training_goes_on(run: Path, tmp_path: Path) -> None:
-    begin = open_model(run)
-    config = dataclasses.replace(begin.config, dropout=0.25)
-    made = TextRun(tmp_path / "run", text(tmp_path, CATS, "model"), config, TrainConfig(threads=1), start=begin)
-    made.folder.close()
-    assert made.model.blocks[0].mlp.dropout.rate == 0.25
-
-
-def test_a_tokenizer_of_its_own_and_a_start_exclude_each_other(run: Path, tmp_path: Path) -> None:
-    for content, begin in [(text(tmp_path, CATS, "bpe"), open_model(run)), (text(tmp_path, CATS, "model"), None)]:
-        with pytest.raises(ConfigError, match='tokenizer must be "model" with a start and only then'):
-            TextRun(tmp_path / "run", content, TINY, TrainConfig(), start=begin)
-    with pytest.raises(ConfigError, match="there is no model to start from"):
-        text(tmp_path, CATS, "model").make_tokenizer(CATS)
-    assert not (tmp_path / "run").exists()
-
-
-def test_fine_tuning_goes_slower_the_wider_the_model() -> None:
-    assert fine_tuning(ng.GPTConfig.preset("gpt2")).learning_rate == 5e-5
-    assert fine_tuning(ng.GPTConfig.preset("nano"), steps=7, seed=None).learning_rate == pytest.approx(3e-4)
-    assert fine_tuning(ng.GPTConfig.preset("nano"), learning_rate=1e-3, steps=7).steps == 7
 
 
 def test_weights_that_are_not_finite_are_refused_of_either_kind(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.json import read_json_object
 from nanograd_llm.files.mapped import map_file
 from nanograd_llm.files.npz import read_npz
@@ -28,6 +28,7 @@ from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
 from nanograd_llm.pretrained.gpt2.source import Source, find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
+from nanograd_llm.pretrained.opened import require_finite, require_fitting, weights_dtype
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
 MAX_LAYERS = 1024
@@ -118,42 +119,6 @@ class OpenedGPT2:
             return tokenizer.padded(vocab_size)
         require_fitting(tokenizer, vocab_size, str(folder))
         return tokenizer
-
-
-def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    """Raise BadFileError, with both sizes, where the tokenizer is not that of a model with `vocab_size` tokens."""
-    if tokenizer.vocab_size != vocab_size:
-        raise BadFileError(
-            f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
-            "put the tokenizer there that the model was trained with"
-        )
-
-
-def require_finite(arrays: Arrays, where: str, remedy: str, *, strict: bool) -> None:
-    """Warn of weights that are not finite, by name; `strict`: raise BadFileError instead."""
-    bad = [name for name, x in arrays.items() if not _is_finite(x)]
-    if bad:
-        message = f"{where}: NaN or infinity in {', '.join(bad)}"
-        if strict:
-            raise BadFileError(f"{message}; {remedy}")
-        warnings.warn(message, stacklevel=4)
-
-
-def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        raise ConfigError(f"dtype must be float32 or float64; got {dtype!r}") from None
-    if found not in (np.float32, np.float64):
-        raise ConfigError(f"dtype must be float32 or float64; got {found}")
-    return found
-
-
-def _is_finite(x: NDArray[Any]) -> bool:
-    """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
 
 
 def _hugging_face(opened: OpenedGPT2) -> Parts:
