@@ -84,8 +84,13 @@ watchers: list[list[str]] = []
 
 
 def note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    # io.open with an opener of its own gives two events, with and without a mode: only os.open has none
     if event == "open" and watchers and isinstance(arguments[0], (str, Path)):
-        watchers[-1].append(Path(arguments[0]).name)
+        watchers[-1].append(Path(arguments[0]).name + ("" if arguments[1] is None else " by io.open"))
+
+
+def times_opened(name: str, files_opened: list[str]) -> int:
+    return max(files_opened.count(name), files_opened.count(f"{name} by io.open"))
 
 
 sys.addaudithook(note_opened)
@@ -97,18 +102,18 @@ def test_settings_and_tokenizer_are_opened_once_and_only_when_they_are_needed(
     opened = open_model(source)
     read = {path.name for path in source.iterdir() if path.suffix in (".toml", ".json", ".txt", ".bpe")}
     read -= {"tokenizer_config.json", "samples.txt"}  # the first is written for transformers
-    assert {*files_opened} & read <= {"config.toml"}  # by which a run is known
+    assert {name for name in read if times_opened(name, files_opened)} <= {"config.toml"}  # by which a run is known
     for _ in range(2):
         opened.tokenizer()
         opened.model()
         assert opened.config.n_layer == 1
-    assert {name: files_opened.count(name) for name in read} == dict.fromkeys(read, 1)
+    assert {name: times_opened(name, files_opened) for name in read} == dict.fromkeys(read, 1)
 
 
 def test_weights_are_not_read_for_the_tokenizer(source: Path, files_opened: list[str]) -> None:
     opened = open_model(source)
     assert opened.tokenizer().vocab_size == opened.config.vocab_size
-    assert not {name for name in files_opened if name.endswith((".safetensors", ".npz", ".index", "00001"))}
+    assert not [name for name in files_opened if any(part in name for part in (".safetensors", ".npz", ".ckpt"))]
 
 
 def test_two_models_of_one_opening_share_no_parameter_that_can_be_written(source: Path) -> None:
