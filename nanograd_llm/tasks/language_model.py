@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.pretrained.opened import Opened
 from nanograd_llm.settings import require_choice, require_int, require_number
 from nanograd_llm.tasks.task import Sample, Score
 from nanograd_llm.text import (
@@ -27,6 +26,9 @@ from nanograd_llm.text import (
     split_text,
 )
 from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
 
 # nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
