@@ -14,7 +14,6 @@ import numpy as np
 import nanograd_llm as ng
 from nanograd_llm import text
 from nanograd_llm.inference import Sampling, evaluate_text, generate
-from nanograd_llm.pretrained import load_gpt2_tokenizer
 from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.training import TrainConfig, Trainer
 
@@ -42,7 +41,8 @@ print("it writes:", repr(tokenizer.decode(prompt) + tokenizer.decode(written)))
 for form in ("hf", "numpy"):
     path = Path(folder.name) / form
     ng.save_gpt2(model, path, tokenizer, form=form)
-    loaded, its_tokenizer = ng.load_gpt2(path), load_gpt2_tokenizer(path)
+    opened = ng.open_model(path)
+    loaded, its_tokenizer = opened.model(), opened.tokenizer()
     for name, array in model.state_dict().items():
         assert np.array_equal(loaded.state_dict()[name], array)
         assert not loaded.state_dict()[name].flags.writeable

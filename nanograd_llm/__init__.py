@@ -9,7 +9,7 @@
 
 Each name is loaded when it is first used (PEP 562; Scientific Python's SPEC 1), so importing this loads nothing else.
 Read the package in the order of its floors, each built on those before it: backend, autograd, ops, nn, models; files,
-text; gradcheck, training, inference, pretrained; runs; bench, cli.
+text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
 """
 
 from typing import TYPE_CHECKING
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from nanograd_llm.backend.lazy import lazily
 
 if TYPE_CHECKING:
-    from nanograd_llm import gradcheck, inference, nn, ops, runs, text, training
+    from nanograd_llm import gradcheck, inference, nn, ops, runs, tasks, text, training
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad
     from nanograd_llm.autograd.op import keep, op
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hvp, value_and_grad
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import GPT, GPTConfig
     from nanograd_llm.pretrained import load_gpt2, save_gpt2
+    from nanograd_llm.runs.opening import open_model
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazily(
         "errors": "NanogradError",
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_gpt2 save_gpt2",
-        **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "text", "training"), ""),
+        "runs.opening": "open_model",
+        **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
 )

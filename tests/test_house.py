@@ -34,7 +34,8 @@ KNOWS["training"] = {*KNOWS["nn"], "nn"}  # no model, no file
 KNOWS["inference"] = {*KNOWS["models"], "models", "text"}
 KNOWS["pretrained"] = {*KNOWS["models"], "models", "files", "text"}
 KNOWS["gradcheck"] = {*KNOWS["models"], "models"}
-KNOWS["runs"] = {*KNOWS["models"], "models", "files", "text", "training", "inference", "pretrained"}
+KNOWS["tasks"] = {*KNOWS["models"], "models", "text", "training", "inference", "pretrained"}  # and no run
+KNOWS["runs"] = {*KNOWS["tasks"], "tasks", "files"}
 KNOWS["bench"] = {*KNOWS["runs"], "runs", "gradcheck"}
 KNOWS["cli"] = {*KNOWS["bench"], "bench", "nanograd_llm"}
 KNOWS["__main__"] = {"cli"}
@@ -211,6 +212,7 @@ def test_imports_go_one_way(module: str) -> None:
         ("training.trainer", "from nanograd_llm.inference import generate"),
         ("training.trainer", "from nanograd_llm.files.atomic import write_atomically"),
         ("inference.generate", "from nanograd_llm import cli"),
+        ("tasks.language_model", "from nanograd_llm.runs.folder import RunFolder"),
         ("runs.run", "import nanograd_llm.gradcheck"),
         ("runs.run", "import nanograd_llm.bench"),
         ("text.bpe", "from nanograd_llm.backend.arrays import xp"),
@@ -300,7 +302,8 @@ def test_the_front_doors_load_no_numpy(module: str, tmp_path: Path) -> None:
 
 
 def test_the_names_of_the_package_load_nothing_heavier_than_numpy(tmp_path: Path) -> None:
-    beyond = {"gradcheck", "runs", "load_gpt2", "save_gpt2"}  # what a model and its training can do without
+    # what a model and its training can do without
+    beyond = {"gradcheck", "runs", "tasks", "load_gpt2", "open_model", "save_gpt2"}
     names = set(nanograd_llm.__all__) - beyond
     loaded = loaded_by(f"from nanograd_llm import {', '.join(sorted(names))}", tmp_path)
     assert "numpy" in loaded

@@ -13,7 +13,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import check_op, gradcheck, mutants
-from nanograd_llm.runs import TextConfig
+from nanograd_llm.tasks import TextConfig
 from nanograd_llm.settings import (
     MAX_SEED,
     Settings,

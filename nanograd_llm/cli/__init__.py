@@ -1,7 +1,7 @@
 """The command line `nanograd-llm`: one file a command, no logic of its own; everything can be had from Python too.
 
 Exit codes: 0 done; 1 a check failed or numbers stopped being finite; 2 usage; 3 a bad file; 4 input or output;
-130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
+129 SIGHUP, 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 
 from __future__ import annotations

@@ -32,9 +32,10 @@ def chat(
         Tokens of a reply; it ends earlier at an empty line, or where the model ends the text.
     """
     from nanograd_llm.errors import IndexRangeError
-    from nanograd_llm.runs.opening import load_model
+    from nanograd_llm.runs.opening import open_model
 
-    loaded, tokenizer = load_model(model)
+    opened = open_model(model)
+    tokenizer, loaded = opened.tokenizer(), opened.model()
     strategy = dataclasses.replace(PROSE, **sampling)
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
     if isinstance(sys.stdin, io.TextIOWrapper):

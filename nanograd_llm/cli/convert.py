@@ -32,13 +32,10 @@ def convert(
         Write the tokenizer's files as well.
     """
     from nanograd_llm.pretrained import save_gpt2
-    from nanograd_llm.runs.opening import load_model, load_model_alone
+    from nanograd_llm.runs.opening import open_model
 
-    tokenizer = None
-    if with_tokenizer:
-        loaded, tokenizer = load_model(model, dtype=dtype)
-    else:
-        loaded = load_model_alone(model, dtype=dtype)
+    opened = open_model(model)
+    tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
     written = save_gpt2(loaded, folder, tokenizer, form=to)
     print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {shlex.quote(str(folder))}:")

@@ -23,11 +23,12 @@ def evaluate(model: str, text: Path, /, *, stride: int | None = None) -> None:
     """
     from nanograd_llm.cli.words import counted
     from nanograd_llm.inference import evaluate_text
-    from nanograd_llm.runs.opening import load_model
+    from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import read_text
 
     content = read_text(text)
-    loaded, tokenizer = load_model(model)
+    opened = open_model(model)
+    tokenizer, loaded = opened.tokenizer(), opened.model()
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress

@@ -33,9 +33,10 @@ def generate(
     cache
         Keep keys and values instead of computing them again; the text is the same.
     """
-    from nanograd_llm.runs.opening import load_model
+    from nanograd_llm.runs.opening import open_model
 
-    loaded, tokenizer = load_model(model)
+    opened = open_model(model)
+    tokenizer, loaded = opened.tokenizer(), opened.model()
     prompt = prompt or opening(tokenizer)
     ids = tokenizer.encode(prompt)
     strategy = dataclasses.replace(PROSE, **sampling)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from nanograd_llm.models import GPT
+    from nanograd_llm.pretrained.opened import Opened
+    from nanograd_llm.runs.opening import OpenedRun
 
 
 def info(model: str, /) -> None:
@@ -23,11 +22,12 @@ def info(model: str, /) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from nanograd_llm.runs.opening import find_run
+    from nanograd_llm.runs.opening import open_model
 
     console = Console(highlight=False)
-    run = find_run(model)
-    loaded, told = _pretrained(model) if run is None else _run(*run)
+    opened = open_model(model)
+    loaded = opened.model()
+    told = _told(opened, loaded.loss_items)
     for name, value in told.items():
         console.print(f"{name:<11}", value, markup=False, soft_wrap=True)
     rows = [(name, str(x.shape), str(x.dtype), f"{x.size:,}") for name, x in loaded.named_parameters()]
@@ -43,47 +43,48 @@ def info(model: str, /) -> None:
     console.print(parameters)
 
 
-def _run(path: Path, step: int | None) -> tuple[GPT, dict[str, str]]:
-    """The model of a run, of a step or the newest, and what there is to say of it."""
-    from nanograd_llm.runs.folder import RunFolder
-    from nanograd_llm.runs.run import load_run_model
-    from nanograd_llm.text import load_tokenizer
-
-    folder = RunFolder.open(path)
-    model, tokenizer = load_run_model(folder, step), load_tokenizer(folder.tokenizer_path)
-    metrics = folder.read_metrics()
-    steps = [record for record in metrics if "loss" in record]
-    scores = [record for record in metrics if "bits_per_byte" in record]
-    config = folder.read_config()
-    config.get("text", {}).pop("vocab_size", None)  # what was asked for; the model's is what it came to
-    if "minutes" in config.get("train", {}):
-        config["train"].pop("steps", None)
-    told = {name: _settings(table) for name, table in config.items()} | {"tokenizer": str(tokenizer)}
-    if steps:
-        last = steps[-1]
-        items = f"{last['items']:,} {model.loss_items}, " if "items" in last else ""
-        told["trained"] = f"{last['step']:,} steps, {items}loss {last['loss']:.3f}"
-    if scores:
-        last = scores[-1]
-        told["held out"] = f"{last['bits_per_byte']:.3f} bits per byte at step {last['step']:,}"
-    told["checkpoints"] = ", ".join(map(str, folder.checkpoints()))
-    if step is not None:
-        told["checkpoints"] += f"; these weights are of step {step:,}"
-    return model, told
-
-
-def _pretrained(source: str) -> tuple[GPT, dict[str, str]]:
-    """A pretrained model, and what there is to say of it."""
+def _told(opened: Opened, items: str) -> dict[str, str]:
+    """What there is to say of a model, by name. items: what its loss is a mean over."""
     from nanograd_llm.errors import NanogradError
-    from nanograd_llm.pretrained import find_source, load_gpt2, load_gpt2_tokenizer
+    from nanograd_llm.runs.opening import OpenedRun
 
-    found, model = find_source(source), load_gpt2(source)
-    told = {"from": f"{found.weights} ({found.form})", "model": _settings(dataclasses.asdict(model.config))}
+    if isinstance(opened, OpenedRun):
+        told = {name: _settings(table) for name, table in _tables(opened.settings).items()}
+    else:
+        told = {"from": f"{opened.path} ({opened.form})", "model": _settings(dataclasses.asdict(opened.config))}
     try:
-        told["tokenizer"] = str(load_gpt2_tokenizer(source, model.config.vocab_size))
+        told["tokenizer"] = str(opened.tokenizer())
     except NanogradError as error:  # the model can be looked at without one
         told["tokenizer"] = f"none: {error}"
-    return model, told
+    return told | (_history(opened, items) if isinstance(opened, OpenedRun) else {})
+
+
+def _tables(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of a run without those that had no effect."""
+    unused = {"text": {"vocab_size"}}  # what was asked for; the model's is what it came to
+    if "minutes" in config.get("train", {}):
+        unused["train"] = {"steps"}
+    return {
+        name: {key: value for key, value in table.items() if key not in unused.get(name, ())}
+        for name, table in config.items()
+    }
+
+
+def _history(run: OpenedRun, items: str) -> dict[str, str]:
+    """How a run went: its last step, its last score and its checkpoints. items: what its loss is a mean over."""
+    metrics = run.folder.read_metrics()
+    told = {}
+    if steps := [record for record in metrics if "loss" in record]:
+        last = steps[-1]
+        items = f"{last['items']:,} {items}, " if "items" in last else ""
+        told["trained"] = f"{last['step']:,} steps, {items}loss {last['loss']:.3f}"
+    if scores := [record for record in metrics if "loss" not in record and len(record) > 1]:
+        step, (name, figure) = scores[-1].pop("step"), next(iter(scores[-1].items()))
+        told["held out"] = f"{figure:.3f} {name.replace('_', ' ')} at step {step:,}"
+    told["checkpoints"] = ", ".join(map(str, run.folder.checkpoints()))
+    if run.step is not None:
+        told["checkpoints"] += f"; these weights are of step {run.step:,}"
+    return told
 
 
 def _settings(table: Mapping[str, Any]) -> str:

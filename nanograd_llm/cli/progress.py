@@ -9,50 +9,37 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanograd_llm.backend.threads import pinned_blas
-from nanograd_llm.cli.words import counted
-from nanograd_llm.runs.run import Event, Saved, Scored, TextRun, Wrote
+from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "
 
 
-def show(run: TextRun, events: Iterator[Event]) -> int:
-    """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it."""
-    c = run.model.config
-    print(
-        f"text       {run.text.file or 'built-in corpus'}: {counted(len(run.ids), 'token')}, "
-        f"{len(run.held_out_ids):,} more held out\n"
-        f"tokenizer  {run.text.tokenizer}, {counted(c.vocab_size, 'token')}\n"
-        f"model      {counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, "
-        f"context {c.context_length}: "
-        f"{run.model.parameter_count():,} parameters\n"
-        f"training   batches of {run.config.batch_size}, {run.trainer.workers}",
-        flush=True,
-    )
+def show(run: Run, events: Iterator[Event]) -> int:
+    """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it, 129 where SIGHUP did."""
+    for name, line in run.task.describe().items():
+        print(f"{name:<11}{line}")
+    print(f"training   batches of {run.task.training.batch_size}, {run.trainer.workers}", flush=True)
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
     run.on_stop = _say_stopping
-    display = (_Bar if sys.stdout.isatty() else _Lines)(run.model.loss_items)
+    display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display:
         for event in events:
             if isinstance(event, StepRecord):
                 display.step(event)
             elif isinstance(event, Scored):
-                e = event.evaluation
-                display.say(
-                    f"step {event.step:>6}: held out {e.bits_per_byte:.3f} bits per byte "
-                    f"(loss {e.loss:.3f}, perplexity {e.perplexity:.1f})"
-                )
-            elif isinstance(event, Wrote):
-                display.say(f"after {event.prompt.strip()!r} it writes:")
-                display.quote(event.text.strip())
+                display.say(f"step {event.step:>6}: held out {event.score}")
+            elif isinstance(event, Sampled):
+                display.say(f"{event.sample.title}:")
+                display.quote(event.sample.text.strip())
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
     if run.stopped_by is not None:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")
-    return 143 if run.stopped_by is signal.SIGTERM else 0
+    return 0 if run.stopped_by in (None, signal.SIGINT) else 128 + run.stopped_by
 
 
 def _say_stopping(number: signal.Signals) -> None:

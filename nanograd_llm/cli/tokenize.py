@@ -17,10 +17,10 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     """
     from nanograd_llm.cli.words import counted
     from nanograd_llm.pretrained import gpt2_tokenizer
-    from nanograd_llm.runs.opening import load_model_tokenizer
+    from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.bpe import readable
 
-    tokenizer = gpt2_tokenizer() if model is None else load_model_tokenizer(model)
+    tokenizer = gpt2_tokenizer() if model is None else open_model(model).tokenizer()
     pieces = tokenizer.pieces(text, allow_special=special)
     for i, piece in pieces:
         print(f"{i:>8}  {readable(piece)}")

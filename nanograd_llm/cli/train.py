@@ -11,15 +11,16 @@ from typing import Literal
 from nanograd_llm.cli.options import NOTHING, Given, options, with_options
 from nanograd_llm.cli.progress import show
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.runs.run import RunConfig, TextConfig
+from nanograd_llm.runs.run import RunConfig
+from nanograd_llm.tasks.language_model import TextConfig
 from nanograd_llm.training.config import TrainConfig
 
 PRESETS = "the preset's"
 
 
 @with_options(
-    run=options(RunConfig, "Run", without=["window"]),
-    text=options(TextConfig, "Text", without=["file", "model"]),
+    run=options(RunConfig, "Run"),
+    text=options(TextConfig, "Text", without=["file", "window", "model"]),
     model=options(
         GPTConfig,
         "Model",
@@ -79,9 +80,6 @@ def train(
     with contextlib.closing(prepared.train(spent=spent)) as events:
         code = show(prepared, events)
     folder = shlex.quote(str(prepared.folder.path))
-    words = prepared.tokenizer.decode(prepared.ids[:24]).split()[:3] if file is not None else ["The", "statement"]
-    if not all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words):
-        words = ["The"]
-    prompt = " ".join(words).lstrip("-")[:40] or "The"  # what begins with a dash would be an option
-    print(f"\nRun folder: {folder}\nNext:       nanograd-llm generate {folder} {shlex.quote(prompt)}")
+    example = shlex.quote(prepared.task.example())
+    print(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}")
     return code

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are not finished yet
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

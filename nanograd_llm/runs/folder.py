@@ -16,14 +16,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import read_bytes, storage_errors
+from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 from nanograd_llm.settings import require_type
@@ -62,7 +62,8 @@ class RunFolder:
             os.makedirs(run.checkpoints_path, exist_ok=True)
             run._take_lock()
             try:
-                run._refuse_content()  # again: another process may have come and gone before the lock was ours
+                for leftover in run._refuse_content():  # again: another process may have come and gone before the lock
+                    leftover.unlink()
             except BaseException:
                 run.close()
                 raise
@@ -76,16 +77,26 @@ class RunFolder:
         """
         require_type("path", path, (str, os.PathLike), "a path")
         run = cls(path)
-        with storage_errors(f"{run.path}: cannot open the run", "check its permissions"):
-            if not run.path.is_dir():
-                if run.path.exists():
-                    raise StorageError(f"{run.path}: is a file; expected the folder of a run")
-                raise StorageError(f"{run.path}: no such folder; `nanograd-llm train --out {run.path}` makes one")
-            needed = (run.config_path, run.tokenizer_path, run.checkpoints_path)
-            missing = [part.name for part in needed if not part.exists()]
-            if missing:
-                raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
+        with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
+            held = os.listdir(run.path)
+        missing = [part.name for part in (run.config_path, run.checkpoints_path) if part.name not in held]
+        if missing:
+            raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
         return run
+
+    @contextlib.contextmanager
+    def emptied_on_failure(self) -> Iterator[None]:
+        """Where this block raises, such as on a full disk, remove the files of a new run: the same folder can be tried
+        again."""
+        try:
+            yield
+        except BaseException:
+            for path in self.path.iterdir():
+                if path.name not in ("lock", "checkpoints"):
+                    with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
+                        path.unlink()
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the folder free for another process."""
@@ -176,18 +187,24 @@ class RunFolder:
             older = next((older for older in reversed(known) if older < step and _is_whole(known[older])), None)
             hint = "no older checkpoint is whole"
             if older is not None:
-                hint = f"the checkpoint of step {older} is whole: give {known[older]} in place of the run"
+                hint = f"the checkpoint of step {older} is whole: give its file, {known[older]}, instead of the folder"
             raise BadFileError(f"{error}; {hint}") from error
 
-    def _refuse_content(self) -> None:
-        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it."""
-        found = set(os.listdir(self.path)) if self.path.exists() else set()
-        if "checkpoints" in found:
-            found.update(os.listdir(self.checkpoints_path))
-        found -= {"lock", "checkpoints"}
-        if found:
-            what = "already holds a run" if "config.toml" in found else f"is not empty (it has {min(found)})"
+    def _refuse_content(self) -> list[Path]:
+        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it.
+
+        Returns the temporary files that a killed process left there.
+        """
+        if self.checkpoints_path.is_symlink():  # what is saved would land elsewhere
+            raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
+        folders = [folder for folder in (self.path, self.checkpoints_path) if folder.exists()]
+        found = [path for folder in folders for path in folder.iterdir()]
+        leftovers = [path for path in found if TEMPORARY.fullmatch(path.name)]
+        names = {path.name for path in found if path not in leftovers} - {"lock", "checkpoints"}
+        if names:
+            what = "already holds a run" if "config.toml" in names else f"is not empty (it has {min(names)})"
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
+        return leftovers
 
     def _take_lock(self) -> None:
         """Become the only writer."""
@@ -195,6 +212,8 @@ class RunFolder:
         with storage_errors(f"{self.path}: cannot write there", "choose another folder"):
             lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
             try:
+                if os.fstat(lock.fileno()).st_nlink > 1:  # writing would change a file elsewhere
+                    raise StorageError(f"{self.path}/lock: is a second name of another file; remove it")
                 if fcntl is not None:
                     self._flock(lock)
                 lock.truncate(0)
@@ -243,11 +262,10 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
 
 
 def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
-    """The folder of the run that the checkpoint at `path` belongs to, and its step; None where it is no checkpoint."""
+    """The folder that a checkpoint of this name would belong to, and its step; None for any other name."""
     path = Path(path)
-    match, folder = _CHECKPOINT.fullmatch(path.name), path.parent.parent
-    belongs = match and path.parent.name == "checkpoints" and os.path.exists(folder / "config.toml")
-    return (folder, int(match[1])) if match and belongs else None
+    match = _CHECKPOINT.fullmatch(path.name)
+    return (path.parent.parent, int(match[1])) if match and path.parent.name == "checkpoints" else None
 
 
 _CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")

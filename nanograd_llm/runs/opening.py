@@ -1,67 +1,107 @@
-"""A model from wherever it lies: the folder of a run or any pretrained GPT-2; they open alike."""
+"""`open_model`: a run, a checkpoint of one, or a pretrained model, looked at once, then read as far as it is needed."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from nanograd_llm.models.gpt import GPT
-from nanograd_llm.pretrained import load_gpt2, load_gpt2_tokenizer
-from nanograd_llm.pretrained.gpt2.load import weights_dtype
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.pretrained.gpt2.load import OpenedGPT2, require_plausible
+from nanograd_llm.pretrained.opened import Opened, require_finite, require_fitting, weights_dtype
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
-from nanograd_llm.runs.run import load_run_model
-from nanograd_llm.settings import require_type
+from nanograd_llm.settings import check_keys, require_type
 from nanograd_llm.text import Tokenizer, load_tokenizer
 
 
-def find_run(source: str | os.PathLike[str]) -> tuple[Path, int | None] | None:
-    """The folder of a run, finished or not, and None for its newest checkpoint, or the step of the one given.
+def open_model(source: str | os.PathLike[str]) -> Opened:
+    """The model at `source`; what lies there is looked at once, and each file of it read when it is first needed.
 
-    None where `source` is neither the folder of a run nor a checkpoint in one.
+        opened = open_model("runs/nano-1")
+        model, tokenizer = opened.model(), opened.tokenizer()
+
+    source: the folder of a run, which stands for its newest checkpoint; the file of an older one; or whatever
+        `load_gpt2` takes: a folder, a file, or a name such as gpt2.
+    Raises StorageError where nothing is there, BadFileError where what is there is damaged or no model; the parts raise
+    the same when they are read.
     """
     require_type("source", source, (str, os.PathLike), "a path or a name")
-    if os.path.exists(Path(source) / "config.toml"):  # no name is too long for this
-        return Path(source), None
-    return run_of_checkpoint(source)
+    folder, step = run_of_checkpoint(source) or (Path(source), None)
+    if os.path.exists(folder / "config.toml"):  # no name is too long for this
+        return OpenedRun(source, RunFolder.open(folder), step)
+    return OpenedGPT2(source)
 
 
-def is_run(source: str | os.PathLike[str]) -> bool:
-    """Is this the folder of a run, or a checkpoint of one?"""
-    return find_run(source) is not None
+class Architecture(NamedTuple):
+    """A kind of model: the class of its sizes, its own, and what refuses sizes that a file of arrays cannot have."""
+
+    config: type[GPTConfig]
+    model: type[GPT]
+    require_plausible: Callable[[GPTConfig, Mapping[str, NDArray[Any]], str], None]
 
 
-def load_model(
-    source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False
-) -> tuple[GPT, Tokenizer]:
-    """The model at `source`, in evaluation mode, and its tokenizer. All as for `load_model_alone`."""
-    model = load_model_alone(source, dtype=dtype, strict=strict)
-    if is_run(source):
-        return model, load_model_tokenizer(source)
-    return model, load_gpt2_tokenizer(source, model.config.vocab_size)
+# By the table of a run's config.toml that holds the sizes.
+ARCHITECTURES = {"model": Architecture(GPTConfig, GPT, require_plausible)}
 
 
-def load_model_alone(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-    """The model at `source`, in evaluation mode, which need not have a tokenizer.
+class OpenedRun:
+    """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml."""
 
-    source: the folder of a run (its newest checkpoint), a checkpoint in it, or whatever `load_gpt2` takes: a folder, a
-        file, or a name.
-    dtype: of the parameters, float32 or float64; those of another are converted.
-    strict: refuse weights that are not finite; otherwise a warning names them.
-    Raises what `load_run` and `load_gpt2` raise.
-    """
-    if run := find_run(source):
-        path, step = run
-        dtype = weights_dtype(dtype)
-        model = load_run_model(RunFolder.open(path), step, strict=strict)
-        if model.wte.dtype != dtype:
+    form = "run"
+
+    def __init__(self, source: str | os.PathLike[str], folder: RunFolder, step: int | None):
+        self.source, self.folder, self.step = os.fspath(source), folder, step
+        self.path = folder.path
+        self.settings = folder.read_config()
+        self._table = next((name for name in ARCHITECTURES if name in self.settings), "model")
+        self._architecture = ARCHITECTURES[self._table]
+
+    @functools.cached_property
+    def config(self) -> GPTConfig:
+        """The sizes of the model. Raises BadFileError where config.toml does not hold them."""
+        config, table = self._architecture.config, dict(self.settings.get(self._table, {}))
+        if "checkpoint_activations" in table:  # its name in runs of version 0.1
+            table["recompute_activations"] = table.pop("checkpoint_activations")
+        where = f"{self.folder.config_path} [{self._table}]"
+        fields = dataclasses.fields(config)
+        try:
+            check_keys(table, [field.name for field in fields], where)
+            missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in table]
+            if missing:
+                raise ConfigError(f"has no {', no '.join(missing)}; take the file from a copy of the run")
+            return config(**table)
+        except NanogradError as error:
+            raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+        """See `Opened.model`. Raises StorageError where there is no checkpoint, BadFileError for a damaged one."""
+        dtype, where = weights_dtype(dtype), str(self.path)
+        config, arrays = self.config, self.folder.load_checkpoint(self.step)[0]
+        self._architecture.require_plausible(config, arrays, where)
+        model = self._architecture.model(config, seed=None)
+        weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
+        try:
+            model.load_state_dict(weights, assign=True)
+        except NanogradError as error:
+            raise BadFileError(f"{where}: the checkpoint is of another model than config.toml: {error}") from None
+        require_finite(weights, where, "use an older checkpoint", strict=strict)
+        if model.parameters()[0].dtype != dtype:
             model.astype(dtype)
+        model.eval()
         return model
-    return load_gpt2(source, dtype=dtype, strict=strict)
 
+    def tokenizer(self) -> Tokenizer:
+        """See `Opened.tokenizer`."""
+        return self._tokenizer
 
-def load_model_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of the model at `source`, without the model. Raises as `load_model` does."""
-    run = find_run(source)
-    return load_gpt2_tokenizer(source) if run is None else load_tokenizer(RunFolder.open(run[0]).tokenizer_path)
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = load_tokenizer(self.folder.tokenizer_path)
+        require_fitting(tokenizer, self.config.vocab_size, str(self.path))
+        return tokenizer

@@ -14,8 +14,9 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.toml import read_toml
 from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
-from nanograd_llm.runs.run import RunConfig, Start, TextConfig, TextRun, fine_tuning, recipe
+from nanograd_llm.runs.run import Run, RunConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings
+from nanograd_llm.tasks.language_model import LanguageModelling, TextConfig, fine_tuning, recipe
 from nanograd_llm.training.config import TrainConfig
 
 TABLES: dict[str, type[Settings]] = {"run": RunConfig, "text": TextConfig, "model": GPTConfig, "train": TrainConfig}
@@ -31,7 +32,7 @@ def prepare_run(
     *,
     file: str | os.PathLike[str] | None = None,
     preset: str | None = None,
-) -> TextRun:
+) -> Run:
     """The run of these settings, ready to train. Without any it is the preset nano for a minute.
 
     out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
@@ -43,7 +44,7 @@ def prepare_run(
     model's, and "context_length" is that of a window.
 
     Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file, and what
-    `TextRun` and `load_model` raise.
+    `Run`, its task and `open_model` raise.
     """
     check_keys(asked or {}, TABLES, "asked")
     asked = {name: dict((asked or {}).get(name, {})) for name in TABLES}
@@ -70,30 +71,33 @@ def prepare_run(
     return _further_run(out, asked, tables, written.get("model", {}), file)
 
 
-def _fresh_run(out: Any, asked: Tables, tables: Tables, preset: str) -> TextRun:
+def _fresh_run(out: Any, asked: Tables, tables: Tables, preset: str) -> Run:
     text, tokenizer = tables["text"], tables["text"].get("tokenizer", "bpe")
     if "vocab_size" in asked["text"] and tokenizer != "bpe":
         raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
     model, train = GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"])
     run = {name: value for name, value in tables["run"].items() if name != "init"}
-    return TextRun(out, TextConfig(**text), model, train, preset, **run)
+    return Run(out, LanguageModelling(TextConfig(**text), model, train), preset, **run)
 
 
-def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> TextRun:
+def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> Run:
     """sizes: those that the file has, which must be the model's."""
-    from nanograd_llm.runs.opening import load_model  # which knows every format of pretrained models
+    from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
 
     run = dict(tables["run"])
     source = run.pop("init")
-    start = Start(source, *load_model(source))
-    model = start.model.config
+    start = open_model(source)
+    model = start.config
     for name, value in sizes.items():
         if name not in TRAINING_ONLY and value != getattr(model, name):
             raise ConfigError(f"{name} is {value} in {file}, but {getattr(model, name)} in {source}; leave it out")
-    run["window"] = asked["model"].get("context_length", run.get("window", min(128, model.context_length)))
+    words = {"tokenizer": "model", "window": min(128, model.context_length), **tables["text"]}
+    if "context_length" in asked["model"]:
+        words["window"] = asked["model"]["context_length"]
     changes = {name: tables["model"].get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
-    text, train = TextConfig(**{"tokenizer": "model", **tables["text"]}), fine_tuning(model, **tables["train"])
-    return TextRun(out, text, dataclasses.replace(model, **changes), train, "tuned", start=start, **run)
+    sizes_kept, train = dataclasses.replace(model, **changes), fine_tuning(model, **tables["train"])
+    task = LanguageModelling(TextConfig(**words), sizes_kept, train, start=start)
+    return Run(out, task, "tuned", **run)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:

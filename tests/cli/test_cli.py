@@ -17,7 +17,7 @@ from nanograd_llm import __version__
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.run import load_run
+from nanograd_llm.runs.opening import open_model
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -42,7 +42,7 @@ def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_
     assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
     out, _ = told(capsys)
     assert re.search(r"batches of \d+, (1 thread|\d+ (threads|processes))\b", out)
-    assert re.search(r"model +1 layer, 2 heads, 16 channels, context 16: ", out)
+    assert re.search(r"model +n_layer=1, n_head=2, n_embd=16, context_length=16: ", out)
     assert re.search(r"step +3: held out \d\.\d{3} bits per byte", out)
     assert "    | " in out
     assert f"Next:       nanograd-llm generate '{tmp_path}/a run'" in out
@@ -179,7 +179,7 @@ def test_info_on_a_narrow_terminal_shows_the_beginning_and_the_end_of_every_name
     monkeypatch.setenv("COLUMNS", str(width))
     main(["info", str(run)])
     table = [line.split("│")[1].strip() for line in told(capsys)[0].splitlines() if line.startswith("│")]
-    names = [name for name, _ in load_run(run)[0].named_parameters()]
+    names = [name for name, _ in open_model(run).model().named_parameters()]
     assert len(set(table)) == len(table) == len(names) + 1
     for shown, name in zip(table, names):
         begin, _, end = shown.partition("…")
@@ -341,7 +341,9 @@ def test_where_the_newest_checkpoint_is_damaged_the_older_one_can_be_given_in_it
     newest.write_bytes(newest.read_bytes()[:-1])
     told(capsys)
     assert main([command, str(tmp_path / "run"), *arguments]) == 3
-    (older,) = re.findall(r"the checkpoint of step 2 is whole: give (\S+) in place of the run", told(capsys)[1])
+    (older,) = re.findall(
+        r"the checkpoint of step 2 is whole: give its file, (\S+), instead of the folder", told(capsys)[1]
+    )
     assert main([command, older, *arguments]) == 0
     assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in told(capsys)[0]
 

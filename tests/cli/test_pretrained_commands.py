@@ -13,7 +13,6 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.cli import main
-from nanograd_llm.runs.run import load_run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "safetensors_float32"
@@ -96,7 +95,8 @@ def test_info_of_a_model_without_a_tokenizer_says_so(capsys):
 def test_eval_counts_every_byte_and_agrees_with_python(forms, text, capsys):
     assert main(["eval", str(forms["tensorflow"]), str(text)]) == 0
     out, _ = told(capsys)
-    model, tokenizer = ng.load_gpt2(TINY), ng.pretrained.load_gpt2_tokenizer(TINY)
+    opened = ng.open_model(TINY)
+    model, tokenizer = opened.model(), opened.tokenizer()
     found = ng.inference.evaluate_text(model, text.read_text("utf-8"), tokenizer)
     assert f"loss           {found.loss:.4f} nats a token" in out
     assert f"perplexity     {found.perplexity:.2f}" in out
@@ -202,7 +202,7 @@ def test_convert_writes_a_run_in_float64_where_it_is_asked_to(form, run, tmp_pat
     capsys.readouterr()
     assert main(["convert", str(run), "--to", form, "--out", str(tmp_path), "--dtype", "float64"]) == 0
     assert "parameters of float64" in told(capsys)[0]
-    again, trained = ng.load_gpt2(tmp_path, dtype="float64").state_dict(), load_run(run)[0].state_dict()
+    again, trained = ng.load_gpt2(tmp_path, dtype="float64").state_dict(), ng.open_model(run).model().state_dict()
     assert all(np.array_equal(again[name], x) and again[name].dtype == np.float64 for name, x in trained.items())
 
 
@@ -216,6 +216,33 @@ def test_what_uses_no_tokenizer_reads_none_of_a_run(run, tmp_path, capsys):
     assert main([*convert, "--no-with-tokenizer"]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors"}
     assert main(["gradcheck", "--model", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("kind", ["run", "pretrained"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["generate", "MODEL", "x"],
+            ["chat", "MODEL"],
+            ["eval", "MODEL", "TEXT"],
+            ["tokenize", "x", "--model", "MODEL"],
+        ),
+        *(["convert", "MODEL", "--to", "numpy", "--out", "OUT"], ["train", "TEXT", "--init", "MODEL", "--out", "OUT"]),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_sizes(kind, command, run, text, tmp_path, capsys):
+    folder = shutil.copytree(run if kind == "run" else FIXTURES / "exact_plain", tmp_path / "model")
+    name = "tokenizer.json" if kind == "run" else "nanograd_tokenizer.json"
+    ng.text.CharTokenizer.train("abc").save(folder / name)
+    places = {"MODEL": folder, "TEXT": text, "OUT": tmp_path / "out"}
+    capsys.readouterr()
+    assert main([str(places.get(word, word)) for word in command]) == 3
+    assert f"its tokenizer has 3 tokens, the model {257 if kind == 'run' else 40};" in told(capsys)[1]
+    assert not (tmp_path / "out").exists()
+    assert main(["info", str(folder)]) == 0
+    assert "none: " in (shown := told(capsys)[0]) and "its tokenizer has 3 tokens" in shown
 
 
 def test_tokenize_shows_pieces_and_ids(forms, capsys):
@@ -307,6 +334,6 @@ def test_wrong_usage_and_bad_files_are_one_line(arguments, code, said, text, tmp
 def test_weights_that_are_not_finite_are_a_warning(tmp_path, capsys):
     model = ng.load_gpt2(TINY).astype("float32")
     model.ln_f.bias.data[0] = float("inf")
-    ng.save_gpt2(model, tmp_path / "x", ng.pretrained.load_gpt2_tokenizer(TINY))
+    ng.save_gpt2(model, tmp_path / "x", ng.open_model(TINY).tokenizer())
     assert main(["info", str(tmp_path / "x")]) == 0
     assert "warning: " in told(capsys)[1]

@@ -69,7 +69,7 @@ def test_a_missing_shard_is_named(folder):
         (RIGHT | {"c": "model.safetensors.index.json"}, "needs bytes"),
         ({str(n): str(n) for n in range(1001)}, "names 1,001 files; at most 1,000 are read"),
         (b"[]", "JSON object is expected"),
-        (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "twice"),
+        (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "duplicate key"),
         (b"{}" + b" " * 2**22, "has more than 4,194,304 bytes"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.errors import StorageError
-from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained import OpenedGPT2
 from nanograd_llm.pretrained.hub import KNOWN, SAFETENSORS, cache_folder
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -48,7 +48,7 @@ def put(cache: Path, repository: str, fixture: str = "safetensors_float32") -> P
 def test_gpt2_is_found_under_the_name_of_today_and_of_old(cache: Path, repository: str) -> None:
     put(cache, repository)
     assert np.array_equal(ng.load_gpt2("gpt2")(IDS).data, ng.load_gpt2(FIXTURES / "safetensors_float32")(IDS).data)
-    assert load_gpt2_tokenizer("gpt2").vocab_size == 264
+    assert OpenedGPT2("gpt2").tokenizer().vocab_size == 264
 
 
 @pytest.mark.parametrize("fixture", ["safetensors_sharded", "bin_float32", "bin_sharded"])

@@ -18,7 +18,7 @@ from oracle import read_watched
 import nanograd_llm as ng
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
-from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained import OpenedGPT2
 from nanograd_llm.pretrained.gpt2.source import FILES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -333,20 +333,23 @@ def test_a_setting_of_another_nanogpt_is_refused_by_name(monkeypatch: pytest.Mon
 
 
 def test_the_tokenizer_is_the_folders_and_fits_the_model(folder: Path) -> None:
-    tokenizer = load_gpt2_tokenizer(FIXTURES / "safetensors_float32")
+    tokenizer = OpenedGPT2(FIXTURES / "safetensors_float32").tokenizer()
     assert tokenizer.vocab_size == 264
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(FIXTURES / "safetensors_float32" / name, folder / name)
     with pytest.raises(BadFileError, match="its tokenizer has 264 tokens, the model 40"):
-        load_gpt2_tokenizer(folder)
+        OpenedGPT2(folder).tokenizer()
 
 
-def test_a_model_that_is_padded_has_ids_that_stand_for_nothing() -> None:
-    tokenizer = load_gpt2_tokenizer(FIXTURES / "safetensors_float32", vocab_size=300)
+def test_a_model_that_is_padded_has_ids_that_stand_for_nothing(tmp_path: Path) -> None:
+    padded = shutil.copytree(FIXTURES / "safetensors_float32", tmp_path / "padded")
+    settings = json.loads((padded / "config.json").read_text("utf-8"))
+    (padded / "config.json").write_text(json.dumps({**settings, "vocab_size": 300}), "utf-8")
+    tokenizer = OpenedGPT2(padded).tokenizer()
     assert tokenizer.vocab_size == 300
-    assert tokenizer.decode_bytes([299, 65, 264]) == load_gpt2_tokenizer(FIXTURES / "tensorflow").decode_bytes([65])
+    assert tokenizer.decode_bytes([299, 65, 264]) == OpenedGPT2(FIXTURES / "tensorflow").tokenizer().decode_bytes([65])
 
 
 def test_a_model_of_another_vocabulary_without_tokenizer_is_told(folder: Path) -> None:
     with pytest.raises(BadFileError, match="vocabulary of 40 is not GPT-2's of 50257"):
-        load_gpt2_tokenizer(folder)
+        OpenedGPT2(folder).tokenizer()

@@ -16,7 +16,7 @@ import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, StorageError
 from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
-from nanograd_llm.pretrained import load_gpt2_tokenizer
+from nanograd_llm.pretrained import OpenedGPT2
 from nanograd_llm.pretrained.gpt2.save import FORMS
 from nanograd_llm.pretrained.gpt2.source import FILES
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
@@ -99,7 +99,7 @@ def test_arrays_in_columns_and_of_no_dimension_come_back_from_npz(tmp_path: Path
 @pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer(), GPT2Tokenizer.of(BPE)], ids=lambda t: t.kind)
 def test_a_tokenizer_comes_back_with_the_same_ids(form: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     ng.save_gpt2(shaken(), tmp_path, tokenizer, form=form)
-    again = load_gpt2_tokenizer(tmp_path)
+    again = OpenedGPT2(tmp_path).tokenizer()
     ids = tokenizer.encode(TEXT)
     assert again.encode(TEXT).tolist() == ids.tolist()
     assert again.decode(ids) == TEXT
@@ -109,7 +109,7 @@ def test_a_tokenizer_comes_back_with_the_same_ids(form: str, tokenizer: Tokenize
 def test_characters_are_kept_in_a_file_of_our_own(tmp_path: Path) -> None:
     tokenizer = CharTokenizer.train("abc é漢")
     ng.save_gpt2(shaken(vocab_size=tokenizer.vocab_size), tmp_path, tokenizer)
-    assert load_gpt2_tokenizer(tmp_path).encode("é漢 a").tolist() == tokenizer.encode("é漢 a").tolist()
+    assert OpenedGPT2(tmp_path).tokenizer().encode("é漢 a").tolist() == tokenizer.encode("é漢 a").tolist()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_model_goes_beside_files_of_other_things_and_beside_a_tokenizer_that_w
     (tmp_path / "README.md").write_bytes(b"mine")
     BPE.save(tmp_path / "nanograd_tokenizer.json")
     ng.save_gpt2(shaken(vocab_size=270), tmp_path)
-    assert load_gpt2_tokenizer(tmp_path).encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
+    assert OpenedGPT2(tmp_path).tokenizer().encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
     assert (tmp_path / "README.md").read_bytes() == b"mine"
 
 

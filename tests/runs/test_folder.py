@@ -101,12 +101,12 @@ def test_an_unwritable_place_is_found_when_the_run_is_made(
 
 
 def test_a_folder_that_is_no_run_is_refused_naming_what_is_missing(tmp_path: Path, run: RunFolder) -> None:
-    with pytest.raises(StorageError, match="no such folder"):
+    with pytest.raises(StorageError, match="No such file or directory"):
         RunFolder.open(tmp_path / "none")
-    with pytest.raises(StorageError, match=r"no config.toml, no tokenizer.json, no checkpoints"):
+    with pytest.raises(StorageError, match=r"it has no config.toml, no checkpoints"):
         RunFolder.open(tmp_path)
-    run.tokenizer_path.unlink()
-    with pytest.raises(StorageError, match=r"it has no tokenizer.json$"):
+    run.config_path.unlink()
+    with pytest.raises(StorageError, match=r"it has no config.toml$"):
         RunFolder.open(run.path)
 
 
@@ -141,6 +141,32 @@ def test_a_symlink_planted_as_the_lock_is_not_written_through(tmp_path: Path) ->
     with pytest.raises(StorageError, match="cannot write there"):
         RunFolder.create(tmp_path / "run")
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_a_second_name_of_another_file_planted_as_the_lock_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "run").mkdir()
+    os.link(tmp_path / "victim", tmp_path / "run" / "lock")
+    with pytest.raises(StorageError, match="lock: is a second name of another file; remove it"):
+        RunFolder.create(tmp_path / "run")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_a_link_planted_as_the_folder_of_checkpoints_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="checkpoints: is a link; remove it"):
+        RunFolder.create(tmp_path / "run")
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    left = [tmp_path / f".{16 * '0'}.tmp", tmp_path / "checkpoints" / ".0123456789abcdef.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    RunFolder.create(tmp_path).close()
+    assert not any(path.exists() for path in left)
 
 
 @pytest.mark.parametrize("missing", ["fcntl", "locks"])

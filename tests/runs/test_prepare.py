@@ -10,7 +10,8 @@ import pytest
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import prepare_run, read_settings
-from nanograd_llm.runs.run import TextRun, fine_tuning, recipe
+from nanograd_llm.runs.run import Run
+from nanograd_llm.tasks import fine_tuning, recipe
 
 SIZES = {"context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
 
@@ -31,22 +32,24 @@ def asked(text: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def trained(run: TextRun) -> bytes:
+def trained(run: Run) -> bytes:
     list(run.train())
-    return run.folder.checkpoint_path(run.config.steps).read_bytes()
+    return run.folder.checkpoint_path(run.task.training.steps).read_bytes()
 
 
 def test_without_settings_it_is_the_preset_nano_for_a_minute(tmp_path: Path, text: str) -> None:
     run = prepare_run(tmp_path / "run", {"text": {"file": text, "vocab_size": 300}})
-    assert {name: getattr(run.model.config, name) for name in SIZES} == {name: PRESETS["nano"][name] for name in SIZES}
-    assert run.config == recipe("nano", minutes=1.0)
+    assert {name: getattr(run.task.model.config, name) for name in SIZES} == {
+        name: PRESETS["nano"][name] for name in SIZES
+    }
+    assert run.task.training == recipe("nano", minutes=1.0)
 
 
 def test_the_config_of_a_run_makes_it_again_to_the_bit(tmp_path: Path, asked: Any) -> None:
     first = prepare_run(tmp_path / "run", asked)
     bits = trained(first)
     again = prepare_run(tmp_path / "again", file=first.folder.config_path)
-    assert again.config == first.config and again.model.config == first.model.config
+    assert again.task.training == first.task.training and again.task.model.config == first.task.model.config
     assert trained(again) == bits
     assert list(again.folder.checkpoints()) == [2, 4]
     assert again.folder.config_path.read_bytes() == first.folder.config_path.read_bytes()
@@ -56,8 +59,12 @@ def test_the_config_of_a_run_that_went_on_from_a_model_makes_it_again_to_the_bit
     trained(prepare_run(tmp_path / "start", asked))
     further = {"run": {"init": str(tmp_path / "start")}, "text": {"file": asked["text"]["file"]}, "train": {"steps": 2}}
     first = prepare_run(tmp_path / "run", {**further, "model": {"context_length": 8, "dropout": 0.1}})
-    assert first.context_length == 8 and first.model.config.context_length == 16 and first.model.config.dropout == 0.1
-    assert first.config == fine_tuning(first.model.config, steps=2)
+    assert (
+        first.task.context_length == 8
+        and first.task.model.config.context_length == 16
+        and first.task.model.config.dropout == 0.1
+    )
+    assert first.task.training == fine_tuning(first.task.model.config, steps=2)
     bits = trained(first)
     assert trained(prepare_run(tmp_path / "again", file=first.folder.config_path)) == bits
 
@@ -67,17 +74,20 @@ def test_what_was_asked_for_overrides_the_file_and_the_file_overrides_the_preset
     file.write_text('[train]\nminutes = 2\nlearning_rate = 0.5\nseed = 7\n[text]\ntokenizer = "bytes"\n', "utf-8")
     asked = {"text": {"file": text}, "train": {"seed": 8, "steps": 3}, "model": SIZES}
     run = prepare_run(tmp_path / "run", asked, file=file, preset="gpt2")
-    assert (run.config.seed, run.config.learning_rate, run.config.batch_size) == (8, 0.5, 8)
-    assert (run.config.steps, run.config.minutes) == (3, None)  # of the two lengths the one that was asked for
-    assert run.text.tokenizer == "bytes"
+    assert (run.task.training.seed, run.task.training.learning_rate, run.task.training.batch_size) == (8, 0.5, 8)
+    assert (run.task.training.steps, run.task.training.minutes) == (
+        3,
+        None,
+    )  # of the two lengths the one that was asked for
+    assert run.task.text.tokenizer == "bytes"
     run = prepare_run(tmp_path / "other", {**asked, "train": {}}, file=file)
-    assert (run.config.minutes, run.config.learning_rate) == (2, 0.5)
+    assert (run.task.training.minutes, run.task.training.learning_rate) == (2, 0.5)
 
 
 def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: Any) -> None:
     run = prepare_run(tmp_path / "run", asked | {"train": {"minutes": 0.5, "workers": 1}})
     assert "steps" not in run.folder.read_config()["train"]
-    assert prepare_run(tmp_path / "again", file=run.folder.config_path).config == run.config
+    assert prepare_run(tmp_path / "again", file=run.folder.config_path).task.training == run.task.training
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """`load_gpt2`: a pretrained GPT-2, from any form of file, as it lies there.
 
-Each form has a reader of its own for the bytes, a table for the names and the layout (`gpt2_names`), and a place for
-the sizes (`gpt2_config`); here they meet. What is float32 in the file is used where it lies, mapped into memory.
+Each form has a reader of its own for the bytes, a table for the names and the layout (`names`), and a place for
+the sizes (`config`); here they meet. What is float32 in the file is used where it lies, mapped into memory.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.mapped import listed
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
@@ -22,8 +23,9 @@ from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
-from nanograd_llm.pretrained.gpt2.source import Source, find_source
+from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
+from nanograd_llm.pretrained.opened import require_finite, require_fitting, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
@@ -46,90 +48,89 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
     that this GPT does not have; StorageError where there is nothing, or it cannot be read.
     """
-    found = find_source(source)
-    dtype = weights_dtype(dtype)
-    if found.weights.is_file() and found.weights.stat().st_size == 0:
-        raise BadFileError(f"{found.weights}: is empty; fetch it again")
-    config, arrays, layout = _READERS[found.form](found)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is told below
-        arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
-    bad = [layout.name(name) for name, x in arrays.items() if not _is_finite(x)]
-    if bad:
-        message = f"{found.weights}: NaN or infinity in {', '.join(bad)}"
-        if strict:
-            raise BadFileError(f"{message}; fetch it again, or load it without strict")
-        warnings.warn(message, stacklevel=2)
-    model = GPT(config, seed=None)
-    model.load_state_dict(arrays, assign=True)
-    model.eval()
-    return model
+    return OpenedGPT2(source).model(dtype=dtype, strict=strict)
 
 
-def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        raise ConfigError(f"dtype must be float32 or float64; got {dtype!r}") from None
-    if found not in (np.float32, np.float64):
-        raise ConfigError(f"dtype must be float32 or float64; got {found}")
-    return found
+class OpenedGPT2:
+    """A pretrained GPT-2 that was found; its files are read when they are first needed, and parsed once.
 
-
-def load_gpt2_tokenizer(source: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a pretrained model: of the files beside it, else GPT-2's own: `gpt2_tokenizer`.
-
-    vocab_size: of the model; read from its files if not given. Where it is a little larger than the tokenizer's, for
-        speed, the last ids stand for nothing.
-    Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
+    source: as for `load_gpt2`. path: the file of the weights. form: what kind of file it is.
+    Raises StorageError where nothing is there, BadFileError where it is no model.
     """
-    found = find_source(source)
-    if vocab_size is None:
-        vocab_size = _config_of(found).vocab_size
-    tokenizer = read_tokenizer(found.folder)
-    if tokenizer is None:
-        if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
-            raise BadFileError(
-                f"{found.folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
-                f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
-            )
-        tokenizer = gpt2_tokenizer()
-    if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
-        return tokenizer.padded(vocab_size)
-    if tokenizer.vocab_size != vocab_size:
-        raise BadFileError(
-            f"{found.folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
-            "they are not of one kind"
-        )
-    return tokenizer
+
+    step: int | None = None  # files of this kind do not say it
+
+    def __init__(self, source: str | os.PathLike[str]):
+        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        self.found = find_source(source)
+        self.path, self.form = self.found.weights, self.found.form
+
+    @functools.cached_property
+    def config(self) -> GPTConfig:
+        """The sizes of the model. Raises BadFileError, StorageError as `load_gpt2` does."""
+        if self.form in ("nanogpt", "llmc"):  # which keep them in the file of the weights
+            return self._parts[0]
+        folder = self.found.folder
+        if self.form == "openai":
+            return gpt2_config.from_openai(read_settings(folder, "hparams.json"), str(folder / "hparams.json"))
+        return gpt2_config.from_hugging_face(read_settings(folder, "config.json"), str(folder / "config.json"))
+
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        if self.path.is_file() and self.path.stat().st_size == 0:
+            raise BadFileError(f"{self.path}: is empty; fetch it again")
+        return _READERS[self.form](self)
+
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+        """The model in evaluation mode; all as for `load_gpt2`."""
+        dtype = weights_dtype(dtype)
+        (_, arrays, layout), config = self._parts, self.config
+        del self._parts  # it would keep weights that are converted or trained in memory twice
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported below
+            arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
+        named = {layout.name(name): x for name, x in arrays.items()}
+        require_finite(named, str(self.path), "fetch it again, or load it without strict", strict=strict)
+        model = GPT(config, seed=None)
+        model.load_state_dict(arrays, assign=True)
+        model.eval()
+        return model
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the files beside the weights, else GPT-2's own: `gpt2_tokenizer`.
+
+        Where the model's vocabulary is a little larger than GPT-2's, for speed, the last ids stand for nothing.
+        Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
+        """
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        vocab_size, folder = self.config.vocab_size, self.found.folder
+        tokenizer = read_tokenizer(folder)
+        if tokenizer is None:
+            if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
+                raise BadFileError(
+                    f"{folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
+                    f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
+                )
+            tokenizer = gpt2_tokenizer()
+        if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
+            return tokenizer.padded(vocab_size)
+        require_fitting(tokenizer, vocab_size, str(folder))
+        return tokenizer
 
 
-def _config_of(found: Source) -> GPTConfig:
-    """The config alone; the weights are read only where there is no other place for it."""
-    if found.form == "openai":
-        return gpt2_config.from_openai(read_settings(found.folder, "hparams.json"), str(found.folder / "hparams.json"))
-    if found.form in ("nanogpt", "llmc"):
-        return _READERS[found.form](found)[0]
-    return gpt2_config.from_hugging_face(read_settings(found.folder, "config.json"), str(found.folder / "config.json"))
-
-
-def _is_finite(x: NDArray[Any]) -> bool:
-    """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
-
-
-def _hugging_face(found: Source) -> Parts:
+def _hugging_face(opened: OpenedGPT2) -> Parts:
+    found, config = opened.found, opened.config
     where = str(found.weights)
     arrays = READERS[found.form](found.weights)
-    config = _config_of(found)
     plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
     return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
 
 
-def _nanogpt(found: Source) -> Parts:
-    where = str(found.weights)
-    checkpoint = read_torch_object(found.weights)
+def _nanogpt(opened: OpenedGPT2) -> Parts:
+    where = str(opened.path)
+    checkpoint = read_torch_object(opened.path)
     state, sizes = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model", "model_args"))
     if not isinstance(state, dict) or not isinstance(sizes, dict):
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
@@ -141,16 +142,16 @@ def _nanogpt(found: Source) -> Parts:
     return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
 
 
-def _openai(found: Source) -> Parts:
-    config = _config_of(found)
+def _openai(opened: OpenedGPT2) -> Parts:
+    found, config = opened.found, opened.config
     arrays = read_tensorflow(found.weights)
     where = str(found.weights)
     return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
 
 
-def _llmc(found: Source) -> Parts:
-    where = str(found.weights)
-    header, stacked = read_llmc(found.weights)
+def _llmc(opened: OpenedGPT2) -> Parts:
+    where = str(opened.path)
+    header, stacked = read_llmc(opened.path)
     config = gpt2_config.from_llmc(header, f"{where}: the header")
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in stacked.items():
@@ -172,10 +173,13 @@ _READERS = {
 
 
 def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by its name here.
+    """The shape of every parameter, by its name here; raises as `require_plausible` does."""
+    require_plausible(config, arrays, where)
+    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
 
-    Raises BadFileError for sizes that the file cannot nearly have: a model of them would take all memory.
-    """
+
+def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
+    """Raise BadFileError for sizes that a file of these arrays cannot nearly have: the model would take all memory."""
     c, inner = config, config.n_inner or 4 * config.n_embd
     present = sum(x.size for x in arrays.values())
     matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
@@ -183,7 +187,6 @@ def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[in
         raise BadFileError(
             f"{where}: the sizes call for {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
         )
-    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
 
 
 def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) -> dict[str, NDArray[Any]]:

@@ -81,7 +81,7 @@ def _in_folder(folder: Path) -> Source:
     if llmc:
         return Source("llmc", folder / llmc[0])
     if (folder / "config.toml").exists():
-        raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.runs.load_run")
+        raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.open_model")
     raise StorageError(
         f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"

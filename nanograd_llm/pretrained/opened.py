@@ -1,0 +1,78 @@
+"""What an opened model has, wherever it came from, and what its weights and its tokenizer are held to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.text import Tokenizer
+
+
+class Opened(Protocol):
+    """A model that was found: of a run, or a pretrained one. Each file is read when it is first needed.
+
+    source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
+    step: of the checkpoint that was given; None for the newest of a run, and for pretrained models.
+    """
+
+    source: str
+    path: Path
+    form: str
+    step: int | None
+
+    @property
+    def config(self) -> GPTConfig:
+        """The sizes of the model."""
+
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+        """The model in evaluation mode, read from its file at each call.
+
+        dtype: of the parameters, float32 or float64; those of another are converted.
+        strict: refuse weights that are not finite; otherwise a warning names them.
+        """
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises BadFileError, with both sizes, where it is that of another model."""
+
+
+def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise ConfigError(f"dtype must be float32 or float64; got {dtype!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ConfigError(f"dtype must be float32 or float64; got {found}")
+    return found
+
+
+def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Raise BadFileError, with both sizes, where the tokenizer is not that of a model with `vocab_size` tokens."""
+    if tokenizer.vocab_size != vocab_size:
+        raise BadFileError(
+            f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
+            "put the tokenizer there that the model was trained with"
+        )
+
+
+def require_finite(arrays: Mapping[str, NDArray[Any]], where: str, remedy: str, *, strict: bool) -> None:
+    """Warn of weights that are not finite, by name; `strict`: raise BadFileError instead."""
+    bad = [name for name, x in arrays.items() if not _is_finite(x)]
+    if bad:
+        message = f"{where}: NaN or infinity in {', '.join(bad)}"
+        if strict:
+            raise BadFileError(f"{message}; {remedy}")
+        warnings.warn(message, stacklevel=4)
+
+
+def _is_finite(x: NDArray[Any]) -> bool:
+    """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())

@@ -1,0 +1,200 @@
+"""Language modelling: a GPT learns to continue a text, and is scored on the part of it that was held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.inference.evaluate import evaluate
+from nanograd_llm.inference.generate import generate
+from nanograd_llm.inference.sampling import PROSE
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.settings import Settings, require_choice, setting
+from nanograd_llm.tasks.task import Sample, Score
+from nanograd_llm.text import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    builtin_corpus,
+    random_windows,
+    read_text,
+    split_text,
+)
+from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
+# nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
+# The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
+RECIPES: dict[str, dict[str, Any]] = {
+    "nano": dict(batch_size=8, learning_rate=2e-3, weight_decay=1.0),
+    "distilgpt2": dict(batch_size=8, learning_rate=6e-4),
+    "gpt2": dict(batch_size=8, learning_rate=6e-4),
+    "gpt2-medium": dict(batch_size=8, learning_rate=3e-4),
+    "gpt2-large": dict(batch_size=8, learning_rate=2.5e-4),
+    "gpt2-xl": dict(batch_size=8, learning_rate=2e-4),
+}
+
+
+def recipe(preset: str, **changes: Any) -> TrainConfig:
+    """The TrainConfig that suits a preset, with these fields changed; None leaves a field unchanged."""
+    require_choice("preset", preset, RECIPES)
+    return _training(RECIPES[preset], changes)
+
+
+def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
+    """The TrainConfig to train a model further, with these fields changed; None leaves a field unchanged.
+
+    The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
+    """
+    return _training(dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd), changes)
+
+
+def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return TrainConfig(**(own | given))
+
+
+TOKENIZERS = ("bpe", "bytes", "characters", "model")
+
+
+class TextConfig(Settings):
+    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
+
+    file: str | None = setting("A UTF-8 text; the reference manual that CPython carries if not given.", default=None)
+    tokenizer: str = setting(
+        "bpe is trained on the text; a run with init has that of its model.", default="bpe", choices=TOKENIZERS
+    )
+    vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
+    held_out: float = setting(
+        "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
+    )
+    window: int | None = setting(
+        "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
+    )
+
+    def read(self) -> tuple[str, str]:
+        """The text to train on and the text held out."""
+        text = builtin_corpus() if self.file is None else read_text(self.file)
+        return split_text(text, self.held_out)
+
+    def make_tokenizer(self, text: str) -> Tokenizer:
+        """The tokenizer, trained on `text` where it learns."""
+        if self.tokenizer == "model":
+            raise ConfigError("tokenizer is model, but there is no model to start from; give one, or another tokenizer")
+        if self.tokenizer == "bytes":
+            return ByteTokenizer()
+        if self.tokenizer == "characters":
+            return CharTokenizer.train(text)
+        return BPETokenizer.train(text, self.vocab_size)
+
+
+class LanguageModelling:
+    """A GPT predicts the next token at every place of random windows of a text; a `Task`.
+
+    text: what to learn from. model: the sizes; vocab_size follows the tokenizer. training: how, and for how long.
+    start: a model to train further, as `open_model` gives it; `model` is then its config, dropout and the like changed
+        at will, and `text.tokenizer` is "model".
+
+    Raises ConfigError for settings that exclude each other, ShapeError where the text, or its held-out part, is
+    shorter than a window.
+    """
+
+    used_by = "generate"
+
+    def __init__(
+        self,
+        text: TextConfig,
+        model: GPTConfig,
+        training: TrainConfig,
+        *,
+        start: Opened | None = None,
+    ):
+        self.context_length = model.context_length if text.window is None else text.window
+        if self.context_length > model.context_length:
+            raise ConfigError(
+                f"context_length of a window is {text.window}; the model takes at most {model.context_length} tokens "
+                "at once; give that or less"
+            )
+        if (start is None) != (text.tokenizer != "model"):
+            raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
+        self.text, self.training = text, training
+        self.init = None if start is None else start.source
+        learned, held_out = text.read()
+        if start is not None:
+            self.tokenizer = start.tokenizer()
+        else:  # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
+            self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
+        self.ids = self._encode(learned, "trained on")
+        self.held_out_ids = self._encode(held_out, "held out")
+        if start is None:
+            self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=training.seed)
+        else:
+            self.model = GPT(model, seed=None)
+            self.model.load_state_dict(start.model().state_dict(), assign=True)
+
+    def _encode(self, text: str, part: str) -> np.ndarray:
+        ids = self.tokenizer.encode(text)
+        if len(ids) <= self.context_length:
+            raise ShapeError(
+                f"{self.text.file or 'the built-in corpus'}: the part to be {part} comes to {len(ids)} tokens of "
+                f"{self.text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
+                "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
+            )
+        return ids
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """The tables of the text and of the model's sizes."""
+        return {"text": dataclasses.asdict(self.text), "model": dataclasses.asdict(self.model.config)}
+
+    def describe(self) -> dict[str, str]:
+        """The text, the tokenizer and the model."""
+        c = self.model.config
+        sizes = ", ".join(f"{name}={getattr(c, name)}" for name in ("n_layer", "n_head", "n_embd", "context_length"))
+        return {
+            "text": f"{self.text.file or 'built-in corpus'}: {len(self.ids):,} tokens, "
+            f"{len(self.held_out_ids):,} more held out",
+            "tokenizer": str(self.tokenizer),
+            "model": f"{sizes}: {self.model.parameter_count():,} parameters",
+        }
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, targets) of a step, each (batch_size, context_length)."""
+        c = self.training
+        return random_windows(
+            self.ids, context_length=self.context_length, batch_size=c.batch_size, seed=c.seed, step=step
+        )
+
+    def score(self) -> Score:
+        """Bits per byte of the held-out text, in windows that overlap by half."""
+        found = evaluate(
+            self.model,
+            self.held_out_ids,
+            self.tokenizer,
+            context_length=self.context_length,
+            stride=max(1, self.context_length // 2),
+        )
+        return Score("bits per byte", found.bits_per_byte, {"loss": found.loss, "perplexity": found.perplexity})
+
+    def sample(self, *, last: bool = False) -> Sample:
+        """What the model writes after the first words of the held-out text."""
+        prompt = self.held_out_ids[: self.context_length // 8 + 1]
+        (ids,) = generate(self.model, prompt, max_new_tokens=200 if last else 60, sampling=PROSE)
+        return Sample(f"after {self.tokenizer.decode(prompt).strip()!r} it writes", self.tokenizer.decode(ids))
+
+    def example(self) -> str:
+        """The first words that were learned from."""
+        words = ["The", "statement"] if self.text.file is None else self.tokenizer.decode(self.ids[:24]).split()[:3]
+        is_shown = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
+        return (" ".join(words).lstrip("-")[:40] if is_shown else "") or "The"
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(folder / "tokenizer.json")

@@ -1,0 +1,124 @@
+"""Language modelling: what a GPT is shown, what it is scored on, and which settings fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.models.gpt import PRESETS
+from nanograd_llm.tasks import LanguageModelling, TextConfig, fine_tuning, recipe
+from nanograd_llm.tasks.language_model import RECIPES
+from nanograd_llm.training import TrainConfig
+
+PRETRAINED = Path(__file__).parents[1] / "fixtures" / "safetensors_float32"  # a context_length of 7
+SIZES = ng.GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
+SHORT = TrainConfig(steps=1, batch_size=3, workers=1)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> TextConfig:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat on the mat and the dog sat on the cat. " * 60, encoding="utf-8")
+    return TextConfig(str(path), vocab_size=300)
+
+
+def further(text: TextConfig, **changes: object) -> LanguageModelling:
+    start = ng.open_model(PRETRAINED)
+    config = dataclasses.replace(start.config, **changes)  # type: ignore[arg-type]
+    return LanguageModelling(dataclasses.replace(text, tokenizer="model"), config, SHORT, start=start)
+
+
+def test_the_model_takes_its_vocabulary_from_the_tokenizer(text: TextConfig) -> None:
+    task = LanguageModelling(text, SIZES, SHORT)
+    assert task.model.config.vocab_size == task.tokenizer.vocab_size > 256
+
+
+def test_a_batch_follows_from_the_seed_and_the_step(text: TextConfig) -> None:
+    one, two = (LanguageModelling(text, SIZES, SHORT) for _ in range(2))
+    tokens, targets = one.batch(5)
+    assert tokens.shape == (3, 16) and np.array_equal(tokens[:, 1:], targets[:, :-1])
+    assert np.array_equal(two.batch(5)[0], tokens) and not np.array_equal(one.batch(6)[0], tokens)
+
+
+def test_the_score_is_that_of_evaluate_on_the_held_out_text(text: TextConfig) -> None:
+    task = LanguageModelling(text, SIZES, SHORT)
+    ids = task.tokenizer.encode(text.read()[1])
+    found = ng.inference.evaluate(task.model, ids, task.tokenizer, context_length=16, stride=8)
+    score = task.score()
+    assert (score.name, score.figure) == ("bits per byte", found.bits_per_byte)
+    assert score.metrics() == {
+        "bits_per_byte": found.bits_per_byte,
+        "held_out_loss": found.loss,
+        "held_out_perplexity": found.perplexity,
+    }
+
+
+def test_a_sample_goes_on_from_the_held_out_text_and_is_longer_at_the_end(text: TextConfig) -> None:
+    task = LanguageModelling(text, SIZES, SHORT)
+    short, long = task.sample(), task.sample(last=True)
+    assert short.title.startswith("after '") and short.title.endswith("' it writes")
+    assert len(long.text) > len(short.text) > 0
+
+
+def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("too short", encoding="utf-8")
+    with pytest.raises(ShapeError, match="too few"):
+        LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"tokenizer": "bpee"}, "did you mean 'bpe'"), ({"vocab_size": 10}, "vocab_size"), ({"held_out": 0}, "held_out")],
+)
+def test_a_wrong_text_setting_is_named(settings, field):
+    with pytest.raises(ConfigError, match=field):
+        TextConfig(**settings)
+
+
+def test_the_window_of_training_may_be_shorter_than_the_models_context(text: TextConfig) -> None:
+    for window, T in [(8, 8), (16, 16), (None, 16)]:
+        task = LanguageModelling(dataclasses.replace(text, window=window), SIZES, SHORT)
+        assert task.batch(0)[0].shape == (3, T)
+        assert task.model.config.context_length == 16
+
+
+def test_a_window_longer_than_the_models_context_is_refused(text: TextConfig) -> None:
+    with pytest.raises(ConfigError, match="context_length of a window is 17; the model takes at most 16 tokens"):
+        LanguageModelling(dataclasses.replace(text, window=17), SIZES, SHORT)
+
+
+def test_dropout_may_be_another_when_training_goes_on(text: TextConfig) -> None:
+    task = further(text, dropout=0.25)
+    assert task.model.blocks[0].mlp.dropout.rate == 0.25
+    assert np.array_equal(task.model.wte.data, ng.open_model(PRETRAINED).model().wte.data)
+
+
+def test_a_tokenizer_of_its_own_and_a_start_exclude_each_other(text: TextConfig) -> None:
+    for tokenizer, start in [("bpe", ng.open_model(PRETRAINED)), ("model", None)]:
+        content = dataclasses.replace(text, tokenizer=tokenizer)
+        with pytest.raises(ConfigError, match='tokenizer must be "model" with a start and only then'):
+            LanguageModelling(content, SIZES, SHORT, start=start)
+    with pytest.raises(ConfigError, match="there is no model to start from"):
+        dataclasses.replace(text, tokenizer="model").make_tokenizer("cats")
+
+
+def test_a_recipe_is_changed_by_what_is_given():
+    assert recipe("nano", steps=5, seed=None) == TrainConfig(steps=5, **RECIPES["nano"])
+    with pytest.raises(ConfigError, match="did you mean 'nano'"):
+        recipe("nanno")
+
+
+def test_every_preset_has_a_recipe():
+    assert RECIPES.keys() == PRESETS.keys()
+
+
+def test_fine_tuning_goes_slower_the_wider_the_model() -> None:
+    assert fine_tuning(ng.GPTConfig.preset("gpt2")).learning_rate == 5e-5
+    assert fine_tuning(ng.GPTConfig.preset("nano"), steps=7, seed=None).learning_rate == pytest.approx(3e-4)
+    assert fine_tuning(ng.GPTConfig.preset("nano"), learning_rate=1e-3, steps=7).steps == 7
