@@ -230,7 +230,7 @@ def test_a_settings_file_makes_the_run_and_options_override_it(run, tmp_path, ca
     [
         ("[train]\nstpes = 3", 3, "x.toml [train]: unknown 'stpes', did you mean 'steps'?"),
         ("import os", 3, "x.toml: is not valid TOML"),
-        (None, 4, "x.toml: cannot read: No such file or directory"),
+        (None, 4, "x.toml: no such file"),
     ],
 )
 def test_a_settings_file_that_cannot_be_used_is_one_line(content, code, said, tmp_path, capsys):
