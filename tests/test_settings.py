@@ -13,7 +13,6 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import check_op, gradcheck, mutants
-from nanograd_llm.tasks import TextConfig
 from nanograd_llm.settings import (
     MAX_SEED,
     Settings,
@@ -27,6 +26,7 @@ from nanograd_llm.settings import (
     setting,
     unique_keys,
 )
+from nanograd_llm.tasks import TextConfig
 
 
 class Oven(Settings):
