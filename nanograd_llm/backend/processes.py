@@ -44,8 +44,8 @@ def deferred_ctrl_c() -> Iterator[None]:
 def signals_blocked() -> Iterator[None]:
     """A process that is started within this block has the signals blocked that a terminal sends to a whole group.
 
-    The parent alone decides what they end. They are blocked in the parent as well, so that none arrives in the child
-    before it could ignore it.
+    The parent alone decides what they end. They are blocked in this thread as well, so that none arrives in the child
+    before it could ignore it. Another thread of the parent may still take Ctrl-C, hence `deferred_ctrl_c` beside this.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -142,7 +142,7 @@ def fork(make: Callable[[], Any]) -> Child:
     """
     from multiprocessing import Pipe
 
-    with _starting, signals_blocked(), warnings.catch_warnings():
+    with _starting, deferred_ctrl_c(), signals_blocked(), warnings.catch_warnings():
         # Python 3.12 warns of threads that hold a lock at the fork; a child never waits for another thread
         warnings.simplefilter("ignore", DeprecationWarning)
         here, there = Pipe()
@@ -171,7 +171,7 @@ def spawn(make: Callable[[], Any]) -> Child:
 
         resource_tracker.ensure_running()  # the first process that is spawned would start it, which unblocks signals
     context = multiprocessing.get_context("spawn")
-    with _starting, signals_blocked():
+    with _starting, deferred_ctrl_c(), signals_blocked():
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, make))
         process.start()
