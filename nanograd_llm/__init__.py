@@ -12,10 +12,9 @@ Read the package in the order of its floors, each built on those before it: back
 text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
 """
 
-from typing import TYPE_CHECKING
-
 from nanograd_llm.backend.lazy import lazily
 
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would take longer than all else here
 if TYPE_CHECKING:
     from nanograd_llm import gradcheck, inference, nn, ops, runs, tasks, text, training
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad

@@ -7,7 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # as in the package's own __init__
+if TYPE_CHECKING:
+    from typing import Any
 
 # One thread loads at a time: Python's own locks, one a module, fail where two threads load a package and a part of it.
 _loading = threading.RLock()
