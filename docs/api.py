@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from nanograd_llm.autograd.op import Op
 
-ARGUMENT = re.compile(r"(\w+(?:, \w+)*): (.*)")
+ARGUMENT = re.compile(r"([a-z]\w*(?:, [a-z]\w*)*):((?: .*)?)")
 
 
 class PublicNames(SphinxDirective):
@@ -72,24 +73,30 @@ def as_rst(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: l
         names = {*inspect.signature(value).parameters}
     except (TypeError, ValueError):  # data, properties and exceptions
         names = set()
-    rst = [paragraph_as_rst(paragraph.splitlines(), names) for paragraph in paragraphs]
+    rst: list[list[str]] = []
+    for is_code, group in itertools.groupby(paragraphs, key=lambda paragraph: paragraph.startswith(" ")):
+        if is_code:
+            rst.append(literal("\n\n".join(group).splitlines(), "python"))
+        else:
+            rst += [paragraph_as_rst(paragraph, names) for paragraph in group]
     if isinstance(value, Op):
         equals = [f"equals composed.{value.equals.__name__}"] if value.equals else []
         rst.insert(1, literal([value.formula, value.adjoint, *equals]))
+    if what == "data":
+        rst = []  # that of its type
     lines[:] = [line for paragraph in rst for line in (*paragraph, "")]
 
 
-def paragraph_as_rst(lines: list[str], names: set[str]) -> list[str]:
-    if lines and lines[0].startswith(">>>"):
-        return lines
-    if lines and lines[0].startswith(" "):
-        return literal(lines, "python")
+def paragraph_as_rst(paragraph: str, names: set[str]) -> list[str]:
+    if paragraph.startswith(">>>"):
+        return paragraph.splitlines()
+    lines = re.sub(r"`[^`]+`", lambda code: " ".join(code[0].split()), paragraph).splitlines()
     rst: list[str] = []
     in_list = True  # a paragraph may begin with an argument
     for line in lines:
         argument = ARGUMENT.fullmatch(line)
         if argument and (in_list or names.issuperset(argument[1].split(", "))):
-            rst += [""] * (not in_list) + [f"- ``{argument[1]}``: {inline(argument[2])}"]
+            rst += [""] * (not in_list) + [f"- ``{argument[1]}``:{inline(argument[2])}"]
             in_list = True
         elif in_list and rst and line.startswith(" "):
             rst.append(f"  {inline(line.strip())}")
@@ -105,7 +112,7 @@ def literal(lines: list[str], language: str = "text") -> list[str]:
 
 def inline(line: str) -> str:
     """A line of plain text: code in backticks and shape lines are literal, everything else means itself."""
-    line = re.sub(r"(?:(?<=  )|^)((?:\w+(?:, \w+)* )?\([^`]* -> [^`]*)$", r"`\1`", line)
+    line = re.sub(r"(?:(?<=  )|^)((?:\w+(?:, \w+)* )?\([^`]* -> [^`(]*\([^)]*\))", r"`\1`", line)
     parts = re.split(r"`([^`]+)`", line)
     return "".join(
         rf"\ ``{part}``\ " if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", part) for i, part in enumerate(parts)
