@@ -1,51 +1,48 @@
-"""The README tells the truth: its Python runs as it stands, and its commands exist with the options it shows."""
+"""README and CONTRIBUTING tell the truth: their Python runs as it stands, their commands exist with these options."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import nanograd_llm
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = "\n".join(blocks("")).splitlines()
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "")).splitlines()
     return [part.strip() for line in lines for part in line.split("&&") if part.strip().startswith("nanograd-llm")]
 
 
-def as_shown(report: str) -> list[str]:
-    """The lines of a report without what is rounding alone, which no two machines share, and without line numbers."""
-    package = str(Path(nanograd_llm.__file__).parent)
-    report = re.sub(r"(right, off by )\S+( where )\S+", r"\1#\2#", report.replace(package, "nanograd_llm"))
-    report = re.sub(r"(\.py:)\d+", r"\1#", report)
-    return re.sub(r"( where )\S+( is rounding)", r"\1#\2", report).rstrip().splitlines()
-
-
-def test_the_python_of_the_readme_runs_in_order_and_prints_its_report(capsys):
-    namespace: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert "bits_per_byte" in capsys.readouterr().out
-    printed = iter(as_shown(str(namespace["report"])))
-    (shown,) = [as_shown(block) for block in blocks("text") if block.startswith("gradients of loss")]
-    missing = [line for line in shown if line.strip() != "..." and line not in printed]  # each behind the one before
-    assert not missing, f"{missing[0]}: the report reads otherwise"
-    assert namespace["model"].wte.grad is not None
-    (line,) = re.findall(r"`(assert_split_invariant\(.*\))`", README)
-    exec(f"from nanograd_llm.gradcheck import assert_split_invariant\n{line}", namespace)
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [
+        ("README.md", ["bits_per_byte", "gradients of loss: right"]),
+        ("CONTRIBUTING.md", [r"softsign .* right", "Gate .* right"]),
+    ],
+)
+def test_the_python_of_a_page_runs_in_order(page: str, printed: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-c", "\n".join(blocks(page, "python"))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert all(re.search(words, done.stdout) for words in printed)
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_option_the_readme_shows_exists(command, capsys):
+def test_every_option_that_is_shown_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from nanograd_llm.cli import main
 
     _, name, *words = shlex.split(command)
@@ -55,18 +52,11 @@ def test_every_option_the_readme_shows_exists(command, capsys):
         assert option in shown
 
 
-def test_every_example_the_readme_lists_is_there_and_no_other():
-    examples = {path.name for path in (Path(__file__).parent.parent / "examples").glob("*.py")}
-    assert set(re.findall(r"^\| `(\d\d_\w+\.py)`", README, flags=re.MULTILINE)) == examples
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", PAGES[page])
+    assert links and all((ROOT / link).exists() for link in links)
 
 
-def test_the_house_lists_every_room():
-    package = Path(__file__).parent.parent / "nanograd_llm"
-    if not package.exists():  # where the installed package is tested, its source may be elsewhere
-        import nanograd_llm
-
-        package = Path(nanograd_llm.__file__).parent
-    house = README.partition("## The house")[2]
-    for path in package.iterdir():
-        if path.is_dir() and not path.name.startswith("__"):
-            assert f"`{path.name}/" in house, path.name
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
