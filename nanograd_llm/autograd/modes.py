@@ -21,7 +21,8 @@ class _State(threading.local):
     checked = False
     watcher: Callable[..., None] | None = None
     tracing_calls = False  # note the module and the line of each op call? where checked or watched
-    modules: tuple[str, ...] = ()  # the modules being called, outermost first; kept where calls are traced
+    modules: tuple[str, ...] = ()  # the names of the modules being called, outermost first; kept where calls are traced
+    innermost: Any = None  # the last of these modules
 
 
 state = _State()
@@ -85,6 +86,6 @@ def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[N
     return _set(watcher=watcher)
 
 
-def within_module(name: str) -> contextlib.AbstractContextManager[None]:
-    """Inside this block `name` is added to the module path of what is named."""
-    return _set(modules=(*state.modules, name) if name else state.modules)
+def within_module(name: str, module: Any = None) -> contextlib.AbstractContextManager[None]:
+    """Inside this block `module` is being called; `name`, its path below its caller, is added to the module path."""
+    return _set(modules=(*state.modules, name) if name else state.modules, innermost=module)

@@ -27,7 +27,7 @@ class Unfilled:
 
 
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
-    """A float32 parameter drawn from a normal distribution of mean 0; without `rng`, by chance."""
+    """A float32 parameter drawn from a normal distribution of mean 0; without `rng`, from a fresh seed."""
     if isinstance(rng, Unfilled):
         return Parameter(np.broadcast_to(np.float32(0), shape))
     rng = rng or np.random.default_rng()
@@ -117,7 +117,7 @@ RMSNorm.specimens = lambda draw: [(RMSNorm(n), (draw(B, 2, n),)) for B, n in [(1
 class Dropout(Module):
     """Zero elements with probability `rate` while training.  (...) -> (...), 0 ≤ rate < 1
 
-    The mask follows from `randomness.noise(seed, step, shard)` where such a block is open, else it is drawn by chance.
+    The mask follows from `randomness.noise(seed, step, shard)` inside such a block; outside, from a fresh seed.
     """
 
     def __init__(self, rate: float):
@@ -134,7 +134,7 @@ Dropout.specimens = lambda draw: [(Dropout(0.4), (draw(3, n),)) for n in (1, 3)]
 
 
 class MLP(Module):
-    """Widen, bend, narrow again, drop out.  (..., C) -> (..., C)
+    """Widen, apply the activation, narrow again, drop out.  (..., C) -> (..., C)
 
     n_inner: the width between; four times n_embd if not given.
     activation: gelu, GPT-2's tanh form, or gelu_exact.
@@ -159,8 +159,8 @@ class MLP(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Any) -> Tensor:
-        bend = ACTIVATIONS[self.activation]
-        return self.dropout(self.down(bend(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)
+        activation = ACTIVATIONS[self.activation]
+        return self.dropout(self.down(activation(self.up(x))))  # (..., C) -> (..., 4C) -> (..., C)
 
 
 MLP.specimens = lambda draw: [

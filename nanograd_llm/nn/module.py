@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -54,7 +53,7 @@ class Module:
         raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
     def loss_count(self, *batch: np.ndarray) -> int:
-        """How many items `loss(*batch)` is a mean over: what a piece of a batch weighs beside the others.
+        """How many items `loss(*batch)` is a mean over: the weight of a piece of a batch.
 
         Here the targets that are not -100 where the last array holds integers, and its rows where it does not.
         """
@@ -62,17 +61,19 @@ class Module:
         return count_targets(last) if last.dtype.kind in "iu" else len(last)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not state.tracing_calls:
-            return self.forward(*args, **kwargs)
         with self.entered():
             return self.forward(*args, **kwargs)
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        """Inside this block what is named (`checked()`, `watched()`) names the modules below this one, as in `forward`.
+        """Inside this block `checked()` and `watched()` name the modules below this one, as they do in `forward`.
 
         For other methods that call modules, such as a loss that does not go through `self(...)`.
         """
-        return _entered(self) if state.tracing_calls else contextlib.nullcontext()
+        if not state.tracing_calls:
+            return contextlib.nullcontext()
+        caller = state.innermost
+        paths = (path for path, below in caller.named_modules() if below is self) if caller else ()
+        return within_module(next(iter(paths), ""), self)
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
@@ -140,8 +141,7 @@ class Module:
     def astype(self, dtype: Any) -> Module:
         """Convert every parameter to another float dtype, in place; returns the module."""
         for parameter in self.parameters():
-            parameter.data = parameter.data.astype(dtype)
-            parameter.grad = None
+            parameter.data, parameter.grad = parameter.data.astype(dtype), None
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -197,27 +197,3 @@ def require_fit(own: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray],
             )
     if problems:
         raise ShapeError(f"the arrays do not fit {owner}:\n  " + "\n  ".join(sorted(problems)))
-
-
-class _Calls(threading.local):
-    innermost: Module | None = None
-
-
-_calls = _Calls()
-
-
-class _entered:
-    """Note which module is being called, so that a failure can say `blocks.2.attention`."""
-
-    def __init__(self, module: Module):
-        self.module, self.caller = module, _calls.innermost
-        paths = (path for path, below in self.caller.named_modules() if below is module) if self.caller else ()
-        self.named = within_module(next(iter(paths), ""))
-
-    def __enter__(self) -> None:
-        _calls.innermost = self.module
-        self.named.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        _calls.innermost = self.caller
-        self.named.__exit__(*error)

@@ -27,7 +27,7 @@ GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would b
 def softmax(x, *, axis=-1):
     e = exp(x - shift(x, axis))
     total = sum(e, axis=axis, keepdims=True)
-    return e / where(total == 0, 1.0, total)  # a row that is masked throughout stays zero
+    return e / where(total == 0, 1.0, total)  # a row that is wholly masked stays zero
 
 
 def log_softmax(x, *, axis=-1):
@@ -83,7 +83,7 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
         y = y + label_smoothing * mean(logp, axis=-1)
-    y = where(np.isneginf(raw(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is masked throughout
+    y = where(np.isneginf(raw(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is wholly masked
     return -sum(where(counted, y, 0.0)) / count
 
 

@@ -1,7 +1,7 @@
 """Layer functions derived by hand for speed: each says which composition of primitives it equals.
 
-The forwards work in place in one fresh array where they can, and keep for their rule what would be dear to compute
-again. Rules receive plain arrays and use plain NumPy; under `higher_order()` the composition runs instead.
+The forwards work in place in one fresh array where they can, and keep for their rule what is expensive to recompute.
+Rules receive plain arrays and use plain NumPy; under `higher_order()` the composition runs instead.
 
 ⟨·⟩ is the mean over the last axis; N rows, C channels, V vocabulary
 """
@@ -42,12 +42,7 @@ def _over_last_or_first(draw):
     yield (masked,), {}
 
 
-@op(
-    "y = exp x / Σ exp x over axis",
-    "x̄ = y*(ȳ - Σ ȳ*y)",
-    equals=composed.softmax,
-    samples=_over_last_or_first,
-)
+@op("y = exp x / Σ exp x over axis", "x̄ = y*(ȳ - Σ ȳ*y)", equals=composed.softmax, samples=_over_last_or_first)
 def softmax(x, *, axis=-1):
     """Exponentials normalised to sum one; -inf gives 0, and a row of nothing but -inf gives zeros and zero gradient.
 
@@ -113,7 +108,7 @@ def logsumexp_backward(dy, p, axis):
 
 def _rows(x):
     """All leading axes as one: (..., C) -> (N, C)."""
-    return x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(math.prod(x.shape[:-1]), 0)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _row_means(x):
@@ -320,7 +315,7 @@ def linear_backward(dy, x, w, needs, into):
     samples=lambda draw: [((draw(4, 5),), {"rate": rate, "seed": (7,)}) for rate in (0.0, 0.3, 0.9)],
 )
 def dropout(x, *, rate=0.1, seed=(0,)):
-    """Zero elements by chance and scale up the others (Srivastava et al. 2014); the same seed gives the same mask.
+    """Zero random elements and scale up the others (Srivastava et al. 2014); the same seed gives the same mask.
 
     x (*) -> y (*)
     """
@@ -393,7 +388,7 @@ def _rows_loss(logits, chosen, counted, label_smoothing, out=None):
     """
     wanted, mean = logits[np.arange(len(chosen)), chosen], logits.mean(axis=-1) if label_smoothing else 0
     p, s, total = _softmax_and_total(logits, -1, out)
-    empty = total == 0  # masked throughout
+    empty = total == 0  # wholly masked
     normaliser = (np.log(np.where(empty, np.ones_like(total), total)) + s)[:, 0]
     loss = normaliser - wanted
     if label_smoothing:

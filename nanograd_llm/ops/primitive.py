@@ -1,11 +1,11 @@
 """The primitive ops that compute: arithmetic, elementary functions, reductions and the matrix product.
 
-Each rule stands beneath its forward and is written in ops and operators, so that it can itself be differentiated, to
+Each rule is written below its forward, in ops and operators, so that it can itself be differentiated, to
 any order. A bar is an adjoint: x̄ = ∂loss/∂x has the shape of x, and ȳ is the cotangent that arrives. No rule undoes
 broadcasting: the engine sums each gradient to its input's shape.
 
-A rule is called with the cotangent `dy` and with whatever else its parameters name: an input (`a`, `x`), its shape
-(`x_shape`), the output (`y`), a static argument (`axis`), or `needs`, which inputs want a gradient at all. Behind the
+A rule is called with the cotangent `dy` and with what else its parameters name: an input (`a`, `x`), its shape
+(`x_shape`), the output (`y`), a static argument (`axis`), or `needs`, which inputs want a gradient at all. After the
 formulas a declaration may say where checks may draw inputs from: `domain`, an interval for an input, or `samples`.
 
 Where a derivative does not exist, the rule says what it gives instead.
@@ -203,15 +203,10 @@ def _ratio(t, coefficients):
 
 # Numerator and denominator of each of Cody's approximations, highest power first.
 _ERF_NEAR = (
-    (
-        1.85777706184603153e-1,
-        3.16112374387056560e0,
-        1.13864154151050156e2,
-        3.77485237685302021e2,
-        3.20937758913846947e3,
-    ),
+    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+     3.20937758913846947e3),
     (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
-)
+)  # fmt: skip
 _ERF_MIDDLE = (
     (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
      2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3),
