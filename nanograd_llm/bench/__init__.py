@@ -1,23 +1,25 @@
 """How fast is it here, against the machine's own limit and against PyTorch? `nanograd-llm bench` prints what is found.
 
-Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`; then
-`decode`, `memory`, `scaling` and `start`, each on its own, and `detection`: how sharp is the gradient check?
+Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`; the rest
+stand each on their own.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from nanograd_llm.bench import compare, decode, detection, memory, scaling, start, torch_gpt
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.host import machine
+from nanograd_llm.bench.workloads import MID, TOY
 from nanograd_llm.settings import require_int
 
 # Each takes (against PyTorch?, rounds or None for its own) and reports as it measures.
 BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
-    "toy": compare.toy,
-    "mid": compare.mid,
+    "toy": functools.partial(compare.step, TOY),
+    "mid": functools.partial(compare.step, MID),
     "gpt2": compare.gpt2,
     "decode": decode.bench,
     "memory": memory.bench,

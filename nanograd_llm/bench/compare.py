@@ -8,28 +8,23 @@ from collections.abc import Iterator, Mapping
 
 from nanograd_llm.bench import memory, torch_gpt
 from nanograd_llm.bench.figures import Figure, OpTime, Report
-from nanograd_llm.bench.floor import floor, flops
+from nanograd_llm.bench.floor import Floor, flops
 from nanograd_llm.bench.profile import profile
 from nanograd_llm.bench.race import Maker, contenders, race, warm_up
-from nanograd_llm.bench.workloads import GPT2_FORWARD, GPT2_STEP, MID, TOY, Workload, forward_pass, training_step
+from nanograd_llm.bench.workloads import GPT2_FORWARD, GPT2_STEP, Workload, forward_pass, training_step
 
 OURS, FLOOR = "nanograd_llm", "matrix products alone (the floor)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A step or forward pass of a workload. rivals: makers by name, all of one `kind`; the best of them counts."""
+    """What is raced. rivals: makers by name, all of one `kind`; the best of them counts."""
 
     name: str
     workload: Workload
     rivals: Mapping[str, Maker]
     kind: str
     backward: bool = True
-
-    def makers(self, against: bool) -> dict[str, Maker]:
-        ours = functools.partial(training_step if self.backward else forward_pass, self.workload)
-        limit = functools.partial(floor, self.workload, self.backward)
-        return {OURS: ours, FLOOR: limit, **(self.rivals if against else {})}
 
 
 def step_task(workload: Workload, name: str = "step", *, compiled: bool = True) -> Task:
@@ -47,11 +42,7 @@ def forward_task(workload: Workload, name: str) -> Task:
     return Task(name, workload, rivals, "transformers", backward=False)
 
 
-def toy(against: bool, rounds: int | None = None, *, workload: Workload = TOY) -> Iterator[Report]:
-    yield from compare(step_task(workload), against, rounds)
-
-
-def mid(against: bool, rounds: int | None = None, *, workload: Workload = MID) -> Iterator[Report]:
+def step(workload: Workload, against: bool, rounds: int | None = None) -> Iterator[Report]:
     yield from compare(step_task(workload), against, rounds)
 
 
@@ -69,21 +60,23 @@ def _size(workload: Workload) -> str:
 def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Report]:
     """Race the task's contenders; then watch our own step op by op, and its memory."""
     w, name = task.workload, task.name
-    with contenders(task.makers(against)) as field:
+    ours = functools.partial(training_step if task.backward else forward_pass, w)
+    limit = functools.partial(Floor, w, task.backward)
+    with contenders({OURS: ours, FLOOR: limit, **(task.rivals if against else {})}) as field:
         yield from warm_up(field, w.name, optional=["PyTorch compiled"])
         seconds = race(field, rounds or w.rounds, w.burst)
-        ours = seconds[OURS]
-        yield Figure(w.name, name, ours * 1e3, "ms")
-        yield Figure(w.name, f"{name}, {FLOOR}", seconds[FLOOR] * 1e3, "ms")
-        yield Figure(w.name, f"{name} ÷ floor", ours / seconds[FLOOR], "ratio")
-        yield Figure(w.name, f"{name}, the floor's share of it", 100 * seconds[FLOOR] / ours, "%")
-        yield Figure(w.name, f"{name}, speed", flops(w, backward=task.backward) / ours / 1e9, "GFLOP/s")
-        yield Figure(w.name, f"{name}, tokens", w.tokens / ours, "tokens/s")
+        took, least = seconds[OURS], seconds[FLOOR]
+        yield Figure(w.name, name, took * 1e3, "ms")
+        yield Figure(w.name, f"{name}, {FLOOR}", least * 1e3, "ms")
+        yield Figure(w.name, f"{name} ÷ floor", took / least, "ratio")
+        yield Figure(w.name, f"{name}, the floor's share of it", 100 * least / took, "%")
+        yield Figure(w.name, f"{name}, speed", flops(w, backward=task.backward) / took / 1e9, "GFLOP/s")
+        yield Figure(w.name, f"{name}, tokens", w.tokens / took, "tokens/s")
         rivals = {rival: seconds[rival] for rival in task.rivals if rival in seconds}
         for rival, theirs in rivals.items():
             yield Figure(w.name, f"{name}, {rival}", theirs * 1e3, "ms")
         if rivals:
-            yield Figure(w.name, f"{name} ÷ best of {task.kind}", ours / min(rivals.values()), "ratio")
+            yield Figure(w.name, f"{name} ÷ best of {task.kind}", took / min(rivals.values()), "ratio")
         if memory.can_measure():
             yield Figure(w.name, f"{name}, peak memory", memory.peak_of(field[OURS], w.burst) / 1e6, "MB")
         for row in field[OURS].ask(profile, rounds or w.burst * w.rounds // 2):

@@ -1,7 +1,7 @@
 """Writing text token by token: how fast, and how close to the speed at which the machine can read the weights.
 
-A token of one sequence needs every weight once and does two operations with each: memory sets the pace. The limit is
-the bandwidth that the machine's own product of a matrix and a vector reaches in the same run.
+A token needs every weight once, so memory sets the pace: the limit is the bandwidth that the machine's own product of a
+matrix and a vector reaches in the same run.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ def _nano(against: bool, rounds: int, config: GPTConfig) -> Iterator[Report]:
     with contenders(makers) as field:
         yield from warm_up(field, "decode")
         speed = {name: count / seconds for name, seconds in race(field, rounds, 4).items()}
-        yield Figure("decode", "nano", speed[OURS], "tokens/s")
-        for name in rivals:
-            yield Figure("decode", f"nano, {name}", speed[name], "tokens/s")
+        for name in makers:
+            yield Figure("decode", "nano" if name == OURS else f"nano, {name}", speed[name], "tokens/s")
         if rivals:
             ratio = speed[OURS] / max(speed[name] for name in rivals)
             yield Figure("decode", "nano: tokens/s ÷ best of PyTorch", ratio, "ratio")
@@ -73,10 +72,9 @@ def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes
         yield Figure("decode", "gpt2, weights read", rate / 1e9, "GB/s")
         yield Figure("decode", "sgemv, the machine's limit", limit / 1e9, "GB/s")
         yield Figure("decode", "gpt2: bytes/s ÷ sgemv", rate / limit, "ratio")
-        if against:
-            yield Figure("decode", "gpt2, transformers", count / seconds["transformers"], "tokens/s")
-            ratio = seconds["transformers"] / seconds[OURS]
-            yield Figure("decode", "gpt2: tokens/s ÷ transformers", ratio, "ratio")
+        if theirs := seconds.get("transformers"):
+            yield Figure("decode", "gpt2, transformers", count / theirs, "tokens/s")
+            yield Figure("decode", "gpt2: tokens/s ÷ transformers", theirs / seconds[OURS], "ratio")
         for row in field[OURS].ask(profile, 1):
             yield OpTime("decode", *row)
 

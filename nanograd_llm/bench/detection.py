@@ -5,7 +5,6 @@ Every trial draws an op, inputs and random numbers of its own.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.figures import Figure
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
 from nanograd_llm.gradcheck.every_op import check_case
-from nanograd_llm.gradcheck.mutation.mutants import gradients_of
+from nanograd_llm.gradcheck.mutation.mutants import gradients_of, scaled
 
 TRIALS = 1_000
 ALARMS = 10  # right gradients for each mistake
@@ -75,52 +74,27 @@ THOUSAND: list[tuple[str, Callable[[np.random.Generator], tuple[Any, ...]]]] = [
 
 
 def catches_one(number: int, rng: np.random.Generator) -> bool:
-    """Is one entry of the first input's gradient, chosen by chance among those that are not zero, seen to be off?
-
-    What rounding leaves of a zero is none to choose: the query that sees one key only has a gradient of 1e-16.
-    """
+    """Is one entry of the first input's gradient, chosen by chance among those that are not zero, seen to be off?"""
     name, draw = THOUSAND[number % len(THOUSAND)]
     op, case = registry[name], Case(draw(rng), {"causal": True} if name == "attention" else {})
     right = gradients_of(op, case)[0]
     factor = np.ones(right.shape)
     factor.flat[rng.choice(np.flatnonzero(np.abs(right) > _RESIDUE * np.abs(right).max()))] += MISTAKE
-    with _multiplied(op, factor):
+    with scaled(op, factor, place=0).planted():
         return check_case(op, case, seed=number, explain=False).findings[0].verdict == "wrong"
 
 
 def _catches_all(op: Op, case: Case, number: int) -> bool:
-    """Is it seen that all gradients of the op are off?"""
-    with _multiplied(op, 1 + MISTAKE, others=1 + MISTAKE):
+    with scaled(op, 1 + MISTAKE).planted():
         return any(finding.verdict == "wrong" for finding in check_case(op, case, seed=number, explain=False).findings)
-
-
-@contextlib.contextmanager
-def _multiplied(op: Op, first: Any, others: float = 1.0) -> Iterator[None]:
-    """Inside this block the op's first gradient is multiplied by something, and the others by something else."""
-    rule: Any = op.rule
-
-    def mistaken(*saved: Any) -> tuple[Any, ...]:
-        gradients = rule(*saved)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        factors = (first, *[others] * len(gradients))
-        return tuple(None if g is None else g * factor for g, factor in zip(gradients, factors))
-
-    op.rule = mistaken
-    try:
-        yield
-    finally:
-        op.rule = rule
 
 
 def _drawn(seed: int) -> Iterator[tuple[Op, Case]]:
     """Cases of all ops in turn, without end."""
     package = [op for op in registry.values() if op.__module__.startswith(ops.__name__)]
     for turn in itertools.count():
-        many = [
-            list(draw_cases(op, np.random.default_rng((seed, turn, place)), _AT_ONCE))
-            for place, op in enumerate(package)
-        ]
-        for of_each in itertools.zip_longest(*many):
+        rngs = [np.random.default_rng((seed, turn, place)) for place in range(len(package))]
+        for of_each in itertools.zip_longest(*(draw_cases(op, rng, _AT_ONCE) for op, rng in zip(package, rngs))):
             yield from ((op, case) for op, case in zip(package, of_each) if case is not None)
 
 

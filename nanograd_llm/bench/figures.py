@@ -45,10 +45,18 @@ TARGETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class _Record:
+    workload: str
+
+    def record(self) -> dict[str, Any]:
+        """The fields, for a line of JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure(_Record):
     """One measured number. unit: ms, s, MB, GB/s, GFLOP/s, tokens/s, ratio, or "of N" for a count."""
 
-    workload: str
     measure: str
     value: float
     unit: str
@@ -63,43 +71,31 @@ class Figure:
         return f"{self.measure:<52}{self.value:>12,.{digits}f} {self.unit}"
 
     def record(self) -> dict[str, Any]:
-        """For a line of JSON: the fields, and the target and whether it is met where there is one."""
-        record = dataclasses.asdict(self)
+        """The fields, and the target and whether it is met where there is one."""
+        record = super().record()
         if self.target:
             record |= {"target": str(self.target), "met": self.target.is_met(self.value)}
         return record
 
 
 @dataclasses.dataclass(frozen=True)
-class OpTime:
-    """What one op, or one other part of a step, took of each step.
+class OpTime(_Record):
+    """Calls and seconds of one op, or other part, in each step of the calling worker; what it calls counts there."""
 
-    calls, seconds: a step, in the worker that is the caller; what an op calls is counted there and not here.
-    share: of the step.
-    """
-
-    workload: str
     op: str
     calls: float
     seconds: float
     share: float
 
-    def record(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class Note:
+class Note(_Record):
     """Something to know about a measurement, such as why a contender is missing."""
 
-    workload: str
     note: str
 
     def __str__(self) -> str:
         return self.note
-
-    def record(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 Report = Figure | OpTime | Note

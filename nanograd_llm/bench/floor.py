@@ -1,7 +1,4 @@
-"""The floor: the matrix products that a step cannot do without, and nothing else.
-
-They are shared over the cores as training shares them, on arrays made beforehand. A step that takes 1.3 times this
-spends a quarter of its time on all that is not a matrix product.
+"""The floor: the matrix products that a step cannot do without, shared over the cores as training shares them.
 
 B batch, T time, C channels, H heads, D = C/H, V vocabulary
 """
@@ -14,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nanograd_llm.backend.threads import blas_threads, cpu_count, share_out
-from nanograd_llm.bench.race import Step
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.training.team import make_team
@@ -42,10 +38,9 @@ def products(c: GPTConfig, B: int, T: int, *, backward: bool = True) -> list[Pro
     scores, mixed, spread = Product(B * H, T, D, half), Product(B * H, half, T, D), Product(B * H, T, half, D)
     block = [part for n, m in ((C, 3 * C), (C, C), (C, inner), (inner, C)) for part in _affine(N, n, m, backward)]
     block += [scores, mixed]
-    if backward:
-        block += [spread, scores, mixed, spread]
     head = [Product(1, N, C, c.vocab_size, "nt")]
     if backward:
+        block += [spread, scores, mixed, spread]
         head += [Product(1, N, c.vocab_size, C), Product(1, c.vocab_size, N, C, "tn")]
     return block * c.n_layer + head
 
@@ -62,9 +57,10 @@ def flops(workload: Workload, *, backward: bool = True) -> int:
 
 
 class Floor:
-    """The products of a step, in one worker a core; one sequence alone has all BLAS threads, and threads for heads."""
+    """A step of nothing but its products, in one worker a core; a single sequence has all BLAS threads, and threads for
+    heads."""
 
-    def __init__(self, workload: Workload, *, backward: bool = True):
+    def __init__(self, workload: Workload, backward: bool = True):
         count = min(cpu_count(), workload.batch_size)
         shares = [len(rows) for rows in np.array_split(np.arange(workload.batch_size), count)]
         todo = [products(workload.config, share, workload.length, backward=backward) for share in shares]
@@ -101,8 +97,3 @@ def _operands(todo: list[Product]) -> list[tuple[np.ndarray, np.ndarray, np.ndar
             b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
         made[product] = a, b, np.zeros((*lead, m, n), np.float32)
     return [made[product] for product in todo]
-
-
-def floor(workload: Workload, backward: bool = True) -> Step:
-    """The floor of a training step, or of a forward pass, of the workload."""
-    return Floor(workload, backward=backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ def machine() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
+    rivals = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
     kind = "forked processes" if CAN_FORK else "threads"
     return {
         "processor": _processor(),
@@ -30,7 +32,7 @@ def machine() -> dict[str, Any]:
         "blas": ", ".join(sorted(blas)) or "unknown",
         **({"blas threads": f"pinned by {pinned_blas()}"} if pinned_blas() else {}),
         **_load(),
-        **{name: version for name in ("torch", "transformers") if (version := _version(name))},
+        **{name: importlib.metadata.version(name) for name in rivals},
     }
 
 
@@ -48,10 +50,3 @@ def _processor() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

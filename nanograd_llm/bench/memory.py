@@ -1,7 +1,4 @@
-"""Peak memory: of a training step of each size, in a process made for it, workers included and shared pages once.
-
-Python, its libraries, parameters, gradients, moments and activations all count, here and for PyTorch.
-"""
+"""Peak memory of a training step of each size, in a process made for it: workers count too, shared pages once."""
 
 from __future__ import annotations
 
@@ -31,29 +28,27 @@ def bench(
         yield Note("memory", "not measured: it is read from Linux's /proc, which is not here")
         return
     for workload in workloads:
-        steps = rounds or max(3, 60 // workload.batch_size // workload.config.n_layer)
+        name, steps = workload.name, rounds or max(3, 60 // workload.batch_size // workload.config.n_layer)
         ours = peak(functools.partial(training_step, workload), steps)
-        yield Figure("memory", f"{workload.name} step, peak", ours / 1e6, "MB")
+        yield Figure("memory", f"{name} step, peak", ours / 1e6, "MB")
         if against:
             theirs = peak(functools.partial(torch_gpt.training_step, workload), steps)
-            yield Figure("memory", f"{workload.name} step, peak of PyTorch", theirs / 1e6, "MB")
-            yield Figure("memory", f"{workload.name} ÷ PyTorch", ours / theirs, "ratio")
+            yield Figure("memory", f"{name} step, peak of PyTorch", theirs / 1e6, "MB")
+            yield Figure("memory", f"{name} ÷ PyTorch", ours / theirs, "ratio")
         yield from _recomputing(workload, steps, ours)
 
 
 def _recomputing(workload: Workload, steps: int, without: float) -> Iterator[Report]:
     """What recomputing activations in the backward saves in memory and costs in time."""
-    config = dataclasses.replace(workload.config, recompute_activations=True)
+    name, config = workload.name, dataclasses.replace(workload.config, recompute_activations=True)
     kinds = {"kept": workload, "recomputed": dataclasses.replace(workload, config=config)}
     with contenders({kind: functools.partial(training_step, w) for kind, w in kinds.items()}) as field:
         saving = peak_of(field["recomputed"], steps)
-        yield Figure("memory", f"{workload.name} step, peak, activations recomputed", saving / 1e6, "MB")
-        yield Figure("memory", f"{workload.name}, recomputed ÷ kept: memory", saving / without, "ratio")
+        yield Figure("memory", f"{name} step, peak, activations recomputed", saving / 1e6, "MB")
+        yield Figure("memory", f"{name}, recomputed ÷ kept: memory", saving / without, "ratio")
         yield from warm_up(field, "memory")
         seconds = race(field, 2, steps)
-        yield Figure(
-            "memory", f"{workload.name}, recomputed ÷ kept: time", seconds["recomputed"] / seconds["kept"], "ratio"
-        )
+        yield Figure("memory", f"{name}, recomputed ÷ kept: time", seconds["recomputed"] / seconds["kept"], "ratio")
 
 
 def can_measure() -> bool:
@@ -80,7 +75,8 @@ def peak_of(contender: Child, steps: int) -> float:
     looking.start()
     try:
         contender.ask(burst, steps)
-        last = max(family_bytes(leader), high_water(leader))
+        # between two looks the kernel kept count of the most that the leader alone has held
+        last = max(family_bytes(leader), _sizes(PROC / str(leader) / "status").get("VmHWM", 0.0))
     finally:
         done.set()
         looking.join()
@@ -88,21 +84,13 @@ def peak_of(contender: Child, steps: int) -> float:
 
 
 def family_bytes(leader: int) -> float:
-    """What a process and those forked from it hold: their own and their common pages, its libraries once.
-
-    Pss counts a page that n processes share as 1/n in each of them; of files the leader's view is enough, and Rss, so
-    that other Pythons on the machine do not lower it.
-    """
+    """What a process and those forked from it hold. Pss counts a page that n processes share as 1/n in each of them; of
+    files the leader's Rss is enough, which other Pythons on the machine do not lower."""
     sizes = [_sizes(PROC / str(pid) / "smaps_rollup") for pid in [leader, *_children(leader)]]
     if not sizes[0]:
         return 0.0
     status = _sizes(PROC / str(leader) / "status")
     return sum(s.get("Pss_Anon", 0) + s.get("Pss_Shmem", 0) for s in sizes) + status.get("RssFile", 0)
-
-
-def high_water(leader: int) -> float:
-    """The most that the leader alone has ever held, which the kernel keeps count of between two looks."""
-    return _sizes(PROC / str(leader) / "status").get("VmHWM", 0.0)
 
 
 def _children(pid: int) -> list[int]:

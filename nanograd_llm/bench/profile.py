@@ -1,7 +1,6 @@
 """Where the time of a step goes: every op's forward and rule under a stopwatch, and the parts of training around them.
 
-Only the calling thread is watched. Where the batch is split over workers, that is one worker's share, and the time it
-waits for the others is part of the rest.
+Only the calling thread is watched: of workers one, whose waiting for the others is part of the rest.
 """
 
 from __future__ import annotations
@@ -64,20 +63,13 @@ class Stopwatch:
 @contextlib.contextmanager
 def stopwatch() -> Iterator[Stopwatch]:
     """Inside this block every op and every part of training is watched."""
-    watch, before = Stopwatch(), []
-
-    def replace(owner: Any, attribute: str, name: str) -> None:
-        original = getattr(owner, attribute)
-        if original is not None:
-            before.append((owner, attribute, original))
-            setattr(owner, attribute, watch.watch(name, original))
-
+    watch = Stopwatch()
+    places: list[tuple[Any, str, str]] = [(op, "forward", op.name) for op in registry.values()]
+    places += [(op, "rule", f"{op.name}, backward") for op in registry.values() if op.rule] + PARTS
+    before = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in places]
     try:
-        for op in registry.values():
-            replace(op, "forward", op.name)
-            replace(op, "rule", f"{op.name}, backward")
-        for owner, method, name in PARTS:
-            replace(owner, method, name)
+        for (owner, attribute, name), (_, _, original) in zip(places, before):
+            setattr(owner, attribute, watch.watch(name, original))
         yield watch
     finally:
         for owner, attribute, original in before:

@@ -1,8 +1,7 @@
 """A race: each contender lives in a process of its own, and they take turns in bursts.
 
-In a process of its own no contender is touched by another's allocator settings, threads or imports. Turns, because
-machines drift. Bursts, because threads that spin after their work (OpenMP's do, for milliseconds) slow down whoever
-comes next: so a turn is one step that does not count, then a few that do.
+So no contender is touched by another's allocator settings, threads or imports. Turns, because machines drift. Bursts,
+because threads that spin after their work slow down the next one: a turn is one step that does not count, then a few.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nanograd_llm.backend.processes import Child, spawn
 from nanograd_llm.bench.figures import Note
@@ -19,12 +18,6 @@ from nanograd_llm.errors import NanogradError
 
 Step = Callable[[], Any]
 Maker = Callable[[], Step]  # runs in the contender's process; must be importable there, such as a partial of a function
-
-
-class Asked(Protocol):
-    """What a race needs of a contender: function(step, *arguments), computed where its step is."""
-
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
 @contextlib.contextmanager
@@ -60,7 +53,7 @@ def warm_up(field: dict[str, Any], workload: str, optional: Sequence[str] = ()) 
             yield Note(workload, f"without {name}: {str(error).splitlines()[0]}")
 
 
-def race(field: Mapping[str, Asked], rounds: int, size: int) -> dict[str, float]:
+def race(field: Mapping[str, Any], rounds: int, size: int) -> dict[str, float]:
     """Median seconds of a step of each contender, over `rounds` turns of `size` steps."""
     seconds: dict[str, list[float]] = {name: [] for name in field}
     for _ in range(rounds):

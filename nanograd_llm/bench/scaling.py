@@ -1,7 +1,4 @@
-"""How cost grows: with sequences, tokens and layers, and whether it grows faster than the matrix products do.
-
-Above 1.00 something besides the products grows faster than they do; below, fixed costs are spread over more work.
-"""
+"""How cost grows with sequences, tokens and layers, beside that of the matrix products alone."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping
 
 from nanograd_llm.bench.figures import Figure, Report
-from nanograd_llm.bench.floor import floor
+from nanograd_llm.bench.floor import Floor
 from nanograd_llm.bench.race import Maker, contenders, race, warm_up
 from nanograd_llm.bench.workloads import Workload, training_step
 from nanograd_llm.models.gpt import GPTConfig
@@ -34,7 +31,7 @@ def bench(against: bool, rounds: int | None = None, *, pairs: Mapping[str, Pair]
         makers: dict[str, Maker] = {}
         for size, workload in (("small", small), ("large", large)):
             makers[size] = functools.partial(training_step, workload)
-            makers[f"{size} floor"] = functools.partial(floor, workload)
+            makers[f"{size} floor"] = functools.partial(Floor, workload)
         with contenders(makers) as field:
             yield from warm_up(field, "scaling")
             seconds = race(field, rounds or 6, 3)

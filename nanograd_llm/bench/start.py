@@ -44,7 +44,7 @@ def _first_token(folder: Path, rounds: int, config: GPTConfig) -> Iterator[Repor
 
 
 def made_up_tokenizer(vocab_size: int) -> GPT2Tokenizer:
-    """As large as GPT-2's, in the same form, and at hand everywhere: bytes, pairs of bytes and pairs of pairs."""
+    """In the form of GPT-2's: bytes, pairs of bytes and pairs of pairs."""
     count = vocab_size - 257  # merges, behind the bytes and the end of text
     single = [bytes([byte]) for byte in range(256)]
     pairs = list(itertools.islice(itertools.product(single, single), (count + 1) // 2))
@@ -53,10 +53,7 @@ def made_up_tokenizer(vocab_size: int) -> GPT2Tokenizer:
 
 
 def seconds_until(arguments: Sequence[str], seen: Callable[[bytes], bool]) -> float:
-    """Seconds from starting `nanograd-llm` until what it has written is `seen`; it is then stopped.
-
-    Raises NanogradError with its last line where it ends before.
-    """
+    """Seconds from starting `nanograd-llm` until what it has written is `seen`. Raises NanogradError where it ends."""
     began, said = time.perf_counter(), b""
     with subprocess.Popen(
         [sys.executable, "-m", "nanograd_llm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -1,6 +1,5 @@
-"""The same GPT in PyTorch, to race against: its training step, its decoding, and GPT-2 as transformers has it.
+"""The same GPT in PyTorch at its best, to race against: fused attention and AdamW, inference mode, allocated cache.
 
-Written as PyTorch is at its best: fused attention, fused AdamW, inference mode, a preallocated cache, no needless work.
 Only the makers import torch, in the process of a contender.
 """
 
@@ -20,9 +19,8 @@ def require_installed(*packages: str) -> None:
     """Raise ConfigError naming those of torch and transformers that are wanted and missing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ConfigError(
-            f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}, or leave out --against"
-        )
+        names = ", ".join(missing)
+        raise ConfigError(f"not installed: {names}; pip install {' '.join(missing)}, or leave out --against")
 
 
 def _torch(threads: int = 0) -> Any:

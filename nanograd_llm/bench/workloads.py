@@ -16,7 +16,7 @@ from nanograd_llm.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model and a batch of `batch_size` sequences of `length` tokens. rounds, burst: how a race of it is timed."""
+    """A model, and the size of its batch. rounds, burst: how a race of it is timed."""
 
     name: str
     config: GPTConfig

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +18,10 @@ from nanograd_llm.gradcheck.cases.samples import Draw
 from nanograd_llm.gradcheck.check.check import DIRECTIONS, gradcheck
 from nanograd_llm.gradcheck.check.function import owner_of, tape_below
 from nanograd_llm.gradcheck.check.report import Report
-from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op
-from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
+from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
+from nanograd_llm.gradcheck.mutation.mutants import scaled
 from nanograd_llm.nn.module import Module, Specimen
-from nanograd_llm.settings import nearest, require_int, require_seed
+from nanograd_llm.settings import nearest
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
 HIGHER_ORDER_PASSES = 60  # and so many times more for each further order
@@ -45,10 +43,7 @@ def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int 
 def check_each(
     names: Iterable[str] | None = None, *, order: int = 2, cases: int = CASES, seed: int = 0
 ) -> Iterator[OpSummary]:
-    """What `check_op` and `check_layer` find for each op and Module, one after the other, as it is found.
-
-    Raises ConfigError for a name that none has, or where these do.
-    """
+    """What `check_op` and `check_layer` find, as it is found. Raises ConfigError for a name that none has."""
     known: dict[str, Op | type[Module]] = {**registry}
     known |= {layer.__name__: layer for layer in layers() if "specimens" in vars(layer)}
     wanted = known if names is None else list(names)
@@ -57,23 +52,18 @@ def check_each(
             near = nearest(name, known)
             raise ConfigError(f"there is no op or layer {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     for name in wanted:
-        found = known[name]
-        check: Callable[..., OpSummary] = check_op if isinstance(found, Op) else check_layer
-        yield check(found, order=order, cases=cases, seed=seed)
+        check: Callable[..., OpSummary] = check_op if isinstance(known[name], Op) else check_layer
+        yield check(known[name], order=order, cases=cases, seed=seed)
 
 
 def check_layer(layer: type[Module], *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
     """Check a Module on the specimens that its class declares, with parameters drawn at random, dropout seeded.
 
     A tenth of `cases` is drawn, of which the smallest is checked beyond first order. There is one mutant for each op
-    that the layer records: all gradients of the op are off by a billionth.
-
-    Raises NanogradError for a class without specimens, ConfigError unless `cases` and `order` are integers of at least
-    1.
+    that the layer records: all gradients of the op are off by a billionth. Raises NanogradError for a class without
+    specimens, ConfigError unless `cases` and `order` are integers of at least 1.
     """
-    require_int("cases", cases, 1)
-    require_seed(seed)
-    require_int("order", order, 1)
+    require_counts(cases, order, seed)
     drawn = draw_specimens(layer, np.random.default_rng(seed), max(1, cases // LAYER_SHARE))
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
     problems, errors = [], [0.0] * order
@@ -153,16 +143,9 @@ def _ops_of(f: Callable[..., Tensor], inputs: tuple[Any, ...]) -> list[Op]:
     return [node.op for node in tape_below(f(*leaves)) if not isinstance(node, Tensor)]
 
 
-@functools.cache
-def _sharp_mutants(op: Op) -> list[Mutant]:
-    return [mutant for mutant in mutants(op) if mutant.sharp]
-
-
 def _is_caught(op: Op, drawn: list[Specimen]) -> bool:
     """Is it noticed when all gradients of this op are off by a billionth?"""
-    with contextlib.ExitStack() as stack:
-        for mutant in _sharp_mutants(op):
-            stack.enter_context(mutant.planted())
+    with scaled(op, 1 + 1e-9).planted():
         return any(not gradcheck(f, *inputs, explain=False).passed for f, inputs in sorted(drawn, key=_numbers))
 
 

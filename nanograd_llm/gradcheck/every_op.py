@@ -30,8 +30,8 @@ class OpError(NanogradError, AssertionError):
 
 @dataclass(frozen=True)
 class OpSummary:
-    """A line of the table, for one op, layer or model: the largest relative error at each order, how many mutants were
-    planted in its rules, which of these the check let through, and in words whatever is wrong."""
+    """A line of the table, for one op or layer: the largest relative error at each order, how many mutants were planted
+    in its rules, which of these the check let through, and in words whatever is wrong."""
 
     name: str
     cases: int
@@ -91,23 +91,17 @@ class Summary:
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
     """Check an op on `cases` cases (or on one for each of its samples, where there are more).
 
-    Its shape line holds; its gradients are right up to `order`, beyond the first on a few small cases; float32 stays
-    float32; a fused op equals its composition, forward and backward; neither the layout of the inputs nor which other
-    gradients are wanted changes a gradient, and a Tensor given twice gets the sum of both; every mutant is caught.
-
-    Raises ConfigError unless `cases` and `order` are integers of at least 1.
+    Its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what `promises` and the
+    shape line say; every mutant is caught. Raises ConfigError unless `cases` and `order` are integers of at least 1.
     """
     require_type("op", op, Op, "an op")
-    require_int("cases", cases, 1)
-    require_seed(seed)
-    require_int("order", order, 1)
+    require_counts(cases, order, seed)
     if op.rule is None:
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
     drawn = list(samples.draw_cases(op, rng, cases))
     deep = higher_order_cases(drawn, cases)
-    problems = []
-    errors = [0.0] * order
+    problems, errors = [], [0.0] * order
     kinked = list(samples.draw_cases(op, rng, max(1, cases // 10), kinks=True))
     for number, case in enumerate([*drawn, *kinked]):
         try:
@@ -121,22 +115,24 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         except ERRORS as error:
             problems.append(f"{case}: it raises {type(error).__name__}: {error}")
     planted = [] if problems else mutants(op)
-    survivors = surviving_mutants(op, planted, drawn)
+    survivors = surviving_mutants(planted, drawn)
     return OpSummary(op.name, len(drawn), tuple(errors), len(planted), tuple(survivors), tuple(problems))
 
 
+def require_counts(cases: int, order: int, seed: int) -> None:
+    """Raise ConfigError for numbers that no check of many cases can have."""
+    require_int("cases", cases, 1)
+    require_int("order", order, 1)
+    require_seed(seed)
+
+
 def check_case(op: Op, case: Case, **how: Any) -> Report:
-    """`gradcheck` of one call of an op, with its options."""
     f, arrays = case.on(op)
     return gradcheck(f, *arrays, **how)
 
 
 def assert_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> None:
-    """Everything that `check_op` holds a case of an op to, for tests of your own ops:
-
-        @given(strategies.cases(my_op))
-        def test_my_op(case):
-            assert_case(my_op, case)
+    """Everything that `check_op` holds a case of an op to, for tests of your own ops: see `strategies`.
 
     Raises GradientError where a gradient is not right, OpError where something else is not.
     """
@@ -152,18 +148,14 @@ def higher_order_cases(drawn: Sequence[Case], cases: int = CASES) -> Sequence[Ca
     return [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][: max(HIGHER_ORDER_CASES, cases // 50)]
 
 
-def surviving_mutants(op: Op, planted: Sequence[Mutant], drawn: Sequence[Case]) -> list[str]:
+def surviving_mutants(planted: Sequence[Mutant], drawn: Sequence[Case]) -> list[str]:
     """The names of those mutants of an op's rule that the check calls right on every one of these cases."""
-    survivors = []
-    for mutant in planted:
-        with mutant.planted():
-            if not any(_is_caught(op, case) for case in drawn):
-                survivors.append(mutant.name)
-    return survivors
+    return [mutant.name for mutant in planted if not any(_is_caught(mutant, case) for case in drawn)]
 
 
-def _is_caught(op: Op, case: Case) -> bool:
-    try:
-        return any(finding.verdict == "wrong" for finding in check_case(op, case, explain=False).findings)
-    except ERRORS:  # a rule may be too wrong to run
-        return True
+def _is_caught(mutant: Mutant, case: Case) -> bool:
+    with mutant.planted():
+        try:
+            return any(found.verdict == "wrong" for found in check_case(mutant.op, case, explain=False).findings)
+        except ERRORS:  # a rule may be too wrong to run
+            return True

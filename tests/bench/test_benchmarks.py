@@ -24,8 +24,8 @@ def tiny(name: str, batch_size: int = 2, length: int = 8) -> Workload:
 
 PAIR = next(iter(scaling.PAIRS))
 SMALL = {
-    "toy": functools.partial(compare.toy, workload=tiny("toy")),
-    "mid": functools.partial(compare.mid, workload=tiny("mid", 3)),
+    "toy": functools.partial(compare.step, tiny("toy")),
+    "mid": functools.partial(compare.step, tiny("mid", 3)),
     "gpt2": functools.partial(compare.gpt2, forward=tiny("gpt2", 1), step=tiny("gpt2", 1, 4)),
     "decode": functools.partial(decode.bench, nano=CONFIG, gpt2=CONFIG, count=3, sgemv_bytes=2**12),
     "memory": functools.partial(memory.bench, workloads=[tiny("toy"), tiny("mid"), tiny("gpt2", 1)]),

@@ -218,8 +218,8 @@ def test_a_check_that_is_blind_to_a_mistake_is_no_pass():
 
 def test_a_mutant_survives_where_no_case_shows_it():
     (sign,) = [mutant for mutant in mutants(ops.exp) if mutant.name == "x: sign"]
-    assert surviving_mutants(ops.exp, [sign], [Case((np.zeros((0,)),))]) == ["x: sign"]
-    assert surviving_mutants(ops.exp, [sign], [Case((np.zeros((0,)),)), Case((np.zeros(1),))]) == []
+    assert surviving_mutants([sign], [Case((np.zeros((0,)),))]) == ["x: sign"]
+    assert surviving_mutants([sign], [Case((np.zeros((0,)),)), Case((np.zeros(1),))]) == []
 
 
 def test_an_op_of_ones_own_is_checked_by_name_or_as_it_is(own_op):

@@ -2,10 +2,7 @@
 
 A rule is linear in its cotangent, so most mistakes can be made from outside, whatever the op: to lose all but the first
 part of a sum, hand the rule a cotangent that is zero elsewhere; to write `=` where `+=` belongs, call it on one part of
-the cotangent after the other, and let the last one stand that says anything. A rule only gives contributions; where one
-Tensor is used twice the engine adds them up, so that mistake cannot be made in a rule.
-
-Only mistakes that change a gradient are planted, and no two that change it alike: a score counts no other.
+the cotangent after the other, and keep the last gradient that is not zero.
 """
 
 from __future__ import annotations
@@ -21,8 +18,9 @@ import numpy as np
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
 from nanograd_llm.backend.arrays import as_array, is_array, xp
-from nanograd_llm.errors import GraphError, NanogradError
+from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.gradcheck.check.promises import ERRORS
 from nanograd_llm.settings import require_type
 
 _CASES = 12  # of an op, on one of which a mistake must change a gradient:
@@ -33,10 +31,7 @@ _PARTS = 7  # the most parts that a cotangent is cut into, a prime; each costs a
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a rule: its cotangent, what it wants to see again, and the gradients that it gives.
-
-    shown: the input that the mistake needs to see, whether or not the rule does; None without one.
-    """
+    """One call of a rule. shown: an input that the mistake needs to see, whether or not the rule does."""
 
     rule: Callable[..., Any]
     dy: Any
@@ -62,11 +57,7 @@ _Mistake = Callable[[_Call], list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Mutant:
-    """One mistake in the rule of one op.
-
-    name: short, and the op's only mutant of that name.  description: in words, what is wrong.
-    sharp: so small a mistake that only a check exact to rounding can notice it.
-    """
+    """One mistake in the rule of one op. sharp: only a check exact to rounding can notice it."""
 
     op: Op
     name: str
@@ -102,12 +93,17 @@ class Mutant:
             op.rule, op._plan = rule, plan
 
 
+def scaled(op: Op, factor: Any, place: int | None = None) -> Mutant:
+    """The gradient at this place, or every gradient of the op, times a factor."""
+
+    def mistake(call: _Call) -> list[Any]:
+        return [g if g is None or place not in (None, i) else g * factor for i, g in enumerate(call.gradients)]
+
+    return Mutant(op, "scaled", "is multiplied by a factor", True, mistake, None)
+
+
 def mutants(op: Op) -> list[Mutant]:
     """The mistakes that can be made in this op's rule, most of them for each input that a gradient goes to.
-
-    A gradient scaled by 1 + 1e-9 (`sharp`), twice as large, of the wrong sign, forgotten, transposed, without its last
-    slice, shifted by one place, without the cotangent, with `=` where `+=` belongs, without the sum over a broadcast
-    axis, without the terms across an axis, with n-1 for n; what the tape kept forgotten, two gradients exchanged.
 
     Those are left out that change no gradient by more than rounding, make a NaN of one, or do what an earlier one does,
     on the cases that `gradcheck.cases` draws.
@@ -121,8 +117,7 @@ def mutants(op: Op) -> list[Mutant]:
     if not op.samples:
         drawn = sorted(drawn, key=lambda case: -case.size)[:_CASES]
     right = [gradients_of(op, case) for case in drawn]
-    known = [np.zeros(sum(g.size for gradients in right for g in gradients))]
-    found = []
+    known, found = [np.zeros(sum(g.size for gradients in right for g in gradients))], []
     for mutant in _conceivable(op):
         with mutant.planted():
             change = _change(right, [gradients_of(op, case) for case in drawn])
@@ -142,7 +137,7 @@ def gradients_of(op: Op, case: Case) -> list[np.ndarray]:
             if not y.requires_grad:
                 return []
             return grad(y, leaves, np.asarray(np.random.default_rng(1).uniform(0.5, 1.5, y.shape)))
-    except (NanogradError, TypeError, ValueError, IndexError, ArithmeticError):
+    except ERRORS:
         return []
 
 
@@ -272,11 +267,8 @@ def _cross_terms_over_n_minus_1(call: _Call) -> list[Any]:
 
 
 def _each_over_n_minus_1(call: _Call) -> list[Any]:
-    def rescaled(g: Any) -> Any:
-        n = g.size // call.dy.size if call.dy.size else 1
-        return g * (n / (n - 1)) if n > 1 else g
-
-    return _each(rescaled)(call)
+    sizes = [g.size // max(1, call.dy.size) if g is not None else 0 for g in call.gradients]
+    return [g * (n / (n - 1)) if n > 1 else g for g, n in zip(call.gradients, sizes)]
 
 
 def _without_saved(place: int, call: _Call) -> list[Any]:
