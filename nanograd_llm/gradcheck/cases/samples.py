@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +27,7 @@ LAYOUTS = ("contiguous", "fortran", "negative strides", "zero strides", "every o
 
 
 def laid_out(x: np.ndarray, layout: str) -> np.ndarray:
-    """The numbers of x in another place and order of memory, one of LAYOUTS.
-
-    Under zero strides the first row stands for all of them: those numbers do change, where there are two axes or more.
+    """The numbers of x in one of LAYOUTS; under zero strides the first row of two or more stands for all of them.
 
     >>> laid_out(np.array([[1.0, 2.0], [3.0, 4.0]]), "zero strides")
     array([[1., 2.],
@@ -53,9 +51,8 @@ def laid_out(x: np.ndarray, layout: str) -> np.ndarray:
 class Case:
     """One call of an op: its inputs (float64 arrays, constants, None for one left out) and static arguments.
 
-    layouts: of the inputs, one of LAYOUTS each; none where all are contiguous.
-    needs: which inputs require a gradient; None for all that can.
-    same: two places of the inputs that are one Tensor.
+    layouts: one of LAYOUTS for each input, or none where all are contiguous.
+    needs: which inputs require a gradient; None for all that can.  same: two places of the inputs that are one Tensor.
     """
 
     inputs: tuple[Any, ...]
@@ -67,7 +64,7 @@ class Case:
     @property
     def size(self) -> int:
         """How many numbers its inputs hold."""
-        return sum(np.size(x) for x in self.inputs)
+        return sum(map(np.size, self.inputs))
 
     def astype(self, dtype: Any) -> Case:
         """The same case with its float inputs in another dtype."""
@@ -115,20 +112,14 @@ def differentiated(op: Op, case: Case) -> list[tuple[int, str]]:
     ]
 
 
-class Choices(Protocol):
-    """Where the shape of a case is decided: a NumPy generator, or Hypothesis, which can then shrink it."""
-
-    def integers(self, low: Any, high: Any = None, size: Any = None) -> Any: ...
-
-    def random(self) -> float: ...
+Choices = Any  # what decides the shape of a case: a NumPy generator, or Hypothesis in its place, which can shrink it
 
 
 class Draw:
     """What an op's `samples` draws its numbers with: `draw(2, 3)` gives a float64 array, roughly standard normal.
 
     Up to 64 numbers at a time lie at least 0.01 away from 0, from ±1, from each other and from those of the two draws
-    before, so that no comparison, sign or clip is at its kink. With `kinks`, every fourth number lies at one: 0 or ±1,
-    which are also ties.
+    before, so from the kinks of functions. With `kinks`, every fourth number lies at one: 0 or ±1, which are also ties.
     """
 
     def __init__(self, rng: np.random.Generator, *, kinks: bool = False):
@@ -160,10 +151,8 @@ class Draw:
 
 
 def draw_cases(op: Op, rng: np.random.Generator, count: int, *, kinks: bool = False) -> Iterator[Case]:
-    """`count` cases for an op, or one for each of its samples where there are more.
-
-    Without samples, shapes come from the shape line, and inputs with a default are left out in every third case. Every
-    fourth case has an axis of size zero, unless the op refuses that. kinks: see `Draw`.
+    """`count` cases for an op, or one for each of its samples where there are more; without samples, every third lacks
+    the inputs with a default. Every fourth has an axis of size zero, unless the op refuses that. kinks: see `Draw`.
 
     Raises NanogradError for an op that needs samples and declares none.
     """
@@ -197,7 +186,7 @@ def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool
             f"op {op.name} has constants or static arguments without a default, so its inputs cannot be drawn from "
             "the shape line; declare samples=..."
         )
-    shapes = op.shape_line.draw(choices)  # type: ignore[arg-type]
+    shapes = op.shape_line.draw(choices)
     names = op.inputs[: op.required] if left_out and not op.variadic else op.inputs
     names = names * int(choices.integers(1, 4)) if op.variadic else names
     inputs = [draw.within(*op.domain[n], shapes[n]) if n in op.domain else draw(*shapes[n]) for n in names]
@@ -205,10 +194,7 @@ def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool
 
 
 def emptied(op: Op, case: Case, choices: Choices) -> Case:
-    """The case with one of its sizes, wherever the shape line has it again, made zero.
-
-    The case as it was where the op refuses that, or has no answer, such as the mean of nothing.
-    """
+    """The case with one size of the shape line made zero, or as it was where the op refuses that or has no answer."""
     names = op.inputs * len(case.inputs) if op.variadic else op.inputs
     named = [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
     known = sorted({label for labelled in named for label in labelled}, key=str)
@@ -220,17 +206,17 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
         for x, labelled in zip(case.inputs, named)
     )
     empty = replace(case, inputs=inputs)
-    try:
-        with np.errstate(all="raise"), warnings.catch_warnings():
-            warnings.simplefilter("error")
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
             op(*empty.inputs, **empty.static)
-    except (NanogradError, ArithmeticError, RuntimeWarning):
-        return case
+        except (NanogradError, ArithmeticError, RuntimeWarning):
+            return case
     return empty
 
 
 def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:
-    """What the line calls each axis of this input: its name, or its place from the right among the leading axes."""
+    """The line's name for each axis of this input, or its place from the right among the leading axes."""
     ndim = np.ndim(x) if x is not None else 0
     tokens = [token for token in line.inputs[name] if token not in ("*", "...", "?")]
     if len(tokens) > ndim:
@@ -243,7 +229,7 @@ def varied(op: Op, case: Case, choices: Choices) -> Case:
     """The case with layouts, wanted gradients and, where two inputs have the same shape, one given twice."""
     places = [i for i, _ in differentiated(op, case)]
     layouts = tuple(LAYOUTS[int(choices.integers(0, len(LAYOUTS)))] for _ in case.inputs)
-    needs, same = None, None
+    needs = same = None
     if len(places) > 1:
         wanted = {places[int(choices.integers(0, len(places)))]}
         wanted |= {place for place in places if choices.random() < 0.3}

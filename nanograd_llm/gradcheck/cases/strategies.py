@@ -7,9 +7,8 @@
     def test_my_op(case):
         assert_case(my_op, case)
 
-Hypothesis draws shapes and a seed, and the seed the numbers: as sharp as to draw each number, and far faster. What it
-shrinks is then the shape, the layout and what else is special about a case. Shapes for `arrays` are Hypothesis's own:
-`hypothesis.extra.numpy.array_shapes` and `mutually_broadcastable_shapes`. Needs the extra "test".
+Hypothesis draws shapes and a seed, and the seed the numbers: as sharp as to draw each number, and far faster. It then
+shrinks shapes and layouts. Shapes for `arrays` are in `hypothesis.extra.numpy`. Needs the extra "test".
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _SEEDS = st.integers(0, 2**32 - 1)
 
 
 def layouts() -> st.SearchStrategy[str]:
-    """Names of layouts, for `gradcheck.laid_out(x, layout)`: contiguous, Fortran, strides negative or zero, ..."""
+    """Names of layouts, for `gradcheck.laid_out(x, layout)`."""
     return st.sampled_from(LAYOUTS)
 
 
@@ -50,9 +49,8 @@ def arrays(
 ) -> np.ndarray:
     """Float64 arrays of this shape, in this layout; several of a test are drawn apart from each other.
 
-    domain: (low, high) for uniform numbers; without one they are roughly standard normal and, up to 64 of them, 0.01
-        or more away from 0, from ±1 and from each other, where functions have kinks.
-    kinks: every fourth number lies at one of these instead, at the ends of its domain if it has one.
+    domain: (low, high) for uniform numbers; without one they are drawn as `samples.Draw` says, away from kinks.
+    kinks: where no domain is given, every fourth number lies at a kink instead: at 0 or ±1.
 
         @given(arrays((3, 4), layout=layouts()))
         def test_relu(x):
@@ -73,9 +71,8 @@ def cases(draw: Callable[..., Any], op: Op, *, kinks: bool = False) -> Case:
             f, arrays = case.on(my_op)
             assert_gradients(f, *arrays, order=2)
 
-    Shapes fit the op's shape line, with axes of one and zero, broadcasting, and inputs that may be left out; numbers
-    lie in its domain. An op with samples gives those. The case also says how inputs are laid out, which of them require
-    a gradient, and which two are one Tensor.
+    Shapes fit the op's shape line, numbers its domain; an op with samples gives those. The case also says how inputs
+    are laid out, which of them require a gradient, and which two are one Tensor.
 
     kinks: numbers lie where functions have kinks, so that a right gradient may be called "at a kink".
     Raises NanogradError for an op that needs samples and declares none.

@@ -1,7 +1,4 @@
-"""Is a gradient right?  Every input of a function, to every order, held to numbers; then the verdict and its reasons.
-
-How the two sides are compared stands in `comparison`, what rounding may do to them in `rounding`.
-"""
+"""Is a gradient right?  Every input of a function held to numbers, to every order; the verdict and its reasons."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import GraphError, InPlaceError
-from nanograd_llm.gradcheck.check import comparison, consistency, explanation, kinks
+from nanograd_llm.gradcheck.check import comparison, consistency, kinks, patterns
 from nanograd_llm.gradcheck.check.comparison import Method, Precision, dense, length, line, rows
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import derivative, differences
@@ -40,25 +37,20 @@ def gradcheck(
     """Check the engine's gradient of any function of Tensors: an op, a closure, a Module, a model's loss.
 
     inputs: the point to check at. Float arrays and Tensors that require a gradient are checked, as float64 copies;
-        everything else (integers, None, Tensors that require no gradient) is handed on as it is. Leaves that f holds
-        itself, such as a Module's parameters, are found on the tape and checked too; nothing else may use them while
-        the check runs.
+        everything else is handed on as it is. Leaves that f holds itself, such as a Module's parameters, are found on
+        the tape and checked too; nothing else may use them while the check runs.
     order: check derivatives up to this order. The gradient's own gradient, by the inputs and by the cotangent, is
         checked against differences of the gradient, and the Hessian for its symmetry.
     seed: of the random cotangents and directions, of which there are four each for every input.
-    jacobian: a Jacobian (result by input) with no more entries than this is compared whole at first order, at the
-        price of an evaluation for each entry of the input. Of a larger one each entry of the gradient is compared, for
-        the four cotangents, while that takes few op calls; otherwise the random directions must do, and the report says
-        what all would have cost. 0 leaves it at directions.
+    jacobian: a Jacobian (result by input) with no more entries than this is compared whole at first order. Of a larger
+        one each entry of the gradient is compared, for the four cotangents, while that takes few op calls; otherwise
+        the random directions must do, and the report says what all would have cost. 0 leaves it at directions.
     explain: False stops at the first wrong gradient, without looking for its cause.
 
-    There is no tolerance to choose: see `comparison`. Where a difference is larger than rounding in the result
-    explains, it is measured how much rounding inside f moves it: see `rounding`.
-
-    The report also holds: whether every op call on the tape keeps its shape line, two backward passes give the same
-    bits, the same gradient whichever others are wanted, and nothing for a cotangent of zeros; for a wrong gradient the
-    pattern it looks like, and the op calls on the tape whose own rule is at fault. A forward that writes into its input
-    is a problem that ends the check. The arrays given stay as they are.
+    There is no tolerance to choose: see `comparison` and `rounding`. The report also says whether every op call on the
+    tape keeps its shape line, two backward passes give the same bits, the same gradient whichever others are wanted,
+    and nothing for a cotangent of zeros; for a wrong gradient the pattern it looks like, and the op calls on the tape
+    whose own rule is at fault. A forward that writes into its input is a problem that ends the check.
 
     Raises GraphError where f returns no Tensor, nothing requires a gradient, or f gives other numbers when called
     again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
@@ -92,12 +84,11 @@ class _Check:
     def report(self, *, trace: bool = True) -> Report:
         """trace: follow a wrong gradient to the op calls at fault."""
         function, problems = self.function, list(self.function.shape_problems)
-        notes = [f"{dtype} inputs were checked as float64 copies" for dtype in function.promoted]
+        notes = list(function.notes)
         findings: list[Finding] = []
         with function.borrowed():
             epsilon, depth, self.calls = function.tape()
             self.precision = Precision(epsilon, DEPTH + 16 * max(0, depth - 1))
-            notes += function.widening()
             for finding in self._findings(problems):
                 findings.append(finding)
                 if finding.verdict == "wrong" and not self.explain:
@@ -114,10 +105,9 @@ class _Check:
 
         found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
         if not found:
-            notes.append(
-                f"the rules of all {calls} op calls on the tape are right at these numbers; what is wrong lies between "
-                "them: a .data or .detach() on the way, a hook, or a result written into"
-            )
+            right = f"the rules of all {calls} op calls on the tape are right at these numbers"
+            causes = "a .data or .detach() on the way, a hook, or a result written into"
+            notes.append(f"{right}; what is wrong lies between them: {causes}")
         return found
 
     def _findings(self, problems: list[str]) -> Iterator[Finding]:
@@ -178,7 +168,7 @@ class _Check:
             by_entry = hold(each, length(x) * smooth, self.precision, self.rng)
             right, shown = by_entry.right, found if by_entry.right else by_entry
 
-        bends = tuple(explanation.kink(function, k, int(place), v) for place in bent) if order == 1 else ()
+        bends = tuple(kinks.look_at(function, k, int(place), v) for place in bent) if order == 1 else ()
         worst, pattern, reason = None, "", ""
         if not found.finite:
             verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"
@@ -188,8 +178,8 @@ class _Check:
             verdict = "wrong"
             if self.explain:
                 cotangent = cotangents[int(np.argmax(found.wrong_rows))]
-                worst = explanation.worst_entry(function, k, cotangent, method, np.flatnonzero(smooth))
-                pattern = explanation.pattern(function, k, y, cotangent, method) if not bent.size else ""
+                worst = patterns.worst_entry(function, k, cotangent, method, np.flatnonzero(smooth))
+                pattern = patterns.pattern(function, k, y, cotangent, method) if not bent.size else ""
         elif not found.sharp:
             verdict, reason = "cannot tell", "rounding inside the function hides more than a millionth of the gradient"
         elif not all(kink.allowed for kink in bends):

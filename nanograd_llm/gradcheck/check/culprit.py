@@ -18,9 +18,8 @@ MOST = 3  # culprits to name
 
 
 def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tuple[list[Culprit], int]:
-    """The op calls on the tape of what `record` returns whose own rule is wrong, and how many were checked.
+    """The op calls on the tape of what `record` returns whose own rule `check` reports as wrong; how many there are.
 
-    check: called with an op call's function and inputs; the report of its gradients.
     Calls nearest to the inputs come first. Of several calls by the same line only the first is named.
     """
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = []
@@ -44,12 +43,7 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
         wrong = [finding for finding in report.findings if finding.verdict == "wrong"]
         if wrong:
             names = tuple(dict.fromkeys(finding.name for finding in wrong))
-            found[key] = Culprit(op.name, place, _where(op.rule), names, wrong[0].pattern)
+            code = getattr(inspect.unwrap(op.rule), "__code__", None)
+            rule = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(op.rule)
+            found[key] = Culprit(op.name, place, rule, names, wrong[0].pattern)
     return list(found.values()), len(calls)
-
-
-def _where(rule: Any) -> str:
-    """File and line of a rule."""
-    rule = inspect.unwrap(rule)
-    code = getattr(rule, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(rule)

@@ -1,7 +1,6 @@
 """A function to be checked, seen from both sides: run on numbers, or recorded and differentiated by the engine.
 
-Its gradient is again such a function, of the same inputs and of the cotangent; checking that checks second order, and
-so on to any order.
+Its gradient is again such a function, of the same inputs and of the cotangent: so any order is checked.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +16,6 @@ from nanograd_llm.autograd.modes import higher_order, no_grad, watched
 from nanograd_llm.autograd.tensor import Tensor, grad, raw
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.ops import concatenate
-
-
-class Differentiable(Protocol):
-    """A function of several float64 arrays. `values` is the point to check at, `names` says which array is which."""
-
-    names: list[str]
-    values: list[np.ndarray]
-
-    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
-        """The function's result at these values, and the leaf that stands for each of them."""
-
-    def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The result's numbers; one of the arrays may be complex."""
 
 
 def gradients(
@@ -45,10 +31,12 @@ def gradients(
 class Function:
     """Any function of Tensors, with its float inputs, and the leaves it uses without being given them, as its values.
 
-    The latter are the parameters of a model, or what a closure holds; they are found on the tape. While a check runs
-    (`borrowed`) their arrays are swapped for others, so nothing else may use them meanwhile.
+    The latter, such as a model's parameters, are found on the tape. While a check runs (`borrowed`) their arrays are
+    swapped for others, so nothing else may use them meanwhile.
 
+    values: the point to check at, float64.  names: of these values.
     shape_problems: which op calls on the tape break their op's shape line, in words.
+    notes: which inputs are float64 copies, and which op call is the first to widen such an input, in words.
     Raises InPlaceError where an op's forward writes into its input.
     """
 
@@ -62,10 +50,14 @@ class Function:
         given = [np.array(raw(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
         self.held: list[Tensor] = []
         broken: dict[str, None] = {}
+        widened: list[str] = []
 
         def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
             if problem := node.op.shape_complaint(arrays, static, node.shape, place):
                 broken[problem] = None
+            for dtype in (a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"):
+                if dtype.itemsize < node.dtype.itemsize:
+                    widened.append(f"{dtype} widens to {node.dtype} in {place}")
 
         with watched(note):  # where a forward that writes into its input is refused
             y, leaves = self.record(given)
@@ -73,14 +65,17 @@ class Function:
         held = _held(f, y, leaves)
         self.held = list(held.values())
         self.names = _names(f, self._places) + list(held)
-        self._given = arrays = given + [leaf.data for leaf in self.held]
+        arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
             raise self._nothing_to_check()
-        self.promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
+        promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
+        self.notes = [f"{dtype} inputs were checked as float64 copies" for dtype in promoted]
+        self.notes += widened[:1] if promoted else []
         self.values = [a.astype(np.float64) for a in arrays]
 
     def _nothing_to_check(self) -> GraphError:
-        came = ", ".join(_described(x) for x in self.inputs) or "none"
+        kinds = [f" of {raw(x).dtype}" if hasattr(raw(x), "dtype") else "" for x in self.inputs]
+        came = ", ".join(type(x).__name__ + kind for x, kind in zip(self.inputs, kinds)) or "none"
         return GraphError(
             f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a Tensor "
             "with requires_grad=True"
@@ -111,26 +106,13 @@ class Function:
         epsilon = max(float(np.finfo(source.dtype).eps) for source in [y, *below])
         return epsilon, max(depths.values(), default=0), len(depths)
 
-    def widening(self) -> list[str]:
-        """Where the function widens the floats it was given, in words: the first op call that does."""
-        found: list[str] = []
-
-        def note(node: Any, arrays: Sequence[Any], _static: Any, place: str) -> None:
-            floats = [a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"]
-            narrow = [dtype for dtype in floats if dtype.itemsize < node.dtype.itemsize]
-            if narrow and not found:
-                found.append(f"{narrow[0]} widens to {node.dtype} in {place}")
-
-        if self.promoted:
-            with watched(note), np.errstate(all="ignore"):
-                self.record(self._given)
-        return found
-
     def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+        """The function's result at these values, and the leaf that stands for each of them."""
         leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
         return self._run(leaves, values), leaves + self.held
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """The result's numbers; one of the arrays may be complex."""
         if any(np.iscomplexobj(value) for value in values):
             values = [value.astype(np.complex128) for value in values]  # all: forwards may add up in place
             with no_grad():
@@ -160,8 +142,9 @@ class Gradient:
 
     def __init__(self, function: Differentiable, cotangent: np.ndarray):
         self.function = function
-        self.values = [*function.values, cotangent]
-        self.names = [*function.names, "cotangent" + "'" * sum(n.startswith("cotangent") for n in function.names)]
+        self.values: list[np.ndarray] = [*function.values, cotangent]
+        order = sum(name.startswith("cotangent") for name in function.names)
+        self.names: list[str] = [*function.names, "cotangent" + "'" * order]
 
     def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
         cotangent = Tensor(values[-1], requires_grad=True)
@@ -175,34 +158,29 @@ class Gradient:
         return np.concatenate([part.reshape(-1) for part in parts])
 
 
+Differentiable = Function | Gradient
+
+
 def _is_checked(x: Any) -> bool:
     """Is this input differentiated (a float array, or a Tensor that requires a gradient), rather than a constant?"""
     if isinstance(x, Tensor):
         return x.requires_grad
     if x is None or isinstance(x, (str, bool)):
         return False
-    if isinstance(x, (list, tuple)) and _is_ragged(x):
-        if any(_is_checked(part) for part in x):
+    if isinstance(x, (list, tuple)):
+        try:  # NumPy refuses parts of different shapes, and Tensors
+            np.asarray(x)
+        except (ValueError, GraphError):
+            if not any(_is_checked(part) for part in x):
+                return False
             raise ShapeError(
                 f"an input is a {type(x).__name__} of Tensors, or of arrays that make no one array; pass its parts as "
                 "separate inputs, such as gradcheck(lambda a, b: concatenate([a, b]), a, b)"
-            )
-        return False
+            ) from None
     kind = np.asarray(x).dtype.kind if isinstance(x, (np.ndarray, np.generic, float, complex, list, tuple)) else "i"
     if kind == "c":
         raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
     return kind == "f"
-
-
-def _is_ragged(parts: Sequence[Any]) -> bool:
-    """Are these parts such that NumPy makes no one array of them?"""
-    if any(isinstance(part, Tensor) for part in parts):
-        return True
-    try:
-        np.asarray(parts)
-    except (ValueError, GraphError):  # different shapes; Tensors further down
-        return True
-    return False
 
 
 def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -231,11 +209,6 @@ def tape_below(y: Tensor) -> list[Any]:
             found[id(source)] = source
             stack.extend(() if isinstance(source, Tensor) else source.sources)
     return list(found.values())
-
-
-def _described(x: Any) -> str:
-    array = raw(x)
-    return f"{type(x).__name__} of {array.dtype}" if hasattr(array, "dtype") else type(x).__name__
 
 
 def label(f: Callable[..., Any]) -> str:

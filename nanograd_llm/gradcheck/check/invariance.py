@@ -1,8 +1,7 @@
 """Does the gradient depend on how a batch is laid out?  Cut into pieces, reordered or padded it must be the same.
 
 A loss is a mean over the targets that count. So the gradient of a batch is that of its pieces, each weighted by its
-share of those targets; the order of the rows does not matter, and rows or columns that do not count change nothing. A
-loss that averages over rows first, or counts what it should ignore, breaks this and still trains.
+share of those targets. A loss that averages over rows first, or counts what it should ignore, breaks this and trains.
 """
 
 from __future__ import annotations
@@ -35,15 +34,13 @@ def assert_split_invariant(
 
     loss: `loss(tokens, targets)`, a mean over the targets that are not -100, such as `model.loss`; without dropout.
     batch: tokens and targets, arrays of at least two rows and of any further axes.
-    columns: also put padding in place of the last two columns, which must be as if they were cut off: sequences of
-        different lengths share a batch so. For a model in which later tokens do not reach earlier ones.
+    columns: also put padding in place of the last two columns (behind them where there are only two), which must be as
+        if they were cut off. For a model in which later tokens do not reach earlier ones.
     seed: of the cuts, the order and the tokens of the padding.
 
-    Tried: single rows, halves, two random cuts into unequal pieces, two random orders, rows of padding on both ends,
-    columns of padding (behind the last where there are only two). Computed in the parameters' own dtype; two layouts
-    may differ by 64 ε Σ|terms|, where the terms are the entry's contributions from single rows and ε is the dtype's
-    machine epsilon, plus the same share of the largest entry of that parameter, since an entry is itself a sum of such
-    products; where that is exceeded, also by as much as rounding moves the difference (see `check.rounding`).
+    Tried: single rows, halves, two random cuts, two random orders, rows of padding on both ends, columns of padding.
+    Computed in the parameters' own dtype; two layouts may differ by 64 ε Σ|terms| (the contributions of single rows)
+    and the same share of the parameter's largest entry; beyond that by what rounding moves: see `check.rounding`.
 
     Raises GraphError for a loss that is no scalar Tensor or reaches no leaf, ShapeError for a batch that cannot be cut.
     """
@@ -62,7 +59,7 @@ def assert_split_invariant(
     if columns and tokens.ndim > 1 and targets.ndim > 1:
         if tokens[:, :-2].size and count_targets(targets[:, :-2]):
             tokens, targets = tokens[:, :-2], targets[:, :-2]
-        padded = _padded(tokens, 1, 0, rng), _padded(targets, 1, 0, None)
+        padded = _padded(tokens, targets, 1, (0, 2), rng)
         hint = " Where later tokens reach earlier ones, or there is no room for padding, pass columns=False."
         _hold(loss, function, (tokens, targets), [("two columns of padding", [padded])], hint, rng)
 
@@ -141,15 +138,15 @@ def _layouts(tokens: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
     for _ in range(2):
         order = rng.permutation(n)
         yield f"the rows in order {order.tolist()}", [(tokens[order], targets[order])]
-    yield "rows of padding on both ends", [(_padded(tokens, 0, 1, rng), _padded(targets, 0, 1, None))]
+    yield "rows of padding on both ends", [_padded(tokens, targets, 0, (1, 1), rng)]
 
 
-def _padded(array: np.ndarray, axis: int, before: int, rng: np.random.Generator | None) -> np.ndarray:
-    """More entries at the end of an axis (and `before` it): values that occur or, without an rng, ignored ones."""
-    after = 1 if axis == 0 else 2
-    widths = [(before, after) if i == axis else (0, 0) for i in range(array.ndim)]
-    padded = np.pad(array, widths, constant_values=IGNORE_INDEX if rng is None else 0)
-    if rng is not None:
-        new = np.pad(np.zeros(array.shape, bool), widths, constant_values=True)
-        padded[new] = rng.choice(array.reshape(-1), int(new.sum()))
-    return padded
+def _padded(
+    tokens: np.ndarray, targets: np.ndarray, axis: int, width: tuple[int, int], rng: np.random.Generator
+) -> _Batch:
+    """More entries before and behind an axis: tokens that occur, targets that are ignored."""
+    widths = [(0, 0)] * axis + [width] + [(0, 0)] * max(tokens.ndim, targets.ndim)
+    new = np.pad(np.zeros(tokens.shape, bool), widths[: tokens.ndim], constant_values=True)
+    padded = np.pad(tokens, widths[: tokens.ndim])
+    padded[new] = rng.choice(tokens.reshape(-1), int(new.sum()))
+    return padded, np.pad(targets, widths[: targets.ndim], constant_values=IGNORE_INDEX)

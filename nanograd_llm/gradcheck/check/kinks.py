@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nanograd_llm.gradcheck.check.comparison import length, line
 from nanograd_llm.gradcheck.check.derivatives import Line
+from nanograd_llm.gradcheck.check.function import Differentiable, gradients
+from nanograd_llm.gradcheck.check.report import Kink
 
 _FAR, _NEAR = 2.0**-17, 2.0**-20  # a kink nearer than the second, a part of x, is met; one farther away is not
 _SLOPE_STEP = 2.0**-16
@@ -62,11 +65,24 @@ def find(line_along: Callable[[np.ndarray], Line], direction: np.ndarray, epsilo
     return np.array(sorted(found), dtype=int)
 
 
-def slopes(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """The left and the right derivative of φ at 0, to second order in a small step."""
-    h = _SLOPE_STEP
+def look_at(function: Differentiable, k: int, place: int, v: np.ndarray) -> Kink:
+    """The function to both sides of one entry of input k. v: flat cotangents in rows; the first is reported."""
+    x = function.values[k]
+    u = np.zeros(x.size)
+    u[place] = length(x)
+    along = line(function, function.values, k, u.reshape(x.shape))
     with np.errstate(all="ignore"):
-        here = line(0.0)
-        right = (4 * line(h) - 3 * here - line(2 * h)) / (2 * h)
-        left = (3 * here - 4 * line(-h) + line(-2 * h)) / (2 * h)
-    return left, right
+        h, here = _SLOPE_STEP, along(0.0)  # the slopes are exact to second order in h
+        right = ((4 * along(h) - 3 * here - along(2 * h)) / (2 * h * length(x))).reshape(-1)
+        left = ((3 * here - 4 * along(-h) + along(-2 * h)) / (2 * h * length(x))).reshape(-1)
+        lows = np.minimum(v * left, v * right).sum(axis=1)
+        highs = np.maximum(v * left, v * right).sum(axis=1)
+        near = 1e-6 * (np.abs(v) @ (np.abs(left) + np.abs(right)))
+    cotangents = [row.reshape(here.shape) for row in v]
+    a = np.array([g[k].reshape(-1)[place] for g in gradients(function, function.values, cotangents)])
+    allowed = bool(((lows - near <= a) & (a <= highs + near)).all())
+    return Kink(index_of(place, x.shape), float(v[0] @ left), float(v[0] @ right), float(a[0]), allowed)
+
+
+def index_of(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(place, shape))

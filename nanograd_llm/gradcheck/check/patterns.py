@@ -1,4 +1,6 @@
-"""What kind of mistake a wrong gradient looks like: each kind says what the gradient would be, and is compared.
+"""A wrong gradient looked at closely: its worst entry, and the mistake it looks like.
+
+Each kind of mistake says what the gradient would be, and is compared.
 
 a the engine's gradient for the cotangent v, J the function's Jacobian by numbers (outputs in rows), g = Jᵀ v what a
 should be. A kind is recognised where it leaves less than a thousandth of a - g unexplained.
@@ -6,18 +8,61 @@ should be. A kind is recognised where it leaves less than a thousandth of a - g 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from nanograd_llm.gradcheck.check.comparison import Method, length, rows, slope
+from nanograd_llm.gradcheck.check.function import Differentiable, gradients
+from nanograd_llm.gradcheck.check.kinks import index_of
+from nanograd_llm.gradcheck.check.report import Entry
+
+_FEW = 256  # entries that are looked at one by one
+
+
+def worst_entry(
+    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
+) -> Entry | None:
+    """The entry of input k whose gradient is off the most; among many, looked for where the sum of halves is worse."""
+    x = function.values[k]
+    analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
+
+    def numeric(places: np.ndarray) -> float:
+        return float(np.sum(cotangent * slope(function, function.values, k, places, length(x), method).value))
+
+    while places.size > _FEW:
+        halves = np.array_split(places, 2)
+        places = max(halves, key=lambda half: abs(analytic[half].sum() * length(x) - numeric(half)))
+    if not places.size:
+        return None
+    slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
+    off = np.abs(analytic[places] - slopes)
+    worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+    return Entry(index_of(places[worst], x.shape), float(analytic[places[worst]]), float(slopes[worst]))
+
+
+def pattern(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray, method: Method) -> str:
+    """What the wrong gradient of input k looks like; nothing is tried where it would take too long."""
+    values = function.values
+
+    def jacobian(k: int) -> np.ndarray:
+        size = length(values[k])
+        columns = [slope(function, values, k, j, size, method).value for j in range(values[k].size)]
+        return rows(columns).T / size
+
+    if not 0 < values[k].size <= 1024 or values[k].size * y.size > 2**20:
+        return ""
+    same = [j for j, x in enumerate(values) if j != k and x.shape == values[k].shape and x.size <= _FEW][:4]
+    others = {function.names[j]: (cotangent.reshape(-1) @ jacobian(j)).reshape(values[j].shape) for j in same}
+    a = gradients(function, values, [cotangent])[0][k]
+    return recognise(values[k], y, cotangent, a, jacobian(k), others)
 
 
 def recognise(
     x: np.ndarray, y: np.ndarray, v: np.ndarray, a: np.ndarray, jacobian: np.ndarray, others: Mapping[str, np.ndarray]
 ) -> str:
-    """The mistake in words; empty where none of those known here explains it.
-
-    x, y: the input and the result.  jacobian (y.size, x.size).  others: gradients, by numbers, of the other inputs.
-    """
+    """The mistake in words, or "". jacobian (y.size, x.size).  others: gradients, by numbers, of the other inputs."""
     g = (v.reshape(-1) @ jacobian).reshape(x.shape)
     if not np.isfinite(a).all():
         return "it is not finite"
@@ -25,38 +70,31 @@ def recognise(
         return "no gradient arrives at all"
     if not g.any():
         return "the function does not depend on this input, yet it has a gradient"
-    off = np.abs(a - g).max()
-    for words, wanted in _kinds(x, y, v, a, g, jacobian, others):
+    off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
+    kinds = [
+        ("the sign is wrong", -g),
+        (_about_factor(factor, x.shape, y.shape), factor * g),
+        ("what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)),
+        ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
+        *((f"it is the gradient of {name}", other) for name, other in others.items()),
+    ]
+    for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian)):
         if np.abs(a - wanted).max() <= 1e-3 * off:
             return words
     return _zeros(a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
 
 
-def _kinds(
-    x: np.ndarray,
-    y: np.ndarray,
-    v: np.ndarray,
-    a: np.ndarray,
-    g: np.ndarray,
-    jacobian: np.ndarray,
-    others: Mapping[str, np.ndarray],
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each mistake in words, with the gradient that it would give."""
-    yield "the sign is wrong", -g
-    factor = float(np.vdot(a, g) / np.vdot(g, g))
-    yield _about_factor(factor, x.shape, y.shape), factor * g
-    yield "what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)
-    yield "what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)
-    if x.ndim >= 2 and x.shape[-1] == x.shape[-2]:
+def _moved(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    if g.ndim >= 2 and g.shape[-1] == g.shape[-2]:
         yield "it is transposed", g.swapaxes(-1, -2)
-    if x.ndim >= 2:
-        yield "it is transposed, then reshaped", g.T.reshape(x.shape)
-    for axis in range(x.ndim):
+    if g.ndim >= 2:
+        yield "it is transposed, then reshaped", g.T.reshape(g.shape)
+    for axis in range(g.ndim):
         for step in (1, -1):
             yield f"it is shifted by one place along axis {axis}", np.roll(g, step, axis)
-    for name, other in others.items():
-        if other.shape == x.shape:
-            yield f"it is the gradient of {name}", other
+
+
+def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     repeated = _broadcast_axes(x.shape, y.shape)
     for axes in [*((axis,) for axis in repeated), *([tuple(repeated)] if len(repeated) > 1 else [])]:
         for place, index in (("first", 0), ("last", -1)):
@@ -71,17 +109,16 @@ def _kinds(
 def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
     """A constant factor, and what it may come from."""
     words = f"off by the factor {factor:.10g}"
-    sizes = {n: f"an axis of size {n}" for n in (*shape, *result) if n > 1}
-    total = int(np.prod(shape)) if shape else 1
-    sizes.setdefault(total, f"all {total} entries")
-    for n, what in sizes.items():
+    sizes = {n: f"an axis of size {n}" for n in (*shape, *result)}
+    sizes.setdefault(math.prod(shape), f"all {math.prod(shape)} entries")
+    for n in (n for n in sizes if n > 2):
         for value, meaning in (
-            (n, f"a mean over {what} taken for a sum"),
-            (1 / n, f"a sum over {what} taken for a mean"),
-            (n / (n - 1) if n > 1 else 0, f"a mean over {what} divided by n - 1"),
-            ((n - 1) / n, f"a mean over {what} that wants n - 1 divided by n"),
+            (n, f"a mean over {sizes[n]} taken for a sum"),
+            (1 / n, f"a sum over {sizes[n]} taken for a mean"),
+            (n / (n - 1), f"a mean over {sizes[n]} divided by n - 1"),
+            ((n - 1) / n, f"a mean over {sizes[n]} that wants n - 1 divided by n"),
         ):
-            if n > 2 and abs(factor - value) <= 1e-9 * abs(value):
+            if abs(factor - value) <= 1e-9 * value:
                 return f"{words}, as by {meaning}"
     return words
 

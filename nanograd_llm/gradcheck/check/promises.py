@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +34,8 @@ def case_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
 
 
 def dtype_problems(op: Op, case: Case) -> list[str]:
-    """Where float32 inputs become something else: in the result, in what the tape keeps, in what the rule returns.
-
-    A static argument `dtype` says what the result is; otherwise all is float32, in a fused op's composition too.
-    """
+    """Where float32 inputs become something else: in the result, in what the tape keeps, in what the rule returns, in a
+    fused op's composition. A static argument `dtype` says what the result is."""
     case = case.astype(np.float32)
     inputs = _tensors(case, differentiated(op, case))
     y = op(*inputs, **case.static)
@@ -49,7 +47,8 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
         # in NumPy 1 whatever has no axes widens; the engine converts it, as it converts all gradients
         given = [(i, g) for i, g in enumerate(gradients) if g is not None and g.ndim]
         found += [(f"the gradient of input {i}", g.dtype, np.float32) for i, g in given]
-        kept = [array for array in _arrays_in(y._node.saved) if array.dtype.kind == "f"]
+        parts = [part for saved in y._node.saved for part in (saved if isinstance(saved, (list, tuple)) else [saved])]
+        kept = [array for array in parts if isinstance(array, np.ndarray) and array.dtype.kind == "f"]
         found += [(f"an array {array.shape} that the tape keeps", array.dtype, np.float32) for array in kept]
     if op.equals is not None:
         with higher_order():
@@ -68,15 +67,11 @@ def layout_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
         found = _outcome(op, op, replace(case, inputs=tuple(inputs)), seed, layout="negative strides")
     except ERRORS as error:
         return [f"it does not run on inputs in this layout: {error}"]
-    problems = [
-        f"input {i} was written to"
-        for i, (x, as_given) in enumerate(zip(inputs, before))
-        if isinstance(x, np.ndarray) and not np.array_equal(x, as_given, equal_nan=x.dtype.kind == "f")
-    ]
-    for what, b in expected.items():
-        if not _is_near(found[what], b):
-            problems.append(f"the layout of the inputs changes {what} by {_distance(found[what], b):.1e}")
-    return problems
+    pairs = [(i, x, b) for i, (x, b) in enumerate(zip(inputs, before)) if isinstance(x, np.ndarray)]
+    written = [i for i, x, b in pairs if not np.array_equal(x, b, equal_nan=x.dtype.kind == "f")]
+    off = {what: _distance(found[what], b) for what, b in expected.items() if not _is_near(found[what], b)}
+    problems = [f"input {i} was written to" for i in written]
+    return problems + [f"the layout of the inputs changes {what} by {far:.1e}" for what, far in off.items()]
 
 
 def needs_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
@@ -103,7 +98,7 @@ def sharing_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     expected = apart[f"the gradient of {names[first]}"] + apart[f"the gradient of {names[second]}"]
     inputs[first] = inputs[second] = leaf = Tensor(case.inputs[first], requires_grad=True)
     y = op(*inputs, **case.static)
-    found = grad(y, leaf, _cotangent(y.shape, seed))
+    found = grad(y, leaf, np.asarray(np.random.default_rng(seed).standard_normal(y.shape)))
     if _is_near(found, expected):
         return []
     return [f"one Tensor as inputs {first} and {second} gets a gradient that is {_distance(found, expected):.1e} off"]
@@ -150,12 +145,9 @@ def _outcome(
     wanted = differentiated(op, case) if wanted is None else wanted
     inputs = _tensors(case, wanted)
     y = f(*inputs, **case.static)
-    gradients = grad(y, [inputs[i] for i, _ in wanted], samples.laid_out(_cotangent(y.shape, seed), layout))
+    cotangent = samples.laid_out(np.asarray(np.random.default_rng(seed).standard_normal(y.shape)), layout)
+    gradients = grad(y, [inputs[i] for i, _ in wanted], cotangent)
     return {"the result": y.data} | {f"the gradient of {name}": g for (_, name), g in zip(wanted, gradients)}
-
-
-def _cotangent(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 def _tensors(case: Case, wanted: Sequence[tuple[int, str]]) -> list[Any]:
@@ -164,14 +156,6 @@ def _tensors(case: Case, wanted: Sequence[tuple[int, str]]) -> list[Any]:
     for i, _ in wanted:
         inputs[i] = Tensor(inputs[i], requires_grad=True)
     return inputs
-
-
-def _arrays_in(saved: Any) -> Iterator[np.ndarray]:
-    if isinstance(saved, (list, tuple)):
-        for part in saved:
-            yield from _arrays_in(part)
-    elif isinstance(saved, np.ndarray):
-        yield saved
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -186,7 +170,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _is_near(a: np.ndarray, b: np.ndarray) -> bool:
-    """Is only rounding between them? A sum that cancels may be tiny, and its rounding is that of its terms: of ones."""
+    """Is only rounding between them? That of a sum that cancels is as large as that of its terms: of ones."""
     return a.shape == b.shape and _distance(a, b) <= DEPTH * EPS * (1 + _largest(b))
 
 

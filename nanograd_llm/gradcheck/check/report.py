@@ -21,7 +21,7 @@ class GradientError(NanogradError, AssertionError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a gradient: where it is, what the engine says, what the function's numbers say."""
+    """One entry of a gradient, as the engine has it and by the function's numbers."""
 
     index: tuple[int, ...]
     analytic: float
@@ -37,10 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kink:
-    """An entry of an input at which the function bends: the slopes to both sides, and what the engine says.
-
-    allowed: does the engine say one of them, or a value between?
-    """
+    """An entry of an input at which the function bends; allowed: does the engine say a slope, or a value between?"""
 
     index: tuple[int, ...]
     left: float
@@ -50,13 +47,9 @@ class Kink:
 
     def __str__(self) -> str:
         near = 1e-6 * (abs(self.left) + abs(self.right))
-        picked = "a value between"
-        if not self.allowed:
-            picked = "neither of them nor a value between"
-        elif abs(self.analytic - self.left) <= near:
-            picked = "the left one"
-        elif abs(self.analytic - self.right) <= near:
-            picked = "the right one"
+        picked = "a value between" if self.allowed else "neither of them nor a value between"
+        for slope, words in ((self.right, "the right one"), (self.left, "the left one")):
+            picked = words if self.allowed and abs(self.analytic - slope) <= near else picked
         return (
             f"kink at {list(self.index)}: slope {self.left:.6g} to the left, {self.right:.6g} to the right; the engine "
             f"says {self.analytic:.6g}, {picked}"
@@ -65,10 +58,9 @@ class Kink:
 
 @dataclass(frozen=True)
 class Culprit:
-    """An op call on the tape whose own rule is wrong at the very numbers that it met there.
+    """An op call on the tape whose own rule is wrong at the numbers that it met there.
 
-    place: the op with its input shapes, the module, the line that called it.  rule: where the rule is written.
-    inputs: names of the op's inputs whose gradient is wrong.  pattern: what the first of them looks like.
+    place: of the call.  rule: where it is written.  inputs: those whose gradient is wrong.  pattern: of the first.
     """
 
     op: str
@@ -86,14 +78,9 @@ class Culprit:
 class Finding:
     """What was found for one input (`name`, `shape`) at one order of differentiation.
 
-    verdict:
-        "right"
-        "wrong"
-        "at a kink": the left and right derivatives by some entries (`kinks`) differ, and the engine says one of them or
-            a value between; all other entries are right
-        "cannot tell": `reason` says why
-    relative_error: the largest difference over all that was compared, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.
-    tolerance: what it may be, in the same measure.
+    verdict: "right"; "wrong"; "at a kink", where the left and right derivatives by some entries (`kinks`) differ, the
+        engine says one of them or a value between, and all other entries are right; "cannot tell", for this `reason`.
+    relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|; tolerance: what it may be.
     method, step, why: see `derivatives.Derivative`.  compared: which numbers were.
     worst: the worst entry of a gradient that is wrong.  pattern: what kind of mistake it looks like.
     """
@@ -132,8 +119,7 @@ class Finding:
 class Report:
     """The outcome of a gradient check: a Finding for each input and order. `print(report)` reads well, rich's too.
 
-    problems: what is wrong beyond the gradients' values, in words.  culprits: the rules at fault, where one was wrong.
-    notes: what else there is to know.
+    problems: what is wrong beyond the gradients' values, in words.  culprits: the rules at fault.
     """
 
     function: str
@@ -152,22 +138,19 @@ class Report:
         return max((f.relative_error for f in self.findings if f.order == order), default=0.0)
 
     def __str__(self) -> str:
-        is_open = not self.problems and all(finding.verdict in (*PASSING, "cannot tell") for finding in self.findings)
+        is_open = not self.problems and all(f.verdict in (*PASSING, "cannot tell") for f in self.findings)
         verdict = "right" if self.passed else "CANNOT TELL" if is_open else "NOT RIGHT"
         lines = [f"gradients of {self.function}: {verdict}"]
         for head, items in (("problem", self.problems), ("culprit", self.culprits)):
             lines += ["  " + line for item in items for line in f"{head}: {item}".splitlines()]
-        for order in sorted({finding.order for finding in self.findings}):
-            findings = [finding for finding in self.findings if finding.order == order]
-            methods = dict.fromkeys(f"{finding.method}, step {finding.step:.0e}" for finding in findings)
+        for order in sorted({f.order for f in self.findings}):
+            findings = [f for f in self.findings if f.order == order]
+            methods = dict.fromkeys(f"{f.method}, step {f.step:.0e}" for f in findings)
             lines.append(f"  order {order}, by {' and '.join(methods)} (cotangents x directions, results x entries)")
-            failed = [finding for finding in findings if finding.verdict not in PASSING]
-            for finding in findings:
-                if finding not in failed[SHOWN:]:
-                    lines += ["    " + line for line in str(finding).splitlines()]
-            if failed[SHOWN:]:
-                rest = ", ".join(f"{finding.name} {finding.verdict}" for finding in failed[SHOWN:])
-                lines.append(f"    and not shown: {rest}")
+            left_out = [f for f in findings if f.verdict not in PASSING][SHOWN:]
+            lines += ["    " + line for f in findings if f not in left_out for line in str(f).splitlines()]
+            if left_out:
+                lines.append(f"    and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def __rich__(self) -> Any:

@@ -1,7 +1,4 @@
-"""The pytest plugin's front door: options only, so that pytest starts as fast as without it.
-
-What they do is in `pytest_plugin`, which is imported when `--gradient-mutants` is given.
-"""
+"""The pytest plugin's options alone, so that pytest starts as fast as without it; the rest is in `pytest_plugin`."""
 
 from __future__ import annotations
 

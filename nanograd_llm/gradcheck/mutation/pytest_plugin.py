@@ -1,10 +1,8 @@
 """`pytest --gradient-mutants`: how many of the mistakes that people make in a rule would these tests notice?
 
 The tests run once as they are, and it is noted which op's rule each of them runs. Then, for every mistake in every op,
-those tests run again, the quickest first, until one fails: it has noticed. If none does, the mistake has survived.
-
-Every test is set up and torn down wholly each time, session fixtures included, so that nothing made with a wrong
-gradient outlives it. Options are declared in `pytest_options`, which pytest imports at every start.
+those tests run again, the quickest first, until one fails: it has noticed. Every test is set up and torn down wholly
+each time, session fixtures included, so that nothing made with a wrong gradient outlives it.
 """
 
 from __future__ import annotations
@@ -36,20 +34,20 @@ _LISTED = 5  # tests named for an op
 
 @dataclass
 class _OpScore:
-    """What became of the mistakes in one op. tests: those that run its rule, in the order to try them in."""
+    """One op. tests: those that run its rule, in the order to try them in."""
 
     op: Op
     mutants: list[Mutant]
     tests: list[pytest.Item] = field(default_factory=list)
-    noticed: int = 0
     survivors: list[Mutant] = field(default_factory=list)
+
+    @property
+    def noticed(self) -> int:
+        return len(self.mutants) - len(self.survivors)
 
 
 class GradientMutants:
-    """The plugin of one pytest session, registered where `--gradient-mutants` is given.
-
-    Raises pytest.UsageError for options that do not go together.
-    """
+    """The plugin of one session. Raises pytest.UsageError for options that do not go together."""
 
     def __init__(self, config: pytest.Config):
         self.wanted: str = config.getoption("--gradient-mutants")
@@ -87,12 +85,11 @@ class GradientMutants:
         if session.testsfailed:
             self.state = "not scored: there are tests that fail without any mistake planted; they must pass first"
             return result
-        terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-        warnings = list(terminal.stats.get("warnings", ())) if terminal is not None else []
+        terminal: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+        warnings = list(terminal.stats.get("warnings", ()))
         session.config.option.tbstyle = "native"  # the quickest to lay out: nobody will read it
         self._try_all(terminal)
-        if terminal is not None:
-            terminal.stats["warnings"] = warnings  # those of tests that run with a mistake are no news
+        terminal.stats["warnings"] = warnings  # those of tests that run with a mistake are no news
         self.state = ""
         return result
 
@@ -127,18 +124,17 @@ class GradientMutants:
             of = f"{score.op.name.ljust(width)}  {score.noticed} of {len(score.mutants)} mistakes noticed"
             if not score.mutants:
                 terminalreporter.write_line(f"{of}: none changes its gradient on the inputs drawn for it")
-                continue
-            if not score.tests:
+            elif not score.tests:
                 terminalreporter.write_line(f"{of}: no test runs its rule", red=True)
-                continue
-            terminalreporter.write_line(of, red=bool(score.survivors), green=not score.survivors)
-            for mutant in score.survivors:
-                terminalreporter.write_line(f"    not noticed: {mutant.description}")
-            if score.survivors:
-                terminalreporter.write_line(f"    by {_listed(score.tests)}")
-        total = sum(len(score.mutants) for score in self.scores)
+            else:
+                terminalreporter.write_line(of, red=bool(score.survivors), green=not score.survivors)
+                for mutant in score.survivors:
+                    terminalreporter.write_line(f"    not noticed: {mutant.description}")
+                if score.survivors:
+                    terminalreporter.write_line(f"    by {_listed(score.tests)}")
+        noticed, total = self._noticed()
         percent = math.floor(self._percent() * 10) / 10  # never 100 where one has survived
-        line = f"score: {percent:g} % ({sum(score.noticed for score in self.scores)} of {total} mistakes noticed)"
+        line = f"score: {percent:g} % ({noticed} of {total} mistakes noticed)"
         if self._percent() < self.least:
             line += f", below the {self.least:g} % of --gradient-mutants-min"
         terminalreporter.write_line(line, bold=True)
@@ -155,27 +151,25 @@ class GradientMutants:
                     "--gradient-mutants=softmax,layernorm, or pass --gradient-mutants=all"
                 )
             return own
-        names = [name.strip() for name in self.wanted.split(",")]
+        names = dict.fromkeys(name.strip() for name in self.wanted.split(","))
         for name in names:
             if name not in registry:
                 near = nearest(name, [*registry, "own", "all"])
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise pytest.UsageError(f"--gradient-mutants: there is no op {name!r}{hint}")
-        return [registry[name] for name in dict.fromkeys(names)]
+        return [registry[name] for name in names]
 
     def _mutants_of(self, op: Op) -> list[Mutant]:
         try:
             return [mutant for mutant in mutants(op) if self.with_sharp or not mutant.sharp]
         except NanogradError as error:
-            raise pytest.UsageError(
-                f"--gradient-mutants: {error}; or leave {op.name} out, by naming the others"
-            ) from None
+            message = f"--gradient-mutants: {error}; or leave {op.name} out, by naming the others"
+            raise pytest.UsageError(message) from None
 
     @contextlib.contextmanager
     def _noting_who_runs_what(self) -> Iterator[None]:
-        rules = {score.op: score.op.rule for score in self.scores}
+        rules: dict[Op, Any] = {score.op: score.op.rule for score in self.scores}
         for op, rule in rules.items():
-            assert rule is not None
             op.rule = self._noting(op, rule)
         try:
             yield
@@ -196,19 +190,14 @@ class GradientMutants:
         return noted
 
     def _try_all(self, terminal: Any) -> None:
-        total = sum(len(score.mutants) for score in self.scores)
         self.state = "not scored: interrupted before every mistake was tried"
-        if terminal is not None:
-            terminal.write_line(f"\nplanting {total} mistakes, one at a time: . noticed, S survived")
+        terminal.write_line(f"\nplanting {self._noticed()[1]} mistakes, one at a time: . noticed, S survived")
         for score in self.scores:
             for mutant in score.mutants:
                 is_noticed = self._is_noticed(mutant, score.tests)
-                if is_noticed:
-                    score.noticed += 1
-                else:
+                if not is_noticed:
                     score.survivors.append(mutant)
-                if terminal is not None:
-                    terminal.write("." if is_noticed else "S", green=is_noticed, red=not is_noticed)
+                terminal.write("." if is_noticed else "S", green=is_noticed, red=not is_noticed)
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
         """Does one of the tests fail? That one then comes first: it will notice the op's next mistake too."""
@@ -224,8 +213,13 @@ class GradientMutants:
             self._is_planted = False
         return False
 
+    def _noticed(self) -> tuple[int, int]:
+        """How many mistakes were noticed, and of how many."""
+        return sum(score.noticed for score in self.scores), sum(len(score.mutants) for score in self.scores)
+
     def _percent(self) -> float:
-        return 100 * sum(score.noticed for score in self.scores) / sum(len(score.mutants) for score in self.scores)
+        noticed, total = self._noticed()
+        return 100 * noticed / total
 
 
 def _listed(tests: list[pytest.Item]) -> str:
