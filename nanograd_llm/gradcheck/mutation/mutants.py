@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
+from nanograd_llm.autograd.tensor import Tensor, grad, raw
 from nanograd_llm.backend.arrays import as_array, is_array, xp
 from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
@@ -202,7 +203,7 @@ def _each(change: Callable[[Any], Any]) -> _Mistake:
 
 
 def _transposed(g: Any) -> Any:
-    return registry["reshape"](registry["transpose"](g), shape=g.shape)
+    return ops.reshape(ops.transpose(g), shape=g.shape)
 
 
 def _without_last(g: Any) -> Any:
@@ -214,7 +215,7 @@ def _shifted(g: Any) -> Any:
     axis = next((axis for axis in reversed(range(g.ndim)) if g.shape[axis] > 1), None)
     if axis is None:
         return g
-    return registry["getitem"](g, index=(slice(None),) * axis + (np.roll(np.arange(g.shape[axis]), 1),))
+    return ops.getitem(g, index=(slice(None),) * axis + (np.roll(np.arange(g.shape[axis]), 1),))
 
 
 def _of_ones(call: _Call) -> list[Any]:
@@ -232,7 +233,7 @@ def _overwritten(call: _Call) -> list[Any]:
     written = [None if g is None else g * 0 for g in call.gradients]
     for part in _parts(call.dy.shape):
         pairs = zip(written, call.where(part))
-        written = [None if g is None else registry["where"](raw(g) != 0, g, before) for before, g in pairs]
+        written = [None if g is None else ops.where(raw(g) != 0, g, before) for before, g in pairs]
     return written
 
 
@@ -254,7 +255,7 @@ def _own_terms(call: _Call) -> list[Any]:
     for part in _parts(call.dy.shape):
         for i, g in enumerate(call.where(part)):
             if g is not None and g.shape == call.dy.shape:
-                own[i] = registry["where"](part, g, own[i])
+                own[i] = ops.where(part, g, own[i])
     return own
 
 

@@ -131,7 +131,9 @@ class GradientMutants:
                 for mutant in score.survivors:
                     terminalreporter.write_line(f"    not noticed: {mutant.description}")
                 if score.survivors:
-                    terminalreporter.write_line(f"    by {_listed(score.tests)}")
+                    names = ", ".join(item.nodeid for item in score.tests[:_LISTED])
+                    more = f" and {len(score.tests) - _LISTED} more" if len(score.tests) > _LISTED else ""
+                    terminalreporter.write_line(f"    by {names}{more}")
         noticed, total = self._noticed()
         percent = math.floor(self._percent() * 10) / 10  # never 100 where one has survived
         line = f"score: {percent:g} % ({noticed} of {total} mistakes noticed)"
@@ -195,8 +197,7 @@ class GradientMutants:
         for score in self.scores:
             for mutant in score.mutants:
                 is_noticed = self._is_noticed(mutant, score.tests)
-                if not is_noticed:
-                    score.survivors.append(mutant)
+                score.survivors += [] if is_noticed else [mutant]
                 terminal.write("." if is_noticed else "S", green=is_noticed, red=not is_noticed)
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
@@ -220,12 +221,6 @@ class GradientMutants:
     def _percent(self) -> float:
         noticed, total = self._noticed()
         return 100 * noticed / total
-
-
-def _listed(tests: list[pytest.Item]) -> str:
-    names = ", ".join(item.nodeid for item in tests[:_LISTED])
-    more = f" and {len(tests) - _LISTED} more" if len(tests) > _LISTED else ""
-    return f"{names}{more}"
 
 
 @contextlib.contextmanager

@@ -46,12 +46,16 @@ MISTAKES = 9  # in the rule of soft, without the small one
 def only_the_package_has_ops():
     """The tests that run inside this one register their ops in the same registry."""
     before = dict(registry)
-    for name, op in before.items():
+    remove_others()
+    yield
+    remove_others()
+    registry.update(before)
+
+
+def remove_others():
+    for name, op in [*registry.items()]:
         if not op.__module__.startswith("nanograd_llm."):
             del registry[name]
-    yield
-    registry.clear()
-    registry.update(before)
 
 
 @pytest.fixture
