@@ -36,13 +36,11 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
 def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     """A file descriptor to write to; where the block ends well, what it wrote is the file at `path`.
 
-    The bytes go to a temporary file of random name in the same folder (never through a symlink that waits there), are
-    synced to disk and renamed over `path`, and the folder is synced. An existing file passes on its permissions, a new
-    one follows the umask; a symlink at `path` is replaced, not followed. A file that is mapped into memory keeps its
-    bytes for whoever has it mapped.
+    The bytes go to a temporary file of random name in the same folder, are synced to disk and renamed over `path`, and
+    the folder is synced. The permissions of an existing file are kept; a symlink at `path` is replaced, not followed.
 
-    Raises StorageError, with the temporary file removed and the previous file kept, if any step fails. The exception
-    is the last step, the sync of the folder: the new file is then in place, but could be lost with the power.
+    Raises StorageError, with the temporary file removed and the previous file kept, if any step fails. Where only the
+    sync of the folder fails, the new file is in place, but could be lost with the power.
     """
     path = Path(path)
     temporary = path.parent / _random_name()
@@ -71,8 +69,7 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder for files that belong together; where the block ends well, they appear in `folder`.
 
     A `folder` that does not exist appears in one step, with all of them. Into an existing one they are moved one by
-    one; it must hold none of their names: nothing is overwritten. Where the block raises, or a file cannot be moved,
-    none of them is left, nor any folder that was made; a StorageError then names `folder`, not the temporary one.
+    one, and nothing is overwritten. Where anything fails, none of them is left, nor any folder that was made.
     """
     folder = Path(folder)
     above = [path for path in folder.parents if not path.exists()]

@@ -1,21 +1,15 @@
 """CRC-32C at the speed of memory, in NumPy: a checksum is a remainder, and a remainder can be taken by folding.
 
-Read as one long polynomial over the field of two elements (addition is XOR), a message has its CRC as the remainder of
-a division by P(x). A table finds it a byte at a time: in Python, three seconds for 30 MB. But P divides
-
-    x^6777 + x^484 + x^100 + 1
-
-(fewer than four terms would take billions of powers, since x + 1 divides P; this one was found by search), so
+A message is read as a polynomial over the field of two elements (addition is XOR), its first bit the highest power;
+the CRC is its remainder by P(x). A search found that P divides x^6777 + x^484 + x^100 + 1, so
 
     x^6777 ≡ x^484 + x^100 + 1   (mod P)
 
-and the front of a message may be struck out if it is added back in three places further behind. Squaring a polynomial
-over this field doubles each exponent, hence x^(6777 k) ≡ x^(484 k) + x^(100 k) + 1 for k = 8, 16, 32, ...: the shifts
-are whole bytes, and each is one XOR of two arrays. What remains, a few thousand bytes, goes through the table. The idea
-is Russell's ("Chorba: a novel CRC32 implementation", 2024, arXiv:2412.16398).
+and the front of a message can be removed if it is added back in three places further behind. Squaring doubles each
+exponent, hence x^(6777 k) ≡ x^(484 k) + x^(100 k) + 1 for k = 8, 16, 32, ...: the shifts are whole bytes, and each is
+one XOR of two arrays. The few thousand bytes that remain go through a table, a byte at a time.
 
-A message's first bit is the coefficient of the highest power; the bits of a byte come lowest first (CRC-32C is
-"reflected"), so the remainder stands in an integer with its highest power in bit 0.
+Russell, "Chorba: a novel CRC32 implementation", 2024, arXiv:2412.16398.
 """
 
 from __future__ import annotations
@@ -30,10 +24,7 @@ _BLOCK = 2**20
 
 
 def masked_crc32c(data: NDArray[np.uint8]) -> int:
-    """The CRC-32C in the form that LevelDB and TensorFlow store: turned by 15 bits, plus a constant.
-
-    The CRC of data that holds its own CRC is a fixed number, whatever the data; the mask undoes that.
-    """
+    """The CRC-32C in the form that LevelDB and TensorFlow store: rotated by 15 bits, plus a constant."""
     crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -54,10 +45,7 @@ def crc32c(data: NDArray[np.uint8]) -> int:
 
 
 def _folded(data: NDArray[np.uint8], state: int, unit: int) -> NDArray[np.uint8]:
-    """The last 6777 * unit bytes of `data` with all before them folded in: the same remainder, starting from zero.
-
-    To start from `state` is to add it to the first four bytes.
-    """
+    """The last 6777 * unit bytes of `data` with all before them folded in: they have the same remainder."""
     degree, *lower = (exponent * unit for exponent in EXPONENTS)
     shifts = [degree - exponent for exponent in lower]
     window = np.zeros(_BLOCK + degree, np.uint8)  # a block, and what is added to the bytes behind it

@@ -1,7 +1,7 @@
-"""JSON from strangers: one value for one key, finite numbers, and a size that is settled before anything is built.
+"""JSON from strangers: each key once, finite numbers, and a size that is bounded before anything is built.
 
-Python's own reader takes the last of two equal keys, `NaN`, `1e999` as infinity, and as many empty lists as fit into
-the file, each twenty times the size of its text. A file that needs such leniency is not one that means well.
+Python's own reader takes the last of two equal keys, `NaN`, `1e999` as infinity, and any number of empty lists, each
+twenty times the size of its text.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES
 def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """The JSON object that the UTF-8 `text` is. `where` names its origin in errors.
 
-    Raises BadFileError if the text is no JSON object, holds more than `max_values` values or `BYTES_A_VALUE` times as
-    many bytes, is nested deeper than `MAX_DEPTH`, has a key twice, or holds a number that is not finite or has more
-    than 40 characters.
+    Raises BadFileError if it is none, is too large or nested too deeply, has a key twice, or a number that is not
+    finite or has more than 40 digits.
     """
     values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
     if len(text) > BYTES_A_VALUE * max_values or values > max_values:

@@ -7,8 +7,8 @@
     entry    shared, new, size: three varints | new bytes of the key | value of that size
 
 An entry's key is the first `shared` bytes of the key before it, and then its new bytes. The index block has one entry
-for each data block, whose value says where it is. The restart points, where nothing is shared, serve a search by
-halves; a reader of everything needs none. A varint has seven bits a byte, lowest first; the eighth says "more follows".
+for each data block, whose value says where it is. The restart points serve a search; a reader of everything needs none.
+A varint has seven bits a byte, lowest first; the eighth says "more follows".
 
 The format: github.com/google/leveldb, doc/table_format.md, as in tensorflow/core/lib/io.
 """
@@ -35,8 +35,7 @@ _FOOTER = 48
 def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]:
     """All keys of the table with their values, in the order of the keys.
 
-    Raises BadFileError, beginning with `where`, for damage of any kind, for compressed blocks, and for a table larger
-    than any index of a checkpoint.
+    Raises BadFileError for damage of any kind, compressed blocks, and a table larger than any index of a checkpoint.
     """
     if len(data) > MAX_SIZE:
         raise BadFileError(f"{where}: {len(data):,} bytes; an index of at most {MAX_SIZE:,} can be read")
@@ -80,7 +79,7 @@ def read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
 
 
 def _handle(data: bytes, at: int, where: str) -> tuple[tuple[int, int], int]:
-    """Place and size of a block, and where the handle ends."""
+    """Place and size of a block, and where this handle ends."""
     offset, at = read_varint(data, at, where)
     size, at = read_varint(data, at, where)
     return (offset, size), at

@@ -1,11 +1,10 @@
-"""A weight file as a read-only array over its own bytes: nothing is copied, and nothing in it is believed unchecked.
+"""A weight file as a read-only array over its own bytes: nothing is copied, and every claim is checked.
 
-A mapped file costs no memory until a page of it is read, and the system can drop that page again: 124 million
-parameters are there at once. The readers below are the only way from an offset, a width or a shape that a file states
-to memory, so each claim is held against the bytes that are really there before anything follows it.
+A mapped file costs no memory until a page of it is read. The functions below are the only way from an offset or a shape
+that a file states to memory: each is compared with the bytes that are there.
 
-A file that another program cuts short while it is mapped ends the process (SIGBUS), here as in any program that maps
-files. Replacing the file by a new one under the same name, as `atomic.write_parts` does, is safe.
+A file that another program cuts short while it is mapped ends the process (SIGBUS). Replacing it by a new file under
+the same name, as `atomic.write_parts` does, is safe.
 """
 
 from __future__ import annotations

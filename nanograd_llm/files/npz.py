@@ -29,10 +29,9 @@ _DTYPES = {"|b1", "|i1", "|u1", *(order + kind for order in "<>" for kind in "i2
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every array of numbers in a file of `numpy.savez`, by name, read-only and mapped; their CRC-32 is checked.
+    """Every array in a file of `numpy.savez`, by name, read-only and mapped; their CRC-32 is checked.
 
-    Raises StorageError if the file cannot be read, BadFileError if it is no such file, is compressed or damaged, or
-    holds anything but numbers.
+    Raises StorageError if it cannot be read, BadFileError if it is compressed, damaged, or holds more than numbers.
     """
     records = read_zip_records(map_file(path), str(path))
     return {name.removesuffix(".npy"): _array(x, f"{path}: array {name!r:.200}") for name, x in records.items()}

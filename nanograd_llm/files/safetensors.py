@@ -6,7 +6,7 @@
                    ..., "__metadata__": {"format": "pt"}}
 
 Numbers are little-endian, arrays in C order, offsets count from the end of the header. The tensors must fill the file
-without a hole or an overlap, so a file has one meaning and no hidden part; this reader holds it to that.
+without a hole or an overlap, so that it has no hidden part.
 
 The format: github.com/huggingface/safetensors, README.
 """
@@ -25,7 +25,6 @@ from nanograd_llm.errors import BadFileError, DtypeError
 from nanograd_llm.files.atomic import write_parts
 from nanograd_llm.files.json import read_json_object
 from nanograd_llm.files.mapped import array_at, bytes_at, check_apart, count, map_file, widen_bfloat16
-from nanograd_llm.files.shards import read_shards
 
 DTYPES = {  # in the order in which the library of the format puts tensors: those that ask for more alignment first
     "U64": "<u8",
@@ -79,11 +78,6 @@ def read_safetensors_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[s
     return tensors | wide, metadata
 
 
-def read_sharded_safetensors(index_path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every tensor of the files that `model.safetensors.index.json` names. Raises as `shards.read_shards` does."""
-    return read_shards(index_path, read_safetensors)
-
-
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
@@ -112,16 +106,13 @@ def write_safetensors(
 
 
 def stored_bytes(name: str, array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array as the file holds them, little-endian and in C order; a view where they lie so already.
-
-    Raises DtypeError for an array that is not of numbers.
-    """
+    """The bytes of an array as the file holds them; a view if they are so already. Raises DtypeError for no numbers."""
     _dtype(name, array)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 def _dtype(name: str, array: NDArray[Any]) -> str:
-    """What the format calls the dtype of the array."""
+    """The format's name for the dtype of the array."""
     found = _WRITTEN.get(array.dtype.newbyteorder("<"))
     if found is None:
         raise DtypeError(f"{name} {array.dtype}: safetensors cannot hold it, only {', '.join(map(str, _WRITTEN))}")

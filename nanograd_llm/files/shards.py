@@ -47,22 +47,17 @@ def read_shards(index_path: str | os.PathLike[str], read: Reader) -> dict[str, N
     for file, path in paths.items():
         found = read(path)
         if found.keys() != placed[file]:
-            lacking, extra = sorted(placed[file] - found.keys()), sorted(found.keys() - placed[file])
+            missing, extra = sorted(placed[file] - found.keys()), sorted(found.keys() - placed[file])
             raise BadFileError(
-                f"{path}: holds other tensors than {Path(index_path).name} says; "
-                + "; ".join(
-                    f"{fault}: {listed(names)}" for fault, names in (("missing", lacking), ("extra", extra)) if names
-                )
+                f"{path}: holds other tensors than {Path(index_path).name} says; missing: {listed(missing) or 'none'}; "
+                f"extra: {listed(extra) or 'none'}"
             )
         tensors |= found
     return tensors
 
 
 def _beside(path: str | os.PathLike[str], name: str) -> Path:
-    """The path of the file called `name` beside the file at `path`, which holds that name.
-
-    It may be a symlink: a person put it there. Raises BadFileError unless the name is a plain file name.
-    """
+    """The path of the file called `name` beside the file at `path`. Raises BadFileError unless it is a plain name."""
     if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
         raise BadFileError(f"{path}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
     return Path(path).with_name(name)

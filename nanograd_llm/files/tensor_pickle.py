@@ -1,8 +1,8 @@
 """A pickle is a program; this interpreter knows the thirty instructions that build tensors, and can run nothing else.
 
 Pickle's machine has a stack, a memo of things already made, and instructions of one byte: push a number or a string,
-gather what lies above the last mark into a tuple, list or dict. Three of them are what makes it dangerous in Python's
-own reader: GLOBAL imports any function by name, REDUCE calls it, BUILD changes the result. Here
+gather what lies above the last mark into a tuple, list or dict. Three are dangerous in Python's own reader: GLOBAL
+imports any function by name, REDUCE calls it, BUILD changes the result. Here
 
 - GLOBAL looks its name up in the table at the end of this file; the names there stand for functions written here, and
   nothing is ever imported;
@@ -55,11 +55,8 @@ DTYPES = {
 def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> Any:
     """What the pickle `program` builds: dicts, lists, tuples, strings, numbers, and read-only arrays over `storages`.
 
-    `storages` are the bytes of each storage by its key. A tensor becomes a view of its storage, whatever its strides;
-    those of one bfloat16 storage share its values widened to float32.
-
-    Raises BadFileError, beginning with `where`, if the program asks for anything else, is damaged, or is longer than
-    any model needs.
+    storages: the bytes of each storage by its key. Tensors are views of them; bfloat16 is widened to float32.
+    Raises BadFileError if the program asks for anything else, is damaged, or is longer than any model needs.
     """
     machine = _Machine(program, storages, where)
     built = machine.run()

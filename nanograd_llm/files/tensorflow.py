@@ -9,8 +9,6 @@
 A protocol buffer is a row of fields: a varint with the field's number and the wire type of what follows, then a varint
 (type 0), eight bytes (1), a length and as many bytes (2), or four bytes (5). A field that is 0 is left out.
 
-OpenAI's GPT-2 has names such as model/h0/attn/c_attn/w, there of shape (1, 768, 2304).
-
 The format: tensorflow/core/protobuf/tensor_bundle.proto, and tensorflow/core/util/tensor_bundle/tensor_bundle.cc.
 """
 
@@ -60,9 +58,7 @@ class _Entry(NamedTuple):
 def read_tensorflow(index: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every variable of a checkpoint under its own name, read-only and mapped; bfloat16 comes as float32.
 
-    index: the path of the file that ends in .index; the data files lie beside it. The CRC-32C of each variable is
-    checked, so the whole is read once.
-
+    index: the path of the file that ends in .index; the data files lie beside it. All CRC-32C are checked.
     Raises StorageError if a file is missing or cannot be read, BadFileError for whatever else is wrong.
     """
     index = Path(index)
@@ -135,10 +131,9 @@ def _array(entry: _Entry, data: NDArray[np.uint8], what: str) -> NDArray[Any]:
 
 
 def _message(data: bytes, wanted: dict[int, int], what: str) -> dict[int, list[Any]]:
-    """The fields of a protocol buffer by number, each a list of what stands there: integers, or bytes.
+    """The fields of a protocol buffer by number, each a list of integers or of bytes.
 
-    Fields beside the wanted ones are stepped over, as the format asks. Raises BadFileError for a field that is cut
-    short or of another wire type than the wanted one.
+    Raises BadFileError for a field that is cut short or of another wire type than the wanted one.
     """
     fields: dict[int, list[Any]] = {}
     at = 0

@@ -23,10 +23,10 @@ MAX_DOTS = 200  # in one line; a number has one, a path a few
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """The tables of the file. It is data, and never run.
+    """The tables of the file.
 
-    Raises StorageError if it cannot be read; BadFileError if it is no TOML, is longer than settings are, has a setting
-    outside a table, or one that is no text, number of 64 bits, true or false.
+    Raises StorageError if it cannot be read; BadFileError if it is no TOML, too long, has a setting outside a table, or
+    one that is no text, number of 64 bits, true or false.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -61,10 +61,8 @@ def write_toml(path: str | os.PathLike[str], tables: Mapping[str, Mapping[str, A
     """Write tables of settings; a setting that is None is left out, as TOML has no word for it."""
     import tomli_w
 
-    known = {name: {k: _plain(v) for k, v in table.items() if v is not None} for name, table in tables.items()}
-    write_atomically(path, tomli_w.dumps(known).encode())
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+    plain = {  # NumPy's numbers as Python's
+        name: {k: v.item() if isinstance(v, np.generic) else v for k, v in table.items() if v is not None}
+        for name, table in tables.items()
+    }
+    write_atomically(path, tomli_w.dumps(plain).encode())

@@ -5,7 +5,7 @@
     model/byteorder        "little"
     model/version ...      not needed
 
-`zip_records` finds the records as slices of the mapped file, so tensors are views of it and cost nothing to load.
+The records are slices of the mapped file, so tensors are views of it.
 
 The layout: torch/serialization.py in PyTorch, since 1.6.
 """
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.mapped import listed, map_file
-from nanograd_llm.files.shards import read_shards
 from nanograd_llm.files.tensor_pickle import read_tensor_pickle
 from nanograd_llm.files.zip import read_zip_records
 
@@ -29,10 +28,9 @@ _SAVE_AGAIN = "load it once with torch and save it again: torch.save(torch.load(
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every tensor of a state_dict that torch.save wrote (pytorch_model.bin), by name, read-only and mapped.
+    """Every tensor of a state_dict that torch.save wrote, by name, read-only and mapped; bfloat16 comes as float32.
 
-    bfloat16 comes as float32; a transposed tensor comes with its strides. Raises StorageError if the file cannot be
-    read, BadFileError if it is no such file, is damaged, or holds anything but tensors by name.
+    Raises StorageError if the file cannot be read, BadFileError if it is damaged or holds more than tensors by name.
     """
     found = read_torch_object(path)
     if not isinstance(found, dict):
@@ -46,18 +44,21 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def read_sharded_torch(index_path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every tensor of the files that `pytorch_model.bin.index.json` names. Raises as `shards.read_shards` does."""
-    return read_shards(index_path, read_torch)
-
-
 def read_torch_object(path: str | os.PathLike[str]) -> Any:
     """All that torch.save wrote into the file: dicts, lists, tuples, strings, numbers, and tensors as read-only arrays.
 
     A part may stand in several places, and even in itself: it need not be a tree. Raises as `read_torch` does.
     """
     data = map_file(path)
-    _check_that_it_is_zip(data, path)
+    begin = data[:4].tobytes()
+    if data[257:262].tobytes() == b"ustar":
+        raise BadFileError(f"{path}: a tar file, as the first versions of torch wrote; {_SAVE_AGAIN}")
+    if begin[:1] == b"\x80":
+        raise BadFileError(
+            f"{path}: a bare pickle, as torch wrote before 1.6; {_SAVE_AGAIN}, or take model.safetensors"
+        )
+    if begin != b"PK\3\4":
+        raise BadFileError(f"{path}: not written by torch.save: it begins with {begin!r}, not as a zip file does")
     records = read_zip_records(data, str(path))
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -78,16 +79,3 @@ def read_torch_object(path: str | os.PathLike[str]) -> Any:
     prefix = f"{root}data/"
     storages = {name.removeprefix(prefix): record for name, record in records.items() if name.startswith(prefix)}
     return read_tensor_pickle(program.tobytes(), storages, f"{path}: data.pkl")
-
-
-def _check_that_it_is_zip(data: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
-    begin = data[:4].tobytes()
-    if begin == b"PK\3\4":
-        return
-    if data[257:262].tobytes() == b"ustar":
-        raise BadFileError(f"{path}: a tar file, as the first versions of torch wrote; {_SAVE_AGAIN}")
-    if begin[:1] == b"\x80":
-        raise BadFileError(
-            f"{path}: a bare pickle, as torch wrote before 1.6; {_SAVE_AGAIN}, or take model.safetensors"
-        )
-    raise BadFileError(f"{path}: not written by torch.save: it begins with {begin!r}, not as a zip file does")

@@ -2,11 +2,10 @@
 
     | local header, name, extra | bytes | local header, name, extra | bytes | ... | directory | end of directory |
 
-The standard library's `zipfile` reads the directory, which says for each record its name, size, method, CRC-32 and
-where its local header is; only where the bytes begin stands in the local header alone. torch.save and numpy.savez
-write such files, with method 0 (stored). Nothing else is read: no compression, so no record is larger than its bytes
-in the file; no name twice and no two records over the same bytes, so the file has one meaning; and no name is ever
-used as a path.
+The standard library's `zipfile` reads the directory: the name, size, method and CRC-32 of each record, and where its
+local header is. torch.save and numpy.savez write such files, with method 0 (stored). Nothing else is read: no
+compression, so no record is larger than the file; no name twice and no two records over the same bytes, so the file
+has one meaning.
 
 The format: PKWARE's APPNOTE.TXT 6.3, sections 4.3 to 4.5.
 """

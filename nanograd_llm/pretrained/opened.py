@@ -19,7 +19,7 @@ class Opened(Protocol):
     """A model that was found: of a run, or a pretrained one. Each file is read when it is first needed.
 
     source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
-    step: of the checkpoint that was given; None for the newest of a run, and for pretrained models.
+    step: of the checkpoint that was given, else None.
     """
 
     source: str

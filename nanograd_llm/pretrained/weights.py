@@ -7,7 +7,7 @@ model.npz                                             `numpy.savez`
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import StorageError
 from nanograd_llm.files.json import read_json_file
 from nanograd_llm.files.npz import read_npz
-from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
-from nanograd_llm.files.torch import read_sharded_torch, read_torch
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.shards import read_shards
+from nanograd_llm.files.torch import read_torch
 
 READERS: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
     "safetensors": read_safetensors,
-    "sharded safetensors": read_sharded_safetensors,
+    "sharded safetensors": functools.partial(read_shards, read=read_safetensors),
     "torch": read_torch,
-    "sharded torch": read_sharded_torch,
+    "sharded torch": functools.partial(read_shards, read=read_torch),
     "numpy": read_npz,
 }
 FILES = {  # in the order in which they are looked for in a folder, which is Hugging Face's own
@@ -34,27 +35,16 @@ FILES = {  # in the order in which they are looked for in a folder, which is Hug
     "pytorch_model.bin.index.json": "sharded torch",
     "model.npz": "numpy",
 }
-ENDINGS = {
-    ".safetensors": "safetensors",
-    ".safetensors.index.json": "sharded safetensors",
-    ".bin": "torch",
-    ".pth": "torch",
-    ".bin.index.json": "sharded torch",
-    ".npz": "numpy",
-}
+ENDINGS = {name[name.index(".") :]: form for name, form in FILES.items()} | {".pth": "torch"}
 
 
-def form_by_name(path: str | os.PathLike[str]) -> str | None:
+def form_by_name(path: Path) -> str | None:
     """The form, a key of `READERS`, of a file of weights by the end of its name; None for another name."""
-    return next((form for ending, form in ENDINGS.items() if os.fspath(path).endswith(ending)), None)
+    return next((form for ending, form in ENDINGS.items() if path.name.endswith(ending)), None)
 
 
-def read_settings(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in the file `name` of a model's folder, such as config.json.
-
-    Raises StorageError where it is missing, BadFileError where it is no strict JSON.
-    """
-    path = folder / name
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in a file such as config.json. Raises StorageError where it is missing."""
     if not path.exists():
         raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside the weights")
     return read_json_file(path)

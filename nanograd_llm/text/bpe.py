@@ -51,8 +51,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     The vocabulary is 256 bytes, one token for each merge, and end-of-text, so there are `vocab_size - 257` merges;
     fewer where the text runs out of pairs that occur twice. Of pairs that occur equally often the one with the smaller
-    token ids comes first (left id, then right id). The time is near-linear in the length of the distinct words: however
-    long a word is, every merge visits only the places where it happens.
+    token ids comes first (left id, then right id). A merge visits only the places where it happens.
 
     Raises ConfigError if `vocab_size` is not an integer of at least 257.
     """

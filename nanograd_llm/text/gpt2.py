@@ -8,13 +8,14 @@ and `<|endoftext|>` is the last. (Radford et al. 2019, encoder.py.)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import ConfigError
+from nanograd_llm.files.mapped import listed
 from nanograd_llm.settings import require_int
 from nanograd_llm.text.bpe import BYTES
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
@@ -56,7 +57,7 @@ class GPT2Tokenizer(Tokenizer):
         gap. `<|endoftext|>` is the end of text; other special tokens are decoded to their names and never encoded.
     vocab_size: ids beyond the vocabulary, with which some models are padded, stand for nothing.
 
-    Raises ConfigError that names the piece, id or merge which does not fit.
+    Raises ConfigError that names the piece, id or merge that does not fit.
 
     >>> tokenizer = GPT2Tokenizer.of(BPETokenizer.train("the thin theory, then the other", vocab_size=260))
     >>> tokenizer.merges
@@ -70,7 +71,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def __init__(self, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], vocab_size: int | None = None):
         self.vocab, self.merges = dict(vocab), [(left, right) for left, right in merges]
-        self._ranked = BPETokenizer((unspell(left), unspell(right)) for left, right in self.merges)
+        self._ranked = BPETokenizer(_unspelled(self.merges))
         pieces = [*BYTES, *(left + right for left, right in self._ranked.merges)]
         spelled = [spell(piece) for piece in pieces]
         _check(self.vocab, spelled)
@@ -98,7 +99,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def padded(self, vocab_size: int) -> GPT2Tokenizer:
         """The tokenizer for a model of this vocab_size, whose last ids may stand for nothing."""
-        return self if vocab_size == self.vocab_size else GPT2Tokenizer(self.vocab, self.merges, vocab_size)
+        return GPT2Tokenizer(self.vocab, self.merges, vocab_size)
 
     @property
     def encoding(self) -> tiktoken.Encoding:
@@ -128,13 +129,20 @@ def split_merge(merge: Any) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
+def _unspelled(merges: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
+    for i, (left, right) in enumerate(merges):
+        try:
+            yield unspell(left), unspell(right)
+        except ConfigError as error:
+            raise ConfigError(f"merges[{i}]: {error}") from None
+
+
 def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
     """Raise ConfigError unless the ids are 0, 1, ... and the pieces are those spelled here and special tokens."""
-    wrong = [f"{piece!r:.50}: {i!r:.50}" for piece, i in vocab.items() if type(i) is not int]
-    if wrong:
-        raise ConfigError(f"vocab gives ids that are no integers: {', '.join(wrong[:10])}")
     by_id: dict[int, str] = {}
     for piece, i in vocab.items():
+        if type(i) is not int:
+            raise ConfigError(f"vocab gives ids that are no integers: {piece!r:.50}: {i!r:.50}")
         if by_id.setdefault(i, piece) != piece:
             raise ConfigError(f"vocab gives the id {i} to two pieces, {by_id[i]!r:.50} and {piece!r:.50}")
     gap = next((i for i in range(len(vocab)) if i not in by_id), None)
@@ -142,12 +150,10 @@ def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
         raise ConfigError(f"vocab has a gap: no piece has the id {gap}, of {len(vocab)} pieces")
     missing = [piece for piece in spelled if piece not in vocab]
     if missing:
-        raise ConfigError(f"vocab lacks bytes, or what merges make: {_some(missing)}")
+        raise ConfigError(f"vocab lacks bytes, or what merges make: {listed(missing)}")
     made = set(spelled)
     unmade = [piece for piece in vocab if piece not in made and not re.fullmatch(_SPECIAL, piece)]
     if unmade:
-        raise ConfigError(f"vocab has pieces that no merge makes: {_some(unmade)}; are the merges those of this vocab?")
-
-
-def _some(pieces: list[str]) -> str:
-    return ", ".join(f"{piece!r:.50}" for piece in pieces[:10]) + (" ..." if len(pieces) > 10 else "")
+        raise ConfigError(
+            f"vocab has pieces that no merge makes: {listed(unmade)}; are the merges those of this vocab?"
+        )

@@ -46,10 +46,9 @@ class Tokenizer(ABC):
         return len(self._table)
 
     def encode(self, text: str, *, allow_special: bool = False) -> NDArray[np.int32]:
-        """The ids of `text`, int32 (N,).
+        """The ids of `text`, int32 (N,). Surrogates are replaced first: see `corpora.well_formed`.
 
-        `<|endoftext|>` in the text is ordinary text, unless `allow_special` makes it the id `end_of_text` (where the
-        vocabulary has one). Surrogates, which no UTF-8 text has, are replaced first: see `corpora.well_formed`.
+        `<|endoftext|>` is ordinary text, unless `allow_special` makes it the id `end_of_text`, if there is one.
         """
         if not isinstance(text, str):
             raise DtypeError(f"encode takes a str, got {type(text).__name__}; decode bytes first")
@@ -100,10 +99,7 @@ class Tokenizer(ABC):
         return [(i, self._table[i]) for i in self.encode(text, allow_special=allow_special).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file for `load_tokenizer`; a reader sees the old file or the new one, never a part.
-
-        Raises StorageError if the file cannot be written.
-        """
+        """Write a JSON file for `load_tokenizer`, whole or not at all. Raises StorageError."""
         content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()
         write_atomically(path, json.dumps(content).encode("ascii") + b"\n")
 
@@ -114,14 +110,14 @@ class Tokenizer(ABC):
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         """The ids of well-formed text without special tokens."""
 
-    @abstractmethod
     def _saved(self) -> dict[str, Any]:
         """The saved file's `fields`."""
+        return {field: getattr(self, field) for field in self.fields}
 
     @classmethod
-    @abstractmethod
     def _restored(cls, content: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer of a saved file's `fields`. Raises ConfigError."""
+        """The tokenizer of a saved file. Raises ConfigError."""
+        return cls(*(content[field] for field in cls.fields))
 
 
 class ByteTokenizer(Tokenizer):
@@ -139,13 +135,6 @@ class ByteTokenizer(Tokenizer):
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
-
-    def _saved(self) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def _restored(cls, content: Mapping[str, Any]) -> ByteTokenizer:
-        return cls()
 
 
 class CharTokenizer(Tokenizer):
@@ -193,13 +182,6 @@ class CharTokenizer(Tokenizer):
                 "vocabulary; train the tokenizer on a text that has it, or use bytes or BPE, which know every text"
             )
         return ids
-
-    def _saved(self) -> dict[str, Any]:
-        return {"characters": self.characters}
-
-    @classmethod
-    def _restored(cls, content: Mapping[str, Any]) -> CharTokenizer:
-        return cls(content["characters"])
 
 
 class BPETokenizer(Tokenizer):

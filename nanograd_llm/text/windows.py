@@ -1,7 +1,6 @@
 """What a model is shown: windows of ids, and as targets the same windows moved on by one place.
 
-A random batch is a pure function of (seed, step): there is no generator to save, so a resumed run sees what it would
-have seen.
+A random batch is a pure function of (seed, step), so a resumed run sees what it would have seen.
 """
 
 # B batch (windows), T context_length, N ids
@@ -40,9 +39,8 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
 def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_once: bool = False) -> Batch:
     r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` places after the one before.
 
-    The last window is moved back so that it ends with the ids; so every id but the first is a target, some of them in
-    more than one window. With `count_once` a target that an earlier window has is IGNORE_INDEX, and every target counts
-    exactly once: what an evaluation wants. The dtype is as in `random_windows`.
+    The last window is moved back so that it ends with the ids, and every id but the first is a target, some more than
+    once. With `count_once` a target that an earlier window has is IGNORE_INDEX. The dtype is as in `random_windows`.
 
     Raises ShapeError unless N > context_length, ConfigError unless 1 <= stride <= context_length.
 

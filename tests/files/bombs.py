@@ -7,6 +7,7 @@ prints for each how far the memory of the process ever rose above what it had at
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import struct
 import sys
@@ -18,8 +19,8 @@ from fuzz import table, varint
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.json import MAX_BYTES, MAX_VALUES
 from nanograd_llm.files.leveldb import MAX_ENTRIES, MAX_SIZE, MAX_VALUE
-from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
-from nanograd_llm.files.shards import MAX_SHARDS
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.shards import MAX_SHARDS, read_shards
 from nanograd_llm.files.tensor_pickle import MAX_INSTRUCTIONS
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import MAX_PICKLE, read_torch_object
@@ -113,7 +114,7 @@ BOMBS = {
 
 READERS = {
     "safetensors": read_safetensors,
-    "index": read_sharded_safetensors,
+    "index": functools.partial(read_shards, read=read_safetensors),
     "torch": read_torch_object,
     "tensorflow": lambda path: read_tensorflow(path.with_name("x.index")),
 }

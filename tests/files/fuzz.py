@@ -10,6 +10,7 @@ breaks a rule is kept as a folder of `cases/`, which `test_fuzz.py` reads again 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -33,7 +34,8 @@ from oracle import Breach, read_watched
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import MAGIC
 from nanograd_llm.files.npz import read_npz
-from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.shards import read_shards
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
@@ -309,7 +311,7 @@ FORMATS = {
         (".safetensors",),
     ),
     "sharded": Format(
-        read_sharded_safetensors,
+        functools.partial(read_shards, read=read_safetensors),
         "model.safetensors.index.json",
         ({name: x for name, x in fixture("safetensors_sharded").items() if name != "config.json"},),
         bend_index,

@@ -13,7 +13,8 @@ from oracle import read_watched
 from safetensors.numpy import save_file
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.safetensors import read_sharded_safetensors
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.shards import read_shards
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -35,7 +36,7 @@ def read(folder, weight_map, **settings):
     index = folder / "model.safetensors.index.json"
     text = weight_map if isinstance(weight_map, bytes) else json.dumps({"weight_map": weight_map}).encode()
     index.write_bytes(text)
-    return read_watched(lambda path: read_sharded_safetensors(path, **settings), index, folder)
+    return read_watched(lambda path: read_shards(path, read_safetensors), index, folder)
 
 
 def test_the_shards_of_a_model_are_one_table(folder):
@@ -91,7 +92,7 @@ def test_a_shard_may_be_a_link_to_another_disk(folder):
     shutil.move(folder / "two.safetensors", elsewhere / "0123")
     (folder / "two.safetensors").symlink_to("../blobs/0123")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": RIGHT}), "utf-8")
-    assert read_sharded_safetensors(folder / "model.safetensors.index.json").keys() == {"a", "b"}
+    assert read_shards(folder / "model.safetensors.index.json", read_safetensors).keys() == {"a", "b"}
 
 
 def test_a_name_too_long_for_the_system_is_a_missing_file(folder):

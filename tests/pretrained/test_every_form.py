@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from oracle import arrays_of, read_watched
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.safetensors import read_safetensors, read_sharded_safetensors
+from nanograd_llm.files.safetensors import read_safetensors
+from nanograd_llm.files.shards import read_shards
 from nanograd_llm.files.tensorflow import read_tensorflow
-from nanograd_llm.files.torch import read_sharded_torch, read_torch, read_torch_object
+from nanograd_llm.files.torch import read_torch, read_torch_object
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -82,14 +84,19 @@ FORMS = {
     "safetensors_float16": (read_safetensors, "safetensors_float16/model.safetensors", "float16", with_prefix),
     "safetensors_bfloat16": (read_safetensors, "safetensors_bfloat16/model.safetensors", "bfloat16", with_prefix),
     "sharded_safetensors": (
-        read_sharded_safetensors,
+        functools.partial(read_shards, read=read_safetensors),
         "safetensors_sharded/model.safetensors.index.json",
         "float32",
         with_prefix,
     ),
     "torch": (read_torch, "bin_float32/pytorch_model.bin", "float32", with_prefix),
     "torch_bfloat16": (read_torch, "bin_bfloat16/pytorch_model.bin", "bfloat16", with_prefix),
-    "sharded_torch": (read_sharded_torch, "bin_sharded/pytorch_model.bin.index.json", "float32", with_prefix),
+    "sharded_torch": (
+        functools.partial(read_shards, read=read_torch),
+        "bin_sharded/pytorch_model.bin.index.json",
+        "float32",
+        with_prefix,
+    ),
     "nanogpt": (read_torch_object, "nanogpt/ckpt.pt", "float32", from_nanogpt),
     "llmc": (read_llmc, "llmc/gpt2_tiny.bin", "float32", from_llmc),
     "llmc_bfloat16": (read_llmc, "llmc/gpt2_tiny_bf16.bin", "bfloat16", from_llmc),

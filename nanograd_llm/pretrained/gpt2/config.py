@@ -5,7 +5,6 @@ A setting that this GPT does not have, and that would make another model of it, 
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from nanograd_llm.settings import check_keys
 
 # Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
 # of transformers). What is in no table here has no part in what transformers computes with a GPT-2.
+SIZES = ("vocab_size", "context_length", "n_embd", "n_head", "n_layer")
 RENAMED = {"n_positions": "context_length", "activation_function": "activation"}
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -77,25 +77,14 @@ def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
 def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
     """The keys of a `config.json` for this config."""
     fields = {key: getattr(config, RENAMED.get(key, key)) for key in DEFAULTS}
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    fields["activation_function"] = names[config.activation]
-    return (
-        {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | fields | dict.fromkeys(DROPOUTS, config.dropout)
-    )
+    fields |= dict.fromkeys(DROPOUTS, config.dropout)
+    fields["activation_function"] = next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
 
 
 def from_openai(table: Mapping[str, Any], where: str) -> GPTConfig:
     """The config of OpenAI's `hparams.json`. Raises BadFileError naming the key."""
-    return _renamed(table, OPENAI_KEYS, where)
-
-
-OPENAI_KEYS = {
-    "n_vocab": "vocab_size",
-    "n_ctx": "context_length",
-    "n_embd": "n_embd",
-    "n_head": "n_head",
-    "n_layer": "n_layer",
-}
+    return _renamed(table, ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"), where)
 
 
 def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
@@ -103,7 +92,6 @@ def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]
 
     nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form.
     """
-    keys = {"block_size": "context_length", **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}}
     nested = [key for key, value in table.items() if not isinstance(value, (bool, int, float, str, type(None)))]
     if nested:  # an error message could not show it: lists that share lists can be longer than any memory
         raise BadFileError(f"{where}: {listed(nested)} must each be a number, a string or a bool")
@@ -111,42 +99,36 @@ def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]
     if not isinstance(biases, bool):
         raise BadFileError(f"{where}: bias is {biases!r:.50}; expected True or False")
     sizes = {key: value for key, value in table.items() if key not in ("bias", "dropout")}
-    config = _renamed(sizes, keys, where, extra=("bias", "dropout"))
     changes = {"activation": "gelu_exact", "dropout": table.get("dropout", 0.0)}
-    return _config({**dataclasses.asdict(config), **changes}, where), biases
+    return _renamed(sizes, ("vocab_size", "block_size", "n_embd", "n_head", "n_layer"), where, **changes), biases
 
 
 def from_llmc(header: Mapping[str, int], where: str) -> GPTConfig:
     """The config of llm.c's header. Raises BadFileError naming the field."""
-    keys = {
-        "max_seq_len": "context_length",
-        "vocab_size": "vocab_size",
-        "num_layers": "n_layer",
-        "num_heads": "n_head",
-        "channels": "n_embd",
-    }
+    keys = ("vocab_size", "max_seq_len", "channels", "num_heads", "num_layers")
     return _renamed({key: header[key] for key in keys}, keys, where)
 
 
-def _renamed(table: Mapping[str, Any], keys: Mapping[str, str], where: str, extra: tuple[str, ...] = ()) -> GPTConfig:
-    """A config whose fields all stand in the table, under other names."""
+def _renamed(table: Mapping[str, Any], keys: tuple[str, ...], where: str, **changes: Any) -> GPTConfig:
+    """A config whose `SIZES` stand in the table under other names: `keys`, in the same order."""
     try:
-        check_keys(table, (*keys, *extra), where)
+        check_keys(table, keys, where)
     except ConfigError as error:
         raise BadFileError(str(error)) from None
     missing = [key for key in keys if key not in table]
     if missing:
         raise BadFileError(f"{where}: has no {', no '.join(missing)}")
-    return _config({ours: table[theirs] for theirs, ours in keys.items()}, where, keys)
+    sizes = {ours: table[theirs] for ours, theirs in zip(SIZES, keys)}
+    return _config(sizes | changes, where, dict(zip(keys, SIZES)))
 
 
-def _config(fields: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> GPTConfig:
+def _config(fields: Mapping[str, Any], where: str, names: Mapping[str, str]) -> GPTConfig:
     """A config; what is wrong with a field is told under the name in `names` that the file has for it."""
     try:
         return GPTConfig(**fields)
     except NanogradError as error:
         field, _, fault = str(error).partition(" ")
-        theirs = next((theirs for theirs, ours in (names or {}).items() if ours == field), field)
+        theirs = next((theirs for theirs, ours in names.items() if ours == field), field)
         raise BadFileError(f"{where}: {theirs} {fault}") from None
 
 

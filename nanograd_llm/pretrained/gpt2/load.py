@@ -10,7 +10,7 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -32,7 +32,15 @@ from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 MAX_LAYERS = 1024
 
 Arrays = Mapping[str, NDArray[Any]]
-Parts = tuple[GPTConfig, dict[str, NDArray[Any]], Layout]  # the arrays by the names and in the layout they have here
+
+
+class Parts(NamedTuple):
+    """What a file holds. arrays: by the names of `layout`. biases: whether the file has them."""
+
+    config: GPTConfig
+    arrays: dict[str, NDArray[Any]]
+    layout: Layout
+    biases: bool = True
 
 
 def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
@@ -41,8 +49,7 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     source: a folder or file of Hugging Face (safetensors, pytorch_model.bin, whole or in shards), OpenAI (TensorFlow),
         nanoGPT or llm.c, or one that `save_gpt2` wrote; or a name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2
         or any ORG/NAME of Hugging Face, from its cache on this machine or by the extra `hub`.
-    dtype: float32 or float64. Weights of this dtype are used as they lie in the file, read-only and mapped, without a
-        copy; others are converted.
+    dtype: float32 or float64. Weights of this dtype are mapped, read-only and not copied; others are converted.
     strict: refuse weights that are not finite; otherwise a warning names them.
 
     Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
@@ -52,9 +59,8 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
 
 
 class OpenedGPT2:
-    """A pretrained GPT-2 that was found; its files are read when they are first needed, and parsed once.
+    """A pretrained GPT-2 that was found: see `Opened`. source: as for `load_gpt2`.
 
-    source: as for `load_gpt2`. path: the file of the weights. form: what kind of file it is.
     Raises StorageError where nothing is there, BadFileError where it is no model.
     """
 
@@ -62,18 +68,19 @@ class OpenedGPT2:
 
     def __init__(self, source: str | os.PathLike[str]):
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
-        self.found = find_source(source)
-        self.path, self.form = self.found.weights, self.found.form
+        self.form, self.path = find_source(source)
+        self.folder = self.path.parent
 
     @functools.cached_property
     def config(self) -> GPTConfig:
-        """The sizes of the model. Raises BadFileError, StorageError as `load_gpt2` does."""
+        """The sizes of the model. Raises as `load_gpt2` does."""
         if self.form in ("nanogpt", "llmc"):  # which keep them in the file of the weights
-            return self._parts[0]
-        folder = self.found.folder
+            return self._parts.config
         if self.form == "openai":
-            return gpt2_config.from_openai(read_settings(folder, "hparams.json"), str(folder / "hparams.json"))
-        return gpt2_config.from_hugging_face(read_settings(folder, "config.json"), str(folder / "config.json"))
+            path = self.folder / "hparams.json"
+            return gpt2_config.from_openai(read_settings(path), str(path))
+        path = self.folder / "config.json"
+        return gpt2_config.from_hugging_face(read_settings(path), str(path))
 
     @functools.cached_property
     def _parts(self) -> Parts:
@@ -81,11 +88,18 @@ class OpenedGPT2:
             raise BadFileError(f"{self.path}: is empty; fetch it again")
         return _READERS[self.form](self)
 
+    def _weights(self) -> tuple[GPTConfig, dict[str, NDArray[Any]], Layout]:
+        """The arrays by the names and in the layout that they have here."""
+        config, arrays, layout, biases = self._parts
+        del self._parts  # it would keep weights that are converted or trained in memory twice
+        require_plausible(config, arrays, str(self.path))
+        shapes = {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
+        return config, restore(arrays, shapes, layout, str(self.path), biases=biases), layout
+
     def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
         """The model in evaluation mode; all as for `load_gpt2`."""
         dtype = weights_dtype(dtype)
-        (_, arrays, layout), config = self._parts, self.config
-        del self._parts  # it would keep weights that are converted or trained in memory twice
+        config, arrays, layout = self._weights()
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported below
             arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
         named = {layout.name(name): x for name, x in arrays.items()}
@@ -105,7 +119,7 @@ class OpenedGPT2:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        vocab_size, folder = self.config.vocab_size, self.found.folder
+        vocab_size, folder = self.config.vocab_size, self.folder
         tokenizer = read_tokenizer(folder)
         if tokenizer is None:
             if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
@@ -121,11 +135,9 @@ class OpenedGPT2:
 
 
 def _hugging_face(opened: OpenedGPT2) -> Parts:
-    found, config = opened.found, opened.config
-    where = str(found.weights)
-    arrays = READERS[found.form](found.weights)
-    plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, where)
-    return config, restore(plain, _shapes(config, plain, where), HUGGING_FACE, where), HUGGING_FACE
+    config, arrays = opened.config, READERS[opened.form](opened.path)
+    plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, str(opened.path))
+    return Parts(config, plain, HUGGING_FACE)
 
 
 def _nanogpt(opened: OpenedGPT2) -> Parts:
@@ -138,21 +150,16 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
     if others:
         raise BadFileError(f"{where}: model holds more than tensors by name: {listed(others)}")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
-    plain = _plain(state, ("_orig_mod.", "transformer."), True, where)
-    return config, restore(plain, _shapes(config, plain, where), NANOGPT, where, biases=biases), NANOGPT
+    return Parts(config, _plain(state, ("_orig_mod.", "transformer."), True, where), NANOGPT, biases)
 
 
 def _openai(opened: OpenedGPT2) -> Parts:
-    found, config = opened.found, opened.config
-    arrays = read_tensorflow(found.weights)
-    where = str(found.weights)
-    return config, restore(arrays, _shapes(config, arrays, where), OPENAI, where), OPENAI
+    return Parts(opened.config, read_tensorflow(opened.path), OPENAI)
 
 
 def _llmc(opened: OpenedGPT2) -> Parts:
-    where = str(opened.path)
     header, stacked = read_llmc(opened.path)
-    config = gpt2_config.from_llmc(header, f"{where}: the header")
+    config = gpt2_config.from_llmc(header, f"{opened.path}: the header")
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in stacked.items():
         if name == "wte":
@@ -161,21 +168,10 @@ def _llmc(opened: OpenedGPT2) -> Parts:
             arrays[name] = array
         else:
             arrays |= {f"{name}[{layer}]": array[layer] for layer in range(config.n_layer)}
-    return config, restore(arrays, _shapes(config, arrays, where), LLMC, where), LLMC
+    return Parts(config, arrays, LLMC)
 
 
-_READERS = {
-    **dict.fromkeys(READERS, _hugging_face),
-    "nanogpt": _nanogpt,
-    "openai": _openai,
-    "llmc": _llmc,
-}
-
-
-def _shapes(config: GPTConfig, arrays: Arrays, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by its name here; raises as `require_plausible` does."""
-    require_plausible(config, arrays, where)
-    return {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
+_READERS = {**dict.fromkeys(READERS, _hugging_face), "nanogpt": _nanogpt, "openai": _openai, "llmc": _llmc}
 
 
 def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
@@ -190,7 +186,7 @@ def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
 
 
 def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays without prefixes, without masks, and without a head that is the token table again."""
+    """The arrays without prefixes, masks, and a head that is the token table again."""
     plain: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         short = name
@@ -204,16 +200,10 @@ def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) ->
     if tied and head is not None:
         if table is None:
             plain["wte.weight"] = head  # a file of tensors that share memory may keep either name
-        elif not _same(head, table):
+        elif not np.array_equal(head, table, equal_nan=True):
             warnings.warn(
                 f"{where}: lm_head.weight differs from wte.weight, but its config ties them: wte.weight serves as both",
                 stacklevel=2,
             )
         del plain["lm_head.weight"]
     return plain
-
-
-def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    if a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides:
-        return a.shape == b.shape and a.dtype == b.dtype
-    return np.array_equal(a, b)

@@ -18,8 +18,6 @@ from nanograd_llm.errors import BadFileError
 
 MAX_TOLD = 1000  # GPT-2 XL has 580 parameters
 
-COLUMNS = ("nanograd_llm", "hugging_face", "openai", "llmc")
-
 WHOLE = (
     # here, Hugging Face and nanoGPT, OpenAI, llm.c
     ("wte", "wte.weight", "wte", "wte"),
@@ -53,23 +51,24 @@ MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 class Layout:
     """How one form of file names the parameters, and how it lays out the matrices of the blocks.
 
-    whole, block: patterns of names. matrices: the axes of a stored matrix.
+    column: of the tables above. whole, block: patterns of names. matrices: the axes of a stored matrix.
     """
 
     title: str
-    column: str
+    column: int
     whole: str
     block: str
     matrices: str
 
     def name(self, ours: str) -> str:
         """The name in such a file of the parameter that is called `ours` here."""
-        column = COLUMNS.index(self.column)
+        if ours == HEAD[0]:
+            return HEAD[1]
+        rows = {row[0]: row[self.column] for row in (*BLOCK, *WHOLE)}
         found = re.fullmatch(r"blocks\.(\d+)\.(.*)", ours)
-        rows = {row[0]: row[min(column, len(row) - 1)] for row in (*BLOCK, *WHOLE, HEAD)}
         if found:
             return self.block.format(layer=found[1], name=rows[found[2]])
-        return rows[ours] if ours == HEAD[0] else self.whole.format(name=rows[ours])
+        return self.whole.format(name=rows[ours])
 
     def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that such a file gives a parameter, which has the shape `shape` here."""
@@ -88,10 +87,10 @@ class Layout:
         return array.T if self.matrices == "out, in" else array[0] if self.matrices == "1, in, out" else array
 
 
-HUGGING_FACE = Layout("Hugging Face", "hugging_face", "{name}", "h.{layer}.{name}", "in, out")
-OPENAI = Layout("OpenAI", "openai", "model/{name}", "model/h{layer}/{name}", "1, in, out")
-NANOGPT = Layout("nanoGPT", "hugging_face", "{name}", "h.{layer}.{name}", "out, in")
-LLMC = Layout("llm.c", "llmc", "{name}", "{name}[{layer}]", "out, in")
+HUGGING_FACE = Layout("Hugging Face", 1, "{name}", "h.{layer}.{name}", "in, out")
+NANOGPT = Layout("nanoGPT", 1, "{name}", "h.{layer}.{name}", "out, in")
+OPENAI = Layout("OpenAI", 2, "model/{name}", "model/h{layer}/{name}", "1, in, out")
+LLMC = Layout("llm.c", 3, "{name}", "{name}[{layer}]", "out, in")
 
 
 def restore(

