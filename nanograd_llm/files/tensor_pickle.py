@@ -4,10 +4,10 @@ Pickle's machine has a stack, a memo of things already made, and instructions of
 gather what lies above the last mark into a tuple, list or dict. Three are dangerous in Python's own reader: GLOBAL
 imports any function by name, REDUCE calls it, BUILD changes the result. Here
 
-- GLOBAL looks its name up in the table at the end of this file; the names there stand for functions written here, and
-  nothing is ever imported;
-- REDUCE calls one of those three functions: the empty dict, the tensor over a storage, the parameter of a tensor;
-- BUILD does nothing: torch uses it to hang version numbers on a state_dict;
+- GLOBAL pushes the name alone; nothing is ever imported. A name of `PROGRAMS` is refused: torch would run it;
+- REDUCE knows three names, which stand for functions written here: the empty dict, the tensor over a storage, the
+  parameter of a tensor. What any other name would make stays `Unread`;
+- BUILD gives an `Unread` its fields, and does nothing else;
 - BINPERSID, by which a pickle names something outside itself, finds one of the file's own storages.
 
     torch.save({"w": torch.zeros(2, 3)}, path) is, in its data.pkl,
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -39,44 +39,46 @@ from nanograd_llm.files.mapped import array_at, count, widen_bfloat16
 
 MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes some 72,000
 DTYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "<u2",  # the bits; NumPy has no such type
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
+    "torch.DoubleStorage": "<f8",
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.BFloat16Storage": "<u2",  # the bits; NumPy has no such type
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "?",
 }
+PROGRAMS = set(  # modules and functions that run programs or change the process: a file that asks for one is malicious
+    "os posix nt subprocess sys importlib runpy ctypes shutil eval exec compile getattr setattr open __import__".split()
+)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Unread:
+    """An object that is neither tensor nor plain value, such as a NumPy scalar or a dataclass: it was never made.
+
+    name: of its class or of the function that would make it. fields: those that it was given, by name.
+    """
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    values: NDArray[Any]  # (numel,)
 
 
 def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> Any:
-    """What the pickle `program` builds: dicts, lists, tuples, strings, numbers, and read-only arrays over `storages`.
+    """What the pickle `program` builds: dicts, lists, tuples, strings, numbers, read-only arrays over `storages`, and
+    `Unread` for everything else.
 
     storages: the bytes of each storage by its key. Tensors are views of them; bfloat16 is widened to float32.
-    Raises BadFileError if the program asks for anything else, is damaged, or is longer than any model needs.
+    Raises BadFileError if the program is damaged, or longer than any model needs.
     """
-    machine = _Machine(program, storages, where)
-    built = machine.run()
-    if _holds_parts(built):
-        machine.refuse("it ends with parts that were never made into tensors")
-    return built
-
-
-@dataclass(frozen=True)
-class _Global:
-    """A name from the tables below, as it lies on the stack."""
-
-    name: str
-    dtype: str | None = None  # of a storage's type
-    call: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True)
-class _Storage:
-    values: NDArray[Any]  # (numel,)
+    return _Machine(program, storages, where).run()
 
 
 class _Machine:
@@ -160,13 +162,17 @@ class _Machine:
 
     def extend(self, things: list[Any]) -> None:
         target = self.pop()
-        if not isinstance(target, list):
-            self.damaged(f"it appends to a {_kind(target)}")
-        target.extend(things)
         self.push(target)
+        if isinstance(target, list):
+            target.extend(things)
+        elif not isinstance(target, Unread):
+            self.damaged(f"it appends to a {_kind(target)}")
 
     def update(self, things: list[Any]) -> None:
         target = self.pop()
+        self.push(target)
+        if isinstance(target, Unread):
+            return
         if not isinstance(target, dict) or len(things) % 2:
             self.damaged(f"it sets {len(things)} keys and values of a {_kind(target)}")
         for key, value in zip(things[::2], things[1::2]):
@@ -176,7 +182,6 @@ class _Machine:
             if key in target:
                 self.damaged(f"the key {key!r:.200} is set twice")
             target[key] = value
-        self.push(target)
 
     def store(self, place: int) -> None:
         thing = self.pop()
@@ -188,28 +193,26 @@ class _Machine:
             self.damaged(f"it recalls {place:,}, which it never stored")
         self.push(self.memo[place])
 
-    def find_global(self, module: str, name: str) -> None:
-        known = _GLOBALS.get((module, name))
-        if known is None:
-            self.refuse(f"it asks for {f'{module}.{name}'!r:.200}, which no file of tensors needs")
-        self.push(known)
-
-    def find_global_of_stack(self) -> None:
-        name, module = self.pop(), self.pop()
+    def find_global(self, module: Any, name: Any) -> None:
         if not isinstance(name, str) or not isinstance(module, str):
             self.refuse("it asks for something whose name is not a string")
-        self.find_global(module, name)
+        asked = f"{module}.{name}"
+        if PROGRAMS & set(asked.split(".")):
+            self.refuse(f"it asks for {asked!r:.200}, which no file of tensors needs")
+        self.push(Unread(asked))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or function.call is None or not isinstance(arguments, tuple):
+        if not isinstance(function, Unread) or not isinstance(arguments, tuple):
             self.refuse(f"it calls a {_kind(function)}")
-        self.push(function.call(self, *arguments))
+        call = _CALLS.get(function.name)
+        self.push(call(self, *arguments) if call else Unread(function.name))
 
     def build(self) -> None:
-        self.pop()
-        target = self.pop()
-        if not isinstance(target, dict):
+        state, target = self.pop(), self.pop()
+        if isinstance(target, Unread):
+            target = Unread(target.name, state if isinstance(state, dict) else {})
+        elif not isinstance(target, dict):  # torch hangs version numbers on a state_dict
             self.refuse(f"it changes a {_kind(target)}")
         self.push(target)
 
@@ -218,21 +221,22 @@ class _Machine:
         named = self.pop()
         if not (
             isinstance(named, tuple)
-            and [type(part) for part in named] == [str, _Global, str, str, int]
+            and [type(part) for part in named] == [str, Unread, str, str, int]
             and named[0] == "storage"
-            and named[1].dtype is not None
+            and named[1].name in DTYPES
         ):
-            self.refuse("it names something outside itself that is no storage of tensors")
+            kind = named[1] if isinstance(named, tuple) and len(named) > 1 else named
+            self.refuse(f"it names something outside itself that is no storage of tensors, but {_kind(kind)!r:.200}")
         _, kind, key, _, size = named
         if (key, kind.name) not in self.opened:
             data, where = self.storages.get(key), f"{self.where}: storage {key!r:.50}"
             if data is None:
                 raise BadFileError(f"{where}: is not in the file")
-            needed = count((size,), where) * np.dtype(kind.dtype).itemsize
+            needed = count((size,), where) * np.dtype(DTYPES[kind.name]).itemsize
             if needed != len(data):
                 raise BadFileError(f"{where}: {size:,} elements take {needed:,} bytes; it has {len(data):,}")
-            values = array_at(data, 0, kind.dtype, (size,), where)
-            if kind.name == "BFloat16Storage":
+            values = array_at(data, 0, DTYPES[kind.name], (size,), where)
+            if kind.name == "torch.BFloat16Storage":
                 values = widen_bfloat16(values)
             self.opened[key, kind.name] = _Storage(values)
         self.push(self.opened[key, kind.name])
@@ -266,28 +270,14 @@ class _Machine:
         return arguments[0]
 
 
-def _holds_parts(built: Any) -> bool:
-    """Whether a name or a storage is left somewhere in what was built, where only values and tensors may be."""
-    seen, waiting = set(), [built]
-    while waiting:
-        thing = waiting.pop()
-        if isinstance(thing, (_Global, _Storage)):
-            return True
-        if isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
-            seen.add(id(thing))
-            waiting.extend(thing.values() if isinstance(thing, dict) else thing)
-    return False
-
-
 def _kind(thing: Any) -> str:
-    return thing.name if isinstance(thing, _Global) else type(thing).__name__.lstrip("_").lower()
+    return thing.name if isinstance(thing, Unread) else type(thing).__name__.lstrip("_").lower()
 
 
-_GLOBALS = {
-    ("collections", "OrderedDict"): _Global("OrderedDict", call=_Machine.ordered_dict),
-    ("torch._utils", "_rebuild_tensor_v2"): _Global("_rebuild_tensor_v2", call=_Machine.tensor),
-    ("torch._utils", "_rebuild_parameter"): _Global("_rebuild_parameter", call=_Machine.parameter),
-    **{("torch", name): _Global(name, dtype) for name, dtype in DTYPES.items()},
+_CALLS = {
+    "collections.OrderedDict": _Machine.ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _Machine.tensor,
+    "torch._utils._rebuild_parameter": _Machine.parameter,
 }
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
@@ -303,6 +293,11 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT, the one number with its high byte first
     b"\x8c": lambda m: m.push(m.text(m.number("<B"))),  # SHORT_BINUNICODE
     b"X": lambda m: m.push(m.text(m.number("<I"))),  # BINUNICODE
+    b"C": lambda m: m.push(m.take(m.number("<B"))),  # SHORT_BINBYTES
+    b"B": lambda m: m.push(m.take(m.number("<I"))),  # BINBYTES
+    b"\x96": lambda m: m.push(m.take(m.number("<Q"))),  # BYTEARRAY8
+    b"\x8f": lambda m: m.push(Unread("builtins.set")),  # EMPTY_SET
+    b"\x90": lambda m: m.extend(m.above_mark()),  # ADDITEMS
     b"(": _Machine.mark,
     b")": lambda m: m.push(()),
     b"\x85": lambda m: m.push_tuple(1),
@@ -321,8 +316,9 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     b"h": lambda m: m.recall(m.number("<B")),  # BINGET
     b"j": lambda m: m.recall(m.number("<I")),  # LONG_BINGET
     b"c": lambda m: m.find_global(m.line(), m.line()),  # GLOBAL
-    b"\x93": _Machine.find_global_of_stack,  # STACK_GLOBAL
+    b"\x93": lambda m: m.find_global(*[m.pop(), m.pop()][::-1]),  # STACK_GLOBAL
     b"Q": _Machine.find_storage,  # BINPERSID
     b"R": _Machine.reduce,
+    b"\x81": _Machine.reduce,  # NEWOBJ
     b"b": _Machine.build,
 }
