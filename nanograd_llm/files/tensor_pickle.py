@@ -1,4 +1,4 @@
-"""A pickle is a program; this interpreter knows the thirty instructions that build tensors, and can run nothing else.
+"""A pickle is a program; this interpreter knows the forty instructions that build tensors, and can run nothing else.
 
 Pickle's machine has a stack, a memo of things already made, and instructions of one byte: push a number or a string,
 gather what lies above the last mark into a tuple, list or dict. Three are dangerous in Python's own reader: GLOBAL
@@ -26,7 +26,8 @@ The machine: Lib/pickletools.py in CPython. What torch writes: torch/_utils.py a
 
 from __future__ import annotations
 
-import struct
+import encodings.raw_unicode_escape  # noqa: F401  pickletools would import it while it reads a file
+import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -84,25 +85,31 @@ def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]]
 class _Machine:
     def __init__(self, program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> None:
         self.program, self.storages, self.where = program, storages, where
-        self.at = 0
         self.stack: list[Any] = []
         self.below_marks: list[list[Any]] = []  # for each open mark, the stack beneath it
         self.memo: dict[int, Any] = {}
         self.opened: dict[tuple[str, str], _Storage] = {}
 
     def run(self) -> Any:
-        for _ in range(MAX_INSTRUCTIONS):
-            begin, code = self.at, self.take(1)
-            if code == b".":
-                result = self.pop()
-                if self.stack or self.below_marks or self.at != len(self.program):
-                    self.damaged("it ends with something left over")
-                return result
-            instruction = _INSTRUCTIONS.get(code)
-            if instruction is None:
-                self.refuse(f"the instruction {code!r} at byte {begin:,} is none that builds tensors")
-            instruction(self)
-        self.refuse(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+        last: int | None = 0
+        try:
+            for number, (code, argument, last) in enumerate(pickletools.genops(self.program)):
+                if number == MAX_INSTRUCTIONS:
+                    self.refuse(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+                if code.name in _PUSHED:
+                    self.push(argument)
+                elif code.name in _INSTRUCTIONS:
+                    _INSTRUCTIONS[code.name](self, argument)
+                elif code.name not in ("PROTO", "FRAME", "STOP"):
+                    self.refuse(f"the instruction {code.name} at byte {last:,} is none that builds tensors")
+        except BadFileError:
+            raise
+        except ValueError as error:
+            self.damaged(f"the pickle is cut short or damaged: {str(error):.200}")
+        result = self.pop()
+        if self.stack or self.below_marks or last != len(self.program) - 1:
+            self.damaged("it ends with something left over")
+        return result
 
     def refuse(self, fault: str) -> NoReturn:
         raise BadFileError(
@@ -112,32 +119,6 @@ class _Machine:
 
     def damaged(self, fault: str) -> NoReturn:
         raise BadFileError(f"{self.where}: {fault}; the file is damaged: fetch it again")
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes of the program."""
-        taken = self.program[self.at : self.at + size]
-        if len(taken) < size:
-            self.damaged("the pickle is cut short")
-        self.at += size
-        return taken
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self, size: int) -> str:
-        raw = self.take(size)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            self.damaged(f"a string that is not UTF-8: {raw[:50]!r}")
-
-    def line(self) -> str:
-        end = self.program.find(b"\n", self.at)
-        if end < 0:
-            self.damaged("the pickle is cut short")
-        text = self.text(end - self.at)
-        self.at += 1
-        return text
 
     def push(self, thing: Any) -> None:
         self.stack.append(thing)
@@ -280,45 +261,37 @@ _CALLS = {
     "torch._utils._rebuild_parameter": _Machine.parameter,
 }
 
-_INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
-    b"\x80": lambda m: m.take(1),  # PROTO: the version
-    b"\x95": lambda m: m.take(8),  # FRAME: a hint for reading ahead
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"K": lambda m: m.push(m.number("<B")),  # BININT1
-    b"M": lambda m: m.push(m.number("<H")),  # BININT2
-    b"J": lambda m: m.push(m.number("<i")),  # BININT
-    b"\x8a": lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),  # LONG1
-    b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT, the one number with its high byte first
-    b"\x8c": lambda m: m.push(m.text(m.number("<B"))),  # SHORT_BINUNICODE
-    b"X": lambda m: m.push(m.text(m.number("<I"))),  # BINUNICODE
-    b"C": lambda m: m.push(m.take(m.number("<B"))),  # SHORT_BINBYTES
-    b"B": lambda m: m.push(m.take(m.number("<I"))),  # BINBYTES
-    b"\x96": lambda m: m.push(m.take(m.number("<Q"))),  # BYTEARRAY8
-    b"\x8f": lambda m: m.push(Unread("builtins.set")),  # EMPTY_SET
-    b"\x90": lambda m: m.extend(m.above_mark()),  # ADDITEMS
-    b"(": _Machine.mark,
-    b")": lambda m: m.push(()),
-    b"\x85": lambda m: m.push_tuple(1),
-    b"\x86": lambda m: m.push_tuple(2),
-    b"\x87": lambda m: m.push_tuple(3),
-    b"t": lambda m: m.push(tuple(m.above_mark())),  # TUPLE
-    b"]": lambda m: m.push([]),
-    b"a": lambda m: m.extend([m.pop()]),  # APPEND
-    b"e": lambda m: m.extend(m.above_mark()),  # APPENDS
-    b"}": lambda m: m.push({}),
-    b"s": lambda m: m.update([m.pop(), m.pop()][::-1]),  # SETITEM
-    b"u": lambda m: m.update(m.above_mark()),  # SETITEMS
-    b"q": lambda m: m.store(m.number("<B")),  # BINPUT
-    b"r": lambda m: m.store(m.number("<I")),  # LONG_BINPUT
-    b"\x94": lambda m: m.store(len(m.memo)),  # MEMOIZE
-    b"h": lambda m: m.recall(m.number("<B")),  # BINGET
-    b"j": lambda m: m.recall(m.number("<I")),  # LONG_BINGET
-    b"c": lambda m: m.find_global(m.line(), m.line()),  # GLOBAL
-    b"\x93": lambda m: m.find_global(*[m.pop(), m.pop()][::-1]),  # STACK_GLOBAL
-    b"Q": _Machine.find_storage,  # BINPERSID
-    b"R": _Machine.reduce,
-    b"\x81": _Machine.reduce,  # NEWOBJ
-    b"b": _Machine.build,
+# Instructions that push their argument, and those that do something with it and the stack.
+_PUSHED = set(
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BYTEARRAY8".split()
+)
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "MARK": lambda m, _: m.mark(),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.push_tuple(1),
+    "TUPLE2": lambda m, _: m.push_tuple(2),
+    "TUPLE3": lambda m, _: m.push_tuple(3),
+    "TUPLE": lambda m, _: m.push(tuple(m.above_mark())),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "APPEND": lambda m, _: m.extend([m.pop()]),
+    "APPENDS": lambda m, _: m.extend(m.above_mark()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "SETITEM": lambda m, _: m.update([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, _: m.update(m.above_mark()),
+    "EMPTY_SET": lambda m, _: m.push(Unread("builtins.set")),
+    "ADDITEMS": lambda m, _: m.extend(m.above_mark()),
+    "BINPUT": lambda m, place: m.store(place),
+    "LONG_BINPUT": lambda m, place: m.store(place),
+    "MEMOIZE": lambda m, _: m.store(len(m.memo)),
+    "BINGET": lambda m, place: m.recall(place),
+    "LONG_BINGET": lambda m, place: m.recall(place),
+    "GLOBAL": lambda m, names: m.find_global(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.find_global(*[m.pop(), m.pop()][::-1]),
+    "BINPERSID": lambda m, _: m.find_storage(),
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.reduce(),
+    "BUILD": lambda m, _: m.build(),
 }

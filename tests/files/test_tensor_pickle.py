@@ -243,7 +243,7 @@ def test_the_refused_name_is_told():
         (b"X\xff\xff\xff\x7fx", "cut short"),
         (b"\x8a\xff\x01", "cut short"),
         (b"cos", "cut short"),
-        (b"X\x01\x00\x00\x00\xff.", "not UTF-8"),
+        (b"X\x01\x00\x00\x00\xff.", "'utf-8' codec can't decode"),
         (b"K\x01K\x02\x93.", "name is not a string"),
         (b"N" * (MAX_INSTRUCTIONS + 1), "more than 131,072 instructions"),
     ],
