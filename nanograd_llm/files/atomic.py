@@ -19,7 +19,7 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make `content` the whole of the file at `path`, as `write_parts` does."""
+    """Make `content` the whole of the file at `path`: see `replacing`."""
     write_parts(path, [content])
 
 

@@ -44,12 +44,11 @@ def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]
         raise BadFileError(
             f"{where}: no index of a TensorFlow checkpoint, or cut short: it ends with another magic number"
         )
-    _, at = _handle(footer[:40], 0, where)
-    (index_at, index_size), _ = _handle(footer[:40], at, where)
+    (_, _, index_at, index_size), _ = _varints(footer[:40], 0, 4, where)
     entries: list[tuple[bytes, bytes]] = []
     blocks_end = 0
     for _, value in _entries(_block(data, index_at, index_size, where), where):
-        (block_at, block_size), _ = _handle(value, 0, where)
+        (block_at, block_size), _ = _varints(value, 0, 2, where)
         if block_at < blocks_end:
             raise BadFileError(f"{where}: two of its blocks overlap")
         blocks_end = block_at + block_size
@@ -78,11 +77,13 @@ def read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
     raise BadFileError(f"{where}: a varint at byte {at:,} that is cut short or has more than 64 bits")
 
 
-def _handle(data: bytes, at: int, where: str) -> tuple[tuple[int, int], int]:
-    """Place and size of a block, and where this handle ends."""
-    offset, at = read_varint(data, at, where)
-    size, at = read_varint(data, at, where)
-    return (offset, size), at
+def _varints(data: bytes, at: int, n: int, where: str) -> tuple[list[int], int]:
+    """`n` varints from `at` on, and where they end."""
+    numbers = []
+    for _ in range(n):
+        number, at = read_varint(data, at, where)
+        numbers.append(number)
+    return numbers, at
 
 
 def _block(data: NDArray[np.uint8], at: int, size: int, where: str) -> bytes:
@@ -104,9 +105,7 @@ def _entries(block: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
         raise BadFileError(f"{where}: a block of {len(block):,} bytes cannot hold {restarts:,} restart points")
     at, key = 0, b""
     while at < stop:
-        shared, at = read_varint(block, at, where)
-        new, at = read_varint(block, at, where)
-        size, at = read_varint(block, at, where)
+        (shared, new, size), at = _varints(block, at, 3, where)
         if shared > len(key) or shared + new > MAX_KEY or size > MAX_VALUE or at + new + size > stop:
             raise BadFileError(
                 f"{where}: an entry with {shared:,} bytes of a key of {len(key):,}, {new:,} new ones and a value of "

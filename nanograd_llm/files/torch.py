@@ -33,15 +33,20 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises StorageError if the file cannot be read, BadFileError if it is damaged or holds more than tensors by name.
     """
     found = read_torch_object(path)
+    require_tensors(found, str(path))
+    return found
+
+
+def require_tensors(found: Any, where: str) -> None:
+    """Raise BadFileError unless `found` holds tensors by name, and nothing else."""
     if not isinstance(found, dict):
-        raise BadFileError(f"{path}: holds a {type(found).__name__}; a state_dict is expected, tensors by name")
+        raise BadFileError(f"{where}: holds a {type(found).__name__}; a state_dict is expected, tensors by name")
     others = [name for name, x in found.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
     if others:
         raise BadFileError(
-            f"{path}: not only tensors by name: {listed(others)}; a state_dict is expected, as in "
+            f"{where}: not only tensors by name: {listed(others)}; a state_dict is expected, as in "
             "torch.save(model.state_dict(), path)"
         )
-    return found
 
 
 def read_torch_object(path: str | os.PathLike[str]) -> Any:

@@ -29,14 +29,10 @@ _WEIGHTS = (*SAFETENSORS[:2], *TORCH[:2])
 def find_by_name(name: str) -> Path:
     """The folder of `gpt2`, `distilgpt2` ... or `ORG/NAME`: from the cache, else fetched into it.
 
-    Raises StorageError that says what to fetch, how much that is and where to put it, where neither is possible.
+    Raises StorageError that says what to fetch and where to put it, where neither is possible.
     """
-    names = list(dict.fromkeys((name, KNOWN.get(name, (name,))[0])))
-    for each in names:
-        cached = _cached(each)
-        if cached is not None:
-            return cached
-    return _fetched(names[-1], name)
+    repository = KNOWN[name][0] if name in KNOWN else name
+    return _cached(name) or _cached(repository) or _fetched(repository, name)
 
 
 def cache_folder() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from nanograd_llm.files.mapped import listed
 from nanograd_llm.settings import require_int
 from nanograd_llm.text.bpe import BYTES
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
-
-if TYPE_CHECKING:
-    import tiktoken
 
 _PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
@@ -100,11 +97,6 @@ class GPT2Tokenizer(Tokenizer):
     def padded(self, vocab_size: int) -> GPT2Tokenizer:
         """The tokenizer for a model of this vocab_size, whose last ids may stand for nothing."""
         return GPT2Tokenizer(self.vocab, self.merges, vocab_size)
-
-    @property
-    def encoding(self) -> tiktoken.Encoding:
-        """Bytes and merges as a `tiktoken.Encoding`; its ranks are the ids of a BPETokenizer, not those of `vocab`."""
-        return self._ranked.encoding
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         return self._ids[self._ranked._encode_ordinary(text)]

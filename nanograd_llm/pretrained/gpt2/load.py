@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.mapped import listed
 from nanograd_llm.files.tensorflow import read_tensorflow
-from nanograd_llm.files.torch import read_torch_object
+from nanograd_llm.files.torch import read_torch_object, require_tensors
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
@@ -146,9 +145,7 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
     state, sizes = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model", "model_args"))
     if not isinstance(state, dict) or not isinstance(sizes, dict):
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
-    others = [name for name, x in state.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
-    if others:
-        raise BadFileError(f"{where}: model holds more than tensors by name: {listed(others)}")
+    require_tensors(state, f"{where}: model")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
     return Parts(config, _plain(state, ("_orig_mod.", "transformer."), True, where), NANOGPT, biases)
 

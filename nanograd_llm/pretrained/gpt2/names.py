@@ -76,15 +76,15 @@ class Layout:
 
     def stored(self, ours: str, array: NDArray) -> NDArray:
         """A parameter as such a file lays it out: a view."""
-        if not ours.endswith(MATRICES):
+        if self.matrices == "in, out" or not ours.endswith(MATRICES):
             return array
-        return {"in, out": array, "out, in": array.T, "1, in, out": array[None]}[self.matrices]
+        return array.T if self.matrices == "out, in" else array[None]
 
     def restored(self, ours: str, array: NDArray) -> NDArray:
         """A parameter as it lies here, from the array of such a file: a view."""
-        if not ours.endswith(MATRICES):
+        if self.matrices == "in, out" or not ours.endswith(MATRICES):
             return array
-        return array.T if self.matrices == "out, in" else array[0] if self.matrices == "1, in, out" else array
+        return array.T if self.matrices == "out, in" else array[0]
 
 
 HUGGING_FACE = Layout("Hugging Face", 1, "{name}", "h.{layer}.{name}", "in, out")
