@@ -93,8 +93,8 @@ def _check(name: str, value: Any, kind: type, optional: bool, bounds: Mapping[st
         return
     if bounds["choices"]:
         require_choice(name, value, bounds["choices"])
-    elif kind is bool:
-        require_bool(name, value)
+    elif kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False; got {shown(value)}")
     elif kind is int:
         require_int(name, value, low, MAX_INT if high is None else high)
     elif kind is float:
@@ -122,12 +122,6 @@ def require_int(field: str, value: Any, low: int, high: int = MAX_INT) -> None:
 def require_seed(value: Any) -> None:
     """Raise ConfigError unless value can be the seed of all randomness: an integer of 64 bits at most."""
     require_int("seed", value, 0, MAX_SEED)
-
-
-def require_bool(field: str, value: Any) -> None:
-    """Raise ConfigError unless value is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{field} must be True or False; got {shown(value)}")
 
 
 def require_number(field: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
@@ -166,14 +160,11 @@ def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> 
 
     Raises ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
     """
-    names = list(allowed)
-    complaints = []
-    for key in table:
-        if key not in names:
-            near = nearest(key, names)
-            complaints.append(
-                f"unknown {key!r}, " + (f"did you mean {near!r}?" if near else f"allowed are {', '.join(names)}")
-            )
+    names, complaints = list(allowed), []
+    for key in [key for key in table if key not in names]:
+        near = nearest(key, names)
+        hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(names)}"
+        complaints.append(f"unknown {key!r}, {hint}")
     if complaints:
         raise ConfigError(f"{where}: {'; '.join(complaints)}")
 
@@ -187,13 +178,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     Raises ConfigError with the first key that repeats.
     """
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ConfigError(f"duplicate key {key!r:.100}")
-            seen.add(key)
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ConfigError(f"duplicate key {key!r:.100}")
+        table[key] = value
     return table
 
 

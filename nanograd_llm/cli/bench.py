@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -12,7 +12,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nanograd_llm.bench import Figure, Report
+    from nanograd_llm.bench import Report
 
 SMALL = 0.005  # shares below this make one line together
 
@@ -44,22 +44,19 @@ def bench(
 
     names = list(BENCHMARKS) if workload == "all" else [workload]
     reports = run(names, against=against == "torch", rounds=rounds)
-    if as_json:
-        _print_json(machine(), reports)
-    else:
-        _print_tables(machine(), reports, names)
-
-
-def _print_json(machine: dict[str, Any], reports: Iterable[Report]) -> None:
-    for record in itertools.chain([{"machine": machine}], (report.record() for report in reports)):
-        print(json.dumps(record), flush=True)
+    if not as_json:
+        return _print_tables(machine(), reports, names)
+    print(json.dumps({"machine": machine()}), flush=True)
+    for report in reports:
+        print(json.dumps(report.record()), flush=True)
 
 
 def _print_tables(machine: dict[str, Any], reports: Iterable[Report], names: Collection[str]) -> None:
     """Figures as they come, a table of ops after each task, and at the end the targets beside what was measured."""
     from rich.console import Console
+    from rich.table import Table
 
-    from nanograd_llm.bench import Figure, OpTime
+    from nanograd_llm.bench import TARGETS, Figure, OpTime
 
     console = Console(highlight=False)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), markup=False, soft_wrap=True)
@@ -72,7 +69,14 @@ def _print_tables(machine: dict[str, Any], reports: Iterable[Report], names: Col
             if isinstance(report, Figure):
                 measured[report.workload, report.measure] = report
             console.print(f"{report.workload:<8} {report}", markup=False, soft_wrap=True)
-    console.print(_target_table(measured, names))
+    table = Table("workload", "measure", "measured", "target", "", title=None)
+    for place, target in TARGETS.items():
+        found = measured.get(place)
+        if found:
+            table.add_row(*place, f"{found.value:.2f}", str(target), "met" if target.is_met(found.value) else "not met")
+        elif place[0] in names:
+            table.add_row(*place, "", str(target), "not measured")
+    console.print(table)
 
 
 def _op_table(times: Iterable[Any]) -> Table:
@@ -95,18 +99,3 @@ def _op_table(times: Iterable[Any]) -> Table:
 
 def _cells(calls: float, seconds: float, share: float) -> list[str]:
     return [f"{calls:,.0f}", f"{seconds * 1e3:,.2f}", f"{share:.1%}"]
-
-
-def _target_table(measured: Mapping[tuple[str, str], Figure], names: Collection[str]) -> Table:
-    from rich.table import Table
-
-    from nanograd_llm.bench import TARGETS
-
-    table = Table("workload", "measure", "measured", "target", "", title=None)
-    for place, target in TARGETS.items():
-        found = measured.get(place)
-        if found:
-            table.add_row(*place, f"{found.value:.2f}", str(target), "met" if target.is_met(found.value) else "not met")
-        elif place[0] in names:
-            table.add_row(*place, "", str(target), "not measured")
-    return table

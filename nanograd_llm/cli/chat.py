@@ -7,14 +7,14 @@ import dataclasses
 import io
 import sys
 
-from nanograd_llm.cli.options import NOTHING, Given, options, with_options
+from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
 from nanograd_llm.inference import Conversation, Sampling
 from nanograd_llm.inference.sampling import PROSE
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
 def chat(
-    model: str,
+    model: Model,
     /,
     *,
     max_new_tokens: int = 60,
@@ -26,8 +26,6 @@ def chat(
 
     Parameters
     ----------
-    model
-        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     max_new_tokens
         Tokens of a reply; it ends earlier at an empty line, or where the model ends the text.
     """

@@ -6,9 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
+from nanograd_llm.cli.options import Model
+
 
 def convert(
-    model: str,
+    model: Model,
     /,
     *,
     to: Literal["hf", "numpy"],
@@ -20,8 +22,6 @@ def convert(
 
     Parameters
     ----------
-    model
-        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     to
         hf: for transformers, GPT2LMHeadModel.from_pretrained. numpy: for numpy.load.
     out

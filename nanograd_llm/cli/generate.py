@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from nanograd_llm.cli.options import NOTHING, Given, options, with_options
+from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
 from nanograd_llm.inference import Sampling, opening, stream_text
 from nanograd_llm.inference.sampling import PROSE
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
 def generate(
-    model: str,
+    model: Model,
     prompt: str | None = None,
     /,
     *,
@@ -23,8 +23,6 @@ def generate(
 
     Parameters
     ----------
-    model
-        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
     prompt
         What to continue; a new line if not given, or the first character of an alphabet that has none. One that begins
         with a dash goes last, behind " -- ".

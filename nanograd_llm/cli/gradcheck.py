@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from contextlib import AbstractContextManager
+from nanograd_llm.cli.progress import waiting
 
 
 def gradcheck(
@@ -48,33 +46,18 @@ def gradcheck(
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
         trained = open_model(model).model(strict=True)
         print(cost_of_model(trained, order=order or 1), flush=True)
-        with _seconds_shown():
+        with waiting("checking"):
             report = check_model(trained, order=order or 1, seed=seed)
         Console(highlight=False).print(report, soft_wrap=True)
         return 0 if report.passed else 1
     if thorough and cases is not None:
         raise ConfigError("--thorough is 5,000 cases and --cases another number; give one of them")
     count = 5000 if thorough else 200 if cases is None else cases
+    order = 2 if order is None else order
     found: list[OpSummary] = []
-    for one in check_each(None if op is None else [op], order=2 if order is None else order, cases=count, seed=seed):
-        if not found:
-            print(table_head(len(one.errors)))
-        print(one, flush=True)
+    for one in check_each(None if op is None else [op], order=order, cases=count, seed=seed):
+        print(one if found else f"{table_head(len(one.errors))}\n{one}", flush=True)
         found.append(one)
     summary = Summary(tuple(found))
     print(f"\n{summary.conclusion}")
     return 0 if summary.passed else 1
-
-
-def _seconds_shown() -> AbstractContextManager[object]:
-    """On a terminal, a line that counts the seconds while this is open."""
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    line = Progress(
-        SpinnerColumn(), TextColumn("checking"), TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    )
-    line.add_task("", total=None)
-    return line

@@ -6,19 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nanograd_llm.cli.options import Model
+
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
     from nanograd_llm.runs.opening import OpenedRun
 
 
-def info(model: str, /) -> None:
-    """Show a model: its sizes, tokenizer and parameters; of a run its settings, scores and checkpoints as well.
-
-    Parameters
-    ----------
-    model
-        The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.
-    """
+def info(model: Model, /) -> None:
+    """Show a model: its sizes, tokenizer and parameters; of a run its settings, scores and checkpoints as well."""
     from rich.console import Console
     from rich.table import Table
 

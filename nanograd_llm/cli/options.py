@@ -14,6 +14,9 @@ from cyclopts import Group, Parameter
 
 from nanograd_llm.settings import Settings
 
+Model = Annotated[
+    str, Parameter(help="The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.")
+]
 Given = Mapping[str, Any]  # settings by name
 NOTHING: Given = MappingProxyType({})
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nanograd_llm.backend.threads import pinned_blas
@@ -13,6 +14,24 @@ from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[Callable[[float], object]]:
+    """On a terminal, a line on stderr that counts the seconds, with a bar for the share that this yields a function of.
+
+    Elsewhere nothing is shown.
+    """
+    if not sys.stderr.isatty():
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(title), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda share: bar.update(task, total=1.0, completed=share)
 
 
 def show(run: Run, events: Iterator[Event]) -> int:

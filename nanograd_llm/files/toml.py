@@ -1,7 +1,7 @@
-"""Settings in TOML: tables of numbers, texts, true and false; a file from a stranger is read with care.
+"""Settings in TOML: tables of numbers, texts, true and false.
 
-The cost of a file is bounded before it is parsed: Python's parser takes time and memory that grow with the square of
-the parts of a dotted name.
+A file is bounded before it is parsed: Python's parser takes time and memory that grow with the square of the parts of a
+dotted name.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
                 f"{path}: {name!r:.100} is {shown(table)}; expected a table: put it under a line such as [model]"
             )
         for key, value in table.items():
-            if not isinstance(value, (str, int, float)) or (
-                isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
-            ):
+            is_long = isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
+            if is_long or not isinstance(value, (str, int, float)):
                 raise BadFileError(
                     f"{path}: {key!r:.100} is {shown(value)}; expected a text, a number of 64 bits, true or false"
                 )

@@ -37,7 +37,7 @@ def evaluate(
     context_length: int,
     stride: int | None = None,
     batch_size: int = 32,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
 
@@ -76,7 +76,7 @@ def evaluate_text(
     tokenizer: Tokenizer,
     *,
     stride: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
     """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
 

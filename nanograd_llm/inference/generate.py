@@ -46,11 +46,9 @@ def generate(
     open_rows = set(range(len(rows)))
     for ids in stream(model, rows, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache):
         for row, token in enumerate(ids):
-            if token is None or row not in open_rows:
-                continue
             if token in stop:
                 open_rows.discard(row)
-            else:
+            elif token is not None and row in open_rows:
                 written[row].append(token)
         if not open_rows:
             break
@@ -94,9 +92,8 @@ def stream(
         if sampling.temperature == 0:
             chosen = likeliest(logits)
         else:
-            chosen = sampling.choose(
-                logits, np.array([generator(sampling.seed, row, n).random() for row in range(len(rows))])
-            )
+            chances = [generator(sampling.seed, row, n).random() for row in range(len(rows))]
+            chosen = sampling.choose(logits, np.array(chances))
         ids = [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
         for row, token in enumerate(ids):
             if token is not None:

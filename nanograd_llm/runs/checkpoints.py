@@ -25,8 +25,7 @@ def save_checkpoint(
 ) -> None:
     """Write `arrays` (any shape, of numbers) and `metadata` to `path`, whole or not at all, with no copy in memory.
 
-    Raises DtypeError for an array that is not of numbers, StorageError (exit code 4) if the disk refuses; the previous
-    file then stays as it was.
+    Raises DtypeError for an array that is not of numbers, StorageError if the disk refuses; the old file then stays.
     """
     proof = {"version": VERSION, "sha256": _digest(arrays, metadata), "metadata": dict(metadata)}
     write_safetensors(path, arrays, {"nanograd_llm": json.dumps(proof, sort_keys=True)})
@@ -43,9 +42,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any
         raise BadFileError(f"{path}: a safetensors file, but no checkpoint of nanograd_llm: it carries no SHA-256")
     proof = read_json_object(carried["nanograd_llm"].encode(), f"{path}: the checkpoint's header")
     if proof.get("version") != VERSION:
-        raise BadFileError(
-            f"{path}: checkpoint version {proof.get('version')!r:.50}; this nanograd_llm reads version {VERSION}"
-        )
+        found = f"{proof.get('version')!r:.50}"
+        raise BadFileError(f"{path}: checkpoint version {found}; this nanograd_llm reads version {VERSION}")
     metadata = proof.get("metadata")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BadFileError(f"{path}: the checkpoint's header is damaged: no metadata; use an older one")

@@ -60,8 +60,8 @@ class RunFolder:
         with storage_errors(f"{run.path}: cannot make a run folder there", "choose another folder"):
             run._refuse_content()
             os.makedirs(run.checkpoints_path, exist_ok=True)
-            run._take_lock()
             try:
+                run._take_lock()
                 for leftover in run._refuse_content():  # again: another process may have come and gone before the lock
                     leftover.unlink()
             except BaseException:
@@ -86,8 +86,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def emptied_on_failure(self) -> Iterator[None]:
-        """Where this block raises, such as on a full disk, remove the files of a new run: the same folder can be tried
-        again."""
+        """Where this block raises, as on a full disk, remove the files of the new run; the folder can be used again."""
         try:
             yield
         except BaseException:
@@ -99,7 +98,7 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Give the folder free for another process."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -111,7 +110,7 @@ class RunFolder:
         self.close()
 
     def write_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write tables of settings as TOML; a setting that is None is left out, as TOML has no word for it."""
+        """Write tables of settings, as `write_toml` does."""
         write_toml(self.config_path, config)
 
     def read_config(self) -> dict[str, dict[str, Any]]:
@@ -151,18 +150,17 @@ class RunFolder:
         self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies, or would."""
+        """Where the checkpoint of `step` lies, or would lie."""
         return self.checkpoints_path / f"step-{step:08d}.safetensors"
 
     def checkpoints(self) -> dict[int, Path]:
         """Every checkpoint by its step, in the order of steps."""
         with storage_errors(f"{self.checkpoints_path}: cannot be listed", "check its permissions"):
-            paths = list(self.checkpoints_path.iterdir())
-        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in paths)
-        return dict(sorted((int(match[1]), path) for match, path in named if match))
+            found = [(run_of_checkpoint(path), path) for path in self.checkpoints_path.iterdir()]
+        return dict(sorted((run[1], path) for run, path in found if run))
 
     def save_checkpoint(self, step: int, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
-        """Write the checkpoint of `step`, and return where. Raises what `checkpoint.save_checkpoint` raises."""
+        """Write the checkpoint of `step`, and return its path. Raises as `checkpoints.save_checkpoint` does."""
         path = self.checkpoint_path(step)
         save_checkpoint(path, arrays, metadata)
         return path
@@ -174,9 +172,7 @@ class RunFolder:
         """
         known = self.checkpoints()
         if not known:
-            raise StorageError(
-                f"{self.path}: has no checkpoint: it ended before it saved one; train again into another folder"
-            )
+            raise StorageError(f"{self.path}: has no checkpoint: it ended before it saved one; train again elsewhere")
         if step is None:
             step = max(known)
         if step not in known:
@@ -184,10 +180,12 @@ class RunFolder:
         try:
             return load_checkpoint(known[step])
         except BadFileError as error:
-            older = next((older for older in reversed(known) if older < step and _is_whole(known[older])), None)
             hint = "no older checkpoint is whole"
-            if older is not None:
-                hint = f"the checkpoint of step {older} is whole: give its file, {known[older]}, instead of the folder"
+            for older, path in reversed(known.items()):
+                with contextlib.suppress(BadFileError, StorageError):
+                    if older < step and load_checkpoint(path):
+                        hint = f"the checkpoint of step {older} is whole: give its file, {path}, instead of the folder"
+                        break
             raise BadFileError(f"{error}; {hint}") from error
 
     def _refuse_content(self) -> list[Path]:
@@ -209,25 +207,12 @@ class RunFolder:
     def _take_lock(self) -> None:
         """Become the only writer."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with storage_errors(f"{self.path}: cannot write there", "choose another folder"):
-            lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
-            try:
-                if os.fstat(lock.fileno()).st_nlink > 1:  # writing would change a file elsewhere
-                    raise StorageError(f"{self.path}/lock: is a second name of another file; remove it")
-                if fcntl is not None:
-                    self._flock(lock)
-                lock.truncate(0)
-                lock.seek(0)
-                lock.write(str(os.getpid()))
-                lock.flush()
-            except BaseException:
-                lock.close()
-                raise
-        self._lock = lock
-
-    def _flock(self, lock: IO[str]) -> None:
+        self._lock = lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
+        if os.fstat(lock.fileno()).st_nlink > 1:  # writing would change a file elsewhere
+            raise StorageError(f"{self.path}/lock: is a second name of another file; remove it")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = lock.read(20) or "unknown"
             raise StorageError(
@@ -236,6 +221,10 @@ class RunFolder:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks
                 raise
+        lock.truncate(0)
+        lock.seek(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
 
     def _append(self, path: Path, text: str) -> None:
         with storage_errors(f"{path}: cannot write", "make room, then train again"):
@@ -264,11 +253,10 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
 def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
     """The folder that a checkpoint of this name would belong to, and its step; None for any other name."""
     path = Path(path)
-    match = _CHECKPOINT.fullmatch(path.name)
+    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
     return (path.parent.parent, int(match[1])) if match and path.parent.name == "checkpoints" else None
 
 
-_CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -280,11 +268,3 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"its {name} is {value!r:.100}; expected a number")
     float(value)  # an integer may have more digits than any float
     return value
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        load_checkpoint(checkpoint)
-    except (BadFileError, StorageError):
-        return False
-    return True

@@ -45,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipe(preset: str, **changes: Any) -> TrainConfig:
     """The TrainConfig that suits a preset, with these fields changed; None leaves a field unchanged."""
     require_choice("preset", preset, RECIPES)
-    return _training(RECIPES[preset], changes)
+    return _changed(RECIPES[preset], changes)
 
 
 def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
@@ -53,12 +53,11 @@ def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
 
     The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
     """
-    return _training(dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd), changes)
+    return _changed(dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd), changes)
 
 
-def _training(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
-    given = {name: value for name, value in changes.items() if value is not None}
-    return TrainConfig(**(own | given))
+def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**own | {name: value for name, value in changes.items() if value is not None})
 
 
 TOKENIZERS = ("bpe", "bytes", "characters", "model")
@@ -108,14 +107,7 @@ class LanguageModelling:
 
     used_by = "generate"
 
-    def __init__(
-        self,
-        text: TextConfig,
-        model: GPTConfig,
-        training: TrainConfig,
-        *,
-        start: Opened | None = None,
-    ):
+    def __init__(self, text: TextConfig, model: GPTConfig, training: TrainConfig, *, start: Opened | None = None):
         self.context_length = model.context_length if text.window is None else text.window
         if self.context_length > model.context_length:
             raise ConfigError(
@@ -156,8 +148,8 @@ class LanguageModelling:
 
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""
-        c = self.model.config
-        sizes = ", ".join(f"{name}={getattr(c, name)}" for name in ("n_layer", "n_head", "n_embd", "context_length"))
+        names = "n_layer", "n_head", "n_embd", "context_length"
+        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
         return {
             "text": f"{self.text.file or 'built-in corpus'}: {len(self.ids):,} tokens, "
             f"{len(self.held_out_ids):,} more held out",
@@ -174,13 +166,8 @@ class LanguageModelling:
 
     def score(self) -> Score:
         """Bits per byte of the held-out text, in windows that overlap by half."""
-        found = evaluate(
-            self.model,
-            self.held_out_ids,
-            self.tokenizer,
-            context_length=self.context_length,
-            stride=max(1, self.context_length // 2),
-        )
+        T = self.context_length
+        found = evaluate(self.model, self.held_out_ids, self.tokenizer, context_length=T, stride=max(1, T // 2))
         return Score("bits per byte", found.bits_per_byte, {"loss": found.loss, "perplexity": found.perplexity})
 
     def sample(self, *, last: bool = False) -> Sample:

@@ -138,7 +138,7 @@ def test_a_symlink_planted_as_the_lock_is_not_written_through(tmp_path: Path) ->
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(StorageError, match="cannot write there"):
+    with pytest.raises(StorageError, match="cannot make a run folder there"):
         RunFolder.create(tmp_path / "run")
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
