@@ -53,11 +53,10 @@ def setting(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting,))
 class Settings:
-    """Base of frozen dataclasses whose fields, each made by `setting`, are checked when one is made.
+    """Base of settings; a class derived from it is a frozen dataclass whose fields are checked when it is made.
 
-    A field is a bool, int, float or str, or one of these and None. A class that derives from this one becomes a frozen
-    dataclass by that alone; checks of several fields together go into its `__post_init__`, after `super()`'s.
-    Raises ConfigError that names the field, its value and what is allowed.
+    A field is a bool, int, float or str, or one of these and None. Checks of several fields together go into
+    `__post_init__`, after `super()`'s. Raises ConfigError that names the field, its value and what is allowed.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # for type checkers: this is a dataclass
@@ -152,13 +151,11 @@ def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
-    """Refuse keys of a config table that nobody reads.
+    """Raise ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
 
     >>> check_keys({"n_layers": 4}, ["n_layer", "n_head"], "config.toml [model]")
     Traceback (most recent call last):
     nanograd_llm.errors.ConfigError: config.toml [model]: unknown 'n_layers', did you mean 'n_layer'?
-
-    Raises ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
     """
     names, complaints = list(allowed), []
     for key in [key for key in table if key not in names]:
@@ -175,8 +172,6 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     >>> unique_keys([("steps", 3), ("steps", 4)])
     Traceback (most recent call last):
     nanograd_llm.errors.ConfigError: duplicate key 'steps'
-
-    Raises ConfigError with the first key that repeats.
     """
     table: dict[str, Any] = {}
     for key, value in pairs:

@@ -85,17 +85,11 @@ def _op_table(times: Iterable[Any]) -> Table:
     table = Table("where the time goes", title=None)
     for heading in ("calls", "ms", "share"):
         table.add_column(heading, justify="right")
-    small = [0.0, 0.0, 0.0]
+    rest = f"what is below {SMALL:.1%} each"
+    rows: dict[str, list[float]] = {}
     for time in times:
-        numbers = [time.calls, time.seconds, time.share]
-        if abs(time.share) >= SMALL:
-            table.add_row(time.op, *_cells(*numbers))
-        else:
-            small = [a + b for a, b in zip(small, numbers)]
-    if any(small):
-        table.add_row(f"what is below {SMALL:.1%} each", *_cells(*small))
+        name = time.op if abs(time.share) >= SMALL else rest
+        rows[name] = [a + b for a, b in zip(rows.pop(name, [0, 0, 0]), [time.calls, time.seconds, time.share])]
+    for name, (calls, seconds, share) in sorted(rows.items(), key=lambda row: row[0] == rest):
+        table.add_row(name, f"{calls:,.0f}", f"{seconds * 1e3:,.2f}", f"{share:.1%}")
     return table
-
-
-def _cells(calls: float, seconds: float, share: float) -> list[str]:
-    return [f"{calls:,.0f}", f"{seconds * 1e3:,.2f}", f"{share:.1%}"]

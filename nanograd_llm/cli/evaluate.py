@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.progress import waiting
+from nanograd_llm.cli.terminal import counted, waiting
 
 
 def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
@@ -21,7 +21,6 @@ def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
         Tokens that the window moves by; half a window if not given. Smaller is slower, and gives each token more
         context to be judged by.
     """
-    from nanograd_llm.cli.words import counted
     from nanograd_llm.inference import evaluate_text
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import read_text

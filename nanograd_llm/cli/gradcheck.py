@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanograd_llm.cli.progress import waiting
+from nanograd_llm.cli.terminal import waiting
 
 
 def gradcheck(

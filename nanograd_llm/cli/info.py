@@ -26,16 +26,15 @@ def info(model: Model, /) -> None:
     told = _told(opened, loaded.loss_items)
     for name, value in told.items():
         console.print(f"{name:<11}", value, markup=False, soft_wrap=True)
-    rows = [(name, str(x.shape), str(x.dtype), f"{x.size:,}") for name, x in loaded.named_parameters()]
-    rows += [("all", "", "", f"{loaded.parameter_count():,}")]
-    heads = ("parameter", "shape", "dtype", "numbers")
-    others = sum(max(map(len, column)) for column in list(zip(heads, *rows))[1:])
+    rows = [("parameter", "shape", "dtype", "numbers")]
+    rows += [(name, str(x.shape), str(x.dtype), f"{x.size:,}") for name, x in loaded.named_parameters()]
+    others = sum(max(map(len, column)) for column in list(zip(*rows))[1:])
     room = console.width - others - 13  # of lines and of spaces beside them
-    parameters = Table(*heads)
-    for name, *row in rows[:-1]:
+    parameters = Table(*rows[0])
+    for name, *row in rows[1:]:
         parameters.add_row(_shortened(name, room), *row)
     parameters.add_section()
-    parameters.add_row(*rows[-1])
+    parameters.add_row("all", "", "", f"{loaded.parameter_count():,}")
     console.print(parameters)
 
 
@@ -45,7 +44,8 @@ def _told(opened: Opened, items: str) -> dict[str, str]:
     from nanograd_llm.runs.opening import OpenedRun
 
     if isinstance(opened, OpenedRun):
-        told = {name: _settings(table) for name, table in _tables(opened.settings).items()}
+        opened.settings.get("text", {}).pop("vocab_size", None)  # what was asked for; the model's is what it came to
+        told = {name: _settings(table) for name, table in opened.settings.items()}
     else:
         told = {"from": f"{opened.path} ({opened.form})", "model": _settings(dataclasses.asdict(opened.config))}
     try:
@@ -53,17 +53,6 @@ def _told(opened: Opened, items: str) -> dict[str, str]:
     except NanogradError as error:  # the model can be looked at without one
         told["tokenizer"] = f"none: {error}"
     return told | (_history(opened, items) if isinstance(opened, OpenedRun) else {})
-
-
-def _tables(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings of a run without those that had no effect."""
-    unused = {"text": {"vocab_size"}}  # what was asked for; the model's is what it came to
-    if "minutes" in config.get("train", {}):
-        unused["train"] = {"steps"}
-    return {
-        name: {key: value for key, value in table.items() if key not in unused.get(name, ())}
-        for name, table in config.items()
-    }
 
 
 def _history(run: OpenedRun, items: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Options of a command that come from settings: each dataclass is a section of the help page.
 
-A command gets of each section what stands on the command line, and nothing else: the rest is for presets and files.
+A command gets only those that are given on the command line: the rest is for presets and files.
 """
 
 from __future__ import annotations

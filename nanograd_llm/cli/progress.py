@@ -6,32 +6,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from nanograd_llm.backend.threads import pinned_blas
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "
-
-
-@contextlib.contextmanager
-def waiting(title: str) -> Iterator[Callable[[float], object]]:
-    """On a terminal, a line on stderr that counts the seconds, with a bar for the share that this yields a function of.
-
-    Elsewhere nothing is shown.
-    """
-    if not sys.stderr.isatty():
-        yield lambda share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn(title), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda share: bar.update(task, total=1.0, completed=share)
 
 
 def show(run: Run, events: Iterator[Event]) -> int:
@@ -44,7 +25,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
     run.on_stop = _say_stopping
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
-    with display:
+    with display.shown:
         for event in events:
             if isinstance(event, StepRecord):
                 display.step(event)
@@ -75,12 +56,7 @@ class _Lines:
     """One plain line an interval, for files and pipes."""
 
     def __init__(self, items: str = "items") -> None:
-        self.items, self.tenths = items, -1
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...
+        self.items, self.tenths, self.shown = items, -1, contextlib.nullcontext()
 
     def step(self, record: StepRecord) -> None:
         if int(record.progress * 10) > self.tenths:
@@ -101,7 +77,7 @@ class _Bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.items = items
-        self.progress = Progress(
+        self.shown = Progress(
             TextColumn("step {task.fields[step]:>6}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -109,27 +85,20 @@ class _Bar:
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self.task = self.progress.add_task("training", total=1.0, step=0, numbers="")
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
+        self.task = self.shown.add_task("training", total=1.0, step=0, numbers="")
 
     def step(self, record: StepRecord) -> None:
         numbers = _numbers(record, self.items)
-        self.progress.update(self.task, completed=record.progress, step=record.step, numbers=numbers)
+        self.shown.update(self.task, completed=record.progress, step=record.step, numbers=numbers)
 
     def say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.shown.console.print(text, markup=False, highlight=False)
 
     def quote(self, text: str) -> None:
         """With the mark before each line of the screen as well, where a line of the text takes several."""
         from rich.text import Text
 
-        console = self.progress.console
+        console = self.shown.console
         room = max(1, console.width - len(_QUOTE))
         rows = [row.plain for line in text.splitlines() for row in Text(line).wrap(console, room)]
         self.say("\n".join(_QUOTE + row.rstrip() for row in rows))

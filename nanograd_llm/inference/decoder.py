@@ -1,14 +1,13 @@
 """One more token at a time: GPT's forward for a single position, in NumPy calls alone, into arrays made once.
 
-A small model's token costs more in calls than in arithmetic. What `nn` composes of ops, with names, shapes and a tape
-to think of, is here the least number of calls; the numbers are the same to rounding. Read `nn/block.py` first.
+A small model's token costs more in calls than in arithmetic: here are as few calls as possible. The numbers are those
+of `nn` to rounding. Read `nn/block.py` first.
 
 B sequences, C channels, H heads, D = C/H, n tokens so far, V vocabulary
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -28,38 +27,32 @@ def can_decode(model: GPT) -> bool:
 
     Not while `checked()` looks at every op.
     """
-    modules = [module for _, module in model.named_modules()]
+    modules, plain = dict(model.named_modules()), dict(GPT(model.config, seed=None).named_modules())
     arrays = [parameter.data for parameter in model.parameters()]
     return (
-        type(model) is GPT
-        and _kinds(model) == _kinds(GPT(model.config, seed=None))
+        [(name, type(module)) for name, module in modules.items()] == [(name, type(m)) for name, m in plain.items()]
         and all(block.norm_first and block.attention.causal for block in model.blocks)
-        and not any(module.training for module in modules)
-        and not any(hasattr(type(module), name) for module in modules for name in vars(module).keys() - {"training"})
+        and not any(module.training for module in modules.values())
+        and not any(hasattr(type(m), name) for m in modules.values() for name in vars(m).keys() - {"training"})
         and all(type(array) is np.ndarray and array.dtype == arrays[0].dtype for array in arrays)
         and not state.tracing_calls
     )
 
 
-def _kinds(model: GPT) -> list[tuple[str, type]]:
-    return [(name, type(module)) for name, module in model.named_modules()]
-
-
 class Decoder:
-    """The logits that follow, after one more token of each of B sequences, of a model that `can_decode`.
+    """The next logits, after one more token of each of B sequences, of a model that `can_decode`.
 
         caches = model.new_caches(B)
         model.next_logits(prompts, caches)
         logits = Decoder(model, caches)(tokens)  # tokens (B) ids -> (B, V), valid until the next call
 
-    The model's parameters are read where they lie, once a token. `caches` go on being extended; ShapeError where they
-    are full. That the ids are in the vocabulary is for the caller to know.
+    The caller checks that the ids are in the vocabulary. Raises ShapeError where the caches are full.
     """
 
     def __init__(self, model: GPT, caches: list[KeyValueCache]):
         rows, width = len(caches[0].keys), model.config.n_embd
         self.blocks = [BlockStep(block, cache) for block, cache in zip(model.blocks, caches)]
-        self.norm = _norm_step(model.ln_f, rows)
+        self.norm = NormStep(model.ln_f, rows)
         self.caches = caches
         self.tokens, self.positions = model.wte.data, model.wpe.data
         self.head = model.head_table.data.T  # (C, V)
@@ -104,25 +97,6 @@ class NormStep:
         return np.add(y, self.bias, out=y)
 
 
-class OneNormStep(NormStep):
-    """For a single row, whose mean and variance are plain numbers: in half the time."""
-
-    def __init__(self, layer: LayerNorm):
-        super().__init__(layer, rows=1)
-        self.row, self.mean_of_row, self.epsilon = self.out[0], self.mean[:, 0], layer.eps
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        row, y = x[0], self.row
-        np.subtract(row, np.dot(row, self.mean_of_row), out=y)
-        np.divide(y, math.sqrt(np.dot(y, y) / len(y) + self.epsilon), out=y)
-        np.multiply(self.out, self.weight, out=self.out)
-        return np.add(self.out, self.bias, out=self.out)
-
-
-def _norm_step(layer: LayerNorm, rows: int) -> NormStep:
-    return OneNormStep(layer) if rows == 1 else NormStep(layer, rows)
-
-
 class AttentionStep:
     def __init__(self, layer: MultiHeadAttention, cache: KeyValueCache):
         rows, heads, _, size = cache.keys.shape
@@ -151,17 +125,17 @@ class BlockStep:
 
     def __init__(self, block: Block, cache: KeyValueCache):
         rows = len(cache.keys)
-        self.ln_1, self.ln_2 = _norm_step(block.ln_1, rows), _norm_step(block.ln_2, rows)
+        self.ln_1, self.ln_2 = NormStep(block.ln_1, rows), NormStep(block.ln_2, rows)
         self.attention = AttentionStep(block.attention, cache)
         self.up, self.down = LinearStep(block.mlp.up, rows), LinearStep(block.mlp.down, rows)
-        self.bend: Any = ACTIVATIONS[block.mlp.activation]
-        self.bent = np.empty_like(self.up.out)
+        self.activation: Any = ACTIVATIONS[block.mlp.activation]
+        self.active = np.empty_like(self.up.out)
 
     def __call__(self, x: np.ndarray) -> None:
         np.add(x, self.attention(self.ln_1(x)), out=x)
         wide = self.up(self.ln_2(x))
-        if self.bend is ops.gelu:
-            gelu_into(wide, self.bent)
+        if self.activation is ops.gelu:
+            gelu_into(wide, self.active)
         else:
-            self.bent = self.bend(wide)
-        np.add(x, self.down(self.bent), out=x)
+            self.active = self.activation(wide)
+        np.add(x, self.down(self.active), out=x)

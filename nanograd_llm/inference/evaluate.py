@@ -41,10 +41,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
 
-    model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; it is put into evaluation
-        mode.
-    stride: how far the window moves; context_length if not given. A smaller one gives every token more context to be
-        judged by, at a higher price.
+    model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; put into evaluation mode.
+    stride: how far the window moves; context_length if not given. A smaller one gives every token more context.
     progress: called with the share that is done, after each batch.
     Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
     """
@@ -80,8 +78,7 @@ def evaluate_text(
 ) -> Evaluation:
     """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
 
-    Where the tokenizer has an end of text, the first token is judged as what follows one, so that every byte of the
-    text counts once; otherwise the first token is left out.
+    Where the tokenizer has an end of text, the first token is judged as what follows one; otherwise it is left out.
     stride: how far the window moves; half a window if not given. progress: as for `evaluate`.
     Raises ShapeError for a text of less than two tokens, and as `evaluate` does.
     """

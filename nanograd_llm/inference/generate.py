@@ -33,13 +33,12 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt; returns the new ids of each, cut before the first stop id.
 
-    prompts: ids, one sequence (T) or several (B, T), also of different lengths. Rows do not depend on each other, and a
-        row draws the same numbers whatever else is in the batch with it at its place.
+    prompts: ids, one sequence (T) or several (B, T), also of different lengths. A row does not depend on the others.
     stop: ids that end a row.
 
-    Where the text outgrows the model's context, half a context is left behind, and again whenever it is full. The model
-    is put into evaluation mode. Raises ShapeError for an empty prompt, IndexRangeError for an id outside the
-    vocabulary, NonFiniteError where the model gives no usable logits.
+    Whenever the context is full, its older half is left behind. The model is put into evaluation mode. Raises
+    ShapeError for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError where the model
+    gives no usable logits.
     """
     rows = _rows(prompts, model)
     written: list[list[int]] = [[] for _ in rows]

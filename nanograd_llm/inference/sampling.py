@@ -25,10 +25,7 @@ class Sampling(Settings):
     )
     top_k: int | None = setting("Choose among the k likeliest tokens only; all if not given.", default=None, low=1)
     top_p: float = setting(
-        "Choose among the likeliest tokens that together have this probability; 1 for all.",
-        default=1.0,
-        low=1e-9,
-        high=1,
+        "Choose among the likeliest tokens that make up this probability; 1 for all.", default=1.0, low=1e-9, high=1
     )
     seed: int = setting("The same seed gives the same text.", default=0, high=MAX_SEED)
 
@@ -84,9 +81,7 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
     Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
     """
     best = logits.argmax(axis=-1)  # of a NaN, where there is one
-    for row, token in enumerate(best):
-        if not math.isfinite(logits[row, token]):
-            raise NonFiniteError(
-                f"the largest of {logits.shape[-1]} logits is {logits[row, token]}; is a weight not finite?"
-            )
+    for largest in logits[np.arange(len(best)), best]:
+        if not math.isfinite(largest):
+            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; is a weight not finite?")
     return best

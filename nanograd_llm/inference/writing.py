@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,9 +35,9 @@ def stream_text(
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """What a text begins with that has no prompt: a new line, or the first piece of an alphabet that has none.
+    """What a text without a prompt begins with: a new line, or the first piece of an alphabet that has none.
 
-    No end-of-text token: few models but GPT-2 have met it in what they were trained on.
+    Not the end-of-text token: few models but GPT-2 have met it in training.
     """
     return _line_end(tokenizer) or tokenizer.decode([0])
 
@@ -56,14 +57,7 @@ class Conversation:
     max_new_tokens: of one reply, which ends earlier at an empty line or the end of the text.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        *,
-        max_new_tokens: int = 60,
-        sampling: Sampling | None = None,
-    ):
+    def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_new_tokens: int = 60, sampling: Sampling | None = None):
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.ids = np.zeros(0, np.int32)
@@ -78,22 +72,17 @@ class Conversation:
             self._add(text + self._line_end)
         elif not len(self.ids):
             self._add(opening(self.tokenizer))
-        reply = ""
-        pieces = stream_text(
-            self.model, self.tokenizer, self.ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling
-        )
-        shown = 0
-        for piece in pieces:
-            reply += piece
-            begin = len(reply) - len(reply.lstrip("\n"))
-            end = reply.find("\n\n", begin)
-            reply = reply if end < 0 else reply[:end]
-            ready = len(reply.rstrip("\n"))  # a line end waits for what follows it: it may be the reply's own end
-            yield reply[shown:ready]
-            shown = max(shown, ready)
-            if end >= 0:
+        settings: Any = {"max_new_tokens": self.max_new_tokens, "sampling": self.sampling}
+        written, reply, shown = "", "", 0
+        for piece in stream_text(self.model, self.tokenizer, self.ids, **settings):
+            written += piece
+            reply, ended, _ = written.lstrip("\n").partition("\n\n")
+            reply = reply.rstrip("\n")  # a line end waits for what follows it: it may be the reply's own end
+            yield reply[shown:]
+            shown = len(reply)
+            if ended:
                 break
-        self._add(reply.rstrip("\n") + self._line_end)
+        self._add(reply + self._line_end)
 
     def _add(self, text: str) -> None:
         self.ids = np.concatenate([self.ids, self.tokenizer.encode(text)])

@@ -26,7 +26,6 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
-from nanograd_llm.settings import require_type
 
 try:
     import fcntl
@@ -34,11 +33,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class RunFolder:
+class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     """The folder of one training run; `create` makes one, `open` finds one again to read it, `with` closes it.
 
-    A folder that is written to is locked with `flock`, so that a second run is refused and a killed one leaves no lock
-    behind. On Windows, and on file systems that know no locks, nothing keeps two runs apart but their names.
+    A folder that is written to is locked with `flock`: a second run is refused, and a killed one leaves no lock.
+    Windows and some file systems know no such locks; there only their names keep two runs apart.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,10 +51,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Make the folder of a new run, locked; an empty folder may be there already.
-
-        Raises StorageError if a run or anything else lies there, or if the place cannot be written to.
-        """
+        """Make the folder of a new run, locked. Raises StorageError unless the place is new or empty, and writable."""
         run = cls(path)
         with storage_errors(f"{run.path}: cannot make a run folder there", "choose another folder"):
             run._refuse_content()
@@ -75,7 +71,6 @@ class RunFolder:
 
         Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
-        require_type("path", path, (str, os.PathLike), "a path")
         run = cls(path)
         with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
             held = os.listdir(run.path)
@@ -103,9 +98,6 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> RunFolder:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -120,8 +112,7 @@ class RunFolder:
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl, and hand it to the system before returning.
 
-        A record has `step`, and of the rest what is known: `items, loss, learning_rate, gradient_norm,
-        items_per_second`. JSON knows no NaN: it and the infinities are written as "NaN", "Infinity", "-Infinity".
+        A record has `step` and further numbers. JSON knows no NaN and no infinity: they are written as texts.
         """
         line = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
         self._append(self.metrics_path, json.dumps(line, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
@@ -189,10 +180,7 @@ class RunFolder:
             raise BadFileError(f"{error}; {hint}") from error
 
     def _refuse_content(self) -> list[Path]:
-        """Raise StorageError unless the folder is missing, or as empty as `create` leaves it.
-
-        Returns the temporary files that a killed process left there.
-        """
+        """Raise StorageError unless the folder is missing or empty; returns temporary files of a killed process."""
         if self.checkpoints_path.is_symlink():  # what is saved would land elsewhere
             raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
         folders = [folder for folder in (self.path, self.checkpoints_path) if folder.exists()]

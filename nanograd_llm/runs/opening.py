@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -21,33 +19,21 @@ from nanograd_llm.text import Tokenizer, load_tokenizer
 
 
 def open_model(source: str | os.PathLike[str]) -> Opened:
-    """The model at `source`; what lies there is looked at once, and each file of it read when it is first needed.
+    """The model at `source`; each file of it is read when it is first needed.
 
         opened = open_model("runs/nano-1")
         model, tokenizer = opened.model(), opened.tokenizer()
 
-    source: the folder of a run, which stands for its newest checkpoint; the file of an older one; or whatever
-        `load_gpt2` takes: a folder, a file, or a name such as gpt2.
-    Raises StorageError where nothing is there, BadFileError where what is there is damaged or no model; the parts raise
-    the same when they are read.
+    source: the folder of a run, for its newest checkpoint; the file of an older one; or whatever `load_gpt2` takes: a
+        folder, a file, or a name such as gpt2.
+    Raises StorageError where nothing is there, BadFileError where what is there is damaged or no model, here or when
+    the parts are read.
     """
     require_type("source", source, (str, os.PathLike), "a path or a name")
     folder, step = run_of_checkpoint(source) or (Path(source), None)
     if os.path.exists(folder / "config.toml"):  # no name is too long for this
         return OpenedRun(source, RunFolder.open(folder), step)
     return OpenedGPT2(source)
-
-
-class Architecture(NamedTuple):
-    """A kind of model: the class of its sizes, its own, and what refuses sizes that a file of arrays cannot have."""
-
-    config: type[GPTConfig]
-    model: type[GPT]
-    require_plausible: Callable[[GPTConfig, Mapping[str, NDArray[Any]], str], None]
-
-
-# By the table of a run's config.toml that holds the sizes.
-ARCHITECTURES = {"model": Architecture(GPTConfig, GPT, require_plausible)}
 
 
 class OpenedRun:
@@ -59,23 +45,21 @@ class OpenedRun:
         self.source, self.folder, self.step = os.fspath(source), folder, step
         self.path = folder.path
         self.settings = folder.read_config()
-        self._table = next((name for name in ARCHITECTURES if name in self.settings), "model")
-        self._architecture = ARCHITECTURES[self._table]
 
     @functools.cached_property
     def config(self) -> GPTConfig:
         """The sizes of the model. Raises BadFileError where config.toml does not hold them."""
-        config, table = self._architecture.config, dict(self.settings.get(self._table, {}))
+        table = dict(self.settings.get("model", {}))
         if "checkpoint_activations" in table:  # its name in runs of version 0.1
             table["recompute_activations"] = table.pop("checkpoint_activations")
-        where = f"{self.folder.config_path} [{self._table}]"
-        fields = dataclasses.fields(config)
+        where = f"{self.folder.config_path} [model]"
+        fields = dataclasses.fields(GPTConfig)
         try:
             check_keys(table, [field.name for field in fields], where)
             missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in table]
             if missing:
                 raise ConfigError(f"has no {', no '.join(missing)}; take the file from a copy of the run")
-            return config(**table)
+            return GPTConfig(**table)
         except NanogradError as error:
             raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
@@ -83,8 +67,8 @@ class OpenedRun:
         """See `Opened.model`. Raises StorageError where there is no checkpoint, BadFileError for a damaged one."""
         dtype, where = weights_dtype(dtype), str(self.path)
         config, arrays = self.config, self.folder.load_checkpoint(self.step)[0]
-        self._architecture.require_plausible(config, arrays, where)
-        model = self._architecture.model(config, seed=None)
+        require_plausible(config, arrays, where)
+        model = GPT(config, seed=None)
         weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
         try:
             model.load_state_dict(weights, assign=True)

@@ -1,7 +1,6 @@
 """A new run from settings: what was asked for, else what a settings file says, else what suits the preset or the model.
 
-A settings file has the tables of a run's config.toml, [run], [text], [model] and [train], or some of them, and of each
-some of the settings; so the config.toml of a run makes the same run again.
+A settings file has some of the settings of a run's config.toml; so the config.toml of a run makes the same run again.
 """
 
 from __future__ import annotations
@@ -37,14 +36,11 @@ def prepare_run(
 
     out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
     asked: settings by table, such as {"train": {"steps": 100}}; they override those of `file`, a settings file.
-    preset: decides the sizes of the model, the batch size, the learning rate and the weight decay that are not given;
-        nano if not given.
+    preset: decides what is not given of the model's sizes, batch size, learning rate and weight decay; default nano.
 
     To train a model further, `asked` or `file` has "init" under "run". The sizes and the tokenizer are then the
     model's, and "context_length" is that of a window.
-
-    Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file, and what
-    `Run`, its task and `open_model` raise.
+    Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file.
     """
     check_keys(asked or {}, TABLES, "asked")
     asked = {name: dict((asked or {}).get(name, {})) for name in TABLES}
@@ -59,33 +55,32 @@ def prepare_run(
         tables["train"] = {name: train[name] for name in train if name not in LENGTHS or name in asked["train"]}
     elif not train.keys() & LENGTHS:
         train["minutes"] = 1.0
-    if tables["run"].get("init") is None:
+    source = tables["run"].pop("init", None)
+    if source is None:
         if preset is not None and "model" in written:
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
-        return _fresh_run(out, asked, tables, preset or "nano")
-    decided = [name for name in asked["model"] if name not in (*TRAINING_ONLY, "context_length")]
-    decided += ["preset"] if preset else []
-    decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
-    if decided:
-        raise ConfigError(f"{', '.join(decided)}: with init these are the model's; leave them out")
-    return _further_run(out, asked, tables, written.get("model", {}), file)
+        task = _fresh(asked, tables, preset or "nano")
+    else:
+        decided = [name for name in asked["model"] if name not in (*TRAINING_ONLY, "context_length")]
+        decided += ["preset"] if preset else []
+        decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
+        if decided:
+            raise ConfigError(f"{', '.join(decided)}: with init these are the model's; leave them out")
+        task = _further(source, asked, tables, written.get("model", {}), file)
+    return Run(out, task, "tuned" if source else preset or "nano", **tables["run"])
 
 
-def _fresh_run(out: Any, asked: Tables, tables: Tables, preset: str) -> Run:
-    text, tokenizer = tables["text"], tables["text"].get("tokenizer", "bpe")
-    if "vocab_size" in asked["text"] and tokenizer != "bpe":
-        raise ConfigError(f"vocab_size is for the tokenizer bpe; {tokenizer} has the vocabulary it has")
-    model, train = GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"])
-    run = {name: value for name, value in tables["run"].items() if name != "init"}
-    return Run(out, LanguageModelling(TextConfig(**text), model, train), preset, **run)
+def _fresh(asked: Tables, tables: Tables, preset: str) -> LanguageModelling:
+    text = TextConfig(**tables["text"])
+    if "vocab_size" in asked["text"] and text.tokenizer != "bpe":
+        raise ConfigError(f"vocab_size is for the tokenizer bpe; {text.tokenizer} has the vocabulary it has")
+    return LanguageModelling(text, GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"]))
 
 
-def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> Run:
+def _further(source: str, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> LanguageModelling:
     """sizes: those that the file has, which must be the model's."""
     from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
 
-    run = dict(tables["run"])
-    source = run.pop("init")
     start = open_model(source)
     model = start.config
     for name, value in sizes.items():
@@ -96,8 +91,7 @@ def _further_run(out: Any, asked: Tables, tables: Tables, sizes: Mapping[str, An
         words["window"] = asked["model"]["context_length"]
     changes = {name: tables["model"].get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
     sizes_kept, train = dataclasses.replace(model, **changes), fine_tuning(model, **tables["train"])
-    task = LanguageModelling(TextConfig(**words), sizes_kept, train, start=start)
-    return Run(out, task, "tuned", **run)
+    return LanguageModelling(TextConfig(**words), sizes_kept, train, start=start)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:

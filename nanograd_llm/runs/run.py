@@ -1,8 +1,6 @@
-"""A run: a task is trained, and all that comes of it is kept in a folder.
+"""A run: a task is trained, and what comes of it is kept in a folder.
 
-The task knows what is learned and how well; the trainer takes the steps; the folder keeps settings, metrics, samples
-and checkpoints. Here is what any run has in common: when to score, when to save, and how to end without losing
-anything.
+Here is what all runs have in common: when to score, when to save, and how to end without losing anything.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,21 +72,13 @@ class Run:
         for event in run.train():
             ...
 
-    evaluate_every, checkpoint_every: as in `RunConfig`.
+    settings: of `RunConfig`.
     Raises StorageError where the folder cannot be made; a folder that was made is left as empty as it was found.
     """
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str] | None,
-        task: Task,
-        name: str = "run",
-        *,
-        evaluate_every: int | None = None,
-        checkpoint_every: int | None = None,
-    ):
+    def __init__(self, out: str | os.PathLike[str] | None, task: Task, name: str = "run", **settings: Any):
         self.task = task
-        self.config = RunConfig(task.init, evaluate_every, checkpoint_every)
+        self.config = RunConfig(task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals], None] | None = None  # called within the handler of that signal
         self.trainer = Trainer(task.model, task.training)
@@ -100,13 +91,11 @@ class Run:
             self.folder.write_config({"run": dataclasses.asdict(self.config), **task.config, "train": train})
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
-        """Train to the end; yields what happens as it happens.
-
-        spent: seconds of the time limit already used up.
+        """Train to the end; yields what happens as it happens. spent: seconds of the time limit already used up.
 
         Ctrl-C, SIGTERM and SIGHUP let what is under way (a step, a score) end, then save and end the run without a
-        last score; a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends it early, what
-        was learned is saved first, if it is finite.
+        last score; a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends the run, what was
+        learned is saved first, if it is finite.
         """
         with self.folder, StopRequest(self.on_stop) as stop:
             try:

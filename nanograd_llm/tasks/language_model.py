@@ -60,15 +60,14 @@ def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**own | {name: value for name, value in changes.items() if value is not None})
 
 
-TOKENIZERS = ("bpe", "bytes", "characters", "model")
-
-
 class TextConfig(Settings):
     """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
 
     file: str | None = setting("A UTF-8 text; the reference manual that CPython carries if not given.", default=None)
     tokenizer: str = setting(
-        "bpe is trained on the text; a run with init has that of its model.", default="bpe", choices=TOKENIZERS
+        "bpe is trained on the text; a run with init has that of its model.",
+        default="bpe",
+        choices=("bpe", "bytes", "characters", "model"),
     )
     vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
     held_out: float = setting(
@@ -98,11 +97,9 @@ class LanguageModelling:
     """A GPT predicts the next token at every place of random windows of a text; a `Task`.
 
     text: what to learn from. model: the sizes; vocab_size follows the tokenizer. training: how, and for how long.
-    start: a model to train further, as `open_model` gives it; `model` is then its config, dropout and the like changed
-        at will, and `text.tokenizer` is "model".
-
-    Raises ConfigError for settings that exclude each other, ShapeError where the text, or its held-out part, is
-    shorter than a window.
+    start: a model to train further, as `open_model` gives it; `model` is then its config, where dropout and the like
+        may differ, and `text.tokenizer` is "model".
+    Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
     """
 
     used_by = "generate"

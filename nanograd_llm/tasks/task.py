@@ -45,12 +45,10 @@ class Sample:
 
 
 class Task(Protocol):
-    """What a model is trained to do.
+    """What a model is trained to do: to make its `loss(*batch)` smaller.
 
-    model: its `loss(*batch)` is what a step makes smaller. training: how, and for how long.
-    init: where the model comes from that is trained further, and scored before the first step as well; None for fresh
-        weights.
-    used_by: the command that uses the model.
+    training: how, and for how long. used_by: the command that uses the model.
+    init: where the weights come from, which are then scored before the first step as well; None for fresh ones.
     """
 
     training: TrainConfig
@@ -65,7 +63,7 @@ class Task(Protocol):
         """All other settings, as tables for the config.toml of the run."""
 
     def describe(self) -> Mapping[str, str]:
-        """What is learned from and by what, for a person: a line for each, by its name."""
+        """For a person: what is learned, from what and by what; a line for each."""
 
     def batch(self, step: int) -> tuple[Any, ...]:
         """The arrays of a step, a pure function of the seed and the step."""
@@ -74,10 +72,7 @@ class Task(Protocol):
         """How good the model is on what was held out."""
 
     def sample(self, *, last: bool = False) -> Sample | None:
-        """Something that the model makes, for a person to judge; None where there is nothing to see.
-
-        last: the run is over, so there is time for more of it.
-        """
+        """Something that the model makes, more of it at the `last`; None where there is nothing to see."""
 
     def example(self) -> str:
         """Something to give that command: a text that does not begin with a dash."""

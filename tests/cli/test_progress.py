@@ -16,7 +16,7 @@ TEXT = "The statement is a statement of the statement.\n\n  [bold]x[/]\n" + "\u6
 @pytest.mark.parametrize("width", [12, 20, 30])
 def test_on_a_terminal_the_mark_of_a_quote_stands_before_each_line_of_the_screen(width: int) -> None:
     bar, screen = _Bar(), io.StringIO()
-    bar.progress = Progress(console=Console(file=screen, width=width))
+    bar.shown = Progress(console=Console(file=screen, width=width))
     bar.quote(TEXT)
     rows = screen.getvalue().splitlines()
     assert len(rows) > len(TEXT.splitlines())
