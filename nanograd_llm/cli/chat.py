@@ -13,13 +13,7 @@ from nanograd_llm.inference.sampling import PROSE
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
-def chat(
-    model: Model,
-    /,
-    *,
-    max_new_tokens: int = 60,
-    sampling: Given = NOTHING,
-) -> None:
+def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
     """Type a line, and the model goes on from it and all before; an empty line lets it go on. Ctrl-D ends.
 
     A GPT that was trained on text continues text; it was not taught to answer.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
-from nanograd_llm.inference import Sampling, opening, stream_text
+from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
+from nanograd_llm.inference.writing import opening
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))

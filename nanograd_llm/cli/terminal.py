@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[Callable[[float], object]]:
-    """On a terminal, a line on stderr that counts the seconds, with a bar for the share that this yields a function of.
-
-    Elsewhere nothing is shown.
-    """
+    """On a terminal only, a line on stderr with the seconds, and a bar of the share that the yielded function gets."""
     if not sys.stderr.isatty():
         yield lambda share: None
         return

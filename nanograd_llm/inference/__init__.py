@@ -3,16 +3,6 @@
 from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
-from nanograd_llm.inference.writing import Conversation, opening, stream_text
+from nanograd_llm.inference.writing import Conversation, stream_text
 
-__all__ = [
-    "Conversation",
-    "Evaluation",
-    "Sampling",
-    "evaluate",
-    "evaluate_text",
-    "generate",
-    "opening",
-    "stream",
-    "stream_text",
-]
+__all__ = ["Conversation", "Evaluation", "Sampling", "evaluate", "evaluate_text", "generate", "stream", "stream_text"]

@@ -22,15 +22,12 @@ TABLES: dict[str, type[Settings]] = {"run": RunConfig, "text": TextConfig, "mode
 LENGTHS = {"steps", "minutes"}
 TWO_LENGTHS = "steps and minutes are both given; give the length of the run in one of them"
 
+PathLike = str | os.PathLike[str]
 Tables = Mapping[str, Mapping[str, Any]]
 
 
 def prepare_run(
-    out: str | os.PathLike[str] | None = None,
-    asked: Tables | None = None,
-    *,
-    file: str | os.PathLike[str] | None = None,
-    preset: str | None = None,
+    out: PathLike | None = None, asked: Tables | None = None, *, file: PathLike | None = None, preset: str | None = None
 ) -> Run:
     """The run of these settings, ready to train. Without any it is the preset nano for a minute.
 

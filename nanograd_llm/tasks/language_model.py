@@ -15,16 +15,8 @@ from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.settings import Settings, require_choice, setting
 from nanograd_llm.tasks.task import Sample, Score
-from nanograd_llm.text import (
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    builtin_corpus,
-    random_windows,
-    read_text,
-    split_text,
-)
+from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
+from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.errors import IndexRangeError
-from nanograd_llm.inference import Conversation, Sampling, generate, opening, stream_text, writing
+from nanograd_llm.inference import Conversation, Sampling, generate, stream_text, writing
+from nanograd_llm.inference.writing import opening
 from nanograd_llm.text import ByteTokenizer, CharTokenizer, Tokenizer
 
 BYTES = ByteTokenizer()
