@@ -154,7 +154,7 @@ def test_a_pickle_that_would_run_something_is_inert(program, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("thing", "name"),
     [
-        (Plain(), "test_tensor_pickle.Plain"),
+        pytest.param(Plain(), "test_tensor_pickle.Plain", id="plain"),
         (Sizes(4), "test_tensor_pickle.Sizes"),
         (types.SimpleNamespace(n_layer=4), "types.SimpleNamespace"),
         (np.float64(1), "multiarray.scalar"),
