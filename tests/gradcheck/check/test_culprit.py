@@ -40,7 +40,7 @@ def gpt():
 @pytest.mark.parametrize(
     ("name", "module", "called"),
     [
-        ("gelu", "blocks.0.mlp", "bend("),
+        ("gelu", "blocks.0.mlp", "activation("),
         ("layernorm", "blocks.0.ln_1", "layernorm("),
         ("multi_head_attention", "blocks.0.attention", "multi_head_attention("),
         ("embedding", "", "embedding("),
