@@ -33,12 +33,13 @@ def gradcheck(
     seed: int = 0,
     jacobian: int = JACOBIAN,
     explain: bool = True,
+    **arguments: Any,
 ) -> Report:
     """Check the engine's gradient of any function of Tensors: an op, a closure, a Module, a model's loss.
 
     inputs: the point to check at. Float arrays and Tensors that require a gradient are checked, as float64 copies;
-        everything else is handed on as it is. Leaves that f holds itself, such as a Module's parameters, are found on
-        the tape and checked too; nothing else may use them while the check runs.
+        everything else is handed on as it is, and so are the constants that an op declares. Leaves that f holds itself,
+        such as a Module's parameters, are found on the tape and checked too; nothing else may use them meanwhile.
     order: check derivatives up to this order. The gradient's own gradient, by the inputs and by the cotangent, is
         checked against differences of the gradient, and the Hessian for its symmetry.
     seed: of the random cotangents and directions, of which there are four each for every input.
@@ -46,6 +47,7 @@ def gradcheck(
         one each entry of the gradient is compared, for the four cotangents, while that takes few op calls; otherwise
         the random directions must do, and the report says what all would have cost. 0 leaves it at directions.
     explain: False stops at the first wrong gradient, without looking for its cause.
+    arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
 
     There is no tolerance to choose: see `comparison` and `rounding`. The report also says whether every op call on the
     tape keeps its shape line, two backward passes give the same bits, the same gradient whichever others are wanted,
@@ -59,6 +61,8 @@ def gradcheck(
     require_int("order", order, 1)
     require_int("jacobian", jacobian, 0)
     require_seed(seed)
+    if arguments:
+        f = functools.partial(f, **arguments)
     try:
         return _Check(Function(f, inputs), order, seed, jacobian, explain).report()
     except InPlaceError as error:
@@ -66,10 +70,15 @@ def gradcheck(
 
 
 def assert_gradients(
-    f: Callable[..., Tensor], *inputs: Any, order: int = 1, seed: int = 0, jacobian: int = JACOBIAN
+    f: Callable[..., Tensor],
+    *inputs: Any,
+    order: int = 1,
+    seed: int = 0,
+    jacobian: int = JACOBIAN,
+    **arguments: Any,
 ) -> None:
     """`gradcheck`, for tests: raises GradientError, an AssertionError that shows the report, unless all is right."""
-    report = gradcheck(f, *inputs, order=order, seed=seed, jacobian=jacobian)
+    report = gradcheck(f, *inputs, order=order, seed=seed, jacobian=jacobian, **arguments)
     if not report.passed:
         raise GradientError(report)
 

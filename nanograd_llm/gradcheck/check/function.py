@@ -6,6 +6,7 @@ Its gradient is again such a function, of the same inputs and of the cotangent: 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
 from nanograd_llm.autograd.tensor import Tensor, grad, raw
-from nanograd_llm.errors import DtypeError, GraphError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 
 
@@ -46,7 +47,9 @@ class Function:
         self.f = f
         self.inputs = list(inputs)
         self.label = label(f)
-        self._places = [i for i, x in enumerate(inputs) if _is_checked(x)]
+        names = _names(f, len(inputs))
+        constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
+        self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
         given = [np.array(raw(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
         self.held: list[Tensor] = []
         broken: dict[str, None] = {}
@@ -64,13 +67,14 @@ class Function:
         self.shape_problems = list(broken)
         held = _held(f, y, leaves)
         self.held = list(held.values())
-        self.names = _names(f, self._places) + list(held)
+        self.names = [names[i] for i in self._places] + list(held)
         arrays = given + [leaf.data for leaf in self.held]
         if not arrays:
             raise self._nothing_to_check()
         promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
         self.notes = [f"{dtype} inputs were checked as float64 copies" for dtype in promoted]
         self.notes += widened[:1] if promoted else []
+        self.notes += [f"{name} is declared a constant: no gradient goes to it" for name in names if name in constants]
         self.values = [a.astype(np.float64) for a in arrays]
 
     def _nothing_to_check(self) -> GraphError:
@@ -216,14 +220,21 @@ def label(f: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _names(f: Callable[..., Any], places: Sequence[int]) -> list[str]:
-    """What the function calls its inputs, as far as it says so."""
-    try:
-        parameters = list(inspect.signature(getattr(f, "forward", f)).parameters.values())  # a Module's, an op's
-    except (TypeError, ValueError):  # a builtin says nothing
-        parameters = []
+def _names(f: Callable[..., Any], count: int) -> list[str]:
+    """What the function calls its first `count` inputs, as far as it says so."""
+    parameters, inner = [], getattr(f, "func", f)
+    with contextlib.suppress(TypeError, ValueError):  # a builtin says nothing
+        signature = inspect.signature(getattr(inner, "forward", inner))  # a Module's, an op's
+        parameters = list(signature.parameters.values())
+    if isinstance(f, functools.partial) and parameters:
+        try:
+            signature.bind_partial(*f.args, **f.keywords)
+        except TypeError as error:
+            own = "gradcheck's own are order=, seed=, jacobian=, explain="
+            raise SignatureError(f"{label(f)} {error}; {own}") from None
+        parameters = parameters[len(f.args) :]
     names = []
-    for place in places:
+    for place in range(count):
         variadic = next((p for p in parameters[: place + 1] if p.kind is p.VAR_POSITIONAL), None)
         if variadic is not None:
             names.append(f"{variadic.name}[{place - parameters.index(variadic)}]")

@@ -6,6 +6,7 @@ of the two slopes and stays there. Which entries are to blame is found by halvin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from nanograd_llm.gradcheck.check.comparison import length, line
 from nanograd_llm.gradcheck.check.derivatives import Line
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.report import Kink
+from nanograd_llm.gradcheck.check.rounding import widened
 
 _FAR, _NEAR = 2.0**-17, 2.0**-20  # a kink nearer than the second, a part of x, is met; one farther away is not
 _SLOPE_STEP = 2.0**-16
@@ -23,19 +25,21 @@ MOST = 64  # entries to look for
 
 def bends(line: Line, epsilon: float) -> np.ndarray:
     """Which entries of φ have a kink at 0: a boolean for each."""
+    shifts = itertools.cycle(epsilon * t for t in range(-40, 41, 5) if t)
+
+    def second(step: float, at: float = 0.0) -> np.ndarray:
+        """(φ(at + h) + φ(at - h) - 2φ(at))/h, each entry on an axis of its own; 0 where it is not finite."""
+        bent = (line(at + step) + line(at - step) - 2 * line(at)) / step
+        return np.where(np.isfinite(bent), bent, 0.0)[..., None]
+
     with np.errstate(all="ignore"):
-        here = line(0.0)
-        second = []
-        for step in (_FAR, _NEAR):
-            ahead, behind = line(step), line(-step)
-            second.append((ahead + behind - 2 * here) / step)
-        far, near = second
-        slopes = (np.abs(ahead - here) + np.abs(here - behind)) / step
-        # what a few units in the last place of x change is rounding, also where φ is small and what it is made of large
-        wobble = np.max([np.abs(line(t * epsilon) - here) for t in (-8, -4, 4, 8)], axis=0)
-        rounding = (16 * wobble + 16 * epsilon * np.abs(here)) / step
+        here, ahead, behind = line(0.0), line(_NEAR), line(-_NEAR)
+        far, near = second(_FAR), second(_NEAR)
+        slopes = np.abs(ahead - here) + np.abs(here - behind)
+        bound = (_PART * slopes + 16 * epsilon * np.abs(here)) / _NEAR
+        bound = widened(bound[..., None], near, lambda: second(_NEAR, next(shifts)))
         # with the step, curvature falls and rounding grows: what is neither stays the same
-        return (np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > _PART * slopes + rounding)
+        return ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
 
 
 def find(line_along: Callable[[np.ndarray], Line], direction: np.ndarray, epsilon: float) -> np.ndarray | None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import nn, ops
+from nanograd_llm.autograd.op import op as declare
 from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, registry
-from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.ops import composed
@@ -394,3 +395,48 @@ def test_parts_of_unequal_length_are_checked_as_separate_inputs():
 
 def test_a_composition_is_checked_like_any_function():
     assert gradcheck(composed.gelu, normal(3, 4), order=2).passed
+
+
+@declare("y = (x - t)**2", "x̄ = 2ȳ*(x - t)", constants=("t",))
+def squared_distance(x, t):
+    """From targets.  x (*), t (*) -> y (*)"""
+    return (x - t) ** 2
+
+
+@squared_distance.backward
+def squared_distance_backward(dy, x, t):
+    return 2 * dy * (x - t)
+
+
+del registry["squared_distance"]  # else other tests would check it too
+
+
+@pytest.mark.parametrize("target", [np.array([0.5, 1.5]), [0.5, 1.5], Tensor([0.5, 1.5], requires_grad=True), 0.5])
+def test_the_constants_of_an_op_are_not_checked(target):
+    for f in (squared_distance, functools.partial(squared_distance)):
+        report = gradcheck(f, np.array([1.0, 3.0]), target)
+        assert report.passed, report
+        assert [finding.name for finding in report.findings] == ["x"]
+        assert "t is declared a constant: no gradient goes to it" in report.notes
+
+
+def test_an_op_of_constants_alone_has_nothing_to_check():
+    with pytest.raises(GraphError, match="squared_distance has no input that requires a gradient"):
+        gradcheck(functools.partial(squared_distance, Tensor(1.0)), np.array(0.5))
+
+
+def test_keyword_arguments_go_to_the_function():
+    x = np.arange(6.0).reshape(2, 3)
+    report = gradcheck(ops.softmax, x, axis=0, order=2)
+    assert report.passed and report.function == "softmax"
+    assert report.findings[0].compared.endswith("whole 6x6 Jacobian") and report.findings[0].name == "x"
+    assert_gradients(ops.sum, x, axis=1, keepdims=True)
+    assert_gradients(lambda x, scale: x * scale, x, scale=3.0)
+    with pytest.raises(GradientError):
+        assert_gradients(lambda x, *, shift: (x + shift).detach() * 1.0 + x, x, shift=1.0)
+
+
+def test_a_keyword_argument_that_the_function_does_not_take_is_refused_with_what_gradcheck_takes():
+    for f in (ops.exp, lambda x: x * 2):
+        with pytest.raises(SignatureError, match="ordr.*gradcheck's own are order=, seed=, jacobian=, explain="):
+            gradcheck(f, np.ones(2), ordr=2)
