@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from nanograd_llm.errors import (
 )
 
 KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that is not known before
+_BAR = "\N{COMBINING MACRON}"
 _RECEIVES = (
     "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
     "that both have, without .data and NumPy's functions"
@@ -109,15 +111,17 @@ class Op:
     def _require_adjoints(self) -> None:
         if not self.formula.strip():
             raise NanogradError(f"op {self.name} needs a formula, such as 'y = a*b'")
-        written = unicodedata.normalize("NFD", self.adjoint)
-        for name in self.differentiable:
-            barred = name[0] + "\N{COMBINING MACRON}"
-            alike = [other for other in self.differentiable if other[0] == name[0]]
-            if written.count(barred) < len(alike):
+        rest = unicodedata.normalize("NFKD", self.adjoint).replace("\N{COMBINING OVERLINE}", _BAR)
+        for name in sorted(self.differentiable, key=len, reverse=True):  # b must not take what is written for beta
+            found = next(filter(None, (re.search(form, rest) for form in _adjoint_forms(name))), None)
+            if found is None:
+                alike = [other for other in self.differentiable if other[0] == name[0]]
+                count = unicodedata.normalize("NFKD", self.adjoint).count(name[0] + _BAR) or "no"
                 raise NanogradError(
-                    f"op {self.name}: its adjoints {self.adjoint!r} have {written.count(barred) or 'no'} {barred} "
-                    f"for input {', '.join(map(repr, alike))}; write one for each"
+                    f"op {self.name}: its adjoints {self.adjoint!r} have {count} {name[0]}{_BAR} for input "
+                    f"{', '.join(map(repr, alike))}; write one for each, as {name[0]}{_BAR}, {name}_bar or d{name}"
                 )
+            rest = rest[: found.start()] + rest[found.end() :]
 
     def backward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
@@ -366,6 +370,8 @@ def op(
             return dy * b, dy * a
 
     Inputs are positional, static arguments keyword-only. The docstring holds the shape line (see `shapes`).
+    The adjoint of an input is its name with a bar: over the first letter or the whole name, in Greek letters, or in
+    ASCII. That of `beta` is b̄, b̄eta, betā, β̄, beta_bar or dbeta; two inputs that begin alike have one each.
     The rule returns one gradient for each differentiable input, in order (None where `needs` says it is not wanted);
     it need not undo broadcasting. It receives arrays, and Tensors under `higher_order()`: one that uses ops, operators
     and methods that both have can itself be differentiated. A fused op, whose rule may use all of NumPy, is given the
@@ -392,6 +398,21 @@ def op(
         return made
 
     return register
+
+
+def _adjoint_forms(name: str) -> Iterator[str]:
+    """Regular expressions for the ways to write the adjoint of an input, its own before those that it shares."""
+    word, digits = re.fullmatch(r"(.*?)((?:_?\d+)?)_*", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    spelled, digits = {word}, digits.strip("_")
+    with contextlib.suppress(KeyError):  # Unicode spells it lamda
+        spelled.add(unicodedata.lookup(f"GREEK SMALL LETTER {word.replace('lambda', 'lamda')}"))
+    if (said := unicodedata.name(word, "") if len(word) == 1 else "").startswith("GREEK SMALL LETTER "):
+        spelled.add(said.split()[-1].lower().replace("lamda", "lambda"))
+    for s in (name, *(s + digits for s in spelled)):
+        yield rf"{s}{_BAR}|(?<!\w){s}_?bar(?!\w)|(?<!\w)d_?{s}(?!\w)"
+        yield f"{s[0]}{_BAR}{s[1:]}(?!\\w)"
+    for s in spelled:
+        yield s[0] + _BAR
 
 
 def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:

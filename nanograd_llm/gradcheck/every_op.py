@@ -14,7 +14,7 @@ from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check.check import gradcheck
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
-from nanograd_llm.gradcheck.check.report import GradientError, Report
+from nanograd_llm.gradcheck.check.report import GradientError, Report, Shown
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.settings import require_int, require_seed, require_type
 
@@ -28,8 +28,8 @@ class OpError(NanogradError, AssertionError):
     """A call of an op broke one of the promises that ops make, other than a right gradient."""
 
 
-@dataclass(frozen=True)
-class OpSummary:
+@dataclass(frozen=True, repr=False)
+class OpSummary(Shown):
     """A line of the table, for one op or layer: the largest relative error at each order, how many mutants were planted
     in its rules, which of these the check let through, and in words whatever is wrong."""
 
@@ -63,8 +63,8 @@ def table_head(order: int) -> str:
     return f"{'checked':24} cases  {orders}{'mutants':8} verdict"
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Shown):
     """What `check_all` found, op by op, layer by layer; `str` makes a table of it."""
 
     ops: tuple[OpSummary, ...]

@@ -97,6 +97,52 @@ def test_an_adjoint_may_be_written_with_one_character_or_two():
         declare("a (*) -> y (*)", same, formula="y = a", adjoint=f"{barred} = dy")
 
 
+@pytest.mark.parametrize(
+    ("name", "adjoint"),
+    [
+        *(("beta", form) for form in ("b̄", "b̄eta", "betā", "β̄", "β̅", "beta_bar", "betabar", "dbeta", "d_beta", "dβ")),
+        *(("β", form) for form in ("β̄", "beta_bar", "dbeta", "dβ")),
+        *(("lambda_", form) for form in ("λ̄", "lambda_bar", "dλ", "l̄")),
+        *(("gamma2", form) for form in ("γ̄2", "γ̄₂", "gamma2_bar", "γ2̄", "ḡ")),
+        ("x_1", "x̄1"),
+        ("x_1", "x̄₁"),
+        ("w", "dw"),
+        ("W", "dW"),
+        ("weight", "∂weight = 0; w̄"),
+    ],
+)
+def test_an_adjoint_may_be_written_in_greek_or_ascii(name, adjoint):
+    function = eval(f"lambda {name}: {name}")
+    function.__name__ = "made"
+    made = declare(f"{name} (*) -> y (*)", function, adjoint=f"{adjoint} = ȳ")
+    assert made.differentiable == [name]
+
+
+@pytest.mark.parametrize(
+    ("names", "adjoint", "missing"),
+    [
+        ("b, beta", "b̄ = ȳ;  beta_bar = ȳ", ""),
+        ("b, beta", "b̄eta = ȳ;  b̄ = ȳ", ""),
+        ("b, beta", "b̄ = ȳ;  b̄ = ȳ", ""),
+        ("b, beta", "β̄ = ȳ", "b"),
+        ("b, beta", "beta_bar = ȳ", "b"),
+        ("b, beta", "b̄ = ȳ", "b"),
+        ("beta, gamma", "β̄ = ȳ", "gamma"),
+        ("x", "dxy = ȳ;  xbars = 1", "x"),
+        ("x1, x2", "dx1 = ȳ", "x2"),
+    ],
+)
+def test_one_adjoint_does_not_stand_for_two_inputs(names, adjoint, missing):
+    function = eval(f"lambda {names}: {names.split(', ')[0]}")
+    function.__name__ = "made"
+    doc = ", ".join(f"{name} (*)" for name in names.split(", ")) + " -> y (*)"
+    if not missing:
+        declare(doc, function, adjoint=adjoint)
+        return
+    with pytest.raises(NanogradError, match=f"for input .*'{missing}'.*; write one for each, as .*{missing}_bar"):
+        declare(doc, function, adjoint=adjoint)
+
+
 def test_a_constant_input_needs_no_adjoint():
     made = declare("x (*), w (*) -> y (*)", adjoint="x̄ = ȳ*w", constants=("w",))
     assert made.differentiable == ["x"]

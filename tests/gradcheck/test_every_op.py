@@ -18,7 +18,9 @@ from nanograd_llm.gradcheck import (
     OpSummary,
     Summary,
     assert_case,
+    check_all,
     check_op,
+    gradcheck,
     mutants,
     table_head,
 )
@@ -233,3 +235,12 @@ def test_an_op_of_ones_own_is_checked_by_name_or_as_it_is(own_op):
         return 2 * dy
 
     assert check_op(twice, cases=20).passed
+
+
+def test_a_notebook_shows_what_was_found_as_text():
+    report, summary = gradcheck(ops.absolute, np.zeros(2)), check_all(["exp"], cases=1, order=1)
+    for found in (report, report.findings[0], report.findings[0].kinks[0], summary, summary.ops[0]):
+        assert repr(found) == str(found) and not repr(found).startswith(type(found).__name__)
+    wrong = gradcheck(lambda x: x.detach() * x, np.ones(2))
+    assert repr(wrong.findings[0].worst).startswith("worst at [")
+    assert repr(wrong) == str(wrong) and "NOT RIGHT" in repr(wrong)

@@ -19,8 +19,15 @@ class GradientError(NanogradError, AssertionError):
         self.report = report
 
 
-@dataclass(frozen=True)
-class Entry:
+class Shown:
+    """What a notebook or the prompt shows of it is its text."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Entry(Shown):
     """One entry of a gradient, as the engine has it and by the function's numbers."""
 
     index: tuple[int, ...]
@@ -35,8 +42,8 @@ class Entry:
         )
 
 
-@dataclass(frozen=True)
-class Kink:
+@dataclass(frozen=True, repr=False)
+class Kink(Shown):
     """An entry of an input at which the function bends; allowed: does the engine say a slope, or a value between?"""
 
     index: tuple[int, ...]
@@ -56,8 +63,8 @@ class Kink:
         )
 
 
-@dataclass(frozen=True)
-class Culprit:
+@dataclass(frozen=True, repr=False)
+class Culprit(Shown):
     """An op call on the tape whose own rule is wrong at the numbers that it met there.
 
     place: of the call.  rule: where it is written.  inputs: those whose gradient is wrong.  pattern: of the first.
@@ -74,8 +81,8 @@ class Culprit:
         return "\n    ".join([*lines, f"looks like: {self.pattern}"] if self.pattern else lines)
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Shown):
     """What was found for one input (`name`, `shape`) at one order of differentiation.
 
     verdict: "right"; "wrong"; "at a kink", where the left and right derivatives by some entries (`kinks`) differ, the
@@ -115,8 +122,8 @@ class Finding:
         return "\n    ".join(lines)
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The outcome of a gradient check: a Finding for each input and order. `print(report)` reads well, rich's too.
 
     problems: what is wrong beyond the gradients' values, in words.  culprits: the rules at fault.
