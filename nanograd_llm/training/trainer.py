@@ -192,13 +192,18 @@ class Trainer:
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go on from what `state_dict` gave, or raise, and nothing has changed.
 
-        Raises ShapeError with every name that does not fit, BadFileError where a counter or second moment is negative.
+        Raises ShapeError with every name that does not fit, BadFileError where a counter or second moment is negative,
+        or a moment is not finite.
         """
         own = self._state()
         require_fit(own, arrays, "this trainer")
         names = ("steps_done", "items_seen", *(name for name in own if name.startswith("adamw.v.")))
         if bad := [name for name in names if (arrays[name] < 0).any()]:
             raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never makes; use another state")
+        if bad := [name for name in own if name.startswith("adamw.") and not np.isfinite(arrays[name]).all()]:
+            raise BadFileError(
+                f"NaN or infinity in {', '.join(bad)}, which every later step would keep; use another state"
+            )
         for name, array in own.items():
             array[...] = arrays[name]
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])

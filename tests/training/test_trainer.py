@@ -173,14 +173,21 @@ def test_a_state_of_another_model_is_refused_with_every_mismatch_and_nothing_cha
     assert bits(trained) == before
 
 
-@pytest.mark.parametrize("name", ["steps_done", "items_seen", "adamw.v.wte"])
-def test_a_state_with_negative_counters_or_second_moments_is_refused_and_nothing_changes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        *((name, -1, "negative numbers") for name in ("steps_done", "items_seen", "adamw.v.wte")),
+        *(("adamw.m.wte", number, "NaN or infinity") for number in (np.nan, -np.inf)),
+        ("adamw.v.wte", np.inf, "NaN or infinity"),
+    ],
+)
+def test_a_state_with_numbers_that_training_never_makes_is_refused_and_nothing_changes(name, number, said) -> None:
     trained = make()
     trained.step(*batches(0))
     before = bits(trained)
     saved = {key: array.copy() for key, array in trained.state_dict().items()}
-    saved[name].reshape(-1)[0] = -1
-    with pytest.raises(BadFileError, match=f"negative numbers in {name}"):
+    saved[name].reshape(-1)[0] = number
+    with pytest.raises(BadFileError, match=f"{said} in {name}"):
         trained.load_state_dict(saved)
     assert bits(trained) == before
 
