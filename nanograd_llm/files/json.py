@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.mapped import refuse_stand_in
 from nanograd_llm.settings import unique_keys
 
 MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
@@ -33,6 +34,7 @@ def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -
     Raises BadFileError if it is none, is too large or nested too deeply, has a key twice, or a number that is not
     finite or has more than 40 digits.
     """
+    refuse_stand_in(text[:64], where)
     values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
     if len(text) > BYTES_A_VALUE * max_values or values > max_values:
         raise BadFileError(

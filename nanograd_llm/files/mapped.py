@@ -27,12 +27,23 @@ MAX_DIMENSIONS = 32  # of NumPy 1.26; a weight has one or two, the masks in GPT-
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """The bytes of a regular file, mapped: uint8, one dimension, not writable.
 
-    The map lives as long as an array over it does. Raises StorageError as `atomic.regular_file` does.
+    The map lives as long as an array over it does. Raises StorageError as `atomic.regular_file` does, BadFileError as
+    `refuse_stand_in` does.
     """
     with regular_file(path) as file:
         if os.fstat(file.fileno()).st_size == 0:  # the system maps no empty file
             return _read_only(np.zeros(0, np.uint8))
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    refuse_stand_in(data[:64].tobytes(), str(path))
+    return data
+
+
+def refuse_stand_in(begin: bytes, where: str) -> None:
+    """Raise BadFileError for a file that begins as what a download may leave in place of the file that was meant."""
+    if begin.startswith(b"version https://git-lfs"):
+        raise BadFileError(f"{where}: is a Git LFS pointer, not the file itself; fetch that by `git lfs pull`")
+    if begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise BadFileError(f"{where}: is a page of HTML, not the file itself; fetch the file again, not its web page")
 
 
 def listed(names: Sequence[object]) -> str:

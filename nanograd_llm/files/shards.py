@@ -39,7 +39,7 @@ def read_shards(index_path: str | os.PathLike[str], read: Reader) -> dict[str, N
         placed.setdefault(file, set()).add(name)
     if len(placed) > MAX_SHARDS:
         raise BadFileError(f"{index_path}: names {len(placed):,} files; at most {MAX_SHARDS:,} are read")
-    paths = {file: _beside(index_path, file) for file in placed}
+    paths = {file: beside(index_path, file) for file in placed}
     missing = [file for file, path in paths.items() if not os.path.exists(path)]
     if missing:
         raise StorageError(f"{index_path}: names files that are not beside it: {listed(missing)}; fetch them too")
@@ -56,7 +56,7 @@ def read_shards(index_path: str | os.PathLike[str], read: Reader) -> dict[str, N
     return tensors
 
 
-def _beside(path: str | os.PathLike[str], name: str) -> Path:
+def beside(path: str | os.PathLike[str], name: str) -> Path:
     """The path of the file called `name` beside the file at `path`. Raises BadFileError unless it is a plain name."""
     if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
         raise BadFileError(f"{path}: {name!r:.200} is no plain file name; a file here may name its neighbours only")

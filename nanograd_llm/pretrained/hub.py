@@ -22,7 +22,11 @@ KNOWN = {
 }
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-BESIDE = ("config.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json")
+BESIDE = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
+)
 _WEIGHTS = (*SAFETENSORS[:2], *TORCH[:2])
 
 

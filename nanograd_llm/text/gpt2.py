@@ -25,7 +25,7 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 _BYTE = {character: byte for byte, character in ALPHABET.items()}
 MAX_PADDING = 2**16  # ids that stand for nothing, in a file; models are padded to a multiple of 128 or so
-_SPECIAL = r"<.+>|\[[A-Z]+\]"  # of what GPT-2's descendants call their special tokens
+SPECIAL = r"<.+>|\[[A-Z]+\]"  # of what GPT-2's descendants call their special tokens
 
 
 def spell(piece: bytes) -> str:
@@ -50,9 +50,13 @@ def unspell(spelled: str) -> bytes:
 class GPT2Tokenizer(Tokenizer):
     """A vocabulary in the form of GPT-2's files: `vocab`, each piece with its id, and `merges`, the first one first.
 
-    vocab: the 256 bytes, what each merge makes, and special tokens, which are written in brackets; ids from 0 without a
-        gap. `<|endoftext|>` is the end of text; other special tokens are decoded to their names and never encoded.
+    vocab: the 256 bytes, what each merge makes, added tokens, and others in brackets, which are decoded to their names
+        and never encoded; ids from 0 without a gap.
     vocab_size: ids beyond the vocabulary, with which some models are padded, stand for nothing.
+    added: tokens that are found in a text as they are, and whether each is special: `encode` finds a special one only
+        with `allow_special`.
+    end_of_text: an id; that of `<|endoftext|>` if not given.
+    add_prefix_space: put a space before a text that begins with none.
 
     Raises ConfigError that names the piece, id or merge that does not fit.
 
@@ -65,13 +69,26 @@ class GPT2Tokenizer(Tokenizer):
 
     kind = "gpt2"
     fields = ("vocab", "merges")
+    optional = ("added", "end_of_text", "add_prefix_space")
 
-    def __init__(self, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], vocab_size: int | None = None):
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Iterable[tuple[str, str]],
+        vocab_size: int | None = None,
+        *,
+        added: Mapping[str, bool] | None = None,
+        end_of_text: int | None = None,
+        add_prefix_space: bool = False,
+    ):
         self.vocab, self.merges = dict(vocab), [(left, right) for left, right in merges]
         self._ranked = BPETokenizer(_unspelled(self.merges))
         pieces = [*BYTES, *(left + right for left, right in self._ranked.merges)]
         spelled = [spell(piece) for piece in pieces]
-        _check(self.vocab, spelled)
+        self.added = {END_OF_TEXT: True} if END_OF_TEXT in self.vocab else {}
+        self.added |= {} if added is None else added
+        self.add_prefix_space = add_prefix_space
+        _check(self.vocab, spelled, self.added)
         size = len(self.vocab) if vocab_size is None else vocab_size
         require_int("vocab_size", size, len(self.vocab))
         self._ids = np.array([self.vocab[name] for name in spelled], np.int32)
@@ -80,7 +97,9 @@ class GPT2Tokenizer(Tokenizer):
             table[i] = name.encode("utf-8")
         for i, piece in zip(self._ids.tolist(), pieces):
             table[i] = piece
-        super().__init__(table, self.vocab.get(END_OF_TEXT))
+        if end_of_text is not None:
+            require_int("end_of_text", end_of_text, 0, size - 1)
+        super().__init__(table, self.vocab.get(END_OF_TEXT) if end_of_text is None else end_of_text)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> GPT2Tokenizer:
@@ -94,15 +113,24 @@ class GPT2Tokenizer(Tokenizer):
         pieces = [*map(spell, BYTES), *(left + right for left, right in spelled), END_OF_TEXT]
         return cls({piece: i for i, piece in enumerate(pieces)}, spelled)
 
-    def padded(self, vocab_size: int) -> GPT2Tokenizer:
-        """The tokenizer for a model of this vocab_size, whose last ids may stand for nothing."""
-        return GPT2Tokenizer(self.vocab, self.merges, vocab_size)
+    def changed(self, **settings: Any) -> GPT2Tokenizer:
+        """The same tokenizer with another vocab_size, added, end_of_text or add_prefix_space."""
+        return GPT2Tokenizer(self.vocab, self.merges, **{"vocab_size": self.vocab_size} | self._settings() | settings)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.optional}
+
+    def _whole(self, allow_special: bool) -> dict[str, int]:
+        return {token: self.vocab[token] for token, special in self.added.items() if allow_special or not special}
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
+        if self.add_prefix_space and text and not text[0].isspace():
+            text = f" {text}"
         return self._ids[self._ranked._encode_ordinary(text)]
 
     def _saved(self) -> dict[str, Any]:
-        return {"vocab": self.vocab, "merges": [f"{left} {right}" for left, right in self.merges]}
+        merges = [f"{left} {right}" for left, right in self.merges]
+        return {"vocab": self.vocab, "merges": merges} | self._settings()
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> GPT2Tokenizer:
@@ -110,7 +138,11 @@ class GPT2Tokenizer(Tokenizer):
         if not isinstance(vocab, dict) or not isinstance(merges, list):
             raise ConfigError("vocab must be an object and merges a list")
         require_int("vocab_size", content["vocab_size"], len(vocab), len(vocab) + MAX_PADDING)
-        return cls(vocab, [split_merge(merge) for merge in merges], content["vocab_size"])
+        settings = {name: content[name] for name in cls.optional if name in content}
+        added, prefix = settings.get("added", {}), settings.get("add_prefix_space", False)
+        if not isinstance(added, dict) or not {type(x) for x in (prefix, *added.values())} <= {bool}:
+            raise ConfigError("added must be an object of true and false, add_prefix_space true or false")
+        return cls(vocab, [split_merge(merge) for merge in merges], content["vocab_size"], **settings)
 
 
 def split_merge(merge: Any) -> tuple[str, str]:
@@ -129,8 +161,8 @@ def _unspelled(merges: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes
             raise ConfigError(f"merges[{i}]: {error}") from None
 
 
-def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
-    """Raise ConfigError unless the ids are 0, 1, ... and the pieces are those spelled here and special tokens."""
+def _check(vocab: Mapping[str, int], spelled: list[str], added: Mapping[str, bool]) -> None:
+    """Raise ConfigError unless the ids are 0, 1, ... and the pieces are those spelled here, added ones and special."""
     by_id: dict[int, str] = {}
     for piece, i in vocab.items():
         if type(i) is not int:
@@ -140,11 +172,14 @@ def _check(vocab: Mapping[str, int], spelled: list[str]) -> None:
     gap = next((i for i in range(len(vocab)) if i not in by_id), None)
     if gap is not None:
         raise ConfigError(f"vocab has a gap: no piece has the id {gap}, of {len(vocab)} pieces")
+    missing = [token for token in added if not token or token not in vocab]
+    if missing:
+        raise ConfigError(f"vocab lacks added tokens: {listed(missing)}")
     missing = [piece for piece in spelled if piece not in vocab]
     if missing:
         raise ConfigError(f"vocab lacks bytes, or what merges make: {listed(missing)}")
-    made = set(spelled)
-    unmade = [piece for piece in vocab if piece not in made and not re.fullmatch(_SPECIAL, piece)]
+    made = {*spelled, *added}
+    unmade = [piece for piece in vocab if piece not in made and not re.fullmatch(SPECIAL, piece)]
     if unmade:
         raise ConfigError(
             f"vocab has pieces that no merge makes: {listed(unmade)}; are the merges those of this vocab?"

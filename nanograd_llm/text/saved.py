@@ -28,7 +28,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         require_choice("kind", content.get("kind"), KINDS)
         kind = KINDS[content["kind"]]
         keys = {"kind", "vocab_size", *kind.fields}
-        if set(content) != keys:
+        if set(content) - {*kind.optional} != keys:
             raise ConfigError(f"its keys are {sorted(content)!s:.200}; expected {sorted(keys)}")
         tokenizer, declared = kind._restored(content), content["vocab_size"]
         if type(declared) is not int or declared != tokenizer.vocab_size:

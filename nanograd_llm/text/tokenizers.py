@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -33,7 +34,8 @@ class Tokenizer(ABC):
     """Text to ids and back. A subclass gives the table of pieces and cuts ordinary text into ids."""
 
     kind: ClassVar[str]  # names the class in a saved file, which holds
-    fields: ClassVar[tuple[str, ...]]  # these, besides kind and vocab_size
+    fields: ClassVar[tuple[str, ...]]  # these, besides kind and vocab_size,
+    optional: ClassVar[tuple[str, ...]] = ()  # and may hold these
     end_of_text: int | None  # the id of `<|endoftext|>`, where the vocabulary has one
 
     def __init__(self, table: Sequence[bytes], end_of_text: int | None) -> None:
@@ -52,14 +54,14 @@ class Tokenizer(ABC):
         """
         if not isinstance(text, str):
             raise DtypeError(f"encode takes a str, got {type(text).__name__}; decode bytes first")
-        text = well_formed(text)
-        if not allow_special or self.end_of_text is None:
+        text, whole = well_formed(text), self._whole(allow_special)
+        if not whole:
             return self._encode_ordinary(text)
-        first, *others = text.split(END_OF_TEXT)
-        ids = [self._encode_ordinary(first)]
-        for part in others:
-            ids += [np.array([self.end_of_text], np.int32), self._encode_ordinary(part)]
-        return np.concatenate(ids)
+        longest_first = sorted(whole, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)  # what was matched has an odd place
+        return np.concatenate(
+            [np.array([whole[x]], np.int32) if place % 2 else self._encode_ordinary(x) for place, x in enumerate(parts)]
+        )
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids (N,); bytes that are no whole UTF-8 character become U+FFFD. Raises as `decode_bytes`."""
@@ -105,6 +107,10 @@ class Tokenizer(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
+
+    def _whole(self, allow_special: bool) -> dict[str, int]:
+        """The ids of what is one token wherever it stands in a text."""
+        return {END_OF_TEXT: self.end_of_text} if allow_special and self.end_of_text is not None else {}
 
     @abstractmethod
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:

@@ -83,7 +83,7 @@ def tar():
         (tar(), "a tar file, as the first versions of torch wrote; load it once"),
         (b"", "not written by torch.save"),
         (b"\x89HDF\r\n\x1a\n", "not written by torch.save"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "not written by torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer, not the file itself"),
     ],
 )
 def test_older_and_other_files_are_refused_with_what_to_do(content, complaint, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import StorageError
 from nanograd_llm.pretrained import OpenedGPT2
-from nanograd_llm.pretrained.hub import KNOWN, SAFETENSORS, cache_folder
+from nanograd_llm.pretrained.hub import BESIDE, KNOWN, SAFETENSORS, cache_folder
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -114,7 +114,9 @@ class Hub(types.ModuleType):
         if top.exists():
             shutil.rmtree(top)
         snapshot = put(self.cache, repository, self.fixture or "exact_plain")
-        if not any(Path(file.name).match(pattern) for file in snapshot.iterdir() for pattern in allow_patterns[5:]):
+        if not any(
+            Path(file.name).match(pattern) for file in snapshot.iterdir() for pattern in allow_patterns[len(BESIDE) :]
+        ):
             for file in snapshot.glob("*model*"):
                 file.unlink()
         return str(snapshot)

@@ -95,7 +95,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(folder: Path) -> None:
             "transformer.wpe.weight": None,
             "transformer.h.0.attn.c_attn.weight": arrays["transformer.h.0.attn.c_attn.weight"].T,
             "transformer.ln_f.weight": np.zeros(8, np.int64),
-            "score.weight": np.zeros((2, 8)),
+            "transformer.h.0.attn.lora_A": np.zeros((2, 8)),
         },
     )
     with pytest.raises(BadFileError) as caught:
@@ -105,7 +105,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(folder: Path) -> None:
         "missing: wpe.weight",
         "misfit: h.0.attn.c_attn.weight is (24, 8) float64, expected (8, 24) of floats",
         "misfit: ln_f.weight is (8,) int64, expected (8,) of floats",
-        "extra: score.weight, (2, 8) float64",
+        "extra: h.0.attn.lora_A, (2, 8) float64",
     ):
         assert told in str(caught.value)
     assert str(caught.value).count("\n") == 5
@@ -185,8 +185,65 @@ def test_a_missing_config_is_named(folder: Path) -> None:
 
 
 def test_the_name_of_an_extra_tensor_cannot_steer_a_terminal(folder: Path) -> None:
-    rewrite(folder, {"x\x1b[2J\n": np.zeros(1, np.float32)})
+    rewrite(folder, {"transformer.x\x1b[2J\n": np.zeros(1, np.float32)})
     with pytest.raises(BadFileError, match=r"extra: 'x\\x1b\[2J\\n', \(1,\) float32"):
+        ng.load_gpt2(folder)
+
+
+def prefixed(folder: Path, prefix: str, heads: dict[str, Any]) -> None:
+    """Every name of the folder's file behind a prefix, and other heads beside the transformer."""
+    arrays = read_safetensors(folder / "model.safetensors")
+    arrays |= {f"transformer.h.{n}.attn.masked_bias": np.float32([-1e4]) for n in range(3)}
+    named = {prefix.replace("*", name): array for name, array in arrays.items()}
+    write_safetensors(folder / "model.safetensors", named | heads, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.*", "_orig_mod.*", "_orig_mod.module.*", "module._orig_mod.*", "model.gpt2.*", "policy.module.*"]
+)
+def test_a_model_inside_another_loads_whatever_its_prefix(prefix: str, folder: Path) -> None:
+    expected = ng.load_gpt2(folder)(IDS).data
+    prefixed(folder, prefix, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(ng.load_gpt2(folder)(IDS).data, expected)
+
+
+def test_a_block_that_is_wrapped_alone_loads(folder: Path) -> None:
+    expected = ng.load_gpt2(folder)(IDS).data
+    arrays = read_safetensors(folder / "model.safetensors")
+    named = {name.replace(".attn.", "._orig_mod.attn._fsdp_wrapped_module."): x for name, x in arrays.items()}
+    write_safetensors(folder / "model.safetensors", named, {})
+    assert np.array_equal(ng.load_gpt2(folder)(IDS).data, expected)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [
+        ("*", "score.weight"),
+        ("*", "multiple_choice_head.summary.weight"),
+        ("pretrained_model.*", "v_head.summary.weight"),
+        ("module.*", "module.qa_outputs.bias"),
+        ("*", "x\x1b[2J"),
+    ],
+)
+def test_another_head_is_left_out_and_named(prefix: str, head: str, folder: Path) -> None:
+    expected = ng.load_gpt2(folder)(IDS).data
+    prefixed(folder, prefix, {head: np.zeros((2, 8), np.float32)})
+    with pytest.warns(UserWarning, match=f"left out, as no part of the language model: {re.escape(repr(head))}$"):
+        assert np.array_equal(ng.load_gpt2(folder)(IDS).data, expected)
+
+
+@pytest.mark.parametrize("other", ["policy.transformer.h.0.ln_1.bias", "policy.wte.weight"])
+def test_two_models_in_a_file_are_refused(other: str, folder: Path) -> None:
+    rewrite(folder, {other: np.zeros(8, np.float32)})
+    with pytest.raises(BadFileError, match="is there twice, with and without a prefix"):
+        ng.load_gpt2(folder)
+
+
+def test_an_adapter_beside_the_weights_is_refused_by_name(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(BadFileError, match="adapter_config.json: an adapter beside the weights"):
         ng.load_gpt2(folder)
 
 
@@ -230,9 +287,87 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> No
         ng.load_gpt2(tmp_path)
 
 
-def test_two_models_of_llmc_in_a_folder_are_asked_about() -> None:
-    with pytest.raises(BadFileError, match=r"holds 2 models of llm\.c; give one of them: gpt2_tiny\.bin"):
-        ng.load_gpt2(FIXTURES / "llmc")
+def test_two_models_of_llmc_in_a_folder_are_asked_about(tmp_path: Path) -> None:
+    for name in ("gpt2_124M.bin", "gpt2_355M.bin"):
+        shutil.copy(FIXTURES / "llmc" / "gpt2_tiny.bin", tmp_path / name)
+    with pytest.raises(BadFileError, match=r"holds 2 models of llm\.c; give one of them: gpt2_124M\.bin"):
+        ng.load_gpt2(tmp_path)
+
+
+def test_of_llmcs_files_the_model_is_found_among_its_companions(tmp_path: Path) -> None:
+    for path in (FIXTURES / "llmc").iterdir():
+        shutil.copy(path, tmp_path)
+    for name, magic in (("gpt2_tokenizer.bin", 20240328), ("gpt2_tiny_debug_state.bin", 20240327)):
+        (tmp_path / name).write_bytes(np.array([magic, 2] + [0] * 254, "<i4").tobytes())
+    assert OpenedGPT2(tmp_path).path.name == "gpt2_tiny.bin"
+
+
+@pytest.mark.parametrize(("done", "newest"), [([], 20), ([10], 10), ([10, 20], 20)])
+def test_of_a_run_of_llmc_the_newest_whole_step_is_taken(done: list[int], newest: int, tmp_path: Path) -> None:
+    for step in (5, 10, 20):
+        shutil.copy(FIXTURES / "llmc" / "gpt2_tiny.bin", tmp_path / f"model_{step:08d}.bin")
+        (tmp_path / f"state_{step:08d}_00000.bin").write_bytes(b"x" * 1024)
+    for step in done:
+        (tmp_path / f"DONE_{step:08d}").touch()
+    assert OpenedGPT2(tmp_path).path.name == f"model_{newest:08d}.bin"
+
+
+@pytest.fixture
+def simple(tmp_path: Path) -> Path:
+    """What gpt-2-simple leaves in checkpoint/run1: two steps, and a pointer to one of them."""
+    for path in (FIXTURES / "tensorflow").iterdir():
+        for step in ("9", "10") if path.name.startswith("model.ckpt") else ("",):
+            shutil.copy(path, tmp_path / path.name.replace("model.ckpt", f"model-{step}"))
+    (tmp_path / "counter").write_text("10", "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model-10", "/content/checkpoint/run1/model-10", r"C:\\run1\\model-10"])
+def test_tensorflows_pointer_says_which_step_is_meant(name: str, simple: Path) -> None:
+    (simple / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "model-9"\n')
+    assert OpenedGPT2(simple).path.name == "model-10.index"
+    assert np.array_equal(ng.load_gpt2(simple)(IDS).data, ng.load_gpt2(FIXTURES / "tensorflow")(IDS).data)
+    assert OpenedGPT2(simple).tokenizer().vocab_size == 264
+
+
+def test_a_pointer_out_of_the_folder_is_refused_and_two_steps_without_one_are_asked_about(simple: Path) -> None:
+    (simple / "checkpoint").write_text('model_checkpoint_path: "../other/model-9"\n')
+    with pytest.raises(BadFileError, match="'../other/model-9.index' is no plain file name"):
+        ng.load_gpt2(simple)
+    (simple / "checkpoint").unlink()
+    with pytest.raises(BadFileError, match="holds 'model-10.index', 'model-9.index'; give one of them"):
+        ng.load_gpt2(simple)
+
+
+@pytest.mark.parametrize("name", [*FILES, "gpt2_124M.bin", "shard"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html>", "is a page of HTML"),
+        (b"<html><body>404", "is a page of HTML"),
+    ],
+)
+def test_what_a_download_left_in_place_of_weights_is_called_by_its_name(
+    name: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    if name == "shard":
+        shutil.copytree(FIXTURES / "safetensors_sharded", tmp_path, dirs_exist_ok=True)
+        name = "model-00001-of-00002.safetensors"
+    else:
+        shutil.copy(PLAIN / "config.json", tmp_path)
+        shutil.copy(FIXTURES / "tensorflow" / "hparams.json", tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFileError, match=rf"{re.escape(name)}: {said}, not the file itself"):
+        ng.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_pointer_or_a_page_in_place_of_a_companion_is_called_so_too(name: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "safetensors_float32", tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BadFileError, match=rf"{re.escape(name)}.*: is a Git LFS pointer"):
+        OpenedGPT2(tmp_path).tokenizer()
 
 
 @pytest.mark.parametrize(
@@ -348,6 +483,45 @@ def test_a_model_that_is_padded_has_ids_that_stand_for_nothing(tmp_path: Path) -
     tokenizer = OpenedGPT2(padded).tokenizer()
     assert tokenizer.vocab_size == 300
     assert tokenizer.decode_bytes([299, 65, 264]) == OpenedGPT2(FIXTURES / "tensorflow").tokenizer().decode_bytes([65])
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "end"),
+    [
+        ({"eos_token_id": 65}, None, 65),
+        ({"eos_token_id": 65}, {"eos_token_id": 66}, 66),
+        ({"eos_token_id": 65}, {"eos_token_id": None}, 65),
+        ({"eos_token_id": [66]}, {}, 66),
+        ({"eos_token_id": None}, {}, 263),
+        ({}, {}, 263),
+    ],
+)
+def test_a_text_ends_with_the_token_that_the_files_beside_say(
+    config: dict[str, Any], generation: dict[str, Any] | None, end: int, tmp_path: Path
+) -> None:
+    shutil.copytree(FIXTURES / "safetensors_float32", tmp_path / "model")
+    settings(tmp_path / "model", **config)
+    if generation is not None:
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(generation), "utf-8")
+    opened = OpenedGPT2(tmp_path / "model")
+    assert opened.tokenizer().end_of_text == end
+    ng.save_gpt2(opened.model(), tmp_path / "again", opened.tokenizer())
+    assert OpenedGPT2(tmp_path / "again").tokenizer().end_of_text == end
+
+
+@pytest.mark.parametrize("end", [[263, 5], "263", True, -1, 1.0])
+def test_an_end_of_text_that_cannot_be_is_refused(end: Any, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "safetensors_float32", tmp_path / "model")
+    settings(tmp_path / "model", eos_token_id=end)
+    with pytest.raises(BadFileError, match="eos_token_id is .*; only one token can end a text here"):
+        OpenedGPT2(tmp_path / "model").tokenizer()
+
+
+def test_an_end_of_text_beyond_the_vocabulary_is_told_and_not_used(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "safetensors_float32", tmp_path / "model")
+    settings(tmp_path / "model", eos_token_id=50256)  # what transformers writes if nobody says otherwise
+    with pytest.warns(UserWarning, match="eos_token_id is 50256, beyond the vocabulary of 264"):
+        assert OpenedGPT2(tmp_path / "model").tokenizer().end_of_text == 263
 
 
 def test_a_model_of_another_vocabulary_without_tokenizer_is_told(folder: Path) -> None:

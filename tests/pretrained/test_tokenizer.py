@@ -173,7 +173,16 @@ def single(**changes: Any) -> dict[str, Any]:
         ({"type": "Unigram"}, "no tokenizer of byte pair encoding"),
         ({"model": None}, "no tokenizer of byte pair encoding"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "pre_tokenizer is"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "pre_tokenizer is"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": 1}}, "add_prefix_space is 1"),
+        ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor is"),
+        ({"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}}, "post_processor is"),
+        (
+            {"added_tokens": [{"id": 264, "content": "<m>", "lstrip": True}]},
+            "lstrip of the token '<m>' is not supported",
+        ),
+        ({"added_tokens": [{"id": 264, "content": 3}]}, "content is 3"),
+        ({"added_tokens": ["<m>"]}, "not written as GPT-2's are"),
         ({"normalizer": {"type": "NFC"}}, "normalizer is"),
         ({"dropout": 0.1}, "dropout is 0.1"),
         ({"byte_fallback": True}, "byte_fallback is True"),
@@ -199,6 +208,107 @@ def test_added_tokens_join_the_vocabulary(tmp_path: Path) -> None:
     assert tokenizer is not None and tokenizer.decode([264]) == "<pad>"
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 266}', encoding="utf-8")
     with pytest.raises(BadFileError, match="has a gap: no piece has the id 264"):
+        read_tokenizer(tmp_path)
+
+
+SPECIAL_AND_PLAIN = [
+    {"id": 263, "content": "<|endoftext|>", "special": True},
+    {"id": 264, "content": "<sp1>", "special": True},
+    {"id": 265, "content": "new word", "special": False},
+]
+
+
+def beside(folder: Path, **files: Any) -> Path:
+    """A folder with vocab.json and merges.txt, and other files of JSON."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(TINY / name, folder / name)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def in_single_file(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(single(added_tokens=SPECIAL_AND_PLAIN)), encoding="utf-8")
+
+
+def in_added_tokens(folder: Path) -> None:
+    beside(folder, added_tokens={"<sp1>": 264, "new word": 265})
+
+
+def in_added_tokens_with_a_map(folder: Path) -> None:
+    names = {"eos_token": "<|endoftext|>", "additional_special_tokens": [{"content": "<sp1>"}]}
+    beside(folder, added_tokens={"<sp1>": 264, "new word": 265}, special_tokens_map=names)
+
+
+def in_the_config(folder: Path) -> None:
+    decoder = {str(token["id"]): token for token in SPECIAL_AND_PLAIN}
+    beside(folder, tokenizer_config={"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder})
+
+
+@pytest.mark.parametrize("write", [in_single_file, in_added_tokens, in_added_tokens_with_a_map, in_the_config])
+def test_added_tokens_are_found_in_a_text_wherever_they_are_written_down(write: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    for _ in range(2):  # and again as we write them
+        tokenizer = read_tokenizer(tmp_path)
+        assert tokenizer is not None and tokenizer.vocab_size == 266
+        start, end = tokenizer.encode("the").tolist(), tokenizer.encode(" in").tolist()
+        assert tokenizer.encode("the<sp1>new word in", allow_special=True).tolist() == [*start, 264, 265, *end]
+        assert tokenizer.encode("new word")[0] == 265 and 264 not in tokenizer.encode("<sp1>")
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write_tokenizer(tokenizer, tmp_path)
+
+
+def test_a_name_that_only_a_map_calls_special_is_special(tmp_path: Path) -> None:
+    beside(tmp_path, added_tokens={"new word": 264}, special_tokens_map={"pad_token": "new word"})
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer is not None and 264 not in tokenizer.encode("new word")
+    assert tokenizer.encode("new word", allow_special=True).tolist() == [264]
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json", "both"])
+def test_add_prefix_space_is_honoured_wherever_it_is_written_down(where: str, tmp_path: Path) -> None:
+    plain = read_tokenizer(TINY)
+    if where == "tokenizer_config.json":
+        beside(tmp_path, tokenizer_config={"add_prefix_space": True})
+    else:
+        before = {"type": "ByteLevel", "add_prefix_space": where != "both", "use_regex": True}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(single(pre_tokenizer=before)), "utf-8")
+    if where == "both":
+        (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}', "utf-8")
+    for _ in range(2):  # and again as we write it
+        tokenizer = read_tokenizer(tmp_path)
+        assert plain is not None and tokenizer is not None
+        assert tokenizer.encode("there in").tolist() == plain.encode(" there in").tolist()
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write_tokenizer(tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"tokenizer_class": "BertTokenizer"}, "tokenizer_config.json: tokenizer_class is 'BertTokenizer'"),
+        ({"tokenizer_class": ["GPT2Tokenizer"]}, "tokenizer_class is"),
+        ({"add_bos_token": True}, "add_bos_token is true"),
+        ({"add_prefix_space": "yes"}, "add_prefix_space is 'yes'"),
+        ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "not written as GPT-2's are"),
+        ({"added_tokens_decoder": {"264": {"content": "<a>", "rstrip": True}}}, "rstrip of the token '<a>'"),
+        ({"added_tokens_decoder": []}, "not written as GPT-2's are"),
+        ({"extra_special_tokens": 3}, "not written as GPT-2's are"),
+        ({"eos_token": 3}, "not written as GPT-2's are"),
+    ],
+    ids=str,
+)
+def test_what_a_config_asks_for_and_cannot_be_is_refused_by_name(config: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match=said):
+        read_tokenizer(beside(tmp_path, tokenizer_config=config))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model", "spiece.model"])
+def test_a_tokenizer_of_another_kind_is_not_overlooked(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[PAD]\n[UNK]\n", "utf-8")
+    with pytest.raises(BadFileError, match=f"{name}: is of a tokenizer that is not GPT-2's"):
         read_tokenizer(tmp_path)
 
 

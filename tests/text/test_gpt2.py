@@ -16,8 +16,8 @@ PLAIN = GPT2Tokenizer.of(BPE)
 TEXT = "the theory\tthen é 漢🙂\n\n  <|endoftext|> the\x00\x7f"
 
 
-def changed(vocab: dict[str, Any], *, merges: Any = None) -> GPT2Tokenizer:
-    return GPT2Tokenizer({**PLAIN.vocab, **vocab}, PLAIN.merges if merges is None else merges)
+def changed(vocab: dict[str, Any], **settings: Any) -> GPT2Tokenizer:
+    return GPT2Tokenizer({**PLAIN.vocab, **vocab}, PLAIN.merges, **settings)
 
 
 def test_the_alphabet_has_a_character_for_every_byte_and_prints() -> None:
@@ -56,24 +56,56 @@ def test_other_special_tokens_are_decoded_and_never_encoded() -> None:
     assert max(more.encode("<pad>[MASK]<|é|>", allow_special=True)) < 270
 
 
+def test_an_added_token_is_one_id_wherever_it_stands_and_a_special_one_only_where_that_is_allowed() -> None:
+    tokens = {"<sp>": 270, "the end": 271, "the": PLAIN.vocab["the"]}
+    more = changed(tokens, added={"<sp>": True, "the end": False, "the": False})
+    assert more.encode("<sp>the end", allow_special=True).tolist() == [270, 271]
+    assert more.encode("x the end.").tolist() == [*PLAIN.encode("x "), 271, *PLAIN.encode(".")]
+    assert 270 not in more.encode("<sp>the end")
+    assert more.decode([271, 270]) == "the end<sp>"
+    with pytest.raises(ConfigError, match="vocab lacks added tokens: 'x y'"):
+        changed({}, added={"x y": False})
+
+
+def test_a_space_is_put_before_a_text_that_begins_with_none() -> None:
+    spaced = PLAIN.changed(add_prefix_space=True)
+    for text in ("the other", " the other", "\tthe", ""):
+        expected = text if text[:1] in (" ", "\t", "") else f" {text}"
+        assert spaced.encode(text).tolist() == PLAIN.encode(expected).tolist()
+    parts = spaced.encode("the<|endoftext|>the", allow_special=True).tolist()
+    the = PLAIN.encode(" the").tolist()
+    assert parts == [*the, PLAIN.end_of_text, *the]
+
+
 def test_a_padded_vocabulary_has_ids_that_stand_for_nothing() -> None:
-    padded = PLAIN.padded(300)
+    padded = PLAIN.changed(vocab_size=300)
     assert (padded.vocab_size, padded.end_of_text) == (300, PLAIN.end_of_text)
     assert padded.decode([299, 97, 270]) == "a"
     assert padded.encode(TEXT).tolist() == PLAIN.encode(TEXT).tolist()
     with pytest.raises(IndexRangeError):
         padded.decode([300])
     with pytest.raises(ConfigError, match="vocab_size must be an integer of at least 270"):
-        PLAIN.padded(269)
+        PLAIN.changed(vocab_size=269)
 
 
-@pytest.mark.parametrize("tokenizer", [PLAIN, PLAIN.padded(300), changed({"<pad>": 270})], ids=str)
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        PLAIN,
+        PLAIN.changed(vocab_size=300),
+        changed({"<pad>": 270}),
+        changed({"<sp>": 270, "new word": 271}, added={"<sp>": True, "new word": False}, end_of_text=270),
+        PLAIN.changed(add_prefix_space=True),
+    ],
+    ids=str,
+)
 def test_it_comes_back_from_the_file_that_a_run_keeps(tokenizer: GPT2Tokenizer, tmp_path: Any) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path / "tokenizer.json")
     assert isinstance(again, GPT2Tokenizer)
     assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
     assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
+    assert (again.added, again.add_prefix_space) == (tokenizer.added, tokenizer.add_prefix_space)
     assert again.vocab == tokenizer.vocab and again.merges == tokenizer.merges
 
 
@@ -125,6 +157,11 @@ def test_what_does_not_fit_together_is_refused_by_name(vocab: Any, merges: Any, 
         ({"vocab_size": 12}, "vocab_size must be an integer of at least 270"),
         ({"vocab_size": 270.0}, "vocab_size must be an integer"),
         ({"vocab_size": 400_000_000}, "vocab_size must be an integer of at most 65,806"),
+        ({"added": ["a"]}, "added must be an object of true and false"),
+        ({"added": {"a": 1}}, "added must be an object of true and false"),
+        ({"add_prefix_space": 1}, "add_prefix_space true or false"),
+        ({"end_of_text": 270}, "end_of_text must be an integer of at most 269"),
+        ({"added_tokens": {}}, "its keys are"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_refused(changes: dict[str, Any], said: str, tmp_path: Any) -> None:

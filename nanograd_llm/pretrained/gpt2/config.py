@@ -90,16 +90,17 @@ def from_openai(table: Mapping[str, Any], where: str) -> GPTConfig:
 def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
     """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError naming the key.
 
-    nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form.
+    nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form. build-nanogpt's, whose sizes say nothing of biases,
+    has the tanh form, and biases.
     """
     nested = [key for key, value in table.items() if not isinstance(value, (bool, int, float, str, type(None)))]
     if nested:  # an error message could not show it: lists that share lists can be longer than any memory
         raise BadFileError(f"{where}: {listed(nested)} must each be a number, a string or a bool")
-    biases = table.get("bias", False)
+    biases = table.get("bias", True)
     if not isinstance(biases, bool):
         raise BadFileError(f"{where}: bias is {biases!r:.50}; expected True or False")
     sizes = {key: value for key, value in table.items() if key not in ("bias", "dropout")}
-    changes = {"activation": "gelu_exact", "dropout": table.get("dropout", 0.0)}
+    changes = {"activation": "gelu_exact" if "bias" in table else "gelu", "dropout": table.get("dropout", 0.0)}
     return _renamed(sizes, ("vocab_size", "block_size", "n_embd", "n_head", "n_layer"), where, **changes), biases
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,16 +17,29 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.mapped import listed
+from nanograd_llm.files.tensor_pickle import Unread
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object, require_tensors
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
-from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE, LLMC, MASKS, NANOGPT, OPENAI, Layout, restore
+from nanograd_llm.pretrained.gpt2.names import (
+    HUGGING_FACE,
+    LLMC,
+    MASKS,
+    NANOGPT,
+    OPENAI,
+    PARTS,
+    WRAPPERS,
+    Layout,
+    restore,
+)
 from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
 from nanograd_llm.pretrained.opened import require_finite, require_fitting, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
+from nanograd_llm.settings import shown
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
 MAX_LAYERS = 1024
@@ -78,8 +92,16 @@ class OpenedGPT2:
         if self.form == "openai":
             path = self.folder / "hparams.json"
             return gpt2_config.from_openai(read_settings(path), str(path))
-        path = self.folder / "config.json"
-        return gpt2_config.from_hugging_face(read_settings(path), str(path))
+        if (self.folder / "adapter_config.json").exists():
+            raise BadFileError(
+                f"{self.folder / 'adapter_config.json'}: an adapter beside the weights, which cannot be applied here; "
+                "merge it into them first, by merge_and_unload() of peft, or move it away"
+            )
+        return gpt2_config.from_hugging_face(self._settings, str(self.folder / "config.json"))
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        return read_settings(self.folder / "config.json")
 
     @functools.cached_property
     def _parts(self) -> Parts:
@@ -111,7 +133,8 @@ class OpenedGPT2:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the files beside the weights, else GPT-2's own: `gpt2_tokenizer`.
 
-        Where the model's vocabulary is a little larger than GPT-2's, for speed, the last ids stand for nothing.
+        Where the model's vocabulary is a little larger, for speed, the last ids stand for nothing. A text ends with the
+        eos_token_id of generation_config.json or config.json, where these have one.
         Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
         """
         return self._tokenizer
@@ -128,30 +151,52 @@ class OpenedGPT2:
                 )
             tokenizer = gpt2_tokenizer()
         if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
-            return tokenizer.padded(vocab_size)
+            tokenizer = tokenizer.changed(vocab_size=vocab_size)
         require_fitting(tokenizer, vocab_size, str(folder))
+        tokenizer.end_of_text = self._end_of_text(tokenizer)
         return tokenizer
+
+    def _end_of_text(self, tokenizer: Tokenizer) -> int | None:
+        if self.form not in READERS:
+            return tokenizer.end_of_text
+        path = self.folder / "generation_config.json"
+        end = read_settings(path).get("eos_token_id") if path.exists() else None
+        end = self._settings.get("eos_token_id") if end is None else end
+        if isinstance(end, list) and len(end) == 1:
+            [end] = end
+        if end is not None and (type(end) is not int or end < 0):
+            raise BadFileError(f"{self.folder}: eos_token_id is {shown(end)}; only one token can end a text here")
+        if end is not None and end >= tokenizer.vocab_size:
+            told = f"{self.folder}: eos_token_id is {end}, beyond the vocabulary of {tokenizer.vocab_size}: not used"
+            warnings.warn(told, stacklevel=4)
+            end = None
+        return tokenizer.end_of_text if end is None else end
 
 
 def _hugging_face(opened: OpenedGPT2) -> Parts:
     config, arrays = opened.config, READERS[opened.form](opened.path)
-    plain = _plain(arrays, ("transformer.",), config.tie_word_embeddings, str(opened.path))
-    return Parts(config, plain, HUGGING_FACE)
+    return Parts(config, _plain(arrays, config.tie_word_embeddings, str(opened.path)), HUGGING_FACE)
 
 
 def _nanogpt(opened: OpenedGPT2) -> Parts:
     where = str(opened.path)
     checkpoint = read_torch_object(opened.path)
-    state, sizes = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model", "model_args"))
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    state, sizes, object_ = found.get("model"), found.get("model_args"), found.get("config")
+    if not isinstance(sizes, dict) and isinstance(object_, Unread):
+        sizes = object_.fields
     if not isinstance(state, dict) or not isinstance(sizes, dict):
         raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
     require_tensors(state, f"{where}: model")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
-    return Parts(config, _plain(state, ("_orig_mod.", "transformer."), True, where), NANOGPT, biases)
+    return Parts(config, _plain(state, True, where), NANOGPT, biases)
 
 
 def _openai(opened: OpenedGPT2) -> Parts:
-    return Parts(opened.config, read_tensorflow(opened.path), OPENAI)
+    arrays = read_tensorflow(opened.path)
+    others = [name for name in arrays if not name.startswith("model/") or re.search(r"/Adam(_\d+)?$", name)]
+    _tell_left_out(others, str(opened.path))
+    return Parts(opened.config, {name: x for name, x in arrays.items() if name not in others}, OPENAI)
 
 
 def _llmc(opened: OpenedGPT2) -> Parts:
@@ -182,17 +227,26 @@ def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
         )
 
 
-def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays without prefixes, masks, and a head that is the token table again."""
+def _plain(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
+    """The arrays without prefixes, masks, other heads, and a head that is the token table again."""
+    bare = {name: WRAPPERS.sub("", name) for name in arrays}
+    prefix = next((x.removesuffix("wte.weight") for x in bare.values() if f".{x}".endswith(".wte.weight")), "")
     plain: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        short = name
-        for prefix in prefixes:
+    others = []
+    for name, short in bare.items():
+        own = re.fullmatch(rf"(?:.*\.)?({PARTS})", short)
+        if own:
+            short = own[1]
+        elif prefix and not short.startswith(prefix):
+            others.append(name)  # beside the transformer, so another head
+            continue
+        else:
             short = short.removeprefix(prefix)
         if short in plain:
             raise BadFileError(f"{where}: {short!r:.200} is there twice, with and without a prefix")
         if not MASKS.fullmatch(short):
-            plain[short] = array
+            plain[short] = arrays[name]
+    _tell_left_out(others, where)
     head, table = plain.get("lm_head.weight"), plain.get("wte.weight")
     if tied and head is not None:
         if table is None:
@@ -204,3 +258,8 @@ def _plain(arrays: Arrays, prefixes: tuple[str, ...], tied: bool, where: str) ->
             )
         del plain["lm_head.weight"]
     return plain
+
+
+def _tell_left_out(names: list[str], where: str) -> None:
+    if names:
+        warnings.warn(f"{where}: left out, as no part of the language model: {listed(names)}", stacklevel=2)

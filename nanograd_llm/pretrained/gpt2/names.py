@@ -45,6 +45,9 @@ MATRICES = tuple(row[0] for row in BLOCK if row[0].endswith("weight") and not ro
 
 # What Hugging Face's files may hold besides: masks, which a causal model makes for itself.
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# What torch puts into the names of a model that it wraps, and all names that are inside a GPT-2, behind any prefix.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PARTS = r"h\.\d+\..+|(?:wte|wpe|ln_f|lm_head)\.(?:weight|bias)"
 
 
 @dataclasses.dataclass(frozen=True)

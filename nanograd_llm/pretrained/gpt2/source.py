@@ -3,8 +3,9 @@
 model.safetensors, or its .index.json and shards      Hugging Face, with config.json
 pytorch_model.bin, or its .index.json and shards      Hugging Face of old, with config.json
 model.ckpt.index, .data-00000-of-00001                OpenAI, with hparams.json
+the file that `checkpoint` names                      gpt-2-simple, with hparams.json
 ckpt.pt                                               nanoGPT
-gpt2_124M.bin and the like                            llm.c
+gpt2_124M.bin, model_00001000.bin and the like        llm.c
 model.npz                                             `save_gpt2(..., form="numpy")`, with config.json
 """
 
@@ -16,19 +17,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import storage_errors
-from nanograd_llm.files.mapped import map_file
+from nanograd_llm.files.atomic import read_bytes, storage_errors
+from nanograd_llm.files.mapped import listed, map_file
+from nanograd_llm.files.shards import beside
 from nanograd_llm.pretrained import weights
 from nanograd_llm.pretrained.gpt2.llmc import MAGIC
-from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, OWN, PAIRS, SINGLE
+from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, OWN, PAIRS, SINGLE, SPECIAL_NAMES
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.settings import nearest, require_type
 
 # In the order in which they are looked for in a folder.
 FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
-LLMC_NAME = re.compile(r"gpt2_\w+\.bin")
-SETTINGS = ("config.json", "hparams.json", "config.toml", "checkpoint")  # the last two: a run's, TensorFlow's pointer
-TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, "tokenizer_config.json")
+LLMC_NAME = re.compile(r"gpt2_\w+\.bin|model_\d{8}\.bin")
+POINTER = "checkpoint"  # of TensorFlow
+SETTINGS = ("config.json", "generation_config.json", "hparams.json", "config.toml", POINTER)
+TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, CONFIG, SPECIAL_NAMES)
 
 
 class Source(NamedTuple):
@@ -63,14 +66,20 @@ def find_source(source: str | os.PathLike[str]) -> Source:
 
 
 def _in_folder(folder: Path) -> Source:
+    if (folder / "hparams.json").exists() and (folder / POINTER).is_file():
+        pointed = _pointed(folder / POINTER)
+        if pointed is not None:
+            return Source("openai", pointed)
     for name, form in FILES.items():
         if (folder / name).exists():
             return Source(form, folder / name)
     if (folder / "hparams.json").exists():  # a checkpoint under another name than OpenAI's
         index = sorted(folder.glob("*.index"))
+        if len(index) > 1:
+            raise BadFileError(f"{folder}: holds {listed([path.name for path in index])}; give one of them")
         if index:
             return Source("openai", index[0])
-    llmc = _llmc_files(folder)
+    llmc = _llmc_model(_llmc_files(folder), folder)
     if len(llmc) > 1:
         raise BadFileError(f"{folder}: holds {len(llmc)} models of llm.c; give one of them: {', '.join(llmc)}")
     if llmc:
@@ -81,6 +90,37 @@ def _in_folder(folder: Path) -> Source:
         f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"
     )
+
+
+def _pointed(pointer: Path) -> Path | None:
+    """The index that TensorFlow's file `checkpoint` names, as model_checkpoint_path: "model-1000"; None if it is gone.
+
+    Of the absolute path of another machine only the last part counts. Raises BadFileError for a name that leads
+    elsewhere.
+    """
+    found = re.search(rb'^model_checkpoint_path: *"([^"\n]*)"', read_bytes(pointer, at_most=2**20), re.MULTILINE)
+    name = found[1].decode("utf-8", "replace") if found else ""
+    if name.startswith("/") or re.match(r"\w:", name):
+        name = re.split(r"[/\\]", name)[-1]
+    if not found or not name:
+        return None
+    index = beside(pointer, f"{name}.index")
+    return index if index.exists() else None
+
+
+def _llmc_model(names: list[str], folder: Path) -> list[str]:
+    """Those of llm.c's files that are models; of two precisions, and of the steps of a run, only one."""
+    names = [name for name in names if _begins_as_llmc(folder / name) is not False]
+    names = [name for name in names if "_bf16." not in name or name.replace("_bf16.", ".") not in names]
+    steps = [name for name in names if name.startswith("model_")]
+    done = [name for name in steps if (folder / name.replace("model_", "DONE_").removesuffix(".bin")).exists()]
+    return [name for name in names if name not in steps] + (done or steps)[-1:]
+
+
+def _begins_as_llmc(path: Path) -> bool | None:
+    """Whether a file begins with llm.c's magic number for models; None for an empty one."""
+    begin = map_file(path)[:4].tobytes()
+    return begin == MAGIC.to_bytes(4, "little") if begin else None
 
 
 def names_of_a_model(folder: Path, *, with_tokenizer: bool) -> list[str]:
@@ -101,7 +141,7 @@ def _form_of_file(path: Path) -> str:
     by_name = weights.form_by_name(path) or {".index": "openai", ".pt": "nanogpt"}.get(path.suffix)
     if by_name not in (None, "torch"):
         return by_name
-    if map_file(path)[:4].tobytes() == MAGIC.to_bytes(4, "little"):
+    if _begins_as_llmc(path):
         return "llmc"  # whose files end in .bin too
     if by_name:
         return by_name

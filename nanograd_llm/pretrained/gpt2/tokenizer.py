@@ -4,6 +4,10 @@ vocab.json + merges.txt       Hugging Face: pieces with their ids; merges, a lin
 encoder.json + vocab.bpe      the same from OpenAI
 tokenizer.json                Hugging Face's newer single file with both
 nanograd_tokenizer.json       a tokenizer of nanograd_llm that the others have no words for, such as characters
+added_tokens.json             tokens that were added, with their ids
+tokenizer_config.json, special_tokens_map.json    which of them are special, add_prefix_space, the class
+
+What these say is honoured, or refused by its name.
 """
 
 from __future__ import annotations
@@ -20,16 +24,22 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
-from nanograd_llm.text import END_OF_TEXT, GPT2Tokenizer, Tokenizer, load_tokenizer
-from nanograd_llm.text.gpt2 import split_merge
+from nanograd_llm.files.mapped import refuse_stand_in
+from nanograd_llm.text import GPT2Tokenizer, Tokenizer, load_tokenizer
+from nanograd_llm.text.gpt2 import SPECIAL, split_merge
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SINGLE = "tokenizer.json"
 ADDED = "added_tokens.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL_NAMES = "special_tokens_map.json"
 OWN = "nanograd_tokenizer.json"
+FOREIGN = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # of other tokenizers
+CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 VOCAB_SIZE = 50257  # GPT-2's own
 # What a tokenizer.json may say besides, which GPT-2's does without.
 OFF = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+AFTER = ("ByteLevel", "TemplateProcessing")
 MAX_VALUES = 2**20  # of a vocabulary with its merges, which GPT-2's tokenizer.json lists as 50,000 pairs
 
 # Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
@@ -51,31 +61,44 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     def read(name: str) -> bytes:
         return read_bytes(folder / name, at_most=BYTES_A_VALUE * MAX_VALUES)
 
+    def table(name: str) -> dict[str, Any]:
+        there = (folder / name).exists()
+        return read_json_object(read(name), str(folder / name), max_values=MAX_VALUES) if there else {}
+
+    if (folder / OWN).exists():
+        return load_tokenizer(folder / OWN)
+    settings = table(SPECIAL_NAMES) | table(CONFIG)
+    kind = settings.get("tokenizer_class")
+    if kind not in CLASSES:
+        raise BadFileError(f"{folder / CONFIG}: tokenizer_class is {kind!r:.100}; only GPT-2's can be read")
+    if (folder / SINGLE).exists():
+        return _of_single_file(table(SINGLE), settings, str(folder / SINGLE))
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
         if len(there) == 2:
-            added = read(ADDED) if (folder / ADDED).exists() else b"{}"
-            return tokenizer_of(read(vocab), read(merges), added, where=f"{folder / vocab} and {merges}")
-        if there and not (folder / SINGLE).exists():
+            added, where = table(ADDED), f"{folder / vocab} and {merges}"
+            return tokenizer_of(read(vocab), read(merges), added, settings, where=where)
+        if there:
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
-    if (folder / SINGLE).exists():
-        where = str(folder / SINGLE)
-        return _of_single_file(read_json_object(read(SINGLE), where, max_values=MAX_VALUES), where)
-    if (folder / OWN).exists():
-        return load_tokenizer(folder / OWN)
+    for name in FOREIGN:
+        if (folder / name).exists():
+            raise BadFileError(f"{folder / name}: is of a tokenizer that is not GPT-2's, and cannot be read")
     return None
 
 
-def tokenizer_of(vocab: bytes, merges: bytes, added: bytes = b"{}", *, where: str) -> GPT2Tokenizer:
-    """The tokenizer of the two files' contents, and of `added_tokens.json`. Raises BadFileError, with the line."""
+def tokenizer_of(
+    vocab: bytes, merges: bytes, added: Mapping[str, Any] = {}, settings: Mapping[str, Any] = {}, *, where: str
+) -> GPT2Tokenizer:
+    """The tokenizer of the two files' contents, and of the tables beside them. Raises BadFileError, with the line."""
     pieces = read_json_object(vocab, f"{where}: the vocabulary", max_values=MAX_VALUES)
-    extra = read_json_object(added, f"{where}: the added tokens")
     pairs, first_line = _merges(merges, where)
-    return _made(pieces, extra, pairs, where, first_line)
+    tokens = [{"content": token, "id": i} for token, i in added.items()]
+    return _made(pieces, tokens, pairs, settings, where, first_line)
 
 
 def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
     """The merges of a file, and the number of the line that the first stands in."""
+    refuse_stand_in(content[:64], f"{where}: the merges")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,14 +115,17 @@ def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
     return pairs, first_line
 
 
-def _of_single_file(content: Mapping[str, Any], where: str) -> GPT2Tokenizer:
+def _of_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> GPT2Tokenizer:
     """The tokenizer of Hugging Face's `tokenizer.json`, where it is one of GPT-2's kind."""
     model, before = content.get("model"), content.get("pre_tokenizer")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise BadFileError(f"{where}: no tokenizer of byte pair encoding, which GPT-2's is")
-    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    plain = {"type": "ByteLevel", "use_regex": True}
     if not isinstance(before, dict) or any(before.get(key, value) != value for key, value in plain.items()):
         raise BadFileError(f"{where}: pre_tokenizer is {before!r:.200}; GPT-2's is {plain}")
+    after = content.get("post_processor")
+    if isinstance(after, dict) and (after.get("special_tokens") or after.get("type") not in AFTER):
+        raise BadFileError(f"{where}: post_processor is {after!r:.200}; GPT-2's adds no tokens to a text")
     for key in OFF:
         value = content.get(key) or model.get(key)
         if value:
@@ -108,24 +134,60 @@ def _of_single_file(content: Mapping[str, Any], where: str) -> GPT2Tokenizer:
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
         raise BadFileError(f"{where}: model must hold vocab, an object, and merges, a list; added_tokens is a list")
     try:
-        extra = {token["content"]: token["id"] for token in added}
         pairs = [split_merge(merge) for merge in merges]
-    except (KeyError, TypeError, ConfigError) as error:
+    except ConfigError as error:
         raise BadFileError(f"{where}: {error}") from None
-    return _made(vocab, extra, pairs, where, first_line=1)
+    settings = {"add_prefix_space": before.get("add_prefix_space", False), **settings}
+    return _made(vocab, added, pairs, settings, where, first_line=1)
 
 
 def _made(
-    vocab: Mapping[str, Any], extra: Mapping[str, Any], merges: list[tuple[str, str]], where: str, first_line: int
+    vocab: Mapping[str, Any],
+    tokens: list[Any],
+    merges: list[tuple[str, str]],
+    settings: Mapping[str, Any],
+    where: str,
+    first_line: int,
 ) -> GPT2Tokenizer:
+    """tokens: the added ones, each an object with content, id, and perhaps special. settings: tokenizer_config.json."""
+    for key in ("add_bos_token", "add_eos_token"):
+        if settings.get(key):
+            raise BadFileError(f"{where}: {key} is true; tokens added to each text are not supported")
+    decoder = settings.get("added_tokens_decoder", {})
+    try:
+        tokens = [*tokens, *({**token, "id": int(i)} for i, token in decoder.items())]
+        special = {_content(token): bool(token.get("special")) for token in tokens}
+        extra = {_content(token): token["id"] for token in tokens}
+        named = [value for key, value in settings.items() if key.endswith("_token")]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            found = settings.get(key) or []
+            named += found.values() if isinstance(found, dict) else found
+        names = {value if isinstance(value, str) else _content(value) for value in named if value}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadFileError(f"{where}: an added or special token is not written as GPT-2's are: {error}") from None
+    for token in tokens:
+        for key in ("lstrip", "rstrip", "single_word"):
+            if token.get(key):
+                raise BadFileError(f"{where}: {key} of the token {token['content']!r:.100} is not supported")
+    prefix = settings.get("add_prefix_space", False)
+    if type(prefix) is not bool:
+        raise BadFileError(f"{where}: add_prefix_space is {prefix!r:.50}; expected true or false")
+    added = special | {name: True for name in names if name in {**vocab, **extra}}
+    added = {name: kind or bool(re.fullmatch(SPECIAL, name)) for name, kind in added.items()}
     moved = [f"{piece!r:.50}: {vocab[piece]} and {i}" for piece, i in extra.items() if vocab.get(piece, i) != i]
     if moved:
         raise BadFileError(f"{where}: added tokens have another id in the vocabulary: {', '.join(moved[:10])}")
     try:
-        return GPT2Tokenizer({**vocab, **extra}, merges)
+        return GPT2Tokenizer({**vocab, **extra}, merges, added=added, add_prefix_space=prefix)
     except ConfigError as error:
         told = re.sub(r"merges\[(\d+)\]", lambda found: f"line {int(found[1]) + first_line} of the merges", str(error))
         raise BadFileError(f"{where}: {told}") from None
+
+
+def _content(token: Any) -> str:
+    if not isinstance(token["content"], str):
+        raise TypeError(f"content is {token['content']!r:.100}")
+    return token["content"]
 
 
 def gpt2_tokenizer() -> GPT2Tokenizer:
@@ -177,7 +239,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> Non
     lines = "".join(f"{left} {right}\n" for left, right in plain.merges)
     write_atomically(folder / vocab, json.dumps(plain.vocab, ensure_ascii=False).encode("utf-8"))
     write_atomically(folder / merges, f"#version: 0.2\n{lines}".encode())
-    # transformers asks for the class, and for the end of text
-    special = END_OF_TEXT if plain.end_of_text is not None else None
-    settings = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)}
-    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
+    end = next((token for token, i in plain.vocab.items() if i == plain.end_of_text), None)
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), end),
+        "add_prefix_space": plain.add_prefix_space,
+        "added_tokens_decoder": {
+            str(plain.vocab[token]): {"content": token, "special": special, **flags}
+            for token, special in plain.added.items()
+        },
+    }
+    write_atomically(folder / CONFIG, json.dumps(settings, indent=2).encode() + b"\n")
