@@ -44,6 +44,30 @@ def _arithmetic(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[T
     return forward, reflected
 
 
+def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
+    """The augmented assignment of this op, `tensor += other`: an update of a parameter, a new value of all else."""
+
+    def update(self: Tensor, other: Any) -> Tensor:
+        is_parameter = self.is_leaf and (self.requires_grad or isinstance(self, Parameter))
+        if is_parameter and state.recording:
+            raise GraphError(
+                "an augmented assignment, such as x += 1, would put a new value in place of this Tensor: to update it, "
+                "write inside no_grad(), change its .data, or use an optimizer; to compute with it, write y = x + 1"
+            )
+        y = registry[name](self, other)
+        if not is_parameter:
+            return y
+        if y.shape != self.shape:
+            raise ShapeError(f"an update of shape {y.shape} does not fit a Tensor of shape {self.shape}")
+        try:
+            np.copyto(self.data, y.data, casting="same_kind")
+        except (TypeError, ValueError) as error:  # another kind of number, or a read-only array
+            raise GraphError(f"this Tensor cannot be updated in place: {error}; assign its .data instead") from None
+        return self
+
+    return update
+
+
 def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any], Array]:
     return lambda self, other: compare(self.data, raw(other))
 
@@ -56,7 +80,8 @@ class Tensor:
 
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
     keeps its leaf's dtype; Python numbers, lists and NumPy scalars take the dtype of the Tensor they meet. Comparisons
-    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value, without item assignment.
+    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value, without item assignment;
+    only inside `no_grad()` do `+=` and the like write into the array of one that requires a gradient: an update.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
@@ -191,6 +216,8 @@ class Tensor:
     __truediv__, __rtruediv__ = _arithmetic("divide")
     __pow__, __rpow__ = _arithmetic("power")
     __matmul__, __rmatmul__ = _arithmetic("matmul")
+    __iadd__, __isub__, __imul__ = _in_place("add"), _in_place("subtract"), _in_place("multiply")
+    __itruediv__, __ipow__, __imatmul__ = _in_place("divide"), _in_place("power"), _in_place("matmul")
 
     def __neg__(self) -> Tensor:
         return registry["negative"](self)

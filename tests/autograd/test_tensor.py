@@ -205,13 +205,58 @@ def test_negation_and_absolute_value():
     np.testing.assert_array_equal(grad((abs(x) - x).sum(), x), [-2, -1, 0])
 
 
-def test_an_augmented_assignment_makes_a_value_and_leaves_the_old_one():
+def test_an_augmented_assignment_to_a_computed_tensor_makes_a_value_and_leaves_the_old_one():
     x = leaf([1.0])
-    y = x
+    y = computed = 2 * x
     y += 1
-    assert y is not x
-    assert x.data[0] == 1 and y.data[0] == 2
-    np.testing.assert_array_equal(grad(y.sum(), x), [1])
+    assert y is not computed
+    assert computed.data[0] == 2 and y.data[0] == 3
+    np.testing.assert_array_equal(grad(y.sum(), x), [2])
+
+
+UPDATES = [operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imatmul]
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
+@pytest.mark.parametrize("make", [Parameter, leaf], ids=["Parameter", "leaf"])
+def test_an_augmented_assignment_updates_a_leaf_where_nothing_is_recorded(make, update):
+    x = before = make(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
+    array, other = x.data, np.array([[2.0, 0.5], [1.0, 3.0]])
+    expected = update(array.astype(np.float64), other)
+    with no_grad():
+        x = update(x, other)
+    assert x is before and x.data is array and x.requires_grad
+    np.testing.assert_allclose(array, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
+def test_an_augmented_assignment_to_a_recorded_leaf_says_how_to_update(update):
+    for x in (Parameter(np.eye(2)), leaf(np.eye(2))):
+        with pytest.raises(GraphError, match=r"no_grad\(\), change its \.data, or use an optimizer"):
+            update(x, np.eye(2))
+        np.testing.assert_array_equal(x.data, np.eye(2))
+
+
+def test_an_update_that_cannot_take_place_is_refused():
+    p = Parameter(np.ones(2, np.float32))
+    with no_grad():
+        with pytest.raises(ShapeError, match=r"an update of shape \(3, 2\)"):
+            p += np.ones((3, 2))
+        with pytest.raises(GraphError, match="cannot be updated in place.*assign its .data"):
+            p *= np.array(1j)
+        p.data.flags.writeable = False
+        with pytest.raises(GraphError, match="read-only; assign its .data"):
+            p += 1
+    np.testing.assert_array_equal(p.data, [1, 1])
+
+
+def test_an_augmented_assignment_to_a_tensor_that_requires_no_gradient_makes_a_value():
+    x = total = Tensor([1.0])
+    total += leaf([2.0])
+    with no_grad():
+        y = x
+        y += 1
+    assert total.requires_grad and y is not x and x.data[0] == 1 and y.data[0] == 2
 
 
 def test_methods_are_the_ops_of_the_same_name(rng):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, ops
-from nanograd_llm.errors import DtypeError, NonFiniteError, ShapeError
+from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, no_grad, ops
+from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError, ShapeError
 
 TOKENS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
 
@@ -30,8 +30,8 @@ class Tied(nn.Module):
         self.norm = self.again[0]
 
 
-@pytest.mark.parametrize("value", [np.zeros((3, 5), np.float32), [1.0], 0.0])
-def test_no_array_or_number_takes_the_place_of_a_parameter(value: Any) -> None:
+@pytest.mark.parametrize("value", [np.zeros((3, 5), np.float32), [1.0], 0.0, Tensor(np.ones((3, 5)))])
+def test_no_array_number_or_plain_tensor_takes_the_place_of_a_parameter(value: Any) -> None:
     layer = nn.Linear(3, 5)
     weight = layer.weight
     with pytest.raises(DtypeError, match=r"Linear.weight is a Parameter, .* weight.data\[...\] = ..., or assign a Par"):
@@ -40,6 +40,27 @@ def test_no_array_or_number_takes_the_place_of_a_parameter(value: Any) -> None:
     layer.weight = Parameter(np.ones((3, 5)))
     layer.bias = None
     assert list(layer.state_dict()) == ["weight"]
+
+
+def test_parameters_are_updated_by_augmented_assignment_where_nothing_is_recorded() -> None:
+    layer = nn.Linear(3, 5)
+    held = dict(layer.named_parameters())
+    layer(np.ones((2, 3), np.float32)).sum().backward()
+    expected = {name: p.data - np.float32(0.1) * p.grad for name, p in held.items()}
+    with no_grad():
+        for p in layer.parameters():
+            p -= 0.1 * p.grad
+        layer.freeze()
+        layer.weight += 1
+    expected["weight"] = expected["weight"] + 1
+    for name, p in layer.named_parameters():
+        assert p is held[name]
+        np.testing.assert_allclose(p.data, expected[name], rtol=1e-6)
+    with pytest.raises(GraphError, match="no_grad"):
+        layer.weight -= 0.1
+    with no_grad(), pytest.raises(DtypeError, match="which this Tensor would remove"):
+        layer.weight = layer.weight - 0.1
+    assert list(layer.state_dict()) == ["weight", "bias"]
 
 
 def test_names_follow_the_attributes() -> None:
