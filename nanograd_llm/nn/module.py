@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
-from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.autograd.tensor import Parameter, Tensor
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.ops.composed import count_targets
 
@@ -27,7 +27,7 @@ class Module:
                 return ops.embedding(self.table, tokens)
 
     Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
-    under the first of its names. Only another one, a Module or None may take its place.
+    under the first of its names. Only another leaf, a Module or None may take its place.
 
     specimens: a function of a `draw` (as for the samples of an op) that gives pairs (a module of this class, or its
         `loss` if it has one; a tuple of inputs). `nanograd-llm gradcheck` checks them, with every parameter drawn.
@@ -38,8 +38,10 @@ class Module:
     loss_items = "items"  # what `loss` is a mean over, in a word for progress and errors
 
     def __setattr__(self, name: str, value: Any) -> None:
-        held = vars(self).get(name)
-        if isinstance(held, Parameter) and value is not None and not isinstance(value, (Parameter, Module)):
+        is_lost = value is not None and not isinstance(value, (Parameter, Module))
+        if is_lost and isinstance(value, Tensor):
+            is_lost = not (value.requires_grad and value.is_leaf)  # a leaf may stand in, as in a function of one weight
+        if is_lost and isinstance(vars(self).get(name), Parameter):
             raise DtypeError(
                 f"{type(self).__name__}.{name} is a Parameter, which this {type(value).__name__} would remove from "
                 f"the model; write into it, {name}.data[...] = ..., or assign a Parameter"

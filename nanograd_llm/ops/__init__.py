@@ -45,6 +45,7 @@ from nanograd_llm.ops.primitive import (
     erf,
     exp,
     log,
+    log1p,
     matmul,
     max,
     maximum,

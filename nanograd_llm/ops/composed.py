@@ -18,8 +18,8 @@ from nanograd_llm.autograd.tensor import raw
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids
-from nanograd_llm.ops.primitive import clip, erf, exp, log, matmul, mean, sqrt, sum, tanh, where
-from nanograd_llm.settings import IGNORE_INDEX, require_number
+from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sqrt, sum, tanh, where
+from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number
 
 GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would be too large before long
 
@@ -32,16 +32,25 @@ def softmax(x, *, axis=-1):
 
 def log_softmax(x, *, axis=-1):
     shifted = x - shift(x, axis)
-    total = sum(exp(shifted), axis=axis, keepdims=True)
-    return shifted - log(where(total == 0, 1.0, total))
+    return shifted - _log_total(shifted, axis)[0]
 
 
 def logsumexp(x, *, axis=-1):
     s = shift(x, axis)
-    total = sum(exp(x - s), axis=axis, keepdims=True)
-    masked = total == 0
-    y = where(masked, -np.inf, log(where(masked, 1.0, total)) + s)
-    return sum(y, axis=axis)
+    log_total, is_masked = _log_total(x - s, axis)
+    return sum(where(is_masked, -np.inf, log_total + s), axis=axis)
+
+
+def _log_total(shifted, axis):
+    """log Σ exp of what is at most 0, exact also where one term outweighs all others; 0 where all is masked, and where.
+
+    The largest term, 1, is left out of the sum for that, and put back by log(1 + ...).
+    """
+    largest = raw(shifted).real == 0
+    count = np.sum(largest, axis=axes_of(axis, largest.ndim), keepdims=True)
+    e = exp(shifted)
+    rest = sum(where(largest, e - 1, e), axis=axis, keepdims=True) + (count - 1).astype(raw(e).real.dtype)
+    return log1p(where(count == 0, 0.0, rest)), count == 0
 
 
 def layernorm(x, w, b, *, eps=1e-5):
@@ -76,15 +85,16 @@ def dropout(x, *, rate=0.1, seed=(0,)):
     return x * dropout_mask(x.shape, x.dtype, rate, seed)
 
 
-def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
-    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = flat_targets(targets, logits.shape, ignore_index)
+def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, reduction="mean", weight=None):
+    check_loss_settings(label_smoothing, reduction, weight)
+    chosen, weights, divisor = flat_targets(targets, logits.shape, ignore_index, reduction, weight)
     logp = log_softmax(logits).reshape((-1, logits.shape[-1]))  # (N, V)
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
         y = y + label_smoothing * mean(logp, axis=-1)
     y = where(np.isneginf(raw(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is wholly masked
-    return -sum(where(counted, y, 0.0)) / count
+    y = -where(weights != 0, y, 0.0) * weights.astype(raw(y).real.dtype)
+    return (y.reshape(logits.shape[:-1]) if reduction == "none" else sum(y)) / divisor
 
 
 def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
@@ -174,17 +184,33 @@ def count_targets(targets: np.ndarray) -> int:
     return int(np.count_nonzero(targets != IGNORE_INDEX))
 
 
-def flat_targets(targets: Any, logits_shape: tuple[int, ...], ignore_index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Targets (N,) with 0 where ignored, which of them count (N,), and how many do.
+def check_loss_settings(label_smoothing: float, reduction: str, weight: Any) -> None:
+    """Raise ConfigError for settings of a cross-entropy that cannot be."""
+    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
+    require_choice("reduction", reduction, ("mean", "sum", "none"))
+    if label_smoothing and weight is not None:
+        raise ConfigError("cross_entropy takes weight= or label_smoothing=, not both")
 
-    Raises ShapeError where the shapes do not belong together or no target counts, IndexRangeError for an id outside.
+
+def flat_targets(
+    targets: Any, logits_shape: tuple[int, ...], ignore_index: int, reduction: str = "mean", weight: Any = None
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Targets (N,) with 0 where ignored, how much each counts (N,), and what the losses are divided by.
+
+    Raises ShapeError where the shapes do not belong together or there is no mean, IndexRangeError for an id outside.
     """
     targets = np.asarray(raw(targets))
     if targets.shape != logits_shape[:-1]:
         raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")
     flat = targets.reshape(-1)
     counted = flat != ignore_index
-    count = int(np.count_nonzero(counted))
-    if count == 0:
+    chosen = check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id")
+    if weight is not None:
+        weight = np.asarray(raw(weight))
+        if weight.shape != logits_shape[-1:]:
+            raise ShapeError(f"weight has shape {weight.shape}; expected one for each class, {logits_shape[-1:]}")
+        counted = counted * weight[chosen]
+    divisor = counted.sum() if reduction == "mean" else 1
+    if divisor == 0:
         raise ShapeError(f"none of {flat.size} targets counts (ignore_index={ignore_index}); there is no mean")
-    return check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id"), counted, count
+    return chosen, counted, divisor

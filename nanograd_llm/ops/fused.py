@@ -14,23 +14,22 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
+from nanograd_llm.backend.arrays import as_array
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import GELU_FLAT, dropout_mask, flat_targets, shift
+from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_mask, flat_targets, shift
 from nanograd_llm.ops.primitive import erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
 _CACHED = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
 
 
-def _softmax_and_total(x, axis, out=None):
-    """exp(x - shift) / total, the shift, and the total, both with the axis kept."""
-    s = shift(x, axis)
-    y = np.subtract(x, s, out=out)
-    np.exp(y, out=y)
-    total = y.sum(axis=axis, keepdims=True)
-    y /= np.where(total == 0, np.ones_like(total), total)
-    return y, s, total
+def _log_total(shifted, e, axis):
+    """log Σ e, where e = exp(shifted) is at most 1: the largest term is added by log(1 + ...), as in `composed`."""
+    largest = shifted.real == 0
+    count = np.sum(largest, axis=axes_of(axis, largest.ndim), keepdims=True)
+    rest = np.where(largest, e - 1, e).sum(axis=axis, keepdims=True) + (count - 1).astype(e.real.dtype)
+    return np.log1p(np.where(count == 0, np.zeros_like(rest), rest))
 
 
 def _over_last_or_first(draw):
@@ -59,7 +58,10 @@ def softmax(x, *, axis=-1):
     >>> (6 * x.grad).round(9)
     array([ 5., -2., -3.])
     """
-    return _softmax_and_total(x, axis)[0]
+    y = as_array(np.exp(x - shift(x, axis)), x)
+    total = y.sum(axis=axis, keepdims=True)
+    y /= np.where(total == 0, np.ones_like(total), total)
+    return y
 
 
 @softmax.backward
@@ -77,11 +79,8 @@ def softmax_backward(dy, y, axis):
 )
 def log_softmax(x, *, axis=-1):
     """Logarithm of softmax, exact also where the softmax underflows.  x (*) -> y (*)"""
-    s = shift(x, axis)
-    y = x - s
-    total = np.exp(y).sum(axis=axis, keepdims=True)
-    y -= np.log(np.where(total == 0, np.ones_like(total), total))
-    return y
+    y = x - shift(x, axis)
+    return y - _log_total(y, np.exp(y), axis)
 
 
 @log_softmax.backward
@@ -95,10 +94,14 @@ def logsumexp(x, *, axis=-1):
 
     x (*) -> y (* - axis)
     """
-    p, s, total = _softmax_and_total(x, axis)
+    s = shift(x, axis)
+    shifted = x - s
+    p = np.exp(shifted)
+    y = _log_total(shifted, p, axis) + s
+    total = p.sum(axis=axis, keepdims=True)
     empty = total == 0
-    y = np.where(empty, np.full_like(total, -np.inf), np.log(np.where(empty, np.ones_like(total), total)) + s)
-    return keep(np.squeeze(y, axis), p=p)
+    y = np.where(empty, np.full_like(y, -np.inf), y)
+    return keep(np.squeeze(y, axis), p=p / np.where(empty, np.ones_like(total), total))
 
 
 @logsumexp.backward
@@ -332,6 +335,8 @@ def _target_samples(draw):
     targets = np.array([[1, 0, 3], [IGNORE_INDEX, 4, 1]])
     for label_smoothing in (0.0, 0.1):
         yield (draw(2, 3, 5), targets), {"label_smoothing": label_smoothing}
+    yield (draw(2, 3, 5), targets), {"reduction": "sum", "weight": np.array([0.5, 1.0, 2.0, 1.5, 0.7])}
+    yield (draw(2, 3, 5), targets), {"reduction": "none"}
     yield (draw(1, 5), np.array([2])), {}
     masked = draw(3, 4)
     masked[0, 1:3] = masked[1] = -np.inf
@@ -345,15 +350,17 @@ def _target_samples(draw):
     constants=("targets",),
     samples=_target_samples,
 )
-def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0):
+def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, reduction="mean", weight=None):
     """Mean negative log-likelihood, in nats, of the targets that are not `ignore_index`.
 
-    logits (..., V), targets (...) -> y ()
+    logits (..., V), targets (...) -> y (?)
 
+    reduction: "mean", "sum", or "none" for the loss of each target, (...), 0 where ignored.
+    weight: of each class, (V); the mean is then of that much of each target.
     label_smoothing: this share of each target's weight is spread evenly over the vocabulary (Szegedy et al. 2016).
     A row of nothing but -inf has loss inf and zero gradient.
-    Raises IndexRangeError for a target outside 0..V-1, ShapeError where no target counts, ConfigError for a
-    label_smoothing outside 0 ≤ label_smoothing < 1.
+    Raises IndexRangeError for a target outside 0..V-1, ShapeError for a mean where no target counts, ConfigError
+    for a label_smoothing outside 0 ≤ label_smoothing < 1, or beside a weight.
 
     On paper: probabilities (1, 2, 3)/6 and (1, 1, 1)/3; the targets have 3/6 and 1/3, so the loss is the mean of log 2
     and log 3. The gradient is half of (1, 2, 3-6)/6 and half of (1-3, 1, 1)/3.
@@ -367,33 +374,44 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     >>> (12 * logits.grad).round(9).tolist()
     [[1.0, 2.0, -3.0], [-4.0, 2.0, 2.0]]
     """
-    require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = flat_targets(targets, logits.shape, ignore_index)
-    p, loss, pulls = _rows_loss(_rows(logits), chosen, counted, label_smoothing)
-    return keep(loss / np.asarray(count, dtype=p.dtype), p=p, chosen=chosen, pulls=pulls, count=count)
+    check_loss_settings(label_smoothing, reduction, weight)
+    chosen, weights, divisor = flat_targets(targets, logits.shape, ignore_index, reduction, weight)
+    p, losses, pulls = _rows_losses(_rows(logits), chosen, weights, label_smoothing)
+    y = losses.reshape(logits.shape[:-1]) if reduction == "none" else losses.sum()
+    return keep(y / np.asarray(divisor, dtype=p.dtype), p=p, chosen=chosen, pulls=pulls, divisor=divisor)
 
 
 @cross_entropy.backward
-def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, count, label_smoothing):
+def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, divisor, label_smoothing):
     dlogits = p.copy()
     _subtract_targets(dlogits, chosen, label_smoothing)
-    dlogits *= (pulls * (dy / count))[:, None].astype(p.dtype)
+    dlogits *= (pulls * (np.reshape(dy, -1) / divisor))[:, None].astype(p.dtype)
     return dlogits.reshape(logits_shape)
 
 
-def _rows_loss(logits, chosen, counted, label_smoothing, out=None):
-    """Softmax of each row, the summed loss of the rows that count, and which rows have a gradient.
+def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
+    """Softmax of each row, the loss of each, times its weight, and its weight in the gradient.
 
     out: where the softmax goes; the logits themselves may be given.
     """
-    wanted, mean = logits[np.arange(len(chosen)), chosen], logits.mean(axis=-1) if label_smoothing else 0
-    p, s, total = _softmax_and_total(logits, -1, out)
+    targets = np.arange(len(chosen)), chosen
+    p = np.subtract(logits, shift(logits, -1), out=out)
+    wanted, mean = p[targets], p.mean(axis=-1) if label_smoothing else 0
+    np.exp(p, out=p)
+    e = p[targets]
+    p[targets] = 0
+    others = p.sum(axis=-1)
+    p[targets] = e
+    total = others + e
     empty = total == 0  # wholly masked
-    normaliser = (np.log(np.where(empty, np.ones_like(total), total)) + s)[:, 0]
+    p /= np.where(empty, np.ones_like(total), total)[:, None]
+    # log total, to the last digit where the target's own term is 1, the largest, and the others are tiny beside it
+    normaliser = np.log1p(np.where(empty, np.zeros_like(total), others + (e - 1)))
     loss = normaliser - wanted
     if label_smoothing:
         loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser - mean)
-    return p, np.where(counted, loss, np.zeros_like(loss)).sum(), counted & ~empty[:, 0]
+    weights = weights.astype(loss.real.dtype)
+    return p, np.where(weights != 0, loss, np.zeros_like(loss)) * weights, weights * ~empty
 
 
 def _subtract_targets(p, chosen, label_smoothing):
@@ -414,6 +432,7 @@ _BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32
     samples=lambda draw: [
         ((draw(*targets.shape, 3), draw(logits.shape[-1], 3), targets), static)
         for (logits, targets), static in _target_samples(draw)
+        if "reduction" not in static
     ],
 )
 def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, needs):
@@ -426,7 +445,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     loss inf and no share in the gradients.
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
-    chosen, counted, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
+    chosen, weights, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
     rows = _rows(x)
     loss = np.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None
@@ -436,7 +455,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     for block in _slices(0, len(rows), math.ceil(len(rows) / blocks)):
         # (rows, C)·(C, V) -> (rows, V)
         logits = np.matmul(rows[block], w.T, out=None if dlogits is None else dlogits[block])
-        losses = _logits_to_gradient(logits, chosen[block], counted[block], count, label_smoothing)
+        losses = _logits_to_gradient(logits, chosen[block], weights[block], count, label_smoothing)
         loss = loss + np.asarray(sum(losses), dtype=loss.dtype)
         if dx is not None:
             np.matmul(logits, w, out=dx[block])
@@ -455,17 +474,17 @@ def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
     return dx if needs[0] else None, dw if needs[1] else None
 
 
-def _logits_to_gradient(logits, chosen, counted, count, label_smoothing):
+def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
     """Turn logits into the gradient of cross_entropy, in place, a few rows at a time; returns the summed losses."""
 
     def work(part):
         losses = []
         for some in _slices(part.start, part.stop, max(1, _CACHED // logits.shape[1])):
             p = logits[some]
-            _, loss, pulls = _rows_loss(p, chosen[some], counted[some], label_smoothing, out=p)
+            _, loss, pulls = _rows_losses(p, chosen[some], weights[some], label_smoothing, out=p)
             _subtract_targets(p, chosen[some], label_smoothing)
             p *= (pulls / count)[:, None].astype(p.dtype)
-            losses.append(loss)
+            losses.append(loss.sum())
         return losses
 
     return [loss for losses in share_out(work, len(logits), 4 * logits.size) for loss in losses]

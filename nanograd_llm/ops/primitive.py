@@ -123,6 +123,17 @@ def log_backward(dy, x):
     return dy / x
 
 
+@op("y = log(1 + x)", "x̄ = ȳ/(1 + x)", domain={"x": (-0.5, 2.0)})
+def log1p(x):
+    """Elementwise log(1 + x), exact also where x is small.  x (*) -> y (*)"""
+    return np.log1p(x)
+
+
+@log1p.backward
+def log1p_backward(dy, x):
+    return dy / (1 + x)
+
+
 @op("y = √x", "x̄ = ȳ/(2y)", domain={"x": (0.5, 2.0)})
 def sqrt(x):
     """Elementwise square root; at 0 the gradient is inf.  x (*) -> y (*)"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import tracemalloc
@@ -126,6 +127,44 @@ def test_huge_logits_are_exact(dtype, size):
     np.testing.assert_allclose(ops.log_softmax(x), expected, rtol=4 * np.finfo(dtype).eps)
     loss = ops.cross_entropy(x, np.array([1, 0]))
     assert loss == pytest.approx((2 * size + math.log(3)) / 2, rel=float(4 * np.finfo(dtype).eps))
+
+
+def as_linear(logits, targets, **static):
+    """cross_entropy of these logits as the fused head computes it: the table is the identity."""
+    return ops.linear_cross_entropy(logits, np.eye(logits.shape[-1], dtype=logits.dtype), targets, **static)
+
+
+FAR_APART = [
+    ([[1000, 999]], 0, math.log1p(math.exp(-1))),
+    ([[15, 0]], 0, math.log1p(math.exp(-15))),
+    ([[15, 0]], 1, 15 + math.log1p(math.exp(-15))),
+    ([[0, 40, 0, -3]], 1, math.log1p(2 * math.exp(-40) + math.exp(-43))),
+    ([[7, 7, -20]], 0, math.log(2) + math.log1p(math.exp(-27) / 2)),
+    ([[-60, -75], [-75, -60]], [0, 1], math.log1p(math.exp(-15))),
+]
+
+
+@pytest.mark.parametrize("higher", [False, True], ids=["fused", "composed"])
+@pytest.mark.parametrize("form", [ops.cross_entropy, as_linear])
+@pytest.mark.parametrize(("logits", "target", "expected"), FAR_APART, ids=str)
+def test_a_loss_in_float32_is_exact_whatever_its_size_and_the_logits_offset(logits, target, expected, form, higher):
+    targets = np.broadcast_to(target, len(logits))
+    for offset in (0, 64, -1024):
+        x = leaf(np.array(logits) + offset, np.float32)
+        with higher_order() if higher else contextlib.nullcontext():
+            assert form(x, targets).item() == pytest.approx(expected, rel=3e-7)
+            smooth = form(x, targets, label_smoothing=0.25).item()
+        rows = np.log(np.sum(np.exp(np.array(logits) - np.max(logits)), axis=-1)) - np.mean(logits - np.max(logits), -1)
+        assert smooth == pytest.approx(0.75 * expected + 0.25 * rows.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("higher", [False, True], ids=["fused", "composed"])
+def test_log_softmax_and_logsumexp_in_float32_are_exact_where_one_term_outweighs_the_others(higher):
+    x = leaf([[15.0, 0.0], [0.0, -15.0]], np.float32)
+    with higher_order() if higher else contextlib.nullcontext():
+        small = math.log1p(math.exp(-15))
+        np.testing.assert_allclose(ops.log_softmax(x).data, [[-small, -15 - small]] * 2, rtol=3e-7)
+        np.testing.assert_allclose(ops.logsumexp(x).data, [15 + small, small], rtol=3e-7)
 
 
 def test_softmax_of_logits_around_1e4_is_as_exact_as_around_0():

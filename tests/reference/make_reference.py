@@ -118,9 +118,10 @@ def multi_head_attention(x: Any, kv: Any = None, key_mask: Any = None, *, n_head
     return y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
 
 
-def cross_entropy(logits: Any, targets: Any, ignore_index: int = IGNORED, label_smoothing: float = 0.0) -> torch.Tensor:
-    rows = logits.reshape(-1, logits.shape[-1])
-    return F.cross_entropy(rows, targets.flatten(), ignore_index=ignore_index, label_smoothing=label_smoothing)
+def cross_entropy(logits: Any, targets: Any, weight: Any = None, **static: Any) -> torch.Tensor:
+    rows, weight = logits.reshape(-1, logits.shape[-1]), None if weight is None else torch.from_numpy(weight)
+    y = F.cross_entropy(rows, targets.flatten(), weight, **static)
+    return y.reshape(targets.shape) if static.get("reduction") == "none" else y
 
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,6 +139,7 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "power": torch.pow,
     "exp": torch.exp,
     "log": torch.log,
+    "log1p": torch.log1p,
     "sqrt": torch.sqrt,
     "sin": torch.sin,
     "cos": torch.cos,
@@ -192,7 +194,7 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
         yield from [((draw(3, 4), draw.positive(3, 4)), {}), ((draw(2, 1, 4), -draw.positive(3, 1)), {})]
     elif name == "power":
         yield from [((draw.positive(3, 4), draw(3, 4)), {}), ((draw.positive(2, 1), draw(3)), {})]
-    elif name in ("log", "sqrt"):
+    elif name in ("log", "log1p", "sqrt"):
         yield from [((draw.positive(3, 4),), {}), ((100 * draw.positive(5),), {})]
     elif name == "erf":
         yield from [((draw(3, 4),), {}), ((np.linspace(-6, 6, 25),), {})]
@@ -287,6 +289,9 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
                 yield (3 * draw(*lead, 5), targets), static
             else:
                 yield (draw(*lead, 4), draw(5, 4), targets), static
+        if name == "cross_entropy":
+            for reduction in ("mean", "sum", "none"):
+                yield (draw(2, 3, 5), targets), {"reduction": reduction, "weight": draw.positive(5)}
     elif name == "attention":
         causal, full = {"causal": True}, {"causal": False}
         yield (draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 5)), causal
