@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nanograd_llm import gradcheck, inference, nn, ops, runs, tasks, text, training
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad
     from nanograd_llm.autograd.op import keep, op
-    from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hvp, value_and_grad
+    from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hessian, hvp, jacobian, value_and_grad
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import GPT, GPTConfig
     from nanograd_llm.pretrained import load_gpt2, save_gpt2
@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "autograd.modes": "checked higher_order no_grad",
         "ops autograd.op": "keep op",
-        "ops autograd.tensor": "Parameter Tensor grad hvp value_and_grad",
+        "ops autograd.tensor": "Parameter Tensor grad hessian hvp jacobian value_and_grad",
         "errors": "NanogradError",
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_gpt2 save_gpt2",

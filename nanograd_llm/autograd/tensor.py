@@ -26,6 +26,10 @@ Array = Any  # np.ndarray, or CuPy on a GPU
 NUMBERS = "fiubc"  # the kinds of dtype that a Tensor holds
 
 _ARITHMETIC = {"add", "subtract", "multiply", "divide", "power", "matmul"}
+_NO_GRADIENT = {
+    *("shape", "ndim", "size", "zeros_like", "ones_like", "empty_like", "full_like", "argmax", "argmin", "argsort"),
+    *("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str"),
+}
 _COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
 
 registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
@@ -42,6 +46,15 @@ def _arithmetic(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[T
         return registry[name](other, self)
 
     return forward, reflected
+
+
+def _method(name: str, *static: str) -> Callable[..., Tensor]:
+    """The op of this name as a method, whose static arguments may also be given by position, as in NumPy."""
+
+    def method(self: Tensor, *values: Any, **named: Any) -> Tensor:
+        return registry[name](self, *values[len(static) :], **dict(zip(static, values)), **named)
+
+    return method
 
 
 def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
@@ -75,7 +88,8 @@ def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any],
 class Tensor:
     """An array that can be differentiated.
 
-    data: anything NumPy can make an array of. Python floats and lists of them become float32; arrays keep their dtype.
+    data: anything NumPy can make an array of. Python floats and lists of them become float32; arrays, and lists of
+        arrays, keep their dtype.
     requires_grad: make this a leaf, whose gradient `backward` adds into `.grad`; the dtype must be a real float.
 
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
@@ -150,6 +164,14 @@ class Tensor:
     def mT(self) -> Tensor:
         return registry["swapaxes"](self, axis1=-1, axis2=-2)
 
+    def numpy(self) -> Array:
+        """The array itself, not a copy."""
+        return self.data
+
+    def tolist(self) -> Any:
+        """The numbers as Python numbers, in nested lists."""
+        return self.data.tolist()
+
     def item(self) -> float:
         """The single number of a Tensor of size one, as a Python scalar."""
         if self.size != 1:
@@ -219,11 +241,11 @@ class Tensor:
     __iadd__, __isub__, __imul__ = _in_place("add"), _in_place("subtract"), _in_place("multiply")
     __itruediv__, __ipow__, __imatmul__ = _in_place("divide"), _in_place("power"), _in_place("matmul")
 
-    def __neg__(self) -> Tensor:
-        return registry["negative"](self)
+    __neg__ = _method("negative")
+    __abs__ = abs = _method("absolute")
 
-    def __abs__(self) -> Tensor:
-        return registry["absolute"](self)
+    def __pos__(self) -> Tensor:
+        return self
 
     def __getitem__(self, index: Any) -> Tensor:
         return registry["getitem"](self, index=index)
@@ -231,26 +253,35 @@ class Tensor:
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError("a Tensor is a value and takes no item assignment; use ops.where, or write into .data outside")
 
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return registry["sum"](self, axis=axis, keepdims=keepdims)
+    exp, log, sqrt, sin, cos, tanh = map(_method, ("exp", "log", "sqrt", "sin", "cos", "tanh"))
+    relu, sigmoid = map(_method, ("relu", "sigmoid"))
+    softmax, log_softmax = _method("softmax", "axis"), _method("log_softmax", "axis")
+    sum, mean = _method("sum", "axis", "keepdims"), _method("mean", "axis", "keepdims")
+    max, min = _method("max", "axis", "keepdims"), _method("min", "axis", "keepdims")
+    var = _method("var", "axis", "keepdims", "ddof")
+    clip, cumsum = _method("clip", "low", "high"), _method("cumsum", "axis")
+    squeeze, swapaxes = _method("squeeze", "axis"), _method("swapaxes", "axis1", "axis2")
+    astype = _method("cast", "dtype")
 
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return registry["mean"](self, axis=axis, keepdims=keepdims)
+    def std(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return self.var(axis, keepdims, ddof).sqrt()
 
-    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return registry["max"](self, axis=axis, keepdims=keepdims)
+    def argmax(self, axis: Any = None) -> Array:
+        """Where the largest is, as a plain array: there is nothing to differentiate."""
+        return np.asarray(self.data.argmax(axis))
+
+    def argmin(self, axis: Any = None) -> Array:
+        """Where the smallest is, as a plain array."""
+        return np.asarray(self.data.argmin(axis))
+
+    def flatten(self) -> Tensor:
+        return self.reshape(-1)
 
     def reshape(self, *shape: Any) -> Tensor:
         return registry["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
         return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes or None))
-
-    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
-        return registry["swapaxes"](self, axis1=axis1, axis2=axis2)
-
-    def astype(self, dtype: Any) -> Tensor:
-        return registry["cast"](self, dtype=dtype)
 
     # Comparisons leave the tape: their result is a plain boolean array.
 
@@ -280,6 +311,19 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __round__(self, ndigits: int | None = None) -> float:
+        return round(self.item(), ndigits)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What a copy or a pickle of a leaf holds; hooks stay with this one."""
+        if self._node is not None:
+            raise GraphError("a Tensor that was computed would be copied with its tape; copy or pickle its .detach()")
+        held = {"data": self.data, "requires_grad": self.requires_grad, "grad": self.grad}
+        return None, {**held, "_node": None, "_hooks": None}
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """`array * tensor`, which to NumPy is multiply(array, tensor), is the op multiply; all else is refused."""
         name = ufunc.__name__.replace("true_divide", "divide")  # as NumPy called it
@@ -294,9 +338,17 @@ class Tensor:
         raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.requires_grad:
+        if self.requires_grad and (self.ndim or dtype is None):  # np.float32(loss) asks for a dtype, and is as float()
             raise GraphError("NumPy would lose this Tensor's tape; use .data or .detach() to say that you mean it")
         return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """NumPy's functions see the arrays where no gradient is lost; all else is refused, as by `__array_ufunc__`."""
+        name, parts = func.__name__, [p for x in args for p in (x if isinstance(x, (list, tuple)) else (x,))]
+        if name not in _NO_GRADIENT and any(isinstance(x, Tensor) and x.requires_grad for x in parts):
+            instead = f"use ops.{name}" if name in registry else "use .data to say that no gradient is wanted"
+            raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
+        return func._implementation(*map(raw, args), **kwargs)
 
     def __repr__(self) -> str:
         body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
@@ -319,7 +371,8 @@ def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
         array = np.asarray(data)
     except ValueError as error:
         raise ShapeError(f"this is no rectangular array of numbers: {error}") from None
-    return array.astype(float_dtype) if array.dtype == np.float64 else array
+    keeps_dtype = isinstance(data, (list, tuple)) and any(is_array(x) and x.ndim for x in data)  # that of its arrays
+    return array.astype(float_dtype) if array.dtype == np.float64 and not keeps_dtype else array
 
 
 def as_dtype_of(x: Any, *arrays: Any) -> Any:
@@ -403,10 +456,16 @@ def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor,
     return dict(zip(targets, out))
 
 
-def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., tuple[Any, Any]]:
+def value_and_grad(
+    f: Callable[..., Any], wrt: Any = None, *, argnum: int | Sequence[int] | None = None, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]:
     """A function that computes f and its gradient: `loss, grads = value_and_grad(f, parameters)(*args)`.
 
-    wrt: a Tensor or sequence of Tensors; left out, the positional arguments of the call, as float leaves.
+    wrt: a Tensor or sequence of Tensors; left out, the positional arguments of the call, as float leaves. A list of
+        arrays among them is a list of leaves, and has a list of gradients.
+    argnum: the place of the one argument to differentiate, or of several; the others are given to f as they are.
+    has_aux: f returns a tuple, of which the first is differentiated; the value is then such a tuple as well.
+
     f must return a scalar Tensor. The value comes back detached (under `higher_order()` as it is).
     """
 
@@ -417,17 +476,65 @@ def value_and_grad(f: Callable[..., Tensor], wrt: Any = None) -> Callable[..., t
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         targets: Any = wrt
         if targets is None:
-            args = tuple(
-                x if isinstance(x, Tensor) and x.requires_grad else Tensor(x, requires_grad=True) for x in args
-            )
-            targets = args[0] if len(args) == 1 else args
+            places = range(len(args)) if argnum is None else (argnum,) if isinstance(argnum, int) else argnum
+            given = dict(enumerate(args))
+            given |= {i: _leaves(args[i]) for i in places}
+            args = tuple(given.values())
+            targets = [args[i] for i in places]
+            if len(targets) == 1 and (argnum is None or isinstance(argnum, int)):
+                targets = targets[0]
         y = f(*args, **kwargs)
+        y, *aux = y if has_aux else (y,)
         if not isinstance(y, Tensor):
-            raise GraphError(f"value_and_grad wants a function that returns a Tensor; it returned {type(y).__name__}")
-        gradients = grad(y, targets)
-        return (y if state.higher_order else y.detach()), gradients
+            raise GraphError(f"value_and_grad needs a function that returns a Tensor; it returned {type(y).__name__}")
+        found = iter(grad(y, _flat_leaves(targets)))
+        value = y if state.higher_order else y.detach()
+        return (value, *aux) if has_aux else value, _like(targets, found)
 
     return run
+
+
+def _leaves(x: Any) -> Any:
+    """x as a float leaf; a list of arrays as a list of leaves."""
+    if isinstance(x, (list, tuple)) and any(is_array(raw(part)) for part in x):
+        return [_leaves(part) for part in x]
+    return x if isinstance(x, Tensor) and x.requires_grad else Tensor(x, requires_grad=True)
+
+
+def _flat_leaves(x: Any) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else [leaf for part in x for leaf in _flat_leaves(part)]
+
+
+def _like(x: Any, found: Iterator[Any]) -> Any:
+    """The gradients found, in the lists that the leaves x are in."""
+    return next(found) if isinstance(x, Tensor) else [_like(part, found) for part in x]
+
+
+def jacobian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
+    """All derivatives of f, from a Tensor to a Tensor, at x: an array of the shape of f(x) followed by that of x."""
+    leaf = Tensor(x, requires_grad=True)
+    return _rows_of_jacobian(f(leaf), leaf)
+
+
+def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
+    """All second derivatives of f, whose result is a scalar Tensor, at x: an array of the shape of x, twice.
+
+    >>> hessian(lambda x: x[0] * x[0] * x[1], [3.0, 5.0]).tolist()
+    [[10.0, 6.0], [6.0, 0.0]]
+    """
+    leaf = Tensor(x, requires_grad=True)
+    with higher_order():
+        gradient = grad(f(leaf), leaf)
+    return _rows_of_jacobian(gradient, leaf)
+
+
+def _rows_of_jacobian(y: Tensor, leaf: Tensor) -> Array:
+    found = np.zeros((y.size, *leaf.shape), leaf.dtype)
+    for i in range(y.size if y.requires_grad else 0):
+        one = np.zeros(y.shape, y.dtype)
+        one.flat[i] = 1
+        found[i] = grad(y, leaf, one, retain_graph=True)
+    return found.reshape(y.shape + leaf.shape)
 
 
 def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any]) -> list[Array]:

@@ -1,9 +1,25 @@
-"""Every operation a model is made of. Read `primitive`, `layout`, `composed`, then `fused` and `attention`.
+"""Every operation a model is made of. Read `primitive`, `layout`, `derived`, `composed`, then `fused` and `attention`.
 
 All take Tensors (recorded, differentiable) or bare arrays (just computed).
 """
 
 from nanograd_llm.ops.attention import attention, multi_head_attention, sequence_mask
+from nanograd_llm.ops.derived import (
+    binary_cross_entropy,
+    einsum,
+    masked_fill,
+    mse,
+    pad,
+    prod,
+    repeat,
+    roll,
+    softplus,
+    sort,
+    std,
+    take,
+    take_along_axis,
+    topk,
+)
 from nanograd_llm.ops.fused import (
     cross_entropy,
     dropout,
@@ -26,6 +42,7 @@ from nanograd_llm.ops.layout import (
     concatenate,
     embedding,
     expand_dims,
+    flip,
     getitem,
     reshape,
     scatter,
@@ -40,24 +57,31 @@ from nanograd_llm.ops.primitive import (
     absolute,
     add,
     clip,
+    contract,
     cos,
+    cumsum,
     divide,
     erf,
     exp,
     log,
     log1p,
+    logaddexp,
     matmul,
     max,
     maximum,
     mean,
+    min,
     minimum,
     multiply,
     negative,
     power,
+    relu,
+    sigmoid,
     sin,
     sqrt,
     subtract,
     sum,
     tanh,
+    var,
     where,
 )

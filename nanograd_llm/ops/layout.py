@@ -14,8 +14,8 @@ import numpy as np
 
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.autograd.tensor import raw
-from nanograd_llm.backend.arrays import xp
+from nanograd_llm.autograd.tensor import Tensor, raw
+from nanograd_llm.backend.arrays import is_array, xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 
 
@@ -156,6 +156,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
 
     Raises ShapeError where x cannot be cut into that many equal parts.
     """
+    x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     size = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
@@ -164,6 +165,18 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
             raise ShapeError(f"split cannot cut axis {axis} of size {size} into {sections} equal parts")
         sections = [size // sections * i for i in range(1, sections)]
     return [x[_along(axis, x.ndim, a, b)] for a, b in zip([0, *sections], [*sections, size])]
+
+
+def flip(x: Any, axis: int | Sequence[int] | None = None) -> Any:
+    """Reverse the order along one axis, several, or all (None)."""
+    x = array_like(x)
+    axes = axes_of(axis, x.ndim)
+    return x[tuple(slice(None, None, -1) if a in axes else slice(None) for a in range(x.ndim))]
+
+
+def array_like(x: Any) -> Any:
+    """A Tensor or an array as it is, a list or number as an array."""
+    return x if isinstance(x, Tensor) or is_array(x) else np.asarray(x)
 
 
 def _along(axis: int, ndim: int, start: int, end: int) -> tuple[slice, ...]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.ops.layout import broadcast_to, expand_dims, squeeze, swapaxes
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.ops.layout import broadcast_to, expand_dims, flip, squeeze, swapaxes
 
 
 @op("y = a + b", "ā = ȳ;  b̄ = ȳ")
@@ -95,9 +96,9 @@ def power(a, b):
 def power_backward(dy, a, b, y, needs):
     da = db = None
     if needs[0]:
-        da = dy * b * power(a, where(b == 0, 1.0, b - 1))
+        da = dy * b * power(a, where((a == 0) & (b == 0), 0.0, b - 1))
     if needs[1]:
-        db = dy * y * log(where(a == 0, 1.0, a))
+        db = dy * where(a == 0, 0.0, y) * log(where(a == 0, 1.0, a))
     return da, db
 
 
@@ -176,6 +177,48 @@ def tanh(x):
 @tanh.backward
 def tanh_backward(dy, y):
     return dy * (1 - y * y)
+
+
+@op("y = max(x, 0)", "x̄ = ȳ where x > 0, else 0")
+def relu(x):
+    """Elementwise x where it is positive, else 0; at 0 the gradient is 0.  x (*) -> y (*)"""
+    return np.maximum(x, 0)
+
+
+@relu.backward
+def relu_backward(dy, x):
+    return where(x > 0, dy, 0.0)
+
+
+@op("y = 1/(1 + exp(-x))", "x̄ = ȳ*y*(1 - y)")
+def sigmoid(x):
+    """Elementwise logistic function.  x (*) -> y (*)"""
+    e = np.exp(-absolute(x))  # at most 1
+    return np.where(np.real(x) < 0, e, np.ones_like(e)) / (1 + e)
+
+
+@sigmoid.backward
+def sigmoid_backward(dy, x, y):
+    return dy * y * sigmoid(-x)  # 1 - y would lose its digits where y is almost 1
+
+
+@op("y = log(exp a + exp b)", "ā = ȳ*sigmoid(a - b);  b̄ = ȳ*sigmoid(b - a)")
+def logaddexp(a, b):
+    """Elementwise logarithm of a sum of two exponentials, without overflow.  a (*), b (*) -> y (*)"""
+    d = _difference(a, b)
+    return np.where(np.real(d) > 0, a, b) + np.log1p(np.exp(-absolute(d)))
+
+
+@logaddexp.backward
+def logaddexp_backward(dy, a, b):
+    d = _difference(a, b)
+    return dy * sigmoid(d), dy * sigmoid(-d)
+
+
+def _difference(a, b):
+    """a - b, 0 where both are the same infinity."""
+    is_same = (a == b) & (absolute(a) == np.inf)
+    return where(is_same, 0.0, a) - where(is_same, 0.0, b)
 
 
 @op("y = erf x = 2/√π ∫₀ˣ exp(-t²) dt", "x̄ = ȳ*2/√π*exp(-x²)", domain={"x": (-3.0, 3.0)})
@@ -352,9 +395,62 @@ def max(x, *, axis=None, keepdims=False):
 @max.backward
 def max_backward(dy, x, y, axis, keepdims):
     dy, y = (_with_axes(z, axis, keepdims, x.ndim) for z in (dy, y))
-    largest = np.asarray(x == y)
-    count = largest.sum(axis=axes_of(axis, x.ndim), keepdims=True)
-    return dy * (largest / count).astype(dy.dtype)
+    chosen = np.asarray(x == y)
+    count = chosen.sum(axis=axes_of(axis, x.ndim), keepdims=True)
+    return dy * (chosen / count).astype(dy.dtype)
+
+
+@op(
+    "y = min x over axis",
+    "x̄ = ȳ at the smallest x, shared evenly by ties",
+    samples=lambda draw: list(_over_axes(draw))[:-1],
+)
+def min(x, *, axis=None, keepdims=False):
+    """Smallest over one axis, several, or all (None).  x (*) -> y (* - axis)"""
+    return np.min(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
+
+
+min.backward(max_backward)
+
+
+@op(
+    "y = Σ (x - ⟨x⟩)² / (n - ddof) over axis",
+    "x̄ = 2ȳ*(x - ⟨x⟩)/(n - ddof)",
+    samples=lambda draw: [(x, {**static, "ddof": i % 2}) for i, (x, static) in enumerate([*_over_axes(draw)][:-2])],
+)
+def var(x, *, axis=None, keepdims=False, ddof=0):
+    """Variance over one axis, several, or all (None); ddof=1 divides by n - 1.  x (*) -> y (* - axis)"""
+    centred = x - np.mean(x, axis=axes_of(axis, np.ndim(x)), keepdims=True)
+    y = np.sum(centred * centred, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
+    return y / np.asarray(_divisor(np.shape(x), axis, ddof), dtype=y.dtype)
+
+
+@var.backward
+def var_backward(dy, x, axis, keepdims, ddof):
+    centred = x - mean(x, axis=axis, keepdims=True)
+    return _with_axes(dy, axis, keepdims, x.ndim) * (centred * (2 / _divisor(x.shape, axis, ddof)))
+
+
+def _divisor(shape, axis, ddof):
+    n = math.prod(shape[a] for a in axes_of(axis, len(shape)))
+    if n <= ddof:
+        raise ShapeError(f"the variance of {n} numbers with ddof={ddof} is undefined; give at least {ddof + 1}")
+    return n - ddof
+
+
+@op(
+    "yᵢ = x₀ + … + xᵢ along axis",
+    "x̄ᵢ = ȳᵢ + ȳᵢ₊₁ + … along axis",
+    samples=lambda draw: [((draw(2, 3, 4),), {"axis": axis}) for axis in (0, 1, -1)] + [((draw(0, 2),), {"axis": 0})],
+)
+def cumsum(x, *, axis):
+    """Running sum along an axis.  x (*) -> y (*)"""
+    return np.cumsum(x, *axes_of((axis,), np.ndim(x)))
+
+
+@cumsum.backward
+def cumsum_backward(dy, axis):
+    return flip(cumsum(flip(dy, axis), axis=axis), axis)
 
 
 def _with_axes(z: Any, axis: Any, keepdims: bool, ndim: int) -> Any:
@@ -385,3 +481,55 @@ def matmul_backward(dy, a, b, needs):
     if b_is_vector and db is not None:
         db = squeeze(db, axis=-1)
     return da, db
+
+
+@op(
+    "y = Σ a*b*… over the letters that the output lacks",
+    "x̄ᵢ = the same sum of ȳ and the other xs",
+    samples=lambda draw: [
+        ((draw(2, 3), draw(3, 4)), {"subscripts": "ij,jk->ik"}),
+        ((draw(2, 3, 4), draw(2, 4)), {"subscripts": "bij,bj->ib"}),
+        ((draw(2, 3, 2),), {"subscripts": "ijk->kj"}),
+        ((draw(2, 3), draw(2), draw(4)), {"subscripts": "ij,i,k->ik"}),
+        ((draw(3), draw(3)), {"subscripts": "i,i"}),
+    ],
+)
+def contract(*xs, subscripts):
+    """What `einsum` computes, with its subscripts by name.  xs (?) -> y (?)"""
+    _letters(subscripts, [np.shape(x) for x in xs])
+    return np.einsum(subscripts, *xs, optimize=True)
+
+
+@contract.backward
+def contract_backward(dy, xs, xs_shape, subscripts, needs):
+    inputs, output = _letters(subscripts, xs_shape)
+    gradients = []
+    for i, letters in enumerate(inputs):
+        others = [j for j in range(len(inputs)) if j != i]
+        known = "".join(c for c in letters if c in output or any(c in inputs[j] for j in others))
+        terms = ",".join([output, *(inputs[j] for j in others)])
+        gradient = contract(dy, *(xs[j] for j in others), subscripts=f"{terms}->{known}") if needs[i] else None
+        if needs[i] and known != letters:  # a letter of its own was summed: the gradient is the same all along it
+            lost = tuple(k for k, c in enumerate(letters) if c not in known)
+            gradient = broadcast_to(expand_dims(gradient, axis=lost), shape=xs_shape[i])
+        gradients.append(gradient)
+    return tuple(gradients)
+
+
+def _letters(subscripts, shapes):
+    """The letters of each input and of the output; ShapeError for what `contract` cannot differentiate or do."""
+    left, arrow, output = subscripts.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    if not arrow:
+        output = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    if not (left + output).replace(",", "a").isalpha() and left:
+        raise ShapeError(f"einsum takes subscripts of letters, such as 'ij,jk->ik', without dots; got {subscripts!r}")
+    if any(len(set(letters)) < len(letters) for letters in inputs):
+        raise ShapeError(f"einsum takes a letter once in each input; got {subscripts!r}")
+    sizes = {}  # of each letter
+    fits = len(inputs) == len(shapes)
+    for letters, shape in zip(inputs, shapes):
+        fits = fits and len(letters) == len(shape) and all(sizes.setdefault(c, n) == n for c, n in zip(letters, shape))
+    if not fits:
+        raise ShapeError(f"einsum {subscripts!r} does not fit the shapes {shapes}")
+    return inputs, output

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import pickle
 
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, Tensor, grad, no_grad, ops
-from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError
+from nanograd_llm import Parameter, Tensor, grad, hessian, jacobian, no_grad, ops, value_and_grad
+from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError, SignatureError
 
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
 
@@ -453,3 +455,108 @@ def test_nothing_is_recorded_for_what_requires_no_gradient():
     assert not ops.cast(x, dtype=np.int64).requires_grad
     with no_grad():
         assert not (x * 2).requires_grad
+
+
+# As a number, and as an array of NumPy or PyTorch
+
+
+def test_a_tensor_of_one_number_is_formatted_rounded_and_converted_as_a_number():
+    loss = (leaf([1.0, 2.0]) * 0.7).sum()
+    assert f"{loss:.3f} {loss:8.1e}" == "2.100  2.1e+00"
+    assert f"{loss}" == str(loss) and f"{leaf([1.0])}" == str(leaf([1.0]))
+    assert round(loss, 3) == 2.1 and round(loss) == 2
+    for number in (np.float32, np.float64, float):
+        assert number(loss) == pytest.approx(2.1)
+    assert type(np.float32(loss)) is np.float32
+    for call in (lambda x: f"{x:.3f}", round):
+        with pytest.raises(ShapeError, match="of one number"):
+            call(leaf([1.0, 2.0]))
+
+
+def test_the_methods_that_numpy_and_pytorch_have_are_there(rng):
+    x = leaf(rng.uniform(0.5, 2, (2, 1, 4)), np.float64)
+    d = x.data
+    assert x.numpy() is d and x.tolist() == d.tolist() and (+x) is x
+    for name in ("exp", "log", "sqrt", "sin", "cos", "tanh", "abs"):
+        np.testing.assert_array_equal(getattr(x, name)().data, getattr(np, name)(d))
+    for name in ("sum", "mean", "max", "min", "var", "std"):
+        np.testing.assert_allclose(getattr(x, name)(-1, True).data, getattr(np, name)(d, -1, keepdims=True), rtol=1e-14)
+        np.testing.assert_allclose(getattr(x, name)().data, getattr(np, name)(d), rtol=1e-14)
+    np.testing.assert_allclose(x.var(-1, ddof=1).data, d.var(-1, ddof=1), rtol=1e-14)
+    for ours, expected in [
+        (x.flatten(), d.ravel()), (x.squeeze(), d[:, 0]), (x.squeeze(1), d[:, 0]), (x.clip(0.8, 1.2), d.clip(0.8, 1.2)),
+        (x.cumsum(-1), d.cumsum(-1)), (x.relu(), d), (x.softmax(-1).sum(-1), np.ones((2, 1))),
+    ]:  # fmt: skip
+        np.testing.assert_allclose(ours.data, expected, rtol=1e-14)
+    np.testing.assert_array_equal(x.argmax(-1), d.argmax(-1))
+    np.testing.assert_array_equal(x.argmin(), d.argmin())
+    with pytest.raises(SignatureError, match="too many"):
+        x.sum(0, False, 1)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
+def test_a_computed_tensor_is_not_copied_with_its_tape(copied):
+    y = 2 * leaf([1.0, 2.0])
+    with pytest.raises(GraphError, match=r"copy or pickle its \.detach\(\)"):
+        copied(y)
+    copied(y.detach())
+
+
+def test_a_copy_of_a_leaf_is_a_leaf_of_its_own():
+    p = Parameter([1.0, 2.0])
+    (p * p).sum().backward()
+    p.register_hook(lambda g: None)
+    for q in (copy.deepcopy(p), pickle.loads(pickle.dumps(p))):
+        assert type(q) is Parameter and q.requires_grad and q.is_leaf
+        np.testing.assert_array_equal(q.grad, p.grad)
+        q.data += 1
+        (q * q).sum().backward()
+        np.testing.assert_array_equal(p.data, [1, 2])
+        np.testing.assert_array_equal(q.grad, [6, 10])
+
+
+def test_numpys_comparisons_and_shapes_take_tensors():
+    p = Parameter([[1.0, 2.0]])
+    assert np.array_equal(p, p) and np.array_equal([[1.0, 2.0]], p) and not np.array_equal(p, p.data + 1)
+    assert np.array_equiv(p, p) and np.allclose(p, p.data) and np.isclose(p, p).all()
+    assert np.shape(p) == (1, 2) and np.ndim(p) == 2 and np.size(p) == 2
+    assert np.zeros_like(p).tolist() == [[0, 0]] and np.argmax(p) == 1
+
+
+@pytest.mark.parametrize("name", ["mean", "sum", "concatenate", "stack", "sort", "where", "cumsum"])
+def test_numpys_functions_that_would_lose_the_tape_are_refused(name):
+    p = Parameter([[1.0, 2.0]])
+    args = {"concatenate": ([p, p],), "stack": ([p.sum(), p.sum()],), "where": (np.array(True), p, p)}.get(name, (p,))
+    with pytest.raises(DtypeError, match=f"np.{name} does not take a Tensor, whose tape it would lose"):
+        getattr(np, name)(*args)
+
+
+def test_a_list_of_float64_arrays_stays_float64():
+    arrays = [np.array([1.0, 2.0]), np.array([3.0, 4.0])]
+    assert Tensor(arrays).dtype == np.float64 and Tensor([[1.0, 2.0]]).dtype == np.float32
+    value, gradients = value_and_grad(lambda pair: (pair[0] * pair[1]).sum())(arrays)
+    assert value.item() == 11 and value.dtype == np.float64
+    assert [g.tolist() for g in gradients] == [[3, 4], [1, 2]]
+
+
+# Derivatives of a function
+
+
+def test_value_and_grad_differentiates_the_arguments_named_and_carries_what_else_f_returns():
+    def f(w, ids, scale):
+        return (w[ids] * scale).sum(), {"seen": len(ids)}
+
+    w, ids, scale = np.array([1.0, 2.0, 3.0]), [0, 2], np.array([5.0, 7.0])
+    (value, aux), gradient = value_and_grad(f, argnum=0, has_aux=True)(w, ids, scale)
+    assert value.item() == 26 and aux == {"seen": 2} and gradient.tolist() == [5, 0, 7]
+    _, (to_w, to_scale) = value_and_grad(f, argnum=(0, 2), has_aux=True)(w, ids, scale)
+    assert to_w.tolist() == [5, 0, 7] and to_scale.tolist() == [1, 3]
+
+
+def test_jacobian_and_hessian_by_hand():
+    x = np.array([2.0, 3.0])
+    assert jacobian(lambda x: x * x[0], x).tolist() == [[4, 0], [3, 2]]
+    assert jacobian(lambda x: (x * x).sum(), x).tolist() == [4, 6]
+    assert jacobian(lambda x: Tensor(np.ones((3, 1))), x).tolist() == [[[0, 0]]] * 3
+    assert hessian(lambda x: x[0] * x[0] * x[1], x).tolist() == [[6, 4], [4, 0]]
+    assert hessian(lambda x: x.sum(), x).tolist() == [[0, 0], [0, 0]]

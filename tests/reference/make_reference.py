@@ -140,6 +140,15 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "exp": torch.exp,
     "log": torch.log,
     "log1p": torch.log1p,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "logaddexp": torch.logaddexp,
+    "min": lambda x, axis=None, keepdims=False: torch.amin(x, all_axes(x, axis), keepdims),
+    "var": lambda x, axis=None, keepdims=False, ddof=0: torch.var(
+        x, all_axes(x, axis), correction=ddof, keepdim=keepdims
+    ),
+    "cumsum": torch.cumsum,
+    "contract": lambda *xs, subscripts: torch.einsum(subscripts, *xs),
     "sqrt": torch.sqrt,
     "sin": torch.sin,
     "cos": torch.cos,
@@ -201,6 +210,12 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
     elif name == "absolute":
         yield (np.array([-1.5, 0.0, 2.0]),), {}
         yield (draw(3, 4),), {}
+    elif name == "relu":
+        yield from [((np.array([-1.5, 0.0, 2.0]),), {}), ((draw(3, 4),), {})]
+    elif name == "sigmoid":
+        yield from [((draw(3, 4),), {}), ((np.linspace(-800, 800, 17),), {})]
+    elif name == "logaddexp":
+        yield from [((draw(3, 4), draw(4)), {}), ((np.array([1e3, 0.0, -1e3]), np.array([0.0, 0.0, 1e3])), {})]
     elif name in ("maximum", "minimum"):
         yield from [((draw(3, 4), draw(4)), {}), ((np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])), {})]
     elif name == "where":
@@ -210,11 +225,19 @@ def calls(name: str, draw: Draw) -> Iterator[tuple[tuple[Any, ...], dict[str, An
         yield (2 * draw(3, 4),), {}
         yield (np.array([-2.0, -1.0, 0.5, 1.0, 2.0]),), {"low": -1.0, "high": 1.0}
         yield (draw(3, 4),), {"low": None, "high": 0.25}
-    elif name in ("sum", "mean", "max"):
+    elif name in ("sum", "mean", "max", "min"):
         for axis, keepdims in [(None, False), (0, False), (-1, True), ((0, 2), False)]:
             yield (x,), {"axis": axis, "keepdims": keepdims}
-        if name == "max":
-            yield (np.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]]),), {"axis": -1}
+        if name in ("max", "min"):
+            yield (np.array([[1.0, 3.0, 3.0], [0.0, 0.0, 1.0]]),), {"axis": -1}
+    elif name == "var":
+        for axis, keepdims, ddof in [(None, False, 0), (0, False, 1), (-1, True, 0), ((0, 2), False, 2)]:
+            yield (x,), {"axis": axis, "keepdims": keepdims, "ddof": ddof}
+    elif name == "cumsum":
+        yield from [((x,), {"axis": axis}) for axis in (0, 1, -1)]
+    elif name == "contract":
+        yield (draw(2, 3, 4), draw(2, 4, 5)), {"subscripts": "bij,bjk->bki"}
+        yield (draw(2, 3), draw(2), draw(4)), {"subscripts": "ij,i,k->ik"}
     elif name == "matmul":
         for a, b in [((3, 4), (4, 2)), ((2, 1, 3, 4), (5, 4, 2)), ((4,), (2, 4, 3)), ((2, 3, 4), (4,)), ((4,), (4,))]:
             yield (draw(*a), draw(*b)), {}

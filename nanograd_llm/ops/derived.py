@@ -1,0 +1,137 @@
+"""Functions made of other ops in a line or a few: as differentiable as these, and to any order.
+
+Like the ops they take Tensors, arrays and lists, and follow NumPy's names and defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.shapes import axes_of
+from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.ops.layout import array_like, concatenate, expand_dims, getitem, reshape, scatter, transpose
+from nanograd_llm.ops.primitive import contract, logaddexp, mean, multiply, sqrt, subtract, sum, var, where
+from nanograd_llm.settings import require_choice, require_int
+
+
+def einsum(subscripts: str, *xs: Any) -> Any:
+    """Einstein's sums as NumPy has them: einsum("ij,jk->ik", a, b) is a @ b.
+
+    Raises ShapeError for dots, and for a letter twice in one input.
+    """
+    xs = (array_like(xs[0]),) if len(xs) == 1 else xs  # one list is not a list of inputs
+    return contract(*xs, subscripts=subscripts)
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + exp x), elementwise, without overflow."""
+    return logaddexp(x, 0.0)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Any:
+    """Standard deviation over one axis, several, or all (None); ddof=1 divides by n - 1."""
+    return sqrt(var(x, axis=axis, keepdims=keepdims, ddof=ddof))
+
+
+def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """Product over one axis, several, or all (None); zeros among the factors have their right gradients."""
+    x = array_like(x)
+    axes = axes_of(axis, x.ndim)
+    kept = [a for a in range(x.ndim) if a not in axes]
+    sizes = [x.shape[a] for a in kept]
+    y = reshape(transpose(x, axes=(*axes, *kept)), shape=(math.prod(x.shape[a] for a in axes), *sizes))
+    while len(y) > 1:  # multiply halves until one is left: no division
+        half = len(y) // 2
+        y = concatenate(multiply(y[:half], y[half : 2 * half]), y[2 * half :])
+    y = y[0] if len(y) else np.ones(sizes, x.dtype)
+    return expand_dims(y, axis=axes) if keepdims else y
+
+
+def masked_fill(x: Any, mask: Any, value: float) -> Any:
+    """x, with this value where the mask is True."""
+    return where(mask, value, x)
+
+
+def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
+    """The elements of x at these places along an axis; indices have as many axes as x. PyTorch calls it gather."""
+    x, indices = array_like(x), np.asarray(raw(indices))
+    (axis,) = axes_of((axis,), x.ndim)
+    if indices.ndim != x.ndim:
+        raise ShapeError(f"take_along_axis needs indices of {x.ndim} axes, as x has; got shape {indices.shape}")
+    index: list[Any] = list(np.ix_(*map(np.arange, x.shape)))
+    index[axis] = indices
+    return getitem(x, index=tuple(index))
+
+
+def sort(x: Any, axis: int = -1) -> Any:
+    """The numbers in ascending order along an axis."""
+    return take_along_axis(x, np.argsort(raw(array_like(x)), axis=axis, kind="stable"), axis)
+
+
+def topk(x: Any, k: int, axis: int = -1) -> tuple[Any, np.ndarray]:
+    """The k largest numbers along an axis, largest first, and where they are (an array of integers)."""
+    x = array_like(x)
+    (axis,) = axes_of((axis,), x.ndim)
+    require_int("k", k, 1, x.shape[axis])
+    order = np.flip(np.argsort(raw(x), axis=axis, kind="stable"), axis)
+    places = np.take(order, np.arange(k), axis)
+    return take_along_axis(x, places, axis), places
+
+
+def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
+    """x with `value` around it; widths as for `np.pad`: a number, (before, after), or such a pair for each axis."""
+    x = array_like(x)
+    pairs = np.broadcast_to(widths, (x.ndim, 2)).tolist()
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs))
+    inside = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs))
+    y = scatter(x, index=inside, shape=shape)
+    return y + np.pad(np.zeros(x.shape, x.dtype), pairs, constant_values=value) if value else y
+
+
+def roll(x: Any, shift: int, axis: int = -1) -> Any:
+    """Shift along an axis; what leaves at its end comes in at its beginning."""
+    x = array_like(x)
+    (axis,) = axes_of((axis,), x.ndim)
+    return take(x, (np.arange(x.shape[axis]) - shift) % max(1, x.shape[axis]), axis)
+
+
+def take(x: Any, indices: Any, axis: int = 0) -> Any:
+    """The slices of x with these numbers along an axis."""
+    x = array_like(x)
+    (axis,) = axes_of((axis,), x.ndim)
+    return getitem(x, index=(*(slice(None),) * axis, np.asarray(raw(indices))))
+
+
+def repeat(x: Any, repeats: int, axis: int = -1) -> Any:
+    """Each slice along an axis this many times, one after the other."""
+    x = array_like(x)
+    (axis,) = axes_of((axis,), x.ndim)
+    require_int("repeats", repeats, 0)
+    return take(x, np.repeat(np.arange(x.shape[axis]), repeats), axis)
+
+
+def mse(x: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """Squared error: the mean over all elements, their sum, or each ("none")."""
+    _require_same_shape("mse", x, target)
+    difference = subtract(x, target)
+    return _reduced(difference * difference, reduction)
+
+
+def binary_cross_entropy(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """Negative log-likelihood, in nats, of targets from 0 to 1 under sigmoid(logits): mean, sum or each ("none")."""
+    _require_same_shape("binary_cross_entropy", logits, target)
+    return _reduced(softplus(logits) - multiply(logits, target), reduction)
+
+
+def _require_same_shape(name: str, x: Any, target: Any) -> None:
+    if np.shape(x) != np.shape(target):
+        raise ShapeError(f"{name} needs a target of the same shape; got {np.shape(x)} and {np.shape(target)}")
+
+
+def _reduced(losses: Any, reduction: str) -> Any:
+    require_choice("reduction", reduction, ("mean", "sum", "none"))
+    return losses if reduction == "none" else sum(losses) if reduction == "sum" else mean(losses)
