@@ -23,13 +23,16 @@ def show(run: Run, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
-    run.on_stop = _say_stopping
+    run.on_stop, measured_on = _say_stopping, ""
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
         for event in events:
             if isinstance(event, StepRecord):
                 display.step(event)
             elif isinstance(event, Scored):
+                if event.score.measured_on != measured_on:
+                    measured_on = event.score.measured_on
+                    display.say(f"scores are of {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
@@ -42,10 +45,11 @@ def show(run: Run, events: Iterator[Event]) -> int:
     return 0 if run.stopped_by in (None, signal.SIGINT) else 128 + run.stopped_by
 
 
-def _say_stopping(number: signal.Signals) -> None:
+def _say_stopping(number: signal.Signals, breaks_off: bool) -> None:
     """At once, and past every buffer: this runs within the handler of the signal."""
     again = b"; Ctrl-C again only saves" if number is signal.SIGINT else b""
-    os.write(2, b"\nstopping after this step, then saving" + again + b"\n")
+    os.write(2, b"\nstopping now" if breaks_off else b"\nstopping after this step, then saving" + again)
+    os.write(2, b"\n")
 
 
 def _numbers(record: StepRecord, items: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from nanograd_llm.cli.options import NOTHING, Given, options, with_options
 from nanograd_llm.cli.progress import show
+from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.runs.run import RunConfig
 from nanograd_llm.tasks.language_model import TextConfig
@@ -75,7 +76,8 @@ def train(
 
     began = time.monotonic()
     asked = {"run": run, "text": text if file is None else {**text, "file": str(file)}, "model": model, "train": train}
-    prepared = prepare_run(out, asked, file=config, preset=preset)
+    with waiting("starting", lines=True) as tell:
+        prepared = prepare_run(out, asked, file=config, preset=preset, report=lambda doing, share: tell(share, doing))
     spent += time.monotonic() - began
     with contextlib.closing(prepared.train(spent=spent)) as events:
         code = show(prepared, events)

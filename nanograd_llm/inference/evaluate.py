@@ -37,12 +37,16 @@ def evaluate(
     context_length: int,
     stride: int | None = None,
     batch_size: int = 32,
+    windows: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
 
+    The bits are those of the bytes that were scored.
+
     model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; put into evaluation mode.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context.
+    windows: score so many of the windows only, evenly spread and always the same; all if not given.
     progress: called with the share that is done, after each batch.
     Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
     """
@@ -50,6 +54,10 @@ def evaluate(
     model.eval()
     stride = context_length if stride is None else stride
     tokens, targets = sliding_windows(ids, context_length=context_length, stride=stride, count_once=True)
+    if windows is not None and windows < len(tokens):
+        require_int("windows", windows, 1)
+        spread = np.linspace(0, len(tokens) - 1, windows).astype(int)
+        tokens, targets = tokens[spread], targets[spread]
     nats, count = 0.0, 0
     with no_grad():
         for start in range(0, len(tokens), batch_size):
@@ -62,7 +70,7 @@ def evaluate(
                 progress(min(1.0, rows.stop / len(tokens)))
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on {count} held-out tokens is {nats / count}; is a weight not finite?")
-    size = len(tokenizer.decode_bytes(ids[1:]))
+    size = len(tokenizer.decode_bytes(targets[targets != IGNORE_INDEX]))
     loss = nats / count
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond a float
     return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)

@@ -15,7 +15,7 @@ from nanograd_llm.files.toml import read_toml
 from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.runs.run import Run, RunConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings
-from nanograd_llm.tasks.language_model import LanguageModelling, TextConfig, fine_tuning, recipe
+from nanograd_llm.tasks.language_model import LanguageModelling, Report, TextConfig, fine_tuning, recipe
 from nanograd_llm.training.config import TrainConfig
 
 TABLES: dict[str, type[Settings]] = {"run": RunConfig, "text": TextConfig, "model": GPTConfig, "train": TrainConfig}
@@ -27,13 +27,19 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 def prepare_run(
-    out: PathLike | None = None, asked: Tables | None = None, *, file: PathLike | None = None, preset: str | None = None
+    out: PathLike | None = None,
+    asked: Tables | None = None,
+    *,
+    file: PathLike | None = None,
+    preset: str | None = None,
+    report: Report = lambda doing, share: None,
 ) -> Run:
     """The run of these settings, ready to train. Without any it is the preset nano for a minute.
 
     out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
     asked: settings by table, such as {"train": {"steps": 100}}; they override those of `file`, a settings file.
     preset: decides what is not given of the model's sizes, batch size, learning rate and weight decay; default nano.
+    report: as for `LanguageModelling`.
 
     To train a model further, `asked` or `file` has "init" under "run". The sizes and the tokenizer are then the
     model's, and "context_length" is that of a window.
@@ -56,25 +62,28 @@ def prepare_run(
     if source is None:
         if preset is not None and "model" in written:
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
-        task = _fresh(asked, tables, preset or "nano")
+        task = _fresh(asked, tables, preset or "nano", report)
     else:
         decided = [name for name in asked["model"] if name not in (*TRAINING_ONLY, "context_length")]
         decided += ["preset"] if preset else []
         decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
         if decided:
             raise ConfigError(f"{', '.join(decided)}: with init these are the model's; leave them out")
-        task = _further(source, asked, tables, written.get("model", {}), file)
+        task = _further(source, asked, tables, written.get("model", {}), file, report)
     return Run(out, task, "tuned" if source else preset or "nano", **tables["run"])
 
 
-def _fresh(asked: Tables, tables: Tables, preset: str) -> LanguageModelling:
+def _fresh(asked: Tables, tables: Tables, preset: str, report: Report) -> LanguageModelling:
     text = TextConfig(**tables["text"])
     if "vocab_size" in asked["text"] and text.tokenizer != "bpe":
         raise ConfigError(f"vocab_size is for the tokenizer bpe; {text.tokenizer} has the vocabulary it has")
-    return LanguageModelling(text, GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"]))
+    model, train = GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"])
+    return LanguageModelling(text, model, train, report=report)
 
 
-def _further(source: str, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any) -> LanguageModelling:
+def _further(
+    source: str, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any, report: Report
+) -> LanguageModelling:
     """sizes: those that the file has, which must be the model's."""
     from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
 
@@ -88,7 +97,7 @@ def _further(source: str, asked: Tables, tables: Tables, sizes: Mapping[str, Any
         words["window"] = asked["model"]["context_length"]
     changes = {name: tables["model"].get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
     sizes_kept, train = dataclasses.replace(model, **changes), fine_tuning(model, **tables["train"])
-    return LanguageModelling(TextConfig(**words), sizes_kept, train, start=start)
+    return LanguageModelling(TextConfig(**words), sizes_kept, train, start=start, report=report)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:

@@ -6,8 +6,10 @@ Here is what all runs have in common: when to score, when to save, and how to en
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,10 @@ class Saved:
     path: Path
 
 
+SECONDS_UNSAVED = 300  # between checkpoints, where no interval is given
+LEAST_ROWS = 8  # of a score
+LEAST_NUMBERS = 300_000_000  # parameters times rows: some tenths of a second
+
 Event = StepRecord | Scored | Sampled | Saved
 
 
@@ -61,7 +67,10 @@ class RunConfig(Settings):
         "Score the held-out part every N steps; five times a run if not given.", default=None, low=1
     )
     checkpoint_every: int | None = setting(
-        "Save a checkpoint every N steps; at the end only if not given.", default=None, low=1
+        "Save a checkpoint every N steps; if not given, every 5 minutes, of which the last two are kept, and at the "
+        "end.",
+        default=None,
+        low=1,
     )
 
 
@@ -80,7 +89,8 @@ class Run:
         self.task = task
         self.config = RunConfig(task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
-        self.on_stop: Callable[[signal.Signals], None] | None = None  # called within the handler of that signal
+        self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
+        self._rows: int | None = None  # of a score, once it is known
         self.trainer = Trainer(task.model, task.training)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         with self.folder.emptied_on_failure():
@@ -93,8 +103,8 @@ class Run:
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
         """Train to the end; yields what happens as it happens. spent: seconds of the time limit already used up.
 
-        Ctrl-C, SIGTERM and SIGHUP let what is under way (a step, a score) end, then save and end the run without a
-        last score; a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends the run, what was
+        Ctrl-C, SIGTERM and SIGHUP let a step end and break off a score, then save and end the run without a last
+        score; a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends the run, what was
         learned is saved first, if it is finite.
         """
         with self.folder, StopRequest(self.on_stop) as stop:
@@ -109,9 +119,10 @@ class Run:
                 raise
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
-        c, fifths = self.config, 0
+        c, minutes, saved, automatic = self.config, self.trainer.config.minutes, time.monotonic(), []
+        fifths = int(spent / (12 * minutes)) if minutes else 0  # of the run that are over
         if self.task.init is not None:
-            yield self._score()
+            yield from self._score(stop)
         for record in self.trainer.run(self.task.batch, spent=spent):
             self.folder.append_metrics(dataclasses.asdict(record))
             yield record
@@ -119,27 +130,57 @@ class Run:
                 break
             before, fifths = fifths, int(record.progress * 5)
             if fifths > before if c.evaluate_every is None else record.step % c.evaluate_every == 0:
-                yield self._score()
-                if not stop.requested:
-                    yield from self._sample()
+                yield from self._score(stop)
+                yield from self._sample(stop)
             if stop.requested:
                 break
             if c.checkpoint_every is not None and record.step % c.checkpoint_every == 0:
                 yield self._save()
-        self.stopped_by = stop.requested
+            elif c.checkpoint_every is None and time.monotonic() - saved > SECONDS_UNSAVED:
+                yield self._save()
+                saved = time.monotonic()
+                automatic.append(self.folder.checkpoint_path(record.step))
+                if len(automatic) > 2:
+                    automatic.pop(0).unlink(missing_ok=True)
         if self._is_unsaved():
             yield self._save()
-        if not self.stopped_by:
-            yield self._score()
-            yield from self._sample(last=True)
+        yield from self._score(stop)
+        yield from self._sample(stop, last=True)
+        self.stopped_by = stop.requested
 
-    def _score(self) -> Scored:
-        scored = Scored(self.trainer.steps_done, self.task.score())
-        self.folder.append_metrics({"step": scored.step, **scored.score.metrics()})
-        return scored
+    def _score(self, stop: StopRequest) -> Iterator[Scored]:
+        """The score, unless the run is asked to stop before or meanwhile."""
+        score = None
+        with stop.at_once():
+            if not stop.requested:
+                if self._rows is None:
+                    self._rows = self._rows_to_score()
+                score = self.task.score(self._rows)
+        if score is not None:
+            scored = Scored(self.trainer.steps_done, score)
+            self.folder.append_metrics({"step": scored.step, **score.metrics()})
+            yield scored
 
-    def _sample(self, *, last: bool = False) -> Iterator[Sampled]:
-        sample = self.task.sample(last=last)
+    def _rows_to_score(self) -> int:
+        """How many rows may take a tenth of the time between two scores, if two rows cost what training on one does.
+
+        A run by steps, whose length is not the clock's, scores what takes some tenths of a second at least.
+        """
+        c, done = self.trainer.config, self.trainer.steps_done
+        if c.minutes is None:
+            steps = self.config.evaluate_every or math.ceil(c.steps / 5)
+            return max(LEAST_ROWS, steps * c.batch_size // 5, LEAST_NUMBERS // self.task.model.parameter_count())
+        if done:
+            return max(LEAST_ROWS, done * c.batch_size // 5)
+        began = time.monotonic()  # no step yet by which to judge
+        self.task.score(LEAST_ROWS)
+        return max(LEAST_ROWS, int(LEAST_ROWS * 60 * c.minutes / 50 / (time.monotonic() - began)))
+
+    def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
+        sample = None
+        with stop.at_once():
+            if not stop.requested:
+                sample = self.task.sample(last=last)
         if sample is not None:
             self.folder.append_sample(self.trainer.steps_done, f"{sample.title}:\n{sample.text}")
             yield Sampled(self.trainer.steps_done, sample)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,13 @@ from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
+
+Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
+
+# In characters. Of a longer text, evenly spread pieces are used, so that a short run is short on any text.
+LEARNED_A_MINUTE = 2**24  # more than the fastest model reads
+LEARNED_AT_LEAST = TOKENIZER_SAMPLE = 2**22
+SCORED_AT_MOST = 2**20
 
 # nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
@@ -82,7 +91,16 @@ class TextConfig(Settings):
             return ByteTokenizer()
         if self.tokenizer == "characters":
             return CharTokenizer.train(text)
-        return BPETokenizer.train(text, self.vocab_size)
+        return BPETokenizer.train("".join(pieces_of(text, TOKENIZER_SAMPLE)), self.vocab_size)
+
+
+def pieces_of(text: str, size: int) -> list[str]:
+    """The text in pieces; where it has more than `size` characters, so many in pieces spread evenly over it."""
+    length = 2**20 if len(text) <= size else 2**16
+    count = math.ceil(len(text) / length)
+    kept = count if len(text) <= size else max(1, size // length)
+    starts = [i * count // kept * length for i in range(kept)]
+    return [text[start : start + length] for start in starts]
 
 
 class LanguageModelling:
@@ -91,12 +109,23 @@ class LanguageModelling:
     text: what to learn from. model: the sizes; vocab_size follows the tokenizer. training: how, and for how long.
     start: a model to train further, as `open_model` gives it; `model` is then its config, where dropout and the like
         may differ, and `text.tokenizer` is "model".
+    report: called with what is being done, and the share of it that is done.
+
+    Of a text longer than what such a run reads, evenly spread pieces are learned from, and scored.
     Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
     """
 
     used_by = "generate"
 
-    def __init__(self, text: TextConfig, model: GPTConfig, training: TrainConfig, *, start: Opened | None = None):
+    def __init__(
+        self,
+        text: TextConfig,
+        model: GPTConfig,
+        training: TrainConfig,
+        *,
+        start: Opened | None = None,
+        report: Report = lambda doing, share: None,
+    ):
         self.context_length = model.context_length if text.window is None else text.window
         if self.context_length > model.context_length:
             raise ConfigError(
@@ -107,28 +136,40 @@ class LanguageModelling:
             raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
         self.text, self.training = text, training
         self.init = None if start is None else start.source
+        report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
+        report("training the tokenizer", 0)
         if start is not None:
             self.tokenizer = start.tokenizer()
         else:  # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
             self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
-        self.ids = self._encode(learned, "trained on")
-        self.held_out_ids = self._encode(held_out, "held out")
+        c = training
+        most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
+        self.ids, self._learned = self._encode(learned, max(LEARNED_AT_LEAST, int(most)), "trained on", report)
+        self.held_out_ids, self._held_out = self._encode(held_out, SCORED_AT_MOST, "held out", report)
         if start is None:
             self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=training.seed)
         else:
             self.model = GPT(model, seed=None)
             self.model.load_state_dict(start.model().state_dict(), assign=True)
 
-    def _encode(self, text: str, part: str) -> np.ndarray:
-        ids = self.tokenizer.encode(text)
+    def _encode(self, text: str, size: int, part: str, report: Report) -> tuple[np.ndarray, str]:
+        """The ids of at most `size` characters of a text, and how many that are, in words."""
+        pieces = pieces_of(text, size)
+        encoded: list[np.ndarray] = []
+        for piece in pieces:
+            report(f"encoding the text {part}", len(encoded) / len(pieces))
+            encoded.append(self.tokenizer.encode(piece))
+        ids = np.concatenate(encoded)
         if len(ids) <= self.context_length:
             raise ShapeError(
                 f"{self.text.file or 'the built-in corpus'}: the part to be {part} comes to {len(ids)} tokens of "
                 f"{self.text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
                 "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
             )
-        return ids
+        used = sum(map(len, pieces))
+        sample = "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, evenly spread"
+        return ids, f"{len(ids):,} tokens{sample}"
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
@@ -140,11 +181,18 @@ class LanguageModelling:
         names = "n_layer", "n_head", "n_embd", "context_length"
         sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
         return {
-            "text": f"{self.text.file or 'built-in corpus'}: {len(self.ids):,} tokens, "
-            f"{len(self.held_out_ids):,} more held out",
-            "tokenizer": str(self.tokenizer),
+            "text": f"{self.text.file or 'built-in corpus'}: {self._learned}",
+            "held out": f"its last {self.text.held_out:.0%}: {self._held_out}",
+            "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": f"{sizes}: {self.model.parameter_count():,} parameters",
         }
+
+    def _shortage(self) -> str:
+        """What to say where the vocabulary came out smaller than was asked for."""
+        asked = self.text.vocab_size
+        if self.text.tokenizer != "bpe" or self.tokenizer.vocab_size >= asked:
+            return ""
+        return f", not the {asked:,} asked for: no further pair occurs twice"
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step, each (batch_size, context_length)."""
@@ -153,11 +201,13 @@ class LanguageModelling:
             self.ids, context_length=self.context_length, batch_size=c.batch_size, seed=c.seed, step=step
         )
 
-    def score(self) -> Score:
+    def score(self, rows: int | None = None) -> Score:
         """Bits per byte of the held-out text, in windows that overlap by half."""
-        T = self.context_length
-        found = evaluate(self.model, self.held_out_ids, self.tokenizer, context_length=T, stride=max(1, T // 2))
-        return Score("bits per byte", found.bits_per_byte, {"loss": found.loss, "perplexity": found.perplexity})
+        T, ids, total = self.context_length, self.held_out_ids, len(self.held_out_ids) - 1
+        found = evaluate(self.model, ids, self.tokenizer, context_length=T, stride=max(1, T // 2), windows=rows)
+        of = f"a sample of {found.tokens:,} of {total:,}" if found.tokens < total else f"all {total:,}"
+        also = {"loss": found.loss, "perplexity": found.perplexity}
+        return Score("bits per byte", found.bits_per_byte, also, f"{of} tokens held out")
 
     def sample(self, *, last: bool = False) -> Sample:
         """What the model writes after the first words of the held-out text."""

@@ -16,11 +16,13 @@ class Score:
     """How good a model is on what was held out: one figure, and further numbers beside it.
 
     name: what the figure counts, in words, such as "bits per byte". also: the others, such as loss and perplexity.
+    measured_on: in words, what of the held-out part was scored.
     """
 
     name: str
     figure: float
     also: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    measured_on: str = "all that is held out"
 
     def __str__(self) -> str:
         """
@@ -68,8 +70,8 @@ class Task(Protocol):
     def batch(self, step: int) -> tuple[Any, ...]:
         """The arrays of a step, a pure function of the seed and the step."""
 
-    def score(self) -> Score:
-        """How good the model is on what was held out."""
+    def score(self, rows: int | None = None) -> Score:
+        """How good the model is on what was held out: on this many rows of it, always the same; on all for None."""
 
     def sample(self, *, last: bool = False) -> Sample | None:
         """Something that the model makes, more of it at the `last`; None where there is nothing to see."""

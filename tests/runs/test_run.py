@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -13,6 +14,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, Stora
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.nn import Module
 from nanograd_llm.runs import RunFolder, open_model
+from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.runs.run import Run, Sampled, Saved, Scored
 from nanograd_llm.runs.stopping import SIGNALS
 from nanograd_llm.tasks import LanguageModelling, Score, TextConfig
@@ -131,7 +133,7 @@ class Line:
         x = np.random.default_rng(step).normal(size=(4, 1)).astype(np.float32)
         return x, np.zeros((4, 1), np.int64)
 
-    def score(self):
+    def score(self, rows=None):
         return Score("distance", abs(float(self.model.slope.data[0]) - 3))
 
     def sample(self, *, last=False):
@@ -228,7 +230,63 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, text):
     assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [6]
 
 
-def test_a_signal_while_the_text_is_scored_ends_the_run_without_another_step(tmp_path, text):
+@pytest.mark.parametrize("part", ["score", "sample"])
+@pytest.mark.parametrize("steps", [6, 1000])
+def test_a_signal_breaks_off_a_score_and_a_sample_at_once_and_saves(tmp_path, text, monkeypatch, part, steps):
+    run = new_run(tmp_path, text, short(steps=steps), evaluate_every=3 if steps > 6 else 100)
+    told, after = [], []
+
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            signal.getsignal(signal.SIGINT)  # a place for the handler to run
+        after.append("it went on")
+
+    monkeypatch.setattr(run.task, part, slow)
+    run.on_stop = lambda number, breaks_off: told.append((number, breaks_off))
+    events = list(run.train())
+    assert told == [(signal.SIGINT, True)] and not after
+    assert run.stopped_by == signal.SIGINT
+    last = 3 if steps > 6 else 6
+    assert max(event.step for event in events) == last
+    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [last]
+
+
+def test_a_checkpoint_is_saved_every_few_minutes_and_the_last_two_of_them_are_kept(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", 0)
+    events = list(new_run(tmp_path, text, short(), evaluate_every=100).train())
+    assert [event.step for event in events if isinstance(event, Saved)] == [1, 2, 3, 4, 5, 6]
+    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, 500), (10, 40)])
+def test_scores_take_a_tenth_of_the_steps_at_most_on_the_same_rows_each_time(tmp_path, every, steps, monkeypatch):
+    """A row that is trained on costs two that are scored."""
+    (tmp_path / "text.txt").write_text(" ".join(map(str, range(40_000))), "utf-8")
+    monkeypatch.setattr("nanograd_llm.runs.run.LEAST_NUMBERS", 0)
+    run = new_run(tmp_path, TextConfig(str(tmp_path / "text.txt"), "bytes"), short(steps=steps), evaluate_every=every)
+    scored = [event.score.measured_on for event in run.train() if isinstance(event, Scored)]
+    windows = {500: 80, 40: 8}[steps]  # a fifth of 500 steps, or 10 steps, each of 4 rows; a fifth of these
+    (found,) = set(scored)
+    tokens = int(re.match(r"a sample of (\d+) of [\d,]+ tokens held out$", found)[1])
+    assert (windows - 1) * 8 + 16 >= tokens > (windows - 2) * 8
+    assert len(scored) in (4, 5)
+
+
+def test_a_short_text_is_scored_whole(tmp_path, text):
+    scored = [event.score for event in new_run(tmp_path, text, short()).train() if isinstance(event, Scored)]
+    assert all(re.match(r"all [\d,]+ tokens held out$", score.measured_on) for score in scored)
+
+
+def test_a_run_by_the_clock_that_goes_on_from_a_model_times_its_first_score(tmp_path, text):
+    list(new_run(tmp_path, text, short()).train())
+    asked = {"run": {"init": str(tmp_path / "run")}, "text": {"file": text.file}, "train": {"minutes": 0.02}}
+    run = prepare_run(tmp_path / "further", asked)
+    scores = [event for event in run.train() if isinstance(event, Scored)]
+    assert scores[0].step == 0 and len({event.score.measured_on for event in scores}) == 1
+
+
+def test_a_signal_between_score_and_sample_ends_the_run_without_another_step(tmp_path, text):
     run = new_run(tmp_path, text, short(steps=1000), evaluate_every=2)
     kinds = []
     for event in run.train():

@@ -12,7 +12,7 @@ import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.tasks import LanguageModelling, TextConfig, fine_tuning, recipe
-from nanograd_llm.tasks.language_model import RECIPES
+from nanograd_llm.tasks.language_model import RECIPES, pieces_of
 from nanograd_llm.training import TrainConfig
 
 PRETRAINED = Path(__file__).parents[1] / "fixtures" / "safetensors_float32"  # a context_length of 7
@@ -106,6 +106,51 @@ def test_a_tokenizer_of_its_own_and_a_start_exclude_each_other(text: TextConfig)
             LanguageModelling(content, SIZES, SHORT, start=start)
     with pytest.raises(ConfigError, match="there is no model to start from"):
         dataclasses.replace(text, tokenizer="model").make_tokenizer("cats")
+
+
+def test_a_text_in_pieces_is_the_text_or_pieces_spread_evenly_over_it() -> None:
+    text = "".join(map(str, range(600_000)))
+    assert "".join(pieces_of(text, len(text))) == text
+    pieces = pieces_of(text, 2**20)
+    assert len(pieces) == 16 and sum(map(len, pieces)) == 2**20
+    places = [text.index(piece[:100]) for piece in pieces]
+    assert places[0] == 0 and places == sorted(places) and places[-1] > len(text) * 0.9
+    assert max(np.diff(places)) - min(np.diff(places)) <= 2**16
+    assert pieces_of("ab", 1) == ["ab"]
+
+
+def test_of_a_long_text_as_much_is_encoded_as_such_a_run_reads_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 40_000, "utf-8")
+    text, told = TextConfig(str(tmp_path / "long.txt"), vocab_size=300), []
+    for name in ("LEARNED_AT_LEAST", "TOKENIZER_SAMPLE", "SCORED_AT_MOST"):
+        monkeypatch.setattr(f"nanograd_llm.tasks.language_model.{name}", 2**16)
+    task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: told.append((doing, share)))
+    assert "from 65,536 of its 864,000 characters, evenly spread" in task.describe()["text"]
+    assert "its last 10%" in task.describe()["held out"] and "from 65,536 of" in task.describe()["held out"]
+    assert np.array_equal(task.ids, LanguageModelling(text, SIZES, SHORT).ids)
+    words = ["reading", "training the tokenizer", "encoding the text trained on", "encoding the text held out"]
+    assert [next(word for word in words if doing.startswith(word)) for doing, _ in told] == words
+    longer = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=10**6))
+    assert "evenly spread" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
+    by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, minutes=0.01))
+    assert "from 131,072 of" in by_the_clock.describe()["text"]  # of 2**24 a minute, in whole pieces
+
+
+def test_a_sample_of_the_held_out_text_is_scored_by_its_own_bytes_and_says_its_size(text: TextConfig) -> None:
+    task = LanguageModelling(text, SIZES, SHORT)
+    some, same, whole = task.score(3), task.score(3), task.score()
+    assert some == same and some.figure != whole.figure
+    assert some.figure == pytest.approx(whole.figure, rel=0.2)
+    total = len(task.held_out_ids) - 1
+    assert whole.measured_on == f"all {total} tokens held out"
+    assert some.measured_on == f"a sample of 28 of {total} tokens held out"  # 16, 8 and the last 4
+
+
+def test_a_vocabulary_that_came_out_smaller_than_asked_for_is_told(text: TextConfig) -> None:
+    told = LanguageModelling(dataclasses.replace(text, vocab_size=10**6), SIZES, SHORT).describe()["tokenizer"]
+    assert told == "BPETokenizer(vocab_size=275), not the 1,000,000 asked for: no further pair occurs twice"
 
 
 def test_a_recipe_is_changed_by_what_is_given():
