@@ -163,6 +163,10 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         """
         known = self.checkpoints()
         if not known:
+            if writer := self._writer():
+                raise StorageError(
+                    f"{self.path}: has no checkpoint yet; process {writer} is training it, so wait for one"
+                )
             raise StorageError(f"{self.path}: has no checkpoint: it ended before it saved one; train again elsewhere")
         if step is None:
             step = max(known)
@@ -188,9 +192,23 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         leftovers = [path for path in found if TEMPORARY.fullmatch(path.name)]
         names = {path.name for path in found if path not in leftovers} - {"lock", "checkpoints"}
         if names:
+            if writer := self._writer():
+                raise StorageError(
+                    f"{self.path}: process {writer} is writing to this run; wait for it to end, or choose another folder"
+                )
             what = "already holds a run" if "config.toml" in names else f"is not empty (it has {min(names)})"
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
         return leftovers
+
+    def _writer(self) -> str:
+        """The number of the other process that writes here; "" where none does, or nobody can tell."""
+        with contextlib.suppress(OSError), (self.path / "lock").open(encoding="ascii") as lock:
+            try:
+                if fcntl is not None and self._lock is None:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read(20) or "unknown"
+        return ""
 
     def _take_lock(self) -> None:
         """Become the only writer."""

@@ -68,7 +68,7 @@ def prepare_run(
         decided += ["preset"] if preset else []
         decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
         if decided:
-            raise ConfigError(f"{', '.join(decided)}: with init these are the model's; leave them out")
+            raise ConfigError(f"with init the model decides {', '.join(decided)}; leave that out")
         task = _further(source, asked, tables, written.get("model", {}), file, report)
     return Run(out, task, "tuned" if source else preset or "nano", **tables["run"])
 

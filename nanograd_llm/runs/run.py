@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import NonFiniteError
+from nanograd_llm.errors import NonFiniteError, WorkerError
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
 from nanograd_llm.settings import Settings, setting
@@ -114,8 +114,8 @@ class Run:
                 if not (self._is_unsaved() and self.trainer.is_whole and self._is_finite()):
                     raise
                 saved = self._save()
-                if isinstance(error, NonFiniteError):
-                    raise NonFiniteError(f"{error}. The weights of step {saved.step} are in {saved.path}") from None
+                if isinstance(error, (NonFiniteError, WorkerError)):
+                    raise type(error)(f"{error}. The weights of step {saved.step} are in {saved.path}") from None
                 raise
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,11 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
+def _from_anywhere(source: str) -> str:
+    """A path that config.toml can hold, since the run may be made again in another folder; a name stays a name."""
+    return os.path.abspath(source) if os.path.exists(source) else source
+
+
 class LanguageModelling:
     """A GPT predicts the next token at every place of random windows of a text; a `Task`.
 
@@ -135,7 +141,7 @@ class LanguageModelling:
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
         self.text, self.training = text, training
-        self.init = None if start is None else start.source
+        self.init = None if start is None else _from_anywhere(start.source)
         report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
         report("training the tokenizer", 0)
@@ -174,7 +180,8 @@ class LanguageModelling:
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables of the text and of the model's sizes."""
-        return {"text": dataclasses.asdict(self.text), "model": dataclasses.asdict(self.model.config)}
+        file = self.text.file and _from_anywhere(self.text.file)
+        return {"text": dataclasses.asdict(self.text) | {"file": file}, "model": dataclasses.asdict(self.model.config)}
 
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""

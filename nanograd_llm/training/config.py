@@ -12,7 +12,7 @@ class TrainConfig(Settings):
         "Length of the run. The same steps and number of workers give the same model, bit for bit.", default=1000, low=1
     )
     minutes: float | None = setting(
-        "Length of the run in time instead; the schedule then follows the clock, and steps is not used.",
+        "Length of the run in time instead of in steps; the schedule then follows the clock.",
         default=None,
         low=1e-3,
     )

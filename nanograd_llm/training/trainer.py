@@ -73,10 +73,10 @@ class Trainer:
         require_type("config", config, (TrainConfig, type(None)), "a TrainConfig")
         trained = model.trainable_parameters()
         if not trained:
-            raise GraphError(
-                f"this {type(model).__name__} has nothing to train: of its {len(model.parameters())} parameters none "
-                "requires a gradient; unfreeze() the parts to train"
-            )
+            frozen = len(model.parameters())
+            found = f"all its {frozen} parameters are frozen" if frozen else "it has no parameters"
+            remedy = "unfreeze() the parts to train" if frozen else "assign Parameter(array) to an attribute of it"
+            raise GraphError(f"this {type(model).__name__} has nothing to train: {found}; {remedy}")
         self.model = model
         self.config = c = config or TrainConfig()
         keep_heap()

@@ -298,7 +298,7 @@ def test_a_run_named_after_nothing_is_a_tuned_one(forms, text, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "n_layer: with init these are the model's"),
+        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "with init the model decides n_layer; leave that out"),
         (["train", "--init", "MODEL", "--preset", "nano"], 2, "preset: with init"),
         (["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"], 2, "tokenizer, vocab_size: with"),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "is 17; the model takes at most 7 tokens"),

@@ -116,6 +116,14 @@ def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path, ot
     assert caught.value.exit_code == 4
 
 
+def test_a_run_that_goes_on_is_not_said_to_have_ended(tmp_path: Path, other_process) -> None:
+    (tmp_path / "taken" / "config.toml").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match=f"process {other_process.pid} is writing to this run; wait for it"):
+        RunFolder.create(tmp_path / "taken")
+    with pytest.raises(StorageError, match=f"no checkpoint yet; process {other_process.pid} is training it"):
+        RunFolder.open(tmp_path / "taken").load_checkpoint()
+
+
 def test_a_run_that_is_being_written_can_be_read(run: RunFolder) -> None:
     run.append_metrics({"step": 1})
     assert RunFolder.open(run.path).read_metrics() == [{"step": 1}]

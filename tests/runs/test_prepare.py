@@ -84,6 +84,15 @@ def test_what_was_asked_for_overrides_the_file_and_the_file_overrides_the_preset
     assert (run.task.training.minutes, run.task.training.learning_rate) == (2, 0.5)
 
 
+def test_the_config_of_a_run_makes_it_again_in_any_folder(tmp_path: Path, asked: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    list(prepare_run("start", asked | {"text": {"file": "text.txt", "tokenizer": "bytes"}}).train())
+    first = prepare_run("run", {"run": {"init": "start"}, "text": {"file": "text.txt"}, "train": {"steps": 1}})
+    monkeypatch.chdir(tmp_path.parent)
+    again = prepare_run(tmp_path / "again", file=tmp_path / "run" / "config.toml")
+    assert again.task.init == first.task.init == str(tmp_path / "start")
+
+
 def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: Any) -> None:
     run = prepare_run(tmp_path / "run", asked | {"train": {"minutes": 0.5, "workers": 1}})
     assert "steps" not in run.folder.read_config()["train"]

@@ -195,13 +195,16 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path, text):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, text, number):
     run = new_run(tmp_path, text, short(steps=1000))
-    before = signal.getsignal(number)
-    for event in run.train():
-        if isinstance(event, StepRecord) and event.step == 3:
-            os.kill(os.getpid(), number)
-    assert run.stopped_by == number
-    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [3]
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.default_int_handler)  # nohup has SIGHUP ignored
+    try:
+        for event in run.train():
+            if isinstance(event, StepRecord) and event.step == 3:
+                os.kill(os.getpid(), number)
+        assert run.stopped_by == number
+        assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [3]
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize(
