@@ -164,9 +164,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         known = self.checkpoints()
         if not known:
             if writer := self._writer():
-                raise StorageError(
-                    f"{self.path}: has no checkpoint yet; process {writer} is training it, so wait for one"
-                )
+                raise StorageError(f"{self.path}: has no checkpoint yet; process {writer} is training it, wait for one")
             raise StorageError(f"{self.path}: has no checkpoint: it ended before it saved one; train again elsewhere")
         if step is None:
             step = max(known)
@@ -193,9 +191,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         names = {path.name for path in found if path not in leftovers} - {"lock", "checkpoints"}
         if names:
             if writer := self._writer():
-                raise StorageError(
-                    f"{self.path}: process {writer} is writing to this run; wait for it to end, or choose another folder"
-                )
+                raise StorageError(f"{self.path}: {_TAKEN.format(writer)}")
             what = "already holds a run" if "config.toml" in names else f"is not empty (it has {min(names)})"
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
         return leftovers
@@ -221,9 +217,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = lock.read(20) or "unknown"
-            raise StorageError(
-                f"{self.path}: process {owner} is writing to this run; wait for it to end, or choose another folder"
-            ) from error
+            raise StorageError(f"{self.path}: {_TAKEN.format(owner)}") from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks
                 raise
@@ -263,6 +257,7 @@ def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
     return (path.parent.parent, int(match[1])) if match and path.parent.name == "checkpoints" else None
 
 
+_TAKEN = "process {} is writing to this run; wait for it to end, or choose another folder"
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
