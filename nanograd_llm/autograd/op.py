@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -97,6 +98,8 @@ class Op:
         return [name for name in self.inputs if name not in self.constants]
 
     def _declared_shapes(self) -> ShapeLine:
+        if self.__doc__ is None and sys.flags.optimize > 1:
+            raise NanogradError("python -OO strips docstrings, and those of ops hold their shape lines; use python -O")
         line = ShapeLine.find(self.__doc__)
         if line is None:
             raise ShapeError(f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'")
@@ -214,6 +217,8 @@ class Op:
         try:
             if not needs:  # bare inputs may be lists
                 arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
+            if self.equals is not None:
+                arrays = [a if i in self._constant_places else _as_float(a) for i, a in enumerate(arrays)]
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
@@ -448,6 +453,13 @@ def frozen(v: Any) -> Any:
     if isinstance(v, list):
         return [frozen(part) for part in v]
     return tuple([frozen(part) for part in v]) if isinstance(v, tuple) else v
+
+
+def _as_float(a: Any) -> Any:
+    """What a fused op gets: integers become floats, as they would in the functions that it is composed of."""
+    if getattr(a, "dtype", None) is None or a.dtype.kind not in "iub":
+        return a
+    return a.astype(np.result_type(a.dtype, np.float32))
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:

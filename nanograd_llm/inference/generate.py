@@ -28,24 +28,25 @@ def generate(
     *,
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
-    stop: Collection[int] = (),
+    stop: int | Collection[int] = (),
     cache: bool = True,
 ) -> list[list[int]]:
     """Continue each prompt; returns the new ids of each, cut before the first stop id.
 
     prompts: ids, one sequence (T) or several (B, T), also of different lengths. A row does not depend on the others.
-    stop: ids that end a row.
+    stop: an id that ends a row, or several.
 
     Whenever the context is full, its older half is left behind. The model is put into evaluation mode. Raises
     ShapeError for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError where the model
     gives no usable logits.
     """
     rows = _rows(prompts, model)
+    ends = stop if isinstance(stop, Collection) else (stop,)
     written: list[list[int]] = [[] for _ in rows]
     open_rows = set(range(len(rows)))
     for ids in stream(model, rows, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache):
         for row, token in enumerate(ids):
-            if token in stop:
+            if token in ends:
                 open_rows.discard(row)
             elif token is not None and row in open_rows:
                 written[row].append(token)

@@ -168,7 +168,10 @@ class GPT(Module):
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
         """Logits of the token that follows the last one; records nothing.  tokens (B, T) -> array (B, V)"""
         with no_grad():
-            return raw(self.hidden(tokens, caches))[:, -1] @ self.head_table.data.T
+            x = raw(self.hidden(tokens, caches))
+            if not x.shape[1]:
+                raise ShapeError(f"the next token needs one before it; got tokens of shape {np.shape(tokens)}")
+            return x[:, -1] @ self.head_table.data.T
 
     def new_caches(self, batch: int) -> list[KeyValueCache]:
         """Empty key-value caches for `batch` sequences of up to context_length tokens."""

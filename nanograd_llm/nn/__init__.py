@@ -9,7 +9,7 @@ from nanograd_llm.nn.attention import (
 )
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from nanograd_llm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm, Sequential
 from nanograd_llm.nn.module import Module
 from nanograd_llm.nn.recompute import recompute
 
@@ -27,6 +27,7 @@ __all__ = [
     "MultiHeadList",
     "RMSNorm",
     "SelfAttention",
+    "Sequential",
     "SimplifiedSelfAttention",
     "recompute",
 ]

@@ -14,7 +14,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Parameter, Tensor
 from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import require_choice, require_int, require_number
+from nanograd_llm.settings import require_choice, require_int, require_number, require_type
 
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}
 
@@ -131,6 +131,32 @@ class Dropout(Module):
 
 
 Dropout.specimens = lambda draw: [(Dropout(0.4), (draw(3, n),)) for n in (1, 3)]
+
+
+class Sequential(Module):
+    """Layers one after the other, each a Module or a function such as `ops.relu`; `model[0]` is the first."""
+
+    def __init__(self, *layers: Callable[[Any], Any]):
+        for layer in layers:
+            require_type("each layer", layer, Callable, "a Module or a function")  # type: ignore[arg-type]
+        self.layers = list(layers)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layers[index]
+
+
+Sequential.specimens = lambda draw: [
+    (Sequential(Linear(3, 2), ops.tanh, LayerNorm(2)), (draw(2, 3),)),
+    (Sequential(Linear(2, 2, bias=False)), (draw(3, 2),)),
+]
 
 
 class MLP(Module):

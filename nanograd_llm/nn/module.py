@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
-from nanograd_llm.autograd.tensor import Parameter, Tensor
+from nanograd_llm.autograd.tensor import Parameter, Tensor, raw
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.ops.composed import count_targets
 
@@ -35,6 +35,7 @@ class Module:
 
     specimens: ClassVar[Callable[[Any], Iterable[Specimen]] | None] = None
     training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
+    _buffers: tuple[str, ...] = ()  # the names that `register_buffer` was given
     loss_items = "items"  # what `loss` is a mean over, in a word for progress and errors
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -46,7 +47,7 @@ class Module:
                 f"{type(self).__name__}.{name} is a Parameter, which this {type(value).__name__} would remove from "
                 f"the model; write into it, {name}.data[...] = ..., or assign a Parameter"
             )
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, np.asarray(raw(value)) if name in self._buffers else value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NanogradError(f"{type(self).__name__} has no forward; write one")
@@ -86,6 +87,27 @@ class Module:
         yield prefix, self
         for name, child in self._attributes(Module):
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> list[Module]:
+        """This module and every one below it."""
+        return [module for _, module in self.named_modules()]
+
+    def apply(self, f: Callable[[Module], Any]) -> Module:
+        """Call f on every module below this one and on this one last; returns the module."""
+        for module in reversed(self.modules()):
+            f(module)
+        return self
+
+    def register_buffer(self, name: str, array: Any) -> None:
+        """Keep an array, such as a running mean, as an attribute that `state_dict` holds and that is not trained."""
+        setattr(self, name, np.array(raw(array)))
+        self._buffers = (*(other for other in self._buffers if other != name), name)
+
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each array that was registered as a buffer, with its dotted name."""
+        for path, module in self.named_modules():
+            for name in module._buffers:
+                yield (f"{path}.{name}" if path else name), getattr(module, name)
 
     def _all_parameters(self) -> Iterator[tuple[str, Parameter]]:
         for path, module in self.named_modules():
@@ -141,17 +163,21 @@ class Module:
             parameter.grad = None
 
     def astype(self, dtype: Any) -> Module:
-        """Convert every parameter to another float dtype, in place; returns the module."""
+        """Convert every parameter and float buffer to another float dtype, in place; returns the module."""
         for parameter in self.parameters():
             parameter.data, parameter.grad = parameter.data.astype(dtype), None
+        for module in self.modules():
+            for name in module._buffers:
+                if getattr(module, name).dtype.kind == "f":
+                    setattr(module, name, getattr(module, name).astype(dtype))
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name -> array of every parameter: the arrays themselves, not copies."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """Name -> array of every parameter and buffer: the arrays themselves, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], *, assign: bool = False) -> None:
-        """Copy these arrays into the parameters of the same names.
+        """Copy these arrays into the parameters and buffers of the same names.
 
         Strict: if any name is missing or extra, or any shape or dtype differs, all are listed in one ShapeError and no
         parameter has changed.
@@ -162,13 +188,15 @@ class Module:
         own = self.state_dict()
         dtype = next(iter(arrays.values())).dtype if assign and arrays else None
         if dtype is not None and dtype.kind == "f":  # of no memory: only shape and dtype are looked at
-            own = {name: np.broadcast_to(np.zeros((), dtype), array.shape) for name, array in own.items()}
+            own |= {name: np.broadcast_to(np.zeros((), dtype), p.shape) for name, p in self.named_parameters()}
         require_fit(own, arrays, f"this {type(self).__name__}")
         for name, parameter in self.named_parameters():
             if assign:
                 parameter.data, parameter.grad = np.asarray(arrays[name]), None
             else:
                 parameter.data[...] = arrays[name]
+        for name, buffer in self.named_buffers():
+            buffer[...] = arrays[name]
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]

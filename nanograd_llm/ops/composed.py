@@ -139,7 +139,9 @@ def heads_of(x: Any, parts: int, n_head: int) -> Any:
 
 def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
     """What a softmax subtracts to stay in range: the largest of each row; 0 where a row holds nothing finite."""
-    largest = np.max(raw(x).real, axis=axes_of(axis, raw(x).ndim), keepdims=True, initial=-np.inf)
+    values = raw(x).real
+    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    largest = np.max(values, axis=axes_of(axis, raw(x).ndim), keepdims=True, initial=-np.inf)
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
 
 
@@ -176,6 +178,7 @@ def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tup
     if not 0 <= rate < 1:
         raise ConfigError(f"a dropout rate lies in 0 ≤ rate < 1; got {rate}")
     kept = generator(*seed).random(shape, dtype=np.float32) >= rate
+    dtype = dtype if dtype.kind in "fc" else np.dtype(np.float64)
     return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
 
 

@@ -306,6 +306,7 @@ def add_rows_backward(dy, ids):
 def check_ids(ids: Any, size: int, what: str) -> Any:
     """The ids as they are, if all are integers from 0 to size-1; IndexRangeError or DtypeError otherwise."""
     ids = np.asarray(ids) if isinstance(ids, (int, list, tuple)) else ids
+    ids = ids if ids.size else ids.astype(np.int64)  # an empty list has no dtype
     if ids.dtype.kind not in "iu":
         raise DtypeError(f"{what}s are integers; got {ids.dtype}; use astype('int64')")
     if ids.size and (ids.min() < 0 or ids.max() >= size):

@@ -104,7 +104,7 @@ def test_a_stop_id_ends_its_row_only_and_is_not_part_of_it() -> None:
     stop = free[0][4]
     stopped = generate(model, prompts, max_new_tokens=20, sampling=Sampling(seed=5), stop={stop})
     assert stopped == [row[: row.index(stop)] if stop in row else row for row in free]
-    assert generate(model, prompts[0], max_new_tokens=20, sampling=Sampling(seed=5), stop={free[0][0]}) == [[]]
+    assert generate(model, prompts[0], max_new_tokens=20, sampling=Sampling(seed=5), stop=free[0][0]) == [[]]
 
 
 def test_a_stop_id_in_a_prompt_does_not_stop() -> None:

@@ -314,3 +314,63 @@ def test_a_frozen_parameter_forgets_its_gradient_and_a_tied_one_is_frozen_in_bot
 )
 def test_a_loss_counts_the_integer_targets_that_are_not_left_out_or_else_the_rows(batch: Any, count: int) -> None:
     assert nn.Module().loss_count(*batch) == count
+
+
+# Modules, buffers and layers in a row
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        self.inner = nn.Sequential(nn.Linear(3, 4), ops.relu, nn.Linear(4, 2))
+        self.register_buffer("mean", np.zeros(3, np.float32))
+        self.register_buffer("seen", np.array(0))
+
+    def forward(self, x: Any) -> Any:
+        self.mean = 0.5 * self.mean + x.mean(0)
+        self.seen = self.seen + 1
+        return self.inner(x - self.mean)
+
+
+def test_buffers_are_saved_loaded_and_cast_but_not_trained() -> None:
+    model, other = nn.Sequential(Counted()), nn.Sequential(Counted())
+    x = np.ones((2, 3), np.float32)
+    model(x), model(x)
+    state = model.state_dict()
+    assert list(state)[-2:] == ["layers.0.mean", "layers.0.seen"] and len(model.parameters()) == 4
+    assert state["layers.0.mean"].tolist() == [1.5] * 3 and state["layers.0.seen"] == 2
+    for assign in (False, True):
+        other = nn.Sequential(Counted())
+        other.load_state_dict(state, assign=assign)
+        assert other[0].seen == 2
+        assert [array.tolist() for array in other.state_dict().values()] == [a.tolist() for a in state.values()]
+    with pytest.raises(ShapeError, match=r"missing: layers.0.seen \(\)"):
+        other.load_state_dict({name: array for name, array in state.items() if name != "layers.0.seen"})
+    model.astype(np.float64)
+    assert model[0].mean.dtype == np.float64 and model[0].seen.dtype == np.int64
+    model[0].register_buffer("seen", np.array(7))
+    assert [name for name, _ in model.named_buffers()] == ["layers.0.mean", "layers.0.seen"]
+
+
+def test_modules_and_apply_reach_the_whole_tree_children_first() -> None:
+    model = Counted()
+    inner = model.inner
+    assert model.modules() == [model, inner, inner[0], inner[2]]
+    seen: list[nn.Module] = []
+    assert model.apply(seen.append) is model
+    assert seen == [inner[2], inner[0], inner, model]
+
+
+def test_a_sequential_calls_its_layers_in_order() -> None:
+    first, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    model = nn.Sequential(first, ops.relu, last)
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(model(x).data, last(ops.relu(first(x))).data)
+    assert len(model) == 3 and model[0] is first and model[-1] is last
+    assert list(model.state_dict()) == ["layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"]
+    with pytest.raises(DtypeError, match="each layer must be a Module or a function"):
+        nn.Sequential([first, last])  # type: ignore[arg-type]
+
+
+def test_an_embedding_of_no_ids_has_no_rows() -> None:
+    table = nn.Embedding(3, 2)
+    assert table([]).shape == (0, 2) and table([[], []]).shape == (2, 0, 2)

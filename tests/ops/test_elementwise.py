@@ -7,7 +7,7 @@ import pytest
 from nanograd_llm import ops
 from nanograd_llm.gradcheck import assert_gradients
 
-OPS = [ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, ops.maximum, ops.minimum]
+OPS = [ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, ops.maximum, ops.minimum, ops.logaddexp]
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((2, 3, 4), (3, 1)), ((1, 4), (2, 3, 1))], ids=str)

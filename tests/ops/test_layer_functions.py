@@ -13,7 +13,7 @@ import pytest
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import higher_order
-from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.ops import composed
 
@@ -560,3 +560,67 @@ def test_keys_and_values_that_do_not_fit_the_queries_are_refused(form, shape):
 def test_lengths_that_cannot_be_are_refused(lengths, error, said):
     with pytest.raises(error, match=said):
         ops.sequence_mask(lengths, 3)
+
+
+FLOAT_ONLY = {
+    "dropout": lambda x: ops.dropout(x, rate=0.5),
+    "softmax": ops.softmax,
+    "log_softmax": ops.log_softmax,
+    "logsumexp": ops.logsumexp,
+    "cross_entropy": lambda x: ops.cross_entropy(x, 1),
+    "linear_cross_entropy": lambda x: ops.linear_cross_entropy(x, np.eye(4), 1),
+    "gelu": ops.gelu,
+    "gelu_exact": ops.gelu_exact,
+    "silu": ops.silu,
+    "layernorm": lambda x: ops.layernorm(x, np.ones(4), np.zeros(4)),
+    "rmsnorm": lambda x: ops.rmsnorm(x, np.ones(4)),
+    "attention": lambda x: ops.attention(x[None], x[None], x[None], causal=True),
+}
+
+
+@pytest.mark.parametrize("higher", [False, True], ids=["fused", "composed"])
+@pytest.mark.parametrize("name", FLOAT_ONLY)
+def test_integers_are_computed_as_the_same_floats(name, higher):
+    f = FLOAT_ONLY[name]
+    with higher_order() if higher else contextlib.nullcontext(), np.errstate(all="raise"):
+        for dtype in (np.int64, np.uint8, bool):
+            x = np.array([1, 2, 3, 4]).astype(dtype)
+            for given in (x, Tensor(x)):
+                np.testing.assert_allclose(raw(f(given)), raw(f(Tensor(x.astype(np.float64)))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "gelu", "gelu_exact", "silu", "dropout"])
+def test_a_number_without_axes_goes_through_a_layer_function_forward_and_backward(name):
+    static = {"axis": None} if "axis" in registry[name].static_defaults else {}
+    for dtype in (np.float32, np.float64):
+        x, row = leaf(3.0, dtype), leaf([3.0], dtype)
+        y, of_row = registry[name](x, **static), registry[name](row, **static)
+        assert y.dtype == dtype and y.shape == () and y.item() == of_row.data.item()
+        gradient = grad(y, x, np.array(2.0, dtype))
+        assert gradient.dtype == dtype and gradient.shape == ()
+        assert gradient == grad(of_row, row, np.full(of_row.shape, 2.0, dtype))
+
+
+def test_classes_of_a_cross_entropy_are_weighted_and_losses_reduced():
+    logits, targets = np.log([[1.0, 2, 3], [1, 1, 2], [1, 1, 1]]), np.array([2, 0, -100])
+    each, weight = np.array([math.log(2), math.log(4), 0]), np.array([3.0, 0.0, 1.0])
+    np.testing.assert_allclose(ops.cross_entropy(logits, targets, reduction="none"), each, rtol=1e-12)
+    np.testing.assert_allclose(ops.cross_entropy(logits, targets, reduction="sum"), each.sum(), rtol=1e-12)
+    weighted = ops.cross_entropy(logits, targets, reduction="none", weight=weight)
+    np.testing.assert_allclose(weighted, [each[0], 3 * each[1], 0], rtol=1e-12)
+    mean = ops.cross_entropy(logits, targets, weight=weight.tolist())
+    np.testing.assert_allclose(mean, (each[0] + 3 * each[1]) / 4, rtol=1e-12)
+    assert ops.cross_entropy(logits, np.full(3, -100), reduction="sum") == 0
+
+
+@pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
+def test_a_reduction_or_weight_that_cannot_be_is_refused(form):
+    logits, targets = np.zeros((2, 3)), np.array([0, 1])
+    with pytest.raises(ConfigError, match="reduction must be one of mean, sum, none; got 'summ'; did you mean 'sum'"):
+        form(logits, targets, reduction="summ")
+    with pytest.raises(ShapeError, match=r"weight has shape \(2,\); expected one for each class, \(3,\)"):
+        form(logits, targets, weight=[1.0, 2.0])
+    with pytest.raises(ConfigError, match="weight= or label_smoothing=, not both"):
+        form(logits, targets, weight=[1.0, 2.0, 3.0], label_smoothing=0.1)
+    with pytest.raises(ShapeError, match="no mean"):
+        form(logits, targets, weight=[0.0, 0.0, 3.0])

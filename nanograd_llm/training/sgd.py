@@ -1,0 +1,44 @@
+"""Stochastic gradient descent with momentum: each step goes on in the direction of the steps before.
+
+Polyak 1964; Sutskever et al. 2013, in PyTorch's form, whose velocity does not contain the learning rate.
+
+    u ← μ u + g + λ p;  p ← p - η u
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.settings import require_number
+
+
+class SGD:
+    """Optimizer over these parameters, updated in place. momentum: μ; weight_decay: λ, on every parameter.
+
+    `step` takes a list of gradients in the order of the parameters, as AdamW's does.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], *, momentum: float = 0.0, weight_decay: float = 0.0):
+        require_number("momentum", momentum, 0, 1, below=True)
+        require_number("weight_decay", weight_decay, 0)
+        self.parameters = list(parameters)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.velocities = [np.zeros_like(p.data) for p in self.parameters]
+
+    def step(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
+        """Move every parameter by one step, against its gradient.
+
+        Raises ShapeError where the gradients do not fit the parameters.
+        """
+        shapes, expected = [np.shape(g) for g in gradients], [p.shape for p in self.parameters]
+        if shapes != expected:
+            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
+        for p, velocity, gradient in zip(self.parameters, self.velocities, gradients):
+            velocity *= self.momentum
+            velocity += gradient
+            velocity += self.weight_decay * p.data
+            p.data -= learning_rate * velocity
