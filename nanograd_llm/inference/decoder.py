@@ -8,6 +8,7 @@ B sequences, C channels, H heads, D = C/H, n tokens so far, V vocabulary
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Decoder:
     def __init__(self, model: GPT, caches: list[KeyValueCache]):
         rows, width = len(caches[0].keys), model.config.n_embd
         self.blocks = [BlockStep(block, cache) for block, cache in zip(model.blocks, caches)]
-        self.norm = NormStep(model.ln_f, rows)
+        self.norm = _norm_step(model.ln_f, rows)
         self.caches = caches
         self.tokens, self.positions = model.wte.data, model.wpe.data
         self.head = model.head_table.data.T  # (C, V)
@@ -97,6 +98,25 @@ class NormStep:
         return np.add(y, self.bias, out=y)
 
 
+class OneNormStep(NormStep):
+    """For a single row, whose mean and variance are plain numbers: in half the time."""
+
+    def __init__(self, layer: LayerNorm):
+        super().__init__(layer, rows=1)
+        self.row, self.mean_of_row, self.epsilon = self.out[0], self.mean[:, 0], layer.eps
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        row, y = x[0], self.row
+        np.subtract(row, np.dot(row, self.mean_of_row), out=y)
+        np.divide(y, math.sqrt(np.dot(y, y) / len(y) + self.epsilon), out=y)
+        np.multiply(self.out, self.weight, out=self.out)
+        return np.add(self.out, self.bias, out=self.out)
+
+
+def _norm_step(layer: LayerNorm, rows: int) -> NormStep:
+    return OneNormStep(layer) if rows == 1 else NormStep(layer, rows)
+
+
 class AttentionStep:
     def __init__(self, layer: MultiHeadAttention, cache: KeyValueCache):
         rows, heads, _, size = cache.keys.shape
@@ -125,7 +145,7 @@ class BlockStep:
 
     def __init__(self, block: Block, cache: KeyValueCache):
         rows = len(cache.keys)
-        self.ln_1, self.ln_2 = NormStep(block.ln_1, rows), NormStep(block.ln_2, rows)
+        self.ln_1, self.ln_2 = _norm_step(block.ln_1, rows), _norm_step(block.ln_2, rows)
         self.attention = AttentionStep(block.attention, cache)
         self.up, self.down = LinearStep(block.mlp.up, rows), LinearStep(block.mlp.down, rows)
         self.activation: Any = ACTIVATIONS[block.mlp.activation]
