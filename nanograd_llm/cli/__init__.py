@@ -13,11 +13,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from nanograd_llm.cli.terminal import printable
 from nanograd_llm.errors import NanogradError
 
-COMMANDS = {  # and the file and function of each
-    **{name: name for name in ("train", "generate", "chat", "info", "tokenize", "convert", "gradcheck", "bench")},
-    "eval": "evaluate",
+COMMANDS = {  # with examples for the help page; each is the function of that name in a file of that name
+    "train": ["train", "train my_text.txt --minutes 5 --n-layer 4", "train my_text.txt --init gpt2 --steps 100"],
+    "generate": ['generate runs/nano-1 "The statement"', 'generate gpt2 "Once" --temperature 0.5 --seed 1'],
+    "chat": ["chat runs/nano-1"],
+    "info": ["info runs", "info runs/nano-1", "info gpt2"],
+    "tokenize": ['tokenize "the cat sat"', 'tokenize "the cat sat" --model runs/nano-1'],
+    "convert": ["convert runs/nano-1 --to hf --out my-model"],
+    "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
+    "bench": ["bench toy", "bench toy --against torch"],
+    "eval": ["eval runs/nano-1 my_text.txt"],
 }
 
 
@@ -60,8 +68,11 @@ def _run(arguments: Sequence[str]) -> int:
         help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
         suppress_keyboard_interrupt=False,  # main handles it
     )
-    for name, function in COMMANDS.items():
-        app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue="")  # imported when it is used
+    for name, examples in COMMANDS.items():
+        function = "evaluate" if name == "eval" else name  # eval is a function of Python's own
+        epilogue = "Examples:\n\n" + "\n\n".join(f"    nanograd-llm {example}" for example in examples)
+        app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue=epilogue)  # imported when used
+    app.register_install_completion_command(help="Let the shell complete commands and options.")
     if not arguments or arguments[0] in ("--help", "-h"):
         for name in COMMANDS:
             app[name]  # import it, for the first line of its help
@@ -86,9 +97,9 @@ def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"nanograd-llm: warning: {message}", file=sys.stderr)
+    print(f"nanograd-llm: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"nanograd-llm: {' '.join(message.split())}", file=sys.stderr)
+    print(f"nanograd-llm: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import secrets
 import sys
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.terminal import printable, written
 from nanograd_llm.inference import Conversation, Sampling
 from nanograd_llm.inference.sampling import PROSE
 
 
-@with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
+@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
 def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
     """Type a line, and the model goes on from it and all before; an empty line lets it go on. Ctrl-D ends.
 
@@ -28,7 +30,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
 
     opened = open_model(model)
     tokenizer, loaded = opened.tokenizer(), opened.model()
-    strategy = dataclasses.replace(PROSE, **sampling)
+    strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
     if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before, in its own way
@@ -48,8 +50,8 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
         try:
             tokenizer.encode(line)
         except IndexRangeError as error:  # nothing is lost by it: the next line may be one that the model can read
-            print(f"nanograd-llm: {error}", file=sys.stderr)
+            print(f"nanograd-llm: {printable(str(error))}", file=sys.stderr)
             continue
         for piece in conversation.reply(line):
-            print(piece, end="", flush=True)
+            print(written(piece), end="", flush=True)
         print()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.terminal import printable
 
 
 def convert(
@@ -38,6 +39,7 @@ def convert(
     tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
     written = save_gpt2(loaded, folder, tokenizer, form=to)
-    print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {shlex.quote(str(folder))}:")
+    place = printable(shlex.quote(str(folder)))
+    print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {place}:")
     for path in written:
-        print(f"{path.stat().st_size:>14,} bytes  {path.name}")
+        print(f"{path.stat().st_size:>14,} bytes  {printable(path.name)}")

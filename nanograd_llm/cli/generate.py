@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
+import sys
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.inference.writing import opening
 
 
-@with_options(sampling=options(Sampling, "Sampling", shown=vars(PROSE)))
+@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
 def generate(
     model: Model,
     prompt: str | None = None,
@@ -38,9 +41,11 @@ def generate(
     tokenizer, loaded = opened.tokenizer(), opened.model()
     prompt = prompt or opening(tokenizer)
     ids = tokenizer.encode(prompt)
-    strategy = dataclasses.replace(PROSE, **sampling)
+    strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     pieces = stream_text(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=strategy, cache=cache)
-    print(prompt + next(pieces, ""), end="", flush=True)  # only once the first piece shows that all is well
+    print(written(prompt + next(pieces, "")), end="", flush=True)  # only once the first piece shows that all is well
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        print(written(piece), end="", flush=True)
+    print(flush=True)
+    if "seed" not in sampling and strategy.temperature > 0:
+        print(f"--seed {strategy.seed} writes this again", file=sys.stderr)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from nanograd_llm.backend.threads import pinned_blas
+from nanograd_llm.cli.terminal import printable, written
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
 from nanograd_llm.training.trainer import StepRecord
 
@@ -18,7 +19,7 @@ _QUOTE = "    | "
 def show(run: Run, events: Iterator[Event]) -> int:
     """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it, 129 where SIGHUP did."""
     for name, line in run.task.describe().items():
-        print(f"{name:<11}{line}")
+        print(written(f"{name:<11}{line}"))
     print(f"training   batches of {run.task.training.batch_size}, {run.trainer.workers}", flush=True)
     pinned = pinned_blas()
     if pinned:
@@ -52,8 +53,8 @@ def _say_stopping(number: signal.Signals, breaks_off: bool) -> None:
     os.write(2, b"\n")
 
 
-def _numbers(record: StepRecord, items: str) -> str:
-    return f"loss {record.loss:.3f}, {record.items_per_second:,.0f} {items}/s"
+def _numbers(record: StepRecord, items: str) -> tuple[str, str]:
+    return f"loss {record.loss:.3f}", f"{record.items_per_second:,.0f} {items}/s"
 
 
 class _Lines:
@@ -65,7 +66,8 @@ class _Lines:
     def step(self, record: StepRecord) -> None:
         if int(record.progress * 10) > self.tenths:
             self.tenths = int(record.progress * 10)
-            print(f"step {record.step:>6}: {record.progress:4.0%}, {_numbers(record, self.items)}", flush=True)
+            loss, speed = _numbers(record, self.items)
+            self.say(f"step {record.step:>6}: {record.progress:4.0%}, {loss}, {speed}")
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -78,25 +80,22 @@ class _Bar:
     """A bar with loss, speed and the time left; text from `say` appears above it."""
 
     def __init__(self, items: str = "items") -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.items = items
-        self.shown = Progress(
-            TextColumn("step {task.fields[step]:>6}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        self.task = self.shown.add_task("training", total=1.0, step=0, numbers="")
+        self.items, console = items, Console()
+        columns = [(0, TextColumn("step {task.fields[step]:>6}")), (75, BarColumn())]  # each from which width on
+        columns += [(0, TextColumn("{task.percentage:>3.0f}%")), (30, TextColumn("{task.fields[loss]}"))]
+        columns += [(66, TextColumn("{task.fields[speed]}")), (42, TimeRemainingColumn()), (42, TextColumn("left"))]
+        self.shown = Progress(*(column for width, column in columns if width <= console.width), console=console)
+        self.task = self.shown.add_task("training", total=1.0, step=0, loss="", speed="")
 
     def step(self, record: StepRecord) -> None:
-        numbers = _numbers(record, self.items)
-        self.shown.update(self.task, completed=record.progress, step=record.step, numbers=numbers)
+        loss, speed = _numbers(record, self.items)
+        self.shown.update(self.task, completed=record.progress, step=record.step, loss=loss, speed=speed)
 
     def say(self, text: str) -> None:
-        self.shown.console.print(text, markup=False, highlight=False)
+        self.shown.console.print(printable(text), markup=False, highlight=False)
 
     def quote(self, text: str) -> None:
         """With the mark before each line of the screen as well, where a line of the text takes several."""
@@ -104,5 +103,5 @@ class _Bar:
 
         console = self.shown.console
         room = max(1, console.width - len(_QUOTE))
-        rows = [row.plain for line in text.splitlines() for row in Text(line).wrap(console, room)]
+        rows = [row.plain for line in printable(text).splitlines() for row in Text(line).wrap(console, room)]
         self.say("\n".join(_QUOTE + row.rstrip() for row in rows))

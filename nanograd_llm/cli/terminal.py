@@ -1,8 +1,9 @@
-"""What several commands show: counts in words, and that something is under way."""
+"""What several commands show: text that is safe for a terminal, counts in words, and that something is under way."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -34,6 +35,24 @@ def waiting(title: str, *, lines: bool = False) -> Iterator[Callable[..., object
             bar.update(task, total=1 if share else None, completed=share, description=title)
 
         yield show
+
+
+# What moves the cursor, colours, rings, or turns the direction of writing: control characters but tab and line end.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""A text from a model or a file as a terminal may get it: a control character becomes its Python escape.
+
+    >>> print(printable("\x1b[31mred"))
+    \x1b[31mred
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def written(text: str) -> str:
+    """A text for stdout: `printable` on a terminal, and as it is in a file or a pipe."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def counted(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from nanograd_llm.cli.options import NOTHING, Given, options, with_options
 from nanograd_llm.cli.progress import show
-from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.cli.terminal import waiting, written
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.runs.run import RunConfig
 from nanograd_llm.tasks.language_model import TextConfig
@@ -83,5 +83,5 @@ def train(
         code = show(prepared, events)
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
-    print(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}")
+    print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
     return code

@@ -29,11 +29,19 @@ def _fault(error: CycloptsError) -> str:
     command = " ".join(error.command_chain or ("nanograd-llm",))
     if isinstance(error, UnknownCommandError) and error.unused_tokens and error.app is not None:
         names = [name for name in error.app if not name.startswith("-")]
+        if error.unused_tokens[0].startswith("-"):
+            return _unknown_option(error.unused_tokens[0], list(error.app), "nanograd-llm")
         near = nearest(error.unused_tokens[0], names)
         hint = f"did you mean {near}?" if near else f"the commands are {', '.join(names)}"
         return f"{_shown(error.unused_tokens[0])} is no command; {hint}"
     if isinstance(error, UnknownOptionError):
-        return _unknown_option(error, command)
+        word, given = error.token.keyword or error.token.value, error.root_input_tokens or []
+        if "--" in given and word not in given[: given.index("--")]:  # behind it, nothing is an option
+            if word.startswith("--"):
+                return f"{word} stands behind --, where all is text; put options before --, and the text last"
+            return _too_many([word], error, command)
+        names = [name for argument in error.argument_collection for name in argument.names]
+        return _unknown_option(word, [*names, "--help"], command)
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return _too_many(error.unused_tokens, error, command)
     if isinstance(error, RepeatArgumentError):
@@ -52,17 +60,15 @@ def _fault(error: CycloptsError) -> str:
     return str(error).rstrip(".")
 
 
-def _unknown_option(error: UnknownOptionError, command: str) -> str:
-    word = error.token.keyword or error.token.value
-    given = error.root_input_tokens or []
-    if "--" in given and word not in given[: given.index("--")]:  # behind it, nothing is an option
-        if word.startswith("--"):
-            return f"{word} stands behind --, where all is text; put options before --, and the text last"
-        return _too_many([word], error, command)
-    options = {name.strip("-"): name for argument in error.argument_collection for name in argument.names}
-    near = nearest(word.strip("-"), options) if word.startswith("--") else ""
+def _unknown_option(word: str, options: list[str], command: str) -> str:
+    """An option is also known by its initials, as --lr, and by its first letter, as -V, where that is but one."""
+    short = word.strip("-").lower()
+    names = {name.strip("-"): name for name in options if name.startswith("--")}
+    alike = [name for name in names if short in ("".join(part[0] for part in name.split("-")), name[0])]
+    near = nearest(short, names) if word.startswith("--") else ""
+    near = near or (alike[0] if len(alike) == 1 else "")
     if near:
-        return f"{word} is no option of {command}; did you mean {options[near]}?"
+        return f"{word} is no option of {command}; did you mean {names[near]}?"
     if word.startswith("--") and " " not in word:
         return f"{word} is no option of {command}"
     return f"{_shown(word)} is no option of {command}; a text that begins with a dash goes last, behind --"

@@ -82,6 +82,6 @@ def _advice(repository: str, name: str, reason: str) -> str:
     size = f", {KNOWN[name][1] / 1e6:,.0f} MB" if name in KNOWN else ""
     return (
         f"{name}: is no path here, not in the cache {cache_folder()}, and {reason}. Where there is a net, "
-        f"`pip install 'nanograd_llm[hub]'` and say the same again. Or fetch config.json, vocab.json, merges.txt and "
+        f"`pip install huggingface_hub` and say the same again. Or fetch config.json, vocab.json, merges.txt and "
         f"model.safetensors{size} from https://huggingface.co/{repository}, put them into one folder, and give its path"
     )

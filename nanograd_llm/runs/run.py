@@ -67,8 +67,7 @@ class RunConfig(Settings):
         "Score the held-out part every N steps; five times a run if not given.", default=None, low=1
     )
     checkpoint_every: int | None = setting(
-        "Save a checkpoint every N steps; if not given, every 5 minutes, of which the last two are kept, and at the "
-        "end.",
+        "Save a checkpoint every N steps; every 5 minutes, the last two of them kept, and at the end if not given.",
         default=None,
         low=1,
     )

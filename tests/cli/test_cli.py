@@ -19,6 +19,7 @@ from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
+COMMANDS = ["train", "generate", "chat", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
 
@@ -75,6 +76,32 @@ def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same(run, ca
     assert texts[0] != texts[2]
 
 
+def test_without_a_seed_generate_draws_a_fresh_one_and_tells_how_to_repeat_it(run, capsys):
+    arguments = ["generate", str(run), "The", "--max-new-tokens", "30"]
+    texts = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        texts.append(told(capsys))
+    (out, err), (other, _) = texts
+    assert out != other
+    seed = re.fullmatch(r"--seed (\d+) writes this again\n", err)[1]
+    assert main([*arguments, "--seed", seed]) == 0
+    assert told(capsys) == (out, "")
+
+
+def test_info_of_a_folder_of_runs_lists_them(run, capsys):
+    assert main(["info", str(run.parent)]) == 0
+    out, _ = told(capsys)
+    assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4\n", out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_ends_with_examples(name, capsys):
+    main([name, "--help"])
+    _, _, examples = capsys.readouterr().out.partition("Examples:")
+    assert f"nanograd-llm {name}" in " ".join(examples.split())
+
+
 def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     texts = set()
     for seed in "12":
@@ -86,7 +113,7 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
 def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys):
     texts = []
     for prompt in ([], [""], ["\n"]):
-        assert main(["generate", str(run), *prompt, "--max-new-tokens", "3"]) == 0
+        assert main(["generate", str(run), *prompt, "--max-new-tokens", "3", "--seed", "0"]) == 0
         texts.append(told(capsys)[0])
     assert texts[0] == texts[1] == texts[2]
 
@@ -103,7 +130,7 @@ def letters(tmp_path_factory):
 
 def test_a_run_that_knows_no_new_line_writes_without_a_prompt(letters, capsys):
     capsys.readouterr()
-    assert main(["generate", str(letters), "--max-new-tokens", "5"]) == 0
+    assert main(["generate", str(letters), "--max-new-tokens", "5", "--seed", "0"]) == 0
     out, err = told(capsys)
     assert not err
     assert out[0] == " " and len(out) == 7  # the first of its characters, five more, and the end of the line
@@ -174,20 +201,21 @@ def test_info_shows_what_was_used_rounded_and_leaves_out_what_was_not(tmp_path, 
     assert "None" not in "".join(lines.values())
 
 
-@pytest.mark.parametrize("width", [60, 200])
+@pytest.mark.parametrize("width", [42, 60, 200])
 def test_info_on_a_narrow_terminal_shows_the_beginning_and_the_end_of_every_name(width, run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     main(["info", str(run)])
-    table = [line.split("│")[1].strip() for line in told(capsys)[0].splitlines() if line.startswith("│")]
+    lines = told(capsys)[0].splitlines()
+    rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
+    table = [row[0].strip() for row in rows]
+    assert len(rows[0]) == {42: 2, 60: 3, 200: 4}[width]  # columns are left out, numbers are not cut
+    assert all("…" not in cell for row in rows for cell in row[1:])
     names = [name for name, _ in open_model(run).model().named_parameters()]
     assert len(set(table)) == len(table) == len(names) + 1
-    for shown, name in zip(table, names):
+    for shown, name in zip(table, [*names, "all"]):
         begin, _, end = shown.partition("…")
         assert name.startswith(begin) and name.endswith(end)
         assert shown == name or width < 80
-
-
-COMMANDS = ["train", "generate", "chat", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -257,6 +285,9 @@ def test_version_is_the_packages(capsys):
     [
         (["train", "--stpes", "3"], 2, "--stpes is no option of train; did you mean --steps? See"),
         (["train", "text.txt", "--bogus", "1"], 2, "--bogus is no option of train; see nanograd-llm train --help\n"),
+        (["train", "--lr", "3"], 2, "--lr is no option of train; did you mean --learning-rate? See"),
+        (["train", "-o", "x"], 2, "-o is no option of train; did you mean --out? See"),
+        (["-V"], 2, "-V is no option of nanograd-llm; did you mean --version? See"),
         (["trian"], 2, "'trian' is no command; did you mean train? See nanograd-llm --help"),
         (["xyz"], 2, "'xyz' is no command; the commands are train, generate,"),
         (["train", "--steps", "many"], 2, "--steps must be an integer; got 'many'; see"),
@@ -427,7 +458,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(run, arguments):
 
 
 def test_without_an_output_a_command_does_its_work(run):
-    line = " ".join(f"'{word}'" for word in command("generate", str(run), "The")) + " >&-"
+    line = " ".join(f"'{word}'" for word in command("generate", str(run), "The", "--seed", "0")) + " >&-"
     process = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True)
     assert (process.returncode, process.stderr) == (0, "")
 
@@ -450,7 +481,7 @@ def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_ch
     replies = []
     for said in (b"a\xff\nb\n", "a\ufffd\nb\n".encode()):
         process = subprocess.run(
-            command("chat", str(run), "--max-new-tokens", "5"),
+            command("chat", str(run), "--max-new-tokens", "5", "--seed", "0"),
             input=said,
             capture_output=True,
             env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
@@ -493,7 +524,7 @@ def test_a_reader_that_goes_away_loses_no_training(tmp_path):
 
 def test_a_console_that_lacks_a_character_gets_a_question_mark(run):
     process = subprocess.run(
-        command("generate", str(run), "caf\udcff\u6f22", "--max-new-tokens", "30"),
+        command("generate", str(run), "caf\udcff\u6f22", "--max-new-tokens", "30", "--seed", "0"),
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
@@ -534,3 +565,24 @@ def test_a_check_of_a_model_counts_its_seconds_on_a_terminal_and_nowhere_else(ru
     main(["gradcheck", "--model", str(run)])
     out, err = told(capsys)
     assert "checking" not in out + err
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs script(1) to pretend to be a terminal")
+@pytest.mark.parametrize("name", ["generate", "info", "missing"])
+def test_escapes_from_a_prompt_a_config_or_a_name_never_reach_a_terminal(name, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text("utf-8").replace("[text]", '[text]\nfile = "\\u001b[2J"'), "utf-8")
+    arguments = {
+        "generate": ["generate", str(run), "a\x1b[2Jb", "--max-new-tokens", "2"],
+        "info": ["info", str(tmp_path / "run")],
+        "missing": ["info", "no\x1b[2Jrun"],
+    }[name]
+    line = " ".join(f"'{word}'" for word in command(*arguments))
+    process = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True)
+    assert "\x1b[2J" not in process.stdout and "\\x1b[2J" in process.stdout
+
+
+def test_shell_completion_can_be_installed(capsys):
+    main(["--help"])
+    assert "--install-completion" in capsys.readouterr().out

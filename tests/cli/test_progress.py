@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nanograd_llm.cli.progress import _Bar, _Lines
+from nanograd_llm.cli.terminal import printable
+from nanograd_llm.training import StepRecord
 
+RECORD = StepRecord(12_345, 10, 3.25, 1e-3, 1.0, 73_078.0, 0.25)
 TEXT = "The statement is a statement of the statement.\n\n  [bold]x[/]\n" + "\u6f22\u5b57 \u6f22\u5b57" * 5
 
 
@@ -27,3 +30,44 @@ def test_on_a_terminal_the_mark_of_a_quote_stands_before_each_line_of_the_screen
 def test_elsewhere_a_line_of_a_quote_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
     _Lines().quote(TEXT)
     assert capsys.readouterr().out == "".join(f"    | {line}\n" for line in TEXT.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [
+        (20, {"step  12345", " 25%"}),
+        (30, {"step  12345", " 25%", "loss 3.250"}),
+        (42, {"step  12345", " 25%", "loss 3.250", "left"}),
+        (66, {"step  12345", " 25%", "loss 3.250", "left", "73,078 tokens/s"}),
+        (80, {"step  12345", " 25%", "loss 3.250", "left", "73,078 tokens/s", "━"}),
+    ],
+)
+def test_on_a_narrow_terminal_the_bar_leaves_fields_out_and_cuts_none(
+    width: int, parts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    bar, screen = _Bar("tokens"), io.StringIO()
+    bar.step(RECORD)
+    console = Console(file=screen, width=width)
+    console.print(bar.shown.get_renderable())
+    shown = screen.getvalue()
+    everything = {"step  12345", " 25%", "loss 3.250", "left", "73,078 tokens/s", "━"}
+    assert {part for part in everything if part in shown} == parts
+    assert "…" not in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("bad", ["\x1b[31m", "\x07", "\x9b2J", "\r", "\u202e", "\x7f", "\0"])
+def test_what_steers_a_terminal_is_shown_as_its_escape(bad: str) -> None:
+    assert printable(f"a{bad}b") == f"a{bad[0].encode('unicode_escape').decode()}{bad[1:]}b"
+    bar, screen = _Bar(), io.StringIO()
+    bar.shown = Progress(console=Console(file=screen, width=80))
+    bar.quote(f"a{bad}b")
+    bar.say(f"a{bad}b")
+    assert bad[0] not in screen.getvalue() and "\\" in screen.getvalue()
+
+
+def test_text_lines_tabs_and_all_that_is_only_shown_stay_as_they_are() -> None:
+    assert (
+        printable("a\tb\r\n\u6f22 \U0001f469\u200d\U0001f52c \u00a0")
+        == "a\tb\n\u6f22 \U0001f469\u200d\U0001f52c \u00a0"
+    )

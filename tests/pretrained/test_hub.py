@@ -84,7 +84,7 @@ def test_what_is_not_here_and_cannot_be_fetched_says_what_to_fetch_how_much_and_
     for told in (
         f"not in the cache {cache}",
         "huggingface_hub, which fetches it, is not installed",
-        "pip install 'nanograd_llm[hub]'",
+        "pip install huggingface_hub",
         "config.json, vocab.json, merges.txt and model.safetensors, 6,432 MB",
         "https://huggingface.co/openai-community/gpt2-xl",
         "give its path",

@@ -26,9 +26,7 @@ from nanograd_llm.gradcheck.cases.samples import LAYOUTS, Case, Draw
 try:
     from hypothesis import strategies as st
 except ModuleNotFoundError:
-    raise ConfigError(
-        'gradcheck.strategies needs Hypothesis, which is not installed; pip install "nanograd_llm[test]"'
-    ) from None
+    raise ConfigError("gradcheck.strategies needs Hypothesis, which is not installed; pip install hypothesis") from None
 
 _SEEDS = st.integers(0, 2**32 - 1)
 
