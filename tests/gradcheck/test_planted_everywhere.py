@@ -66,7 +66,8 @@ def test_each_mistake_in_an_op_is_traced_to_its_rule(name):
 @pytest.mark.parametrize(("place", "name"), [(place, name) for place, (_, _, names) in WHOLE.items() for name in names])
 def test_each_mistake_that_shows_in_a_layer_or_a_gpt_is_traced_to_its_rule(place, name):
     f, inputs, _ = WHOLE[place]
-    found = [blamed(mutant, f, inputs) for mutant in mutants(registry[name])]
+    given = [mutant for mutant in mutants(registry[name]) if "kv" not in mutant.name]  # attention to itself has none
+    found = [blamed(mutant, f, inputs) for mutant in given]
     assert [one for one in found if one is not None] == [{(name, written_at(registry[name]))}] * (
         len(found) - found.count(None)
     )
