@@ -6,7 +6,6 @@ import os
 
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import read_bytes
-from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.settings import require_choice, shown
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -21,6 +20,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
     cannot be read.
     """
+    from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object  # training alone reads no JSON
+
     where = f"{path} is not a tokenizer that nanograd_llm saved"
     text = read_bytes(path, at_most=BYTES_A_VALUE * MAX_VALUES)
     content = read_json_object(text, where, max_values=MAX_VALUES)

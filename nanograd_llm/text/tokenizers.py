@@ -6,7 +6,6 @@ A tokenizer is its table of pieces, the bytes that each id stands for, and a way
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -103,6 +102,8 @@ class Tokenizer(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file for `load_tokenizer`, whole or not at all. Raises StorageError."""
         content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()
+        import json  # here, since most programs save none
+
         write_atomically(path, json.dumps(content).encode("ascii") + b"\n")
 
     def __repr__(self) -> str:
