@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
@@ -108,6 +108,16 @@ def shown(value: Any) -> str:
         return f"{value!r:.100}"
     except (ValueError, RecursionError):  # an integer of too many digits, tables too deep in each other
         return f"{type(value).__name__} too large to show"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names out of a file, for an error of one line.
+
+    >>> listed(["wte.weight", "a\\nb"])
+    "'wte.weight', 'a\\\\nb'"
+    """
+    first = ", ".join(f"{name!r:.100}" for name in names[:10])
+    return first + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def require_int(field: str, value: Any, low: int, high: int = MAX_INT) -> None:

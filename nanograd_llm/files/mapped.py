@@ -46,16 +46,6 @@ def refuse_stand_in(begin: bytes, where: str) -> None:
         raise BadFileError(f"{where}: is a page of HTML, not the file itself; fetch the file again, not its web page")
 
 
-def listed(names: Sequence[object]) -> str:
-    """Names out of a file, for an error of one line.
-
-    >>> listed(["wte.weight", "a\\nb"])
-    "'wte.weight', 'a\\\\nb'"
-    """
-    shown = ", ".join(f"{name!r:.100}" for name in names[:10])
-    return shown + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
-
-
 def bytes_at(data: NDArray[np.uint8], offset: int, size: int, where: str) -> bytes:
     """A copy of `size` bytes from `offset` on. Raises BadFileError if they are not all there."""
     _require_inside(data, offset, size, where)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.json import read_json_file
-from nanograd_llm.files.mapped import listed
+from nanograd_llm.settings import listed
 
 MAX_SHARDS = 1000
 Reader = Callable[[Path], dict[str, NDArray[Any]]]

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.mapped import listed, map_file
+from nanograd_llm.files.mapped import map_file
 from nanograd_llm.files.tensor_pickle import read_tensor_pickle
 from nanograd_llm.files.zip import read_zip_records
+from nanograd_llm.settings import listed
 
 MAX_PICKLE = 2**22
 _SAVE_AGAIN = "load it once with torch and save it again: torch.save(torch.load(path, weights_only=True), path)"

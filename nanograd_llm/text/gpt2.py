@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.files.mapped import listed
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import listed, require_int
 from nanograd_llm.text.bpe import BYTES
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
 

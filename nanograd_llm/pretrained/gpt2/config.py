@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
-from nanograd_llm.files.mapped import listed
 from nanograd_llm.models.gpt import GPTConfig
-from nanograd_llm.settings import check_keys
+from nanograd_llm.settings import check_keys, listed
 
 # Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
 # of transformers). What is in no table here has no part in what transformers computes with a GPT-2.

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.mapped import listed
 from nanograd_llm.files.tensor_pickle import Unread
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object, require_tensors
@@ -39,7 +38,7 @@ from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
 from nanograd_llm.pretrained.opened import require_finite, require_fitting, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
-from nanograd_llm.settings import shown
+from nanograd_llm.settings import listed, shown
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
 MAX_LAYERS = 1024

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import read_bytes, storage_errors
-from nanograd_llm.files.mapped import listed, map_file
+from nanograd_llm.files.mapped import map_file
 from nanograd_llm.files.shards import beside
 from nanograd_llm.pretrained import weights
 from nanograd_llm.pretrained.gpt2.llmc import MAGIC
 from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, OWN, PAIRS, SINGLE, SPECIAL_NAMES
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
-from nanograd_llm.settings import nearest, require_type
+from nanograd_llm.settings import listed, nearest, require_type
 
 # In the order in which they are looked for in a folder.
 FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
