@@ -21,7 +21,7 @@ from nanograd_llm.autograd.modes import state
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
-from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, as_dtype_of, raw, registry
+from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, array_of, as_dtype_of, registry
 from nanograd_llm.backend.arrays import as_array, is_array
 from nanograd_llm.errors import (
     DtypeError,
@@ -203,7 +203,7 @@ class Op:
         node = self._record(inputs, arrays, static, kept, needs, y)
         if is_traced:
             if state.checked:
-                node.guard = Guard(where, [a for a in map(raw, _flat(node.saved)) if isinstance(a, np.ndarray)])
+                node.guard = Guard(where, [a for a in map(array_of, _flat(node.saved)) if isinstance(a, np.ndarray)])
             if state.watcher is not None:
                 state.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
@@ -306,7 +306,7 @@ class Op:
                 if kind == "y" and state.higher_order:
                     saved[i] = Tensor._recorded(saved[i], node)
                 elif kind == "input" and not state.higher_order:
-                    saved[i] = [raw(x) for x in saved[i]] if self.variadic else raw(saved[i])
+                    saved[i] = [array_of(x) for x in saved[i]] if self.variadic else array_of(saved[i])
         try:
             given = self.rule(cotangent, *saved)
         except Exception as error:

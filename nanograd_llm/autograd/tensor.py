@@ -82,7 +82,7 @@ def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
 
 
 def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any], Array]:
-    return lambda self, other: compare(self.data, raw(other))
+    return lambda self, other: compare(self.data, array_of(other))
 
 
 class Tensor:
@@ -107,7 +107,7 @@ class Tensor:
     grad: Array | None
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        data = raw(data)
+        data = array_of(data)
         if not is_array(data):
             data = _array_from(data, np.dtype(np.float32))
         elif isinstance(data, (np.generic, np.ndarray)):
@@ -225,7 +225,7 @@ class Tensor:
             replacement = hook(cotangent)
             if state.higher_order:
                 return replacement if replacement is None or isinstance(replacement, Tensor) else Tensor(replacement)
-            return as_array(raw(replacement), cotangent)
+            return as_array(array_of(replacement), cotangent)
 
         hooks.append(run)
         return lambda: hooks.remove(run) if run in hooks else None
@@ -331,7 +331,7 @@ class Tensor:
             if name in _ARITHMETIC:
                 return registry[name](*inputs)
             if name in _COMPARISONS:
-                return ufunc(*map(raw, inputs))
+                return ufunc(*map(array_of, inputs))
         instead = f"use ops.{name}(...)" if name in registry else "use .data to say that no gradient is wanted"
         if "out" in options:
             instead = "no array can hold its tape: for `array += tensor` write `array = array + tensor`"
@@ -348,7 +348,7 @@ class Tensor:
         if name not in _NO_GRADIENT and any(isinstance(x, Tensor) and x.requires_grad for x in parts):
             instead = f"use ops.{name}" if name in registry else "use .data to say that no gradient is wanted"
             raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
-        return func._implementation(*map(raw, args), **kwargs)
+        return func._implementation(*map(array_of, args), **kwargs)
 
     def __repr__(self) -> str:
         body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
@@ -387,7 +387,7 @@ def as_dtype_of(x: Any, *arrays: Any) -> Any:
     return array.astype(dtype) if dtype.kind == "c" or (dtype.kind == "f" and array.dtype.kind != "c") else array
 
 
-def raw(x: Any) -> Any:
+def array_of(x: Any) -> Any:
     """The array of a Tensor; anything else as it is."""
     return x.data if isinstance(x, Tensor) else x
 
@@ -496,7 +496,7 @@ def value_and_grad(
 
 def _leaves(x: Any) -> Any:
     """x as a float leaf; a list of arrays as a list of leaves."""
-    if isinstance(x, (list, tuple)) and any(is_array(raw(part)) for part in x):
+    if isinstance(x, (list, tuple)) and any(is_array(array_of(part)) for part in x):
         return [_leaves(part) for part in x]
     return x if isinstance(x, Tensor) and x.requires_grad else Tensor(x, requires_grad=True)
 
@@ -544,12 +544,12 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     Raises ShapeError where the vectors are not shaped as the inputs.
     """
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
-    expected, found = [leaf.shape for leaf in leaves], [np.shape(raw(v)) for v in vectors]
+    expected, found = [leaf.shape for leaf in leaves], [np.shape(array_of(v)) for v in vectors]
     if found != expected:
         raise ShapeError(f"hvp wants a vector for each input, of its shape: {expected}; got {found}")
     with higher_order():
         gradients = grad(f(*leaves), leaves)
-        along = [g * raw(v) for g, v in zip(gradients, vectors)]
+        along = [g * array_of(v) for g, v in zip(gradients, vectors)]
         total = functools.reduce(lambda a, b: a + b, [a.sum() for a in along])
     if not total.requires_grad:  # f is linear: its gradient does not move
         return [np.zeros_like(leaf.data) for leaf in leaves]
@@ -577,11 +577,11 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
             )
         seed = xp(root.data).ones_like(root.data)
     else:
-        seed = cotangent if is_array(raw(cotangent)) else as_dtype_of(cotangent, root)
+        seed = cotangent if is_array(array_of(cotangent)) else as_dtype_of(cotangent, root)
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
         if seed.dtype != root.dtype:
             raise DtypeError(f"the cotangent has dtype {seed.dtype}; this Tensor has {root.dtype}; cast it first")
     if state.higher_order:
         return seed if isinstance(seed, Tensor) else Tensor._recorded(seed, None)
-    return np.asarray(seed) if isinstance(seed, np.generic) else raw(seed)
+    return np.asarray(seed) if isinstance(seed, np.generic) else array_of(seed)

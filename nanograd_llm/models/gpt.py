@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.autograd.tensor import Parameter, Tensor, raw
+from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
@@ -168,7 +168,7 @@ class GPT(Module):
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
         """Logits of the token that follows the last one; records nothing.  tokens (B, T) -> array (B, V)"""
         with no_grad():
-            x = raw(self.hidden(tokens, caches))
+            x = array_of(self.hidden(tokens, caches))
             if not x.shape[1]:
                 raise ShapeError(f"the next token needs one before it; got tokens of shape {np.shape(tokens)}")
             return x[:, -1] @ self.head_table.data.T
@@ -194,7 +194,7 @@ class GPT(Module):
         return ops.linear(x, self.head_table.T)  # (B, T, C)·(C, V) -> (B, T, V)
 
     def _embed(self, tokens: Any, start: int) -> Tensor:
-        ids = np.asarray(raw(tokens))
+        ids = np.asarray(array_of(tokens))
         if ids.dtype.kind in "OSU":
             raise DtypeError(f"tokens are integer ids (B, T), as tokenizer.encode gives them; got {tokens!r:.100}")
         if ids.ndim != 2:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.autograd.tensor import Tensor, raw
+from nanograd_llm.autograd.tensor import Tensor, array_of
 from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.errors import ConfigError, GraphError, ShapeError
 from nanograd_llm.nn.cache import KeyValueCache
@@ -165,7 +165,7 @@ class MultiHeadAttention(Module):
         if self.causal:
             scores = ops.where(ops.causal_mask(*scores.shape[-2:]), scores, -np.inf)
         if key_mask is not None:
-            scores = ops.where(raw(key_mask)[:, None, None], scores, -np.inf)  # (B, S) -> (B, 1, 1, S)
+            scores = ops.where(array_of(key_mask)[:, None, None], scores, -np.inf)  # (B, S) -> (B, 1, 1, S)
         return ops.softmax(scores)
 
     def forward(self, x: Any, context: Any = None, key_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
@@ -198,11 +198,11 @@ class MultiHeadAttention(Module):
         if q.requires_grad or (kv is not None and kv.requires_grad):
             raise GraphError("a key-value cache lets no gradient through; call the model with one inside no_grad()")
         if is_known:
-            (q,), stored = heads_of(raw(q), 1, self.n_head), cache.stored()
+            (q,), stored = heads_of(array_of(q), 1, self.n_head), cache.stored()
         else:
-            q, *new = split_heads(raw(q), raw(kv), self.n_head)
+            q, *new = split_heads(array_of(q), array_of(kv), self.n_head)
             stored = cache.extend(*new)
-        key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
+        key_mask = None if key_mask is None else array_of(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
         y = ops.attention(q, *stored, key_mask, causal=self.causal, scale=self.scale)  # (B, H, t, D), (B, H, S, D)
         return y.swapaxes(1, 2).reshape(x.shape)  # (B, H, t, D) -> (B, t, C)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
-from nanograd_llm.autograd.tensor import Parameter, Tensor, raw
+from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.ops.composed import count_targets
 
@@ -47,7 +47,7 @@ class Module:
                 f"{type(self).__name__}.{name} is a Parameter, which this {type(value).__name__} would remove from "
                 f"the model; write into it, {name}.data[...] = ..., or assign a Parameter"
             )
-        object.__setattr__(self, name, np.asarray(raw(value)) if name in self._buffers else value)
+        object.__setattr__(self, name, np.asarray(array_of(value)) if name in self._buffers else value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NanogradError(f"{type(self).__name__} has no forward; write one")
@@ -100,7 +100,7 @@ class Module:
 
     def register_buffer(self, name: str, array: Any) -> None:
         """Keep an array, such as a running mean, as an attribute that `state_dict` holds and that is not trained."""
-        setattr(self, name, np.array(raw(array)))
+        setattr(self, name, np.array(array_of(array)))
         self._buffers = (*(other for other in self._buffers if other != name), name)
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids
@@ -46,10 +46,10 @@ def _log_total(shifted, axis):
 
     The largest term, 1, is left out of the sum for that, and put back by log(1 + ...).
     """
-    largest = raw(shifted).real == 0
+    largest = array_of(shifted).real == 0
     count = np.sum(largest, axis=axes_of(axis, largest.ndim), keepdims=True)
     e = exp(shifted)
-    rest = sum(where(largest, e - 1, e), axis=axis, keepdims=True) + (count - 1).astype(raw(e).real.dtype)
+    rest = sum(where(largest, e - 1, e), axis=axis, keepdims=True) + (count - 1).astype(array_of(e).real.dtype)
     return log1p(where(count == 0, 0.0, rest)), count == 0
 
 
@@ -92,8 +92,8 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
         y = y + label_smoothing * mean(logp, axis=-1)
-    y = where(np.isneginf(raw(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is wholly masked
-    y = -where(weights != 0, y, 0.0) * weights.astype(raw(y).real.dtype)
+    y = where(np.isneginf(array_of(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is wholly masked
+    y = -where(weights != 0, y, 0.0) * weights.astype(array_of(y).real.dtype)
     return (y.reshape(logits.shape[:-1]) if reduction == "none" else sum(y)) / divisor
 
 
@@ -107,7 +107,7 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
     if causal:
         scores = where(causal_mask(*scores.shape[-2:]), scores, -np.inf)
     if key_mask is not None:
-        scores = where(raw(key_mask)[..., None, :], scores, -np.inf)
+        scores = where(array_of(key_mask)[..., None, :], scores, -np.inf)
     p = softmax(scores)
     if dropout:
         lead = np.broadcast_shapes(p.shape[:-2], v.shape[:-2])
@@ -118,7 +118,7 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
 def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,)):
     C = n_head * head_size(x, kv, key_mask, n_head)
     q, k, v = split_heads(x, kv, n_head)
-    key_mask = None if key_mask is None else raw(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
+    key_mask = None if key_mask is None else array_of(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
     y = attention(q, k, v, key_mask, causal=causal, scale=scale, dropout=dropout, seed=seed)
     return y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
 
@@ -139,9 +139,9 @@ def heads_of(x: Any, parts: int, n_head: int) -> Any:
 
 def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
     """What a softmax subtracts to stay in range: the largest of each row; 0 where a row holds nothing finite."""
-    values = raw(x).real
+    values = array_of(x).real
     values = values if values.dtype.kind == "f" else values.astype(np.float64)
-    largest = np.max(values, axis=axes_of(axis, raw(x).ndim), keepdims=True, initial=-np.inf)
+    largest = np.max(values, axis=axes_of(axis, array_of(x).ndim), keepdims=True, initial=-np.inf)
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
 
 
@@ -202,14 +202,14 @@ def flat_targets(
 
     Raises ShapeError where the shapes do not belong together or there is no mean, IndexRangeError for an id outside.
     """
-    targets = np.asarray(raw(targets))
+    targets = np.asarray(array_of(targets))
     if targets.shape != logits_shape[:-1]:
         raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")
     flat = targets.reshape(-1)
     counted = flat != ignore_index
     chosen = check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id")
     if weight is not None:
-        weight = np.asarray(raw(weight))
+        weight = np.asarray(array_of(weight))
         if weight.shape != logits_shape[-1:]:
             raise ShapeError(f"weight has shape {weight.shape}; expected one for each class, {logits_shape[-1:]}")
         counted = counted * weight[chosen]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.ops.layout import array_like, concatenate, expand_dims, getitem, reshape, scatter, transpose
 from nanograd_llm.ops.primitive import contract, logaddexp, mean, multiply, sqrt, subtract, sum, var, where
@@ -58,7 +58,7 @@ def masked_fill(x: Any, mask: Any, value: float) -> Any:
 
 def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
     """The elements of x at these places along an axis; indices have as many axes as x. PyTorch calls it gather."""
-    x, indices = array_like(x), np.asarray(raw(indices))
+    x, indices = array_like(x), np.asarray(array_of(indices))
     (axis,) = axes_of((axis,), x.ndim)
     if indices.ndim != x.ndim:
         raise ShapeError(f"take_along_axis needs indices of {x.ndim} axes, as x has; got shape {indices.shape}")
@@ -69,7 +69,7 @@ def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
 
 def sort(x: Any, axis: int = -1) -> Any:
     """The numbers in ascending order along an axis."""
-    return take_along_axis(x, np.argsort(raw(array_like(x)), axis=axis, kind="stable"), axis)
+    return take_along_axis(x, np.argsort(array_of(array_like(x)), axis=axis, kind="stable"), axis)
 
 
 def topk(x: Any, k: int, axis: int = -1) -> tuple[Any, np.ndarray]:
@@ -77,7 +77,7 @@ def topk(x: Any, k: int, axis: int = -1) -> tuple[Any, np.ndarray]:
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     require_int("k", k, 1, x.shape[axis])
-    order = np.flip(np.argsort(raw(x), axis=axis, kind="stable"), axis)
+    order = np.flip(np.argsort(array_of(x), axis=axis, kind="stable"), axis)
     places = np.take(order, np.arange(k), axis)
     return take_along_axis(x, places, axis), places
 
@@ -103,7 +103,7 @@ def take(x: Any, indices: Any, axis: int = 0) -> Any:
     """The slices of x with these numbers along an axis."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
-    return getitem(x, index=(*(slice(None),) * axis, np.asarray(raw(indices))))
+    return getitem(x, index=(*(slice(None),) * axis, np.asarray(array_of(indices))))
 
 
 def repeat(x: Any, repeats: int, axis: int = -1) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.autograd.tensor import Tensor, raw
+from nanograd_llm.autograd.tensor import Tensor, array_of
 from nanograd_llm.backend.arrays import is_array, xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 
@@ -230,7 +230,7 @@ def _index(index: Any) -> Any:
         return tuple(_index(part) for part in index)
     if isinstance(index, (bool, float)):
         raise DtypeError(f"an index is an integer, slice, None, ... or an array of integers or booleans; got {index!r}")
-    index = raw(index)
+    index = array_of(index)
     return np.asarray(index, dtype=None if len(index) else np.int64) if isinstance(index, list) else index
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Parameter, Tensor, grad, ops
-from nanograd_llm.autograd.tensor import raw
+from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.errors import ConfigError, IndexRangeError, ShapeError
 from nanograd_llm.gradcheck import assert_gradients
 
@@ -46,7 +46,7 @@ def test_the_numbers_are_numpys_on_tensors_arrays_and_lists(name, rng):
     ours, expected = FUNCTIONS[name]
     x = rng.standard_normal((3, 4))
     for given in (Parameter(x), x, x.tolist()):
-        np.testing.assert_allclose(raw(ours(given)), expected(x), rtol=1e-12)
+        np.testing.assert_allclose(array_of(ours(given)), expected(x), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

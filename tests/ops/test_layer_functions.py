@@ -13,7 +13,7 @@ import pytest
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import higher_order
-from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
+from nanograd_llm.autograd.tensor import Tensor, array_of, grad, registry
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.ops import composed
 
@@ -586,7 +586,7 @@ def test_integers_are_computed_as_the_same_floats(name, higher):
         for dtype in (np.int64, np.uint8, bool):
             x = np.array([1, 2, 3, 4]).astype(dtype)
             for given in (x, Tensor(x)):
-                np.testing.assert_allclose(raw(f(given)), raw(f(Tensor(x.astype(np.float64)))), rtol=1e-6)
+                np.testing.assert_allclose(array_of(f(given)), array_of(f(Tensor(x.astype(np.float64)))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "gelu", "gelu_exact", "silu", "dropout"])

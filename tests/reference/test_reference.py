@@ -21,7 +21,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm import nn, ops
 from nanograd_llm.autograd.modes import higher_order
-from nanograd_llm.autograd.tensor import Tensor, grad, raw, registry
+from nanograd_llm.autograd.tensor import Tensor, array_of, grad, registry
 from nanograd_llm.backend.randomness import noise
 
 FOLDER = Path(__file__).parent
@@ -98,7 +98,7 @@ def run_op(name, case):
     y = registry[name](*inputs, **case["static"])
     places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
     gradients = grad(y, [inputs[i] for i in places], case["cotangent"].astype(y.dtype))
-    return {"output": y.data.astype(np.float64), "gradients": {str(i): raw(g) for i, g in zip(places, gradients)}}
+    return {"output": y.data.astype(np.float64), "gradients": {str(i): array_of(g) for i, g in zip(places, gradients)}}
 
 
 def is_float(x):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
-from nanograd_llm.autograd.tensor import Tensor, grad, raw
+from nanograd_llm.autograd.tensor import Tensor, array_of, grad
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 
@@ -50,7 +50,7 @@ class Function:
         names = _names(f, len(inputs))
         constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
         self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
-        given = [np.array(raw(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
+        given = [np.array(array_of(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
         self.held: list[Tensor] = []
         broken: dict[str, None] = {}
         widened: list[str] = []
@@ -78,7 +78,7 @@ class Function:
         self.values = [a.astype(np.float64) for a in arrays]
 
     def _nothing_to_check(self) -> GraphError:
-        kinds = [f" of {raw(x).dtype}" if hasattr(raw(x), "dtype") else "" for x in self.inputs]
+        kinds = [f" of {array_of(x).dtype}" if hasattr(array_of(x), "dtype") else "" for x in self.inputs]
         came = ", ".join(type(x).__name__ + kind for x, kind in zip(self.inputs, kinds)) or "none"
         return GraphError(
             f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a Tensor "

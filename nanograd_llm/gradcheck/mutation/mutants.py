@@ -17,7 +17,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.tensor import Tensor, grad, raw
+from nanograd_llm.autograd.tensor import Tensor, array_of, grad
 from nanograd_llm.backend.arrays import as_array, is_array, xp
 from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
@@ -233,13 +233,13 @@ def _overwritten(call: _Call) -> list[Any]:
     written = [None if g is None else g * 0 for g in call.gradients]
     for part in _parts(call.dy.shape):
         pairs = zip(written, call.where(part))
-        written = [None if g is None else ops.where(raw(g) != 0, g, before) for before, g in pairs]
+        written = [None if g is None else ops.where(array_of(g) != 0, g, before) for before, g in pairs]
     return written
 
 
 def _first_slice(call: _Call) -> list[Any]:
     """From a cotangent that is zero but in the first slice of the axes that the input was repeated over."""
-    shape = np.shape(raw(call.shown))
+    shape = np.shape(array_of(call.shown))
     absent = call.dy.ndim - len(shape)
     kept = np.ones(call.dy.shape, dtype=bool)
     if absent >= 0:
@@ -275,7 +275,7 @@ def _each_over_n_minus_1(call: _Call) -> list[Any]:
 def _without_saved(place: int, call: _Call) -> list[Any]:
     """What the rule saved at this place is taken for zero, where it is an array of floats."""
     value = call.saved[place]
-    if not is_array(raw(value)) or raw(value).dtype.kind != "f":
+    if not is_array(array_of(value)) or array_of(value).dtype.kind != "f":
         return call.gradients
     return call.on(call.dy, [*call.saved[:place], _like(value, np.zeros_like), *call.saved[place + 1 :]])
 
@@ -287,10 +287,10 @@ def _exchanged(place: int, call: _Call) -> list[Any]:
 
 
 def _like(value: Any, make: Callable[[Any], Any]) -> Any:
-    made = make(raw(value))
+    made = make(array_of(value))
     return Tensor(made) if isinstance(value, Tensor) else made
 
 
 def _masked(g: Any, mask: np.ndarray) -> Any:
     """g where the mask is true, 0 elsewhere."""
-    return as_array(g * xp(raw(g)).asarray(mask, dtype=g.dtype), raw(g))
+    return as_array(g * xp(array_of(g)).asarray(mask, dtype=g.dtype), array_of(g))
