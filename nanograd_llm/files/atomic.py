@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written beside their place, synced, then renamed over it; also several together.
+"""Atomic writing: a file is written under a temporary name, synced to disk, then renamed; also several files together.
 
-Whenever the machine stops, a reader finds the old content or the new, never a part of either.
+If the machine stops at any moment, a reader finds the old content or the new content, never a part of it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
 
-TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are not finished yet
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of unfinished files and folders
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make `content` the whole of the file at `path`: see `replacing`."""
+    """Replace the file at `path` by one that holds `content`: see `replacing`."""
     write_parts(path, [content])
 
 
 def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
-    """Make these parts, one after the other, the whole of the file at `path`, as `replacing` does."""
+    """Replace the file at `path` by one that holds these parts, one after the other: see `replacing`."""
     with replacing(path) as file:
         for part in parts:
             rest = memoryview(part)
@@ -34,13 +34,13 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A file descriptor to write to; where the block ends well, what it wrote is the file at `path`.
+    """A file descriptor to write to; if the block raises nothing, what was written becomes the file at `path`.
 
-    The bytes go to a temporary file of random name in the same folder, are synced to disk and renamed over `path`, and
-    the folder is synced. The permissions of an existing file are kept; a symlink at `path` is replaced, not followed.
+    The bytes go to a temporary file with a random name in the same folder, are synced to disk and renamed to `path`,
+    and the folder is synced. An existing file's permissions are kept; a symlink at `path` is replaced, not followed.
 
-    Raises StorageError, with the temporary file removed and the previous file kept, if any step fails. Where only the
-    sync of the folder fails, the new file is in place, but could be lost with the power.
+    If a step fails, the temporary file is removed, the previous file is kept, and StorageError is raised. If only the
+    sync of the folder fails, the new file is in place, but a power loss could still undo the rename.
     """
     path = Path(path)
     temporary = path.parent / _random_name()
@@ -51,14 +51,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
             file = os.open(temporary, flags, 0o666 if mode is None else mode)
             try:
                 if mode is not None:
-                    os.chmod(temporary, mode)  # the umask may have taken some away
+                    os.chmod(temporary, mode)  # the umask may have cleared some bits
                 yield file
                 os.fsync(file)
             finally:
                 os.close(file)
             os.replace(temporary, path)
         except BaseException:  # also Ctrl-C
-            with contextlib.suppress(OSError):  # what stopped the write is the error worth reading
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
             raise
     _sync_folders(path, [path.parent])
@@ -66,17 +66,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder for files that belong together; where the block ends well, they appear in `folder`.
+    """A temporary folder for files that belong together; if the block raises nothing, they are moved to `folder`.
 
-    A `folder` that does not exist appears in one step, with all of them. Into an existing one they are moved one by
-    one, and nothing is overwritten. Where anything fails, none of them is left, nor any folder that was made.
+    A `folder` that does not exist appears in one step, with all files. Into an existing one they are moved one by one,
+    and nothing is overwritten. If anything fails, all of them are removed, with every folder that was created.
     """
     folder = Path(folder)
     above = [path for path in folder.parents if not path.exists()]
     temporary = (folder if folder.exists() else folder.parent) / _random_name()
     moved: list[Path] = []
     try:
-        with storage_errors(f"{folder}: cannot make a folder there", "choose another place"):
+        with storage_errors(f"{folder}: cannot create the folder", "choose another place"):
             temporary.mkdir(parents=True)
         yield temporary
         remedy = "nothing there was changed; choose another folder"
@@ -90,7 +90,7 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
         for path in [*moved, *temporary.glob("*"), temporary, *above]:
-            with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, StorageError):
             raise StorageError(str(error).replace(str(temporary), str(folder))) from error.__cause__
@@ -105,27 +105,27 @@ def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises StorageError if it is missing, unreadable, or a folder, pipe or device.
     """
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        if _permissions(Path(path)) is None:  # before it is opened: opening a device can do things
+        if _permissions(Path(path)) is None:  # checked before opening: to open a device can have effects
             raise StorageError(f"{path}: no such file")
         with open(path, "rb", opener=_open_without_waiting) as file:
-            _require_regular(path, os.fstat(file.fileno()))  # the name may have changed hands in between
+            _require_regular(path, os.fstat(file.fileno()))  # the file may have been replaced in between
             yield file
 
 
 def read_bytes(path: str | os.PathLike[str], at_most: int | None = None) -> bytes:
-    """All of a regular file. Raises as `regular_file` does, and BadFileError if it has more than `at_most` bytes."""
+    """The content of a regular file. Raises as `regular_file`, and BadFileError if it has over `at_most` bytes."""
     with regular_file(path) as file:
         if at_most is None:
             return file.read()
         content = file.read(at_most + 1)
     if len(content) > at_most:
-        raise BadFileError(f"{path}: has more than {at_most:,} bytes, too many for what it should be")
+        raise BadFileError(f"{path}: has more than {at_most:,} bytes, too many for a file of this kind")
     return content
 
 
 @contextlib.contextmanager
 def storage_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of the system in the body into `StorageError("{what}: {the system's reason}; {remedy}")`."""
+    """Turn an error of the operating system into `StorageError("{what}: {the system's reason}; {remedy}")`."""
     try:
         yield
     except NanogradError:
@@ -140,22 +140,22 @@ def _random_name() -> str:
 
 
 def _move_to_new(path: Path, target: Path) -> None:
-    """Rename where nothing is there yet, however many do so at once."""
+    """Rename `path` to `target`, which must not exist. Safe if several processes do so at the same time."""
     try:
         os.link(path, target)
     except FileExistsError:
-        raise StorageError(f"{target}: is there already; choose another folder, or remove it first") from None
-    except OSError:  # a disk without links
+        raise StorageError(f"{target}: already exists; choose another folder, or remove it first") from None
+    except OSError:  # a file system without hard links
         os.rename(path, target)
     else:
         path.unlink()
 
 
 def _sync_folders(written: Path, folders: Iterable[Path]) -> None:
-    """Put the entries of these folders (new, renamed, removed names) on disk."""
-    if os.name == "nt":  # Windows opens no folder as a file, and keeps names in its journal
+    """Sync the entries of these folders (new, renamed, removed names) to disk."""
+    if os.name == "nt":  # Windows cannot open a folder as a file; its file system keeps a journal of names
         return
-    with storage_errors(f"{written}: written, but may not survive a power loss", "check the disk"):
+    with storage_errors(f"{written}: written, but a power loss may undo it", "check the disk"):
         for folder in dict.fromkeys(folders):
             handle = os.open(folder, os.O_RDONLY)
             try:
@@ -165,7 +165,7 @@ def _sync_folders(written: Path, folders: Iterable[Path]) -> None:
 
 
 def _permissions(path: Path) -> int | None:
-    """The permissions of the regular file at `path`; None where there is nothing."""
+    """The permissions of the regular file at `path`; None if it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -180,4 +180,4 @@ def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> Non
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # to open a pipe would wait for its writer

@@ -1,7 +1,7 @@
-"""JSON from strangers: each key once, finite numbers, and a size that is bounded before anything is built.
+"""JSON from files that are not trusted: no duplicate keys, only finite numbers, and a size limit that is checked first.
 
-Python's own reader takes the last of two equal keys, `NaN`, `1e999` as infinity, and any number of empty lists, each
-twenty times the size of its text.
+Python's own reader accepts duplicate keys and takes the last one. It accepts `NaN`, and `1e999` as infinity. It has no
+limit on empty lists, each of which takes twenty times the memory of its text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from nanograd_llm.files.mapped import refuse_stand_in
 from nanograd_llm.settings import unique_keys
 
 MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
-BYTES_A_VALUE = 32  # a file may have as many for each value that it may hold
+BYTES_A_VALUE = 32  # the size limit of a file, for each value that it may hold
 MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
-MAX_DEPTH = 100  # so that an error message can show any part of it
+MAX_DEPTH = 100  # so that an error message can show any part of the object
 
 
 def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES) -> dict[str, Any]:
@@ -29,16 +29,16 @@ def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES
 
 
 def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
-    """The JSON object that the UTF-8 `text` is. `where` names its origin in errors.
+    """Parse UTF-8 `text` as a JSON object. `where` says in errors where it comes from.
 
-    Raises BadFileError if it is none, is too large or nested too deeply, has a key twice, or a number that is not
-    finite or has more than 40 digits.
+    Raises BadFileError if it is not a JSON object, is too large or nested too deeply, has a duplicate key, or a number
+    that is not finite or has more than 40 digits.
     """
     refuse_stand_in(text[:64], where)
-    values = text.count(b",") + text.count(b"[") + text.count(b"{")  # at least as many as the text has values
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")  # an upper bound of the number of values
     if len(text) > BYTES_A_VALUE * max_values or values > max_values:
         raise BadFileError(
-            f"{where}: too much JSON for what it should be: {len(text):,} bytes with up to {values:,} values; "
+            f"{where}: the JSON is too large: {len(text):,} bytes with up to {values:,} values; "
             f"at most {BYTES_A_VALUE * max_values:,} bytes and {max_values:,} values are read"
         )
     try:
@@ -47,14 +47,14 @@ def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -
             object_pairs_hook=unique_keys,
             parse_int=_integer,
             parse_float=_finite,
-            parse_constant=_no_number,
+            parse_constant=_refuse_constant,
         )
     except RecursionError:
         raise BadFileError(f"{where}: the JSON is nested too deeply to be read") from None
-    except ValueError as error:  # of json, of UTF-8, and of the functions below
-        raise BadFileError(f"{where}: no valid JSON: {str(error):.200}") from None
+    except ValueError as error:  # from json, from UTF-8, and from the functions below
+        raise BadFileError(f"{where}: not valid JSON: {str(error):.200}") from None
     if not isinstance(found, dict):
-        raise BadFileError(f"{where}: a JSON object is expected, {{...}}; found {type(found).__name__}")
+        raise BadFileError(f"{where}: expected a JSON object {{...}}; found {type(found).__name__}")
     if _is_deeper(found, MAX_DEPTH):
         raise BadFileError(f"{where}: the JSON is nested too deeply: at most {MAX_DEPTH} levels are read")
     return found
@@ -74,9 +74,9 @@ def _integer(digits: str) -> int:
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"{digits:.40} is no finite number")
+        raise ValueError(f"{digits:.40} is not a finite number")
     return number
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,14 +1,14 @@
-"""LevelDB's table: sorted keys in blocks, each key written as what differs from the one before, each block with a CRC.
+"""LevelDB's table: sorted keys in blocks with a CRC each; a key is written as its difference from the key before it.
 
     | data block | data block | ... | meta index block | index block | footer, 48 bytes |
 
-    footer   place and size of the meta index, of the index; zeros up to 40 bytes; magic number
+    footer   offset and size of the meta index, then of the index; zeros up to 40 bytes; magic number
     block    entries, restart points (uint32 each), their number (uint32) | compression, 1 byte | masked CRC-32C
     entry    shared, new, size: three varints | new bytes of the key | value of that size
 
-An entry's key is the first `shared` bytes of the key before it, and then its new bytes. The index block has one entry
-for each data block, whose value says where it is. The restart points serve a search; a reader of everything needs none.
-A varint has seven bits a byte, lowest first; the eighth says "more follows".
+An entry's key is the first `shared` bytes of the key before it, followed by the new bytes. The index block has an entry
+for each data block; its value is the block's offset and size. Restart points are for searching and are not used here.
+A varint holds seven bits in each byte, lowest first; the eighth bit says that more bytes follow.
 
 The format: github.com/google/leveldb, doc/table_format.md, as in tensorflow/core/lib/io.
 """
@@ -25,24 +25,24 @@ from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.mapped import bytes_at
 
 MAGIC = 0xDB4775248B80FB57
-MAX_SIZE = 2**20  # bytes; the table of GPT-2 XL, 580 variables, has some 25,000
+MAX_SIZE = 2**20  # bytes; the table of GPT-2 XL, with 580 variables, has about 25,000
 MAX_ENTRIES = 8_000
-MAX_KEY = 1000  # shared prefixes make a short file of long keys, each longer than the one before
-MAX_VALUE = 4096  # a variable of thirty dimensions takes 500
+MAX_KEY = 1000  # without a limit, shared prefixes let a short file hold very long keys
+MAX_VALUE = 4096  # a variable with thirty dimensions takes 500
 _FOOTER = 48
 
 
 def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]:
     """All keys of the table with their values, in the order of the keys.
 
-    Raises BadFileError for damage of any kind, compressed blocks, and a table larger than any index of a checkpoint.
+    Raises BadFileError if the table is damaged, compressed, or larger than the index of a checkpoint can be.
     """
     if len(data) > MAX_SIZE:
-        raise BadFileError(f"{where}: {len(data):,} bytes; an index of at most {MAX_SIZE:,} can be read")
+        raise BadFileError(f"{where}: has {len(data):,} bytes; an index of at most {MAX_SIZE:,} can be read")
     footer = bytes_at(data, len(data) - _FOOTER, _FOOTER, f"{where}: the footer")
     if int.from_bytes(footer[-8:], "little") != MAGIC:
         raise BadFileError(
-            f"{where}: no index of a TensorFlow checkpoint, or cut short: it ends with another magic number"
+            f"{where}: not the index of a TensorFlow checkpoint, or cut short: it does not end with the magic number"
         )
     (_, _, index_at, index_size), _ = _varints(footer[:40], 0, 4, where)
     entries: list[tuple[bytes, bytes]] = []
@@ -54,7 +54,7 @@ def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]
         blocks_end = block_at + block_size
         for key, value in _entries(_block(data, block_at, block_size, where), where):
             if entries and key <= entries[-1][0]:
-                raise BadFileError(f"{where}: the key {key!r:.200} is not in its order, or there twice")
+                raise BadFileError(f"{where}: the key {key!r:.200} is out of order, or a duplicate")
             if len(entries) == MAX_ENTRIES:
                 raise BadFileError(f"{where}: more than {MAX_ENTRIES:,} entries")
             entries.append((key, value))
@@ -62,7 +62,7 @@ def read_table(data: NDArray[np.uint8], where: str) -> list[tuple[bytes, bytes]]
 
 
 def read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
-    """The varint at `at`, below 2^64, and where it ends. Raises BadFileError if it is cut short or larger.
+    """The varint at `at`, and the offset after it. Raises BadFileError if it is cut short or not below 2^64.
 
     >>> read_varint(bytes([0xAC, 0x02]), 0, "example")
     (300, 2)
@@ -74,11 +74,11 @@ def read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
             if number >= 2**64:
                 break
             return number, at + place + 1
-    raise BadFileError(f"{where}: a varint at byte {at:,} that is cut short or has more than 64 bits")
+    raise BadFileError(f"{where}: the varint at byte {at:,} is cut short or has more than 64 bits")
 
 
 def _varints(data: bytes, at: int, n: int, where: str) -> tuple[list[int], int]:
-    """`n` varints from `at` on, and where they end."""
+    """`n` varints from `at` on, and the offset after them."""
     numbers = []
     for _ in range(n):
         number, at = read_varint(data, at, where)
@@ -87,14 +87,14 @@ def _varints(data: bytes, at: int, n: int, where: str) -> tuple[list[int], int]:
 
 
 def _block(data: NDArray[np.uint8], at: int, size: int, where: str) -> bytes:
-    """The entries and restart points of the block at `at`, its CRC checked."""
+    """The entries and restart points of the block at `at`; its CRC is checked."""
     what = f"{where}: the block at byte {at:,}"
     trailer = bytes_at(data, at + size, 5, what)
     if masked_crc32c(data[at : at + size + 1]) != int.from_bytes(trailer[1:], "little"):
         raise BadFileError(f"{what}: does not match its CRC-32C; the file is damaged: fetch it again")
     if trailer[0]:
         kind = "snappy" if trailer[0] == 1 else f"kind {trailer[0]}"
-        raise BadFileError(f"{what}: is compressed ({kind}), as TensorFlow's checkpoints are not; save it again")
+        raise BadFileError(f"{what}: is compressed ({kind}), which TensorFlow never does; save the checkpoint again")
     return data[at : at + size].tobytes()
 
 
@@ -108,8 +108,8 @@ def _entries(block: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
         (shared, new, size), at = _varints(block, at, 3, where)
         if shared > len(key) or shared + new > MAX_KEY or size > MAX_VALUE or at + new + size > stop:
             raise BadFileError(
-                f"{where}: an entry with {shared:,} bytes of a key of {len(key):,}, {new:,} new ones and a value of "
-                f"{size:,}, in a block with {stop - at:,} bytes to come; the file is damaged"
+                f"{where}: an entry shares {shared:,} bytes with a key of {len(key):,}, and has {new:,} new ones and a "
+                f"value of {size:,}, in a block with {stop - at:,} bytes left; the file is damaged"
             )
         key = key[:shared] + block[at : at + new]
         at += new

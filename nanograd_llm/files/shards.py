@@ -1,4 +1,4 @@
-"""A model in several files: an index in JSON names, for each tensor, the file beside it that holds it.
+"""A model in several files: a JSON index gives, for each tensor, the name of the file in the same folder that holds it.
 
 {"metadata": {"total_size": 548090880},
  "weight_map": {"wte.weight": "model-00001-of-00002.safetensors", ...}}
@@ -22,42 +22,42 @@ Reader = Callable[[Path], dict[str, NDArray[Any]]]
 
 
 def read_shards(index_path: str | os.PathLike[str], read: Reader) -> dict[str, NDArray[Any]]:
-    """The tensors of every file that the index at `index_path` names, each read by `read`.
+    """The tensors of every file that the index at `index_path` names; `read` reads each file.
 
-    A file lies beside the index, under a plain name, and must hold exactly the tensors that the index places there.
+    The files must be in the folder of the index, and each must hold exactly the tensors that the index says.
 
-    Raises StorageError for a file that is missing, BadFileError for everything else that is wrong, with its names.
+    Raises StorageError for a missing file, BadFileError with the names for everything else that is wrong.
     """
     index = read_json_file(index_path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadFileError(f"{index_path}: weight_map must be an object, from names of tensors to names of files")
+        raise BadFileError(f"{index_path}: weight_map must be an object of tensor names and file names")
     placed: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str):
-            raise BadFileError(f"{index_path}: {name!r:.200} is placed in no file: its entry is not a string")
+            raise BadFileError(f"{index_path}: the entry of {name!r:.200} must be a file name, a string")
         placed.setdefault(file, set()).add(name)
     if len(placed) > MAX_SHARDS:
         raise BadFileError(f"{index_path}: names {len(placed):,} files; at most {MAX_SHARDS:,} are read")
     paths = {file: beside(index_path, file) for file in placed}
     missing = [file for file, path in paths.items() if not os.path.exists(path)]
     if missing:
-        raise StorageError(f"{index_path}: names files that are not beside it: {listed(missing)}; fetch them too")
+        raise StorageError(f"{index_path}: names files that its folder lacks: {listed(missing)}; fetch them too")
     tensors: dict[str, NDArray[Any]] = {}
     for file, path in paths.items():
         found = read(path)
         if found.keys() != placed[file]:
             missing, extra = sorted(placed[file] - found.keys()), sorted(found.keys() - placed[file])
             raise BadFileError(
-                f"{path}: holds other tensors than {Path(index_path).name} says; missing: {listed(missing) or 'none'}; "
-                f"extra: {listed(extra) or 'none'}"
+                f"{path}: its tensors are not those that {Path(index_path).name} lists; "
+                f"missing: {listed(missing) or 'none'}; extra: {listed(extra) or 'none'}"
             )
         tensors |= found
     return tensors
 
 
 def beside(path: str | os.PathLike[str], name: str) -> Path:
-    """The path of the file called `name` beside the file at `path`. Raises BadFileError unless it is a plain name."""
+    """The path of the file `name` in the folder of `path`. Raises BadFileError unless it is a plain file name."""
     if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-        raise BadFileError(f"{path}: {name!r:.200} is no plain file name; a file here may name its neighbours only")
+        raise BadFileError(f"{path}: {name!r:.200} is not a plain file name; expected a file in the same folder")
     return Path(path).with_name(name)

@@ -1,16 +1,16 @@
-"""A pickle is a program; this interpreter knows the forty instructions that build tensors, and can run nothing else.
+"""A pickle is a program. This interpreter has the forty instructions that build tensors, and cannot run anything else.
 
-Pickle's machine has a stack, a memo of things already made, and instructions of one byte: push a number or a string,
-gather what lies above the last mark into a tuple, list or dict. Three are dangerous in Python's own reader: GLOBAL
+The pickle machine has a stack, a memo of objects already made, and instructions of one byte: push a number or a string,
+collect everything above the last mark into a tuple, list or dict. Three are dangerous in Python's own reader: GLOBAL
 imports any function by name, REDUCE calls it, BUILD changes the result. Here
 
-- GLOBAL pushes the name alone; nothing is ever imported. A name of `PROGRAMS` is refused: torch would run it;
-- REDUCE knows three names, which stand for functions written here: the empty dict, the tensor over a storage, the
-  parameter of a tensor. What any other name would make stays `Unread`;
-- BUILD gives an `Unread` its fields, and does nothing else;
-- BINPERSID, by which a pickle names something outside itself, finds one of the file's own storages.
+- GLOBAL pushes only the name; nothing is imported. A name in `PROGRAMS` is refused, because torch would run it;
+- REDUCE knows three names, each a function of this file: an empty dict, a tensor over a storage, a parameter from a
+  tensor. An object of any other name becomes an `Unread`;
+- BUILD sets the fields of an `Unread`, and does nothing else;
+- BINPERSID, by which a pickle refers to an object outside itself, finds one of the file's own storages.
 
-    torch.save({"w": torch.zeros(2, 3)}, path) is, in its data.pkl,
+    torch.save({"w": torch.zeros(2, 3)}, path) writes this data.pkl:
 
     EMPTY_DICT                                                {}
     BINUNICODE 'w'                                            {} 'w'
@@ -26,7 +26,7 @@ The machine: Lib/pickletools.py in CPython. What torch writes: torch/_utils.py a
 
 from __future__ import annotations
 
-import encodings.raw_unicode_escape  # noqa: F401  pickletools would import it while it reads a file
+import encodings.raw_unicode_escape  # noqa: F401  otherwise pickletools imports it while it reads a file
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.mapped import array_at, count, widen_bfloat16
 
-MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes some 72,000
+MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes about 72,000
 DTYPES = {
     "torch.DoubleStorage": "<f8",
     "torch.FloatStorage": "<f4",
@@ -51,16 +51,16 @@ DTYPES = {
     "torch.ByteStorage": "u1",
     "torch.BoolStorage": "?",
 }
-PROGRAMS = set(  # modules and functions that run programs or change the process: a file that asks for one is malicious
+PROGRAMS = set(  # names that run programs or change the process: a file with one of them is malicious
     "os posix nt subprocess sys importlib runpy ctypes shutil eval exec compile getattr setattr open __import__".split()
 )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Unread:
-    """An object that is neither tensor nor plain value, such as a NumPy scalar or a dataclass: it was never made.
+    """A placeholder for an object that is not a tensor or plain value, such as a NumPy scalar or a dataclass.
 
-    name: of its class or of the function that would make it. fields: those that it was given, by name.
+    name: of its class, or of the function that would make it. fields: its attributes in the file, by name.
     """
 
     name: str
@@ -73,10 +73,9 @@ class _Storage:
 
 
 def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> Any:
-    """What the pickle `program` builds: dicts, lists, tuples, strings, numbers, read-only arrays over `storages`, and
-    `Unread` for everything else.
+    """The object that the pickle `program` builds: dicts, lists, tuples, strings, numbers, arrays, and `Unread`.
 
-    storages: the bytes of each storage by its key. Tensors are views of them; bfloat16 is widened to float32.
+    storages: the bytes of each storage by its key. Arrays are read-only views of them; bfloat16 is widened to float32.
     Raises BadFileError if the program is damaged, or longer than any model needs.
     """
     return _Machine(program, storages, where).run()
@@ -101,20 +100,20 @@ class _Machine:
                 elif code.name in _INSTRUCTIONS:
                     _INSTRUCTIONS[code.name](self, argument)
                 elif code.name not in ("PROTO", "FRAME", "STOP"):
-                    self.refuse(f"the instruction {code.name} at byte {last:,} is none that builds tensors")
+                    self.refuse(f"the instruction {code.name} at byte {last:,} is not one that builds tensors")
         except BadFileError:
             raise
         except ValueError as error:
             self.damaged(f"the pickle is cut short or damaged: {str(error):.200}")
         result = self.pop()
         if self.stack or self.below_marks or last != len(self.program) - 1:
-            self.damaged("it ends with something left over")
+            self.damaged("objects are left over at its end")
         return result
 
     def refuse(self, fault: str) -> NoReturn:
         raise BadFileError(
-            f"{self.where}: {fault}; nothing of it was run. If you trust the file, load it with torch and save "
-            "the state_dict alone"
+            f"{self.where}: {fault}; no code in it was run. If you trust the file, load it with torch and save only "
+            "the state_dict"
         )
 
     def damaged(self, fault: str) -> NoReturn:
@@ -125,12 +124,12 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            self.damaged("it takes something from an empty stack")
+            self.damaged("it takes an object from an empty stack")
         return self.stack.pop()
 
     def above_mark(self) -> list[Any]:
         if not self.below_marks:
-            self.damaged("it looks for a mark that was never set")
+            self.damaged("it uses a mark that was never set")
         above, self.stack = self.stack, self.below_marks.pop()
         return above
 
@@ -157,11 +156,11 @@ class _Machine:
         if not isinstance(target, dict) or len(things) % 2:
             self.damaged(f"it sets {len(things)} keys and values of a {_kind(target)}")
         for key, value in zip(things[::2], things[1::2]):
-            # To hash a nest of tuples can take forever, and large integers can be chosen to have one hash.
+            # Hashing nested tuples can take forever, and large integers can be chosen to share one hash.
             if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
-                self.refuse(f"a key is a {_kind(key)}, where a string or an integer from 0 to 2^32 should be")
+                self.refuse(f"a key is a {_kind(key)}; expected a string or an integer from 0 to 2^32")
             if key in target:
-                self.damaged(f"the key {key!r:.200} is set twice")
+                self.damaged(f"duplicate key {key!r:.200}")
             target[key] = value
 
     def store(self, place: int) -> None:
@@ -171,16 +170,16 @@ class _Machine:
 
     def recall(self, place: int) -> None:
         if place not in self.memo:
-            self.damaged(f"it recalls {place:,}, which it never stored")
+            self.damaged(f"it recalls object {place:,}, which was never stored")
         self.push(self.memo[place])
 
     def find_global(self, module: Any, name: Any) -> None:
         if not isinstance(name, str) or not isinstance(module, str):
-            self.refuse("it asks for something whose name is not a string")
-        asked = f"{module}.{name}"
-        if PROGRAMS & set(asked.split(".")):
-            self.refuse(f"it asks for {asked!r:.200}, which no file of tensors needs")
-        self.push(Unread(asked))
+            self.refuse("it imports a name that is not a string")
+        full_name = f"{module}.{name}"
+        if PROGRAMS & set(full_name.split(".")):
+            self.refuse(f"it asks for {full_name!r:.200}, which no file of tensors needs")
+        self.push(Unread(full_name))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
@@ -193,22 +192,22 @@ class _Machine:
         state, target = self.pop(), self.pop()
         if isinstance(target, Unread):
             target = Unread(target.name, state if isinstance(state, dict) else {})
-        elif not isinstance(target, dict):  # torch hangs version numbers on a state_dict
-            self.refuse(f"it changes a {_kind(target)}")
+        elif not isinstance(target, dict):  # torch sets version numbers on a state_dict; they are not needed
+            self.refuse(f"it sets fields of a {_kind(target)}")
         self.push(target)
 
     def find_storage(self) -> None:
-        """Push the storage that ("storage", its type, its key, its device, its number of elements) names."""
-        named = self.pop()
+        """Push the storage for the reference ("storage", type, key, device, number of elements)."""
+        reference = self.pop()
         if not (
-            isinstance(named, tuple)
-            and [type(part) for part in named] == [str, Unread, str, str, int]
-            and named[0] == "storage"
-            and named[1].name in DTYPES
+            isinstance(reference, tuple)
+            and [type(part) for part in reference] == [str, Unread, str, str, int]
+            and reference[0] == "storage"
+            and reference[1].name in DTYPES
         ):
-            kind = named[1] if isinstance(named, tuple) and len(named) > 1 else named
-            self.refuse(f"it names something outside itself that is no storage of tensors, but {_kind(kind)!r:.200}")
-        _, kind, key, _, size = named
+            kind = reference[1] if isinstance(reference, tuple) and len(reference) > 1 else reference
+            self.refuse(f"it refers to {_kind(kind)!r:.200} outside itself, which is not a storage of tensors")
+        _, kind, key, _, size = reference
         if (key, kind.name) not in self.opened:
             data, where = self.storages.get(key), f"{self.where}: storage {key!r:.50}"
             if data is None:
@@ -224,19 +223,19 @@ class _Machine:
 
     def ordered_dict(self, *arguments: Any) -> dict[Any, Any]:
         if arguments:
-            self.refuse("an OrderedDict that is not built item by item")
+            self.refuse("it has an OrderedDict that is not built item by item")
         return {}
 
     def tensor(self, *arguments: Any) -> NDArray[Any]:
         """A view of a storage: offset, size and stride count elements, as in torch."""
         if len(arguments) not in (6, 7) or not isinstance(arguments[0], _Storage):
-            self.refuse("a tensor that is not made from a storage, offset, size, stride, two settings and metadata")
+            self.refuse("it has a tensor that is not made from storage, offset, size, stride, settings and metadata")
         values, offset, size, stride = arguments[0].values, *arguments[1:4]
         if type(offset) is not int or not isinstance(size, tuple) or not isinstance(stride, tuple):
-            self.refuse("a tensor whose offset, size or stride are of the wrong kind")
+            self.refuse("it has a tensor whose offset, size or stride has the wrong type")
         numel = count(size, f"{self.where}: a tensor")
         if len(stride) != len(size) or not all(type(step) is int and step >= 0 for step in stride) or offset < 0:
-            self.damaged(f"a tensor of size {size!r:.200} has an offset or strides that are no numbers from 0 up")
+            self.damaged(f"the offset and strides of a tensor of size {size!r:.200} are not integers of at least 0")
         if numel == 0:
             return array_at(values[:0].view(np.uint8), 0, values.dtype, size, self.where)
         last = offset + sum((length - 1) * step for length, step in zip(size, stride))
@@ -247,7 +246,7 @@ class _Machine:
 
     def parameter(self, *arguments: Any) -> NDArray[Any]:
         if len(arguments) != 3 or not isinstance(arguments[0], np.ndarray):
-            self.refuse("a parameter that is not made from a tensor and two settings")
+            self.refuse("it has a parameter that is not made from a tensor and two settings")
         return arguments[0]
 
 
@@ -261,7 +260,7 @@ _CALLS = {
     "torch._utils._rebuild_parameter": _Machine.parameter,
 }
 
-# Instructions that push their argument, and those that do something with it and the stack.
+# Instructions that only push their argument, then all others.
 _PUSHED = set(
     "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BYTEARRAY8".split()
 )

@@ -1,4 +1,4 @@
-"""A TensorFlow checkpoint without TensorFlow: a table that says where each variable lies, and files of bare bytes.
+"""TensorFlow checkpoints, read without TensorFlow: a table with the place of each variable, and files of raw bytes.
 
     model.ckpt.index              a LevelDB table: name of a variable -> BundleEntryProto; "" -> BundleHeaderProto
     model.ckpt.data-00000-of-00001    the arrays, little-endian and in C order
@@ -6,8 +6,8 @@
     BundleHeaderProto   1 num_shards  2 endianness (0 little)  3 version
     BundleEntryProto    1 dtype  2 shape {2 dim {1 size} ...}  3 shard_id  4 offset  5 size  6 crc32c  7 slices
 
-A protocol buffer is a row of fields: a varint with the field's number and the wire type of what follows, then a varint
-(type 0), eight bytes (1), a length and as many bytes (2), or four bytes (5). A field that is 0 is left out.
+A protocol buffer is a sequence of fields. Each is a varint with the field's number and wire type, then its value: a
+varint (type 0), eight bytes (1), a length and that many bytes (2), or four bytes (5). A field that is 0 is left out.
 
 The format: tensorflow/core/protobuf/tensor_bundle.proto, and tensorflow/core/util/tensor_bundle/tensor_bundle.cc.
 """
@@ -58,8 +58,8 @@ class _Entry(NamedTuple):
 def read_tensorflow(index: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every variable of a checkpoint under its own name, read-only and mapped; bfloat16 comes as float32.
 
-    index: the path of the file that ends in .index; the data files lie beside it. All CRC-32C are checked.
-    Raises StorageError if a file is missing or cannot be read, BadFileError for whatever else is wrong.
+    index: the path of the file that ends in .index; the data files are in the same folder. Each CRC-32C is checked.
+    Raises StorageError if a file is missing or cannot be read, BadFileError for everything else that is wrong.
     """
     index = Path(index)
     header, *others = read_table(map_file(index), str(index)) or [(b"?", b"")]
@@ -80,13 +80,13 @@ def _shards(header: tuple[bytes, bytes], what: str) -> int:
     """The number of data files, from the table's first entry."""
     key, value = header
     if key:
-        raise BadFileError(f"{what}: is missing; the file is no index of a checkpoint")
+        raise BadFileError(f"{what}: is missing; the file is not the index of a checkpoint")
     fields = _message(value, {1: _VARINT, 2: _VARINT, 3: _BYTES}, what)
     if _number(fields, 2, what):
-        raise BadFileError(f"{what}: says that numbers have their high byte first; only the other order can be read")
+        raise BadFileError(f"{what}: says that numbers are big-endian; only little-endian can be read")
     shards = _number(fields, 1, what)
     if not 1 <= shards <= 99_999:  # the names of the files have five digits
-        raise BadFileError(f"{what}: claims {shards:,} data files; from 1 to 99,999 are possible")
+        raise BadFileError(f"{what}: says that there are {shards:,} data files; expected 1 to 99,999")
     return shards
 
 
@@ -101,13 +101,13 @@ def _entry(key: bytes, value: bytes, shards: int, where: str) -> tuple[str, _Ent
     dtype, shard, begin, size = (_number(fields, field, what) for field in (1, 3, 4, 5))
     if dtype not in DTYPES:
         raise BadFileError(
-            f"{what}: its type is {_OTHER_DTYPES.get(dtype, f'number {dtype}')}; only numbers can be read: save the "
-            "variables of the model alone"
+            f"{what}: its type is {_OTHER_DTYPES.get(dtype, f'number {dtype}')}; only numbers can be read: save only "
+            "the variables of the model"
         )
     if 7 in fields:
         raise BadFileError(f"{what}: is stored in slices; save it as one variable")
     if shard >= shards:
-        raise BadFileError(f"{what}: lies in data file {shard:,}, counted from 0, of {shards:,}")
+        raise BadFileError(f"{what}: is in data file {shard:,}, counted from 0, but there are {shards:,}")
     shape = _shape(fields.get(2, [b""])[-1], what)
     needed = count(shape, what) * np.dtype(DTYPES[dtype]).itemsize
     if size != needed:
@@ -133,7 +133,7 @@ def _array(entry: _Entry, data: NDArray[np.uint8], what: str) -> NDArray[Any]:
 def _message(data: bytes, wanted: dict[int, int], what: str) -> dict[int, list[Any]]:
     """The fields of a protocol buffer by number, each a list of integers or of bytes.
 
-    Raises BadFileError for a field that is cut short or of another wire type than the wanted one.
+    Raises BadFileError for a field that is cut short, or whose wire type is not the one in `wanted`.
     """
     fields: dict[int, list[Any]] = {}
     at = 0
@@ -152,13 +152,13 @@ def _message(data: bytes, wanted: dict[int, int], what: str) -> dict[int, list[A
         if wire == _FOUR_BYTES:
             value = int.from_bytes(value, "little")
         if wanted.get(field, wire) != wire:
-            raise BadFileError(f"{what}: field {field} has wire type {wire} in place of {wanted[field]}")
+            raise BadFileError(f"{what}: field {field} has wire type {wire}; expected {wanted[field]}")
         fields.setdefault(field, []).append(value)
     return fields
 
 
 def _number(fields: dict[int, list[Any]], field: int, what: str) -> int:
-    """A field that is a number, 0 where it is left out; the last one where it is repeated, as the format asks."""
+    """A field that is a number: 0 if it is left out, the last one if it is repeated, as the format says."""
     number = fields.get(field, [0])[-1]
     if number >= 2**63:  # a negative number, in two's complement
         raise BadFileError(f"{what}: field {field} is {number - 2**64}; it cannot be negative")

@@ -1,7 +1,7 @@
-"""Settings in TOML: tables of numbers, texts, true and false.
+"""Settings in TOML: tables of numbers, strings, true and false.
 
-A file is bounded before it is parsed: Python's parser takes time and memory that grow with the square of the parts of a
-dotted name.
+The size of a file is checked before it is parsed: the time and memory of Python's parser grow with the square of the
+number of parts in a dotted name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from nanograd_llm.files.mapped import map_file
 from nanograd_llm.settings import MAX_SEED, shown
 
 MAX_BYTES = 2**16
-MAX_DOTS = 200  # in one line; a number has one, a path a few
+MAX_DOTS = 200  # in one line; a number has one, a path has a few
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The tables of the file.
 
-    Raises StorageError if it cannot be read; BadFileError if it is no TOML, too long, has a setting outside a table, or
-    one that is no text, number of 64 bits, true or false.
+    Raises StorageError if it cannot be read; BadFileError if it is not TOML, is too long, or has a setting outside a
+    table or one that is not a string, a number of 64 bits, true or false.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -35,12 +35,12 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
     data = map_file(path)[: MAX_BYTES + 1].tobytes()
     if len(data) > MAX_BYTES:
-        raise BadFileError(f"{path}: is no file of settings: it has more than {MAX_BYTES:,} bytes")
+        raise BadFileError(f"{path}: is not a settings file: it has more than {MAX_BYTES:,} bytes")
     if max(line.count(b".") for line in data.split(b"\n")) > MAX_DOTS:
-        raise BadFileError(f"{path}: is no file of settings: a line has more than {MAX_DOTS} dots")
+        raise BadFileError(f"{path}: is not a settings file: a line has more than {MAX_DOTS} dots")
     try:
         tables = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deep
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deeply
         raise BadFileError(f"{path}: is not valid TOML: {str(error):.200}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -51,13 +51,13 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             is_long = isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
             if is_long or not isinstance(value, (str, int, float)):
                 raise BadFileError(
-                    f"{path}: {key!r:.100} is {shown(value)}; expected a text, a number of 64 bits, true or false"
+                    f"{path}: {key!r:.100} is {shown(value)}; expected a string, a number of 64 bits, true or false"
                 )
     return tables
 
 
 def write_toml(path: str | os.PathLike[str], tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write tables of settings; a setting that is None is left out, as TOML has no word for it."""
+    """Write tables of settings. A setting that is None is left out, since TOML has no such value."""
     import tomli_w
 
     plain = {  # NumPy's numbers as Python's

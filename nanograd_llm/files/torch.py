@@ -1,6 +1,6 @@
-"""What torch.save wrote, without torch: a zip of one small pickle and the bytes of every storage.
+"""Files of torch.save, read without torch: a zip file of one small pickle and the bytes of every storage.
 
-    model/data.pkl         the structure, and how each tensor lies in its storage: `tensor_pickle` reads it
+    model/data.pkl         the structure, and the place of each tensor in its storage: `tensor_pickle` reads it
     model/data/0           the bytes of storage "0", and so on
     model/byteorder        "little"
     model/version ...      not needed
@@ -39,46 +39,44 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
 
 def require_tensors(found: Any, where: str) -> None:
-    """Raise BadFileError unless `found` holds tensors by name, and nothing else."""
+    """Raise BadFileError unless `found` is a dict of tensors by name."""
     if not isinstance(found, dict):
-        raise BadFileError(f"{where}: holds a {type(found).__name__}; a state_dict is expected, tensors by name")
+        raise BadFileError(f"{where}: holds a {type(found).__name__}; expected a state_dict, which is tensors by name")
     others = [name for name, x in found.items() if not isinstance(name, str) or not isinstance(x, np.ndarray)]
     if others:
         raise BadFileError(
-            f"{where}: not only tensors by name: {listed(others)}; a state_dict is expected, as in "
+            f"{where}: these are not tensors: {listed(others)}; expected a state_dict, as from "
             "torch.save(model.state_dict(), path)"
         )
 
 
 def read_torch_object(path: str | os.PathLike[str]) -> Any:
-    """All that torch.save wrote into the file: dicts, lists, tuples, strings, numbers, and tensors as read-only arrays.
+    """The object that torch.save wrote: dicts, lists, tuples, strings, numbers, and tensors as read-only arrays.
 
-    A part may stand in several places, and even in itself: it need not be a tree. Raises as `read_torch` does.
+    A list or dict may be in several places, and may even contain itself. Raises as `read_torch` does.
     """
     data = map_file(path)
     begin = data[:4].tobytes()
     if data[257:262].tobytes() == b"ustar":
-        raise BadFileError(f"{path}: a tar file, as the first versions of torch wrote; {_SAVE_AGAIN}")
+        raise BadFileError(f"{path}: is a tar file, which the first versions of torch wrote; {_SAVE_AGAIN}")
     if begin[:1] == b"\x80":
         raise BadFileError(
-            f"{path}: a bare pickle, as torch wrote before 1.6; {_SAVE_AGAIN}, or take model.safetensors"
+            f"{path}: is a bare pickle, which torch wrote before 1.6; {_SAVE_AGAIN}, or use model.safetensors"
         )
     if begin != b"PK\3\4":
-        raise BadFileError(f"{path}: not written by torch.save: it begins with {begin!r}, not as a zip file does")
+        raise BadFileError(f"{path}: was not written by torch.save: it begins with {begin!r}, which is not a zip file")
     records = read_zip_records(data, str(path))
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise BadFileError(
-            f"{path}: a zip file that torch.save did not write: it holds {len(pickles)} data.pkl, not one"
+            f"{path}: is a zip file that torch.save did not write: it holds {len(pickles)} data.pkl, not one"
         )
     root = pickles[0].removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     if order is not None and order.tobytes() != b"little":
-        raise BadFileError(
-            f"{path}: written with the high byte first; {_SAVE_AGAIN} on a machine with the low one first"
-        )
+        raise BadFileError(f"{path}: its numbers are big-endian; {_SAVE_AGAIN} on a little-endian machine")
     if f"{root}constants.pkl" in records:
-        raise BadFileError(f"{path}: TorchScript, a program and not only its weights; save its state_dict")
+        raise BadFileError(f"{path}: is TorchScript, a program with its weights; save only its state_dict")
     program = records[pickles[0]]
     if len(program) > MAX_PICKLE:
         raise BadFileError(f"{path}: data.pkl has {len(program):,} bytes; at most {MAX_PICKLE:,} are read")

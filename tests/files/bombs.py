@@ -1,7 +1,7 @@
-"""The largest claims that files can make within the caps of their readers.
+"""Bombs: files that claim the largest sizes that their readers allow.
 
-`plant` writes one. As a script, in a process that has not made them, it reads those in the subfolders of a folder, and
-prints for each how far the memory of the process ever rose above what it had at first: a line of JSON.
+`plant` writes one. Run as a script, this reads the bombs in the subfolders of a folder, and prints a line of JSON for
+each: how far the memory of the process has risen above its value at the start.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ BOMBS = {
     "safetensors: objects": lambda: safetensors(b'{"x":[' + b'{"":0},' * (MAX_VALUES // 2 - 10) + b"{}]}"),
     "safetensors: numbers": lambda: safetensors(b'{"x":[' + b"99999999999999," * (MAX_VALUES - 10) + b"1]}"),
     "safetensors: wide text": lambda: safetensors(b'{"x":"\xf0\x9f\x98\x80' + b"a" * (MAX_BYTES - 20) + b'"}'),
-    "safetensors: a deep nest": lambda: safetensors(b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "safetensors: deep nesting": lambda: safetensors(b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
     "safetensors: as many tensors as it may have": lambda: many_tensors(MAX_VALUES // 7),
     "index: as many tensors as it may have": lambda: {
         "x": json.dumps({"weight_map": {str(n): "y" for n in range(MAX_VALUES - 10)}}).encode(),
@@ -78,16 +78,16 @@ BOMBS = {
     "torch: stored dicts": lambda: zipped(b"}\x94" * MAX_INSTRUCTIONS),
     "torch: stored lists": lambda: zipped(b"]\x94" * MAX_INSTRUCTIONS),
     "torch: marks": lambda: zipped(b"(" * MAX_INSTRUCTIONS),
-    "torch: a deep nest": lambda: zipped(
+    "torch: deep nesting": lambda: zipped(
         b"]" * (MAX_INSTRUCTIONS // 2 - 1) + b"a" * (MAX_INSTRUCTIONS // 2 - 2) + b"."
     ),
-    "torch: a deep nest of tuples": lambda: zipped(b")" + b"\x85" * (MAX_INSTRUCTIONS - 2) + b"."),
+    "torch: deeply nested tuples": lambda: zipped(b")" + b"\x85" * (MAX_INSTRUCTIONS - 2) + b"."),
     "torch: long integers": lambda: zipped((b"\x8a\xff" + b"\x7f" * 255) * (MAX_PICKLE // 257)),
     "torch: wide text": lambda: zipped(TEXT + b"\xf0\x9f\x98\x80" + b"a" * (MAX_PICKLE - 24) + b"."),
     "torch: keys": lambda: zipped(
         b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(2**17 - 5)) + b"u."
     ),
-    "torch: one tensor very often": lambda: zipped(
+    "torch: one tensor very many times": lambda: zipped(
         SAME_TENSOR + b"R(" + b"h\0h\1R" * (MAX_INSTRUCTIONS // 3 - 30) + b"t\x86.", [("x/data/0", b"\0" * 4)]
     ),
     "torch: as many records as it may have": lambda: zipped(
@@ -133,8 +133,8 @@ def plant(bomb, folder):
 
 
 def most_memory():
-    """The most bytes that this process has ever had."""
-    import resource  # which Windows has not
+    """The peak memory of this process, in bytes."""
+    import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -1,10 +1,10 @@
-"""Damaged weight files by the thousand: each fixture is bent in ways that its format knows, and read under the oracle.
+"""Thousands of damaged weight files: each fixture is changed in ways that suit its format, and the oracle watches.
 
     python tests/files/fuzz.py 10000
     python tests/files/fuzz.py 100000 --first 5000000 --only torch tensorflow
 
 reads that many inputs of each format. Input n of a format is the same on every machine and in every run. An input that
-breaks a rule is kept as a folder of `cases/`, which `test_fuzz.py` reads again for ever.
+breaks a rule is kept as a folder of `cases/`, which `test_fuzz.py` reads in every later run.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ NUMBERS += [2**63 - 1, 2**64 - 1, 2**64]
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one format are read, from what they begin, and how their inner parts are bent."""
+    """How files of one format are read and damaged. seeds: whole files, by name, that the changes start from."""
 
     read: Callable[[Path], Any]
     entry: str  # the file (or prefix) that is given to `read`
     seeds: tuple[Files, ...]
-    bend: Callable[[bytes, random.Random], bytes]
-    bent: tuple[str, ...]  # the endings of the files whose structure `bend` knows
+    damage: Callable[[bytes, random.Random], bytes]
+    endings: tuple[str, ...]  # the endings of the file names that `damage` understands
 
 
 def make_input(name: str, n: int) -> Files:
@@ -65,15 +65,15 @@ def make_input(name: str, n: int) -> Files:
     files = dict(rng.choice(form.seeds))
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         target = rng.choice(sorted(files))
-        if target.endswith(form.bent) and rng.random() < 0.6:
-            files[target] = form.bend(files[target], rng)
+        if target.endswith(form.endings) and rng.random() < 0.6:
+            files[target] = form.damage(files[target], rng)
         else:
             files[target] = change_bytes(files[target], rng)
     return files
 
 
 def read_input(name: str, files: Files, folder: Path) -> Any:
-    """Write the files to an empty `folder` and read them under the oracle."""
+    """Write the files to an empty `folder`, and read them while the oracle watches."""
     for file in folder.iterdir():
         file.unlink()
     for file_name, content in files.items():
@@ -82,11 +82,11 @@ def read_input(name: str, files: Files, folder: Path) -> Any:
 
 
 def change_bytes(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with one change that any format may suffer."""
+    """The bytes with one change that suits any format."""
     if not data:
         return rng.randbytes(rng.randrange(64))
     at = rng.randrange(len(data))
-    if rng.random() < 0.5:  # the ends hold most of what matters
+    if rng.random() < 0.5:  # most of the structure is at the ends
         at = min(at, rng.randrange(256)) if rng.random() < 0.5 else max(at, len(data) - 1 - rng.randrange(256), 0)
     size = rng.choice([1, 2, 4, 8, rng.randrange(1, 64)])
     kind = rng.randrange(8)
@@ -108,7 +108,7 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + (number % 256**width).to_bytes(width, "little") + data[at + width :]
 
 
-def bend_json(value: Any, rng: random.Random) -> Any:
+def damage_json(value: Any, rng: random.Random) -> Any:
     """A JSON value with one part replaced by something else."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = rng.choice(list(value))
@@ -117,18 +117,20 @@ def bend_json(value: Any, rng: random.Random) -> Any:
             return {other: x for other, x in value.items() if other != key}
         if kind == 1:
             return value | {rng.choice(["", "x", "__metadata__", "\0", "\ud800", *value]): value[key]}
-        return value | {key: bend_json(value[key], rng)}
+        return value | {key: damage_json(value[key], rng)}
     if isinstance(value, list) and value and rng.random() < 0.8:
         at = rng.randrange(len(value))
-        return rng.choice([value[:at], value + value[at:], value[:at] + [bend_json(value[at], rng)] + value[at + 1 :]])
+        return rng.choice(
+            [value[:at], value + value[at:], value[:at] + [damage_json(value[at], rng)] + value[at + 1 :]]
+        )
     if isinstance(value, int) and rng.random() < 0.7:
         return rng.choice([value + 1, value - 1, -value, value * 2, float(value), *NUMBERS])
     odd = [None, True, 1.5, -1, "", "x", [], {}, [[]], "\0", "../x", "/etc/passwd", "\ud800", "F32", "BF16", "BOOL"]
     return rng.choice([*odd, float("nan"), float("inf"), 10**50])
 
 
-def bend_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """A change in the header, whose length then fits."""
+def damage_safetensors(data: bytes, rng: random.Random) -> bytes:
+    """Change the header, and correct its stated length."""
     size = int.from_bytes(data[:8], "little")
     text, tail = data[8 : 8 + size], data[8 + size :]
     try:
@@ -136,7 +138,7 @@ def bend_safetensors(data: bytes, rng: random.Random) -> bytes:
     except (ValueError, RecursionError):
         return change_bytes(data, rng)
     if rng.random() < 0.7:
-        text = json.dumps(bend_json(header, rng)).encode()
+        text = json.dumps(damage_json(header, rng)).encode()
     elif rng.random() < 0.5:
         text = change_bytes(text, rng)
     else:  # a key twice
@@ -144,9 +146,9 @@ def bend_safetensors(data: bytes, rng: random.Random) -> bytes:
     return len(text).to_bytes(8, "little") + text + tail
 
 
-def bend_index(data: bytes, rng: random.Random) -> bytes:
+def damage_index(data: bytes, rng: random.Random) -> bytes:
     try:
-        return json.dumps(bend_json(json.loads(data), rng)).encode()
+        return json.dumps(damage_json(json.loads(data), rng)).encode()
     except (ValueError, RecursionError):
         return change_bytes(data, rng)
 
@@ -171,7 +173,7 @@ GADGETS = [
 ]
 
 
-def bend_pickle(data: bytes, rng: random.Random) -> bytes:
+def damage_pickle(data: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(data) + 1)
     kind = rng.randrange(6)
     if kind == 0:
@@ -192,8 +194,8 @@ def bend_pickle(data: bytes, rng: random.Random) -> bytes:
     return change_bytes(data, rng)
 
 
-def bend_torch(data: bytes, rng: random.Random) -> bytes:
-    """A change in the pickle or another record, or in the names and methods, in a zip file that is right again."""
+def damage_torch(data: bytes, rng: random.Random) -> bytes:
+    """Change the pickle, another record, a name or the method, and write a correct zip file again."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             records = [(name, file.read(name)) for name in file.namelist()]
@@ -217,10 +219,10 @@ def bend_torch(data: bytes, rng: random.Random) -> bytes:
     elif kind == 3:
         method = zipfile.ZIP_DEFLATED
     else:
-        records[at] = (name, bend_pickle(content, rng) if name.endswith("data.pkl") else change_bytes(content, rng))
+        records[at] = (name, damage_pickle(content, rng) if name.endswith("data.pkl") else change_bytes(content, rng))
     written = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(written, "w", method) as file:
-        warnings.simplefilter("ignore")  # of names that stand there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in records:
             file.writestr(zipfile.ZipInfo(name), content, method)
     return written.getvalue()
@@ -249,8 +251,8 @@ def table(entries: bytes, last_key: bytes = b"~") -> bytes:
     return block + meta + index + handles.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
 
 
-def bend_table(data: bytes, rng: random.Random) -> bytes:
-    """A change in the first block of the table, whose CRC is right again."""
+def damage_table(data: bytes, rng: random.Random) -> bytes:
+    """Change the first block of the table, and correct its CRC."""
     trailer = data.find(b"\0\0\0\0\1\0\0\0")  # the restart points of a block with one
     entries = data[:trailer]
     if trailer < 1:
@@ -268,7 +270,7 @@ def bend_table(data: bytes, rng: random.Random) -> bytes:
     return table(entries)
 
 
-def bend_llmc(data: bytes, rng: random.Random) -> bytes:
+def damage_llmc(data: bytes, rng: random.Random) -> bytes:
     if len(data) < 1024:
         return change_bytes(data, rng)
     at = 4 * rng.randrange(8)
@@ -283,7 +285,7 @@ def fixture(folder: str) -> Files:
 
 
 def numpy_seed() -> bytes:
-    """What `numpy.savez` writes, but for the time of day."""
+    """What `numpy.savez` writes, without the time of day."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as file:
         for name, array in {"a": np.arange(6.0, dtype="<f4").reshape(2, 3), "b": np.arange(3) > 1}.items():
@@ -307,14 +309,14 @@ FORMATS = {
             {"model.safetensors": fixture("small")["few.safetensors"]},
             {"model.safetensors": fixture("safetensors_bfloat16")["model.safetensors"]},
         ),
-        bend_safetensors,
+        damage_safetensors,
         (".safetensors",),
     ),
     "sharded": Format(
         functools.partial(read_shards, read=read_safetensors),
         "model.safetensors.index.json",
         ({name: x for name, x in fixture("safetensors_sharded").items() if name != "config.json"},),
-        bend_index,
+        damage_index,
         (".json",),
     ),
     "torch": Format(
@@ -329,16 +331,16 @@ FORMATS = {
                 fixture("small")["legacy.bin"],
             )
         ),
-        bend_torch,
+        damage_torch,
         (".bin",),
     ),
-    "npz": Format(read_npz, "model.npz", ({"model.npz": numpy_seed()},), bend_torch, (".npz",)),
-    "tensorflow": Format(read_tensorflow, "few.index", tensorflow_seeds(), bend_table, (".index",)),
+    "npz": Format(read_npz, "model.npz", ({"model.npz": numpy_seed()},), damage_torch, (".npz",)),
+    "tensorflow": Format(read_tensorflow, "few.index", tensorflow_seeds(), damage_table, (".index",)),
     "llmc": Format(
         read_llmc,
         "model.bin",
         tuple({"model.bin": content} for content in fixture("llmc").values()),
-        bend_llmc,
+        damage_llmc,
         (".bin",),
     ),
 }
@@ -356,10 +358,10 @@ def keep(name: str, files: Files) -> Path:
 
 
 def run(name: str, numbers: range, folder: Path) -> tuple[Counter[str], list[str]]:
-    """Read the inputs of those numbers; how often each outcome came, and a line for each rule that was broken."""
+    """Read the inputs with these numbers. Returns the count of each outcome, and a line for each broken rule."""
     outcomes: Counter[str] = Counter()
     broken = []
-    for seed in FORMATS[name].seeds:  # whatever is imported when first used is imported now
+    for seed in FORMATS[name].seeds:  # modules that are imported on first use are imported now
         read_input(name, seed, folder)
     for n in numbers:
         files = make_input(name, n)

@@ -1,4 +1,4 @@
-"""What reading a hostile file may do: give arrays or one error, soon, within bounds, and nothing else at all."""
+"""The oracle: reading a hostile file must give arrays or one error, within limits of time and memory, nothing else."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from nanograd_llm.errors import BadFileError, StorageError
 
-SECONDS = 1.0  # of this process's own work, so that a busy machine breaks no rule
+SECONDS = 1.0  # of this process's own time, so that a busy machine does not matter
 SPARE = 64 * 2**20  # bytes, beside twice the file
 
-codecs.lookup("cp437")  # with which zipfile decodes names; Python loads it when it is first used
+codecs.lookup("cp437")  # zipfile decodes names with it; Python loads it on first use
 _breaches: list[str] = []
-_folder: str | None = None  # the one that a file may be opened in, while a file is being read
+_folder: str | None = None  # while a file is being read: the folder whose files may be opened
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """The audit hook. While a file is read it allows to open, map and list in the file's own folder."""
+    """The audit hook. While a file is read, only opening, mapping and listing in its own folder are allowed."""
     if _folder is None:
         return
     if event in ("open", "os.listdir", "os.scandir"):
@@ -45,9 +45,9 @@ class Breach(AssertionError):
 
 
 def read_watched(read: Callable[[Path], Any], path: Path, folder: Path) -> Any:
-    """What `read(path)` returns, or the one error that it raises, having kept every rule; `Breach` where it has not.
+    """What `read(path)` returns, or the error that it raises. Raises `Breach` if a rule is broken.
 
-    It may open files in `folder` only. Whatever arrays it returns are read to their last byte.
+    Only files in `folder` may be opened. All arrays that it returns are read to their last byte.
     """
     global _folder
     size = sum(file.lstat().st_size for file in folder.iterdir())
@@ -77,7 +77,7 @@ def read_watched(read: Callable[[Path], Any], path: Path, folder: Path) -> Any:
 
 
 def arrays_of(found: Any) -> Iterator[np.ndarray]:
-    """Every array in a structure of dicts, lists and tuples, each part of it visited once."""
+    """Every array in a structure of dicts, lists and tuples; each part is visited once."""
     seen, waiting = set(), [found]
     while waiting:
         thing = waiting.pop()
@@ -91,7 +91,7 @@ def arrays_of(found: Any) -> Iterator[np.ndarray]:
 def _check_error(error: Exception) -> None:
     text = str(error)
     if not text or len(text) > 2000 or "\n" in text or getattr(error, "exit_code", None) not in (3, 4):
-        raise Breach(f"complains in {len(text):,} characters: {text[:2000]!r}")
+        raise Breach(f"raises an error of {len(text):,} characters: {text[:2000]!r}")
 
 
 def _check_arrays(arrays: list[np.ndarray], size: int) -> None:

@@ -1,4 +1,4 @@
-"""A file written through storage.py is the old one or the new one, whatever fails and whenever the process dies."""
+"""A file written atomically is the old one or the new one, whatever fails and whenever the process dies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dying(call):
     return step
 
 write = os.write
-os.write = lambda file, data: write(file, data[:4])  # short writes, so that a death can fall between them
+os.write = lambda file, data: write(file, data[:4])  # short writes, so that the process can die between them
 for name in ("open", "chmod", "write", "fsync", "close", "replace"):
     setattr(os, name, dying(getattr(os, name)))
 write_atomically(sys.argv[1], b"new content")
@@ -41,7 +41,7 @@ write_atomically(sys.argv[1], b"new content")
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int = 0) -> None:
-    """Let `os.<call>` fail with `code` once it has worked `after` times."""
+    """Make `os.<call>` fail with `code` after it has worked `after` times."""
     works, original = iter(range(after)), getattr(os, call)
 
     def refusing(*args: object) -> object:
@@ -52,7 +52,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int 
     monkeypatch.setattr(os, call, refusing)
 
 
-def test_a_written_file_holds_the_content_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+def test_a_written_file_holds_the_content_and_no_other_file_is_left(tmp_path: Path) -> None:
     for content in (b"first", b"", b"second" * 100_000):
         write_atomically(tmp_path / "file", content)
         assert read_bytes(tmp_path / "file") == content
@@ -68,7 +68,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["open", "chmod", "write", "fsync", "replace"])
-def test_a_refusing_disk_leaves_the_previous_file_and_no_temporary(
+def test_a_disk_error_leaves_the_previous_file_and_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     path = tmp_path / "file"
@@ -84,7 +84,9 @@ def test_a_refusing_disk_leaves_the_previous_file_and_no_temporary(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_disk_that_fills_up_midway_leaves_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_during_a_write_leaves_the_previous_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, write = tmp_path / "file", os.write
     path.write_bytes(b"previous")
     with monkeypatch.context() as patch:
@@ -102,7 +104,7 @@ def test_a_folder_that_cannot_be_synced_is_reported_with_the_new_file_in_place(
     path = tmp_path / "file"
     with monkeypatch.context() as patch:
         refuse(patch, "fsync", errno.EIO, after=1)
-        with pytest.raises(StorageError, match="written, but may not survive a power loss"):
+        with pytest.raises(StorageError, match="written, but a power loss may undo it"):
             write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
@@ -126,7 +128,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_after_it(
 ) -> None:
     order: list[str] = []
 
-    def noting(name: str) -> None:
+    def record(name: str) -> None:
         original = getattr(os, name)
 
         def call(*args: object) -> object:
@@ -137,7 +139,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_after_it(
         monkeypatch.setattr(os, name, call)
 
     for name in ("write", "fsync", "replace"):
-        noting(name)
+        record(name)
     write_atomically(tmp_path / "file", b"content")
     assert order == ["write", "fsync", "replace", "sync folder"]
 
@@ -157,7 +159,7 @@ def test_a_process_killed_at_any_step_leaves_the_old_file_or_the_new(tmp_path: P
             break
     assert ended.returncode == 0, ended.stderr
     steps = len(seen)
-    assert steps == 12  # open, chmod, 3 writes, fsync, close, replace, open, fsync, close; and one that lives
+    assert steps == 12  # open, chmod, 3 writes, fsync, close, replace, open, fsync, close; and one that is not killed
     assert seen == [b"old content"] * 8 + [b"new content"] * 4
 
 
@@ -174,7 +176,7 @@ def test_a_symlink_planted_at_the_temporary_name_is_not_written_through(
     assert not (tmp_path / "file").exists()
 
 
-def test_temporary_names_are_never_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_temporary_name_is_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda old, new: (names.append(old), replace(old, new)))
     for _ in range(20):
@@ -207,7 +209,7 @@ def test_a_new_file_follows_the_umask_and_an_existing_one_keeps_its_permissions(
 
 
 @pytest.mark.parametrize("action", [lambda path: write_atomically(path, b"new"), read_bytes])
-def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path, action) -> None:
+def test_a_folder_pipe_or_device_is_neither_read_nor_replaced(tmp_path: Path, action) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
         with pytest.raises(StorageError, match="is not a regular file"):
@@ -236,7 +238,7 @@ def write_two(folder: Path) -> None:
         write_atomically(place / "second", b"2")
 
 
-def test_files_written_together_are_all_there_beside_what_was_there_before(tmp_path: Path) -> None:
+def test_files_written_together_are_added_to_those_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "other").write_bytes(b"mine")
     for folder, names in ((tmp_path / "a", ["first", "other", "second"]), (tmp_path / "b" / "c", ["first", "second"])):
@@ -261,7 +263,7 @@ def test_a_new_folder_appears_in_one_step_with_all_of_its_files(
 
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("after", range(4))
-def test_a_disk_that_refuses_one_of_the_files_written_together_leaves_all_as_it_was(
+def test_if_one_of_the_files_written_together_fails_the_folder_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
 ) -> None:
     for folder, left in ((tmp_path / "is" / "new", []), (tmp_path / "is", ["mine"])):
@@ -275,7 +277,7 @@ def test_a_disk_that_refuses_one_of_the_files_written_together_leaves_all_as_it_
             except StorageError as error:
                 assert os.strerror(errno.ENOSPC) in str(error) and ".tmp" not in str(error)
             else:
-                return  # it does not take so many calls
+                return  # it makes fewer calls
         assert sorted(path.name for path in tmp_path.rglob("*")) == (["is", *left] if left else [])
 
 
@@ -286,9 +288,9 @@ def test_ctrl_c_leaves_none_of_the_files_written_together(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == []
 
 
-def test_files_that_are_written_together_replace_none_that_came_meanwhile(tmp_path: Path) -> None:
+def test_files_written_together_do_not_replace_a_file_that_appeared_meanwhile(tmp_path: Path) -> None:
     with (
-        pytest.raises(StorageError, match="b: is there already; choose another folder"),
+        pytest.raises(StorageError, match="b: already exists; choose another folder"),
         written_together(tmp_path) as p,
     ):
         for name in "abc":
@@ -297,7 +299,7 @@ def test_files_that_are_written_together_replace_none_that_came_meanwhile(tmp_pa
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "theirs"}
 
 
-def test_files_that_are_written_together_work_on_a_disk_without_links(
+def test_files_can_be_written_together_on_a_disk_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, "link", errno.EPERM)
@@ -306,7 +308,7 @@ def test_files_that_are_written_together_work_on_a_disk_without_links(
     assert (tmp_path / "a").read_text() == "ours"
 
 
-def test_every_folder_that_was_made_is_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parent_of_every_new_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(nanograd_llm.files.atomic, "_sync_folders", lambda _, folders: synced.extend(folders))
     with written_together(tmp_path / "new" / "deep") as p:

@@ -1,4 +1,4 @@
-"""The largest claims that a file can make cost less than a second, and at most twice the file plus 64 MB."""
+"""Bombs, files that claim the largest sizes, take less than a second, and at most twice the file plus 64 MB."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from nanograd_llm.files.safetensors import read_safetensors
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_breaks_no_rule(bomb, tmp_path):
+def test_reading_a_bomb_breaks_no_rule(bomb, tmp_path):
     read, path = plant(bomb, tmp_path)
     read_watched(read, path, tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts memory in another way")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows measures memory differently")
 def test_no_bomb_takes_more_than_twice_its_size_and_64_mb(tmp_path):
     for number, bomb in enumerate(BOMBS):
         (tmp_path / str(number)).mkdir()
@@ -38,7 +38,7 @@ def test_no_bomb_takes_more_than_twice_its_size_and_64_mb(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "width", "most"), [("F32", 4, 2**16), ("BF16", 2, 2**25 + 2**16)])
-def test_float32_takes_no_memory_and_bfloat16_that_of_float32(dtype, width, most, tmp_path):
+def test_reading_float32_takes_no_memory_and_bfloat16_takes_that_of_float32(dtype, width, most, tmp_path):
     size = width * 2**23
     text = json.dumps({"x": {"dtype": dtype, "shape": [2**23], "data_offsets": [0, size]}}).encode()
     with (tmp_path / "x").open("wb") as file:

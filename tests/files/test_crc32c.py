@@ -1,4 +1,4 @@
-"""The folded CRC-32C is the CRC-32C: published values, and division byte by byte, at lengths where its way changes."""
+"""The folded CRC-32C equals published values, and division byte by byte at lengths where the method changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_sparse_polynomial_is_a_multiple_of_the_crcs():
 
 
 def divided_byte_by_byte(data: bytes) -> int:
-    """The textbook's way, with the remainders of single bytes divided bit by bit."""
+    """The textbook's method, with the remainders of single bytes divided bit by bit."""
     table = list(range(256))
     for _ in range(8):
         table = [x >> 1 ^ (POLYNOMIAL if x & 1 else 0) for x in table]

@@ -1,4 +1,4 @@
-"""Files damaged by the thousand break no rule of the oracle, and the oracle notices each rule that is broken."""
+"""Reading thousands of damaged files breaks no rule of the oracle, and the oracle notices each rule that is broken."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def works_long(path):
             return total
 
 
-MISDEEDS = {
+VIOLATIONS = {
     "opens elsewhere": opens_elsewhere,
     "writes": writes,
     "executes": lambda path: exec("1"),
@@ -80,15 +80,15 @@ MISDEEDS = {
 }
 
 
-@pytest.mark.parametrize("misdeed", MISDEEDS)
-def test_the_oracle_notices(misdeed, tmp_path):
+@pytest.mark.parametrize("violation", VIOLATIONS)
+def test_the_oracle_notices(violation, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "file").write_bytes(b"content")
     (tmp_path / "elsewhere").write_bytes(b"secret")
     works_long.until = os.times().user + 1.2
     with pytest.raises(Breach):
-        read_watched(MISDEEDS[misdeed], folder / "file", folder)
+        read_watched(VIOLATIONS[violation], folder / "file", folder)
 
 
 def test_the_oracle_lets_a_reader_read(tmp_path):

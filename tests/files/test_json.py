@@ -1,4 +1,4 @@
-"""JSON is read where it is plain, and refused with its fault where it is not."""
+"""Plain JSON is read; anything else is refused, and the error says what is wrong."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ def test_a_plain_object_is_read():
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         (b'{"a": 1, "b": 2, "a": 1}', "duplicate key 'a'"),
         (b'{"a": {"b": 1, "b": 1}}', "duplicate key 'b'"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
-        (b'{"a": 1e999}', "1e999 is no finite number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "1e999 is not a finite number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "5,000 digits"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": 1} {', "Extra data"),
         (b'{"a": "\xff"}', "utf-8"),
         (b"\xef\xbb\xbf{}", "BOM"),
         (b"", "Expecting value"),
-        (b"[1]", "expected, {...}; found list"),
+        (b"[1]", "expected a JSON object {...}; found list"),
         (b" " * (MAX_BYTES + 1), "at most"),
         (b'{"a": [' + b"[]," * MAX_VALUES + b"[]]}", "at most"),
     ],
 )
-def test_what_is_not_plain_is_refused(text, complaint):
+def test_json_that_is_not_plain_is_refused(text, message):
     with pytest.raises(BadFileError, match="x: ") as caught:
         read_json_object(text, "x")
-    assert complaint in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""A file is mapped, never writable, never anything but a regular file; no claim reaches past its bytes."""
+"""Only regular files are mapped, never writable, and nothing beyond a file's bytes can be read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_empty_file_has_no_bytes(tmp_path):
     assert map_file(tmp_path / "empty").size == 0
 
 
-def test_replacing_the_file_leaves_the_map_as_it_was(data, tmp_path):
+def test_replacing_the_file_does_not_change_the_mapped_bytes(data, tmp_path):
     (tmp_path / "new").write_bytes(b"other")
     os.replace(tmp_path / "new", tmp_path / "weights")
     assert data.tobytes() == bytes(range(64))
@@ -52,7 +52,7 @@ def test_a_folder_is_not_a_regular_file(tmp_path):
         map_file(tmp_path)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files in the file system")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes and devices in the file system")
 def test_pipes_and_devices_are_not_regular_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
@@ -61,7 +61,7 @@ def test_pipes_and_devices_are_not_regular_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing", "nul\0", "x" * 5000])
-def test_a_file_that_is_not_there_is_named(name, tmp_path):
+def test_a_missing_file_is_named(name, tmp_path):
     with pytest.raises(StorageError, match="cannot read|no such file"):
         map_file(tmp_path / name)
 

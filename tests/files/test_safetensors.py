@@ -1,4 +1,4 @@
-"""A safetensors file is read if it is exactly what the format prescribes, and refused with its fault if it is not."""
+"""A safetensors file is read if it follows the format exactly; otherwise it is refused, and the error says why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def written(folder, header, data=b"", *, size=None):
-    """A file with that header: text, or an object to be put into JSON."""
+    """A file with this header: bytes, or an object that is written as JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     length = len(text) if size is None else size
     path = folder / "model.safetensors"
@@ -62,7 +62,7 @@ def test_bfloat16_is_widened_to_the_same_numbers(tmp_path):
     assert found.tolist() == [1.0, -3.0, np.inf, 2.0**-133]
 
 
-def test_a_file_of_nothing_is_an_empty_table(tmp_path):
+def test_a_file_without_tensors_is_read_as_an_empty_dict(tmp_path):
     assert read_safetensors(written(tmp_path, {"__metadata__": {"format": "pt"}})) == {}
 
 
@@ -78,22 +78,22 @@ def test_a_header_longer_than_the_file_is_refused_before_anything_is_built(size,
 
 
 @pytest.mark.parametrize(
-    ("header", "complaint"),
+    ("header", "message"),
     [
         (b' {"x": 1}', "begins with"),
         (b"[]", "begins with"),
-        (b'{"x": ', "no valid JSON"),
+        (b'{"x": ', "not valid JSON"),
         (b'{"x": {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "dtype": "F32"}}', "duplicate key"),
         (b'{"x": NaN}', "NaN"),
         (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "nested too deeply"),
-        ({"x": 1}, "entry must hold"),
-        ({"x": {"dtype": "F32", "shape": [1]}}, "entry must hold"),
-        ({"x": entry(0, 4) | {"more": 1}}, "entry must hold"),
+        ({"x": 1}, "must have exactly the keys"),
+        ({"x": {"dtype": "F32", "shape": [1]}}, "must have exactly the keys"),
+        ({"x": entry(0, 4) | {"more": 1}}, "must have exactly the keys"),
         ({"x": entry(0, 4, dtype="F8_E4M3")}, "dtype 'F8_E4M3' is not one of U64, I64"),
         ({"x": entry(0, 4, dtype=["F32"])}, "is not one of"),
-        ({"x": entry(0, 4, [1.0])}, "integers from 0 up"),
-        ({"x": entry(0, 4, [True])}, "integers from 0 up"),
-        ({"x": entry(0, 4, [-1])}, "integers from 0 up"),
+        ({"x": entry(0, 4, [1.0])}, "integers of at least 0"),
+        ({"x": entry(0, 4, [True])}, "integers of at least 0"),
+        ({"x": entry(0, 4, [-1])}, "integers of at least 0"),
         ({"x": entry(0, 4, {"0": 1})}, "must be a list"),
         ({"x": entry(0, 4) | {"data_offsets": [0, 4.0]}}, "two integers"),
         ({"x": entry(0, 4) | {"data_offsets": [False, 4]}}, "two integers"),
@@ -107,9 +107,9 @@ def test_a_header_longer_than_the_file_is_refused_before_anything_is_built(size,
         ({"x": entry(0, 12)}, "needs bytes"),
         ({"x": entry(0, 4), "y": entry(0, 4), "z": entry(4, 8)}, "overlaps"),
         ({"x": entry(0, 6, [3], "F16"), "y": entry(4, 8)}, "overlaps"),
-        ({"x": entry(0, 2, [1], "F16"), "y": entry(4, 8)}, "no byte may be left over"),
-        ({"x": entry(4, 8)}, "no byte may be left over"),
-        ({"x": entry(0, 4)}, "no byte may be left over"),
+        ({"x": entry(0, 2, [1], "F16"), "y": entry(4, 8)}, "they must take all of them"),
+        ({"x": entry(4, 8)}, "they must take all of them"),
+        ({"x": entry(0, 4)}, "they must take all of them"),
         ({"x": entry(0, 8), "empty": entry(4, 4, [0])}, "overlaps"),
         ({"x": entry(0, 8), "empty": entry(2**40, 2**40, [0])}, "needs bytes"),
         ({"x": entry(0, 8, [8], "BOOL")}, "neither false"),
@@ -118,9 +118,9 @@ def test_a_header_longer_than_the_file_is_refused_before_anything_is_built(size,
         ({"x": entry(0, 8), "__metadata__": None}, "object of strings"),
     ],
 )
-def test_what_the_format_does_not_prescribe_is_refused(header, complaint, tmp_path):
-    message = refusal(tmp_path, header, b"\1\2\3\4\5\6\7\10")
-    assert complaint in message and "model.safetensors" in message
+def test_a_file_that_does_not_follow_the_format_is_refused(header, message, tmp_path):
+    found = refusal(tmp_path, header, b"\1\2\3\4\5\6\7\10")
+    assert message in found and "model.safetensors" in found
 
 
 def test_a_header_of_a_hundred_thousand_tensors_is_refused(tmp_path):
@@ -133,7 +133,7 @@ WRITTEN_BY_THE_LIBRARY = sorted(
 
 
 @pytest.mark.parametrize("path", WRITTEN_BY_THE_LIBRARY, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_is_written_has_the_bytes_of_the_formats_own_library(path, tmp_path):
+def test_a_written_file_has_the_same_bytes_as_the_safetensors_library_writes(path, tmp_path):
     write_safetensors(tmp_path / "x", *read_safetensors_with_metadata(path))
     assert (tmp_path / "x").read_bytes() == path.read_bytes()
 
@@ -142,20 +142,20 @@ def test_arrays_of_any_dtype_and_layout_are_written_as_the_library_writes_them(r
     numbers = rng.integers(0, 2, (3, 4))
     arrays = {f"é {dtype}": numbers.astype(dtype) for dtype in DTYPES.values()} | {'a\n"': np.array(2.5)}
     save_file(arrays, tmp_path / "theirs", {"format": "np"})
-    bent = {name: x.astype(x.dtype.newbyteorder(">"), order="F") for name, x in arrays.items()}
-    write_safetensors(tmp_path / "ours", dict(reversed(bent.items())), {"format": "np"})
+    reordered = {name: x.astype(x.dtype.newbyteorder(">"), order="F") for name, x in arrays.items()}
+    write_safetensors(tmp_path / "ours", dict(reversed(reordered.items())), {"format": "np"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert all(np.array_equal(load_file(tmp_path / "ours")[name], x) for name, x in arrays.items())
 
 
-def test_what_is_no_array_of_numbers_is_not_written(tmp_path):
+def test_an_array_that_does_not_hold_numbers_is_not_written(tmp_path):
     for array in (np.zeros(1, np.complex64), np.array([None]), np.array(["x"])):
-        with pytest.raises(DtypeError, match=f"x {re.escape(str(array.dtype))}: safetensors cannot hold it"):
+        with pytest.raises(DtypeError, match=f"x is {re.escape(str(array.dtype))}; safetensors can hold"):
             write_safetensors(tmp_path / "file", {"x": array}, {})
     assert not (tmp_path / "file").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts memory in another way")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows measures memory differently")
 def test_writing_takes_no_second_copy_of_the_arrays(tmp_path):
     arrays = {str(n): np.ones(2**20, np.float32) for n in range(8)}
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""An index places each tensor in a file beside it; whatever does not fit together is named."""
+"""An index says which file holds each tensor; errors name the tensors and files that do not fit."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_a_missing_shard_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "complaint"),
+    ("weight_map", "message"),
     [
         ({"a": "two.safetensors", "b": "one.safetensors"}, "missing: 'a'; extra: 'b'"),
         ({"a": "one.safetensors", "b": "one.safetensors"}, "missing: 'b'"),
         (RIGHT | {"c": "two.safetensors"}, "missing: 'c'"),
         ({}, "weight_map must be"),
         (["a"], "weight_map must be"),
-        ({"a": 1}, "'a' is placed in no file"),
-        ({"a": None}, "'a' is placed in no file"),
+        ({"a": 1}, "the entry of 'a' must be a file name"),
+        ({"a": None}, "the entry of 'a' must be a file name"),
         ({"a": "../model/one.safetensors"}, "plain file name"),
         ({"a": "/etc/passwd"}, "plain file name"),
         ({"a": "x\\one.safetensors"}, "plain file name"),
@@ -69,14 +69,14 @@ def test_a_missing_shard_is_named(folder):
         ({"a": "one\n.safetensors"}, "plain file name"),
         (RIGHT | {"c": "model.safetensors.index.json"}, "needs bytes"),
         ({str(n): str(n) for n in range(1001)}, "names 1,001 files; at most 1,000 are read"),
-        (b"[]", "JSON object is expected"),
+        (b"[]", "expected a JSON object"),
         (b'{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}', "duplicate key"),
         (b"{}" + b" " * 2**22, "has more than 4,194,304 bytes"),
     ],
 )
-def test_an_index_that_does_not_fit_is_refused(weight_map, complaint, folder):
+def test_an_index_that_does_not_fit_is_refused(weight_map, message, folder):
     found = read(folder, weight_map)
-    assert isinstance(found, BadFileError) and complaint in str(found)
+    assert isinstance(found, BadFileError) and message in str(found)
 
 
 def test_a_tensor_in_two_shards_is_named(folder):
@@ -85,7 +85,7 @@ def test_a_tensor_in_two_shards_is_named(folder):
     assert isinstance(found, BadFileError) and "two.safetensors" in str(found) and "extra: 'a'" in str(found)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="links need extra rights on Windows")
 def test_a_shard_may_be_a_link_to_another_disk(folder):
     elsewhere = folder.parent / "blobs"
     elsewhere.mkdir()
@@ -95,11 +95,11 @@ def test_a_shard_may_be_a_link_to_another_disk(folder):
     assert read_shards(folder / "model.safetensors.index.json", read_safetensors).keys() == {"a", "b"}
 
 
-def test_a_name_too_long_for_the_system_is_a_missing_file(folder):
+def test_a_name_too_long_for_the_system_is_reported_as_a_missing_file(folder):
     assert isinstance(read(folder, RIGHT | {"c": "c" * 5000}), StorageError)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="links need extra rights on Windows")
 def test_a_link_that_leads_to_itself_is_an_error(folder):
     (folder / "two.safetensors").unlink()
     (folder / "two.safetensors").symlink_to("two.safetensors")

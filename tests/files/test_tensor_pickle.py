@@ -1,4 +1,4 @@
-"""A pickle builds tensors and plain values or is refused; there is no instruction by which it could do more."""
+"""A pickle that builds tensors and plain values is read; any other is refused, and none of its code is run."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def refusal(program):
 
 
 def text(string):
-    raw = string.encode()
-    return b"X" + struct.pack("<I", len(raw)) + raw
+    data = string.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
 
 
 def integer(number):
@@ -76,7 +76,7 @@ def test_plain_values_are_read_as_pickle_wrote_them(value, protocol):
     assert read(pickle.dumps(value, protocol)) == value
 
 
-def test_a_value_that_stands_in_two_places_is_one():
+def test_a_value_in_two_places_is_one_object():
     shared = ["x"]
     found = read(pickle.dumps([shared, shared], 2))
     assert found[0] is found[1]
@@ -98,7 +98,7 @@ def test_tensors_of_one_bfloat16_storage_share_its_widened_values():
 
 
 class Runs:
-    """Whatever unpickles this with Python's own reader runs a command."""
+    """Python's own reader runs a command when it unpickles this."""
 
     def __reduce__(self):
         return os.system, ("echo run > ran",)
@@ -143,7 +143,7 @@ def nested_getattr():
         b"P0\n.",  # PERSID
     ],
 )
-def test_a_pickle_that_would_run_something_is_inert(program, tmp_path, monkeypatch):
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     refusal(program)
@@ -170,7 +170,7 @@ def test_a_pickle_that_would_run_something_is_inert(program, tmp_path, monkeypat
     ],
     ids=repr,
 )
-def test_an_object_beside_tensors_stays_unread_and_tensors_are_read(thing, name, protocol):
+def test_an_object_beside_tensors_is_left_unread_and_the_tensors_are_read(thing, name, protocol):
     found = read(pickle.dumps({"before": 1, "thing": thing, "after": [2.5]}, protocol))
     assert (found["before"], found["after"]) == (1, [2.5])
     thing = found["thing"]
@@ -182,18 +182,18 @@ def test_the_fields_of_a_dataclass_are_known():
         assert read(pickle.dumps(thing, 2)).fields == {"n_layer": 4}
 
 
-def test_the_refused_name_is_told():
+def test_a_refused_name_is_in_the_error():
     message = refusal(pickle.dumps(Runs(), 2))
     assert "'posix.system'" in message or "'nt.system'" in message
-    assert "nothing of it was run" in message
+    assert "no code in it was run" in message
 
 
 @pytest.mark.parametrize(
-    ("program", "complaint"),
+    ("program", "message"),
     [
         (tensor(storage(size=7)) + b".", "7 elements take 28 bytes; it has 24"),
         (tensor(storage(size=5)) + b".", "5 elements take 20 bytes; it has 24"),
-        (tensor(storage(size=-6)) + b".", "integers from 0 up"),
+        (tensor(storage(size=-6)) + b".", "integers of at least 0"),
         (tensor(storage(size=2**62)) + b".", "larger than any array"),
         (tensor(storage("9")) + b".", "storage '9': is not in the file"),
         (tensor(storage("../0")) + b".", "is not in the file"),
@@ -201,26 +201,26 @@ def test_the_refused_name_is_told():
         (tensor(size=(2, 4)) + b".", "beyond its storage of 6"),
         (tensor(stride=(4, 1)) + b".", "beyond its storage of 6"),
         (tensor(offset=1) + b".", "beyond its storage of 6"),
-        (tensor(offset=-1) + b".", "no numbers from 0 up"),
+        (tensor(offset=-1) + b".", "not integers of at least 0"),
         (tensor(offset=2**63 - 1) + b".", "beyond its storage of 6"),
-        (tensor(stride=(-3, 1)) + b".", "no numbers from 0 up"),
+        (tensor(stride=(-3, 1)) + b".", "not integers of at least 0"),
         (tensor(stride=(2**62, 2**62)) + b".", "beyond its storage of 6"),
         (tensor(size=(2**30, 2**30), stride=(0, 0)) + b".", "larger than any array"),
         (tensor(size=(1000, 1000), stride=(0, 0)) + b".", "beyond its storage of 6"),
         (tensor(size=(3, 3), stride=(1, 1)) + b".", "beyond its storage of 6"),
-        (tensor(size=(-1, 3)) + b".", "integers from 0 up"),
-        (tensor(size=(6,)) + b".", "no numbers from 0 up"),
+        (tensor(size=(-1, 3)) + b".", "integers of at least 0"),
+        (tensor(size=(6,)) + b".", "not integers of at least 0"),
         (tensor(size=(2,) * 33, stride=(0,) * 33) + b".", "33 dimensions"),
-        (tensor(text("no storage")) + b".", "not made from a storage"),
-        (REBUILD + b")R.", "not made from a storage"),
+        (tensor(text("no storage")) + b".", "not made from storage"),
+        (REBUILD + b")R.", "not made from storage"),
         (REBUILD + b"]R.", "it calls a torch._utils._rebuild_tensor_v2"),
         (storage() + b"R.", "empty stack"),
         (b"ccollections\nOrderedDict\n(K\x01tR.", "not built item by item"),
         (b"K\x01)R.", "it calls a int"),
-        (text("storage") + b"Q.", "no storage of tensors"),
-        (b"(" + text("storage") + ORDERED + text("0") + text("cpu") + b"K\x06tQ.", "no storage of tensors"),
+        (text("storage") + b"Q.", "not a storage of tensors"),
+        (b"(" + text("storage") + ORDERED + text("0") + text("cpu") + b"K\x06tQ.", "not a storage of tensors"),
         (b"ctorch._utils\n_rebuild_parameter\n(K\x01\x88NtR.", "not made from a tensor"),
-        (b"]}b.", "it changes a list"),
+        (b"]}b.", "it sets fields of a list"),
         (b"}K\x01a.", "it appends to a dict"),
         (b"}(K\x01K\x02K\x03u.", "sets 3 keys and values"),
         (b"](K\x01K\x02u.", "sets 2 keys and values of a list"),
@@ -228,40 +228,40 @@ def test_the_refused_name_is_told():
         (b"}\x88K\x01s.", "a key is a bool"),
         (b"}J\xff\xff\xff\xffK\x01s.", "a key is a int"),
         (b"}" + integer(2**61 - 1) + b"K\x01s.", "a key is a int"),  # it has the hash of 0
-        (b"}(K\x01K\x02K\x01K\x03u.", "the key 1 is set twice"),
-        (b"h\x07.", "recalls 7"),
-        (b"j\xff\xff\xff\xff.", "recalls 4,294,967,295"),
+        (b"}(K\x01K\x02K\x01K\x03u.", "duplicate key 1"),
+        (b"h\x07.", "recalls object 7"),
+        (b"j\xff\xff\xff\xff.", "recalls object 4,294,967,295"),
         (b"q\x00.", "empty stack"),
         (b"u.", "a mark that was never set"),
         (b".", "empty stack"),
         (b"(.", "empty stack"),
-        (b"K\x01(K\x02.", "something left over"),
-        (b"K\x01K\x02.", "something left over"),
-        (b"K\x01.K", "something left over"),
+        (b"K\x01(K\x02.", "left over at its end"),
+        (b"K\x01K\x02.", "left over at its end"),
+        (b"K\x01.K", "left over at its end"),
         (b"", "cut short"),
         (b"K", "cut short"),
         (b"X\xff\xff\xff\x7fx", "cut short"),
         (b"\x8a\xff\x01", "cut short"),
         (b"cos", "cut short"),
         (b"X\x01\x00\x00\x00\xff.", "'utf-8' codec can't decode"),
-        (b"K\x01K\x02\x93.", "name is not a string"),
+        (b"K\x01K\x02\x93.", "a name that is not a string"),
         (b"N" * (MAX_INSTRUCTIONS + 1), "more than 131,072 instructions"),
     ],
 )
-def test_a_pickle_that_is_no_structure_of_tensors_is_refused(program, complaint):
-    message = refusal(program)
-    assert complaint in message and len(message) < 1000
+def test_a_pickle_that_is_not_a_structure_of_tensors_is_refused(program, message):
+    found = refusal(program)
+    assert message in found and len(found) < 1000
 
 
-def test_a_bomb_of_the_memo_stays_small():
-    """Each tuple holds the one before it twice: a walk along every path would take 2^200 steps."""
+def test_a_pickle_that_doubles_its_size_200_times_takes_little_time():
+    """Each tuple holds the one before it twice: visiting every path would take 2^200 steps."""
     doubled = b")" + b"".join(b"q%ch%c\x86" % (n % 256, n % 256) for n in range(200))
     assert len(read(doubled + b".")) == 2
     for program in (b"}" + doubled + b"Ns.", tensor(size_of=doubled) + b".", REBUILD + doubled + b"R."):
         refusal(program)
 
 
-def test_a_structure_may_hold_itself():
+def test_a_list_may_contain_itself():
     found = read(b"]q\x00h\x00a.")
     assert found[0] is found
     assert list(arrays_of(found)) == []

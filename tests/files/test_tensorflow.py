@@ -1,4 +1,4 @@
-"""A checkpoint of TensorFlow is read with its checksums; a table that lies about it is refused."""
+"""A TensorFlow checkpoint is read and its checksums are compared; a table that does not match the data is refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_keys_are_joined_from_what_they_share(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"f1": 7}, "DT_STRING"),
         ({"f1": 8}, "DT_COMPLEX64"),
@@ -91,8 +91,8 @@ def test_keys_are_joined_from_what_they_share(tmp_path):
         ({"f2": shape(2**31, 2**31)}, "larger than any array"),
         ({"f2": shape(*[1] * 33)}, "33 dimensions"),
         ({"f2": field(3, 1)}, "shape is unknown"),
-        ({"f2": 6}, "wire type 0 in place of 2"),
-        ({"f3": 1}, "data file 1, counted from 0, of 1"),
+        ({"f2": 6}, "wire type 0; expected 2"),
+        ({"f3": 1}, "is in data file 1, counted from 0, but there are 1"),
         ({"f3": -1}, "cannot be negative"),
         ({"f4": 4}, "needs bytes 4 to 28"),
         ({"f4": 2**62}, "needs bytes"),
@@ -100,46 +100,46 @@ def test_keys_are_joined_from_what_they_share(tmp_path):
         ({"f5": 20}, "takes 24 bytes; the entry says 20"),
         ({"f6": (1,)}, "does not match its CRC-32C"),
         ({"f6": None}, "does not match its CRC-32C"),
-        ({"f6": b"1234"}, "wire type 2 in place of 5"),
+        ({"f6": b"1234"}, "wire type 2; expected 5"),
         ({"f7": b""}, "stored in slices"),
     ],
 )
-def test_an_entry_that_does_not_fit_is_refused(changes, complaint, tmp_path):
+def test_an_entry_that_does_not_fit_is_refused(changes, message, tmp_path):
     found = read(tmp_path, table(rows((b"", HEADER), (b"w", entry(**changes)))))
-    assert isinstance(found, BadFileError) and complaint in str(found) and "'w'" in str(found)
+    assert isinstance(found, BadFileError) and message in str(found) and "'w'" in str(found)
 
 
 @pytest.mark.parametrize(
-    ("pairs", "complaint"),
+    ("pairs", "message"),
     [
         ([], "the header: is missing"),
         ([(b"w", entry())], "the header: is missing"),
-        ([(b"", b"")], "claims 0 data files"),
-        ([(b"", field(1, 2**31))], "claims 2,147,483,648 data files"),
-        ([(b"", HEADER + field(2, 1))], "high byte first"),
-        ([(b"", HEADER), (b"w", entry()), (b"v", entry())], "not in its order"),
-        ([(b"", HEADER), (b"w", entry()), (b"w", entry())], "there twice"),
+        ([(b"", b"")], "says that there are 0 data files"),
+        ([(b"", field(1, 2**31))], "says that there are 2,147,483,648 data files"),
+        ([(b"", HEADER + field(2, 1))], "numbers are big-endian"),
+        ([(b"", HEADER), (b"w", entry()), (b"v", entry())], "out of order, or a duplicate"),
+        ([(b"", HEADER), (b"w", entry()), (b"w", entry())], "out of order, or a duplicate"),
         ([(b"", HEADER), (b"v", entry()), (b"w", entry())], "'w' overlaps"),
         ([(b"", HEADER), (b"v\xff", entry())], "not UTF-8"),
         ([(b"", HEADER), (b"v", b"\x0b")], "wire type 3, which does not exist"),
         ([(b"", HEADER), (b"v", b"\x12\x7f")], "field 2 is cut short"),
         ([(b"", HEADER), (b"v", b"\xff" * 10 + b"\1")], "more than 64 bits"),
         ([(b"", HEADER), (b"v", b"\x08" + b"\xff" * 9 + b"\x02")], "more than 64 bits"),
-        ([(b"", HEADER), (b"k" * 1001, entry())], "an entry with 0 bytes of a key of 0, 1,001 new ones"),
+        ([(b"", HEADER), (b"k" * 1001, entry())], "an entry shares 0 bytes with a key of 0, and has 1,001 new ones"),
         ([(b"", HEADER)] + [(b"%05d" % n, b"") for n in range(8_001)], "more than 8,000 entries"),
     ],
 )
-def test_a_table_that_is_no_index_of_a_checkpoint_is_refused(pairs, complaint, tmp_path):
+def test_a_table_that_is_not_the_index_of_a_checkpoint_is_refused(pairs, message, tmp_path):
     found = read(tmp_path, table(rows(*pairs)))
-    assert isinstance(found, BadFileError) and complaint in str(found)
+    assert isinstance(found, BadFileError) and message in str(found)
 
 
-def raw_block(content, kind=0):
+def block_of(content, kind=0):
     block = content + bytes([kind])
     return block + masked_crc32c(np.frombuffer(block, np.uint8)).to_bytes(4, "little")
 
 
-def raw_table(block, index=None, *, magic=MAGIC):
+def table_of(block, index=None, *, magic=MAGIC):
     index = table_block(rows((b"~", varint(0) + varint(len(block) - 5)))) if index is None else index
     handles = varint(0) + varint(0) + varint(len(block)) + varint(len(index) - 5)
     return block + index + handles.ljust(40, b"\0") + magic.to_bytes(8, "little")
@@ -149,24 +149,24 @@ GOOD = rows((b"", HEADER), (b"w", entry()))
 
 
 @pytest.mark.parametrize(
-    ("index", "complaint"),
+    ("index", "message"),
     [
-        (raw_table(table_block(GOOD), magic=MAGIC ^ 1), "another magic number"),
-        (raw_table(raw_block(GOOD + struct.pack("<II", 0, 1), kind=1)), "compressed (snappy)"),
-        (raw_table(raw_block(GOOD + struct.pack("<II", 0, 1), kind=4)), "compressed (kind 4)"),
-        (raw_table(raw_block(b"\xff\xff\xff\x7f" * 2, kind=1)), "compressed (snappy)"),  # claims 268 MB
-        (raw_table(raw_block(GOOD + struct.pack("<I", 2**32 - 1))), "cannot hold 4,294,967,295 restart points"),
-        (raw_table(raw_block(b"")), "cannot hold"),
-        (raw_table(table_block(b"\x01\x01\x00x")), "an entry with 1 bytes of a key of 0"),
-        (raw_table(table_block(b"\x00\xff\xff\x03\x00x")), "65,535 new ones"),
-        (raw_table(table_block(b"\x00\x01\xff\x01x")), "a value of 255"),
-        (raw_table(table_block(b"\x80" * 11)), "more than 64 bits"),
-        (raw_table(table_block(b"\x80")), "-3 bytes to come"),
-        (raw_table(table_block(GOOD), table_block(rows((b"~", varint(0) + varint(2**40))))), "needs bytes"),
-        (raw_table(table_block(GOOD), table_block(rows((b"~", varint(2**63) + varint(9))))), "needs bytes"),
-        (raw_table(table_block(GOOD), table_block(rows((b"~", b"")))), "cut short"),
+        (table_of(table_block(GOOD), magic=MAGIC ^ 1), "does not end with the magic number"),
+        (table_of(block_of(GOOD + struct.pack("<II", 0, 1), kind=1)), "compressed (snappy)"),
+        (table_of(block_of(GOOD + struct.pack("<II", 0, 1), kind=4)), "compressed (kind 4)"),
+        (table_of(block_of(b"\xff\xff\xff\x7f" * 2, kind=1)), "compressed (snappy)"),  # claims 268 MB
+        (table_of(block_of(GOOD + struct.pack("<I", 2**32 - 1))), "cannot hold 4,294,967,295 restart points"),
+        (table_of(block_of(b"")), "cannot hold"),
+        (table_of(table_block(b"\x01\x01\x00x")), "an entry shares 1 bytes with a key of 0"),
+        (table_of(table_block(b"\x00\xff\xff\x03\x00x")), "65,535 new ones"),
+        (table_of(table_block(b"\x00\x01\xff\x01x")), "a value of 255"),
+        (table_of(table_block(b"\x80" * 11)), "more than 64 bits"),
+        (table_of(table_block(b"\x80")), "-3 bytes left"),
+        (table_of(table_block(GOOD), table_block(rows((b"~", varint(0) + varint(2**40))))), "needs bytes"),
+        (table_of(table_block(GOOD), table_block(rows((b"~", varint(2**63) + varint(9))))), "needs bytes"),
+        (table_of(table_block(GOOD), table_block(rows((b"~", b"")))), "cut short"),
         (
-            raw_table(
+            table_of(
                 table_block(GOOD), table_block(rows(*[(key, b"\0" + varint(len(GOOD) + 8)) for key in (b"x", b"y")]))
             ),
             "two of its blocks overlap",
@@ -175,9 +175,9 @@ GOOD = rows((b"", HEADER), (b"w", entry()))
         (b"", "the footer: needs bytes"),
     ],
 )
-def test_a_damaged_table_is_refused(index, complaint, tmp_path):
+def test_a_damaged_table_is_refused(index, message, tmp_path):
     found = read(tmp_path, index)
-    assert isinstance(found, BadFileError) and complaint in str(found)
+    assert isinstance(found, BadFileError) and message in str(found)
 
 
 def test_a_flipped_bit_anywhere_in_a_block_or_an_array_is_found(tmp_path):
@@ -199,7 +199,7 @@ def test_a_table_of_many_blocks_is_read_in_the_order_of_its_keys():
         block = table_block(rows(*entries[first : first + 80]))
         index.append((entries[first + 79][0], varint(len(blocks)) + varint(len(block) - 5)))
         blocks += block
-    found = read_table(np.frombuffer(raw_table(blocks, table_block(rows(*index))), np.uint8), "x")
+    found = read_table(np.frombuffer(table_of(blocks, table_block(rows(*index))), np.uint8), "x")
     assert found == entries
 
 

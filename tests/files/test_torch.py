@@ -1,4 +1,4 @@
-"""What torch.save wrote is read whole; older forms, programs and whatever is not tensors say what to do instead."""
+"""Files of torch.save are read completely; for older files, programs and other objects the error says what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def written(folder, records):
-    """A zip file of stored records; the pickle is that of `records`' data.pkl, which may be an object."""
+    """A zip file of these records; content that is not bytes is pickled."""
     path = folder / "model.bin"
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as file:
         warnings.simplefilter("ignore")
@@ -51,21 +51,21 @@ def test_a_training_checkpoint_is_read_with_all_that_is_in_it():
 
 
 @pytest.mark.parametrize(
-    ("records", "complaint"),
+    ("records", "message"),
     [
         ([("data.pkl", {})], "holds 0 data.pkl"),
         ([("a/data.pkl", {}), ("b/data.pkl", {})], "holds 2 data.pkl"),
         ([("a/b/data.pkl", {})], "holds 0 data.pkl"),
-        ([("a/data.pkl", {}), ("a/byteorder", b"big")], "high byte first"),
+        ([("a/data.pkl", {}), ("a/byteorder", b"big")], "numbers are big-endian"),
         ([("a/data.pkl", {}), ("a/constants.pkl", ())], "TorchScript"),
         ([("a/data.pkl", b"N" * (MAX_PICKLE + 1))], "at most 4,194,304"),
-        ([("a/data.pkl", [1])], "holds a list; a state_dict is expected"),
-        ([("a/data.pkl", {"epoch": 1, 2: None})], "not only tensors by name: 'epoch', 2; a state_dict is expected"),
+        ([("a/data.pkl", [1])], "holds a list; expected a state_dict"),
+        ([("a/data.pkl", {"epoch": 1, 2: None})], "these are not tensors: 'epoch', 2; expected a state_dict"),
     ],
 )
-def test_a_zip_file_that_is_no_state_dict_is_refused(records, complaint, tmp_path):
+def test_a_zip_file_that_is_not_a_state_dict_is_refused(records, message, tmp_path):
     found = read_watched(read_torch, written(tmp_path, records), tmp_path)
-    assert isinstance(found, BadFileError) and complaint in str(found)
+    assert isinstance(found, BadFileError) and message in str(found)
 
 
 def tar():
@@ -76,18 +76,18 @@ def tar():
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
-        ((FIXTURES / "small" / "legacy.bin").read_bytes(), "a bare pickle, as torch wrote before 1.6; load it once"),
+        ((FIXTURES / "small" / "legacy.bin").read_bytes(), "a bare pickle, which torch wrote before 1.6; load it once"),
         (pickle.dumps({"w": 1}, 2), "a bare pickle"),
-        (tar(), "a tar file, as the first versions of torch wrote; load it once"),
+        (tar(), "a tar file, which the first versions of torch wrote; load it once"),
         (b"", "not written by torch.save"),
         (b"\x89HDF\r\n\x1a\n", "not written by torch.save"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer, not the file itself"),
     ],
 )
-def test_older_and_other_files_are_refused_with_what_to_do(content, complaint, tmp_path):
+def test_older_and_other_files_are_refused_and_the_error_says_what_to_do(content, message, tmp_path):
     (tmp_path / "model.bin").write_bytes(content)
     for read in (read_torch, read_torch_object):
         found = read_watched(read, tmp_path / "model.bin", tmp_path)
-        assert isinstance(found, BadFileError) and complaint in str(found)
+        assert isinstance(found, BadFileError) and message in str(found)
