@@ -1,6 +1,6 @@
-"""Text becomes numbers: corpora, then tokenizers and the BPE trainer, then windows that a model learns from.
+"""From text to numbers: corpora, then tokenizers and the BPE trainer, then the windows that a model learns from.
 
-Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `windows` in that order. Importing this loads NumPy only, no tiktoken yet.
+Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `windows` in that order. Importing this room does not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe

@@ -1,10 +1,10 @@
 """Byte pair encoding: find the pair of neighbouring tokens that occurs most often, make it one token, and repeat.
 
-Start with a word as bytes (this is the example of Wikipedia's article, where Z, Y, X name the new tokens):
+Start with a word as bytes (this is the example of Wikipedia's article; Z, Y, X are the new tokens):
 
-    a a a b d a a a b a c      'a' + 'a' occurs 4 times, more than any other pair: make it the token Z
-    Z a b d Z a b a c          Z + 'a' and 'a' + 'b' both occur twice: the older tokens go first, so 'a' + 'b' is Y
-    Z Y d Z Y a c              Z + Y occurs twice: X
+    a a a b d a a a b a c      'a' + 'a' occurs 4 times, more than any other pair: it becomes the token Z
+    Z a b d Z a b a c          Z + 'a' and 'a' + 'b' both occur twice: smaller ids come first, so 'a' + 'b' becomes Y
+    Z Y d Z Y a c              Z + Y occurs twice: it becomes X
     X d X a c                  no pair occurs twice: done
 
 >>> for left, right in train_bpe("aaabdaaabac", vocab_size=256 + 3 + 1):    # bytes, merges, end of text
@@ -14,8 +14,8 @@ b'a' b'b'
 b'aa' b'ab'
 
 To encode a word, apply the merges in the order in which they were learned. Philip Gage, "A New Algorithm for Data
-Compression", 1994; Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units", 2016;
-bytes instead of characters, and the split into words, are GPT-2's (Radford et al., 2019).
+Compression", 1994; Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units", 2016.
+Bytes instead of characters, and the split into words, come from GPT-2 (Radford et al., 2019).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import require_int, require_type
 from nanograd_llm.text.corpora import well_formed
 
-# Merges stay within words. These are the words of GPT-2's pattern, spelled with possessive and atomic groups, so that a
-# run of a million letters or spaces costs the regular expression engine no backtracking, which tiktoken limits.
+# A merge never crosses the end of a word. This finds the same words as GPT-2's pattern. Possessive and atomic groups
+# avoid backtracking over a run of a million letters or spaces; tiktoken limits backtracking.
 SPLIT_PATTERN = "|".join(
     [
         r"'(?:[sdmt]|ll|ve|re)",  # the end of a contraction: it's, I'll
@@ -42,16 +42,16 @@ SPLIT_PATTERN = "|".join(
     ]
 )
 
-BYTES = [bytes([byte]) for byte in range(256)]  # the tokens to start with, by id
-_WORD_END = -1  # stands between words, where no pair is
+BYTES = [bytes([byte]) for byte in range(256)]  # the first tokens, by id
+_WORD_END = -1  # separates words, and marks places whose token was merged into the one before it
 
 
 def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
-    """The merges, in the order in which they were learned, that make a vocabulary of `vocab_size` tokens.
+    """Learn the merges of a vocabulary of `vocab_size` tokens, and return them in the order in which they were learned.
 
-    The vocabulary is 256 bytes, one token for each merge, and end-of-text, so there are `vocab_size - 257` merges;
-    fewer where the text runs out of pairs that occur twice. Of pairs that occur equally often the one with the smaller
-    token ids comes first (left id, then right id). A merge visits only the places where it happens.
+    The vocabulary is 256 bytes, one token for each merge, and end-of-text: `vocab_size - 257` merges, or fewer if no
+    other pair occurs twice. Of pairs that occur equally often, the one with the smaller token ids comes first (left id,
+    then right id). A merge visits only the places where its pair occurs.
 
     Raises ConfigError if `vocab_size` is not an integer of at least 257.
     """
@@ -60,18 +60,18 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     require_type("text", text, str, "a str")
     require_int("vocab_size", vocab_size, len(BYTES) + 1)
 
-    # All distinct words in one row of tokens, linked in both directions, so that a merge is a local repair.
+    # All distinct words in one doubly linked list of tokens, so that a merge changes only its neighbours.
     token = [_WORD_END]
-    weight = [0]  # how often the text has the word that this place belongs to
+    weight = [0]  # how often the word at this place occurs in the text
     for word, count in Counter(regex.findall(SPLIT_PATTERN, well_formed(text))).items():
-        raw = word.encode("utf-8")
-        token += [*raw, _WORD_END]
-        weight += [count] * (len(raw) + 1)
+        data = word.encode("utf-8")
+        token += [*data, _WORD_END]
+        weight += [count] * (len(data) + 1)
     before = list(range(-1, len(token) - 1))
     after = list(range(1, len(token) + 1))
 
     counts: defaultdict[tuple[int, int], int] = defaultdict(int)
-    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # of the left token; some become outdated
+    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # places of the left token; some are outdated
     for place, pair in enumerate(pairwise(token)):
         if _WORD_END not in pair:
             counts[pair] += weight[place]
@@ -83,7 +83,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     merges: list[tuple[bytes, bytes]] = []
     while heap and len(pieces) < vocab_size - 1:
         count, pair = heapq.heappop(heap)
-        if -count != counts[pair]:  # other merges took some of its places
+        if -count != counts[pair]:  # outdated: other merges have removed some of its places
             heapq.heappush(heap, (-counts[pair], pair))
             continue
         if counts[pair] < 2:
@@ -91,7 +91,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
         left, right = pair
         new = len(pieces)
         new_pairs = set()
-        # Places rise in every list, which is what makes "aaa" merge from the left.
+        # The places of a list are in rising order, so "aaa" merges from the left.
         for place in places.pop(pair):
             follower = after[place]
             if token[place] != left or token[follower] != right:
@@ -118,10 +118,10 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
 
 def check_merges(merges: list[tuple[bytes, bytes]]) -> None:
-    """Raise ConfigError unless each merge joins two known tokens into an unknown one, and really happens.
+    """Raise ConfigError unless each merge joins two known tokens into a new one, and can happen.
 
-    tiktoken looks tokens up by their bytes alone and forgets of which two parts they were made. That gives what the
-    merges give, applied in order, as long as encoding a token's own bytes arrives at that token through its own merge.
+    tiktoken finds a token by its bytes, whichever two parts it was made of. The result equals applying the merges in
+    order if, for each token, encoding the token's own bytes gives that token by its own merge.
     """
     order: dict[tuple[bytes, bytes], int] = {}
     made_by = dict.fromkeys(BYTES, -1)
@@ -131,16 +131,16 @@ def check_merges(merges: list[tuple[bytes, bytes]]) -> None:
                 raise ConfigError(f"merges[{i}] joins {readable(part)}, which no earlier merge makes")
         if left + right in made_by:
             raise ConfigError(f"merges[{i}] makes {readable(left + right)}, which merges[{made_by[left + right]}] made")
-        # Would an earlier merge join across the border between left and right? Walk back in time: the two tokens at
-        # the border are there from when the later of them was made (a merge works from left to right, so the one on
-        # the left is made first) until `until`, and then the later one falls apart again.
+        # Does an earlier merge join across the border between left and right? Go back in time. The two tokens at the
+        # border both exist from the merge that made the later of them (a merge works from left to right, so the left
+        # one is made first) up to `until`. Before that, the later one was still two parts.
         before, after, until = left, right, i
         while True:
             across = order.get((before, after), i)
             if across < until:
                 raise ConfigError(
                     f"merges[{i}] ({readable(left)} + {readable(right)}) can never happen: merges[{across}] "
-                    f"({readable(before)} + {readable(after)}) comes before it and joins across the two; "
+                    f"({readable(before)} + {readable(after)}) comes first and joins the two across their border; "
                     "keep merges in the order in which they were learned"
                 )
             if made_by[before] > made_by[after]:
@@ -154,7 +154,7 @@ def check_merges(merges: list[tuple[bytes, bytes]]) -> None:
 
 
 def readable(piece: bytes) -> str:
-    r"""A piece as a Python literal, so that spaces and line ends show; bytes where it is no whole UTF-8.
+    r"""A piece as a Python literal, so that spaces and line ends are visible; bytes if it is not valid UTF-8.
 
     >>> print(readable(b" the"), readable(b"\n"), readable(b"\xe2\x80"))
     ' the' '\n' b'\xe2\x80'

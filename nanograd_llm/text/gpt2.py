@@ -1,8 +1,8 @@
-"""GPT-2's own vocabulary: its spelling of bytes, its ids, and the merges that its files list.
+"""GPT-2's form of a vocabulary: how its files write bytes, ids and merges.
 
-Those files write a piece as text: a byte that prints is its own character, the other 68 are the characters from U+0100
-on, in order, so that a space is Ġ and a new line Ċ. The ids of the bytes follow that alphabet, then a merge has an id,
-and `<|endoftext|>` is the last. (Radford et al. 2019, encoder.py.)
+The files write a piece as text. A printable byte is written as its own character; the other 68 are written as the
+characters from U+0100 on, in order: a space is Ġ, a new line is Ċ. The first ids are the bytes in the order of that
+alphabet, then one id for each merge; `<|endoftext|>` is the last. (Radford et al. 2019, encoder.py.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte)
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 _BYTE = {character: byte for byte, character in ALPHABET.items()}
-MAX_PADDING = 2**16  # ids that stand for nothing, in a file; models are padded to a multiple of 128 or so
-SPECIAL = r"<.+>|\[[A-Z]+\]"  # of what GPT-2's descendants call their special tokens
+MAX_PADDING = 2**16  # unused ids that a file may have; models are padded to a multiple of 128 or so
+SPECIAL = r"<.+>|\[[A-Z]+\]"  # names of special tokens in models that derive from GPT-2
 
 
 def spell(piece: bytes) -> str:
@@ -37,27 +37,27 @@ def spell(piece: bytes) -> str:
 
 
 def unspell(spelled: str) -> bytes:
-    """The piece that is written so. Raises ConfigError for a character outside the alphabet."""
+    """The piece that GPT-2's files write as `spelled`. Raises ConfigError for a character outside the alphabet."""
     try:
         return bytes(_BYTE[character] for character in spelled)
     except KeyError as error:
         raise ConfigError(
-            f"{spelled!r:.100} has the character {error.args[0]!r}, which stands for no byte in GPT-2's alphabet"
+            f"{spelled!r:.100} has the character {error.args[0]!r}, which is not in GPT-2's alphabet of bytes"
         ) from None
 
 
 class GPT2Tokenizer(Tokenizer):
     """A vocabulary in the form of GPT-2's files: `vocab`, each piece with its id, and `merges`, the first one first.
 
-    vocab: the 256 bytes, what each merge makes, added tokens, and others in brackets, which are decoded to their names
-        and never encoded; ids from 0 without a gap.
-    vocab_size: ids beyond the vocabulary, with which some models are padded, stand for nothing.
-    added: tokens that are found in a text as they are, and whether each is special: `encode` finds a special one only
-        with `allow_special`.
-    end_of_text: an id; that of `<|endoftext|>` if not given.
-    add_prefix_space: put a space before a text that begins with none.
+    vocab: the 256 bytes, the result of each merge, and added tokens. Other tokens in brackets are decoded to their
+        names and never encoded. The ids are 0, 1, ... without a gap.
+    vocab_size: may be larger than the vocabulary; the ids beyond it are padding, and decode to nothing.
+    added: tokens that `encode` finds in a text, and whether each is special. A special token is found only with
+        `allow_special`.
+    end_of_text: an id; by default that of `<|endoftext|>`.
+    add_prefix_space: put a space before a text that does not begin with white space.
 
-    Raises ConfigError that names the piece, id or merge that does not fit.
+    Raises ConfigError, which names the piece, id or merge that does not fit.
 
     >>> tokenizer = GPT2Tokenizer.of(BPETokenizer.train("the thin theory, then the other", vocab_size=260))
     >>> tokenizer.merges
@@ -102,11 +102,11 @@ class GPT2Tokenizer(Tokenizer):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> GPT2Tokenizer:
-        """The same vocabulary and ids in this form. Raises ConfigError for a tokenizer that is not made of bytes."""
+        """The same vocabulary and ids in this form. Raises ConfigError unless the tokenizer is made of bytes."""
         if isinstance(tokenizer, GPT2Tokenizer):
             return tokenizer
         if not isinstance(tokenizer, (BPETokenizer, ByteTokenizer)):
-            raise ConfigError(f"{tokenizer} has no bytes and merges; GPT-2's form has nothing else")
+            raise ConfigError(f"{tokenizer} is not made of bytes and merges, as GPT-2's form requires")
         merges = tokenizer.merges if isinstance(tokenizer, BPETokenizer) else []
         spelled = [(spell(left), spell(right)) for left, right in merges]
         pieces = [*map(spell, BYTES), *(left + right for left, right in spelled), END_OF_TEXT]
@@ -119,7 +119,7 @@ class GPT2Tokenizer(Tokenizer):
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.optional}
 
-    def _whole(self, allow_special: bool) -> dict[str, int]:
+    def _whole_tokens(self, allow_special: bool) -> dict[str, int]:
         return {token: self.vocab[token] for token, special in self.added.items() if allow_special or not special}
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
@@ -140,15 +140,15 @@ class GPT2Tokenizer(Tokenizer):
         settings = {name: content[name] for name in cls.optional if name in content}
         added, prefix = settings.get("added", {}), settings.get("add_prefix_space", False)
         if not isinstance(added, dict) or not {type(x) for x in (prefix, *added.values())} <= {bool}:
-            raise ConfigError("added must be an object of true and false, add_prefix_space true or false")
+            raise ConfigError("added must be an object with the values true and false, add_prefix_space true or false")
         return cls(vocab, [split_merge(merge) for merge in merges], content["vocab_size"], **settings)
 
 
 def split_merge(merge: Any) -> tuple[str, str]:
-    """The two parts of a merge as GPT-2's files write it, one space between them. Raises ConfigError."""
+    """The two parts of a merge as GPT-2's files write it, with one space between them. Raises ConfigError."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise ConfigError(f"{merge!r:.100} is no merge: expected two pieces with one space between them")
+        raise ConfigError(f"{merge!r:.100} is not a merge; expected two pieces with one space between them")
     return parts[0], parts[1]
 
 
@@ -161,11 +161,11 @@ def _unspelled(merges: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes
 
 
 def _check(vocab: Mapping[str, int], spelled: list[str], added: Mapping[str, bool]) -> None:
-    """Raise ConfigError unless the ids are 0, 1, ... and the pieces are those spelled here, added ones and special."""
+    """Raise ConfigError unless the ids are 0, 1, ... and every piece is in `spelled` or `added`, or is special."""
     by_id: dict[int, str] = {}
     for piece, i in vocab.items():
         if type(i) is not int:
-            raise ConfigError(f"vocab gives ids that are no integers: {piece!r:.50}: {i!r:.50}")
+            raise ConfigError(f"vocab has an id that is not an integer: {piece!r:.50}: {i!r:.50}")
         if by_id.setdefault(i, piece) != piece:
             raise ConfigError(f"vocab gives the id {i} to two pieces, {by_id[i]!r:.50} and {piece!r:.50}")
     gap = next((i for i in range(len(vocab)) if i not in by_id), None)
@@ -176,10 +176,10 @@ def _check(vocab: Mapping[str, int], spelled: list[str], added: Mapping[str, boo
         raise ConfigError(f"vocab lacks added tokens: {listed(missing)}")
     missing = [piece for piece in spelled if piece not in vocab]
     if missing:
-        raise ConfigError(f"vocab lacks bytes, or what merges make: {listed(missing)}")
+        raise ConfigError(f"vocab lacks bytes, or results of merges: {listed(missing)}")
     made = {*spelled, *added}
     unmade = [piece for piece in vocab if piece not in made and not re.fullmatch(SPECIAL, piece)]
     if unmade:
         raise ConfigError(
-            f"vocab has pieces that no merge makes: {listed(unmade)}; are the merges those of this vocab?"
+            f"vocab has pieces that no merge makes: {listed(unmade)}; do the merges belong to this vocab?"
         )

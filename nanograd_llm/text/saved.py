@@ -1,4 +1,4 @@
-"""A tokenizer from the file that `Tokenizer.save` wrote, held to what that tokenizer would save."""
+"""Load a tokenizer from a file that `Tokenizer.save` wrote, and check that `save` could have written it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from nanograd_llm.settings import require_choice, shown
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
-MAX_VALUES = 2**20  # some 300,000 merges
+MAX_VALUES = 2**20  # about 300,000 merges
 KINDS = {kind.kind: kind for kind in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)}
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote to `path`.
 
-    Raises BadFileError, with what was found, for anything that `save` would not have written; StorageError if the file
-    cannot be read.
+    Raises BadFileError, which says what was found, for a file that `save` would not have written; StorageError if the
+    file cannot be read.
     """
     from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object  # training alone reads no JSON
 
@@ -33,7 +33,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             raise ConfigError(f"its keys are {sorted(content)!s:.200}; expected {sorted(keys)}")
         tokenizer, declared = kind._restored(content), content["vocab_size"]
         if type(declared) is not int or declared != tokenizer.vocab_size:
-            raise ConfigError(f"its vocab_size is {shown(declared)}, but it makes {tokenizer.vocab_size} tokens")
+            raise ConfigError(f"its vocab_size is {shown(declared)}, but it has {tokenizer.vocab_size} tokens")
     except ConfigError as error:
         raise BadFileError(f"{where}: {error}") from error
     return tokenizer

@@ -1,6 +1,6 @@
-"""One interface from text to ids and back, over three vocabularies: bytes, characters, and learned byte pairs.
+"""One interface from text to ids and back, with three vocabularies: bytes, characters, and learned byte pairs.
 
-A tokenizer is its table of pieces, the bytes that each id stands for, and a way to cut text into them.
+A tokenizer has a table of pieces, which are the bytes of each id, and a way to split text into pieces.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. A subclass gives the table of pieces and cuts ordinary text into ids."""
+    """Text to ids and back. A subclass gives the table of pieces, and encodes ordinary text.
 
-    kind: ClassVar[str]  # names the class in a saved file, which holds
-    fields: ClassVar[tuple[str, ...]]  # these, besides kind and vocab_size,
-    optional: ClassVar[tuple[str, ...]] = ()  # and may hold these
-    end_of_text: int | None  # the id of `<|endoftext|>`, where the vocabulary has one
+    kind: the name of the class in a saved file. fields: what the file holds besides kind and vocab_size. optional: what
+    it may hold. end_of_text: the id of `<|endoftext|>`, or None if the vocabulary has none.
+    """
+
+    kind: ClassVar[str]
+    fields: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
+    end_of_text: int | None
 
     def __init__(self, table: Sequence[bytes], end_of_text: int | None) -> None:
         self._table = table
@@ -43,34 +47,34 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, end-of-text included."""
+        """The number of ids, including end-of-text."""
         return len(self._table)
 
     def encode(self, text: str, *, allow_special: bool = False) -> NDArray[np.int32]:
         """The ids of `text`, int32 (N,). Surrogates are replaced first: see `corpora.well_formed`.
 
-        `<|endoftext|>` is ordinary text, unless `allow_special` makes it the id `end_of_text`, if there is one.
+        `<|endoftext|>` is encoded as ordinary text. With `allow_special` it becomes the id `end_of_text`, if there is
+        one.
         """
         if not isinstance(text, str):
             raise DtypeError(f"encode takes a str, got {type(text).__name__}; decode bytes first")
-        text, whole = well_formed(text), self._whole(allow_special)
+        text, whole = well_formed(text), self._whole_tokens(allow_special)
         if not whole:
             return self._encode_ordinary(text)
         longest_first = sorted(whole, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)  # what was matched has an odd place
-        return np.concatenate(
-            [np.array([whole[x]], np.int32) if place % 2 else self._encode_ordinary(x) for place, x in enumerate(parts)]
-        )
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)  # parts 1, 3, 5, ... are whole tokens
+        rows = [np.array([whole[x]], np.int32) if i % 2 else self._encode_ordinary(x) for i, x in enumerate(parts)]
+        return np.concatenate(rows)
 
     def decode(self, ids: ArrayLike) -> str:
-        """The text of ids (N,); bytes that are no whole UTF-8 character become U+FFFD. Raises as `decode_bytes`."""
+        """The text of ids (N,); bytes that are not valid UTF-8 become U+FFFD. Raises as `decode_bytes`."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """The bytes of ids (N,), which may end amid a character.
+        """The bytes of ids (N,). They may end in the middle of a character.
 
-        Raises IndexRangeError for an id outside the vocabulary, DtypeError for ids that are not integers, ShapeError
-        for anything but one row.
+        Raises IndexRangeError for an id outside the vocabulary, DtypeError for ids that are not integers, ShapeError if
+        ids is not one row.
         """
         row = np.asarray(ids)
         if row.size == 0:
@@ -78,7 +82,7 @@ class Tokenizer(ABC):
         if row.dtype.kind not in "iu":
             raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
         if row.ndim != 1:
-            raise ShapeError(f"one row of ids (N,) is decoded at a time, got shape {row.shape}; decode row by row")
+            raise ShapeError(f"ids must be one row (N,), got shape {row.shape}; decode row by row")
         outside = (row < 0) | (row >= self.vocab_size)
         if outside.any():
             place = int(np.argmax(outside))
@@ -89,28 +93,28 @@ class Tokenizer(ABC):
         return b"".join([self._table[i] for i in row.tolist()])
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come; a character spread over several ids waits for its last byte."""
+        """The text of ids as they come. A character of several ids is given when its last byte has come."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for i in ids:
             yield decoder.decode(self.decode_bytes([i]))
         yield decoder.decode(b"", final=True)
 
     def pieces(self, text: str, *, allow_special: bool = False) -> list[tuple[int, bytes]]:
-        """Each id of `text` with the bytes it stands for, to look at; `allow_special` as for `encode`."""
+        """Each id of `text` with its bytes. allow_special: as for `encode`."""
         return [(i, self._table[i]) for i in self.encode(text, allow_special=allow_special).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file for `load_tokenizer`, whole or not at all. Raises StorageError."""
+        """Write a JSON file for `load_tokenizer`, all or nothing. Raises StorageError."""
         content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()
-        import json  # here, since most programs save none
+        import json  # here, because most programs do not save a tokenizer
 
         write_atomically(path, json.dumps(content).encode("ascii") + b"\n")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
 
-    def _whole(self, allow_special: bool) -> dict[str, int]:
-        """The ids of what is one token wherever it stands in a text."""
+    def _whole_tokens(self, allow_special: bool) -> dict[str, int]:
+        """The strings that are one token wherever they occur in a text, with their ids."""
         return {END_OF_TEXT: self.end_of_text} if allow_special and self.end_of_text is not None else {}
 
     @abstractmethod
@@ -118,17 +122,17 @@ class Tokenizer(ABC):
         """The ids of well-formed text without special tokens."""
 
     def _saved(self) -> dict[str, Any]:
-        """The saved file's `fields`."""
+        """The `fields` of the saved file, and their values."""
         return {field: getattr(self, field) for field in self.fields}
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer of a saved file. Raises ConfigError."""
+        """The tokenizer from the content of a saved file. Raises ConfigError."""
         return cls(*(content[field] for field in cls.fields))
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, and end-of-text.
+    """The 256 bytes, and end-of-text. Text is encoded as UTF-8.
 
     >>> ByteTokenizer().encode("hé").tolist()
     [104, 195, 169]
@@ -145,7 +149,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """The characters of one text, in the order of their code points, and nothing else: no end-of-text.
+    """The characters of one text, in the order of their code points. There is no end-of-text.
 
     >>> tokenizer = CharTokenizer.train("to be or not to be")
     >>> tokenizer.characters
@@ -158,7 +162,7 @@ class CharTokenizer(Tokenizer):
     fields = ("characters",)
 
     def __init__(self, characters: str) -> None:
-        """Raises ConfigError if `characters` are none, repeated, out of order, or hold surrogates."""
+        """Raises ConfigError if `characters` is empty, has duplicates or surrogates, or is not in order."""
         if not isinstance(characters, str) or not characters:
             raise ConfigError(f"characters is {characters!r}; expected a str of at least one character")
         if well_formed(characters) != characters:
@@ -166,7 +170,7 @@ class CharTokenizer(Tokenizer):
         for one, following in pairwise(characters):
             if one >= following:
                 raise ConfigError(
-                    f"characters holds {one!r} before {following!r}; expected each once, in the order of code points"
+                    f"characters holds {one!r} before {following!r}; expected no duplicates, in order of code points"
                 )
         super().__init__([character.encode("utf-8") for character in characters], end_of_text=None)
         self.characters = characters
@@ -174,7 +178,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
-        """The tokenizer of all characters in `text`; text encoded later may hold no others."""
+        """The tokenizer of all characters in `text`. Other characters cannot be encoded."""
         require_type("text", text, str, "a str")
         return cls("".join(sorted(set(well_formed(text)))))
 
@@ -186,23 +190,23 @@ class CharTokenizer(Tokenizer):
             place = int(np.argmax(unknown))
             raise IndexRangeError(
                 f"character {text[place]!r} at position {place} is not among the {self.vocab_size} characters of the "
-                "vocabulary; train the tokenizer on a text that has it, or use bytes or BPE, which know every text"
+                "vocabulary; train the tokenizer on a text that has it, or use bytes or BPE, which can encode any text"
             )
         return ids
 
 
 class BPETokenizer(Tokenizer):
-    """Byte pair encoding as GPT-2 does it: `merges[i]` makes id 256 + i, and end-of-text is the last id.
+    """Byte pair encoding as in GPT-2: `merges[i]` makes id 256 + i, and end-of-text is the last id.
 
-    The bytes are ids 0 to 255 in their own order (GPT-2's own vocabulary permutes them). `encoding` is the same
-    vocabulary as a `tiktoken.Encoding`, whose core does the encoding.
+    Byte b has the id b (GPT-2's own vocabulary has the bytes in another order). tiktoken does the encoding: `encoding`
+    is the same vocabulary as a `tiktoken.Encoding`.
     """
 
     kind = "bpe"
     fields = ("merges",)
 
     def __init__(self, merges: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raises ConfigError, naming the merge, if `merges` are not in an order in which training could learn them."""
+        """Raises ConfigError, which names the merge, if training cannot learn `merges` in this order."""
         self.merges = [(left, right) for left, right in merges]
         check_merges(self.merges)
         table = [*BYTES, *(left + right for left, right in self.merges), END_OF_TEXT.encode()]
@@ -210,12 +214,12 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 1024) -> BPETokenizer:
-        """Learn merges from `text` up to `vocab_size` tokens, or until no pair occurs twice: see `bpe.train_bpe`."""
+        """Learn merges from `text`, up to `vocab_size` tokens: see `bpe.train_bpe`."""
         return cls(train_bpe(text, vocab_size))
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """This vocabulary as a `tiktoken.Encoding`: ranks are ids."""
+        """This vocabulary as a `tiktoken.Encoding`; its ranks are the ids."""
         import tiktoken
 
         return tiktoken.Encoding(
@@ -226,7 +230,7 @@ class BPETokenizer(Tokenizer):
         )
 
     def show_merges(self, n: int = 20) -> str:
-        r"""The first `n` merges, a line each, numbered as in `merges`.
+        r"""The first `n` merges, one on each line, numbered as in `merges`.
 
         >>> print(BPETokenizer.train("the thin theory, then the other", vocab_size=260).show_merges())
         0: 't' + 'h' -> 'th'
@@ -242,7 +246,7 @@ class BPETokenizer(Tokenizer):
         return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
 
     def _saved(self) -> dict[str, Any]:
-        # JSON has no bytes: each byte is the character of the same number, which keeps English readable.
+        # JSON has no bytes. Each byte is written as the character with the same number, so English stays readable.
         return {"merges": [(left.decode("latin-1"), right.decode("latin-1")) for left, right in self.merges]}
 
     @classmethod
@@ -257,6 +261,6 @@ class BPETokenizer(Tokenizer):
                 pairs.append((left.encode("latin-1"), right.encode("latin-1")))
             except (TypeError, ValueError, AttributeError) as error:
                 raise ConfigError(
-                    f"merges[{i}] is {merge!r}; expected two strings of characters up to U+00FF, one for each byte"
+                    f"merges[{i}] is {merge!r}; expected two strings with a character up to U+00FF for each byte"
                 ) from error
         return cls(pairs)

@@ -1,6 +1,6 @@
-"""What a model is shown: windows of ids, and as targets the same windows moved on by one place.
+"""Batches for a language model: windows of ids, and as targets the same windows shifted by one position.
 
-A random batch is a pure function of (seed, step), so a resumed run sees what it would have seen.
+A random batch depends only on (seed, step), so a resumed run gets the same batches as one that was not stopped.
 """
 
 # B batch (windows), T context_length, N ids
@@ -19,10 +19,10 @@ Batch = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 
 def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
-    """(tokens, targets), each (B, T): `batch_size` windows of ids (N,) at random places, all places equally likely.
+    """(tokens, targets), each (B, T): `batch_size` windows of ids (N,) at random places, all equally likely.
 
-    The same arguments give the same batch, whatever was drawn before. The dtype is int32, or int64 where the ids' dtype
-    needs it. Raises ShapeError unless N > context_length, ConfigError for a size below 1 or a negative seed or step.
+    The same arguments always give the same batch. The dtype is int32, or int64 if the ids' dtype does not fit.
+    Raises ShapeError unless N > context_length, ConfigError for a size below 1 or a negative seed or step.
 
     >>> tokens, targets = random_windows(range(100), context_length=4, batch_size=2, seed=0, step=7)
     >>> bool((targets == tokens + 1).all())
@@ -37,10 +37,11 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
 
 
 def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_once: bool = False) -> Batch:
-    r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` places after the one before.
+    r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` positions after the one before.
 
-    The last window is moved back so that it ends with the ids, and every id but the first is a target, some more than
-    once. With `count_once` a target that an earlier window has is IGNORE_INDEX. The dtype is as in `random_windows`.
+    The last window is moved back so that it ends at the end of the ids. Every id but the first is a target, some of
+    them several times. With `count_once`, a target that an earlier window has becomes IGNORE_INDEX. The dtype is as in
+    `random_windows`.
 
     Raises ShapeError unless N > context_length, ConfigError unless 1 <= stride <= context_length.
 
@@ -65,9 +66,9 @@ def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_o
 
 
 def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokenizer: Tokenizer) -> str:
-    """A batch (B, T) to read: a line for each place, input -> target.
+    """A batch (B, T) as text: a line for each position, input -> target.
 
-    A target that is not the next input of its row, as after a wrong shift of the labels, is marked. Raises ShapeError
+    A target that differs from the next input of its row is marked: the labels may be shifted wrongly. Raises ShapeError
     unless both are (B, T), IndexRangeError for an id outside the vocabulary.
 
     >>> from nanograd_llm.text import ByteTokenizer
@@ -103,7 +104,7 @@ def _windows(row: NDArray[np.integer], starts: NDArray[np.integer], context_leng
 
 
 def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
-    """`ids` as one row that has at least one window."""
+    """`ids` as an array of one row that is long enough for a window."""
     require_int("context_length", context_length, 1)
     row = np.asarray(ids)
     if row.ndim != 1:
@@ -112,7 +113,7 @@ def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
         raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
     if len(row) <= context_length:
         raise ShapeError(
-            f"{len(row)} ids are too few for context_length={context_length}: a window and its targets take "
-            f"{context_length + 1}; give more text or a smaller context_length"
+            f"{len(row)} ids are too few for context_length={context_length}: a window and its targets need "
+            f"{context_length + 1}; use more text or a smaller context_length"
         )
     return row

@@ -1,4 +1,4 @@
-"""The BPE trainer equals its definition, splits as GPT-2 does, and survives a word of a megabyte."""
+"""The BPE trainer equals its definition, splits words as GPT-2 does, and can train on a word of a megabyte."""
 
 from collections import Counter
 from itertools import pairwise
@@ -50,7 +50,7 @@ def definition(text, vocab_size):
     return merges
 
 
-def test_wikipedias_example():
+def test_the_example_of_wikipedia_is_reproduced():
     assert train_bpe("aaabdaaabac", 256 + 3 + 1) == [(b"a", b"a"), (b"a", b"b"), (b"aa", b"ab")]
 
 
@@ -67,12 +67,12 @@ def test_training_equals_its_definition_on_the_manual():
     assert train_bpe(text, 400) == definition(text, 400)
 
 
-def test_of_equally_frequent_pairs_the_smaller_ids_merge_first():
+def test_among_equally_frequent_pairs_the_smaller_ids_merge_first():
     assert train_bpe("cd\nab\ncd\nab", 258) == [(b"a", b"b")]
     assert train_bpe("bd\nba\nbd\nba", 258) == [(b"b", b"a")]
 
 
-def test_training_stops_where_no_pair_occurs_twice():
+def test_training_stops_when_no_pair_occurs_twice():
     assert train_bpe("abc", 1024) == []
     assert train_bpe("", 1024) == []
     assert BPETokenizer.train("abc abc", 1024).vocab_size < 1024
@@ -86,7 +86,7 @@ def test_a_vocabulary_of_1024_on_the_manual_is_full_and_the_same_each_time():
 
 @settings(derandomize=True)
 @given(st.text(SPACES + "a1'se!é", max_size=30))
-def test_words_are_those_of_gpt2(text):
+def test_the_words_are_the_same_as_gpt2s(text):
     assert regex.findall(SPLIT_PATTERN, text) == regex.findall(GPT2_PATTERN, text)
 
 

@@ -1,4 +1,4 @@
-"""Corpora: the built-in text is English and stable, files are read strictly, the held-out part is the end."""
+"""Corpora: the built-in text is English and always the same, files are read strictly, the end is held out."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ def test_builtin_corpus_is_about_465_kb_of_english_in_the_order_of_topics():
     assert text.index('The "assert" statement\n****') < text.index('The "while" statement\n****')
 
 
-def test_builtin_corpus_missing_from_this_python_is_a_storage_error(monkeypatch):
+def test_a_python_without_the_builtin_corpus_gives_a_storage_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(StorageError, match="give a text file"):
         builtin_corpus()
@@ -38,7 +38,7 @@ def test_a_byte_order_mark_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
-def test_bad_utf8_is_named_by_its_offset_in_the_file(tmp_path, start):
+def test_the_error_for_bad_utf8_gives_its_offset_in_the_file(tmp_path, start):
     (tmp_path / "a.txt").write_bytes(start + b"hello \xff world")
     with pytest.raises(BadFileError, match=rf"a\.txt is not UTF-8: byte 0xff at offset {len(start) + 6} "):
         read_text(tmp_path / "a.txt")

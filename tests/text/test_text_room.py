@@ -1,4 +1,4 @@
-"""The text room as a whole is cheap to import."""
+"""The text room is fast to import."""
 
 import os
 import subprocess

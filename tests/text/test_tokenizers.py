@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, tiktoken equals the merges in order, and a saved file is held to its word."""
+"""Tokenizers: decoding undoes encoding, tiktoken equals the merges in order, and saved files are checked."""
 
 import codecs
 import errno
@@ -58,13 +58,13 @@ def apply_in_order(merges, text):
 @example(END_OF_TEXT)
 @example("\ud800")
 @example("\U0001f600 naïve\r\n")
-def test_any_text_comes_back(tokenizer, text):
+def test_decoding_undoes_encoding_for_any_text(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == well_formed(text)
 
 
 @settings(derandomize=True, deadline=None)
 @given(known_text)
-def test_text_of_known_characters_comes_back(text):
+def test_decoding_undoes_encoding_for_text_of_known_characters(text):
     assert CHARACTERS.decode(CHARACTERS.encode(text)) == text
 
 
@@ -78,13 +78,13 @@ def test_ids_are_one_row_of_int32_within_the_vocabulary(tokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", ALL, ids=repr)
-def test_no_text_is_no_ids(tokenizer):
+def test_an_empty_text_has_no_ids(tokenizer):
     ids = tokenizer.encode("")
     assert (ids.shape, ids.dtype) == ((0,), np.int32)
     assert tokenizer.decode(ids) == tokenizer.decode([]) == ""
 
 
-def test_vocabularies_count_end_of_text():
+def test_the_vocab_size_includes_end_of_text():
     assert (BYTES.vocab_size, BYTES.end_of_text) == (257, 256)
     assert (BPE.vocab_size, BPE.end_of_text) == (600, 599)
     assert len(BPE.merges) == 600 - 257
@@ -103,7 +103,7 @@ def test_end_of_text_is_a_token_only_where_allowed(tokenizer):
     assert tokenizer.decode(allowed) == text
 
 
-def test_end_of_text_is_ordinary_text_where_the_vocabulary_has_none():
+def test_end_of_text_is_ordinary_text_if_the_vocabulary_has_no_such_token():
     tokenizer = CharTokenizer.train(END_OF_TEXT)
     assert tokenizer.encode(END_OF_TEXT, allow_special=True).tolist() == tokenizer.encode(END_OF_TEXT).tolist()
 
@@ -129,7 +129,7 @@ def test_an_id_outside_the_vocabulary_is_named(tokenizer):
 
 
 @pytest.mark.parametrize("ids", [[1.0], ["a"], [True], [2**70]])
-def test_ids_that_are_no_integers_are_refused(ids):
+def test_ids_that_are_not_integers_are_refused(ids):
     with pytest.raises(DtypeError, match="ids must be integers"):
         BYTES.decode(ids)
 
@@ -140,7 +140,7 @@ def test_only_one_row_of_ids_is_decoded(ids):
         BYTES.decode(ids)
 
 
-def test_split_utf8_decodes_to_the_replacement_character():
+def test_incomplete_utf8_decodes_to_the_replacement_character():
     assert BYTES.decode([0xC3]) == "\ufffd"
     assert BYTES.decode([0xC3, 0x21]) == "\ufffd!"
     assert BYTES.decode_bytes([0xC3]) == b"\xc3"
@@ -174,12 +174,12 @@ def test_a_character_beyond_either_end_of_the_vocabulary_is_unknown(character):
 
 
 @pytest.mark.parametrize("characters", ["", "aa", "ba", "a\ud800", None, ["a"]])
-def test_characters_are_each_there_once_in_order(characters):
+def test_characters_must_be_in_order_without_duplicates(characters):
     with pytest.raises(ConfigError, match="characters"):
         CharTokenizer(characters)
 
 
-def test_the_encoding_is_tiktokens():
+def test_the_encoding_is_a_tiktoken_encoding():
     assert isinstance(BPE.encoding, tiktoken.Encoding)
     assert BPE.encoding.n_vocab == BPE.vocab_size
     assert BPE.encoding.eot_token == BPE.end_of_text
@@ -206,7 +206,7 @@ merges_of_a_and_b = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), 
 @example([(0, 0), (0, 2)], "aaaa")
 @example([(0, 0), (2, 0), (2, 2)], "aaaaaaa")
 @example([(0, 1), (0, 0), (1, 2)], "aabaab")
-def test_merges_are_refused_exactly_where_tiktoken_would_not_follow_them(pairs, text):
+def test_merges_are_refused_exactly_if_tiktoken_would_not_follow_them(pairs, text):
     tokens = [b"a", b"b"]
     merges = []
     for left, right in pairs:
@@ -221,7 +221,7 @@ def test_merges_are_refused_exactly_where_tiktoken_would_not_follow_them(pairs, 
             BPETokenizer(merges)
 
 
-def test_merges_show_as_readable_lines():
+def test_merges_are_shown_as_readable_lines():
     tokenizer = BPETokenizer([(b"t", b"h"), (b"\n", b" "), (b"\xe2", b"\x80")])
     assert tokenizer.show_merges().splitlines() == [
         "0: 't' + 'h' -> 'th'",
@@ -248,14 +248,14 @@ def test_a_loaded_bpe_keeps_its_merges_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing/tokenizer.json", ".", "nul\x00"])
-def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, name):
+def test_a_path_that_cannot_be_written_is_a_storage_error(tmp_path, name):
     with pytest.raises(StorageError, match="cannot write|not a regular file"):
         BYTES.save(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
+def test_a_full_disk_leaves_only_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "tokenizer.json"
     CHARACTERS.save(path)
     before = path.read_bytes()
@@ -285,28 +285,28 @@ def characters(value, vocab_size=2):
 
 
 BAD_FILES = {
-    "no JSON": ("{", "Expecting"),
-    "no object": ("[1]", "found list"),
+    "not JSON": ("{", "Expecting"),
+    "not an object": ("[1]", "found list"),
     "nested too deep": ("[" * 100_000, "nested too deeply"),
     "an integer of 5,000 digits": ('{"kind": "bytes", "vocab_size": ' + "1" * 5000 + "}", "5,000 digits"),
     "no kind": ('{"vocab_size": 257}', r"kind must be one of bytes, characters, bpe, gpt2; got None"),
     "unknown kind": ('{"kind": "wordpiece"}', "kind must be .*; got 'wordpiece'"),
-    "kind is no string": ('{"kind": ["bpe"]}', r"kind must be .*; got \['bpe'\]"),
+    "kind is not a string": ('{"kind": ["bpe"]}', r"kind must be .*; got \['bpe'\]"),
     "key missing": ('{"kind": "bpe", "vocab_size": 257}', r"expected \['kind', 'merges', 'vocab_size'\]"),
     "key unknown": (bpe(more=1), r"keys are \['kind', 'merges', 'more', 'vocab_size'\]"),
     "key twice": ('{"kind": "bytes", "kind": "bpe"}', "duplicate key 'kind'"),
-    "vocab_size beyond the tokens": (bpe(["a", "b"], vocab_size=259), "vocab_size is 259, but it makes 258 tokens"),
+    "vocab_size beyond the tokens": (bpe(["a", "b"], vocab_size=259), "vocab_size is 259, but it has 258 tokens"),
     "vocab_size is a float": ('{"kind": "bytes", "vocab_size": 257.0}', "vocab_size is 257.0"),
     "vocab_size is a bool": (characters("a", True), "vocab_size is True"),
-    "vocab_size is NaN": ('{"kind": "bytes", "vocab_size": NaN}', "NaN is no JSON number"),
+    "vocab_size is NaN": ('{"kind": "bytes", "vocab_size": NaN}', "NaN is not a JSON number"),
     "character twice": (characters("aa"), "'a' before 'a'"),
     "characters out of order": (characters("ba"), "'b' before 'a'"),
-    "characters are no string": (characters(["a", "b"]), r"characters is \['a', 'b'\]"),
+    "characters are not a string": (characters(["a", "b"]), r"characters is \['a', 'b'\]"),
     "surrogate among the characters": (characters("a\ud800"), "surrogates"),
-    "merges are no list": (json.dumps({"kind": "bpe", "vocab_size": 257, "merges": {}}), "merges is a dict"),
+    "merges are not a list": (json.dumps({"kind": "bpe", "vocab_size": 257, "merges": {}}), "merges is a dict"),
     "merge of one": (bpe(["a"]), r"merges\[0\] is \['a'\]; expected two strings"),
     "merge of numbers": (bpe(["a", "b"], [1, 2]), r"merges\[1\] is \[1, 2\]"),
-    "merge of a character that is no byte": (bpe(["a", "…"]), r"merges\[0\] is"),
+    "merge of a character that is not a byte": (bpe(["a", "…"]), r"merges\[0\] is"),
     "merge of nothing": (bpe(["a", ""]), r"merges\[0\] joins '', which no earlier merge makes"),
     "merge before its part": (bpe(["th", "e"], ["t", "h"]), r"merges\[0\] joins 'th', which no earlier merge makes"),
     "token twice": (
@@ -315,19 +315,19 @@ BAD_FILES = {
     ),
     "merges swapped": (
         bpe(["h", "e"], ["t", "h"], ["th", "e"]),
-        r"merges\[2\] \('th' \+ 'e'\) can never happen: merges\[0\] \('h' \+ 'e'\) comes before",
+        r"merges\[2\] \('th' \+ 'e'\) can never happen: merges\[0\] \('h' \+ 'e'\) comes first",
     ),
 }
 
 
 @pytest.mark.parametrize(("content", "found"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_tokenizer_file_is_refused_with_what_was_found(content, found, tmp_path):
+def test_the_error_for_a_bad_tokenizer_file_says_what_was_found(content, found, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(BadFileError, match=rf"(?s)tokenizer\.json is not a tokenizer.*({found})"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
-def test_a_tokenizer_file_cut_short_anywhere_is_refused(tmp_path):
+def test_a_tokenizer_file_cut_at_any_byte_is_refused(tmp_path):
     content = bpe(["a", "b"])
     for length in range(len(content)):
         (tmp_path / "tokenizer.json").write_text(content[:length], encoding="utf-8")
@@ -343,5 +343,5 @@ def test_a_stream_of_ids_gives_the_text_without_a_broken_character(text):
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
-def test_a_stream_that_ends_amid_a_character_says_so():
+def test_a_stream_that_ends_inside_a_character_gives_the_replacement_character():
     assert "".join(ByteTokenizer().decode_stream([104, 195])) == "h\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""Windows: targets are the next ids, batches depend on (seed, step) alone, and sliding windows lose no target."""
+"""Windows: targets are the next ids, batches depend only on (seed, step), and sliding windows miss no target."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_random_windows_are_crops_and_their_targets_the_next_ids():
     np.testing.assert_array_equal(targets, tokens + 1)
 
 
-def test_a_batch_is_a_function_of_seed_and_step_alone():
+def test_a_batch_depends_only_on_seed_and_step():
     again = draw()
     np.random.default_rng(0).random(100)
     draw(step=6)
@@ -32,14 +32,14 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
         assert (other[0] != again[0]).any()
 
 
-def test_random_windows_reach_both_ends_and_no_further():
+def test_random_windows_reach_both_ends_of_the_ids():
     ids = np.arange(10)
     drawn = [draw(ids, context_length=4, batch_size=16, step=step) for step in range(10)]
     assert {int(row[0]) for tokens, _ in drawn for row in tokens} == set(range(6))
     assert max(targets.max() for _, targets in drawn) == 9
 
 
-def test_the_shortest_ids_have_one_window():
+def test_ids_of_the_minimum_length_have_one_window():
     tokens, targets = draw([7, 8, 9], context_length=2, batch_size=3)
     assert tokens.tolist() == [[7, 8]] * 3
     assert targets.tolist() == [[8, 9]] * 3
@@ -56,7 +56,7 @@ def test_windows_are_signed_so_that_a_target_can_be_ignored(dtype, expected):
     assert (targets == IGNORE_INDEX).any()
 
 
-def test_writing_into_a_batch_changes_nothing_else():
+def test_writing_into_a_batch_does_not_change_the_ids():
     ids = IDS.copy()
     for tokens, targets in (draw(ids), sliding_windows(ids, context_length=4, stride=4)):
         before = tokens.copy()
@@ -70,7 +70,7 @@ sizes = st.integers(1, 12).flatmap(lambda t: st.tuples(st.just(t), st.integers(1
 
 @settings(derandomize=True)
 @given(sizes)
-def test_counted_once_the_targets_are_every_id_but_the_first_in_order(size):
+def test_with_count_once_the_targets_are_all_ids_but_the_first_in_order(size):
     context_length, stride, n = size
     ids = np.arange(100, 100 + n)
     tokens, targets = sliding_windows(ids, context_length=context_length, stride=stride, count_once=True)
@@ -80,7 +80,7 @@ def test_counted_once_the_targets_are_every_id_but_the_first_in_order(size):
 
 @settings(derandomize=True)
 @given(sizes)
-def test_sliding_windows_step_by_stride_and_end_at_the_end(size):
+def test_sliding_windows_advance_by_stride_and_the_last_ends_with_the_ids(size):
     context_length, stride, n = size
     tokens, targets = sliding_windows(np.arange(n), context_length=context_length, stride=stride)
     np.testing.assert_array_equal(tokens, tokens[:, :1] + np.arange(context_length))
@@ -94,14 +94,14 @@ def test_sliding_windows_step_by_stride_and_end_at_the_end(size):
 
 
 @pytest.mark.parametrize("n", [0, 1, 4])
-def test_too_few_ids_are_refused_with_both_sizes_and_the_remedy(n):
-    message = f"{n} ids are too few for context_length=4: .* 5; give more text or a smaller context_length"
+def test_the_error_for_too_few_ids_gives_both_sizes_and_the_remedy(n):
+    message = f"{n} ids are too few for context_length=4: .* 5; use more text or a smaller context_length"
     for windows in (draw, lambda ids, context_length: sliding_windows(ids, context_length=context_length, stride=1)):
         with pytest.raises(ShapeError, match=message):
             windows(list(range(n)), context_length=4)
 
 
-def test_ids_are_one_row_of_integers():
+def test_ids_must_be_one_row_of_integers():
     with pytest.raises(ShapeError, match=r"one row \(N,\), got shape \(5, 100\)"):
         draw(IDS.reshape(5, 100))
     with pytest.raises(DtypeError, match="float64"):
@@ -110,7 +110,7 @@ def test_ids_are_one_row_of_integers():
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "2", None])
 @pytest.mark.parametrize("name", ["context_length", "batch_size"])
-def test_a_size_below_one_or_no_integer_is_refused_by_name(name, value):
+def test_a_size_that_is_not_a_positive_integer_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1; got {value!r}"):
         draw(**{name: value})
 
@@ -128,7 +128,7 @@ def test_a_stride_that_skips_targets_is_refused():
         sliding_windows(IDS, context_length=4, stride=0)
 
 
-def test_a_batch_shows_as_input_and_target_place_by_place():
+def test_a_batch_is_shown_as_input_and_target_at_each_position():
     tokenizer = BPETokenizer([(b" ", b"c"), (b"a", b"t")])
     tokens, targets = sliding_windows(tokenizer.encode("a cat\né"), context_length=3, stride=3, count_once=True)
     assert show_batch(tokens, targets, tokenizer).splitlines() == [
@@ -143,7 +143,7 @@ def test_a_batch_shows_as_input_and_target_place_by_place():
     ]
 
 
-def test_a_label_shift_shows():
+def test_wrongly_shifted_labels_are_marked():
     ids = BYTES.encode("abcdef")
     shown = show_batch(ids[None, :4], ids[None, 2:], BYTES).splitlines()
     assert shown[1] == "    0  'a' -> 'c'    but the next input is 'b'"
@@ -151,7 +151,7 @@ def test_a_label_shift_shows():
     assert "but" not in show_batch(tokens, targets, BYTES)
 
 
-def test_only_batches_that_fit_are_shown():
+def test_a_batch_of_wrong_shapes_or_ids_is_not_shown():
     with pytest.raises(ShapeError, match=r"tokens \(2, 3\) and targets \(2, 4\)"):
         show_batch(np.zeros((2, 3), int), np.zeros((2, 4), int), BYTES)
     with pytest.raises(ShapeError, match=r"must both be \(B, T\)"):
