@@ -1,6 +1,6 @@
-"""Pretrained weights: from every form of file that people have to a model, and out again.
+"""Pretrained weights: read them from every form of file that people have, and write them for others.
 
-Read `weights` and `hub`, which know no architecture, then `gpt2`; the formats themselves are in `files`.
+Read `weights` and `hub`, which know no architecture, then `gpt2`. The file formats themselves are in `files`.
 """
 
 from nanograd_llm.pretrained.gpt2.load import OpenedGPT2, load_gpt2

@@ -1,7 +1,7 @@
-"""A model by its name: in Hugging Face's cache on this machine, else fetched by huggingface_hub (the extra `hub`).
+"""Find a model by its name: in Hugging Face's cache, or else downloaded by huggingface_hub (the extra `hub`).
 
-HF_HOME/hub/models--ORG--NAME/refs/main               the commit that `main` stood for
-                              snapshots/COMMIT/...    its files, links into
+HF_HOME/hub/models--ORG--NAME/refs/main               the commit of the branch `main`
+                              snapshots/COMMIT/...    its files, which are links to
                               blobs/...               the contents
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanograd_llm.errors import StorageError
 
-# The names that everyone uses, the organisations that keep the models today, and the size of their weights in bytes.
+# The short names, the repositories that hold the models today, and the size of their weights in bytes.
 KNOWN = {
     "gpt2": ("openai-community/gpt2", 548_105_171),
     "gpt2-medium": ("openai-community/gpt2-medium", 1_519_984_962),
@@ -31,16 +31,16 @@ _WEIGHTS = (*SAFETENSORS[:2], *TORCH[:2])
 
 
 def find_by_name(name: str) -> Path:
-    """The folder of `gpt2`, `distilgpt2` ... or `ORG/NAME`: from the cache, else fetched into it.
+    """The folder of `gpt2`, `distilgpt2` ... or `ORG/NAME`, in the cache; it is downloaded if it is not there.
 
-    Raises StorageError that says what to fetch and where to put it, where neither is possible.
+    Raises StorageError if it cannot be downloaded; the error says what to download and where to put it.
     """
     repository = KNOWN[name][0] if name in KNOWN else name
     return _cached(name) or _cached(repository) or _fetched(repository, name)
 
 
 def cache_folder() -> Path:
-    """Where Hugging Face's libraries keep what they fetch: HF_HUB_CACHE, or `hub` in HF_HOME."""
+    """The folder where Hugging Face's libraries keep downloads: HF_HUB_CACHE, or `hub` in HF_HOME."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     home = os.environ.get("HF_HOME")
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def _cached(repository: str) -> Path | None:
-    """The newest snapshot of a repository that has its config and weights."""
+    """The newest snapshot of a repository, or None if it lacks the config or the weights."""
     top = cache_folder() / f"models--{repository.replace('/', '--')}"
     try:
         commit = (top / "refs" / "main").read_text("ascii").strip()
@@ -66,22 +66,22 @@ def _fetched(repository: str, name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise StorageError(_advice(repository, name, "huggingface_hub, which fetches it, is not installed")) from None
+        raise StorageError(_advice(repository, name, "huggingface_hub is not installed to download it")) from None
     try:
         for weights in (SAFETENSORS, TORCH):
             folder = Path(snapshot_download(repository, allow_patterns=[*BESIDE, *weights]))
             if any((folder / file).exists() for file in _WEIGHTS):
                 return folder
-    except (OSError, ValueError, RuntimeError) as error:  # what the hub's own errors and those of the net derive from
+    except (OSError, ValueError, RuntimeError) as error:  # base classes of the hub's errors and of network errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        raise StorageError(_advice(repository, name, f"fetching it failed: {reason}")) from None
-    raise StorageError(f"{repository}: has no {', no '.join(_WEIGHTS)}: no weights that can be read")
+        raise StorageError(_advice(repository, name, f"the download failed: {reason}")) from None
+    raise StorageError(f"{repository}: has no weights that can be read; looked for {', '.join(_WEIGHTS)}")
 
 
 def _advice(repository: str, name: str, reason: str) -> str:
     size = f", {KNOWN[name][1] / 1e6:,.0f} MB" if name in KNOWN else ""
     return (
-        f"{name}: is no path here, not in the cache {cache_folder()}, and {reason}. Where there is a net, "
-        f"`pip install huggingface_hub` and say the same again. Or fetch config.json, vocab.json, merges.txt and "
-        f"model.safetensors{size} from https://huggingface.co/{repository}, put them into one folder, and give its path"
+        f"{name}: there is no such path, it is not in the cache {cache_folder()}, and {reason}. With a network, "
+        f"`pip install huggingface_hub` and try again. Or download config.json, vocab.json, merges.txt and "
+        f"model.safetensors{size} from https://huggingface.co/{repository} into one folder, and give its path"
     )

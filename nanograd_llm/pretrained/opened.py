@@ -1,4 +1,4 @@
-"""What an opened model has, wherever it came from, and what its weights and its tokenizer are held to."""
+"""The interface of an opened model, whether a run or a pretrained one, and checks of its weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nanograd_llm.text import Tokenizer
 
 
 class Opened(Protocol):
-    """A model that was found: of a run, or a pretrained one. Each file is read when it is first needed.
+    """A model that was found: one of a run, or a pretrained one. Each file is read when it is first needed.
 
-    source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
-    step: of the checkpoint that was given, else None.
+    source: as the caller gave it. path: the run folder, or the file of the weights. form: "run", or the form of that
+    file. step: that of the checkpoint, if a checkpoint was given; else None.
     """
 
     source: str
@@ -32,18 +32,18 @@ class Opened(Protocol):
         """The sizes of the model."""
 
     def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-        """The model in evaluation mode, read from its file at each call.
+        """The model in evaluation mode. Each call reads the file again.
 
-        dtype: of the parameters, float32 or float64; those of another are converted.
+        dtype: of the parameters, float32 or float64; weights of another dtype are converted.
         strict: refuse weights that are not finite; otherwise a warning names them.
         """
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises BadFileError, with both sizes, where it is that of another model."""
+        """The model's tokenizer. Raises BadFileError, with both sizes, if it does not fit the model."""
 
 
 def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype that a model is to have. Raises ConfigError unless it is float32 or float64."""
+    """The dtype for a model's parameters. Raises ConfigError unless it is float32 or float64."""
     try:
         found = np.dtype(dtype)
     except TypeError:
@@ -54,16 +54,16 @@ def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    """Raise BadFileError, with both sizes, where the tokenizer is not that of a model with `vocab_size` tokens."""
+    """Raise BadFileError, with both sizes, unless the tokenizer has `vocab_size` tokens as the model does."""
     if tokenizer.vocab_size != vocab_size:
         raise BadFileError(
             f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
-            "put the tokenizer there that the model was trained with"
+            "use the tokenizer that the model was trained with"
         )
 
 
 def require_finite(arrays: Mapping[str, NDArray[Any]], where: str, remedy: str, *, strict: bool) -> None:
-    """Warn of weights that are not finite, by name; `strict`: raise BadFileError instead."""
+    """Warn of weights that are not finite, by name. strict: raise BadFileError instead."""
     bad = [name for name, x in arrays.items() if not _is_finite(x)]
     if bad:
         message = f"{where}: NaN or infinity in {', '.join(bad)}"
@@ -73,6 +73,6 @@ def require_finite(arrays: Mapping[str, NDArray[Any]], where: str, remedy: str, 
 
 
 def _is_finite(x: NDArray[Any]) -> bool:
-    """Are all numbers finite? A sum shows it at once, with no memory, unless it overflows."""
+    """Are all numbers finite? The sum shows it fast and without memory, unless it overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(x.sum()) or np.isfinite(x).all())

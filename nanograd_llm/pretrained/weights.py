@@ -1,7 +1,7 @@
-"""Named arrays from the files that people keep weights in, whatever the model: the name of a file says its form.
+"""Named arrays from files of weights, for any model. The name of a file says its form.
 
 model.safetensors, or its .index.json and shards      Hugging Face
-pytorch_model.bin, or its .index.json and shards      Hugging Face of old
+pytorch_model.bin, or its .index.json and shards      older Hugging Face
 model.npz                                             `numpy.savez`
 """
 
@@ -28,7 +28,7 @@ READERS: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
     "sharded torch": functools.partial(read_shards, read=read_torch),
     "numpy": read_npz,
 }
-FILES = {  # in the order in which they are looked for in a folder, which is Hugging Face's own
+FILES = {  # in the order in which a folder is searched, the same as Hugging Face's
     "model.safetensors": "safetensors",
     "model.safetensors.index.json": "sharded safetensors",
     "pytorch_model.bin": "torch",
@@ -39,12 +39,12 @@ ENDINGS = {name[name.index(".") :]: form for name, form in FILES.items()} | {".p
 
 
 def form_by_name(path: Path) -> str | None:
-    """The form, a key of `READERS`, of a file of weights by the end of its name; None for another name."""
+    """The form of a file of weights, a key of `READERS`, from the end of its name; None for another name."""
     return next((form for ending, form in ENDINGS.items() if path.name.endswith(ending)), None)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in a file such as config.json. Raises StorageError where it is missing."""
+    """The JSON object in a file such as config.json. Raises StorageError if it is missing."""
     if not path.exists():
-        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it beside the weights")
+        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it in the weights' folder")
     return read_json_file(path)

@@ -1,10 +1,10 @@
-"""What transformers computes with a few tiny GPT-2 of every kind, in float64, kept to be compared with.
+"""Write fixtures: tiny GPT-2 models of every kind, and what transformers computes with them in float64.
 
     pip install torch transformers && python tests/pretrained/make_exactness.py
 
 Each folder `fixtures/exact_*/` is what `save_pretrained` writes, and `expected.npz` beside it holds, for `ids` (B, T):
-logits, the loss of the ids moved by one place and its gradient by every parameter (`grad.NAME`), the hidden states and
-attention maps of every layer, and `greedy`, the 50 tokens that follow the first four.
+logits, the loss for the ids shifted by one position, its gradient for every parameter (`grad.NAME`), the hidden states
+and attention maps of every layer, and `greedy`, the 50 tokens that follow the first four.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def write(kind: str) -> None:
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config).double().eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # far from how an initialisation leaves them
+        for parameter in model.parameters():  # far from their initial values
             parameter += 0.4 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     (folder / "generation_config.json").unlink()
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 12)))
     found = model(ids, output_hidden_states=True, output_attentions=True)
-    loss = F.cross_entropy(found.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())  # its own loss rounds to float32
+    loss = F.cross_entropy(found.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())  # its own loss is float32
     loss.backward()
     row = ids[:1, :4]
     for _ in range(50):

@@ -1,25 +1,25 @@
-"""One tiny GPT-2 in every form that people have, each file written by the library that writes such files.
+"""Write fixtures: one tiny GPT-2 in every form of file, each written by the library that such files come from.
 
     pip install torch transformers && python tests/pretrained/make_fixtures.py
     pip install tensorflow-cpu safetensors && python tests/pretrained/make_fixtures.py tensorflow
 
-each in an environment of its own, the first one first. They fill `fixtures/`; the tests need only what lies there.
+each in its own environment, in this order. They fill `fixtures/`, which is all that the tests need.
 
     safetensors_float64/ _float32/ _float16/ _bfloat16/     config.json, model.safetensors
     safetensors_float32/                                    and vocab.json, merges.txt
     safetensors_sharded/                                    two shards and their index
-    bin_float32/                                            pytorch_model.bin of old: no prefix, masks as buffers
+    bin_float32/                                            an older pytorch_model.bin: no prefix, masks as buffers
     bin_bfloat16/ bin_sharded/                              with the prefix `transformer.` and a tied lm_head.weight
     nanogpt/ckpt.pt                                         as nanoGPT saves a compiled model with its AdamW
     llmc/gpt2_tiny.bin, gpt2_tiny_bf16.bin                  llm.c's versions 3 and 5
     tensorflow/                                             OpenAI's layout and names
-    expected.npz                                            ids (B, T), and for the weights rounded to each dtype the
-                                                            logits (B, T, V) of transformers in float64, of which every
+    expected.npz                                            ids (B, T), and for weights rounded to each dtype the
+                                                            logits (B, T, V) of transformers in float64; every
                                                             eighth is kept: logits[..., ::8]
-    small/                                                  a few tensors a file, to be cut at every byte
+    small/                                                  files of a few tensors, which tests cut at every byte
 
-llm.c has no library: `write_llmc` follows its train_gpt2.py. Where a form does not say otherwise its weights are the
-float32 ones. B batch, T time, C channels, V vocabulary
+llm.c has no library: `write_llmc` follows its train_gpt2.py. The weights are float32 unless the name says otherwise.
+B batch, T time, C channels, V vocabulary
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 
 
 def weights() -> dict[str, np.ndarray]:
-    """The model in float64 under GPT-2's names; every entry matters, and none is what an initialisation would give."""
+    """The model in float64 with GPT-2's names. Every entry matters, and none has its initial value."""
     rng = np.random.default_rng(20190214)
     V, T, C, L = (SIZES[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer"))
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (V, C), "wpe.weight": (T, C)}
@@ -79,7 +79,7 @@ def fresh_folder(name: str) -> Path:
 
 
 def vocabulary() -> dict[str, int]:
-    """256 pieces of one byte each, in GPT-2's order and spelling, the merged ones, and `<|endoftext|>` last."""
+    """256 pieces of one byte each, in GPT-2's order and spelling, then the merged ones, then `<|endoftext|>`."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     pieces = [*map(chr, printable), *(chr(256 + place) for place in range(len(others)))]
@@ -163,14 +163,14 @@ def with_torch() -> None:
 
 
 def write_nanogpt(path: Path, tensors: dict[str, Any]) -> None:
-    """What nanoGPT's train.py saves: the state of a compiled model and of its AdamW, and plain settings."""
+    """Write what nanoGPT's train.py saves: the state of a compiled model and of its AdamW, and plain settings."""
     import torch
 
     state = {f"_orig_mod.transformer.{name}": torch.nn.Parameter(x) for name, x in tensors.items()}
     decayed = [x for x in state.values() if x.dim() >= 2]
     others = [x for x in state.values() if x.dim() < 2]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))  # at this rate a step changes no weight
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))  # with this rate a step changes no weight
     for name, x in state.items():
         x.grad = torch.ones_like(x) if ".h.1." in name else None  # a frozen weight has no state
     optimizer.step()
@@ -196,7 +196,7 @@ def write_nanogpt(path: Path, tensors: dict[str, Any]) -> None:
 
 
 def write_llmc(path: Path, tensors: dict[str, Any], version: int) -> None:
-    """256 int32 of header, then every tensor, the layers of one kind together; version 5 holds bfloat16."""
+    """A header of 256 int32, then every tensor, stacked over the layers; version 5 holds bfloat16."""
     import torch
 
     padded = -SIZES["vocab_size"] % 128
@@ -225,7 +225,7 @@ def with_tensorflow() -> None:
     folder = fresh_folder("tensorflow")
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, array in tensors.items():
-            array = array[None] if name.endswith(TRANSPOSED) else array  # a convolution over one position
+            array = array[None] if name.endswith(TRANSPOSED) else array  # stored as a convolution over one position
             tf.compat.v1.get_variable(openai_name(name), initializer=array)
         session.run(tf.compat.v1.global_variables_initializer())
         saver = tf.compat.v1.train.Saver(save_relative_paths=True)
@@ -267,4 +267,4 @@ if __name__ == "__main__":
         if file.name == "generation_config.json":
             file.unlink()
         elif file.is_file():
-            file.chmod(0o644)  # safetensors writes for the owner's eyes only
+            file.chmod(0o644)  # safetensors writes files that only the owner can read

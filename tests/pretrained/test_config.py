@@ -1,4 +1,4 @@
-"""Settings of pretrained models: each that changes the result is honoured or refused by name."""
+"""Settings of pretrained models: each one that changes the result is applied, or refused by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nanograd_llm.pretrained.gpt2.config import (
 SIZES = dict(vocab_size=11, context_length=7, n_layer=2, n_head=2, n_embd=4)
 
 
-def test_what_config_json_leaves_out_is_what_transformers_takes() -> None:
+def test_missing_settings_have_the_defaults_of_transformers() -> None:
     assert from_hugging_face({}, "config.json") == GPTConfig.preset("gpt2", dropout=0.1)
 
 
@@ -46,19 +46,19 @@ def test_what_config_json_leaves_out_is_what_transformers_takes() -> None:
     ],
     ids=str,
 )
-def test_a_setting_is_honoured(settings: dict[str, Any], field: str, value: Any) -> None:
+def test_a_setting_is_applied(settings: dict[str, Any], field: str, value: Any) -> None:
     assert getattr(from_hugging_face(settings, "config.json"), field) == value
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"activation_function": "relu"},
-            "activation_function is 'relu', which this GPT cannot do; it can do gelu_new",
+            "activation_function is 'relu', which is not supported; expected one of gelu_new",
         ),
         ({"activation_function": ["gelu"]}, "activation_function is"),
-        ({"model_type": "llama"}, "model_type is 'llama'.*supported is 'gpt2'"),
+        ({"model_type": "llama"}, "model_type is 'llama'.*expected 'gpt2'"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"add_cross_attention": 0}, "add_cross_attention is 0"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
@@ -72,19 +72,19 @@ def test_a_setting_is_honoured(settings: dict[str, Any], field: str, value: Any)
     ],
     ids=str,
 )
-def test_a_setting_that_is_not_supported_or_cannot_be_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadFileError, match=f"config.json: .*{said}"):
+def test_a_setting_that_is_wrong_or_not_supported_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadFileError, match=f"config.json: .*{message}"):
         from_hugging_face(settings, "config.json")
 
 
 @pytest.mark.parametrize("activation", ["relu", "quick_gelu", "gelu_fast"])
-def test_no_other_activation_is_suggested_since_it_would_change_the_logits(activation: str) -> None:
+def test_no_other_activation_is_suggested_because_it_would_change_the_logits(activation: str) -> None:
     with pytest.raises(BadFileError) as caught:
         from_hugging_face({"activation_function": activation}, "config.json")
     assert "did you mean" not in str(caught.value)
 
 
-def test_three_dropouts_that_differ_are_told_and_taken_as_none() -> None:
+def test_three_dropout_rates_that_differ_give_a_warning_and_no_dropout() -> None:
     with pytest.warns(UserWarning, match="embd_pdrop=0.1, attn_pdrop=0.0, resid_pdrop=0.1 differ"):
         assert from_hugging_face({"attn_pdrop": 0.0}, "config.json").dropout == 0
 
@@ -98,7 +98,7 @@ def test_three_dropouts_that_differ_are_told_and_taken_as_none() -> None:
     ],
     ids=str,
 )
-def test_a_config_comes_back_from_hugging_faces_settings(changes: dict[str, Any]) -> None:
+def test_a_config_written_as_hugging_faces_settings_is_read_back(changes: dict[str, Any]) -> None:
     config = GPTConfig(**SIZES, **changes)
     assert from_hugging_face(to_hugging_face(config), "config.json") == config
 

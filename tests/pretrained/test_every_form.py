@@ -1,4 +1,4 @@
-"""One model in every form gives the same bits, read-only, from the mapped file; cut anywhere, each form is refused."""
+"""A model has the same bits in every form, read-only in the mapped file; a file cut at any byte is refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def from_tensorflow(found):
     return tensors
 
 
-# the reader, the file, the dtype that the weights were rounded to, and how to GPT-2's names and (in, out)
+# the reader, the file, the dtype that the weights were rounded to, and the function to GPT-2's names and (in, out)
 FORMS = {
     "safetensors": (read_safetensors, "safetensors_float32/model.safetensors", "float32", with_prefix),
     "safetensors_float64": (read_safetensors, "safetensors_float64/model.safetensors", "float64", with_prefix),
@@ -105,7 +105,7 @@ FORMS = {
 
 
 def rounded_to_bfloat16(x):
-    """To nearest, ties to even, as float32."""
+    """Rounded to nearest, ties to even, as float32."""
     bits = x.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
@@ -132,7 +132,7 @@ def test_every_form_holds_the_same_weights_bit_for_bit(form, exact):
 
 
 def maps_a_file(array):
-    """Whether the memory that the array lies in is a map."""
+    """Is the memory of the array a mapped file?"""
     while isinstance(array, np.ndarray):
         array = array.base
     owner = array.obj if isinstance(array, memoryview) else array
@@ -140,7 +140,7 @@ def maps_a_file(array):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_arrays_are_read_only_and_lie_in_the_file_itself(form):
+def test_arrays_are_read_only_views_of_the_file(form):
     read, path, dtype, _ = FORMS[form]
     arrays = list(arrays_of(read(FIXTURES / path)))
     assert arrays and not any(x.flags.writeable for x in arrays)
@@ -185,7 +185,7 @@ def test_a_file_cut_at_any_byte_is_refused(small):
     assert not isinstance(read_watched(read, entry, folder), Exception)
 
 
-def test_a_file_with_bytes_behind_its_end_is_refused(small):
+def test_a_file_with_bytes_after_its_end_is_refused(small):
     read, entry, folder = small
     for path in sorted(folder.glob("*[!0-9]")):  # TensorFlow's data files hold what the index says, and may hold more
         whole = path.read_bytes()
@@ -194,7 +194,7 @@ def test_a_file_with_bytes_behind_its_end_is_refused(small):
         path.write_bytes(whole)
 
 
-def test_a_missing_file_is_an_error_of_the_system(small):
+def test_a_missing_file_is_a_storage_error(small):
     read, entry, folder = small
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()

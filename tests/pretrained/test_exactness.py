@@ -1,4 +1,4 @@
-"""What transformers computes is what is computed here: logits, loss, every gradient, text, each layer's insides."""
+"""Logits, loss, gradients, text, hidden states and attention maps are equal to those of transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
-FORMS = {  # what the logits of `expected.npz` are called for each fixture
+FORMS = {  # for each fixture, the name of its logits in `expected.npz`
     "safetensors_float64": "float64",
     "safetensors_float32": "float32",
     "safetensors_float16": "float16",
@@ -49,7 +49,7 @@ def load(kind: str, dtype: str) -> tuple[ng.GPT, dict[str, np.ndarray]]:
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, dtype: str) -> None:
-    """Within the dtype's tolerance, as a share of the largest number expected."""
+    """Equal within the dtype's tolerance, relative to the largest expected number."""
     assert found.shape == expected.shape
     assert found.dtype == dtype
     assert np.abs(found - expected).max() <= TOLERANCE[dtype] * np.abs(expected).max()
@@ -60,7 +60,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, dtype: str) -> None:
 def test_every_form_gives_the_logits_of_transformers(source: str, dtype: str) -> None:
     path = FIXTURES / source
     model = ng.load_gpt2(path, dtype=dtype)
-    if source.startswith("nanogpt"):  # whose own GELU is the exact one; these logits were computed with the other
+    if source.startswith("nanogpt"):  # it has the exact GELU; these logits were computed with the tanh form
         assert {block.mlp.activation for block in model.blocks} == {"gelu_exact"}
         for block in model.blocks:
             block.mlp.activation = "gelu"
@@ -97,7 +97,7 @@ def test_every_gradient_is_that_of_transformers(kind: str, dtype: str) -> None:
 def test_hidden_states_and_attention_maps_are_those_of_transformers_layer_by_layer(kind: str, dtype: str) -> None:
     model, expected = load(kind, dtype)
     look = model.look(expected["ids"])
-    last = model.ln_f(look.hidden_states[-1]).data  # transformers counts the last norm to the last layer
+    last = model.ln_f(look.hidden_states[-1]).data  # transformers includes the last norm in the last layer
     for layer, hidden in enumerate([*look.hidden_states[:-1], last]):
         assert_close(hidden, expected[f"hidden.{layer}"], dtype)
     for layer, attention in enumerate(look.attention_maps):
@@ -116,8 +116,8 @@ def test_fifty_greedy_tokens_are_those_of_transformers(kind: str, cache: bool, d
 
 
 @pytest.mark.parametrize("part", ["attention.out.weight", "mlp.up.weight", "mlp.down.weight"])
-def test_a_square_matrix_that_is_turned_shows_in_the_logits_alone(part: str, tmp_path: Path) -> None:
-    """No shape tells a square matrix from its transpose, so it is the table of the form that must be right."""
+def test_a_transposed_square_matrix_changes_the_logits(part: str, tmp_path: Path) -> None:
+    """A square matrix and its transpose have the same shape, so only the logits show that the layout is right."""
     folder = tmp_path / "model"
     shutil.copytree(FIXTURES / "exact_scaled", folder)
     arrays = read_safetensors(folder / "model.safetensors")
@@ -129,8 +129,8 @@ def test_a_square_matrix_that_is_turned_shows_in_the_logits_alone(part: str, tmp
         assert np.abs(logits - expected["logits"]).max() > 0.01 * np.abs(expected["logits"]).max()
 
 
-def test_each_kind_differs_from_the_plain_one_in_its_logits(tmp_path: Path) -> None:
-    """Were a setting passed over, the logits would be others: the fixtures can tell."""
+def test_each_setting_of_the_fixtures_changes_the_logits(tmp_path: Path) -> None:
+    """So the tests above would notice a setting that is ignored."""
     for kind, settings in {
         "variant": [("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5)],
         "scaled": [("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)],

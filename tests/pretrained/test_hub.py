@@ -1,4 +1,4 @@
-"""By name: from the cache; else fetched; else told what to fetch."""
+"""A model by its name: from the cache, or else downloaded, or else an error that says what to download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDS = np.array([[1, 2, 3]])
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no net."""
+    """An empty cache, and no network."""
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -45,7 +45,7 @@ def put(cache: Path, repository: str, fixture: str = "safetensors_float32") -> P
 
 
 @pytest.mark.parametrize("repository", ["gpt2", "openai-community/gpt2"])
-def test_gpt2_is_found_under_the_name_of_today_and_of_old(cache: Path, repository: str) -> None:
+def test_gpt2_is_found_under_its_current_and_its_old_name(cache: Path, repository: str) -> None:
     put(cache, repository)
     assert np.array_equal(ng.load_gpt2("gpt2")(IDS).data, ng.load_gpt2(FIXTURES / "safetensors_float32")(IDS).data)
     assert OpenedGPT2("gpt2").tokenizer().vocab_size == 264
@@ -58,48 +58,48 @@ def test_shards_and_older_files_in_the_cache_are_read_through_their_links(cache:
     assert np.array_equal(model.wte.data, ng.load_gpt2(FIXTURES / fixture).wte.data)
 
 
-def test_a_path_comes_before_a_name(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_used_before_a_name(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(FIXTURES / "exact_plain", tmp_path / "gpt2")
     put(cache, "gpt2")
     assert ng.load_gpt2("gpt2").config.vocab_size == 40
 
 
-def test_the_folder_of_the_cache_may_be_given_by_its_path(cache: Path) -> None:
+def test_a_folder_in_the_cache_may_be_given_by_its_path(cache: Path) -> None:
     snapshot = put(cache, "gpt2")
     assert np.array_equal(ng.load_gpt2(snapshot).wte.data, ng.load_gpt2("gpt2").wte.data)
 
 
 @pytest.mark.parametrize("commit", ["../../../../etc", "", "no such commit"])
-def test_a_reference_to_no_snapshot_is_as_if_nothing_were_there(cache: Path, commit: str) -> None:
+def test_a_reference_to_a_missing_snapshot_is_ignored(cache: Path, commit: str) -> None:
     put(cache, "gpt2")
     (cache / "models--gpt2" / "refs" / "main").write_text(commit, encoding="ascii")
     with pytest.raises(StorageError, match="not in the cache"):
         ng.load_gpt2("gpt2")
 
 
-def test_what_is_not_here_and_cannot_be_fetched_says_what_to_fetch_how_much_and_where_to(cache: Path) -> None:
+def test_the_error_for_a_missing_model_says_what_to_download_its_size_and_where_to_put_it(cache: Path) -> None:
     with pytest.raises(StorageError) as caught:
         ng.load_gpt2("gpt2-xl")
-    for told in (
+    for part in (
         f"not in the cache {cache}",
-        "huggingface_hub, which fetches it, is not installed",
+        "huggingface_hub is not installed to download it",
         "pip install huggingface_hub",
         "config.json, vocab.json, merges.txt and model.safetensors, 6,432 MB",
         "https://huggingface.co/openai-community/gpt2-xl",
         "give its path",
     ):
-        assert told in str(caught.value)
+        assert part in str(caught.value)
 
 
-def test_the_sizes_that_are_told_are_those_of_the_parameters() -> None:
+def test_the_sizes_in_the_error_are_those_of_the_parameters() -> None:
     for name, (_, size) in KNOWN.items():
         model = ng.GPT(ng.GPTConfig.preset(name), seed=None)
         assert 0 <= size / (4 * model.parameter_count()) - 1 < 0.12  # the files have masks as well
 
 
 class Hub(types.ModuleType):
-    """Stands in for huggingface_hub: it has one repository, and notes what it is asked."""
+    """A substitute for huggingface_hub: it has one repository, and records the calls."""
 
     def __init__(self, cache: Path, fixture: str | None, error: Exception | None = None):
         super().__init__("huggingface_hub")
@@ -122,7 +122,7 @@ class Hub(types.ModuleType):
         return str(snapshot)
 
 
-def test_what_is_not_in_the_cache_is_fetched_and_only_what_is_needed(cache: Path, monkeypatch: Any) -> None:
+def test_a_model_that_is_not_in_the_cache_is_downloaded_and_only_what_is_needed(cache: Path, monkeypatch: Any) -> None:
     hub = Hub(cache, "safetensors_sharded")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert ng.load_gpt2("distilgpt2").config.vocab_size == 264
@@ -132,7 +132,7 @@ def test_what_is_not_in_the_cache_is_fetched_and_only_what_is_needed(cache: Path
     assert len(hub.asked) == 1  # the second time it is in the cache
 
 
-def test_a_model_without_safetensors_is_fetched_as_torch_saved_it(cache: Path, monkeypatch: Any) -> None:
+def test_a_model_without_safetensors_is_downloaded_as_torch_saved_it(cache: Path, monkeypatch: Any) -> None:
     hub = Hub(cache, "bin_float32")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert ng.load_gpt2("someone/old").config.vocab_size == 264
@@ -140,14 +140,14 @@ def test_a_model_without_safetensors_is_fetched_as_torch_saved_it(cache: Path, m
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), ValueError("bad"), RuntimeError("closed")])
-def test_a_fetch_that_fails_is_one_error_with_the_reason(cache: Path, monkeypatch: Any, error: Exception) -> None:
+def test_a_failed_download_is_one_error_with_the_reason(cache: Path, monkeypatch: Any, error: Exception) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(cache, None, error))
-    with pytest.raises(StorageError, match=f"fetching it failed: {type(error).__name__}: ") as caught:
+    with pytest.raises(StorageError, match=f"the download failed: {type(error).__name__}: ") as caught:
         ng.load_gpt2("gpt2")
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_that_is_missing_beside_others_is_not_looked_for_on_the_net(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_path_in_an_existing_folder_is_not_downloaded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(StorageError, match="no such file or folder"):
@@ -164,7 +164,7 @@ def test_a_path_that_is_missing_beside_others_is_not_looked_for_on_the_net(tmp_p
     ],
     ids=str,
 )
-def test_the_cache_is_where_hugging_faces_libraries_have_it(variables: Any, folder: str, monkeypatch: Any) -> None:
+def test_the_cache_is_the_one_of_hugging_faces_libraries(variables: Any, folder: str, monkeypatch: Any) -> None:
     monkeypatch.delenv("HF_HUB_CACHE")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

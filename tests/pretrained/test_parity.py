@@ -1,4 +1,4 @@
-"""Beside transformers itself: models of random kinds go both ways, with its logits, gradients and text.
+"""Compared with transformers itself: random models are read and written, with equal logits, gradients and text.
 
 pip install ".[test,parity]" && pytest -m parity tests/pretrained
 """
@@ -25,7 +25,7 @@ each_seed = pytest.mark.parametrize("seed", SEEDS)
 
 @pytest.fixture(autouse=True)
 def parity() -> None:
-    """Skips where the extra is missing; the import takes seconds, so it waits for the first test."""
+    """Skips if the extra is missing. The import takes seconds, so the first test does it."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
 
@@ -55,7 +55,7 @@ def random_kind(seed: int) -> dict[str, Any]:
 
 
 def theirs(seed: int, dtype: str = "float64", **settings: Any) -> Any:
-    """A model of transformers whose weights are far from how they begin."""
+    """A model of transformers whose weights are far from their initial values."""
     import torch
     import transformers
 
@@ -102,7 +102,7 @@ def test_a_model_of_transformers_gives_its_logits_here(seed: int, dtype: str, fo
 
 
 def test_attention_in_another_order_is_the_same_function(tmp_path: Path) -> None:
-    """transformers computes it for float32 only, rounding in other places."""
+    """transformers does this only for float32; it rounds at other places."""
     model = theirs(0, "float32", reorder_and_upcast_attn=True)
     model.save_pretrained(tmp_path)
     ids = some_ids(model)
@@ -164,10 +164,10 @@ def test_a_model_from_here_gives_its_logits_in_transformers(seed: int, dtype: st
     theirs(seed, dtype).save_pretrained(tmp_path / "one")
     model = ng.load_gpt2(tmp_path / "one", dtype=dtype)
     ng.save_gpt2(model, tmp_path / "two")
-    again, told = transformers.GPT2LMHeadModel.from_pretrained(
+    again, problems = transformers.GPT2LMHeadModel.from_pretrained(
         tmp_path / "two", dtype=getattr(torch, dtype), output_loading_info=True
     )
-    assert not any(told.values())
+    assert not any(problems.values())
     ids = some_ids(again)
     assert_close(model(ids).data, its_logits(again.eval(), ids), dtype)
     for name, array in ng.load_gpt2(tmp_path / "two", dtype=dtype).state_dict().items():
@@ -189,7 +189,7 @@ def test_a_tokenizer_from_here_gives_its_ids_in_transformers(tmp_path: Path) -> 
 
 
 def test_a_tokenizer_of_transformers_gives_its_ids_here(tmp_path: Path) -> None:
-    """It writes one file, tokenizer.json, in place of the two of old."""
+    """It writes one file, tokenizer.json, in place of the two older ones."""
     import transformers
 
     model = theirs(0)

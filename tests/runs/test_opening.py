@@ -158,7 +158,7 @@ def test_sizes_that_the_checkpoint_cannot_have_take_no_memory(run: Path, tmp_pat
     changed = re.sub(rf"^{name} = \d+$", size, table, count=1, flags=re.MULTILINE)
     (folder / "config.toml").write_text(f"{before}[model]{changed}", "utf-8")
     tracemalloc.start()
-    with pytest.raises(BadFileError, match="the sizes call for|the checkpoint is of another model"):
+    with pytest.raises(BadFileError, match="its sizes need|the checkpoint is of another model"):
         open_model(folder).model()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

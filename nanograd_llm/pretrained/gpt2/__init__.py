@@ -1,4 +1,4 @@
-"""GPT-2's pretrained weights: from every form of file that people have to a GPT, and out again.
+"""GPT-2's pretrained weights: a GPT from every form of file that people have, and the files to give to others.
 
 Read `names`, `config`, `load`, `save`.
 """

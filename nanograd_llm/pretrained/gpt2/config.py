@@ -1,6 +1,6 @@
-"""The sizes of a pretrained GPT-2, from what each form of file says of them.
+"""The sizes of a pretrained GPT-2, from the settings of each form of file.
 
-A setting that this GPT does not have, and that would make another model of it, is refused by its name.
+A setting that changes the result, and that this GPT does not support, is refused by name.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.settings import check_keys, listed
 
-# Hugging Face's names of what GPTConfig calls otherwise, and what they are where config.json does not say (GPT2Config
-# of transformers). What is in no table here has no part in what transformers computes with a GPT-2.
+# Hugging Face's names where they differ from GPTConfig's, and the defaults of transformers' GPT2Config. A setting in
+# none of these tables does not change what transformers computes with a GPT-2.
 SIZES = ("vocab_size", "context_length", "n_embd", "n_head", "n_layer")
 RENAMED = {"n_positions": "context_length", "activation_function": "activation"}
 DEFAULTS: dict[str, Any] = {
@@ -38,7 +38,7 @@ ALIASES = {
 }
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-ONLY: dict[str, tuple[Any, ...]] = {  # settings that change the result, with the values at which they do not
+ONLY: dict[str, tuple[Any, ...]] = {  # settings that change the result, with the values that are supported
     "model_type": ("gpt2", None),
     "add_cross_attention": (False, None),
     "is_encoder_decoder": (False, None),
@@ -48,11 +48,11 @@ ONLY: dict[str, tuple[Any, ...]] = {  # settings that change the result, with th
 
 
 def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
-    """The config of a `config.json`. Raises BadFileError naming the key that is wrong or not supported."""
+    """The config of a `config.json`. Raises BadFileError with the key that is wrong or not supported."""
     for key, allowed in ONLY.items():
         if not any(type(table.get(key)) is type(value) and table.get(key) == value for value in allowed):
             raise BadFileError(
-                f"{where}: {key} is {table[key]!r:.100}, which this GPT cannot do; supported is {allowed[0]!r}"
+                f"{where}: {key} is {table[key]!r:.100}, which is not supported; expected {allowed[0]!r}"
             )
     named = dict(table)
     for alias, key in ALIASES.items():
@@ -63,9 +63,9 @@ def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
     found = {key: named.get(key, default) for key, default in DEFAULTS.items()}
     activation = found["activation_function"]
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise BadFileError(  # without the nearest: with another one the model would load, and be wrong
-            f"{where}: activation_function is {activation!r:.100}, which this GPT cannot do; it can do "
-            f"{', '.join(ACTIVATIONS)}, and the weights are for the one they were trained with"
+        raise BadFileError(  # no near match is suggested: with another activation the model would load, and be wrong
+            f"{where}: activation_function is {activation!r:.100}, which is not supported; expected one of "
+            f"{', '.join(ACTIVATIONS)}, and it must be the one that the weights were trained with"
         )
     found["activation_function"] = ACTIVATIONS[activation]
     return _config(
@@ -74,7 +74,7 @@ def from_hugging_face(table: Mapping[str, Any], where: str) -> GPTConfig:
 
 
 def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
-    """The keys of a `config.json` for this config."""
+    """The content of a `config.json` for this config."""
     fields = {key: getattr(config, RENAMED.get(key, key)) for key in DEFAULTS}
     fields |= dict.fromkeys(DROPOUTS, config.dropout)
     fields["activation_function"] = next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)
@@ -82,18 +82,18 @@ def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
 
 
 def from_openai(table: Mapping[str, Any], where: str) -> GPTConfig:
-    """The config of OpenAI's `hparams.json`. Raises BadFileError naming the key."""
+    """The config of OpenAI's `hparams.json`. Raises BadFileError with the key that is wrong."""
     return _renamed(table, ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"), where)
 
 
 def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]:
-    """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError naming the key.
+    """The config of nanoGPT's `model_args`, and whether the model has biases. Raises BadFileError with the key.
 
-    nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form. build-nanogpt's, whose sizes say nothing of biases,
-    has the tanh form, and biases.
+    nanoGPT's MLP has PyTorch's nn.GELU(), which is the exact form. build-nanogpt's MLP has the tanh form, and biases;
+    its `model_args` have no key `bias`.
     """
     nested = [key for key, value in table.items() if not isinstance(value, (bool, int, float, str, type(None)))]
-    if nested:  # an error message could not show it: lists that share lists can be longer than any memory
+    if nested:  # no error message could show such a value: lists that share lists can be longer than any memory
         raise BadFileError(f"{where}: {listed(nested)} must each be a number, a string or a bool")
     biases = table.get("bias", True)
     if not isinstance(biases, bool):
@@ -104,13 +104,13 @@ def from_nanogpt(table: Mapping[str, Any], where: str) -> tuple[GPTConfig, bool]
 
 
 def from_llmc(header: Mapping[str, int], where: str) -> GPTConfig:
-    """The config of llm.c's header. Raises BadFileError naming the field."""
+    """The config of llm.c's header. Raises BadFileError with the field that is wrong."""
     keys = ("vocab_size", "max_seq_len", "channels", "num_heads", "num_layers")
     return _renamed({key: header[key] for key in keys}, keys, where)
 
 
 def _renamed(table: Mapping[str, Any], keys: tuple[str, ...], where: str, **changes: Any) -> GPTConfig:
-    """A config whose `SIZES` stand in the table under other names: `keys`, in the same order."""
+    """A config whose `SIZES` have other names in the table: `keys`, in the same order."""
     try:
         check_keys(table, keys, where)
     except ConfigError as error:
@@ -123,7 +123,7 @@ def _renamed(table: Mapping[str, Any], keys: tuple[str, ...], where: str, **chan
 
 
 def _config(fields: Mapping[str, Any], where: str, names: Mapping[str, str]) -> GPTConfig:
-    """A config; what is wrong with a field is told under the name in `names` that the file has for it."""
+    """A config. An error uses the file's name of a field, from `names`: {the file's name: the name here}."""
     try:
         return GPTConfig(**fields)
     except NanogradError as error:
@@ -133,12 +133,13 @@ def _config(fields: Mapping[str, Any], where: str, names: Mapping[str, str]) -> 
 
 
 def _dropout(table: Mapping[str, Any], where: str) -> dict[str, float]:
-    """Dropout acts in training only. GPT-2 has three rates; this GPT has one, so they must be equal to be kept."""
+    """The dropout rate, which matters only in training. GPT-2 has three; this GPT has one, so they must be equal."""
     rates = [table.get(key, 0.1) for key in DROPOUTS]
     if all(rate == rates[0] for rate in rates):
         return {"dropout": rates[0]}
-    told = ", ".join(f"{key}={rate!r:.30}" for key, rate in zip(DROPOUTS, rates))
+    shown = ", ".join(f"{key}={rate!r:.30}" for key, rate in zip(DROPOUTS, rates))
     warnings.warn(
-        f"{where}: {told} differ; this GPT has one rate, and takes 0: it matters in training only", stacklevel=2
+        f"{where}: {shown} differ; this GPT has one dropout rate, which is set to 0: it matters only in training",
+        stacklevel=2,
     )
     return {"dropout": 0.0}

@@ -1,8 +1,8 @@
-"""llm.c's model file: 256 integers of header, then every parameter of GPT-2, one after the other, and no names.
+"""llm.c's model file: a header of 256 integers, then every parameter of GPT-2 one after the other, without names.
 
     0                  1024
     | 256 × int32      | wte | wpe | ln1w | ln1b | qkvw | ... | lnfw | lnfb |
-      0 magic 20240326   each parameter of a block stands once, for all L layers together: ln1w is (L, C)
+      0 magic 20240326   a parameter of a block is there once for all L layers: ln1w is (L, C)
       1 version: 3 holds float32, 5 bfloat16
       2 max_seq_len  3 vocab_size  4 num_layers  5 num_heads  6 channels  7 padded_vocab_size
 
@@ -32,17 +32,17 @@ FIELDS = ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels", "p
 def read_llmc(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
     """The header's `FIELDS`, and the parameters under llm.c's names, read-only; bfloat16 comes as float32.
 
-    Raises StorageError if the file cannot be read; BadFileError if it has another magic number or version, sizes that
-    no model has, or another length than its sizes make.
+    Raises StorageError if the file cannot be read; BadFileError if its magic number, version or sizes are wrong, or if
+    its length does not match its sizes.
     """
     data = map_file(path)
     header = [int(number) for number in array_at(data, 0, "<i4", (256,), f"{path}: the header")]
     if header[0] != MAGIC:
-        raise BadFileError(f"{path}: no model file of llm.c: it begins with {header[0]}, not {MAGIC}")
+        raise BadFileError(f"{path}: not a model file of llm.c: it begins with {header[0]}, not {MAGIC}")
     if header[1] not in (3, 5):
         raise BadFileError(
-            f"{path}: version {header[1]} of llm.c's format; versions 3 (float32) and 5 (bfloat16) can be read: "
-            "write the file again with llm.c's present train_gpt2.py"
+            f"{path}: has version {header[1]} of llm.c's format; versions 3 (float32) and 5 (bfloat16) can be read: "
+            "write the file again with llm.c's current train_gpt2.py"
         )
     fields = dict(zip(FIELDS, header[2:8]))
     if fields["padded_vocab_size"] < fields["vocab_size"]:
@@ -55,14 +55,14 @@ def read_llmc(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[str, N
         offset += count(shape, where) * dtype.itemsize
         arrays[name] = array
     if offset != len(data):
-        raise BadFileError(f"{path}: the sizes in its header make {offset:,} bytes; it has {len(data):,}")
+        raise BadFileError(f"{path}: the sizes in its header need {offset:,} bytes; it has {len(data):,}")
     if header[1] == 5:
         arrays = {name: widen_bfloat16(array) for name, array in arrays.items()}
     return fields, arrays
 
 
 def _shapes(fields: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters, in the order of the file."""
+    """The shapes of all parameters, in the order of the file."""
     V, T, L, C = (fields[name] for name in ("padded_vocab_size", "max_seq_len", "num_layers", "channels"))
     return {
         "wte": (V, C),

@@ -1,7 +1,7 @@
-"""`load_gpt2`: a pretrained GPT-2, from any form of file, as it lies there.
+"""`load_gpt2`: a pretrained GPT-2 from any form of file, without conversion.
 
-Each form has a reader of its own for the bytes, a table for the names and the layout (`names`), and a place for
-the sizes (`config`); here they meet. What is float32 in the file is used where it lies, mapped into memory.
+Each form has a reader for its bytes, a table of names and layouts (`names`), and a reader of its sizes (`config`).
+This file joins them. Weights that are float32 in the file are mapped into memory, not copied.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Parts(NamedTuple):
-    """What a file holds. arrays: by the names of `layout`. biases: whether the file has them."""
+    """The content of a model's files. arrays: by the names of `layout`. biases: whether the model has them."""
 
     config: GPTConfig
     arrays: dict[str, NDArray[Any]]
@@ -58,14 +58,14 @@ class Parts(NamedTuple):
 def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
     """A pretrained GPT-2 in evaluation mode; `model(ids)` takes an array of ids (B, T).
 
-    source: a folder or file of Hugging Face (safetensors, pytorch_model.bin, whole or in shards), OpenAI (TensorFlow),
-        nanoGPT or llm.c, or one that `save_gpt2` wrote; or a name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2
-        or any ORG/NAME of Hugging Face, from its cache on this machine or by the extra `hub`.
+    source: a folder or file of Hugging Face (safetensors, pytorch_model.bin, in one file or in shards), OpenAI
+        (TensorFlow), nanoGPT, llm.c or `save_gpt2`; or a name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 or
+        any ORG/NAME of Hugging Face, from its cache on this machine, or downloaded with the extra `hub`.
     dtype: float32 or float64. Weights of this dtype are mapped, read-only and not copied; others are converted.
     strict: refuse weights that are not finite; otherwise a warning names them.
 
-    Raises BadFileError that lists every name which is missing, extra, or of a wrong shape or type, or names a setting
-    that this GPT does not have; StorageError where there is nothing, or it cannot be read.
+    Raises BadFileError, which lists every weight that is missing, extra, or of a wrong shape or dtype, or names a
+    setting that this GPT does not support; StorageError if there is no model, or it cannot be read.
     """
     return OpenedGPT2(source).model(dtype=dtype, strict=strict)
 
@@ -73,10 +73,10 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
 class OpenedGPT2:
     """A pretrained GPT-2 that was found: see `Opened`. source: as for `load_gpt2`.
 
-    Raises StorageError where nothing is there, BadFileError where it is no model.
+    Raises StorageError if nothing is there, BadFileError if it is not a model.
     """
 
-    step: int | None = None  # files of this kind do not say it
+    step: int | None = None  # not known from such files
 
     def __init__(self, source: str | os.PathLike[str]):
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
@@ -86,15 +86,15 @@ class OpenedGPT2:
     @functools.cached_property
     def config(self) -> GPTConfig:
         """The sizes of the model. Raises as `load_gpt2` does."""
-        if self.form in ("nanogpt", "llmc"):  # which keep them in the file of the weights
+        if self.form in ("nanogpt", "llmc"):  # the sizes are in the file of the weights
             return self._parts.config
         if self.form == "openai":
             path = self.folder / "hparams.json"
             return gpt2_config.from_openai(read_settings(path), str(path))
         if (self.folder / "adapter_config.json").exists():
             raise BadFileError(
-                f"{self.folder / 'adapter_config.json'}: an adapter beside the weights, which cannot be applied here; "
-                "merge it into them first, by merge_and_unload() of peft, or move it away"
+                f"{self.folder / 'adapter_config.json'}: there is an adapter beside the weights, which cannot be "
+                "applied here; merge it into the weights with merge_and_unload() of peft, or move it away"
             )
         return gpt2_config.from_hugging_face(self._settings, str(self.folder / "config.json"))
 
@@ -109,32 +109,32 @@ class OpenedGPT2:
         return _READERS[self.form](self)
 
     def _weights(self) -> tuple[GPTConfig, dict[str, NDArray[Any]], Layout]:
-        """The arrays by the names and in the layout that they have here."""
+        """The config, the arrays in the names and layout used here, and the file's layout."""
         config, arrays, layout, biases = self._parts
-        del self._parts  # it would keep weights that are converted or trained in memory twice
+        del self._parts  # otherwise weights that are converted or trained would be in memory twice
         require_plausible(config, arrays, str(self.path))
         shapes = {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
         return config, restore(arrays, shapes, layout, str(self.path), biases=biases), layout
 
     def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-        """The model in evaluation mode; all as for `load_gpt2`."""
+        """The model in evaluation mode; see `load_gpt2`."""
         dtype = weights_dtype(dtype)
         config, arrays, layout = self._weights()
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported below
             arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
         named = {layout.name(name): x for name, x in arrays.items()}
-        require_finite(named, str(self.path), "fetch it again, or load it without strict", strict=strict)
+        require_finite(named, str(self.path), "download it again, or load it without strict", strict=strict)
         model = GPT(config, seed=None)
         model.load_state_dict(arrays, assign=True)
         model.eval()
         return model
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the files beside the weights, else GPT-2's own: `gpt2_tokenizer`.
+        """The tokenizer from the files beside the weights, or else GPT-2's own: `gpt2_tokenizer`.
 
-        Where the model's vocabulary is a little larger, for speed, the last ids stand for nothing. A text ends with the
-        eos_token_id of generation_config.json or config.json, where these have one.
-        Raises BadFileError where the tokenizer does not fit the model, StorageError where GPT-2's cannot be had.
+        If the model's vocabulary is padded, the last ids decode to nothing. The end-of-text token is the eos_token_id
+        of generation_config.json or config.json, if they have one.
+        Raises BadFileError if the tokenizer does not fit the model, StorageError if GPT-2's is not available.
         """
         return self._tokenizer
 
@@ -145,8 +145,8 @@ class OpenedGPT2:
         if tokenizer is None:
             if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
                 raise BadFileError(
-                    f"{folder}: has no tokenizer, such as vocab.json and merges.txt; the model's vocabulary of "
-                    f"{vocab_size} is not GPT-2's of {VOCAB_SIZE}"
+                    f"{folder}: has no tokenizer, and the model's vocabulary of {vocab_size} is not GPT-2's of "
+                    f"{VOCAB_SIZE}; put the model's vocab.json and merges.txt there"
                 )
             tokenizer = gpt2_tokenizer()
         if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
@@ -166,8 +166,8 @@ class OpenedGPT2:
         if end is not None and (type(end) is not int or end < 0):
             raise BadFileError(f"{self.folder}: eos_token_id is {shown(end)}; only one token can end a text here")
         if end is not None and end >= tokenizer.vocab_size:
-            told = f"{self.folder}: eos_token_id is {end}, beyond the vocabulary of {tokenizer.vocab_size}: not used"
-            warnings.warn(told, stacklevel=4)
+            message = f"{self.folder}: eos_token_id {end} is not used: the vocabulary has {tokenizer.vocab_size} tokens"
+            warnings.warn(message, stacklevel=4)
             end = None
         return tokenizer.end_of_text if end is None else end
 
@@ -185,7 +185,7 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
     if not isinstance(sizes, dict) and isinstance(object_, Unread):
         sizes = object_.fields
     if not isinstance(state, dict) or not isinstance(sizes, dict):
-        raise BadFileError(f"{where}: no checkpoint of nanoGPT, which holds model and model_args")
+        raise BadFileError(f"{where}: not a checkpoint of nanoGPT, which holds model and model_args")
     require_tensors(state, f"{where}: model")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
     return Parts(config, _plain(state, True, where), NANOGPT, biases)
@@ -194,7 +194,7 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
 def _openai(opened: OpenedGPT2) -> Parts:
     arrays = read_tensorflow(opened.path)
     others = [name for name in arrays if not name.startswith("model/") or re.search(r"/Adam(_\d+)?$", name)]
-    _tell_left_out(others, str(opened.path))
+    _warn_left_out(others, str(opened.path))
     return Parts(opened.config, {name: x for name, x in arrays.items() if name not in others}, OPENAI)
 
 
@@ -216,18 +216,18 @@ _READERS = {**dict.fromkeys(READERS, _hugging_face), "nanogpt": _nanogpt, "opena
 
 
 def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
-    """Raise BadFileError for sizes that a file of these arrays cannot nearly have: the model would take all memory."""
+    """Raise BadFileError for sizes far larger than the arrays of the file: the model would take all memory."""
     c, inner = config, config.n_inner or 4 * config.n_embd
     present = sum(x.size for x in arrays.values())
     matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
     if c.n_layer > MAX_LAYERS or inner > present + 2**20 or matrices > 64 * present + 2**20:
         raise BadFileError(
-            f"{where}: the sizes call for {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
+            f"{where}: its sizes need {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
         )
 
 
 def _plain(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays without prefixes, masks, other heads, and a head that is the token table again."""
+    """The arrays of the language model, without prefixes, masks, other heads, and a head equal to the token table."""
     bare = {name: WRAPPERS.sub("", name) for name in arrays}
     prefix = next((x.removesuffix("wte.weight") for x in bare.values() if f".{x}".endswith(".wte.weight")), "")
     plain: dict[str, NDArray[Any]] = {}
@@ -237,28 +237,28 @@ def _plain(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
         if own:
             short = own[1]
         elif prefix and not short.startswith(prefix):
-            others.append(name)  # beside the transformer, so another head
+            others.append(name)  # outside the transformer, so it belongs to another head
             continue
         else:
             short = short.removeprefix(prefix)
         if short in plain:
-            raise BadFileError(f"{where}: {short!r:.200} is there twice, with and without a prefix")
+            raise BadFileError(f"{where}: duplicate weight {short!r:.200}, under two prefixes")
         if not MASKS.fullmatch(short):
             plain[short] = arrays[name]
-    _tell_left_out(others, where)
+    _warn_left_out(others, where)
     head, table = plain.get("lm_head.weight"), plain.get("wte.weight")
     if tied and head is not None:
         if table is None:
-            plain["wte.weight"] = head  # a file of tensors that share memory may keep either name
+            plain["wte.weight"] = head  # for tensors that share memory, a file may have either name
         elif not np.array_equal(head, table, equal_nan=True):
             warnings.warn(
-                f"{where}: lm_head.weight differs from wte.weight, but its config ties them: wte.weight serves as both",
+                f"{where}: lm_head.weight differs from wte.weight, but the config ties them; both use wte.weight",
                 stacklevel=2,
             )
         del plain["lm_head.weight"]
     return plain
 
 
-def _tell_left_out(names: list[str], where: str) -> None:
+def _warn_left_out(names: list[str], where: str) -> None:
     if names:
-        warnings.warn(f"{where}: left out, as no part of the language model: {listed(names)}", stacklevel=2)
+        warnings.warn(f"{where}: left out, not part of the language model: {listed(names)}", stacklevel=2)

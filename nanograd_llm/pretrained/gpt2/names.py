@@ -1,6 +1,6 @@
-"""GPT-2's parameters under the names, and in the layouts, of everyone who stores them: tables, and nothing guessed.
+"""Tables of the names and layouts that each form of file has for GPT-2's parameters. Nothing is guessed.
 
-A square matrix looks like its transpose, so no shape says how a file means it; the form of the file does.
+A square matrix has the same shape as its transpose, so the layout follows from the form of the file, not from shapes.
 
 C channels
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
 
-MAX_TOLD = 1000  # GPT-2 XL has 580 parameters
+MAX_LISTED = 1000  # GPT-2 XL has 580 parameters
 
 WHOLE = (
     # here, Hugging Face and nanoGPT, OpenAI, llm.c
@@ -25,7 +25,7 @@ WHOLE = (
     ("ln_f.weight", "ln_f.weight", "ln_f/g", "lnfw"),
     ("ln_f.bias", "ln_f.bias", "ln_f/b", "lnfb"),
 )
-HEAD = ("head", "lm_head.weight")  # of a model whose head is a table of its own
+HEAD = ("head", "lm_head.weight")  # of a model whose head is not tied to the token table
 
 BLOCK = (
     ("ln_1.weight", "ln_1.weight", "ln_1/g", "ln1w"),
@@ -43,18 +43,18 @@ BLOCK = (
 )
 MATRICES = tuple(row[0] for row in BLOCK if row[0].endswith("weight") and not row[0].startswith("ln"))
 
-# What Hugging Face's files may hold besides: masks, which a causal model makes for itself.
+# Masks that Hugging Face's files may also hold. The model does not need them.
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-# What torch puts into the names of a model that it wraps, and all names that are inside a GPT-2, behind any prefix.
+# Prefixes that torch adds when it wraps a model; and all names of a GPT-2's parameters, after any prefix.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 PARTS = r"h\.\d+\..+|(?:wte|wpe|ln_f|lm_head)\.(?:weight|bias)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one form of file names the parameters, and how it lays out the matrices of the blocks.
+    """How a form of file names the parameters, and lays out the matrices of the blocks.
 
-    column: of the tables above. whole, block: patterns of names. matrices: the axes of a stored matrix.
+    column: in the tables above. whole, block: patterns of names. matrices: the axes of a stored matrix.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Layout:
     matrices: str
 
     def name(self, ours: str) -> str:
-        """The name in such a file of the parameter that is called `ours` here."""
+        """The file's name of the parameter whose name here is `ours`."""
         if ours == HEAD[0]:
             return HEAD[1]
         rows = {row[0]: row[self.column] for row in (*BLOCK, *WHOLE)}
@@ -74,17 +74,17 @@ class Layout:
         return self.whole.format(name=rows[ours])
 
     def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that such a file gives a parameter, which has the shape `shape` here."""
+        """The shape in the file of a parameter whose shape here is `shape`."""
         return self.stored(ours, np.broadcast_to(np.float32(0), shape)).shape
 
     def stored(self, ours: str, array: NDArray) -> NDArray:
-        """A parameter as such a file lays it out: a view."""
+        """A view of a parameter in the file's layout."""
         if self.matrices == "in, out" or not ours.endswith(MATRICES):
             return array
         return array.T if self.matrices == "out, in" else array[None]
 
     def restored(self, ours: str, array: NDArray) -> NDArray:
-        """A parameter as it lies here, from the array of such a file: a view."""
+        """A view of a file's array in the layout used here."""
         if self.matrices == "in, out" or not ours.endswith(MATRICES):
             return array
         return array.T if self.matrices == "out, in" else array[0]
@@ -104,11 +104,11 @@ def restore(
     *,
     biases: bool = True,
 ) -> dict[str, NDArray]:
-    """The arrays of a file, by the names and in the layout that they have here: views of it.
+    """Views of a file's arrays, by the names and in the layout used here.
 
-    shapes: those that the parameters must have here, by their names here.
-    biases: whether the file has them; without, they are zeros, which is what a model without biases computes.
-    Raises BadFileError that lists, in the file's own names, all that is missing, extra, or of another shape or type.
+    shapes: of the parameters, by their names here.
+    biases: whether the model has them; if not, they are zeros, which gives the same result.
+    Raises BadFileError, which lists by the file's names all that is missing, extra, or of a wrong shape or dtype.
     """
     wanted = {layout.name(ours): ours for ours in shapes if biases or not ours.endswith("bias")}
     problems = [f"missing: {name}" for name in wanted if name not in arrays]
@@ -126,7 +126,7 @@ def restore(
             else:
                 restored[ours] = layout.restored(ours, array)
     if problems:
-        problems[MAX_TOLD:] = [f"and {len(problems) - MAX_TOLD:,} more"] if len(problems) > MAX_TOLD else []
-        raise BadFileError(f"{where}: the weights are not those that its sizes call for:\n  " + "\n  ".join(problems))
+        problems[MAX_LISTED:] = [f"and {len(problems) - MAX_LISTED:,} more"] if len(problems) > MAX_LISTED else []
+        raise BadFileError(f"{where}: the weights do not match the sizes of the model:\n  " + "\n  ".join(problems))
     dtype = next(iter(restored.values())).dtype
     return {ours: restored[ours] if ours in restored else np.zeros(shape, dtype) for ours, shape in shapes.items()}

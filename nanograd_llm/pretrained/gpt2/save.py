@@ -1,4 +1,4 @@
-"""`save_gpt2`: a model as a folder that others open, in their names, their layout and their settings."""
+"""`save_gpt2`: write a model as a folder that other programs open, with their names, layout and settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ FORMS = ("hf", "numpy")
 def save_gpt2(
     model: GPT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
 ) -> list[Path]:
-    """Write a model, and its tokenizer if given, into `folder`, which is made if need be.
+    """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); numpy for
-        `numpy.load` (model.npz in Hugging Face's names and layout, with config.json). `load_gpt2` reads both, and
-        finds the same bits.
+        `numpy.load` (model.npz with Hugging Face's names and layout, config.json). `load_gpt2` reads both, with the
+        same bits.
 
-    Returns the files, which are all there, or none is. Raises ConfigError for a tokenizer that is not the model's;
-    StorageError where the folder holds a model already, or the disk refuses.
+    Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model;
+    StorageError if the folder already holds a model, or writing fails.
     """
     require_choice("form", form, FORMS)
     require_type("model", model, GPT, "a GPT")
     folder = Path(folder)
     c = model.config
     if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:
-        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {c.vocab_size}; give its own")
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {c.vocab_size}; give the model's own tokenizer"
+        )
     end = None if tokenizer is None else tokenizer.end_of_text
     settings = gpt2_config.to_hugging_face(c)
     settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
@@ -60,6 +62,6 @@ def save_gpt2(
 
 
 def _name(ours: str, form: str) -> str:
-    """transformers calls the body of its model with a head `transformer`."""
+    """The name in the file. In transformers, the part below the head is called `transformer`."""
     name = HUGGING_FACE.name(ours)
     return name if form != "hf" or ours == "head" else f"transformer.{name}"

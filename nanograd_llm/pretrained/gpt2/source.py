@@ -1,7 +1,7 @@
-"""Which form of GPT-2 lies at a path: the names of the files say it, and for a single file its first bytes.
+"""Find the form of a GPT-2 at a path, from the names of its files; for a single file also from its first bytes.
 
 model.safetensors, or its .index.json and shards      Hugging Face, with config.json
-pytorch_model.bin, or its .index.json and shards      Hugging Face of old, with config.json
+pytorch_model.bin, or its .index.json and shards      older Hugging Face, with config.json
 model.ckpt.index, .data-00000-of-00001                OpenAI, with hparams.json
 the file that `checkpoint` names                      gpt-2-simple, with hparams.json
 ckpt.pt                                               nanoGPT
@@ -26,7 +26,7 @@ from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, OWN, PAIRS, SI
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.settings import listed, nearest, require_type
 
-# In the order in which they are looked for in a folder.
+# In the order in which a folder is searched.
 FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin|model_\d{8}\.bin")
 POINTER = "checkpoint"  # of TensorFlow
@@ -35,16 +35,16 @@ TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, CONFIG, SPECIAL_NAMES)
 
 
 class Source(NamedTuple):
-    """Where a pretrained model lies. form: a value of FILES, or llmc. weights: the file that is read first."""
+    """The place of a pretrained model. form: a value of FILES, or llmc. weights: the file that is read first."""
 
     form: str
     weights: Path
 
 
 def find_source(source: str | os.PathLike[str]) -> Source:
-    """The model at a path, a folder or a file, or else of a name: see `hub.find_by_name`.
+    """The model at a path, which is a folder or a file; or else the model of a name: see `hub.find_by_name`.
 
-    Raises StorageError where nothing is there, also for a name that no model has, BadFileError where it is no model.
+    Raises StorageError if nothing is there, also for an unknown name, BadFileError if it is not a model.
     """
     require_type("source", source, (str, os.PathLike), "a path or a name")
     path = Path(source)
@@ -56,11 +56,11 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         return Source(_form_of_file(path), path)
     name = os.fspath(source)
     is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
-    if is_name and not ("/" in name and path.parent.is_dir()):  # runs/nano-7 is meant as a path where runs/ is one
+    if is_name and not ("/" in name and path.parent.is_dir()):  # runs/nano-7 is a path if the folder runs exists
         if "/" not in name and name not in KNOWN:
             near = nearest(name, KNOWN)
-            hint = f"; did you mean {near!r}?" if near else f", one of {', '.join(KNOWN)}"
-            raise StorageError(f"{name!r} is no file or folder here, and no name of a model that is known{hint}")
+            hint = f"did you mean {near!r}?" if near else f"known names are {', '.join(KNOWN)}"
+            raise StorageError(f"{name!r} is neither a file or folder here, nor a known name of a model; {hint}")
         return _in_folder(find_by_name(name))
     raise StorageError(f"{path}: no such file or folder")
 
@@ -73,7 +73,7 @@ def _in_folder(folder: Path) -> Source:
     for name, form in FILES.items():
         if (folder / name).exists():
             return Source(form, folder / name)
-    if (folder / "hparams.json").exists():  # a checkpoint under another name than OpenAI's
+    if (folder / "hparams.json").exists():  # a checkpoint whose name is not OpenAI's
         index = sorted(folder.glob("*.index"))
         if len(index) > 1:
             raise BadFileError(f"{folder}: holds {listed([path.name for path in index])}; give one of them")
@@ -87,16 +87,16 @@ def _in_folder(folder: Path) -> Source:
     if (folder / "config.toml").exists():
         raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.open_model")
     raise StorageError(
-        f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
+        f"{folder}: holds neither a run of nanograd_llm nor weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"
     )
 
 
 def _pointed(pointer: Path) -> Path | None:
-    """The index that TensorFlow's file `checkpoint` names, as model_checkpoint_path: "model-1000"; None if it is gone.
+    """The index that TensorFlow's file `checkpoint` names, as in model_checkpoint_path: "model-1000"; None if missing.
 
-    Of the absolute path of another machine only the last part counts. Raises BadFileError for a name that leads
-    elsewhere.
+    Of an absolute path, which comes from another machine, only the file name is used. Raises BadFileError for a name
+    that leads to another folder.
     """
     found = re.search(rb'^model_checkpoint_path: *"([^"\n]*)"', read_bytes(pointer, at_most=2**20), re.MULTILINE)
     name = found[1].decode("utf-8", "replace") if found else ""
@@ -109,7 +109,7 @@ def _pointed(pointer: Path) -> Path | None:
 
 
 def _llmc_model(names: list[str], folder: Path) -> list[str]:
-    """Those of llm.c's files that are models; of two precisions, and of the steps of a run, only one."""
+    """The names of llm.c's models; of two precisions of one model, and of the steps of a run, only one is given."""
     names = [name for name in names if _begins_as_llmc(folder / name) is not False]
     names = [name for name in names if "_bf16." not in name or name.replace("_bf16.", ".") not in names]
     steps = [name for name in names if name.startswith("model_")]
@@ -124,9 +124,9 @@ def _begins_as_llmc(path: Path) -> bool | None:
 
 
 def names_of_a_model(folder: Path, *, with_tokenizer: bool) -> list[str]:
-    """Which files of a model, of any form or a part of one, lie in `folder`; its weights come first.
+    """The names of all files in `folder` that belong to a model of any form; weights come first.
 
-    with_tokenizer: those of a tokenizer count as well.
+    with_tokenizer: also those of a tokenizer.
     """
     fixed = (*FILES, *SETTINGS, *(TOKENIZERS if with_tokenizer else ()))
     return [name for name in fixed if os.path.lexists(folder / name)] + _llmc_files(folder)
@@ -142,9 +142,10 @@ def _form_of_file(path: Path) -> str:
     if by_name not in (None, "torch"):
         return by_name
     if _begins_as_llmc(path):
-        return "llmc"  # whose files end in .bin too
+        return "llmc"  # its files end in .bin as well
     if by_name:
         return by_name
     raise BadFileError(
-        f"{path}: no weights of GPT-2 by its name; known are .safetensors, .bin, .pth, .pt, .npz, .index, .index.json"
+        f"{path}: its name is not that of a file of weights; expected one that ends in .safetensors, .bin, .pth, .pt, "
+        ".npz, .index or .index.json"
     )

