@@ -1,7 +1,7 @@
-"""How fast is it here, against the machine's own limit and against PyTorch? `nanograd-llm bench` prints what is found.
+"""Speed, memory and detection rates, compared with the machine's own limit and with PyTorch: `nanograd-llm bench`.
 
-Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`; the rest
-stand each on their own.
+Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`. The other
+modules do not depend on each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nanograd_llm.bench.host import machine
 from nanograd_llm.bench.workloads import MID, TOY
 from nanograd_llm.settings import require_int
 
-# Each takes (against PyTorch?, rounds or None for its own) and reports as it measures.
+# Each takes (against PyTorch?, number of rounds or None for its default) and yields reports as it measures.
 BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "toy": functools.partial(compare.step, TOY),
     "mid": functools.partial(compare.step, MID),
@@ -30,9 +30,9 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
 
 
 def run(names: Sequence[str], *, against: bool = False, rounds: int | None = None) -> Iterator[Report]:
-    """Report as it is measured, one benchmark after the other. against: PyTorch takes part.
+    """Run the benchmarks one after the other, and yield reports as they are measured. against: also measure PyTorch.
 
-    Raises ConfigError, before anything is measured, for a number of rounds below 1 or a rival that is not installed.
+    Raises ConfigError, before anything is measured, if rounds is below 1 or a package is not installed.
     """
     if rounds is not None:
         require_int("rounds", rounds, 1)

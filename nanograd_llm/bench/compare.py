@@ -1,4 +1,4 @@
-"""One task timed: our step, its floor in the same run, PyTorch's if asked for, and where our time goes."""
+"""Time one task: our step, its floor in the same run, PyTorch's step if wanted, and the time of each op of ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OURS, FLOOR = "nanograd_llm", "matrix products alone (the floor)"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is raced. rivals: makers by name, all of one `kind`; the best of them counts."""
+    """What is timed. rivals: makers by name, all of one `kind`; the fastest of them counts."""
 
     name: str
     workload: Workload
@@ -28,7 +28,7 @@ class Task:
 
 
 def step_task(workload: Workload, name: str = "step", *, compiled: bool = True) -> Task:
-    """A training step, against PyTorch eager and, unless it would take minutes, compiled."""
+    """A training step, against PyTorch eager and, if `compiled`, PyTorch compiled, which takes time to compile."""
     rivals = {"PyTorch": functools.partial(torch_gpt.training_step, workload)}
     if compiled:
         rivals["PyTorch compiled"] = functools.partial(torch_gpt.training_step, workload, compiled=True)
@@ -36,7 +36,7 @@ def step_task(workload: Workload, name: str = "step", *, compiled: bool = True) 
 
 
 def forward_task(workload: Workload, name: str) -> Task:
-    """A forward pass, against transformers with each of its attentions."""
+    """A forward pass, against transformers with each of its attention functions."""
     kinds = ("eager", "sdpa")
     rivals = {f"transformers, {a}": functools.partial(torch_gpt.transformers_forward, workload, a) for a in kinds}
     return Task(name, workload, rivals, "transformers", backward=False)
@@ -58,13 +58,13 @@ def _size(workload: Workload) -> str:
 
 
 def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Report]:
-    """Race the task's contenders; then watch our own step op by op, and its memory."""
+    """Race the task's contenders; then measure the time of each op of our step, and its memory."""
     w, name = task.workload, task.name
     ours = functools.partial(training_step if task.backward else forward_pass, w)
     limit = functools.partial(Floor, w, task.backward)
-    with contenders({OURS: ours, FLOOR: limit, **(task.rivals if against else {})}) as field:
-        yield from warm_up(field, w.name, optional=["PyTorch compiled"])
-        seconds = race(field, rounds or w.rounds, w.burst)
+    with contenders({OURS: ours, FLOOR: limit, **(task.rivals if against else {})}) as children:
+        yield from warm_up(children, w.name, optional=["PyTorch compiled"])
+        seconds = race(children, rounds or w.rounds, w.burst)
         took, least = seconds[OURS], seconds[FLOOR]
         yield Figure(w.name, name, took * 1e3, "ms")
         yield Figure(w.name, f"{name}, {FLOOR}", least * 1e3, "ms")
@@ -78,6 +78,6 @@ def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Re
         if rivals:
             yield Figure(w.name, f"{name} ÷ best of {task.kind}", took / min(rivals.values()), "ratio")
         if memory.can_measure():
-            yield Figure(w.name, f"{name}, peak memory", memory.peak_of(field[OURS], w.burst) / 1e6, "MB")
-        for row in field[OURS].ask(profile, rounds or w.burst * w.rounds // 2):
+            yield Figure(w.name, f"{name}, peak memory", memory.peak_of(children[OURS], w.burst) / 1e6, "MB")
+        for row in children[OURS].ask(profile, rounds or w.burst * w.rounds // 2):
             yield OpTime(w.name, *row)

@@ -1,7 +1,7 @@
-"""Writing text token by token: how fast, and how close to the speed at which the machine can read the weights.
+"""Generation token by token: its speed, compared with the speed at which the machine can read the weights.
 
-A token needs every weight once, so memory sets the pace: the limit is the bandwidth that the machine's own product of a
-matrix and a vector reaches in the same run.
+Each token needs every weight once, so reading memory is the limit. It is measured in the same run as the bandwidth of
+the BLAS product of a matrix and a vector (sgemv).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
 
 OURS = "nanograd_llm"
-SGEMV_BYTES = 2**29  # far more than any cache holds
+SGEMV_BYTES = 2**29  # far larger than any cache
 
 
 def bench(
@@ -33,25 +33,25 @@ def bench(
     count: int = 24,
     sgemv_bytes: int = SGEMV_BYTES,
 ) -> Iterator[Report]:
-    """Tokens a second of a small model and of GPT-2, `count` tokens at a time, each after a prompt of one token."""
+    """Tokens per second of a small model and of GPT-2: `count` tokens after a prompt of one token."""
     yield from _nano(against, rounds or 8, nano or GPTConfig.preset("nano"))
     yield from _gpt2(against, rounds or 3, gpt2 or GPTConfig.preset("gpt2"), count, sgemv_bytes)
 
 
 def _nano(against: bool, rounds: int, config: GPTConfig) -> Iterator[Report]:
-    count = config.context_length - 1  # as far as the context goes: neither side has to leave any of it behind
+    count = config.context_length - 1  # up to the end of the context, so that nothing has to be dropped from it
     makers: dict[str, Maker] = {OURS: functools.partial(decoding, config, count)}
     rivals = {f"PyTorch, threads: {n}": n for n in sorted({1, cpu_count()})} if against else {}
     makers |= {name: functools.partial(torch_gpt.decoding, config, count, n) for name, n in rivals.items()}
-    with contenders(makers) as field:
-        yield from warm_up(field, "decode")
-        speed = {name: count / seconds for name, seconds in race(field, rounds, 4).items()}
+    with contenders(makers) as children:
+        yield from warm_up(children, "decode")
+        speed = {name: count / seconds for name, seconds in race(children, rounds, 4).items()}
         for name in makers:
             yield Figure("decode", "nano" if name == OURS else f"nano, {name}", speed[name], "tokens/s")
         if rivals:
             ratio = speed[OURS] / max(speed[name] for name in rivals)
             yield Figure("decode", "nano: tokens/s ÷ best of PyTorch", ratio, "ratio")
-        for row in field[OURS].ask(profile, rounds):
+        for row in children[OURS].ask(profile, rounds):
             yield OpTime("decode", *row)
 
 
@@ -63,9 +63,9 @@ def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes
     }
     if against:
         makers["transformers"] = functools.partial(torch_gpt.transformers_decoding, config, count)
-    with contenders(makers) as field:
-        yield from warm_up(field, "decode")
-        seconds = race(field, rounds, 2)
+    with contenders(makers) as children:
+        yield from warm_up(children, "decode")
+        seconds = race(children, rounds, 2)
         limit = sgemv_bytes / min(seconds["sgemv"], seconds["sgemv, transposed"])
         rate = weight_bytes(config) * count / seconds[OURS]
         yield Figure("decode", "gpt2", count / seconds[OURS], "tokens/s")
@@ -75,25 +75,25 @@ def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes
         if theirs := seconds.get("transformers"):
             yield Figure("decode", "gpt2, transformers", count / theirs, "tokens/s")
             yield Figure("decode", "gpt2: tokens/s ÷ transformers", theirs / seconds[OURS], "ratio")
-        for row in field[OURS].ask(profile, 1):
+        for row in children[OURS].ask(profile, 1):
             yield OpTime("decode", *row)
 
 
 def weight_bytes(c: GPTConfig) -> int:
-    """What a token reads in float32: every parameter once, of the positions one row. The head is the token table."""
+    """The bytes read for a token in float32: every parameter once, and one row of the positions. The head is tied."""
     C, inner = c.n_embd, c.n_inner or 4 * c.n_embd
     block = (C * 3 * C + 3 * C) + (C * C + C) + (C * inner + inner) + (inner * C + C) + 4 * C
     return 4 * (c.vocab_size * C + C + c.n_layer * block + 2 * C)
 
 
 def decoding(config: GPTConfig, count: int) -> Step:
-    """Write `count` tokens after a first one, the likeliest each time; returns their ids."""
+    """A step that generates `count` tokens after a first one, always the most probable; it returns their ids."""
     model, sampling = GPT(config), Sampling(temperature=0)
     return lambda: generate(model, [0], max_new_tokens=count, sampling=sampling)[0]
 
 
 def sgemv(size: int, transposed: bool = False) -> Step:
-    """The product of a matrix of `size` bytes with a vector, by all BLAS threads."""
+    """A step that multiplies a matrix of `size` bytes by a vector, with all BLAS threads."""
     columns = max(1, min(4096, size // 64))
     matrix, vector = np.ones((size // (4 * columns), columns), np.float32), np.ones(columns, np.float32)
     if transposed:

@@ -1,4 +1,4 @@
-"""What a benchmark reports: figures, the times of ops, notes; and what each figure should be, in one table."""
+"""What a benchmark reports: figures, the times of ops, and notes; and a table of the target of each figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class Target(NamedTuple):
-    """What a figure should be: at most (≤) or at least (≥) `limit`."""
+    """The target of a figure: at most (≤) or at least (≥) `limit`."""
 
     bound: Literal["≤", "≥"]
     limit: float
@@ -20,7 +20,7 @@ class Target(NamedTuple):
         return f"{self.bound} {self.limit:.2f}"
 
 
-# By workload and measure. Ratios, seconds and counts; those against PyTorch are measured where it takes part.
+# By workload and measure: ratios, seconds and counts. Those that name PyTorch or transformers need `--against`.
 TARGETS = {
     ("toy", "step ÷ best of PyTorch"): Target("≤", 0.80),
     ("toy", "step ÷ floor"): Target("≤", 1.35),
@@ -71,7 +71,7 @@ class Figure(_Record):
         return f"{self.measure:<52}{self.value:>12,.{digits}f} {self.unit}"
 
     def record(self) -> dict[str, Any]:
-        """The fields, and the target and whether it is met where there is one."""
+        """The fields, and if there is a target, the target and whether it is met."""
         record = super().record()
         if self.target:
             record |= {"target": str(self.target), "met": self.target.is_met(self.value)}
@@ -80,7 +80,7 @@ class Figure(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class OpTime(_Record):
-    """Calls and seconds of one op, or other part, in each step of the calling worker; what it calls counts there."""
+    """Calls and seconds per step of one op or other part, in the calling worker, without the parts that it calls."""
 
     op: str
     calls: float
@@ -90,7 +90,7 @@ class OpTime(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class Note(_Record):
-    """Something to know about a measurement, such as why a contender is missing."""
+    """A remark on a measurement, such as why a contender is missing."""
 
     note: str
 

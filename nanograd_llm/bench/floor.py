@@ -1,4 +1,4 @@
-"""The floor: the matrix products that a step cannot do without, shared over the cores as training shares them.
+"""The floor: only the matrix products of a step, divided over the cores as training divides them.
 
 B batch, T time, C channels, H heads, D = C/H, V vocabulary
 """
@@ -17,13 +17,13 @@ from nanograd_llm.training.team import make_team
 
 
 class Product(NamedTuple):
-    """`batch` products (m, k)·(k, n). lie: t for an operand that lies in memory transposed, n for one that does not."""
+    """`batch` products (m, k)·(k, n). layout: for each operand, t if it is transposed in memory, n if it is not."""
 
     batch: int
     m: int
     k: int
     n: int
-    lie: Literal["nn", "nt", "tn"] = "nn"
+    layout: Literal["nn", "nt", "tn"] = "nn"
 
     @property
     def flops(self) -> int:
@@ -33,8 +33,8 @@ class Product(NamedTuple):
 def products(c: GPTConfig, B: int, T: int, *, backward: bool = True) -> list[Product]:
     """Every product of a pass over B sequences of T tokens: forward only, or forward and backward."""
     N, C, H, D, inner = B * T, c.n_embd, c.n_head, c.n_embd // c.n_head, c.n_inner or 4 * c.n_embd
-    half = (T + 1) // 2  # of the scores, the other half lies in the future
-    # q kᵀ or p̄ = ȳ vᵀ as keys by queries; p v or q̄ = s̄ k; v̄ = pᵀ ȳ or k̄ = s̄ᵀ q: each as BLAS likes its operands best
+    half = (T + 1) // 2  # of the scores; the mask hides the other half
+    # q kᵀ or p̄ = ȳ vᵀ as keys by queries; p v or q̄ = s̄ k; v̄ = pᵀ ȳ or k̄ = s̄ᵀ q: each in the layout fastest for BLAS
     scores, mixed, spread = Product(B * H, T, D, half), Product(B * H, half, T, D), Product(B * H, T, half, D)
     block = [part for n, m in ((C, 3 * C), (C, C), (C, inner), (inner, C)) for part in _affine(N, n, m, backward)]
     block += [scores, mixed]
@@ -52,13 +52,12 @@ def _affine(N: int, n: int, m: int, backward: bool) -> list[Product]:
 
 
 def flops(workload: Workload, *, backward: bool = True) -> int:
-    """Floating-point operations of the products of one step (or forward pass) of the workload."""
+    """The number of floating-point operations of the products of one step, or of one forward pass."""
     return sum(p.flops for p in products(workload.config, workload.batch_size, workload.length, backward=backward))
 
 
 class Floor:
-    """A step of nothing but its products, in one worker a core; a single sequence has all BLAS threads, and threads for
-    heads."""
+    """A step of only the products, with one worker for each core; a single sequence uses all BLAS threads instead."""
 
     def __init__(self, workload: Workload, backward: bool = True):
         count = min(cpu_count(), workload.batch_size)
@@ -76,7 +75,7 @@ class Floor:
         for a, b, out in self.work[n]:
             if out.ndim == 2:
                 np.matmul(a, b, out=out)
-            else:  # small products, one for each head: a thread for some of them each, where cores are left
+            else:  # small products, one for each head: divided over threads if there are free cores
                 share_out(functools.partial(_multiply, a, b, out), len(out), a.size + b.size + out.size)
 
 
@@ -85,15 +84,15 @@ def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray, part: slice) -> Non
 
 
 def _operands(todo: list[Product]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The operands and the place for the result of each product; products of the same form share them."""
+    """The operands and the output array of each product; equal products share them."""
     made = {}
     for product in set(todo):
-        batch, m, k, n, lie = product
+        batch, m, k, n, layout = product
         lead = (batch,) if batch > 1 else ()
         a, b = np.ones((*lead, m, k), np.float32), np.ones((*lead, k, n), np.float32)
-        if lie == "tn":
+        if layout == "tn":
             a = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
-        if lie == "nt":
+        if layout == "nt":
             b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
         made[product] = a, b, np.zeros((*lead, m, n), np.float32)
     return [made[product] for product in todo]

@@ -1,4 +1,4 @@
-"""What the figures were measured on; without it they say little."""
+"""The machine that the figures were measured on; they cannot be compared without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nanograd_llm.backend.threads import cpu_count, pinned_blas
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions, how a batch is shared out, and how busy it all is."""
+    """Processor, cores, workers, versions, and the load."""
     from threadpoolctl import threadpool_info
 
     blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
 
 
 def _load() -> dict[str, str]:
-    """What others ask of the cores, which no turn-taking makes up for: whoever waits for all threads suffers most."""
+    """The load. Taking turns does not correct for it: a program that waits for all its threads loses most."""
     if not hasattr(os, "getloadavg"):  # Windows
         return {}
     load = os.getloadavg()[0]

@@ -1,6 +1,6 @@
-"""Where the time of a step goes: every op's forward and rule under a stopwatch, and the parts of training around them.
+"""The time of each part of a step: the forward and the rule of every op, and the parts of training around them.
 
-Only the calling thread is watched: of workers one, whose waiting for the others is part of the rest.
+Only the calling thread is timed, so one worker; its waiting for the other workers is part of the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nanograd_llm.inference.decoder import AttentionStep, BlockStep, Decoder, Li
 from nanograd_llm.nn import KeyValueCache
 from nanograd_llm.training.workers import Workers
 
-# Methods that are watched beside the ops, and what their own time is spent on.
+# Methods that are timed besides the ops, and the name of what they do.
 PARTS: list[tuple[type, str, str]] = [
     (Workers, "compute_share", "tape and modules"),
     (Workers, "add_shares", "gradients added up"),
@@ -34,12 +34,12 @@ PARTS: list[tuple[type, str, str]] = [
 
 
 class Stopwatch:
-    """Adds up calls and seconds by name. What one watched call spends in another counts for the inner one only."""
+    """Adds up calls and seconds by name. If one timed call makes another, that time counts only for the inner one."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}  # name: [calls, seconds]
         self.thread = threading.get_ident()
-        self.inner = [0.0]  # for each watched call that is open, the seconds that watched calls within it took
+        self.inner = [0.0]  # for each timed call that is running, the seconds of the timed calls inside it
 
     def watch(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -62,7 +62,7 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def stopwatch() -> Iterator[Stopwatch]:
-    """Inside this block every op and every part of training is watched."""
+    """Inside this block every op and every part of training is timed."""
     watch = Stopwatch()
     places: list[tuple[Any, str, str]] = [(op, "forward", op.name) for op in registry.values()]
     places += [(op, "rule", f"{op.name}, backward") for op in registry.values() if op.rule] + PARTS
@@ -77,7 +77,7 @@ def stopwatch() -> Iterator[Stopwatch]:
 
 
 def profile(step: Step, steps: int) -> list[tuple[str, float, float, float]]:
-    """(name, calls, seconds, share) a step, dearest first, over `steps` steps; last what is left of the step."""
+    """(name, calls, seconds, share) per step, over `steps` steps, slowest first; the rest of the step comes last."""
     step()
     with stopwatch() as watch:
         began = time.perf_counter()
@@ -86,5 +86,5 @@ def profile(step: Step, steps: int) -> list[tuple[str, float, float, float]]:
         whole = time.perf_counter() - began
     rows = [(name, calls, seconds) for name, (calls, seconds) in watch.times.items()]
     rows.sort(key=lambda row: -row[2])
-    rows.append(("what is no op, and waiting", steps, whole - sum(row[2] for row in rows)))
+    rows.append(("everything else, and waiting", steps, whole - sum(row[2] for row in rows)))
     return [(name, calls / steps, seconds / steps, seconds / whole) for name, calls, seconds in rows]

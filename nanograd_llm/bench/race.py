@@ -1,7 +1,8 @@
-"""A race: each contender lives in a process of its own, and they take turns in bursts.
+"""A race: each contender runs in its own process, and they take turns of a few steps.
 
-So no contender is touched by another's allocator settings, threads or imports. Turns, because machines drift. Bursts,
-because threads that spin after their work slow down the next one: a turn is one step that does not count, then a few.
+In its own process, a contender is not affected by another's allocator settings, threads or imports. They take turns
+because the speed of a machine changes over time. The first step of a turn is not timed, because threads of the
+contender before may still be spinning.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from nanograd_llm.bench.figures import Note
 from nanograd_llm.errors import NanogradError
 
 Step = Callable[[], Any]
-Maker = Callable[[], Step]  # runs in the contender's process; must be importable there, such as a partial of a function
+Maker = Callable[[], Step]  # runs in the contender's process, which imports it: a function or a partial of one
 
 
 @contextlib.contextmanager
 def contenders(makers: Mapping[str, Maker]) -> Iterator[dict[str, Child]]:
-    """A step in a process of its own for each maker, all closed at the end of the block."""
+    """A process with a step for each maker; all end with the block."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(spawn(make)) for name, make in makers.items()}
 
 
 def burst(step: Step, size: int) -> list[float]:
-    """Seconds of each of `size` steps in a row, after one that does not count."""
+    """The seconds of each of `size` steps, after one step that is not timed."""
     step()
     seconds = []
     for _ in range(size):
@@ -38,25 +39,25 @@ def burst(step: Step, size: int) -> list[float]:
     return seconds
 
 
-def warm_up(field: dict[str, Any], workload: str, optional: Sequence[str] = ()) -> Iterator[Note]:
-    """Let each contender take its first steps, where much is made or compiled that is used from then on.
+def warm_up(children: dict[str, Any], workload: str, optional: Sequence[str] = ()) -> Iterator[Note]:
+    """Let each contender do its first steps, which create and compile what later steps use.
 
-    An optional one that fails leaves the field, and a note says why. Raises NanogradError where another fails.
+    A contender in `optional` that fails is removed, and a note says why. Raises NanogradError if another fails.
     """
-    for name in list(field):
+    for name in list(children):
         try:
-            field[name].ask(burst, 1)
+            children[name].ask(burst, 1)
         except NanogradError as error:
             if name not in optional:
                 raise
-            del field[name]
+            del children[name]
             yield Note(workload, f"without {name}: {str(error).splitlines()[0]}")
 
 
-def race(field: Mapping[str, Any], rounds: int, size: int) -> dict[str, float]:
-    """Median seconds of a step of each contender, over `rounds` turns of `size` steps."""
-    seconds: dict[str, list[float]] = {name: [] for name in field}
+def race(children: Mapping[str, Any], rounds: int, size: int) -> dict[str, float]:
+    """The median seconds of a step of each contender, over `rounds` turns of `size` steps."""
+    seconds: dict[str, list[float]] = {name: [] for name in children}
     for _ in range(rounds):
-        for name, contender in field.items():
+        for name, contender in children.items():
             seconds[name] += contender.ask(burst, size)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,4 +1,4 @@
-"""How cost grows with sequences, tokens and layers, beside that of the matrix products alone."""
+"""How the time of a step grows with sequences, tokens and layers, compared with that of the matrix products alone."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ PAIRS: dict[str, Pair] = {
 
 
 def bench(against: bool, rounds: int | None = None, *, pairs: Mapping[str, Pair] | None = None) -> Iterator[Report]:
-    """The growth of our step's time and of its floor's, and their ratio. PyTorch has no part in this."""
+    """The growth of the time of our step and of its floor, and their ratio. PyTorch is not measured here."""
     for name, (small, large) in (PAIRS if pairs is None else pairs).items():
         makers: dict[str, Maker] = {}
         for size, workload in (("small", small), ("large", large)):
             makers[size] = functools.partial(training_step, workload)
             makers[f"{size} floor"] = functools.partial(Floor, workload)
-        with contenders(makers) as field:
-            yield from warm_up(field, "scaling")
-            seconds = race(field, rounds or 6, 3)
+        with contenders(makers) as children:
+            yield from warm_up(children, "scaling")
+            seconds = race(children, rounds or 6, 3)
         ours, limit = seconds["large"] / seconds["small"], seconds["large floor"] / seconds["small floor"]
         for size in ("small", "large"):
             yield Figure("scaling", f"step, {name}: {size}", seconds[size] * 1e3, "ms")

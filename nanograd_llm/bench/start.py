@@ -1,4 +1,4 @@
-"""From Enter to the first thing seen: the first step of `train`, and the first token of a GPT-2 that lies on disk."""
+"""The time from Enter to the first output: the first step of `train`, and the first token of a GPT-2 on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPT = "The"
 def bench(
     against: bool, rounds: int | None = None, *, train: Sequence[str] = (), gpt2: GPTConfig | None = None
 ) -> Iterator[Report]:
-    """Seconds from starting the command to its first step, or token. train: further arguments of `train`."""
+    """Seconds from the start of the command to its first step or token. train: more arguments for `train`."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
 
@@ -44,8 +44,8 @@ def _first_token(folder: Path, rounds: int, config: GPTConfig) -> Iterator[Repor
 
 
 def made_up_tokenizer(vocab_size: int) -> GPT2Tokenizer:
-    """In the form of GPT-2's: bytes, pairs of bytes and pairs of pairs."""
-    count = vocab_size - 257  # merges, behind the bytes and the end of text
+    """A tokenizer in GPT-2's form: bytes, pairs of bytes and pairs of pairs."""
+    count = vocab_size - 257  # merges; the other tokens are the bytes and the end of text
     single = [bytes([byte]) for byte in range(256)]
     pairs = list(itertools.islice(itertools.product(single, single), (count + 1) // 2))
     doubled = [left + right for left, right in pairs]
@@ -53,7 +53,7 @@ def made_up_tokenizer(vocab_size: int) -> GPT2Tokenizer:
 
 
 def seconds_until(arguments: Sequence[str], seen: Callable[[bytes], bool]) -> float:
-    """Seconds from starting `nanograd-llm` until what it has written is `seen`. Raises NanogradError where it ends."""
+    """Seconds from the start of `nanograd-llm` until `seen(its output)`. Raises NanogradError if it ends before."""
     began, said = time.perf_counter(), b""
     with subprocess.Popen(
         [sys.executable, "-m", "nanograd_llm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""The same GPT in PyTorch at its best, to race against: fused attention and AdamW, inference mode, allocated cache.
+"""The same GPT in PyTorch, as fast as possible: fused attention and AdamW, inference mode, a preallocated cache.
 
 Only the makers import torch, in the process of a contender.
 """
@@ -16,7 +16,7 @@ from nanograd_llm.models.gpt import GPTConfig
 
 
 def require_installed(*packages: str) -> None:
-    """Raise ConfigError naming those of torch and transformers that are wanted and missing."""
+    """Raise ConfigError with the names of those packages that are not installed."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         names = ", ".join(missing)
@@ -31,7 +31,7 @@ def _torch(threads: int = 0) -> Any:
 
 
 def _model(c: GPTConfig) -> Any:
-    """A GPT; `hidden(tokens)` is what the head sees, `blocks` can also be called one by one with a cache."""
+    """A GPT; its `blocks` can also be called one by one with a cache."""
     import torch.nn.functional as F
     from torch import nn
 
@@ -45,7 +45,7 @@ def _model(c: GPTConfig) -> Any:
             self.up, self.down = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
         def forward(self, x: Any, cache: Any = None, position: int = 0) -> Any:
-            """cache: (keys, values), each (B, H, context, D), filled up to `position`; x is then one new token."""
+            """cache: (keys, values), each (B, H, context, D), filled up to `position`; then x is one new token."""
             B, T, _ = x.shape
             q, k, v = self.qkv(self.ln_1(x)).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
             if cache is not None:
@@ -73,7 +73,7 @@ def _model(c: GPTConfig) -> Any:
 
 
 def training_step(workload: Workload, compiled: bool = False) -> Step:
-    """Forward, backward, clip and AdamW; returns the loss."""
+    """A step of forward, backward, clip and AdamW; it returns the loss."""
     torch = _torch()
     model = _model(workload.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
@@ -92,7 +92,7 @@ def training_step(workload: Workload, compiled: bool = False) -> Step:
 
 
 def decoding(c: GPTConfig, count: int, threads: int) -> Step:
-    """Write `count` tokens after a first one, the likeliest each time; returns their ids."""
+    """A step that generates `count` tokens after a first one, always the most probable; it returns their ids."""
     torch = _torch(threads)
     model = _model(c).eval()
     caches = torch.zeros(c.n_layer, 2, 1, c.n_head, c.context_length, c.n_embd // c.n_head)
@@ -124,7 +124,7 @@ def _transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
 
 
 def transformers_forward(workload: Workload, attention: str) -> Step:
-    """The logits of every token, by transformers. attention: eager or sdpa."""
+    """A step of transformers that computes the logits of every token. attention: eager or sdpa."""
     torch, model = _transformers_gpt2(workload.config, attention)
     tokens = torch.from_numpy(workload.batch()[0])
 
@@ -136,7 +136,7 @@ def transformers_forward(workload: Workload, attention: str) -> Step:
 
 
 def transformers_decoding(c: GPTConfig, count: int) -> Step:
-    """As `decoding`, by the `generate` of transformers with its cache."""
+    """As `decoding`, with the `generate` of transformers and its cache."""
     torch, model = _transformers_gpt2(c, "sdpa")
     prompt = torch.zeros(1, 1, dtype=torch.long)
     mask, length = torch.ones_like(prompt), dict(min_new_tokens=count, max_new_tokens=count)

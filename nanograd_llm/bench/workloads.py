@@ -1,4 +1,4 @@
-"""What is timed: models of a few sizes, a batch for each, and our own step and forward pass on it."""
+"""What is timed: models of a few sizes, a batch for each, and our own step and forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nanograd_llm.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model, and the size of its batch. rounds, burst: how a race of it is timed."""
+    """A model and the size of its batch. rounds, burst: the number of turns in a race, and of timed steps in a turn."""
 
     name: str
     config: GPTConfig
@@ -47,14 +47,14 @@ GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=2
 
 
 def training_step(workload: Workload) -> Step:
-    """Forward, backward, clip and AdamW, by one worker a core."""
+    """A step of forward, backward, clip and AdamW, with one worker for each core."""
     trainer = Trainer(GPT(workload.config), TrainConfig(batch_size=workload.batch_size))
     batch = workload.batch()
     return lambda: trainer.step(*batch)
 
 
 def forward_pass(workload: Workload) -> Step:
-    """The logits of every token, nothing recorded."""
+    """A step that computes the logits of every token, and records nothing."""
     keep_heap()
     model, (tokens, _) = GPT(workload.config), workload.batch()
     model.eval()

@@ -1,4 +1,4 @@
-"""A contender's process imports what makes its step by name, so `makers` must be found from there too."""
+"""A contender's process imports its maker by name, so it must find the module `makers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps for contenders of a race, and what is asked of them, as their processes import them."""
+"""Makers of steps for the contenders of a race, and functions to call there; their processes import this module."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def blocked_signals(_step):
     return signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def fall_over(_step):
+def end_process(_step):
     os._exit(7)
 
 
 def holding(kept=0, passing=0):
-    """A step of a process that keeps some bytes and has used, while it was made, some more."""
+    """A step of a process that keeps `kept` bytes; while it was made, it used `passing` bytes for a moment."""
     np.ones(passing, np.uint8)
     array = np.ones(kept, np.uint8)
     return lambda: array.sum()
 
 
 class Sharing:
-    """Two workers that write into the same `size` bytes, and into as many of their own each."""
+    """Two workers that write into the same `size` bytes, and each into as many bytes of its own."""
 
     def __init__(self, size):
         import nanograd_llm as ng
@@ -62,7 +62,7 @@ class Sharing:
 
     def fill(self):
         self.flat.data[:] += 1
-        self.own = None  # the old ones first
+        self.own = None  # frees the old array first
         self.own = np.ones(self.flat.size, np.float32)
 
     def __call__(self):

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at sizes of a second, and reports what the targets are about."""
+"""Every benchmark runs, here at sizes of a second, and reports each figure that has a target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = {
         gpt2=GPTConfig(vocab_size=300, context_length=8, n_layer=1, n_head=2, n_embd=8),
     ),
 }
-LARGE = ("1 × 1,024", "1 × 512")  # what stands in the names of measures for the sizes of a batch
+LARGE = ("1 × 1,024", "1 × 512")  # the batch sizes in the names of measures
 
 
 def measures(reports):
@@ -44,10 +44,10 @@ def measures(reports):
 
 
 def wanted(name: str, against: bool):
-    """The targets of a benchmark that it can measure so, as they are called at small sizes."""
+    """The targets that a benchmark can measure with or without PyTorch, by their names at small sizes."""
     places = [place for place in TARGETS if place[0] == name and (against or "PyTorch" not in place[1])]
     places = [place for place in places if against or "transformers" not in place[1]]
-    if name == "scaling":  # one pair is enough; the others differ in their sizes only
+    if name == "scaling":  # one pair is enough; the others differ only in their sizes
         places = [place for place in places if PAIR in place[1]]
     small = [measure.replace(LARGE[0], "1 × 8").replace(LARGE[1], "1 × 4") for _, measure in places]
     return {(name, measure) for measure in small}
@@ -70,7 +70,7 @@ def test_a_benchmark_against_pytorch_reports_every_target(name):
     assert wanted(name, against=True) <= measures(SMALL[name](True, 1))
 
 
-def test_the_names_of_the_targets_are_those_of_the_tasks():
+def test_every_task_has_a_target_under_its_name():
     tasks = [
         step_task(TOY),
         step_task(MID),
@@ -82,7 +82,7 @@ def test_the_names_of_the_targets_are_those_of_the_tasks():
     assert (compare._size(GPT2_FORWARD), compare._size(GPT2_STEP)) == LARGE
 
 
-def test_the_best_rival_counts_and_the_profile_comes_last():
+def test_the_ratio_is_to_the_fastest_rival_and_the_profile_comes_last():
     workload = tiny("toy")
     rivals = {name: functools.partial(training_step, workload) for name in ("eager", "compiled")}
     reports = list(compare.compare(Task("step", workload, rivals, "PyTorch"), True, 1))
@@ -98,7 +98,7 @@ def test_the_best_rival_counts_and_the_profile_comes_last():
 @pytest.mark.parametrize(
     ("bound", "value", "is_met"), [("≤", 0.79, True), ("≤", 0.81, False), ("≥", 0.81, True), ("≥", 0.79, False)]
 )
-def test_a_target_is_met_on_its_side(bound, value, is_met):
+def test_a_target_is_met_up_to_or_from_its_limit(bound, value, is_met):
     assert Target(bound, 0.8).is_met(value) is is_met
 
 
@@ -111,7 +111,7 @@ def test_a_record_has_its_fields_and_its_target():
     assert Note("toy", "why").record() == {"workload": "toy", "note": "why"}
 
 
-def test_a_missing_rival_is_told_before_anything_is_measured(monkeypatch):
+def test_a_missing_package_is_reported_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed: torch; pip install torch"):
         run(["toy"], against=True)
@@ -119,12 +119,12 @@ def test_a_missing_rival_is_told_before_anything_is_measured(monkeypatch):
         run(["toy", "decode"], against=True)
 
 
-def test_a_command_that_ends_before_its_first_word_is_told():
+def test_a_command_that_ends_before_its_first_output_is_an_error():
     with pytest.raises(NanogradError, match="train ended too early: nanograd-llm: n_layer must be an integer"):
         start.seconds_until(["train", "--n-layer", "0"], lambda said: False)
 
 
-def test_the_made_up_tokenizer_is_as_large_as_asked_and_reads_any_text():
+def test_the_made_up_tokenizer_has_the_size_wanted_and_encodes_any_text():
     tokenizer = start.made_up_tokenizer(1000)
     assert tokenizer.vocab_size == 1000
     assert tokenizer.decode(tokenizer.encode("The naïve 漢字")) == "The naïve 漢字"

@@ -1,4 +1,4 @@
-"""Memory is that of a whole family of processes, each page once, and a peak is not missed when it has passed."""
+"""Memory is that of a process and its workers, with each page counted once, and a short peak is not missed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ needs_proc = pytest.mark.skipif(not memory.can_measure(), reason="needs Linux's 
 
 @needs_proc
 @pytest.mark.parametrize("sizes", [{"kept": 200 * MB}, {"passing": 200 * MB}])
-def test_what_was_held_counts_though_it_is_given_back(sizes):
+def test_memory_that_is_freed_again_counts_for_the_peak(sizes):
     less, more = (memory.peak(functools.partial(holding, **s), 1) for s in ({}, sizes))
     assert more - less == pytest.approx(200 * MB, rel=0.1)
 
 
 @needs_proc
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-def test_shared_pages_count_once_and_a_workers_own_count():
+def test_shared_pages_count_once_and_each_workers_own_pages_count():
     less, more = (memory.peak(functools.partial(Sharing, size), 2) for size in (4, 50 * MB))
     assert more - less == pytest.approx(3 * 50 * MB, rel=0.1)
 

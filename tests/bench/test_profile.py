@@ -1,4 +1,4 @@
-"""Every op is under the stopwatch inside the block, none after it, and no second is counted twice."""
+"""Every op is timed inside the block, none after it, and no second is counted twice."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_the_times_of_ops_and_parts_make_up_the_step():
     assert calls["AdamW"] == 1
 
 
-def test_the_parts_of_a_decoded_token_are_told():
+def test_the_parts_of_a_decoded_token_are_listed():
     rows = profile(decoding(TINY.config, 3), 2)
     calls = {name: count for name, count, *_ in rows}
-    told = {name: count for name, count in calls.items() if name in {name for _, _, name in PARTS}}
-    assert told == {
+    parts = {name for _, _, name in PARTS}
+    assert {name: count for name, count in calls.items() if name in parts} == {
         "linear, one token": 3 * 4 * 2,
         "layernorm, one token": 3 * (2 * 2 + 1),
         "attention, one token": 3 * 2,
@@ -57,7 +57,7 @@ def test_what_an_op_calls_is_counted_once():
     assert [calls for calls, _ in watch.times.values()] == [1, 1]
 
 
-def test_nothing_is_watched_after_the_block_even_if_it_fails():
+def test_nothing_is_timed_after_the_block_even_if_it_fails():
     before = functions()
     with pytest.raises(ZeroDivisionError), stopwatch():
         assert functions() != before

@@ -1,4 +1,4 @@
-"""Contenders live in processes of their own, take turns in bursts, and fail in one line."""
+"""Contenders run in their own processes, take turns, and fail with one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 from multiprocessing import resource_tracker
 
 import pytest
-from makers import blocked_signals, broken, counter, fall_over, refused, where_and_what
+from makers import blocked_signals, broken, counter, end_process, refused, where_and_what
 
 from nanograd_llm.backend.processes import spawn
 from nanograd_llm.bench.figures import Note
@@ -16,8 +16,8 @@ from nanograd_llm.bench.race import burst, contenders, race, warm_up
 from nanograd_llm.errors import NanogradError
 
 
-class Listed:
-    """A contender that writes down its turns."""
+class Recorded:
+    """A contender that records its turns."""
 
     def __init__(self, name, turns, seconds):
         self.name, self.turns, self.seconds = name, turns, seconds
@@ -30,53 +30,53 @@ class Listed:
 
 def test_contenders_take_turns_in_bursts_and_the_median_counts():
     turns: list[tuple[str, int]] = []
-    field = {
-        "a": Listed("a", turns, iter([1.0, 9.0, 2.0, 1.0, 2.0, 100.0])),
-        "b": Listed("b", turns, iter([5.0] * 6)),
+    children = {
+        "a": Recorded("a", turns, iter([1.0, 9.0, 2.0, 1.0, 2.0, 100.0])),
+        "b": Recorded("b", turns, iter([5.0] * 6)),
     }
-    assert race(field, rounds=3, size=2) == {"a": 2.0, "b": 5.0}
+    assert race(children, rounds=3, size=2) == {"a": 2.0, "b": 5.0}
     assert turns == [("a", 2), ("b", 2)] * 3
 
 
-def test_the_first_step_of_a_burst_does_not_count():
+def test_the_first_step_of_a_turn_is_not_timed():
     step = counter()
     assert len(burst(step, 4)) == 4
     assert step() == 1 + 4 + 1
 
 
 def test_a_contender_steps_in_its_own_process_and_ends_with_the_block():
-    with contenders({"from 0": counter, "from 10": functools.partial(counter, 10)}) as field:
-        answers = [field[name].ask(where_and_what, "x") for name in ("from 0", "from 10", "from 0")]
+    with contenders({"from 0": counter, "from 10": functools.partial(counter, 10)}) as children:
+        answers = [children[name].ask(where_and_what, "x") for name in ("from 0", "from 10", "from 0")]
         assert [(calls, rest) for _, calls, rest in answers] == [(1, ("x",)), (11, ("x",)), (2, ("x",))]
         assert len({os.getpid(), *(pid for pid, _, _ in answers)}) == 3
-    assert not any(contender.process.is_alive() for contender in field.values())
+    assert not any(contender.process.is_alive() for contender in children.values())
 
 
 @pytest.mark.parametrize(
-    ("make", "function", "said"),
+    ("make", "function", "message"),
     [
         (refused, burst, "no such thing"),
         (broken, burst, "ZeroDivisionError: by nothing"),
         (counter, divmod, "TypeError"),
-        (counter, fall_over, "ended without an answer"),
+        (counter, end_process, "ended without an answer"),
     ],
 )
-def test_what_fails_in_a_contender_is_raised_here(make, function, said):
-    with spawn(make) as contender, pytest.raises(NanogradError, match=said):
+def test_an_exception_in_a_contender_is_raised_here(make, function, message):
+    with spawn(make) as contender, pytest.raises(NanogradError, match=message):
         contender.ask(function)
 
 
-def test_an_optional_contender_that_fails_leaves_the_field_with_a_note():
-    with contenders({"ours": counter, "compiled": broken}) as field:
-        assert list(warm_up(field, "toy", optional=["compiled"])) == [
+def test_an_optional_contender_that_fails_is_removed_with_a_note():
+    with contenders({"ours": counter, "compiled": broken}) as children:
+        assert list(warm_up(children, "toy", optional=["compiled"])) == [
             Note("toy", "without compiled: ZeroDivisionError: by nothing")
         ]
-        assert list(field) == ["ours"]
+        assert list(children) == ["ours"]
 
 
-def test_a_contender_that_is_needed_and_fails_ends_the_race():
-    with contenders({"ours": broken}) as field, pytest.raises(NanogradError, match="by nothing"):
-        list(warm_up(field, "toy"))
+def test_a_required_contender_that_fails_ends_the_race():
+    with contenders({"ours": broken}) as children, pytest.raises(NanogradError, match="by nothing"):
+        list(warm_up(children, "toy"))
 
 
 def test_a_contender_killed_while_it_waits_is_an_error():
@@ -88,9 +88,9 @@ def test_a_contender_killed_while_it_waits_is_an_error():
             contender.ask(where_and_what)
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks")
-def test_ctrl_c_is_blocked_in_every_contender_the_first_as_well():
-    resource_tracker._resource_tracker._stop()  # as before the first process that is spawned
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="the system has no signal masks")
+def test_ctrl_c_is_blocked_in_every_contender_even_the_first():
+    resource_tracker._resource_tracker._stop()  # as it is before the first process is spawned
     for _ in range(2):
         with spawn(counter) as contender:
             assert signal.SIGINT in contender.ask(blocked_signals)

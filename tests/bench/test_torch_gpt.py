@@ -1,4 +1,4 @@
-"""The rival in PyTorch computes what our model computes, so that the race is between equals."""
+"""The model in PyTorch computes the same as ours, so the comparison is fair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_with_the_same_weights_it_has_the_same_loss():
     assert loss == pytest.approx(ours.loss(tokens, targets).item(), rel=1e-5)
 
 
-def test_its_cache_writes_what_the_whole_text_says():
+def test_it_generates_the_same_tokens_with_its_cache_as_without():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     written = torch_gpt.decoding(CONFIG, 7, threads=1)()

@@ -1,10 +1,10 @@
-"""Reference values from PyTorch in float64: what the package is compared with, stored beside this script.
+"""Compute reference values with PyTorch in float64, which the package is compared with.
 
     pip install ".[parity]" && python tests/reference/make_reference.py
 
-writes `ops.npz`, `layers.npz` and `gpt.npz`. Everything here is PyTorch's own function where it has one, and written in
-its primitives where it has none; its autograd does every backward. The package is asked for one thing, the mask of a
-dropout. `test_reference.py` needs only the files, and with the extra it also runs this script again.
+writes `ops.npz`, `layers.npz` and `gpt.npz` beside this script. If PyTorch has a function, it is used; if not, it is
+written with PyTorch's primitives. PyTorch's autograd computes every backward. Only the mask of a dropout comes from the
+package. `test_reference.py` needs only the files; with the extra it also runs this script again.
 
 Each file holds `numbers`, all floats one after the other, and `contents`, a JSON text that says what they are.
 
@@ -32,7 +32,7 @@ IGNORED = -100
 
 
 class Draw:
-    """Random inputs that follow from a name, so that one more case changes no other."""
+    """Random inputs that depend on a name, so that a new case does not change the others."""
 
     def __init__(self, name: str):
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -47,7 +47,7 @@ class Draw:
         return np.asarray(self.rng.integers(0, size, shape))
 
 
-# Ops: PyTorch's form of each, under the package's name for it.
+# Ops: PyTorch's form of each, under its name in the package.
 
 
 def mask_of(shape: Sequence[int], rate: float, seed: Sequence[int]) -> torch.Tensor:
@@ -480,7 +480,7 @@ def shapes_of_block(C: int, cross: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 def layer_calls(draw: Draw) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], Any, bool, Callable[..., Any]]]:
-    """Layer, constructor's arguments, parameter shapes, input, whether it drops out, and PyTorch's form of it."""
+    """Layer, constructor's arguments, parameter shapes, input, whether it has dropout, and PyTorch's form of it."""
     x = draw(2, 5, 4)  # (B, T, C)
     C, C4 = {"weight": (4,)}, {"weight": (4,), "bias": (4,)}
     affine_shapes = {"weight": (4, 3), "bias": (3,)}
@@ -549,7 +549,7 @@ def any_block(norm_first: bool, causal: bool, p: Named, x: torch.Tensor, *others
     return block(p, x, 2, 0.0, None, *others, norm_first=norm_first, causal=causal)
 
 
-NOISE = (5, 2)  # the key of the block in which layers drop out; each use of it adds its number, from 1
+NOISE = (5, 2)  # the key of the block with dropout; each use of it adds its number, from 1
 
 
 def layer_references() -> list[dict[str, Any]]:
@@ -584,8 +584,8 @@ def layer_references() -> list[dict[str, Any]]:
 # A whole GPT, and its training.
 
 CONFIG = {"vocab_size": 13, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 8}
-# Attention does not notice a bias on its keys: the gradient there is rounding alone, about 1e-17, and a step is the
-# gradient over its own size plus eps. With an eps of 1e-8 the rounding would show in the eleventh digit of that bias.
+# A bias on the keys does not change attention: its gradient is only rounding, about 1e-17. A step of AdamW is the
+# gradient divided by its own size plus eps; with an eps of 1e-8, rounding would change the eleventh digit of that bias.
 TRAINING = {
     "learning_rate": 0.02,
     "warmup": 0.25,
@@ -600,7 +600,7 @@ TRAINING = {
 
 
 def gpt_parameters() -> Named:
-    """Leaves under the package's names, larger than GPT-2 begins, so that every path of the gradient counts."""
+    """Leaves by the package's names, larger than GPT-2's initial values, so that every path of the gradient matters."""
     draw, C = Draw("gpt"), CONFIG["n_embd"]
     shapes: dict[str, tuple[int, ...]] = {"wte": (CONFIG["vocab_size"], C), "wpe": (CONFIG["context_length"], C)}
     for i in range(CONFIG["n_layer"]):
@@ -614,7 +614,7 @@ def gpt(p: Named, tokens: torch.Tensor) -> torch.Tensor:
     x = F.embedding(tokens, p["wte"]) + p["wpe"][: tokens.shape[1]]
     for i in range(CONFIG["n_layer"]):
         x = block(part(p, f"blocks.{i}"), x, CONFIG["n_head"])
-    return F.linear(layer_norm(part(p, "ln_f"), x), p["wte"])  # the head is the token table again
+    return F.linear(layer_norm(part(p, "ln_f"), x), p["wte"])  # the head is tied
 
 
 def arrays_of(p: Named) -> dict[str, np.ndarray]:
@@ -622,7 +622,7 @@ def arrays_of(p: Named) -> dict[str, np.ndarray]:
 
 
 def learning_rate(step: int) -> float:
-    """A straight line up over the first quarter of the run, half a cosine down over the rest; step counts from 1."""
+    """Linear warm-up over the first quarter of the run, then half a cosine down; step counts from 1."""
     progress = step / TRAINING["steps"]
     if progress < TRAINING["warmup"]:
         return TRAINING["learning_rate"] * progress / TRAINING["warmup"]
@@ -660,7 +660,7 @@ def gpt_references() -> dict[str, Any]:
         loss = cross_entropy(gpt(p, torch.from_numpy(tokens)), torch.from_numpy(targets))
         loss.backward()
         norm = math.sqrt(sum(float((value.grad * value.grad).sum()) for value in p.values()))
-        if norm > TRAINING["max_norm"]:  # by hand: clip_grad_norm_ divides by norm + 1e-6
+        if norm > TRAINING["max_norm"]:  # not clip_grad_norm_, which divides by norm + 1e-6
             for value in p.values():
                 value.grad *= TRAINING["max_norm"] / norm
         for group in optimizer.param_groups:
@@ -686,12 +686,12 @@ def gpt_references() -> dict[str, Any]:
 
 
 def everything() -> dict[str, Any]:
-    """What each file holds, by the file's name."""
+    """The content of each file, by its name."""
     return {"ops": op_references(), "layers": layer_references(), "gpt": gpt_references()}
 
 
 def save(path: Path, tree: Any) -> None:
-    """Write nested dicts and lists of arrays and plain values; whatever JSON lacks becomes a small dict."""
+    """Write nested dicts and lists of arrays and plain values; a value that JSON lacks becomes a small dict."""
     numbers: list[np.ndarray] = []
 
     def encoded(x: Any) -> Any:

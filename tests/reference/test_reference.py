@@ -1,11 +1,11 @@
 """Every op, every layer, a whole GPT and its training give the numbers that PyTorch gives, to 1e-12 of their size.
 
-`make_reference.py` wrote the numbers; PyTorch is not needed here, but for the tests marked `parity`.
+`make_reference.py` wrote the numbers. Only the tests marked `parity` need PyTorch.
 
-The size of an array of results is its largest entry: an entry is a sum of terms, and in inputs as small and well mixed
-as these the terms of one entry are about as large as the largest entry of its array. Where mathematics makes a whole
-gradient zero (attention does not notice a bias on its keys) only rounding is left, and the terms show in what stands
-beside it: the gradient of a layer's bias is measured by that of the same layer's weight.
+The size of an array of results is its largest entry. An entry is a sum of terms; with small random inputs such as
+these, the terms are about as large as the largest entry of the array. Sometimes a whole gradient is zero in mathematics
+(a bias on the keys does not change attention), and only rounding is left. So the size that counts for the gradient of a
+layer's bias includes the gradient of the same layer's weight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOLERANCE = 1e-12
 
 @functools.cache
 def stored(name):
-    """What a file holds: nested dicts and lists, floats and arrays."""
+    """The content of a file: nested dicts and tuples, floats and arrays."""
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         numbers, contents = file["numbers"], json.loads(file["contents"].item())
 
@@ -51,10 +51,10 @@ def stored(name):
 
 
 def differences(found, reference, path=""):
-    """Where two trees of results part by more than the tolerance, in words."""
+    """A sentence for each place where two trees of results differ by more than the tolerance."""
     if isinstance(reference, dict):
         assert found.keys() == reference.keys(), path
-        sizes = {}  # of what stands beside each other: a layer's weight and bias
+        sizes = {}  # by layer: the larger of its weight and its bias
         for name, array in reference.items():
             if not isinstance(array, (dict, tuple)):
                 layer = name.removesuffix(".bias").removesuffix(".weight")
@@ -77,10 +77,10 @@ def apart(found, reference, size, path):
     found, reference = np.asarray(found), np.asarray(reference)
     assert found.shape == reference.shape, path
     difference = np.zeros(found.shape)
-    np.subtract(found, reference, out=difference, where=found != reference)  # infinities that are the same are none
+    np.subtract(found, reference, out=difference, where=found != reference)  # equal infinities differ by 0
     distance = np.abs(difference).max(initial=0.0)
     if not distance <= TOLERANCE * size:
-        yield f"{path} is {distance:.1e} away, where its size is {size:.1e}"
+        yield f"{path} differs by {distance:.1e}; its size is {size:.1e}"
 
 
 def largest(array):
@@ -93,7 +93,7 @@ OPS = sorted(name for name, op in registry.items() if op.__module__.startswith(o
 
 
 def run_op(name, case):
-    """What our op gives where the case says what PyTorch gave."""
+    """The results of our op for a case, to compare with PyTorch's."""
     inputs = [Tensor(x, requires_grad=True) if is_float(x) else x for x in case["inputs"]]
     y = registry[name](*inputs, **case["static"])
     places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
@@ -106,7 +106,7 @@ def is_float(x):
 
 
 def results(case):
-    """The part of a case that was computed, not chosen."""
+    """The results in a case, without its inputs."""
     return {"output": case["output"], "gradients": case["gradients"]}
 
 
@@ -133,13 +133,13 @@ def test_an_op_gives_the_numbers_of_pytorch_forward_and_backward(name):
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if registry[name].equals is not None])
-def test_the_definition_of_a_fast_op_gives_the_numbers_of_pytorch_too(name):
+def test_the_composition_of_a_fused_op_gives_the_numbers_of_pytorch(name):
     with higher_order():
         assert op_differences(name) == []
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_a_rule_that_is_off_by_a_part_in_ten_to_the_eleven_would_be_noticed(name, monkeypatch):
+def test_a_relative_error_of_1e_11_in_a_rule_is_noticed(name, monkeypatch):
     rule = registry[name].rule
 
     def nearly(*saved):
@@ -149,7 +149,7 @@ def test_a_rule_that_is_off_by_a_part_in_ten_to_the_eleven_would_be_noticed(name
 
     monkeypatch.setattr(registry[name], "rule", nearly)
     found = op_differences(name)
-    assert found or name == "cast"  # whose gradient passes through float32
+    assert found or name == "cast"  # its gradient passes through float32
     assert all("gradients" in difference for difference in found)
 
 
@@ -176,7 +176,7 @@ def run_layer(case):
 
 
 def test_every_public_layer_has_a_reference():
-    assert {case["layer"] for case in LAYERS} == PUBLIC - {"Sequential"}  # which computes nothing of its own
+    assert {case["layer"] for case in LAYERS} == PUBLIC - {"Sequential"}  # it only calls other layers
 
 
 @pytest.mark.parametrize("number", range(len(LAYERS)), ids=lambda number: f"{LAYERS[number]['layer']}-{number}")
@@ -189,7 +189,7 @@ def test_a_layer_gives_the_numbers_of_pytorch_forward_and_backward(number):
 
 
 def stored_gpt():
-    """The stored numbers, and our GPT with the parameters that PyTorch's had."""
+    """The stored numbers, and our GPT with the initial parameters of PyTorch's."""
     reference = stored("gpt")
     model = ng.GPT(ng.GPTConfig(**reference["config"])).astype(np.float64)
     model.load_state_dict(reference["initial"])
@@ -232,7 +232,7 @@ def test_some_of_the_ten_steps_are_clipped_and_some_are_not():
 @pytest.mark.parametrize(
     "change", [{"beta2": 0.951}, {"eps": 1.001e-5}, {"weight_decay": 0.1001}, {"max_norm": 0.5001}]
 )
-def test_training_with_another_setting_would_be_noticed(change):
+def test_a_small_change_of_a_training_setting_is_noticed(change):
     reference, model = stored_gpt()
     settings = {**reference["training"], "workers": 1, **change}
     trainer = ng.training.Trainer(model, ng.training.TrainConfig(**settings))
@@ -256,7 +256,7 @@ def test_pytorch_gives_the_stored_numbers_again(name):
 
 
 def comparable(tree):
-    """Arrays of floats, sorted into dicts and tuples; what was chosen and is not a float, dropped."""
+    """The floats and arrays of floats in a tree of dicts and tuples; everything else is dropped."""
     if isinstance(tree, dict):
         return {key: comparable(value) for key, value in tree.items() if is_number(value)}
     if isinstance(tree, (list, tuple)):
