@@ -1,4 +1,4 @@
-"""02  Gradients add: what happens where one value is used more than once.
+"""02  Gradients add: what happens if one value is used more than once.
 
 The one idea: a value that is used twice reaches the result along two paths. Each path contributes to its gradient, and
 the contributions add up. Broadcasting uses a value many times, so it needs a sum as well.

@@ -1,7 +1,7 @@
 """09  A training loop by hand: how a GPT learns to write, step by step.
 
 The one idea: take a batch, compute the loss and its gradient, move every parameter a little against the gradient, and
-repeat. All else in a loop (warm-up, clipping, decay) makes large steps safe.
+repeat. Everything else in the loop (warm-up, clipping, decay) is there to make large steps safe.
 """
 
 # B batch, T time (context_length), V vocabulary
@@ -17,10 +17,10 @@ from nanograd_llm.inference import Sampling, evaluate, generate
 from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, warmup_cosine
 
 STEPS, T, B = 600, 16, 32
-PEAK, WARMUP, MAX_NORM = 1e-2, 0.2, 0.4  # learning rate; part of the run that climbs to it; length of a gradient
+PEAK, WARMUP, MAX_NORM = 1e-2, 0.2, 0.4  # learning rate; part of the run for warm-up; largest length of a gradient
 
 # %% The text, the model
-# One block is enough to learn how English words look; `nanograd-llm train` trains a larger model.
+# One block is enough to learn what English words look like. `nanograd-llm train` trains a larger model.
 train_text, held_out_text = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids, held_out = tokenizer.encode(train_text), tokenizer.encode(held_out_text)[-8000:]
@@ -34,7 +34,7 @@ def batch(step):
 
 
 def sample():
-    """What the model writes after "The"."""
+    """The text that the model writes after "The"."""
     new = generate(model, tokenizer.encode("The"), max_new_tokens=40, sampling=Sampling(temperature=0.7, top_p=0.9))[0]
     return repr("The" + tokenizer.decode(new))
 
@@ -44,19 +44,19 @@ before = evaluate(model, held_out, tokenizer, context_length=T)
 print(f"untrained: {before.bits_per_byte:.2f} bits per byte;", sample())
 
 # %% The loop
-# `value_and_grad` makes of the loss a function that also returns the gradient, a list of arrays, one a parameter.
+# `value_and_grad` turns the loss into a function that also returns the gradient: a list with an array per parameter.
 parameters = model.parameters()
 loss_and_gradients = ng.value_and_grad(model.loss, parameters)
 optimizer = AdamW(parameters, weight_decay=0.1)
 losses = []
-with blas_threads(1):  # matrices this small are multiplied sooner by one thread
+with blas_threads(1):  # one thread is faster for such small matrices
     for step in range(STEPS):
         loss, gradients = loss_and_gradients(*batch(step))
 
-        # One odd batch must not outweigh the others: a gradient that is too long keeps its direction, not its length.
+        # A gradient that is too long is made shorter, so that one unusual batch cannot move the parameters too far.
         norm = clip_by_global_norm(gradients, MAX_NORM)
 
-        # AdamW's averages are young at first, so the learning rate climbs; the last steps are for details, so it falls.
+        # AdamW's averages are not reliable at first, so the learning rate starts small. Then it falls towards the end.
         learning_rate = warmup_cosine((step + 1) / STEPS, peak=PEAK, warmup=WARMUP, final=0.05)
         optimizer.step(gradients, learning_rate)
 
@@ -70,22 +70,22 @@ print(f"trained: {after.bits_per_byte:.2f} bits per byte;", sample())
 assert after.bits_per_byte < 0.65 * before.bits_per_byte
 
 # %% What has it learned?
-# At the start the loss is ln V: nothing is known. Whoever knows how often each token occurs, and nothing of what stands
-# before it, pays the entropy of these frequencies. Below that, a model uses the context.
+# At the start the loss is ln V: the model knows nothing. A model that only knows how often each token occurs has a loss
+# equal to the entropy of these frequencies. A model with a smaller loss uses the context.
 frequencies = np.bincount(ids, minlength=tokenizer.vocab_size) / len(ids)  # (V)
 frequencies = frequencies[frequencies > 0]
 entropy = -np.sum(frequencies * np.log(frequencies))
 passed = next(step for step in range(STEPS) if np.mean(losses[step : step + 10]) < entropy)
 at_end = np.mean(losses[-20:])
 nothing = math.log(tokenizer.vocab_size)
-print(f"nats a token: {nothing:.2f} knowing nothing, {entropy:.2f} the frequencies (by step {passed}),", end=" ")
-print(f"{at_end:.2f} the context too; {after.loss:.2f} on text it has not seen")
+print(f"nats per token: {nothing:.2f} knowing nothing, {entropy:.2f} with frequencies (by step {passed}),", end=" ")
+print(f"{at_end:.2f} with the context; {after.loss:.2f} on held-out text")
 assert abs(losses[0] - nothing) < 0.1
 assert at_end < entropy - 1
 
 # %% The Trainer is this loop
-# Trainer has the same steps, and splits each batch over workers. From the same start it computes the same losses, up to
-# rounding; `run` yields a record after each step, and whoever iterates decides when to stop.
+# Trainer does the same steps, and splits each batch over workers. From the same start it computes the same losses, up
+# to rounding. `run` yields a record after each step; leave the loop to stop.
 model = ng.GPT(config, seed=0)
 trainer = Trainer(
     model, TrainConfig(learning_rate=PEAK, warmup=WARMUP, final=0.05, max_norm=MAX_NORM, weight_decay=0.1, steps=STEPS)

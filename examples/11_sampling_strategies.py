@@ -1,7 +1,7 @@
-"""11  Sampling strategies: how the numbers that a model gives become a text.
+"""11  Sampling strategies: how the numbers of a model become a text.
 
-The one idea: a model answers with a distribution over the next token, and writing means choosing from it, again and
-again. The strategy decides how boldly; nothing about the model changes.
+The one idea: a model gives a distribution over the next token. To write a text, choose a token from it, again and
+again. The strategy decides how much is left to chance; the model does not change.
 """
 
 # B batch (prompts), T time (context_length), V vocabulary
@@ -16,7 +16,7 @@ from nanograd_llm.inference import Sampling, generate, stream
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model that has learned a little
-# As in 09_training_loop_by_hand.py, in a few seconds.
+# As in lesson 9, in a few seconds.
 train_text, _ = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)
@@ -26,15 +26,16 @@ trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05,
 *_, last = trainer.run(lambda step: text.random_windows(ids, context_length=T, batch_size=32, seed=0, step=step))
 print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
-# %% One question, one answer
-# The model sees a prompt and gives a logit for each token of the vocabulary: the answer to "what comes next?".
+# %% The logits of the next token
+# For a prompt, the model gives a logit for each token of the vocabulary: a score for this token to come next.
 prompt = tokenizer.encode("If the class")
 logits = model.next_logits(prompt[None])  # (1, T) -> (1, V)
 
 # %% Strategies side by side
-# Each makes another distribution of the same logits. Greedy takes the likeliest token. The temperature divides the
-# logits: below 1 it sharpens, above 1 it flattens. top_k cuts off all but the k likeliest tokens; top_p all but the
-# likeliest that together have probability p, many where the model is unsure, few where it is sure.
+# Each strategy turns the same logits into another distribution. Greedy takes the most likely token. The temperature
+# divides the logits: below 1 likely tokens become more likely, above 1 they become less likely. top_k keeps the k most
+# likely tokens. top_p keeps the most likely tokens that together have probability p: many if the model is unsure, few
+# if it is sure.
 strategies = {
     "greedy": Sampling(temperature=0),
     "T=0.5": Sampling(temperature=0.5),
@@ -44,7 +45,7 @@ strategies = {
     "top_p=0.5": Sampling(top_p=0.5),
 }
 p = {name: sampling.probabilities(logits)[0] for name, sampling in strategies.items()}  # name -> (V)
-ranked = np.argsort(-logits[0])  # ids, the likeliest first
+ranked = np.argsort(-logits[0])  # ids, the most likely first
 
 print(f"{'after ' + repr(tokenizer.decode(prompt)):>26}" + "".join(f"{name:>11}" for name in strategies))
 for token in ranked[:7]:
@@ -56,17 +57,18 @@ assert all(np.isclose(row.sum(), 1) for row in p.values())
 assert p["greedy"][ranked[0]] == 1
 assert 1 > p["T=0.5"][ranked[0]] > p["T=1"][ranked[0]] > p["T=1.5"][ranked[0]]
 assert set(np.flatnonzero(p["top_k=3"])) == set(ranked[:3])
-nucleus = ranked[: np.count_nonzero(p["top_p=0.5"])]  # the smallest set of likeliest tokens that reaches one half:
+nucleus = ranked[: np.count_nonzero(p["top_p=0.5"])]  # the smallest set of the most likely tokens that reaches one half
 assert p["T=1"][nucleus].sum() >= 0.5 > p["T=1"][nucleus[:-1]].sum()
 
 # %% What they write
-# Greedy soon walks in circles, a high temperature babbles, and the cut-off tail keeps the boldness without the babble.
+# Greedy soon repeats itself. A high temperature gives nonsense. top_k and top_p vary the text without unlikely tokens.
 for name, sampling in strategies.items():
     (new,) = generate(model, prompt, max_new_tokens=24, sampling=sampling)
     print(f"{name:>9}: {tokenizer.decode(prompt) + tokenizer.decode(new)!r}")
 
-# %% Chance is a number, too
-# The same seed writes the same text, another seed another one. Greedy asks for no chance, so the seed is nothing to it.
+# %% The seed
+# The same seed writes the same text, another seed another text. Greedy uses no random numbers, so its seed has no
+# effect.
 bold, again, other = (Sampling(temperature=1.5, seed=seed) for seed in (1, 1, 2))
 assert generate(model, prompt, sampling=bold) == generate(model, prompt, sampling=again)
 assert generate(model, prompt, sampling=bold) != generate(model, prompt, sampling=other)
@@ -74,14 +76,14 @@ greedy = Sampling(temperature=0)
 assert generate(model, prompt, sampling=greedy) == generate(model, prompt, sampling=Sampling(temperature=0, seed=2))
 
 # %% The cache changes the time, not the text
-# What earlier tokens offer to attention does not depend on later ones, so it is stored (KeyValueCache) and each step
-# computes its new token only. The text may outgrow the context; the model then goes on from the last half of it.
+# The keys and values of earlier tokens do not depend on later ones. So they are stored (KeyValueCache), and each step
+# computes only its new token. If the text becomes longer than the context, the model continues from its last half.
 cached = generate(model, prompt, max_new_tokens=60, sampling=greedy)
 assert cached == generate(model, prompt, max_new_tokens=60, sampling=greedy, cache=False)
 assert len(prompt) + len(cached[0]) > model.config.context_length
 
 # %% Several prompts at once
-# They may differ in length, and none sees another: each is continued as it would be alone.
+# They may differ in length. They do not affect each other: each is continued as it would be alone.
 prompts = [tokenizer.encode(start) for start in ("The", "An exception is raised if the", "Return the value")]
 together = generate(model, prompts, max_new_tokens=16, sampling=greedy)
 alone = [generate(model, one, max_new_tokens=16, sampling=greedy)[0] for one in prompts]
@@ -89,15 +91,15 @@ assert together == alone
 for one, new in zip(prompts, together):
     print(repr(tokenizer.decode(one) + tokenizer.decode(new)))
 
-# A stop id ends a text early: here the first full stop, which is not part of the result.
+# A stop id ends a text early. Here this is the first full stop; it is not part of the result.
 full_stop = tokenizer.encode(".")[0]
 (whole,) = generate(model, prompt, sampling=Sampling(top_p=0.5))
 (until,) = generate(model, prompt, sampling=Sampling(top_p=0.5), stop=[full_stop])
 assert until == list(itertools.takewhile(lambda token: token != full_stop, whole))
 
-# %% As it is written
-# `stream` yields each id as soon as it is chosen. A token may be a part of a character; `decode_stream` waits for the
-# rest of it.
+# %% Streaming
+# `stream` yields each id as soon as it is chosen. A token may be only a part of a character; `decode_stream` waits for
+# the rest.
 print("streamed: The", end="")
 streamed = ""
 nucleus_only = Sampling(top_p=0.5, seed=3)

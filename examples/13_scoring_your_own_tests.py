@@ -1,7 +1,7 @@
-"""13  Scoring your own tests: how many of the mistakes that people make would they notice?
+"""13  Scoring your own tests: how many typical mistakes would they notice?
 
-The one idea: a test of a gradient is itself a claim, that it fails when the rule is wrong. So make the rule wrong, in
-all the usual ways, one at a time, and count how often the tests fail.
+The one idea: a test of a gradient should fail if the rule is wrong. So make the rule wrong, in all the usual ways, one
+at a time, and count how often the tests fail.
 """
 
 import importlib.util
@@ -16,17 +16,18 @@ from nanograd_llm import Tensor, grad, ops
 from nanograd_llm.gradcheck import gradcheck, mutants
 
 # %% The mistakes
-# A gradient twice as large, of the wrong sign, transposed, without the sum over a broadcast axis, with = for +=, with
-# upstream ignored, n-1 for n, a term dropped, the neighbour's gradient, or off by a billionth. Of these each op has
-# those that change a gradient of it.
+# A gradient may be twice as large, have the wrong sign, or be transposed. The sum over a broadcast axis may be missing.
+# There may be = for +=, or n-1 for n. The cotangent may be ignored, a term may be missing, the gradient of another
+# entry may be used, or the gradient may be off by a billionth. For each op, the mistakes that change its gradient are
+# planted.
 found = mutants(ops.softmax)
 for mutant in found:
     print(f"{mutant.name:28} {mutant.description}")
 assert len(found) >= 8
 
 # %% Two tests by hand
-# Softmax of each row sums to one, so the gradient of the sum is zero whatever the rule. The first test below passes
-# with every mistake but those that make something out of nothing. A check with random cotangents notices all.
+# Each row of a softmax sums to one, so the gradient of the sum is zero for every multiple of the right rule. The first
+# test below notices only mistakes that turn this zero into another number. A check with random cotangents notices all.
 x = np.random.default_rng(0).standard_normal((2, 3))
 
 
@@ -49,8 +50,8 @@ for test in (sum_backward_notices, gradcheck_notices):
 assert counts["gradcheck_notices"] == len(found) > 2 * counts["sum_backward_notices"]
 
 # %% The same for a whole file of tests
-# `pytest --gradient-mutants` plants every mistake in the ops that the tests declare, runs the tests that reach them,
-# and lists what survives; --gradient-mutants-min=100 makes the run fail below a full score.
+# `pytest --gradient-mutants` plants every mistake in the ops that the tests declare, runs the tests that use them, and
+# lists the mistakes that no test noticed. With --gradient-mutants-min=100 the run fails if there is one.
 TESTS = '''
 import numpy as np
 import nanograd_llm as ng
@@ -79,8 +80,9 @@ def test_strong():
 """
 
 
-# %% What survives
-# The weak test notices a third of the mistakes, and the strong one, of one line, the rest. Both pass as things are.
+# %% What no test noticed
+# The weak test notices a third of the mistakes. The strong test, of one line, notices the rest. With the right rule
+# both pass.
 def score(tests):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "test_soft.py").write_text(tests, encoding="utf-8")
@@ -95,4 +97,4 @@ if importlib.util.find_spec("pytest"):
     print(f"\nthe weak test alone:\n{weak}\n\nwith the strong one:\n{strong}")
     assert "not noticed: the gradient of x is twice what it should be" in weak and "score: 100 %" in strong
 else:
-    print('\nthe rest needs pytest: pip install "nanograd_llm[test]"')
+    print("\nthe rest needs pytest: pip install pytest")

@@ -1,7 +1,7 @@
-"""14  GPT-2's weights, in and out: one model under the names and in the layouts of everyone who stores GPT-2.
+"""14  GPT-2's weights, in and out: one model with the names and layouts of each form of file.
 
-The one idea: a file of weights is nothing but names, shapes and numbers. Whoever knows the table of a form reads it
-exactly; whoever guesses a layout from a shape reads a square matrix turned, and no error says so.
+The one idea: a file of weights holds names, shapes and numbers. A table of the names and layouts is needed to read it.
+A layout guessed from shapes may transpose a square matrix, and there is no error message.
 """
 
 # T time (context_length), C channels (n_embd), V vocabulary
@@ -18,8 +18,8 @@ from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model to give away
-# As in 09_training_loop_by_hand.py: a small GPT and its tokenizer, trained for a few seconds. With the net at hand,
-# `ng.load_gpt2("gpt2")` brings the real one, of the same architecture.
+# As in lesson 9: a small GPT and its tokenizer, trained for a few seconds. With a network, `ng.load_gpt2("gpt2")` loads
+# the real GPT-2, which has the same architecture.
 train_text, held_out = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)
@@ -29,10 +29,10 @@ trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05,
 model.eval()
 print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
-# %% Out, and in again
-# save_gpt2 writes a folder that `transformers` opens with GPT2LMHeadModel.from_pretrained, tokenizer included; the
-# other form is NumPy's own. What comes back has the same bits, lies in the file itself (mapped, not copied), and is
-# read-only until a trainer copies it.
+# %% Save and load
+# `save_gpt2` writes a folder that transformers opens with GPT2LMHeadModel.from_pretrained, with the tokenizer. The
+# other form is NumPy's own. The loaded weights have the same bits. They are mapped from the file, not copied, and they
+# are read-only until a trainer copies them.
 folder = tempfile.TemporaryDirectory()
 prompt = tokenizer.encode("If the")
 greedy = Sampling(temperature=0)
@@ -51,8 +51,8 @@ for form in ("hf", "numpy"):
     print(f"{form:>6}: the same weights, ids and text from {', '.join(sorted(file.name for file in path.iterdir()))}")
 
 # %% The table
-# A Linear here keeps its weight as (in, out), as OpenAI did and Hugging Face still does ("Conv1D"), so those files are
-# used as they lie. PyTorch's Linear keeps (out, in), and so do nanoGPT and llm.c: there the matrix is turned.
+# Here the weight of a Linear is (in, out), as in the files of OpenAI and Hugging Face ("Conv1D"). So those files are
+# used without a copy. The weight of PyTorch's Linear is (out, in), also in nanoGPT and llm.c, so it is transposed.
 layouts = (gpt2_names.HUGGING_FACE, gpt2_names.OPENAI, gpt2_names.NANOGPT, gpt2_names.LLMC)
 print(f"\n{'here':>32}" + "".join(f"{layout.title:>26}" for layout in layouts))
 for name in ("wte", "blocks.0.ln_1.weight", "blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight"):
@@ -61,18 +61,18 @@ for name in ("wte", "blocks.0.ln_1.weight", "blocks.0.attention.qkv.weight", "bl
     print(f"{shape!s:>32}" + "".join(f"{layout.shape(name, shape)!s:>26}" for layout in layouts))
 assert gpt2_names.NANOGPT.shape("blocks.0.attention.qkv.weight", (64, 192)) == (192, 64)
 
-# %% What a shape cannot tell
-# `qkv` is (C, 3C): turned, it does not fit, and would be refused. `out` is (C, C): turned, it fits, every check of
-# shapes passes, and the model is another one. Only the logits show it, so those are what the package's tests compare.
-turned = ng.GPT(model.config, seed=None)
-turned.load_state_dict(
+# %% What a shape does not show
+# `qkv` is (C, 3C): if it is transposed, its shape is wrong and it is refused. `out` is (C, C): if it is transposed, its
+# shape is still right, but the model computes something else. Only the logits show this, so the tests compare logits.
+transposed = ng.GPT(model.config, seed=None)
+transposed.load_state_dict(
     {name: x.T if name == "blocks.0.attention.out.weight" else x for name, x in model.state_dict().items()}, assign=True
 )
-before, after = (evaluate_text(each, held_out[:4000], tokenizer).bits_per_byte for each in (model, turned))
-print(f"\nbits per byte on held-out text: {before:.3f}; with one square matrix turned {after:.3f}")
+before, after = (evaluate_text(each, held_out[:4000], tokenizer).bits_per_byte for each in (model, transposed))
+print(f"\nbits per byte on held-out text: {before:.3f}; with one square matrix transposed {after:.3f}")
 assert after > before
 
-# %% Whatever does not fit is told, all of it at once
+# %% One error lists everything that does not fit
 arrays = {gpt2_names.HUGGING_FACE.name(name): x for name, x in model.state_dict().items()}
 arrays["h.0.attn.c_attn.weight"] = arrays["h.0.attn.c_attn.weight"].T
 arrays["score.weight"] = arrays.pop("wpe.weight")
@@ -83,15 +83,15 @@ except ng.NanogradError as error:
     print(f"\n{error}")
     assert all(word in str(error) for word in ("missing: wpe.weight", "extra: score.weight", "misfit: h.0.attn.c_attn"))
 
-# %% On from there
-# A loaded model trains like any other; its weights leave the file for the trainer's array, and the file stays as it is.
+# %% Train it further
+# A loaded model trains like any other. The trainer copies its weights, and the file does not change.
 code = Path(ng.nn.__file__).with_name("attention.py").read_text("utf-8")
 loaded, code_ids = ng.load_gpt2(Path(folder.name) / "hf"), tokenizer.encode(code[:-2000])
 before = evaluate_text(loaded, code[-2000:], tokenizer).bits_per_byte
 tuning = Trainer(loaded, TrainConfig(learning_rate=3e-3, steps=60))
 list(tuning.run(lambda step: text.random_windows(code_ids, context_length=32, batch_size=16, seed=1, step=step)))
 after = evaluate_text(loaded, code[-2000:], tokenizer).bits_per_byte
-print(f"\nbits per byte on code it has not seen: {before:.2f}, after training on other code {after:.2f}")
+print(f"\nbits per byte on held-out code: {before:.2f}, after training on other code {after:.2f}")
 assert after < before
 again = ng.load_gpt2(Path(folder.name) / "hf").state_dict()
 assert all(np.array_equal(again[name], array) for name, array in model.state_dict().items())
