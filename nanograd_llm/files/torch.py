@@ -13,6 +13,7 @@ The layout: torch/serialization.py in PyTorch, since 1.6.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,23 @@ from nanograd_llm.files.zip import read_zip_records
 from nanograd_llm.settings import listed
 
 MAX_PICKLE = 2**22
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys of a checkpoint that may hold the state_dict
 _SAVE_AGAIN = "load it once with torch and save it again: torch.save(torch.load(path, weights_only=True), path)"
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every tensor of a state_dict that torch.save wrote, by name, read-only and mapped; bfloat16 comes as float32.
 
-    Raises StorageError if the file cannot be read, BadFileError if it is damaged or holds more than tensors by name.
+    The state_dict may be part of a checkpoint, such as {"state_dict": ..., "epoch": 3}; a warning lists the other keys.
+    Raises StorageError if the file cannot be read, BadFileError if it is damaged or holds no tensors by name.
     """
     found = read_torch_object(path)
+    key = next((key for key in NESTED if isinstance(found, dict) and isinstance(found.get(key), dict)), None)
+    if key is not None:
+        others = [other for other in found if other != key]
+        if others:
+            warnings.warn(f"{path}: left out, not part of {key!r}: {listed(others)}", stacklevel=2)
+        found = found[key]
     require_tensors(found, str(path))
     return found
 

@@ -1,7 +1,7 @@
 """Named arrays from files of weights, for any model. The name of a file says its form.
 
 model.safetensors, or its .index.json and shards      Hugging Face
-pytorch_model.bin, or its .index.json and shards      older Hugging Face
+pytorch_model.bin, or its .index.json and shards      older Hugging Face; also .pth, and .ckpt of Lightning
 model.npz                                             `numpy.savez`
 """
 
@@ -35,7 +35,7 @@ FILES = {  # in the order in which a folder is searched, the same as Hugging Fac
     "pytorch_model.bin.index.json": "sharded torch",
     "model.npz": "numpy",
 }
-ENDINGS = {name[name.index(".") :]: form for name, form in FILES.items()} | {".pth": "torch"}
+ENDINGS = {name[name.index(".") :]: form for name, form in FILES.items()} | {".pth": "torch", ".ckpt": "torch"}
 
 
 def form_by_name(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import shutil
 import warnings
@@ -237,6 +238,53 @@ def test_two_models_in_a_file_are_refused(other: str, folder: Path) -> None:
     rewrite(folder, {other: np.zeros(8, np.float32)})
     with pytest.raises(BadFileError, match="duplicate weight '.*', under two prefixes"):
         ng.load_gpt2(folder)
+
+
+def in_checkpoint(key: str, path: Path, *, prefix: str = "", others: bytes = b"") -> None:
+    """Write the state_dict of the fixture bin_float32 under `key` of a checkpoint. others: more keys, pickled."""
+    with zipfile.ZipFile(FIXTURES / "bin_float32" / "pytorch_model.bin") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                named = rb"X(....)((?:h\.\d|w.e|ln_f)\.[\w.]*?(?:weight|bias))"
+                program = re.sub(named, lambda found: pickled(prefix + found[2].decode()), content[2:-1], flags=re.S)
+                content = b"\x80\x02}(" + others + pickled(key) + program + b"u."
+            new.writestr(zipfile.ZipInfo(name), content)
+
+
+def pickled(text: str) -> bytes:
+    return b"X" + len(text.encode()).to_bytes(4, "little") + text.encode()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt", "weights.pth"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_a_state_dict_inside_a_checkpoint_loads(key: str, name: str, tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "bin_float32" / "config.json", tmp_path)
+    in_checkpoint(key, tmp_path / name, prefix="model.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = ng.load_gpt2(tmp_path / name)
+    assert np.array_equal(model(IDS).data, ng.load_gpt2(FIXTURES / "bin_float32")(IDS).data)
+
+
+def test_a_warning_lists_the_other_keys_of_a_checkpoint(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "bin_float32" / "config.json", tmp_path)
+    others = pickled("epoch") + b"K\x03" + pickled("optimizer_states") + b"]"
+    in_checkpoint("state_dict", tmp_path / "last.ckpt", prefix="model.transformer.", others=others)
+    with pytest.warns(UserWarning, match="left out, not part of 'state_dict': 'epoch', 'optimizer_states'$"):
+        model = ng.load_gpt2(tmp_path / "last.ckpt")
+    assert np.array_equal(model(IDS).data, ng.load_gpt2(FIXTURES / "bin_float32")(IDS).data)
+
+
+def test_the_meta_pkl_beside_a_nanogpt_checkpoint_must_fit_the_model(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "nanogpt" / "ckpt.pt", tmp_path)
+    for size in (264, 65):
+        itos = {i: chr(300 + i) for i in range(size)}
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": itos, "stoi": {x: i for i, x in itos.items()}}))
+        if size == 264:
+            assert OpenedGPT2(tmp_path).tokenizer().decode([0, 263]) == chr(300) + chr(563)
+    with pytest.raises(BadFileError, match="its tokenizer has 65 tokens, the model 264"):
+        OpenedGPT2(tmp_path).tokenizer()
 
 
 def test_an_adapter_beside_the_weights_is_refused_by_name(folder: Path) -> None:

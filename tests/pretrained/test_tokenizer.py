@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,43 @@ def test_a_setting_that_is_not_supported_is_refused_by_name(config: Any, message
 def test_a_tokenizer_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[PAD]\n[UNK]\n", "utf-8")
     with pytest.raises(BadFileError, match=f"{name}: belongs to a tokenizer that is not GPT-2's"):
+        read_tokenizer(tmp_path)
+
+
+def meta(**changes: Any) -> bytes:
+    """What the prepare.py of nanoGPT's shakespeare_char writes for the characters of a text."""
+    itos = dict(enumerate("\n abcé"))
+    return pickle.dumps({"vocab_size": len(itos), "itos": itos, "stoi": {x: i for i, x in itos.items()}} | changes)
+
+
+def test_nanogpts_meta_pkl_is_a_tokenizer_of_characters(tmp_path: Path) -> None:
+    (tmp_path / "meta.pkl").write_bytes(meta())
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer is not None and tokenizer.encode("a bé\n").tolist() == [2, 1, 3, 5, 0]
+    write_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "meta.pkl").unlink()
+    again = read_tokenizer(tmp_path)
+    assert again is not None and again.encode("cab").tolist() == tokenizer.encode("cab").tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (meta(itos=None), "which holds the dicts itos and stoi"),
+        (pickle.dumps(["a"]), "which holds the dicts itos and stoi"),
+        (meta(itos={0: "a", 2: "b"}, stoi={"a": 0, "b": 2}), "one character for each id from 0 on"),
+        (meta(itos={0: "ab"}, stoi={"ab": 0}), "one character for each id from 0 on"),
+        (meta(itos={0: 5}, stoi={}), "one character for each id from 0 on"),
+        (meta(stoi={"a": 1}), "and stoi its inverse"),
+        (meta(itos={0: "b", 1: "a"}, stoi={"b": 0, "a": 1}), "'b' before 'a'"),
+        (meta(itos={}, stoi={}), "at least one character"),
+        (meta()[:-9], "the file is damaged"),
+        (b"cos\nsystem\n(X\x04\x00\x00\x00echotR.", "which no file of tensors needs"),
+    ],
+)
+def test_a_meta_pkl_that_is_not_nanogpts_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "meta.pkl").write_bytes(content)
+    with pytest.raises(BadFileError, match=f"meta.pkl: .*{message}"):
         read_tokenizer(tmp_path)
 
 

@@ -146,7 +146,7 @@ class OpenedGPT2:
             if not VOCAB_SIZE <= vocab_size < VOCAB_SIZE + 128:
                 raise BadFileError(
                     f"{folder}: has no tokenizer, and the model's vocabulary of {vocab_size} is not GPT-2's of "
-                    f"{VOCAB_SIZE}; put the model's vocab.json and merges.txt there"
+                    f"{VOCAB_SIZE}; put its vocab.json and merges.txt, or nanoGPT's meta.pkl, there"
                 )
             tokenizer = gpt2_tokenizer()
         if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:

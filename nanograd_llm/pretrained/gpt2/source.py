@@ -4,7 +4,7 @@ model.safetensors, or its .index.json and shards      Hugging Face, with config.
 pytorch_model.bin, or its .index.json and shards      older Hugging Face, with config.json
 model.ckpt.index, .data-00000-of-00001                OpenAI, with hparams.json
 the file that `checkpoint` names                      gpt-2-simple, with hparams.json
-ckpt.pt                                               nanoGPT
+ckpt.pt                                               nanoGPT, with meta.pkl if its tokens are characters
 gpt2_124M.bin, model_00001000.bin and the like        llm.c
 model.npz                                             `save_gpt2(..., form="numpy")`, with config.json
 """
@@ -22,7 +22,7 @@ from nanograd_llm.files.mapped import map_file
 from nanograd_llm.files.shards import beside
 from nanograd_llm.pretrained import weights
 from nanograd_llm.pretrained.gpt2.llmc import MAGIC
-from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, OWN, PAIRS, SINGLE, SPECIAL_NAMES
+from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, META, OWN, PAIRS, SINGLE, SPECIAL_NAMES
 from nanograd_llm.pretrained.hub import KNOWN, find_by_name
 from nanograd_llm.settings import listed, nearest, require_type
 
@@ -31,7 +31,7 @@ FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin|model_\d{8}\.bin")
 POINTER = "checkpoint"  # of TensorFlow
 SETTINGS = ("config.json", "generation_config.json", "hparams.json", "config.toml", POINTER)
-TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, ADDED, CONFIG, SPECIAL_NAMES)
+TOKENIZERS = (*PAIRS[0], *PAIRS[1], SINGLE, OWN, META, ADDED, CONFIG, SPECIAL_NAMES)
 
 
 class Source(NamedTuple):
@@ -146,6 +146,6 @@ def _form_of_file(path: Path) -> str:
     if by_name:
         return by_name
     raise BadFileError(
-        f"{path}: its name is not that of a file of weights; expected one that ends in .safetensors, .bin, .pth, .pt, "
-        ".npz, .index or .index.json"
+        f"{path}: its name is not that of a file of weights; expected one that ends in .safetensors, .bin, .pth, "
+        ".ckpt, .pt, .npz, .index or .index.json"
     )

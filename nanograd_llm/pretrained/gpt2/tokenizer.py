@@ -4,6 +4,7 @@ vocab.json + merges.txt       Hugging Face: pieces with their ids; a line `#vers
 encoder.json + vocab.bpe      the same from OpenAI
 tokenizer.json                Hugging Face's newer single file with both
 nanograd_tokenizer.json       a tokenizer of nanograd_llm that has no other form, such as characters
+meta.pkl                      nanoGPT's characters: {"itos": {id: character}, "stoi": {character: id}}
 added_tokens.json             tokens that were added, with their ids
 tokenizer_config.json, special_tokens_map.json    which of them are special, add_prefix_space, the class
 
@@ -25,7 +26,8 @@ from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.files.json import BYTES_A_VALUE, read_json_object
 from nanograd_llm.files.mapped import refuse_stand_in
-from nanograd_llm.text import GPT2Tokenizer, Tokenizer, load_tokenizer
+from nanograd_llm.files.tensor_pickle import read_tensor_pickle
+from nanograd_llm.text import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from nanograd_llm.text.gpt2 import SPECIAL, split_merge
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -34,6 +36,7 @@ ADDED = "added_tokens.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_NAMES = "special_tokens_map.json"
 OWN = "nanograd_tokenizer.json"
+META = "meta.pkl"
 FOREIGN = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # files of other tokenizers
 CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 VOCAB_SIZE = 50257  # GPT-2's own
@@ -79,10 +82,27 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
             return tokenizer_of(read(vocab), read(merges), added, settings, where=where)
         if there:
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; both are needed")
+    if (folder / META).exists():
+        return _of_meta(read(META), str(folder / META))
     for name in FOREIGN:
         if (folder / name).exists():
             raise BadFileError(f"{folder / name}: belongs to a tokenizer that is not GPT-2's; it cannot be read")
     return None
+
+
+def _of_meta(content: bytes, where: str) -> CharTokenizer:
+    """The tokenizer of nanoGPT's `meta.pkl`, read without running any code in it."""
+    meta = read_tensor_pickle(content, {}, where)
+    itos, stoi = (meta.get("itos"), meta.get("stoi")) if isinstance(meta, dict) else (None, None)
+    if not isinstance(itos, dict) or not isinstance(stoi, dict):
+        raise BadFileError(f"{where}: not a meta.pkl of nanoGPT, which holds the dicts itos and stoi")
+    characters = [itos.get(i, "") for i in range(len(itos))]
+    if not all(isinstance(one, str) and len(one) == 1 and stoi.get(one) == i for i, one in enumerate(characters)):
+        raise BadFileError(f"{where}: itos must give one character for each id from 0 on, and stoi its inverse")
+    try:
+        return CharTokenizer("".join(characters))
+    except ConfigError as error:
+        raise BadFileError(f"{where}: {error}") from None
 
 
 def tokenizer_of(
