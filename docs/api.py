@@ -25,7 +25,7 @@ ARGUMENT = re.compile(r"([a-z]\w*(?:, [a-z]\w*)*):((?: .*)?)")
 
 
 class PublicNames(SphinxDirective):
-    """`{public-names} MODULE`: an entry for each name that a user imports from this module, as autodoc makes them."""
+    """`{public-names} MODULE`: an autodoc entry for each name that a user imports from this module."""
 
     required_arguments = 1
 
@@ -38,7 +38,7 @@ class PublicNames(SphinxDirective):
 
 
 def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """The names in `__all__`; without it the functions and classes, of each part where the package has none."""
+    """The names in `__all__`; without it, the functions and classes; without these, those of each submodule."""
     found = {name: getattr(module, name) for name in getattr(module, "__all__", vars(module))}
     if not hasattr(module, "__all__"):
         room = module.__name__ if hasattr(module, "__path__") else f"{module.__name__}."
@@ -58,7 +58,7 @@ def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def without_needs(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """The signature as a caller sees it: an op's `needs` is given by the engine."""
+    """The signature for a caller: without `needs`, which the engine gives to an op."""
     if isinstance(value, Op):
         wanted = inspect.signature(value.forward)
         wanted = wanted.replace(parameters=[p for p in wanted.parameters.values() if p.name != "needs"])
@@ -82,8 +82,8 @@ def as_rst(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: l
     if isinstance(value, Op):
         equals = [f"equals composed.{value.equals.__name__}"] if value.equals else []
         rst.insert(1, literal([value.formula, value.adjoint, *equals]))
-    if what == "data":
-        rst = []  # that of its type
+    if what == "data" or lines[:1] and lines[0].startswith("Alias for field number"):
+        rst = []  # a docstring of Python's own
     lines[:] = [line for paragraph in rst for line in (*paragraph, "")]
 
 
@@ -92,7 +92,7 @@ def paragraph_as_rst(paragraph: str, names: set[str]) -> list[str]:
         return paragraph.splitlines()
     lines = re.sub(r"`[^`]+`", lambda code: " ".join(code[0].split()), paragraph).splitlines()
     rst: list[str] = []
-    in_list = True  # a paragraph may begin with an argument
+    in_list = True  # because a paragraph may begin with an argument
     for line in lines:
         argument = ARGUMENT.fullmatch(line)
         if argument and (in_list or names.issuperset(argument[1].split(", "))):
@@ -111,7 +111,7 @@ def literal(lines: list[str], language: str = "text") -> list[str]:
 
 
 def inline(line: str) -> str:
-    """A line of plain text: code in backticks and shape lines are literal, everything else means itself."""
+    """A line of plain text: code in backticks and shape lines become literals, everything else is escaped."""
     line = re.sub(r"(?:(?<=  )|^)((?:\w+(?:, \w+)* )?\([^`]* -> [^`(]*\([^)]*\))", r"`\1`", line)
     parts = re.split(r"`([^`]+)`", line)
     return "".join(

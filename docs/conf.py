@@ -3,7 +3,7 @@
     pip install ".[test,docs]"
     sphinx-build -W --keep-going -j auto docs docs/_build/html
 
-Every lesson and guide is executed; an exception or a warning is an error.
+It runs every lesson and guide; an exception or a warning is an error.
 """
 
 import re
@@ -44,11 +44,12 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "DTypeLike": "DTypeLike"}  # otherwise a page of unions
 autodoc_default_options = {"members": True}
 
 
 def shorten_paths(app: Sphinx, page: nodes.document) -> None:
-    """What a page prints does not depend on where it was built."""
+    """Remove the paths of this machine from what a page prints."""
     for block in page.findall(nodes.literal_block):
         text = block.astext().replace(PACKAGE, "nanograd_llm")
         block.rawsource = re.sub(r"\S+ipykernel_\d+\S+\.py", "this page", text)

@@ -1,4 +1,4 @@
-"""Reads a lesson of the course as a notebook: a docstring, then cells that begin with `# %% Title`."""
+"""Read a lesson of the course as a notebook: a docstring, then cells that begin with `# %% Title`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def code(source: str) -> list[NotebookNode]:
 
 
 def as_text(comment: str) -> str:
-    """Plain text as Markdown: a star or an underscore stays one; code in backticks and indented lines are code."""
+    """Plain text as Markdown: stars and underscores are escaped; text in backticks and indented lines are code."""
     parts = re.split(r"(`[^`]*`|^    .*$)", comment, flags=re.MULTILINE)
     return "".join(part if i % 2 else re.sub(r"([*_<\[])", r"\\\1", part) for i, part in enumerate(parts))

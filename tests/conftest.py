@@ -1,4 +1,4 @@
-"""What every test shares: the same random numbers in every run, and the scripts that stand beside the tests."""
+"""What all tests share: the same random numbers in every run, and the scripts beside the tests."""
 
 from __future__ import annotations
 

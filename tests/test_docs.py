@@ -1,4 +1,4 @@
-"""The site tells the truth: the Python of its guides runs, its commands exist, and no word of a lesson is lost."""
+"""The site is right: the Python of its guides runs, its commands exist, and it has every word of the lessons."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The course of examples holds to its form, and each example runs by itself: its asserts are facts of the package.
+"""Every example of the course has the same form, and runs without errors; its asserts are facts of the package.
 
-Exercises are wrong as they stand, and their solutions are right. The glossary is in order, and its Python runs.
+Exercises are wrong until they are solved, and their solutions are right. The glossary is in order, and its Python runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.s
 
 
 def run(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in this folder as a user would, with the package that these tests test."""
+    """Run a script in this folder as a user would, with the package under test."""
     environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}
     return subprocess.run([sys.executable, source], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
 
@@ -36,7 +36,7 @@ def test_the_course_is_numbered_without_gaps() -> None:
 
 
 @each_example
-def test_an_example_opens_with_its_number_and_its_idea(example: Path) -> None:
+def test_an_example_begins_with_its_number_and_its_idea(example: Path) -> None:
     lines = (ast.get_docstring(ast.parse(example.read_text(encoding="utf-8"))) or "").splitlines()
     assert lines[0].startswith(example.stem[:2] + "  ")
     assert any(line.startswith("The one idea: ") for line in lines)
@@ -56,7 +56,7 @@ def test_an_example_runs_by_itself_and_writes_nothing(example: Path, tmp_path: P
     answer = run(example, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
-    assert 5 <= len(answer.stdout.splitlines()) <= 60  # telling lines, not walls
+    assert 5 <= len(answer.stdout.splitlines()) <= 60  # some lines, not pages
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +71,7 @@ def test_the_course_begins_with_five_lessons_that_have_exercises() -> None:
 
 
 @each_lesson
-def test_an_exercise_is_wrong_as_it_stands_and_its_solution_is_right(lesson: Path, tmp_path: Path) -> None:
+def test_an_exercise_is_wrong_at_first_and_its_solution_is_right(lesson: Path, tmp_path: Path) -> None:
     source, printed = lesson.read_text(encoding="utf-8"), run(lesson, tmp_path).stdout.splitlines()
     exercises = re.findall(r"^# %% Exercise (\d+): \S", source, flags=re.MULTILINE)
     assert exercises == re.findall(r"^# %% Solution (\d+)$", source, flags=re.MULTILINE)

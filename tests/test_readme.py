@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING tell the truth: their Python runs as it stands, their commands exist with these options."""
+"""README and CONTRIBUTING are right: their Python runs without changes, and their commands and options exist."""
 
 from __future__ import annotations
 

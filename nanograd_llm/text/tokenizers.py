@@ -32,8 +32,10 @@ END_OF_TEXT = "<|endoftext|>"
 class Tokenizer(ABC):
     """Text to ids and back. A subclass gives the table of pieces, and encodes ordinary text.
 
-    kind: the name of the class in a saved file. fields: what the file holds besides kind and vocab_size. optional: what
-    it may hold. end_of_text: the id of `<|endoftext|>`, or None if the vocabulary has none.
+    kind: the name of the class in a saved file.
+    fields: what the file holds besides kind and vocab_size.
+    optional: what it may also hold.
+    end_of_text: the id of `<|endoftext|>`, or None if the vocabulary has none.
     """
 
     kind: ClassVar[str]
