@@ -174,7 +174,7 @@ class OpenedGPT2:
 
 def _hugging_face(opened: OpenedGPT2) -> Parts:
     config, arrays = opened.config, READERS[opened.form](opened.path)
-    return Parts(config, _plain(arrays, config.tie_word_embeddings, str(opened.path)), HUGGING_FACE)
+    return Parts(config, _without_prefixes(arrays, config.tie_word_embeddings, str(opened.path)), HUGGING_FACE)
 
 
 def _nanogpt(opened: OpenedGPT2) -> Parts:
@@ -188,7 +188,7 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
         raise BadFileError(f"{where}: not a checkpoint of nanoGPT, which holds model and model_args")
     require_tensors(state, f"{where}: model")
     config, biases = gpt2_config.from_nanogpt(sizes, f"{where}: model_args")
-    return Parts(config, _plain(state, True, where), NANOGPT, biases)
+    return Parts(config, _without_prefixes(state, True, where), NANOGPT, biases)
 
 
 def _openai(opened: OpenedGPT2) -> Parts:
@@ -226,7 +226,7 @@ def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
         )
 
 
-def _plain(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
+def _without_prefixes(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
     """The arrays of the language model, without prefixes, masks, other heads, and a head equal to the token table."""
     bare = {name: WRAPPERS.sub("", name) for name in arrays}
     prefix = next((x.removesuffix("wte.weight") for x in bare.values() if f".{x}".endswith(".wte.weight")), "")

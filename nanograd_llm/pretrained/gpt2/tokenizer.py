@@ -74,7 +74,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     if kind not in CLASSES:
         raise BadFileError(f"{folder / CONFIG}: tokenizer_class is {kind!r:.100}; only GPT-2's can be read")
     if (folder / SINGLE).exists():
-        return _of_single_file(table(SINGLE), settings, str(folder / SINGLE))
+        return _from_single_file(table(SINGLE), settings, str(folder / SINGLE))
     for vocab, merges in PAIRS:
         there = [name for name in (vocab, merges) if (folder / name).exists()]
         if len(there) == 2:
@@ -83,14 +83,14 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         if there:
             raise BadFileError(f"{folder}: has {there[0]} but no {({vocab, merges} - {*there}).pop()}; both are needed")
     if (folder / META).exists():
-        return _of_meta(read(META), str(folder / META))
+        return _from_meta(read(META), str(folder / META))
     for name in FOREIGN:
         if (folder / name).exists():
             raise BadFileError(f"{folder / name}: belongs to a tokenizer that is not GPT-2's; it cannot be read")
     return None
 
 
-def _of_meta(content: bytes, where: str) -> CharTokenizer:
+def _from_meta(content: bytes, where: str) -> CharTokenizer:
     """The tokenizer of nanoGPT's `meta.pkl`, read without running any code in it."""
     meta = read_tensor_pickle(content, {}, where)
     itos, stoi = (meta.get("itos"), meta.get("stoi")) if isinstance(meta, dict) else (None, None)
@@ -112,7 +112,7 @@ def tokenizer_of(
     pieces = read_json_object(vocab, f"{where}: the vocabulary", max_values=MAX_VALUES)
     pairs, first_line = _merges(merges, where)
     tokens = [{"content": token, "id": i} for token, i in added.items()]
-    return _made(pieces, tokens, pairs, settings, where, first_line)
+    return _build(pieces, tokens, pairs, settings, where, first_line)
 
 
 def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
@@ -134,7 +134,7 @@ def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
     return pairs, first_line
 
 
-def _of_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> GPT2Tokenizer:
+def _from_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> GPT2Tokenizer:
     """The tokenizer of Hugging Face's `tokenizer.json`. Raises BadFileError if it is not of GPT-2's kind."""
     model, before = content.get("model"), content.get("pre_tokenizer")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -157,10 +157,10 @@ def _of_single_file(content: Mapping[str, Any], settings: Mapping[str, Any], whe
     except ConfigError as error:
         raise BadFileError(f"{where}: {error}") from None
     settings = {"add_prefix_space": before.get("add_prefix_space", False), **settings}
-    return _made(vocab, added, pairs, settings, where, first_line=1)
+    return _build(vocab, added, pairs, settings, where, first_line=1)
 
 
-def _made(
+def _build(
     vocab: Mapping[str, Any],
     tokens: list[Any],
     merges: list[tuple[str, str]],
