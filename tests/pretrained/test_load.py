@@ -329,7 +329,7 @@ def test_links_to_files_on_another_disk_are_followed(folder: Path, tmp_path: Pat
 
 
 def test_the_error_for_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nor weights of GPT-2; looked for model\.safetensors, .*gpt2_124M\.bin"):
+    with pytest.raises(StorageError, match=r"no weights of GPT-2; looked for model\.safetensors, .*gpt2_124M\.bin"):
         ng.load_gpt2(tmp_path)
 
 

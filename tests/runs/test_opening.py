@@ -233,7 +233,7 @@ def test_a_run_given_to_load_gpt2_is_told_with_what_opens_it(run: Path) -> None:
 
 
 def test_where_nothing_is_it_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds neither a run of nanograd_llm nor weights"):
+    with pytest.raises(StorageError, match="holds no run of nanograd_llm, and no weights"):
         open_model(tmp_path)
     with pytest.raises(StorageError, match="no such file or folder"):
         open_model(tmp_path / "nothing")

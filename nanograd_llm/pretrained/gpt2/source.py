@@ -87,7 +87,7 @@ def _in_folder(folder: Path) -> Source:
     if (folder / "config.toml").exists():
         raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.open_model")
     raise StorageError(
-        f"{folder}: holds neither a run of nanograd_llm nor weights of GPT-2; looked for {', '.join(FILES)} and "
+        f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"
     )
 
