@@ -1,4 +1,4 @@
-"""`open_model`: a run, a checkpoint of one, or a pretrained model, looked at once, then read as far as it is needed."""
+"""`open_model` opens a run, a checkpoint of a run, or a pretrained model; each file is read when it is first needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from numpy.typing import DTypeLike
 
-from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.pretrained.gpt2.load import OpenedGPT2, require_plausible
 from nanograd_llm.pretrained.opened import Opened, require_finite, require_fitting, weights_dtype
@@ -26,12 +26,16 @@ def open_model(source: str | os.PathLike[str]) -> Opened:
 
     source: the folder of a run, for its newest checkpoint; the file of an older one; or whatever `load_gpt2` takes: a
         folder, a file, or a name such as gpt2.
-    Raises StorageError where nothing is there, BadFileError where what is there is damaged or no model, here or when
-    the parts are read.
+    Raises ConfigError if source is empty, StorageError if nothing is there, BadFileError if what is there is damaged or
+    no model. Damage to a part may show only when that part is read.
     """
     require_type("source", source, (str, os.PathLike), "a path or a name")
+    if not os.fspath(source):
+        raise ConfigError("source is empty; give the folder of a run, or a pretrained model, such as gpt2")
     folder, step = run_of_checkpoint(source) or (Path(source), None)
-    if os.path.exists(folder / "config.toml"):  # no name is too long for this
+    if folder.name == "checkpoints" and os.path.exists(folder.parent / "config.toml"):
+        raise StorageError(f"{folder}: holds the checkpoints of a run; give the run, {folder.parent}, or one of them")
+    if os.path.exists(folder / "config.toml"):  # False where the name is too long, where Path.exists raises
         return OpenedRun(source, RunFolder.open(folder), step)
     return OpenedGPT2(source)
 
@@ -46,6 +50,9 @@ class OpenedRun:
         self.path = folder.path
         self.settings = folder.read_config()
 
+    def __repr__(self) -> str:
+        return f"OpenedRun({self.source!r})"
+
     @functools.cached_property
     def config(self) -> GPTConfig:
         """The sizes of the model. Raises BadFileError where config.toml does not hold them."""
@@ -58,7 +65,7 @@ class OpenedRun:
             check_keys(table, [field.name for field in fields], where)
             missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in table]
             if missing:
-                raise ConfigError(f"has no {', no '.join(missing)}; take the file from a copy of the run")
+                raise ConfigError(f"has no {', no '.join(missing)}; restore the file from a copy of the run")
             return GPTConfig(**table)
         except NanogradError as error:
             raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
@@ -73,7 +80,7 @@ class OpenedRun:
         try:
             model.load_state_dict(weights, assign=True)
         except NanogradError as error:
-            raise BadFileError(f"{where}: the checkpoint is of another model than config.toml: {error}") from None
+            raise BadFileError(f"{where}: the checkpoint does not fit the sizes in config.toml: {error}") from None
         require_finite(weights, where, "use an older checkpoint", strict=strict)
         if model.parameters()[0].dtype != dtype:
             model.astype(dtype)

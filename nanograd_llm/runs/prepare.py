@@ -1,6 +1,6 @@
-"""A new run from settings: what was asked for, else what a settings file says, else what suits the preset or the model.
+"""A new run from settings: those asked for override a settings file, which overrides the preset or the model.
 
-A settings file has some of the settings of a run's config.toml; so the config.toml of a run makes the same run again.
+A settings file has the form of a run's config.toml, so the config.toml of a run makes the same run again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def prepare_run(
 
     out: its folder; the next runs/PRESET-N, or runs/tuned-N for a model trained further, if not given.
     asked: settings by table, such as {"train": {"steps": 100}}; they override those of `file`, a settings file.
-    preset: decides what is not given of the model's sizes, batch size, learning rate and weight decay; default nano.
+    preset: the sizes, batch size, learning rate and weight decay where they are not given; nano if None.
     report: as for `LanguageModelling`.
 
-    To train a model further, `asked` or `file` has "init" under "run". The sizes and the tokenizer are then the
-    model's, and "context_length" is that of a window.
-    Raises ConfigError for settings that cannot be or do not fit together, BadFileError for those in the file.
+    With "init" under "run", an existing model is trained further: its sizes and its tokenizer are used, and
+    "context_length" is the length of a training window.
+    Raises ConfigError for settings that are out of range or contradict each other, BadFileError for those in the file.
     """
     check_keys(asked or {}, TABLES, "asked")
     asked = {name: dict((asked or {}).get(name, {})) for name in TABLES}
@@ -68,7 +68,7 @@ def prepare_run(
         decided += ["preset"] if preset else []
         decided += [name for name in asked["text"] if name in ("tokenizer", "vocab_size")]
         if decided:
-            raise ConfigError(f"with init the model decides {', '.join(decided)}; leave that out")
+            raise ConfigError(f"init takes {', '.join(decided)} from the model; leave that out")
         task = _further(source, asked, tables, written.get("model", {}), file, report)
     return Run(out, task, "tuned" if source else preset or "nano", **tables["run"])
 
@@ -76,7 +76,9 @@ def prepare_run(
 def _fresh(asked: Tables, tables: Tables, preset: str, report: Report) -> LanguageModelling:
     text = TextConfig(**tables["text"])
     if "vocab_size" in asked["text"] and text.tokenizer != "bpe":
-        raise ConfigError(f"vocab_size is for the tokenizer bpe; {text.tokenizer} has the vocabulary it has")
+        raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {text.tokenizer}; leave it out")
+    if "vocab_size" in asked["model"] or "vocab_size" in tables["model"].keys() - tables["text"].keys():
+        raise ConfigError("vocab_size under [model] follows the tokenizer; set it under [text]")
     model, train = GPTConfig.preset(preset, **tables["model"]), recipe(preset, **tables["train"])
     return LanguageModelling(text, model, train, report=report)
 
@@ -84,7 +86,7 @@ def _fresh(asked: Tables, tables: Tables, preset: str, report: Report) -> Langua
 def _further(
     source: str, asked: Tables, tables: Tables, sizes: Mapping[str, Any], file: Any, report: Report
 ) -> LanguageModelling:
-    """sizes: those that the file has, which must be the model's."""
+    """A task that trains the model at `source` further. sizes: those in the file, which must equal the model's."""
     from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
 
     start = open_model(source)

@@ -298,12 +298,12 @@ def test_a_run_named_after_nothing_is_a_tuned_one(forms, text, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "with init the model decides n_layer; leave that out"),
-        (["train", "--init", "MODEL", "--preset", "nano"], 2, "with init the model decides preset"),
+        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "init takes n_layer from the model; leave that out"),
+        (["train", "--init", "MODEL", "--preset", "nano"], 2, "init takes preset from the model"),
         (
             ["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"],
             2,
-            "decides tokenizer, vocab_size",
+            "init takes tokenizer, vocab_size from",
         ),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "is 17; the model takes at most 7 tokens"),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "context_length must be an integer of at"),

@@ -158,7 +158,7 @@ def test_sizes_that_the_checkpoint_cannot_have_take_no_memory(run: Path, tmp_pat
     changed = re.sub(rf"^{name} = \d+$", size, table, count=1, flags=re.MULTILINE)
     (folder / "config.toml").write_text(f"{before}[model]{changed}", "utf-8")
     tracemalloc.start()
-    with pytest.raises(BadFileError, match="its sizes need|the checkpoint is of another model"):
+    with pytest.raises(BadFileError, match="its sizes need|the checkpoint does not fit the sizes"):
         open_model(folder).model()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -232,7 +232,18 @@ def test_a_run_given_to_load_gpt2_is_told_with_what_opens_it(run: Path) -> None:
         ng.load_gpt2(run)
 
 
-def test_where_nothing_is_it_is_told(tmp_path: Path) -> None:
+def test_what_was_opened_shows_its_source(source: Path) -> None:
+    assert repr(open_model(source)) in (f"OpenedRun({str(source)!r})", f"OpenedGPT2({str(source)!r})")
+
+
+def test_an_empty_source_and_the_folder_of_checkpoints_are_refused_with_what_to_give(run: Path) -> None:
+    with pytest.raises(ConfigError, match="source is empty; give the folder of a run"):
+        open_model("")
+    with pytest.raises(StorageError, match="checkpoints: holds the checkpoints of a run; give the run, "):
+        open_model(run / "checkpoints")
+
+
+def test_a_source_where_nothing_is_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds no run of nanograd_llm, and no weights"):
         open_model(tmp_path)
     with pytest.raises(StorageError, match="no such file or folder"):

@@ -151,3 +151,11 @@ def test_sizes_in_a_file_that_are_not_those_of_the_model_are_refused(tmp_path: P
     (tmp_path / "x.toml").write_text(f'[run]\ninit = "{tmp_path / "start"}"\n[model]\nn_layer = 3\n', "utf-8")
     with pytest.raises(ConfigError, match="n_layer is 3 in .*x.toml, but 1 in .*start; leave it out"):
         prepare_run(tmp_path / "run", {"text": {"file": asked["text"]["file"]}}, file=tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("where", ["file", "asked"])
+def test_a_vocabulary_size_under_model_is_refused_with_the_place_where_to_set_it(tmp_path: Path, where: str) -> None:
+    (tmp_path / "x.toml").write_text("[model]\nvocab_size = 500", "utf-8")
+    settings = {"file": tmp_path / "x.toml"} if where == "file" else {"asked": {"model": {"vocab_size": 500}}}
+    with pytest.raises(ConfigError, match=r"vocab_size under \[model\] follows the tokenizer; set it under \[text\]"):
+        prepare_run(tmp_path / "run", **settings)

@@ -83,6 +83,9 @@ class OpenedGPT2:
         self.form, self.path = find_source(source)
         self.folder = self.path.parent
 
+    def __repr__(self) -> str:
+        return f"OpenedGPT2({self.source!r})"
+
     @functools.cached_property
     def config(self) -> GPTConfig:
         """The sizes of the model. Raises as `load_gpt2` does."""
