@@ -1,4 +1,4 @@
-"""`nanograd-llm train`: a GPT learns to write from a text."""
+"""`nanograd-llm train`: train a GPT on a text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import contextlib
 import shlex
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Given, options, with_options
 from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import waiting, written
-from nanograd_llm.models.gpt import GPTConfig
+from nanograd_llm.models.gpt import PRESETS, GPTConfig
 from nanograd_llm.runs.run import RunConfig
-from nanograd_llm.tasks.language_model import TextConfig
+from nanograd_llm.tasks.language_model import RECIPES, TextConfig
 from nanograd_llm.training.config import TrainConfig
 
-PRESETS = "the preset's"
+SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
+OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in {**PRESETS["nano"], **RECIPES["nano"]}.items()}
 
 
 @with_options(
@@ -27,8 +30,8 @@ PRESETS = "the preset's"
         "Model",
         without=["vocab_size", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"],
         shown={
-            **dict.fromkeys(("n_layer", "n_head", "n_embd"), PRESETS),
-            "context_length": f"{PRESETS}; with --init it is that of a window, 128",
+            **OF_PRESET,
+            "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
         },
     ),
     train=options(
@@ -37,9 +40,9 @@ PRESETS = "the preset's"
         shown={
             "steps": None,
             "minutes": 1.0,
-            "batch_size": f"{PRESETS}; 8 with --init",
-            "learning_rate": f"{PRESETS}; with --init 5e-5 for 768 channels, more for fewer",
-            "weight_decay": f"{PRESETS}; 0.1 with --init",
+            "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",
+            "learning_rate": f"{OF_PRESET['learning_rate']}; with --init 5e-5 * 768 / n_embd",
+            "weight_decay": f"{OF_PRESET['weight_decay']}; 0.1 with --init",
         },
     ),
 )
@@ -48,30 +51,34 @@ def train(
     /,
     *,
     config: Path | None = None,
-    preset: Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None,
+    preset: Annotated[
+        Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None,
+        Parameter(
+            help="Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not "
+            f"given. Blocks x channels: {SIZES}."
+        ),
+    ] = None,
     out: Path | None = None,
     run: Given = NOTHING,
     text: Given = NOTHING,
     model: Given = NOTHING,
     train: Given = NOTHING,
 ) -> int:
-    """Train a GPT on a text, from fresh weights or a model's, then score it on the held-out tenth and let it write.
+    """Train a GPT on a text, from new weights or those of a model; then score it on held-out text and let it write.
 
     Without arguments: the built-in corpus, a tokenizer trained on it, the preset nano, one minute.
 
     Parameters
     ----------
     file
-        A UTF-8 text; the reference manual that CPython carries if not given.
+        A UTF-8 text file; the Python reference manual, which comes with CPython, if not given.
     config
-        A TOML file of settings, with the tables [run], [text], [model] and [train] that the config.toml of a run has;
-        that of a run makes the run again. Options override it.
-    preset
-        Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not given.
+        A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model] and [train]. The
+        config.toml of a run makes the run again. Options override it.
     out
-        The run folder to make; runs/PRESET-N if not given, or runs/tuned-N with --init.
+        The folder to make for the run; runs/PRESET-N if not given, or runs/tuned-N with --init.
     """
-    spent = time.process_time()  # what starting up has cost
+    spent = time.process_time()  # seconds that starting Python took
     from nanograd_llm.runs.prepare import prepare_run
 
     began = time.monotonic()

@@ -231,8 +231,12 @@ def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
     shown = {"--preset": "nano if not given", "--out": "runs/PRESET-N if not given"}
-    shown |= {"--init": "Go on from this model's weights", "--config": "that of a run makes the run again"}
-    shown |= {"--n-layer": "[default: the preset's]", "--minutes": "[default: 1.0]", "--steps": "Length of the run."}
+    shown |= {"--init": "Go on from this model's weights", "--config": "of a run makes the run again"}
+    shown |= {
+        "--n-layer": "[default: the preset's, 2 for nano]",
+        "--minutes": "[default: 1.0]",
+        "--steps": "Length of the run.",
+    }
     descriptions = re.split(r"│ (?=--)", out)[1:]
     assert len(descriptions) > 25
     for described in descriptions:
@@ -307,7 +311,11 @@ def test_version_is_the_packages(capsys):
         (["train", "--minutes", "nan"], 2, "minutes must be a finite number"),
         (["train", "--learning-rate", "1e999"], 2, "learning_rate must be a finite number"),
         (["train", "--checkpoint-every", "0"], 2, "checkpoint_every must be an integer of at least 1; got 0"),
-        (["train", "--tokenizer", "bytes", "--vocab-size", "500"], 2, "vocab_size is for the tokenizer bpe"),
+        (
+            ["train", "--tokenizer", "bytes", "--vocab-size", "500"],
+            2,
+            "vocab_size applies to the tokenizer bpe,",
+        ),
         (["train", "--n-embd", "1" + "0" * 19], 2, "n_embd must be an integer of at most 2,147,483,647"),
         (["train", "--batch-size", "1" + "0" * 19], 2, "batch_size must be an integer of at most 2,147,483,647"),
         (["generate", "x" * 300], 4, "x" * 300),
