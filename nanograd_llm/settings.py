@@ -1,10 +1,11 @@
 """Settings that check themselves. A setting is declared once: a field of a frozen dataclass, with its bounds and help.
 
     class Sampling(Settings):
-        temperature: float = setting("0 takes the likeliest token always.", default=1.0, low=0)
+        temperature: float = setting("0 always takes the likeliest token.", default=1.0, low=0)
         top_k: int | None = setting("Only the k likeliest tokens; all if not given.", default=None, low=1)
 
-The error messages, the options of the command line and the TOML files follow from that line.
+The error messages, the command line's options and the TOML files are made from that line. The checks of single values
+that follow, and the words for messages at the end, are for every room.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 from nanograd_llm.errors import ConfigError, DtypeError
 
 if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform  # type checkers bring it along; Python itself from 3.11 on
+    from typing_extensions import dataclass_transform  # comes with every type checker; in Python since 3.11
 else:
 
     def dataclass_transform(**_):
@@ -37,30 +39,32 @@ def setting(
     *,
     default: Any = dataclasses.MISSING,
     low: float = 0,
+    why: str = "",
     high: float | None = None,
     below: bool = False,
     choices: Iterable[str] | None = None,
 ) -> Any:
     """A field of a Settings class.
 
-    help: what it means, in sentences, with its unit; of one that may be None, what holds if it is not given.
-    low, high: bounds of a number. Without `high`, integers end at 2³¹ - 1. below: `high` itself is not allowed.
-    choices: the names that a text may be.
+    help: what it means, in sentences, with its unit. If it may be None, the help says what None stands for.
+    low, high: bounds of a number. Without `high`, the largest integer is 2³¹ - 1. below: `high` itself is not allowed.
+    why: why an integer must be at least `low`, for the error message. choices: the values that a str may have.
     """
-    bounds = {"low": low, "high": high, "below": below, "choices": choices and tuple(choices)}
+    bounds = {"low": low, "why": why, "high": high, "below": below, "choices": choices and tuple(choices)}
     return dataclasses.field(default=default, metadata={"help": help} | bounds)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting,))
 class Settings:
-    """Base of settings; a class derived from it is a frozen dataclass whose fields are checked when it is made.
+    """Base class of settings: a derived class is a frozen dataclass whose fields are checked when it is made.
 
     A field is a bool, int, float or str, or one of these and None. Checks of several fields together go into
-    `__post_init__`, after `super()`'s. Raises ConfigError that names the field, its value and what is allowed.
+    `__post_init__`, after `super().__post_init__()`. Raises ConfigError that names the field, its value and what is
+    allowed, or the nearest field for an unknown name.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # for type checkers: this is a dataclass
-    setting_types: ClassVar[dict[str, tuple[type, bool]]]  # of each field, and whether it may be None
+    setting_types: ClassVar[dict[str, tuple[type, bool]]]  # by field: its type, and whether it may be None
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -68,14 +72,18 @@ class Settings:
         kinds = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in dataclasses.fields(cls)}
         cls.setting_types = {name: (kind[0], NoneType in kind) for name, kind in kinds.items()}
 
+    def __new__(cls, *_: Any, **given: Any) -> Any:
+        check_keys(given, cls.setting_types, cls.__name__)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self))
 
 
 def check_settings(kind: type[Settings], table: Mapping[str, Any], where: str = "") -> None:
-    """Raise ConfigError unless each of these values is one that its setting may have; not all need be there.
+    """Raise ConfigError unless each value in `table` is allowed for its setting; settings may be missing.
 
-    where: begins the message, such as "config.toml [train]".
+    where: the start of the message, such as "config.toml [train]".
     """
     fields, types = kind.__dataclass_fields__, kind.setting_types
     check_keys(table, types, where or kind.__name__)
@@ -95,50 +103,36 @@ def _check(name: str, value: Any, kind: type, optional: bool, bounds: Mapping[st
     elif kind is bool and not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False; got {shown(value)}")
     elif kind is int:
-        require_int(name, value, low, MAX_INT if high is None else high)
+        require_int(name, value, low, MAX_INT if high is None else high, why=bounds["why"])
     elif kind is float:
         require_number(name, value, low, math.inf if high is None else high, below=bounds["below"])
     elif not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a text; got {shown(value)}")
+        raise ConfigError(f"{name} must be a string; got {shown(value)}")
 
 
-def shown(value: Any) -> str:
-    """A value in an error message: short, whatever it is."""
-    try:
-        return f"{value!r:.100}"
-    except (ValueError, RecursionError):  # an integer of too many digits, tables too deep in each other
-        return f"{type(value).__name__} too large to show"
+def require_int(field: str, value: Any, low: int, high: int = MAX_INT, *, why: str = "") -> None:
+    """Raise ConfigError unless value is an integer of Python or NumPy from `low` to `high`; a bool is none.
 
-
-def listed(names: Sequence[object]) -> str:
-    """Names out of a file, for an error of one line.
-
-    >>> listed(["wte.weight", "a\\nb"])
-    "'wte.weight', 'a\\\\nb'"
+    why: the reason for `low`, as the message gives it.
     """
-    first = ", ".join(f"{name!r:.100}" for name in names[:10])
-    return first + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
-
-
-def require_int(field: str, value: Any, low: int, high: int = MAX_INT) -> None:
-    """Raise ConfigError unless value is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise ConfigError(f"{field} must be an integer of at least {low}; got {shown(value)}")
+        reason = f" ({why})" if why else ""
+        raise ConfigError(f"{field} must be an integer of at least {low}{reason}; got {shown(value)}")
     if int(value) > high:
         raise ConfigError(f"{field} must be an integer of at most {high:,}; got {shown(value)}")
 
 
 def require_seed(value: Any) -> None:
-    """Raise ConfigError unless value can be the seed of all randomness: an integer of 64 bits at most."""
+    """Raise ConfigError unless value is a seed: an integer from 0 to 2⁶⁴ - 1."""
     require_int("seed", value, 0, MAX_SEED)
 
 
 def require_number(field: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
-    """Raise ConfigError unless low <= value <= high, a finite number; `below` excludes `high` itself."""
+    """Raise ConfigError unless value is a finite number with low ≤ value ≤ high; with `below`, value < high."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     try:
         is_number = is_number and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer larger than every float
         is_number = False
     if not is_number or not low <= value <= high or (below and value == high):
         upper = "" if high == math.inf else f" {'<' if below else '≤'} {high}"
@@ -146,13 +140,13 @@ def require_number(field: str, value: Any, low: float, high: float = math.inf, *
 
 
 def require_type(field: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
-    """Raise DtypeError unless value is of this kind, which `words` name, such as "a str"."""
+    """Raise DtypeError unless value is an instance of `kind`, which the message calls `words`, such as "a str"."""
     if not isinstance(value, kind):
         raise DtypeError(f"{field} must be {words}; got {shown(value)}")
 
 
 def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise ConfigError unless value is one of the allowed names; the nearest one is suggested."""
+    """Raise ConfigError unless value is one of the allowed names; the message suggests the nearest."""
     names = list(allowed)
     if value not in names:
         near = nearest(str(value), names) if isinstance(value, str) else ""
@@ -161,7 +155,7 @@ def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
-    """Raise ConfigError with every unknown key and its nearest match, or with all that is allowed where none is near.
+    """Raise ConfigError that lists every unknown key with the nearest allowed one, or with all if none is near.
 
     >>> check_keys({"n_layers": 4}, ["n_layer", "n_head"], "config.toml [model]")
     Traceback (most recent call last):
@@ -177,7 +171,7 @@ def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> 
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The table of these pairs; as an `object_pairs_hook` it stops `json` from taking the last of two equal keys.
+    """The pairs as a dict; raises ConfigError for a duplicate key. Made for `object_pairs_hook` of `json`.
 
     >>> unique_keys([("steps", 3), ("steps", 4)])
     Traceback (most recent call last):
@@ -192,10 +186,56 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The allowed name most like `name`, whatever the case of either; "" where none is near.
+    """The allowed name most similar to `name`, or with these initials; "" if there is none. Case does not matter.
 
-    >>> nearest("GPT-2", ["nano", "gpt2"])
-    'gpt2'
+    >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"])
+    ('gpt2', 'learning_rate')
     """
     by_folded = {choice.casefold(): choice for choice in allowed}
-    return next((by_folded[near] for near in difflib.get_close_matches(name.casefold(), by_folded, n=1)), "")
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    by_initials = ["".join(part[:1] for part in re.split("[-_]", choice)) == name.casefold() for choice in by_folded]
+    close += [choice for choice, fits in zip(by_folded, by_initials) if fits and sum(by_initials) == 1]
+    return by_folded[close[0]] if close else ""
+
+
+# Words for messages
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: its repr, at most 100 characters."""
+    try:
+        return f"{value!r:.100}"
+    except (ValueError, RecursionError):  # an integer of too many digits, or tables nested too deeply
+        return f"{type(value).__name__} too large to show"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names from a file, for an error of one line: at most ten of them, and how many more there are.
+
+    >>> listed(["wte.weight", "a\\nb"])
+    "'wte.weight', 'a\\\\nb'"
+    """
+    first = ", ".join(f"{name!r:.100}" for name in names[:10])
+    return first + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things. plural: if it is not the noun with an s.
+
+    >>> counted(1, "token"), counted(2000, "token"), counted(2, "process", "processes")
+    ('1 token', '2,000 tokens', '2 processes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+# What moves the cursor, colours, rings, or reverses the direction of writing: control characters but tab and line end.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""A text from a model or a file, made safe for a terminal: each control character becomes its Python escape.
+
+    >>> print(printable("\x1b[31mred"))
+    \x1b[31mred
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))

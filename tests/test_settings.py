@@ -39,6 +39,7 @@ class Oven(Settings):
     minutes: float | None = setting("Until it ends; None for never.", default=None, low=0.1)
     label: str | None = setting("On its door.", default=None)
     seed: int = setting("Of its crumbs.", default=0, high=MAX_SEED)
+    shelves: int = setting("Shelves in it.", default=2, low=2, why="a top and a bottom")
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
@@ -55,6 +56,11 @@ def test_what_is_too_small_or_no_integer_is_refused_by_name(value: object) -> No
 @pytest.mark.parametrize(("name", "near"), [("GPT2", "gpt2"), ("nanoo", "Nano"), ("NANO", "Nano"), ("zzz", "")])
 def test_the_nearest_name_is_found_whatever_its_case(name: str, near: str) -> None:
     assert nearest(name, ["gpt2", "Nano"]) == near
+
+
+def test_a_name_is_also_found_by_its_initials() -> None:
+    assert nearest("lr", ["steps", "learning_rate"]) == "learning_rate"
+    assert nearest("lr", ["long-run", "learning_rate"]) == ""  # which of the two?
 
 
 def test_a_choice_in_capitals_is_refused_with_the_name_that_was_meant() -> None:
@@ -140,6 +146,7 @@ def test_settings_within_their_bounds_are_taken_as_they_are_also_numpys() -> Non
     ("change", "said"),
     [
         ({"trays": 0}, "trays must be an integer of at least 1; got 0"),
+        ({"shelves": 1}, "shelves must be an integer of at least 2 (a top and a bottom); got 1"),
         ({"trays": None}, "trays must be an integer of at least 1; got None"),
         ({"trays": 2**31}, "trays must be an integer of at most 2,147,483,647; got 2147483648"),
         ({"trays": 10**5000}, "trays must be an integer of at most 2,147,483,647; got int too large to show"),
@@ -148,7 +155,7 @@ def test_settings_within_their_bounds_are_taken_as_they_are_also_numpys() -> Non
         ({"fan": 1}, "fan must be True or False; got 1"),
         ({"mode": "botom"}, "mode must be one of top, bottom; got 'botom'; did you mean 'bottom'?"),
         ({"minutes": True}, "minutes must be a finite number with 0.1 ≤ minutes; got True"),
-        ({"label": 3}, "label must be a text; got 3"),
+        ({"label": 3}, "label must be a string; got 3"),
         ({"seed": 2**64}, "seed must be an integer of at most 18,446,744,073,709,551,615; got 18446744073709551616"),
     ],
 )
@@ -168,6 +175,20 @@ def test_a_part_of_the_settings_can_be_checked_and_an_unknown_one_is_refused() -
     check_settings(Oven, {"fan": True})
     with pytest.raises(ConfigError, match=r"oven.toml: unknown 'tray', did you mean 'trays'\?"):
         check_settings(Oven, {"tray": 3}, "oven.toml")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ng.training.TrainConfig(lr=1), "TrainConfig: unknown 'lr', did you mean 'learning_rate'?"),
+        (lambda: ng.GPTConfig(n_layre=3), "GPTConfig: unknown 'n_layre', did you mean 'n_layer'?"),
+        (lambda: dataclasses.replace(Oven(1), tray=2), "Oven: unknown 'tray', did you mean 'trays'?"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_its_nearest_match(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == said
 
 
 def test_settings_are_frozen_dataclasses_that_can_be_compared_hashed_and_pickled() -> None:

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from nanograd_llm.cli.terminal import printable
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.settings import printable
 
 COMMANDS = {  # with examples for the help page; each is the function of that name in a file of that name
     "train": ["train", "train my_text.txt --minutes 5 --n-layer 4", "train my_text.txt --init gpt2 --steps 100"],

@@ -9,9 +9,10 @@ import secrets
 import sys
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
-from nanograd_llm.cli.terminal import printable, written
+from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import Conversation, Sampling
 from nanograd_llm.inference.sampling import PROSE
+from nanograd_llm.settings import printable
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.terminal import printable
+from nanograd_llm.settings import printable
 
 
 def convert(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.terminal import counted, waiting
+from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.settings import counted
 
 
 def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:

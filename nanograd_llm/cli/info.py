@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.terminal import printable
+from nanograd_llm.settings import printable
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened

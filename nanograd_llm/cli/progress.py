@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 
 from nanograd_llm.backend.threads import pinned_blas
-from nanograd_llm.cli.terminal import printable, written
+from nanograd_llm.cli.terminal import written
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
+from nanograd_llm.settings import printable
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "

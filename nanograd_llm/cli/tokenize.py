@@ -15,9 +15,9 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     special
         Take <|endoftext|> in the text as the one token of that name, not as text.
     """
-    from nanograd_llm.cli.terminal import counted
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.settings import counted
     from nanograd_llm.text.bpe import readable
 
     tokenizer = gpt2_tokenizer() if model is None else open_model(model).tokenizer()

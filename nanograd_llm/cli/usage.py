@@ -19,10 +19,10 @@ from nanograd_llm.settings import nearest
 
 
 def explained(error: CycloptsError) -> str:
-    """The sentence for an error of the command line, with the help that goes further."""
+    """What is wrong, in a sentence, and which help page to read."""
     fault = _fault(error)
-    further = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
-    return f"{fault} See {further}" if fault.endswith("?") else f"{fault}; see {further}"
+    page = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
+    return f"{fault} See {page}" if fault.endswith("?") else f"{fault}; see {page}"
 
 
 def _fault(error: CycloptsError) -> str:
@@ -36,9 +36,9 @@ def _fault(error: CycloptsError) -> str:
         return f"{_shown(error.unused_tokens[0])} is no command; {hint}"
     if isinstance(error, UnknownOptionError):
         word, given = error.token.keyword or error.token.value, error.root_input_tokens or []
-        if "--" in given and word not in given[: given.index("--")]:  # behind it, nothing is an option
+        if "--" in given and word not in given[: given.index("--")]:  # after it, nothing is an option
             if word.startswith("--"):
-                return f"{word} stands behind --, where all is text; put options before --, and the text last"
+                return f"{word} comes after --, where everything is text; put options before --, and the text last"
             return _too_many([word], error, command)
         names = [name for argument in error.argument_collection for name in argument.names]
         return _unknown_option(word, [*names, "--help"], command)
@@ -61,23 +61,22 @@ def _fault(error: CycloptsError) -> str:
 
 
 def _unknown_option(word: str, options: list[str], command: str) -> str:
-    """An option is also known by its initials, as --lr, and by its first letter, as -V, where that is but one."""
+    """An unknown option; the nearest is suggested, for a single letter the only one that begins with it."""
     short = word.strip("-").lower()
     names = {name.strip("-"): name for name in options if name.startswith("--")}
-    alike = [name for name in names if short in ("".join(part[0] for part in name.split("-")), name[0])]
-    near = nearest(short, names) if word.startswith("--") else ""
-    near = near or (alike[0] if len(alike) == 1 else "")
+    first = [name for name in names if name[0] == short]
+    near = nearest(short, names) if word.startswith("--") else first[0] if len(first) == 1 else ""
     if near:
         return f"{word} is no option of {command}; did you mean {names[near]}?"
     if word.startswith("--") and " " not in word:
         return f"{word} is no option of {command}"
-    return f"{_shown(word)} is no option of {command}; a text that begins with a dash goes last, behind --"
+    return f"{_shown(word)} is no option of {command}; put a text that begins with a dash last, after --"
 
 
 def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
     kinds = inspect.signature(error.target).parameters.values() if error.target is not None else ()
     takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
-    what = f"takes {' and '.join(takes)}; what has spaces goes in quotes" if takes else "takes nothing but options"
+    what = f"takes {' and '.join(takes)}; put quotes around a text with spaces" if takes else "takes only options"
     return f"{', '.join(map(_shown, words))}: too many words; {command} {what}"
 
 
@@ -87,7 +86,7 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _expected(kind: Any) -> str:
-    """What a value of an option may be, in words.
+    """What the value of an option may be, in words.
 
     >>> _expected(int | None), _expected(Literal["hf", "numpy"])
     ('an integer', 'one of hf, numpy')

@@ -71,7 +71,12 @@ class TextConfig(Settings):
         default="bpe",
         choices=("bpe", "bytes", "characters", "model"),
     )
-    vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
+    vocab_size: int = setting(
+        "Tokens that bpe learns: the 256 bytes, end of text, and pairs that it merges.",
+        default=1024,
+        low=257,
+        why="256 bytes and end of text",
+    )
     held_out: float = setting(
         "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
     )

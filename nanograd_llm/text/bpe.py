@@ -58,7 +58,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     import regex  # type: ignore[import-untyped]
 
     require_type("text", text, str, "a str")
-    require_int("vocab_size", vocab_size, len(BYTES) + 1)
+    require_int("vocab_size", vocab_size, len(BYTES) + 1, why="256 bytes and end of text")
 
     # All distinct words in one doubly linked list of tokens, so that a merge changes only its neighbours.
     token = [_WORD_END]

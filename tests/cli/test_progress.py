@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from nanograd_llm.cli.progress import _Bar, _Lines
-from nanograd_llm.cli.terminal import printable
+from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.gradcheck import Report
+from nanograd_llm.settings import printable
 from nanograd_llm.training import StepRecord
 
 RECORD = StepRecord(12_345, 10, 3.25, 1e-3, 1.0, 73_078.0, 0.25)
@@ -57,13 +60,30 @@ def test_on_a_narrow_terminal_the_bar_leaves_fields_out_and_cuts_none(
 
 
 @pytest.mark.parametrize("bad", ["\x1b[31m", "\x07", "\x9b2J", "\r", "\u202e", "\x7f", "\0"])
-def test_what_steers_a_terminal_is_shown_as_its_escape(bad: str) -> None:
+def test_control_characters_are_shown_as_their_escapes(bad: str) -> None:
     assert printable(f"a{bad}b") == f"a{bad[0].encode('unicode_escape').decode()}{bad[1:]}b"
     bar, screen = _Bar(), io.StringIO()
     bar.shown = Progress(console=Console(file=screen, width=80))
     bar.quote(f"a{bad}b")
     bar.say(f"a{bad}b")
     assert bad[0] not in screen.getvalue() and "\\" in screen.getvalue()
+
+
+def test_a_title_with_control_characters_and_markup_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with waiting("reading [red]a\x1b]0;b") as update:
+        update(0.5, "reading [bold]c\x1b]0;d")
+    shown = screen.getvalue()
+    assert "[red]a\\x1b]0;b" in shown and "[bold]c\\x1b]0;d" in shown and "\x1b]0" not in shown
+
+
+def test_a_report_with_control_characters_reaches_a_terminal_as_escapes() -> None:
+    screen, report = io.StringIO(), Report("loss", (), problems=("in a\x1b[2Jb",))
+    Console(file=screen).print(report)
+    assert "in a\\x1b[2Jb" in screen.getvalue()
 
 
 def test_text_lines_tabs_and_all_that_is_only_shown_stay_as_they_are() -> None:

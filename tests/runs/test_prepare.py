@@ -115,7 +115,7 @@ def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: An
             '[text]\ntokenizer = "bpee"',
             " [text]: tokenizer must be one of bpe, bytes, characters, model; got 'bpee'",
         ),
-        ("[text]\nfile = 3", " [text]: file must be a text; got 3"),
+        ("[text]\nfile = 3", " [text]: file must be a string; got 3"),
         ("[run]\ncheckpoint_every = 0", " [run]: checkpoint_every must be an integer of at least 1; got 0"),
         (
             "[train]\nsteps = 3\nminutes = 1",

@@ -74,7 +74,11 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "field"),
-    [({"tokenizer": "bpee"}, "did you mean 'bpe'"), ({"vocab_size": 10}, "vocab_size"), ({"held_out": 0}, "held_out")],
+    [
+        ({"tokenizer": "bpee"}, "did you mean 'bpe'"),
+        ({"vocab_size": 10}, r"at least 257 \(256 bytes and end of text\); got 10"),
+        ({"held_out": 0}, "held_out"),
+    ],
 )
 def test_a_wrong_text_setting_is_named(settings, field):
     with pytest.raises(ConfigError, match=field):

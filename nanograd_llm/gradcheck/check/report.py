@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.settings import printable
 
 PASSING = ("right", "at a kink")
 SHOWN = 8  # findings that did not pass, in full
@@ -164,7 +165,7 @@ class Report(Shown):
         """The same with its verdicts in colour, for rich's console."""
         from rich.text import Text
 
-        text = Text(str(self))
+        text = Text(printable(str(self)))
         text.highlight_regex(r"(?<=: )(right|at a kink)\b", "green")
         text.highlight_regex(r"(?<=: )(wrong|NOT RIGHT|CANNOT TELL|cannot tell)\b", "bold red")
         text.highlight_regex(r"^ *(problem|culprit|looks like|worst at|kink at)", "bold")
