@@ -1,7 +1,7 @@
-"""One way to fail: every error of the project says what arrived, what was expected and what to do.
+"""The errors of the project. A message says what arrived, what was expected and what to do.
 
-Each class is also the builtin that a Python reader would expect (a shape is a ValueError, a dtype a TypeError), and
-carries the exit code that the command line ends with: 1 a failed check, 2 usage, 3 bad file, 4 input or output.
+Each class also derives from the builtin exception that fits: ShapeError is a ValueError, DtypeError a TypeError. The
+command line exits with its `exit_code`: 1 a failed check, 2 usage, 3 bad file, 4 input or output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class IndexRangeError(NanogradError, IndexError):
 
 
 class GraphError(NanogradError, RuntimeError):
-    """The tape was used in a way that has no meaning: freed, never recorded, or in use by another thread."""
+    """The tape was freed, never recorded, or is in use by another thread; or a trainer does not fit its model."""
 
 
 class InPlaceError(GraphError):
@@ -38,7 +38,7 @@ class InPlaceError(GraphError):
 
 
 class NonFiniteError(NanogradError, ArithmeticError):
-    """A NaN or infinity appeared where none may be."""
+    """A NaN or infinity where only finite numbers are allowed."""
 
     exit_code = 1
 
@@ -50,16 +50,16 @@ class WorkerError(NanogradError, RuntimeError):
 
 
 class ConfigError(NanogradError, ValueError):
-    """A setting that cannot be: names the field, its value and what would be allowed."""
+    """A setting that is not allowed; the message names the field, its value and what is allowed."""
 
 
 class BadFileError(NanogradError, ValueError):
-    """A file whose content is not what it should be."""
+    """A file whose content is damaged or not of the expected form."""
 
     exit_code = 3
 
 
 class StorageError(NanogradError, OSError):
-    """The file system refused: missing, unwritable, full, or in use by another run."""
+    """A file or folder is missing, cannot be written or is in use by another run, or the disk is full."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""AdamW: steps as long as the gradient is steady, with weight decay apart from the gradient.
+"""AdamW: a step is the mean gradient over the root of the mean squared gradient; weight decay is separate from it.
 
 Kingma and Ba 2015; Loshchilov and Hutter 2019.
 
@@ -19,7 +19,7 @@ from nanograd_llm.training.flat import FlatParameters
 
 
 class Rates(NamedTuple):
-    """What a step multiplies by: m/(√v + eps) by rate, the parameters that decay by decay, the gradient by scale."""
+    """The factors of a step: rate is that of m/(√v + eps), decay of parameters that decay, scale of the gradient."""
 
     rate: float
     eps: float
@@ -28,7 +28,7 @@ class Rates(NamedTuple):
 
 
 class AdamW:
-    """Optimizer over all `parameters`; decay (λ) acts on matrices and tables only.
+    """Optimizer over `parameters`; weight_decay (λ) acts on matrices and tables only.
 
     m and v are flat arrays in the layout of `flat`, as is the gradient that `update` takes; `step` takes a list of
     gradients in the order of the parameters given. shared: see `FlatParameters`.
@@ -51,32 +51,33 @@ class AdamW:
         self.steps = 0
 
     def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
-        """Move every parameter by one step, against a list of gradients, one for each parameter.
+        """Update every parameter. gradients: one for each parameter, in the order given.
 
-        Raises ShapeError where the gradients do not fit the parameters, GraphError where a parameter has left `flat`.
+        Raises ShapeError if a gradient has another shape than its parameter, GraphError if a parameter left `flat`.
         """
         gradients = list(gradients)
         shapes, expected = [g.shape for g in gradients], [p.shape for p in self.order]
         if shapes != expected:
             raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
-        given = {id(p): g for p, g in zip(self.order, gradients)}
-        gradient = np.concatenate([given[id(p)].reshape(-1) for p in self.flat.parameters])
+        by_id = {id(p): g for p, g in zip(self.order, gradients)}
+        gradient = np.concatenate([by_id[id(p)].reshape(-1) for p in self.flat.parameters])
         self.update(self.flat.blocks(0, 1), gradient, self.next_rates(learning_rate))
 
     def next_rates(self, learning_rate: float, scale: float = 1.0) -> Rates:
-        """Begin a step: count it, and work out what `update` multiplies by. scale: of the gradient, as clipping wants.
+        """Count a step and compute its factors for `update`. scale: of the gradient, for clipping.
 
-        Raises GraphError where a parameter has left `flat`.
+        Raises GraphError if a parameter has left `flat`.
         """
-        self.flat.require_tied()
+        self.flat.require_views()
         self.steps += 1
-        # m̂/(√v̂ + ε) with both corrections drawn together: η m/(√v + ε√(1-β₂ᵗ)), η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
+        # m̂/(√v̂ + ε) with its corrections moved into the factors: η m/(√v + ε√(1-β₂ᵗ)), where
+        # η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
         correction = math.sqrt(1 - self.beta2**self.steps)
         rate, eps = learning_rate * correction / (1 - self.beta1**self.steps), self.eps * correction
         return Rates(rate, eps, 1 - learning_rate * self.weight_decay, scale)
 
     def update(self, blocks: Iterable[slice], gradient: np.ndarray, rates: Rates) -> None:
-        """Move the parameters of these blocks of the flat layout; gradient: all of it, flat."""
+        """Update the parameters in these blocks of the flat layout. gradient: the whole flat gradient."""
         for block in blocks:
             p, m, v = self.flat.data[block], self.m[block], self.v[block]
             g = gradient[block] * rates.scale
@@ -96,11 +97,11 @@ class AdamW:
 
 
 def clip_by_global_norm(gradients: Sequence[np.ndarray], max_norm: float) -> float:
-    """Scale gradients in place so that their common length is at most max_norm; return the length they had.
+    """Scale gradients in place so that their global norm is at most max_norm; returns the norm before.
 
-    Pascanu, Mikolov and Bengio 2013. Where a number is not finite they are left as they are.
+    Pascanu, Mikolov and Bengio 2013. If a number is not finite, nothing is changed.
     """
-    with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
+    with np.errstate(over="ignore"):  # a sum of squares that overflows is infinite, which the norm shows
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
     if math.isfinite(norm) and norm > max_norm:
         for g in gradients:

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
 class TrainConfig(Settings):
-    """How to train. Raises ConfigError naming the field that cannot be."""
+    """How to train. Raises ConfigError that names the field."""
 
     steps: int = setting(
-        "Length of the run. The same steps and number of workers give the same model, bit for bit.", default=1000, low=1
+        "Steps of the run. The same steps and number of workers give the same model, bit for bit.", default=1000, low=1
     )
     minutes: float | None = setting(
-        "Length of the run in time instead of in steps; the schedule then follows the clock.",
+        "Length of the run in minutes, in place of steps; the learning rate then follows the clock.",
         default=None,
         low=1e-3,
     )
-    batch_size: int = setting("Rows of a batch: the windows of a step.", default=12, low=1)
-    accumulate: int = setting("Work through each batch in so many pieces a worker, to save memory.", default=1, low=1)
-    learning_rate: float = setting("At its peak.", default=1e-3)
-    warmup: float = setting("Share of the run in which the rate climbs to its peak.", default=0.1, high=1, below=True)
-    final: float = setting("Share of the peak that the rate falls to at the end.", default=0.01, high=1)
-    weight_decay: float = setting("Decay of AdamW, on matrices only.", default=0.1)
-    beta1: float = setting("Decay a step of AdamW's mean of gradients.", default=0.9, high=1, below=True)
-    beta2: float = setting("Decay a step of AdamW's mean of squared gradients.", default=0.95, high=1, below=True)
-    eps: float = setting("Keeps AdamW from dividing by 0.", default=1e-8, low=1e-16)
-    max_norm: float = setting("The gradient is scaled down to this norm where it is larger.", default=1.0, low=1e-12)
-    seed: int = setting("Decides the first weights, every batch and every dropout mask.", default=0, high=MAX_SEED)
-    workers: int = setting("Workers that a batch is split over; 0 for one a core.", default=0)
+    batch_size: int = setting("Rows of a batch, such as the windows of text in a step.", default=12, low=1)
+    accumulate: int = setting(
+        "Pieces that each worker splits its rows into, to save memory (gradient accumulation).", default=1, low=1
+    )
+    learning_rate: float = setting("Peak of the learning rate.", default=1e-3)
+    warmup: float = setting(
+        "Share of the run in which the learning rate rises to its peak.", default=0.1, high=1, below=True
+    )
+    final: float = setting("Learning rate at the end, as a share of the peak.", default=0.01, high=1)
+    weight_decay: float = setting("Weight decay of AdamW, on matrices and tables only.", default=0.1)
+    beta1: float = setting("Share of the mean gradient that a step of AdamW keeps.", default=0.9, high=1, below=True)
+    beta2: float = setting("Share of the mean squared gradient that it keeps.", default=0.95, high=1, below=True)
+    eps: float = setting("Added to AdamW's denominator, so that it is never 0.", default=1e-8, low=1e-16)
+    max_norm: float = setting("A gradient of a larger norm is scaled down to this norm.", default=1.0, low=1e-12)
+    seed: int = setting("Seed of the initial weights, the batches and dropout.", default=0, high=MAX_SEED)
+    workers: int = setting("Workers that the rows of a batch are split over; 0 for one per core.", default=0)
     processes: bool | None = setting(
-        "Have the workers be forked processes, faster for small models, or threads; the bits are the same. Processes "
-        "where they are safe (on Linux; not in a notebook, a thread, a process of a pool, or beside other threads) if "
-        "not given.",
+        "Use forked processes as workers, which are faster for small models, or threads; the bits are the same. If not "
+        "given, processes where a fork is safe: on Linux, not in a notebook, a thread, a process of a pool, or beside "
+        "other threads.",
         default=None,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("workers", "accumulate"):
+            if (number := getattr(self, name)) > self.batch_size:
+                raise ConfigError(
+                    f"{name} is {number}, but batch_size only {self.batch_size}; give at most as many as rows"
+                )

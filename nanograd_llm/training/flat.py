@@ -15,16 +15,16 @@ BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and 
 class FlatParameters:
     """One array `data` that holds these parameters, matrices first; their `.data` are views of it from now on.
 
-    Matrices (and tables) come first because weight decay acts on them and not on biases and norms: `decayed` is how
-    many numbers at the front they take. Gradients, moments and the like are arrays of the same layout: `views(array)`.
+    Matrices (and tables) come first because weight decay acts on them and not on biases and norms: `decayed` is their
+    number of elements. Gradients, moments and the like are arrays of the same layout: `views(array)`.
     """
 
     def __init__(self, parameters: Sequence[Parameter], *, shared: bool = False):
-        """shared: this array, and those that `zeros` gives, lie where processes forked from this one see them too."""
+        """shared: put this array, and those that `zeros` returns, into memory that forked processes share."""
         self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)
         dtypes = {p.dtype for p in self.parameters}
         if len(dtypes) != 1:
-            raise DtypeError(f"parameters of one dtype are wanted; got {sorted(map(str, dtypes))}; use model.astype")
+            raise DtypeError(f"all parameters must have one dtype; got {sorted(map(str, dtypes))}; use model.astype")
         self.decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         self.dtype, self.size, self.shared = dtypes.pop(), sum(p.size for p in self.parameters), shared
         self.data = self.zeros()
@@ -40,17 +40,17 @@ class FlatParameters:
 
         size = max(1, self.size * self.dtype.itemsize)
         try:
-            memory = mmap.mmap(-1, size)  # anonymous, and kept across a fork
+            memory = mmap.mmap(-1, size)  # anonymous memory, which a fork shares
         except OSError as error:
-            raise MemoryError(f"cannot share {size / 2**20:,.0f} MiB: {error.strerror}") from None
+            raise MemoryError(f"cannot allocate {size / 2**20:,.0f} MiB of shared memory: {error.strerror}") from None
         return np.frombuffer(memory, dtype=self.dtype, count=self.size)
 
     def blocks(self, worker: int, workers: int) -> list[slice]:
         """A worker's share of the layout, in blocks that fit the cache."""
         return [slice(i, i + BLOCK) for i in range(worker * BLOCK, self.size, workers * BLOCK)]
 
-    def require_tied(self) -> None:
-        """Raise GraphError where a parameter has been given another array: what is done here would not reach it."""
+    def require_views(self) -> None:
+        """Raise GraphError if a parameter has another array by now, which an update of `data` would not change."""
         if any(p.data.base is not self.data for p in self.parameters):
             raise GraphError(
                 "a parameter no longer lies in this flat array (after model.astype, or under another trainer); "

@@ -1,4 +1,4 @@
-"""The learning rate over a run: a short climb, then half a cosine down (Loshchilov and Hutter 2017)."""
+"""The learning rate over a run: a linear warm-up, then half a cosine down (Loshchilov and Hutter 2017)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 def warmup_cosine(progress: float, *, peak: float, warmup: float, final: float) -> float:
     """The learning rate when `progress` (0 to 1) of the run is done.
 
-    It climbs in a straight line to `peak` over the first `warmup` of the run, then falls to `final` times the peak.
+    It rises linearly to `peak` over the first `warmup`, a share of the run, then falls to `final` times the peak.
 
     >>> [round(warmup_cosine(p, peak=1.0, warmup=0.2, final=0.1), 2) for p in (0.1, 0.2, 0.6, 1.0)]
     [0.5, 1.0, 0.55, 0.1]

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum: each step goes on in the direction of the steps before.
+"""Stochastic gradient descent with momentum: each step continues in the direction of the steps before.
 
 Polyak 1964; Sutskever et al. 2013, in PyTorch's form, whose velocity does not contain the learning rate.
 
@@ -30,9 +30,9 @@ class SGD:
         self.velocities = [np.zeros_like(p.data) for p in self.parameters]
 
     def step(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
-        """Move every parameter by one step, against its gradient.
+        """Update every parameter. gradients: one for each parameter, in the order given.
 
-        Raises ShapeError where the gradients do not fit the parameters.
+        Raises ShapeError if a gradient has another shape than its parameter.
         """
         shapes, expected = [np.shape(g) for g in gradients], [p.shape for p in self.parameters]
         if shapes != expected:

@@ -1,8 +1,8 @@
-"""A team runs the same method on different tasks at once, the caller among its members: as threads or as processes.
+"""A team runs one method on several tasks in parallel, in threads or in processes; the caller runs the first task.
 
-Threads see everything and work everywhere, but wait for each other at the interpreter's lock, which costs a fifth of a
-step where arrays are small. A forked process has an interpreter of its own, and a copy of everything as it was at the
-fork; only shared memory is seen as it changes.
+Threads share all memory and work on every system, but wait for each other at the interpreter's lock, which costs a
+fifth of a step where arrays are small. A forked process has its own interpreter and a copy of all memory as it was at
+the fork; later changes are seen only in shared memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from nanograd_llm.autograd.modes import forget_modes
 from nanograd_llm.backend.processes import CAN_FORK, Child, fork
 from nanograd_llm.backend.threads import OWN_THREADS, cpu_count
 from nanograd_llm.errors import ConfigError
+from nanograd_llm.settings import counted
 
 Method = Callable[..., Any]  # a bound method
 
 
 class Threads:
-    """A thread for each of `size` members but the first, which is the caller. why: the reason that they are threads."""
+    """`size` members: the caller and `size - 1` threads. why: the reason for threads, where processes are preferred."""
 
     def __init__(self, size: int, why: str = ""):
         from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,10 @@ class Threads:
         self.pool = ThreadPoolExecutor(max(1, size - 1), thread_name_prefix=OWN_THREADS)
 
     def start(self, owner: object) -> None:
-        """Nothing to do: threads see the owner itself."""
+        """Nothing to do: threads use the owner itself."""
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """method(*task) for every task. Whatever fails or interrupts, nothing is still running when this returns."""
+        """Returns method(*task) for every task, in order. No task is still running when this returns or raises."""
         from concurrent.futures import wait
 
         running = [self.pool.submit(method, *task) for task in tasks[1:]]
@@ -43,15 +44,15 @@ class Threads:
             first = method(*tasks[0])
             wait(running)
         finally:
-            wait(running)  # again, where Ctrl-C or an error broke into the first
-        return [first, *(running.pop(0).result() for _ in tasks[1:])]  # popped: an error must not hold on to itself
+            wait(running)  # again, in case Ctrl-C or an error interrupted the lines above
+        return [first, *(running.pop(0).result() for _ in tasks[1:])]  # popped: an exception must not refer to itself
 
     def __str__(self) -> str:
-        return f"{self.size} thread{'s' if self.size > 1 else ''}{self.why and f': {self.why}'}"
+        return counted(self.size, "thread") + (f": {self.why}" if self.why else "")
 
 
 class Processes:
-    """A process for each of `size` members but the first, which is the caller. Each holds a copy of the owner."""
+    """`size` members: the caller and `size - 1` forked processes, each with a copy of the owner."""
 
     def __init__(self, size: int):
         self.size = size
@@ -59,13 +60,13 @@ class Processes:
         weakref.finalize(self, _close, self.children)
 
     def start(self, owner: object) -> None:
-        """Fork the processes, with copies of `owner`, whose methods `run` is given."""
+        """Fork the processes. owner: the object whose methods `run` is given; each process has a copy of it."""
         _close(self.children)
         for _ in range(1, self.size):
             self.children.append(fork(lambda: _copy_of(owner)))
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As `Threads.run`. After a failure all processes are ended, and the next call starts new ones."""
+        """As `Threads.run`. After an error all processes are ended, and the next call starts new ones."""
         if not self.children:
             self.start(method.__self__)  # type: ignore[attr-defined]
         helpers = self.children[: len(tasks) - 1]
@@ -82,7 +83,7 @@ class Processes:
 
 
 def _copy_of(owner: object) -> object:
-    """What a new process calls methods of: the owner that was copied with it, outside every mode of the caller."""
+    """The owner in the child process, where no mode of the caller, such as `no_grad`, is on."""
     forget_modes()
     return owner
 
@@ -96,13 +97,13 @@ _loaded_in = os.getpid()
 
 
 def make_team(size: int = 0, processes: bool | None = None) -> Threads | Processes:
-    """A team of `size`, or one member a core where that is 0. processes: None for processes where they are safe.
+    """A team of `size` members; 0 for one per core. processes: None for processes where they are safe, else threads.
 
-    Raises ConfigError where processes are asked for on a system without a safe fork.
+    Raises ConfigError if processes are asked for on a system without a safe fork.
     """
     size = size or cpu_count()
     if processes and not CAN_FORK:
-        raise ConfigError("processes=True is for Linux, where a fork is safe; leave it out, to work in threads here")
+        raise ConfigError("processes=True needs Linux, where a fork is safe; leave it out, to use threads")
     if size == 1 or processes is False:
         return Threads(size)
     why = "" if processes else _why_threads()
@@ -110,7 +111,7 @@ def make_team(size: int = 0, processes: bool | None = None) -> Threads | Process
 
 
 def _why_threads() -> str:
-    """Why a fork is not safe here; "" where it is. It copies locks, but not the threads that hold and release them."""
+    """Why a fork is not safe here; "" if it is. A fork copies locks, but not the threads that would release them."""
     import multiprocessing
 
     if not CAN_FORK:
@@ -126,5 +127,5 @@ def _why_threads() -> str:
 
 
 def _is_harmless(thread: threading.Thread) -> bool:
-    """Does it idle, or hold no lock that a worker wants? So do our own pools, and the monitors of tqdm and IPython."""
+    """Does it hold no lock that a worker needs? So do our own pools, and the monitors of tqdm and IPython."""
     return thread.name.startswith(OWN_THREADS) or type(thread).__name__ in {"TMonitor", "HistorySavingThread"}

@@ -1,7 +1,7 @@
-"""The trainer: given a Module, it makes what the module's `loss` returns smaller, a step at a time.
+"""The trainer minimises the `loss` of any Module, one step at a time.
 
-It knows no GPT and no files. A step is forward, backward, clip, AdamW; everything random in it follows from
-(seed, step), so the same settings give the same run.
+A step is forward, backward, clip, AdamW. Everything random in it follows from (seed, step), so the same settings give
+the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import BadFileError, GraphError, NanogradError, NonFiniteError
 from nanograd_llm.nn.module import Module, require_fit
-from nanograd_llm.settings import require_type
+from nanograd_llm.settings import counted, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.schedule import warmup_cosine
@@ -32,11 +32,11 @@ Batches = Callable[[int], Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What a step did.
+    """What one step did.
 
-    items: how many items that count have been learned from since the start, such as tokens. loss: a mean over those of
-    this step, before it. gradient_norm: before clipping. items_per_second: in this step. progress: share of the run
-    that is done, 0 to 1.
+    items: how many items that count, such as tokens, were trained on since the start. loss: the mean over those of this
+    step, before its update. gradient_norm: before clipping. items_per_second: in this step. progress: the share of the
+    run that is done, 0 to 1.
     """
 
     step: int
@@ -49,23 +49,22 @@ class StepRecord:
 
 
 class Trainer:
-    """Trains the parameters of `model` that are not frozen, to make `model.loss(*batch)` smaller.
+    """Trains the parameters of `model` that are not frozen, to minimise `model.loss(*batch)`.
 
         trainer = Trainer(model, TrainConfig(learning_rate=1e-3))
         loss = trainer.step(tokens, targets)
 
     The loss is a Tensor (), a mean over the items that count, and `model.loss_count(*batch)` says how many do. A batch
-    is one array or more, which are split along axis 0 over `trainer.workers`. Their pieces are weighted by what counts
-    in them, so the loss is that of the whole batch.
+    is one or more arrays, which are split along axis 0 over the workers. Each piece is weighted by the number of items
+    that count in it, so the loss is that of the whole batch.
 
-    The trained parameters become views of one flat array. Worker processes copy the model when the trainer is made:
-    they share the numbers of the trained parameters, and follow train() and eval(); any other later change is not
-    seen, and what the loss writes into the model stays in the worker that wrote it. Where that matters, use
-    processes=False.
+    The trained parameters become views of one flat array. Worker processes copy the model when the trainer is made.
+    They share the values of the trained parameters, and follow train() and eval(); any other later change is not seen,
+    and what the loss writes into the model stays in that worker. Where this matters, use processes=False.
 
-    A step puts a model in eval mode into training mode; parts that were put into eval mode by themselves stay there. A
-    step whose loss or gradient is not finite changes nothing: it is replayed in `checked()` mode and NonFiniteError
-    names the op where the first bad number arose. Raises GraphError where there is nothing to train.
+    A step puts a model that is in evaluation mode into training mode; if only parts of it are in evaluation mode, they
+    stay there. A step whose loss or gradient is not finite changes nothing: it is run again in `checked()` mode, and
+    NonFiniteError names the op that gave the first such number. Raises GraphError if there is nothing to train.
     """
 
     def __init__(self, model: Module, config: TrainConfig | None = None):
@@ -98,15 +97,21 @@ class Trainer:
         return f"Trainer({type(self.model).__name__}, step {self.steps_done} of {self.config.steps}, {self.workers})"
 
     def step(self, *batch: Any) -> float:
-        """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows"""
+        """One step on a batch; returns the loss before it.  batch: arrays or lists, each with the same number of rows"""
         return self._step(batch, self._steps_progress).loss
 
     def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:
-        """Step after step until the run is over; a record after each.
+        """Take steps until `steps` of the config are done, or its `minutes` are over; yields a record after each.
 
         batches: step -> the arrays of its batch, such as (tokens, targets).
         spent: seconds of `minutes` already used up. The time that the caller takes between records counts as well.
+        Raises NanogradError if all steps were done before.
         """
+        if self.config.minutes is None and self.steps_done >= self.config.steps:
+            raise NanogradError(
+                f"all {counted(self.config.steps, 'step')} of this trainer are done; to go on, make a trainer with "
+                "more steps, and give its load_state_dict the state_dict of this one"
+            )
         start, minutes = time.monotonic() - spent, self.config.minutes
 
         def clock_progress(_step: int) -> float:
@@ -114,7 +119,7 @@ class Trainer:
             return (time.monotonic() - start) / (60 * minutes)
 
         progress = self._steps_progress if minutes is None else clock_progress
-        if minutes is not None and not self.steps_done:  # one step at least, however late it is by the clock
+        if minutes is not None and not self.steps_done:  # at least one step, even if the time is over
             yield self._step(batches(0), progress)
         while progress(self.steps_done) < 1:
             yield self._step(batches(self.steps_done), progress)
@@ -125,7 +130,7 @@ class Trainer:
 
     def _step(self, batch: Sequence[Any], progress: Callable[[int], float]) -> StepRecord:
         if not self._stepping.acquire(blocking=False):
-            raise GraphError("this trainer is in a step in another thread; a step at a time, or a trainer a thread")
+            raise GraphError("another thread is in a step of this trainer; take one step at a time")
         try:
             began = time.monotonic()
             self._require_whole()
@@ -135,11 +140,11 @@ class Trainer:
                 self.model.train()
             loss, norm, count = self.workers.loss_and_gradient(batch, key)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._explain(batch, key, loss, norm)
-            # a step takes the learning rate of where it ends, so that the first one is not idle
-            ahead = progress(self.steps_done + 1)
-            learning_rate = warmup_cosine(ahead, peak=c.learning_rate, warmup=c.warmup, final=c.final)
-            with deferred_ctrl_c():  # some milliseconds in which parameters and counters do not belong together
+                self._raise_non_finite(batch, key, loss, norm)
+            # a step uses the learning rate at its end: at the start of the run it is 0
+            at_end = progress(self.steps_done + 1)
+            learning_rate = warmup_cosine(at_end, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+            with deferred_ctrl_c():  # for some milliseconds parameters and counters do not match
                 self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
                 self.steps_done += 1
                 self.items_seen += count
@@ -149,20 +154,20 @@ class Trainer:
         finally:
             self._stepping.release()
 
-    def _explain(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
-        """Raise NonFiniteError naming the op whose numbers first went wrong."""
+    def _raise_non_finite(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
+        """Run the step again in checked mode, and raise NonFiniteError that names the op of the first bad number."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
-        cause = "No single op overflows when the step is replayed: the sum of squares does"
+        cause = "No single op overflows when the step is run again; the sum of squares does"
         try:
             with checked():
                 self.workers.loss_and_gradient(batch, key)
         except NanogradError as error:
             cause = f"{error}. A lower learning rate may help"
-        raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive
+        raise NonFiniteError(f"{found}. {cause}")  # not within `except`, which would keep the tape alive
 
     @property
     def is_whole(self) -> bool:
-        """Do all parameters belong to the same step? Not once a worker has failed during an update."""
+        """Do all parameters belong to the same step? They do not after a worker failed during an update."""
         return not self.workers.half_updated
 
     def _require_whole(self) -> None:
@@ -174,7 +179,7 @@ class Trainer:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, by name: all parameters, both moments of the trained ones, the counters.
 
-        Raises NanogradError where the parameters are half updated.
+        Raises NanogradError if the parameters are half updated.
         """
         self._require_whole()
         return self._state()
@@ -190,16 +195,16 @@ class Trainer:
         return state
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state_dict` gave, or raise, and nothing has changed.
+        """Continue from what `state_dict` returned.
 
-        Raises ShapeError with every name that does not fit, BadFileError where a counter or second moment is negative,
-        or a moment is not finite.
+        Raises ShapeError with every name that does not fit, BadFileError if a counter or second moment is negative, or
+        a moment is not finite; then nothing has changed.
         """
         own = self._state()
         require_fit(own, arrays, "this trainer")
         names = ("steps_done", "items_seen", *(name for name in own if name.startswith("adamw.v.")))
         if bad := [name for name in names if (arrays[name] < 0).any()]:
-            raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never makes; use another state")
+            raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never gives; use another state")
         if bad := [name for name in own if name.startswith("adamw.") and not np.isfinite(arrays[name]).all()]:
             raise BadFileError(
                 f"NaN or infinity in {', '.join(bad)}, which every later step would keep; use another state"

@@ -1,8 +1,8 @@
-"""A training step shared out: each worker runs forward and backward on its rows, on one core, then updates its blocks.
+"""A training step in parallel: each worker computes the gradient of its rows, then updates its blocks of parameters.
 
-Splitting the batch speeds up every op at once and leaves the engine serial. The loss is a sum over what counts,
-divided by how much counts; so each piece of a batch weighs as much as counts in it. Sums have a fixed order, and
-the same number of workers gives the same bits.
+Splitting the batch speeds up every op at once, and the engine stays serial. The loss is a mean over the items that
+count, so each piece of a batch is weighted by the number of its items. Sums have a fixed order: the same number of
+workers gives the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nanograd_llm.training.team import Processes, Threads
 
 
 class Piece(NamedTuple):
-    """Some rows of a batch. key: what the noise of dropout follows from. items: how many count."""
+    """Some rows of a batch. key: seed of the noise of dropout. items: how many count."""
 
     key: tuple[int, ...]
     arrays: tuple[np.ndarray, ...]
@@ -34,37 +34,37 @@ class Piece(NamedTuple):
 
 
 class Workers:
-    """The members of `team`, who take the steps of `optimizer` on `model` together, each on one core.
+    """Takes the steps of `optimizer` on `model` with all members of `team`, each on one core.
 
-    pieces: each worker takes its share of a batch in this many pieces, one after the other, which bounds the memory
-    (gradient accumulation). Where the team is one of processes, the arrays of the optimizer must be shared.
+    pieces: each worker computes its rows in this many pieces, one after the other, which saves memory (gradient
+    accumulation). If the team has processes, the arrays of the optimizer must be shared.
     """
 
     def __init__(self, model: Module, optimizer: AdamW, team: Threads | Processes, pieces: int = 1):
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
         self.team, self.count, self.pieces = team, team.size, pieces
-        self.gradients = [self.flat.zeros() for _ in range(self.count)]  # each worker's own; the sum is the first
+        self.gradients = [self.flat.zeros() for _ in range(self.count)]  # one per worker; the first becomes the sum
         self.parameters = model.parameters()
         self.trained = [parameter.requires_grad for parameter in self.parameters]
         self.modules = [module for _, module in model.named_modules()]
         self.process = os.getpid()
-        self.restart()  # now, since there are no other threads yet whose locks would be copied as they are
+        self.restart()  # now, before other threads start, whose locks a fork would copy
 
     def __str__(self) -> str:
         return str(self.team)
 
     def restart(self) -> None:
-        """Begin with the model as it is now, after all its parameters have been written."""
-        self.half_updated = False  # has an update failed, and left some blocks a step ahead of others?
+        """Start again with the model as it is now, after all its parameters were written."""
+        self.half_updated = False  # after a failed update some blocks are a step ahead of others
         self.team.start(self)
 
     def loss_and_gradient(self, batch: Sequence[Any], key: Sequence[int]) -> tuple[float, float, int]:
-        """The mean loss of a batch, the length of its gradient, and how many items count.
+        """The mean loss of a batch, the norm of its gradient, and how many items count.
 
-        The gradient itself is kept for `update`. key: what the noise of dropout follows from, such as (seed, step); the
-        number of the piece is added to it. A worker that fails ends the call with its error once all have ended.
+        The gradient is kept for `update`. key: seed of the noise of dropout, such as (seed, step), to which the number
+        of the piece is added. An error in a worker is raised here, after all workers have ended.
         """
-        self._require_as_made()
+        self._require_usable()
         pieces = self._split(batch, key)
         count = sum(piece.items for piece in pieces)
         if count == 0:
@@ -74,12 +74,12 @@ class Workers:
         with blas_threads(1 if shares > 1 else self.count):
             tasks = [(worker, pieces[worker::shares], count, modes, state.checked) for worker in range(shares)]
             losses = self.team.run(self.compute_share, tasks)
-            with np.errstate(over="ignore"):  # a sum of squares beyond the dtype is infinite, as the caller will see
+            with np.errstate(over="ignore"):  # a sum of squares that overflows is infinite, which the caller checks
                 squares = self.team.run(self.add_shares, [(worker, shares) for worker in range(self.count)])
         return sum(losses), math.sqrt(sum(squares)), count
 
     def update(self, learning_rate: float, scale: float) -> None:
-        """Take the optimizer's step against the gradient that was computed last, times `scale`."""
+        """Take the optimizer's step with the last gradient that was computed, times `scale`."""
         rates = self.optimizer.next_rates(learning_rate, scale)
         self.half_updated = True
         self.team.run(self.update_blocks, [(worker, rates) for worker in range(self.count)])
@@ -87,13 +87,13 @@ class Workers:
 
     @property
     def gradient(self) -> np.ndarray:
-        """What `loss_and_gradient` computed last, in the layout of `flat`; valid until its next call."""
+        """The last gradient that was computed, in the layout of `flat`; valid until the next one is."""
         return self.gradients[0]
 
     def compute_share(
         self, worker: int, pieces: Sequence[Piece], count: int, modes: Sequence[bool], is_checked: bool
     ) -> float:
-        """What these pieces add to a mean over `count` items; their part of the gradient goes to the worker's own."""
+        """The part of these pieces in a mean over `count` items; their gradient is written to this worker's array."""
         for module, training in zip(self.modules, modes):
             if module.training != training:
                 module.training = training
@@ -102,11 +102,11 @@ class Workers:
             if piece.items == 0:
                 continue
             share = piece.items / count
-            # a number that is not finite shows in the result, so NumPy need not warn of it
+            # no warnings of NumPy: a number that is not finite shows in the result
             with noise(*piece.key), checked(is_checked), np.errstate(all="ignore"), self.model.entered():
                 y = self.model.loss(*piece.arrays)
                 if not isinstance(y, Tensor) or y.shape != ():
-                    raise ShapeError(f"a loss is a Tensor of one number, such as a mean; this one is {y!r:.100}")
+                    raise ShapeError(f"loss must return a Tensor of one number, such as a mean; it returned {y!r:.100}")
                 cotangent = np.asarray(share, dtype=y.dtype)
                 if is_first:
                     grad(y, self.flat.parameters, cotangent, out=views)
@@ -120,7 +120,7 @@ class Workers:
         return total
 
     def add_shares(self, worker: int, shares: int) -> float:
-        """Sum all gradients into the first, in this worker's blocks; returns the sum of squares there."""
+        """Add all gradients to the first, in this worker's blocks; returns the sum of squares of these blocks."""
         squares = 0.0
         for block in self.flat.blocks(worker, self.count):
             here = self.gradient[block]
@@ -133,12 +133,12 @@ class Workers:
         self.optimizer.update(self.flat.blocks(worker, self.count), self.gradient, rates)
 
     def _split(self, batch: Sequence[Any], key: Sequence[int]) -> list[Piece]:
-        """The batch in pieces of consecutive rows, as many as there are workers times `pieces`, if it has the rows."""
+        """The batch in pieces of consecutive rows: workers times `pieces` of them, but no more than rows."""
         arrays = [array if is_array(array) else np.asarray(array) for array in batch]
         shapes = [array.shape for array in arrays]
         if () in shapes or len({shape[0] for shape in shapes}) != 1:
             raise ShapeError(
-                "a batch is one array or more that have the same number of rows (axis 0); got "
+                "the arrays of a batch must have the same number of rows (axis 0); got "
                 + (", ".join(map(str, shapes)) or "none")
             )
         rows = len(arrays[0])
@@ -147,13 +147,13 @@ class Workers:
         parts = [tuple([array[a:b] for array in arrays]) for a, b in zip(ends, ends[1:])]
         return [Piece((*key, n), part, int(self.model.loss_count(*part))) for n, part in enumerate(parts)]
 
-    def _require_as_made(self) -> None:
-        """Raise where the workers no longer fit: in a fork of their process, or after freeze() or unfreeze()."""
+    def _require_usable(self) -> None:
+        """Raise if the workers are those of another process, or parameters were frozen, unfrozen or replaced."""
         if os.getpid() != self.process:
             raise NanogradError(
                 f"this trainer's workers belong to process {self.process}, which this process was forked from; make a "
                 "new trainer here"
             )
-        self.flat.require_tied()
+        self.flat.require_views()
         if [parameter.requires_grad for parameter in self.parameters] != self.trained:
             raise GraphError("a parameter was frozen or unfrozen after its trainer was made; make a new trainer")

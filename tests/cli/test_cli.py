@@ -235,7 +235,7 @@ def test_help_shows_every_default(capsys):
     shown |= {
         "--n-layer": "[default: the preset's, 2 for nano]",
         "--minutes": "[default: 1.0]",
-        "--steps": "Length of the run.",
+        "--steps": "Steps of the run.",
     }
     descriptions = re.split(r"│ (?=--)", out)[1:]
     assert len(descriptions) > 25

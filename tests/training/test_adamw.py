@@ -1,4 +1,4 @@
-"""AdamW on one flat array is the textbook's loop over separate ones; clipping and the flat array keep their word."""
+"""AdamW on one flat array gives what the textbook's loop over separate arrays gives; clipping; the flat array."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_decay_acts_on_matrices_only() -> None:
         assert np.array_equal(p.data, start * 0.95 if p.ndim >= 2 else start)
 
 
-def laid_out(optimizer: AdamW, given: list[np.ndarray]) -> np.ndarray:
+def flattened(optimizer: AdamW, given: list[np.ndarray]) -> np.ndarray:
     """A list of gradients as one array in the layout of `optimizer.flat`."""
     array = np.empty_like(optimizer.flat.data)
     for view, p in zip(optimizer.flat.views(array), optimizer.flat.parameters):
@@ -83,14 +83,14 @@ def test_a_list_and_a_flat_array_of_gradients_are_the_same_step() -> None:
     listed, flat = AdamW(parameters()), AdamW(parameters())
     (given,) = gradients(1)
     listed.step(given, 0.1)
-    flat.update(flat.flat.blocks(0, 1), laid_out(flat, given), flat.next_rates(0.1))
+    flat.update(flat.flat.blocks(0, 1), flattened(flat, given), flat.next_rates(0.1))
     assert np.array_equal(listed.flat.data, flat.flat.data)
 
 
 def test_a_scaled_step_is_a_step_against_the_scaled_gradient() -> None:
     scaled, plain = AdamW(parameters()), AdamW(parameters())
     (given,) = gradients(1)
-    scaled.update(scaled.flat.blocks(0, 1), laid_out(scaled, given), scaled.next_rates(0.1, scale=0.25))
+    scaled.update(scaled.flat.blocks(0, 1), flattened(scaled, given), scaled.next_rates(0.1, scale=0.25))
     plain.step([g / 4 for g in given], 0.1)
     assert np.array_equal(scaled.flat.data, plain.flat.data)
 
@@ -106,7 +106,7 @@ def test_blocks_change_nothing_but_the_speed(count: int, matrix: int, workers: i
     for given in gradients(2, shapes):
         rates = optimizer.next_rates(0.1)
         for worker in range(workers):
-            optimizer.update(optimizer.flat.blocks(worker, workers), laid_out(optimizer, given), rates)
+            optimizer.update(optimizer.flat.blocks(worker, workers), flattened(optimizer, given), rates)
     assert all(np.allclose(p.data, e, rtol=1e-12, atol=1e-12) for p, e in zip(own, expected, strict=True))
 
 
@@ -144,7 +144,7 @@ def test_a_short_gradient_stays(limit: float) -> None:
     assert gradient.tolist() == [3.0, 4.0, 12.0]
 
 
-def test_several_gradients_are_clipped_by_their_common_length() -> None:
+def test_several_gradients_are_clipped_by_their_global_norm() -> None:
     gradients = [np.array([[3.0], [4.0]]), np.array([12.0])]
     assert clip_by_global_norm(gradients, 6.5) == 13
     assert [g.tolist() for g in gradients] == [[[1.5], [2.0]], [6.0]]
@@ -194,7 +194,7 @@ def test_parameters_of_two_dtypes_are_refused() -> None:
         FlatParameters([Parameter(np.ones(2)), Parameter(np.ones(2, np.float32))])
 
 
-def test_a_step_that_could_not_reach_a_parameter_is_refused() -> None:
+def test_a_step_is_refused_where_a_parameter_has_left_the_flat_array() -> None:
     own = parameters()
     optimizer = AdamW(own)
     own[1].data = own[1].data.copy()

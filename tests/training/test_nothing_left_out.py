@@ -1,7 +1,7 @@
-"""Nothing was made fast by computing less: a run with all that is fast has the losses of the definitions, at each step.
+"""Fast training leaves nothing out: at each step its loss is the same as by the definitions.
 
-The other side is as plain as can be: one thread, the whole batch, every op the composition it equals, gradients in a
-list, and AdamW as its paper writes it.
+The definitions: one thread, the whole batch, every op as the composition it equals, gradients in a list, and AdamW as
+its paper writes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The learning rate climbs, peaks and falls where it should."""
+"""The learning rate rises, peaks and falls where it should."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def rate(progress: float, **changes: float) -> float:
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.01, 0.05, 0.09])
-def test_it_climbs_in_a_straight_line(progress: float) -> None:
+def test_it_rises_linearly(progress: float) -> None:
     assert rate(progress) == pytest.approx(0.4 * progress / 0.1)
 
 
-def test_it_peaks_at_the_end_of_the_climb() -> None:
+def test_it_peaks_at_the_end_of_the_warm_up() -> None:
     assert rate(0.1) == 0.4
     assert rate(0.1 - 1e-9) == pytest.approx(0.4)
 

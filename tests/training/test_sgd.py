@@ -1,4 +1,4 @@
-"""SGD takes the steps that its formula says."""
+"""SGD takes the steps of its formula."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.training import SGD
 
 
-def test_steps_by_hand() -> None:
+def test_steps_are_those_computed_by_hand() -> None:
     p = Parameter([1.0, 2.0])
     sgd = SGD([p], momentum=0.5)
     array = p.data
@@ -29,7 +29,7 @@ def test_without_momentum_it_is_plain_descent_with_weight_decay() -> None:
         np.testing.assert_allclose(p.data, before - 0.5 * (3 + 0.25 * before), rtol=1e-15)
 
 
-def test_a_bowl_is_descended() -> None:
+def test_a_quadratic_is_minimised() -> None:
     p = Parameter(np.array([3.0, -4.0]))
     sgd = SGD([p], momentum=0.9)
     for _ in range(300):
@@ -40,7 +40,7 @@ def test_a_bowl_is_descended() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}])
-def test_settings_that_cannot_be_are_refused(setting: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name} must be a finite number"):
         SGD([Parameter([1.0])], **setting)

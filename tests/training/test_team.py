@@ -1,4 +1,4 @@
-"""Teams run the same method on different tasks: threads and forked processes alike, and none is left behind."""
+"""Teams run one method on several tasks, in threads or forked processes, and leave none of them running."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def in_a_fork(work: Callable[[], object]) -> bool:
 
 
 @needs_fork
-def test_a_fork_of_the_leader_that_drops_its_team_leaves_the_workers_at_work() -> None:
+def test_a_fork_of_the_caller_that_deletes_its_team_leaves_the_workers_running() -> None:
     owner, teams = Owner(), [Processes(3)]
     before = teams[0].run(owner.process, [(0,), (0,), (0,)])
     assert in_a_fork(teams.clear)
@@ -161,7 +161,7 @@ def test_a_fork_waits_for_threads_that_set_blas_threads() -> None:
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, size: int = 2, processes: bool | None = None) -> str:
-    """The team that is made in words, where the main thread alone is running."""
+    """str() of the team that is made while only the main thread is running."""
     monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
     return str(make_team(size, processes))
 
@@ -184,7 +184,7 @@ def test_a_notebook_has_threads_unless_processes_are_asked_for(monkeypatch: pyte
 def test_a_system_without_a_safe_fork_has_threads_and_refuses_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team_module, "CAN_FORK", False)
     assert chosen(monkeypatch) == "2 threads: this system has no safe fork"
-    with pytest.raises(ConfigError, match="processes=True is for Linux"):
+    with pytest.raises(ConfigError, match="processes=True needs Linux"):
         make_team(2, True)
 
 
@@ -206,7 +206,7 @@ def test_a_thread_has_threads() -> None:
 
 
 @needs_fork
-def test_beside_other_threads_there_are_threads_but_our_own_and_monitors_do_no_harm() -> None:
+def test_beside_other_threads_there_are_threads_unless_these_are_our_own_or_monitors() -> None:
     source = """
 import threading
 from nanograd_llm.backend.threads import blas_threads, share_out

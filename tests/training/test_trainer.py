@@ -1,4 +1,4 @@
-"""The trainer learns, repeats itself bit for bit, resumes as if unbroken, and stops before a bad number does harm."""
+"""The trainer lowers the loss, gives the same bits again, resumes exactly, and stops at numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_loss_falls_on_a_text_that_can_be_learned() -> None:
     assert losses[-1] < 0.2
 
 
-def test_one_batch_of_noise_is_learned_by_heart() -> None:
+def test_one_batch_of_random_tokens_is_overfitted() -> None:
     tokens = np.random.default_rng(0).integers(11, size=(3, 8))
     targets = np.random.default_rng(1).integers(11, size=(3, 8))
     trained = make(steps=150)
@@ -126,19 +126,19 @@ def test_each_step_has_dropout_of_its_own() -> None:
     assert len({trained.step(*batches(0)) for _ in range(3)}) == 3
 
 
-def test_a_resumed_run_has_the_bits_of_an_unbroken_one() -> None:
-    unbroken = make(gpt(dropout=0.2), steps=7)
-    records = list(unbroken.run(batches))
-    broken = make(gpt(dropout=0.2), steps=7)
-    run = broken.run(batches)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one() -> None:
+    whole = make(gpt(dropout=0.2), steps=7)
+    records = list(whole.run(batches))
+    interrupted = make(gpt(dropout=0.2), steps=7)
+    run = interrupted.run(batches)
     first = [next(run) for _ in range(3)]
-    saved = {name: array.copy() for name, array in broken.state_dict().items()}
+    saved = {name: array.copy() for name, array in interrupted.state_dict().items()}
     resumed = make(gpt(dropout=0.2, seed=5), steps=7)
     resumed.load_state_dict(saved)
     rest = list(resumed.run(batches))
-    told = [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in [*first, *rest]]
-    assert told == [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in records]
-    assert bits(resumed) == bits(unbroken)
+    found = [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in [*first, *rest]]
+    assert found == [(r.step, r.items, r.loss, r.learning_rate, r.gradient_norm) for r in records]
+    assert bits(resumed) == bits(whole)
 
 
 def test_a_parameter_without_axes_is_part_of_the_state() -> None:
@@ -181,7 +181,7 @@ def test_a_state_of_another_model_is_refused_with_every_mismatch_and_nothing_cha
         ("adamw.v.wte", np.inf, "NaN or infinity"),
     ],
 )
-def test_a_state_with_numbers_that_training_never_makes_is_refused_and_nothing_changes(name, number, said) -> None:
+def test_a_state_with_numbers_that_training_never_gives_is_refused_and_nothing_changes(name, number, said) -> None:
     trained = make()
     trained.step(*batches(0))
     before = bits(trained)
@@ -210,7 +210,8 @@ def test_a_run_of_steps_records_each() -> None:
     assert [r.items for r in records] == [40, 80, 120, 160]
     assert [r.progress for r in records] == [0.25, 0.5, 0.75, 1]
     assert all(r.gradient_norm > 0 and r.items_per_second > 0 for r in records)
-    assert list(trained.run(batches)) == []
+    with pytest.raises(NanogradError, match="all 4 steps of this trainer are done; to go on, make a trainer with more"):
+        next(trained.run(batches))
 
 
 def test_only_targets_that_count_are_counted() -> None:
@@ -236,7 +237,7 @@ def test_a_run_of_minutes_ends_when_they_are_over(spent: float, steps: int, monk
 # Faults
 
 
-def poisoned(name: str, **changes: Any) -> Trainer:
+def with_nan(name: str, **changes: Any) -> Trainer:
     trained = make(steps=20, **changes)
     for step in range(2):
         trained.step(*batches(step))
@@ -245,8 +246,8 @@ def poisoned(name: str, **changes: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=needs_fork)])
-def test_a_bad_weight_stops_the_step_with_its_number_the_op_and_the_module(processes: bool) -> None:
-    trained = poisoned("blocks.1.mlp.down.weight", processes=processes)
+def test_a_bad_weight_stops_the_step_and_the_error_names_step_op_and_module(processes: bool) -> None:
+    trained = with_nan("blocks.1.mlp.down.weight", processes=processes)
     with pytest.raises(NonFiniteError) as caught:
         trained.step(*batches(2))
     message = str(caught.value)
@@ -255,7 +256,7 @@ def test_a_bad_weight_stops_the_step_with_its_number_the_op_and_the_module(proce
 
 
 def test_a_bad_step_changes_nothing() -> None:
-    trained = poisoned("blocks.0.ln_2.weight")
+    trained = with_nan("blocks.0.ln_2.weight")
     before = bits(trained)
     with pytest.raises(NonFiniteError):
         trained.step(*batches(2))
@@ -265,7 +266,7 @@ def test_a_bad_step_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["wte", "ln_f.weight"])
 def test_the_last_good_state_can_be_restored_while_the_error_is_handled(name: str) -> None:
-    """The replay's tape, which makes arrays read-only, is gone with the replay."""
+    """The tape of the second run of the step, which makes arrays read-only, is gone by then."""
     trained = make()
     good = {name: array.copy() for name, array in trained.state_dict().items()}
     dict(trained.model.named_parameters())[name].data[:] = np.inf
@@ -279,7 +280,7 @@ def test_the_last_good_state_can_be_restored_while_the_error_is_handled(name: st
     assert trained.step(*batches(0)) == pytest.approx(np.log(11), rel=0.05)
 
 
-def test_the_path_is_whole_for_a_loss_that_calls_its_layers_itself() -> None:
+def test_an_error_has_the_full_module_path_where_the_loss_calls_its_layers_itself() -> None:
     class Stack(nn.Module):
         def __init__(self) -> None:
             self.layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
@@ -309,12 +310,12 @@ class Formula(nn.Module):
         (lambda w: ops.log(w).sum(), -1.0, r"the loss is nan .*the result of log\(\(4,\)\), called at"),
     ],
 )
-def test_a_bad_number_is_traced_to_where_it_arose(formula: Any, start: float, message: str) -> None:
+def test_a_bad_number_is_traced_to_the_op_that_gave_it(formula: Any, start: float, message: str) -> None:
     with pytest.raises(NonFiniteError, match=f"step 1: {message}"):
         make(Formula(formula, start)).step(np.zeros(4), np.zeros(4))
 
 
-def test_a_bad_batch_changes_nothing_and_the_next_step_is_as_if_it_had_not_been() -> None:
+def test_a_bad_batch_changes_nothing_and_the_next_step_has_the_same_bits() -> None:
     trained, other = make(), make()
     tokens, targets = batches(0)
     for bad in (np.where(tokens == 3, 11, tokens), np.where(tokens == 3, -1, tokens)):
@@ -326,14 +327,14 @@ def test_a_bad_batch_changes_nothing_and_the_next_step_is_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("leave", [lambda model: model.astype(np.float64), lambda model: make(model)])
-def test_a_model_that_has_left_its_trainer_is_not_trained_in_vain(leave: Any) -> None:
+def test_a_step_is_refused_where_the_parameters_have_left_the_trainer(leave: Any) -> None:
     trained = make()
     leave(trained.model)
     with pytest.raises(GraphError, match="make a new trainer"):
         trained.step(*batches(0))
 
 
-def test_a_model_without_a_loss_is_told_so() -> None:
+def test_a_model_without_a_loss_is_refused() -> None:
     with pytest.raises(NanogradError, match=r"Linear has no loss; write loss\(tokens, targets\)"):
         make(nn.Linear(2, 2)).step(*batches(0))
 
@@ -432,7 +433,7 @@ def test_any_loss_falls(kind: type) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_lists_are_as_good_as_arrays() -> None:
+def test_lists_give_what_arrays_give() -> None:
     model, arrays = any_batch(Tokens)
     other, _ = any_batch(Tokens)
     assert make(model).step(*[array.tolist() for array in arrays]) == make(other).step(*arrays)
@@ -472,7 +473,7 @@ def test_frozen_parameters_are_neither_moved_nor_stored_twice_and_the_rest_learn
 
 
 def test_training_a_part_moves_it_as_training_the_whole_does() -> None:
-    """Without clipping; the large eps has the first step depend on the gradient's size, not its sign alone."""
+    """Without clipping, and with a large eps: the first step depends on the gradient's size, not only on its sign."""
     whole, part = gpt(), gpt()
     part.freeze()
     part.ln_f.unfreeze()
@@ -496,13 +497,13 @@ def test_a_run_with_frozen_parameters_resumes_with_the_same_bits() -> None:
         model.blocks[0].unfreeze()
         return model
 
-    unbroken, first, resumed = make(part(0)), make(part(0)), make(part(1))
-    for trained in (unbroken, first):
+    whole, first, resumed = make(part(0)), make(part(0)), make(part(1))
+    for trained in (whole, first):
         trained.step(*batches(0))
     resumed.load_state_dict({name: array.copy() for name, array in first.state_dict().items()})
-    for trained in (unbroken, resumed):
+    for trained in (whole, resumed):
         trained.step(*batches(1))
-    assert bits(resumed) == bits(unbroken)
+    assert bits(resumed) == bits(whole)
 
 
 @pytest.mark.parametrize("change", [lambda m: m.ln_f.freeze(), lambda m: m.blocks[0].unfreeze()])
@@ -565,7 +566,7 @@ def test_train_and_eval_of_a_part_and_written_parameters_reach_the_processes() -
 
 
 @needs_fork
-def test_an_error_in_a_process_is_the_error_it_would_be_here() -> None:
+def test_an_error_in_a_worker_process_is_raised_in_the_caller() -> None:
     trained = make(processes=True)
     tokens = six(0)
     tokens[0, 5] = 99
@@ -603,29 +604,29 @@ def test_checked_mode_works_in_processes() -> None:
 
 
 @needs_fork
-def test_processes_started_within_no_grad_record_all_the_same() -> None:
+def test_processes_that_start_within_no_grad_record_gradients() -> None:
     with no_grad():
         trained = make(processes=True)
     trained.step(*six(0))
 
 
-class Dies(nn.Module):
-    """Its loss does to the worker process what the first token says."""
+class Failing(nn.Module):
+    """Its loss fails in the worker process as the first token says."""
 
     def __init__(self) -> None:
         self.home, self.w = os.getpid(), Parameter(np.ones(3, np.float32))
 
-    def loss(self, fate: Any) -> Tensor:
-        if fate[0] and os.getpid() != self.home:
-            if fate[0] == 1:
+    def loss(self, failure: Any) -> Tensor:
+        if failure[0] and os.getpid() != self.home:
+            if failure[0] == 1:
                 raise MemoryError("80 GiB")
-            os.kill(os.getpid(), int(fate[0]))
+            os.kill(os.getpid(), int(failure[0]))
         return self.w.mean()
 
 
 @needs_fork
 @pytest.mark.parametrize(
-    ("fate", "kind", "message"),
+    ("failure", "kind", "message"),
     [
         (1, MemoryError, "^80 GiB$"),
         (int(signal.SIGKILL), WorkerError, "ended without an answer"),
@@ -633,18 +634,18 @@ class Dies(nn.Module):
     ],
 )
 def test_a_worker_that_fails_ends_the_step_with_one_error_and_the_next_step_works(
-    fate: int, kind: type[Exception], message: str
+    failure: int, kind: type[Exception], message: str
 ) -> None:
-    trained = make(Dies(), processes=True)
+    trained = make(Failing(), processes=True)
     before = bits(trained)
     with pytest.raises(kind, match=message):
-        trained.step(np.full(4, fate))
+        trained.step(np.full(4, failure))
     assert bits(trained) == before
     assert trained.step(np.zeros(4, int)) == 1
 
 
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=needs_fork)])
-def test_ctrl_c_during_an_update_acts_once_the_step_is_whole(processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_an_update_acts_after_it(processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, whole = make(processes=processes), make(processes=processes)
     whole.step(*six(0))
     update = trained.optimizer.update
@@ -696,7 +697,7 @@ def test_two_trainers_stepped_by_two_threads_have_the_bits_that_each_has_alone()
     assert together == alone
 
 
-def test_a_step_while_another_thread_is_in_one_is_refused_and_does_it_no_harm() -> None:
+def test_a_step_while_another_thread_is_in_one_is_refused_and_does_not_change_its_result() -> None:
     begun, refused = threading.Event(), threading.Event()
 
     class Slow(Line):
@@ -709,7 +710,7 @@ def test_a_step_while_another_thread_is_in_one_is_refused_and_does_it_no_harm() 
     thread = threading.Thread(target=trained.step, args=tuple(rows))
     thread.start()
     begun.wait(10)
-    with pytest.raises(GraphError, match="this trainer is in a step in another thread"):
+    with pytest.raises(GraphError, match="another thread is in a step of this trainer"):
         trained.step(*rows)
     refused.set()
     thread.join()
@@ -724,6 +725,7 @@ def test_a_step_while_another_thread_is_in_one_is_refused_and_does_it_no_harm() 
     ("field", "value"),
     [
         *((field, bad) for field in ("batch_size", "accumulate", "steps") for bad in (0, -1, True, 1.5, "1", None)),
+        *((field, 13) for field in ("workers", "accumulate")),  # of a batch of 12 rows
         *((field, bad) for field in ("workers", "seed") for bad in (-1, True, 0.5)),
         *((field, bad) for field in ("learning_rate", "weight_decay") for bad in (-1e-9, np.nan, np.inf, True, "1e-3")),
         *((field, bad) for field in ("warmup", "beta1", "beta2") for bad in (1, -0.1, np.nan, 1.5)),
@@ -734,6 +736,6 @@ def test_a_step_while_another_thread_is_in_one_is_refused_and_does_it_no_harm() 
         *(("processes", bad) for bad in ("no", 1, 0.0)),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^{field} must be"):
+def test_a_setting_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} (must be|is 13, but batch_size only 12)"):
         TrainConfig(**{field: value})

@@ -47,7 +47,7 @@ def whole(model: GPT, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, n
 
 def split(model: Module, *batch_: Any, **options: Any) -> tuple[float, np.ndarray]:
     workers = team(model, **options)
-    workers.loss_and_gradient(batch(3), KEY)  # what a call leaves behind must not matter
+    workers.loss_and_gradient(batch(3), KEY)  # the next call must not depend on it
     loss, norm, _ = workers.loss_and_gradient(batch_, KEY)
     assert norm == pytest.approx(np.linalg.norm(workers.gradient), rel=1e-6)
     return loss, workers.gradient.copy()
@@ -90,7 +90,7 @@ def test_dropout_follows_the_key_and_the_piece() -> None:
     assert loss != workers.loss_and_gradient((tokens, targets), (7, 4))[0]
 
 
-def test_lists_are_as_good_as_arrays() -> None:
+def test_lists_give_what_arrays_give() -> None:
     tokens, targets = batch(5, "some")
     as_lists = split(gpt(), tokens.tolist(), targets.tolist(), count=2)
     as_arrays = split(gpt(), tokens, targets, count=2)
@@ -118,7 +118,7 @@ def test_arrays_that_cannot_be_split_together_are_refused(arrays: list[Any], sha
 
 
 class Changed(Module):
-    """A GPT whose loss goes through a function of the test's own."""
+    """A GPT whose loss is a function that the test gives."""
 
     def __init__(self, loss: Any) -> None:
         self.gpt, self.function = gpt(), loss
@@ -128,8 +128,8 @@ class Changed(Module):
 
 
 @pytest.mark.parametrize("loss", [lambda x, y: 1.5, lambda x, y: Tensor([1.0, 2.0], requires_grad=True)])
-def test_a_loss_that_is_no_single_number_is_refused(loss: Any) -> None:
-    with pytest.raises(ShapeError, match="a loss is a Tensor of one number"):
+def test_a_loss_that_is_not_a_single_number_is_refused(loss: Any) -> None:
+    with pytest.raises(ShapeError, match="loss must return a Tensor of one number"):
         team(Changed(loss), 2).loss_and_gradient(batch(4), KEY)
 
 
