@@ -1,4 +1,4 @@
-"""`nanograd-llm generate`: a trained model continues a prompt."""
+"""`nanograd-llm generate`: a model continues a prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_option
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
-from nanograd_llm.inference.writing import opening
+from nanograd_llm.inference.writing import default_prompt
 
 
 @with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
@@ -23,27 +23,27 @@ def generate(
     cache: bool = True,
     sampling: Given = NOTHING,
 ) -> None:
-    """Continue a prompt with a model; the text appears as it is written.
+    """Continue a prompt with a model; the text appears while it is generated.
 
     Parameters
     ----------
     prompt
-        What to continue; a new line if not given, or the first character of an alphabet that has none. One that begins
-        with a dash goes last, behind " -- ".
+        The text to continue; a new line if not given, or the first token of a tokenizer that has no new line. Put a
+        prompt that begins with a dash last, after " -- ".
     max_new_tokens
-        Tokens to write; the text ends earlier where the model says so.
+        Tokens to write; fewer if the model ends the text.
     cache
-        Keep keys and values instead of computing them again; the text is the same.
+        Keep keys and values instead of computing them again, which is faster; the text is the same.
     """
     from nanograd_llm.runs.opening import open_model
 
     opened = open_model(model)
     tokenizer, loaded = opened.tokenizer(), opened.model()
-    prompt = prompt or opening(tokenizer)
+    prompt = prompt or default_prompt(tokenizer)
     ids = tokenizer.encode(prompt)
     strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     pieces = stream_text(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=strategy, cache=cache)
-    print(written(prompt + next(pieces, "")), end="", flush=True)  # only once the first piece shows that all is well
+    print(written(prompt + next(pieces, "")), end="", flush=True)  # an error comes before it
     for piece in pieces:
         print(written(piece), end="", flush=True)
     print(flush=True)

@@ -1,7 +1,7 @@
-"""One more token at a time: GPT's forward for a single position, in NumPy calls alone, into arrays made once.
+"""GPT's forward for one more token, in plain NumPy calls that write into arrays made once.
 
-A small model's token costs more in calls than in arithmetic: here are as few calls as possible. The numbers are those
-of `nn` to rounding. Read `nn/block.py` first.
+For a small model, calls cost more than arithmetic: here are as few calls as possible. The results are those of `nn`, to
+rounding. Read `nn/block.py` first.
 
 B sequences, C channels, H heads, D = C/H, n tokens so far, V vocabulary
 """
@@ -24,9 +24,9 @@ from nanograd_llm.ops.fused import gelu_into
 
 
 def can_decode(model: GPT) -> bool:
-    """Is the model what GPT makes of its config: each part in its place, none with a method of its own, one dtype?
+    """Can `Decoder` compute this model? Its parts must be those that GPT makes, unchanged, and all of one dtype.
 
-    Not while `checked()` looks at every op.
+    In `checked()` mode the answer is no, since that looks at every op.
     """
     modules, plain = dict(model.named_modules()), dict(GPT(model.config, seed=None).named_modules())
     arrays = [parameter.data for parameter in model.parameters()]
@@ -41,13 +41,13 @@ def can_decode(model: GPT) -> bool:
 
 
 class Decoder:
-    """The next logits, after one more token of each of B sequences, of a model that `can_decode`.
+    """Computes the next logits after one more token of each of B sequences, for a model that `can_decode`.
 
         caches = model.new_caches(B)
         model.next_logits(prompts, caches)
         logits = Decoder(model, caches)(tokens)  # tokens (B) ids -> (B, V), valid until the next call
 
-    The caller checks that the ids are in the vocabulary. Raises ShapeError where the caches are full.
+    The caller checks that the ids are in the vocabulary. Raises ShapeError if the caches are full.
     """
 
     def __init__(self, model: GPT, caches: list[KeyValueCache]):
@@ -63,7 +63,7 @@ class Decoder:
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         position, x = self.caches[0].length, self.stream
         if position >= len(self.positions):
-            raise ShapeError(f"the context holds {len(self.positions)} tokens, and all are there; begin new caches")
+            raise ShapeError(f"the caches are full, with {len(self.positions)} tokens; begin new ones")
         np.add(self.tokens[tokens], self.positions[position], out=x)  # (B, C)
         for block in self.blocks:
             block(x)
@@ -73,7 +73,7 @@ class Decoder:
 class LinearStep:
     def __init__(self, layer: Linear, rows: int):
         self.weight = layer.weight.data
-        self.bias = None if layer.bias is None else layer.bias.data[None]  # (1, m): for one row nothing to broadcast
+        self.bias = None if layer.bias is None else layer.bias.data[None]  # (1, m), not broadcast for one row
         self.out = np.empty((rows, self.weight.shape[1]), self.weight.dtype)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class NormStep:
 
 
 class OneNormStep(NormStep):
-    """For a single row, whose mean and variance are plain numbers: in half the time."""
+    """For a single row: its mean and variance are plain numbers, which takes half the time."""
 
     def __init__(self, layer: LayerNorm):
         super().__init__(layer, rows=1)
@@ -141,7 +141,7 @@ class AttentionStep:
 
 
 class BlockStep:
-    """Adds to the residual stream, in place, what a block adds to it."""
+    """Adds the output of a block to the residual stream, in place."""
 
     def __init__(self, block: Block, cache: KeyValueCache):
         rows = len(cache.keys)

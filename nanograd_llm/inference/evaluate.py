@@ -1,4 +1,4 @@
-"""Evaluation: how surprised is the model by text it was not trained on?"""
+"""Evaluation: the loss, perplexity and bits per byte of a model on a text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import counted, require_int
 from nanograd_llm.text import IGNORE_INDEX, Tokenizer, sliding_windows
 
 TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
@@ -20,7 +20,7 @@ TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """loss: nats a token. perplexity: e to the loss. bits_per_byte: of the UTF-8 text, so that tokenizers compare."""
+    """loss: nats per token. perplexity: e**loss. bits_per_byte: of UTF-8, comparable between tokenizers."""
 
     loss: float
     perplexity: float
@@ -40,15 +40,13 @@ def evaluate(
     windows: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
-    """Score a text, given as ids (N), over sliding windows; every id but the first counts once.
-
-    The bits are those of the bytes that were scored.
+    """Score a text, given as ids (N), over sliding windows; every id but the first is scored once.
 
     model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; put into evaluation mode.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context.
-    windows: score so many of the windows only, evenly spread and always the same; all if not given.
+    windows: score only this many windows, evenly spread and always the same; all if not given.
     progress: called with the share that is done, after each batch.
-    Raises ShapeError where the text is shorter than a window, NonFiniteError where the loss is not finite.
+    Raises ShapeError if the text is shorter than a window, NonFiniteError if the loss is not finite.
     """
     require_int("batch_size", batch_size, 1)
     model.eval()
@@ -62,17 +60,17 @@ def evaluate(
     with no_grad():
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
-            counted = int(np.count_nonzero(targets[rows] != IGNORE_INDEX))
-            if counted:
-                nats += model.loss(tokens[rows], targets[rows]).item() * counted
-                count += counted
+            scored = int(np.count_nonzero(targets[rows] != IGNORE_INDEX))
+            if scored:
+                nats += model.loss(tokens[rows], targets[rows]).item() * scored
+                count += scored
             if progress is not None:
                 progress(min(1.0, rows.stop / len(tokens)))
     if not math.isfinite(nats):
-        raise NonFiniteError(f"the loss on {count} held-out tokens is {nats / count}; is a weight not finite?")
+        raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; look for NaN in the weights")
     size = len(tokenizer.decode_bytes(targets[targets != IGNORE_INDEX]))
     loss = nats / count
-    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond a float
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # e**710 overflows
     return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)
 
 
@@ -86,15 +84,15 @@ def evaluate_text(
 ) -> Evaluation:
     """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
 
-    Where the tokenizer has an end of text, the first token is judged as what follows one; otherwise it is left out.
+    If the tokenizer has an end-of-text token, the first token is scored as its successor; otherwise it is left out.
     stride: how far the window moves; half a window if not given. progress: as for `evaluate`.
-    Raises ShapeError for a text of less than two tokens, and as `evaluate` does.
+    Raises ShapeError for a text without a token to score, NonFiniteError if the loss is not finite.
     """
     ids = tokenizer.encode(text)
     if tokenizer.end_of_text is not None:
         ids = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids])
     if len(ids) < 2:
-        raise ShapeError(f"a text of {len(text)} characters has no token to be judged; give a longer one")
+        raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
     window = min(model.config.context_length, len(ids) - 1)
     stride = max(1, window // 2) if stride is None else stride
     batch_size = max(1, TOKENS_AT_ONCE // window)

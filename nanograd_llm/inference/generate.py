@@ -1,6 +1,6 @@
-"""Generation: ask for the next token's logits, choose one, append it, and ask again.
+"""Generation: compute the logits of the next token, choose a token, append it, and repeat.
 
-With the cache each step computes the new token only; without it the whole window again. Both give the same tokens.
+With the cache each step computes only the new token; without it the whole window. Both give the same tokens.
 
 B batch, T time
 """
@@ -33,12 +33,12 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt; returns the new ids of each, cut before the first stop id.
 
-    prompts: ids, one sequence (T) or several (B, T), also of different lengths. A row does not depend on the others.
+    prompts: ids, one sequence (T) or several (B, T), also of different lengths. Rows do not affect each other.
     stop: an id that ends a row, or several.
 
-    Whenever the context is full, its older half is left behind. The model is put into evaluation mode. Raises
-    ShapeError for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError where the model
-    gives no usable logits.
+    Whenever the context is full, its older half is dropped. The model is put into evaluation mode. Raises ShapeError
+    for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError if the largest logit is not
+    finite.
     """
     rows = _rows(prompts, model)
     ends = stop if isinstance(stop, Collection) else (stop,)
@@ -63,9 +63,9 @@ def stream(
     sampling: Sampling | None = None,
     cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """As `generate`, a token at a time: yields the new id of each row, or None.
+    """As `generate`, one token at a time: yields a list with the new id of each row, or None.
 
-    None stands where a row's prompt is longer and still being read, and where it has its max_new_tokens.
+    It is None while a longer prompt of the row is still being read, and after the row has its max_new_tokens.
     """
     require_int("max_new_tokens", max_new_tokens, 0)
     rows = _rows(prompts, model)
@@ -83,7 +83,7 @@ def stream(
         if cache and start != before:
             caches = model.new_caches(len(rows))
             decoder = Decoder(model, caches) if has_decoder else None
-        with np.errstate(all="ignore"):  # what is not finite shows in the logits, and raises below
+        with np.errstate(all="ignore"):  # numbers that are not finite raise below
             if not cache:
                 logits = model.next_logits(text[:, start:n])
             else:
@@ -92,8 +92,8 @@ def stream(
         if sampling.temperature == 0:
             chosen = likeliest(logits)
         else:
-            chances = [generator(sampling.seed, row, n).random() for row in range(len(rows))]
-            chosen = sampling.choose(logits, np.array(chances))
+            uniform = [generator(sampling.seed, row, n).random() for row in range(len(rows))]
+            chosen = sampling.choose(logits, np.array(uniform))
         ids = [int(token) if is_writing else None for token, is_writing in zip(chosen, writing)]
         for row, token in enumerate(ids):
             if token is not None:
@@ -102,17 +102,17 @@ def stream(
 
 
 def _window_start(n: int, context_length: int) -> int:
-    """Where the text that place n is judged by begins: at 0, or at a multiple of half the context."""
+    """Where the window that predicts token n begins: at 0, or at a multiple of half the context."""
     half = max(1, context_length // 2)
     return max(0, math.ceil((n - context_length) / half)) * half
 
 
 def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
-    """The prompts as rows of ids, each checked."""
+    """The prompts as checked arrays of ids, one per row."""
     several = len(prompts) > 0 and np.ndim(prompts[0]) > 0
     rows = [np.asarray(p) for p in (prompts if several else [prompts])]
     for row, ids in enumerate(rows):
         if ids.ndim != 1 or not ids.size:
-            raise ShapeError(f"prompt {row} has shape {ids.shape}; give at least one id, such as end-of-text, in a row")
+            raise ShapeError(f"prompt {row} has shape {ids.shape}; give a row of at least one id, such as end-of-text")
         check_ids(ids, model.config.vocab_size, "token id")
     return rows

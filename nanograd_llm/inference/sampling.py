@@ -1,4 +1,4 @@
-"""From logits to the next token: how bold to be, and which tokens are allowed at all.
+"""From logits to the next token: temperature, top-k and nucleus sampling.
 
 V vocabulary, B batch
 """
@@ -14,26 +14,29 @@ from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
 class Sampling(Settings):
-    """A strategy. Raises ConfigError naming the field that cannot be.
+    """How to choose the next token. Raises ConfigError that names the field.
 
     top_k: Fan, Lewis and Dauphin 2018; top_p: nucleus sampling, Holtzman et al. 2020. With both, top_k acts first.
     """
 
     temperature: float = setting(
-        "Divides the logits: 0 takes the likeliest token always (greedy), below 1 is careful, above 1 bold.",
+        "Divides the logits: 0 always takes the likeliest token (greedy), a higher one gives more variety.",
         default=1.0,
     )
     top_k: int | None = setting("Choose among the k likeliest tokens only; all if not given.", default=None, low=1)
     top_p: float = setting(
-        "Choose among the likeliest tokens that make up this probability; 1 for all.", default=1.0, low=1e-9, high=1
+        "Choose among the likeliest tokens that together have this probability; 1 for all.",
+        default=1.0,
+        low=1e-9,
+        high=1,
     )
     seed: int = setting("The same seed gives the same text.", default=0, high=MAX_SEED)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution that the next token is drawn from.  logits (B, V) -> (B, V) float64, rows sum to one
 
-        Equal logits are ranked by id, so the same logits give the same distribution. A logit of -inf rules a token out.
-        Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
+        Equal logits are ranked by id, so the same logits give the same distribution. -inf excludes a token.
+        Raises NonFiniteError if a row holds a NaN or +inf, or nothing but -inf.
         """
         logits = np.asarray(logits, dtype=np.float64)
         rows, best = np.arange(len(logits)), likeliest(logits)
@@ -42,7 +45,7 @@ class Sampling(Settings):
             result[rows, best] = 1
             return result
         largest = logits[rows, best][:, None]
-        with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, as they should
+        with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, as intended
             scaled = (logits - largest) / self.temperature
         if self.top_k is None and self.top_p == 1:
             return _normalised(scaled)
@@ -59,13 +62,13 @@ class Sampling(Settings):
         np.put_along_axis(result, order, p, axis=-1)
         return result
 
-    def choose(self, logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
-        """One token a row.  logits (B, V), chances (B) uniform in [0, 1) -> ids (B)"""
+    def choose(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """One token per row.  logits (B, V), uniform (B) random numbers from [0, 1) -> ids (B)"""
         cumulative = np.cumsum(self.probabilities(logits), axis=-1)
-        return (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+        return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1)
 
 
-PROSE = Sampling(temperature=0.8, top_p=0.95)  # a little careful, as suits the text of a small model
+PROSE = Sampling(temperature=0.8, top_p=0.95)  # with less variety, which suits the text of a small model
 
 
 def _normalised(scaled: np.ndarray) -> np.ndarray:
@@ -76,12 +79,12 @@ def _normalised(scaled: np.ndarray) -> np.ndarray:
 
 
 def likeliest(logits: np.ndarray) -> np.ndarray:
-    """The token with the largest logit of each row, the first of equals.  logits (B, V) -> ids (B)
+    """The token with the largest logit of each row, the first of several.  logits (B, V) -> ids (B)
 
-    Raises NonFiniteError where a row holds a NaN or +inf, or nothing but -inf.
+    Raises NonFiniteError if a row holds a NaN or +inf, or nothing but -inf.
     """
-    best = logits.argmax(axis=-1)  # of a NaN, where there is one
+    best = logits.argmax(axis=-1)  # if there is a NaN, its place
     for largest in logits[np.arange(len(best)), best]:
         if not math.isfinite(largest):
-            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; is a weight not finite?")
+            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; look for NaN in the weights")
     return best

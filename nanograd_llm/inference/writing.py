@@ -1,4 +1,4 @@
-"""From tokens to text as it is written, and a text that a person and a model write in turn."""
+"""The text of a model while it is generated, and a text that a person and a model write in turn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stream_text(
     sampling: Sampling | None = None,
     cache: bool = True,
 ) -> Iterator[str]:
-    """What the model writes after `prompt`, ids (T), in pieces of whole characters, up to the end of the text.
+    """Yields what the model writes after `prompt`, ids (T), in pieces of whole characters, until it ends the text.
 
     Raises as `stream` does.
     """
@@ -34,16 +34,16 @@ def stream_text(
     return tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
 
 
-def opening(tokenizer: Tokenizer) -> str:
-    """What a text without a prompt begins with: a new line, or the first piece of an alphabet that has none.
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """The prompt if none is given: a new line, or the first token of a tokenizer that has no new line.
 
-    Not the end-of-text token: few models but GPT-2 have met it in training.
+    It is not the end-of-text token: few models but GPT-2 were trained with that.
     """
     return _line_end(tokenizer) or tokenizer.decode([0])
 
 
 def _line_end(tokenizer: Tokenizer) -> str:
-    """A new line; nothing where the tokenizer has no id for it, as one of characters may not."""
+    """A new line, or "" if the tokenizer has no id for it, as may be the case for one of characters."""
     try:
         tokenizer.encode("\n")
     except IndexRangeError:
@@ -52,9 +52,9 @@ def _line_end(tokenizer: Tokenizer) -> str:
 
 
 class Conversation:
-    """A text that a person and a model write in turn; the model sees all of it, as far as its context reaches.
+    """A text that a person and a model write in turn; the model sees the last part of it, as long as its context.
 
-    max_new_tokens: of one reply, which ends earlier at an empty line or the end of the text.
+    max_new_tokens: of one reply, which ends earlier at an empty line, or if the model ends the text.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_new_tokens: int = 60, sampling: Sampling | None = None):
@@ -64,25 +64,28 @@ class Conversation:
         self._line_end = _line_end(tokenizer)
 
     def reply(self, text: str) -> Iterator[str]:
-        """Add a line of text, and what the model writes after it, piece by piece. An empty line lets it go on.
+        """Add a line of text, then what the model writes after it, which is yielded in pieces.
 
-        Raises IndexRangeError, and adds nothing, where the tokenizer lacks a character of the line.
+        After an empty line the model continues its own text. Of a reply that the caller ends early, what was yielded is
+        kept. Raises IndexRangeError, and adds nothing, if the tokenizer lacks a character of the line.
         """
         if text:
             self._add(text + self._line_end)
         elif not len(self.ids):
-            self._add(opening(self.tokenizer))
+            self._add(default_prompt(self.tokenizer))
         settings: Any = {"max_new_tokens": self.max_new_tokens, "sampling": self.sampling}
         written, reply, shown = "", "", 0
-        for piece in stream_text(self.model, self.tokenizer, self.ids, **settings):
-            written += piece
-            reply, ended, _ = written.lstrip("\n").partition("\n\n")
-            reply = reply.rstrip("\n")  # a line end waits for what follows it: it may be the reply's own end
-            yield reply[shown:]
-            shown = len(reply)
-            if ended:
-                break
-        self._add(reply + self._line_end)
+        try:
+            for piece in stream_text(self.model, self.tokenizer, self.ids, **settings):
+                written += piece
+                reply, ended, _ = written.lstrip("\n").partition("\n\n")
+                reply = reply.rstrip("\n")  # a line end is held back: the reply may end with it
+                yield reply[shown:]
+                shown = len(reply)
+                if ended:
+                    break
+        finally:
+            self._add(reply + self._line_end)
 
     def _add(self, text: str) -> None:
         self.ids = np.concatenate([self.ids, self.tokenizer.encode(text)])

@@ -1,4 +1,4 @@
-"""The decoder computes what the model computes, for any of its forms, and stands aside for any other model."""
+"""The decoder computes what the model computes, in each form of GPT, and is not used for any other model."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_each_token_has_the_logits_of_the_model(form: dict[str, Any], rows: int,
         assert logits.dtype == dtype
         exact = model.next_logits(text[:, : n + 1])
         np.testing.assert_allclose(logits, exact, rtol=0, atol=np.abs(exact).max() * 40 * np.finfo(dtype).eps)
-    with pytest.raises(ShapeError, match="the context holds 9 tokens, and all are there"):
+    with pytest.raises(ShapeError, match="the caches are full, with 9 tokens"):
         decoder(text[:, 0])
 
 
-def test_weights_are_read_where_they_lie() -> None:
+def test_the_decoder_reads_the_models_own_arrays() -> None:
     model = gpt()
     caches = model.new_caches(1)
     decoder = Decoder(model, caches)
@@ -124,7 +124,7 @@ CHANGES = [derived, replaced, hidden, mixed, training, embedding_norm, no_last_n
 
 
 @pytest.mark.parametrize("change", [*CHANGES, looks_at_a_context])
-def test_a_model_with_a_part_of_its_own_is_no_model_for_it(change: Any) -> None:
+def test_a_model_with_a_changed_part_cannot_be_decoded(change: Any) -> None:
     model = gpt()
     assert can_decode(model)
     change(model)
@@ -142,19 +142,19 @@ def test_checked_mode_looks_at_every_op() -> None:
 def test_a_weight_that_is_not_finite_is_one_error_and_no_warning(bad: float) -> None:
     model = gpt()
     model.blocks[2].attention.qkv.bias.data[3] = bad
-    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="is a weight not finite"):
+    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="look for NaN in the weights"):
         warnings.simplefilter("error")
         generate(model, [1, 2], max_new_tokens=2)
     assert can_decode(model)
     model.blocks[2].attention.qkv.bias.data[3] = 0
     model.wte.data[4] = bad
-    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="is a weight not finite"):
+    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="look for NaN in the weights"):
         warnings.simplefilter("error")
         generate(model, [4], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_part_that_was_replaced_has_its_say_in_what_is_written(rows: int) -> None:
+def test_a_part_that_was_replaced_changes_what_is_written(rows: int) -> None:
     model = gpt()
     plain = generate(model, [[1, 2]] * rows, max_new_tokens=7, sampling=Sampling(temperature=0))
 

@@ -1,4 +1,4 @@
-"""Evaluation counts every token once, whatever the windows, and its bits are those of the text's bytes."""
+"""Evaluation scores every token once, for any windows, and its bits per byte are those of the text's bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = ByteTokenizer()
 
 
 class Priced(nn.Module):
-    """A model that is surprised by each id as a table says, whatever came before."""
+    """A model whose loss at each target is a number from a table, for any input."""
 
     def __init__(self, price: Any) -> None:
         self.price = np.asarray(price, dtype=np.float64)
@@ -48,7 +48,7 @@ def test_a_uniform_model_has_the_logarithm_of_the_vocabulary() -> None:
     assert found.bits_per_byte == pytest.approx(math.log2(257))  # a token is a byte
 
 
-def test_bits_are_of_the_bytes_behind_the_first_token() -> None:
+def test_bits_per_byte_are_of_the_bytes_after_the_first_token() -> None:
     tokenizer = CharTokenizer.train(TEXT)
     price = np.full(tokenizer.vocab_size, 3 * math.log(2))  # three bits a character
     found = evaluate(Priced(price), tokenizer.encode(TEXT), tokenizer, context_length=8)
@@ -61,12 +61,12 @@ def test_a_gpt_is_scored_by_its_own_logits() -> None:
     model = GPT(GPTConfig(vocab_size=257, context_length=6, n_layer=1, n_head=1, n_embd=8, dropout=0.5))
     ids = BYTES.encode(TEXT)[:15]
     found = evaluate(model, ids, BYTES, context_length=6, stride=2, batch_size=2)
-    surprises = []
+    losses = []
     for place in range(1, 15):
         start = max(0, math.ceil((place - 6) / 2) * 2)  # of the first window that has this place as a target
         logits = model(ids[None, start:place]).data[0, -1].astype(float)
-        surprises.append(np.log(np.exp(logits).sum()) - logits[ids[place]])
-    assert found.loss == pytest.approx(np.mean(surprises), rel=1e-5)
+        losses.append(np.log(np.exp(logits).sum()) - logits[ids[place]])
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_dropout_does_not_act() -> None:
@@ -82,7 +82,7 @@ def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(NonFiniteError, match="the loss on 62 held-out tokens is nan"):
+    with pytest.raises(NonFiniteError, match="the loss on 62 tokens is nan"):
         evaluate(Priced(np.full(257, np.nan)), BYTES.encode(TEXT), BYTES, context_length=8)
 
 
@@ -102,7 +102,7 @@ def test_no_more_rows_than_asked_for_are_scored_at_a_time() -> None:
         (dict(context_length=0), ConfigError, "context_length must be .* got 0"),
     ],
 )
-def test_windows_that_cannot_be_are_refused(options: dict[str, int], error: type[NanogradError], message: str) -> None:
+def test_windows_that_do_not_fit_are_refused(options: dict[str, int], error: type[NanogradError], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate(Priced(np.ones(257)), BYTES.encode(TEXT), BYTES, **options)
 
@@ -130,12 +130,12 @@ def test_without_an_end_of_text_the_first_token_is_left_out() -> None:
     model = GPT(GPTConfig(vocab_size=3, context_length=8, n_layer=1, n_head=2, n_embd=8))
     tokenizer = CharTokenizer("abc")
     assert evaluate_text(model, "abcabc", tokenizer).bytes == 5
-    with pytest.raises(ShapeError, match="a text of 1 characters has no token to be judged"):
+    with pytest.raises(ShapeError, match="a text of 1 character has no token to score"):
         evaluate_text(model, "a", tokenizer)
 
 
 def test_progress_rises_to_one() -> None:
     model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layer=1, n_head=2, n_embd=8))
-    told: list[float] = []
-    evaluate_text(model, "abc" * 5000, ByteTokenizer(), progress=told.append)
-    assert len(told) > 2 and told == sorted(told) and told[-1] == 1
+    shares: list[float] = []
+    evaluate_text(model, "abc" * 5000, ByteTokenizer(), progress=shares.append)
+    assert len(shares) > 2 and shares == sorted(shares) and shares[-1] == 1

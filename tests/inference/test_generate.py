@@ -15,7 +15,7 @@ GREEDY = Sampling(temperature=0)
 
 
 def gpt(context_length: int = 8, **changes: Any) -> GPT:
-    """A float64 model that writes no token over and over, and the same ones whatever the order of its sums."""
+    """A float64 model that does not repeat one token, and writes the same tokens in any order of its sums."""
     sizes = dict(vocab_size=13, context_length=context_length, n_layer=2, n_head=2, n_embd=16)
     model = GPT(GPTConfig(**{**sizes, **changes})).astype(np.float64)
     rng = np.random.default_rng(1)
@@ -71,14 +71,14 @@ def test_a_row_in_a_batch_is_written_as_alone() -> None:
     assert together == [generate(model, p, max_new_tokens=15, sampling=GREEDY)[0] for p in prompts]
 
 
-def test_a_row_draws_the_same_whatever_else_is_in_the_batch() -> None:
+def test_a_row_draws_the_same_tokens_beside_any_other_rows() -> None:
     model = gpt()
     first = generate(model, [prompt(2), prompt(6)], max_new_tokens=15, sampling=Sampling(seed=4))
     second = generate(model, [prompt(10), prompt(6), prompt(3)], max_new_tokens=15, sampling=Sampling(seed=4))
     assert first[1] == second[1]
 
 
-def test_rows_with_the_same_prompt_draw_for_themselves() -> None:
+def test_rows_with_the_same_prompt_draw_different_tokens() -> None:
     rows = generate(gpt(), [prompt(4)] * 3, max_new_tokens=15)
     assert len({tuple(row) for row in rows}) == 3
 
@@ -116,14 +116,14 @@ def test_a_stop_id_in_a_prompt_does_not_stop() -> None:
 
 def test_generation_ends_where_every_row_has_stopped() -> None:
     model = gpt()
-    calls = counted(model)
+    calls = shapes_shown(model)
     token = generate(model, prompt(3), max_new_tokens=1, sampling=GREEDY)[0][0]
     calls.clear()
     generate(model, prompt(3), max_new_tokens=100, sampling=GREEDY, stop=[token])
     assert len(calls) == 1
 
 
-def counted(model: GPT) -> list[tuple[int, ...]]:
+def shapes_shown(model: GPT) -> list[tuple[int, ...]]:
     """The shapes of the tokens that the model is shown, as they come."""
     shown: list[tuple[int, ...]] = []
     original = model.next_logits
@@ -138,7 +138,7 @@ def counted(model: GPT) -> list[tuple[int, ...]]:
 
 def test_with_the_cache_each_step_computes_the_new_token_only() -> None:
     model = gpt()
-    shown = counted(model)
+    shown = shapes_shown(model)
     generate(model, prompt(5), max_new_tokens=9)
     # place 9 outgrows the context of 8: half of it, and what followed, is read again
     assert shown == [(1, 5), (1, 1), (1, 1), (1, 1), (1, 5), (1, 1), (1, 1), (1, 1), (1, 5)]
@@ -164,7 +164,7 @@ def test_a_stream_says_none_while_a_row_reads_and_when_it_has_ended() -> None:
 
 def test_a_stream_computes_a_token_when_it_is_asked_for() -> None:
     model = gpt()
-    shown = counted(model)
+    shown = shapes_shown(model)
     tokens = stream(model, prompt(3), max_new_tokens=5)
     assert shown == []
     next(tokens)
@@ -173,7 +173,7 @@ def test_a_stream_computes_a_token_when_it_is_asked_for() -> None:
 
 def test_no_new_tokens_means_none() -> None:
     model = gpt()
-    shown = counted(model)
+    shown = shapes_shown(model)
     assert generate(model, [prompt(2), prompt(9)], max_new_tokens=0) == [[], []]
     assert shown == []
 
@@ -197,7 +197,7 @@ def test_ids_come_in_any_sequence_and_go_as_integers(prompts: Any) -> None:
 @pytest.mark.parametrize(
     ("prompts", "error", "message"),
     [
-        ([], ShapeError, r"prompt 0 has shape \(0,\); give at least one id"),
+        ([], ShapeError, r"prompt 0 has shape \(0,\); give a row of at least one id"),
         ([[]], ShapeError, r"prompt 0 has shape \(0,\)"),
         ([[1], []], ShapeError, r"prompt 1 has shape \(0,\)"),
         (np.zeros((1, 2, 3), int), ShapeError, r"prompt 0 has shape \(2, 3\)"),
@@ -210,13 +210,13 @@ def test_ids_come_in_any_sequence_and_go_as_integers(prompts: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("function", [generate, lambda *args: list(stream(*args))])
-def test_prompts_that_cannot_be_are_refused(function: Any, prompts: Any, error: type, message: str) -> None:
+def test_prompts_that_are_no_ids_are_refused(function: Any, prompts: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         function(gpt(), prompts)
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True])
-def test_a_number_of_tokens_that_cannot_be_is_refused_by_name(value: Any) -> None:
+def test_a_number_of_tokens_out_of_range_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^max_new_tokens must be an integer of at least 0; got {value}"):
         generate(gpt(), [1], max_new_tokens=value)
 
@@ -224,5 +224,5 @@ def test_a_number_of_tokens_that_cannot_be_is_refused_by_name(value: Any) -> Non
 def test_a_model_that_gives_nan_writes_nothing() -> None:
     model = gpt()
     model.ln_f.bias.data[0] = np.nan
-    with pytest.raises(NonFiniteError, match="is a weight not finite"):
+    with pytest.raises(NonFiniteError, match="look for NaN in the weights"):
         generate(model, [1], max_new_tokens=1)

@@ -29,11 +29,11 @@ def test_temperature_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, 1e-3, 1e-300, 5e-324])
-def test_near_temperature_zero_the_likeliest_takes_all(temperature: float) -> None:
+def test_near_temperature_zero_the_likeliest_token_has_all_probability(temperature: float) -> None:
     assert probabilities(temperature=temperature) == pytest.approx([0, 1, 0, 0], abs=1e-100)
 
 
-def test_at_a_huge_temperature_all_are_equal() -> None:
+def test_at_a_huge_temperature_all_tokens_are_equal() -> None:
     assert probabilities(temperature=1e300) == pytest.approx([0.25] * 4)
 
 
@@ -92,13 +92,13 @@ def test_temperature_acts_before_top_p() -> None:
     assert probabilities(temperature=0.25, top_p=0.7) == [0, 1, 0, 0]  # 0.4⁴ is 72 % of the sum of fourth powers
 
 
-def test_rows_have_strategies_of_their_own_numbers() -> None:
+def test_each_row_is_ranked_by_itself() -> None:
     found = Sampling(top_k=2).probabilities(np.concatenate([LOGITS, LOGITS[:, ::-1]]))
     assert np.allclose(found, [[0, 4 / 7, 0, 3 / 7], [3 / 7, 0, 4 / 7, 0]])
 
 
 @pytest.mark.parametrize("strategy", [{}, dict(temperature=0), dict(top_k=3), dict(top_p=0.999)])
-def test_a_logit_of_minus_infinity_rules_its_token_out(strategy: dict[str, Any]) -> None:
+def test_a_logit_of_minus_infinity_excludes_its_token(strategy: dict[str, Any]) -> None:
     found = probabilities([[-np.inf, 0.0, -np.inf, 0.0]], **strategy)
     assert found[0] == found[2] == 0
     assert sum(found) == pytest.approx(1)
@@ -106,8 +106,8 @@ def test_a_logit_of_minus_infinity_rules_its_token_out(strategy: dict[str, Any])
 
 @pytest.mark.parametrize("bad", [[0.0, np.nan], [0.0, np.inf], [-np.inf, -np.inf]])
 @pytest.mark.parametrize("strategy", [{}, dict(temperature=0), dict(top_k=1), dict(top_p=0.5)])
-def test_logits_that_mean_nothing_are_refused(bad: list[float], strategy: dict[str, Any]) -> None:
-    with pytest.raises(NonFiniteError, match="the largest of 2 logits is .*; is a weight not finite"):
+def test_logits_that_are_not_finite_are_refused(bad: list[float], strategy: dict[str, Any]) -> None:
+    with pytest.raises(NonFiniteError, match="the largest of 2 logits is .*; look for NaN in the weights"):
         Sampling(**strategy).probabilities(np.array([[1.0, 2.0], bad]))
 
 
@@ -120,31 +120,31 @@ def test_greedy_over_a_large_vocabulary_takes_little_memory() -> None:
 # Drawing
 
 
-def choose(chance: float, logits: Any = LOGITS, **strategy: Any) -> int:
-    return int(Sampling(**strategy).choose(np.asarray(logits), np.array([chance]))[0])
+def choose(uniform: float, logits: Any = LOGITS, **strategy: Any) -> int:
+    return int(Sampling(**strategy).choose(np.asarray(logits), np.array([uniform]))[0])
 
 
 @pytest.mark.parametrize(
-    ("chance", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (1 - 2**-53, 3)]
+    ("uniform", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (1 - 2**-53, 3)]
 )
-def test_a_chance_falls_into_the_share_of_its_token(chance: float, token: int) -> None:
-    assert choose(chance) == token
+def test_a_uniform_number_chooses_the_token_whose_share_it_falls_into(uniform: float, token: int) -> None:
+    assert choose(uniform) == token
 
 
-def test_evenly_spread_chances_give_every_token_its_share() -> None:
-    chances = (np.arange(1000) + 0.5) / 1000
-    drawn = Sampling().choose(np.repeat(LOGITS, 1000, axis=0), chances)
+def test_evenly_spread_uniform_numbers_give_every_token_its_share() -> None:
+    uniform = (np.arange(1000) + 0.5) / 1000
+    drawn = Sampling().choose(np.repeat(LOGITS, 1000, axis=0), uniform)
     assert np.bincount(drawn).tolist() == [100, 400, 200, 300]
 
 
-@pytest.mark.parametrize("chance", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 @pytest.mark.parametrize("strategy", [dict(temperature=0), dict(top_k=1), dict(top_p=1e-9), dict(temperature=1e-300)])
-def test_no_chance_draws_a_token_that_is_ruled_out(chance: float, strategy: dict[str, Any]) -> None:
-    assert choose(chance, **strategy) == 1
+def test_an_excluded_token_is_never_chosen(uniform: float, strategy: dict[str, Any]) -> None:
+    assert choose(uniform, **strategy) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_last_chance_draws_a_token_of_the_vocabulary(seed: int) -> None:
+def test_the_largest_uniform_number_chooses_a_token_of_the_vocabulary(seed: int) -> None:
     logits = np.random.default_rng(seed).standard_normal((50, 97)) * 5
     assert Sampling().choose(logits, np.full(50, 1 - 2**-53)).max() < 97
 
@@ -158,6 +158,6 @@ def test_the_last_chance_draws_a_token_of_the_vocabulary(seed: int) -> None:
         *(("seed", bad) for bad in (-1, 1.5, True, 2**64)),
     ],
 )
-def test_a_strategy_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
+def test_a_setting_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         Sampling(**{field: value})

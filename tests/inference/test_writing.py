@@ -1,4 +1,4 @@
-"""Text as it is written: whole characters, an end, and a conversation that remembers."""
+"""Text while it is generated: whole characters, an end, and a conversation that keeps all that was said."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.errors import IndexRangeError
 from nanograd_llm.inference import Conversation, Sampling, generate, stream_text, writing
-from nanograd_llm.inference.writing import opening
+from nanograd_llm.inference.writing import default_prompt
 from nanograd_llm.text import ByteTokenizer, CharTokenizer, Tokenizer
 
 BYTES = ByteTokenizer()
@@ -75,6 +75,18 @@ def test_a_reply_has_its_limit_and_the_first_line_may_be_empty(model: GPT) -> No
     assert talk.ids[0] == 10
 
 
+def test_of_a_reply_that_ends_early_the_conversation_keeps_what_was_yielded(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = spoken(monkeypatch, "hello", "again")
+    talk = Conversation(model, BYTES)
+    reply = talk.reply("Hi.")
+    assert next(reply) + next(reply) == "he"
+    reply.close()  # type: ignore[attr-defined]
+    list(talk.reply("And?"))
+    assert shown == ["Hi.\n", "Hi.\nhe\nAnd?\n"]
+
+
 def test_a_conversation_outgrows_the_context(model: GPT) -> None:
     talk = Conversation(model, BYTES, max_new_tokens=10, sampling=GREEDY)
     for _ in range(6):
@@ -87,10 +99,10 @@ def test_a_conversation_outgrows_the_context(model: GPT) -> None:
     ("tokenizer", "text"), [(BYTES, "\n"), (CharTokenizer("\t\nab"), "\n"), (CharTokenizer("ab"), "a")]
 )
 def test_a_text_without_a_prompt_begins_with_a_new_line_where_there_is_one(tokenizer: Tokenizer, text: str) -> None:
-    assert opening(tokenizer) == text
+    assert default_prompt(tokenizer) == text
 
 
-def test_a_tokenizer_without_a_new_line_can_be_spoken_with() -> None:
+def test_a_conversation_works_with_a_tokenizer_that_has_no_new_line() -> None:
     tokenizer = CharTokenizer("abc")
     model = GPT(GPTConfig(vocab_size=3, context_length=32, n_layer=1, n_head=2, n_embd=16), seed=1)
     talk = Conversation(model, tokenizer, max_new_tokens=3, sampling=GREEDY)
