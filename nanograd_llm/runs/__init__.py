@@ -1,7 +1,7 @@
-"""Runs: a task is trained into a folder, and whatever holds a model is opened again.
+"""Runs: a task is trained, with its results in a folder, and any model is opened.
 
-Read `checkpoints`, `folder`, `run`, `opening`. Each name is loaded when it is first used: training needs no formats of
-pretrained models, which opening knows.
+Read `checkpoints`, `folder`, `run`, `opening`. Each name is loaded when it is first used: opening needs the formats of
+pretrained models, which training does not.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""A checkpoint: named arrays and a few strings in one safetensors file that proves its own content.
+"""A checkpoint: named arrays and a few strings in one safetensors file, with a checksum.
 
-The file carries a SHA-256 of all that it holds, so a flipped bit is found, not trained on. Equal contents give equal
-bytes, so two runs can be compared with `cmp`. Any reader of safetensors opens the arrays; nothing is ever pickled.
+The file has a SHA-256 of its content, so that a flipped bit is found. Equal contents give equal bytes, so two runs can
+be compared with `cmp`. Any reader of safetensors can read the arrays; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ VERSION = 1
 def save_checkpoint(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
-    """Write `arrays` (any shape, of numbers) and `metadata` to `path`, whole or not at all, with no copy in memory.
+    """Write `arrays` (any shape, of numbers) and `metadata` to `path` atomically, with no copy in memory.
 
-    Raises DtypeError for an array that is not of numbers, StorageError if the disk refuses; the old file then stays.
+    Raises DtypeError for an array that is not of numbers, StorageError if it cannot be written; an older one stays.
     """
-    proof = {"version": VERSION, "sha256": _digest(arrays, metadata), "metadata": dict(metadata)}
-    write_safetensors(path, arrays, {"nanograd_llm": json.dumps(proof, sort_keys=True)})
+    header = {"version": VERSION, "sha256": _digest(arrays, metadata), "metadata": dict(metadata)}
+    write_safetensors(path, arrays, {"nanograd_llm": json.dumps(header, sort_keys=True)})
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """The arrays and the metadata that `save_checkpoint` was given; the arrays are fresh and may be written to.
+    """The arrays and the metadata that `save_checkpoint` was given; the arrays are copies and can be written to.
 
     Raises StorageError if the file cannot be read, and BadFileError if it is cut short, is no safetensors file, was
     not written by `save_checkpoint` of this version, or does not hold what was saved.
     """
-    mapped, carried = read_safetensors_with_metadata(path)
-    if "nanograd_llm" not in carried:
-        raise BadFileError(f"{path}: a safetensors file, but no checkpoint of nanograd_llm: it carries no SHA-256")
-    proof = read_json_object(carried["nanograd_llm"].encode(), f"{path}: the checkpoint's header")
-    if proof.get("version") != VERSION:
-        found = f"{proof.get('version')!r:.50}"
+    mapped, strings = read_safetensors_with_metadata(path)
+    if "nanograd_llm" not in strings:
+        raise BadFileError(f"{path}: a safetensors file, but no checkpoint of nanograd_llm: it has no SHA-256")
+    header = read_json_object(strings["nanograd_llm"].encode(), f"{path}: the checkpoint's header")
+    if header.get("version") != VERSION:
+        found = f"{header.get('version')!r:.50}"
         raise BadFileError(f"{path}: checkpoint version {found}; this nanograd_llm reads version {VERSION}")
-    metadata = proof.get("metadata")
+    metadata = header.get("metadata")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BadFileError(f"{path}: the checkpoint's header is damaged: no metadata; use an older one")
     arrays = {name: array.copy() for name, array in mapped.items()}
-    if proof.get("sha256") != _digest(arrays, metadata):
+    if header.get("sha256") != _digest(arrays, metadata):
         raise BadFileError(f"{path}: its content does not match its SHA-256: the file is damaged; use an older one")
     return arrays, metadata
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, dtypes, shapes, bytes and metadata, in an order that depends on nothing but the names."""
+    """SHA-256 over names, dtypes, shapes, bytes and metadata, in the order of the names."""
     import hashlib
 
     names = sorted(arrays)

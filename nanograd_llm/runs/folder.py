@@ -1,11 +1,12 @@
-"""A run is a folder: config, tokenizer, metrics, samples and checkpoints, each under one name, one writer at once.
+"""The folder of a run: config, tokenizer, metrics, samples and checkpoints. One process writes to it at a time.
 
-config.toml                             what was asked for; a folder without it is no run
-tokenizer.json                          written by the tokenizer itself
-metrics.jsonl                           one JSON object a line
-samples.txt                             what the model wrote on the way
-checkpoints/step-00000100.safetensors   the newest is the one of the highest step, whatever the clock says
-lock                                    holds the PID of the process that writes here
+config.toml                             the settings; a folder without it is no run
+tokenizer.json                          the tokenizer
+text.sha256                             the SHA-256 of the text that it was trained on
+metrics.jsonl                           one JSON object per line
+samples.txt                             what the model wrote during training
+checkpoints/step-00000100.safetensors   the newest is that of the highest step, whatever the times of the files
+lock                                    the PID of the process that writes here
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ except ImportError:  # Windows
 
 
 class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
-    """The folder of one training run; `create` makes one, `open` finds one again to read it, `with` closes it.
+    """The folder of one training run: `create` makes it, `open` opens it for reading, `with` closes it.
 
-    A folder that is written to is locked with `flock`: a second run is refused, and a killed one leaves no lock.
-    Windows and some file systems know no such locks; there only their names keep two runs apart.
+    A folder that is written to is locked with `flock`: a second run is refused, and a killed one leaves no lock. On
+    Windows and some file systems there are no such locks; there only a folder that already holds a run is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.toml"
         self.tokenizer_path = self.path / "tokenizer.json"
+        self.hash_path = self.path / "text.sha256"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.txt"
         self.checkpoints_path = self.path / "checkpoints"
@@ -51,14 +53,14 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Make the folder of a new run, locked. Raises StorageError unless the place is new or empty, and writable."""
+        """Make the folder of a new run, locked. Raises StorageError unless it is new or empty, and writable."""
         run = cls(path)
         with storage_errors(f"{run.path}: cannot make a run folder there", "choose another folder"):
             run._refuse_content()
             os.makedirs(run.checkpoints_path, exist_ok=True)
             try:
                 run._take_lock()
-                for leftover in run._refuse_content():  # again: another process may have come and gone before the lock
+                for leftover in run._refuse_content():  # again: another process may have written before the lock
                     leftover.unlink()
             except BaseException:
                 run.close()
@@ -67,7 +69,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """The run at `path`, to read it, also while another process writes to it.
+        """The run at `path`, for reading, also while another process writes to it.
 
         Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
@@ -76,18 +78,18 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             held = os.listdir(run.path)
         missing = [part.name for part in (run.config_path, run.checkpoints_path) if part.name not in held]
         if missing:
-            raise StorageError(f"{run.path}: is no run of nanograd_llm: it has no {', no '.join(missing)}")
+            raise StorageError(f"{run.path}: is not a run of nanograd_llm: it has no {', no '.join(missing)}")
         return run
 
     @contextlib.contextmanager
     def emptied_on_failure(self) -> Iterator[None]:
-        """Where this block raises, as on a full disk, remove the files of the new run; the folder can be used again."""
+        """If this block raises, as on a full disk, remove the files of the new run; the folder can be used again."""
         try:
             yield
         except BaseException:
             for path in self.path.iterdir():
                 if path.name not in ("lock", "checkpoints"):
-                    with contextlib.suppress(OSError):  # what stopped the writing is the error worth reading
+                    with contextlib.suppress(OSError):  # the error to report is the one of the block
                         path.unlink()
             self.close()
             raise
@@ -110,9 +112,9 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return read_toml(self.config_path)
 
     def append_metrics(self, record: Mapping[str, float]) -> None:
-        """Add one line to metrics.jsonl, and hand it to the system before returning.
+        """Add one line to metrics.jsonl, flushed before this returns.
 
-        A record has `step` and further numbers. JSON knows no NaN and no infinity: they are written as texts.
+        A record has `step` and further numbers. NaN and infinity, which JSON does not have, are written as strings.
         """
         line = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
         self._append(self.metrics_path, json.dumps(line, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
@@ -120,7 +122,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     def read_metrics(self) -> list[dict[str, float]]:
         """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out.
 
-        Raises BadFileError with the number of a line that is no record of numbers with a step.
+        Raises BadFileError with the number of a line that is no record of numbers with a `step`.
         """
         if not self.metrics_path.exists():
             return []
@@ -141,7 +143,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies, or would lie."""
+        """The path of the checkpoint of `step`, also if there is none."""
         return self.checkpoints_path / f"step-{step:08d}.safetensors"
 
     def checkpoints(self) -> dict[int, Path]:
@@ -165,7 +167,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         if not known:
             if writer := self._writer():
                 raise StorageError(f"{self.path}: has no checkpoint yet; process {writer} is training it, wait for one")
-            raise StorageError(f"{self.path}: has no checkpoint: it ended before it saved one; train again elsewhere")
+            raise StorageError(f"{self.path}: has no checkpoint: the run ended before it saved one; train again")
         if step is None:
             step = max(known)
         if step not in known:
@@ -182,8 +184,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             raise BadFileError(f"{error}; {hint}") from error
 
     def _refuse_content(self) -> list[Path]:
-        """Raise StorageError unless the folder is missing or empty; returns temporary files of a killed process."""
-        if self.checkpoints_path.is_symlink():  # what is saved would land elsewhere
+        """Raise StorageError unless the folder is new or empty; returns the temporary files of a killed process."""
+        if self.checkpoints_path.is_symlink():  # checkpoints would be written elsewhere
             raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
         folders = [folder for folder in (self.path, self.checkpoints_path) if folder.exists()]
         found = [path for folder in folders for path in folder.iterdir()]
@@ -197,7 +199,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return leftovers
 
     def _writer(self) -> str:
-        """The number of the other process that writes here; "" where none does, or nobody can tell."""
+        """The PID of another process that writes here; "" if there is none, or it is not known."""
         with contextlib.suppress(OSError), (self.path / "lock").open(encoding="ascii") as lock:
             try:
                 if fcntl is not None and self._lock is None:
@@ -207,11 +209,11 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return ""
 
     def _take_lock(self) -> None:
-        """Become the only writer."""
+        """Become the only writer, or raise StorageError."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         self._lock = lock = os.fdopen(os.open(self.path / "lock", flags, 0o666), "r+", encoding="ascii")
         if os.fstat(lock.fileno()).st_nlink > 1:  # writing would change a file elsewhere
-            raise StorageError(f"{self.path}/lock: is a second name of another file; remove it")
+            raise StorageError(f"{self.path}/lock: is a hard link to another file; remove it")
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,7 +237,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> Path:
     """Make and return the folder `base/name-N`, N one above the highest there, for a run that was given no folder.
 
-    Two runs that start at once get two folders. Raises StorageError if `base` cannot be written to.
+    Two runs that start at the same time get two folders. Raises StorageError if `base` cannot be written to.
     """
     base = Path(base)
     with storage_errors(f"{base}: cannot make a run folder there", "name one with --out"):
@@ -245,7 +247,7 @@ def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> P
         while True:
             number += 1
             path = base / f"{name}-{number}"
-            with contextlib.suppress(FileExistsError):  # another run was faster
+            with contextlib.suppress(FileExistsError):  # another run took this number
                 path.mkdir()
                 return path
 
@@ -262,10 +264,10 @@ _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def _number(name: str, value: Any) -> float:
-    """A value of a metrics record, as it was before it was written. Raises ValueError, OverflowError."""
+    """A number of a metrics record, also one that was written as a string. Raises ValueError, OverflowError."""
     if isinstance(value, str) and value in _NON_FINITE.values():
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"its {name} is {value!r:.100}; expected a number")
-    float(value)  # an integer may have more digits than any float
+    float(value)  # raises OverflowError for an integer larger than every float
     return value

@@ -1,6 +1,6 @@
-"""A run: a task is trained, and what comes of it is kept in a folder.
+"""A run trains a task and writes the results into a folder.
 
-Here is what all runs have in common: when to score, when to save, and how to end without losing anything.
+It decides, for any task, when to score, when to save, and how to end without losing anything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.errors import NonFiniteError, WorkerError
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
@@ -26,7 +27,7 @@ from nanograd_llm.training.trainer import StepRecord, Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """After `step` the model was scored on what was held out."""
+    """The score of the model on held-out data after `step`."""
 
     step: int
     score: Score
@@ -34,7 +35,7 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """After `step` the model made `sample`."""
+    """A sample of what the model makes after `step`."""
 
     step: int
     sample: Sample
@@ -42,46 +43,46 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint of `step` lies at `path`."""
+    """The checkpoint of `step` was saved at `path`."""
 
     step: int
     path: Path
 
 
-SECONDS_UNSAVED = 300  # between checkpoints, where no interval is given
-LEAST_ROWS = 8  # of a score
-LEAST_NUMBERS = 300_000_000  # parameters times rows: some tenths of a second
+SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
+LEAST_ROWS = 8  # that a score is computed on
+LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Event = StepRecord | Scored | Sampled | Saved
 
 
 class RunConfig(Settings):
-    """How a run goes besides its task and training. Raises ConfigError naming the field that cannot be."""
+    """Settings of a run besides those of its task and its training. Raises ConfigError that names the field."""
 
     init: str | None = setting(
-        "Go on from this model's weights, with its tokenizer: the folder of a run, or a pretrained model: a folder, a "
-        "file or a name, such as gpt2.",
+        "Start from the weights and the tokenizer of this model: the folder of a run, or a pretrained model (a folder, "
+        "a file, or a name such as gpt2).",
         default=None,
     )
     evaluate_every: int | None = setting(
-        "Score the held-out part every N steps; five times a run if not given.", default=None, low=1
+        "Score the held-out part every N steps; five times in a run if not given.", default=None, low=1
     )
     checkpoint_every: int | None = setting(
-        "Save a checkpoint every N steps; every 5 minutes, the last two of them kept, and at the end if not given.",
+        "Save a checkpoint every N steps; every 5 minutes (the last two are kept) and at the end if not given.",
         default=None,
         low=1,
     )
 
 
 class Run:
-    """A new run of a task in the folder `out`, or in the next `runs/NAME-N` where that is None.
+    """A new run of a task in the folder `out`, or in the next `runs/NAME-N` if that is None.
 
         run = Run("runs/mine", LanguageModelling(TextConfig(), GPTConfig.preset("nano"), recipe("nano", minutes=1)))
         for event in run.train():
             ...
 
     settings: of `RunConfig`.
-    Raises StorageError where the folder cannot be made; a folder that was made is left as empty as it was found.
+    Raises StorageError if the folder cannot be made or written to; then no files are left in it.
     """
 
     def __init__(self, out: str | os.PathLike[str] | None, task: Task, name: str = "run", **settings: Any):
@@ -90,7 +91,8 @@ class Run:
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
         self._rows: int | None = None  # of a score, once it is known
-        self.trainer = Trainer(task.model, task.training)
+        workers = task.training.workers or min(cpu_count(), task.training.batch_size)  # a row at least for each
+        self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         with self.folder.emptied_on_failure():
             task.save_beside(self.folder.path)
@@ -100,26 +102,27 @@ class Run:
             self.folder.write_config({"run": dataclasses.asdict(self.config), **task.config, "train": train})
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
-        """Train to the end; yields what happens as it happens. spent: seconds of the time limit already used up.
+        """Train to the end; yields events as they happen. spent: seconds of the time limit already used up.
 
-        Ctrl-C, SIGTERM and SIGHUP let a step end and break off a score, then save and end the run without a last
-        score; a second Ctrl-C breaks into what is under way, and only saves. Whatever else ends the run, what was
-        learned is saved first, if it is finite.
+        On Ctrl-C, SIGTERM or SIGHUP the run finishes its current step, or interrupts a score, then saves and ends
+        without a last score. A second Ctrl-C interrupts a step as well; then the run only saves, and raises
+        KeyboardInterrupt with the path. If anything else ends the run, the weights are saved first, if they are finite.
         """
         with self.folder, StopRequest(self.on_stop) as stop:
             try:
                 yield from self._train(stop, spent)
-            except BaseException as error:  # also Ctrl-C, or the end of the caller's loop, such as a closed pipe
+            except BaseException as error:  # also Ctrl-C, or the end of the caller's loop, as at a closed pipe
                 if not (self._is_unsaved() and self.trainer.is_whole and self._is_finite()):
                     raise
                 saved = self._save()
-                if isinstance(error, (NonFiniteError, WorkerError)):
-                    raise type(error)(f"{error}. The weights of step {saved.step} are in {saved.path}") from None
+                if isinstance(error, (NonFiniteError, WorkerError, KeyboardInterrupt)):
+                    cause = f"{error}. " if str(error) else ""
+                    raise type(error)(f"{cause}The weights of step {saved.step} are in {saved.path}") from None
                 raise
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
         c, minutes, saved, automatic = self.config, self.trainer.config.minutes, time.monotonic(), []
-        fifths = int(spent / (12 * minutes)) if minutes else 0  # of the run that are over
+        fifths = int(spent / (12 * minutes)) if minutes else 0  # of the run that are done
         if self.task.init is not None:
             yield from self._score(stop)
         for record in self.trainer.run(self.task.batch, spent=spent):
@@ -148,9 +151,9 @@ class Run:
         self.stopped_by = stop.requested
 
     def _score(self, stop: StopRequest) -> Iterator[Scored]:
-        """The score, unless the run is asked to stop before or meanwhile."""
+        """Score the model, unless the run is asked to end before or during that."""
         score = None
-        with stop.at_once():
+        with stop.interruptible():
             if not stop.requested:
                 if self._rows is None:
                     self._rows = self._rows_to_score()
@@ -161,9 +164,10 @@ class Run:
             yield scored
 
     def _rows_to_score(self) -> int:
-        """How many rows may take a tenth of the time between two scores, if two rows cost what training on one does.
+        """How many rows are scored: as many as take a tenth of the time between two scores.
 
-        A run by steps, whose length is not the clock's, scores what takes some tenths of a second at least.
+        Scoring two rows takes as long as training on one. A run of a number of steps, rather than minutes, scores at
+        least as many rows as take some tenths of a second.
         """
         c, done = self.trainer.config, self.trainer.steps_done
         if c.minutes is None:
@@ -171,13 +175,13 @@ class Run:
             return max(LEAST_ROWS, steps * c.batch_size // 5, LEAST_NUMBERS // self.task.model.parameter_count())
         if done:
             return max(LEAST_ROWS, done * c.batch_size // 5)
-        began = time.monotonic()  # no step yet by which to judge
+        began = time.monotonic()  # no step has been timed yet
         self.task.score(LEAST_ROWS)
         return max(LEAST_ROWS, int(LEAST_ROWS * 60 * c.minutes / 50 / (time.monotonic() - began)))
 
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
         sample = None
-        with stop.at_once():
+        with stop.interruptible():
             if not stop.requested:
                 sample = self.task.sample(last=last)
         if sample is not None:

@@ -16,10 +16,10 @@ from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.settings import Settings, require_choice, setting
+from nanograd_llm.settings import Settings, counted, require_choice, setting
 from nanograd_llm.tasks.task import Sample, Score
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
-from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
+from nanograd_llm.text.corpora import builtin_corpus, read_text, save_hash, split_text, text_hash
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 
-# In characters. Of a longer text, evenly spread pieces are used, so that a short run is short on any text.
+# Limits in characters: of a longer text only evenly spread pieces are used, so that a short run is short for any text.
 LEARNED_A_MINUTE = 2**24  # more than the fastest model reads
 LEARNED_AT_LEAST = TOKENIZER_SAMPLE = 2**22
 SCORED_AT_MOST = 2**20
 
-# nano: found by trying, for a minute on the built-in corpus: it is read a dozen times, so strong decay helps.
+# nano: tuned for a minute on the built-in corpus, which is read a dozen times, so strong weight decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
 RECIPES: dict[str, dict[str, Any]] = {
     "nano": dict(batch_size=8, learning_rate=2e-3, weight_decay=1.0),
@@ -63,11 +63,11 @@ def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
 
 
 class TextConfig(Settings):
-    """Which text, and how it becomes ids. Raises ConfigError naming the field that cannot be."""
+    """Which text, and how it is turned into ids. Raises ConfigError that names the field."""
 
-    file: str | None = setting("A UTF-8 text; the reference manual that CPython carries if not given.", default=None)
+    file: str | None = setting("A UTF-8 text file; the Python reference manual if not given.", default=None)
     tokenizer: str = setting(
-        "bpe is trained on the text; a run with init has that of its model.",
+        "bpe is trained on the text; with init, the tokenizer is the model's.",
         default="bpe",
         choices=("bpe", "bytes", "characters", "model"),
     )
@@ -78,7 +78,7 @@ class TextConfig(Settings):
         why="256 bytes and end of text",
     )
     held_out: float = setting(
-        "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
+        "Share of the text, at its end, that is scored and never trained on.", default=0.1, low=0.001, high=0.9
     )
     window: int | None = setting(
         "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
@@ -90,7 +90,7 @@ class TextConfig(Settings):
         return split_text(text, self.held_out)
 
     def make_tokenizer(self, text: str) -> Tokenizer:
-        """The tokenizer, trained on `text` where it learns."""
+        """The tokenizer; bpe and characters are trained on `text`."""
         if self.tokenizer == "model":
             raise ConfigError("tokenizer is model, but there is no model to start from; give one, or another tokenizer")
         if self.tokenizer == "bytes":
@@ -101,7 +101,7 @@ class TextConfig(Settings):
 
 
 def pieces_of(text: str, size: int) -> list[str]:
-    """The text in pieces; where it has more than `size` characters, so many in pieces spread evenly over it."""
+    """The text in pieces. Of more than `size` characters, pieces of that many in all, spread evenly over the text."""
     length = 2**20 if len(text) <= size else 2**16
     count = math.ceil(len(text) / length)
     kept = count if len(text) <= size else max(1, size // length)
@@ -109,8 +109,8 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
-def _from_anywhere(source: str) -> str:
-    """A path that config.toml can hold, since the run may be made again in another folder; a name stays a name."""
+def _absolute(source: str) -> str:
+    """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
     return os.path.abspath(source) if os.path.exists(source) else source
 
 
@@ -122,7 +122,7 @@ class LanguageModelling:
         may differ, and `text.tokenizer` is "model".
     report: called with what is being done, and the share of it that is done.
 
-    Of a text longer than what such a run reads, evenly spread pieces are learned from, and scored.
+    Of a text longer than such a run can read, evenly spread pieces are trained on, and scored.
     Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
     """
 
@@ -140,19 +140,20 @@ class LanguageModelling:
         self.context_length = model.context_length if text.window is None else text.window
         if self.context_length > model.context_length:
             raise ConfigError(
-                f"context_length of a window is {text.window}; the model takes at most {model.context_length} tokens "
-                "at once; give that or less"
+                f"context_length is {text.window} for a window, but the model takes at most {model.context_length} "
+                "tokens; give that or less"
             )
         if (start is None) != (text.tokenizer != "model"):
-            raise ConfigError(f'tokenizer must be "model" with a start and only then; got {text.tokenizer!r}')
+            raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
         self.text, self.training = text, training
-        self.init = None if start is None else _from_anywhere(start.source)
+        self.init = None if start is None else _absolute(start.source)
         report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
+        self._hash = text_hash(learned, held_out)
         report("training the tokenizer", 0)
         if start is not None:
             self.tokenizer = start.tokenizer()
-        else:  # an alphabet is no knowledge of a text: with all its characters, the held-out part can be scored
+        else:  # characters of the whole text, so that all of the held-out part can be scored
             self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
         c = training
         most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
@@ -174,18 +175,18 @@ class LanguageModelling:
         ids = np.concatenate(encoded)
         if len(ids) <= self.context_length:
             raise ShapeError(
-                f"{self.text.file or 'the built-in corpus'}: the part to be {part} comes to {len(ids)} tokens of "
+                f"{self.text.file or 'the built-in corpus'}: the part to be {part} has {counted(len(ids), 'token')} of "
                 f"{self.text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
                 "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
             )
         used = sum(map(len, pieces))
         sample = "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, evenly spread"
-        return ids, f"{len(ids):,} tokens{sample}"
+        return ids, f"{counted(len(ids), 'token')}{sample}"
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
-        """The tables of the text and of the model's sizes."""
-        file = self.text.file and _from_anywhere(self.text.file)
+        """The tables [text] and [model] of config.toml."""
+        file = self.text.file and _absolute(self.text.file)
         return {"text": dataclasses.asdict(self.text) | {"file": file}, "model": dataclasses.asdict(self.model.config)}
 
     def describe(self) -> dict[str, str]:
@@ -200,7 +201,7 @@ class LanguageModelling:
         }
 
     def _shortage(self) -> str:
-        """What to say where the vocabulary came out smaller than was asked for."""
+        """A remark if the vocabulary is smaller than was asked for."""
         asked = self.text.vocab_size
         if self.text.tokenizer != "bpe" or self.tokenizer.vocab_size >= asked:
             return ""
@@ -217,9 +218,9 @@ class LanguageModelling:
         """Bits per byte of the held-out text, in windows that overlap by half."""
         T, ids, total = self.context_length, self.held_out_ids, len(self.held_out_ids) - 1
         found = evaluate(self.model, ids, self.tokenizer, context_length=T, stride=max(1, T // 2), windows=rows)
-        of = f"a sample of {found.tokens:,} of {total:,}" if found.tokens < total else f"all {total:,}"
+        of = f"a sample of {found.tokens:,} of" if found.tokens < total else "all"
         also = {"loss": found.loss, "perplexity": found.perplexity}
-        return Score("bits per byte", found.bits_per_byte, also, f"{of} tokens held out")
+        return Score("bits per byte", found.bits_per_byte, also, f"{of} {counted(total, 'token')} held out")
 
     def sample(self, *, last: bool = False) -> Sample:
         """What the model writes after the first words of the held-out text."""
@@ -228,11 +229,12 @@ class LanguageModelling:
         return Sample(f"after {self.tokenizer.decode(prompt).strip()!r} it writes", self.tokenizer.decode(ids))
 
     def example(self) -> str:
-        """The first words that were learned from."""
+        """The first words of the text that was trained on."""
         words = ["The", "statement"] if self.text.file is None else self.tokenizer.decode(self.ids[:24]).split()[:3]
-        is_shown = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
-        return (" ".join(words).lstrip("-")[:40] if is_shown else "") or "The"
+        is_plain = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
+        return (" ".join(words).lstrip("-")[:40] if is_plain else "") or "The"
 
     def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer."""
+        """Write the tokenizer, and the SHA-256 of the text."""
         self.tokenizer.save(folder / "tokenizer.json")
+        save_hash(folder / "text.sha256", self._hash, self.text.file or "the built-in corpus")

@@ -13,10 +13,10 @@ from nanograd_llm.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How good a model is on what was held out: one figure, and further numbers beside it.
+    """The score of a model on held-out data: one figure, and further numbers.
 
-    name: what the figure counts, in words, such as "bits per byte". also: the others, such as loss and perplexity.
-    measured_on: in words, what of the held-out part was scored.
+    name: what the figure is, such as "bits per byte". also: further numbers by name, such as loss and perplexity.
+    measured_on: in words, which part of the held-out data was scored.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Score:
         return f"{self.figure:.3f} {self.name}" + (f" ({others})" if others else "")
 
     def metrics(self) -> dict[str, float]:
-        """The same for metrics.jsonl: the figure first, the others as numbers of the held-out part."""
+        """A record for metrics.jsonl: the figure first, then the other numbers as held_out_NAME."""
         names = {f"held_out_{name}": number for name, number in self.also.items()}
         return {self.name.replace(" ", "_"): self.figure} | names
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Something that a model made. title: what it was given, and what follows. text: what it made."""
+    """Something that a model made. title: what it was given, as a line above. text: what it made."""
 
     title: str
     text: str
@@ -65,19 +65,19 @@ class Task(Protocol):
         """All other settings, as tables for the config.toml of the run."""
 
     def describe(self) -> Mapping[str, str]:
-        """For a person: what is learned, from what and by what; a line for each."""
+        """Lines for a person, by name: what the model learns, from what, and how large it is."""
 
     def batch(self, step: int) -> tuple[Any, ...]:
         """The arrays of a step, a pure function of the seed and the step."""
 
     def score(self, rows: int | None = None) -> Score:
-        """How good the model is on what was held out: on this many rows of it, always the same; on all for None."""
+        """The score on held-out data. rows: score only this many rows, always the same; None for all."""
 
     def sample(self, *, last: bool = False) -> Sample | None:
-        """Something that the model makes, more of it at the `last`; None where there is nothing to see."""
+        """A sample of what the model makes, a longer one if it is the `last`; None if there is nothing to show."""
 
     def example(self) -> str:
-        """Something to give that command: a text that does not begin with a dash."""
+        """An argument for the command `used_by`: a text that does not begin with a dash."""
 
     def save_beside(self, folder: Path) -> None:
-        """Write into the run folder what the model cannot be used without, such as its tokenizer."""
+        """Write into the run folder what belongs to the model, such as its tokenizer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
-from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.settings import require_number
 
 
@@ -58,6 +58,21 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     if not 0 < cut < len(text):
         raise ShapeError(f"held_out={held_out} of {len(text)} characters leaves one part empty; use more text")
     return text[:cut], text[cut:]
+
+
+def text_hash(*parts: str) -> str:
+    """The SHA-256 of the UTF-8 bytes of these parts, one after the other, in hexadecimal."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def save_hash(path: str | os.PathLike[str], digest: str, name: str) -> None:
+    """Write a hash and the name of what it is of, as the program sha256sum does. Raises StorageError."""
+    write_atomically(path, f"{digest}  {name}\n".encode("utf-8", "backslashreplace"))
 
 
 def well_formed(text: str) -> str:

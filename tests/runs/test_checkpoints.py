@@ -109,7 +109,7 @@ def test_a_file_cut_anywhere_is_found(saved: Path) -> None:
         assert str(saved) in str(caught.value) and caught.value.exit_code == 3
 
 
-def test_a_zeroed_or_prolonged_file_is_found(saved: Path) -> None:
+def test_a_zeroed_or_extended_file_is_found(saved: Path) -> None:
     good = saved.read_bytes()
     for bad in (bytes(len(good)), good + b"\0", good + good, (2**63).to_bytes(8, "little") + good[8:]):
         saved.write_bytes(bad)
@@ -138,7 +138,7 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_version_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("nanograd_llm.runs.checkpoints.VERSION", 2)
         save_checkpoint(tmp_path / "file", {}, {})
@@ -173,7 +173,7 @@ def test_a_header_that_is_not_what_was_saved_is_refused(header: dict[str, Any], 
         load_checkpoint(tmp_path / "x")
 
 
-def test_memory_that_runs_short_while_saving_keeps_the_previous_checkpoint(
+def test_a_lack_of_memory_while_saving_keeps_the_previous_checkpoint(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(*_: object, **__: object) -> int:

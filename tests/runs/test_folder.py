@@ -1,4 +1,4 @@
-"""A run's folder keeps what it is given, lets one process write, and refuses what is no run."""
+"""A run's folder keeps what is written, lets one process write, and refuses folders that are no run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_empty_folder_and_one_left_by_a_start_that_failed_can_become_a_run(tm
 
 
 @pytest.mark.parametrize("name", ["plain", "plain/run", "loop", "loop/run", "x" * 300])
-def test_a_place_that_cannot_hold_a_run_is_refused_with_exit_code_4(tmp_path: Path, name: str) -> None:
+def test_a_path_that_cannot_hold_a_run_is_refused_with_exit_code_4(tmp_path: Path, name: str) -> None:
     (tmp_path / "plain").write_bytes(b"content")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(StorageError) as caught:
@@ -116,7 +116,7 @@ def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path, ot
     assert caught.value.exit_code == 4
 
 
-def test_a_run_that_goes_on_is_not_said_to_have_ended(tmp_path: Path, other_process) -> None:
+def test_an_error_about_a_run_in_progress_names_its_process(tmp_path: Path, other_process) -> None:
     (tmp_path / "taken" / "config.toml").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match=f"process {other_process.pid} is writing to this run; wait for it"):
         RunFolder.create(tmp_path / "taken")
@@ -151,11 +151,11 @@ def test_a_symlink_planted_as_the_lock_is_not_written_through(tmp_path: Path) ->
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
-def test_a_second_name_of_another_file_planted_as_the_lock_is_not_written_through(tmp_path: Path) -> None:
+def test_a_hard_link_planted_as_the_lock_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / "run").mkdir()
     os.link(tmp_path / "victim", tmp_path / "run" / "lock")
-    with pytest.raises(StorageError, match="lock: is a second name of another file; remove it"):
+    with pytest.raises(StorageError, match="lock: is a hard link to another file; remove it"):
         RunFolder.create(tmp_path / "run")
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
@@ -168,7 +168,7 @@ def test_a_link_planted_as_the_folder_of_checkpoints_is_refused(tmp_path: Path) 
         RunFolder.create(tmp_path / "run")
 
 
-def test_what_a_killed_process_left_unfinished_is_removed_by_the_next_run(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed_by_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     left = [tmp_path / f".{16 * '0'}.tmp", tmp_path / "checkpoints" / ".0123456789abcdef.tmp"]
     for path in left:
@@ -295,7 +295,7 @@ def test_metrics_on_a_full_disk_are_a_storage_error(run: RunFolder) -> None:
         run.append_metrics({"step": 1})
 
 
-def test_samples_are_kept_whatever_the_model_wrote(run: RunFolder) -> None:
+def test_samples_are_kept_for_any_text_of_the_model(run: RunFolder) -> None:
     run.append_sample(10, "The élan\r\n")
     run.append_sample(20, "\ud800 \0")
     expected = "--- step 10\nThe élan\r\n\n\n--- step 20\n\\ud800 \0\n\n"
@@ -344,7 +344,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(run: RunF
 
 
 def test_a_missing_checkpoint_is_a_storage_error_that_lists_what_there_is(run: RunFolder) -> None:
-    with pytest.raises(StorageError, match="has no checkpoint: it ended"):
+    with pytest.raises(StorageError, match="has no checkpoint: the run ended"):
         run.load_checkpoint()
     run.save_checkpoint(5, {}, {})
     with pytest.raises(StorageError, match="no checkpoint of step 4; it has 5"):
@@ -360,13 +360,13 @@ def test_default_run_folders_count_up_and_never_collide(tmp_path: Path) -> None:
     assert [next_run_path(base).name for _ in range(2)] == ["run-12", "run-13"]
 
 
-def test_a_faster_run_gets_the_number_and_the_slower_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_another_run_took_the_number_the_next_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run-1").mkdir()
     monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))  # run-1 appears only after the folder was listed
     assert next_run_path(tmp_path) == tmp_path / "run-2"
 
 
-def test_a_base_that_cannot_hold_runs_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_hold_runs_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     for base in (tmp_path / "plain", tmp_path / "plain" / "runs"):
         with pytest.raises(StorageError, match="name one with --out"):

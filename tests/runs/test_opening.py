@@ -1,4 +1,4 @@
-"""Runs and pretrained models open alike, and training goes on from either."""
+"""Runs and pretrained models are opened in the same way, and either can be trained further."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def text(folder: Path, content: str, tokenizer: str = "bpe") -> TextConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that has learned a text."""
+    """A small run that was trained on a text."""
     folder = tmp_path_factory.mktemp("runs")
     config = TrainConfig(steps=40, batch_size=4, workers=1, learning_rate=1e-2)
     made = Run(folder / "run", LanguageModelling(text(folder, CATS), TINY, config))
@@ -61,7 +61,7 @@ def further(folder: Path, source: Path, content: str, **changes: Any) -> Run:
     return Run(folder / "further", task)
 
 
-def test_a_model_is_the_same_wherever_it_is_opened(source: Path, run: Path) -> None:
+def test_a_model_is_the_same_in_every_form_it_is_opened_from(source: Path, run: Path) -> None:
     opened = open_model(source)
     model, tokenizer = opened.model(), opened.tokenizer()
     expected, its_tokenizer = open_model(run).model(), open_model(run).tokenizer()
@@ -140,7 +140,7 @@ def test_a_tokenizer_of_another_model_is_refused_with_both_sizes(source: Path, t
     assert opened.model().config == opened.config
 
 
-def test_a_run_without_a_tokenizer_opens_and_says_so_when_it_is_asked_for_one(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_tokenizer_opens_and_raises_only_when_it_is_asked_for_one(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "tokenizer.json").unlink()
     opened = open_model(folder)
@@ -165,7 +165,7 @@ def test_sizes_that_the_checkpoint_cannot_have_take_no_memory(run: Path, tmp_pat
     assert peak < 20e6
 
 
-def test_a_model_has_the_dtype_that_is_asked_for_wherever_it_is_opened(source: Path, run: Path) -> None:
+def test_a_model_has_the_dtype_that_is_asked_for_in_every_form(source: Path, run: Path) -> None:
     expected = open_model(run).model().state_dict()
     for name, array in open_model(source).model(dtype="float64").state_dict().items():
         assert array.dtype == np.float64 and np.array_equal(array, expected[name])
@@ -189,14 +189,14 @@ def test_a_checkpoint_of_a_run_opens_as_the_model_of_its_step(run: Path, tmp_pat
         open_model(folder.checkpoint_path(60)).model()
 
 
-def test_training_on_from_a_model_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:
+def test_training_a_model_further_lowers_the_held_out_loss(source: Path, tmp_path: Path) -> None:
     events = list(further(tmp_path, source, BIRDS).train())
     scores = [(event.step, event.score.also["loss"]) for event in events if isinstance(event, Scored)]
     assert scores[0][0] == 0 and scores[-1][0] == 60
     assert scores[-1][1] < 0.7 * scores[0][1]
 
 
-def test_training_on_begins_with_the_models_own_weights_and_leaves_it_as_it_was(source: Path, tmp_path: Path) -> None:
+def test_further_training_starts_from_the_weights_and_does_not_change_the_files(source: Path, tmp_path: Path) -> None:
     begin = open_model(source).model()
     before = {name: array.copy() for name, array in begin.state_dict().items()}
     made = further(tmp_path, source, CATS)
@@ -206,7 +206,7 @@ def test_training_on_begins_with_the_models_own_weights_and_leaves_it_as_it_was(
     assert all(np.array_equal(open_model(source).model().state_dict()[name], array) for name, array in before.items())
 
 
-def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp_path: Path, run: Path) -> None:
+def test_a_run_from_another_model_opens_without_that_model(source: Path, tmp_path: Path, run: Path) -> None:
     made = further(tmp_path, source, BIRDS, steps=2)
     list(made.train())
     opened = open_model(tmp_path / "further")
@@ -216,7 +216,7 @@ def test_a_run_that_went_on_opens_by_itself_with_its_tokenizer(source: Path, tmp
     assert RunFolder.open(tmp_path / "further").read_config()["run"]["init"] == str(source)
 
 
-def test_weights_that_are_not_finite_are_refused_of_either_kind(run: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_a_warning_or_refused(run: Path, tmp_path: Path) -> None:
     opened = open_model(run)
     model, tokenizer = opened.model(), opened.tokenizer()
     model.ln_f.bias.data[0] = np.nan
@@ -227,7 +227,7 @@ def test_weights_that_are_not_finite_are_refused_of_either_kind(run: Path, tmp_p
         open_model(tmp_path / "hf").model(strict=True)
 
 
-def test_a_run_given_to_load_gpt2_is_told_with_what_opens_it(run: Path) -> None:
+def test_load_gpt2_refuses_a_run_and_names_open_model(run: Path) -> None:
     with pytest.raises(BadFileError, match=r"run: holds a run of nanograd_llm; open it with .*\.open_model"):
         ng.load_gpt2(run)
 

@@ -1,4 +1,4 @@
-"""What was asked for overrides a settings file, which overrides a preset; a run's config.toml makes the run again."""
+"""Settings asked for override a settings file, which overrides a preset; a run's config.toml makes the run again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_config_of_a_run_makes_it_again_to_the_bit(tmp_path: Path, asked: An
     assert again.folder.config_path.read_bytes() == first.folder.config_path.read_bytes()
 
 
-def test_the_config_of_a_run_that_went_on_from_a_model_makes_it_again_to_the_bit(tmp_path: Path, asked: Any) -> None:
+def test_the_config_of_a_run_from_another_model_makes_it_again_to_the_bit(tmp_path: Path, asked: Any) -> None:
     trained(prepare_run(tmp_path / "start", asked))
     further = {"run": {"init": str(tmp_path / "start")}, "text": {"file": asked["text"]["file"]}, "train": {"steps": 2}}
     first = prepare_run(tmp_path / "run", {**further, "model": {"context_length": 8, "dropout": 0.1}})
@@ -69,7 +69,7 @@ def test_the_config_of_a_run_that_went_on_from_a_model_makes_it_again_to_the_bit
     assert trained(prepare_run(tmp_path / "again", file=first.folder.config_path)) == bits
 
 
-def test_what_was_asked_for_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: Path, text: str) -> None:
+def test_settings_asked_for_override_the_file_and_the_file_overrides_the_preset(tmp_path: Path, text: str) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[train]\nminutes = 2\nlearning_rate = 0.5\nseed = 7\n[text]\ntokenizer = "bytes"\n', "utf-8")
     asked = {"text": {"file": text}, "train": {"seed": 8, "steps": 3}, "model": SIZES}

@@ -1,4 +1,4 @@
-"""A run: what lands in the folder, and that it comes back."""
+"""A run: what it writes into its folder, how it ends, and that it can be opened again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def new_run(folder, text, training, **settings):
     return Run(folder / "run", LanguageModelling(text, TINY, training), **settings)
 
 
-def test_a_run_comes_back_from_its_folder_as_it_was_trained(tmp_path, text):
+def test_a_run_opens_from_its_folder_as_it_was_trained(tmp_path, text):
     run = new_run(tmp_path, text, short())
     list(run.train())
     opened = open_model(tmp_path / "run")
@@ -50,7 +50,7 @@ def test_a_run_comes_back_from_its_folder_as_it_was_trained(tmp_path, text):
     assert tokenizer.encode("the dog").tolist() == run.task.tokenizer.encode("the dog").tolist()
 
 
-def test_a_run_tells_of_every_step_scores_writes_and_saves(tmp_path, text):
+def test_a_run_yields_every_step_score_sample_and_checkpoint(tmp_path, text):
     events = list(new_run(tmp_path, text, short(), evaluate_every=3, checkpoint_every=2).train())
     assert [e.step for e in events if isinstance(e, StepRecord)] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if isinstance(e, Saved)] == [2, 4, 6]
@@ -58,7 +58,7 @@ def test_a_run_tells_of_every_step_scores_writes_and_saves(tmp_path, text):
     assert [e.step for e in events if isinstance(e, Sampled)] == [3, 6]
 
 
-def test_metrics_hold_a_line_for_every_step_with_all_that_was_asked_for(tmp_path, text):
+def test_metrics_have_a_line_for_every_step_with_all_numbers(tmp_path, text):
     run = new_run(tmp_path, text, short())
     list(run.train())
     steps = [m for m in RunFolder.open(tmp_path / "run").read_metrics() if "loss" in m]
@@ -158,7 +158,7 @@ class Slope(Module):
         return (error * error).mean()
 
 
-def test_a_task_of_another_kind_is_run_scored_and_saved_alike(tmp_path):
+def test_a_task_of_another_kind_is_trained_scored_and_saved_as_well(tmp_path):
     run = Run(tmp_path / "run", Line(short(steps=40, learning_rate=0.3)), checkpoint_every=20)
     events = list(run.train())
     assert [event.step for event in events if isinstance(event, Saved)] == [20, 40]
@@ -170,13 +170,13 @@ def test_a_task_of_another_kind_is_run_scored_and_saved_alike(tmp_path):
     assert folder.load_checkpoint()[0]["slope"] == run.task.model.slope.data
 
 
-def test_an_existing_run_is_not_written_over(tmp_path, text):
+def test_an_existing_run_is_not_overwritten(tmp_path, text):
     new_run(tmp_path, text, short()).folder.close()
     with pytest.raises(StorageError, match="already holds a run"):
         new_run(tmp_path, text, short())
 
 
-def test_a_foreign_key_in_the_config_file_is_refused_with_the_nearest_name(tmp_path, text):
+def test_an_unknown_key_in_the_config_file_is_refused_with_the_nearest_name(tmp_path, text):
     list(new_run(tmp_path, text, short()).train())
     path = tmp_path / "run" / "config.toml"
     path.write_text(path.read_text(encoding="utf-8").replace("n_layer", "n_layers"), encoding="utf-8")
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_lets_the_step_end_and_saves(tmp_path, text, number):
+def test_a_signal_ends_the_run_after_the_step_and_saves(tmp_path, text, number):
     run = new_run(tmp_path, text, short(steps=1000))
     before = signal.signal(number, signal.default_int_handler)  # nohup has SIGHUP ignored
     try:
@@ -217,11 +217,11 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, text, number):
 def test_a_config_without_a_field_is_a_bad_file_that_names_it(tmp_path, text, content, missing):
     run = new_run(tmp_path, text, short())
     run.folder.config_path.write_text(content, encoding="utf-8")
-    with pytest.raises(BadFileError, match=rf"config\.toml \[model\]: has no {missing}; take"):
+    with pytest.raises(BadFileError, match=rf"config\.toml \[model\]: has no {missing}; restore"):
         open_model(tmp_path / "run").model()
 
 
-def test_a_signal_that_is_ignored_stays_so(tmp_path, text):
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, text):
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("needs SIGHUP")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
@@ -235,9 +235,9 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, text):
 
 @pytest.mark.parametrize("part", ["score", "sample"])
 @pytest.mark.parametrize("steps", [6, 1000])
-def test_a_signal_breaks_off_a_score_and_a_sample_at_once_and_saves(tmp_path, text, monkeypatch, part, steps):
+def test_a_signal_interrupts_a_score_or_a_sample_at_once_and_saves(tmp_path, text, monkeypatch, part, steps):
     run = new_run(tmp_path, text, short(steps=steps), evaluate_every=3 if steps > 6 else 100)
-    told, after = [], []
+    notified, after = [], []
 
     def slow(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
@@ -246,9 +246,9 @@ def test_a_signal_breaks_off_a_score_and_a_sample_at_once_and_saves(tmp_path, te
         after.append("it went on")
 
     monkeypatch.setattr(run.task, part, slow)
-    run.on_stop = lambda number, breaks_off: told.append((number, breaks_off))
+    run.on_stop = lambda number, interrupts: notified.append((number, interrupts))
     events = list(run.train())
-    assert told == [(signal.SIGINT, True)] and not after
+    assert notified == [(signal.SIGINT, True)] and not after
     assert run.stopped_by == signal.SIGINT
     last = 3 if steps > 6 else 6
     assert max(event.step for event in events) == last
@@ -276,12 +276,12 @@ def test_scores_take_a_tenth_of_the_steps_at_most_on_the_same_rows_each_time(tmp
     assert len(scored) in (4, 5)
 
 
-def test_a_short_text_is_scored_whole(tmp_path, text):
+def test_all_of_a_short_text_is_scored(tmp_path, text):
     scored = [event.score for event in new_run(tmp_path, text, short()).train() if isinstance(event, Scored)]
     assert all(re.match(r"all [\d,]+ tokens held out$", score.measured_on) for score in scored)
 
 
-def test_a_run_by_the_clock_that_goes_on_from_a_model_times_its_first_score(tmp_path, text):
+def test_a_run_of_minutes_from_another_model_times_its_first_score(tmp_path, text):
     list(new_run(tmp_path, text, short()).train())
     asked = {"run": {"init": str(tmp_path / "run")}, "text": {"file": text.file}, "train": {"minutes": 0.02}}
     run = prepare_run(tmp_path / "further", asked)
@@ -299,7 +299,7 @@ def test_a_signal_between_score_and_sample_ends_the_run_without_another_step(tmp
     assert kinds == ["StepRecord", "StepRecord", "Scored", "Saved"]
 
 
-def test_what_a_second_interrupt_breaks_into_is_saved_all_the_same(tmp_path, text):
+def test_a_run_that_a_second_ctrl_c_interrupts_is_saved(tmp_path, text):
     run = new_run(tmp_path, text, short(steps=1000))
     with pytest.raises(KeyboardInterrupt):
         for _event in run.train():
@@ -307,15 +307,22 @@ def test_what_a_second_interrupt_breaks_into_is_saved_all_the_same(tmp_path, tex
     assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [1]
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path, text):
+def test_a_second_ctrl_c_ends_at_once_and_the_error_says_where_the_weights_are(tmp_path, text):
     run = new_run(tmp_path, text, short(steps=1000))
-    events = run.train()
-    next(events)
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.getsignal(signal.SIGINT)  # a place for the handler to run
-    events.close()
+    batch, steps = run.task.batch, []
+
+    def interrupted(step):
+        steps.append(step)
+        if step == 2:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.getsignal(signal.SIGINT)  # a place for the handler to run
+        return batch(step)
+
+    run.task.batch = interrupted
+    with pytest.raises(KeyboardInterrupt, match=r"^The weights of step 2 are in .*step-00000002\.safetensors$"):
+        list(run.train())
+    assert steps == [0, 1, 2] and list(RunFolder.open(tmp_path / "run").checkpoints()) == [2]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, text):
@@ -344,7 +351,7 @@ def test_a_loss_that_explodes_saves_the_weights_before_it(tmp_path, text):
     assert len(RunFolder.open(tmp_path / "run").checkpoints()) == 1
 
 
-def test_a_follower_that_goes_away_loses_nothing(tmp_path, text):
+def test_where_the_caller_stops_early_the_weights_are_saved(tmp_path, text):
     events = new_run(tmp_path, text, short()).train()
     next(events)
     next(events)
@@ -360,7 +367,7 @@ def test_an_interval_below_one_is_refused_before_anything_is_made(tmp_path, text
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
+def test_weights_that_are_not_finite_are_a_warning_or_refused(tmp_path, text):
     run = new_run(tmp_path, text, short())
     run.task.model.ln_f.bias.data[0] = np.nan
     run.folder.save_checkpoint(1, run.trainer.state_dict(), {})
@@ -368,3 +375,10 @@ def test_weights_that_are_not_finite_are_named_or_refused(tmp_path, text):
         open_model(tmp_path / "run").model()
     with pytest.raises(BadFileError, match="NaN or infinity in ln_f.bias"):
         open_model(tmp_path / "run").model(strict=True)
+
+
+def test_there_are_no_more_workers_than_rows_of_a_batch(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.runs.run.cpu_count", lambda: 64)
+    run = new_run(tmp_path, text, short(batch_size=3, workers=0))
+    assert run.trainer.workers.count == 3
+    assert run.folder.read_config()["train"]["workers"] == 0

@@ -1,8 +1,9 @@
-"""Language modelling: what a GPT is shown, what it is scored on, and which settings fit together."""
+"""Language modelling: what a GPT is trained and scored on, and which settings fit together."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_the_score_is_that_of_evaluate_on_the_held_out_text(text: TextConfig) ->
     }
 
 
-def test_a_sample_goes_on_from_the_held_out_text_and_is_longer_at_the_end(text: TextConfig) -> None:
+def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: TextConfig) -> None:
     task = LanguageModelling(text, SIZES, SHORT)
     short, long = task.sample(), task.sample(last=True)
     assert short.title.startswith("after '") and short.title.endswith("' it writes")
@@ -68,7 +69,7 @@ def test_a_sample_goes_on_from_the_held_out_text_and_is_longer_at_the_end(text: 
 def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("too short", encoding="utf-8")
-    with pytest.raises(ShapeError, match="too few"):
+    with pytest.raises(ShapeError, match="trained on has 8 tokens of bytes, too few"):
         LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
 
 
@@ -93,20 +94,20 @@ def test_the_window_of_training_may_be_shorter_than_the_models_context(text: Tex
 
 
 def test_a_window_longer_than_the_models_context_is_refused(text: TextConfig) -> None:
-    with pytest.raises(ConfigError, match="context_length of a window is 17; the model takes at most 16 tokens"):
+    with pytest.raises(ConfigError, match="context_length is 17 for a window, but the model takes at most 16 tokens"):
         LanguageModelling(dataclasses.replace(text, window=17), SIZES, SHORT)
 
 
-def test_dropout_may_be_another_when_training_goes_on(text: TextConfig) -> None:
+def test_dropout_may_be_changed_when_a_model_is_trained_further(text: TextConfig) -> None:
     task = further(text, dropout=0.25)
     assert task.model.blocks[0].mlp.dropout.rate == 0.25
     assert np.array_equal(task.model.wte.data, ng.open_model(PRETRAINED).model().wte.data)
 
 
-def test_a_tokenizer_of_its_own_and_a_start_exclude_each_other(text: TextConfig) -> None:
+def test_a_new_tokenizer_and_a_start_exclude_each_other(text: TextConfig) -> None:
     for tokenizer, start in [("bpe", ng.open_model(PRETRAINED)), ("model", None)]:
         content = dataclasses.replace(text, tokenizer=tokenizer)
-        with pytest.raises(ConfigError, match='tokenizer must be "model" with a start and only then'):
+        with pytest.raises(ConfigError, match='tokenizer must be "model" if there is a start, and only then'):
             LanguageModelling(content, SIZES, SHORT, start=start)
     with pytest.raises(ConfigError, match="there is no model to start from"):
         dataclasses.replace(text, tokenizer="model").make_tokenizer("cats")
@@ -123,26 +124,26 @@ def test_a_text_in_pieces_is_the_text_or_pieces_spread_evenly_over_it() -> None:
     assert pieces_of("ab", 1) == ["ab"]
 
 
-def test_of_a_long_text_as_much_is_encoded_as_such_a_run_reads_and_it_says_so(
+def test_of_a_long_text_only_what_the_run_can_read_is_encoded_and_the_description_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 40_000, "utf-8")
-    text, told = TextConfig(str(tmp_path / "long.txt"), vocab_size=300), []
+    text, reports = TextConfig(str(tmp_path / "long.txt"), vocab_size=300), []
     for name in ("LEARNED_AT_LEAST", "TOKENIZER_SAMPLE", "SCORED_AT_MOST"):
         monkeypatch.setattr(f"nanograd_llm.tasks.language_model.{name}", 2**16)
-    task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: told.append((doing, share)))
+    task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: reports.append((doing, share)))
     assert "from 65,536 of its 864,000 characters, evenly spread" in task.describe()["text"]
     assert "its last 10%" in task.describe()["held out"] and "from 65,536 of" in task.describe()["held out"]
     assert np.array_equal(task.ids, LanguageModelling(text, SIZES, SHORT).ids)
     words = ["reading", "training the tokenizer", "encoding the text trained on", "encoding the text held out"]
-    assert [next(word for word in words if doing.startswith(word)) for doing, _ in told] == words
+    assert [next(word for word in words if doing.startswith(word)) for doing, _ in reports] == words
     longer = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=10**6))
     assert "evenly spread" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
     by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, minutes=0.01))
     assert "from 131,072 of" in by_the_clock.describe()["text"]  # of 2**24 a minute, in whole pieces
 
 
-def test_a_sample_of_the_held_out_text_is_scored_by_its_own_bytes_and_says_its_size(text: TextConfig) -> None:
+def test_a_score_of_a_part_is_per_byte_of_that_part_and_says_its_size(text: TextConfig) -> None:
     task = LanguageModelling(text, SIZES, SHORT)
     some, same, whole = task.score(3), task.score(3), task.score()
     assert some == same and some.figure != whole.figure
@@ -152,9 +153,9 @@ def test_a_sample_of_the_held_out_text_is_scored_by_its_own_bytes_and_says_its_s
     assert some.measured_on == f"a sample of 28 of {total} tokens held out"  # 16, 8 and the last 4
 
 
-def test_a_vocabulary_that_came_out_smaller_than_asked_for_is_told(text: TextConfig) -> None:
-    told = LanguageModelling(dataclasses.replace(text, vocab_size=10**6), SIZES, SHORT).describe()["tokenizer"]
-    assert told == "BPETokenizer(vocab_size=275), not the 1,000,000 asked for: no further pair occurs twice"
+def test_a_vocabulary_smaller_than_asked_for_is_reported(text: TextConfig) -> None:
+    shown = LanguageModelling(dataclasses.replace(text, vocab_size=10**6), SIZES, SHORT).describe()["tokenizer"]
+    assert shown == "BPETokenizer(vocab_size=275), not the 1,000,000 asked for: no further pair occurs twice"
 
 
 def test_a_recipe_is_changed_by_what_is_given():
@@ -167,7 +168,13 @@ def test_every_preset_has_a_recipe():
     assert RECIPES.keys() == PRESETS.keys()
 
 
-def test_fine_tuning_goes_slower_the_wider_the_model() -> None:
+def test_fine_tuning_has_a_smaller_learning_rate_for_a_wider_model() -> None:
     assert fine_tuning(ng.GPTConfig.preset("gpt2")).learning_rate == 5e-5
     assert fine_tuning(ng.GPTConfig.preset("nano"), steps=7, seed=None).learning_rate == pytest.approx(3e-4)
     assert fine_tuning(ng.GPTConfig.preset("nano"), learning_rate=1e-3, steps=7).steps == 7
+
+
+def test_the_hash_of_the_text_is_saved_in_the_form_of_sha256sum(text: TextConfig, tmp_path: Path) -> None:
+    LanguageModelling(text, SIZES, SHORT).save_beside(tmp_path)
+    digest = hashlib.sha256(Path(str(text.file)).read_bytes()).hexdigest()
+    assert (tmp_path / "text.sha256").read_text("utf-8") == f"{digest}  {text.file}\n"
