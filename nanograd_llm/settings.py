@@ -219,7 +219,7 @@ def listed(names: Sequence[object]) -> str:
     return first + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def counted(count: float, noun: str, plural: str = "") -> str:
     """A number of things. plural: if it is not the noun with an s.
 
     >>> counted(1, "token"), counted(2000, "token"), counted(2, "process", "processes")

@@ -1,7 +1,7 @@
-"""The command line `nanograd-llm`: one file a command, no logic of its own; everything can be had from Python too.
+"""The command line `nanograd-llm`: one file per command. It has no logic of its own: Python can do all that it does.
 
 Exit codes: 0 done; 1 a check failed or numbers stopped being finite; 2 usage; 3 a bad file; 4 input or output;
-129 SIGHUP, 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
+129 SIGHUP, 130 Ctrl-C, 141 the reader of the output has ended, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, get_args
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import printable
 
-COMMANDS = {  # with examples for the help page; each is the function of that name in a file of that name
+COMMANDS = {  # with examples for the help page; each is a function in a file of the same name
     "train": ["train", "train my_text.txt --minutes 5 --n-layer 4", "train my_text.txt --init gpt2 --steps 100"],
     "generate": ['generate runs/nano-1 "The statement"', 'generate gpt2 "Once" --temperature 0.5 --seed 1'],
     "chat": ["chat runs/nano-1"],
@@ -42,18 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
     except OSError as error:
         return _fail(f"cannot write the output: {error}", 4)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print()  # the output may have stopped in the middle of a line
-        return _fail("stopped", 130)
+        return _fail(f"stopped. {error}".removesuffix(". "), 130)
 
 
 def _run(arguments: Sequence[str]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # the caller closed it
+        if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console that lacks a character gets a question mark, no traceback
+            stream.reconfigure(errors="replace")  # a question mark for a character that the console lacks
     warnings.showwarning = _warn
 
     from cyclopts import App, CycloptsError, Parameter
@@ -88,7 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
-    """Cyclopts' own conversion, but no fraction is rounded to an integer without a word."""
+    """Cyclopts' conversion of a value, but a fraction is refused for an integer, not rounded."""
     from cyclopts import convert
 
     if int in (kind, *get_args(kind)) and float not in get_args(kind):

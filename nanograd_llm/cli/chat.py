@@ -17,14 +17,14 @@ from nanograd_llm.settings import printable
 
 @with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
 def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
-    """Type a line, and the model goes on from it and all before; an empty line lets it go on. Ctrl-D ends.
+    """Write a text in turn with a model: type a line, and the model continues the text; after an empty line, its own.
 
-    A GPT that was trained on text continues text; it was not taught to answer.
+    Ctrl-C ends a reply, Ctrl-D the chat. A GPT that was trained on text continues text; it does not answer questions.
 
     Parameters
     ----------
     max_new_tokens
-        Tokens of a reply; it ends earlier at an empty line, or where the model ends the text.
+        Tokens of a reply; it ends earlier at an empty line, or if the model ends the text.
     """
     from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.runs.opening import open_model
@@ -34,14 +34,14 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
     strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before, in its own way
-            sys.stdin.reconfigure(errors="replace")  # what is no text is read as U+FFFD
+        with contextlib.suppress(io.UnsupportedOperation):  # the calling program has already read from it
+            sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become U+FFFD
     prompt = ""
     if sys.stdin.isatty():
-        print("Type a line; the model goes on from it. Ctrl-D ends.")
+        print("Type a line; the model continues it. Ctrl-C ends a reply, Ctrl-D the chat.")
         prompt = "> "
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  the arrow keys edit the line and bring back earlier ones
+            import readline  # noqa: F401  for the arrow keys, which edit the line or recall earlier ones
     while True:
         try:
             line = input(prompt)
@@ -50,9 +50,14 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
             break
         try:
             tokenizer.encode(line)
-        except IndexRangeError as error:  # nothing is lost by it: the next line may be one that the model can read
+        except IndexRangeError as error:  # a character that the model does not know; the next line may be fine
             print(f"nanograd-llm: {printable(str(error))}", file=sys.stderr)
             continue
-        for piece in conversation.reply(line):
-            print(written(piece), end="", flush=True)
+        with contextlib.closing(conversation.reply(line)) as reply:
+            try:
+                for piece in reply:
+                    print(written(piece), end="", flush=True)
+            except KeyboardInterrupt:
+                if not prompt:
+                    raise
         print()

@@ -1,4 +1,4 @@
-"""`nanograd-llm convert`: a model in the form that others read."""
+"""`nanograd-llm convert`: write a model in a form that other programs read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert(
     out
         The folder to write; MODEL-TO here if not given.
     dtype
-        Of the weights that are written.
+        The dtype of the weights that are written.
     with_tokenizer
         Write the tokenizer's files as well.
     """

@@ -23,16 +23,16 @@ def gradcheck(
     op
         The name of one op or layer, such as softmax or Block; all if not given.
     order
-        1 checks gradients, 2 (as if not given) the gradients of gradients as well, on a few small cases of each; for
-        --model it is 1 if not given.
+        1 checks gradients; 2 also checks gradients of gradients, on a few small cases of each. 2 if not given, and 1
+        for --model.
     thorough
-        5,000 cases an op in place of 200.
+        5,000 cases of each op instead of 200.
     model
         The folder of a run, or a pretrained model: checks its loss at its weights, in place of ops and layers.
     cases
-        Random cases an op; a layer, which is made of many ops, gets a tenth of them.
+        Random cases of each op; 200 if not given. A layer, which is made of many ops, gets a tenth of them.
     seed
-        Decides the cases.
+        Seed of the random cases.
     """
     from nanograd_llm.errors import ConfigError
     from nanograd_llm.gradcheck import OpSummary, Summary, check_each, check_model, cost_of_model, table_head

@@ -1,6 +1,6 @@
-"""Options of a command that come from settings: each dataclass is a section of the help page.
+"""Options of a command that are made from settings: each dataclass becomes a section of the help page.
 
-A command gets only those that are given on the command line: the rest is for presets and files.
+A command gets only the options that are given on the command line; presets and files may set the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_options(**sections: Any) -> Callable[[Command], Command]:
-    """Let parameters of a command, of type Given, be filled from options: `@with_options(model=options(GPTConfig))`."""
+    """Fill parameters of a command, of type Given, from options: `@with_options(model=options(GPTConfig, "Model"))`."""
 
     def declare(command: Command) -> Command:
         command.__annotations__.update(sections)
@@ -35,8 +35,8 @@ def with_options(**sections: Any) -> Callable[[Command], Command]:
 def options(kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING) -> Any:
     """The options for the settings of `kind`, as a type that cyclopts reads.
 
-    title: of their section. without: settings, or choices of one, that the command line does not have.
-    shown: what the help page has as a default instead of the field's own; None for nothing.
+    title: of their section. without: settings, or choices of one, that are left out.
+    shown: defaults to show in the help, by setting, in place of the field's own; None for no default.
     """
     group = Group.create_ordered(title)
     fields: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere."""
+"""How a run is shown: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from nanograd_llm.backend.threads import pinned_blas
-from nanograd_llm.cli.terminal import written
+from nanograd_llm.cli.terminal import row
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
 from nanograd_llm.settings import printable
 from nanograd_llm.training.trainer import StepRecord
@@ -18,13 +18,13 @@ _QUOTE = "    | "
 
 
 def show(run: Run, events: Iterator[Event]) -> int:
-    """Follow a run to its end; returns the exit code: 0, or 143 where SIGTERM ended it, 129 where SIGHUP did."""
+    """Show a run until it ends; returns the exit code: 0, or 143 if SIGTERM ended it, 129 if SIGHUP did."""
     for name, line in run.task.describe().items():
-        print(written(f"{name:<11}{line}"))
-    print(f"training   batches of {run.task.training.batch_size}, {run.trainer.workers}", flush=True)
+        print(row(name, line))
+    print(row("training", f"batches of {run.task.training.batch_size}, {run.trainer.workers}"), flush=True)
     pinned = pinned_blas()
     if pinned:
-        print(f"warning: {pinned} is set, which can slow training; unset it to use every core", file=sys.stderr)
+        print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
     run.on_stop, measured_on = _say_stopping, ""
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
@@ -47,10 +47,10 @@ def show(run: Run, events: Iterator[Event]) -> int:
     return 0 if run.stopped_by in (None, signal.SIGINT) else 128 + run.stopped_by
 
 
-def _say_stopping(number: signal.Signals, breaks_off: bool) -> None:
-    """At once, and past every buffer: this runs within the handler of the signal."""
+def _say_stopping(number: signal.Signals, interrupts: bool) -> None:
+    """Written directly to stderr, since this runs within the handler of the signal."""
     again = b"; Ctrl-C again only saves" if number is signal.SIGINT else b""
-    os.write(2, b"\nstopping now" if breaks_off else b"\nstopping after this step, then saving" + again)
+    os.write(2, b"\nstopping now" if interrupts else b"\nstopping after this step, then saving" + again)
     os.write(2, b"\n")
 
 
@@ -59,7 +59,7 @@ def _numbers(record: StepRecord, items: str) -> tuple[str, str]:
 
 
 class _Lines:
-    """One plain line an interval, for files and pipes."""
+    """Plain lines, one for each tenth of the run, for files and pipes."""
 
     def __init__(self, items: str = "items") -> None:
         self.items, self.tenths, self.shown = items, -1, contextlib.nullcontext()
@@ -78,14 +78,14 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with loss, speed and the time left; text from `say` appears above it."""
+    """A progress bar with loss, speed and the time left; text from `say` appears above it."""
 
     def __init__(self, items: str = "items") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.items, console = items, Console()
-        columns = [(0, TextColumn("step {task.fields[step]:>6}")), (75, BarColumn())]  # each from which width on
+        columns = [(0, TextColumn("step {task.fields[step]:>6}")), (75, BarColumn())]  # each with the width it needs
         columns += [(0, TextColumn("{task.percentage:>3.0f}%")), (30, TextColumn("{task.fields[loss]}"))]
         columns += [(66, TextColumn("{task.fields[speed]}")), (42, TimeRemainingColumn()), (42, TextColumn("left"))]
         self.shown = Progress(*(column for width, column in columns if width <= console.width), console=console)
@@ -99,7 +99,7 @@ class _Bar:
         self.shown.console.print(printable(text), markup=False, highlight=False)
 
     def quote(self, text: str) -> None:
-        """With the mark before each line of the screen as well, where a line of the text takes several."""
+        """With the mark before each line of the screen, also where a line of the text takes several."""
         from rich.text import Text
 
         console = self.shown.console

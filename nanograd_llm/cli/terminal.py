@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 
@@ -42,3 +43,14 @@ def waiting(title: str, *, lines: bool = False) -> Iterator[Callable[..., object
 def written(text: str) -> str:
     """A text for stdout: `printable` if that is a terminal, unchanged if it is a file or a pipe."""
     return printable(text) if sys.stdout.isatty() else text
+
+
+def row(name: str, value: str) -> str:
+    """A line of a name and its value, for stdout; on a terminal it is wrapped, and the value stays in its column."""
+    line = f"{name:<11} {value}"
+    if not sys.stdout.isatty():
+        return line
+    import textwrap
+
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    return "\n".join(textwrap.wrap(printable(line), width, subsequent_indent=" " * 12, break_on_hyphens=False))

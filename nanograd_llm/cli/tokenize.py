@@ -1,19 +1,19 @@
-"""`nanograd-llm tokenize`: the pieces of a text and their ids."""
+"""`nanograd-llm tokenize`: show the tokens of a text and their ids."""
 
 from __future__ import annotations
 
 
 def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -> None:
-    r"""Show the pieces that a text is cut into, each with its id.
+    r"""Show the pieces that a tokenizer splits a text into, each with its id.
 
     Parameters
     ----------
     text
-        What to cut. One that begins with a dash goes last, behind " -- ".
+        The text to split. Put one that begins with a dash last, after " -- ".
     model
-        Cut as for this model: the folder of a run, or a pretrained model; GPT-2 if not given.
+        Use the tokenizer of this model: the folder of a run, or a pretrained model; GPT-2 if not given.
     special
-        Take <|endoftext|> in the text as the one token of that name, not as text.
+        Read <|endoftext|> in the text as that token, not as ordinary text.
     """
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class Conversation:
         self.ids = np.zeros(0, np.int32)
         self._line_end = _line_end(tokenizer)
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str, None, None]:
         """Add a line of text, then what the model writes after it, which is yielded in pieces.
 
         After an empty line the model continues its own text. Of a reply that the caller ends early, what was yielded is

@@ -34,9 +34,9 @@ class TrainConfig(Settings):
     seed: int = setting("Seed of the initial weights, the batches and dropout.", default=0, high=MAX_SEED)
     workers: int = setting("Workers that the rows of a batch are split over; 0 for one per core.", default=0)
     processes: bool | None = setting(
-        "Use forked processes as workers, which are faster for small models, or threads; the bits are the same. If not "
-        "given, processes where a fork is safe: on Linux, not in a notebook, a thread, a process of a pool, or beside "
-        "other threads.",
+        "Use forked processes as workers, which are faster for small models, or threads; the bits are the same. "
+        "Processes on Linux (not in a notebook, a thread, a process of a pool, or beside other threads) and threads "
+        "elsewhere if not given.",
         default=None,
     )
 

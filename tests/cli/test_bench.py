@@ -92,7 +92,7 @@ def test_wrong_usage_is_one_line_and_measures_nothing(arguments, said, asked, ca
 
 
 @pytest.mark.parametrize(("load", "is_busy"), [(0.0, False), (7.5, True)])
-def test_a_busy_machine_is_told(load, is_busy, asked, capsys, monkeypatch):
+def test_a_busy_machine_is_reported(load, is_busy, asked, capsys, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     monkeypatch.setattr("nanograd_llm.bench.host.cpu_count", lambda: 2)
     main(["bench", "toy"])

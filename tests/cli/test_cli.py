@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses, and the code it ends with."""
+"""The command line: what it prints, what it refuses, and its exit codes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from nanograd_llm import __version__
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.cli import main
+from nanograd_llm.cli.terminal import row
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
@@ -31,8 +32,8 @@ def run(tmp_path_factory):
     return path
 
 
-def told(capsys):
-    """(stdout, stderr) with stderr being one line at most."""
+def printed(capsys):
+    """(stdout, stderr), where stderr has at most one line."""
     out, err = capsys.readouterr()
     assert err.count("\n") <= 1
     assert "Traceback" not in err
@@ -41,7 +42,7 @@ def told(capsys):
 
 def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_path, capsys):
     assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
-    out, _ = told(capsys)
+    out, _ = printed(capsys)
     assert re.search(r"batches of \d+, (1 thread|\d+ (threads|processes))\b", out)
     assert re.search(r"model +n_layer=1, n_head=2, n_embd=16, context_length=16: ", out)
     assert re.search(r"step +3: held out \d\.\d{3} bits per byte", out)
@@ -70,28 +71,28 @@ def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same(run, ca
     texts = []
     for arguments in (["--seed", "3"], ["--seed", "3"], ["--seed", "4"], ["--seed", "3", "--no-cache"]):
         assert main(["generate", str(run), "The", "--max-new-tokens", "20", *arguments]) == 0
-        texts.append(told(capsys)[0])
+        texts.append(printed(capsys)[0])
     assert texts[0].startswith("The")
     assert texts[0] == texts[1] == texts[3]
     assert texts[0] != texts[2]
 
 
-def test_without_a_seed_generate_draws_a_fresh_one_and_tells_how_to_repeat_it(run, capsys):
+def test_without_a_seed_generate_draws_one_and_prints_how_to_repeat_it(run, capsys):
     arguments = ["generate", str(run), "The", "--max-new-tokens", "30"]
     texts = []
     for _ in range(2):
         assert main(arguments) == 0
-        texts.append(told(capsys))
+        texts.append(printed(capsys))
     (out, err), (other, _) = texts
     assert out != other
     seed = re.fullmatch(r"--seed (\d+) writes this again\n", err)[1]
     assert main([*arguments, "--seed", seed]) == 0
-    assert told(capsys) == (out, "")
+    assert printed(capsys) == (out, "")
 
 
 def test_info_of_a_folder_of_runs_lists_them(run, capsys):
     assert main(["info", str(run.parent)]) == 0
-    out, _ = told(capsys)
+    out, _ = printed(capsys)
     assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4\n", out)
 
 
@@ -106,7 +107,7 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     texts = set()
     for seed in "12":
         main(["generate", str(run), "The", "--temperature", "0", "--seed", seed, "--max-new-tokens", "5"])
-        texts.add(told(capsys)[0])
+        texts.add(printed(capsys)[0])
     assert len(texts) == 1
 
 
@@ -114,7 +115,7 @@ def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys):
     texts = []
     for prompt in ([], [""], ["\n"]):
         assert main(["generate", str(run), *prompt, "--max-new-tokens", "3", "--seed", "0"]) == 0
-        texts.append(told(capsys)[0])
+        texts.append(printed(capsys)[0])
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -128,32 +129,32 @@ def letters(tmp_path_factory):
     return path / "run"
 
 
-def test_a_run_that_knows_no_new_line_writes_without_a_prompt(letters, capsys):
+def test_a_run_without_a_new_line_among_its_characters_writes_without_a_prompt(letters, capsys):
     capsys.readouterr()
     assert main(["generate", str(letters), "--max-new-tokens", "5", "--seed", "0"]) == 0
-    out, err = told(capsys)
+    out, err = printed(capsys)
     assert not err
     assert out[0] == " " and len(out) == 7  # the first of its characters, five more, and the end of the line
 
 
-def test_a_message_with_an_unknown_character_is_told_and_the_chat_goes_on(letters, capsys, monkeypatch):
+def test_a_line_with_an_unknown_character_is_an_error_message_and_the_chat_continues(letters, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(sys, "stdin", io.StringIO("the\nthat \u00e9\n\n"))
     assert main(["chat", str(letters), "--max-new-tokens", "5", "--temperature", "0"]) == 0
-    out, err = told(capsys)
+    out, err = printed(capsys)
     assert "character 'é' at position 5 is not among" in err
     assert [len(line) for line in out.splitlines()] == [5, 5]
 
 
-def test_a_text_that_ends_at_once_is_the_prompt(run, capsys, monkeypatch):
+def test_where_the_model_ends_the_text_at_once_only_the_prompt_is_printed(run, capsys, monkeypatch):
     monkeypatch.setattr("nanograd_llm.inference.writing.stream", lambda *_, **__: iter([(None,)]))
     assert main(["generate", str(run), "The end"]) == 0
-    assert told(capsys)[0] == "The end\n"
+    assert printed(capsys)[0] == "The end\n"
 
 
 def test_info_shows_every_parameter(run, capsys):
     assert main(["info", str(run)]) == 0
-    out, _ = told(capsys)
+    out, _ = printed(capsys)
     for part in ("wte", "blocks.0.attention.qkv.weight", "bits per byte", "4 steps", "vocab_size=1024"):
         assert part in out
 
@@ -167,18 +168,38 @@ def test_info_shows_every_parameter(run, capsys):
         ('{"step": 3}', r"tokenizer .*\ncheckpoints "),
     ],
 )
-def test_info_shows_of_the_metrics_what_is_there(line, shown, run, tmp_path, capsys):
+def test_info_shows_the_metrics_that_are_there(line, shown, run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text(line + "\n", "utf-8")
     assert main(["info", str(tmp_path / "run")]) == 0
-    assert re.search(shown, told(capsys)[0])
+    assert re.search(shown, printed(capsys)[0])
 
 
-def test_info_of_metrics_that_are_no_numbers_is_code_3_with_the_file_and_line(run, tmp_path, capsys):
+def test_info_of_metrics_that_are_not_numbers_is_code_3_with_file_and_line(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "bits_per_byte": null}\n', "utf-8")
     assert main(["info", str(tmp_path / "run")]) == 3
-    assert "metrics.jsonl, line 1: not a metrics record: its bits_per_byte is None" in told(capsys)[1]
+    assert "metrics.jsonl, line 1: not a metrics record: its bits_per_byte is None" in printed(capsys)[1]
+
+
+def test_info_of_an_older_checkpoint_shows_the_score_and_steps_of_its_time(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
+    every = ["--evaluate-every", "1", "--checkpoint-every", "1"]
+    assert (
+        main(["train", str(tmp_path / "text.txt"), "--steps", "3", *every, "--out", str(tmp_path / "run"), *TINY]) == 0
+    )
+    printed(capsys)
+    assert main(["info", str(tmp_path / "run" / "checkpoints" / "step-00000001.safetensors")]) == 0
+    out, _ = printed(capsys)
+    assert re.search(r"trained +1 step, 64 tokens, loss", out) and re.search(r"held out .* at step 1\n", out)
+
+
+def test_info_shows_the_hash_of_the_text_and_no_empty_row(run, capsys):
+    assert main(["info", str(run)]) == 0
+    out, _ = printed(capsys)
+    digest = (run / "text.sha256").read_text("utf-8")[:12]
+    assert re.search(rf"^text hash +SHA-256 {digest}$", out, flags=re.MULTILINE)
+    assert all(len(line.split()) > 1 for line in out.partition("\n┏")[0].splitlines())
 
 
 def test_info_opens_the_run_once(run, capsys, monkeypatch):
@@ -188,13 +209,13 @@ def test_info_opens_the_run_once(run, capsys, monkeypatch):
     assert [str(path) for path in opened] == [str(run)]
 
 
-def test_info_shows_what_was_used_rounded_and_leaves_out_what_was_not(tmp_path, capsys):
+def test_info_shows_the_settings_that_were_used_in_short_form(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
     arguments = ["--minutes", "0.001", "--tokenizer", "characters", "--learning-rate", "0.0006000000000000001"]
     main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *arguments, *TINY])
-    told(capsys)
+    printed(capsys)
     assert main(["info", str(tmp_path / "run")]) == 0
-    lines = {line.split()[0]: line for line in told(capsys)[0].splitlines()}
+    lines = {line.split()[0]: line for line in printed(capsys)[0].splitlines()}
     assert "vocab_size" not in lines["text"] and "vocab_size=11," in lines["model"]
     assert "learning_rate=0.0006," in lines["train"]
     assert " steps=" not in lines["train"] and "minutes=0.001" in lines["train"]
@@ -205,7 +226,7 @@ def test_info_shows_what_was_used_rounded_and_leaves_out_what_was_not(tmp_path, 
 def test_info_on_a_narrow_terminal_shows_the_beginning_and_the_end_of_every_name(width, run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     main(["info", str(run)])
-    lines = told(capsys)[0].splitlines()
+    lines = printed(capsys)[0].splitlines()
     rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
     table = [row[0].strip() for row in rows]
     assert len(rows[0]) == {42: 2, 60: 3, 200: 4}[width]  # columns are left out, numbers are not cut
@@ -231,7 +252,10 @@ def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
     shown = {"--preset": "nano if not given", "--out": "runs/PRESET-N if not given"}
-    shown |= {"--init": "Go on from this model's weights", "--config": "of a run makes the run again"}
+    shown |= {
+        "--init": "Start from the weights",
+        "--config": "of a run makes the run again",
+    }
     shown |= {
         "--n-layer": "[default: the preset's, 2 for nano]",
         "--minutes": "[default: 1.0]",
@@ -269,14 +293,14 @@ def test_a_settings_file_that_cannot_be_used_is_one_line(content, code, said, tm
     if content is not None:
         (tmp_path / "x.toml").write_text(content, "utf-8")
     assert main(["train", "--config", str(tmp_path / "x.toml"), "--out", str(tmp_path / "run")]) == code
-    assert said in told(capsys)[1]
+    assert said in printed(capsys)[1]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--warmup", "1"), ("--held-out", "0"), ("--max-norm", "0")])
-def test_every_setting_is_an_option(option, value, capsys):
+def test_an_option_is_checked_as_its_setting(option, value, capsys):
     assert main(["train", option, value]) == 2
-    assert f"{option[2:].replace('-', '_')} must be a finite number" in told(capsys)[1]
+    assert f"{option[2:].replace('-', '_')} must be a finite number" in printed(capsys)[1]
 
 
 def test_version_is_the_packages(capsys):
@@ -332,7 +356,7 @@ def test_version_is_the_packages(capsys):
 def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
-    _, err = told(capsys)
+    _, err = printed(capsys)
     assert said in err
     assert not list(tmp_path.iterdir())
 
@@ -340,27 +364,27 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_p
 def test_a_missing_text_is_code_4(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "nowhere.txt"]) == 4
-    assert "nowhere.txt" in told(capsys)[1]
+    assert "nowhere.txt" in printed(capsys)[1]
 
 
 def test_a_text_that_is_not_utf_8_is_code_3_and_leaves_no_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_bytes(b"caf\xe9 " * 1000)
     assert main(["train", "text.txt"]) == 3
-    assert "text.txt" in told(capsys)[1]
+    assert "text.txt" in printed(capsys)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_a_file_in_the_way_of_the_run_folder_is_code_4(tmp_path, capsys):
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     assert main(["train", "--out", str(tmp_path / "taken"), "--steps", "1"]) == 4
-    told(capsys)
+    printed(capsys)
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_folder_that_is_no_run_is_code_4(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "The"]) == 4
-    assert "no run" in told(capsys)[1]
+    assert "no run" in printed(capsys)[1]
 
 
 def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
@@ -370,11 +394,11 @@ def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
     content[-5] ^= 1
     path.write_bytes(content)
     assert main(["generate", str(tmp_path / "copy"), "The"]) == 3
-    assert "SHA-256" in told(capsys)[1]
+    assert "SHA-256" in printed(capsys)[1]
 
 
 @pytest.mark.parametrize("command", ["generate", "info", "eval", "convert"])
-def test_where_the_newest_checkpoint_is_damaged_the_older_one_can_be_given_in_its_place(command, tmp_path, capsys):
+def test_where_the_newest_checkpoint_is_damaged_an_older_one_can_be_given_instead(command, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
     arguments = {"generate": ["The"], "eval": [str(tmp_path / "text.txt")], "convert": ["--to", "hf"]}.get(command, [])
     if command == "convert":
@@ -382,43 +406,43 @@ def test_where_the_newest_checkpoint_is_damaged_the_older_one_can_be_given_in_it
     main(["train", "--steps", "4", "--checkpoint-every", "2", "--out", str(tmp_path / "run"), *TINY])
     newest = tmp_path / "run" / "checkpoints" / "step-00000004.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    told(capsys)
+    printed(capsys)
     assert main([command, str(tmp_path / "run"), *arguments]) == 3
     (older,) = re.findall(
-        r"the checkpoint of step 2 is whole: give its file, (\S+), instead of the folder", told(capsys)[1]
+        r"the checkpoint of step 2 is whole: give its file, (\S+), instead of the folder", printed(capsys)[1]
     )
     assert main([command, older, *arguments]) == 0
-    assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in told(capsys)[0]
+    assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in printed(capsys)[0]
 
 
 def test_an_unknown_op_is_refused_with_the_nearest_name(capsys):
     assert main(["gradcheck", "--op", "sofmax"]) == 2
-    assert "softmax" in told(capsys)[1]
+    assert "softmax" in printed(capsys)[1]
 
 
 def test_gradcheck_passes_for_an_op_and_prints_a_table(capsys):
     assert main(["gradcheck", "--op", "softmax", "--cases", "3"]) == 0
-    assert "softmax" in told(capsys)[0]
+    assert "softmax" in printed(capsys)[0]
 
 
 def test_gradcheck_of_a_wrong_rule_is_code_1_and_says_why(monkeypatch, capsys):
     rule = registry["exp"].rule
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 2 * rule(dy, y))
     assert main(["gradcheck", "--op", "exp", "--cases", "3"]) == 1
-    out, _ = told(capsys)
+    out, _ = printed(capsys)
     assert "wrong" in out and "off by the factor 2" in out and out.endswith("0 of 1 are right\n")
 
 
 def test_gradcheck_of_a_trained_model_says_what_it_costs_and_reports(run, capsys):
     assert main(["gradcheck", "--model", str(run)]) == 0
-    out, _ = told(capsys)
+    out, _ = printed(capsys)
     assert "random directions each: about" in out and "gradients of loss: right" in out and "wte" in out
 
 
 @pytest.mark.parametrize("options", [["--model", "run", "--cases", "3"], ["--thorough", "--cases", "3"]])
 def test_options_of_gradcheck_that_do_not_go_together_are_refused(options, capsys):
     assert main(["gradcheck", *options]) == 2
-    told(capsys)
+    printed(capsys)
 
 
 def command(*arguments):
@@ -440,14 +464,14 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
-def hear_ctrl_c():
-    """In a new process: what a shell starts in the background ignores Ctrl-C, and so would what the tests start."""
+def handle_ctrl_c():
+    """For a new process: what a shell starts in the background ignores Ctrl-C, also when it runs these tests."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_while_it_writes_is_one_line_and_code_130(run):
+def test_ctrl_c_during_generate_is_one_line_and_code_130(run):
     arguments = command("generate", str(run), "The", "--max-new-tokens", "1000000", "--temperature", "0")
-    with subprocess.Popen(arguments, stdout=-1, stderr=-1, preexec_fn=hear_ctrl_c) as process:
+    with subprocess.Popen(arguments, stdout=-1, stderr=-1, preexec_fn=handle_ctrl_c) as process:
         assert process.stdout is not None
         process.stdout.read(10)
         process.send_signal(signal.SIGINT)
@@ -463,19 +487,19 @@ def piped(arguments, reader):
 
 
 @pytest.mark.parametrize("arguments", [("generate", "RUN", "The"), ("info", "RUN"), ("train", "--help")])
-def test_a_reader_that_goes_away_ends_the_command_quietly(run, arguments):
+def test_a_command_whose_reader_has_ended_ends_without_a_message(run, arguments):
     out, err = piped(command(*(str(run) if word == "RUN" else word for word in arguments)), "head -c 5")
     assert not err
     assert out.splitlines()[-1] == "141"
 
 
-def test_without_an_output_a_command_does_its_work(run):
+def test_a_command_works_without_stdout(run):
     line = " ".join(f"'{word}'" for word in command("generate", str(run), "The", "--seed", "0")) + " >&-"
     process = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True)
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_without_a_place_for_errors_a_command_does_its_work(run, tmp_path):
+def test_a_command_works_without_stderr(run, tmp_path):
     (tmp_path / "text.txt").write_text("the text " * 20, "utf-8")
     line = " ".join(f"'{word}'" for word in command("eval", str(run), str(tmp_path / "text.txt"))) + " 2>&-"
     process = subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True)
@@ -483,13 +507,13 @@ def test_without_a_place_for_errors_a_command_does_its_work(run, tmp_path):
     assert "bits per byte" in process.stdout
 
 
-def test_without_an_input_a_chat_is_at_its_end(run):
+def test_a_chat_without_stdin_ends(run):
     line = " ".join(f"'{word}'" for word in command("chat", str(run))) + " <&-"
     process = subprocess.run(line, shell=True, capture_output=True, text=True)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
-def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_chat_goes_on(run):
+def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_chat_continues(run):
     replies = []
     for said in (b"a\xff\nb\n", "a\ufffd\nb\n".encode()):
         process = subprocess.run(
@@ -506,28 +530,28 @@ def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_ch
 @pytest.mark.parametrize("option", ["--steps", "--n-layer", "--seed"])
 def test_a_fraction_for_an_integer_is_refused(option, tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), option, "2.5"]) == 2
-    assert "2.5" in told(capsys)[1]
+    assert "2.5" in printed(capsys)[1]
 
 
-def test_a_run_that_is_late_from_the_start_does_one_step_and_saves_it(tmp_path, capsys):
+def test_a_run_whose_time_is_over_at_the_start_does_one_step_and_saves_it(tmp_path, capsys):
     assert main(["train", "--minutes", "0.001", "--out", str(tmp_path / "run"), *TINY]) == 0
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
 
 
-def test_a_config_of_another_version_is_told_once(run, tmp_path, capsys):
+def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text("utf-8").replace("n_head", "foo"), "utf-8")
     assert main(["info", str(tmp_path / "run")]) == 3
-    assert told(capsys)[1].count("config.toml") == 1
+    assert printed(capsys)[1].count("config.toml") == 1
 
 
 def test_a_negative_seed_of_a_check_is_refused(capsys):
     assert main(["gradcheck", "--op", "exp", "--seed", "-1"]) == 2
-    assert "seed must be an integer of at least 0" in told(capsys)[1]
+    assert "seed must be an integer of at least 0" in printed(capsys)[1]
 
 
-def test_a_reader_that_goes_away_loses_no_training(tmp_path):
+def test_a_training_run_whose_reader_has_ended_is_saved(tmp_path):
     out, err = piped(command("train", "--steps", "200", "--out", str(tmp_path / "run"), *TINY), "head -11")
     assert not err
     assert out.splitlines()[-1] == "141"
@@ -552,9 +576,9 @@ def test_output_that_cannot_be_written_is_code_4(run):
     assert process.stderr.count("\n") == 1
 
 
-def test_a_model_beyond_the_memory_is_one_line_and_leaves_no_folder(tmp_path, capsys):
+def test_a_model_larger_than_the_memory_is_one_line_and_leaves_no_folder(tmp_path, capsys):
     assert main(["train", "--n-embd", "100000000", "--out", str(tmp_path / "run")]) == 4
-    assert "memory" in told(capsys)[1]
+    assert "memory" in printed(capsys)[1]
     assert not (tmp_path / "run").exists()
 
 
@@ -575,7 +599,7 @@ def test_a_check_of_a_model_counts_its_seconds_on_a_terminal_and_nowhere_else(ru
     assert process.returncode == 0
     assert re.search(r"checking.*0:00:\d\d", process.stdout)
     main(["gradcheck", "--model", str(run)])
-    out, err = told(capsys)
+    out, err = printed(capsys)
     assert "checking" not in out + err
 
 
@@ -598,3 +622,48 @@ def test_escapes_from_a_prompt_a_config_or_a_name_never_reach_a_terminal(name, r
 def test_shell_completion_can_be_installed(capsys):
     main(["--help"])
     assert "--install-completion" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_ctrl_c_ends_a_reply_and_the_chat_goes_on(run):
+    import pty
+
+    terminal, own_end = pty.openpty()
+    arguments = command("chat", str(run), "--max-new-tokens", "100000000", "--seed", "0")
+    with subprocess.Popen(
+        arguments, stdin=own_end, stdout=own_end, stderr=own_end, preexec_fn=handle_ctrl_c, close_fds=True
+    ) as process:
+        os.close(own_end)
+
+        def read_until(text):
+            seen = b""
+            while text not in seen:
+                seen += os.read(terminal, 1000)
+            return seen
+
+        for _ in range(2):
+            read_until(b"> ")
+            os.write(terminal, b"The statement\n")
+            read_until(b"statement\r\n")
+            os.read(terminal, 10)
+            process.send_signal(signal.SIGINT)
+        read_until(b"> ")
+        os.write(terminal, b"\x04")
+        assert process.wait(timeout=30) == 0
+    os.close(terminal)
+
+
+@pytest.mark.parametrize("width", [42, 80])
+def test_a_row_on_a_terminal_is_wrapped_and_its_value_stays_in_its_column(width, monkeypatch):
+    line = row("model", "n_layer=2, n_head=4, n_embd=128, context_length=64: 537,600 parameters\x1b[2J")
+    assert "\n" not in line
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout", Terminal())
+    first, *rest = row("model", line.partition(" ")[2].strip()).splitlines()
+    assert first.startswith("model       n_layer=2") and len(rest) > 0
+    assert all(part.startswith(" " * 12 + part.split()[0]) and len(part) < width for part in rest)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
