@@ -1,4 +1,4 @@
-"""What all tests share: the same random numbers in every run, and the scripts beside the tests."""
+"""Shared by all tests: the same random numbers in every run, and the helper modules beside the tests."""
 
 from __future__ import annotations
 

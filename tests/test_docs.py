@@ -1,4 +1,4 @@
-"""The site is right: the Python of its guides runs, its commands exist, and it has every word of the lessons."""
+"""The site is correct: the Python of its guides runs, its commands exist, and no word of a lesson is missing."""
 
 from __future__ import annotations
 

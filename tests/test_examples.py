@@ -1,6 +1,6 @@
-"""Every example of the course has the same form, and runs without errors; its asserts are facts of the package.
+"""Each example has the form of the course and runs by itself, so its asserts hold.
 
-Exercises are wrong until they are solved, and their solutions are right. The glossary is in order, and its Python runs.
+Exercises fail as they are given, and their solutions pass. The glossary is sorted, and its Python runs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_an_example_runs_by_itself_and_writes_nothing(example: Path, tmp_path: P
     answer = run(example, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
-    assert 5 <= len(answer.stdout.splitlines()) <= 60  # some lines, not pages
+    assert 5 <= len(answer.stdout.splitlines()) <= 60  # enough to read, and no more
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +71,7 @@ def test_the_course_begins_with_five_lessons_that_have_exercises() -> None:
 
 
 @each_lesson
-def test_an_exercise_is_wrong_at_first_and_its_solution_is_right(lesson: Path, tmp_path: Path) -> None:
+def test_an_exercise_fails_as_it_is_given_and_its_solution_passes(lesson: Path, tmp_path: Path) -> None:
     source, printed = lesson.read_text(encoding="utf-8"), run(lesson, tmp_path).stdout.splitlines()
     exercises = re.findall(r"^# %% Exercise (\d+): \S", source, flags=re.MULTILINE)
     assert exercises == re.findall(r"^# %% Solution (\d+)$", source, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The house stands as designed: imports go one way, every file says its idea, the front door is light."""
+"""The package is built as designed: imports go one way, every file states its idea, importing it loads little."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import nanograd_llm
 PACKAGE = Path(nanograd_llm.__path__[0])
 REPOSITORY = Path(__file__).parents[1]
 
-# What each room may import, besides itself. Every name on the right stands further up: imports go one way.
+# What each room may import, besides itself. Every name on the right is defined above: imports go one way.
 KNOWS: dict[str, set[str]] = {}
 KNOWS["errors"] = set()
 KNOWS["settings"] = {"errors"}
@@ -41,7 +41,7 @@ KNOWS["cli"] = {*KNOWS["bench"], "bench", "nanograd_llm"}
 KNOWS["__main__"] = {"cli"}
 # These know less than their room: the check of one function is for any function of Tensors.
 KNOWS_LESS = {f"gradcheck.{part}": {"nn", "models"} for part in ("check", "cases", "mutation", "every_op")}
-OUTSIDE = {"text": {"numpy", "tiktoken", "regex"}}  # all that a room takes from elsewhere but the standard library
+OUTSIDE = {"text": {"numpy", "tiktoken", "regex"}}  # all that a room may import from outside the standard library
 LOADED_ONLY_WHEN_USED = {
     *("tiktoken", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"),
     *("hashlib", "secrets", "multiprocessing", "concurrent", "numpy.random"),
@@ -57,7 +57,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(source: str, module: str, *, is_package: bool = False, with_names: bool = False) -> set[str]:
-    """Every module that `source` imports, by full name, wherever in the file the import stands.
+    """Every module that `source` imports, by full name, anywhere in the file.
 
     with_names: of `from A import b`, give A.b, which may be a module or a name in it; otherwise A.
     """
@@ -78,8 +78,8 @@ def imports(source: str, module: str, *, is_package: bool = False, with_names: b
 
 
 def breaches(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """What of the source's imports goes against the house, in words."""
-    if module == "nanograd_llm":  # the roof: it gives every public name a place
+    """The imports of the source that are not allowed, in words."""
+    if module == "nanograd_llm":  # it has every public name
         return []
     room = module.split(".")[1]
     if room not in KNOWS:
@@ -93,7 +93,9 @@ def breaches(source: str, module: str, *, is_package: bool = False) -> list[str]
         package, _, rest = imported.partition(".")
         if package == "nanograd_llm":
             target = rest.split(".")[0]
-            right = target in known if target in KNOWS else "nanograd_llm" in known  # else a name of the roof itself
+            right = (
+                target in known if target in KNOWS else "nanograd_llm" in known
+            )  # else a name of nanograd_llm itself
         else:
             right = package in sys.stdlib_module_names or package in OUTSIDE.get(room, {package})
             right = right and (package != "cupy" or module == "nanograd_llm.backend.arrays")
@@ -103,7 +105,7 @@ def breaches(source: str, module: str, *, is_package: bool = False) -> list[str]
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
-    """Modules that lead from one to the next and back to the first; empty where there are none."""
+    """Modules that import each other in a circle; empty if there are none."""
     done: set[str] = set()
 
     def follow(module: str, path: list[str]) -> list[str]:

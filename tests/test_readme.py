@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING are right: their Python runs without changes, and their commands and options exist."""
+"""README and CONTRIBUTING are correct: their Python runs, and their commands and options exist."""
 
 from __future__ import annotations
 

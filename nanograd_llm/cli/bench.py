@@ -1,4 +1,4 @@
-"""`nanograd-llm bench`: how fast is it here?"""
+"""`nanograd-llm bench`: measure speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nanograd_llm.bench import Report
 
-SMALL = 0.005  # shares below this make one line together
+SMALL = 0.005  # ops with a smaller share of the time are added up in one line
 
 
 def bench(
@@ -25,20 +25,21 @@ def bench(
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
     rounds: int | None = None,
 ) -> None:
-    """Measure speed and memory beside the machine's limit, beside PyTorch, and beside what they should be.
+    """Measure speed and memory, and compare them with the machine's limit, with PyTorch, and with targets.
 
     Parameters
     ----------
     workload
-        toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2: its
-        124M, forward and step. decode: writing text. memory: peaks. scaling: growth of cost. start: from Enter to the
-        first step and token. detection: mistakes that the gradient check misses. All takes minutes.
+        toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2:
+        GPT-2 124M, forward and step. decode: generating text. memory: peak memory. scaling: how cost grows with size.
+        start: time to the first step and token. detection: mistakes that the gradient check misses. all: each of these,
+        which takes minutes.
     against
-        Race PyTorch (and transformers) too, if installed.
+        Measure PyTorch (and transformers) as well, which must be installed.
     as_json
-        One JSON object a line.
+        Print one JSON object per line.
     rounds
-        Turns of each contender; more is steadier. By workload if not given.
+        Times that each program is measured; more is steadier. It depends on the workload if not given.
     """
     from nanograd_llm.bench import BENCHMARKS, machine, run
 
@@ -52,7 +53,7 @@ def bench(
 
 
 def _print_tables(machine: dict[str, Any], reports: Iterable[Report], names: Collection[str]) -> None:
-    """Figures as they come, a table of ops after each task, and at the end the targets beside what was measured."""
+    """Print figures as they are measured, a table of ops after each workload, and at the end the targets."""
     from rich.console import Console
     from rich.table import Table
 
@@ -85,7 +86,7 @@ def _op_table(times: Iterable[Any]) -> Table:
     table = Table("where the time goes", title=None)
     for heading in ("calls", "ms", "share"):
         table.add_column(heading, justify="right")
-    rest = f"what is below {SMALL:.1%} each"
+    rest = f"ops below {SMALL:.1%} each"
     rows: dict[str, list[float]] = {}
     for time in times:
         name = time.op if abs(time.share) >= SMALL else rest

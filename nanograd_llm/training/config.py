@@ -44,6 +44,4 @@ class TrainConfig(Settings):
         super().__post_init__()
         for name in ("workers", "accumulate"):
             if (number := getattr(self, name)) > self.batch_size:
-                raise ConfigError(
-                    f"{name} is {number}, but batch_size only {self.batch_size}; give at most as many as rows"
-                )
+                raise ConfigError(f"{name} is {number}, but batch_size is {self.batch_size}; give at most that many")

@@ -1,4 +1,4 @@
-"""`nanograd-llm bench` prints what was measured beside what it should be, for people and as JSON."""
+"""`nanograd-llm bench` prints figures and targets, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPORTS = [
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Benchmarks that report at once; the list says how each was asked."""
+    """Replace the benchmarks by ones that report at once; the list has the arguments of each call."""
     calls = []
 
     def benchmark(name):
@@ -42,7 +42,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_people_see_figures_ops_and_targets(asked, capsys):
+def test_figures_ops_and_targets_are_printed(asked, capsys):
     assert main(["bench", "toy"]) == 0
     out, err = capsys.readouterr()
     assert not err
@@ -52,7 +52,7 @@ def test_people_see_figures_ops_and_targets(asked, capsys):
         "toy step 31.2 ms",
         "toy step, peak memory 1,234 MB",
         "gelu, backward 4 2.00 50.0%",
-        "what is below 0.5% each 11 0.00 0.0%",
+        "ops below 0.5% each 11 0.00 0.0%",
         "toy step ÷ floor 1.25 ≤ 1.35 met",
         "toy step ÷ best of PyTorch ≤ 0.80 not measured",
     ):
@@ -60,14 +60,14 @@ def test_people_see_figures_ops_and_targets(asked, capsys):
     assert "mid" not in out
 
 
-def test_json_is_an_object_a_line_the_machine_first(asked, capsys):
+def test_json_is_one_object_per_line_with_the_machine_first(asked, capsys):
     assert main(["bench", "toy", "--json"]) == 0
     machine, *records = map(json.loads, capsys.readouterr().out.splitlines())
     assert {"processor", "cores", "workers", "python", "numpy", "blas"} <= set(machine["machine"])
     assert records == [report.record() for report in REPORTS]
 
 
-def test_without_a_name_all_are_measured_and_every_target_shown(asked, capsys):
+def test_without_a_name_all_workloads_are_measured_and_every_target_is_shown(asked, capsys):
     assert main(["bench", "--rounds", "3"]) == 0
     assert asked == [(name, False, 3) for name in bench.BENCHMARKS]
     out = capsys.readouterr().out

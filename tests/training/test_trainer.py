@@ -737,5 +737,5 @@ def test_a_step_while_another_thread_is_in_one_is_refused_and_does_not_change_it
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^{field} (must be|is 13, but batch_size only 12)"):
+    with pytest.raises(ConfigError, match=f"^{field} (must be|is 13, but batch_size is 12)"):
         TrainConfig(**{field: value})
