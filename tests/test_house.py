@@ -93,9 +93,7 @@ def breaches(source: str, module: str, *, is_package: bool = False) -> list[str]
         package, _, rest = imported.partition(".")
         if package == "nanograd_llm":
             target = rest.split(".")[0]
-            right = (
-                target in known if target in KNOWS else "nanograd_llm" in known
-            )  # else a name of nanograd_llm itself
+            right = target in known if target in KNOWS else "nanograd_llm" in known  # else a name of its own
         else:
             right = package in sys.stdlib_module_names or package in OUTSIDE.get(room, {package})
             right = right and (package != "cupy" or module == "nanograd_llm.backend.arrays")

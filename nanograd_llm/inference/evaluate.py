@@ -13,7 +13,7 @@ from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
-from nanograd_llm.text import IGNORE_INDEX, Tokenizer, sliding_windows
+from nanograd_llm.text import IGNORE_INDEX, Tokenizer, count_windows, sliding_windows
 
 TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
 
@@ -51,24 +51,27 @@ def evaluate(
     require_int("batch_size", batch_size, 1)
     model.eval()
     stride = context_length if stride is None else stride
-    tokens, targets = sliding_windows(ids, context_length=context_length, stride=stride, count_once=True)
-    if windows is not None and windows < len(tokens):
+    total = count_windows(ids, context_length=context_length, stride=stride)
+    rows = np.arange(total)
+    if windows is not None and windows < total:
         require_int("windows", windows, 1)
-        spread = np.linspace(0, len(tokens) - 1, windows).astype(int)
-        tokens, targets = tokens[spread], targets[spread]
-    nats, count = 0.0, 0
+        rows = np.linspace(0, total - 1, windows).astype(int)
+    nats, count, size = 0.0, 0, 0
     with no_grad():
-        for start in range(0, len(tokens), batch_size):
-            rows = slice(start, start + batch_size)
-            scored = int(np.count_nonzero(targets[rows] != IGNORE_INDEX))
-            if scored:
-                nats += model.loss(tokens[rows], targets[rows]).item() * scored
-                count += scored
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            tokens, targets = sliding_windows(
+                ids, context_length=context_length, stride=stride, count_once=True, rows=batch
+            )
+            scored = targets[targets != IGNORE_INDEX]
+            if len(scored):
+                nats += model.loss(tokens, targets).item() * len(scored)
+                count += len(scored)
+                size += len(tokenizer.decode_bytes(scored))
             if progress is not None:
-                progress(min(1.0, rows.stop / len(tokens)))
+                progress((start + len(batch)) / len(rows))
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; look for NaN in the weights")
-    size = len(tokenizer.decode_bytes(targets[targets != IGNORE_INDEX]))
     loss = nats / count
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e**710 overflows
     return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)

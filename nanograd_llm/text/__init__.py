@@ -8,7 +8,7 @@ from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.saved import load_tokenizer
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from nanograd_llm.text.windows import IGNORE_INDEX, random_windows, show_batch, sliding_windows
+from nanograd_llm.text.windows import IGNORE_INDEX, count_windows, random_windows, show_batch, sliding_windows
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,6 +23,7 @@ __all__ = [
     "random_windows",
     "read_text",
     "show_batch",
+    "count_windows",
     "sliding_windows",
     "split_text",
     "train_bpe",

@@ -36,12 +36,19 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
     return _windows(row, starts, context_length)
 
 
-def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_once: bool = False) -> Batch:
-    r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` positions after the one before.
+def sliding_windows(
+    ids: ArrayLike,
+    *,
+    context_length: int,
+    stride: int,
+    count_once: bool = False,
+    rows: NDArray[np.integer] | None = None,
+) -> Batch:
+    r"""(tokens, targets), each (B, T): windows of ids (N,) in order, each `stride` places after the one before.
 
-    The last window is moved back so that it ends at the end of the ids. Every id but the first is a target, some of
-    them several times. With `count_once`, a target that an earlier window has becomes IGNORE_INDEX. The dtype is as in
-    `random_windows`.
+    The last window is moved back so that it ends with the ids, and every id but the first is a target, some more than
+    once. With `count_once` a target that an earlier window has is IGNORE_INDEX. The dtype is as in `random_windows`.
+    rows: the numbers of the windows to return, from 0 to `count_windows` - 1; all if not given.
 
     Raises ShapeError unless N > context_length, ConfigError unless 1 <= stride <= context_length.
 
@@ -52,17 +59,24 @@ def sliding_windows(ids: ArrayLike, *, context_length: int, stride: int, count_o
     [[   1    2    3    4]
      [-100    5    6    7]]
     """
+    if rows is None:
+        rows = np.arange(count_windows(ids, context_length=context_length, stride=stride))
+    row = _ids(ids, context_length)
+    starts = np.minimum(rows * stride, len(row) - context_length - 1)
+    tokens, targets = _windows(row, starts, context_length)
+    if count_once:
+        overlap = (rows > 0) * ((rows - 1) * stride + context_length - starts)  # targets that the window before has too
+        targets[np.arange(context_length) < overlap[:, None]] = IGNORE_INDEX
+    return tokens, targets
+
+
+def count_windows(ids: ArrayLike, *, context_length: int, stride: int) -> int:
+    """How many windows `sliding_windows` makes of these ids. Raises as it does."""
     row = _ids(ids, context_length)
     require_int("stride", stride, 1)
     if stride > context_length:
         raise ConfigError(f"stride is {stride}, which skips targets; expected at most context_length={context_length}")
-    last = len(row) - context_length - 1
-    starts = np.append(np.arange(0, last, stride), last)
-    tokens, targets = _windows(row, starts, context_length)
-    if count_once:
-        overlap = context_length - np.diff(starts)  # (B-1,): how many targets the window before has too
-        targets[1:][np.arange(context_length) < overlap[:, None]] = IGNORE_INDEX
-    return tokens, targets
+    return 1 - (context_length + 1 - len(row)) // stride
 
 
 def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokenizer: Tokenizer) -> str:

@@ -128,8 +128,5 @@ def _why_threads() -> str:
 
 def _is_harmless(thread: threading.Thread) -> bool:
     """Does it hold no lock that a worker needs, as a thread of our pools, or one that updates a progress bar?"""
-    return thread.name.startswith(OWN_THREADS) or type(thread).__name__ in {
-        "TMonitor",
-        "_RefreshThread",
-        "HistorySavingThread",
-    }  # of tqdm, rich, IPython
+    updates = type(thread).__name__ in {"TMonitor", "_RefreshThread", "HistorySavingThread"}  # of tqdm, rich, IPython
+    return updates or thread.name.startswith(OWN_THREADS)

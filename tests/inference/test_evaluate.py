@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,12 @@ def test_progress_rises_to_one() -> None:
     shares: list[float] = []
     evaluate_text(model, "abc" * 5000, ByteTokenizer(), progress=shares.append)
     assert len(shares) > 2 and shares == sorted(shares) and shares[-1] == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_windows() -> None:
+    ids = np.zeros(400_000, np.int32)
+    tracemalloc.start()
+    evaluate(Priced(np.ones(257)), ids, BYTES, context_length=50, stride=1, batch_size=1000, windows=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6  # all windows together are 160 MB

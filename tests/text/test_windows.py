@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
-from nanograd_llm.text import IGNORE_INDEX, BPETokenizer, ByteTokenizer, random_windows, show_batch, sliding_windows
+from nanograd_llm.text import (
+    IGNORE_INDEX,
+    BPETokenizer,
+    ByteTokenizer,
+    count_windows,
+    random_windows,
+    show_batch,
+    sliding_windows,
+)
 
 IDS = np.random.default_rng(0).integers(0, 1000, 500).astype(np.int32)
 BYTES = ByteTokenizer()
@@ -158,3 +166,14 @@ def test_a_batch_of_wrong_shapes_or_ids_is_not_shown():
         show_batch(np.zeros(3, int), np.zeros(3, int), BYTES)
     with pytest.raises(IndexRangeError, match="id 999"):
         show_batch(np.array([[999]]), np.array([[0]]), BYTES)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [5, 6, 7, 8, 9, 13])
+def test_chosen_windows_are_those_rows_of_all_windows(size: int, stride: int) -> None:
+    settings = {"context_length": 4, "stride": stride, "count_once": True}
+    tokens, targets = sliding_windows(range(size), **settings)  # type: ignore[arg-type]
+    assert len(tokens) == count_windows(range(size), context_length=4, stride=stride)
+    for rows in ([0], [len(tokens) - 1], range(0, len(tokens), 2)):
+        some, wanted = sliding_windows(range(size), **settings, rows=np.array(rows))  # type: ignore[arg-type]
+        assert np.array_equal(some, tokens[rows]) and np.array_equal(wanted, targets[rows])
