@@ -1,4 +1,4 @@
-"""`nanograd-llm chat`: write a text in turn with a model."""
+"""`nanograd-llm chat`: a person and a model write a text in turn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.settings import printable
 
 
-@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
+@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a random one"}))
 def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
-    """Write a text in turn with a model: type a line, and the model continues the text; after an empty line, its own.
+    """Write a text in turn with a model: type a line, and the model continues it. An empty line adds nothing.
 
     Ctrl-C ends a reply, Ctrl-D the chat. A GPT that was trained on text continues text; it does not answer questions.
 

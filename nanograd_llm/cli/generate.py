@@ -13,7 +13,7 @@ from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.inference.writing import default_prompt
 
 
-@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a fresh one"}))
+@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a random one"}))
 def generate(
     model: Model,
     prompt: str | None = None,

@@ -1,4 +1,4 @@
-"""`nanograd-llm gradcheck`: is every rule right, every layer, a trained model?"""
+"""`nanograd-llm gradcheck`: check the gradients of every op, of every layer, or of a trained model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def gradcheck(
     cases: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Check the gradient of every op, of every layer and of the GPT against numbers; exit code 1 if any is wrong.
+    """Check the gradient of every op, of every layer and of the GPT numerically; exit code 1 if any is wrong.
 
-    The table has, for each, the worst relative error, and how many mistakes were noticed of those planted in its rules.
+    The table shows the largest relative error of each, and how many of the mistakes planted in its rules were found.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def gradcheck(
     thorough
         5,000 cases of each op instead of 200.
     model
-        The folder of a run, or a pretrained model: checks its loss at its weights, in place of ops and layers.
+        The folder of a run, or a pretrained model: check its loss at its weights instead of ops and layers.
     cases
         Random cases of each op; 200 if not given. A layer, which is made of many ops, gets a tenth of them.
     seed

@@ -670,3 +670,19 @@ def test_a_row_on_a_terminal_is_wrapped_and_its_value_stays_in_its_column(width,
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (KeyboardInterrupt("The weights of step 2 are in x"), "stopped. The weights of step 2 are in x"),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_what_was_saved(error, said, monkeypatch, capsys):
+    def interrupted(_):
+        raise error
+
+    monkeypatch.setattr("nanograd_llm.cli._run", interrupted)
+    assert main(["train"]) == 130
+    assert printed(capsys)[1] == f"nanograd-llm: {said}\n"
