@@ -144,13 +144,13 @@ def private_names(source: str) -> list[str]:
     ]
 
 
-def test_every_room_knows_only_what_stands_above_it() -> None:
+def test_every_room_may_import_only_rooms_above_it() -> None:
     rooms = list(KNOWS)
     for room, known in KNOWS.items():
         assert known - {"nanograd_llm"} <= set(rooms[: rooms.index(room)])
 
 
-def test_nothing_else_lies_loose_at_the_root() -> None:
+def test_the_package_has_no_other_modules_at_its_root() -> None:
     loose = {path.stem for path in PACKAGE.glob("*.py")}
     assert loose == {"__init__", "__main__", "errors", "settings"}
 
@@ -296,7 +296,7 @@ def loaded_by(statement: str, tmp_path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "module", ["nanograd_llm", "nanograd_llm.cli", "nanograd_llm.gradcheck.mutation.pytest_options"]
 )
-def test_the_front_doors_load_no_numpy(module: str, tmp_path: Path) -> None:
+def test_importing_the_package_or_the_command_loads_no_numpy(module: str, tmp_path: Path) -> None:
     loaded = loaded_by(f"import {module}", tmp_path)
     assert module in loaded and "numpy" not in loaded
 

@@ -1,4 +1,4 @@
-"""Settings refuse what is out of range, whatever kind of number it is, and suggest the name that was meant."""
+"""Settings refuse values out of range, of any number type, and suggest the name that was meant."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_integers_of_python_and_numpy_are_integers(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [2, np.int64(2), True, np.True_, 3.0, np.float64(3), "3", None])
-def test_what_is_too_small_or_no_integer_is_refused_by_name(value: object) -> None:
+def test_a_value_that_is_too_small_or_not_an_integer_is_refused_by_name(value: object) -> None:
     with pytest.raises(ConfigError, match=r"steps must be an integer of at least 3; got "):
         require_int("steps", value, 3)
 
 
 @pytest.mark.parametrize(("name", "near"), [("GPT2", "gpt2"), ("nanoo", "Nano"), ("NANO", "Nano"), ("zzz", "")])
-def test_the_nearest_name_is_found_whatever_its_case(name: str, near: str) -> None:
+def test_the_nearest_name_is_found_in_any_case(name: str, near: str) -> None:
     assert nearest(name, ["gpt2", "Nano"]) == near
 
 
@@ -130,7 +130,7 @@ def test_numbers_of_numpy_are_numbers(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [10**400, float("inf"), np.float32("nan"), True, "1", 1j])
-def test_what_is_no_finite_number_is_refused_by_name(value: Any) -> None:
+def test_a_value_that_is_not_a_finite_number_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ConfigError, match="^learning_rate must be a finite number"):
         require_number("learning_rate", value, 0)
 

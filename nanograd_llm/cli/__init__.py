@@ -81,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(explained(error), 2)
-    except SystemExit as error:  # how rich ends where its reader has gone away
+    except SystemExit as error:  # how rich ends if the reader of its output has ended
         raise BrokenPipeError from error
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

@@ -383,7 +383,7 @@ def test_a_file_in_the_way_of_the_run_folder_is_code_4(tmp_path, capsys):
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_folder_that_is_no_run_is_code_4(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_code_4(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "The"]) == 4
     assert "no run" in printed(capsys)[1]
 
@@ -628,7 +628,7 @@ def test_shell_completion_can_be_installed(capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
-def test_ctrl_c_ends_a_reply_and_the_chat_goes_on(run):
+def test_ctrl_c_ends_a_reply_and_the_chat_continues(run):
     import pty
 
     terminal, own_end = pty.openpty()

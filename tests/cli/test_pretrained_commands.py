@@ -158,7 +158,7 @@ def test_convert_lists_what_it_wrote_and_nothing_else(forms, tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("form", ["hf", "numpy"])
-def test_convert_into_the_folder_of_its_own_source_is_refused_and_leaves_it_as_it_was(form, forms, tmp_path, capsys):
+def test_convert_into_the_folder_of_its_source_is_refused_and_changes_nothing(form, forms, tmp_path, capsys):
     folder = shutil.copytree(forms["safetensors_float32"], tmp_path / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert main(["convert", str(folder), "--to", form, "--out", str(folder)]) == 4

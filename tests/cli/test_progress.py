@@ -20,7 +20,7 @@ TEXT = "The statement is a statement of the statement.\n\n  [bold]x[/]\n" + "\u6
 
 
 @pytest.mark.parametrize("width", [12, 20, 30])
-def test_on_a_terminal_the_mark_of_a_quote_stands_before_each_line_of_the_screen(width: int) -> None:
+def test_on_a_terminal_each_line_of_a_quote_begins_with_its_mark(width: int) -> None:
     bar, screen = _Bar(), io.StringIO()
     bar.shown = Progress(console=Console(file=screen, width=width))
     bar.quote(TEXT)

@@ -33,7 +33,7 @@ class Priced(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 @pytest.mark.parametrize("context_length", [1, 4, 7, 62])
 @pytest.mark.parametrize("stride", [None, 1, 2, 3])
-def test_every_token_counts_once_whatever_the_windows(batch_size: int, context_length: int, stride: int | None) -> None:
+def test_every_token_is_scored_once_for_any_windows(batch_size: int, context_length: int, stride: int | None) -> None:
     ids = BYTES.encode(TEXT)
     price = np.random.default_rng(0).random(257)
     stride = min(stride, context_length) if stride else None
@@ -110,7 +110,7 @@ def test_windows_that_do_not_fit_are_refused(options: dict[str, int], error: typ
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 100])
 @pytest.mark.parametrize("stride", [None, 1, 4])
-def test_every_byte_of_a_text_counts_once(size: int, stride: int | None) -> None:
+def test_every_byte_of_a_text_is_scored_once(size: int, stride: int | None) -> None:
     model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layer=1, n_head=2, n_embd=8))
     text = "abcdé" * 100
     text = text.encode()[:size].decode("utf-8", "replace")

@@ -71,14 +71,14 @@ def test_a_row_in_a_batch_is_written_as_alone() -> None:
     assert together == [generate(model, p, max_new_tokens=15, sampling=GREEDY)[0] for p in prompts]
 
 
-def test_a_row_draws_the_same_tokens_beside_any_other_rows() -> None:
+def test_a_row_has_the_same_tokens_in_any_batch() -> None:
     model = gpt()
     first = generate(model, [prompt(2), prompt(6)], max_new_tokens=15, sampling=Sampling(seed=4))
     second = generate(model, [prompt(10), prompt(6), prompt(3)], max_new_tokens=15, sampling=Sampling(seed=4))
     assert first[1] == second[1]
 
 
-def test_rows_with_the_same_prompt_draw_different_tokens() -> None:
+def test_rows_with_the_same_prompt_get_different_tokens() -> None:
     rows = generate(gpt(), [prompt(4)] * 3, max_new_tokens=15)
     assert len({tuple(row) for row in rows}) == 3
 

@@ -216,7 +216,7 @@ def test_config_comes_back_as_it_was_and_none_is_left_out(run: RunFolder) -> Non
     ],
     ids=["code", "key twice", "not UTF-8", "deep", "long number", "cut"],
 )
-def test_a_config_that_is_no_toml_is_a_bad_file_and_never_run(
+def test_a_config_that_is_not_toml_is_a_bad_file_and_is_not_executed(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.chdir(run.path)
@@ -302,7 +302,7 @@ def test_samples_are_kept_for_any_text_of_the_model(run: RunFolder) -> None:
     assert run.samples_path.read_bytes().decode("utf-8") == expected
 
 
-def test_the_latest_checkpoint_is_the_one_of_the_highest_step_whatever_the_clock_says(run: RunFolder) -> None:
+def test_the_newest_checkpoint_is_that_of_the_highest_step_for_any_file_times(run: RunFolder) -> None:
     now = time.time()
     for age, step in enumerate((100, 9, 123_456_789, 20)):
         os.utime(run.save_checkpoint(step, {"w": np.array(step)}, {}), (now + age, now + age))

@@ -140,7 +140,7 @@ def test_an_unknown_table_is_refused_with_the_nearest_name() -> None:
         prepare_run(asked={"trian": {"steps": 3}})
 
 
-def test_a_preset_beside_the_sizes_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_preset_together_with_sizes_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("[model]\nn_layer = 1", "utf-8")
     with pytest.raises(ConfigError, match=r"preset is gpt2, but .*x.toml has sizes under \[model\]; leave one"):
         prepare_run(tmp_path / "run", file=tmp_path / "x.toml", preset="gpt2")

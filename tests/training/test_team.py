@@ -206,7 +206,7 @@ def test_a_thread_has_threads() -> None:
 
 
 @needs_fork
-def test_beside_other_threads_there_are_threads_unless_these_are_our_own_or_monitors() -> None:
+def test_threads_are_used_if_other_threads_run_except_our_own_and_monitors() -> None:
     source = """
 import threading
 from nanograd_llm.backend.threads import blas_threads, share_out

@@ -97,7 +97,7 @@ def test_step_returns_the_loss_before_it() -> None:
     assert model.loss(tokens, targets).item() < expected
 
 
-def test_a_step_trains_with_dropout_whatever_mode_the_model_was_left_in() -> None:
+def test_a_step_trains_with_dropout_also_after_eval() -> None:
     model = gpt(dropout=0.5)
     trained = make(model)
     model.eval()
@@ -121,7 +121,7 @@ def test_another_seed_has_other_dropout() -> None:
     assert runs[0] != runs[1]
 
 
-def test_each_step_has_dropout_of_its_own() -> None:
+def test_each_step_has_another_dropout_mask() -> None:
     trained = make(gpt(dropout=0.2), learning_rate=0.0)
     assert len({trained.step(*batches(0)) for _ in range(3)}) == 3
 
