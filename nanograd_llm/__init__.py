@@ -1,4 +1,4 @@
-"""nanograd_llm: tensors that differentiate themselves, and language models built on them, in NumPy.
+"""nanograd_llm: automatic differentiation of tensors, and language models built on it, in NumPy.
 
     import nanograd_llm as ng
 
@@ -7,14 +7,14 @@
     loss.backward()
     model.wte.grad                          # an array, of the parameter's shape and dtype
 
-Each name is loaded when it is first used (PEP 562; Scientific Python's SPEC 1), so importing this loads nothing else.
-Read the package in the order of its floors, each built on those before it: backend, autograd, ops, nn, models; files,
-text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
+Each name is loaded when it is first used (PEP 562; Scientific Python's SPEC 1), so this import itself is fast.
+To read the code, take the packages in this order, since each uses only those before it: backend, autograd, ops, nn,
+models; files, text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
 """
 
 from nanograd_llm.backend.lazy import lazily
 
-TYPE_CHECKING = False  # type checkers take it for true; importing typing would take longer than all else here
+TYPE_CHECKING = False  # type checkers treat it as True; importing typing would take longer than the rest of this file
 if TYPE_CHECKING:
     from nanograd_llm import gradcheck, inference, nn, ops, runs, tasks, text, training
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad

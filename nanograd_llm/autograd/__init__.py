@@ -1,4 +1,4 @@
-"""The engine: tensors that remember how they were made, and the walk back along that memory.
+"""Reverse-mode differentiation: ops on Tensors are recorded on a tape, and backward walks the tape from its end.
 
-Read `tape` (the walk: the lesson), `sums`, `tensor`, `op`, `shapes`, `modes`; `checked` is what the strict mode tests.
+Read `tape` first (the algorithm), then `sums`, `tensor`, `op`, `shapes`, `modes` and `checked`.
 """

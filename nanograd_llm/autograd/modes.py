@@ -1,6 +1,6 @@
-"""What this thread is doing: recording or not, for one derivative or for any order, checked or plain.
+"""The modes of a thread: recording or not, first derivatives or any order, checked or not.
 
-Each mode is a `with` block, and each thread has its own, so several can run forward and backward at once.
+Each mode is a `with` block that affects its own thread only, so several threads can run forward and backward at once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 
 class _State(threading.local):
-    """What this thread is doing."""
+    """The modes of one thread."""
 
     recording = True
     higher_order = False
     checked = False
     watcher: Callable[..., None] | None = None
-    tracing_calls = False  # note the module and the line of each op call? where checked or watched
-    modules: tuple[str, ...] = ()  # the names of the modules being called, outermost first; kept where calls are traced
+    tracing_calls = False  # is the module and source line of each op call found? True in checked() and watched()
+    modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; set while calls are traced
     innermost: Any = None  # the last of these modules
 
 
@@ -40,52 +40,52 @@ def _set(**values: Any) -> Iterator[None]:
 
 
 def forget_modes() -> None:
-    """Leave every block in this thread, for a process that was forked inside a block of its parent."""
+    """Set this thread's modes to their defaults: for a process that was forked inside a block of its parent."""
     vars(state).clear()
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
-    """Inside this block nothing is recorded: results need no gradient and hold no tape."""
+    """Inside this block nothing is recorded: results have no tape and do not require a gradient."""
     return _set(recording=False)
 
 
 def recording() -> contextlib.AbstractContextManager[None]:
-    """Inside this block ops are recorded, even within `no_grad()`."""
+    """Inside this block ops are recorded, also within `no_grad()`."""
     return _set(recording=True)
 
 
 def higher_order() -> contextlib.AbstractContextManager[None]:
-    """Inside this block gradients are themselves recorded, so that they can be differentiated again, to any order.
+    """Inside this block gradients are recorded too, so that they can be differentiated again, to any order.
 
-    A fused op runs the composition it equals, and rules receive Tensors. Both the function and its gradient must be
-    computed inside the block.
+    A fused op runs the composition it equals, and rules receive Tensors. Compute both the function and its gradient
+    inside the block.
     """
     return _set(higher_order=True)
 
 
 @contextlib.contextmanager
 def checked(enabled: bool = True) -> Iterator[None]:
-    """Inside this block every output and every cotangent is tested for NaN, infinity, dtype drift and shape.
+    """Inside this block every result and every cotangent is tested for NaN, infinity, a wider dtype and its shape.
 
-    That goes for every op call on Tensors; on bare arrays alone, as in a rule, an op only computes. The first failure
-    names the op, its inputs' shapes, the module path and the source line that called it. A forward cannot write into
-    its inputs, and arrays the tape keeps are read-only until backward has used them, so it fails there; a write
-    through an older view is found by a digest when backward reads the array. Outside this mode such writes are not
-    detected: the rule sees the changed numbers.
+    Every op call on Tensors is tested; calls on plain arrays, as in a rule, are not. The first failure raises an error
+    that names the op, its inputs' shapes, the module path and the source line of the call. A forward's inputs are
+    read-only, and so is every array saved on the tape until backward has used it: writing into one raises. A write
+    through an older view is detected when backward reads the array. Outside this mode such writes are not detected:
+    the rule computes with the changed numbers.
     """
-    warnings = np.errstate(all="ignore") if enabled else contextlib.nullcontext()  # our error says more than NumPy's
+    warnings = np.errstate(all="ignore") if enabled else contextlib.nullcontext()  # our error replaces NumPy's warning
     with _set(checked=enabled), warnings:
         yield
 
 
 def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
-    """Inside this block `watcher(node, arrays, static, place)` is called after every op call that is recorded.
+    """Inside this block `watcher(node, arrays, static, place)` is called after every recorded op call.
 
-    It gets the node on the tape, the arrays and static arguments the op ran on, and in words where the call was made.
+    Its arguments: the node on the tape, the op's arrays and static arguments, and a description of the call's place.
     """
     return _set(watcher=watcher)
 
 
 def within_module(name: str, module: Any = None) -> contextlib.AbstractContextManager[None]:
-    """Inside this block `module` is being called; `name`, its path below its caller, is added to the module path."""
+    """Inside this block `module` is being called; `name`, its path below its caller, extends the module path."""
     return _set(modules=(*state.modules, name) if name else state.modules, innermost=module)

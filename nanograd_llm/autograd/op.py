@@ -1,6 +1,6 @@
-"""`@op`: one declaration carries an op's forward, its formula, its adjoints, its shapes and its rule.
+"""`@op`: one declaration holds an op's forward, formula, adjoints, shapes and backward rule.
 
-Calling the op on Tensors records a Node; on bare arrays it only computes.
+Calling the op on Tensors records a Node on the tape; calling it on plain arrays only computes.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from nanograd_llm.errors import (
     SignatureError,
 )
 
-KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # what a rule can ask for that is not known before
+KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # parameters of a rule whose values are known in backward only
 _BAR = "\N{COMBINING MACRON}"
 _RECEIVES = (
-    "arrays, and Tensors under higher_order(), as in a check of order 2: write it in operators, ops and the methods "
-    "that both have, without .data and NumPy's functions"
+    "arrays, or Tensors under higher_order() and in a check of order 2: use operators, ops and methods that both have, "
+    "not .data or NumPy's functions"
 )
-_KINDS_IN_RULE: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the error that names the op
+_ERRORS_IN_RULES: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the one raised, with the op
     TypeError: DtypeError, AttributeError: DtypeError, DtypeError: DtypeError, ValueError: ShapeError,
     IndexError: IndexRangeError, GraphError: GraphError,
 }  # fmt: skip
 
 
 class Kept(tuple):
-    """An op's result together with what its rule wants to see again."""
+    """An op's result together with the extra values that its rule needs."""
 
 
 def keep(y: Array, **extras: Any) -> Kept:
-    """Return this from an op's forward to hand its rule more than the inputs and y."""
+    """Return `keep(y, name=value)` from an op's forward to give its rule a parameter `name`, besides inputs and y."""
     return Kept((y, extras))
 
 
 class Op:
-    """A differentiable operation: call it on Tensors to record, on bare arrays just to compute.
+    """A differentiable operation, made by `@op`: a call on Tensors is recorded, a call on plain arrays only computes.
 
-    Made by `@op`; see there. `rule` is the function that `@NAME.backward` registered.
+    `rule` is the function that `@NAME.backward` registered.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Op:
         self.equals, self.domain, self.samples = equals, domain, samples
         self.rule: Callable[..., Any] | None = None
         self._plan: list[tuple[str, Any]] = []  # where each parameter of the rule comes from, in order
-        self._open: list[tuple[int, str]] = []  # those among them that only backward knows, by their place there
+        self._open: list[tuple[int, str]] = []  # those of them that are known in backward only, and their positions
 
         parameters = inspect.signature(forward).parameters.values()
         kinds = inspect.Parameter
@@ -106,16 +106,16 @@ class Op:
         if list(line.inputs) != self.inputs:
             raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
         for token in line.unbound() - set(self.static_defaults):
-            raise ShapeError(f"op {self.name}: no input or static argument says what {token} is in {line.text!r}")
+            raise ShapeError(f"op {self.name}: no input and no static argument defines {token} in {line.text!r}")
         for name in {"y", *KNOWN_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
-            raise NanogradError(f"op {self.name}: to a rule {name!r} means something else; rename the argument")
+            raise NanogradError(f"op {self.name}: {name!r} is a reserved parameter of rules; rename the argument")
         return line
 
     def _require_adjoints(self) -> None:
         if not self.formula.strip():
             raise NanogradError(f"op {self.name} needs a formula, such as 'y = a*b'")
         rest = unicodedata.normalize("NFKD", self.adjoint).replace("\N{COMBINING OVERLINE}", _BAR)
-        for name in sorted(self.differentiable, key=len, reverse=True):  # b must not take what is written for beta
+        for name in sorted(self.differentiable, key=len, reverse=True):  # so that b does not match what is beta's
             found = next(filter(None, (re.search(form, rest) for form in _adjoint_forms(name))), None)
             if found is None:
                 alike = [other for other in self.differentiable if other[0] == name[0]]
@@ -127,22 +127,22 @@ class Op:
             rest = rest[: found.start()] + rest[found.end() :]
 
     def backward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorator: register the rule. Its parameters, behind the cotangent, say what the tape keeps:
+        """Decorator that registers the rule: `rule(cotangent, ...)` returns the gradient of each differentiable input.
 
-        an input's name (its array), NAME_shape or NAME_dtype of an input, y (the output), a static argument's name,
-        `needs` (which inputs want a gradient, a bool each), `into`, `onto`, or a name the forward handed to `keep`. The
-        rule must not write into any of them but the last two, nor into the cotangent, which another input may share.
+        The names of its other parameters decide what the tape saves. Each is an input (its array), NAME_shape or
+        NAME_dtype of an input, y (the output), a static argument, a name that the forward passed to `keep`, or:
 
-        It receives arrays, and Tensors under `higher_order()` (for an op without `equals`). Operators, comparisons,
-        ops, and what both have, such as `.shape` or `.sum(axis=...)`, serve both; `.data` and NumPy's functions do not.
-        The op's name is added to an error that it raises.
+        needs: a bool for each input: does it need a gradient?
+        into: for each input an array to write the gradient into and return, or None: then return an array as usual.
+        onto: for each input an array that holds a sum of gradients, to add to and return, or None.
 
-        `into` has for each input an array to write the gradient into and return, or None for one of the rule's own;
-        `onto` has one that holds gradients already, to add to and return, or None. So large gradients of parameters
-        reach the place where they are collected without a copy.
+        `into` and `onto` avoid copies of large gradients. The rule must not write into any other argument: the
+        cotangent may be another input's as well. It receives arrays, or Tensors under `higher_order()` if the op has no
+        `equals`. Operators, comparisons, ops and common methods such as `.sum(axis=...)` work on both; `.data` and
+        NumPy's functions do not. An error raised in the rule is raised with the op's name added.
 
-        An array that the rule returns becomes the engine's, which may add into it or hand it out as `.grad`: return a
-        fresh one (or a view of one), the cotangent, or something saved; never one that is also kept elsewhere.
+        The engine may add into an array that the rule returns, or give it to the user as `.grad`. Return a new array, a
+        view of one, the cotangent or a saved array; keep no other reference to it.
         """
         parameters = [*inspect.signature(rule).parameters]
         if not parameters:
@@ -150,7 +150,7 @@ class Op:
                 f"the rule of {self.name} takes no argument; the first is the cotangent: "
                 f"{self.name}_backward(dy, {', '.join(self.inputs)})"
             )
-        self._plan = [self._resolve(name) for name in parameters[1:]]  # behind the cotangent
+        self._plan = [self._resolve(name) for name in parameters[1:]]  # the first is the cotangent
         self._open = [(i, kind) for i, (kind, _) in enumerate(self._plan) if kind in KNOWN_IN_BACKWARD]
         self.rule = rule
         return rule
@@ -187,7 +187,7 @@ class Op:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if self._constant_places:
                 needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
-        is_traced = state.tracing_calls  # then a forward sees only views, through which it cannot write
+        is_traced = state.tracing_calls  # then the forward gets read-only views
         shown = [read_only(a) if isinstance(a, np.ndarray) else a for a in arrays] if is_traced else arrays
         y, kept = self._forward(shown, static, needs)
         if not isinstance(y, np.ndarray):
@@ -211,18 +211,18 @@ class Op:
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
     ) -> tuple[Array, dict[str, Any]]:
-        """The forward on bare arrays; NumPy's complaints become ours, with what came and what was expected."""
+        """Run the forward on plain arrays. An error of NumPy's becomes a NanogradError: what arrived, what it takes."""
         if self.wants_needs:
             static = {**static, "needs": needs or (False,) * len(arrays)}
         try:
-            if not needs:  # bare inputs may be lists
+            if not needs:  # without Tensors, inputs may be lists
                 arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
             if self.equals is not None:
                 arrays = [a if i in self._constant_places else _as_float(a) for i, a in enumerate(arrays)]
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
-        except MemoryError as error:  # the shapes may be right: only the op and its inputs are added
+        except MemoryError as error:  # the shapes may be right: add the op and its inputs, no advice
             raise MemoryError(f"{self.name} got {_described(arrays)}: {error}") from error
         except (TypeError, ValueError, IndexError, OverflowError) as error:
             self._require_signature(arrays, static)
@@ -232,14 +232,14 @@ class Op:
                     f"array, or write into a copy: {error}"
                 ) from error
             kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
-            if type(error) is IndexError:  # NumPy's AxisError is one too, and is about shapes
+            if type(error) is IndexError:  # NumPy's AxisError is a subclass, and is about shapes
                 kind = IndexRangeError
             message = f"{self.name} got {_described(arrays)}; it takes {self.shape_line.text}: {error}"
             raise kind(message) from error
         return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
 
     def _require_signature(self, arrays: Sequence[Any], static: dict[str, Any]) -> None:
-        """Raise NanogradError where a call has other arguments than the forward takes."""
+        """Raise SignatureError if the forward does not accept these arguments."""
         try:
             inspect.signature(self.forward).bind(*arrays, **static)
         except TypeError as error:
@@ -282,20 +282,20 @@ class Op:
     def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
         if name not in kept:
             raise GraphError(
-                f"the rule of {self.name} asks for {name!r}, which is no input, no static argument and not among what "
-                f"its forward keeps: {list(kept)}; the result is called y"
+                f"the rule of {self.name} has a parameter {name!r}; expected an input, a static argument, y for the "
+                f"result, or a name that the forward passed to keep(): {list(kept)}"
             )
         if higher_order:
             raise GraphError(
                 f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
-                "declare the composition it equals"
+                "declare a composition of ops with equals="
             )
         return kept[name]
 
     def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:
         """Run the rule on what the node saved: a gradient for each input, None where none is needed.
 
-        sums: knows the arrays that the rule may write gradients into, or add them to.
+        sums: has the arrays that the rule may write gradients into (`into`) or add them to (`onto`).
         """
         assert self.rule is not None
         saved = [*node.saved]
@@ -310,10 +310,10 @@ class Op:
         try:
             given = self.rule(cotangent, *saved)
         except Exception as error:
-            known_as = _KINDS_IN_RULE.get(type(error))
-            if known_as is None or str(error).startswith("in the rule of "):
+            error_class = _ERRORS_IN_RULES.get(type(error))
+            if error_class is None or str(error).startswith("in the rule of "):
                 raise
-            raise known_as(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})") from error
+            raise error_class(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})") from error
         given = given if isinstance(given, tuple) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(given) != len(places):
@@ -326,7 +326,7 @@ class Op:
                     raise GraphError(
                         f"the rule of {self.name} returned {gradient!r} for input {i}, which needs a gradient"
                     )
-                if state.higher_order and not isinstance(gradient, Tensor):  # a constant as a bare array
+                if state.higher_order and not isinstance(gradient, Tensor):  # a constant
                     gradients[i] = Tensor(gradient)
         return gradients
 
@@ -341,12 +341,12 @@ class Op:
     def shape_complaint(
         self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...], where: str
     ) -> str | None:
-        """`shape_problem` as a sentence about the call at this place."""
+        """`shape_problem` as a sentence about the call described by `where`; None if there is no problem."""
         problem = self.shape_problem(arrays, static, output)
         return f"the result of {where} breaks the shape line {self.shape_line.text}: {problem}" if problem else None
 
     def shape_problem(self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...]) -> str | None:
-        """Why a call with these inputs and this output shape breaks the op's shape line; None where it keeps it."""
+        """Why these inputs and this output shape do not match the op's shape line; None if they do."""
         shapes = [np.shape(a) for a in arrays]
         named = {self.inputs[0]: shapes} if self.variadic else {
             name: [shape] for name, shape, a in zip(self.inputs, shapes, arrays) if a is not None
@@ -363,7 +363,7 @@ def op(
     domain: Mapping[str, tuple[float, float]] | None = None,
     samples: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
-    """Declare an op: its formula, the adjoint of each input, and (decorated) its forward on bare arrays.
+    """Decorator that makes an op of its forward, a function of plain arrays.
 
         @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
         def multiply(a, b):
@@ -374,21 +374,22 @@ def op(
         def multiply_backward(dy, a, b):
             return dy * b, dy * a
 
-    Inputs are positional, static arguments keyword-only. The docstring holds the shape line (see `shapes`).
-    The adjoint of an input is its name with a bar: over the first letter or the whole name, in Greek letters, or in
-    ASCII. That of `beta` is b̄, b̄eta, betā, β̄, beta_bar or dbeta; two inputs that begin alike have one each.
-    The rule returns one gradient for each differentiable input, in order (None where `needs` says it is not wanted);
-    it need not undo broadcasting. It receives arrays, and Tensors under `higher_order()`: one that uses ops, operators
-    and methods that both have can itself be differentiated. A fused op, whose rule may use all of NumPy, is given the
-    composition it `equals`, which takes its place under `higher_order()`.
+    Positional parameters of the forward are inputs, keyword-only parameters are static arguments; a keyword-only
+    `needs` receives a bool for each input: does it need a gradient? The docstring contains the shape line (see
+    `shapes`). The rule returns the gradient of each differentiable input, in order, or None for one that `needs` says
+    is not needed; the engine undoes broadcasting.
 
-    constants: inputs that no gradient goes to (ids, conditions).
+    formula: what the op computes.
+    adjoint: the adjoint of each input: its name with a bar over the first letter or over the whole name, in Greek
+        letters, or in ASCII. That of `beta` is b̄, b̄eta, betā, β̄, beta_bar or dbeta.
+    equals: the composition of other ops that equals this one. It replaces the op under `higher_order()`, so the rule
+        may use all of NumPy. Without it the rule receives Tensors there: write it in operators, ops and common methods.
+    constants: inputs without a gradient (ids, conditions).
     domain: {input: (low, high)}, the interval from which checks draw that input; standard normal otherwise.
-    samples: function of a `draw` (see gradcheck) that yields (inputs, static) pairs, where shapes and static arguments
-        cannot be drawn from the shape line alone.
+    samples: function of a `draw` (see gradcheck) that yields pairs (inputs, static arguments) for checks, where the
+        shape line is not enough to draw them from.
 
-    A forward may declare a keyword-only `needs`: which inputs need a gradient, a bool each.
-    Raises ShapeError or NanogradError where the shape line, the formula or an adjoint is missing.
+    Raises ShapeError or NanogradError if the shape line, the formula or an adjoint is missing.
     """
 
     if not isinstance(formula, str):
@@ -406,22 +407,22 @@ def op(
 
 
 def _adjoint_forms(name: str) -> Iterator[str]:
-    """Regular expressions for the ways to write the adjoint of an input, its own before those that it shares."""
+    """Regular expressions for the ways to write the adjoint of an input, those of one name only before shared ones."""
     word, digits = re.fullmatch(r"(.*?)((?:_?\d+)?)_*", name, re.DOTALL).groups()  # type: ignore[union-attr]
-    spelled, digits = {word}, digits.strip("_")
+    spellings, digits = {word}, digits.strip("_")
     with contextlib.suppress(KeyError):  # Unicode spells it lamda
-        spelled.add(unicodedata.lookup(f"GREEK SMALL LETTER {word.replace('lambda', 'lamda')}"))
-    if (said := unicodedata.name(word, "") if len(word) == 1 else "").startswith("GREEK SMALL LETTER "):
-        spelled.add(said.split()[-1].lower().replace("lamda", "lambda"))
-    for s in (name, *(s + digits for s in spelled)):
+        spellings.add(unicodedata.lookup(f"GREEK SMALL LETTER {word.replace('lambda', 'lamda')}"))
+    if (letter := unicodedata.name(word, "") if len(word) == 1 else "").startswith("GREEK SMALL LETTER "):
+        spellings.add(letter.split()[-1].lower().replace("lamda", "lambda"))
+    for s in (name, *(s + digits for s in spellings)):
         yield rf"{s}{_BAR}|(?<!\w){s}_?bar(?!\w)|(?<!\w)d_?{s}(?!\w)"
         yield f"{s[0]}{_BAR}{s[1:]}(?!\\w)"
-    for s in spelled:
+    for s in spellings:
         yield s[0] + _BAR
 
 
 def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
-    """The arrays behind an op's inputs; what is no array yet takes the dtype of the differentiable Tensors it meets."""
+    """The arrays of an op's inputs; numbers and lists take the dtype of the differentiable Tensors beside them."""
     arrays = []
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
@@ -431,32 +432,32 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
         elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
             arrays.append(Tensor(x).data)
         else:
-            met = [t.data for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
-            arrays.append(as_dtype_of(x, *met))
+            tensors = [t.data for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
+            arrays.append(as_dtype_of(x, *tensors))
     return arrays
 
 
 def as_input(y: Any, shown: Sequence[Any], arrays: Sequence[Any]) -> Any:
-    """A result that is one of the read-only views `shown` to a forward, or a view of one, as writeable as its array."""
+    """A result that is one of the read-only views `shown` to a forward, or a view of it: writeable as the input is."""
     for a, view in zip(arrays, shown):
         if y is view:
             return a
         is_view = isinstance(a, np.ndarray) and y.base is not None and (y.base is a or y.base is a.base)
-        if is_view and a.flags.writeable and 0 not in y.strides:  # one that repeats numbers is read-only by itself
-            with contextlib.suppress(ValueError):  # its owner is protected
+        if is_view and a.flags.writeable and 0 not in y.strides:  # stride 0: NumPy makes broadcast views read-only
+            with contextlib.suppress(ValueError):  # the array that owns the memory is protected
                 y.flags.writeable = True
     return y
 
 
 def frozen(v: Any) -> Any:
-    """A static argument whose lists the caller can no longer change."""
+    """A copy of a static argument's lists, which the caller cannot change later; anything else as it is."""
     if isinstance(v, list):
         return [frozen(part) for part in v]
     return tuple([frozen(part) for part in v]) if isinstance(v, tuple) else v
 
 
 def _as_float(a: Any) -> Any:
-    """What a fused op gets: integers become floats, as they would in the functions that it is composed of."""
+    """Integers and booleans as floats, for a fused op: the functions it is composed of convert them, too."""
     if getattr(a, "dtype", None) is None or a.dtype.kind not in "iub":
         return a
     return a.astype(np.result_type(a.dtype, np.float32))

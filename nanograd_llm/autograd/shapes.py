@@ -1,15 +1,15 @@
-"""The shape line: one line of an op's docstring that says which shapes go in and come out, and is held to it.
+"""The shape line: one line of an op's docstring that gives the shapes of its inputs and its output. Tests check it.
 
     x (..., C), w (C), b (C) -> y (..., C)
 
-A name (C) binds to a size and must mean the same size wherever it appears again. The other tokens:
+A name such as C is a size, the same wherever the name appears. The other tokens:
 
-    *        any shape; all the stars of a line broadcast together, and the output's star is the result
-    ...      any leading sizes; they broadcast together as the star does
-    n?       a size that may be absent (matmul: a vector counts as a matrix, and the axis falls away again)
-    * - axis the star without the axes of the static argument `axis` (size one instead if `keepdims`)
-    shape    the name of a static argument that is itself a shape; its -1 stands for what is left
-    ?        alone: any shape, bound to nothing; the docstring tells in words how it depends on static arguments
+    *        any shape; all stars of a line broadcast together, and the output's star is the result
+    ...      any leading sizes; they broadcast together as stars do
+    n?       a size that may be absent (matmul: a vector counts as a matrix, and its added axis is removed again)
+    * - axis the star without the axes of the static argument `axis` (with size one instead if `keepdims`)
+    shape    the name of a static argument that is itself a shape; a -1 in it is inferred
+    ?        alone: any shape, not checked; the docstring says how it depends on the static arguments
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class ShapeLine:
         self.inputs = {name: _tokens(body) for name, body in _ITEM.findall(left)}
         outputs = [_tokens(body) for _, body in _ITEM.findall(right)]
         if len(outputs) != 1:
-            raise ShapeError(f"a shape line has one output behind '->'; got {text!r}")
+            raise ShapeError(f"a shape line has one output after '->'; got {text!r}")
         self.output = outputs[0]
         if any(token in ("*", "...") for tokens in self.inputs.values() for token in tokens[1:]):
-            raise ShapeError(f"a star or dots come first, for the leading axes; got {text!r}")
+            raise ShapeError(f"'*' and '...' are leading axes and come first; got {text!r}")
 
     @staticmethod
     def find(doc: str | None) -> ShapeLine | None:
@@ -48,7 +48,7 @@ class ShapeLine:
         return ShapeLine(found.group(0)) if found else None
 
     def unbound(self) -> set[str]:
-        """Names in the output that no input binds: they must be static arguments."""
+        """Names in the output that are in no input: they must be static arguments."""
         output = {"axis" if token == "* - axis" else token for token in self.output if not token.isdigit()}
         bound = {token for tokens in self.inputs.values() for token in tokens}
         return output - bound - {"*", "...", "?"}
@@ -56,9 +56,9 @@ class ShapeLine:
     def mismatch(
         self, inputs: Mapping[str, Sequence[tuple[int, ...]]], static: Mapping[str, Any], output: tuple[int, ...]
     ) -> str | None:
-        """Why these shapes break the line, or None where they keep it.
+        """Why these shapes do not match the line; None if they do.
 
-        `inputs` maps each name to the shapes given for it: one, or several for an op that takes any number of inputs.
+        inputs: the shapes of each name: one, or several for an op that takes any number of inputs.
         """
         bound: dict[str, int] = {}
         stars: list[tuple[int, ...]] = []
@@ -79,7 +79,7 @@ class ShapeLine:
     def _expected(
         self, star: tuple[int, ...], bound: dict[str, int], static: Mapping[str, Any]
     ) -> tuple[int, ...] | None:
-        """The output shape that the line gives; None where it leaves it open."""
+        """The output shape that the line gives; None if it allows any."""
         if self.output == ["?"]:
             return None
         if self.output == ["* - axis"]:
@@ -99,7 +99,7 @@ class ShapeLine:
         return tuple(shape)
 
     def draw(self, rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
-        """Random input shapes that keep the line: small sizes, broadcasting wherever a star or dots allow it."""
+        """Random input shapes that match the line: small sizes, with broadcasting where '*' or '...' allow it."""
         bound: dict[str, int] = {}
         whole = tuple(int(n) for n in rng.integers(1, 4, size=rng.integers(0, 4)))
         shapes = {}
@@ -125,7 +125,10 @@ def _tokens(body: str) -> list[str]:
 
 
 def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], stars: list[tuple[int, ...]]) -> str | None:
-    """Match one input's shape from its last axis backwards; remember sizes in `bound`, leading ones in `stars`."""
+    """Match one input's shape from its last axis to its first; add sizes to `bound` and leading axes to `stars`.
+
+    Returns why the shape does not match, or None.
+    """
     if tokens == ["?"]:
         return None
     rest = list(shape)
@@ -147,7 +150,7 @@ def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], star
 
 
 def require_row_of(x: Any, **vectors: Any) -> None:
-    """Raise ShapeError unless each of these has the shape of a row of x: what NumPy would repeat is refused."""
+    """Raise ShapeError unless each vector has the shape of a row of x. NumPy would broadcast other shapes."""
     for name, vector in vectors.items():
         if np.shape(vector) != np.shape(x)[-1:]:
             raise ShapeError(
@@ -156,10 +159,10 @@ def require_row_of(x: Any, **vectors: Any) -> None:
 
 
 def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
-    """One axis, a tuple of them or None for all, as numbers from 0 to ndim-1.
+    """One axis, a tuple of axes, or None for all, as a tuple of numbers from 0 to ndim-1.
 
-    Raises ShapeError for an axis out of range, one named twice, or one that is no integer: NumPy takes True for 1 in
-    many places, which is always a mistake.
+    Raises ShapeError for an axis that is out of range, named twice or not an integer: NumPy often accepts True as axis
+    1, which is always a mistake.
     """
     axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     for a in axes:

@@ -1,7 +1,7 @@
-"""Sums of gradients: a Tensor that is used in several places gets the sum of what they send back.
+"""Sums of gradients: the gradient of a Tensor that is used in several places is the sum over these uses.
 
-The sum is written into an array that is there already wherever nobody else can see that array: one that a rule has
-just made, or the place for a leaf's gradient that the caller gave with `out=`.
+The sum is written into an existing array where nothing else refers to it: an array that a rule has just made, or the
+array for a leaf's gradient that the caller gave with `out=`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from nanograd_llm.errors import DtypeError, ShapeError
 
 
 class Sums:
-    """What has arrived so far at each node and leaf, in one backward pass.
+    """The sum of the gradients so far at each node and leaf, in one backward pass.
 
-    wanted: the nodes and leaves whose gradient is asked for; None for all leaves, and the nodes that retain theirs.
-    out: for some leaves an array that their gradient is written into as it arrives.
-    pending: node or leaf -> what has arrived there; a node's is taken out when the walk gets there.
-    owned: those whose pending array nobody else can see, so that the next sum may go into it.
-    found: node or leaf -> its gradient, where that is asked for.
+    wanted: the nodes and leaves whose gradient is requested; None for all leaves and for nodes with `retain_grad()`.
+    out: leaf -> array that its gradient is written into, for some leaves.
+    pending: node or leaf -> the sum so far; a node's is removed when the walk reaches the node.
+    owned: nodes and leaves whose pending array nothing else refers to, so that the next sum may be written into it.
+    found: node or leaf -> its complete gradient, where that is requested.
     """
 
     def __init__(self, wanted: set[Any] | None = None, out: Mapping[Any, Any] | None = None):
@@ -34,7 +34,7 @@ class Sums:
         self.found: dict[Any, Any] = {}
 
     def take(self, node: Any) -> Any:
-        """The whole cotangent of a node, as its hooks leave it; None where nothing has arrived."""
+        """The complete cotangent of a node, after its hooks; None if no gradient has reached the node."""
         cotangent = self.pending.pop(node, None)
         if cotangent is not None:
             if node._hooks:
@@ -44,15 +44,15 @@ class Sums:
         return cotangent
 
     def add(self, node: Any, cotangent: Any, gradients: Sequence[Any]) -> None:
-        """Add what a node's rule gave for each input to what has arrived at the input's source."""
+        """Add the gradient of each input of a node to the sum at the input's source."""
         pending, owned, out = self.pending, self.owned, self.out
-        is_plain = not (state.higher_order or node.differentiable)  # otherwise Tensors, whose arrays nobody writes into
-        seen: set[int] | None = None
+        is_plain = not (state.higher_order or node.differentiable)  # gradients are arrays: may be written into
+        known: set[int] | None = None  # ids of arrays that the tape or the walk refers to
         for source, gradient in zip(node.sources, gradients):
             if gradient is None:
                 continue
             if source in owned:
-                if gradient is not pending[source]:  # otherwise the rule itself has added it, `onto` what was there
+                if gradient is not pending[source]:  # otherwise the rule has added its gradient `onto` it already
                     np.add(pending[source], gradient, out=pending[source])
             elif source in out:
                 if gradient is not out[source]:
@@ -60,46 +60,49 @@ class Sums:
                 pending[source] = out[source]
                 owned.add(source)
             elif source not in pending and not source.is_leaf:
-                pending[source] = gradient  # whose array it is need not be known unless another gradient arrives
+                pending[source] = gradient  # the owner of this array matters only once another gradient arrives
             else:
-                if is_plain and seen is None:
-                    seen = _arrays_seen((cotangent, *node.saved))
-                is_own = seen is not None and _is_own(gradient, seen, gradients)
+                if is_plain and known is None:
+                    known = _array_ids((cotangent, *node.saved))
+                is_fresh = known is not None and _is_fresh(gradient, known, gradients)
                 if source not in pending:
                     pending[source] = gradient
-                elif is_own:
+                elif is_fresh:
                     pending[source] = np.add(pending[source], gradient, out=gradient)
                 else:
                     pending[source] = as_array(pending[source] + gradient)
-                    is_own = not state.higher_order
-                if is_own:
+                    is_fresh = not state.higher_order
+                if is_fresh:
                     owned.add(source)
 
     def into(self, sources: Sequence[Any]) -> list[Any]:
-        """For each input of a call the array in `out` that its gradient, the first, may be written into; or None."""
+        """For each input of a call the array of `out` to write its gradient into, if that is the first; else None."""
         return [self.out[s] if self._is_open(s, sources) and s not in self.pending else None for s in sources]
 
     def onto(self, sources: Sequence[Any]) -> list[Any]:
-        """For each input of a call the array in `out` that its gradient, not the first, may be added to; or None."""
+        """For each input of a call the array of `out` to add its gradient to, if that is not the first; else None."""
         return [self.out[s] if self._is_open(s, sources) and s in self.pending else None for s in sources]
 
     def _is_open(self, source: Any, sources: Sequence[Any]) -> bool:
         return source in self.out and sum([source is other for other in sources]) == 1
 
     def total(self, leaf: Any) -> Any:
-        """What has arrived at a leaf, as an array that nobody else sees."""
+        """The sum at a leaf, as an array that nothing else refers to."""
         return self.pending[leaf] if leaf in self.owned or state.higher_order else self.pending[leaf].copy()
 
     def results(self) -> dict[Any, Any]:
-        """After the walk: each node and leaf whose gradient is asked for, with its gradient, now the caller's own."""
-        for leaf in self.pending:  # the nodes have been taken out
+        """After the walk: node or leaf -> gradient, for those requested. The arrays belong to the caller.
+
+        Raises DtypeError for a leaf that is not of a float dtype.
+        """
+        for leaf in self.pending:  # the nodes have been removed
             if self.wanted is not None and leaf not in self.wanted:
                 continue
             if leaf.dtype.kind != "f":
                 raise DtypeError(f"a leaf of dtype {leaf.dtype} has requires_grad set; only floats have gradients")
             if leaf._hooks:
                 self.pending[leaf] = _run_hooks(leaf, self.pending[leaf])
-                self.owned.discard(leaf)  # the hook may have kept what it saw or gave
+                self.owned.discard(leaf)  # the hook may have kept a reference to the array
             self.found[leaf] = gradient = self.total(leaf)
             if leaf in self.out and gradient is not self.out[leaf]:
                 self.out[leaf][...] = gradient
@@ -107,19 +110,19 @@ class Sums:
         return self.found
 
 
-def _arrays_seen(values: Sequence[Any]) -> set[int]:
-    """Ids of all arrays among these values, and of those they are views of."""
+def _array_ids(values: Sequence[Any]) -> set[int]:
+    """The ids of all arrays among these values, and of the arrays they are views of."""
     ids: set[int] = set()
     for value in values:
         if isinstance(value, (list, tuple)):
-            ids |= _arrays_seen(value)
+            ids |= _array_ids(value)
         elif hasattr(value, "base"):
             ids |= {id(value), id(value.base)}
     return ids
 
 
-def _is_own(gradient: Any, seen: set[int], gradients: Sequence[Any]) -> bool:
-    """Did the rule make this array, or the array it is a whole view of, so that nobody else can see it change?"""
+def _is_fresh(gradient: Any, known: set[int], gradients: Sequence[Any]) -> bool:
+    """Has the rule just made this array, or the array that it views as a whole, so that nothing else refers to it?"""
     owner = gradient
     if gradient.base is not None:
         owner = gradient.base
@@ -128,15 +131,15 @@ def _is_own(gradient: Any, seen: set[int], gradients: Sequence[Any]) -> bool:
         if not gradient.flags.forc:
             return False
     return (
-        id(owner) not in seen
-        and getattr(gradient.flags, "writeable", True)  # CuPy's flags have no such thing
+        id(owner) not in known
+        and getattr(gradient.flags, "writeable", True)  # CuPy has no such flag
         and sum([g is owner or getattr(g, "base", None) is owner for g in gradients]) == 1
         and owner.flags.owndata
     )
 
 
 def _run_hooks(origin: Any, cotangent: Any) -> Any:
-    """What the hooks of a node or leaf leave of its cotangent. Raises ShapeError for another shape or dtype."""
+    """The cotangent of a node or leaf after its hooks. Raises ShapeError if one changes its shape or dtype."""
     expected = origin.shape, origin.dtype
     for hook in list(origin._hooks):
         replacement = hook(cotangent)
@@ -145,7 +148,7 @@ def _run_hooks(origin: Any, cotangent: Any) -> Any:
             if found != expected:
                 raise ShapeError(
                     f"a hook replaced a cotangent of shape {expected[0]}, {expected[1]} by {found[0]}, {found[1]}; "
-                    "both must stay"
+                    "return the same shape and dtype"
                 )
             cotangent = replacement
     return cotangent

@@ -1,12 +1,12 @@
-"""The tape, and the walk along it: reverse-mode differentiation.
+"""The tape and the walk along it: reverse-mode differentiation.
 
-Every op call on Tensors records a Node: the op, where its inputs came from, and what its rule will have to see again.
-Backward visits these nodes from the last to the first and carries two kinds of derivative of the final result L:
+Every op call on Tensors records a Node: the op, where its inputs came from, and the arrays that its rule needs.
+Backward visits the nodes from the last to the first and computes two kinds of derivative of the final result L:
 
-    cotangent   ȳ = ∂L/∂y of a call's output; it is whole when the walk gets there, since all uses of y came later
-    gradients   x̄ = ȳ·∂y/∂x for each input x of the call: the chain rule, one step, by the op's own rule
+    cotangent   ȳ = ∂L/∂y of a call's output; complete when the walk reaches the call, since all uses of y are later
+    gradients   x̄ = ȳ·∂y/∂x for each input x of the call: one step of the chain rule, by the op's rule
 
-An input that is used in several places gets the sum of what they send back. There is no more to it:
+The gradient of an input that is used in several places is the sum over these uses. That is the whole algorithm:
 
 >>> from nanograd_llm import Tensor
 >>> x = Tensor([2.0, 3.0], requires_grad=True)
@@ -41,12 +41,14 @@ def walk(root: Any, seed: Any, sums: Sums, retain: bool = False) -> Iterator[tup
     """Backward from `root`, a node or a leaf, one op call at a time: yields (node, cotangent, gradients).
 
     seed: the cotangent of root.
-    sums: collects the gradients; in the end `pending` holds those of the leaves.
-    retain: keep the tape for another walk; otherwise each node is freed once it has been passed.
+    sums: collects the gradients; after the walk `pending` holds those of the leaves.
+    retain: keep the tape for another walk; otherwise each node is freed after its step.
 
-    gradients holds one for each input of the call, in the input's shape and dtype, None where none is wanted. A rule
-    runs when its step is asked for, and the sums go on when the next one is: they may then be written into the
-    gradients, so copy what you keep. Close the generator to stop between two nodes.
+    `gradients` has one for each input of the call, in the input's shape and dtype, or None where none is needed. Each
+    `next()` first adds the gradients of the last step to the sums, which may overwrite them, so copy what you keep;
+    then it runs the next rule. Close the generator to stop early.
+
+    Raises GraphError if a node is freed or another walk is using it.
     """
     with _claimed(root) as nodes:
         sums.pending[root] = seed
@@ -58,20 +60,20 @@ def walk(root: Any, seed: Any, sums: Sums, retain: bool = False) -> Iterator[tup
                 gradients = _pull_back(node, cotangent, needs, sums)
                 yield node, cotangent, gradients
                 sums.add(node, cotangent, gradients)
-                del cotangent, gradients  # their memory is free for the next rule
+                del cotangent, gradients  # free their memory for the next rule
             if not retain:
                 node.free()
 
 
 def backward(root: Any, seed: Any, sums: Sums, retain: bool = False) -> dict[Any, Any]:
-    """Walk to the end: each node and leaf whose gradient is asked for, with its gradient, an array of its own."""
+    """The whole walk: node or leaf -> gradient, for those that `sums` wants. The arrays belong to the caller."""
     for step in walk(root, seed, sums, retain):
-        del step  # as in the walk
+        del step  # free its memory, as in the walk
     return sums.results()
 
 
 def _leads(nodes: Sequence[Node], wanted: set[Any] | None) -> set[Any]:
-    """The nodes and leaves that a gradient must reach: wanted ones, those above them; all where `wanted` is None."""
+    """The nodes and leaves that need a gradient: the wanted ones and what was computed from them; all if None."""
     leads = set() if wanted is None else {*wanted}
     for node in nodes:
         if wanted is None:
@@ -82,7 +84,7 @@ def _leads(nodes: Sequence[Node], wanted: set[Any] | None) -> set[Any]:
 
 
 def _pull_back(node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:
-    """Run a node's rule: a gradient in the shape and dtype of each input that needs one, None for the others."""
+    """Run a node's rule: a gradient of the shape and dtype of each input that needs one, None for the others."""
     if node.guard is not None:
         cotangent = node.guard.cotangent(cotangent)
     gradients = node.op.pull_back(node, cotangent, needs, sums)
@@ -95,12 +97,14 @@ def _pull_back(node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) 
 
 
 def _fit(gradient: Any, source: Any, name: str) -> Any:
-    """Undo broadcasting, which used one number in many places: sum over the repeated axes. Then the source's dtype."""
+    """Undo broadcasting, which used one number in many places: sum over the repeated axes. Then cast to the dtype."""
     shape = source.shape
     if gradient.shape != shape:
         extra = gradient.ndim - len(shape)
         if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:])):
-            raise ShapeError(f"the rule of {name} gave a gradient of shape {gradient.shape} for an input of {shape}")
+            raise ShapeError(
+                f"the rule of {name} returned a gradient of shape {gradient.shape} for an input of shape {shape}"
+            )
         repeated = (i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1)
         gradient = gradient.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
     return gradient if gradient.dtype == source.dtype else gradient.astype(source.dtype)
@@ -112,16 +116,16 @@ _order = itertools.count()
 class Node:
     """One recorded op call.
 
-    sources: the leaf Tensors and nodes that its inputs came from, None where no gradient goes.
-    saved: what the op's rule wants to see again, as the op laid it out.
+    sources: for each input the leaf Tensor or node it came from; None if it needs no gradient.
+    saved: the arguments of the op's rule after the cotangent.
     shape, dtype: of the output.
-    order: its number among all calls, so that sorting puts every call after those it depends on.
-    differentiable: recorded under `higher_order()`, so that what is saved has a tape of its own.
-    claimed: a walk is under way here; freed: a walk has passed and let go of what was saved.
-    _hooks, retained: the output Tensor's hooks, and a weak reference to it if it asked for its gradient.
-    guard: what `checked()` mode knows of the call.
+    order: the number of the call; sorting by it puts every call after those it depends on.
+    differentiable: was it recorded under `higher_order()`, with saved inputs that have a tape themselves?
+    claimed: is a walk using this node? freed: has a walk passed it, and dropped what was saved?
+    _hooks, retained: the output Tensor's hooks, and a weak reference to it if `retain_grad()` was called.
+    guard: tests the call's cotangent and gradients, in `checked()` mode.
 
-    A node never points at its own output Tensor, so dropping the last Tensor frees the whole tape: no cycles.
+    A node does not refer to its output Tensor, so there are no cycles: dropping the last Tensor frees the whole tape.
     """
 
     __slots__ = (
@@ -154,9 +158,10 @@ _claim_lock = fork_safe_lock()
 
 @contextlib.contextmanager
 def _claimed(root: Any) -> Iterator[Sequence[Node]]:
-    """Inside this block no other walk may enter the nodes below `root`, which it gives in the order of their calls.
+    """Reserve `root` and all nodes it depends on for one walk; gives them in the order of their calls.
 
-    Raises GraphError, and claims none of them, where one is freed, claimed by another walk, or of too low an order.
+    Raises GraphError, and reserves none, if one is freed, in use by another walk, or was recorded outside
+    `higher_order()` while inside it now.
     """
     seen: set[Node] = set()
     stack = [root]

@@ -1,7 +1,7 @@
-"""The engine: a Tensor remembers how it was made, and `grad` walks that memory backwards.
+"""Tensors, and the functions that differentiate them: `grad`, `value_and_grad`, `jacobian`, `hessian`, `hvp`.
 
-Ops are declared in `op` and found here by name; the walk itself is in `tape`. Recording is per thread, so several
-threads can run forward and backward at once on shared parameters.
+Ops are declared in `op` and looked up here by name; the walk itself is in `tape`. Each thread records its own tape, so
+several threads can run forward and backward at once on shared parameters.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NO_GRADIENT = {
 }
 _COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
 
-registry: dict[str, Any] = {}  # every op by its name; `@op` fills it
+registry: dict[str, Any] = {}  # name -> op; `@op` fills it
 _commit_lock = fork_safe_lock()
 
 
 def _arithmetic(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[Tensor, Any], Tensor]]:
-    """The two operators of the op of this name, `tensor * other` and `other * tensor`."""
+    """The two operators that call the op of this name: `tensor * other` and `other * tensor`."""
 
     def forward(self: Tensor, other: Any) -> Tensor:
         return registry[name](self, other)
@@ -49,7 +49,7 @@ def _arithmetic(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[T
 
 
 def _method(name: str, *static: str) -> Callable[..., Tensor]:
-    """The op of this name as a method, whose static arguments may also be given by position, as in NumPy."""
+    """The op of this name as a method whose static arguments may also be positional, as in NumPy."""
 
     def method(self: Tensor, *values: Any, **named: Any) -> Tensor:
         return registry[name](self, *values[len(static) :], **dict(zip(static, values)), **named)
@@ -58,14 +58,14 @@ def _method(name: str, *static: str) -> Callable[..., Tensor]:
 
 
 def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
-    """The augmented assignment of this op, `tensor += other`: an update of a parameter, a new value of all else."""
+    """The augmented assignment of this op, `tensor += other`: updates a parameter in place, else gives a new Tensor."""
 
     def update(self: Tensor, other: Any) -> Tensor:
         is_parameter = self.is_leaf and (self.requires_grad or isinstance(self, Parameter))
         if is_parameter and state.recording:
             raise GraphError(
-                "an augmented assignment, such as x += 1, would put a new value in place of this Tensor: to update it, "
-                "write inside no_grad(), change its .data, or use an optimizer; to compute with it, write y = x + 1"
+                "an augmented assignment such as x += 1 would replace this leaf by a computed Tensor: to update the "
+                "leaf, do it inside no_grad() or use an optimizer; to compute with it, write y = x + 1"
             )
         y = registry[name](self, other)
         if not is_parameter:
@@ -88,14 +88,14 @@ def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any],
 class Tensor:
     """An array that can be differentiated.
 
-    data: anything NumPy can make an array of. Python floats and lists of them become float32; arrays, and lists of
-        arrays, keep their dtype.
-    requires_grad: make this a leaf, whose gradient `backward` adds into `.grad`; the dtype must be a real float.
+    data: anything that NumPy can convert to an array. Python floats and lists of them become float32; arrays, and
+        lists of arrays, keep their dtype.
+    requires_grad: make this a leaf, whose gradient `backward` adds to `.grad`; the dtype must be a real float.
 
-    Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion) while each gradient
-    keeps its leaf's dtype; Python numbers, lists and NumPy scalars take the dtype of the Tensor they meet. Comparisons
-    give plain boolean arrays, since there is nothing to differentiate. A Tensor is a value, without item assignment;
-    only inside `no_grad()` do `+=` and the like write into the array of one that requires a gradient: an update.
+    Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion), while each gradient
+    has its leaf's dtype. Python numbers, lists and NumPy scalars take the dtype of the other operand. Comparisons give
+    plain boolean arrays, since there is nothing to differentiate. Item assignment raises GraphError. Inside
+    `no_grad()`, `+=` and the other augmented assignments update a parameter's array in place.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
@@ -111,7 +111,7 @@ class Tensor:
         if not is_array(data):
             data = _array_from(data, np.dtype(np.float32))
         elif isinstance(data, (np.generic, np.ndarray)):
-            data = np.asarray(data)  # no scalars, and none of NumPy's subclasses: a matrix multiplies otherwise
+            data = np.asarray(data)  # not a scalar, and not a subclass such as np.matrix, whose * is a matrix product
         if data.dtype.kind not in NUMBERS:
             raise DtypeError(
                 f"a Tensor holds numbers; got dtype {data.dtype}; convert it first, e.g. astype('float32')"
@@ -126,7 +126,7 @@ class Tensor:
 
     @classmethod
     def _recorded(cls, data: Array, node: Node | None) -> Tensor:
-        """Wrap an op's result without a second look at it."""
+        """Wrap an op's result, without the checks of `Tensor(...)`."""
         tensor = object.__new__(Tensor)
         tensor.data = data
         tensor.requires_grad = node is not None
@@ -153,44 +153,47 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Was this Tensor given, rather than computed from others that require a gradient?"""
+        """Is this Tensor not computed from others that require a gradient?"""
         return self._node is None
 
     @property
     def T(self) -> Tensor:
+        """The Tensor with its axes reversed."""
         return registry["transpose"](self)
 
     @property
     def mT(self) -> Tensor:
+        """The Tensor with its last two axes swapped: the transpose of each matrix."""
         return registry["swapaxes"](self, axis1=-1, axis2=-2)
 
     def numpy(self) -> Array:
-        """The array itself, not a copy."""
+        """The Tensor's array, without a copy."""
         return self.data
 
     def tolist(self) -> Any:
-        """The numbers as Python numbers, in nested lists."""
+        """The values as nested lists of Python numbers."""
         return self.data.tolist()
 
     def item(self) -> float:
-        """The single number of a Tensor of size one, as a Python scalar."""
+        """The value of a Tensor of one element, as a Python number. Raises ShapeError for any other size."""
         if self.size != 1:
-            raise ShapeError(f"item() wants a Tensor of one number; this one has shape {self.shape}; use .data")
+            raise ShapeError(f"item() needs a Tensor of one element; this one has shape {self.shape}; use .tolist()")
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """The same numbers, cut off from the tape."""
+        """A Tensor of the same array that has no tape and requires no gradient."""
         return Tensor._recorded(self.data, None)
 
     def backward(self, cotangent: Any = None, *, retain_graph: bool = False) -> None:
-        """Add the gradient of this Tensor into the `.grad` of every leaf it was made from.
+        """Add the gradient of this Tensor to the `.grad` of every leaf it was computed from.
 
-        cotangent: array of this Tensor's shape and dtype, the gradient of something else with respect to it; may be
-            left out for a scalar, where it is one.
-        retain_graph: keep the tape for another backward; otherwise it is freed as the pass goes.
+        cotangent: array of this Tensor's shape and dtype, the gradient of a later result with respect to it. Optional
+            for a scalar: the default is 1.
+        retain_graph: keep the tape for another backward; otherwise it is freed during the pass.
 
-        Leaves accumulate over passes; set `.grad = None` to start again. If anything fails, no `.grad` has changed.
-        Raises GraphError where nothing was recorded or the tape is freed, ShapeError/DtypeError for the cotangent.
+        Gradients accumulate over passes; set `.grad = None` to start again. If an error is raised, no `.grad` has
+        changed. Raises GraphError if nothing was recorded or the tape is freed, ShapeError or DtypeError if the
+        cotangent does not fit.
         """
         found = backward(origin(self), _seed(self, cotangent), Sums(), retain_graph)
         with _commit_lock:
@@ -202,20 +205,25 @@ class Tensor:
                     tensor.grad = gradient
 
     def retain_grad(self) -> None:
-        """Have backward store this computed Tensor's gradient in `.grad` (the last pass's, not a sum of passes)."""
+        """Make backward store the gradient of this computed Tensor in `.grad`: that of the last pass, not a sum.
+
+        Raises GraphError if the Tensor does not require a gradient.
+        """
         if not self.requires_grad:
-            raise GraphError("retain_grad() on a Tensor that needs no gradient; it was not computed from a leaf")
+            raise GraphError("retain_grad() needs a Tensor that requires a gradient; this one does not")
         if self._node is not None:
             self._node.retained = weakref.ref(self)  # weak: the tape must not keep the Tensor alive
 
     def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
-        """Call hook(cotangent) when this Tensor's whole cotangent of a pass is known; what it returns replaces it.
+        """Call hook(cotangent) in each backward pass, once this Tensor's cotangent is complete.
 
-        The hook must not write into the array it sees (under `higher_order()` a Tensor), and keeps shape and dtype.
-        Returns a function that removes the hook again.
+        hook: gets an array (under `higher_order()` a Tensor) and must not write into it. What it returns, unless None,
+            replaces the cotangent, and must have the same shape and dtype.
+
+        Returns a function that removes the hook. Raises GraphError if the Tensor does not require a gradient.
         """
         if not self.requires_grad:
-            raise GraphError("register_hook() on a Tensor that needs no gradient; set requires_grad=True on a leaf")
+            raise GraphError("register_hook() needs a Tensor that requires a gradient; this one does not")
         if self._node is None:
             hooks = self._hooks = self._hooks or []
         else:
@@ -230,7 +238,7 @@ class Tensor:
         hooks.append(run)
         return lambda: hooks.remove(run) if run in hooks else None
 
-    # Arithmetic is the ops'; the engine only knows them by name.
+    # Each operator calls the op of that name.
 
     __add__, __radd__ = _arithmetic("add")
     __sub__, __rsub__ = _arithmetic("subtract")
@@ -251,7 +259,7 @@ class Tensor:
         return registry["getitem"](self, index=index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise GraphError("a Tensor is a value and takes no item assignment; use ops.where, or write into .data outside")
+        raise GraphError("a Tensor does not support item assignment; use ops.where, or write into its .data")
 
     exp, log, sqrt, sin, cos, tanh = map(_method, ("exp", "log", "sqrt", "sin", "cos", "tanh"))
     relu, sigmoid = map(_method, ("relu", "sigmoid"))
@@ -264,26 +272,30 @@ class Tensor:
     astype = _method("cast", "dtype")
 
     def std(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        """Standard deviation over one axis, several, or all (None); ddof=1 divides by n - 1."""
         return self.var(axis, keepdims, ddof).sqrt()
 
     def argmax(self, axis: Any = None) -> Array:
-        """Where the largest is, as a plain array: there is nothing to differentiate."""
+        """The index of the largest element, as a plain array: there is nothing to differentiate."""
         return np.asarray(self.data.argmax(axis))
 
     def argmin(self, axis: Any = None) -> Array:
-        """Where the smallest is, as a plain array."""
+        """The index of the smallest element, as a plain array."""
         return np.asarray(self.data.argmin(axis))
 
     def flatten(self) -> Tensor:
+        """All elements along one axis, in row-major order."""
         return self.reshape(-1)
 
     def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape, given as one tuple or as several integers; one may be -1."""
         return registry["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
+        """Permute the axes, given as one tuple or as several integers; without any, reverse them."""
         return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes or None))
 
-    # Comparisons leave the tape: their result is a plain boolean array.
+    # Comparisons are not recorded: their result is a plain boolean array.
 
     __eq__ = _comparison(operator.eq)  # type: ignore[assignment]
     __ne__ = _comparison(operator.ne)  # type: ignore[assignment]
@@ -296,7 +308,7 @@ class Tensor:
 
     def __len__(self) -> int:
         if self.ndim == 0:
-            raise ShapeError("len() of a scalar Tensor")
+            raise ShapeError("len() needs a Tensor with at least one axis; this one is a scalar, of shape ()")
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -318,15 +330,15 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What a copy or a pickle of a leaf holds; hooks stay with this one."""
+        """The state of a leaf for `copy` and `pickle`, without its hooks. Raises GraphError for a recorded Tensor."""
         if self._node is not None:
-            raise GraphError("a Tensor that was computed would be copied with its tape; copy or pickle its .detach()")
+            raise GraphError("a recorded Tensor cannot be copied or pickled with its tape; use its .detach()")
         held = {"data": self.data, "requires_grad": self.requires_grad, "grad": self.grad}
         return None, {**held, "_node": None, "_hooks": None}
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """`array * tensor`, which to NumPy is multiply(array, tensor), is the op multiply; all else is refused."""
-        name = ufunc.__name__.replace("true_divide", "divide")  # as NumPy called it
+        """`array * tensor`, for which NumPy calls multiply(array, tensor), is the op multiply; all else is refused."""
+        name = ufunc.__name__.replace("true_divide", "divide")  # NumPy's name for divide
         if method == "__call__" and not options and not isinstance(inputs[0], Tensor):
             if name in _ARITHMETIC:
                 return registry[name](*inputs)
@@ -357,7 +369,7 @@ class Tensor:
 
 
 class Parameter(Tensor):
-    """A leaf that a model learns: a Tensor that requires a gradient. Lists become float32, arrays keep their dtype."""
+    """A Tensor that a model learns: a leaf that requires a gradient. Lists become float32, arrays keep their dtype."""
 
     __slots__ = ()
 
@@ -366,19 +378,19 @@ class Parameter(Tensor):
 
 
 def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
-    """A Python number or a list of them as an array; floats get this dtype."""
+    """A Python number or a list as an array. Floats get this dtype, but a list of arrays keeps that of its arrays."""
     try:
         array = np.asarray(data)
     except ValueError as error:
-        raise ShapeError(f"this is no rectangular array of numbers: {error}") from None
-    keeps_dtype = isinstance(data, (list, tuple)) and any(is_array(x) and x.ndim for x in data)  # that of its arrays
+        raise ShapeError(f"expected a rectangular array of numbers: {error}") from None
+    keeps_dtype = isinstance(data, (list, tuple)) and any(is_array(x) and x.ndim for x in data)
     return array.astype(float_dtype) if array.dtype == np.float64 and not keeps_dtype else array
 
 
 def as_dtype_of(x: Any, *arrays: Any) -> Any:
-    """A Python number, list or NumPy scalar in the float dtype of the arrays that it meets, so that it widens nothing.
+    """A Python number, list or NumPy scalar in the dtype of the arrays it is combined with, so that it widens none.
 
-    It becomes float32 where there are none.
+    Without such arrays it becomes float32.
     """
     dtype = arrays[0].dtype if len(arrays) == 1 else np.result_type(*[a.dtype for a in arrays] or [np.float32])
     if isinstance(x, (int, float)):
@@ -388,7 +400,7 @@ def as_dtype_of(x: Any, *arrays: Any) -> Any:
 
 
 def array_of(x: Any) -> Any:
-    """The array of a Tensor; anything else as it is."""
+    """The array of a Tensor; anything else unchanged."""
     return x.data if isinstance(x, Tensor) else x
 
 
@@ -402,22 +414,22 @@ def grad(
 ) -> Any:
     """The gradient of y with respect to `wrt`, a Tensor or a sequence of Tensors (leaves or computed ones).
 
-    cotangent: array of y's shape and dtype; may be left out where y is a scalar.
-    retain_graph: keep the tape (under `higher_order()` it is kept unless you say False).
-    out: for a sequence of leaves, an array for each, of its shape and dtype, that its gradient is written into as it
-        arrives, so that no second set of gradients ever exists. What they hold when something fails is undefined.
+    cotangent: array of y's shape and dtype; optional if y is a scalar.
+    retain_graph: keep the tape; the default is False, and True under `higher_order()`.
+    out: where `wrt` is a sequence of leaves, an array for each, of its shape and dtype. Gradients are summed in these
+        arrays, which saves the memory of a second set. If an error is raised, their contents are undefined.
 
-    Returns an array for a Tensor, a list of arrays for a sequence, each of its Tensor's shape and dtype and owned by
-    the caller; under `higher_order()` Tensors that can be differentiated again. Where y does not depend on a Tensor its
-    gradient is zero. Nothing is written into any `.grad`.
+    Returns an array for a Tensor, a list of arrays for a sequence, each of its Tensor's shape and dtype; under
+    `higher_order()` Tensors that can be differentiated again. The gradient is zero if y does not depend on the Tensor.
+    No `.grad` changes. Raises GraphError, ShapeError and DtypeError as `Tensor.backward` does.
     """
     if not isinstance(y, Tensor):
-        raise GraphError(f"grad wants the gradient of a Tensor; got a {type(y).__name__}")
+        raise GraphError(f"grad differentiates a Tensor; got a {type(y).__name__}")
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if single else list(wrt)
     for target in targets:
         if not isinstance(target, Tensor) or not target.requires_grad:
-            raise GraphError(f"grad wants Tensors that require a gradient; got {target!r}")
+            raise GraphError(f"grad is taken with respect to Tensors that require a gradient; got {target!r}")
     retain = state.higher_order if retain_graph is None else retain_graph
     origins = [origin(target) for target in targets]
     places = {} if out is None else _places_for(targets, out)
@@ -432,7 +444,7 @@ def grad(
         elif gradient is None:
             gradient = xp(target.data).zeros_like(target.data)
             gradient = Tensor._recorded(gradient, None) if state.higher_order else gradient
-        elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor named twice
+        elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor is in wrt twice
             gradient = gradient.copy()
         handed_out.add(id(gradient))
         gradients.append(gradient)
@@ -440,17 +452,17 @@ def grad(
 
 
 def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor, Array]:
-    """For each leaf the array that its gradient goes into."""
+    """For each leaf the array of `out` that its gradient is written into."""
     if state.higher_order:
-        raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; leave it out")
+        raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; omit out=")
     if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
-        raise GraphError("out= is for leaves, each named once; leave it out for Tensors that were computed")
+        raise GraphError("out= is for leaves, each given once; omit it for computed Tensors")
     if len(out) != len(targets):
-        raise ShapeError(f"out= wants an array for each of the {len(targets)} Tensors; got {len(out)}")
+        raise ShapeError(f"out= needs an array for each of the {len(targets)} Tensors; got {len(out)}")
     for target, array in zip(targets, out):
         if (array.shape, array.dtype) != (target.shape, target.dtype):
             raise ShapeError(
-                f"out= wants an array of each Tensor's shape and dtype, here {target.shape} {target.dtype}; got "
+                f"out= needs an array of each Tensor's shape and dtype, here {target.shape} {target.dtype}; got "
                 f"{array.shape} {array.dtype}"
             )
     return dict(zip(targets, out))
@@ -461,16 +473,16 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """A function that computes f and its gradient: `loss, grads = value_and_grad(f, parameters)(*args)`.
 
-    wrt: a Tensor or sequence of Tensors; left out, the positional arguments of the call, as float leaves. A list of
-        arrays among them is a list of leaves, and has a list of gradients.
-    argnum: the place of the one argument to differentiate, or of several; the others are given to f as they are.
-    has_aux: f returns a tuple, of which the first is differentiated; the value is then such a tuple as well.
+    wrt: a Tensor or a sequence of Tensors. By default the positional arguments of the call: each becomes a float leaf,
+        and a list of arrays becomes a list of leaves, whose gradient is a list.
+    argnum: the position of the argument to differentiate, or several positions; f gets the other arguments unchanged.
+    has_aux: f returns a tuple whose first element is differentiated; the value returned is then such a tuple, too.
 
-    f must return a scalar Tensor. The value comes back detached (under `higher_order()` as it is).
+    f must return a scalar Tensor; GraphError otherwise. The value is returned detached, except under `higher_order()`.
     """
 
     if wrt is not None and not isinstance(wrt, Tensor):
-        wrt = list(wrt)  # a generator would be empty at the second call
+        wrt = list(wrt)  # a generator could be used only once
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -506,18 +518,21 @@ def _flat_leaves(x: Any) -> list[Tensor]:
 
 
 def _like(x: Any, found: Iterator[Any]) -> Any:
-    """The gradients found, in the lists that the leaves x are in."""
+    """The gradients in the same nested lists as the leaves x."""
     return next(found) if isinstance(x, Tensor) else [_like(part, found) for part in x]
 
 
 def jacobian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
-    """All derivatives of f, from a Tensor to a Tensor, at x: an array of the shape of f(x) followed by that of x."""
+    """The derivative of each element of f(x) by each element of x: an array of shape f(x).shape + x.shape.
+
+    f maps a Tensor to a Tensor; x is converted to a leaf.
+    """
     leaf = Tensor(x, requires_grad=True)
     return _rows_of_jacobian(f(leaf), leaf)
 
 
 def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
-    """All second derivatives of f, whose result is a scalar Tensor, at x: an array of the shape of x, twice.
+    """The second derivatives of f, which maps a Tensor to a scalar Tensor, at x: an array of shape x.shape + x.shape.
 
     >>> hessian(lambda x: x[0] * x[0] * x[1], [3.0, 5.0]).tolist()
     [[10.0, 6.0], [6.0, 0.0]]
@@ -538,33 +553,33 @@ def _rows_of_jacobian(y: Tensor, leaf: Tensor) -> Array:
 
 
 def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any]) -> list[Array]:
-    """Hessian-vector product: the derivative of f's gradient at `inputs` along `vectors`, without building the Hessian.
+    """Hessian-vector product: the derivative of f's gradient at `inputs` along `vectors` (Pearlmutter 1994).
 
-    f takes the inputs as Tensors and returns a scalar Tensor. Returns one array for each input. (Pearlmutter 1994.)
-    Raises ShapeError where the vectors are not shaped as the inputs.
+    f takes the inputs as Tensors and returns a scalar Tensor. Returns one array for each input; the Hessian is never
+    built. Raises ShapeError if a vector does not have the shape of its input.
     """
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     expected, found = [leaf.shape for leaf in leaves], [np.shape(array_of(v)) for v in vectors]
     if found != expected:
-        raise ShapeError(f"hvp wants a vector for each input, of its shape: {expected}; got {found}")
+        raise ShapeError(f"hvp needs a vector of each input's shape, {expected}; got {found}")
     with higher_order():
         gradients = grad(f(*leaves), leaves)
         along = [g * array_of(v) for g, v in zip(gradients, vectors)]
         total = functools.reduce(lambda a, b: a + b, [a.sum() for a in along])
-    if not total.requires_grad:  # f is linear: its gradient does not move
+    if not total.requires_grad:  # f is linear: its gradient is constant
         return [np.zeros_like(leaf.data) for leaf in leaves]
     return grad(total, leaves)
 
 
 def origin(tensor: Tensor) -> Any:
-    """Where the tape knows a Tensor: the node that made it, or the leaf itself."""
+    """What stands for a Tensor on the tape: the node that computed it, or the leaf itself."""
     return tensor if tensor._node is None else tensor._node
 
 
 def _seed(root: Tensor, cotangent: Any) -> Any:
-    """The cotangent that backward starts with, once it is clear that there is something to walk."""
+    """The cotangent that backward starts with, as an array. Raises GraphError, ShapeError or DtypeError."""
     if not state.recording:
-        raise GraphError("backward inside no_grad(); call it outside of the block")
+        raise GraphError("backward was called inside no_grad(); call it outside of that block")
     if not root.requires_grad:
         raise GraphError(
             "nothing to differentiate: this Tensor was not computed from one with requires_grad=True, "
@@ -573,7 +588,7 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
     if cotangent is None:
         if root.shape != ():
             raise ShapeError(
-                f"backward starts from a scalar; this Tensor has shape {root.shape}; pass a cotangent of that shape"
+                f"backward needs a scalar, and this Tensor has shape {root.shape}; pass a cotangent of that shape"
             )
         seed = xp(root.data).ones_like(root.data)
     else:

@@ -1,1 +1,1 @@
-"""The machine beneath: arrays of NumPy or CuPy, BLAS threads and the heap, randomness without state, processes."""
+"""Arrays of NumPy or CuPy, BLAS threads and the heap, randomness without state, child processes."""

@@ -1,7 +1,7 @@
-"""Arrays: which library they belong to, NumPy or CuPy, and how results without axes stay arrays.
+"""Arrays of NumPy or CuPy: finding the library of an array, and keeping results without axes as arrays.
 
-The only file that names CuPy. NumPy's functions dispatch to CuPy by themselves when they are handed a CuPy array
-(NEP 13 and 18), so ops are written with `np.` and ask for `xp(x)` only where they make an array out of nothing.
+The only file that imports CuPy. NumPy's functions call CuPy when they get a CuPy array (NEP 13 and 18), so ops are
+written with `np.`, and use `xp(x)` only where they create an array.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def xp(x: Any) -> ModuleType:
-    """The library that x lives in: NumPy, or CuPy for an array on a GPU."""
+    """The library of an array: `numpy`, or `cupy` for an array on a GPU."""
     if type(x).__module__.partition(".")[0] == "cupy":
         import cupy
 
@@ -26,12 +26,15 @@ def is_array(x: Any) -> bool:
     return isinstance(x, (np.ndarray, np.generic)) or xp(x) is not np
 
 
-# NumPy 1 makes a float64 of a float32 without axes where it meets a Python number.
+# NumPy 1 converts a float32 without axes to float64 when it is combined with a Python number.
 SCALARS_WIDEN = np.result_type(np.float32(1), 1.0) == np.float64
 
 
 def as_array(x: Any, *made_of: Any) -> Any:
-    """A result without axes, which NumPy gives as a scalar, as an array; no wider than the arrays it was made of."""
+    """A scalar, which NumPy returns in place of an array without axes, as an array; anything else unchanged.
+
+    made_of: the arrays it was computed from; the result is not wider than they are.
+    """
     if not isinstance(x, (np.generic, int, float, complex)):
         return x
     x = np.asarray(x)

@@ -1,4 +1,4 @@
-"""Packages that load their names when they are first used (PEP 562; Scientific Python's SPEC 1): the front doors."""
+"""Packages that load their public names when these are first used (PEP 562; Scientific Python's SPEC 1)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ TYPE_CHECKING = False  # as in the package's own __init__
 if TYPE_CHECKING:
     from typing import Any
 
-# One thread loads at a time: Python's own locks, one a module, fail where two threads load a package and a part of it.
+# One thread loads at a time: Python's locks, one for each module, fail if two threads load a package and its submodule.
 _loading = threading.RLock()
-if hasattr(os, "register_at_fork"):  # no other thread may hold it in a child process, where that thread does not run
+if hasattr(os, "register_at_fork"):  # a lock held by another thread at the fork would stay locked in the child
     os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose names are loaded when they are first used.
 
-    homes: a module below the package -> the names that come from it; "" for the module itself, under its last name.
-        Of several modules, as in "ops autograd.tensor", all are loaded and the last has the names.
+    homes: a module in the package -> the names that it defines, separated by spaces; "" for the module itself, under
+        the last part of its name. Of several modules, as in "ops autograd.tensor", all are loaded and the last one
+        defines the names.
     """
     home_of = {name: home for home, names in homes.items() for name in names.split()}
     module_of = {home.rpartition(".")[2]: home for home, names in homes.items() if not names}
@@ -36,7 +37,7 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
                 found: Any = importlib.import_module(f"{package}.{home}")
         if name in home_of:
             found = getattr(found, name)
-        setattr(sys.modules[package], name, found)  # the next use finds it there
+        setattr(sys.modules[package], name, found)  # later uses do not call this function
         return found
 
     return load, lambda: sorted({*vars(sys.modules[package]), *known}), known

@@ -1,4 +1,4 @@
-"""Child processes that answer calls: how they are started, asked, watched and ended, and what Ctrl-C does meanwhile."""
+"""Child processes that compute function calls for the parent, and how they handle signals such as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nanograd_llm.errors import NanogradError, WorkerError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-# Elsewhere a fork is missing (Windows), or unsafe once the system's own libraries are in use (macOS).
+# On Windows there is no fork, and on macOS it is unsafe once system libraries are in use.
 CAN_FORK = sys.platform.startswith("linux")
 
 
 @contextlib.contextmanager
 def deferred_ctrl_c() -> Iterator[None]:
-    """Ctrl-C within this block acts at its end. Only the main thread is ever interrupted by it."""
+    """A Ctrl-C inside this block takes effect at its end. Only the main thread is interrupted by Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
@@ -42,10 +42,11 @@ def deferred_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """A process that is started within this block has the signals blocked that a terminal sends to a whole group.
+    """A process started inside this block has SIGINT, SIGTERM and SIGHUP blocked.
 
-    The parent alone decides what they end. They are blocked in this thread as well, so that none arrives in the child
-    before it could ignore it. Another thread of the parent may still take Ctrl-C, hence `deferred_ctrl_c` beside this.
+    A terminal sends these to the whole process group, and only the parent should act on them. They are blocked in this
+    thread too, so that the child starts with them blocked. Another thread of the parent may still receive Ctrl-C, so
+    use `deferred_ctrl_c` as well.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -58,38 +59,38 @@ def signals_blocked() -> Iterator[None]:
 
 
 class Child:
-    """A process that holds a subject and computes function(subject, *arguments) when asked; one call after the other.
+    """A process that holds an object, the subject, and computes function(subject, *arguments), one call at a time.
 
-    Functions, arguments and answers travel pickled. Made by `fork` or `spawn`; close it, or use it in a `with` block.
+    Functions, arguments and answers are pickled. Made by `fork` or `spawn`; close it, or use it in a `with` block.
     """
 
     def __init__(self, process: Any, pipe: Connection):
-        """process: has `pid`, `kill` and `join`, as a multiprocessing.Process does."""
+        """process: an object with `pid`, `kill` and `join`, such as a multiprocessing.Process."""
         self.process, self.pipe = process, pipe
         _children.add(self)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(subject, *arguments), computed there. Raises as `send` and `receive` do."""
+        """Compute function(subject, *arguments) in the process. Raises as `send` and `receive` do."""
         self.send(function, *arguments)
         return self.receive()
 
     def send(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Ask for function(subject, *arguments) without waiting for the answer.
+        """Request function(subject, *arguments) without waiting for the answer.
 
-        Raises WorkerError where much is sent and the process is stopped.
+        Raises WorkerError if the message is large and the process is stopped.
         """
         message = pickle.dumps((function, arguments), protocol=pickle.HIGHEST_PROTOCOL)
-        with contextlib.suppress(EOFError, OSError):  # that nobody reads any more shows in `receive`
-            if len(message) > 2**15:  # more than a pipe surely holds: this would wait until it is read
+        with contextlib.suppress(EOFError, OSError):  # `receive` reports a process that has ended
+            if len(message) > 2**15:  # larger than a pipe's buffer may be: sending waits until the child reads
                 self._require_running()
             self.pipe.send_bytes(message)
 
     def receive(self) -> Any:
-        """The answer to the first call that has none yet.
+        """The answer to the oldest call that is not answered yet.
 
-        An exception in the child process is raised here: a NanogradError or MemoryError as it is, any other as a
-        NanogradError with its name. Raises WorkerError where the process has ended, or is stopped (SIGSTOP), at the
-        latest some seconds after that.
+        An exception in the child process is raised here: NanogradErrors and MemoryErrors unchanged, others as a
+        NanogradError with their name. Raises WorkerError within seconds if the process has ended or is stopped
+        (SIGSTOP).
         """
         try:
             while not self.pipe.poll(1):
@@ -97,28 +98,28 @@ class Child:
             answer = self.pipe.recv()
         except (EOFError, OSError):
             raise WorkerError(
-                f"child process {self.process.pid} ended without an answer: was it killed, or out of memory? It "
-                "needs less with a smaller batch"
+                f"child process {self.process.pid} ended without an answer: it was killed, perhaps for lack of memory; "
+                "a smaller batch needs less"
             ) from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
     def _require_running(self) -> None:
-        """Raise EOFError where the process is dead, WorkerError where it is stopped and still is a second later.
+        """Raise EOFError if the process is dead, WorkerError if it is stopped and still is a second later.
 
-        A second, since of a group that Ctrl-Z stopped and `fg` continues, the parent may be the first to go on.
+        After Ctrl-Z and `fg` the parent may continue before the child, hence the second.
         """
         if _state(self.process.pid) in _DEAD:
             raise EOFError
         if _state(self.process.pid) in _STOPPED and not self.pipe.poll(1) and _state(self.process.pid) in _STOPPED:
             raise WorkerError(
                 f"child process {self.process.pid} is stopped (by SIGSTOP or a debugger) and does not answer; it is "
-                "ended, and what it worked on is lost: find out what stopped it, then do this again"
+                "killed, and its unfinished work is lost: find out what stopped it, then try again"
             )
 
     def close(self) -> None:
-        """End the process, even during a call, which is then lost."""
+        """Kill the process. A call in progress is lost."""
         self.pipe.close()
         self.process.kill()
         self.process.join()
@@ -131,19 +132,19 @@ class Child:
 
 
 _children: weakref.WeakSet[Child] = weakref.WeakSet()
-# One start at a time: no process may inherit the far end of another one's pipe. Reentrant, since the start is a fork.
+# One start at a time, so that no process inherits another one's end of a pipe. Reentrant: the start itself forks.
 _starting = fork_safe_lock(threading.RLock())
 
 
 def fork(make: Callable[[], Any]) -> Child:
-    """A child process that is a copy of this one, where BLAS has one thread; its subject is what `make()` gives there.
+    """A child process that is a copy of this one; its subject is the result of `make()`, called in the child.
 
-    Raises WorkerError where the system has no room for another process.
+    BLAS uses one thread there. Raises WorkerError if the system cannot start another process.
     """
     from multiprocessing import Pipe
 
     with _starting, deferred_ctrl_c(), signals_blocked(), warnings.catch_warnings():
-        # Python 3.12 warns of threads that hold a lock at the fork; a child never waits for another thread
+        # Python 3.12 warns that other threads may hold locks at the fork; the child does not use those locks
         warnings.simplefilter("ignore", DeprecationWarning)
         here, there = Pipe()
         try:
@@ -152,24 +153,24 @@ def fork(make: Callable[[], Any]) -> Child:
             raise WorkerError(f"cannot start a worker process: {error}; use fewer workers, or threads") from None
         if pid == 0:
             try:
-                for pipe in (here, *(child.pipe for child in _children)):  # an end held here would keep others alive
+                for pipe in (here, *(child.pipe for child in _children)):  # open ends would keep other children alive
                     pipe.close()
                 with blas_threads(1):
                     _serve(there, make)
             finally:
-                os._exit(0)  # past everything that belongs to the parent: its buffers, files and tests
+                os._exit(0)  # without running the parent's exit handlers or flushing its buffers
         there.close()
         return Child(_Forked(pid), here)
 
 
 def spawn(make: Callable[[], Any]) -> Child:
-    """A child process with an interpreter of its own, where the subject is what `make()`, imported there, returns."""
+    """A child process with a new interpreter; its subject is the result of `make()`, imported and called there."""
     import multiprocessing
 
     if sys.platform != "win32":
         from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()  # the first process that is spawned would start it, which unblocks signals
+        resource_tracker.ensure_running()  # otherwise the first spawn starts it, and that unblocks the signals
     context = multiprocessing.get_context("spawn")
     with _starting, deferred_ctrl_c(), signals_blocked():
         here, there = context.Pipe()
@@ -180,11 +181,11 @@ def spawn(make: Callable[[], Any]) -> Child:
 
 
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
-    """What a child process does: call after call, until the parent closes its end of the pipe."""
+    """The loop of a child process: answer calls until the parent closes its end of the pipe."""
     try:
         subject = make()
     except Exception as error:
-        return pipe.send(as_sent(error))  # the answer to the first call
+        return pipe.send(as_sent(error))  # as the answer to the first call
     while True:
         try:
             function, arguments = pipe.recv()
@@ -198,7 +199,7 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
 
 
 def as_sent(error: Exception) -> Exception:
-    """An exception as it can be sent: ours and MemoryError as they are, where pickle can make them again."""
+    """An exception that can be pickled: NanogradErrors and MemoryErrors unchanged, others as a NanogradError."""
     with contextlib.suppress(Exception):
         if isinstance(error, (NanogradError, MemoryError)):
             return pickle.loads(pickle.dumps(error))
@@ -206,18 +207,18 @@ def as_sent(error: Exception) -> Exception:
 
 
 class _Forked:
-    """A forked process, with the methods of a multiprocessing.Process that `Child` uses."""
+    """A forked process, with those methods of a multiprocessing.Process that `Child` uses."""
 
     def __init__(self, pid: int):
         self.pid, self.parent = pid, os.getpid()
 
     def kill(self) -> None:
-        if os.getpid() == self.parent:  # not in a copy of the parent, whose child it is not
+        if os.getpid() == self.parent:  # a forked copy of the parent must not kill its siblings
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def join(self) -> None:
-        with contextlib.suppress(ChildProcessError):  # somebody else may have waited for it
+        with contextlib.suppress(ChildProcessError):  # other code may have waited for it already
             os.waitpid(self.pid, 0)
 
 
@@ -225,7 +226,7 @@ _DEAD, _STOPPED = ("Z", "X"), ("T", "t")
 
 
 def _state(pid: int | None) -> str:
-    """A letter for what a process does, as in Linux's /proc/PID/stat; "" where there is none."""
+    """The letter for the state of a process in Linux's /proc/PID/stat; "" if there is no such file."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b") ")[2][:1].decode()

@@ -1,7 +1,6 @@
-"""Randomness without state: every random number is a function of a key such as (seed, step, shard, use).
+"""Randomness without state: random numbers are a function of a key such as (seed, step, shard, use).
 
-There is no generator to save or restore, so a resumed run is the same run, and shards on several threads draw what they
-would have drawn alone.
+There is no generator to save and restore: a resumed run draws the same numbers, and so do shards on several threads.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 
 def generator(*key: int) -> np.random.Generator:
-    """The generator that belongs to this key of non-negative integers."""
+    """A new generator seeded with this key of non-negative integers."""
     return np.random.default_rng(key)
 
 
@@ -30,7 +29,7 @@ _noise = _Noise()
 
 @contextlib.contextmanager
 def noise(*key: int) -> Iterator[None]:
-    """Inside this block (of this thread) the noise of dropout follows from `key`, such as (seed, step, shard)."""
+    """Inside this block, in this thread, `key` determines the masks of dropout, e.g. (seed, step, shard)."""
     with _noise_from(key, 0):
         yield
 
@@ -49,20 +48,20 @@ Block = contextlib.AbstractContextManager[None]
 
 
 def repeatable_noise() -> tuple[Block, Callable[[], Block]]:
-    """A block that draws what would be drawn here without it, and a maker of later blocks that draw the same again."""
+    """A block with the noise that would be drawn here anyway, and a function that makes blocks with the same noise."""
     if _noise.key is None:
-        key = _by_chance()
+        key = _random_key()
         return noise(*key), functools.partial(noise, *key)
     return contextlib.nullcontext(), functools.partial(_noise_from, _noise.key, _noise.uses)
 
 
 def next_key() -> tuple[int, ...]:
-    """A fresh key for one use of noise: the block's key and a running number; outside any block, drawn by chance."""
+    """A new key for one use of noise: the block's key and a running number; outside of such a block a random key."""
     if _noise.key is None:
-        return _by_chance()
+        return _random_key()
     _noise.uses += 1
     return (*_noise.key, _noise.uses)
 
 
-def _by_chance() -> tuple[int, ...]:
+def _random_key() -> tuple[int, ...]:
     return (int.from_bytes(os.urandom(8), "little"),)

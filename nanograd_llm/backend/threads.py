@@ -1,4 +1,4 @@
-"""The machine's cores and memory: how many threads BLAS uses, work shared out over threads, and a heap that is kept."""
+"""Cores and memory: the number of BLAS threads, work divided over threads, and a heap that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import numpy as np
 
 
 def cpu_count() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def fork_safe_lock(lock: Any = None) -> Any:
-    """A lock (a new threading.Lock if not given) that no thread holds while another one forks.
+    """A lock (a new threading.Lock by default) that is never held by another thread at a fork.
 
-    The child process could never acquire it.
+    Otherwise the child process could never acquire it.
     """
     lock = lock or threading.Lock()
     if hasattr(os, "register_at_fork"):
@@ -34,28 +34,28 @@ def fork_safe_lock(lock: Any = None) -> Any:
 
 
 class _Limit:
-    """How many threads a block allows; an object, so that of two equal ones each is itself."""
+    """The number of threads that a block allows; an object, so that equal limits can be told apart."""
 
     def __init__(self, count: int):
         self.count = count
 
 
-_blas_limits: list[_Limit] = []  # of the blocks that are open, in whatever thread
+_blas_limits: list[_Limit] = []  # of all open blocks, in any thread
 _blas_lock = fork_safe_lock()
 
 
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
-    """Let every matrix product use at most `count` threads inside this block.
+    """Inside this block a matrix product uses at most `count` threads.
 
-    The limit holds for the whole process: of several blocks that are open at once, the last one opened counts, and when
-    none is left the setting is as it was before the first.
+    The limit is for the whole process. If several blocks are open, the limit of the last one opened applies; when all
+    are closed, the setting from before the first is restored.
     """
     limit = _Limit(count)
     with _blas_lock:
         pools = _thread_pools()
         if not _blas_limits:
-            pools.before = pools.limit(user_api="blas")  # limits nothing, remembers what is set
+            pools.before = pools.limit(user_api="blas")  # without limits=, it only stores the current setting
         _blas_limits.append(limit)
         pools.limit(limits=count, user_api="blas")
     try:
@@ -71,24 +71,25 @@ def blas_threads(count: int) -> Iterator[None]:
 
 @functools.cache
 def _thread_pools() -> Any:
-    """The libraries that have thread pools; finding them takes milliseconds, so once. To be called under _blas_lock."""
+    """The loaded libraries with thread pools; cached, since finding them takes milliseconds. Call with _blas_lock."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
-_SHARED_OUT = 2**18  # numbers from which on a second thread repays waking it
-_helpers: Any = None
-OWN_THREADS = "nanograd"  # what the names of the threads of our pools begin with
+_WORTH_THREADS = 2**18  # from this many numbers on, several threads are faster than one
+_pool: Any = None
+OWN_THREADS = "nanograd"  # the names of our threads begin with this
 
 
 def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any]:
-    """work(part) for parts that together are slice(0, size), one on each thread that BLAS may use here.
+    """Divide slice(0, size) into one part for each thread that BLAS may use, and return work(part) of each.
 
-    numbers: how many the work touches; where they are few, or in a worker of a team, all is one part. BLAS has one
-    thread meanwhile. For work in plain NumPy on rows, heads or elements that do not depend on each other.
+    numbers: how many array elements the work uses; if these are few there is only one part.
+
+    For work in plain NumPy on rows, heads or elements that are independent. BLAS uses one thread meanwhile.
     """
-    count = min(_blas_thread_limit(), size) if numbers >= _SHARED_OUT else 1
+    count = min(_blas_thread_limit(), size) if numbers >= _WORTH_THREADS else 1
     if count < 2:
         return [work(slice(0, size))]
     bounds = [size * n // count for n in range(count + 1)]
@@ -96,7 +97,7 @@ def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any
     warnings = np.geterr()
 
     def run(part: slice) -> Any:
-        with np.errstate(**warnings):  # which belongs to the thread before NumPy 2
+        with np.errstate(**warnings):  # in NumPy 1 each thread has its own setting
             return work(part)
 
     with blas_threads(1):
@@ -105,7 +106,7 @@ def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any
             results = [work(first)]
         finally:
             for task in running:
-                task.exception()  # waits
+                task.exception()  # waits for it
         return [*results, *(task.result() for task in running)]
 
 
@@ -118,9 +119,9 @@ def _blas_thread_limit() -> int:
 
 
 def _forget_threads() -> None:
-    """A forked process has none of the threads of the one it was copied from."""
-    global _helpers
-    _helpers = None
+    """In a forked process: forget the pool, since the parent's threads do not exist here."""
+    global _pool
+    _pool = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -128,20 +129,20 @@ if hasattr(os, "register_at_fork"):
 
 
 def _threads() -> Any:
-    global _helpers
-    with _blas_lock:  # so that threads that come at once make one pool
-        if _helpers is None:
+    global _pool
+    with _blas_lock:  # so that concurrent calls make only one pool
+        if _pool is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            _helpers = ThreadPoolExecutor(cpu_count(), thread_name_prefix=OWN_THREADS)
-        return _helpers
+            _pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix=OWN_THREADS)
+        return _pool
 
 
 def keep_heap() -> bool:
-    """Tell glibc's malloc to keep freed memory, so that large arrays stop costing fresh page faults.
+    """Make glibc's malloc keep freed memory, so that large arrays do not cause page faults each time.
 
-    A training step allocates the same sizes again and again; returning them to the kernel each time costs a quarter of
-    the step. True where it was done (glibc), False elsewhere, where nothing changes.
+    A training step allocates the same sizes again and again; returning them to the kernel each time takes a quarter of
+    the step. Returns True if malloc is glibc's, else False, and then nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -154,6 +155,6 @@ def keep_heap() -> bool:
 
 
 def pinned_blas() -> str | None:
-    """The environment variable that fixes the number of BLAS threads, as NAME=VALUE; None where none does."""
+    """The environment variable that sets the number of BLAS threads, as NAME=VALUE, or None."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), None)

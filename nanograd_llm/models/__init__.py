@@ -1,4 +1,4 @@
-"""Whole models, made of `nn`."""
+"""Complete models, built from the layers of `nn`."""
 
 from nanograd_llm.models.gpt import GPT, GPTConfig, Look
 

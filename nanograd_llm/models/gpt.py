@@ -1,4 +1,4 @@
-"""GPT-2, exactly: token and position vectors, pre-norm blocks, a last norm, and the token table again as the head.
+"""GPT-2: token and position embeddings, pre-norm blocks, a final norm, and the token embedding again as the head.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 
@@ -35,29 +35,29 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-xl": dict(vocab_size=50257, context_length=1024, n_layer=48, n_head=25, n_embd=1600),
 }
 
-TRAINING_ONLY = ("dropout", "recompute_activations")  # settings that change how a GPT trains, not what it computes
+TRAINING_ONLY = ("dropout", "recompute_activations")  # settings that affect training only, not the result of a GPT
 
 
 class GPTConfig(Settings):
-    """The sizes of a GPT, and in what models of GPT-2's kind differ. Raises ConfigError naming the field."""
+    """The sizes of a GPT, and the options in which models like GPT-2 differ. Raises ConfigError naming the field."""
 
-    vocab_size: int = setting("Tokens that the model knows.", low=1)
-    context_length: int = setting("Tokens that the model sees at once.", low=1)
-    n_layer: int = setting("Blocks.", low=1)
-    n_head: int = setting("Attention heads of a block.", low=1)
-    n_embd: int = setting("Channels, a multiple of n_head.", low=1)
-    dropout: float = setting("Share of activations dropped while training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
+    vocab_size: int = setting("Number of tokens in the vocabulary.", low=1)
+    context_length: int = setting("Number of tokens that the model sees at once.", low=1)
+    n_layer: int = setting("Number of blocks.", low=1)
+    n_head: int = setting("Number of attention heads in each block.", low=1)
+    n_embd: int = setting("Number of channels, a multiple of n_head.", low=1)
+    dropout: float = setting("Share of activations set to zero in training.", default=0.0, high=1, below=True)
+    n_inner: int | None = setting("Width of the MLPs; 4 n_embd by default.", default=None, low=1)
     layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
     activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
     scale_attn_weights: bool = setting("Divide attention scores by √(n_embd/n_head).", default=True)
     scale_attn_by_inverse_layer_idx: bool = setting(
-        "Divide attention scores by 1 in the first block, by 2 in the second, and so on, as well.", default=False
+        "Also divide attention scores by 1 in the first block, by 2 in the second, and so on.", default=False
     )
-    tie_word_embeddings: bool = setting("Use the token table as the head; else the head has its own.", default=True)
+    tie_word_embeddings: bool = setting("Use the token embedding as the head; else a table of its own.", default=True)
     recompute_activations: bool = setting(
-        "Keep only what enters each block and compute the rest again in backward, to save memory for a third more "
-        "time; the bits are the same.",
+        "Keep only the input of each block and compute the rest again in backward: less memory, a third more time, "
+        "the same bits.",
         default=False,
     )
 
@@ -67,17 +67,21 @@ class GPTConfig(Settings):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
-        """A named size: nano, distilgpt2, gpt2, gpt2-medium, gpt2-large or gpt2-xl, with these fields changed."""
+        """The sizes of nano, distilgpt2, gpt2, gpt2-medium, gpt2-large or gpt2-xl, with these fields changed.
+
+        Raises ConfigError for another name.
+        """
         require_choice("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a GPT computed on the way, as arrays.
+    """The intermediate results of a GPT, as arrays.
 
-    logits: (B, T, V). hidden_states: n_layer + 1 arrays (B, T, C), before the first block and after each.
-    attention_maps: n_layer arrays (B, H, T, T); row i says how much token i looks at each token before it.
+    logits: (B, T, V).
+    hidden_states: n_layer + 1 arrays (B, T, C), before the first block and after each block.
+    attention_maps: n_layer arrays (B, H, T, T); row i has the weights with which token i attends to each token.
     """
 
     logits: np.ndarray
@@ -88,10 +92,12 @@ class Look:
 class GPT(Module):
     """A decoder-only transformer: `model(tokens)` gives the logits of each next token.
 
-    Initialised as GPT-2 was: normal with standard deviation 0.02, biases 0, and the projections into the residual
-    stream smaller by 1/√(2 n_layer), since that many of them add up there. (OpenAI's code drew the position vectors
-    with 0.01; those who rebuilt it settled on 0.02 for all.) `seed` decides every number; with None there are none
-    yet, and no memory is taken: for weights that `load_state_dict(arrays, assign=True)` brings.
+    Initialised like GPT-2: normal with standard deviation 0.02, biases 0, and the projections into the residual stream
+    divided by √(2 n_layer), since 2 n_layer of them are added there. (OpenAI's code uses 0.01 for the position
+    embedding; later implementations use 0.02 for all.)
+
+    seed: determines every initial value. With None the parameters are read-only zeros that use no memory, to be
+        replaced by `load_state_dict(arrays, assign=True)`.
     """
 
     loss_items = "tokens"
@@ -127,17 +133,18 @@ class GPT(Module):
     def forward(self, tokens: Any) -> Tensor:
         """Logits of each next token.  tokens (B, T) ids -> (B, T, V)
 
-        Raises ShapeError where T exceeds the context, IndexRangeError for an id outside the vocabulary.
+        Raises ShapeError if T exceeds context_length, IndexRangeError for an id outside the vocabulary, DtypeError for
+        tokens that are not integers.
         """
         return self._head(self.hidden(tokens))
 
     def loss(self, tokens: Any, targets: Any) -> Tensor:
         """Mean cross-entropy in nats over the targets that are not -100.  tokens, targets (B, T) ids -> ()
 
-        The token table serves twice, so its gradient is the sum of two. On paper, with one channel and nothing between
-        table and head: token 0 has vector 1 and logits 1 and 1 + log 3, so the probabilities are 1/4 and 3/4. Target 0
-        makes the logits' gradient (-3/4, 3/4). As the head the table gets that, times the vector 1; as the embedding
-        row 0 gets -3/4*1 + 3/4*(1 + log 3).
+        The token table is used twice, as embedding and as head, so its gradient is the sum of two. On paper, with one
+        channel and nothing between table and head: token 0 has vector 1 and logits 1 and 1 + log 3, so the
+        probabilities are 1/4 and 3/4. With target 0 the gradient of the logits is (-3/4, 3/4). As the head the table
+        gets this times the vector 1; as the embedding row 0 gets -3/4*1 + 3/4*(1 + log 3).
 
         >>> wte = Tensor(np.array([[1], [1 + math.log(3)]]), requires_grad=True)
         >>> ops.linear_cross_entropy(ops.embedding(wte, [0]), wte, [0]).backward()
@@ -148,13 +155,13 @@ class GPT(Module):
 
     @property
     def head_table(self) -> Parameter:
-        """(V, C): what the end of the stream is compared with, a row for each token."""
+        """The weights of the head, (V, C): row i times the last hidden state is the logit of token i."""
         return self.wte if self.head is None else self.head
 
     def hidden(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> Tensor:
-        """What the head sees.  tokens (B, T) -> (B, T, C)
+        """The input of the head: the hidden states after the final norm.  tokens (B, T) -> (B, T, C)
 
-        caches: one for each block, from `new_caches`; the tokens then continue what is stored there.
+        caches: one for each block, from `new_caches`; the tokens continue the sequences stored there.
         """
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
@@ -166,11 +173,11 @@ class GPT(Module):
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:
-        """Logits of the token that follows the last one; records nothing.  tokens (B, T) -> array (B, V)"""
+        """Logits of the token after the last one, without recording.  tokens (B, T), T ≥ 1 -> array (B, V)"""
         with no_grad():
             x = array_of(self.hidden(tokens, caches))
             if not x.shape[1]:
-                raise ShapeError(f"the next token needs one before it; got tokens of shape {np.shape(tokens)}")
+                raise ShapeError(f"next_logits needs at least one token; got tokens of shape {np.shape(tokens)}")
             return x[:, -1] @ self.head_table.data.T
 
     def new_caches(self, batch: int) -> list[KeyValueCache]:
@@ -180,7 +187,7 @@ class GPT(Module):
         return [KeyValueCache(batch, c.n_head, c.context_length, D, self.wte.dtype) for _ in self.blocks]
 
     def look(self, tokens: Any) -> Look:
-        """Compute as `model(tokens)` does, and show every layer's hidden states and attention maps."""
+        """The logits of `model(tokens)` together with every layer's hidden states and attention maps."""
         with no_grad(), self.entered():
             x = self._embed(tokens, 0)
             hidden_states, attention_maps = [x.data], []
@@ -203,13 +210,13 @@ class GPT(Module):
         end = start + ids.shape[1]
         if end > self.config.context_length:
             raise ShapeError(
-                f"context_length is {self.config.context_length} but {end} tokens arrived; pass the last ones only"
+                f"context_length is {self.config.context_length} but there are {end} tokens; pass only the last ones"
             )
         return self.dropout(ops.embedding(self.wte, ids) + self.wpe[start:end])  # (B, T) -> (B, T, C)
 
 
 def _attention_scale(config: GPTConfig, layer: int) -> float | None:
-    """What the scores of this block are divided by; None for √D."""
+    """What the attention scores of this block are divided by; None for √D."""
     if config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx:
         return None
     scale = math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0

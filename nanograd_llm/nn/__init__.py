@@ -1,4 +1,4 @@
-"""Layers. Read `module`, `layers`, `attention` (a lesson of its own), `block`."""
+"""Layers. Read `module`, `layers`, `attention` (a lesson in steps), then `block`."""
 
 from nanograd_llm.nn.attention import (
     CausalAttention,

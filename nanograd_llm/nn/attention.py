@@ -1,18 +1,18 @@
-"""The attention family, as a lesson: each class adds one idea to the one above it.
+"""Attention as a lesson in six steps: each adds one idea to the step before.
 
-1. SimplifiedSelfAttention   every token looks at every other; nothing is learned
-2. SelfAttention             learned queries, keys and values say what is looked for, offered and passed on
-3. CausalAttention           no token looks into the future; dropout on the weights
-4. MultiHeadList             several such heads, each with a small space of its own, side by side
-   MultiHeadAttention        the same, all heads in one batched product; this is what GPT is made of
-5. ... with causal=False     every token looks at every other again, as BERT reads;
-   ... and a key_mask        but none looks at padding, which fills up the shorter texts of a batch
+1. SimplifiedSelfAttention   every token attends to every token; nothing is learned
+2. SelfAttention             queries, keys and values are learned
+3. CausalAttention           no token attends to a later one; dropout on the weights
+4. MultiHeadList             several heads, each with fewer channels, are concatenated
+   MultiHeadAttention        the same with all heads in one batched product; GPT is made of this
+5. ... with causal=False     every token attends to every token again, as in BERT;
+   ... and a key_mask        but none attends to padding, which fills up the shorter texts of a batch
 6. ... with cross=True       queries come from one text, keys and values from another: a translation and its source
 
-Where the added idea is idle (weights that are identities, a last token that has no future, a single head, texts of one
-length, a text that looks at itself) a stage computes the numbers of the one before it, and both forms of the fourth
-always agree: tests hold them to it. Every stage has `weights(x)`, the attention weights it would use: how much each
-token (row) looks at each other (column).
+Where the added idea has no effect (weights that are identities, the last token of a causal text, a single head, texts
+of equal length, a text that is its own context) a step computes the same numbers as the step before it, and the two
+forms of step 4 always agree: tests compare them. Every step has `weights(x)`, its attention weights: how much each
+token (row) attends to each token (column).
 
 B batch, T time, S time of the context, C channels, H heads, D = C/H
 """
@@ -36,12 +36,13 @@ from nanograd_llm.settings import require_int
 
 
 class SimplifiedSelfAttention(Module):
-    """Each token becomes a mean of all tokens, weighted by how much they resemble it.  (B, T, C) -> (B, T, C)
+    """Each token becomes a mean of all tokens, weighted by similarity.  (B, T, C) -> (B, T, C)
 
-    Resemblance is the dot product; softmax makes each row of resemblances into weights that sum to one.
+    The similarity of two tokens is their dot product; softmax turns each row of them into weights that sum to one.
     """
 
     def weights(self, x: Any) -> Tensor:
+        """The attention weights.  x (B, T, C) -> (B, T, T)"""
         return ops.softmax(ops.matmul(x, ops.swapaxes(x, axis1=-1, axis2=-2)))  # (B, T, C)·(B, C, T) -> (B, T, T)
 
     def forward(self, x: Any) -> Tensor:
@@ -49,10 +50,10 @@ class SimplifiedSelfAttention(Module):
 
 
 class SelfAttention(Module):
-    """What a token looks for, what it offers and what it passes on are three learned views of it.
+    """Attention with learned queries, keys and values: what a token looks for, what it offers, what it passes on.
 
-    (B, T, n_in) -> (B, T, n_out). Scores are divided by √n_out: a dot product of n_out terms grows like that, and large
-    scores would saturate the softmax (Vaswani et al. 2017).
+    (B, T, n_in) -> (B, T, n_out). Scores are divided by √n_out, because the size of a dot product of n_out random terms
+    grows like that, and large scores would saturate the softmax (Vaswani et al. 2017).
     """
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = False, rng: np.random.Generator | None = None):
@@ -61,10 +62,12 @@ class SelfAttention(Module):
         self.value = Linear(n_in, n_out, bias=bias, rng=rng)
 
     def scores(self, x: Any) -> Tensor:
+        """What the softmax is applied to.  x (B, T, n_in) -> (B, T, T)"""
         q, k = self.query(x), self.key(x)  # (B, T, n_in) -> 2 × (B, T, n_out)
         return q @ k.mT / math.sqrt(q.shape[-1])  # (B, T, n_out)·(B, n_out, T) -> (B, T, T)
 
     def weights(self, x: Any) -> Tensor:
+        """The attention weights, before dropout.  x (B, T, n_in) -> (B, T, T)"""
         return ops.softmax(self.scores(x))
 
     def forward(self, x: Any) -> Tensor:
@@ -72,9 +75,9 @@ class SelfAttention(Module):
 
 
 class CausalAttention(SelfAttention):
-    """A token may look at itself and what came before: scores of later tokens become -inf, their weights 0.
+    """A token attends to itself and to earlier tokens only: scores of later tokens are -inf, so their weights are 0.
 
-    (B, T, n_in) -> (B, T, n_out). While training, dropout makes the model find more than one place to look at.
+    (B, T, n_in) -> (B, T, n_out). In training, dropout on the weights keeps the model from relying on single tokens.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class CausalAttention(SelfAttention):
 
 
 class MultiHeadList(Module):
-    """H heads look at different things at once; their results stand side by side and are mixed by `out`.
+    """H heads attend in parallel; their results are concatenated and combined by the linear layer `out`.
 
     (B, T, C) -> (B, T, C), each head (B, T, C) -> (B, T, D).
     """
@@ -117,6 +120,7 @@ class MultiHeadList(Module):
         self.out = Linear(n_embd, n_embd, bias=bias, rng=rng)
 
     def weights(self, x: Any) -> Tensor:
+        """The attention weights of all heads, before dropout.  x (B, T, C) -> (B, H, T, T)"""
         return ops.stack([head.weights(x) for head in self.heads], axis=1)  # H × (B, T, T) -> (B, H, T, T)
 
     def forward(self, x: Any) -> Tensor:
@@ -124,15 +128,18 @@ class MultiHeadList(Module):
 
 
 class MultiHeadAttention(Module):
-    """All heads at once: one product makes every query, key and value; one op attends in every head.
+    """All heads at once: one product computes all queries, keys and values, and one op attends in all heads.
 
-    (B, T, C) -> (B, T, C). `qkv.weight` is (C, 3C): the columns of the queries of all heads, then keys, then values.
+    (B, T, C) -> (B, T, C). `qkv.weight` is (C, 3C): the columns of all heads' queries, then keys, then values.
 
-    causal: no token sees a later one of its own text.
-    cross: queries come from x, keys and values from a context (B, S, C), all of which is seen; instead of `qkv` there
-        are `q`, (C, C), and `kv`, (C, 2C).
-    scale: divides the scores; √D if not given.
-    out_std: initial standard deviation of the mixing weights, which feed the residual stream.
+    causal: no token attends to a later one of its own text.
+    cross: queries come from x, keys and values from the whole of a context (B, S, C); in place of `qkv` there are the
+        layers `q` (C, C) and `kv` (C, 2C).
+    scale: divides the scores; √D by default.
+    dropout: rate on the attention weights and on the result, in training.
+    out_std: initial standard deviation of `out.weight`, whose result is added to the residual stream.
+
+    Raises ConfigError unless n_head divides n_embd.
     """
 
     def __init__(
@@ -160,6 +167,7 @@ class MultiHeadAttention(Module):
         self.dropout = Dropout(dropout)
 
     def weights(self, x: Any, context: Any = None, key_mask: Any = None) -> Tensor:
+        """The attention weights, before dropout; arguments as for `forward`.  x (B, T, C) -> (B, H, T, S)"""
         q, k, _ = split_heads(*self._project(x, context), self.n_head)
         scores = q @ k.mT / self.scale  # (B, H, T, D)·(B, H, D, S) -> (B, H, T, S)
         if self.causal:
@@ -169,35 +177,40 @@ class MultiHeadAttention(Module):
         return ops.softmax(scores)
 
     def forward(self, x: Any, context: Any = None, key_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
-        """key_mask (B, S): True where a key, of the context or of x itself, is real; a token that sees none gets zeros.
+        """x (B, T, C) -> (B, T, C)
 
-        cache: new tokens look at all that is stored there as well. With cross it stores keys and values of the context
-            at the first call; from then on the context is not read, and need not be given.
+        context (B, S, C): required with cross=True, and refused without it.
+        key_mask (B, S): True where a key, of the context or of x itself, is real; a token that sees none gets zeros.
+        cache: stores the keys and values; the new tokens attend to all that are stored. With cross=True the first call
+            stores those of the context, and later calls need no context. Only inside `no_grad()`.
+
+        Raises ShapeError for a context that is missing or not expected, GraphError for a cache while recording.
         """
         if cache is not None:
             return self.out(self._attend_cached(x, context, key_mask, cache))
-        noise = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
+        dropout = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
         y = ops.multi_head_attention(
-            *self._project(x, context), key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **noise
+            *self._project(x, context), key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **dropout
         )
         return self.dropout(self.out(y))
 
     def _project(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
-        """Queries, keys and values side by side; or queries, and keys and values of the context."""
+        """(qkv, None): queries, keys and values in one Tensor; with cross=True (q, kv), where kv is of the context."""
         if not self.cross and context is None:
             return self.qkv(x), None  # (B, T, C) -> (B, T, 3C)
         if self.cross and context is not None:
             return self.q(x), self.kv(context)  # (B, T, C), (B, S, C) -> (B, T, C), (B, S, 2C)
-        made, given = ("with", "no") if self.cross else ("without", "a")
-        raise ShapeError(f"this attention is made {made} cross=True, and got {given} context (B, S, C)")
+        if self.cross:
+            raise ShapeError("this attention was made with cross=True and needs a context (B, S, C)")
+        raise ShapeError("this attention was made without cross=True and takes no context")
 
     def _attend_cached(self, x: Any, context: Any, key_mask: Any, cache: KeyValueCache) -> np.ndarray:
-        """The new tokens' attention to all that is stored; for generation, since a cache holds arrays and no tape."""
-        is_known = self.cross and cache.length > 0
-        q, kv = (self.q(x), None) if is_known else self._project(x, context)
+        """The new tokens' attention to all stored keys, for generation: a cache has arrays and no tape."""
+        context_is_stored = self.cross and cache.length > 0
+        q, kv = (self.q(x), None) if context_is_stored else self._project(x, context)
         if q.requires_grad or (kv is not None and kv.requires_grad):
-            raise GraphError("a key-value cache lets no gradient through; call the model with one inside no_grad()")
-        if is_known:
+            raise GraphError("a key-value cache has no gradient; call the model with a cache inside no_grad()")
+        if context_is_stored:
             (q,), stored = heads_of(array_of(q), 1, self.n_head), cache.stored()
         else:
             q, *new = split_heads(array_of(q), array_of(kv), self.n_head)
@@ -208,16 +221,16 @@ class MultiHeadAttention(Module):
 
 
 def head_size(n_embd: int, n_head: int) -> int:
-    """D = n_embd / n_head; ConfigError where the heads do not divide the channels."""
+    """D = n_embd / n_head. Raises ConfigError unless n_head divides n_embd."""
     require_int("n_head", n_head, 1)
     if n_embd % n_head:
         raise ConfigError(f"n_embd must be a multiple of n_head; got n_embd={n_embd}, n_head={n_head}")
     return n_embd // n_head
 
 
-# Inputs to check the gradients of each class with.
+# Modules and inputs for the gradient check of each class.
 SimplifiedSelfAttention.specimens = lambda draw: [(SimplifiedSelfAttention(), (draw(2, T, 3),)) for T in (2, 3)]
-# Without biases: softmax cancels a key's, and nothing but rounding is left of its gradient.
+# Without biases: softmax does not depend on the bias of the keys, so its gradient would be rounding only.
 SelfAttention.specimens = lambda draw: [(SelfAttention(n, 3), (draw(2, 3, n),)) for n in (1, 2)]
 CausalAttention.specimens = lambda draw: [(CausalAttention(n, 2, dropout=0.2), (draw(2, 3, n),)) for n in (1, 3)]
 MultiHeadList.specimens = lambda draw: [

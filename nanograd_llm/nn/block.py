@@ -1,4 +1,4 @@
-"""The transformer block: attention lets tokens exchange what they know, the MLP works on each by itself."""
+"""The transformer block: attention moves information between tokens, the MLP processes each token separately."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from nanograd_llm.nn.module import Module
 
 
 class Block(Module):
-    """Each part, attention and MLP, adds what it computes to the residual stream.  (B, T, C) -> (B, T, C)
+    """Attention and an MLP; each adds its result to the residual stream.  (B, T, C) -> (B, T, C)
 
-    norm_first: a part works on the normalised stream (pre-norm, as GPT-2); otherwise the stream is normalised once the
-        part has been added to it (post-norm, as Vaswani et al. 2017, BERT and Marian).
-    causal: of the attention. cross: between attention and MLP, a second attention looks at a context (B, S, C).
-    residual_std: initial standard deviation of the projections that feed the stream. eps: of the norms.
-    n_inner, activation: of the MLP. scale: of the attention.
+    norm_first: normalise the input of attention and MLP (pre-norm, as in GPT-2); otherwise normalise the stream after
+        each addition (post-norm, as in Vaswani et al. 2017, BERT and Marian).
+    causal, scale: of the attention.
+    cross: add a second attention, to a context (B, S, C), between attention and MLP.
+    n_inner, activation: of the MLP.
+    eps: of the norms.
+    dropout: rate on attention weights and on each result that is added to the stream.
+    residual_std: initial standard deviation of the layers whose results are added to the stream.
     """
 
     def __init__(
@@ -66,8 +69,8 @@ class Block(Module):
         if self.cross_attention is not None:
             attend = self.cross_attention
             x = self._add(self.ln_cross, lambda x: attend(x, context, context_mask, cache=cross_cache), x)
-        elif context is not None:
-            raise ShapeError("this block is made without cross=True, and got a context (B, S, C)")
+        elif not context is context_mask is cross_cache is None:
+            raise ShapeError("this block was made without cross=True and takes no context, context_mask or cross_cache")
         return self._add(self.ln_2, self.mlp, x)
 
     def _add(self, norm: Any, part: Callable[[Any], Tensor], x: Any) -> Tensor:

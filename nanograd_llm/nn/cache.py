@@ -1,4 +1,4 @@
-"""The key-value cache: while generating, what earlier tokens offered to attention is stored, not computed again."""
+"""The key-value cache: while generating, keys and values of earlier tokens are stored instead of computed again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nanograd_llm.errors import ShapeError
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, in arrays made once for the whole context.
+    """Keys and values of one attention layer, in arrays allocated once for the whole context.
 
-    B batch, H heads, T context_length, D head size: two arrays (B, H, T, D). `length` positions are filled: with
-    self-attention by each new token, with cross-attention all at once by the context.
+    B batch, H heads, T context_length, D head size: two arrays (B, H, T, D), of which `length` positions are filled.
+    In self-attention each new token fills one; in cross-attention the context fills all at the first call.
     """
 
     def __init__(self, batch: int, n_head: int, context_length: int, head_size: int, dtype: np.dtype | type):
@@ -20,11 +20,14 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Append keys and values (B, H, t, D); return views of all that is stored, (B, H, length, D)."""
+        """Append keys and values (B, H, t, D); return views of all stored ones, (B, H, length, D) each.
+
+        Raises ShapeError if they exceed the context length.
+        """
         end = self.length + keys.shape[2]
         if end > self.keys.shape[2]:
             raise ShapeError(
-                f"the cache holds {self.keys.shape[2]} positions; {self.length} are filled and {keys.shape[2]} arrived"
+                f"the cache has {self.keys.shape[2]} positions, {self.length} of them filled; got {keys.shape[2]} more"
             )
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
@@ -32,5 +35,5 @@ class KeyValueCache:
         return self.stored()
 
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
-        """Views of all keys and values that are stored, (B, H, length, D) each."""
+        """Views of all stored keys and values, (B, H, length, D) each."""
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -1,6 +1,6 @@
-"""The plain layers: an affine map, a table, two norms, dropout, and the two-layer perceptron of a transformer.
+"""The basic layers: linear, embedding, two norms, dropout, Sequential, and the two-layer perceptron of a transformer.
 
-B batch, T time, C channels; weights are (in, out), as GPT-2 stores them, so y = x W + b.
+B batch, T time, C channels; weights are (in, out), as in GPT-2's files, so y = x W + b.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact
 
 
 class Unfilled:
-    """Stands in for `rng` where the numbers come from elsewhere: what is drawn has a shape, and takes no memory.
+    """Given as `rng`, it makes parameters that use no memory: read-only zeros of the right shape.
 
-    The parameters are read-only zeros, to be replaced by `load_state_dict(arrays, assign=True)`.
+    `load_state_dict(arrays, assign=True)` replaces them.
     """
 
 
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
-    """A float32 parameter drawn from a normal distribution of mean 0; without `rng`, from a fresh seed."""
+    """A float32 parameter drawn from a normal distribution of mean 0; with rng=None from a random seed."""
     if isinstance(rng, Unfilled):
         return Parameter(np.broadcast_to(np.float32(0), shape))
     rng = rng or np.random.default_rng()
@@ -41,7 +41,8 @@ def _constant(value: float, size: int) -> Parameter:
 class Linear(Module):
     """y = x W + b over the last axis.  x (..., n_in) -> y (..., n_out)
 
-    std: of the initial weights, 1/√n_in where not given, which keeps the variance. The bias starts at 0.
+    std: initial standard deviation of the weights; 1/√n_in by default, which preserves the variance. The initial bias
+        is 0.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ Linear.specimens = lambda draw: [
 
 
 class Embedding(Module):
-    """A learned vector for each id.  ids (...) integers -> (..., size)"""
+    """A learned vector for each of `count` ids.  ids (...) integers from 0 to count-1 -> (..., size)"""
 
     def __init__(self, count: int, size: int, *, std: float = 0.02, rng: np.random.Generator | None = None):
         require_int("count", count, 1)
@@ -85,7 +86,10 @@ Embedding.specimens = lambda draw: [(Embedding(3, n), (draw.integers(0, 3, (2, 3
 
 
 class LayerNorm(Module):
-    """Mean 0 and variance 1 over the last axis, then a learned scale and shift.  (..., C) -> (..., C)"""
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift by learned vectors.
+
+    (..., C) -> (..., C). Ba, Kiros and Hinton 2016.
+    """
 
     def __init__(self, size: int, *, eps: float = 1e-5):
         require_int("size", size, 1)
@@ -100,7 +104,10 @@ LayerNorm.specimens = lambda draw: [(LayerNorm(n), (draw(B, 2, n),)) for B, n in
 
 
 class RMSNorm(Module):
-    """Root mean square 1 over the last axis, then a learned scale.  (..., C) -> (..., C)"""
+    """Divide the last axis by its root mean square, then scale by a learned vector.
+
+    (..., C) -> (..., C). Zhang and Sennrich 2019.
+    """
 
     def __init__(self, size: int, *, eps: float = 1e-5):
         require_int("size", size, 1)
@@ -115,9 +122,9 @@ RMSNorm.specimens = lambda draw: [(RMSNorm(n), (draw(B, 2, n),)) for B, n in [(1
 
 
 class Dropout(Module):
-    """Zero elements with probability `rate` while training.  (...) -> (...), 0 ≤ rate < 1
+    """In training, set elements to zero with probability `rate`, 0 ≤ rate < 1.  (...) -> (...)
 
-    The mask follows from `randomness.noise(seed, step, shard)` inside such a block; outside, from a fresh seed.
+    Inside a block `randomness.noise(seed, step, shard)` these numbers determine the mask; outside it is random.
     """
 
     def __init__(self, rate: float):
@@ -134,7 +141,7 @@ Dropout.specimens = lambda draw: [(Dropout(0.4), (draw(3, n),)) for n in (1, 3)]
 
 
 class Sequential(Module):
-    """Layers one after the other, each a Module or a function such as `ops.relu`; `model[0]` is the first."""
+    """Layers applied in order, each a Module or a function such as `ops.relu`; `model[0]` is the first."""
 
     def __init__(self, *layers: Callable[[Any], Any]):
         for layer in layers:
@@ -160,11 +167,11 @@ Sequential.specimens = lambda draw: [
 
 
 class MLP(Module):
-    """Widen, apply the activation, narrow again, drop out.  (..., C) -> (..., C)
+    """A linear layer to n_inner channels, the activation, a linear layer back, and dropout.  (..., C) -> (..., C)
 
-    n_inner: the width between; four times n_embd if not given.
+    n_inner: channels between the layers; 4 n_embd by default.
     activation: gelu, GPT-2's tanh form, or gelu_exact.
-    down_std: initial standard deviation of the narrowing weights, which feed the residual stream.
+    down_std: initial standard deviation of `down.weight`, whose result is added to the residual stream.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A Module is a tree of attributes: the parameters and modules it holds, named by where they hang."""
+"""A Module is a tree: its attributes are parameters and other modules, and their names are attribute paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, a
 
 
 class Module:
-    """Base of every layer and model. Assign parameters, modules or lists of them as attributes; write `forward`.
+    """Base class of layers and models. Assign parameters, modules or lists of them as attributes; write `forward`.
 
         class Bigram(Module):
             def __init__(self, vocab_size):
@@ -26,39 +26,43 @@ class Module:
             def forward(self, tokens):
                 return ops.embedding(self.table, tokens)
 
-    Names follow the attributes: `blocks.2.attention.qkv.weight`. A parameter that hangs in two places is one parameter,
-    under the first of its names. Only another leaf, a Module or None may take its place.
+    Names are attribute paths, such as `blocks.2.attention.qkv.weight`. A parameter that is in two places is one
+    parameter, under the first of its names. It can be replaced by another leaf, a Module or None; anything else raises
+    DtypeError.
 
-    specimens: a function of a `draw` (as for the samples of an op) that gives pairs (a module of this class, or its
-        `loss` if it has one; a tuple of inputs). `nanograd-llm gradcheck` checks them, with every parameter drawn.
+    specimens: modules and inputs for the gradient check: a function of a `draw` (as for the samples of an op) that
+        gives pairs (a module of this class, or its `loss`; a tuple of inputs). `nanograd-llm gradcheck` checks them,
+        with random parameters.
     """
 
     specimens: ClassVar[Callable[[Any], Iterable[Specimen]] | None] = None
-    training = True  # dropout asks; `train()` and `eval()` set it for a whole tree
-    _buffers: tuple[str, ...] = ()  # the names that `register_buffer` was given
-    loss_items = "items"  # what `loss` is a mean over, in a word for progress and errors
+    training = True  # is dropout active? set by `train()` and `eval()` for the whole tree
+    _buffers: tuple[str, ...] = ()  # the names given to `register_buffer`
+    loss_items = "items"  # what `loss` is a mean over, as a noun for progress and errors
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_lost = value is not None and not isinstance(value, (Parameter, Module))
         if is_lost and isinstance(value, Tensor):
-            is_lost = not (value.requires_grad and value.is_leaf)  # a leaf may stand in, as in a function of one weight
+            is_lost = not (value.requires_grad and value.is_leaf)  # a leaf may replace it, as for hvp in one weight
         if is_lost and isinstance(vars(self).get(name), Parameter):
             raise DtypeError(
-                f"{type(self).__name__}.{name} is a Parameter, which this {type(value).__name__} would remove from "
-                f"the model; write into it, {name}.data[...] = ..., or assign a Parameter"
+                f"{type(self).__name__}.{name} is a Parameter, and assigning this {type(value).__name__} would remove "
+                f"it from the model; write into it, {name}.data[...] = ..., or assign a Parameter"
             )
         object.__setattr__(self, name, np.asarray(array_of(value)) if name in self._buffers else value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `module(...)` computes. Subclasses write it; here it raises NanogradError."""
         raise NanogradError(f"{type(self).__name__} has no forward; write one")
 
     def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """What a Trainer minimises: a Tensor (), a mean over `loss_count(...)` items. Subclasses write it."""
         raise NanogradError(f"{type(self).__name__} has no loss; write loss(tokens, targets), a mean over the targets")
 
     def loss_count(self, *batch: np.ndarray) -> int:
-        """How many items `loss(*batch)` is a mean over: the weight of a piece of a batch.
+        """The number of items that `loss(*batch)` is a mean over: the weight of a part of a batch.
 
-        Here the targets that are not -100 where the last array holds integers, and its rows where it does not.
+        By default the number of targets that are not -100 if the last array holds integers, else its number of rows.
         """
         last = batch[-1]
         return count_targets(last) if last.dtype.kind in "iu" else len(last)
@@ -68,9 +72,9 @@ class Module:
             return self.forward(*args, **kwargs)
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        """Inside this block `checked()` and `watched()` name the modules below this one, as they do in `forward`.
+        """Inside this block `checked()` and `watched()` report paths of modules that start here, as in `forward`.
 
-        For other methods that call modules, such as a loss that does not go through `self(...)`.
+        For other methods that call modules, such as a loss that does not call `self(...)`.
         """
         if not state.tracing_calls:
             return contextlib.nullcontext()
@@ -79,32 +83,32 @@ class Module:
         return within_module(next(iter(paths), ""), self)
 
     def _attributes(self, kind: type) -> Iterator[tuple[str, Any]]:
-        """Attributes of a kind, those in lists, tuples and dicts included, with their names."""
+        """(name, value) of the attributes of this type, including those in lists, tuples and dicts."""
         return _of_kind(kind, vars(self), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module (named `prefix`) and every one below it, with dotted names."""
+        """(name, module) of this module, whose name is `prefix`, and of all modules in it, with dotted names."""
         yield prefix, self
         for name, child in self._attributes(Module):
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> list[Module]:
-        """This module and every one below it."""
+        """This module and all modules in it."""
         return [module for _, module in self.named_modules()]
 
     def apply(self, f: Callable[[Module], Any]) -> Module:
-        """Call f on every module below this one and on this one last; returns the module."""
+        """Call f on every module in this one, and on this one last; returns the module."""
         for module in reversed(self.modules()):
             f(module)
         return self
 
     def register_buffer(self, name: str, array: Any) -> None:
-        """Keep an array, such as a running mean, as an attribute that `state_dict` holds and that is not trained."""
+        """Add an array that is not trained, such as a running mean, as an attribute that `state_dict` includes."""
         setattr(self, name, np.array(array_of(array)))
         self._buffers = (*(other for other in self._buffers if other != name), name)
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Each array that was registered as a buffer, with its dotted name."""
+        """(name, array) of each registered buffer, with dotted names."""
         for path, module in self.named_modules():
             for name in module._buffers:
                 yield (f"{path}.{name}" if path else name), getattr(module, name)
@@ -115,7 +119,7 @@ class Module:
                 yield (f"{path}.{name}" if path else name), parameter
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Each parameter once, with its dotted name."""
+        """(name, parameter) of each parameter, once, with dotted names."""
         seen: set[int] = set()
         for name, parameter in self._all_parameters():
             if id(parameter) not in seen:
@@ -131,11 +135,11 @@ class Module:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def freeze(self) -> Module:
-        """Stop training the whole tree: it has no gradient, and a trainer leaves it as it is; returns the module."""
+        """Stop training all parameters: they get no gradient and a trainer does not change them; returns the module."""
         return self._require_grad(False)
 
     def unfreeze(self) -> Module:
-        """Train the whole tree again; returns the module."""
+        """Train all parameters again; returns the module."""
         return self._require_grad(True)
 
     def _require_grad(self, required: bool) -> Module:
@@ -144,21 +148,21 @@ class Module:
         return self
 
     def parameter_count(self, unique: bool = True) -> int:
-        """How many numbers the parameters hold; with unique=False a tied parameter counts wherever it hangs."""
+        """The number of elements of all parameters; with unique=False a shared one counts once for each name."""
         return sum(p.size for _, p in (self.named_parameters() if unique else self._all_parameters()))
 
     def train(self, mode: bool = True) -> Module:
-        """Set training mode (dropout acts) on the whole tree; returns the module."""
+        """Set training mode (with dropout) for the whole tree; returns the module."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
     def eval(self) -> Module:
-        """Set evaluation mode (no dropout) on the whole tree; returns the module."""
+        """Set evaluation mode (without dropout) for the whole tree; returns the module."""
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget the gradients that backward has accumulated."""
+        """Set the `.grad` of every parameter to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
@@ -173,21 +177,21 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name -> array of every parameter and buffer: the arrays themselves, not copies."""
+        """{name: array} of all parameters and buffers, without copies."""
         return {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], *, assign: bool = False) -> None:
         """Copy these arrays into the parameters and buffers of the same names.
 
-        Strict: if any name is missing or extra, or any shape or dtype differs, all are listed in one ShapeError and no
-        parameter has changed.
+        If a name is missing or extra, or a shape or dtype differs, one ShapeError lists all of them, and no parameter
+        changes.
 
-        assign: the parameters become the arrays themselves, of any one float dtype, without a copy. They may be
-            read-only, such as a mapped file: a trainer copies them into an array of its own.
+        assign: use the arrays themselves as the parameters' data, without a copy. They may be of any float dtype, the
+            same for all, and read-only, such as a mapped file; a trainer makes its own copy.
         """
         own = self.state_dict()
         dtype = next(iter(arrays.values())).dtype if assign and arrays else None
-        if dtype is not None and dtype.kind == "f":  # of no memory: only shape and dtype are looked at
+        if dtype is not None and dtype.kind == "f":  # expected shapes and dtypes, as arrays that use no memory
             own |= {name: np.broadcast_to(np.zeros((), dtype), p.shape) for name, p in self.named_parameters()}
         require_fit(own, arrays, f"this {type(self).__name__}")
         for name, parameter in self.named_parameters():
@@ -216,7 +220,10 @@ def _of_kind(kind: type, held: Mapping[Any, Any], prefix: str) -> Iterator[tuple
 
 
 def require_fit(own: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], owner: str) -> None:
-    """Raise one ShapeError that lists every name that is missing, extra, or of another shape or dtype than its own."""
+    """Raise one ShapeError that lists every name that is missing, extra, or has another shape or dtype than expected.
+
+    own: the expected arrays; arrays: what was given; owner: what they are for, in words.
+    """
     problems = [f"missing: {name} {own[name].shape}" for name in own.keys() - arrays.keys()]
     problems += [f"extra: {name} {arrays[name].shape}" for name in arrays.keys() - own.keys()]
     for name in own.keys() & arrays.keys():

@@ -1,6 +1,6 @@
-"""Recomputing activations: the forward forgets what a module computes inside, and backward computes it again.
+"""Recomputing activations: the forward does not keep what a module computes inside; backward computes it again.
 
-Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), who call this checkpointing.
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), call this checkpointing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from nanograd_llm.settings import require_type
 
 
 def recompute(module: Module, x: Tensor) -> Tensor:
-    """module(x), with the same bits and the same gradients; of all it computes, the tape keeps x and the result.
+    """module(x) with the same bits and the same gradients, but only x and the result are saved on the tape.
 
-    Backward computes the module again and then knows the rest, for one module at a time; so memory falls from the
-    activations of all modules to those of one, and time rises by the forward. Dropout draws the same noise again.
+    Backward runs the module again, one module at a time. So the activations of only one module are in memory at once,
+    and the time of one more forward is added. Dropout uses the same mask again.
 
-    The module maps a Tensor to a Tensor and depends on nothing else but its own parameters; DtypeError where anything
-    else comes in or out. Backward raises GraphError where the second result differs from the first, because a parameter
-    or a mode was changed in between, and where a Tensor that is no Parameter would lose its gradient. Where each op is
-    looked at (`checked()`, `watched()`) and under `higher_order()`, this is module(x), and every op is on the tape.
+    The module must map a Tensor to a Tensor and depend only on it and on its own parameters. Raises DtypeError if x or
+    the result is no Tensor. Backward raises GraphError if the second result differs from the first, because a parameter
+    or a mode has changed, or if a Tensor other than x and the parameters needs a gradient. In `checked()`, `watched()`
+    and `higher_order()` nothing is recomputed: this is module(x), with every op on the tape.
     """
     require_type("module", module, Module, "a Module")
     require_type("x", x, Tensor, "a Tensor")
@@ -46,7 +46,7 @@ def recompute(module: Module, x: Tensor) -> Tensor:
 
 
 class _Recomputation:
-    """A placeholder on the tape in place of an op, whose rule runs the module again, recorded, and walks its tape."""
+    """A placeholder on the tape in place of an op. Its rule runs the module again, recorded, and walks that tape."""
 
     def __init__(self, module: Module, same_noise: Callable[[], Block]):
         self.module, self.same_noise = module, same_noise
@@ -59,17 +59,17 @@ class _Recomputation:
             y = self.module(x)
         if not np.array_equal(y.data, result, equal_nan=True):
             raise GraphError(
-                f"{self.name} computed something else in backward than in forward: a parameter was written into, "
-                "train() or eval() called, or the module depends on more than x; leave it as it is until backward"
+                f"{self.name} gave another result in backward than in forward: a parameter was changed, train() or "
+                "eval() was called, or the module depends on more than x; change nothing until backward"
             )
         leaves = [x, *self.module.parameters()]
         inner = Sums(out={leaf: array for leaf, array in zip(leaves, sums.into(node.sources)) if array is not None})
         if y.requires_grad:
             for step in walk(origin(y), cotangent, inner):
-                del step  # its memory is free for the next rule
+                del step  # free its memory for the next rule
         if not inner.pending.keys() <= {*leaves}:
             raise GraphError(
-                f"{self.name} has a gradient for a Tensor that is neither its input nor a parameter of it; make it a "
-                "Parameter, or call the module without recompute"
+                f"{self.name} uses a Tensor that needs a gradient and is neither its input nor its parameter; make it "
+                "a Parameter of the module, or call the module without recompute"
             )
         return [inner.total(leaf) if leaf in inner.pending else None for leaf in leaves]

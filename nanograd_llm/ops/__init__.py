@@ -1,6 +1,6 @@
-"""Every operation a model is made of. Read `primitive`, `layout`, `derived`, `composed`, then `fused` and `attention`.
+"""The operations that models are made of. Read `primitive`, `layout`, `derived`, `composed`, `fused`, `attention`.
 
-All take Tensors (recorded, differentiable) or bare arrays (just computed).
+All take Tensors, and are then recorded and differentiable, or plain arrays, and then only compute.
 """
 
 from nanograd_llm.ops.attention import attention, multi_head_attention, sequence_mask

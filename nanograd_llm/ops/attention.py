@@ -1,9 +1,9 @@
-"""Attention by hand: query rows in blocks, each block stopping at the last key that one of its queries sees.
+"""Attention by hand, in blocks of queries: each block uses only the keys that one of its queries can see.
 
-A causal block of queries i:j sees the keys before j only, so half of the score matrix is never computed; keys at the
-end that are padding in every sequence are never read. What is computed stays in the processor's cache. Scores lie keys
-by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts along whole rows, and every product is
-one that BLAS has a fast kernel for. The softmax's rule gives, for each block,
+A causal block of queries i:j sees only the keys before j, so half of the score matrix is not computed. Trailing keys
+that are padding in every sequence are not read. A block's scores fit in the processor's cache. They are stored as keys
+by queries, P = softmax(K Qᵀ/√D) over the keys: NumPy then reduces and broadcasts along whole rows, and BLAS has a fast
+kernel for every product. The softmax's rule gives, for each block,
 
     V̄ += P Ȳ;  P̄ = V Ȳᵀ;  S̄ = P*(P̄ - Σ P̄*P),  Σ P̄*P = Σ Ȳ*Y;  Q̄ = S̄ᵀ K/√D;  K̄ += S̄ Q/√D
 
@@ -25,8 +25,8 @@ from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads
 from nanograd_llm.ops.layout import causal_mask
 
-BLOCK = 32  # causal query rows at a time: fewer compute less that is hidden, and 32 still keep BLAS busy
-WHOLE_BLOCK = 64  # rows at a time where every query sees every key
+BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
+WHOLE_BLOCK = 64  # queries of a block where every query sees every key
 
 PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
 
@@ -53,21 +53,23 @@ def _samples(draw):
     samples=_samples,
 )
 def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(0,), needs):
-    """Each query's mean of the values, weighted by how well their keys fit (Vaswani et al. 2017).
+    """For each query a weighted mean of the values; the weights are softmax(q kᵀ/√D) (Vaswani et al. 2017).
 
     q (..., n, D), k (..., m, D), v (..., m, E), key_mask (..., m) -> y (..., n, E)
 
-    causal: no query sees a later key. With fewer queries than keys the queries are the last ones, as when a cache holds
-        what came before; more are refused.
-    key_mask: booleans, True where the key is real, False where it is padding; see `sequence_mask`. Whatever finite
-        numbers stand in padding, no result and no other gradient depends on them, and their own gradient is 0. A query
-        that sees no key at all gives zeros.
-    scale: divides the scores; √D if not given.
-    dropout: rate on the weights, masked by `seed`.
+    causal: no query sees a later key. With fewer queries than keys the queries are the last positions, as when a cache
+        holds the earlier ones.
+    key_mask: booleans, True where the key is real, False where it is padding; see `sequence_mask`. No result depends on
+        the keys and values in padding, and their gradient is 0. A query that sees no key gives zeros.
+    scale: divides the scores; √D by default.
+    dropout: the rate at which weights are dropped; `seed` determines the mask.
 
-    On paper: the first query sees its own key only, so y₀ = v₀ = 4. The second scores 0 and log 3, so its weights are
-    1/4 and 3/4 and y₁ = 1/4*4 + 3/4*8 = 7. With ȳ = (2, 1): v̄ = (2 + 1/4, 3/4); in the second row p̄ = (4, 8) with mean
-    7, so s̄ = (1/4*(4-7), 3/4*(8-7)) = (-3/4, 3/4) and k̄ is that times the query, q̄₁ = 3/4 log 3.
+    Raises ShapeError if there are not as many keys as values, or more queries than keys with causal; DtypeError for a
+    key_mask that is not boolean.
+
+    On paper: the first query sees only its own key, so y₀ = v₀ = 4. The second has scores 0 and log 3, so its weights
+    are 1/4 and 3/4 and y₁ = 1/4*4 + 3/4*8 = 7. With ȳ = (2, 1): v̄ = (2 + 1/4, 3/4); in the second row p̄ = (4, 8) with
+    mean 7, so s̄ = (1/4*(4-7), 3/4*(8-7)) = (-3/4, 3/4) and k̄ is that times the query, q̄₁ = 3/4 log 3.
 
     >>> import nanograd_llm as ng
     >>> arrays = np.array([[5.0], [1]]), np.log([[1], [3]]), np.array([[4.0], [8]])
@@ -81,7 +83,7 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
     """
     _, m, values = (x.shape[-2] for x in (q, k, v))
     if m != values:
-        raise ShapeError(f"attention has {m} keys for {values} values; give one for each")
+        raise ShapeError(f"attention got {m} keys and {values} values; give as many of each")
     lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v)), () if key_mask is None else key_mask.shape[:-1])
     q, k, v = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v))
     y = np.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=np.result_type(q, k, v), order="C")
@@ -112,13 +114,13 @@ def attention_backward(dy, y, q, k, v, parts, scale):
     ],
 )
 def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,), needs):
-    """Attention in n_head heads that lie side by side: of a sequence to itself, or to another one.
+    """Attention in n_head heads, of a sequence to itself or to another sequence.
 
     x (B, T, W), kv (B, S, U), key_mask (B, S) -> y (?)
 
-    Without kv, x holds queries, keys and values, each C wide, side by side as one product made them: W = 3C, S = T.
-    With it, x holds the queries (W = C), and kv keys and values of another sequence (U = 2C). y is (B, T, C).
-    Heads are read and written where they lie: no copy is made to split or merge them. The rest is as in `attention`.
+    y is (B, T, C) with C = n_head * D. Without kv, x holds queries, keys and values, each of C channels, in this order
+    along the last axis: W = 3C, S = T. With kv, x holds the queries (W = C), and kv the keys and values of another
+    sequence (U = 2C). The heads are views: no copy is made to split or merge them. The rest is as in `attention`.
     """
     C = n_head * head_size(x, kv, key_mask, n_head)
     q, k, v = split_heads(x, kv, n_head)  # (B, T, C) -> (B, H, T, D), (B, S, C) -> 2 × (B, H, S, D)
@@ -137,30 +139,31 @@ def multi_head_attention_backward(dy, y, x, kv, parts, n_head, scale):
 
 
 def sequence_mask(lengths: Any, size: int) -> np.ndarray:
-    """True at the first lengths[b] of `size` places: the key_mask of sequences padded at their ends.  (B) -> (B, size)
+    """The key_mask of sequences that are padded at their ends: True at the first lengths[b] of `size` positions.
 
-    Raises DtypeError for lengths that are not integers, ShapeError for one that is negative or larger than size.
+    lengths (B) integers -> (B, size) booleans. Raises DtypeError for lengths that are not integers, ShapeError for one
+    that is negative or larger than size.
 
     >>> sequence_mask([3, 1], 3).tolist()
     [[True, True, True], [True, False, False]]
     """
     lengths = np.asarray(lengths)
     if lengths.dtype.kind not in "iu":
-        raise DtypeError(f"lengths are integers, how many places of each sequence are real; got {lengths.dtype}")
+        raise DtypeError(f"lengths must be integers, the number of real tokens of each sequence; got {lengths.dtype}")
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= size:
-        raise ShapeError(f"lengths lie between 0 and {size}; got {lengths.min()} to {lengths.max()}")
+        raise ShapeError(f"lengths must be between 0 and {size}; got {lengths.min()} to {lengths.max()}")
     return np.arange(size) < lengths[..., None]
 
 
 def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
-    """Write the attention into y, its heads shared out over threads where that pays.
+    """Write the attention into y; large inputs are divided over threads by heads.
 
-    Returns what `_attend_backward` needs: (heads, their blocks) of each part; no blocks unless `recorded`.
+    Returns what `_attend_backward` needs: a pair (heads, their blocks) for each thread; no blocks unless `recorded`.
     """
     n, m = q.shape[-2], k.shape[-2]
     divisor = score_divisor(q, scale)
     if causal and n > m:
-        raise ShapeError(f"causal attention has {n} queries for {m} keys; give at least as many keys")
+        raise ShapeError(f"causal attention got {n} queries and {m} keys; give at least as many keys as queries")
     read, bounds = _keys_to_read(key_mask, m, y)
     dropped = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
 
@@ -173,7 +176,7 @@ def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
 
 
 def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
-    """Write the gradients of q, k and v into dq, dk and dv, shared out as the attention was."""
+    """Write the gradients of q, k and v into dq, dk and dv, divided over threads as the forward was."""
 
     def work(numbers):
         for heads, blocks in parts[numbers]:
@@ -184,7 +187,7 @@ def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
 
 
 def _heads_and_scores(q, k):
-    """How many heads there are to share out, and how many scores."""
+    """The number of heads that can be divided over threads, and the number of scores."""
     return (q.shape[-3] if q.ndim > 2 else 1), q.size // max(1, q.shape[-1]) * k.shape[-2]
 
 
@@ -194,9 +197,9 @@ def _of(x, heads):
 
 
 def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
-    """Write the attention of these heads into y; return (rows, keys that they see, p, p's dropout mask) of each block.
+    """Write the attention of these heads into y; return (rows, number of keys seen, p, dropout mask) of each block.
 
-    ahead: how many keys come before the first query's own; None where a query sees later keys as well.
+    ahead: the number of keys before the first query's own; None if queries see later keys as well.
     """
     n, m = q.shape[-2], k.shape[-2]
     if not m:
@@ -216,11 +219,11 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         if seen > padded_from:
             _bound(p[..., padded_from:, :], bounds)
         largest = _largest_key(p.real)
-        if seen > padded_from:  # a query may see no key: -inf less -inf would be NaN
+        if seen > padded_from:  # a query may see no key, and -inf - -inf would be NaN
             largest = np.maximum(largest, np.finfo(largest.dtype).min)
         p -= largest
         np.exp(p, out=p)
-        total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest sum there is
+        total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest way to sum
         if seen > padded_from:
             total[total == 0] = 1  # the weights of a query that sees no key stay 0
         p *= 1 / total[..., None, :]
@@ -237,7 +240,7 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
         return
     read = blocks[-1][1]
     dk[..., read:, :] = dv[..., read:, :] = 0
-    for rows, seen, p, mask in reversed(blocks):  # the last queries see most keys: theirs is the first gradient of each
+    for rows, seen, p, mask in reversed(blocks):  # the last block sees all keys: it writes, the others add
         dyb, qb = dy[..., rows, :], q[..., rows, :]
         ds = v[..., :seen, :] @ np.multiply(dyb.swapaxes(-1, -2), 1 / divisor, order="C")
         if mask is not None:
@@ -254,17 +257,17 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
 
 
 def _keys_to_read(key_mask, m, y):
-    """(read, bounds): the keys from `read` on are padding everywhere; what bounds the scores of the last ones before.
+    """(read, bounds): all keys from `read` on are padding; `bounds` are upper bounds for the scores of keys before it.
 
-    bounds (..., keys, 1) begin with the first key that is padding anywhere, -inf where a key is padding, inf elsewhere;
-    None where no key before `read` is.
+    bounds (..., keys, 1) start at the first key that is padding in any sequence: -inf where a key is padding, inf
+    elsewhere. None if no key before `read` is padding. Raises DtypeError or ShapeError if the key_mask does not fit.
     """
     if key_mask is None:
         return m, None
     if key_mask.dtype != bool:
-        raise DtypeError(f"key_mask is boolean, True where a key is real; got {key_mask.dtype}; write key_mask != 0")
+        raise DtypeError(f"key_mask must be boolean, True where a key is real; got {key_mask.dtype}; use key_mask != 0")
     if key_mask.shape[-1] != m:
-        raise ShapeError(f"key_mask {key_mask.shape} has {key_mask.shape[-1]} places for {m} keys; give one for each")
+        raise ShapeError(f"key_mask {key_mask.shape} does not fit {m} keys; its last axis must have size {m}")
     sequences = tuple(range(key_mask.ndim - 1))
     real, padding = np.flatnonzero(key_mask.any(sequences)), np.flatnonzero(~key_mask.all(sequences))
     read = int(real[-1]) + 1 if real.size else 0
@@ -277,17 +280,17 @@ def _keys_to_read(key_mask, m, y):
 
 @functools.lru_cache(maxsize=16)
 def _future(n, dtype, arrays):
-    """(keys, queries), what a score may be at most: -inf where the key comes after the query."""
+    """Upper bounds for scores, (keys, queries): -inf where the key comes after the query, inf elsewhere."""
     return arrays.asarray(np.where(causal_mask(n, n).T, np.inf, -np.inf), dtype=dtype)
 
 
 def _bound(scores, bounds):
-    """Make scores of hidden keys -inf, in place, also where they are NaN; a minimum is faster than a masked copy."""
+    """Set the scores of hidden keys to -inf, also where they are NaN; a minimum is faster than a masked copy."""
     np.fmin(scores, bounds[..., : scores.shape[-2], :], out=scores)
 
 
 def _largest_key(scores):
-    """The maximum over the keys, by halves that overlap where they are odd: NumPy's own takes three times as long."""
+    """The maximum over the keys, by comparing halves (which overlap if odd): np.max takes three times as long."""
     while scores.shape[-2] > 1:
         half = (scores.shape[-2] + 1) // 2
         scores = np.maximum(scores[..., :half, :], scores[..., -half:, :])

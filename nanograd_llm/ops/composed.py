@@ -1,7 +1,7 @@
-"""The definitions: each layer function written out in primitive ops, as a textbook would.
+"""The definitions: each layer function written in primitive ops, as in a textbook.
 
-`fused.py` and `attention.py` have the same functions derived by hand for speed; a test holds the two together, and
-under `higher_order()` these run in their place. Nothing here is fast, everything is differentiable to any order.
+`fused.py` and `attention.py` have the same functions derived by hand for speed. Tests compare the two. Under
+`higher_order()` the functions here replace the fused ones: they are slower, and differentiable to any order.
 
 B batch, T time, C channels, H heads, D = C/H, V vocabulary
 """
@@ -21,13 +21,13 @@ from nanograd_llm.ops.layout import causal_mask, check_ids
 from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number
 
-GELU_FLAT = 64  # from here on a GELU is x or 0 to the last bit, and x³ would be too large before long
+GELU_FLAT = 64  # beyond it a GELU is x or 0 to the last bit; limiting |x| to it keeps x³ from overflowing
 
 
 def softmax(x, *, axis=-1):
     e = exp(x - shift(x, axis))
     total = sum(e, axis=axis, keepdims=True)
-    return e / where(total == 0, 1.0, total)  # a row that is wholly masked stays zero
+    return e / where(total == 0, 1.0, total)  # a row of only -inf gives zeros
 
 
 def log_softmax(x, *, axis=-1):
@@ -42,9 +42,9 @@ def logsumexp(x, *, axis=-1):
 
 
 def _log_total(shifted, axis):
-    """log Σ exp of what is at most 0, exact also where one term outweighs all others; 0 where all is masked, and where.
+    """log Σ exp(shifted), where the largest of each row is 0; and True for rows of only -inf, whose result is 0.
 
-    The largest term, 1, is left out of the sum for that, and put back by log(1 + ...).
+    Computed as log(1 + the other terms), which is exact also where these are tiny.
     """
     largest = array_of(shifted).real == 0
     count = np.sum(largest, axis=axes_of(axis, largest.ndim), keepdims=True)
@@ -73,7 +73,7 @@ def gelu_exact(x):
 
 
 def silu(x):
-    return x * (0.5 * (1 + tanh(0.5 * x)))  # x times the logistic function, which is a tanh at half the argument
+    return x * (0.5 * (1 + tanh(0.5 * x)))  # the logistic function is (1 + tanh(x/2))/2
 
 
 def linear(x, w, b=None):
@@ -92,7 +92,7 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
         y = y + label_smoothing * mean(logp, axis=-1)
-    y = where(np.isneginf(array_of(logp).real).all(axis=-1), -np.inf, y)  # no gradient for a row that is wholly masked
+    y = where(np.isneginf(array_of(logp).real).all(axis=-1), -np.inf, y)  # a row of only -inf has no gradient
     y = -where(weights != 0, y, 0.0) * weights.astype(array_of(y).real.dtype)
     return (y.reshape(logits.shape[:-1]) if reduction == "none" else sum(y)) / divisor
 
@@ -123,11 +123,11 @@ def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=Non
     return y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
 
 
-# What definitions and fused ops share: how heads lie, and constants of the computation, without a gradient.
+# Shared by the definitions and the fused ops: the layout of heads, and quantities without a gradient.
 
 
 def split_heads(x: Any, kv: Any, n_head: int) -> Any:
-    """q, k, v, each (B, H, T, D), that lie side by side in x; or q in x, k and v in kv. Views, of arrays."""
+    """q, k, v, each (B, H, T, D), from x (B, T, 3C); or q from x (B, T, C), and k, v from kv (B, S, 2C). Views."""
     return heads_of(x, 3, n_head) if kv is None else (*heads_of(x, 1, n_head), *heads_of(kv, 2, n_head))
 
 
@@ -138,7 +138,7 @@ def heads_of(x: Any, parts: int, n_head: int) -> Any:
 
 
 def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
-    """What a softmax subtracts to stay in range: the largest of each row; 0 where a row holds nothing finite."""
+    """What a softmax subtracts to avoid overflow: the largest element of each row, or 0 if that is not finite."""
     values = array_of(x).real
     values = values if values.dtype.kind == "f" else values.astype(np.float64)
     largest = np.max(values, axis=axes_of(axis, array_of(x).ndim), keepdims=True, initial=-np.inf)
@@ -146,14 +146,14 @@ def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
 
 
 def head_size(x: Any, kv: Any, key_mask: Any, n_head: int) -> int:
-    """D, where n_head heads lie side by side: q, k, v in x (B, T, 3C), or q in x (B, T, C) and k, v in kv (B, S, 2C).
+    """D of n_head heads: q, k, v are in x (B, T, 3C), or q in x (B, T, C) and k, v in kv (B, S, 2C), with C = n_head*D.
 
-    Raises ShapeError where they do not, or key_mask is not (B, S).
+    Raises ShapeError if the shapes are others, or key_mask is not (B, S).
     """
     parts, (B, S, width) = (1 if kv is not None else 3), x.shape
     if n_head < 1 or width < 1 or width % (parts * n_head):
         wanted = "n_head * D" if kv is not None else "3 * n_head * D"
-        raise ShapeError(f"the last axis, {width}, must be {wanted}; n_head is {n_head}, D at least 1")
+        raise ShapeError(f"the last axis must be {wanted} with D at least 1; it is {width}, and n_head is {n_head}")
     if kv is not None:
         S = kv.shape[1]
         if kv.shape != (B, S, 2 * width):
@@ -164,31 +164,34 @@ def head_size(x: Any, kv: Any, key_mask: Any, n_head: int) -> int:
 
 
 def score_divisor(q: Any, scale: float | None) -> float:
-    """What the scores of queries (..., n, D) are divided by: √D unless a scale is given.
+    """What the scores of queries (..., n, D) are divided by: `scale`, or √D if that is None.
 
-    Raises ShapeError where D = 0: the scores would be sums of nothing over √0.
+    Raises ShapeError if D = 0.
     """
     if not q.shape[-1]:
-        raise ShapeError(f"the queries have no channels, {q.shape}, and so no scale 1/√D; give at least one")
+        raise ShapeError(f"queries need at least one channel; got shape {q.shape}")
     return math.sqrt(q.shape[-1]) if scale is None else scale
 
 
 def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:
-    """0 with probability `rate`, else 1/(1 - rate), so that the mean stays (Srivastava et al. 2014)."""
+    """An array of 0 with probability `rate`, else 1/(1 - rate), so that its mean is 1 (Srivastava et al. 2014).
+
+    Raises ConfigError unless 0 ≤ rate < 1.
+    """
     if not 0 <= rate < 1:
-        raise ConfigError(f"a dropout rate lies in 0 ≤ rate < 1; got {rate}")
+        raise ConfigError(f"a dropout rate must be in 0 ≤ rate < 1; got {rate}")
     kept = generator(*seed).random(shape, dtype=np.float32) >= rate
     dtype = dtype if dtype.kind in "fc" else np.dtype(np.float64)
     return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
 
 
 def count_targets(targets: np.ndarray) -> int:
-    """How many of these targets count, as losses have it without an ignore_index of their own."""
+    """The number of targets that are not -100, the default `ignore_index` of the losses."""
     return int(np.count_nonzero(targets != IGNORE_INDEX))
 
 
 def check_loss_settings(label_smoothing: float, reduction: str, weight: Any) -> None:
-    """Raise ConfigError for settings of a cross-entropy that cannot be."""
+    """Raise ConfigError for invalid settings of a cross-entropy."""
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     require_choice("reduction", reduction, ("mean", "sum", "none"))
     if label_smoothing and weight is not None:
@@ -198,9 +201,9 @@ def check_loss_settings(label_smoothing: float, reduction: str, weight: Any) -> 
 def flat_targets(
     targets: Any, logits_shape: tuple[int, ...], ignore_index: int, reduction: str = "mean", weight: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Targets (N,) with 0 where ignored, how much each counts (N,), and what the losses are divided by.
+    """Targets (N,) with 0 where ignored, the weight of each (N,), and what the sum of the losses is divided by.
 
-    Raises ShapeError where the shapes do not belong together or there is no mean, IndexRangeError for an id outside.
+    Raises ShapeError if the shapes do not fit or no target counts, IndexRangeError for an id outside 0..V-1.
     """
     targets = np.asarray(array_of(targets))
     if targets.shape != logits_shape[:-1]:
@@ -215,5 +218,5 @@ def flat_targets(
         counted = counted * weight[chosen]
     divisor = counted.sum() if reduction == "mean" else 1
     if divisor == 0:
-        raise ShapeError(f"none of {flat.size} targets counts (ignore_index={ignore_index}); there is no mean")
+        raise ShapeError(f"none of {flat.size} targets counts (ignore_index={ignore_index}); a mean needs at least one")
     return chosen, counted, divisor

@@ -1,4 +1,4 @@
-"""Functions made of other ops in a line or a few: as differentiable as these, and to any order.
+"""Functions that are a few lines of other ops, and so differentiable to any order without a rule.
 
 Like the ops they take Tensors, arrays and lists, and follow NumPy's names and defaults.
 """
@@ -19,11 +19,11 @@ from nanograd_llm.settings import require_choice, require_int
 
 
 def einsum(subscripts: str, *xs: Any) -> Any:
-    """Einstein's sums as NumPy has them: einsum("ij,jk->ik", a, b) is a @ b.
+    """Einstein summation, as `np.einsum`: einsum("ij,jk->ik", a, b) is a @ b.
 
-    Raises ShapeError for dots, and for a letter twice in one input.
+    Raises ShapeError for an ellipsis, for a letter twice in one input, and for subscripts that do not fit the shapes.
     """
-    xs = (array_like(xs[0]),) if len(xs) == 1 else xs  # one list is not a list of inputs
+    xs = (array_like(xs[0]),) if len(xs) == 1 else xs  # a single list is one input, not a list of inputs
     return contract(*xs, subscripts=subscripts)
 
 
@@ -38,13 +38,13 @@ def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Any:
 
 
 def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
-    """Product over one axis, several, or all (None); zeros among the factors have their right gradients."""
+    """Product over one axis, several, or all (None). The gradient is also right where factors are zero."""
     x = array_like(x)
     axes = axes_of(axis, x.ndim)
     kept = [a for a in range(x.ndim) if a not in axes]
     sizes = [x.shape[a] for a in kept]
     y = reshape(transpose(x, axes=(*axes, *kept)), shape=(math.prod(x.shape[a] for a in axes), *sizes))
-    while len(y) > 1:  # multiply halves until one is left: no division
+    while len(y) > 1:  # multiply halves until one element is left, so that the gradient needs no division
         half = len(y) // 2
         y = concatenate(multiply(y[:half], y[half : 2 * half]), y[2 * half :])
     y = y[0] if len(y) else np.ones(sizes, x.dtype)
@@ -52,38 +52,44 @@ def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 def masked_fill(x: Any, mask: Any, value: float) -> Any:
-    """x, with this value where the mask is True."""
+    """x with `value` where the mask is True.  x (*), mask (*) booleans -> (*)"""
     return where(mask, value, x)
 
 
 def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
-    """The elements of x at these places along an axis; indices have as many axes as x. PyTorch calls it gather."""
+    """The elements of x at these indices along an axis, as `np.take_along_axis`; PyTorch calls it gather.
+
+    Raises ShapeError unless indices have as many axes as x.
+    """
     x, indices = array_like(x), np.asarray(array_of(indices))
     (axis,) = axes_of((axis,), x.ndim)
     if indices.ndim != x.ndim:
-        raise ShapeError(f"take_along_axis needs indices of {x.ndim} axes, as x has; got shape {indices.shape}")
+        raise ShapeError(f"take_along_axis needs indices with {x.ndim} axes, like x; got shape {indices.shape}")
     index: list[Any] = list(np.ix_(*map(np.arange, x.shape)))
     index[axis] = indices
     return getitem(x, index=tuple(index))
 
 
 def sort(x: Any, axis: int = -1) -> Any:
-    """The numbers in ascending order along an axis."""
+    """The elements in ascending order along an axis."""
     return take_along_axis(x, np.argsort(array_of(array_like(x)), axis=axis, kind="stable"), axis)
 
 
 def topk(x: Any, k: int, axis: int = -1) -> tuple[Any, np.ndarray]:
-    """The k largest numbers along an axis, largest first, and where they are (an array of integers)."""
+    """The k largest elements along an axis, largest first, and their indices (a plain array of integers)."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     require_int("k", k, 1, x.shape[axis])
     order = np.flip(np.argsort(array_of(x), axis=axis, kind="stable"), axis)
-    places = np.take(order, np.arange(k), axis)
-    return take_along_axis(x, places, axis), places
+    indices = np.take(order, np.arange(k), axis)
+    return take_along_axis(x, indices, axis), indices
 
 
 def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
-    """x with `value` around it; widths as for `np.pad`: a number, (before, after), or such a pair for each axis."""
+    """x with `value` added at the ends of each axis, as `np.pad`.
+
+    widths: how many elements to add: a number, a pair (before, after), or such a pair for each axis.
+    """
     x = array_like(x)
     pairs = np.broadcast_to(widths, (x.ndim, 2)).tolist()
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs))
@@ -93,21 +99,21 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
 
 
 def roll(x: Any, shift: int, axis: int = -1) -> Any:
-    """Shift along an axis; what leaves at its end comes in at its beginning."""
+    """Shift the elements along an axis; those shifted beyond the end reappear at the start."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     return take(x, (np.arange(x.shape[axis]) - shift) % max(1, x.shape[axis]), axis)
 
 
 def take(x: Any, indices: Any, axis: int = 0) -> Any:
-    """The slices of x with these numbers along an axis."""
+    """The slices of x at these indices along an axis."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     return getitem(x, index=(*(slice(None),) * axis, np.asarray(array_of(indices))))
 
 
 def repeat(x: Any, repeats: int, axis: int = -1) -> Any:
-    """Each slice along an axis this many times, one after the other."""
+    """Repeat each slice along an axis this many times."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     require_int("repeats", repeats, 0)
@@ -115,14 +121,20 @@ def repeat(x: Any, repeats: int, axis: int = -1) -> Any:
 
 
 def mse(x: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """Squared error: the mean over all elements, their sum, or each ("none")."""
+    """Squared error: the mean over all elements, the sum, or that of each element ("none").
+
+    x (*), target (*) of the same shape, or ShapeError.
+    """
     _require_same_shape("mse", x, target)
     difference = subtract(x, target)
     return _reduced(difference * difference, reduction)
 
 
 def binary_cross_entropy(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """Negative log-likelihood, in nats, of targets from 0 to 1 under sigmoid(logits): mean, sum or each ("none")."""
+    """Negative log-likelihood in nats of targets from 0 to 1, with probabilities sigmoid(logits).
+
+    logits (*), target (*) of the same shape, or ShapeError. reduction: "mean", "sum" or "none".
+    """
     _require_same_shape("binary_cross_entropy", logits, target)
     return _reduced(softplus(logits) - multiply(logits, target), reduction)
 

@@ -1,6 +1,6 @@
-"""Layer functions derived by hand for speed: each says which composition of primitives it equals.
+"""Layer functions derived by hand for speed; `equals` names the composition of primitives that each one equals.
 
-The forwards work in place in one fresh array where they can, and keep for their rule what is expensive to recompute.
+Forwards compute in place in one new array where possible, and keep for their rule what is expensive to recompute.
 Rules receive plain arrays and use plain NumPy; under `higher_order()` the composition runs instead.
 
 ⟨·⟩ is the mean over the last axis; N rows, C channels, V vocabulary
@@ -21,11 +21,11 @@ from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_ma
 from nanograd_llm.ops.primitive import erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
-_CACHED = 2**17  # numbers at a time, so that what one line writes is in the cache for the next
+_CACHED = 2**17  # numbers processed at a time: what one line writes is still in the cache for the next
 
 
 def _log_total(shifted, e, axis):
-    """log Σ e, where e = exp(shifted) is at most 1: the largest term is added by log(1 + ...), as in `composed`."""
+    """log Σ e, where e = exp(shifted) and its largest term is 1: log(1 + the others), as in `composed`."""
     largest = shifted.real == 0
     count = np.sum(largest, axis=axes_of(axis, largest.ndim), keepdims=True)
     rest = np.where(largest, e - 1, e).sum(axis=axis, keepdims=True) + (count - 1).astype(e.real.dtype)
@@ -43,7 +43,7 @@ def _over_last_or_first(draw):
 
 @op("y = exp x / Σ exp x over axis", "x̄ = y*(ȳ - Σ ȳ*y)", equals=composed.softmax, samples=_over_last_or_first)
 def softmax(x, *, axis=-1):
-    """Exponentials normalised to sum one; -inf gives 0, and a row of nothing but -inf gives zeros and zero gradient.
+    """Exponentials divided by their sum; -inf gives 0, and a row of only -inf gives zeros with zero gradient.
 
     x (*) -> y (*)
 
@@ -78,7 +78,7 @@ def softmax_backward(dy, y, axis):
     samples=lambda draw: list(_over_last_or_first(draw))[:-1],
 )
 def log_softmax(x, *, axis=-1):
-    """Logarithm of softmax, exact also where the softmax underflows.  x (*) -> y (*)"""
+    """Logarithm of softmax, accurate also where the softmax underflows.  x (*) -> y (*)"""
     y = x - shift(x, axis)
     return y - _log_total(y, np.exp(y), axis)
 
@@ -90,7 +90,7 @@ def log_softmax_backward(dy, y, axis):
 
 @op("y = log Σ exp x over axis", "x̄ = ȳ*softmax(x)", equals=composed.logsumexp, samples=_over_last_or_first)
 def logsumexp(x, *, axis=-1):
-    """Logarithm of a sum of exponentials; a row of nothing but -inf gives -inf and zero gradient.
+    """Logarithm of a sum of exponentials; a row of only -inf gives -inf with zero gradient.
 
     x (*) -> y (* - axis)
     """
@@ -110,17 +110,17 @@ def logsumexp_backward(dy, p, axis):
 
 
 def _rows(x):
-    """All leading axes as one: (..., C) -> (N, C)."""
+    """Merge the leading axes: (..., C) -> (N, C)."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _row_means(x):
-    """⟨x⟩ of (N, C) as a column, 0 where C is; a product with a vector is the fastest sum there is."""
+    """⟨x⟩ of x (N, C) as a column, 0 if C = 0; a product with a vector is the fastest way to sum."""
     return (x @ np.full(x.shape[-1], 1 / (x.shape[-1] or 1), dtype=x.dtype))[:, None]
 
 
 def _row_mean_products(a, b):
-    """⟨a*b⟩ of (N, C) as a column, 0 where C is."""
+    """⟨a*b⟩ of a, b (N, C) as a column, 0 if C = 0."""
     return (np.einsum("nc,nc->n", a, b) / np.asarray(a.shape[-1] or 1, dtype=a.dtype))[:, None]
 
 
@@ -128,7 +128,7 @@ def _column_sums(x):
     return np.ones(len(x), dtype=x.dtype) @ x
 
 
-def _shifted(y, b):
+def _add_into(y, b):
     """y + b, written into y unless b has a wider dtype."""
     return np.add(y, b, out=y if np.result_type(y, b) == y.dtype else None)
 
@@ -166,7 +166,7 @@ def layernorm(x, w, b, *, eps=1e-5):
     xhat = rows - _row_means(rows)
     r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + np.asarray(eps, dtype=x.real.dtype))
     xhat *= r
-    y = _shifted(xhat * w, b)
+    y = _add_into(xhat * w, b)
     return keep(y.reshape(x.shape), xhat=xhat, r=r)
 
 
@@ -192,7 +192,7 @@ def layernorm_backward(dy, w, xhat, r):
     samples=lambda draw: [((x, w), static) for (x, w, _), static in _norm_samples(draw)],
 )
 def rmsnorm(x, w, *, eps=1e-5):
-    """Scale the last axis to root mean square 1, then by w (Zhang and Sennrich 2019).
+    """Divide the last axis by its root mean square, then multiply by w (Zhang and Sennrich 2019).
 
     x (..., C), w (C) -> y (..., C)
     """
@@ -224,7 +224,7 @@ _GELU_CUBE = 0.044715
 def gelu(x, *, needs):
     """GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel 2016).  x (*) -> y (*)
 
-    The slope is computed along with the result, so that the tape keeps one array instead of two.
+    The slope is computed together with the result, so that the tape saves one array instead of two.
     """
     x = np.asarray(x)
     y = np.empty(x.shape, x.dtype)
@@ -243,7 +243,7 @@ def gelu_into(x, y, slope=None):
     """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
         square = x * x
-        np.minimum(square, GELU_FLAT**2, out=square)  # beyond, h is 0 or 1 whatever the square
+        np.minimum(square, GELU_FLAT**2, out=square)  # beyond it h is 0 or 1 for any square
         h = square * (_GELU_SLOPE * _GELU_CUBE)
         h += _GELU_SLOPE
         h *= x
@@ -255,7 +255,7 @@ def gelu_into(x, y, slope=None):
         square *= 6 * _GELU_SLOPE * _GELU_CUBE
         square += 2 * _GELU_SLOPE
         np.subtract(1, h, out=slope)
-        slope *= y  # before the square: a large x then meets a zero, and no infinity does
+        slope *= y  # before the square, so that a large x is multiplied by 0 and not by infinity
         slope *= square
         slope += h
 
@@ -267,7 +267,7 @@ def gelu_backward(dy, slope):
 
 @op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)
 def gelu_exact(x):
-    """GELU in its exact form, x times the normal distribution function.  x (*) -> y (*)"""
+    """GELU in its exact form, x times the normal cumulative distribution function.  x (*) -> y (*)"""
     x = np.asarray(x)
     phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
     return keep(x * phi, phi=phi)
@@ -275,13 +275,13 @@ def gelu_exact(x):
 
 @gelu_exact.backward
 def gelu_exact_backward(dy, x, phi):
-    near = np.clip(x, -GELU_FLAT, GELU_FLAT)  # a square beyond would overflow
+    near = np.clip(x, -GELU_FLAT, GELU_FLAT)  # the square of a larger x would overflow
     return dy * (phi + x * np.exp(-0.5 * near * near) / math.sqrt(2 * math.pi))
 
 
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)
 def silu(x):
-    """x times its own logistic function, also called swish (Elfwing, Uchibe and Doya 2017).  x (*) -> y (*)"""
+    """x * sigmoid(x), also called swish (Elfwing, Uchibe and Doya 2017).  x (*) -> y (*)"""
     x = np.asarray(x)
     s = 0.5 * (1 + np.tanh(0.5 * x))
     return keep(x * s, s=s)
@@ -294,11 +294,11 @@ def silu_backward(dy, x, s):
 
 @op("y = x w + b", "x̄ = ȳ wᵀ;  w̄ = xᵀ ȳ;  b̄ = Σ ȳ", equals=composed.linear)
 def linear(x, w, b=None):
-    """An affine map of the last axis; b may be left out.  x (..., n), w (n, m), b (m) -> y (..., m)"""
-    y = _rows(x) @ w  # one product of matrices, however many leading axes there are
+    """An affine map of the last axis; b is optional.  x (..., n), w (n, m), b (m) -> y (..., m)"""
+    y = _rows(x) @ w  # one matrix product for all leading axes
     if b is not None:
         require_row_of(w, b=b)
-        y = _shifted(y, b)
+        y = _add_into(y, b)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
 
@@ -318,9 +318,11 @@ def linear_backward(dy, x, w, needs, into):
     samples=lambda draw: [((draw(4, 5),), {"rate": rate, "seed": (7,)}) for rate in (0.0, 0.3, 0.9)],
 )
 def dropout(x, *, rate=0.1, seed=(0,)):
-    """Zero random elements and scale up the others (Srivastava et al. 2014); the same seed gives the same mask.
+    """Set random elements to zero and scale up the others (Srivastava et al. 2014); `seed` determines the mask.
 
     x (*) -> y (*)
+
+    Raises ConfigError unless 0 ≤ rate < 1.
     """
     mask = dropout_mask(x.shape, x.dtype, rate, seed)
     return keep(x * mask, mask=mask)
@@ -356,11 +358,12 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     logits (..., V), targets (...) -> y (?)
 
     reduction: "mean", "sum", or "none" for the loss of each target, (...), 0 where ignored.
-    weight: of each class, (V); the mean is then of that much of each target.
-    label_smoothing: this share of each target's weight is spread evenly over the vocabulary (Szegedy et al. 2016).
-    A row of nothing but -inf has loss inf and zero gradient.
-    Raises IndexRangeError for a target outside 0..V-1, ShapeError for a mean where no target counts, ConfigError
-    for a label_smoothing outside 0 ≤ label_smoothing < 1, or beside a weight.
+    weight: the weight of each class, (V); the mean is weighted by it.
+    label_smoothing: the share of each target's probability that is spread evenly over the classes (Szegedy et al.
+        2016).
+
+    A row of only -inf has loss inf and zero gradient. Raises IndexRangeError for a target outside 0..V-1, ShapeError
+    for a mean where no target counts, ConfigError unless 0 ≤ label_smoothing < 1, or with label_smoothing and weight.
 
     On paper: probabilities (1, 2, 3)/6 and (1, 1, 1)/3; the targets have 3/6 and 1/3, so the loss is the mean of log 2
     and log 3. The gradient is half of (1, 2, 3-6)/6 and half of (1-3, 1, 1)/3.
@@ -390,9 +393,9 @@ def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, divisor, label_sm
 
 
 def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
-    """Softmax of each row, the loss of each, times its weight, and its weight in the gradient.
+    """The softmax of each row, the weighted loss of each row, and the weight of its gradient.
 
-    out: where the softmax goes; the logits themselves may be given.
+    out: the array to write the softmax into; may be the logits.
     """
     targets = np.arange(len(chosen)), chosen
     p = np.subtract(logits, shift(logits, -1), out=out)
@@ -403,9 +406,9 @@ def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
     others = p.sum(axis=-1)
     p[targets] = e
     total = others + e
-    empty = total == 0  # wholly masked
+    empty = total == 0  # a row of only -inf
     p /= np.where(empty, np.ones_like(total), total)[:, None]
-    # log total, to the last digit where the target's own term is 1, the largest, and the others are tiny beside it
+    # log total, accurate also where the target's own term is 1, the largest, and the others are tiny
     normaliser = np.log1p(np.where(empty, np.zeros_like(total), others + (e - 1)))
     loss = normaliser - wanted
     if label_smoothing:
@@ -415,7 +418,7 @@ def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
 
 
 def _subtract_targets(p, chosen, label_smoothing):
-    """softmax -> its difference from the wanted distribution, in place."""
+    """Subtract the target distribution from the softmax, in place."""
     if label_smoothing:
         p -= label_smoothing / p.shape[-1]
     p[np.arange(len(chosen)), chosen] -= 1 - label_smoothing
@@ -436,13 +439,13 @@ _BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32
     ],
 )
 def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, needs):
-    """The head and the loss in one: cross_entropy of x wᵀ, in blocks of rows, so that never all logits exist at once.
+    """cross_entropy(x wᵀ, targets), computed in blocks of rows, so that the logits never exist all at once.
 
     x (..., C), w (V, C), targets (...) -> y ()
 
-    The gradients are linear in ȳ, so they are computed for ȳ = 1 while a block's softmax is at hand. Of l̄ and w̄ the
-    smaller is kept: with more rows than channels that is w̄. Raises as cross_entropy does; a row of nothing but -inf has
-    loss inf and no share in the gradients.
+    The gradients are linear in ȳ, so the forward computes them for ȳ = 1, while it has a block's softmax. It keeps the
+    smaller one of l̄ and w̄: with more rows than channels that is w̄. Raises as cross_entropy does; a row of only -inf
+    has loss inf and zero gradient.
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, weights, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
@@ -467,7 +470,7 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
 @linear_cross_entropy.backward
 def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
-    # the gradients may be large: where ȳ is 1 they are what was kept, and no copy is made
+    # the gradients may be large: no copy is made where ȳ is 1
     dx, dw = (kept if kept is None or dy == 1 else dy * kept for kept in (dx, dw))
     if dlogits is not None and needs[1]:
         dw = np.matmul(dlogits.T, _rows(x) * dy, out=into[1])
@@ -475,7 +478,7 @@ def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
 
 
 def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
-    """Turn logits into the gradient of cross_entropy, in place, a few rows at a time; returns the summed losses."""
+    """Replace logits by their gradient of cross_entropy, in place, a few rows at a time; return the sums of losses."""
 
     def work(part):
         losses = []
@@ -491,7 +494,7 @@ def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
 
 
 def _add_product(dw, dlogits, rows):
-    """dw += dlogitsᵀ rows, a slice of the vocabulary at a time: a whole second dw would be as large as the logits."""
+    """dw += dlogitsᵀ rows, a slice of the vocabulary at a time, so that no second array of the size of dw is needed."""
 
     def work(part):
         for some in _slices(part.start, part.stop, 1024):
@@ -502,5 +505,5 @@ def _add_product(dw, dlogits, rows):
 
 
 def _slices(start, stop, size):
-    """Slices of at most this size that follow each other from start to stop."""
+    """Consecutive slices of at most this size, from start to stop."""
     return [slice(i, min(i + size, stop)) for i in range(start, stop, max(1, size))]

@@ -1,7 +1,7 @@
-"""The primitive ops that only move numbers: shapes, axes, joining, picking, masking, and the dtype.
+"""The primitive ops that only move numbers: reshaping, axes, joining, indexing, masking, and the dtype.
 
-All are linear, so a rule never looks at the numbers: it moves the cotangent back the way they came. What was repeated
-is summed, what was picked is put back, what was dropped gets zero.
+All are linear, so their rules do not need the input's values. They move the cotangent back to where the numbers came
+from: what was repeated is summed, what was selected is put back, what was left out gets zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
     samples=lambda draw: [((draw(2, 3, 4),), {"shape": s}) for s in [(6, 4), (-1,), (4, -1, 2), (1, 24)]],
 )
 def reshape(x, *, shape):
-    """The same numbers in row-major order under another shape; one size may be -1.  x (*) -> y (shape)"""
+    """The same numbers, in row-major order, with another shape; one size may be -1.  x (*) -> y (shape)"""
     return np.reshape(x, shape)
 
 
@@ -75,7 +75,7 @@ def swapaxes_backward(dy, axis1, axis2):
     ],
 )
 def broadcast_to(x, *, shape):
-    """Repeat size-one and missing leading axes up to `shape`, without copying.  x (?) -> y (shape)"""
+    """Repeat axes of size one, and add leading axes, up to `shape`, without copying.  x (?) -> y (shape)"""
     return np.broadcast_to(x, shape)
 
 
@@ -90,7 +90,7 @@ def broadcast_to_backward(dy):
     samples=lambda draw: [((draw(2, 3),), {"axis": axis}) for axis in [0, 1, -1, (0, 3), ()]],
 )
 def expand_dims(x, *, axis):
-    """Put in axes of size one, at these places of the result.  x (*) -> y (?)"""
+    """Insert axes of size one at these positions of the result.  x (*) -> y (?)"""
     added = len(axis) if isinstance(axis, (tuple, list)) else 1
     return np.expand_dims(x, axes_of(axis, np.ndim(x) + added))
 
@@ -106,7 +106,7 @@ def expand_dims_backward(dy, x_shape):
     samples=lambda draw: [((draw(1, 3, 1),), {"axis": axis}) for axis in [None, 0, -1, (0, 2)]],
 )
 def squeeze(x, *, axis=None):
-    """Take out axes of size one: these, or all (None).  x (*) -> y (?)"""
+    """Remove these axes, which have size one, or all such axes (None).  x (*) -> y (?)"""
     return np.squeeze(x, None if axis is None else axes_of(axis, np.ndim(x)))
 
 
@@ -125,7 +125,7 @@ def squeeze_backward(dy, x_shape):
     ],
 )
 def concatenate(*xs, axis=0):
-    """Join along an existing axis; takes the parts, or one list of them.  xs (?) -> y (?)"""
+    """Join along an existing axis; takes several inputs, or one list of them.  xs (?) -> y (?)"""
     return np.concatenate(xs, *axes_of((axis,), max(map(np.ndim, xs), default=1)))
 
 
@@ -141,7 +141,7 @@ def concatenate_backward(dy, xs_shape, axis):
     samples=lambda draw: [((draw(2, 3), draw(2, 3)), {"axis": axis}) for axis in (0, 1, -1)],
 )
 def stack(*xs, axis=0):
-    """Join along a new axis; takes the parts, or one list of them.  xs (*) -> y (?)"""
+    """Join along a new axis; takes several inputs, or one list of them.  xs (*) -> y (?)"""
     return np.stack(xs, *axes_of((axis,), max(map(np.ndim, xs), default=0) + 1))
 
 
@@ -152,15 +152,15 @@ def stack_backward(dy, xs_shape, axis):
 
 
 def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
-    """Cut along an axis into equal parts (a number of them) or at the given places; a list of slices of x.
+    """Cut x along an axis into a number of equal parts, or at the given indices; returns a list of slices of x.
 
-    Raises ShapeError where x cannot be cut into that many equal parts.
+    Raises ShapeError if x cannot be cut into that many equal parts.
     """
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
     size = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
-        sections = int(sections)  # one of NumPy's may be too narrow for the size
+        sections = int(sections)  # a narrow NumPy integer, such as int8, could overflow below
         if sections < 1 or size % sections:
             raise ShapeError(f"split cannot cut axis {axis} of size {size} into {sections} equal parts")
         sections = [size // sections * i for i in range(1, sections)]
@@ -175,7 +175,7 @@ def flip(x: Any, axis: int | Sequence[int] | None = None) -> Any:
 
 
 def array_like(x: Any) -> Any:
-    """A Tensor or an array as it is, a list or number as an array."""
+    """A Tensor or array unchanged, a list or number as an array."""
     return x if isinstance(x, Tensor) or is_array(x) else np.asarray(x)
 
 
@@ -194,7 +194,12 @@ def _indices(draw: Any) -> Any:
 
 @op("y = x[index]", "x̄ = 0 with ȳ added at [index]", samples=_indices)
 def getitem(x, *, index):
-    """NumPy indexing: integers, slices, None, ..., integer arrays (with repeats), boolean masks.  x (*) -> y (?)"""
+    """NumPy indexing: integers, slices, None, ..., integer arrays (also with repeats), boolean masks.
+
+    x (*) -> y (?)
+
+    Raises IndexRangeError for an index out of range, DtypeError for floats and for True or False alone.
+    """
     return x[_index(index)]
 
 
@@ -209,10 +214,10 @@ def getitem_backward(dy, x_shape, index):
     samples=lambda draw: [((x[index["index"]],), {**index, "shape": x.shape}) for (x,), index in _indices(draw)],
 )
 def scatter(x, *, index, shape):
-    """Zeros of `shape` with x added at [index], once for every time an element is named.  x (?) -> y (shape)"""
+    """Zeros of `shape` with x added at [index]; repeated indices add up.  x (?) -> y (shape)"""
     y = xp(x).zeros(shape, dtype=x.dtype)
     index = _index(index)
-    if _names_nothing_twice(index):
+    if _has_no_repeats(index):
         y[index] = x
     else:
         np.add.at(y, index, x)
@@ -225,16 +230,17 @@ def scatter_backward(dy, index):
 
 
 def _index(index: Any) -> Any:
-    """The index with Tensors and lists in it as arrays; floats and True for 1 refused."""
+    """The index with its Tensors and lists as arrays. Raises DtypeError for floats and for True or False alone."""
     if isinstance(index, tuple):
         return tuple(_index(part) for part in index)
     if isinstance(index, (bool, float)):
-        raise DtypeError(f"an index is an integer, slice, None, ... or an array of integers or booleans; got {index!r}")
+        raise DtypeError(f"an index is an integer, slice, None, ... or array of integers or booleans; got {index!r}")
     index = array_of(index)
     return np.asarray(index, dtype=None if len(index) else np.int64) if isinstance(index, list) else index
 
 
-def _names_nothing_twice(index: Any) -> bool:
+def _has_no_repeats(index: Any) -> bool:
+    """Does an index without arrays select each element at most once? With arrays the answer is False."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is None or part is ... or isinstance(part, (int, np.integer, slice)) for part in parts)
 
@@ -250,10 +256,10 @@ def _ids(draw: Any) -> Any:
 def embedding(w, ids):
     """Look up rows of a table by id.  w (V, C), ids (...) -> y (..., C)
 
-    ids: integers from 0 to V-1. Raises IndexRangeError for others (there is no counting from the end), DtypeError for
-    ids that are not integers.
+    ids: integers from 0 to V-1. Raises IndexRangeError for others, also for negative ones; DtypeError for ids that are
+    not integers; ShapeError if w has not two axes.
 
-    On paper: row 1 is read twice, so it gets (1, 0) + (10, 20); row 2 is never read.
+    On paper: row 1 is used twice, so its gradient is (1, 0) + (10, 20); row 2 is not used.
 
     >>> import nanograd_llm as ng
     >>> w = ng.Tensor([[1.0, 2], [3, 4], [5, 6]], requires_grad=True)
@@ -262,13 +268,13 @@ def embedding(w, ids):
     [[0.0, 1.0], [11.0, 20.0], [0.0, 0.0]]
     """
     if np.ndim(w) != 2:
-        raise ShapeError(f"a table has two axes, (V, C); got shape {np.shape(w)}")
+        raise ShapeError(f"an embedding table must have two axes, (V, C); got shape {np.shape(w)}")
     return w[check_ids(ids, len(w), "token id")]
 
 
 @embedding.backward
 def embedding_backward(dy, w_shape, ids, onto):
-    if onto[0] is not None:  # a table that serves as the head as well: it is large, and few of its rows change
+    if onto[0] is not None:  # a table that is also the head: large, and only a few rows change here
         return _add_runs(onto[0], dy, ids)
     return add_rows(dy, ids, vocab_size=w_shape[0])
 
@@ -280,9 +286,10 @@ def embedding_backward(dy, w_shape, ids, onto):
     samples=lambda draw: [((draw(*ids.shape, w.shape[1]), ids), {"vocab_size": 5}) for (w, ids), _ in _ids(draw)],
 )
 def add_rows(x, ids, *, vocab_size):
-    """Sum the rows of x that share an id, into a table: the adjoint of embedding.  x (..., C), ids (...) -> y (?)
+    """Add each row of x to the row `id` of a table of zeros: the adjoint of embedding.  x (..., C), ids (...) -> y (?)
 
-    Sorting brings equal ids together, so each table row is one run of rows, summed in order: the same bits every time.
+    y is (vocab_size, C). Sorting puts equal ids together, so each table row is the sum of one run of rows, always in
+    the same order: repeated calls give the same bits.
     """
     return _add_runs(xp(x).zeros((vocab_size, x.shape[-1]), dtype=x.dtype), x, ids)
 
@@ -304,19 +311,19 @@ def add_rows_backward(dy, ids):
 
 
 def check_ids(ids: Any, size: int, what: str) -> Any:
-    """The ids as they are, if all are integers from 0 to size-1; IndexRangeError or DtypeError otherwise."""
+    """The ids as an array. Raises DtypeError unless they are integers, IndexRangeError unless all are in 0..size-1."""
     ids = np.asarray(ids) if isinstance(ids, (int, list, tuple)) else ids
-    ids = ids if ids.size else ids.astype(np.int64)  # an empty list has no dtype
+    ids = ids if ids.size else ids.astype(np.int64)  # an empty list becomes a float array
     if ids.dtype.kind not in "iu":
-        raise DtypeError(f"{what}s are integers; got {ids.dtype}; use astype('int64')")
+        raise DtypeError(f"{what}s must be integers; got {ids.dtype}; use astype('int64')")
     if ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise IndexRangeError(f"{what}s go from 0 to {size - 1}; got {ids.min()} to {ids.max()}")
+        raise IndexRangeError(f"{what}s must be from 0 to {size - 1}; got {ids.min()} to {ids.max()}")
     return ids
 
 
 @op("y = x in another dtype", "x̄ = ȳ in x's dtype", samples=lambda draw: [((draw(2, 3),), {"dtype": np.float64})])
 def cast(x, *, dtype):
-    """Convert to another dtype; a gradient passes between float dtypes only.  x (*) -> y (*)"""
+    """Convert to another dtype; only a conversion between float dtypes has a gradient.  x (*) -> y (*)"""
     return np.asarray(x).astype(dtype)
 
 
@@ -331,12 +338,12 @@ def cast_backward(dy, x_dtype):
     samples=lambda draw: [((draw(2, 3, 4),), {"k": k}) for k in (-1, 0, 1)],
 )
 def tril(x, *, k=0):
-    """Keep the lower triangle of the last two axes.  x (..., n, m) -> y (..., n, m)
+    """The lower triangle of the last two axes, up to diagonal k, and 0 elsewhere.  x (..., n, m) -> y (..., n, m)
 
-    What lies above diagonal k is x - tril(x, k=k).
+    The part above diagonal k is x - tril(x, k=k). Raises ShapeError for fewer than two axes.
     """
-    if np.ndim(x) < 2:  # of a vector NumPy would make a matrix
-        raise ShapeError(f"a triangle wants two axes at least; got shape {np.shape(x)}")
+    if np.ndim(x) < 2:  # NumPy would turn a vector into a matrix
+        raise ShapeError(f"tril needs at least two axes; got shape {np.shape(x)}")
     return np.tril(x, k)
 
 
@@ -346,5 +353,5 @@ def tril_backward(dy, k):
 
 
 def causal_mask(queries: int, keys: int) -> np.ndarray:
-    """Which key each query may see: key j is at or before query i, both counted back from the last; (queries, keys)."""
+    """(queries, keys): True where the key is not later than the query. The last query is at the last key."""
     return np.tri(queries, keys, keys - queries, dtype=bool)

@@ -1,14 +1,14 @@
 """The primitive ops that compute: arithmetic, elementary functions, reductions and the matrix product.
 
-Each rule is written below its forward, in ops and operators, so that it can itself be differentiated, to
-any order. A bar is an adjoint: x̄ = ∂loss/∂x has the shape of x, and ȳ is the cotangent that arrives. No rule undoes
-broadcasting: the engine sums each gradient to its input's shape.
+Each rule follows its forward and uses ops and operators, so that it can itself be differentiated, to any order. A bar
+is an adjoint: x̄ = ∂loss/∂x has the shape of x, and ȳ is the cotangent of the result. No rule undoes broadcasting: the
+engine sums each gradient to its input's shape.
 
-A rule is called with the cotangent `dy` and with what else its parameters name: an input (`a`, `x`), its shape
-(`x_shape`), the output (`y`), a static argument (`axis`), or `needs`, which inputs want a gradient at all. After the
-formulas a declaration may say where checks may draw inputs from: `domain`, an interval for an input, or `samples`.
+A rule gets the cotangent `dy` and whatever its other parameters name: an input (`a`, `x`), its shape (`x_shape`), the
+output (`y`), a static argument (`axis`), or `needs`, a bool for each input: does it need a gradient? `domain` gives
+the interval from which checks draw an input, `samples` the inputs that they use.
 
-Where a derivative does not exist, the rule says what it gives instead.
+Where a derivative does not exist, the docstring says what the rule gives.
 """
 
 from __future__ import annotations
@@ -199,12 +199,12 @@ def sigmoid(x):
 
 @sigmoid.backward
 def sigmoid_backward(dy, x, y):
-    return dy * y * sigmoid(-x)  # 1 - y would lose its digits where y is almost 1
+    return dy * y * sigmoid(-x)  # which is 1 - y, but accurate also where y is almost 1
 
 
 @op("y = log(exp a + exp b)", "ā = ȳ*sigmoid(a - b);  b̄ = ȳ*sigmoid(b - a)")
 def logaddexp(a, b):
-    """Elementwise logarithm of a sum of two exponentials, without overflow.  a (*), b (*) -> y (*)"""
+    """Elementwise log(exp a + exp b), without overflow.  a (*), b (*) -> y (*)"""
     d = _difference(a, b)
     return np.where(np.real(d) > 0, a, b) + np.log1p(np.exp(-absolute(d)))
 
@@ -216,7 +216,7 @@ def logaddexp_backward(dy, a, b):
 
 
 def _difference(a, b):
-    """a - b, 0 where both are the same infinity."""
+    """a - b, but 0 where both are the same infinity."""
     is_same = (a == b) & (absolute(a) == np.inf)
     return where(is_same, 0.0, a) - where(is_same, 0.0, b)
 
@@ -243,11 +243,11 @@ def erf(x):
 
 @erf.backward
 def erf_backward(dy, x):
-    near = clip(x, low=-_ERF_FLAT, high=_ERF_FLAT)  # a square beyond would overflow
+    near = clip(x, low=-_ERF_FLAT, high=_ERF_FLAT)  # the square of a larger x would overflow
     return dy * (2 / math.sqrt(math.pi) * exp(-near * near))
 
 
-_ERF_FLAT = 30  # where exp(-x²) has long been 0; no power in an approximation overflows before
+_ERF_FLAT = 30  # here exp(-x²) is 0, and no power in the approximations overflows yet
 
 
 def _ratio(t, coefficients):
@@ -255,7 +255,7 @@ def _ratio(t, coefficients):
     return numerator / denominator
 
 
-# Numerator and denominator of each of Cody's approximations, highest power first.
+# Numerator and denominator of each of Cody's approximations, from the highest power to the lowest.
 _ERF_NEAR = (
     (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
      3.20937758913846947e3),
@@ -289,7 +289,7 @@ def absolute_backward(dy, x):
 
 @op("y = max(a, b)", "ā = ȳ where a > b;  b̄ = ȳ where b > a;  half each where equal")
 def maximum(a, b):
-    """Elementwise larger one; a tie shares the gradient evenly.  a (*), b (*) -> y (*)"""
+    """Elementwise maximum of two inputs; where they are equal, each gets half the gradient.  a (*), b (*) -> y (*)"""
     return np.maximum(a, b)
 
 
@@ -301,7 +301,7 @@ def maximum_backward(dy, a, b):
 
 @op("y = min(a, b)", "ā = ȳ where a < b;  b̄ = ȳ where b < a;  half each where equal")
 def minimum(a, b):
-    """Elementwise smaller one; a tie shares the gradient evenly.  a (*), b (*) -> y (*)"""
+    """Elementwise minimum of two inputs; where they are equal, each gets half the gradient.  a (*), b (*) -> y (*)"""
     return np.minimum(a, b)
 
 
@@ -340,7 +340,7 @@ def _limits(draw: Any) -> Iterable[Any]:
 
 @op("y = min(max(x, low), high)", "x̄ = ȳ where low ≤ x ≤ high, else 0", samples=_limits)
 def clip(x, *, low=-1.0, high=1.0):
-    """Limit elementwise to [low, high], where None is no limit; on the limits the gradient passes.  x (*) -> y (*)"""
+    """Limit each element to [low, high]; None means no limit. On a limit the gradient is that of x.  x (*) -> y (*)"""
     return np.clip(x, low, high)
 
 
@@ -388,7 +388,7 @@ def mean_backward(dy, x_shape, axis, keepdims):
     samples=lambda draw: list(_over_axes(draw))[:-1],
 )
 def max(x, *, axis=None, keepdims=False):
-    """Largest over one axis, several, or all (None).  x (*) -> y (* - axis)"""
+    """Maximum over one axis, several, or all (None).  x (*) -> y (* - axis)"""
     return np.max(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
 
 
@@ -406,7 +406,7 @@ def max_backward(dy, x, y, axis, keepdims):
     samples=lambda draw: list(_over_axes(draw))[:-1],
 )
 def min(x, *, axis=None, keepdims=False):
-    """Smallest over one axis, several, or all (None).  x (*) -> y (* - axis)"""
+    """Minimum over one axis, several, or all (None).  x (*) -> y (* - axis)"""
     return np.min(x, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
 
 
@@ -444,7 +444,7 @@ def _divisor(shape, axis, ddof):
     samples=lambda draw: [((draw(2, 3, 4),), {"axis": axis}) for axis in (0, 1, -1)] + [((draw(0, 2),), {"axis": 0})],
 )
 def cumsum(x, *, axis):
-    """Running sum along an axis.  x (*) -> y (*)"""
+    """Cumulative sum along an axis.  x (*) -> y (*)"""
     return np.cumsum(x, *axes_of((axis,), np.ndim(x)))
 
 
@@ -454,7 +454,7 @@ def cumsum_backward(dy, axis):
 
 
 def _with_axes(z: Any, axis: Any, keepdims: bool, ndim: int) -> Any:
-    """Put the reduced axes back with size one."""
+    """Insert the reduced axes again, with size one."""
     return z if keepdims else expand_dims(z, axis=axes_of(axis, ndim))
 
 
@@ -495,7 +495,7 @@ def matmul_backward(dy, a, b, needs):
     ],
 )
 def contract(*xs, subscripts):
-    """What `einsum` computes, with its subscripts by name.  xs (?) -> y (?)"""
+    """The op behind `einsum`, with `subscripts` as a static argument.  xs (?) -> y (?)"""
     _letters(subscripts, [np.shape(x) for x in xs])
     return np.einsum(subscripts, *xs, optimize=True)
 
@@ -509,7 +509,7 @@ def contract_backward(dy, xs, xs_shape, subscripts, needs):
         known = "".join(c for c in letters if c in output or any(c in inputs[j] for j in others))
         terms = ",".join([output, *(inputs[j] for j in others)])
         gradient = contract(dy, *(xs[j] for j in others), subscripts=f"{terms}->{known}") if needs[i] else None
-        if needs[i] and known != letters:  # a letter of its own was summed: the gradient is the same all along it
+        if needs[i] and known != letters:  # a letter in no other term was summed: the gradient is constant along it
             lost = tuple(k for k, c in enumerate(letters) if c not in known)
             gradient = broadcast_to(expand_dims(gradient, axis=lost), shape=xs_shape[i])
         gradients.append(gradient)
@@ -517,15 +517,15 @@ def contract_backward(dy, xs, xs_shape, subscripts, needs):
 
 
 def _letters(subscripts, shapes):
-    """The letters of each input and of the output; ShapeError for what `contract` cannot differentiate or do."""
+    """The letters of each input and of the output. Raises ShapeError for subscripts that are not supported."""
     left, arrow, output = subscripts.replace(" ", "").partition("->")
     inputs = left.split(",")
     if not arrow:
         output = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     if not (left + output).replace(",", "a").isalpha() and left:
-        raise ShapeError(f"einsum takes subscripts of letters, such as 'ij,jk->ik', without dots; got {subscripts!r}")
+        raise ShapeError(f"einsum takes letters, such as 'ij,jk->ik', and no ellipsis; got {subscripts!r}")
     if any(len(set(letters)) < len(letters) for letters in inputs):
-        raise ShapeError(f"einsum takes a letter once in each input; got {subscripts!r}")
+        raise ShapeError(f"einsum takes a letter at most once in each input; got {subscripts!r}")
     sizes = {}  # of each letter
     fits = len(inputs) == len(shapes)
     for letters, shape in zip(inputs, shapes):

@@ -202,7 +202,7 @@ def test_a_retained_gradient_is_the_one_that_the_hooks_leave():
 
 @pytest.mark.parametrize("call", [Tensor.retain_grad, lambda t: t.register_hook(print)])
 def test_retain_grad_and_hooks_want_a_tensor_that_needs_a_gradient(call):
-    with pytest.raises(GraphError, match="needs no gradient"):
+    with pytest.raises(GraphError, match="needs a Tensor that requires a gradient"):
         call(Tensor([1.0]))
 
 
@@ -251,7 +251,9 @@ def test_a_hook_that_changes_shape_or_dtype_is_refused(interior, replacement):
     x = leaf([1.0, 2.0, 3.0])
     y = x * 1
     (y if interior else x).register_hook(lambda g: replacement)
-    with pytest.raises(ShapeError, match=r"a hook replaced a cotangent of shape \(3,\), float32 by .*both must stay"):
+    with pytest.raises(
+        ShapeError, match=r"a hook replaced a cotangent of shape \(3,\), float32 by .*same shape and dtype"
+    ):
         y.sum().backward()
     assert x.grad is None
 
@@ -303,7 +305,7 @@ def test_under_higher_order_a_hook_sees_and_may_give_tensors():
 
 
 def test_a_tensor_that_is_no_scalar_wants_a_cotangent():
-    with pytest.raises(ShapeError, match=r"starts from a scalar; this Tensor has shape \(2, 1\); pass a cotangent"):
+    with pytest.raises(ShapeError, match=r"needs a scalar, and this Tensor has shape \(2, 1\); pass a cotangent"):
         (leaf([[1.0], [2.0]]) * 2).backward()
 
 
@@ -325,7 +327,7 @@ def test_a_cotangent_of_another_shape_or_dtype_is_refused_not_broadcast_or_cast(
 def test_a_cotangent_that_is_no_real_number_is_refused(cotangent):
     with pytest.raises(DtypeError):
         (leaf([1.0, 2.0]) * 2).backward(cotangent)
-    with pytest.raises(ShapeError, match="no rectangular array"):
+    with pytest.raises(ShapeError, match="a rectangular array"):
         (leaf([1.0, 2.0]) * 2).backward([[1.0], [1.0, 2.0]])
 
 
@@ -355,20 +357,20 @@ def test_what_was_never_recorded_cannot_be_differentiated(y):
 
 def test_backward_inside_no_grad_is_refused():
     y = leaf(1.0) * 2
-    with no_grad(), pytest.raises(GraphError, match="backward inside no_grad"):
+    with no_grad(), pytest.raises(GraphError, match="backward was called inside no_grad"):
         y.backward()
     y.backward()
 
 
 @pytest.mark.parametrize("y", [3.0, np.ones(()), None, [1.0]])
 def test_grad_of_what_is_no_tensor_is_refused(y):
-    with pytest.raises(GraphError, match="grad wants the gradient of a Tensor; got a"):
+    with pytest.raises(GraphError, match="grad differentiates a Tensor; got a"):
         grad(y, leaf(1.0))
 
 
 @pytest.mark.parametrize("wrt", [Tensor(1.0), [leaf(1.0), Tensor(1.0)], [np.ones(2)], np.ones(2)])
 def test_grad_with_respect_to_what_needs_no_gradient_is_refused(wrt):
-    with pytest.raises(GraphError, match="grad wants Tensors that require a gradient"):
+    with pytest.raises(GraphError, match="with respect to Tensors that require a gradient"):
         grad(leaf(1.0) * 2, wrt)
 
 
@@ -559,7 +561,7 @@ def test_value_and_grad_keeps_the_name_and_passes_what_f_raises():
         return x.sum()
 
     assert (value_and_grad(loss).__name__, value_and_grad(loss).__doc__) == ("loss", "The loss.")
-    with pytest.raises(ShapeError, match="starts from a scalar"):
+    with pytest.raises(ShapeError, match="backward needs a scalar"):
         value_and_grad(lambda x: x * 2)([1.0, 2.0])
     with pytest.raises(GraphError, match="returns a Tensor; it returned float"):
         value_and_grad(lambda x: 1.0)([1.0])
@@ -844,7 +846,7 @@ def test_the_arrays_of_a_tape_stay_apart_from_out() -> None:
         ("ab", [np.zeros(2), np.zeros(2)], ShapeError, r"here \(2, 1\) float64; got \(2,\) float64"),
         ("ab", [np.zeros(2, np.float32), np.zeros((2, 1))], ShapeError, r"here \(2,\) float64; got \(2,\) float32"),
         ("c", [np.zeros((2, 2))], GraphError, "out= is for leaves"),
-        ("aa", [np.zeros(2), np.zeros(2)], GraphError, "out= is for leaves, each named once"),
+        ("aa", [np.zeros(2), np.zeros(2)], GraphError, "out= is for leaves, each given once"),
     ],
 )
 def test_out_that_does_not_fit_is_refused(wrt: str, out: list[np.ndarray], error: type[Exception], match: str) -> None:

@@ -104,7 +104,7 @@ def test_hvp_does_not_touch_the_arrays_it_is_given():
 
 @pytest.mark.parametrize("vectors", [[np.ones(1)], [1.0], [np.ones((3, 1))], [], [np.ones(3), np.ones(3)]])
 def test_hvp_refuses_vectors_that_are_not_shaped_as_the_inputs(vectors):
-    with pytest.raises(ShapeError, match="hvp wants a vector for each input, of its shape"):
+    with pytest.raises(ShapeError, match="hvp needs a vector of each input's shape"):
         hvp(lambda x: (x * x).sum(), [np.ones(3)], vectors)
 
 
@@ -235,7 +235,10 @@ def test_an_op_that_keeps_arrays_and_equals_nothing_is_refused():
 
     x = leaf([3.0])
     np.testing.assert_array_equal(grad(square(x).sum(), x), [6])
-    with higher_order(), pytest.raises(GraphError, match="square keeps 'doubled'.*declare the composition it equals"):
+    with (
+        higher_order(),
+        pytest.raises(GraphError, match="square keeps 'doubled'.*composition of ops with equals="),
+    ):
         square(x)
 
 

@@ -53,7 +53,7 @@ def test_a_shape_line_that_names_other_inputs_is_refused(doc):
 
 @pytest.mark.parametrize("output", ["C", "n, C", "* - axis", "shape", "n?"])
 def test_a_shape_line_whose_result_nothing_determines_is_refused(output):
-    with pytest.raises(ShapeError, match="op made: no input or static argument says what .* is in"):
+    with pytest.raises(ShapeError, match="op made: no input and no static argument defines .* in"):
         declare(f"x (n), w (n) -> y ({output})")
 
 
@@ -152,7 +152,7 @@ def test_an_argument_named_as_the_result_is_refused():
     def masked(x, y):
         return x
 
-    with pytest.raises(NanogradError, match="'y' means something else; rename"):
+    with pytest.raises(NanogradError, match="'y' is a reserved parameter of rules; rename"):
         declare("x (*), y (*) -> z (*)", masked, adjoint="x̄ = ȳ;  ȳ = 0")
 
 
@@ -224,7 +224,7 @@ def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
 )
 def test_an_error_in_a_rule_is_told_with_the_op_and_what_a_rule_may_use(rule, mode, error, words):
     made = with_rule(rule)
-    words = f"in the rule of made: .*{words}.*a rule receives arrays, and Tensors"
+    words = f"in the rule of made: .*{words}.*a rule receives arrays, or Tensors"
     with mode(), pytest.raises(error, match=words) as caught:
         x = leaf([1.0, 2.0])
         grad(made(x, leaf([3.0, 4.0])), x, np.ones(2, np.float32))
@@ -248,7 +248,7 @@ def test_a_single_gradient_for_two_inputs_is_refused():
 def test_a_gradient_that_does_not_sum_to_its_inputs_shape_is_refused(shape):
     made = with_rule(lambda dy: (np.ones(shape, np.float32), dy))
     y = made(leaf(np.ones((2, 3))), leaf(1.0))
-    with pytest.raises(ShapeError, match=r"the rule of made gave a gradient of shape .* for an input of \(2, 3\)"):
+    with pytest.raises(ShapeError, match=r"the rule of made returned a gradient .* for an input of shape \(2, 3\)"):
         y.backward(np.ones((2, 3), np.float32))
 
 
@@ -334,7 +334,7 @@ def test_a_rule_that_asks_for_a_name_nobody_keeps_is_refused_with_the_name(kept,
     made = declare("x (*), w (*) -> y (*)", made)
     made.backward(lambda dy, xhat: (dy, dy))
     assert made(Tensor([1.0]), 2.0).item() == 2
-    words = f"the rule of made asks for 'xhat', which is no input.*: {listed}; the result is called y"
+    words = f"the rule of made has a parameter 'xhat'; expected an input, .*keep\\(\\): {listed}"
     with pytest.raises(GraphError, match=words):
         made(leaf([1.0]), 2.0)
 

@@ -52,7 +52,7 @@ def test_a_docstring_without_a_line_gives_none(doc):
 
 @pytest.mark.parametrize("text", ["x (n)", "x (n) ->", "x (n) -> y (n), z (n)"])
 def test_a_line_has_one_result(text):
-    with pytest.raises(ShapeError, match="one output behind '->'"):
+    with pytest.raises(ShapeError, match="one output after '->'"):
         ShapeLine(text)
 
 

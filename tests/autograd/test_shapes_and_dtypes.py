@@ -323,9 +323,9 @@ def test_ids_may_come_in_every_form_of_integers(ids, rng):
     "ids", [4, -1, [0, 4], [-1, 0], np.array([[2**40]]), np.array([np.iinfo(np.int64).min])], ids=repr
 )
 def test_an_id_outside_the_table_is_refused_with_the_range(ids):
-    with pytest.raises(IndexRangeError, match="token ids go from 0 to 3; got"):
+    with pytest.raises(IndexRangeError, match="token ids must be from 0 to 3; got"):
         ops.embedding(leaf(np.ones((4, 2))), ids)
-    with pytest.raises(IndexRangeError, match="token ids go from 0 to 3; got"):
+    with pytest.raises(IndexRangeError, match="token ids must be from 0 to 3; got"):
         ops.embedding(np.ones((4, 2)), np.asarray(ids))
 
 

@@ -56,7 +56,7 @@ def test_what_is_no_number_is_refused(data, requires_grad):
 
 
 def test_a_ragged_list_is_refused():
-    with pytest.raises(ShapeError, match="no rectangular array"):
+    with pytest.raises(ShapeError, match="a rectangular array"):
         Tensor([[1.0, 2.0], [3.0]])
 
 
@@ -234,7 +234,7 @@ def test_an_augmented_assignment_updates_a_leaf_where_nothing_is_recorded(make, 
 @pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
 def test_an_augmented_assignment_to_a_recorded_leaf_says_how_to_update(update):
     for x in (Parameter(np.eye(2)), leaf(np.eye(2))):
-        with pytest.raises(GraphError, match=r"no_grad\(\), change its \.data, or use an optimizer"):
+        with pytest.raises(GraphError, match=r"inside no_grad\(\) or use an optimizer"):
             update(x, np.eye(2))
         np.testing.assert_array_equal(x.data, np.eye(2))
 
@@ -309,7 +309,7 @@ def test_item_float_int_and_bool_want_exactly_one_number():
     assert not leaf(0.0)
     for x in (leaf([1.0, 2.0]), leaf([])):
         for convert in (Tensor.item, float, int, bool):
-            with pytest.raises(ShapeError, match=r"wants a Tensor of one number; this one has shape"):
+            with pytest.raises(ShapeError, match=r"needs a Tensor of one element; this one has shape"):
                 convert(x)
 
 
@@ -469,7 +469,7 @@ def test_a_tensor_of_one_number_is_formatted_rounded_and_converted_as_a_number()
         assert number(loss) == pytest.approx(2.1)
     assert type(np.float32(loss)) is np.float32
     for call in (lambda x: f"{x:.3f}", round):
-        with pytest.raises(ShapeError, match="of one number"):
+        with pytest.raises(ShapeError, match="of one element"):
             call(leaf([1.0, 2.0]))
 
 
@@ -497,7 +497,7 @@ def test_the_methods_that_numpy_and_pytorch_have_are_there(rng):
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
 def test_a_computed_tensor_is_not_copied_with_its_tape(copied):
     y = 2 * leaf([1.0, 2.0])
-    with pytest.raises(GraphError, match=r"copy or pickle its \.detach\(\)"):
+    with pytest.raises(GraphError, match=r"use its \.detach\(\)"):
         copied(y)
     copied(y.detach())
 

@@ -203,10 +203,10 @@ def test_ids_come_in_any_sequence_and_go_as_integers(prompts: Any) -> None:
         (np.zeros((1, 2, 3), int), ShapeError, r"prompt 0 has shape \(2, 3\)"),
         (np.zeros((0, 3), int), ShapeError, r"prompt 0 has shape \(0, 3\)"),
         ("hello", ShapeError, r"prompt 0 has shape \(\)"),
-        ([1, 13], IndexRangeError, "token ids go from 0 to 12; got 1 to 13"),
-        ([[1], [-1]], IndexRangeError, "token ids go from 0 to 12; got -1 to -1"),
-        ([1.0], DtypeError, "token ids are integers; got float64"),
-        ([True], DtypeError, "token ids are integers; got bool"),
+        ([1, 13], IndexRangeError, "token ids must be from 0 to 12; got 1 to 13"),
+        ([[1], [-1]], IndexRangeError, "token ids must be from 0 to 12; got -1 to -1"),
+        ([1.0], DtypeError, "token ids must be integers; got float64"),
+        ([True], DtypeError, "token ids must be integers; got bool"),
     ],
 )
 @pytest.mark.parametrize("function", [generate, lambda *args: list(stream(*args))])

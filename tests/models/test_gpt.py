@@ -447,16 +447,16 @@ def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (np.zeros((1, 9), int), ShapeError, "context_length is 8 but 9 tokens arrived"),
+        (np.zeros((1, 9), int), ShapeError, "context_length is 8 but there are 9 tokens"),
         (np.zeros(5, int), ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
         (3, ShapeError, r"tokens must be \(B, T\); got shape \(\)$"),
         (np.zeros((1, 2, 4), int), ShapeError, r"tokens must be \(B, T\); got shape \(1, 2, 4\)$"),
         ("The ", DtypeError, r"tokens are integer ids \(B, T\), as tokenizer.encode gives them; got 'The '"),
         (None, DtypeError, "tokens are integer ids .* got None"),
-        (np.array([[0, 13]]), IndexRangeError, "token ids go from 0 to 12; got 0 to 13"),
-        (np.array([[0, -1]]), IndexRangeError, "token ids go from 0 to 12; got -1 to 0"),
-        (np.zeros((1, 3)), DtypeError, "token ids are integers; got float64"),
-        (np.ones((1, 3), bool), DtypeError, "token ids are integers; got bool"),
+        (np.array([[0, 13]]), IndexRangeError, "token ids must be from 0 to 12; got 0 to 13"),
+        (np.array([[0, -1]]), IndexRangeError, "token ids must be from 0 to 12; got -1 to 0"),
+        (np.zeros((1, 3)), DtypeError, "token ids must be integers; got float64"),
+        (np.ones((1, 3), bool), DtypeError, "token ids must be integers; got bool"),
     ],
 )
 def test_tokens_that_cannot_be_are_refused(call: str, bad: Any, error: type, message: str) -> None:
@@ -467,8 +467,8 @@ def test_tokens_that_cannot_be_are_refused(call: str, bad: Any, error: type, mes
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (np.array([[0, 13]]), IndexRangeError, "target ids go from 0 to 12; got 0 to 13"),
-        (np.array([[-1, 0]]), IndexRangeError, "target ids go from 0 to 12; got -1 to 0"),
+        (np.array([[0, 13]]), IndexRangeError, "target ids must be from 0 to 12; got 0 to 13"),
+        (np.array([[-1, 0]]), IndexRangeError, "target ids must be from 0 to 12; got -1 to 0"),
         (np.array([[1, 2, 3]]), ShapeError, r"targets \(1, 3\) do not fit logits \(1, 2, 13\)"),
         (np.array([[-100, -100]]), ShapeError, "none of 2 targets counts"),
     ],
@@ -482,7 +482,7 @@ def test_a_full_context_is_refused_one_more_token() -> None:
     model = tiny()
     caches = model.new_caches(1)
     model.next_logits(np.zeros((1, 8), int), caches)
-    with pytest.raises(ShapeError, match="context_length is 8 but 9 tokens arrived"):
+    with pytest.raises(ShapeError, match="context_length is 8 but there are 9 tokens"):
         model.next_logits(np.zeros((1, 1), int), caches)
 
 

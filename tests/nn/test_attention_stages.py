@@ -173,12 +173,25 @@ def test_forward_mixes_the_values_by_the_weights_of_each_form(x: np.ndarray, rng
     assert np.allclose(layer(x, context, mask).data, layer.out(mixed.swapaxes(1, 2).reshape(x.shape)).data, rtol=1e-12)
 
 
-def test_a_context_is_wanted_where_the_layer_is_made_for_one_and_nowhere_else(x: np.ndarray) -> None:
-    with pytest.raises(ShapeError, match="made with cross=True, and got no context"):
+def test_a_context_is_required_with_cross_and_refused_without_it(x: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match="made with cross=True and needs a context"):
         double(nn.MultiHeadAttention(C, H, cross=True))(x)
     for layer in (nn.MultiHeadAttention(C, H), nn.Block(C, H)):
-        with pytest.raises(ShapeError, match="made without cross=True, and got a context"):
+        with pytest.raises(ShapeError, match="made without cross=True and takes no context"):
             double(layer)(x, x)
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"context": np.ones((B, 2, C))},
+        {"context_mask": np.ones((B, 2), bool)},
+        {"cross_cache": nn.KeyValueCache(B, H, 2, 2, float)},
+    ],
+)
+def test_a_block_without_cross_attention_refuses_every_argument_of_it(x: np.ndarray, unused: dict) -> None:
+    with pytest.raises(ShapeError, match="made without cross=True and takes no context, context_mask or cross_cache"):
+        double(nn.Block(C, H))(x, **unused)
 
 
 STAGES = [

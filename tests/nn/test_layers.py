@@ -137,7 +137,7 @@ def test_a_full_cache_refuses_and_keeps_what_it_holds(rng: np.random.Generator) 
     cache = nn.KeyValueCache(1, 1, 3, 2, np.float64)
     two = rng.standard_normal((1, 1, 2, 2))
     cache.extend(two, two)
-    with pytest.raises(ShapeError, match="the cache holds 3 positions; 2 are filled and 2 arrived"):
+    with pytest.raises(ShapeError, match="the cache has 3 positions, 2 of them filled; got 2 more"):
         cache.extend(two, two)
     assert cache.length == 2
 

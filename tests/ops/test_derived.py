@@ -98,14 +98,14 @@ def test_a_power_has_the_gradients_that_it_promises_at_zero_and_infinity():
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda x: ops.einsum("ii", x[:, :3]), ShapeError, "a letter once"),
-        (lambda x: ops.einsum("...j,j", x, x[0]), ShapeError, "without dots"),
+        (lambda x: ops.einsum("ii", x[:, :3]), ShapeError, "a letter at most once"),
+        (lambda x: ops.einsum("...j,j", x, x[0]), ShapeError, "no ellipsis"),
         (lambda x: ops.einsum("ij,jk", x, x), ShapeError, "does not fit the shapes"),
         (lambda x: ops.einsum("ij,jk", x), ShapeError, "does not fit the shapes"),
         (lambda x: ops.topk(x, 5), ConfigError, "k must be an integer of at most 4"),
         (lambda x: ops.topk(x, 0), ConfigError, "k must be an integer of at least 1"),
         (lambda x: ops.repeat(x, -1), ConfigError, "repeats must be"),
-        (lambda x: ops.take_along_axis(x, [0]), ShapeError, "indices of 2 axes"),
+        (lambda x: ops.take_along_axis(x, [0]), ShapeError, "indices with 2 axes"),
         (lambda x: ops.take_along_axis(x, INDICES + 3), IndexRangeError, "out of bounds"),
         (lambda x: ops.mse(x, x[0]), ShapeError, "a target of the same shape"),
         (lambda x: ops.binary_cross_entropy(x, 1.0), ShapeError, "a target of the same shape"),

@@ -319,7 +319,7 @@ def test_a_bad_batch_changes_nothing_and_the_next_step_has_the_same_bits() -> No
     trained, other = make(), make()
     tokens, targets = batches(0)
     for bad in (np.where(tokens == 3, 11, tokens), np.where(tokens == 3, -1, tokens)):
-        with pytest.raises(IndexRangeError, match="token ids go from 0 to 10"):
+        with pytest.raises(IndexRangeError, match="token ids must be from 0 to 10"):
             trained.step(bad, targets)
     trained.step(tokens, targets)
     other.step(tokens, targets)
@@ -570,7 +570,7 @@ def test_an_error_in_a_worker_process_is_raised_in_the_caller() -> None:
     trained = make(processes=True)
     tokens = six(0)
     tokens[0, 5] = 99
-    with pytest.raises(IndexRangeError, match="token ids go from 0 to 10; got 0 to 99"):
+    with pytest.raises(IndexRangeError, match="token ids must be from 0 to 10; got 0 to 99"):
         trained.step(*tokens)
     trained.step(*six(0))
 
