@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,16 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}: {self.formula}   {self.adjoint}>"
+
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Op:
+        return self
+
+    def __reduce__(self) -> Any:
+        """An op is pickled like a function: by its module and its name."""
+        return _load_op, (self.__module__, self.forward.__qualname__)
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         if static:
@@ -389,6 +400,9 @@ def op(
     samples: function of a `draw` (see gradcheck) that yields pairs (inputs, static arguments) for checks, where the
         shape line is not enough to draw them from.
 
+    The name of an op of this package is unique. Other ops are known by module and name: they may be called like one of
+    the package, and a later definition in the same module replaces the earlier one.
+
     Raises ShapeError or NanogradError if the shape line, the formula or an adjoint is missing.
     """
 
@@ -397,13 +411,34 @@ def op(
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)
-        other = registry.get(made.name)
+        key = _registry_key(made.__module__, made.name)
+        other = registry.get(key)
         if other is not None and other.__module__ != made.__module__:
             raise NanogradError(f"op {made.name} of {made.__module__} exists already in {other.__module__}; rename it")
-        registry[made.name] = made
+        registry[key] = made
         return made
 
     return register
+
+
+def _registry_key(module: str, name: str) -> str:
+    return name if module.partition(".")[0] == __name__.partition(".")[0] else f"{module}.{name}"
+
+
+def keys_of(name: str, known: Iterable[str]) -> list[str]:
+    """The keys, such as those of the registry, that a name stands for: NAME and MODULE.NAME for any module."""
+    return [key for key in known if name in (key, key.rpartition(".")[2])]
+
+
+def _load_op(module: str, qualname: str) -> Op:
+    """The op of this name, for pickle: that of the module, or of a function in it that has defined the op by now."""
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    found = found if isinstance(found, Op) else registry.get(_registry_key(module, qualname.rpartition(".")[2]))
+    if found is None:
+        raise NanogradError(f"the pickled op {qualname} is not in {module}; define it at the top level of that module")
+    return found
 
 
 def _adjoint_forms(name: str) -> Iterator[str]:

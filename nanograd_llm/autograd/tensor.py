@@ -29,10 +29,34 @@ _ARITHMETIC = {"add", "subtract", "multiply", "divide", "power", "matmul"}
 _NO_GRADIENT = {
     *("shape", "ndim", "size", "zeros_like", "ones_like", "empty_like", "full_like", "argmax", "argmin", "argsort"),
     *("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str"),
+    *("any", "all", "nonzero", "flatnonzero", "count_nonzero", "result_type"),
 }
 _COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+_INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are not in the registry by that name
+    **{name: f"ops.{name}(...)" for name in "einsum flip pad prod repeat roll sort split std take".split()},
+    "take_along_axis": "ops.take_along_axis(...)",
+    **dict.fromkeys(("abs", "fabs"), "ops.absolute(...)"),
+    **dict.fromkeys(("amax", "fmax", "maximum.reduce"), "ops.max(...), or ops.maximum(...) of two"),
+    **dict.fromkeys(("amin", "fmin", "minimum.reduce"), "ops.min(...), or ops.minimum(...) of two"),
+    **dict.fromkeys(("add.reduce", "nansum"), "ops.sum(...)"),
+    **dict.fromkeys(("multiply.reduce", "product"), "ops.prod(...)"),
+    **dict.fromkeys(("dot", "vdot", "inner"), "ops.matmul(...)"),
+    **dict.fromkeys(("outer", "multiply.outer", "tensordot", "kron", "trace"), "ops.einsum(...)"),
+    **dict.fromkeys(("vstack", "hstack", "dstack", "column_stack", "append", "block"), "ops.concatenate(...)"),
+    **dict.fromkeys(("moveaxis", "rollaxis", "permute_dims", "matrix_transpose"), "ops.transpose(...)"),
+    **dict.fromkeys(("ravel", "atleast_1d", "atleast_2d", "atleast_3d"), "ops.reshape(...)"),
+    **dict.fromkeys(("array_split", "hsplit", "vsplit", "dsplit"), "ops.split(...)"),
+    **dict.fromkeys(("flipud", "fliplr"), "ops.flip(...)"),
+    **dict.fromkeys(("select", "choose", "nan_to_num"), "ops.where(...)"),
+    **dict.fromkeys(("compress", "extract", "diagonal", "diag", "delete", "diff"), "indexing, x[...]"),
+    **{"average": "ops.mean(...)", "cumulative_sum": "ops.cumsum(...)", "add.accumulate": "ops.cumsum(...)"},
+    **{"triu": "x - ops.tril(x, k=-1)", "tile": "ops.broadcast_to(...)", "astype": "x.astype(...)"},
+    **{"square": "x * x", "reciprocal": "1 / x", "expm1": "ops.exp(x) - 1", "copy": "x * 1, or x.detach()"},
+    **{"exp2": "2.0 ** x", "float_power": "x ** y", "norm": "ops.sqrt(ops.sum(x * x))"},
+    **{"log2": "ops.log(x) / np.log(2)", "log10": "ops.log(x) / np.log(10)", "tan": "ops.sin(x) / ops.cos(x)"},
+}
 
-registry: dict[str, Any] = {}  # name -> op; `@op` fills it
+registry: dict[str, Any] = {}  # name, or MODULE.NAME of an op outside the package -> op; `@op` fills it
 _commit_lock = fork_safe_lock()
 
 
@@ -315,6 +339,11 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"the truth value of a Tensor of shape {self.shape} is ambiguous; use t.data.any() or t.data.all(), or "
+                "t.size to ask whether it has elements"
+            )
         return bool(self.item())
 
     def __float__(self) -> float:
@@ -344,10 +373,10 @@ class Tensor:
                 return registry[name](*inputs)
             if name in _COMPARISONS:
                 return ufunc(*map(array_of, inputs))
-        instead = f"use ops.{name}(...)" if name in registry else "use .data to say that no gradient is wanted"
         if "out" in options:
             instead = "no array can hold its tape: for `array += tensor` write `array = array + tensor`"
-        raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
+            raise _refusal(name, name, instead)
+        raise _refusal(name if method == "__call__" else f"{name}.{method}", name)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad and (self.ndim or dtype is None):  # np.float32(loss) asks for a dtype, and is as float()
@@ -355,17 +384,25 @@ class Tensor:
         return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """NumPy's functions see the arrays where no gradient is lost; all else is refused, as by `__array_ufunc__`."""
-        name, parts = func.__name__, [p for x in args for p in (x if isinstance(x, (list, tuple)) else (x,))]
-        if name not in _NO_GRADIENT and any(isinstance(x, Tensor) and x.requires_grad for x in parts):
-            instead = f"use ops.{name}" if name in registry else "use .data to say that no gradient is wanted"
-            raise DtypeError(f"np.{name} does not take a Tensor, whose tape it would lose; {instead}")
-        return func._implementation(*map(array_of, args), **kwargs)
+        """NumPy's functions compute with the arrays where no gradient is lost; else DtypeError says what to use."""
+        values = [*args, *kwargs.values()]
+        parts = [p for x in values for p in (x if isinstance(x, (list, tuple)) else (x,))]
+        if func.__name__ not in _NO_GRADIENT and any(isinstance(x, Tensor) and x.requires_grad for x in parts):
+            raise _refusal(f"{func.__module__}.{func.__name__}".partition(".")[2], func.__name__)
+        named = {name: array_of(value) for name, value in kwargs.items()}
+        return func._implementation(*map(array_of, args), **named)
 
     def __repr__(self) -> str:
         body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
         origin = f", made by {self._node.op.name}" if self._node else ", requires_grad" if self.requires_grad else ""
         return f"{type(self).__name__}({body}, shape={self.shape}, {self.dtype}{origin})"
+
+
+def _refusal(called: str, name: str, instead: str = "") -> DtypeError:
+    """The error where np.CALLED, such as np.linalg.norm or np.add.reduce, of this last name or ufunc got a Tensor."""
+    op = f"ops.{name}(...)" if name in registry else _INSTEAD_OF_NUMPY.get(name)
+    found = _INSTEAD_OF_NUMPY.get(called, op) or "other ops, or .data to say that no gradient is wanted"
+    return DtypeError(f"np.{called} does not take a Tensor, whose tape it would lose; {instead or f'use {found}'}")
 
 
 class Parameter(Tensor):

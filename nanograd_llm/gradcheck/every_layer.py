@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import nanograd_llm.models  # noqa: F401  the package's own Modules: all that is loaded is found
-from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
@@ -46,11 +46,12 @@ def check_each(
     """What `check_op` and `check_layer` find, as it is found. Raises ConfigError for a name that none has."""
     known: dict[str, Op | type[Module]] = {**registry}
     known |= {layer.__name__: layer for layer in layers() if "specimens" in vars(layer)}
-    wanted = known if names is None else list(names)
-    for name in wanted:
-        if name not in known:
+    wanted: list[str] = []
+    for name in known if names is None else names:
+        if not (keys := keys_of(name, known)):
             near = nearest(name, known)
             raise ConfigError(f"there is no op or layer {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        wanted += keys
     for name in wanted:
         check: Callable[..., OpSummary] = check_op if isinstance(known[name], Op) else check_layer
         yield check(known[name], order=order, cases=cases, seed=seed)

@@ -210,7 +210,7 @@ class GPT(Module):
         end = start + ids.shape[1]
         if end > self.config.context_length:
             raise ShapeError(
-                f"context_length is {self.config.context_length} but there are {end} tokens; pass only the last ones"
+                f"context_length is {self.config.context_length} but {end} tokens were given; pass only the last ones"
             )
         return self.dropout(ops.embedding(self.wte, ids) + self.wpe[start:end])  # (B, T) -> (B, T, C)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import traceback
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from nanograd_llm import Tensor, checked, grad, higher_order, keep, no_grad, op
+from nanograd_llm import Tensor, checked, grad, higher_order, keep, nn, no_grad, op, ops
+from nanograd_llm.autograd.op import keys_of
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
+from nanograd_llm.gradcheck import check_all
 
 
 def leaf(values, dtype=np.float32):
@@ -156,18 +160,70 @@ def test_an_argument_named_as_the_result_is_refused():
         declare("x (*), y (*) -> z (*)", masked, adjoint="x̄ = ȳ;  ȳ = 0")
 
 
-def test_a_name_that_another_module_has_taken_is_refused():
+def multiply_of(module):
     def multiply(x, w):
-        return x * w
+        return 2 * x * w
 
-    with pytest.raises(NanogradError, match="op multiply of .*test_op_declaration exists already in nanograd_llm.ops"):
-        declare("x (*), w (*) -> y (*)", multiply)
-    assert registry["multiply"].__module__ == "nanograd_llm.ops.primitive"
+    multiply.__module__ = module
+    made = declare("x (*), w (*) -> y (*)", multiply)
+    made.backward(lambda dy, x, w: (2 * dy * w, 2 * dy * x))
+    return made
 
 
-def test_the_same_module_may_declare_an_op_again():
+def test_two_modules_of_the_package_cannot_have_ops_of_one_name():
+    with pytest.raises(NanogradError, match="op multiply of nanograd_llm.more exists already in nanograd_llm.ops"):
+        multiply_of("nanograd_llm.more")
+    assert registry["multiply"] is ops.multiply
+
+
+def test_ops_outside_the_package_are_known_by_module_and_name():
+    mine, yours = multiply_of("homework"), multiply_of("tests.other")
+    assert registry["homework.multiply"] is mine and registry["tests.other.multiply"] is yours
+    assert registry["multiply"] is ops.multiply and (Tensor([3.0]) * 2).tolist() == [6]
+    assert keys_of("multiply", registry) == ["multiply", "homework.multiply", "tests.other.multiply"]
+    assert keys_of("homework.multiply", registry) == ["homework.multiply"] and keys_of("homework", registry) == []
+    assert len(check_all(["multiply"], order=1, cases=2).ops) == 3
+
+
+def test_the_latest_definition_of_an_op_is_the_one_that_is_known():
     first, second = declare("x (*), w (*) -> y (*)"), declare("x (*), w (*) -> y (*)")
-    assert registry["made"] is second is not first
+    assert registry[f"{__name__}.made"] is second is not first
+    assert pickle.loads(pickle.dumps(second)) is second
+
+
+@op("y = 2x", "x̄ = 2ȳ")
+def doubled(x):
+    """x (*) -> y (*)"""
+    return 2 * x
+
+
+del registry[f"{__name__}.doubled"]  # else other tests would check it too
+
+
+@pytest.mark.parametrize("one", [ops.softmax, ops.sum, doubled], ids=lambda one: one.name)
+def test_an_op_is_copied_and_pickled_like_a_function(one):
+    assert copy.copy(one) is copy.deepcopy(one) is one
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(one, protocol)) is one
+
+
+def test_a_module_that_holds_ops_is_copied_and_pickled():
+    model = nn.Sequential(nn.Linear(2, 3), ops.tanh, doubled, nn.MLP(3), nn.Dropout(0.5)).eval()
+    model[0].freeze()
+    x = np.ones((1, 2), np.float32)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(copied(x).data, model(x).data)
+        assert [p.requires_grad for p in copied.parameters()] == [p.requires_grad for p in model.parameters()]
+        copied[3].up.weight.data[...] = 0
+        assert model[3].up.weight.data.any()
+
+
+def test_a_pickled_op_that_is_defined_nowhere_says_where_to_define_it():
+    gone = declare("x (*), w (*) -> y (*)")
+    data = pickle.dumps(gone)
+    del registry[f"{__name__}.made"]
+    with pytest.raises(NanogradError, match=r"the pickled op .*made is not in .*; define it at the top level"):
+        pickle.loads(data)
 
 
 def test_a_declaration_without_arguments_is_refused_with_an_example():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -302,13 +303,13 @@ def test_tensors_are_hashed_by_identity():
 # Python's protocols
 
 
-def test_item_float_int_and_bool_want_exactly_one_number():
+def test_item_float_and_int_need_exactly_one_element():
     for x in (leaf(2.5), leaf([[2.5]])):
         assert (x.item(), float(x), int(x), bool(x)) == (2.5, 2.5, 2, True)
     assert type(leaf(2.5).item()) is float
     assert not leaf(0.0)
     for x in (leaf([1.0, 2.0]), leaf([])):
-        for convert in (Tensor.item, float, int, bool):
+        for convert in (Tensor.item, float, int):
             with pytest.raises(ShapeError, match=r"needs a Tensor of one element; this one has shape"):
                 convert(x)
 
@@ -354,8 +355,11 @@ def test_numpy_takes_a_tensor_only_where_no_tape_is_lost():
         (lambda x: np.power(x, 2), r"use ops.power\(...\)"),
         (lambda x: np.true_divide(x, 2), r"use ops.divide\(...\)"),
         (lambda x: np.multiply(x, x), r"use ops.multiply\(...\)"),
-        (lambda x: np.arctan(x), "use .data to say"),
-        (lambda x: np.add.outer([1.0], x), r"use ops.add\(...\)"),
+        (lambda x: np.arctan(x), "use other ops, or .data to say"),
+        (lambda x: np.add.outer([1.0], x), r"np.add.outer does not take a Tensor, .* use ops.add\(...\)"),
+        (np.add.reduce, r"np.add.reduce does not take a Tensor, .* use ops.sum\(...\)"),
+        (np.square, r"use x \* x"),
+        (np.abs, r"use ops.absolute\(...\)"),
         (lambda x: np.ones(1) // x, "np.floor_divide does not take a Tensor"),
         (lambda x: operator.iadd(np.ones(1), x), "write `array = array \\+ tensor`"),
     ],
@@ -523,12 +527,62 @@ def test_numpys_comparisons_and_shapes_take_tensors():
     assert np.zeros_like(p).tolist() == [[0, 0]] and np.argmax(p) == 1
 
 
-@pytest.mark.parametrize("name", ["mean", "sum", "concatenate", "stack", "sort", "where", "cumsum"])
-def test_numpys_functions_that_would_lose_the_tape_are_refused(name):
-    p = Parameter([[1.0, 2.0]])
-    args = {"concatenate": ([p, p],), "stack": ([p.sum(), p.sum()],), "where": (np.array(True), p, p)}.get(name, (p,))
-    with pytest.raises(DtypeError, match=f"np.{name} does not take a Tensor, whose tape it would lose"):
-        getattr(np, name)(*args)
+SAME_IN_NUMPY = sorted(name for name in vars(ops) if callable(getattr(np, name, None)) and name != "tril")
+
+
+@pytest.mark.parametrize("name", SAME_IN_NUMPY)
+def test_a_numpy_function_that_is_an_op_as_well_names_that_op(name):
+    x = leaf([[0.5]])
+    more = {"where": (x > 0, x, x), "clip": (x, 0, 1), "einsum": ("ij->i", x), "split": (x, 1), "pad": (x, 1)}
+    more |= {"reshape": (x, (1,)), "broadcast_to": (x, (1, 1)), "expand_dims": (x, 0), "swapaxes": (x, 0, 1)}
+    more |= {"take": (x, [0]), "take_along_axis": (x, [[0]], 0), "repeat": (x, 2), "roll": (x, 1)}
+    more |= dict.fromkeys(("concatenate", "stack"), ([x],))
+    binary = isinstance(getattr(np, name), np.ufunc) and getattr(np, name).nin == 2
+    with pytest.raises(
+        DtypeError, match=rf"np.{name} does not take a Tensor, whose tape it would lose; use ops.{name}\("
+    ):
+        getattr(np, name)(*more.get(name, (x, x) if binary else (x,)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (np.amax, r"use ops.max\("),
+        (lambda x: np.dot(x, x), r"use ops.matmul\("),
+        (lambda x: np.vstack([x, x]), r"use ops.concatenate\("),
+        (np.linalg.norm, r"np.linalg.norm does not take a Tensor, .* use ops.sqrt\("),
+        (lambda x: np.clip([0.5], 0, a_max=x), r"use ops.clip\("),
+        (lambda x: np.where([True], [1.0], x), r"use ops.where\("),
+        (np.tril, r"use ops.tril\("),
+        (np.median, "use other ops, or .data to say that no gradient is wanted"),
+    ],
+)
+def test_a_numpy_function_on_a_tensor_says_what_to_use_instead(call, words):
+    with pytest.raises(DtypeError, match=words):
+        call(leaf([1.0, 2.0]))
+
+
+def test_numpy_functions_compute_with_tensors_that_need_no_gradient():
+    x = Tensor([1.0, 3.0])
+    assert np.sum(x) == 4 and np.amax(x) == 3 and np.clip(x, 0, a_max=Tensor(2.0)).tolist() == [1, 2]
+    assert np.concatenate([x, x]).tolist() == [1, 3, 1, 3] and np.linalg.norm(x) == pytest.approx(10**0.5)
+    assert np.any(Parameter([0.0, 1.0])) and not np.all(Parameter([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (0,)])
+def test_the_truth_value_of_a_tensor_of_several_elements_or_none_is_refused(shape):
+    with pytest.raises(ShapeError, match=rf"shape {re.escape(str(shape))} is ambiguous; use t.data.any\(\)"):
+        bool(Tensor(np.ones(shape)))
+    assert Tensor([[2.0]]) and not Tensor(0.0)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_frozen_parameter_and_a_constant_are_pickled_as_they_are(protocol):
+    frozen = Parameter([1.0])
+    frozen.requires_grad = False
+    for x in (frozen, Tensor([1, 2]), Tensor(2.0, requires_grad=True)):
+        y = pickle.loads(pickle.dumps(x, protocol))
+        assert (type(y), y.requires_grad, y.dtype, y.tolist()) == (type(x), x.requires_grad, x.dtype, x.tolist())
 
 
 def test_a_list_of_float64_arrays_stays_float64():

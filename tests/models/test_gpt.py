@@ -447,7 +447,7 @@ def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (np.zeros((1, 9), int), ShapeError, "context_length is 8 but there are 9 tokens"),
+        (np.zeros((1, 9), int), ShapeError, "context_length is 8 but 9 tokens"),
         (np.zeros(5, int), ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
         (3, ShapeError, r"tokens must be \(B, T\); got shape \(\)$"),
         (np.zeros((1, 2, 4), int), ShapeError, r"tokens must be \(B, T\); got shape \(1, 2, 4\)$"),
@@ -482,7 +482,7 @@ def test_a_full_context_is_refused_one_more_token() -> None:
     model = tiny()
     caches = model.new_caches(1)
     model.next_logits(np.zeros((1, 8), int), caches)
-    with pytest.raises(ShapeError, match="context_length is 8 but there are 9 tokens"):
+    with pytest.raises(ShapeError, match="context_length is 8 but 9 tokens"):
         model.next_logits(np.zeros((1, 1), int), caches)
 
 

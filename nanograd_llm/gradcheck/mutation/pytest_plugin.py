@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
@@ -153,13 +153,14 @@ class GradientMutants:
                     "--gradient-mutants=softmax,layernorm, or pass --gradient-mutants=all"
                 )
             return own
-        names = dict.fromkeys(name.strip() for name in self.wanted.split(","))
-        for name in names:
-            if name not in registry:
+        chosen: list[Op] = []
+        for name in dict.fromkeys(name.strip() for name in self.wanted.split(",")):
+            if not (keys := keys_of(name, registry)):
                 near = nearest(name, [*registry, "own", "all"])
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise pytest.UsageError(f"--gradient-mutants: there is no op {name!r}{hint}")
-        return [registry[name] for name in names]
+            chosen += [registry[key] for key in keys]
+        return chosen
 
     def _mutants_of(self, op: Op) -> list[Mutant]:
         try:
