@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.autograd.checked import require_finite
 from nanograd_llm.autograd.modes import checked
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
@@ -155,15 +156,23 @@ class Trainer:
             self._stepping.release()
 
     def _raise_non_finite(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
-        """Run the step again in checked mode, and raise NonFiniteError that names the op of the first bad number."""
+        """Raise NonFiniteError naming the op with the first bad number, and what brought it: batch or parameter."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
-        cause = "No single op overflows when the step is run again; the sum of squares does"
+        cause = "No single op overflows when the step is replayed: the sum of squares does"
+        given = {f"array {i} of the batch": np.asarray(array) for i, array in enumerate(batch)}
+        given |= {f"parameter {name}": parameter.data for name, parameter in self.model.named_parameters()}
+        advice = "A lower learning rate may help"
+        try:
+            for what, array in given.items():
+                require_finite(array, what, [array])  # -inf may be a mask
+        except NonFiniteError as error:
+            advice = f"The cause: {error}"
         try:
             with checked():
                 self.workers.loss_and_gradient(batch, key)
         except NanogradError as error:
-            cause = f"{error}. A lower learning rate may help"
-        raise NonFiniteError(f"{found}. {cause}")  # not within `except`, which would keep the tape alive
+            cause = f"{error}. {advice}"
+        raise NonFiniteError(f"{found}. {cause}")  # here, so that it does not keep the replay's tape alive
 
     @property
     def is_whole(self) -> bool:

@@ -253,6 +253,19 @@ def test_a_bad_weight_stops_the_step_and_the_error_names_step_op_and_module(proc
     message = str(caught.value)
     assert message.startswith("step 3: the loss is nan and the gradient's norm nan; nothing was updated. ")
     assert re.search(r"linear\(.*\) in module blocks\.1\.mlp\.down, called at .*layers\.py:\d+ holds", message)
+    assert "parameter blocks.1.mlp.down.weight holds 1 non-finite of" in message and "learning rate" not in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_number_in_the_batch_is_reported_as_such_and_not_blamed_on_the_learning_rate(value: float) -> None:
+    trained = Trainer(Line(), TrainConfig(steps=2, batch_size=2, processes=False))
+    x, y = np.ones((2, 2, 1), np.float32)
+    y[1, 0] = value
+    with pytest.raises(NonFiniteError) as caught:
+        trained.step(x, y)
+    message = str(caught.value)
+    assert f"array 1 of the batch holds 1 non-finite of 2 values; the first is {value} at (1, 0)" in message
+    assert "learning rate" not in message
 
 
 def test_a_bad_step_changes_nothing() -> None:
@@ -305,7 +318,7 @@ class Formula(nn.Module):
 @pytest.mark.parametrize(
     ("formula", "start", "message"),
     [
-        (lambda w: ops.sqrt(w).mean(), 0.0, r"the loss is 0\.0 .*cotangent of input 0 of sqrt\(\(4,\)\), called at"),
+        (lambda w: ops.sqrt(w).mean(), 0.0, r"the loss is 0\.0 .*gradient of input 0 of sqrt\(\(4,\)\), called at"),
         (lambda w: (w * 1e30).sum(), 1.0, "the loss is .* No single op overflows .* the sum of squares does"),
         (lambda w: ops.log(w).sum(), -1.0, r"the loss is nan .*the result of log\(\(4,\)\), called at"),
     ],
