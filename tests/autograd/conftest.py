@@ -1,4 +1,4 @@
-"""Ops that a test declares are gone after it, so that the tests over the whole registry never meet them."""
+"""Removes the ops that a test has declared, so that tests over the whole registry do not include them."""
 
 from __future__ import annotations
 

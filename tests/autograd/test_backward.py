@@ -1,4 +1,4 @@
-"""What a backward pass does: sums at forks, one pass a tape, hooks, errors that change nothing, arrays of its own."""
+"""Backward passes: sums of gradients, freed tapes, hooks, errors that change nothing, and separate memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_tensor_used_twice_gets_the_sum():
 
 @pytest.mark.parametrize("uses", [2, 3, 4, 5])
 @pytest.mark.parametrize("shape", [(), (2,)])
-def test_a_tensor_used_many_times_gets_every_share(uses, shape):
+def test_a_tensor_used_many_times_gets_the_sum_of_all_gradients(uses, shape):
     x = leaf(np.full(shape, 2.0))
     total = x * 1.0
     for _ in range(uses - 1):
@@ -51,13 +51,13 @@ def test_a_tensor_used_many_times_gets_every_share(uses, shape):
     np.testing.assert_array_equal(gradient, np.full(shape, uses))
 
 
-def test_a_matrix_times_its_own_transpose(rng):
+def test_the_gradient_of_a_matrix_times_its_own_transpose(rng):
     x = leaf(rng.standard_normal((3, 4)), np.float64)
     cotangent = rng.standard_normal((3, 3))
     np.testing.assert_allclose(grad(x @ x.T, x, cotangent), (cotangent + cotangent.T) @ x.data, rtol=1e-14)
 
 
-def test_a_diamond_is_walked_once_for_each_node():
+def test_each_node_of_a_diamond_is_visited_once():
     calls = []
 
     @op("y = 2*x", "x̄ = 2*ȳ")
@@ -77,7 +77,7 @@ def test_a_diamond_is_walked_once_for_each_node():
     assert len(calls) == 1
 
 
-def test_a_ladder_of_diamonds_costs_one_visit_a_node():
+def test_each_node_of_200_diamonds_in_a_row_is_visited_once():
     x = leaf(1.0, np.float64)
     y = x
     for _ in range(200):  # 2**200 paths
@@ -97,7 +97,7 @@ def test_broadcasting_is_undone_for_every_operand(rng):
 # Passes over one tape
 
 
-def test_leaves_accumulate_over_passes():
+def test_gradients_accumulate_over_passes():
     x = leaf([1.0, 2.0])
     (x * 3).sum().backward()
     first = x.grad
@@ -117,7 +117,7 @@ def test_the_gradient_of_a_scalar_leaf_stays_an_array():
     assert x.grad == 6
 
 
-def test_a_second_backward_over_a_freed_tape_says_what_to_do():
+def test_a_second_backward_over_a_freed_tape_is_refused():
     y = (leaf([1.0]) * 2).sum()
     y.backward()
     with pytest.raises(GraphError, match="graph freed: backward already passed through sum.*retain_graph=True"):
@@ -144,7 +144,7 @@ def test_retain_graph_keeps_the_tape_for_another_pass():
         y.backward()
 
 
-def test_the_parts_that_a_pass_does_not_reach_are_freed_as_well():
+def test_nodes_that_a_pass_does_not_reach_are_freed_as_well():
     x = leaf([1.0])
     y = x * 2
     grad((y * 3).sum(), y)
@@ -152,7 +152,7 @@ def test_the_parts_that_a_pass_does_not_reach_are_freed_as_well():
         grad((y * 3).sum(), x)
 
 
-def test_backward_from_a_leaf_is_the_cotangent():
+def test_the_gradient_of_a_leaf_by_itself_is_the_cotangent():
     x = leaf(3.0)
     x.backward()
     assert x.grad == 1
@@ -161,7 +161,7 @@ def test_backward_from_a_leaf_is_the_cotangent():
     np.testing.assert_array_equal(v.grad, [5, 7])
 
 
-def test_interior_gradients_are_not_stored_unless_asked_for():
+def test_gradients_of_computed_tensors_are_not_stored_by_default():
     x = leaf([1.0])
     y = x * 2
     y.sum().backward()
@@ -191,7 +191,7 @@ def test_retain_grad_on_a_leaf_changes_nothing():
     np.testing.assert_array_equal(x.grad, [2])
 
 
-def test_a_retained_gradient_is_the_one_that_the_hooks_leave():
+def test_a_retained_gradient_is_that_after_the_hooks():
     x = leaf([1.0])
     y = x * 2
     y.retain_grad()
@@ -201,7 +201,7 @@ def test_a_retained_gradient_is_the_one_that_the_hooks_leave():
 
 
 @pytest.mark.parametrize("call", [Tensor.retain_grad, lambda t: t.register_hook(print)])
-def test_retain_grad_and_hooks_want_a_tensor_that_needs_a_gradient(call):
+def test_retain_grad_and_hooks_refuse_a_tensor_without_a_gradient(call):
     with pytest.raises(GraphError, match="needs a Tensor that requires a gradient"):
         call(Tensor([1.0]))
 
@@ -209,7 +209,7 @@ def test_retain_grad_and_hooks_want_a_tensor_that_needs_a_gradient(call):
 # Hooks
 
 
-def test_a_hook_sees_the_whole_cotangent_once():
+def test_a_hook_gets_the_complete_cotangent_once():
     x = leaf([1.0])
     y = x * 2
     seen = []
@@ -221,7 +221,7 @@ def test_a_hook_sees_the_whole_cotangent_once():
 
 
 @pytest.mark.parametrize("interior", [True, False])
-def test_what_a_hook_returns_replaces_the_cotangent(interior):
+def test_the_result_of_a_hook_replaces_the_cotangent(interior):
     x = leaf([1.0, 2.0])
     y = x * 2
     (y if interior else x).register_hook(lambda g: np.clip(g, -0.5, 0.5))
@@ -239,7 +239,7 @@ def test_hooks_run_in_order_and_can_be_removed(interior):
     z = y.sum()
     np.testing.assert_array_equal(grad(z, x, retain_graph=True), [20])
     remove_first()
-    remove_first()  # nothing more to remove, and nothing else removed
+    remove_first()  # a second call removes nothing
     np.testing.assert_array_equal(grad(z, x, retain_graph=True), [10])
 
 
@@ -266,7 +266,7 @@ def test_a_hook_may_scale_a_scalar_by_a_python_number():
     assert x.grad == 3 and x.grad.dtype == np.float32
 
 
-def test_a_hook_that_keeps_what_it_saw_shares_nothing_with_the_gradient():
+def test_an_array_kept_by_a_hook_is_not_the_gradient():
     x = leaf([1.0])
     seen = []
     x.register_hook(seen.append)
@@ -275,7 +275,7 @@ def test_a_hook_that_keeps_what_it_saw_shares_nothing_with_the_gradient():
     np.testing.assert_array_equal(seen[0], [5])
 
 
-def test_a_hook_returning_a_shared_array_does_not_share_it():
+def test_an_array_returned_by_a_hook_is_not_the_gradient():
     shared = np.array([7.0], np.float32)
     x = leaf([1.0])
     x.register_hook(lambda g: shared)
@@ -284,7 +284,7 @@ def test_a_hook_returning_a_shared_array_does_not_share_it():
     assert shared[0] == 7
 
 
-def test_under_higher_order_a_hook_sees_and_may_give_tensors():
+def test_under_higher_order_a_hook_gets_and_may_return_tensors():
     x = leaf([2.0], np.float64)
     kinds = []
 
@@ -301,10 +301,10 @@ def test_under_higher_order_a_hook_sees_and_may_give_tensors():
     assert (first.item(), second.item()) == (8, 8)
 
 
-# What cannot be differentiated
+# Misuse
 
 
-def test_a_tensor_that_is_no_scalar_wants_a_cotangent():
+def test_a_tensor_that_is_not_a_scalar_needs_a_cotangent():
     with pytest.raises(ShapeError, match=r"needs a scalar, and this Tensor has shape \(2, 1\); pass a cotangent"):
         (leaf([[1.0], [2.0]]) * 2).backward()
 
@@ -324,7 +324,7 @@ def test_a_cotangent_of_another_shape_or_dtype_is_refused_not_broadcast_or_cast(
 
 
 @pytest.mark.parametrize("cotangent", ["ab", [object(), 1], [1j, 2j], [None, 1.0]])
-def test_a_cotangent_that_is_no_real_number_is_refused(cotangent):
+def test_a_cotangent_that_is_not_real_numbers_is_refused(cotangent):
     with pytest.raises(DtypeError):
         (leaf([1.0, 2.0]) * 2).backward(cotangent)
     with pytest.raises(ShapeError, match="a rectangular array"):
@@ -350,7 +350,7 @@ def under_no_grad():
 
 
 @pytest.mark.parametrize("y", [Tensor(1.0), Tensor(1.0) * 2, leaf(1.0).detach(), under_no_grad()])
-def test_what_was_never_recorded_cannot_be_differentiated(y):
+def test_a_tensor_that_was_not_recorded_cannot_be_differentiated(y):
     with pytest.raises(GraphError, match="nothing to differentiate"):
         y.backward()
 
@@ -363,13 +363,13 @@ def test_backward_inside_no_grad_is_refused():
 
 
 @pytest.mark.parametrize("y", [3.0, np.ones(()), None, [1.0]])
-def test_grad_of_what_is_no_tensor_is_refused(y):
+def test_grad_of_anything_but_a_tensor_is_refused(y):
     with pytest.raises(GraphError, match="grad differentiates a Tensor; got a"):
         grad(y, leaf(1.0))
 
 
 @pytest.mark.parametrize("wrt", [Tensor(1.0), [leaf(1.0), Tensor(1.0)], [np.ones(2)], np.ones(2)])
-def test_grad_with_respect_to_what_needs_no_gradient_is_refused(wrt):
+def test_grad_with_respect_to_a_tensor_without_a_gradient_is_refused(wrt):
     with pytest.raises(GraphError, match="with respect to Tensors that require a gradient"):
         grad(leaf(1.0) * 2, wrt)
 
@@ -377,7 +377,7 @@ def test_grad_with_respect_to_what_needs_no_gradient_is_refused(wrt):
 # A pass that fails
 
 
-def test_a_failing_rule_leaves_every_grad_as_it_was():
+def test_a_failing_rule_changes_no_grad():
     x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
     (x * w).sum().backward()
     before = x.grad, w.grad
@@ -395,7 +395,7 @@ def fails(g):
     raise ZeroDivisionError
 
 
-def test_a_failing_hook_leaves_every_grad_as_it_was():
+def test_a_failing_hook_changes_no_grad():
     x, w = leaf([1.0]), leaf([2.0])
     w.register_hook(fails)
     with pytest.raises(ZeroDivisionError):
@@ -415,7 +415,7 @@ def test_after_a_failed_pass_a_retained_tape_can_be_walked_again():
     np.testing.assert_array_equal(x.grad, [2])
 
 
-def test_after_a_failed_pass_a_tape_that_was_not_retained_is_freed_not_busy():
+def test_after_a_failed_pass_a_tape_that_was_not_retained_is_freed():
     x = leaf([1.0])
     z = (failing_op()(x) * 2).sum()
     with pytest.raises(ZeroDivisionError):
@@ -424,7 +424,7 @@ def test_after_a_failed_pass_a_tape_that_was_not_retained_is_freed_not_busy():
         z.backward()
 
 
-def test_a_hook_that_walks_its_own_tape_is_refused():
+def test_a_backward_from_a_hook_over_the_same_tape_is_refused():
     x = leaf([1.0])
     y = x * 2
     z = y.sum()
@@ -436,7 +436,7 @@ def test_a_hook_that_walks_its_own_tape_is_refused():
 # grad
 
 
-def test_grad_takes_leaves_and_computed_tensors_and_writes_no_grad():
+def test_grad_accepts_leaves_and_computed_tensors_and_changes_no_grad():
     x = leaf([1.0, 2.0])
     y = x * 2
     y.retain_grad()
@@ -463,7 +463,7 @@ def test_grad_with_respect_to_one_tensor_twice_gives_two_arrays():
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_tensor_that_y_does_not_depend_on_gets_zeros_of_its_form():
+def test_the_gradient_is_zeros_where_y_does_not_depend_on_the_tensor():
     x, other = leaf([1.0]), leaf(np.ones((2, 3)), np.float64)
     computed = other * 2
     for gradient in grad((x * 2).sum(), [other, computed, x])[:2]:
@@ -472,7 +472,7 @@ def test_a_tensor_that_y_does_not_depend_on_gets_zeros_of_its_form():
 
 
 def product_noting(ran, name="product"):
-    """A product whose rule notes in `ran` which gradients it was asked for."""
+    """A product whose rule appends to `ran` which gradients are needed."""
 
     @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")
     def product(a, b):
@@ -487,7 +487,7 @@ def product_noting(ran, name="product"):
     return product
 
 
-def test_a_rule_is_run_only_where_a_wanted_gradient_lies_below_and_told_which():
+def test_a_rule_runs_only_if_a_requested_gradient_depends_on_it_and_gets_needs():
     ran = []
     first, aside, second = (product_noting(ran, name) for name in ("first", "aside", "second"))
     x, w, v = leaf([2.0]), leaf([3.0]), leaf([5.0])
@@ -509,7 +509,7 @@ def test_an_input_without_requires_grad_is_not_needed(b):
     assert ran == [("product", (True, False))]
 
 
-def test_a_constant_input_gets_no_gradient_and_makes_nothing_require_one():
+def test_a_constant_input_gets_no_gradient_and_the_result_needs_none():
     condition, a = leaf([1.0, 0.0]), leaf([2.0, 3.0])
     assert not ops.where(condition, 1.0, 2.0).requires_grad
     y = ops.where(condition, a, 0.0).sum()
@@ -548,14 +548,14 @@ def test_value_and_grad_of_an_argument_that_was_computed():
     np.testing.assert_array_equal(gradient, [12])
 
 
-def test_value_and_grad_can_be_called_again_when_it_was_given_a_generator():
+def test_value_and_grad_of_a_generator_of_tensors_can_be_called_twice():
     w = Parameter([2.0])
     f = value_and_grad(lambda: (w * w).sum(), (p for p in [w]))
     for _ in range(2):
         np.testing.assert_array_equal(f()[1], [[4]])
 
 
-def test_value_and_grad_keeps_the_name_and_passes_what_f_raises():
+def test_value_and_grad_keeps_the_name_of_f_and_its_errors():
     def loss(x):
         """The loss."""
         return x.sum()
@@ -569,7 +569,7 @@ def test_value_and_grad_keeps_the_name_and_passes_what_f_raises():
         value_and_grad(lambda x: x.sum())([1, 2])
 
 
-# Arrays of its own
+# No shared memory
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_value_and_grad_keeps_the_name_and_passes_what_f_raises():
     ],
 )
 @pytest.mark.parametrize("retain", [True, False])
-def test_gradients_share_memory_with_nothing(f, retain, rng):
+def test_gradients_share_no_memory_with_other_arrays(f, retain, rng):
     a, b = leaf(rng.standard_normal((2, 2))), leaf(rng.standard_normal((2, 2)))
     y = f(a, b)
     cotangent = rng.standard_normal(y.shape).astype(np.float32)
@@ -609,7 +609,7 @@ def test_gradients_share_memory_with_nothing(f, retain, rng):
 
 
 @pytest.mark.parametrize("mode", [higher_order, contextlib.nullcontext])
-def test_the_grad_of_two_leaves_is_not_one_array(mode):
+def test_the_grads_of_two_leaves_are_different_arrays(mode):
     a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
     cotangent = np.array([1.0, 1.0], np.float32)
     with mode():
@@ -620,7 +620,7 @@ def test_the_grad_of_two_leaves_is_not_one_array(mode):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_rule_whose_gradients_are_views_of_each_other_is_summed_right(order):
+def test_gradients_that_are_views_of_each_other_are_summed_correctly(order):
     @op("y = a + bᵀ", "ā = ȳ;  b̄ = ȳᵀ")
     def add_transposed(a, b):
         """a (n, m), b (m, n) -> y (n, m)"""
@@ -641,7 +641,7 @@ def test_a_rule_whose_gradients_are_views_of_each_other_is_summed_right(order):
     assert not np.shares_memory(da, db)
 
 
-def test_a_rule_that_gives_the_same_array_to_both_inputs_is_summed_right():
+def test_one_array_returned_for_two_inputs_is_summed_correctly():
     @op("y = a + b", "ā = ȳ;  b̄ = ȳ")
     def sum_of_two(a, b):
         """a (*), b (*) -> y (*)"""
@@ -657,7 +657,7 @@ def test_a_rule_that_gives_the_same_array_to_both_inputs_is_summed_right():
     assert (da[0], db[0]) == (3, 4)
 
 
-def test_a_rule_that_gives_back_what_was_saved_leaves_it_unchanged():
+def test_a_saved_array_returned_by_a_rule_is_not_changed():
     @op("y = Σ x₁*x₂", "x̄₁ = x₂;  x̄₂ = x₁")
     def dot(*xs):
         """xs (n) -> y ()"""
@@ -677,7 +677,7 @@ def test_a_rule_that_gives_back_what_was_saved_leaves_it_unchanged():
 
 
 def identity_with(rule):
-    """An op that changes nothing, keeps x in several guises, and has this rule."""
+    """An identity op with this rule, which keeps x in several forms."""
 
     @op("y = x", "x̄ = ȳ")
     def identity(x):
@@ -695,7 +695,7 @@ CONSTANT.flags.writeable = False
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        *[(rule, [31, 93]) for rule in (  # the cotangent, a view of it or of what the rule made of it
+        *[(rule, [31, 93]) for rule in (  # the cotangent, a view of it, or a view of an array computed from it
             lambda dy: dy,
             lambda dy: dy.reshape(2, 1).reshape(2),
             lambda dy: dy[::-1][::-1],
@@ -703,7 +703,7 @@ CONSTANT.flags.writeable = False
             lambda dy: (dy.reshape(2, 1) * np.ones(2, np.float32))[:, 0],
             lambda dy: np.stack([dy, dy])[1],
         )],
-        *[(rule, [31, 92]) for rule in (  # what was saved, a view of it, and an array that cannot be written into
+        *[(rule, [31, 92]) for rule in (  # a saved array, a view of one, a read-only array
             lambda dy, x: x,
             lambda dy, x: x.reshape(1, 2).reshape(2),
             lambda dy, parts: parts[0][0],
@@ -714,9 +714,9 @@ CONSTANT.flags.writeable = False
         )],
     ],
 )  # fmt: skip
-def test_whatever_array_a_rule_gives_is_summed_right_and_stays_as_it_is(rule, expected):
+def test_any_array_that_a_rule_returns_is_summed_correctly_and_not_changed(rule, expected):
     made = identity_with(rule)
-    for place in range(3):  # the rule's gradient comes first, in the middle and last of three
+    for place in range(3):  # the rule's gradient is the first, second or last of three
         x = leaf([1.0, 2.0])
         terms = [x * 10, x * 20]
         terms.insert(place, made(x))
@@ -730,7 +730,7 @@ def test_whatever_array_a_rule_gives_is_summed_right_and_stays_as_it_is(rule, ex
 
 
 @pytest.mark.parametrize("own", [lambda dy: dy * 2, lambda dy: (dy.reshape(2, 1) * 2).reshape(2)])
-def test_at_a_join_the_sum_goes_into_the_array_that_a_rule_made(own):
+def test_sums_are_written_into_arrays_that_rules_have_made(own):
     made = []
 
     def rule(dy):
@@ -754,7 +754,7 @@ def two_leaves() -> list[Tensor]:
     return [Tensor(np.array([1.0, 2.0]), requires_grad=True), Tensor(np.array([[3.0], [4.0]]), requires_grad=True)]
 
 
-def test_gradients_are_written_where_out_says_and_are_the_same() -> None:
+def test_gradients_written_into_out_are_the_same() -> None:
     leaves = two_leaves()
     y = ((leaves[0] * leaves[1]) * leaves[0]).sum()
     out = [np.full(leaf.shape, np.nan) for leaf in leaves]
@@ -764,7 +764,7 @@ def test_gradients_are_written_where_out_says_and_are_the_same() -> None:
         np.testing.assert_array_equal(written, expected)
 
 
-def test_a_rule_that_asks_writes_a_leafs_gradient_where_out_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_with_into_gets_the_array_of_out(monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[Any] = []
     rule = ops.linear.rule
 
@@ -778,19 +778,19 @@ def test_a_rule_that_asks_writes_a_leafs_gradient_where_out_says(monkeypatch: py
     out = [np.full((3, 3), np.nan) for _ in range(2)]
     found = grad(y, [x, w], retain_graph=True, out=out)
     assert [[into is not None and into is out[k] for into in row[:2] for k in (0, 1)] for row in offered] == [
-        [False, False, True, False],  # the last weight is x, of which nothing has arrived
-        [False, False, False, True],  # the second is w, of which nothing has arrived
-        [False, False, False, False],  # of both there is something
+        [False, False, True, False],  # the last weight is x, with no gradient so far
+        [False, False, False, True],  # the second is w, with no gradient so far
+        [False, False, False, False],  # both have a gradient
     ]
     for written, expected in zip(found, grad(y, [x, w]), strict=True):
         np.testing.assert_array_equal(written, expected)
     offered.clear()
     ops.linear(x, x).sum().backward()
-    grad(ops.linear(x, x).sum(), [x], out=out[:1])  # one leaf in two places of one call
+    grad(ops.linear(x, x).sum(), [x], out=out[:1])  # the same leaf twice in one call
     assert all(into is None for row in offered for into in row)
 
 
-def test_a_rule_that_asks_adds_to_what_out_holds_already(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_with_onto_adds_to_the_array_of_out(monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[Any] = []
     rule = ops.embedding.rule
 
@@ -802,7 +802,7 @@ def test_a_rule_that_asks_adds_to_what_out_holds_already(monkeypatch: pytest.Mon
     rng = np.random.default_rng(0)
     table, weight = (Tensor(rng.standard_normal((7, 3)), requires_grad=True) for _ in range(2))
     ids = rng.integers(7, size=5)
-    for used in (table, weight):  # as the head also, or for nothing else
+    for used in (table, weight):  # with a second use as the head, or without
         logits = ops.linear(ops.tanh(ops.embedding(table, ids)), used.T)
         out = [np.full((7, 3), np.nan) for _ in range(2)]
         found = grad((logits * logits).sum(), [table, weight], retain_graph=True, out=out)
@@ -821,7 +821,7 @@ def test_a_leaf_that_y_does_not_depend_on_gets_zeros_in_out() -> None:
     assert out[0].tolist() == [2, 2] and out[1].tolist() == [[0], [0]]
 
 
-def test_what_a_hook_puts_in_its_place_is_what_out_gets() -> None:
+def test_the_result_of_a_hook_is_written_into_out() -> None:
     leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     leaf.register_hook(lambda g: 10 * g)
     out = np.zeros(2)
@@ -829,7 +829,7 @@ def test_what_a_hook_puts_in_its_place_is_what_out_gets() -> None:
     assert out.tolist() == [20, 40]
 
 
-def test_the_arrays_of_a_tape_stay_apart_from_out() -> None:
+def test_out_shares_no_memory_with_the_tape() -> None:
     leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     cotangent, out = np.array([3.0, 4.0]), np.zeros(2)
     y = leaf + 0.0
@@ -856,7 +856,7 @@ def test_out_that_does_not_fit_is_refused(wrt: str, out: list[np.ndarray], error
         grad(tensors["c"].sum(), [tensors[name] for name in wrt], out=out)
 
 
-def test_out_is_not_for_higher_order() -> None:
+def test_out_is_refused_under_higher_order() -> None:
     leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     with higher_order(), pytest.raises(GraphError, match="under higher_order"):
         grad((leaf * leaf).sum(), [leaf], out=[np.zeros(2)])

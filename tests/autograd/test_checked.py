@@ -1,4 +1,4 @@
-"""In `checked()` mode the first wrong number, dtype, shape or write is reported where it arose."""
+"""In `checked()` mode the first wrong number, dtype, shape or write is reported where it first appears."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def line_after(offset: int = 1) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_the_first_nan_names_op_shapes_module_line_and_place():
+def test_the_first_nan_is_reported_with_op_shapes_module_line_and_index():
     x = leaf([[1.0, -1.0, 2.0], [1.0, 1.0, -3.0]])
     with checked(), within_module("blocks"), within_module("2"), pytest.raises(NonFiniteError) as caught:
         where = line_after()
@@ -43,7 +43,7 @@ def test_the_first_nan_names_op_shapes_module_line_and_place():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_an_infinity_is_found_and_operators_name_the_line_that_uses_them():
+def test_an_infinity_is_reported_with_the_line_of_the_operator():
     x = leaf([1.0, 0.0])
     with checked(), pytest.raises(NonFiniteError) as caught:
         where = line_after()
@@ -52,7 +52,7 @@ def test_an_infinity_is_found_and_operators_name_the_line_that_uses_them():
     assert "the first is inf at (1,)" in str(caught.value)
 
 
-def test_a_method_names_the_line_that_calls_it():
+def test_a_bad_result_of_a_method_is_reported_with_the_line_that_calls_it():
     x = leaf([np.finfo(np.float32).max] * 2)
     with (
         np.errstate(all="ignore"),
@@ -65,7 +65,7 @@ def test_a_method_names_the_line_that_calls_it():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_wrong_cotangent_names_the_op_and_the_line_of_its_forward():
+def test_a_bad_gradient_is_reported_with_the_op_and_the_line_of_its_forward():
     x = leaf([4.0, 0.0])
     with checked():
         where = line_after()
@@ -78,7 +78,7 @@ def test_a_wrong_cotangent_names_the_op_and_the_line_of_its_forward():
     assert x.grad is None
 
 
-def test_a_wrong_cotangent_of_the_caller_is_not_blamed_on_a_rule():
+def test_a_bad_cotangent_given_by_the_caller_is_not_blamed_on_a_rule():
     y = None
     with checked():
         y = leaf([1.0, 2.0]) * 3
@@ -86,7 +86,7 @@ def test_a_wrong_cotangent_of_the_caller_is_not_blamed_on_a_rule():
         y.backward([1.0, float("nan")])
 
 
-def test_a_wrong_cotangent_of_a_hook_is_found():
+def test_a_bad_cotangent_from_a_hook_is_reported():
     x = leaf([1.0, 2.0])
     with checked():
         y = x * 3
@@ -95,7 +95,7 @@ def test_a_wrong_cotangent_of_a_hook_is_found():
             y.sum().backward()
 
 
-def test_a_sum_at_a_fork_that_overflows_is_found():
+def test_an_overflow_of_a_sum_of_gradients_is_reported():
     huge = np.finfo(np.float32).max
     x = leaf([1.0])
     with np.errstate(all="ignore"), checked():
@@ -107,7 +107,7 @@ def test_a_sum_at_a_fork_that_overflows_is_found():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_outside_the_mode_nothing_is_tested():
+def test_outside_checked_nothing_is_tested():
     x = leaf([-1.0])
     y = ops.log(x).sum()
     y.backward()
@@ -173,7 +173,7 @@ def drifting_rule():
     return drifts_back
 
 
-def test_a_result_that_is_wider_than_its_inputs_is_found():
+def test_a_result_wider_than_its_inputs_is_reported():
     with (
         checked(),
         pytest.raises(DtypeError, match=r"the result of drifts\(\(2,\)\), called at .* widened to float64"),
@@ -181,14 +181,14 @@ def test_a_result_that_is_wider_than_its_inputs_is_found():
         drifting_forward()(leaf([1.0, 2.0]))
 
 
-def test_a_rule_that_widens_is_found():
+def test_a_gradient_wider_than_its_inputs_is_reported():
     with checked():
         y = drifting_rule()(leaf([1.0, 2.0])).sum()
         with pytest.raises(DtypeError, match=r"the gradient of input 0 of drifts_back\(\(2,\)\).* widened to float64"):
             y.backward()
 
 
-def test_a_cast_and_mixed_dtypes_are_no_drift():
+def test_a_cast_and_mixed_dtypes_are_allowed():
     x, wide = leaf([1.0, 2.0]), leaf([3.0, 4.0], np.float64)
     with checked():
         y = (x.astype("float64") * wide).sum() + (x * wide).sum() + wide.astype("float32").sum()
@@ -201,7 +201,7 @@ def test_a_cast_and_mixed_dtypes_are_no_drift():
 # Shapes
 
 
-def test_a_result_that_breaks_its_shape_line_is_found():
+def test_a_result_that_breaks_its_shape_line_is_reported():
     @op("y = Σ x", "x̄ = ȳ")
     def flattens(x):
         """x (n, m) -> y (n)"""
@@ -217,7 +217,7 @@ def test_a_result_that_breaks_its_shape_line_is_found():
     )
 
 
-def test_inputs_that_break_the_shape_line_are_found_even_where_numpy_broadcasts():
+def test_inputs_that_break_the_shape_line_are_reported_even_if_numpy_broadcasts():
     @op("y = x*w", "x̄ = ȳ*w;  w̄ = ȳ*x")
     def scales(x, w):
         """x (..., C), w (C) -> y (..., C)"""
@@ -268,7 +268,7 @@ def test_every_op_runs_in_checked_mode_and_gives_the_same_bits(name):
 # Writes
 
 
-def test_a_forward_that_writes_into_its_input_is_named():
+def test_a_forward_that_writes_into_its_input_is_reported_by_name():
     @op("y = 2x", "x̄ = 2ȳ")
     def doubles(x):
         """x (*) -> y (*)"""
@@ -280,7 +280,7 @@ def test_a_forward_that_writes_into_its_input_is_named():
             doubles(x)
 
 
-def test_a_result_that_is_its_input_or_a_view_of_it_is_as_writeable_as_outside_the_mode():
+def test_a_result_that_is_its_input_or_a_view_of_it_is_as_writeable_as_without_checked():
     x = Tensor(np.ones((2, 3), np.float32))
     with checked():
         results = [x.reshape(6), x.T, x[0], x.astype(np.float32), ops.dropout(x, rate=0.0, seed=(1,))]
@@ -299,7 +299,7 @@ def test_writing_into_a_saved_array_fails_at_the_line_that_writes():
     np.testing.assert_array_equal(x.grad, [3, 4])
 
 
-def test_saved_results_statics_and_lists_are_read_only_as_well():
+def test_saved_results_static_arguments_and_lists_are_read_only_as_well():
     x, rows = leaf([[1.0, 2.0], [3.0, 4.0]]), np.array([0, 0, 1])
     with checked():
         y = ops.exp(x)
@@ -328,7 +328,7 @@ def test_saved_arrays_are_writeable_again_after_a_failed_forward_or_backward():
     assert x.data.flags.writeable
 
 
-def test_an_array_that_two_nodes_save_stays_read_only_until_both_let_go():
+def test_an_array_saved_by_two_nodes_is_read_only_until_both_are_freed():
     x = leaf([1.0, 2.0])
     with checked():
         first, second = (x * x).sum(), (x * x * x).sum()
@@ -366,7 +366,7 @@ def test_a_view_and_its_owner_are_both_restored_in_any_order(view_first, backwar
 
 
 @pytest.mark.parametrize("through", ["view", "base"])
-def test_a_write_through_an_older_view_or_the_base_is_found_when_backward_reads(through):
+def test_a_write_through_an_older_view_or_the_base_is_reported_by_backward(through):
     base = np.array([1.0, 2.0, 3.0], np.float32)
     saved, view = (base, base[1:]) if through == "view" else (base[1:], base)
     x = Tensor(saved, requires_grad=True)
@@ -381,7 +381,7 @@ def test_a_write_through_an_older_view_or_the_base_is_found_when_backward_reads(
     assert x.grad is None
 
 
-def test_a_write_that_is_undone_before_backward_harms_nothing():
+def test_a_write_that_is_undone_before_backward_is_no_error():
     base = np.array([1.0, 2.0], np.float32)
     view = base[:]
     x = Tensor(base, requires_grad=True)
@@ -393,7 +393,7 @@ def test_a_write_that_is_undone_before_backward_harms_nothing():
     np.testing.assert_array_equal(x.grad, [2, 4])
 
 
-def test_what_is_recorded_after_a_write_counts_from_there():
+def test_an_op_recorded_after_a_write_saves_the_new_numbers():
     base = np.array([1.0, 2.0], np.float32)
     view = base[:]
     x = Tensor(base, requires_grad=True)
@@ -409,7 +409,7 @@ def test_what_is_recorded_after_a_write_counts_from_there():
     assert base.flags.writeable
 
 
-def test_outside_the_mode_a_rule_sees_the_changed_numbers():
+def test_outside_checked_a_rule_computes_with_the_changed_numbers():
     x, w = leaf([1.0]), leaf([3.0])
     y = (x * w).sum()
     w.data[0] = 5
@@ -429,12 +429,12 @@ def test_a_rule_that_writes_into_its_cotangent_fails_at_that_line():
 
     x = leaf([1.0])
     with checked():
-        y = doubles(x) + x  # one cotangent for both
+        y = doubles(x) + x  # both get the same cotangent
         with pytest.raises(ValueError, match="read-only"):
             y.backward([1.0])
 
 
-def test_a_rule_that_writes_into_what_is_saved_fails_at_that_line():
+def test_a_rule_that_writes_into_a_saved_array_fails_at_that_line():
     @op("y = x²", "x̄ = 2*ȳ*x")
     def squares(x):
         """x (*) -> y (*)"""
@@ -476,7 +476,7 @@ def test_checked_training_steps_give_the_same_bits_as_plain_ones():
     assert steps(True) == steps(False)
 
 
-def test_second_order_runs_in_checked_mode():
+def test_second_derivatives_run_in_checked_mode():
     with checked():
         (product,) = hvp(lambda x: (ops.softmax(x) * x).sum(), [np.array([1.0, 2.0])], [np.array([1.0, 0.0])])
     assert np.isfinite(product).all()

@@ -41,7 +41,7 @@ def test_the_first_derivatives_of_a_known_function(f, expected):
     assert derivatives(f, 0.7, len(expected)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_mixed_third_derivative():
+def test_a_mixed_third_derivative_is_right():
     x, y = leaf(1.3), leaf(0.4)
     with higher_order():
         z = ops.sin(x * x * y)
@@ -94,7 +94,7 @@ def test_hvp_of_a_linear_function_is_zero_and_of_float32_stays_float32():
     assert zero.dtype == product.dtype == np.float32
 
 
-def test_hvp_does_not_touch_the_arrays_it_is_given():
+def test_hvp_does_not_change_its_arguments():
     x, v = np.array([1.0, 2.0]), np.array([1.0, 1.0])
     (product,) = hvp(lambda t: (t * t * t).sum(), [x], [v])
     product[:] = 0
@@ -140,7 +140,7 @@ def test_backward_under_higher_order_adds_arrays_into_grad():
     np.testing.assert_array_equal(x.grad, [4, 8])
 
 
-def test_a_gradient_penalty_reaches_the_weights():
+def test_a_gradient_penalty_has_a_gradient_in_the_weights():
     w = leaf([2.0])
     with higher_order():
         x = leaf([3.0])
@@ -164,7 +164,7 @@ def test_a_fused_op_runs_the_composition_it_equals():
         assert ops.gelu(x)._node.op.name == "multiply"
 
 
-def test_a_rule_may_return_a_bare_array_under_higher_order():
+def test_a_rule_may_return_a_plain_array_under_higher_order():
     @op("y = 3*x", "x̄ = 3*ȳ")
     def triple(x):
         """x (*) -> y (*)"""
@@ -223,7 +223,7 @@ def test_a_constant_gradient_has_nothing_to_differentiate():
             grad(gradient.sum(), x)
 
 
-def test_an_op_that_keeps_arrays_and_equals_nothing_is_refused():
+def test_an_op_with_kept_arrays_and_without_equals_is_refused():
     @op("y = x²", "x̄ = 2*ȳ*x")
     def square(x):
         """x (*) -> y (*)"""
@@ -242,7 +242,7 @@ def test_an_op_that_keeps_arrays_and_equals_nothing_is_refused():
         square(x)
 
 
-def test_a_rule_in_plain_numpy_is_refused_rather_than_wrong():
+def test_a_rule_in_plain_numpy_is_refused():
     @op("y = eˣ", "x̄ = ȳ*y")
     def e_to(x):
         """x (*) -> y (*)"""
@@ -275,7 +275,7 @@ def test_no_grad_inside_higher_order_records_nothing():
             grad((x * x).sum(), x)
 
 
-def test_checked_mode_reaches_the_second_order():
+def test_checked_mode_tests_second_derivatives():
     x = leaf([1.0, 2.0])
     with higher_order(), checked():
         first = grad((x * x * x).sum(), x)

@@ -1,4 +1,4 @@
-"""The tape keeps what rules name, lets it go as backward passes, makes no cycles, and never recurses."""
+"""The tape saves only what rules name, is freed during backward, and has no cycles; no function recurses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG = 100_000
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only reference counts free memory here, so that a cycle would show."""
+    """The cycle collector is off, so that a cycle would keep memory alive."""
     gc.collect()
     gc.disable()
     yield
@@ -100,7 +100,7 @@ def test_a_chain_of_ops_can_be_differentiated_twice_and_dropped():
     del y, first, second
 
 
-def test_a_wide_sum_of_10_000_terms_is_walked():
+def test_a_sum_of_10_000_terms_is_differentiated():
     x = Parameter(np.array(1.0))
     total = x * 0.0
     for _ in range(10_000):
@@ -108,7 +108,7 @@ def test_a_wide_sum_of_10_000_terms_is_walked():
     assert grad(total, x) == 10_000
 
 
-# Nothing is left
+# Freed memory
 
 
 def test_after_backward_only_leaves_and_gradients_are_alive(no_collector):
@@ -124,7 +124,7 @@ def test_after_backward_only_leaves_and_gradients_are_alive(no_collector):
     assert all(p.grad is not None for p in parameters)
 
 
-def test_arrays_are_let_go_while_backward_is_still_under_way(no_collector):
+def test_arrays_are_freed_during_backward(no_collector):
     x = Parameter(np.ones(4))
     early = x * 2
     late = early * early * 3
@@ -186,7 +186,7 @@ def test_retain_grad_does_not_keep_its_tensor_alive(no_collector):
     np.testing.assert_array_equal(x.grad, [2])
 
 
-def test_a_hook_is_let_go_with_its_pass(no_collector):
+def test_a_hook_is_freed_with_its_pass(no_collector):
     class Big:
         def __call__(self, g):
             return None
@@ -202,7 +202,7 @@ def test_a_hook_is_let_go_with_its_pass(no_collector):
     assert seen() is None
 
 
-def test_what_a_rule_does_not_name_is_not_kept(no_collector):
+def test_only_the_arrays_that_a_rule_names_are_saved(no_collector):
     x = Parameter(np.ones(4))
     a, b = x * 2, x * 3
     seen = [weakref.ref(a.data), weakref.ref(b.data)]
@@ -232,7 +232,7 @@ def test_memory_returns_to_leaves_and_gradients_after_each_step(no_collector):
         loss.backward()
         return loss
 
-    step()  # what is made once, such as caches, is made now
+    step()  # fills caches
     size = sum(p.data.nbytes for p in parameters)
     for p in parameters:
         p.grad = None
@@ -244,7 +244,7 @@ def test_memory_returns_to_leaves_and_gradients_after_each_step(no_collector):
     assert len(losses) == 5
     one_interior_array = 64 * 256 * 4
     assert after - before < size + one_interior_array // 2
-    assert peak - before > size + 5 * one_interior_array  # the measurement sees what came and went
+    assert peak - before > size + 5 * one_interior_array  # the peak includes arrays that were freed again
 
 
 def _tape(y: Tensor) -> list:

@@ -1,4 +1,4 @@
-"""An op that lacks a part of its declaration, or whose rule breaks its word, is refused with the part's name."""
+"""Declarations of ops, and rules: what is missing or wrong is refused by name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_shape_line_that_names_other_inputs_is_refused(doc):
 
 
 @pytest.mark.parametrize("output", ["C", "n, C", "* - axis", "shape", "n?"])
-def test_a_shape_line_whose_result_nothing_determines_is_refused(output):
+def test_a_shape_line_whose_output_is_undefined_is_refused(output):
     with pytest.raises(ShapeError, match="op made: no input and no static argument defines .* in"):
         declare(f"x (n), w (n) -> y ({output})")
 
@@ -82,7 +82,7 @@ def test_an_op_without_an_adjoint_for_every_input_is_refused(adjoint):
         declare("x (*), w (*) -> y (*)", adjoint=adjoint)
 
 
-def test_inputs_of_one_letter_need_an_adjoint_each():
+def test_inputs_with_the_same_first_letter_need_one_adjoint_each():
     def made(a1, a2):
         return a1 * a2
 
@@ -136,7 +136,7 @@ def test_an_adjoint_may_be_written_in_greek_or_ascii(name, adjoint):
         ("x1, x2", "dx1 = ȳ", "x2"),
     ],
 )
-def test_one_adjoint_does_not_stand_for_two_inputs(names, adjoint, missing):
+def test_one_adjoint_is_not_enough_for_two_inputs(names, adjoint, missing):
     function = eval(f"lambda {names}: {names.split(', ')[0]}")
     function.__name__ = "made"
     doc = ", ".join(f"{name} (*)" for name in names.split(", ")) + " -> y (*)"
@@ -152,7 +152,7 @@ def test_a_constant_input_needs_no_adjoint():
     assert made.differentiable == ["x"]
 
 
-def test_an_argument_named_as_the_result_is_refused():
+def test_an_argument_called_y_is_refused():
     def masked(x, y):
         return x
 
@@ -218,7 +218,7 @@ def test_a_module_that_holds_ops_is_copied_and_pickled():
         assert model[3].up.weight.data.any()
 
 
-def test_a_pickled_op_that_is_defined_nowhere_says_where_to_define_it():
+def test_a_pickled_op_without_a_definition_is_refused():
     gone = declare("x (*), w (*) -> y (*)")
     data = pickle.dumps(gone)
     del registry[f"{__name__}.made"]
@@ -226,7 +226,7 @@ def test_a_pickled_op_that_is_defined_nowhere_says_where_to_define_it():
         pickle.loads(data)
 
 
-def test_a_declaration_without_arguments_is_refused_with_an_example():
+def test_op_without_arguments_is_refused_with_an_example():
     with pytest.raises(SignatureError, match="@op takes a formula and an adjoint, such as @op"):
         op(lambda x: x)
 
@@ -251,7 +251,7 @@ def test_an_op_shows_its_formula_and_keeps_its_name_and_docstring():
 # The rule
 
 
-def test_an_op_without_a_rule_is_refused_where_a_gradient_is_wanted_and_only_there():
+def test_an_op_without_a_rule_is_refused_only_if_a_gradient_is_needed():
     made = declare("x (*), w (*) -> y (*)")
     assert made(Tensor([2.0]), 3).item() == 6
     assert made(np.array([2.0]), 3)[0] == 6
@@ -278,7 +278,7 @@ def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
         (lambda dy, x, w: (np.sum(np.asarray(w)) * dy, dy), higher_order, GraphError, "lose this Tensor's tape"),
     ],
 )
-def test_an_error_in_a_rule_is_told_with_the_op_and_what_a_rule_may_use(rule, mode, error, words):
+def test_an_error_in_a_rule_is_raised_with_the_op_and_advice(rule, mode, error, words):
     made = with_rule(rule)
     words = f"in the rule of made: .*{words}.*a rule receives arrays, or Tensors"
     with mode(), pytest.raises(error, match=words) as caught:
@@ -287,7 +287,7 @@ def test_an_error_in_a_rule_is_told_with_the_op_and_what_a_rule_may_use(rule, mo
     assert isinstance(caught.value, NanogradError)
 
 
-def test_an_error_of_ones_own_in_a_rule_stays_what_it_is():
+def test_an_error_of_another_class_in_a_rule_is_not_changed():
     def rule(dy, x, w):
         raise ZeroDivisionError("mine")
 
@@ -318,7 +318,7 @@ def test_a_gradient_that_was_broadcast_is_summed_to_its_inputs_shape(shape, rng)
 
 
 @pytest.mark.parametrize("gradient", [None, "text", [1.0, 2.0]])
-def test_a_gradient_that_is_no_array_is_refused(gradient):
+def test_a_gradient_that_is_not_an_array_is_refused(gradient):
     made = with_rule(lambda dy: (gradient, dy))
     with pytest.raises(GraphError, match="the rule of made returned .* for input 0, which needs a gradient"):
         made(leaf([1.0, 2.0]), leaf([1.0, 2.0])).sum().backward()
@@ -383,7 +383,7 @@ def test_a_rule_over_any_number_of_inputs_gets_lists():
 
 
 @pytest.mark.parametrize(("kept", "listed"), [({}, r"\[\]"), ({"other": 1}, r"\['other'\]")])
-def test_a_rule_that_asks_for_a_name_nobody_keeps_is_refused_with_the_name(kept, listed):
+def test_a_rule_with_an_unknown_parameter_is_refused_by_name(kept, listed):
     def made(x, w):
         return keep(x * w, **kept) if kept else x * w
 

@@ -1,4 +1,4 @@
-"""Random programs of shared, broadcast and discarded values: every gradient is that of the complex step."""
+"""Random programs of shared, broadcast and discarded values: their gradients agree with the complex step."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_gradient_of_a_random_program_is_the_complex_step(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_way_to_the_gradient_gives_the_same_numbers(seed):
+def test_backward_grad_and_checked_mode_give_the_same_numbers(seed):
     run, arrays = program(seed)
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     y = run(leaves)
@@ -91,7 +91,7 @@ def test_every_way_to_the_gradient_gives_the_same_numbers(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_second_derivative_is_symmetric_and_that_of_differences(seed):
+def test_the_second_derivative_is_symmetric_and_agrees_with_differences(seed):
     run, arrays = program(seed)
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     rng = np.random.default_rng(seed + 2000)

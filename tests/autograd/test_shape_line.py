@@ -1,4 +1,4 @@
-"""The shape line is parsed, held to, and drawn from."""
+"""The shape line: parsing, checking shapes, drawing shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def problem(line: str, inputs, output, **static):
-    """What is wrong with these shapes, given in the line's order."""
+    """Why these shapes, in the order of the line, do not match; None if they do."""
     parsed = ShapeLine(line)
     return parsed.mismatch({name: [shape] for name, shape in zip(parsed.inputs, inputs)}, static, output)
 
@@ -41,7 +41,7 @@ def test_a_line_is_found_in_a_docstring_and_read():
     assert line.output == ["...", "C"]
 
 
-def test_words_before_the_line_are_no_part_of_it():
+def test_words_before_the_line_are_ignored():
     assert ShapeLine.find("Reshape; one size may be -1.  x (*) -> y (shape)").text == "x (*) -> y (shape)"
 
 
@@ -51,25 +51,25 @@ def test_a_docstring_without_a_line_gives_none(doc):
 
 
 @pytest.mark.parametrize("text", ["x (n)", "x (n) ->", "x (n) -> y (n), z (n)"])
-def test_a_line_has_one_result(text):
+def test_a_line_with_several_outputs_or_none_is_refused(text):
     with pytest.raises(ShapeError, match="one output after '->'"):
         ShapeLine(text)
 
 
 @pytest.mark.parametrize("text", ["x (n, *) -> y (n)", "x (B, ..., C) -> y (B)", "x (n), w (m, ...) -> y (n)"])
-def test_a_star_and_dots_come_first(text):
+def test_a_star_or_dots_that_are_not_first_are_refused(text):
     with pytest.raises(ShapeError, match="come first"):
         ShapeLine(text)
 
 
-def test_what_only_a_static_argument_can_determine_is_listed():
+def test_unbound_names_are_listed():
     assert ShapeLine("x (n), w (..., m) -> y (..., n, m, 3)").unbound() == set()
     assert ShapeLine("x (*) -> y (shape)").unbound() == {"shape"}
     assert ShapeLine("x (*) -> y (* - axis)").unbound() == {"axis"}
     assert ShapeLine("x (?) -> y (?)").unbound() == set()
 
 
-# Holding
+# Checking
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_only_a_static_argument_can_determine_is_listed():
         ("x (*) -> y (* - axis)", [(2, 3, 4)], (1, 3, 1), {"axis": (0, -1), "keepdims": True}),
     ],
 )
-def test_shapes_that_keep_the_line(line, inputs, output, static):
+def test_shapes_that_match_the_line_are_accepted(line, inputs, output, static):
     assert problem(line, inputs, output, **static) is None
 
 
@@ -122,7 +122,7 @@ def test_shapes_that_keep_the_line(line, inputs, output, static):
         ("x (*) -> y (* - axis)", [(2, 3)], (2,), {"axis": 1, "keepdims": True}, "the line says (2, 1)"),
     ],
 )
-def test_shapes_that_break_the_line_are_told_how(line, inputs, output, static, said):
+def test_shapes_that_break_the_line_are_reported(line, inputs, output, static, said):
     assert said in problem(line, inputs, output, **static)
 
 
@@ -132,7 +132,7 @@ def test_several_inputs_under_one_name_broadcast_together():
     assert "do not broadcast" in line.mismatch({"xs": [(2,), (3,)]}, {}, (3,))
 
 
-def test_an_input_that_was_left_out_binds_nothing():
+def test_an_omitted_input_is_ignored():
     line = ShapeLine("x (..., n), b (n) -> y (..., n)")
     assert line.mismatch({"x": [(2, 3)]}, {}, (2, 3)) is None
 
@@ -148,7 +148,7 @@ LINES = [op.shape_line.text for op in OPS.values()] + [
 @pytest.mark.parametrize("text", sorted({line for line in LINES if "(?)" not in line.partition("->")[0]}))
 @settings(max_examples=30)
 @given(seed=SEEDS)
-def test_drawn_inputs_keep_the_line(text, seed):
+def test_drawn_inputs_match_the_line(text, seed):
     line = ShapeLine(text)
     shapes = line.draw(np.random.default_rng(seed))
     assert list(shapes) == list(line.inputs)
@@ -159,7 +159,7 @@ def test_drawn_inputs_keep_the_line(text, seed):
 @pytest.mark.parametrize("name", DRAWN)
 @settings(max_examples=30)
 @given(seed=SEEDS)
-def test_numpys_forward_on_drawn_inputs_keeps_the_line(name, seed):
+def test_numpys_result_on_drawn_inputs_matches_the_line(name, seed):
     op, rng = OPS[name], np.random.default_rng(seed)
     shapes = op.shape_line.draw(rng)
     arrays = [rng.uniform(*op.domain.get(n, (-1, 1)), shapes[n]) for n in op.inputs]
@@ -169,7 +169,7 @@ def test_numpys_forward_on_drawn_inputs_keeps_the_line(name, seed):
 @pytest.mark.parametrize("name", DRAWN)
 @settings(max_examples=30)
 @given(seed=SEEDS, place=st.integers(0, 3))
-def test_a_forward_that_returned_another_shape_would_be_found(name, seed, place):
+def test_a_forward_with_another_output_shape_would_be_reported(name, seed, place):
     op, rng = OPS[name], np.random.default_rng(seed)
     shapes = op.shape_line.draw(rng)
     arrays = [rng.uniform(*op.domain.get(n, (-1, 1)), shapes[n]) for n in op.inputs]
@@ -189,7 +189,7 @@ def test_draws_broadcast_and_leave_optional_axes_out():
     assert {len(s["a"]) == 1 for s in products} == {len(s["b"]) == 1 for s in products} == {True, False}
 
 
-def test_draws_follow_from_the_generator():
+def test_draws_are_determined_by_the_generator():
     line = registry["matmul"].shape_line
     assert line.draw(np.random.default_rng(3)) == line.draw(np.random.default_rng(3))
 
@@ -214,6 +214,6 @@ def test_axes_are_numbered_from_zero(ndim, data):
         ((0, 0), "names an axis twice"), ((1, -1), "names an axis twice"),
     ],
 )  # fmt: skip
-def test_an_axis_that_is_none_is_refused(axis, said):
+def test_an_axis_that_does_not_exist_is_refused(axis, said):
     with pytest.raises(ShapeError, match=said):
         axes_of(axis, 2)

@@ -1,4 +1,4 @@
-"""Odd shapes, layouts and dtypes give NumPy's result and the right gradient, or are refused before anything is made."""
+"""Odd shapes, layouts and dtypes give NumPy's result and the right gradient, or are refused early."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_memory_layout_changes_neither_result_nor_gradient(name, layout):
         for a, b in zip(plain, result_and_gradients(registry[name], inputs, case.static)):
             np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-13)
             assert b.shape == a.shape and b.dtype == a.dtype
-        for x, kept in zip(inputs, before):  # and no op writes into what it is given
+        for x, kept in zip(inputs, before):  # and no op writes into its inputs
             np.testing.assert_array_equal(x, kept)
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if registry[name].samples is None])
-def test_an_array_that_repeats_one_number_without_copies_is_like_its_copy(name):
+def test_a_broadcast_view_is_treated_like_its_copy(name):
     op, rng = registry[name], np.random.default_rng(0)
     for _ in range(5):
         shapes = op.shape_line.draw(rng)
@@ -86,7 +86,7 @@ def test_the_layout_of_a_cotangent_changes_no_gradient(layout, rng):
         np.testing.assert_allclose(z, x, rtol=1e-13)
 
 
-def test_a_cotangent_that_is_broadcast_or_read_only_comes_back_as_a_gradient_of_its_own():
+def test_a_broadcast_or_read_only_cotangent_gives_a_writeable_gradient():
     x = leaf(np.ones((2, 3)))
     (x + 0.0).backward(np.broadcast_to(np.float32(2), (2, 3)))
     x.grad += 1
@@ -120,7 +120,7 @@ def test_elementwise_ops_and_reductions_take_every_shape_as_numpy_does(shape, rn
     ("a", "b"),
     [((0, 3), (3, 2)), ((2, 0), (0, 3)), ((2, 3), (3, 0)), ((0,), (0,)), ((4, 0, 2), (2, 1)), ((1, 1), (1,))],
 )
-def test_products_with_an_axis_of_size_zero_or_one_are_numpys(a, b):
+def test_products_with_an_axis_of_size_zero_or_one_agree_with_numpy(a, b):
     x, w = leaf(np.ones(a)), leaf(np.ones(b))
     y = x @ w
     np.testing.assert_array_equal(y.data, np.ones(a, np.float32) @ np.ones(b, np.float32))
@@ -144,7 +144,7 @@ def test_size_one_axes_broadcast_and_their_gradients_are_sums(a, b, rng):
         np.testing.assert_allclose(gradient, expected, rtol=1e-13)
 
 
-def test_the_largest_of_nothing_is_refused():
+def test_the_maximum_of_an_empty_axis_is_refused():
     with pytest.raises(ShapeError, match=r"max got \(2, 0\) float32"):
         leaf(np.zeros((2, 0))).max(axis=1)
 
@@ -165,7 +165,7 @@ AXES = {
 
 @pytest.mark.parametrize("axis", [True, np.True_, 5, -5, 1.0, "0", (0, 0), (0, True)], ids=repr)
 @pytest.mark.parametrize("name", AXES)
-def test_an_axis_that_is_out_of_range_named_twice_or_no_integer_is_refused(name, axis):
+def test_an_axis_out_of_range_repeated_or_not_an_integer_is_refused(name, axis):
     with pytest.raises(ShapeError, match="axis"):
         AXES[name](leaf(np.ones((2, 1, 2))), axis)
     with pytest.raises(ShapeError, match="axis"):
@@ -196,7 +196,7 @@ def test_an_axis_may_count_from_either_end(name, axis, rng):
         lambda x: ops.scatter(x[0], index=0, shape=(2**40, 2**40)),
     ],
 )
-def test_sizes_that_no_array_can_have_are_refused(make):
+def test_impossible_sizes_are_refused(make):
     x = leaf([1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ShapeError, match="got"):
         make(x)
@@ -214,7 +214,7 @@ def test_sizes_that_no_array_can_have_are_refused(make):
         ),
     ],
 )
-def test_memory_that_runs_out_is_a_memory_error_with_the_op_and_what_it_got(make, said):
+def test_lack_of_memory_is_a_memory_error_with_the_op_and_its_inputs(make, said):
     with pytest.raises(MemoryError, match=f"{said}.*llocate") as caught:
         make(leaf([1.0, 2.0, 3.0, 4.0]))
     assert not isinstance(caught.value, NanogradError)
@@ -251,7 +251,7 @@ def test_a_gradient_keeps_its_leafs_dtype_when_it_is_a_sum_of_both():
 @pytest.mark.parametrize("shape", [(), (3,)])
 @pytest.mark.parametrize("name", [n for n in OPS if registry[n].samples is None and len(registry[n].inputs) == 1])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_every_float_dtype_stays_itself(name, shape, dtype):
+def test_every_float_dtype_is_preserved(name, shape, dtype):
     low, high = registry[name].domain.get("x", (0.2, 0.9))
     x = Tensor(np.full(shape, (low + high) / 2, dtype), requires_grad=True)
     y = registry[name](x)
@@ -265,7 +265,7 @@ NUMBERS = [2, 2.5, True, np.float64(2.5), np.float32(2.5), np.int64(2)]
 
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
 @pytest.mark.parametrize("shape", [(), (2,)])
-def test_numbers_widen_no_op_that_takes_several_inputs(number, shape, rng):
+def test_python_numbers_do_not_widen_ops_of_several_inputs(number, shape, rng):
     x = Tensor(rng.uniform(0.5, 1, shape).astype(np.float32), requires_grad=True)
     condition = rng.uniform(size=shape) > 0.5
     for y in [
@@ -279,7 +279,7 @@ def test_numbers_widen_no_op_that_takes_several_inputs(number, shape, rng):
         assert (gradient.dtype, gradient.shape) == (np.float32, shape)
 
 
-def test_a_condition_or_ids_of_another_dtype_widen_nothing():
+def test_the_dtype_of_conditions_and_ids_does_not_widen_results():
     x, table = leaf([1.0, 2.0]), leaf(np.ones((3, 2)))
     assert ops.where(Tensor([1, 0]), x, 0.0).dtype == np.float32
     assert ops.where([True, False], x, [1, 2]).dtype == np.float32
@@ -306,7 +306,7 @@ def test_a_cast_passes_the_gradient_between_floats_only():
 
 
 @pytest.mark.parametrize("ids", [3, [0, 3], np.array([0, 2]), [[0], [1]], Tensor([1, 1]), np.uint8(2), []], ids=repr)
-def test_ids_may_come_in_every_form_of_integers(ids, rng):
+def test_ids_may_be_integers_in_any_form(ids, rng):
     table = leaf(rng.standard_normal((4, 2)), np.float64)
     plain = np.asarray(ids.data if isinstance(ids, Tensor) else ids, dtype=np.int64)
     if isinstance(ids, list) and not ids:
@@ -330,12 +330,12 @@ def test_an_id_outside_the_table_is_refused_with_the_range(ids):
 
 
 @pytest.mark.parametrize("ids", [1.0, [0.0, 1.0], np.array([True, False]), np.array([1j]), [None], "a"], ids=repr)
-def test_ids_that_are_no_integers_are_refused(ids):
+def test_ids_that_are_not_integers_are_refused(ids):
     with pytest.raises(DtypeError):
         ops.embedding(leaf(np.ones((4, 2))), ids)
 
 
-# Extremes
+# Extreme values
 
 
 def test_log_of_zero_is_minus_infinity_with_an_infinite_gradient():
@@ -388,7 +388,7 @@ def test_the_gradient_of_an_absolute_value_and_of_ties_at_zero():
 
 @pytest.mark.parametrize("size", [1e30, -1e30, 1e4, -1e4])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from the branches that erf does not choose
-def test_saturating_functions_are_stable_at_the_ends(size):
+def test_saturating_functions_are_stable_at_large_inputs(size):
     x = leaf([size])
     for f in (ops.tanh, ops.erf, ops.softmax, ops.log_softmax):
         y = f(x)

@@ -1,4 +1,4 @@
-"""A Tensor behaves as the array it holds: construction, operators with every operand, comparison, indexing, repr."""
+"""A Tensor behaves like its array: construction, operators with every operand, comparison, indexing, repr."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_an_array_is_held_without_a_copy():
     assert Tensor(Tensor(array)).data is array
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, for the name alone
-def test_a_matrix_becomes_an_ordinary_array():
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's warning about np.matrix
+def test_an_np_matrix_becomes_a_plain_array():
     data = Tensor(np.matrix([[1.0, 2.0]])).data
     assert type(data) is np.ndarray
     np.testing.assert_array_equal(data * data, [[1, 4]])
@@ -51,7 +51,7 @@ def test_a_matrix_becomes_an_ordinary_array():
     "data", ["abc", ["a", "b"], None, object(), [None, 1.0], np.array(["a"]), np.array([object()]), {1, 2}, 10**400]
 )
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_what_is_no_number_is_refused(data, requires_grad):
+def test_anything_but_numbers_is_refused(data, requires_grad):
     with pytest.raises(DtypeError, match="a Tensor holds numbers; got dtype"):
         Tensor(data, requires_grad=requires_grad)
 
@@ -113,7 +113,7 @@ OPERANDS = {
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 @pytest.mark.parametrize("shape", [(2, 3), ()])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_operator_takes_every_operand_on_either_side_and_stays_float32(name, arithmetic, shape, side, rng):
+def test_operators_accept_every_kind_of_operand_on_both_sides_and_stay_float32(name, arithmetic, shape, side, rng):
     x = leaf(rng.uniform(0.5, 2.0, shape))
     operand = OPERANDS[name]
     plain = np.asarray(operand.data if isinstance(operand, Tensor) else operand, dtype=np.float32)
@@ -148,7 +148,7 @@ def test_both_operands_get_the_gradient_that_differences_give(arithmetic, rng):
 @pytest.mark.parametrize(
     "operand", [np.ones((3, 2), np.float32), [[1.0, 0.0], [2.0, 1.0], [0.5, 3.0]], Tensor(np.ones(3))]
 )
-def test_matmul_takes_every_operand_on_either_side(operand, rng):
+def test_matmul_accepts_every_kind_of_operand_on_both_sides(operand, rng):
     x = leaf(rng.standard_normal((2, 3)))
     plain = np.asarray(operand)
     np.testing.assert_allclose((x @ operand).data, x.data @ plain, rtol=1e-6)
@@ -157,7 +157,7 @@ def test_matmul_takes_every_operand_on_either_side(operand, rng):
     )
 
 
-def test_a_list_meets_a_float64_tensor_without_losing_digits():
+def test_a_list_beside_a_float64_tensor_keeps_its_digits():
     x = leaf([1.0, 1.0], np.float64)
     np.testing.assert_array_equal((x * [0.1, 0.2]).data, [0.1, 0.2])
     np.testing.assert_array_equal(grad((x * [0.1, 0.2]).sum(), x), [0.1, 0.2])
@@ -169,7 +169,7 @@ def test_a_cotangent_given_as_a_list_keeps_the_digits_of_float64():
 
 
 @pytest.mark.parametrize("number", [1, 2**70, -3])
-def test_an_integer_of_any_size_meets_floats(number):
+def test_a_large_python_integer_can_be_combined_with_floats(number):
     assert (leaf([1.0]) * number).data[0] == np.float32(number)
 
 
@@ -180,7 +180,7 @@ def test_a_python_number_does_not_widen_integers():
     np.testing.assert_array_equal((counts * 1.5).data, [1.5, 3.0])
 
 
-def test_a_list_of_tensors_that_require_a_gradient_is_no_operand():
+def test_a_list_of_tensors_that_require_a_gradient_is_refused_as_operand():
     with pytest.raises(GraphError, match="NumPy would lose this Tensor's tape"):
         leaf([1.0, 2.0]) * [leaf(1.0), leaf(2.0)]
     np.testing.assert_array_equal((leaf([1.0, 2.0]) * [Tensor(3.0), Tensor(4.0)]).data, [3, 8])
@@ -188,7 +188,7 @@ def test_a_list_of_tensors_that_require_a_gradient_is_no_operand():
 
 @pytest.mark.parametrize("operand", ["a", ["a"], np.array(["a"]), np.array([object()]), object(), {}, None])
 @pytest.mark.parametrize("arithmetic", [*ARITHMETIC, operator.matmul])
-def test_an_operand_that_is_no_number_is_refused(operand, arithmetic):
+def test_an_operand_that_is_not_a_number_is_refused(operand, arithmetic):
     error = ShapeError if operand is None and arithmetic is operator.matmul else DtypeError
     with pytest.raises(error):
         arithmetic(leaf([1.0]), operand)
@@ -208,7 +208,7 @@ def test_negation_and_absolute_value():
     np.testing.assert_array_equal(grad((abs(x) - x).sum(), x), [-2, -1, 0])
 
 
-def test_an_augmented_assignment_to_a_computed_tensor_makes_a_value_and_leaves_the_old_one():
+def test_an_augmented_assignment_to_a_computed_tensor_gives_a_new_tensor():
     x = leaf([1.0])
     y = computed = 2 * x
     y += 1
@@ -222,7 +222,7 @@ UPDATES = [operator.iadd, operator.isub, operator.imul, operator.itruediv, opera
 
 @pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
 @pytest.mark.parametrize("make", [Parameter, leaf], ids=["Parameter", "leaf"])
-def test_an_augmented_assignment_updates_a_leaf_where_nothing_is_recorded(make, update):
+def test_an_augmented_assignment_updates_a_leaf_inside_no_grad(make, update):
     x = before = make(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
     array, other = x.data, np.array([[2.0, 0.5], [1.0, 3.0]])
     expected = update(array.astype(np.float64), other)
@@ -240,7 +240,7 @@ def test_an_augmented_assignment_to_a_recorded_leaf_says_how_to_update(update):
         np.testing.assert_array_equal(x.data, np.eye(2))
 
 
-def test_an_update_that_cannot_take_place_is_refused():
+def test_an_impossible_update_is_refused():
     p = Parameter(np.ones(2, np.float32))
     with no_grad():
         with pytest.raises(ShapeError, match=r"an update of shape \(3, 2\)"):
@@ -253,7 +253,7 @@ def test_an_update_that_cannot_take_place_is_refused():
     np.testing.assert_array_equal(p.data, [1, 1])
 
 
-def test_an_augmented_assignment_to_a_tensor_that_requires_no_gradient_makes_a_value():
+def test_an_augmented_assignment_to_a_constant_gives_a_new_tensor():
     x = total = Tensor([1.0])
     total += leaf([2.0])
     with no_grad():
@@ -286,7 +286,7 @@ COMPARISONS = [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, 
 @pytest.mark.parametrize(
     "other", [Tensor([2.0, 1.0, 3.0]), np.array([2.0, 1.0, 3.0]), [2.0, 1.0, 3.0], 2, 2.0, np.float32(2)]
 )
-def test_a_comparison_gives_a_plain_boolean_array_on_either_side(compare, other):
+def test_a_comparison_gives_a_plain_boolean_array_on_both_sides(compare, other):
     x = leaf([1.0, 2.0, 3.0])
     plain = np.asarray(other)
     for found, expected in [(compare(x, other), compare(x.data, plain)), (compare(other, x), compare(plain, x.data))]:
@@ -329,7 +329,7 @@ def test_a_scalar_has_no_length_and_no_iteration():
         iter(leaf(1.0))
 
 
-def test_detach_shares_the_numbers_and_stops_the_gradient():
+def test_detach_shares_the_array_and_has_no_gradient():
     x = leaf([2.0])
     y = x * 3
     constant = y.detach()
@@ -337,7 +337,7 @@ def test_detach_shares_the_numbers_and_stops_the_gradient():
     np.testing.assert_array_equal(grad((constant * x).sum(), x), [6])
 
 
-def test_numpy_takes_a_tensor_only_where_no_tape_is_lost():
+def test_numpy_converts_a_tensor_only_if_no_tape_is_lost():
     array = np.array([1.0, 2.0], np.float32)
     assert np.asarray(Tensor(array)) is array
     assert np.array(Tensor(array)) is not array
@@ -364,13 +364,13 @@ def test_numpy_takes_a_tensor_only_where_no_tape_is_lost():
         (lambda x: operator.iadd(np.ones(1), x), "write `array = array \\+ tensor`"),
     ],
 )
-def test_a_ufunc_that_meets_a_tensor_names_the_op_to_use(call, words):
+def test_a_ufunc_on_a_tensor_names_the_op_to_use(call, words):
     with pytest.raises(DtypeError, match=words):
         call(leaf([1.0]))
 
 
 @pytest.mark.parametrize("left", [np.array([2.0, 3.0], np.float32), np.float32(2), np.float64(2), np.array(2.0)])
-def test_an_array_on_the_left_of_an_operator_asks_the_tensor_on_its_right(left):
+def test_an_operator_between_an_array_and_a_tensor_gives_a_tensor(left):
     right = leaf([4.0, 5.0])
     for arithmetic in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow):
         y = arithmetic(left, right)
@@ -417,7 +417,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=repr)
-def test_indexing_is_numpys_and_each_gradient_goes_back_to_where_its_number_was(index, rng):
+def test_indexing_agrees_with_numpy_and_its_gradient_is_put_back(index, rng):
     x = leaf(rng.standard_normal((4, 5)), np.float64)
     plain = tuple(np.asarray(i) if isinstance(i, Tensor) else i for i in index) if isinstance(index, tuple) else index
     plain = np.asarray(plain) if isinstance(plain, Tensor) else plain
@@ -436,12 +436,12 @@ def test_an_index_out_of_range_is_an_index_error_with_the_shape(index):
 
 
 @pytest.mark.parametrize("index", [True, False, 1.0, (0, True), np.float64(1), "a"])
-def test_an_index_that_is_no_index_is_refused(index):
+def test_an_invalid_index_is_refused(index):
     with pytest.raises((DtypeError, IndexRangeError)):
         leaf(np.zeros((4, 5)))[index]
 
 
-def test_indexing_a_scalar_with_nothing_is_that_scalar():
+def test_indexing_a_scalar_with_an_empty_tuple_gives_the_scalar():
     x = leaf(2.0)
     assert x[()].shape == () and x[None].shape == (1,) and x[...].item() == 2
     with pytest.raises(IndexRangeError):
@@ -453,7 +453,7 @@ def test_an_index_array_of_another_mask_shape_is_refused():
         leaf(np.zeros((4, 5)))[np.ones((4, 4), bool)]
 
 
-def test_nothing_is_recorded_for_what_requires_no_gradient():
+def test_ops_on_tensors_without_a_gradient_are_not_recorded():
     x = leaf([1.0])
     assert not (Tensor([1.0]) * 2).requires_grad
     assert not ops.cast(x, dtype=np.int64).requires_grad
@@ -477,7 +477,7 @@ def test_a_tensor_of_one_number_is_formatted_rounded_and_converted_as_a_number()
             call(leaf([1.0, 2.0]))
 
 
-def test_the_methods_that_numpy_and_pytorch_have_are_there(rng):
+def test_tensors_have_the_usual_methods_of_numpy_and_pytorch(rng):
     x = leaf(rng.uniform(0.5, 2, (2, 1, 4)), np.float64)
     d = x.data
     assert x.numpy() is d and x.tolist() == d.tolist() and (+x) is x
@@ -506,7 +506,7 @@ def test_a_computed_tensor_is_not_copied_with_its_tape(copied):
     copied(y.detach())
 
 
-def test_a_copy_of_a_leaf_is_a_leaf_of_its_own():
+def test_a_copy_of_a_leaf_is_an_independent_leaf():
     p = Parameter([1.0, 2.0])
     (p * p).sum().backward()
     p.register_hook(lambda g: None)
@@ -531,7 +531,7 @@ SAME_IN_NUMPY = sorted(name for name in vars(ops) if callable(getattr(np, name, 
 
 
 @pytest.mark.parametrize("name", SAME_IN_NUMPY)
-def test_a_numpy_function_that_is_an_op_as_well_names_that_op(name):
+def test_a_numpy_function_with_an_op_of_the_same_name_names_that_op(name):
     x = leaf([[0.5]])
     more = {"where": (x > 0, x, x), "clip": (x, 0, 1), "einsum": ("ij->i", x), "split": (x, 1), "pad": (x, 1)}
     more |= {"reshape": (x, (1,)), "broadcast_to": (x, (1, 1)), "expand_dims": (x, 0), "swapaxes": (x, 0, 1)}
@@ -596,7 +596,7 @@ def test_a_list_of_float64_arrays_stays_float64():
 # Derivatives of a function
 
 
-def test_value_and_grad_differentiates_the_arguments_named_and_carries_what_else_f_returns():
+def test_value_and_grad_has_argnum_and_has_aux():
     def f(w, ids, scale):
         return (w[ids] * scale).sum(), {"seen": len(ids)}
 

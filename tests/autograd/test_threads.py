@@ -1,4 +1,4 @@
-"""Each thread has its own modes, tapes never mix, and one tape is walked by one thread at a time."""
+"""Each thread has its own modes and tape, and only one thread at a time can walk a tape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES = {"recording": no_grad, "higher_order": higher_order, "checked": checked}
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_mode_belongs_to_its_block(name):
+def test_a_mode_ends_with_its_block(name):
     before = getattr(state, name)
     with MODES[name]():
         assert getattr(state, name) is not before
@@ -65,7 +65,7 @@ def test_a_mode_decorates_a_function():
     assert (x * 2).requires_grad
 
 
-def test_the_module_path_grows_and_shrinks_with_its_blocks():
+def test_the_module_path_follows_nested_blocks():
     with within_module("blocks.2"), within_module(""), within_module("attention"):
         assert state.modules == ("blocks.2", "attention")
     assert state.modules == ()
@@ -100,7 +100,7 @@ def test_a_thread_records_while_another_is_under_no_grad():
 
 
 def held_open(x: Parameter, retain: bool):
-    """A tape whose walk, in another thread, waits in a hook; and the way to let it go on."""
+    """A tape that another thread is walking, waiting in a hook, and a function that lets it continue."""
     reached, go_on = threading.Event(), threading.Event()
     shared = x * 2
 
@@ -145,7 +145,7 @@ def test_after_a_refusal_a_retained_tape_can_be_walked():
     np.testing.assert_array_equal(x.grad, [12])
 
 
-def test_many_threads_on_one_retained_tape_are_each_refused_or_right():
+def test_many_threads_on_one_retained_tape_are_refused_or_get_the_right_gradient():
     x = Parameter(np.arange(1, 5, dtype=np.float64))
     y = x
     for _ in range(200):
@@ -197,7 +197,7 @@ def test_threads_on_shared_parameters_get_the_bits_of_one_thread_alone():
     assert all(p.grad is None for p in parameters)
 
 
-def test_threads_that_accumulate_into_shared_grads_lose_nothing():
+def test_concurrent_backward_passes_add_all_gradients_to_shared_parameters():
     p = Parameter(np.zeros(3))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: (p * float(i)).sum().backward(), range(200)))

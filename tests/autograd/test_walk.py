@@ -1,4 +1,4 @@
-"""The walk along the tape can be followed step by step, and stopped between two nodes."""
+"""The walk along the tape can be run step by step, and stopped between two nodes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_each_step_is_a_node_with_its_cotangent_and_the_gradients_of_its_inputs(
     np.testing.assert_array_equal(of_sum_whole, of_sum)
     np.testing.assert_array_equal(dbias, [[3], [3], [3]])
     np.testing.assert_array_equal(of_scaled_whole, of_scaled)
-    assert last[1] is None  # of the number 3.0
+    assert last[1] is None  # the gradient of the number 3.0
     np.testing.assert_array_equal(last[0] + dx, grad(((x * 3.0 + [[1.0], [2.0], [3.0]]) * x).sum(), x))
 
 
@@ -53,7 +53,7 @@ def test_the_sums_at_the_leaves_are_their_gradients(x: Parameter, y: Tensor) -> 
     np.testing.assert_array_equal(sums.pending[x], expected)
 
 
-def test_a_rule_runs_when_its_step_is_asked_for(x: Parameter, y: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_runs_when_its_step_is_requested(x: Parameter, y: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     for op in {node.op for node, _, _ in walk(y._node, ONE, Sums(), retain=True)}:
         monkeypatch.setattr(op, "rule", lambda *args, op=op, rule=op.rule: (ran.append(op.name), rule(*args))[1])
@@ -66,7 +66,7 @@ def test_a_rule_runs_when_its_step_is_asked_for(x: Parameter, y: Tensor, monkeyp
 
 
 @pytest.mark.parametrize("stop", ["close", "drop"])
-def test_a_walk_that_stops_lets_others_walk(stop: str, x: Parameter, y: Tensor) -> None:
+def test_after_a_stopped_walk_another_one_can_start(stop: str, x: Parameter, y: Tensor) -> None:
     expected = grad(y, x, retain_graph=True)
     steps: Any = walk(y._node, ONE, Sums(), retain=True)
     next(steps)
@@ -80,11 +80,11 @@ def test_a_walk_that_stops_lets_others_walk(stop: str, x: Parameter, y: Tensor) 
     np.testing.assert_array_equal(grad(y, x), expected)
 
 
-def test_what_a_walk_has_passed_is_freed_and_the_rest_is_not(x: Parameter) -> None:
+def test_only_nodes_that_a_walk_has_passed_are_freed(x: Parameter) -> None:
     scaled = x * 3.0
     y = (scaled * x).sum()
     steps = walk(y._node, ONE, Sums())
-    next(steps), next(steps)  # the sum has been passed
+    next(steps), next(steps)  # the node of the sum is behind
     steps.close()
     with pytest.raises(GraphError, match="graph freed: backward already passed through sum"):
         y.backward()

@@ -1,4 +1,4 @@
-"""The front door loads what a name needs, also where several threads use the package for the first time at once."""
+"""Names of the package are loaded at their first use, also by several threads at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PACKAGE = Path(nanograd_llm.__path__[0])
 
 
 def run(source: str, cwd: Path) -> str:
-    """What these lines print in a fresh interpreter."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}  # the package that these tests test
+    """What these lines print in a new interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}  # the package under test
     command = [sys.executable, "-c", source]
     answer = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
@@ -31,7 +31,7 @@ def run(source: str, cwd: Path) -> str:
         "w = ng.Parameter([1.0, 2.0]); (w * w).sum().backward(); print(w.grad)",
     ],
 )
-def test_operators_work_before_any_op_was_named(first_use: str, tmp_path: Path) -> None:
+def test_operators_work_before_ops_is_imported(first_use: str, tmp_path: Path) -> None:
     assert run(f"import nanograd_llm as ng; {first_use}", tmp_path) == "[2. 4.]\n"
 
 
@@ -81,8 +81,8 @@ print(sum(values == [2.0, 4.0] for values in found), "of", len(work))
 """
 
 
-@pytest.mark.parametrize("before", ["", "import numpy"])  # to load NumPy takes so long that the threads queue behind it
-def test_several_threads_may_use_the_package_first_at_once(before: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "import numpy"])  # loading NumPy takes so long that the threads wait for it
+def test_several_threads_may_import_from_the_package_at_once(before: str, tmp_path: Path) -> None:
     assert run(f"{before}\n{THREADS}", tmp_path) == "10 of 10\n"
 
 

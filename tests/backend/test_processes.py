@@ -1,4 +1,4 @@
-"""Child processes answer calls, and raise here what fails there; Ctrl-C and stopped or killed processes do no harm."""
+"""Child processes: calls, exceptions, Ctrl-C, and processes that are stopped or killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nanograd_llm.errors import NanogradError, ShapeError, WorkerError
 needs_fork = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
 
 
-def test_ctrl_c_acts_once_the_block_has_ended() -> None:
+def test_ctrl_c_takes_effect_at_the_end_of_the_block() -> None:
     done: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         with deferred_ctrl_c():
@@ -27,7 +27,7 @@ def test_ctrl_c_acts_once_the_block_has_ended() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_error_in_the_block_is_raised_and_the_handler_is_as_before() -> None:
+def test_an_error_in_the_block_is_raised_and_the_handler_is_restored() -> None:
     with pytest.raises(ZeroDivisionError), deferred_ctrl_c():
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -44,7 +44,7 @@ def test_signals_are_blocked_within_the_block_only() -> None:
     assert mask() == before
 
 
-# What a child process is asked
+# Functions that a child process computes
 
 
 def plus(held: int, x: int) -> int:
@@ -82,7 +82,7 @@ def child() -> Iterator[Child]:
 
 
 @needs_fork
-def test_calls_are_computed_there_and_answered_in_order(child: Child) -> None:
+def test_calls_are_computed_in_the_child_and_answered_in_order(child: Child) -> None:
     assert child.ask(plus, 1) == 8
     assert child.ask(process) == child.process.pid != os.getpid()
     child.send(plus, 2)
@@ -91,7 +91,7 @@ def test_calls_are_computed_there_and_answered_in_order(child: Child) -> None:
 
 
 class Odd(NanogradError):
-    """Pickle cannot make it again."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, what: str, where: str):
         super().__init__(what)
@@ -106,7 +106,7 @@ class Odd(NanogradError):
         (ValueError("deep down"), NanogradError, "^ValueError: deep down$"),
     ],
 )
-def test_an_exception_there_is_raised_here_and_the_next_call_is_answered(
+def test_an_exception_in_the_child_is_raised_and_the_next_call_is_answered(
     error: Exception, kind: type[Exception], message: str, child: Child
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -114,20 +114,20 @@ def test_an_exception_there_is_raised_here_and_the_next_call_is_answered(
     assert child.ask(plus, 1) == 8
 
 
-def test_an_error_that_pickle_cannot_make_again_is_sent_by_name() -> None:
+def test_an_error_that_cannot_be_pickled_is_sent_with_its_name() -> None:
     sent = as_sent(Odd("bad token", "row 3"))
     assert type(sent) is NanogradError and str(sent) == "Odd: bad token"
 
 
 @needs_fork
-def test_an_answer_that_cannot_be_sent_is_an_error_here(child: Child) -> None:
+def test_an_answer_that_cannot_be_pickled_is_an_error(child: Child) -> None:
     with pytest.raises(NanogradError, match=r"(Pickling|Attribute)Error: .*local object"):
         child.ask(unpicklable)
     assert child.ask(plus, 1) == 8
 
 
 @needs_fork
-def test_a_subject_that_cannot_be_made_is_the_answer_to_the_first_call() -> None:
+def test_an_error_while_the_subject_is_made_is_raised_at_the_first_call() -> None:
     def missing() -> Any:
         raise ShapeError("no such thing")
 
@@ -136,7 +136,7 @@ def test_a_subject_that_cannot_be_made_is_the_answer_to_the_first_call() -> None
 
 
 @needs_fork
-def test_a_process_that_dies_is_one_error_within_a_second(child: Child) -> None:
+def test_a_process_that_dies_is_reported_within_a_second(child: Child) -> None:
     began = time.monotonic()
     with pytest.raises(WorkerError, match=rf"child process {child.process.pid} ended without an answer"):
         child.ask(die)
@@ -144,7 +144,7 @@ def test_a_process_that_dies_is_one_error_within_a_second(child: Child) -> None:
 
 
 @needs_fork
-def test_a_process_killed_while_idle_is_an_error_where_it_should_answer(child: Child) -> None:
+def test_a_process_killed_while_idle_is_reported_at_the_next_call(child: Child) -> None:
     os.kill(child.process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(WorkerError, match="ended without an answer"):
@@ -153,7 +153,7 @@ def test_a_process_killed_while_idle_is_an_error_where_it_should_answer(child: C
 
 @needs_fork
 @pytest.mark.parametrize("large", [b"", bytes(2**22)])
-def test_a_stopped_process_is_an_error_and_not_waited_for(large: bytes, child: Child) -> None:
+def test_a_stopped_process_is_reported_and_not_waited_for(large: bytes, child: Child) -> None:
     os.kill(child.process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, child.process.pid, os.WSTOPPED | os.WNOWAIT)
     with pytest.raises(WorkerError, match=rf"child process {child.process.pid} is stopped"):
@@ -161,7 +161,7 @@ def test_a_stopped_process_is_an_error_and_not_waited_for(large: bytes, child: C
 
 
 @needs_fork
-def test_a_process_stopped_during_a_call_is_an_error_and_not_waited_for(child: Child) -> None:
+def test_a_process_stopped_during_a_call_is_reported_and_not_waited_for(child: Child) -> None:
     child.send(sleep, 60)
     os.kill(child.process.pid, signal.SIGSTOP)
     with pytest.raises(WorkerError, match="is stopped"):
@@ -169,12 +169,12 @@ def test_a_process_stopped_during_a_call_is_an_error_and_not_waited_for(child: C
 
 
 @needs_fork
-def test_a_process_that_goes_on_in_time_answers(child: Child) -> None:
+def test_a_process_that_continues_within_a_second_answers(child: Child) -> None:
     os.kill(child.process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, child.process.pid, os.WSTOPPED | os.WNOWAIT)
     poll = child.pipe.poll
 
-    def go_on(timeout: float) -> bool:  # as the shell does for a whole group, the parent first
+    def go_on(timeout: float) -> bool:  # as a shell continues a process group, the parent first
         os.kill(child.process.pid, signal.SIGCONT)
         return poll(timeout)
 
@@ -184,7 +184,7 @@ def test_a_process_that_goes_on_in_time_answers(child: Child) -> None:
 
 @needs_fork
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_whole_group_leaves_the_child_at_work(number: int, child: Child) -> None:
+def test_a_signal_to_the_process_group_does_not_stop_the_child(number: int, child: Child) -> None:
     os.kill(child.process.pid, number)
     assert child.ask(plus, 1) == 8
 
@@ -200,7 +200,7 @@ def test_a_process_that_cannot_be_forked_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 def has_ended(pid: int) -> bool:
-    """Is the process gone, or does it go within five seconds?"""
+    """Does the process end within five seconds?"""
     for _ in range(500):
         try:
             with open(f"/proc/{pid}/stat", encoding="ascii") as file:
@@ -236,9 +236,9 @@ def test_a_parent_that_is_killed_leaves_no_child_behind() -> None:
 
 
 @needs_fork
-def test_a_child_holds_no_end_of_the_pipes_of_others() -> None:
+def test_a_child_has_no_open_pipe_of_another_child() -> None:
     first, second = fork(seven), fork(seven)
-    first.pipe.close()  # the younger one has a copy of this end, unless it has closed it
+    first.pipe.close()  # the second child would keep a copy of this end if it had not closed it
     assert has_ended(first.process.pid)
     assert second.ask(plus, 1) == 8
     first.close()

@@ -1,4 +1,4 @@
-"""Work shared out over threads is the work of one, and a fork does not break it."""
+"""Work divided over threads gives the results of one thread, also after a fork."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from threadpoolctl import threadpool_info
 from nanograd_llm import Tensor, ops
 from nanograd_llm.backend.threads import blas_threads, share_out
 
-LARGE = 2**22  # numbers worth a second thread
+LARGE = 2**22  # enough numbers for a second thread
 
 
 @pytest.mark.parametrize(("threads", "numbers", "parts"), [(1, LARGE, 1), (2, LARGE, 2), (3, LARGE, 3), (3, 100, 1)])
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_the_parts_follow_each_other_and_are_as_many_as_threads(
+def test_work_is_divided_into_one_consecutive_part_for_each_thread(
     threads: int, numbers: int, parts: int, size: int
 ) -> None:
     with blas_threads(threads):
@@ -31,7 +31,7 @@ def test_the_parts_follow_each_other_and_are_as_many_as_threads(
 
 
 @pytest.mark.parametrize("fails", [0, 1])
-def test_an_error_in_any_part_is_raised_here_once_all_have_ended(fails: int) -> None:
+def test_an_error_in_any_part_is_raised_when_all_have_ended(fails: int) -> None:
     ended: list[int] = []
 
     def work(part: slice) -> None:
@@ -56,7 +56,7 @@ MASK = ops.sequence_mask([300, 170], 300)[:, None]
         lambda x: ops.attention(x, x, x, MASK, causal=False),
     ],
 )
-def test_a_large_op_on_two_threads_has_the_bits_of_one(op: object) -> None:
+def test_a_large_op_gives_the_same_bits_on_one_and_two_threads(op: object) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 300, 64)).astype(np.float32)
     results = []
@@ -72,7 +72,7 @@ def test_a_large_op_on_two_threads_has_the_bits_of_one(op: object) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, where there are threads
-def test_a_fork_shares_out_over_threads_of_its_own() -> None:
+def test_a_forked_process_divides_work_over_its_own_threads() -> None:
     def total() -> int:
         with blas_threads(2):
             return sum(share_out(lambda part: part.stop - part.start, 10, LARGE))
@@ -86,7 +86,7 @@ def test_a_fork_shares_out_over_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(status) == 10
 
 
-def test_of_blocks_that_are_open_the_last_one_opened_counts() -> None:
+def test_the_limit_of_the_last_opened_block_applies() -> None:
     def allowed() -> int:
         return len(share_out(lambda part: part, 100, LARGE))
 
@@ -98,13 +98,13 @@ def test_of_blocks_that_are_open_the_last_one_opened_counts() -> None:
         assert allowed() == 1
 
 
-def test_warnings_are_as_the_caller_has_them_in_every_part() -> None:
+def test_the_callers_errstate_applies_in_every_part() -> None:
     with blas_threads(3), np.errstate(divide="raise", over="ignore"):
         kinds = share_out(lambda part: np.geterr(), 3, LARGE)
     assert all((kind["divide"], kind["over"]) == ("raise", "ignore") for kind in kinds)
 
 
-def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
+def test_blas_limits_of_several_threads_restore_the_setting() -> None:
     def setting() -> list[int]:
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
@@ -121,12 +121,12 @@ def test_blas_limits_of_several_threads_leave_the_setting_as_it_was() -> None:
     inside.wait(10)
     with blas_threads(2):
         outside.set()
-        thread.join()  # the block opened first is left first
+        thread.join()  # the first opened block ends first
         assert setting() == [2] * len(before)
     assert setting() == before
 
 
-def test_the_first_use_of_the_package_may_come_from_several_threads_at_once() -> None:
+def test_several_threads_may_use_the_package_for_the_first_time_at_once() -> None:
     """In a process of its own, where it is the first; each thread's losses are those that it has alone."""
     source = """
 import sys, threading

@@ -1,4 +1,4 @@
-"""GPT is GPT-2: held to the paper's definition in plain NumPy, to its published sizes, and to true derivatives."""
+"""GPT agrees with GPT-2's definition in plain NumPy, its published sizes, and true derivatives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tiny(seed: int = 0, **changes: Any) -> GPT:
 
 
 def shaken(dtype: Any = np.float64, **changes: Any) -> GPT:
-    """A model all of whose parameters, biases and norms included, are far from their special initial values."""
+    """A model whose parameters, including biases and norms, are all different from their initial values."""
     model, rng = tiny(**changes).astype(dtype), np.random.default_rng(1)
     for parameter in model.parameters():
         parameter.data += 0.3 * rng.standard_normal(parameter.shape)
@@ -99,7 +99,7 @@ each_variant = pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: 
 
 
 @each_variant
-def test_the_logits_are_gpt2s_by_its_definition(tokens: np.ndarray, changes: dict[str, Any]) -> None:
+def test_the_logits_agree_with_gpt2s_definition(tokens: np.ndarray, changes: dict[str, Any]) -> None:
     model = shaken(**changes)
     expected = gpt2_forward(model.state_dict(), tokens, model.config)
     assert np.allclose(model(tokens).data, expected, rtol=1e-12, atol=1e-12)
@@ -107,7 +107,7 @@ def test_the_logits_are_gpt2s_by_its_definition(tokens: np.ndarray, changes: dic
 
 
 @each_variant
-def test_every_way_to_the_logits_gives_the_same(
+def test_forward_look_hidden_and_next_logits_agree(
     tokens: np.ndarray, targets: np.ndarray, changes: dict[str, Any]
 ) -> None:
     model = shaken(**changes)
@@ -124,7 +124,7 @@ def test_every_way_to_the_logits_gives_the_same(
     assert np.allclose(block.attention(x).data, expected, rtol=1e-12)
 
 
-def test_an_untied_head_is_a_parameter_of_its_own(tokens: np.ndarray, targets: np.ndarray) -> None:
+def test_an_untied_head_is_a_separate_parameter(tokens: np.ndarray, targets: np.ndarray) -> None:
     model = tiny(tie_word_embeddings=False)
     assert model.parameter_count() == tiny().parameter_count() + 13 * 16
     model.loss(tokens, targets).backward()
@@ -132,10 +132,10 @@ def test_an_untied_head_is_a_parameter_of_its_own(tokens: np.ndarray, targets: n
     assert len(unseen) and not model.wte.grad[unseen].any() and model.head.grad.all(axis=0).any()
 
 
-# Weights from elsewhere
+# Loaded weights
 
 
-def test_a_model_without_numbers_takes_read_only_arrays_as_they_are(tokens: np.ndarray, targets: np.ndarray) -> None:
+def test_a_model_without_a_seed_uses_read_only_arrays_without_a_copy(tokens: np.ndarray, targets: np.ndarray) -> None:
     source = shaken(np.float32)
     arrays = {name: array.copy() for name, array in source.state_dict().items()}
     for array in arrays.values():
@@ -150,13 +150,13 @@ def test_a_model_without_numbers_takes_read_only_arrays_as_they_are(tokens: np.n
     assert np.array_equal(arrays["wte"], source.wte.data)
 
 
-def test_a_model_without_numbers_takes_no_memory() -> None:
+def test_a_model_without_a_seed_uses_no_memory() -> None:
     model = GPT(GPTConfig.preset("gpt2"), seed=None)
     matrices = [p.data for p in model.parameters() if p.ndim == 2]
     assert all(array.strides == (0, 0) and not array.flags.writeable for array in matrices)
 
 
-def test_assigned_arrays_are_of_one_float_dtype_and_all_fit(tokens: np.ndarray) -> None:
+def test_assigned_arrays_must_fit_and_have_one_float_dtype(tokens: np.ndarray) -> None:
     model, arrays = tiny(), shaken().state_dict()
     model.load_state_dict(arrays, assign=True)
     assert model(tokens).dtype == np.float64
@@ -173,7 +173,7 @@ def test_assigned_arrays_are_of_one_float_dtype_and_all_fit(tokens: np.ndarray) 
         assert all(model.state_dict()[name] is array for name, array in before.items())
 
 
-def test_the_loss_is_the_mean_surprise_over_the_targets_that_count(tokens: np.ndarray, targets: np.ndarray) -> None:
+def test_the_loss_is_the_mean_over_the_targets_that_count(tokens: np.ndarray, targets: np.ndarray) -> None:
     model = shaken()
     targets[0, 2:] = -100
     targets[2] = -100
@@ -242,14 +242,14 @@ def test_presets_can_be_changed_field_by_field() -> None:
     assert config == GPTConfig(**{**PRESETS["nano"], "vocab_size": 65, "dropout": 0.1})
 
 
-# The beginning
+# Initial values
 
 
-def test_an_untrained_model_is_as_surprised_as_a_uniform_one(tokens: np.ndarray, targets: np.ndarray) -> None:
+def test_the_loss_of_an_untrained_model_is_that_of_a_uniform_one(tokens: np.ndarray, targets: np.ndarray) -> None:
     assert tiny().loss(tokens, targets).item() == pytest.approx(math.log(13), rel=0.02)
 
 
-def test_weights_begin_as_gpt2s_did() -> None:
+def test_weights_are_initialised_like_gpt2s() -> None:
     model = tiny(n_layer=8, n_embd=64, vocab_size=500, context_length=100)
     smaller = 0.02 / math.sqrt(2 * 8)
     for name, p in model.named_parameters():
@@ -261,7 +261,7 @@ def test_weights_begin_as_gpt2s_did() -> None:
             assert (p.data == (1 if name.endswith("weight") else 0)).all(), name
 
 
-def test_the_seed_decides_every_number() -> None:
+def test_the_seed_determines_every_parameter() -> None:
     first, same, other = (b"".join(a.tobytes() for a in tiny(seed).state_dict().values()) for seed in (0, 0, 1))
     assert first == same
     assert first != other
@@ -273,7 +273,7 @@ def test_the_seed_decides_every_number() -> None:
 @pytest.mark.parametrize(
     "place", [["dropout"], ["blocks.0.attention.dropout"], ["blocks.1.mlp.dropout"]], ids=lambda names: names[0]
 )
-def test_dropout_acts_in_each_of_gpt2s_places(place: list[str], tokens: np.ndarray) -> None:
+def test_dropout_is_applied_in_the_same_places_as_in_gpt2(place: list[str], tokens: np.ndarray) -> None:
     model = tiny()
     plain = model(tokens).data
     dict(model.named_modules())[place[0]].rate = 0.5
@@ -300,7 +300,7 @@ def test_dropout_has_two_uses_in_an_attention_layer(tokens: np.ndarray) -> None:
         assert len(np.unique(layer(x).data)) > 2
 
 
-def test_dropout_follows_the_noise_key(tokens: np.ndarray, targets: np.ndarray) -> None:
+def test_dropout_is_determined_by_the_noise_key(tokens: np.ndarray, targets: np.ndarray) -> None:
     model = tiny(dropout=0.3)
 
     def loss(*key: int) -> float:
@@ -344,7 +344,7 @@ def test_attention_maps_are_the_weights_that_the_layer_uses(tokens: np.ndarray) 
     assert np.allclose(block.attention(x).data, expected, rtol=1e-12)
 
 
-def test_look_is_one_computation_under_dropout_too(tokens: np.ndarray) -> None:
+def test_look_is_consistent_under_dropout(tokens: np.ndarray) -> None:
     model = tiny(dropout=0.5)
     look = model.look(tokens)
     assert np.allclose(look.logits, model.ln_f(look.hidden_states[-1]).data @ model.wte.data.T, rtol=1e-4, atol=1e-6)
@@ -389,7 +389,7 @@ def test_the_gradient_is_the_complex_step_derivative_for_every_parameter(
 
 
 def gradient_along(model: GPT, tokens: np.ndarray, targets: np.ndarray, directions: list[np.ndarray]) -> list[Any]:
-    """The Hessian of the loss times the directions."""
+    """The product of the loss's Hessian and the directions."""
     with higher_order():
         gradients = grad(model.loss(tokens, targets), model.parameters())
         total = sum((g * d).sum() for g, d in zip(gradients, directions))
@@ -440,7 +440,7 @@ def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np
     assert np.allclose(found, gradient_along(shaken(), tokens, targets, directions)[0], rtol=1e-12)
 
 
-# What cannot be
+# Invalid input
 
 
 @pytest.mark.parametrize("call", ["forward", "next_logits", "look"])
@@ -459,7 +459,7 @@ def test_hvp_agrees_for_a_function_of_one_weight(tokens: np.ndarray, targets: np
         (np.ones((1, 3), bool), DtypeError, "token ids must be integers; got bool"),
     ],
 )
-def test_tokens_that_cannot_be_are_refused(call: str, bad: Any, error: type, message: str) -> None:
+def test_invalid_tokens_are_refused(call: str, bad: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         getattr(tiny(), call)(bad)
 
@@ -473,12 +473,12 @@ def test_tokens_that_cannot_be_are_refused(call: str, bad: Any, error: type, mes
         (np.array([[-100, -100]]), ShapeError, "none of 2 targets counts"),
     ],
 )
-def test_targets_that_cannot_be_are_refused(bad: Any, error: type, message: str) -> None:
+def test_invalid_targets_are_refused(bad: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         tiny().loss(np.array([[0, 1]]), bad)
 
 
-def test_a_full_context_is_refused_one_more_token() -> None:
+def test_one_token_more_than_the_context_is_refused() -> None:
     model = tiny()
     caches = model.new_caches(1)
     model.next_logits(np.zeros((1, 8), int), caches)
@@ -488,13 +488,13 @@ def test_a_full_context_is_refused_one_more_token() -> None:
 
 @pytest.mark.parametrize("field", SIZES)
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "4", None, float("nan")])
-def test_a_size_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
+def test_an_invalid_size_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be an integer of at least 1; got"):
         GPTConfig(**{**SIZES, field: value})
 
 
 @pytest.mark.parametrize("dropout", [float("nan"), 1.0, -0.1, float("inf"), True, "0.1"])
-def test_a_dropout_that_cannot_be_is_refused(dropout: Any) -> None:
+def test_an_invalid_dropout_is_refused(dropout: Any) -> None:
     with pytest.raises(ConfigError, match="dropout must be a finite number with 0 ≤ dropout < 1; got"):
         GPTConfig(**SIZES, dropout=dropout)
 
@@ -512,7 +512,7 @@ def test_a_dropout_that_cannot_be_is_refused(dropout: Any) -> None:
         ("tie_word_embeddings", "yes", "tie_word_embeddings must be True or False; got 'yes'"),
     ],
 )
-def test_a_variant_that_cannot_be_is_refused_by_name(field: str, value: Any, said: str) -> None:
+def test_an_invalid_option_is_refused_by_name(field: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         GPTConfig(**{**SIZES, field: value})
 
@@ -534,7 +534,7 @@ def test_a_config_cannot_be_changed_afterwards() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True])
-def test_a_seed_that_cannot_be_is_refused(seed: Any) -> None:
+def test_an_invalid_seed_is_refused(seed: Any) -> None:
     with pytest.raises(ConfigError, match="seed"):
         tiny(seed)
 

@@ -1,4 +1,4 @@
-"""Each stage of attention equals the one before it where the weights say so, forward and backward, to float64."""
+"""Each step of the attention lesson equals the one before for suitable weights, forward and backward, in float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_two_tokens_attend_as_computed_on_paper() -> None:
     assert np.allclose(layer(x).data, [[[0], [3 * p]]], rtol=1e-15)
 
 
-def test_self_attention_is_the_simplified_one_where_its_weights_are_the_identity(x: np.ndarray) -> None:
+def test_self_attention_with_identity_weights_is_the_simplified_one(x: np.ndarray) -> None:
     simple, learned = nn.SimplifiedSelfAttention(), double(nn.SelfAttention(C, C))
     for layer, scale in ((learned.query, C**0.25), (learned.key, C**0.25), (learned.value, 1.0)):
         layer.weight.data[:] = scale * np.eye(C)  # the two fourth roots undo the division by √C
@@ -97,7 +97,7 @@ def head_list(rng: np.random.Generator, n_head: int = H, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("n_head", [1, 2, 3, 6])
-def test_one_batched_product_is_a_list_of_heads(n_head: int, x: np.ndarray, rng: np.random.Generator) -> None:
+def test_the_batched_layer_equals_a_list_of_heads(n_head: int, x: np.ndarray, rng: np.random.Generator) -> None:
     heads = head_list(rng, n_head)
     batched = batched_from(heads)
     y, dx, dqkv, dqkv_bias, dout, dout_bias = results(batched, x)
@@ -110,7 +110,7 @@ def test_one_batched_product_is_a_list_of_heads(n_head: int, x: np.ndarray, rng:
     assert np.allclose(batched.weights(x).data, heads.weights(x).data, rtol=1e-12)
 
 
-def test_one_batched_head_is_causal_attention(x: np.ndarray, rng: np.random.Generator) -> None:
+def test_a_single_batched_head_equals_causal_attention(x: np.ndarray, rng: np.random.Generator) -> None:
     causal = double(nn.CausalAttention(C, C, bias=True, rng=rng))
     batched = double(nn.MultiHeadAttention(C, 1))
     parts = (causal.query, causal.key, causal.value)
@@ -136,7 +136,9 @@ def test_without_causal_a_head_is_self_attention(x: np.ndarray, rng: np.random.G
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_padded_text_is_attended_as_it_is_alone(causal: bool, x: np.ndarray, rng: np.random.Generator) -> None:
+def test_a_padded_text_has_the_attention_of_the_text_alone(
+    causal: bool, x: np.ndarray, rng: np.random.Generator
+) -> None:
     layer = double(nn.MultiHeadAttention(C, H, causal=causal, rng=rng))
     together, weights = layer(x, None, MASK).data, layer.weights(x, None, MASK).data
     for number, length in enumerate([T, 2]):
@@ -147,7 +149,7 @@ def test_a_padded_text_is_attended_as_it_is_alone(causal: bool, x: np.ndarray, r
 
 
 def crossing_from(layer: Any) -> Any:
-    """A layer for a context with the weights of one for self-attention."""
+    """A cross-attention layer with the weights of a self-attention layer."""
     state = layer.state_dict()
     for name in ("qkv.weight", "qkv.bias"):
         joined = state.pop(name)
@@ -165,7 +167,7 @@ def test_a_text_that_is_its_own_context_is_self_attention(x: np.ndarray, rng: np
         assert np.allclose(cross.weights(x, x, mask).data, layer.weights(x, None, mask).data, rtol=1e-12)
 
 
-def test_forward_mixes_the_values_by_the_weights_of_each_form(x: np.ndarray, rng: np.random.Generator) -> None:
+def test_forward_is_the_weights_times_the_values_for_each_form(x: np.ndarray, rng: np.random.Generator) -> None:
     context, mask = rng.standard_normal((B, 3, C)), ops.sequence_mask([1, 3], 3)
     layer = double(nn.MultiHeadAttention(C, H, cross=True, scale=0.3, rng=rng))
     values = layer.kv(context).data[..., C:].reshape(B, 3, H, C // H).swapaxes(1, 2)  # (B, S, C) -> (B, H, S, D)
@@ -215,7 +217,7 @@ def test_the_weights_of_a_row_sum_to_one(layer: Any, x: np.ndarray) -> None:
 
 
 @causal_named
-def test_no_weight_lies_on_a_later_token(layer: Any, x: np.ndarray) -> None:
+def test_weights_of_later_tokens_are_zero(layer: Any, x: np.ndarray) -> None:
     assert not np.triu(layer.weights(x).data, 1).any()
 
 

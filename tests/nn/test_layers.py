@@ -1,4 +1,4 @@
-"""The plain layers: what each computes, how it begins, and when dropout acts."""
+"""The basic layers: results, initial values, and when dropout is active."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_a_float32_layer_stays_float32(layer: Any, rng: np.random.Generator) -> 
     assert {g.dtype for g in grad(y, [x, *layer.parameters()], cotangent)} == {np.dtype(np.float32)}
 
 
-def test_dropout_zeroes_its_share_and_scales_up_the_rest() -> None:
+def test_dropout_zeroes_the_given_share_and_scales_up_the_rest() -> None:
     y = nn.Dropout(0.25)(np.ones(10_000, np.float32))
     kept = y != 0
     assert kept.mean() == pytest.approx(0.75, abs=0.02)
     assert np.allclose(y[kept], 4 / 3)
 
 
-def test_dropout_follows_the_noise_around_it() -> None:
+def test_dropout_is_determined_by_the_noise_block() -> None:
     dropout, x = nn.Dropout(0.5), np.ones((3, 50), np.float32)
 
     def two_masks(*key: int) -> list[bytes]:
@@ -78,17 +78,17 @@ def test_dropout_follows_the_noise_around_it() -> None:
 
     assert two_masks(1, 2) == two_masks(1, 2)
     assert len({*two_masks(1, 2), *two_masks(1, 3), *two_masks(2, 2)}) == 6
-    assert dropout(x).tobytes() != dropout(x).tobytes()  # by chance
+    assert dropout(x).tobytes() != dropout(x).tobytes()  # a random mask each time
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout(0.5).eval(), nn.Dropout(0.0)])
-def test_dropout_passes_everything_outside_training_and_at_rate_zero(dropout: nn.Dropout) -> None:
+def test_dropout_changes_nothing_in_eval_mode_or_at_rate_zero(dropout: nn.Dropout) -> None:
     x = Tensor(np.ones(5))
     assert dropout(x) is x
 
 
 @pytest.mark.parametrize("rate", [1.0, -0.1, 1.5, float("nan"), True, "0.1", None])
-def test_a_dropout_rate_that_cannot_be_is_refused(rate: Any) -> None:
+def test_an_invalid_dropout_rate_is_refused(rate: Any) -> None:
     with pytest.raises(ConfigError, match="dropout must be a finite number with 0 ≤ dropout < 1"):
         nn.Dropout(rate)
 
@@ -100,7 +100,7 @@ def test_a_block_adds_attention_and_mlp_of_the_normalised_stream(rng: np.random.
     assert np.allclose(block(x).data, middle + block.mlp(block.ln_2(middle)).data, rtol=1e-13)
 
 
-def test_a_post_norm_block_normalises_the_stream_once_each_part_is_added(rng: np.random.Generator) -> None:
+def test_a_post_norm_block_normalises_after_each_addition(rng: np.random.Generator) -> None:
     block = nn.Block(8, 2, norm_first=False, causal=False, rng=rng).astype(np.float64)
     x, mask = rng.standard_normal((2, 5, 8)), sequence_mask([5, 3], 5)
     middle = block.ln_1(x + block.attention(x, None, mask).data).data
@@ -108,7 +108,7 @@ def test_a_post_norm_block_normalises_the_stream_once_each_part_is_added(rng: np
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_a_block_looks_at_its_context_between_attention_and_mlp(norm_first: bool, rng: np.random.Generator) -> None:
+def test_a_block_attends_to_its_context_between_attention_and_mlp(norm_first: bool, rng: np.random.Generator) -> None:
     block = nn.Block(8, 2, norm_first=norm_first, cross=True, rng=rng).astype(np.float64)
     x, context, mask = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 3, 8)), sequence_mask([1, 3], 3)
 
@@ -123,7 +123,7 @@ def test_a_block_looks_at_its_context_between_attention_and_mlp(norm_first: bool
 # The key-value cache
 
 
-def test_a_cache_appends_and_gives_back_all_that_is_stored(rng: np.random.Generator) -> None:
+def test_a_cache_appends_and_returns_all_stored_keys(rng: np.random.Generator) -> None:
     cache = nn.KeyValueCache(2, 3, 6, 4, np.float32)
     keys, values = rng.standard_normal((2, 2, 3, 6, 4), dtype=np.float32)
     for start, end in [(0, 3), (3, 4), (4, 6)]:
@@ -133,7 +133,7 @@ def test_a_cache_appends_and_gives_back_all_that_is_stored(rng: np.random.Genera
         assert np.array_equal(stored[1], values[:, :, :end])
 
 
-def test_a_full_cache_refuses_and_keeps_what_it_holds(rng: np.random.Generator) -> None:
+def test_a_full_cache_refuses_more_and_does_not_change(rng: np.random.Generator) -> None:
     cache = nn.KeyValueCache(1, 1, 3, 2, np.float64)
     two = rng.standard_normal((1, 1, 2, 2))
     cache.extend(two, two)
@@ -169,7 +169,7 @@ def test_a_block_with_caches_equals_a_block_without_and_reads_its_context_once(
     assert np.allclose(np.concatenate(parts, axis=1), whole, rtol=1e-12, atol=1e-14)
 
 
-def test_a_cache_refuses_to_lose_a_gradient(rng: np.random.Generator) -> None:
+def test_a_cache_is_refused_while_recording(rng: np.random.Generator) -> None:
     layer = nn.MultiHeadAttention(8, 2, rng=rng)
     with pytest.raises(GraphError, match=r"inside no_grad\(\)"):
         layer(rng.standard_normal((1, 2, 8), dtype=np.float32), cache=nn.KeyValueCache(1, 2, 4, 4, np.float32))

@@ -1,4 +1,4 @@
-"""A Module is the tree of its attributes: names, counts, states, modes, and where a failure happened."""
+"""A Module is the tree of its attributes: names, counts, states, modes, and module paths in errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tiny_gpt(**changes: Any) -> GPT:
 
 
 class Tied(nn.Module):
-    """A table that hangs in two places, and a layer that does."""
+    """A table and a layer that are each in two places of the tree."""
 
     def __init__(self) -> None:
         self.table = Parameter(np.ones((5, 3), np.float32))
@@ -31,7 +31,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("value", [np.zeros((3, 5), np.float32), [1.0], 0.0, Tensor(np.ones((3, 5)))])
-def test_no_array_number_or_plain_tensor_takes_the_place_of_a_parameter(value: Any) -> None:
+def test_a_parameter_cannot_be_replaced_by_an_array_number_or_plain_tensor(value: Any) -> None:
     layer = nn.Linear(3, 5)
     weight = layer.weight
     with pytest.raises(DtypeError, match=r"Linear.weight is a Parameter, .* weight.data\[...\] = ..., or assign a Par"):
@@ -42,7 +42,7 @@ def test_no_array_number_or_plain_tensor_takes_the_place_of_a_parameter(value: A
     assert list(layer.state_dict()) == ["weight"]
 
 
-def test_parameters_are_updated_by_augmented_assignment_where_nothing_is_recorded() -> None:
+def test_parameters_are_updated_by_augmented_assignment_inside_no_grad() -> None:
     layer = nn.Linear(3, 5)
     held = dict(layer.named_parameters())
     layer(np.ones((2, 3), np.float32)).sum().backward()
@@ -100,12 +100,12 @@ def test_a_tied_parameter_appears_once_under_its_first_name() -> None:
     assert list(Tied().state_dict()) == names
 
 
-def test_a_count_is_of_unique_parameters_or_of_all_places() -> None:
+def test_tied_parameters_are_counted_once_or_under_each_name() -> None:
     assert Tied().parameter_count() == 15 + 5 + 6
     assert Tied().parameter_count(unique=False) == 15 + (15 + 5) + 6 + 6
 
 
-def test_a_tied_parameter_collects_both_gradients() -> None:
+def test_the_gradient_of_a_tied_parameter_is_the_sum_of_both() -> None:
     module = Tied()
     x = module.table[np.array([1, 1])]
     (x @ module.table.T).sum().backward()
@@ -159,7 +159,7 @@ def test_train_and_eval_reach_every_module_and_return_the_root() -> None:
     assert all(module.training for _, module in model.named_modules())
 
 
-def test_zero_grad_forgets_the_gradients() -> None:
+def test_zero_grad_sets_every_grad_to_none() -> None:
     model = tiny_gpt()
     model.loss(TOKENS, TOKENS).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -187,7 +187,7 @@ def test_a_module_without_forward_or_loss_says_what_to_write() -> None:
         nn.LayerNorm(3).loss(1, 2)
 
 
-# Where a failure happened
+# Module paths in errors
 
 
 def failure_of(call: Any) -> str:
@@ -197,7 +197,7 @@ def failure_of(call: Any) -> str:
 
 
 @pytest.mark.parametrize("call", ["forward", "__call__", "hidden", "loss"])
-def test_checked_mode_names_the_module_and_line_of_a_bad_weight_however_the_model_is_called(call: str) -> None:
+def test_checked_mode_names_the_module_and_line_of_a_bad_weight_for_every_method(call: str) -> None:
     model = tiny_gpt()
     model.blocks[2].attention.qkv.weight.data[3, 5] = np.nan
     arguments = (TOKENS, TOKENS) if call == "loss" else (TOKENS,)
@@ -220,7 +220,7 @@ def test_checked_mode_names_the_module_of_a_bad_cotangent() -> None:
     )
 
 
-def test_the_module_path_is_forgotten_when_the_call_ends() -> None:
+def test_the_module_path_is_reset_when_the_call_ends() -> None:
     model = tiny_gpt()
     with checked():
         model(TOKENS)
@@ -228,7 +228,7 @@ def test_the_module_path_is_forgotten_when_the_call_ends() -> None:
         assert "in module" not in failure_of(lambda: ops.log(Tensor([0.0])))
 
 
-def test_a_method_of_ones_own_can_enter_its_module() -> None:
+def test_a_users_method_can_enter_its_module() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             self.layers = [nn.LayerNorm(2), nn.LayerNorm(2)]
@@ -271,7 +271,7 @@ def test_each_thread_has_its_own_module_path() -> None:
 # Frozen parameters, and what a loss counts
 
 
-def test_a_frozen_part_has_no_gradient_and_the_rest_has_what_it_had() -> None:
+def test_a_frozen_part_has_no_gradient_and_the_rest_is_unchanged() -> None:
     model, whole = tiny_gpt(), tiny_gpt()
     assert model.blocks[1].freeze() is model.blocks[1]
     for each in (model, whole):
@@ -294,7 +294,7 @@ def test_freezing_a_tree_and_unfreezing_a_part_leaves_that_part_to_train() -> No
     assert "blocks.2.ln_1.bias (16,) float32\n" in repr(model)
 
 
-def test_a_frozen_parameter_forgets_its_gradient_and_a_tied_one_is_frozen_in_both_places() -> None:
+def test_freezing_clears_grad_and_freezes_a_tied_parameter_in_both_places() -> None:
     model = Tied()
     model.table.grad = np.ones((5, 3), np.float32)
     model.head.freeze()
@@ -312,11 +312,11 @@ def test_a_frozen_parameter_forgets_its_gradient_and_a_tied_one_is_frozen_in_bot
         ([TOKENS, np.array([True, False])], 2),
     ],
 )
-def test_a_loss_counts_the_integer_targets_that_are_not_left_out_or_else_the_rows(batch: Any, count: int) -> None:
+def test_loss_count_is_the_number_of_targets_or_else_of_rows(batch: Any, count: int) -> None:
     assert nn.Module().loss_count(*batch) == count
 
 
-# Modules, buffers and layers in a row
+# modules, apply, buffers and Sequential
 
 
 class Counted(nn.Module):

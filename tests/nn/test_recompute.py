@@ -1,4 +1,4 @@
-"""A module that is recomputed in backward has the bits, gradients and noise of the module itself, and keeps less."""
+"""recompute gives the bits, gradients and noise of the module itself, and saves less on the tape."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def nodes_below(y: Tensor) -> list[Any]:
     return list(found.values())
 
 
-def test_of_a_recomputed_module_the_tape_keeps_what_enters_and_what_leaves(x: Tensor) -> None:
+def test_the_tape_of_a_recomputed_module_has_only_its_input_and_result(x: Tensor) -> None:
     y = recompute(mlp(), x)
     (node,) = nodes_below(y)
     assert [saved.shape for saved in node.saved] == [(3, 6), (3, 6)]
@@ -79,7 +79,7 @@ def test_of_a_recomputed_module_the_tape_keeps_what_enters_and_what_leaves(x: Te
     assert node.saved[1] is y.data
 
 
-def test_noise_by_chance_is_the_same_in_backward(x: Tensor) -> None:
+def test_random_noise_is_the_same_in_backward(x: Tensor) -> None:
     y = recompute(mlp(dropout=0.5), x)  # outside any block of noise
     y.backward(np.ones_like(y.data))
     assert x.grad is not None
@@ -124,7 +124,7 @@ def test_a_hook_on_a_parameter_runs_once_with_its_whole_gradient(x: Tensor) -> N
     assert np.array_equal(whole, module.up.bias.grad)
 
 
-def test_what_needs_no_gradient_gets_none(x: Tensor) -> None:
+def test_frozen_parameters_get_no_gradient(x: Tensor) -> None:
     module = mlp()
     module.up.weight.requires_grad = False
     fixed = Tensor(x.data)
@@ -137,12 +137,12 @@ def test_what_needs_no_gradient_gets_none(x: Tensor) -> None:
     assert recompute(module, fixed).is_leaf
 
 
-def test_nothing_is_recorded_without_recording(x: Tensor) -> None:
+def test_nothing_is_recorded_inside_no_grad(x: Tensor) -> None:
     with no_grad():
         assert recompute(mlp(), x).is_leaf
 
 
-def test_a_second_derivative_goes_through_the_module_itself(x: Tensor) -> None:
+def test_under_higher_order_nothing_is_recomputed(x: Tensor) -> None:
     def second(call: Any) -> np.ndarray:
         module = mlp()
         with higher_order():
@@ -173,7 +173,7 @@ class Fork(Module):
         return ops.tanh(x * self.a) + x * self.a * self.a
 
 
-def test_what_a_module_uses_more_than_once_gets_the_whole_gradient(x: Tensor) -> None:
+def test_an_input_or_parameter_used_twice_gets_the_sum_of_both_gradients(x: Tensor) -> None:
     module = Fork()
     kept = grad(module(x).sum(), [x, module.a])
     again = grad(recompute(module, x).sum(), [x, module.a])
@@ -188,7 +188,7 @@ class Scaled(Module):
         return x * self.scale
 
 
-def test_a_tensor_that_is_no_parameter_is_refused_since_its_gradient_would_be_lost(x: Tensor) -> None:
+def test_a_tensor_with_a_gradient_that_is_no_parameter_is_refused(x: Tensor) -> None:
     y = recompute(Scaled(), x).sum()
     with pytest.raises(GraphError, match="recomputation of Scaled uses a Tensor that needs a gradient and is neither"):
         y.backward()
@@ -200,11 +200,11 @@ class Detached(Module):
 
 
 @pytest.mark.parametrize("module", [Dropout(0.0), Dropout(0.5).eval()])
-def test_a_module_that_hands_its_input_on_hands_the_gradient_on(module: Module, x: Tensor) -> None:
+def test_a_module_that_returns_its_input_passes_the_gradient_on(module: Module, x: Tensor) -> None:
     assert grad(recompute(module, x).sum(), x).tolist() == np.ones((3, 6)).tolist()
 
 
-def test_what_lets_no_gradient_through_gives_none(x: Tensor) -> None:
+def test_a_module_without_gradient_gives_none(x: Tensor) -> None:
     assert not grad((recompute(Detached(), x) + x * 0.0).sum(), x).any()
 
 
@@ -221,7 +221,7 @@ class Pair(Module):
         (Pair(), Tensor(np.ones(2), requires_grad=True), "the result of Pair must be a Tensor"),
     ],
 )
-def test_only_a_module_from_a_tensor_to_a_tensor_is_recomputed(module: Any, x: Any, said: str) -> None:
+def test_recompute_refuses_anything_but_a_module_from_tensor_to_tensor(module: Any, x: Any, said: str) -> None:
     with pytest.raises(DtypeError, match=said):
         recompute(module, x)
 

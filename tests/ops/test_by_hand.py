@@ -1,4 +1,4 @@
-"""Worked examples: numbers that a reader finds again with pencil and paper, forward and backward.
+"""Worked examples: forward and backward results that can be computed with pencil and paper.
 
 The docstrings of the ops walk through most of them. Each is held against the fast op and against its definition.
 Logits are logarithms of small whole numbers, so probabilities are fractions.
@@ -24,7 +24,7 @@ def leaf(values):
 
 
 def comes_to(found, expected):
-    """Equal but for the rounding of the last digits."""
+    """Equal up to rounding."""
     found = found.data if isinstance(found, Tensor) else found
     expected = np.array(expected, dtype=np.float64)
     assert found.shape == expected.shape
@@ -32,7 +32,7 @@ def comes_to(found, expected):
 
 
 def both(name):
-    """The fast op and the definition it equals."""
+    """The fused op and the composition that it equals."""
     forms = [getattr(ops, name), getattr(composed, name)]
     return pytest.mark.parametrize("form", forms, ids=["fast", "definition"])
 
@@ -53,13 +53,13 @@ def test_a_cotangent_that_is_the_same_everywhere_leaves_softmax_no_gradient(form
 
 
 @both("layernorm")
-def test_layernorm_of_1_and_3_is_minus_1_and_1_and_nothing_moves_it(form):
+def test_layernorm_of_1_and_3_is_minus_1_and_1_with_zero_gradient(form):
     x, w, b = leaf([1, 3]), leaf([2, 5]), leaf([10, 20])
     y = form(x, w, b, eps=0)  # mean 2, variance ((-1)² + 1²)/2 = 1
     assert comes_to(y, [10 - 2, 20 + 5])
     dx, dw, db = grad(y, [x, w, b], [7.0, 11.0])
     assert comes_to(dw, [-7, 11]) and comes_to(db, [7, 11])
-    assert np.abs(dx).max() <= 55 * 2e-15  # two numbers are always normalised to -1 and 1
+    assert np.abs(dx).max() <= 55 * 2e-15  # any two numbers are normalised to -1 and 1
 
 
 @both("layernorm")
@@ -74,8 +74,8 @@ def test_layernorm_of_0_0_4_4_gives_the_gradient_2_minus_2_1_minus_1(form):
 
 
 @both("cross_entropy")
-def test_cross_entropy_of_a_half_and_a_third_is_half_the_log_of_6(form):
-    # the last row does not count, in the mean neither
+def test_cross_entropy_of_probabilities_1_2_and_1_3_is_half_the_log_of_6(form):
+    # the last row is ignored, also in the mean
     logits = leaf([[0, LOG2, LOG3], [0, 0, 0], [5, 6, 7]])
     loss = form(logits, np.array([2, 0, -100]))
     assert comes_to(loss, HALF * (LOG2 + LOG3))  # -log(3/6) and -log(1/3)
@@ -90,12 +90,12 @@ def test_cross_entropy_of_a_half_and_a_third_is_half_the_log_of_6(form):
 
 
 @both("attention")
-def test_attention_with_weights_a_quarter_and_three_quarters(form):
+def test_attention_with_weights_1_4_and_3_4(form):
     q, k, v = leaf([[5], [1]]), leaf([[0], [LOG3]]), leaf([[4], [8]])
     y = form(q, k, v, causal=True)
     assert comes_to(y, [[4], [QUARTER * 4 + 3 * QUARTER * 8]])
     dq, dk, dv = grad(y, [q, k, v], [[2.0], [1.0]])
-    # the first query has one key and no choice: q̄ = 0. In the second row p̄ = (4, 8), Σ p̄*p = 7, s̄ = p*(p̄ - 7)
+    # the first query sees one key, so q̄ = 0. In the second row p̄ = (4, 8), Σ p̄*p = 7, s̄ = p*(p̄ - 7)
     s = [QUARTER * (4 - 7), 3 * QUARTER * (8 - 7)]
     assert comes_to(dv, [[2 + QUARTER], [3 * QUARTER]])
     assert comes_to(dk, [[s[0] * 1], [s[1] * 1]])
@@ -113,7 +113,7 @@ def test_attention_divides_its_scores_by_the_root_of_the_width(form):
     assert comes_to(dq, [[0, 0, 0, 0], [3 * QUARTER * HALF * LOG3, 0, 0, 0]])
 
 
-def test_a_row_of_an_embedding_that_is_read_twice_gets_both_cotangents():
+def test_an_embedding_row_that_is_used_twice_gets_the_sum_of_both_cotangents():
     w = leaf([[1, 2], [3, 4], [5, 6]])
     y = ops.embedding(w, [1, 0, 1])
     assert y.data.tolist() == [[3, 4], [1, 2], [3, 4]]
@@ -121,7 +121,7 @@ def test_a_row_of_an_embedding_that_is_read_twice_gets_both_cotangents():
 
 
 @both("linear_cross_entropy")
-def test_a_tied_table_gets_the_heads_gradient_and_the_embeddings_in_sum(form):
+def test_the_gradient_of_a_tied_table_is_that_of_the_head_plus_that_of_the_embedding(form):
     def gradients(embedding_table, head_table, wanted):
         loss = form(ops.embedding(embedding_table, np.array([0])), head_table, np.array([0]))
         assert comes_to(loss, np.log(4))  # logits 1 and 1 + log 3, probabilities 1/4 and 3/4

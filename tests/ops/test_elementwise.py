@@ -1,4 +1,4 @@
-"""Ops of two operands give each of them its own gradient, summed over whatever axes it was repeated."""
+"""Ops of two operands give each one its gradient, summed over the axes along which it was broadcast."""
 
 from __future__ import annotations
 

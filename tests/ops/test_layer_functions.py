@@ -1,4 +1,4 @@
-"""What the layer functions promise beyond a right gradient: extremes, masks, memory, and examples done by hand."""
+"""Layer functions beyond right gradients: extreme values, masks, memory, and examples computed by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_under_higher_order_a_fully_masked_row_has_zero_gradient():
     assert gradient.data.tolist() == [[0, 0], [-0.25, 0.25]]
 
 
-def test_a_row_whose_logits_all_underflow_has_no_share_in_the_fused_heads_gradients():
+def test_a_row_of_minus_infinite_logits_has_no_gradient_in_linear_cross_entropy():
     x, w = leaf([[-1e200], [0.0]]), leaf([[1e200], [2e200]])
     with np.errstate(over="ignore"):  # the product: both logits of the first row are -inf
         loss = ops.linear_cross_entropy(x, w, np.array([1, 0]))
@@ -81,7 +81,7 @@ def test_a_label_smoothing_outside_its_range_is_refused(form, smoothing):
 
 @pytest.mark.parametrize("form", [ops.gelu, composed.gelu, ops.gelu_exact, composed.gelu_exact, ops.silu])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_far_from_zero_an_activation_is_x_or_0_with_slope_1_or_0(form, dtype):
+def test_activations_of_large_inputs_are_x_or_0_with_slope_1_or_0(form, dtype):
     size = np.array([1e2, 1e5, 1e15, 1e20, 1e30, 1e38], dtype=dtype)
     x = leaf(np.concatenate([size, -size]), dtype)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
@@ -91,7 +91,7 @@ def test_far_from_zero_an_activation_is_x_or_0_with_slope_1_or_0(form, dtype):
     assert gradient.tolist() == [1] * 6 + [0] * 6
 
 
-def test_erf_overflows_nowhere():
+def test_erf_never_overflows():
     x = leaf([-1e30, -1e5, 1e5, 1e30], np.float32)
     with np.errstate(over="raise", invalid="raise"):
         y = ops.erf(x)
@@ -113,7 +113,7 @@ def test_a_softmax_over_all_axes_is_one_over_the_flat_array(axis):
 
 @pytest.mark.parametrize("form", [ops.softmax, ops.log_softmax, ops.logsumexp])
 @pytest.mark.parametrize("axis", [2, -3, (0, 0), True, 1.0])
-def test_a_softmax_over_no_axis_of_x_is_refused(form, axis):
+def test_a_softmax_over_an_axis_that_does_not_exist_is_refused(form, axis):
     with pytest.raises(ShapeError, match="ax"):
         form(np.ones((2, 3)), axis=axis)
 
@@ -130,7 +130,7 @@ def test_huge_logits_are_exact(dtype, size):
 
 
 def as_linear(logits, targets, **static):
-    """cross_entropy of these logits as the fused head computes it: the table is the identity."""
+    """cross_entropy of these logits by linear_cross_entropy, with an identity matrix as the table."""
     return ops.linear_cross_entropy(logits, np.eye(logits.shape[-1], dtype=logits.dtype), targets, **static)
 
 
@@ -185,7 +185,7 @@ def test_layernorm_by_hand():
     y = ops.layernorm(x, w, b, eps=0.0)  # mean 2, deviation 1: normalised to -1, 1
     np.testing.assert_allclose(y.data, [-1.5, 2.5], rtol=1e-15)
     dx, dw, db = grad(y, [x, w, b], np.array([1.0, 0.0]))
-    np.testing.assert_allclose(dx, [0, 0], atol=1e-15)  # two numbers always normalise to the same pair
+    np.testing.assert_allclose(dx, [0, 0], atol=1e-15)  # any two numbers are normalised to the same pair
     assert dw.tolist() == [-1, 0]
     assert db.tolist() == [1, 0]
 
@@ -247,7 +247,7 @@ def test_ignored_targets_change_neither_the_mean_nor_any_gradient(smoothing):
 
 
 @pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
-def test_targets_that_cannot_be_are_refused(form):
+def test_invalid_targets_are_refused(form):
     logits = np.zeros((2, 3))
     with pytest.raises(IndexRangeError, match="0 to 2; got 0 to 3"):
         form(logits, np.array([0, 3]))
@@ -327,25 +327,27 @@ def test_attention_with_more_queries_than_keys_is_refused():
         ops.attention(np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((2, 2)), causal=True)
 
 
-def test_self_attention_on_a_width_that_heads_do_not_divide_is_refused():
+def test_self_attention_needs_a_width_that_the_heads_divide():
     with pytest.raises(ShapeError, match="3 \\* n_head \\* D with D at least 1; it is 18, and n_head is 4"):
         ops.multi_head_attention(np.zeros((1, 2, 18)), n_head=4, causal=True)
 
 
 @pytest.mark.parametrize("form", [ops.multi_head_attention, composed.multi_head_attention])
 @pytest.mark.parametrize("n_head", [0, -1, -2])
-def test_self_attention_without_a_head_is_refused(form, n_head):
+def test_self_attention_without_heads_is_refused(form, n_head):
     with pytest.raises(ShapeError, match=f"n_head is {n_head}"):
         form(np.zeros((1, 2, 6)), n_head=n_head, causal=True)
 
 
 @pytest.mark.parametrize("lead", [(2,), (0,), (2, 0, 3)])
 @pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
-def test_a_normalised_axis_of_size_zero_gives_nothing_forward_and_backward(name, lead):
+def test_a_normalised_axis_of_size_zero_gives_empty_results_and_gradients(name, lead):
     inputs = [leaf(np.zeros((*lead, 0))), *(leaf(np.zeros(0)) for _ in range(2 if name == "layernorm" else 1))]
     for form in (getattr(ops, name), getattr(composed, name)):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if form is getattr(composed, name) else "error")  # the mean of nothing
+            warnings.simplefilter(
+                "ignore" if form is getattr(composed, name) else "error"
+            )  # the mean of an empty array
             y = form(*inputs)
             gradients = grad(y, inputs, np.zeros(y.shape))
         assert y.shape == (*lead, 0)
@@ -361,7 +363,7 @@ def test_attention_over_queries_and_keys_without_channels_is_refused(form, lead)
 
 @pytest.mark.parametrize("form", [ops.attention, composed.attention])
 @pytest.mark.parametrize("shapes", [((3, 2), (3, 2), (3, 0)), ((0, 2), (4, 2), (4, 3)), ((0, 2), (0, 2), (0, 3))])
-def test_attention_without_queries_or_value_channels_gives_nothing_forward_and_backward(form, shapes):
+def test_attention_without_queries_or_value_channels_gives_empty_results(form, shapes):
     inputs = [leaf(np.ones(shape)) for shape in shapes]
     y = form(*inputs, causal=True)
     assert y.shape == (shapes[0][0], shapes[2][1])
@@ -382,7 +384,7 @@ def test_a_dropout_rate_outside_its_range_is_refused(rate):
         ops.dropout(np.ones(3), rate=rate, seed=(0,))
 
 
-def test_dropout_keeps_the_mean_and_drops_its_share():
+def test_dropout_preserves_the_mean_and_drops_the_given_share():
     y = ops.dropout(np.ones((500, 500)), rate=0.3, seed=(1,))
     assert set(np.unique(y)) == {0, 1 / 0.7}
     assert (y == 0).mean() == pytest.approx(0.3, abs=0.01)
@@ -424,13 +426,13 @@ def test_memory_layout_changes_no_result(layout):
 @pytest.mark.parametrize(
     "call", [lambda x, b: ops.linear(x, np.eye(3, dtype=np.float32), b), lambda x, b: ops.layernorm(x, b, b)]
 )
-def test_a_wider_bias_widens_the_result_as_numpy_would(call):
+def test_a_wider_bias_widens_the_result_as_in_numpy(call):
     x = np.ones((2, 3), dtype=np.float32)
     assert call(x, np.ones(3)).dtype == np.float64
     assert call(x, np.ones(3, dtype=np.float32)).dtype == np.float32
 
 
-def test_under_higher_order_the_composition_takes_the_fused_forms_place():
+def test_under_higher_order_the_composition_replaces_the_fused_op():
     x = leaf([[0.5, -1.0, 2.0]])
     with higher_order():
         assert ops.softmax(x)._node.op.name != "softmax"
@@ -449,7 +451,7 @@ def test_a_later_key_that_is_not_finite_changes_no_earlier_token(form, bad):
 
 
 FORMS = pytest.mark.parametrize("form", [ops.attention, composed.attention], ids=["fast", "definition"])
-LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than a block holds, keys that are padding everywhere
+LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than one block; the last keys are padding in all sequences
 LEFT = LENGTHS[:, ::-1]
 
 
@@ -468,7 +470,7 @@ def qkv():
 @FORMS
 @pytest.mark.parametrize("mask", [LENGTHS, LEFT], ids=["right", "left"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_what_stands_in_padding_changes_no_bit_and_has_no_gradient(form, mask, causal, qkv):
+def test_the_contents_of_padding_change_no_bit_and_have_no_gradient(form, mask, causal, qkv):
     before = attended(form, mask, *qkv, causal=causal)
     qkv[1:, ~mask] = 1e30 * qkv[1:, ~mask]
     after = attended(form, mask, *qkv, causal=causal)
@@ -480,13 +482,13 @@ def test_what_stands_in_padding_changes_no_bit_and_has_no_gradient(form, mask, c
 
 @FORMS
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_padded_sequence_is_attended_as_it_is_alone(form, causal, qkv):
+def test_attention_of_a_padded_sequence_is_that_of_the_sequence_alone(form, causal, qkv):
     def run(cotangent, mask, *arrays):
         inputs = [leaf(x) for x in arrays]
         y = form(*inputs, mask, causal=causal)
         return [y.data, *grad(y, inputs, cotangent)]
 
-    cotangent = np.random.default_rng(1).standard_normal((3, 80, 4)) * LENGTHS[..., None]  # padding is in no loss
+    cotangent = np.random.default_rng(1).standard_normal((3, 80, 4)) * LENGTHS[..., None]  # no loss in padding
     together = run(cotangent, LENGTHS, *qkv)
     for number, length in enumerate([70, 33]):
         alone = run(cotangent[number, :length], None, *qkv[:, number, :length])
@@ -507,7 +509,7 @@ def test_a_query_that_sees_no_key_gives_zeros_and_has_no_gradient(form, keys):
         assert not result[:, 0].any() and result[:, 1].all()
 
 
-def test_keys_that_are_padding_in_every_sequence_are_never_read(qkv):
+def test_keys_that_are_padding_in_every_sequence_are_not_read(qkv):
     qkv[1:, :, 70:] = np.nan
     assert all(np.isfinite(x).all() for x in attended(ops.attention, LENGTHS, *qkv, causal=False))
 
@@ -557,7 +559,7 @@ def test_keys_and_values_that_do_not_fit_the_queries_are_refused(form, shape):
         ([1.0, 2.0], DtypeError, "lengths must be integers, .* got float64"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(lengths, error, said):
+def test_invalid_lengths_are_refused(lengths, error, said):
     with pytest.raises(error, match=said):
         ops.sequence_mask(lengths, 3)
 
@@ -590,7 +592,7 @@ def test_integers_are_computed_as_the_same_floats(name, higher):
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "gelu", "gelu_exact", "silu", "dropout"])
-def test_a_number_without_axes_goes_through_a_layer_function_forward_and_backward(name):
+def test_layer_functions_accept_scalars_forward_and_backward(name):
     static = {"axis": None} if "axis" in registry[name].static_defaults else {}
     for dtype in (np.float32, np.float64):
         x, row = leaf(3.0, dtype), leaf([3.0], dtype)
@@ -601,7 +603,7 @@ def test_a_number_without_axes_goes_through_a_layer_function_forward_and_backwar
         assert gradient == grad(of_row, row, np.full(of_row.shape, 2.0, dtype))
 
 
-def test_classes_of_a_cross_entropy_are_weighted_and_losses_reduced():
+def test_cross_entropy_has_class_weights_and_reductions():
     logits, targets = np.log([[1.0, 2, 3], [1, 1, 2], [1, 1, 1]]), np.array([2, 0, -100])
     each, weight = np.array([math.log(2), math.log(4), 0]), np.array([3.0, 0.0, 1.0])
     np.testing.assert_allclose(ops.cross_entropy(logits, targets, reduction="none"), each, rtol=1e-12)
@@ -614,7 +616,7 @@ def test_classes_of_a_cross_entropy_are_weighted_and_losses_reduced():
 
 
 @pytest.mark.parametrize("form", [ops.cross_entropy, composed.cross_entropy])
-def test_a_reduction_or_weight_that_cannot_be_is_refused(form):
+def test_an_invalid_reduction_or_weight_is_refused(form):
     logits, targets = np.zeros((2, 3)), np.array([0, 1])
     with pytest.raises(ConfigError, match="reduction must be one of mean, sum, none; got 'summ'; did you mean 'sum'"):
         form(logits, targets, reduction="summ")

@@ -1,4 +1,4 @@
-"""Every op that is registered is checked here, by being registered."""
+"""Every registered op of the package is checked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_shape_line_is_true(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_calls_that_make_no_sense_are_refused(name):
+def test_invalid_calls_are_refused(name):
     found = [refusal_problems(registry[name], case) for case in drawn(name)]
     assert [problem for problems, _ in found for problem in problems] == []
     assert sum(refused for _, refused in found) > 0
@@ -65,7 +65,7 @@ def test_gradients_of_gradients_are_right(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_float32_stays_float32(name):
+def test_float32_is_preserved(name):
     assert [problem for case in drawn(name) for problem in promises.dtype_problems(registry[name], case)] == []
 
 
@@ -78,12 +78,12 @@ def test_a_fused_op_equals_its_composition(name):
 def test_every_mistake_planted_in_the_rule_is_caught(name):
     planted = mutants(registry[name])
     assert any("1 + 1e-9" in mutant.name for mutant in planted)
-    many = list(samples.draw_cases(registry[name], np.random.default_rng(0), 60))  # some show under broadcasting only
+    many = list(samples.draw_cases(registry[name], np.random.default_rng(0), 60))  # some need broadcasting
     assert every_op.surviving_mutants(planted, many) == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if len(registry[name].differentiable) > 1])
-def test_a_gradient_is_the_same_whichever_others_are_wanted(name):
+def test_a_gradient_does_not_depend_on_which_others_are_needed(name):
     op = registry[name]
     for case in drawn(name):
         y, leaves = recorded(op, case, range(len(case.inputs)))
@@ -95,7 +95,7 @@ def test_a_gradient_is_the_same_whichever_others_are_wanted(name):
 
 
 def recorded(op, case, places):
-    """The op's result, and those leaves at these places that a gradient goes to."""
+    """The op's result, and the leaves at these positions that have a gradient."""
     leaves = {i: Tensor(case.inputs[i], requires_grad=True) for i, _ in samples.differentiated(op, case) if i in places}
     return op(*[leaves.get(i, x) for i, x in enumerate(case.inputs)], **case.static), leaves
 
