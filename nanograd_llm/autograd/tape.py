@@ -52,10 +52,10 @@ def walk(root: Any, seed: Any, sums: Sums, retain: bool = False) -> Iterator[tup
     """
     with _claimed(root) as nodes:
         sums.pending[root] = seed
-        leads = _leads(nodes, sums.wanted)
+        needed = _need_gradient(nodes, sums.wanted)
         for node in reversed(nodes):
             cotangent = sums.take(node)
-            needs = tuple([source in leads for source in node.sources])
+            needs = tuple([source in needed for source in node.sources])
             if cotangent is not None and True in needs:
                 gradients = _pull_back(node, cotangent, needs, sums)
                 yield node, cotangent, gradients
@@ -72,15 +72,15 @@ def backward(root: Any, seed: Any, sums: Sums, retain: bool = False) -> dict[Any
     return sums.results()
 
 
-def _leads(nodes: Sequence[Node], wanted: set[Any] | None) -> set[Any]:
+def _need_gradient(nodes: Sequence[Node], wanted: set[Any] | None) -> set[Any]:
     """The nodes and leaves that need a gradient: the wanted ones and what was computed from them; all if None."""
-    leads = set() if wanted is None else {*wanted}
+    needed = set() if wanted is None else {*wanted}
     for node in nodes:
         if wanted is None:
-            leads.update(node.sources)
-        elif not leads.isdisjoint(node.sources):
-            leads.add(node)
-    return leads - {None}
+            needed.update(node.sources)
+        elif not needed.isdisjoint(node.sources):
+            needed.add(node)
+    return needed - {None}
 
 
 def _pull_back(node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:

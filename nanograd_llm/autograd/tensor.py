@@ -380,7 +380,7 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad and (self.ndim or dtype is None):  # np.float32(loss) asks for a dtype, and is as float()
-            raise GraphError("NumPy would lose this Tensor's tape; use .data or .detach() to say that you mean it")
+            raise GraphError("NumPy would lose this Tensor's tape; if no gradient is needed use .data or .detach()")
         return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -401,7 +401,7 @@ class Tensor:
 def _refusal(called: str, name: str, instead: str = "") -> DtypeError:
     """The error where np.CALLED, such as np.linalg.norm or np.add.reduce, of this last name or ufunc got a Tensor."""
     op = f"ops.{name}(...)" if name in registry else _INSTEAD_OF_NUMPY.get(name)
-    found = _INSTEAD_OF_NUMPY.get(called, op) or "other ops, or .data to say that no gradient is wanted"
+    found = _INSTEAD_OF_NUMPY.get(called, op) or "other ops, or .data if no gradient is needed"
     return DtypeError(f"np.{called} does not take a Tensor, whose tape it would lose; {instead or f'use {found}'}")
 
 

@@ -44,10 +44,10 @@ def _noise_from(key: tuple[int, ...], uses: int) -> Iterator[None]:
         _noise.key, _noise.uses = before
 
 
-Block = contextlib.AbstractContextManager[None]
+NoiseBlock = contextlib.AbstractContextManager[None]
 
 
-def repeatable_noise() -> tuple[Block, Callable[[], Block]]:
+def repeatable_noise() -> tuple[NoiseBlock, Callable[[], NoiseBlock]]:
     """A block with the noise that would be drawn here anyway, and a function that makes blocks with the same noise."""
     if _noise.key is None:
         key = _random_key()

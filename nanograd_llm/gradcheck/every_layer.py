@@ -73,8 +73,8 @@ def check_layer(layer: type[Module], *, order: int = 2, cases: int = CASES, seed
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
-    recorded = {op.name: op for f, inputs in drawn for op in _ops_of(f, inputs)}
-    survivors = [] if problems else [op.name for op in recorded.values() if not _is_caught(op, drawn)]
+    recorded = {op: None for f, inputs in drawn for op in _ops_of(f, inputs)}
+    survivors = [] if problems else [op.name for op in recorded if not _is_caught(op, drawn)]
     return OpSummary(layer.__name__, len(drawn), tuple(errors), len(recorded), tuple(survivors), tuple(problems))
 
 

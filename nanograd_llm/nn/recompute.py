@@ -14,7 +14,7 @@ from nanograd_llm.autograd.modes import no_grad, recording, state
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
 from nanograd_llm.autograd.tensor import Tensor, origin
-from nanograd_llm.backend.randomness import Block, repeatable_noise
+from nanograd_llm.backend.randomness import NoiseBlock, repeatable_noise
 from nanograd_llm.errors import GraphError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_type
@@ -48,7 +48,7 @@ def recompute(module: Module, x: Tensor) -> Tensor:
 class _Recomputation:
     """A placeholder on the tape in place of an op. Its rule runs the module again, recorded, and walks that tape."""
 
-    def __init__(self, module: Module, same_noise: Callable[[], Block]):
+    def __init__(self, module: Module, same_noise: Callable[[], NoiseBlock]):
         self.module, self.same_noise = module, same_noise
         self.name = f"recomputation of {type(module).__name__}"
 

@@ -169,7 +169,7 @@ def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
 
     def work(heads):
         arrays = (q, k[..., :read, :], v[..., :read, :], y, bounds, dropped)
-        arrays = (None if x is None else _of(x, heads) for x in arrays)
+        arrays = (None if x is None else _select_heads(x, heads) for x in arrays)
         return heads, _attend_blocks(*arrays, m - n if causal else None, divisor, recorded)
 
     return share_out(work, *_heads_and_scores(q, k))
@@ -180,7 +180,7 @@ def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
 
     def work(numbers):
         for heads, blocks in parts[numbers]:
-            arrays = (_of(x, heads) for x in (dy, y, q, k, v, dq, dk, dv))
+            arrays = (_select_heads(x, heads) for x in (dy, y, q, k, v, dq, dk, dv))
             _backward_blocks(*arrays, blocks, score_divisor(q, scale))
 
     share_out(work, len(parts), _heads_and_scores(q, k)[1])
@@ -191,7 +191,7 @@ def _heads_and_scores(q, k):
     return (q.shape[-3] if q.ndim > 2 else 1), q.size // max(1, q.shape[-1]) * k.shape[-2]
 
 
-def _of(x, heads):
+def _select_heads(x, heads):
     """The part of x (..., H, T, D) that belongs to these heads."""
     return x[..., heads, :, :] if x.ndim > 2 else x
 

@@ -232,8 +232,8 @@ def gelu(x, *, needs):
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
-        for some in _slices(part.start, part.stop, _CACHED):
-            gelu_into(flat_x[some], flat_y[some], None if flat_slope is None else flat_slope[some])
+        for piece in _slices(part.start, part.stop, _CACHED):
+            gelu_into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
 
     share_out(work, x.size, 4 * x.size)
     return keep(y, slope=slope)
@@ -379,16 +379,16 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     """
     check_loss_settings(label_smoothing, reduction, weight)
     chosen, weights, divisor = flat_targets(targets, logits.shape, ignore_index, reduction, weight)
-    p, losses, pulls = _rows_losses(_rows(logits), chosen, weights, label_smoothing)
+    p, losses, row_weights = _rows_losses(_rows(logits), chosen, weights, label_smoothing)
     y = losses.reshape(logits.shape[:-1]) if reduction == "none" else losses.sum()
-    return keep(y / np.asarray(divisor, dtype=p.dtype), p=p, chosen=chosen, pulls=pulls, divisor=divisor)
+    return keep(y / np.asarray(divisor, dtype=p.dtype), p=p, chosen=chosen, row_weights=row_weights, divisor=divisor)
 
 
 @cross_entropy.backward
-def cross_entropy_backward(dy, logits_shape, p, chosen, pulls, divisor, label_smoothing):
+def cross_entropy_backward(dy, logits_shape, p, chosen, row_weights, divisor, label_smoothing):
     dlogits = p.copy()
     _subtract_targets(dlogits, chosen, label_smoothing)
-    dlogits *= (pulls * (np.reshape(dy, -1) / divisor))[:, None].astype(p.dtype)
+    dlogits *= (row_weights * (np.reshape(dy, -1) / divisor))[:, None].astype(p.dtype)
     return dlogits.reshape(logits_shape)
 
 
@@ -399,7 +399,7 @@ def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
     """
     targets = np.arange(len(chosen)), chosen
     p = np.subtract(logits, shift(logits, -1), out=out)
-    wanted, mean = p[targets], p.mean(axis=-1) if label_smoothing else 0
+    target_logits, mean = p[targets], p.mean(axis=-1) if label_smoothing else 0
     np.exp(p, out=p)
     e = p[targets]
     p[targets] = 0
@@ -410,7 +410,7 @@ def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
     p /= np.where(empty, np.ones_like(total), total)[:, None]
     # log total, accurate also where the target's own term is 1, the largest, and the others are tiny
     normaliser = np.log1p(np.where(empty, np.zeros_like(total), others + (e - 1)))
-    loss = normaliser - wanted
+    loss = normaliser - target_logits
     if label_smoothing:
         loss = (1 - label_smoothing) * loss + label_smoothing * (normaliser - mean)
     weights = weights.astype(loss.real.dtype)
@@ -482,11 +482,11 @@ def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
 
     def work(part):
         losses = []
-        for some in _slices(part.start, part.stop, max(1, _CACHED // logits.shape[1])):
-            p = logits[some]
-            _, loss, pulls = _rows_losses(p, chosen[some], weights[some], label_smoothing, out=p)
-            _subtract_targets(p, chosen[some], label_smoothing)
-            p *= (pulls / count)[:, None].astype(p.dtype)
+        for piece in _slices(part.start, part.stop, max(1, _CACHED // logits.shape[1])):
+            p = logits[piece]
+            _, loss, row_weights = _rows_losses(p, chosen[piece], weights[piece], label_smoothing, out=p)
+            _subtract_targets(p, chosen[piece], label_smoothing)
+            p *= (row_weights / count)[:, None].astype(p.dtype)
             losses.append(loss.sum())
         return losses
 
@@ -497,8 +497,8 @@ def _add_product(dw, dlogits, rows):
     """dw += dlogitsᵀ rows, a slice of the vocabulary at a time, so that no second array of the size of dw is needed."""
 
     def work(part):
-        for some in _slices(part.start, part.stop, 1024):
-            dw[some] += dlogits[:, some].T @ rows
+        for piece in _slices(part.start, part.stop, 1024):
+            dw[piece] += dlogits[:, piece].T @ rows
 
     share_out(work, len(dw), dw.size)
     return dw

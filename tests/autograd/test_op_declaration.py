@@ -14,7 +14,7 @@ from nanograd_llm import Tensor, checked, grad, higher_order, keep, nn, no_grad,
 from nanograd_llm.autograd.op import keys_of
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
-from nanograd_llm.gradcheck import check_all
+from nanograd_llm.gradcheck import check_all, check_layer
 
 
 def leaf(values, dtype=np.float32):
@@ -183,6 +183,10 @@ def test_ops_outside_the_package_are_known_by_module_and_name():
     assert keys_of("multiply", registry) == ["multiply", "homework.multiply", "tests.other.multiply"]
     assert keys_of("homework.multiply", registry) == ["homework.multiply"] and keys_of("homework", registry) == []
     assert len(check_all(["multiply"], order=1, cases=2).ops) == 3
+    model = nn.Sequential(lambda x: mine(yours(x, x), x * x))
+    model_class = type("Products", (nn.Module,), {"forward": lambda self, x: model(x)})
+    model_class.specimens = lambda draw: [(model_class(), (draw(3),))]
+    assert check_layer(model_class, cases=10).mutants == 3
 
 
 def test_the_latest_definition_of_an_op_is_the_one_that_is_known():

@@ -355,7 +355,7 @@ def test_numpy_converts_a_tensor_only_if_no_tape_is_lost():
         (lambda x: np.power(x, 2), r"use ops.power\(...\)"),
         (lambda x: np.true_divide(x, 2), r"use ops.divide\(...\)"),
         (lambda x: np.multiply(x, x), r"use ops.multiply\(...\)"),
-        (lambda x: np.arctan(x), "use other ops, or .data to say"),
+        (lambda x: np.arctan(x), "use other ops, or .data if"),
         (lambda x: np.add.outer([1.0], x), r"np.add.outer does not take a Tensor, .* use ops.add\(...\)"),
         (np.add.reduce, r"np.add.reduce does not take a Tensor, .* use ops.sum\(...\)"),
         (np.square, r"use x \* x"),
@@ -554,7 +554,7 @@ def test_a_numpy_function_with_an_op_of_the_same_name_names_that_op(name):
         (lambda x: np.clip([0.5], 0, a_max=x), r"use ops.clip\("),
         (lambda x: np.where([True], [1.0], x), r"use ops.where\("),
         (np.tril, r"use ops.tril\("),
-        (np.median, "use other ops, or .data to say that no gradient is wanted"),
+        (np.median, "use other ops, or .data if no gradient is needed"),
     ],
 )
 def test_a_numpy_function_on_a_tensor_says_what_to_use_instead(call, words):

@@ -55,7 +55,7 @@ class GradientMutants:
         self.least: float = config.getoption("--gradient-mutants-min") or 0.0
         self.scores: list[_OpScore] = []
         self.state = "not scored: the tests did not run to their end"
-        self._reached: dict[pytest.Item, set[str]] = {}
+        self._reached: dict[pytest.Item, set[Op]] = {}
         self._seconds: dict[pytest.Item, float] = {}
         self._running: pytest.Item | None = None
         self._is_planted = False
@@ -180,14 +180,14 @@ class GradientMutants:
             for op, rule in rules.items():
                 op.rule = rule
         for score in self.scores:
-            tests = [item for item, names in self._reached.items() if score.op.name in names]
+            tests = [item for item, ops in self._reached.items() if score.op in ops]
             score.tests = sorted(tests, key=self._seconds.__getitem__)
 
     def _noting(self, op: Op, rule: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(rule)
         def noted(*args: Any) -> Any:
             if self._running is not None:
-                self._reached.setdefault(self._running, set()).add(op.name)
+                self._reached.setdefault(self._running, set()).add(op)
             return rule(*args)
 
         return noted
