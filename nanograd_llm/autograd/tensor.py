@@ -40,16 +40,22 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
     **dict.fromkeys(("amin", "fmin", "minimum.reduce"), "ops.min(...), or ops.minimum(...) of two"),
     **dict.fromkeys(("add.reduce", "nansum"), "ops.sum(...)"),
     **dict.fromkeys(("multiply.reduce", "product"), "ops.prod(...)"),
-    **dict.fromkeys(("dot", "vdot", "inner"), "ops.matmul(...)"),
-    **dict.fromkeys(("outer", "multiply.outer", "tensordot", "kron", "trace"), "ops.einsum(...)"),
-    **dict.fromkeys(("vstack", "hstack", "dstack", "column_stack", "append", "block"), "ops.concatenate(...)"),
+    **dict.fromkeys(("dot", "vdot"), "ops.matmul(...)"),
+    **dict.fromkeys(("outer", "multiply.outer", "inner", "tensordot", "trace"), "ops.einsum(...)"),
+    **dict.fromkeys(("vstack", "hstack", "dstack", "column_stack"), "ops.concatenate(...) or ops.stack(...)"),
     **dict.fromkeys(("moveaxis", "rollaxis", "permute_dims", "matrix_transpose"), "ops.transpose(...)"),
     **dict.fromkeys(("ravel", "atleast_1d", "atleast_2d", "atleast_3d"), "ops.reshape(...)"),
     **dict.fromkeys(("array_split", "hsplit", "vsplit", "dsplit"), "ops.split(...)"),
     **dict.fromkeys(("flipud", "fliplr"), "ops.flip(...)"),
+    **dict.fromkeys(("cumulative_sum", "add.accumulate"), "ops.cumsum(...)"),
     **dict.fromkeys(("select", "choose", "nan_to_num"), "ops.where(...)"),
     **dict.fromkeys(("compress", "extract", "diagonal", "diag", "delete", "diff"), "indexing, x[...]"),
-    **{"average": "ops.mean(...)", "cumulative_sum": "ops.cumsum(...)", "add.accumulate": "ops.cumsum(...)"},
+    **{
+        "average": "ops.mean(...)",
+        "append": "ops.concatenate(...)",
+        "cumulative_sum": "ops.cumsum(...)",
+        "add.accumulate": "ops.cumsum(...)",
+    },
     **{"triu": "x - ops.tril(x, k=-1)", "tile": "ops.broadcast_to(...)", "astype": "x.astype(...)"},
     **{"square": "x * x", "reciprocal": "1 / x", "expm1": "ops.exp(x) - 1", "copy": "x * 1, or x.detach()"},
     **{"exp2": "2.0 ** x", "float_power": "x ** y", "norm": "ops.sqrt(ops.sum(x * x))"},
@@ -380,7 +386,10 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad and (self.ndim or dtype is None):  # np.float32(loss) asks for a dtype, and is as float()
-            raise GraphError("NumPy would lose this Tensor's tape; if no gradient is needed use .data or .detach()")
+            raise GraphError(
+                "NumPy would lose this Tensor's tape; combine Tensors by ops.stack(...) or ops.concatenate(...); if no "
+                "gradient is needed, use .data or .detach()"
+            )
         return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
