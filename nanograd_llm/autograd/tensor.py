@@ -50,12 +50,7 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
     **dict.fromkeys(("cumulative_sum", "add.accumulate"), "ops.cumsum(...)"),
     **dict.fromkeys(("select", "choose", "nan_to_num"), "ops.where(...)"),
     **dict.fromkeys(("compress", "extract", "diagonal", "diag", "delete", "diff"), "indexing, x[...]"),
-    **{
-        "average": "ops.mean(...)",
-        "append": "ops.concatenate(...)",
-        "cumulative_sum": "ops.cumsum(...)",
-        "add.accumulate": "ops.cumsum(...)",
-    },
+    **{"average": "ops.mean(...)", "append": "ops.concatenate(...)"},
     **{"triu": "x - ops.tril(x, k=-1)", "tile": "ops.broadcast_to(...)", "astype": "x.astype(...)"},
     **{"square": "x * x", "reciprocal": "1 / x", "expm1": "ops.exp(x) - 1", "copy": "x * 1, or x.detach()"},
     **{"exp2": "2.0 ** x", "float_power": "x ** y", "norm": "ops.sqrt(ops.sum(x * x))"},
