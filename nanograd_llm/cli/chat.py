@@ -27,9 +27,10 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
         Tokens of a reply; it ends earlier at an empty line, or if the model ends the text.
     """
     from nanograd_llm.errors import IndexRangeError
+    from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)

@@ -32,10 +32,11 @@ def convert(
     with_tokenizer
         Write the tokenizer's files as well.
     """
+    from nanograd_llm.models.gpt import GPT
     from nanograd_llm.pretrained import save_gpt2
     from nanograd_llm.runs.opening import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
     written = save_gpt2(loaded, folder, tokenizer, form=to)

@@ -23,10 +23,11 @@ def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
         more context.
     """
     from nanograd_llm.inference import evaluate_text
+    from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import read_text
 
-    opened = open_model(model)
+    opened = open_model(model, GPT)
     with waiting("reading and encoding the text") as progress:
         content = read_text(text)
         tokenizer, loaded = opened.tokenizer(), opened.model()

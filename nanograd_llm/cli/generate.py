@@ -35,9 +35,10 @@ def generate(
     cache
         Keep keys and values instead of computing them again, which is faster; the text is the same.
     """
+    from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     prompt = prompt or default_prompt(tokenizer)
     ids = tokenizer.encode(prompt)

@@ -40,11 +40,12 @@ def gradcheck(
     if model is not None:
         from rich.console import Console
 
+        from nanograd_llm.models.gpt import GPT
         from nanograd_llm.runs.opening import open_model
 
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
-        trained = open_model(model).model(strict=True)
+        trained = open_model(model, GPT).model(strict=True)
         print(cost_of_model(trained, order=order or 1), flush=True)
         with waiting("checking"):
             report = check_model(trained, order=order or 1, seed=seed)

@@ -33,7 +33,19 @@ def with_options(**sections: Any) -> Callable[[Command], Command]:
 
 
 def options(kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING) -> Any:
-    """The options for the settings of `kind`, as a type that cyclopts reads.
+    """The options for the settings of `kind`, as a type that cyclopts reads: see `fields_of`."""
+    return options_of(kind.__name__, fields_of(kind, title, without=without, shown=shown))
+
+
+def options_of(name: str, fields: Mapping[str, Any]) -> Any:
+    """The options for these fields, as a type that cyclopts reads."""
+    return Annotated[TypedDict(name, dict(fields), total=False), Parameter(name="*")]  # type: ignore[operator]
+
+
+def fields_of(
+    kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING
+) -> dict[str, Any]:
+    """The options for the settings of `kind`, by name.
 
     title: of their section. without: settings, or choices of one, that are left out.
     shown: defaults to show in the help, by setting, in place of the field's own; None for no default.
@@ -48,4 +60,4 @@ def options(kind: type[Settings], title: str, *, without: Collection[str] = (), 
         default = shown.get(field.name, field.default)
         help = field.metadata["help"] + ("" if default is None else f" [default: {default}]")
         fields[field.name] = Annotated[accepted, Parameter(help=help, group=group)]
-    return Annotated[TypedDict(kind.__name__, fields, total=False), Parameter(name="*")]  # type: ignore[operator]
+    return fields

@@ -5,34 +5,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError
-from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.nn.module import Module
 from nanograd_llm.text import Tokenizer
 
+OpenedModel = TypeVar("OpenedModel", bound=Module, covariant=True)
+MAX_LAYERS = 1024
 
-class Opened(Protocol):
-    """A model that was found: one of a run, or a pretrained one. Each file is read when it is first needed.
 
-    source: as the caller gave it. path: the run folder, or the file of the weights. form: "run", or the form of that
-    file. step: that of the checkpoint, if a checkpoint was given; else None.
+class Opened(Protocol[OpenedModel]):
+    """A model that was found: of a run, or a pretrained one. Each file is read when it is first needed.
+
+    source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
+    step: of the checkpoint that was given, else None. model_class: of the model.
     """
 
     source: str
     path: Path
     form: str
     step: int | None
+    model_class: type[Module]
 
     @property
-    def config(self) -> GPTConfig:
-        """The sizes of the model."""
+    def config(self) -> Any:
+        """The sizes of the model: the config of its class."""
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-        """The model in evaluation mode. Each call reads the file again.
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> OpenedModel:
+        """The model in evaluation mode, read from its file at each call.
 
         dtype: of the parameters, float32 or float64; weights of another dtype are converted.
         strict: refuse weights that are not finite; otherwise a warning names them.
@@ -59,6 +63,16 @@ def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
         raise BadFileError(
             f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
             "use the tokenizer that the model was trained with"
+        )
+
+
+def require_plausible(config: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
+    """Raise BadFileError for sizes that a file of these arrays cannot have: the model would take all memory."""
+    widest = max(config.n_embd, config.n_inner or 4 * config.n_embd)  # each layer has a bias of this size
+    numbers, present = config.n_layer * widest, sum(x.size for x in arrays.values())
+    if config.n_layer > MAX_LAYERS or numbers > present + 2**20:
+        raise BadFileError(
+            f"{where}: its sizes need over {numbers:,} numbers in {config.n_layer:,} layers; the file has {present:,}"
         )
 
 

@@ -6,19 +6,33 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Any, overload
 
 from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
-from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.pretrained.gpt2.load import OpenedGPT2, require_plausible
-from nanograd_llm.pretrained.opened import Opened, require_finite, require_fitting, weights_dtype
+from nanograd_llm.nn.module import Module
+from nanograd_llm.pretrained.gpt2.load import OpenedGPT2
+from nanograd_llm.pretrained.opened import (
+    Opened,
+    OpenedModel,
+    require_finite,
+    require_fitting,
+    require_plausible,
+    weights_dtype,
+)
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.settings import check_keys, require_type
+from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
 
 
-def open_model(source: str | os.PathLike[str]) -> Opened:
+@overload
+def open_model(source: str | os.PathLike[str]) -> Opened[Any]: ...
+@overload
+def open_model(source: str | os.PathLike[str], kind: type[OpenedModel]) -> Opened[OpenedModel]: ...
+def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> Opened[Any]:
     """The model at `source`; each file of it is read when it is first needed.
 
         opened = open_model("runs/nano-1")
@@ -26,8 +40,9 @@ def open_model(source: str | os.PathLike[str]) -> Opened:
 
     source: the folder of a run, for its newest checkpoint; the file of an older one; or whatever `load_gpt2` takes: a
         folder, a file, or a name such as gpt2.
-    Raises ConfigError if source is empty, StorageError if nothing is there, BadFileError if what is there is damaged or
-    no model. Damage to a part may show only when that part is read.
+    kind: the class that the model must be of, such as GPT.
+    Raises ConfigError if it is of another class or source is empty, StorageError if nothing is there, BadFileError if
+    what is there is damaged or no model. Damage to a part may show only when that part is read.
     """
     require_type("source", source, (str, os.PathLike), "a path or a name")
     if not os.fspath(source):
@@ -36,8 +51,16 @@ def open_model(source: str | os.PathLike[str]) -> Opened:
     if folder.name == "checkpoints" and os.path.exists(folder.parent / "config.toml"):
         raise StorageError(f"{folder}: holds the checkpoints of a run; give the run, {folder.parent}, or one of them")
     if os.path.exists(folder / "config.toml"):  # False where the name is too long, where Path.exists raises
-        return OpenedRun(source, RunFolder.open(folder), step)
-    return OpenedGPT2(source)
+        opened: Any = OpenedRun(source, RunFolder.open(folder), step)
+    else:
+        opened = OpenedGPT2(source)
+    if not issubclass(opened.model_class, kind):
+        tasks = [task for task in map(task_named, TASKS) if task.model_class is opened.model_class]
+        remedy = f"; use nanograd-llm {tasks[0].used_by}" if tasks else ""
+        raise ConfigError(
+            f"{opened.source} is a model of the class {opened.model_class.__name__}; expected {kind.__name__}{remedy}"
+        )
+    return opened
 
 
 class OpenedRun:
@@ -54,28 +77,41 @@ class OpenedRun:
         return f"OpenedRun({self.source!r})"
 
     @functools.cached_property
-    def config(self) -> GPTConfig:
+    def task(self) -> type[NamedTask]:
+        """What it was trained for: a language model where config.toml does not say it."""
+        try:
+            return task_named(self.settings.get("run", {}).get("task", DEFAULT))
+        except ConfigError as error:
+            raise BadFileError(f"{self.folder.config_path} [run]: {error}") from None
+
+    @property
+    def model_class(self) -> type[Any]:
+        """The class of the model."""
+        return self.task.model_class
+
+    @functools.cached_property
+    def config(self) -> Any:
         """The sizes of the model. Raises BadFileError where config.toml does not hold them."""
         table = dict(self.settings.get("model", {}))
         if "checkpoint_activations" in table:  # its name in runs of version 0.1
             table["recompute_activations"] = table.pop("checkpoint_activations")
-        where = f"{self.folder.config_path} [model]"
-        fields = dataclasses.fields(GPTConfig)
+        where, kind = f"{self.folder.config_path} [model]", self.task.tables["model"]
+        fields = dataclasses.fields(kind)
         try:
             check_keys(table, [field.name for field in fields], where)
             missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in table]
             if missing:
                 raise ConfigError(f"has no {', no '.join(missing)}; restore the file from a copy of the run")
-            return GPTConfig(**table)
+            return kind(**table)
         except NanogradError as error:
             raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> Any:
         """See `Opened.model`. Raises StorageError where there is no checkpoint, BadFileError for a damaged one."""
         dtype, where = weights_dtype(dtype), str(self.path)
         config, arrays = self.config, self.folder.load_checkpoint(self.step)[0]
         require_plausible(config, arrays, where)
-        model = GPT(config, seed=None)
+        model = self.model_class(config, seed=None)
         weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
         try:
             model.load_state_dict(weights, assign=True)

@@ -21,6 +21,7 @@ from nanograd_llm.errors import NonFiniteError, WorkerError
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
 from nanograd_llm.settings import Settings, setting
+from nanograd_llm.tasks.registry import DEFAULT, TASKS
 from nanograd_llm.tasks.task import Sample, Score, Task
 from nanograd_llm.training.trainer import StepRecord, Trainer
 
@@ -59,6 +60,8 @@ Event = StepRecord | Scored | Sampled | Saved
 class RunConfig(Settings):
     """Settings of a run besides those of its task and its training. Raises ConfigError that names the field."""
 
+    task: str = setting(f"What the model learns, one of {', '.join(TASKS)}.", default=DEFAULT)
+
     init: str | None = setting(
         "Start from the weights and the tokenizer of this model: the folder of a run, or a pretrained model (a folder, "
         "a file, or a name such as gpt2).",
@@ -87,7 +90,7 @@ class Run:
 
     def __init__(self, out: str | os.PathLike[str] | None, task: Task, name: str = "run", **settings: Any):
         self.task = task
-        self.config = RunConfig(task.init, **settings)
+        self.config = RunConfig(task.name, task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
         self._rows: int | None = None  # of a score, once it is known

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +14,15 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import PROSE
-from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import Settings, counted, require_choice, setting
-from nanograd_llm.tasks.task import Sample, Score
+from nanograd_llm.tasks.task import Report, Request, Sample, Score
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, read_text, save_hash, split_text, text_hash
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
-
-Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 
 # Limits in characters: of a longer text only evenly spread pieces are used, so that a short run is short for any text.
 LEARNED_A_MINUTE = 2**24  # more than the fastest model reads
@@ -126,7 +123,43 @@ class LanguageModelling:
     Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
     """
 
-    used_by = "generate"
+    name, used_by = "language-model", "generate"
+    tables = {"text": TextConfig, "model": GPTConfig}
+    hidden = {
+        "text": ("window",),
+        "model": ("vocab_size", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    }
+    model_class = GPT
+    presets = tuple(RECIPES)
+
+    @classmethod
+    def made(cls, request: Request) -> LanguageModelling:
+        """See `NamedTask.made`. With a start, context_length is that of a window: the sizes are the model's."""
+        words, sizes, train = (request.settings[table] for table in ("text", "model", "train"))
+        start = request.start
+        if start is None:
+            preset, text = request.preset or cls.presets[0], TextConfig(**words)
+            if "vocab_size" in request.asked["text"] and text.tokenizer != "bpe":
+                raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {text.tokenizer}; leave it out")
+            if "vocab_size" in request.asked["model"] or "vocab_size" in sizes.keys() - words.keys():
+                raise ConfigError("vocab_size under [model] follows the tokenizer; set it under [text]")
+            model = GPTConfig.preset(preset, **sizes)
+            return cls(text, model, recipe(preset, **train), report=request.report)
+        free = (*TRAINING_ONLY, "context_length")
+        request.refuse(model=set(request.asked["model"]) - {*free}, text=("tokenizer", "vocab_size"))
+        model = start.config
+        for name, value in request.written["model"].items():
+            if name not in TRAINING_ONLY and value != getattr(model, name):
+                is_now = f"{getattr(model, name)} in {start.source}"
+                raise ConfigError(f"{name} is {value} in {request.file}, but {is_now}; leave it out")
+        words = {"tokenizer": "model", "window": min(128, model.context_length), **words}
+        if "context_length" in request.asked["model"]:
+            words["window"] = request.asked["model"]["context_length"]
+        changes = {name: sizes.get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
+        training = fine_tuning(model, **train)
+        return cls(
+            TextConfig(**words), dataclasses.replace(model, **changes), training, start=start, report=request.report
+        )
 
     def __init__(
         self,

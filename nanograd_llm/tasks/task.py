@@ -1,14 +1,22 @@
-"""The contract between a task and a run: all that a run needs to know of what it trains."""
+"""The contract between a task and a run: all that a run needs to know of what it trains, and how one is made."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
+from nanograd_llm.settings import Settings
 from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
+Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
+Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +57,11 @@ class Sample:
 class Task(Protocol):
     """What a model is trained to do: to make its `loss(*batch)` smaller.
 
-    training: how, and for how long. used_by: the command that uses the model.
+    name: of the task. training: how, and for how long. used_by: the command that uses the model.
     init: where the weights come from, which are then scored before the first step as well; None for fresh ones.
     """
 
+    name: str
     training: TrainConfig
     init: str | None
     used_by: str
@@ -81,3 +90,51 @@ class Task(Protocol):
 
     def save_beside(self, folder: Path) -> None:
         """Write into the run folder what belongs to the model, such as its tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a task is to be made of: settings by table, each checked by itself; a table without settings is empty.
+
+    settings: all that are given, by the caller or in a settings file, such as the config.toml of another run.
+    asked: those that the caller gave. written: those of `file`, the settings file.
+    preset: the name of one, or None. start: the model to train further, or None for fresh weights.
+    report: called with what is being done, and the share of it that is done.
+    """
+
+    settings: Tables
+    asked: Tables
+    written: Tables
+    file: str = ""
+    preset: str | None = None
+    start: Opened | None = None
+    report: Report = lambda doing, share: None
+
+    def refuse(self, **decided: Collection[str]) -> None:
+        """Raise ConfigError where a preset is asked for, or one of these settings: the model to start from has them.
+
+        decided: names of settings by table.
+        """
+        found = [name for table, names in decided.items() for name in self.asked[table] if name in names]
+        found += ["preset"] if self.preset else []
+        if found:
+            raise ConfigError(f"init takes {', '.join(found)} from the model; leave that out")
+
+
+class NamedTask(Task, Protocol):
+    """A task that `train --task NAME` makes; all that is asked of its class.
+
+    tables: the kinds of settings that it has besides [run] and [train], by table; [model] is the model's config.
+    hidden: those of them that are no options of the command line, by table. A `file` is the command's argument.
+    model_class: what it trains; `model_class(config, seed=None)` has no weights yet.
+    presets: the names of sizes that are known, the first for where none is given; () where there are none.
+    """
+
+    tables: ClassVar[Mapping[str, type[Settings]]]
+    hidden: ClassVar[Mapping[str, Collection[str]]]
+    model_class: ClassVar[type[Any]]
+    presets: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def made(cls, request: Request) -> NamedTask:
+        """The task of these settings, with its model and its data. Raises ConfigError where they do not fit."""

@@ -159,3 +159,22 @@ def test_a_vocabulary_size_under_model_is_refused_with_the_place_where_to_set_it
     settings = {"file": tmp_path / "x.toml"} if where == "file" else {"asked": {"model": {"vocab_size": 500}}}
     with pytest.raises(ConfigError, match=r"vocab_size under \[model\] follows the tokenizer; set it under \[text\]"):
         prepare_run(tmp_path / "run", **settings)
+
+
+def test_a_task_that_is_not_known_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    said = "task must be one of language-model.*; got 'language-modle'; did you mean 'language-model'"
+    with pytest.raises(ConfigError, match=said):
+        prepare_run(tmp_path / "run", {"run": {"task": "language-modle"}})
+    (tmp_path / "x.toml").write_text('[run]\ntask = "language-modle"\n', "utf-8")
+    with pytest.raises(BadFileError, match=rf"x.toml \[run\]: {said}"):
+        prepare_run(tmp_path / "run", file=tmp_path / "x.toml")
+    with pytest.raises(ConfigError, match=said):
+        prepare_run(tmp_path / "run", options={"task": "language-modle"})
+
+
+def test_options_find_their_tables(tmp_path: Path, text: str) -> None:
+    options = {"file": text, "tokenizer": "bytes", **SIZES, "steps": 1, "batch_size": 2}
+    run = prepare_run(tmp_path / "run", options=options)
+    config = run.folder.read_config()
+    assert config["run"]["task"] == "language-model"
+    assert (config["text"]["tokenizer"], config["model"]["n_embd"], config["train"]["steps"]) == ("bytes", 16, 1)

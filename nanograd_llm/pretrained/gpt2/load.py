@@ -36,12 +36,10 @@ from nanograd_llm.pretrained.gpt2.names import (
 )
 from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
-from nanograd_llm.pretrained.opened import require_finite, require_fitting, weights_dtype
+from nanograd_llm.pretrained.opened import require_finite, require_fitting, require_plausible, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.settings import listed, shown
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
-
-MAX_LAYERS = 1024
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -76,6 +74,7 @@ class OpenedGPT2:
     Raises StorageError if nothing is there, BadFileError if it is not a model.
     """
 
+    model_class = GPT
     step: int | None = None  # not known from such files
 
     def __init__(self, source: str | os.PathLike[str]):
@@ -216,17 +215,6 @@ def _llmc(opened: OpenedGPT2) -> Parts:
 
 
 _READERS = {**dict.fromkeys(READERS, _hugging_face), "nanogpt": _nanogpt, "openai": _openai, "llmc": _llmc}
-
-
-def require_plausible(config: GPTConfig, arrays: Arrays, where: str) -> None:
-    """Raise BadFileError for sizes far larger than the arrays of the file: the model would take all memory."""
-    c, inner = config, config.n_inner or 4 * config.n_embd
-    present = sum(x.size for x in arrays.values())
-    matrices = (c.vocab_size + c.context_length) * c.n_embd + c.n_layer * 2 * c.n_embd * (2 * c.n_embd + inner)
-    if c.n_layer > MAX_LAYERS or inner > present + 2**20 or matrices > 64 * present + 2**20:
-        raise BadFileError(
-            f"{where}: its sizes need {matrices:,} numbers in {c.n_layer:,} layers; the file has {present:,}"
-        )
 
 
 def _without_prefixes(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArray[Any]]:
