@@ -16,7 +16,8 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
-from nanograd_llm.errors import DtypeError, ShapeError
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.models.inputs import token_ids
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
@@ -77,7 +78,7 @@ class GPTConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """The intermediate results of a GPT, as arrays.
+    """The intermediate results of a model, as arrays.
 
     logits: (B, T, V).
     hidden_states: n_layer + 1 arrays (B, T, C), before the first block and after each block.
@@ -201,18 +202,10 @@ class GPT(Module):
         return ops.linear(x, self.head_table.T)  # (B, T, C)·(C, V) -> (B, T, V)
 
     def _embed(self, tokens: Any, start: int) -> Tensor:
-        ids = np.asarray(array_of(tokens))
-        if ids.dtype.kind in "OSU":
-            raise DtypeError(f"tokens are integer ids (B, T), as tokenizer.encode gives them; got {tokens!r:.100}")
-        if ids.ndim != 2:
-            advice = "; use tokens[None] for a single sequence" if ids.ndim == 1 else ""
-            raise ShapeError(f"tokens must be (B, T); got shape {ids.shape}{advice}")
-        end = start + ids.shape[1]
-        if end > self.config.context_length:
-            raise ShapeError(
-                f"context_length is {self.config.context_length} but {end} tokens were given; pass only the last ones"
-            )
-        return self.dropout(ops.embedding(self.wte, ids) + self.wpe[start:end])  # (B, T) -> (B, T, C)
+        ids = token_ids(tokens, self.config.context_length, start)
+        return self.dropout(
+            ops.embedding(self.wte, ids) + self.wpe[start : start + ids.shape[1]]
+        )  # (B, T) -> (B, T, C)
 
 
 def _attention_scale(config: GPTConfig, layer: int) -> float | None:

@@ -1,0 +1,51 @@
+"""What models are given: ids of tokens, and which of them are real, checked in one place.
+
+B batch, T time
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm import ops
+from nanograd_llm.autograd.tensor import array_of
+from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
+
+
+def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "pass only the last ones") -> np.ndarray:
+    """The ids as an array (B, T).
+
+    start: how many tokens came before them. remedy: what the error advises where there are too many.
+    Raises DtypeError for text, ShapeError for another shape or more tokens than the context holds.
+    """
+    ids = np.asarray(array_of(tokens))
+    if ids.dtype.kind in "OSU":
+        raise DtypeError(f"tokens are integer ids (B, T), as tokenizer.encode gives them; got {tokens!r:.100}")
+    if ids.ndim != 2:
+        advice = "; use tokens[None] for a single sequence" if ids.ndim == 1 else ""
+        raise ShapeError(f"tokens must be (B, T); got shape {ids.shape}{advice}")
+    end = start + ids.shape[1]
+    if end > context_length:
+        raise ShapeError(f"context_length is {context_length} but {end} tokens were given; {remedy}")
+    return ids
+
+
+def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarray | None:
+    """The key mask (B, T) of tokens of this shape, True where one is real; None where all are.
+
+    lengths: how many tokens of each row are real, the rest being padding at its end. key_mask: given as it is.
+    Raises ConfigError where both are given, ShapeError where one does not fit, DtypeError for another dtype.
+    """
+    if lengths is not None and key_mask is not None:
+        raise ConfigError("give lengths or key_mask, not both")
+    if lengths is None and key_mask is None:
+        return None
+    mask = ops.sequence_mask(lengths, shape[1]) if key_mask is None else np.asarray(array_of(key_mask))
+    if mask.dtype != bool:
+        raise DtypeError(f"key_mask is boolean, True where a token is real; got {mask.dtype}; write key_mask != 0")
+    if mask.shape != shape:
+        found = f"key_mask is {mask.shape}" if lengths is None else f"lengths are {np.shape(lengths)}"
+        raise ShapeError(f"{found}, and tokens {shape}; give lengths (B,) or a key_mask (B, T) of the same B and T")
+    return mask
