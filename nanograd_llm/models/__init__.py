@@ -2,5 +2,6 @@
 
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig, Look
+from nanograd_llm.models.heads import Classifier, SentenceEncoder
 
-__all__ = ["BERT", "GPT", "BERTConfig", "GPTConfig", "Look"]
+__all__ = ["BERT", "GPT", "BERTConfig", "Classifier", "GPTConfig", "Look", "SentenceEncoder"]

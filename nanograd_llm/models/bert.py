@@ -201,14 +201,13 @@ class BERT(Module):
 
 
 def _specimens(draw: Any) -> Any:
-    plain = BERTConfig(vocab_size=5, context_length=3, n_layer=1, n_head=2, n_embd=4, dropout=0.1)
-    other = {"n_inner": 3, "activation": "gelu", "layer_norm_epsilon": 0.1, "norm_first": True}
-    for changes in ({}, {"n_layer": 2}, other):
+    plain = BERTConfig(vocab_size=5, context_length=3, n_layer=1, n_head=2, n_embd=4, n_inner=5, dropout=0.1)
+    other: Any = {"n_layer": 2, "activation": "gelu", "layer_norm_epsilon": 0.1, "norm_first": True}
+    padded = np.array([3, 2]), draw.integers(0, 2, (2, 3))
+    for changes, padding in (({}, padded), (other, ())):
         tokens, targets = draw.integers(0, 5, (2, 2, 3))
         targets[0, 0] = -100
-        yield BERT(dataclasses.replace(plain, **changes)).loss, (tokens, targets)
-        lengths, types = np.array([3, 2]), draw.integers(0, 2, (2, 3))
-        yield BERT(dataclasses.replace(plain, **changes)).loss, (tokens, targets, lengths, types)
+        yield BERT(dataclasses.replace(plain, **changes)).loss, (tokens, targets, *padding)
 
 
 BERT.specimens = _specimens

@@ -1,0 +1,150 @@
+"""What stands on an encoder to say something of a whole text: its class, or a vector to compare it by.
+
+B batch, T time, C channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm import ops
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.models.bert import BERT, BERTConfig
+from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.models.inputs import real_tokens
+from nanograd_llm.nn.layers import Dropout, Linear
+from nanograd_llm.nn.module import Module
+from nanograd_llm.ops.composed import count_targets
+from nanograd_llm.settings import require_choice, require_int, require_type
+
+POOLINGS = ("mean", "first", "last", "pooled")
+BATCH_TOKENS = 2048  # of a batch that is embedded: enough rows for a fast product, few enough to stay in the caches
+
+
+def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
+    """One vector for each text, from the last hidden states of its real tokens.  tokens (B, T) -> (B, C)
+
+    pooling: mean of the tokens; the first or the last one; or pooled, by the pooler of a BERT.
+    lengths (B,): how many tokens of each row are real. types (B, T): of a BERT.
+    """
+    if isinstance(model, BERT):
+        x = model.hidden(tokens, types, lengths=lengths)
+    elif types is None:
+        x = model.hidden(tokens)  # no token of a GPT sees the padding behind it
+    else:
+        raise ConfigError("a GPT has one kind of tokens; leave out types")
+    B, T = x.shape[:2]
+    mask = real_tokens((B, T), lengths, None)
+    counts = np.full(B, T) if mask is None else mask.sum(axis=1)
+    if B and not counts.min():
+        raise ShapeError("a text has no token at all, and so no vector; leave it out")
+    if pooling == "pooled":
+        if not isinstance(model, BERT):
+            raise ConfigError("a GPT has no pooler; take the mean or the last token")
+        return model.pooled(x)
+    if pooling != "mean":
+        return x[:, 0] if pooling == "first" else x[np.arange(B), counts - 1]
+    if mask is not None:
+        x = ops.where(mask[..., None], x, 0.0)
+    return ops.sum(x, axis=1) / counts[:, None].astype(x.dtype)  # (B, T, C) -> (B, C)
+
+
+class Classifier(Module):
+    """Logits of the classes of a text: `Classifier(model, 3).loss(tokens, targets, lengths)`, with targets (B,).
+
+    pooling: as for `text_vectors`; BertForSequenceClassification of transformers has `pooled`. dropout: on that vector.
+    """
+
+    loss_items = "texts"
+
+    def __init__(
+        self,
+        model: BERT | GPT,
+        n_classes: int,
+        *,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ):
+        require_type("model", model, (BERT, GPT), "a BERT or a GPT")
+        require_choice("pooling", pooling, POOLINGS)
+        self.model, self.pooling = model, pooling
+        self.dropout = Dropout(dropout)
+        self.classes = Linear(model.config.n_embd, n_classes, std=0.02, rng=rng)
+
+    def forward(self, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
+        """tokens (B, T), lengths (B,), types (B, T) -> (B, classes)"""
+        return self.classes(self.dropout(text_vectors(self.model, self.pooling, tokens, lengths, types)))
+
+    def loss(self, tokens: Any, targets: Any, lengths: Any = None, types: Any = None) -> Tensor:
+        """Mean cross-entropy in nats over the targets that are not -100.  targets (B,) -> ()"""
+        return ops.cross_entropy(self(tokens, lengths, types), targets)
+
+    def loss_count(self, *batch: np.ndarray) -> int:
+        """How many of the targets, the second array, count."""
+        return count_targets(batch[1])
+
+
+class SentenceEncoder(Module):
+    """Vectors of length 1, near each other where texts mean the same (Reimers and Gurevych 2019, Sentence-BERT).
+
+    pooling: as for `text_vectors`. normalise: divide each vector by its length; then their dot product is the cosine.
+    """
+
+    def __init__(self, model: BERT | GPT, *, pooling: str = "mean", normalise: bool = True):
+        require_type("model", model, (BERT, GPT), "a BERT or a GPT")
+        require_choice("pooling", pooling, POOLINGS)
+        self.model, self.pooling, self.normalise = model, pooling, normalise
+
+    def forward(self, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
+        """tokens (B, T), lengths (B,), types (B, T) -> (B, C)"""
+        x = text_vectors(self.model, self.pooling, tokens, lengths, types)
+        return x / ops.sqrt(ops.sum(x * x, axis=-1, keepdims=True) + 1e-24) if self.normalise else x
+
+    def embed(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """The vector of each text, in their order; records nothing.  N sequences of ids -> array (N, C)
+
+        Texts of one length make a batch, of about batch_tokens tokens, so no padding is computed.
+        """
+        require_int("batch_tokens", batch_tokens, 1)
+        rows = [np.asarray(text) for text in texts]
+        by_length: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            by_length.setdefault(len(row), []).append(place)
+        vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
+        with no_grad():
+            for length, places in by_length.items():
+                size = max(1, batch_tokens // max(1, length))
+                for start in range(0, len(places), size):
+                    some = places[start : start + size]
+                    vectors[some] = self(np.stack([rows[place] for place in some])).data
+        return vectors
+
+
+def _models() -> list[BERT | GPT]:
+    sizes: Any = {"vocab_size": 5, "context_length": 3, "n_layer": 1, "n_head": 1, "n_embd": 3}
+    return [BERT(BERTConfig(**sizes, masked_word_head=False, pooler=True)), GPT(GPTConfig(**sizes))]
+
+
+def _classifier_specimens(draw: Any) -> Any:
+    bert, gpt = _models()
+    for model, pooling in ((bert, "pooled"), (gpt, "last")):
+        targets = np.array([1, 0, -100])
+        inputs = draw.integers(0, 5, (3, 3)), targets, np.array([3, 2, 3])
+        yield Classifier(model, 2, pooling=pooling, dropout=0.2).loss, inputs
+
+
+def _encoder_specimens(draw: Any) -> Any:
+    bert, gpt = _models()
+    tokens = draw.integers(0, 5, (2, 3))
+    yield SentenceEncoder(bert), (tokens, np.array([3, 2]), draw.integers(0, 2, (2, 3)))
+    yield SentenceEncoder(gpt), (tokens, np.array([2, 3]))
+    yield SentenceEncoder(bert, pooling="first", normalise=False), (tokens,)
+
+
+Classifier.specimens, SentenceEncoder.specimens = _classifier_specimens, _encoder_specimens
