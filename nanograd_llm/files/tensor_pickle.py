@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import encodings.raw_unicode_escape  # noqa: F401  otherwise pickletools imports it while it reads a file
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.mapped import array_at, count, widen_bfloat16
 
+MAX_PICKLE = 2**22  # bytes
 MAX_INSTRUCTIONS = 2**17  # GPT-2 XL with the state of its optimizer takes about 72,000
 DTYPES = {
     "torch.DoubleStorage": "<f8",
@@ -72,39 +73,54 @@ class _Storage:
     values: NDArray[Any]  # (numel,)
 
 
-def read_tensor_pickle(program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> Any:
+FindStorage = Callable[[str, int, int], "NDArray[np.uint8] | None"]
+
+
+def read_tensor_pickle(program: bytes, find: FindStorage, where: str) -> Any:
     """The object that the pickle `program` builds: dicts, lists, tuples, strings, numbers, arrays, and `Unread`.
 
-    storages: the bytes of each storage by its key. Arrays are read-only views of them; bfloat16 is widened to float32.
+    find: (key, number of elements, number of bytes) -> the bytes of that storage, None if the file does not have it.
+        Arrays are read-only views of them; bfloat16 is widened to float32.
     Raises BadFileError if the program is damaged, or longer than any model needs.
     """
-    return _Machine(program, storages, where).run()
+    return _Machine(program, find, where).run()
+
+
+def pickle_size(data: bytes, where: str) -> int:
+    """How many bytes the first pickle in `data` has. Raises BadFileError if it is damaged or too long."""
+    *_, (_, _, last) = _Machine(data, lambda *_: None, where).instructions()
+    return last + 1
 
 
 class _Machine:
-    def __init__(self, program: bytes, storages: Mapping[str, NDArray[np.uint8]], where: str) -> None:
-        self.program, self.storages, self.where = program, storages, where
+    def __init__(self, program: bytes, find: FindStorage, where: str) -> None:
+        self.program, self.find, self.where = program, find, where
         self.stack: list[Any] = []
         self.below_marks: list[list[Any]] = []  # for each open mark, the stack beneath it
         self.memo: dict[int, Any] = {}
         self.opened: dict[tuple[str, str], _Storage] = {}
 
-    def run(self) -> Any:
-        last: int | None = 0
+    def instructions(self) -> Iterator[tuple[str, Any, int]]:
+        """The name of each instruction, its argument, and its place."""
         try:
-            for number, (code, argument, last) in enumerate(pickletools.genops(self.program)):
+            for number, (code, argument, place) in enumerate(pickletools.genops(self.program)):
                 if number == MAX_INSTRUCTIONS:
                     self.refuse(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
-                if code.name in _PUSHED:
-                    self.push(argument)
-                elif code.name in _INSTRUCTIONS:
-                    _INSTRUCTIONS[code.name](self, argument)
-                elif code.name not in ("PROTO", "FRAME", "STOP"):
-                    self.refuse(f"the instruction {code.name} at byte {last:,} is not one that builds tensors")
+                yield code.name, argument, place or 0
         except BadFileError:
             raise
         except ValueError as error:
             self.damaged(f"the pickle is cut short or damaged: {str(error):.200}")
+
+    def run(self) -> Any:
+        last = 0
+        for name, argument, last in self.instructions():
+            if name in _PUSHED:
+                self.push(argument)
+            elif name in _INSTRUCTIONS:
+                _INSTRUCTIONS[name](self, argument)
+            elif name not in ("PROTO", "FRAME", "STOP"):
+                self.refuse(f"the instruction {name} at byte {last:,} is not one that builds tensors")
         result = self.pop()
         if self.stack or self.below_marks or last != len(self.program) - 1:
             self.damaged("objects are left over at its end")
@@ -197,8 +213,13 @@ class _Machine:
         self.push(target)
 
     def find_storage(self) -> None:
-        """Push the storage for the reference ("storage", type, key, device, number of elements)."""
+        """Push the storage for the reference ("storage", type, key, device, number of elements).
+
+        Before 1.6 the reference ends with None: the storage is not a part of another one.
+        """
         reference = self.pop()
+        if isinstance(reference, tuple) and len(reference) == 6 and reference[5] is None:
+            reference = reference[:5]
         if not (
             isinstance(reference, tuple)
             and [type(part) for part in reference] == [str, Unread, str, str, int]
@@ -209,10 +230,11 @@ class _Machine:
             self.refuse(f"it refers to {_kind(kind)!r:.200} outside itself, which is not a storage of tensors")
         _, kind, key, _, size = reference
         if (key, kind.name) not in self.opened:
-            data, where = self.storages.get(key), f"{self.where}: storage {key!r:.50}"
+            where = f"{self.where}: storage {key!r:.50}"
+            needed = count((size,), where) * np.dtype(DTYPES[kind.name]).itemsize
+            data = self.find(key, size, needed)
             if data is None:
                 raise BadFileError(f"{where}: is not in the file")
-            needed = count((size,), where) * np.dtype(DTYPES[kind.name]).itemsize
             if needed != len(data):
                 raise BadFileError(f"{where}: {size:,} elements take {needed:,} bytes; it has {len(data):,}")
             values = array_at(data, 0, DTYPES[kind.name], (size,), where)

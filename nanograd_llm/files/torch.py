@@ -5,7 +5,8 @@
     model/byteorder        "little"
     model/version ...      not needed
 
-The records are slices of the mapped file, so tensors are views of it.
+The records are slices of the mapped file, so tensors are views of it. Files from before 1.6 have another layout, which
+`torch_legacy` reads.
 
 The layout: torch/serialization.py in PyTorch, since 1.6.
 """
@@ -21,17 +22,17 @@ from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.mapped import map_file
-from nanograd_llm.files.tensor_pickle import read_tensor_pickle
+from nanograd_llm.files.tensor_pickle import MAX_PICKLE, read_tensor_pickle
+from nanograd_llm.files.torch_legacy import read_torch_legacy
 from nanograd_llm.files.zip import read_zip_records
 from nanograd_llm.settings import listed
 
-MAX_PICKLE = 2**22
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys of a checkpoint that may hold the state_dict
 _SAVE_AGAIN = "load it once with torch and save it again: torch.save(torch.load(path, weights_only=True), path)"
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every tensor of a state_dict that torch.save wrote, by name, read-only and mapped; bfloat16 comes as float32.
+    """Every tensor of a state_dict that torch.save wrote, by name, read-only; bfloat16 comes as float32.
 
     The state_dict may be part of a checkpoint, such as {"state_dict": ..., "epoch": 3}; a warning lists the other keys.
     Raises StorageError if the file cannot be read, BadFileError if it is damaged or holds no tensors by name.
@@ -69,9 +70,7 @@ def read_torch_object(path: str | os.PathLike[str]) -> Any:
     if data[257:262].tobytes() == b"ustar":
         raise BadFileError(f"{path}: is a tar file, which the first versions of torch wrote; {_SAVE_AGAIN}")
     if begin[:1] == b"\x80":
-        raise BadFileError(
-            f"{path}: is a bare pickle, which torch wrote before 1.6; {_SAVE_AGAIN}, or use model.safetensors"
-        )
+        return read_torch_legacy(data, str(path))
     if begin != b"PK\3\4":
         raise BadFileError(f"{path}: was not written by torch.save: it begins with {begin!r}, which is not a zip file")
     records = read_zip_records(data, str(path))
@@ -91,4 +90,4 @@ def read_torch_object(path: str | os.PathLike[str]) -> Any:
         raise BadFileError(f"{path}: data.pkl has {len(program):,} bytes; at most {MAX_PICKLE:,} are read")
     prefix = f"{root}data/"
     storages = {name.removeprefix(prefix): record for name, record in records.items() if name.startswith(prefix)}
-    return read_tensor_pickle(program.tobytes(), storages, f"{path}: data.pkl")
+    return read_tensor_pickle(program.tobytes(), lambda key, *_: storages.get(key), f"{path}: data.pkl")

@@ -41,6 +41,12 @@ def zipped(program, records=()):
     return {"x": [("x/data.pkl", program), *records]}
 
 
+def legacy(structure=b"}.", version=b"M\xe9\3.", keys=b"].", data=b""):
+    """The file that torch.save would write before 1.6."""
+    magic = b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    return {"x": magic + version + b"}X\r\0\0\0little_endian\x88s." + structure + keys + data}
+
+
 def tensorflow(*rows):
     return {"x.index": table(b"".join([b"\0\0\2\x08\1", *rows])), "x.data-00000-of-00001": b""}
 
@@ -57,6 +63,7 @@ TENSOR = (
 TENSOR += b"K\0))\x89NtR" + b"0"  # 0 is no instruction
 ARGUMENTS = b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85\x89Ntq\1"
 SAME_ARGUMENTS = b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85\x89Ntq\1"
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\5\0\0\0%05dX\0\0\0\0K\0tQ"
 SAME_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\nq\0" + ARGUMENTS
 
 BOMBS = {
@@ -89,6 +96,17 @@ BOMBS = {
     ),
     "torch: one tensor very many times": lambda: zipped(
         SAME_TENSOR + b"R(" + b"h\0h\1R" * (MAX_INSTRUCTIONS // 3 - 30) + b"t\x86.", [("x/data/0", b"\0" * 4)]
+    ),
+    "torch: a nest of tuples before 1.6": lambda: legacy(version=b")" + b"\x85" * (MAX_INSTRUCTIONS - 2) + b"."),
+    "torch: very many storages before 1.6": lambda: legacy(
+        b"(" + b"".join(STORAGE % n for n in range(16_000)) + b"t.",
+        keys=b"](" + b"".join(b"X\5\0\0\0%05d" % n for n in range(16_000)) + b"e.",
+        data=b"\0" * 8 * 16_000,
+    ),
+    "torch: one large storage before 1.6": lambda: legacy(
+        b"(X\7\0\0\0storagectorch\nBFloat16Storage\nX\1\0\0\0" + b"0X\0\0\0\0J\0\0\0\1tQ.",
+        keys=b"]X\1\0\0\0" + b"0a.",
+        data=(2**24).to_bytes(8, "little") + b"\0" * 2**25,
     ),
     "torch: as many records as it may have": lambda: zipped(
         b"}.", [(f"x/data/{n}", b"") for n in range(MAX_DIRECTORY // 64)]

@@ -31,11 +31,13 @@ from typing import Any
 import numpy as np
 from oracle import Breach, read_watched
 
+from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.crc32c import masked_crc32c
 from nanograd_llm.files.leveldb import MAGIC
 from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors
 from nanograd_llm.files.shards import read_shards
+from nanograd_llm.files.tensor_pickle import pickle_size
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
@@ -196,6 +198,8 @@ def damage_pickle(data: bytes, rng: random.Random) -> bytes:
 
 def damage_torch(data: bytes, rng: random.Random) -> bytes:
     """Change the pickle, another record, a name or the method, and write a correct zip file again."""
+    if data[:1] == b"\x80":
+        return damage_legacy(data, rng)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             records = [(name, file.read(name)) for name in file.namelist()]
@@ -226,6 +230,24 @@ def damage_torch(data: bytes, rng: random.Random) -> bytes:
         for name, content in records:
             file.writestr(zipfile.ZipInfo(name), content, method)
     return written.getvalue()
+
+
+def damage_legacy(data: bytes, rng: random.Random) -> bytes:
+    """Change one of the pickles of torch's form before 1.6, or the number of elements of the first storage."""
+    parts, place = [], 0
+    for _ in range(5):
+        try:
+            size = pickle_size(data[place:], "")
+        except BadFileError:
+            return change_bytes(data, rng)
+        parts.append(data[place : place + size])
+        place += size
+    tail, at = data[place:], rng.choice([0, 1, 2, 3, 3, 3, 4, 4, 5])
+    if at == 5:
+        tail = (rng.choice(NUMBERS) % 2**64).to_bytes(8, "little") + tail[8:]
+    else:
+        parts[at] = damage_pickle(parts[at], rng)
+    return b"".join(parts) + tail
 
 
 def varint(number: int) -> bytes:

@@ -68,6 +68,59 @@ def test_a_zip_file_that_is_not_a_state_dict_is_refused(records, message, tmp_pa
     assert isinstance(found, BadFileError) and message in str(found)
 
 
+LEGACY = (FIXTURES / "small" / "legacy.bin").read_bytes()
+
+
+def test_the_form_before_1_6_is_read_as_the_one_after_it():
+    found, later = (read_torch(FIXTURES / "small" / name) for name in ("legacy.bin", "few.bin"))
+    assert found.keys() == later.keys() - {"turned"}
+    for name, array in found.items():
+        assert array.dtype == later[name].dtype and array.tobytes() == later[name].tobytes()
+        assert array.flags.aligned and not array.flags.writeable
+
+
+def test_a_file_from_before_1_6_that_is_cut_at_any_byte_is_refused(tmp_path):
+    for size in range(1, len(LEGACY)):
+        (tmp_path / "model.bin").write_bytes(LEGACY[:size])
+        assert isinstance(read_watched(read_torch, tmp_path / "model.bin", tmp_path), BadFileError), size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"\x8a\nl\xfc", b"\x8a\nl\xfd", "a bare pickle, which torch.save did not write"),
+        (b"M\xe9\x03.", b"M\xea\x03.", "not of version 1001"),
+        (b"little_endianq\x02\x88", b"little_endianq\x02\x89", "its numbers are big-endian"),
+        (b"FloatStorage", b"XloatStorage", "'torch.XloatStorage' outside itself, which is not a storage"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n", "'os.system', which no file of tensors needs"),
+        (b"\x80\x02]q\x00(", b"\x80\x02}q\x00(", "it appends to a dict"),
+        (b"\x06\0\0\0\0\0\0\0", b"\x07\0\0\0\0\0\0\0", "has 7 elements, but 6 by the structure"),
+        (b"\x06\0\0\0\0\0\0\0", b"\xff" * 8, "has -1 elements, but 6 by the structure"),
+        (b"K\x06Nt", b"J\xff\xff\xff\x7fNt", "its storages are larger than the file"),
+        (b"K\x06Nt", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7fNt", "larger than any array"),
+        (b"K\x06Nt", b"K\x06K\x00t", "not a storage of tensors"),
+    ],
+)
+def test_a_damaged_file_from_before_1_6_is_refused_by_what_is_wrong(old, new, message, tmp_path):
+    assert old in LEGACY
+    (tmp_path / "model.bin").write_bytes(LEGACY.replace(old, new, 1))
+    found = read_watched(read_torch, tmp_path / "model.bin", tmp_path)
+    assert isinstance(found, BadFileError) and message in str(found)
+
+
+def test_what_follows_the_last_storage_is_told(tmp_path):
+    (tmp_path / "model.bin").write_bytes(LEGACY + b"\0\0")
+    with pytest.raises(BadFileError, match="2 bytes left over"):
+        read_torch(tmp_path / "model.bin")
+
+
+def test_keys_that_are_not_those_of_the_structure_are_refused(tmp_path):
+    at = LEGACY.index((6).to_bytes(8, "little")) - 5  # the last digit of the last key
+    (tmp_path / "model.bin").write_bytes(LEGACY[:at] + b"x" + LEGACY[at + 1 :])
+    with pytest.raises(BadFileError, match="the keys of its storages are not those of its structure"):
+        read_torch(tmp_path / "model.bin")
+
+
 def tar():
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as file:
@@ -78,8 +131,7 @@ def tar():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ((FIXTURES / "small" / "legacy.bin").read_bytes(), "a bare pickle, which torch wrote before 1.6; load it once"),
-        (pickle.dumps({"w": 1}, 2), "a bare pickle"),
+        (pickle.dumps({"w": 1}, 2), "a bare pickle, which torch.save did not write"),
         (tar(), "a tar file, which the first versions of torch wrote; load it once"),
         (b"", "not written by torch.save"),
         (b"\x89HDF\r\n\x1a\n", "not written by torch.save"),
