@@ -30,13 +30,11 @@ from nanograd_llm.pretrained.gpt2.names import (
     NANOGPT,
     OPENAI,
     PARTS,
-    WRAPPERS,
-    Layout,
-    restore,
 )
 from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
-from nanograd_llm.pretrained.opened import require_finite, require_fitting, require_plausible, weights_dtype
+from nanograd_llm.pretrained.layout import WRAPPERS, Layout, fill
+from nanograd_llm.pretrained.opened import require_fitting, require_plausible, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.settings import listed, shown
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
@@ -110,26 +108,13 @@ class OpenedGPT2:
             raise BadFileError(f"{self.path}: is empty; fetch it again")
         return _READERS[self.form](self)
 
-    def _weights(self) -> tuple[GPTConfig, dict[str, NDArray[Any]], Layout]:
-        """The config, the arrays in the names and layout used here, and the file's layout."""
-        config, arrays, layout, biases = self._parts
-        del self._parts  # otherwise weights that are converted or trained would be in memory twice
-        require_plausible(config, arrays, str(self.path))
-        shapes = {name: parameter.shape for name, parameter in GPT(config, seed=None).named_parameters()}
-        return config, restore(arrays, shapes, layout, str(self.path), biases=biases), layout
-
     def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
         """The model in evaluation mode; see `load_gpt2`."""
-        dtype = weights_dtype(dtype)
-        config, arrays, layout = self._weights()
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported below
-            arrays = {name: x if x.dtype == dtype else x.astype(dtype) for name, x in arrays.items()}
-        named = {layout.name(name): x for name, x in arrays.items()}
-        require_finite(named, str(self.path), "download it again, or load it without strict", strict=strict)
-        model = GPT(config, seed=None)
-        model.load_state_dict(arrays, assign=True)
-        model.eval()
-        return model
+        dtype, where = weights_dtype(dtype), str(self.path)
+        config, arrays, layout, biases = self._parts
+        del self._parts  # otherwise weights that are converted or trained would be in memory twice
+        require_plausible(config, arrays, where)
+        return fill(GPT(config, seed=None), arrays, layout, where, dtype=dtype, strict=strict, biases=biases)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer from the files beside the weights, or else GPT-2's own: `gpt2_tokenizer`.

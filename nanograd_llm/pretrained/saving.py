@@ -1,0 +1,54 @@
+"""A model as a folder that others open: settings, weights and tokenizer, all there or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nanograd_llm.errors import ConfigError, StorageError
+from nanograd_llm.files.atomic import storage_errors, write_atomically, written_together
+from nanograd_llm.files.npz import write_npz
+from nanograd_llm.files.safetensors import write_safetensors
+from nanograd_llm.pretrained.gpt2.source import names_of_a_model
+from nanograd_llm.text import Tokenizer
+
+FORMS = ("hf", "numpy")
+
+
+def write_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    form: str,
+    tokenizer: Tokenizer | None,
+    write_tokenizer: Callable[[Tokenizer, Path], None],
+) -> list[Path]:
+    """Write config.json, the weights, and the tokenizer if there is one; returns the files.
+
+    settings: of config.json, with vocab_size. form: hf for model.safetensors, numpy for model.npz.
+    Raises ConfigError for a tokenizer that is larger than the vocabulary, StorageError if the folder holds a model
+    already, or the disk refuses.
+    """
+    if tokenizer is not None and tokenizer.vocab_size > settings["vocab_size"]:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {settings['vocab_size']}; give the model's "
+            "own tokenizer"
+        )
+    with storage_errors(f"{folder}: cannot read", "choose another folder"):
+        held = names_of_a_model(folder, with_tokenizer=tokenizer is not None) if folder.is_dir() else []
+    if held:
+        raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")
+    with written_together(folder) as place:
+        write_atomically(place / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, place)
+        if form == "hf":
+            write_safetensors(place / "model.safetensors", arrays, {"format": "pt"})
+        else:
+            write_npz(place / "model.npz", arrays)
+        written = sorted(path.name for path in place.iterdir())
+    return [folder / name for name in written]
