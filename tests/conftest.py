@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-sys.path += [str(Path(__file__).parent / room) for room in ("files", "gradcheck")]  # oracle, fuzz, bombs; refusals
+ROOMS = ("files", "gradcheck", "text")  # oracle, fuzz, bombs; refusals; make_wordpiece
+sys.path += [str(Path(__file__).parent / room) for room in ROOMS]
 
 settings.register_profile("house", derandomize=True, deadline=None)
 settings.load_profile("house")

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import require_int, require_type
@@ -59,14 +61,26 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     require_type("text", text, str, "a str")
     require_int("vocab_size", vocab_size, len(BYTES) + 1, why="256 bytes and end of text")
+    words = {word.encode("utf-8"): n for word, n in Counter(regex.findall(SPLIT_PATTERN, well_formed(text))).items()}
+    pieces = list(BYTES)
+    merges: list[tuple[bytes, bytes]] = []
+    for left, right in learn_merges(words, len(BYTES), vocab_size - 1 - len(BYTES)):
+        merges.append((pieces[left], pieces[right]))
+        pieces.append(pieces[left] + pieces[right])
+    return merges
 
+
+def learn_merges(words: Mapping[Any, int], alphabet: int, most: int) -> list[tuple[int, int]]:
+    """At most `most` pairs of ids in the order in which they were joined; pair i makes the id `alphabet + i`.
+
+    words: each a sequence of ids below `alphabet`, and how often it occurs.
+    """
     # All distinct words in one doubly linked list of tokens, so that a merge changes only its neighbours.
     token = [_WORD_END]
     weight = [0]  # how often the word at this place occurs in the text
-    for word, count in Counter(regex.findall(SPLIT_PATTERN, well_formed(text))).items():
-        data = word.encode("utf-8")
-        token += [*data, _WORD_END]
-        weight += [count] * (len(data) + 1)
+    for word, count in words.items():
+        token += [*word, _WORD_END]
+        weight += [count] * (len(word) + 1)
     before = list(range(-1, len(token) - 1))
     after = list(range(1, len(token) + 1))
 
@@ -79,9 +93,8 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
-    pieces = list(BYTES)
-    merges: list[tuple[bytes, bytes]] = []
-    while heap and len(pieces) < vocab_size - 1:
+    merges: list[tuple[int, int]] = []
+    while heap and len(merges) < most:
         count, pair = heapq.heappop(heap)
         if -count != counts[pair]:  # outdated: other merges have removed some of its places
             heapq.heappush(heap, (-counts[pair], pair))
@@ -89,7 +102,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
         if counts[pair] < 2:
             break
         left, right = pair
-        new = len(pieces)
+        new = alphabet + len(merges)
         new_pairs = set()
         # The places of a list are in rising order, so "aaa" merges from the left.
         for place in places.pop(pair):
@@ -112,8 +125,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
         del counts[pair]
         for new_pair in new_pairs:
             heapq.heappush(heap, (-counts[new_pair], new_pair))
-        merges.append((pieces[left], pieces[right]))
-        pieces.append(pieces[left] + pieces[right])
+        merges.append(pair)
     return merges
 
 

@@ -9,9 +9,10 @@ from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.settings import require_choice, shown
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from nanograd_llm.text.wordpiece import WordPieceTokenizer
 
 MAX_VALUES = 2**20  # about 300,000 merges
-KINDS = {kind.kind: kind for kind in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer)}
+KINDS = {kind.kind: kind for kind in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer, WordPieceTokenizer)}
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
