@@ -116,6 +116,12 @@ class GPT2Tokenizer(Tokenizer):
         """The same tokenizer with another vocab_size, added, end_of_text or add_prefix_space."""
         return GPT2Tokenizer(self.vocab, self.merges, **{"vocab_size": self.vocab_size} | self._settings() | settings)
 
+    def with_special(self, token: str) -> GPT2Tokenizer:
+        """The same tokenizer with one more special token; its id is the first that stands for nothing."""
+        vocab = {**self.vocab, token: len(self.vocab)}
+        settings = self._settings() | {"added": {**self.added, token: True}}
+        return GPT2Tokenizer(vocab, self.merges, max(self.vocab_size, len(vocab)), **settings)
+
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.optional}
 

@@ -105,6 +105,20 @@ class Tokenizer(ABC):
         """Each id of `text` with its bytes. allow_special: as for `encode`."""
         return [(i, self._table[i]) for i in self.encode(text, allow_special=allow_special).tolist()]
 
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token such as [MASK]; None where the vocabulary has none of that name."""
+        return self._whole(True).get(token)
+
+    def wrap(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """The ids of a text (N,) as BERT expects them, [CLS] before and [SEP] behind them, where these are known."""
+        before, behind = ([] if i is None else [i] for i in map(self.special_id, ("[CLS]", "[SEP]")))
+        return np.array([*before, *np.asarray(ids).tolist(), *behind], np.int32)
+
+    @cached_property
+    def continues(self) -> NDArray[np.bool_]:
+        """(V,): does this piece continue the word before it? So does one that begins with a letter or a digit."""
+        return np.array([piece[:1].isalnum() or piece[:1] >= b"\x80" for piece in self._table])
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file for `load_tokenizer`, all or nothing. Raises StorageError."""
         content = {"kind": self.kind, "vocab_size": self.vocab_size} | self._saved()

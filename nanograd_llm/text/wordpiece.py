@@ -41,7 +41,7 @@ class WordPieceTokenizer(Tokenizer):
     """A vocabulary of WordPiece, in the order of its ids, and the rules by which a text becomes words.
 
     vocab: the pieces; among them [PAD], [UNK], [CLS], [SEP] and [MASK], whose ids are `pad`, `unk`, `cls`, `sep` and
-        `mask`; `continues` (V,) says which pieces continue a word.
+        `mask`.
     lowercase: make letters small. strip_accents: drop accents; as `lowercase` if None.
     handle_chinese_chars: make each Chinese character a word.
     added: further special tokens of the vocabulary. `encode` finds special tokens in a text only with `allow_special`.
@@ -81,7 +81,6 @@ class WordPieceTokenizer(Tokenizer):
             raise ConfigError(f"vocab lacks the special tokens {listed(missing)}")
         self.pad, self.unk, self.cls, self.sep, self.mask = (self._ids[token] for token in SPECIAL)
         super().__init__([_written(piece) for piece in self.vocab], end_of_text=None)
-        self.continues = np.array([_continues(piece) for piece in self.vocab])  # (V,)
         self._longest = max(map(len, self.vocab))
         self._known: dict[str, list[int]] = {}
         self._cleaned = _Replaced(self._clean)
@@ -111,10 +110,6 @@ class WordPieceTokenizer(Tokenizer):
         if self.strip_accents:
             text = unicodedata.normalize("NFD", text)
         return text.translate(self._split).split()
-
-    def wrap(self, ids: ArrayLike) -> NDArray[np.int32]:
-        """[CLS], these ids (N,) and [SEP], int32 (N + 2,)."""
-        return np.array([self.cls, *np.asarray(ids, np.int32).tolist(), self.sep], np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
         """The words of ids (N,), a space between them, special tokens by their names. Raises as `decode_bytes`."""
@@ -200,12 +195,8 @@ def _ids_by_piece(vocab: Sequence[str]) -> dict[str, int]:
     return ids
 
 
-def _continues(piece: str) -> bool:
-    return piece.startswith(CONTINUES) and piece != CONTINUES
-
-
 def _written(piece: str) -> bytes:
-    """A piece as it stands in a decoded text."""
-    if _continues(piece):
+    """A piece as it stands in a decoded text: a word has the space before it."""
+    if piece.startswith(CONTINUES) and piece != CONTINUES:
         return piece.removeprefix(CONTINUES).encode()
     return ("" if piece in CLOSE else " ").encode() + piece.encode()

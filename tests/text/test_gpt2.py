@@ -67,6 +67,14 @@ def test_an_added_token_is_one_id_everywhere_and_a_special_one_only_if_allowed()
         changed({}, added={"x y": False})
 
 
+def test_one_more_special_token_gets_the_first_id_that_stands_for_nothing() -> None:
+    for before, size in ((PLAIN, 271), (PLAIN.changed(vocab_size=300), 300)):
+        more = before.with_special("[MASK]")
+        assert (more.vocab_size, more.special_id("[MASK]"), more.end_of_text) == (size, 270, PLAIN.end_of_text)
+        assert more.encode("the[MASK]", allow_special=True).tolist() == [*PLAIN.encode("the"), 270]
+        assert more.encode(TEXT).tolist() == PLAIN.encode(TEXT).tolist()
+
+
 def test_a_space_is_put_before_a_text_that_does_not_begin_with_white_space() -> None:
     spaced = PLAIN.changed(add_prefix_space=True)
     for text in ("the other", " the other", "\tthe", ""):

@@ -162,6 +162,18 @@ def test_pieces_are_the_ids_with_their_bytes(tokenizer):
     assert all(tokenizer.decode_bytes([i]) == piece for i, piece in pieces)
 
 
+def test_a_piece_continues_a_word_where_it_begins_with_a_letter_or_a_digit():
+    pieces = BPE.pieces("The statement's 3rd naïve, re-raised")
+    words = "".join(("" if BPE.continues[i] else "|") + piece.decode("latin-1") for i, piece in pieces)
+    assert words.encode("latin-1").decode() == "The| statement|'s| 3rd| naïve|,| re|-raised"
+    assert BYTES.continues[list("aé7".encode())].all() and not BYTES.continues[list(b" .\n")].any()
+
+
+def test_a_vocabulary_without_cls_and_sep_wraps_nothing_around_a_text():
+    assert BYTES.wrap(BYTES.encode("ab")).tolist() == [97, 98]
+    assert (BPE.special_id("[MASK]"), BPE.special_id(END_OF_TEXT)) == (None, 599)
+
+
 def test_an_unknown_character_is_named_with_its_position():
     with pytest.raises(IndexRangeError, match="character 'é' at position 3 is not among the 3 characters"):
         CharTokenizer.train("abc").encode("abcéd")
