@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hessian, hvp, jacobian, value_and_grad
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import BERT, GPT, BERTConfig, GPTConfig
-    from nanograd_llm.pretrained import load_gpt2, save_gpt2
+    from nanograd_llm.pretrained import load_bert, load_gpt2, save_bert, save_gpt2
     from nanograd_llm.runs.opening import open_model
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazily(
         "errors": "NanogradError",
         "models.bert": "BERT BERTConfig",
         "models.gpt": "GPT GPTConfig",
-        "pretrained": "load_gpt2 save_gpt2",
+        "pretrained": "load_bert load_gpt2 save_bert save_gpt2",
         "runs.opening": "open_model",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },

@@ -24,7 +24,7 @@ def convert(
     Parameters
     ----------
     to
-        hf: for transformers, GPT2LMHeadModel.from_pretrained. numpy: for numpy.load.
+        hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load.
     out
         The folder to write; MODEL-TO here if not given.
     dtype
@@ -32,14 +32,13 @@ def convert(
     with_tokenizer
         Write the tokenizer's files as well.
     """
-    from nanograd_llm.models.gpt import GPT
-    from nanograd_llm.pretrained import save_gpt2
+    from nanograd_llm.pretrained import save_pretrained
     from nanograd_llm.runs.opening import open_model
 
-    opened = open_model(model, GPT)
+    opened = open_model(model)
     tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
-    written = save_gpt2(loaded, folder, tokenizer, form=to)
+    written = save_pretrained(loaded, folder, tokenizer, form=to)
     place = printable(shlex.quote(str(folder)))
     print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {place}:")
     for path in written:

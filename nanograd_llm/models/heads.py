@@ -12,7 +12,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.autograd.tensor import Tensor, array_of
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -94,15 +94,21 @@ class SentenceEncoder(Module):
     """Vectors of length 1, near each other where texts mean the same (Reimers and Gurevych 2019, Sentence-BERT).
 
     pooling: as for `text_vectors`. normalise: divide each vector by its length; then their dot product is the cosine.
+    max_length: tokens that a text may have; those of the model's context if None.
     """
 
-    def __init__(self, model: BERT | GPT, *, pooling: str = "mean", normalise: bool = True):
+    def __init__(
+        self, model: BERT | GPT, *, pooling: str = "mean", normalise: bool = True, max_length: int | None = None
+    ):
         require_type("model", model, (BERT, GPT), "a BERT or a GPT")
         require_choice("pooling", pooling, POOLINGS)
         self.model, self.pooling, self.normalise = model, pooling, normalise
+        self.max_length = min(max_length or model.config.context_length, model.config.context_length)
 
     def forward(self, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
-        """tokens (B, T), lengths (B,), types (B, T) -> (B, C)"""
+        """tokens (B, T), lengths (B,), types (B, T) -> (B, C); ShapeError where T exceeds max_length"""
+        if np.ndim(array_of(tokens)) == 2 and np.shape(array_of(tokens))[1] > self.max_length:
+            raise ShapeError(f"a text may have {self.max_length} tokens; got {np.shape(array_of(tokens))[1]}: cut it")
         x = text_vectors(self.model, self.pooling, tokens, lengths, types)
         return x / ops.sqrt(ops.sum(x * x, axis=-1, keepdims=True) + 1e-24) if self.normalise else x
 

@@ -34,16 +34,9 @@ class ConfigJSON(Generic[AnySettings]):
     only: Mapping[str, tuple[Any, ...]]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def read(self, table: Mapping[str, Any], where: str, **others: Any) -> AnySettings:
-        """The config of a `config.json`; others: fields that it does not have.
-
-        Raises BadFileError with the key that is wrong or not supported.
-        """
-        for key, allowed in self.only.items():
-            if not any(type(table.get(key)) is type(value) and table.get(key) == value for value in allowed):
-                raise BadFileError(
-                    f"{where}: {key} is {table[key]!r:.100}, which is not supported; expected {allowed[0]!r}"
-                )
+    def read(self, table: Mapping[str, Any], where: str) -> AnySettings:
+        """The config of a `config.json`. Raises BadFileError with the key that is wrong or not supported."""
+        refuse_unsupported(table, self.only, where)
         named = dict(table)
         for alias, key in self.aliases.items():
             if alias in named:
@@ -59,7 +52,7 @@ class ConfigJSON(Generic[AnySettings]):
             )
         found[self.activation] = ACTIVATIONS[activation]
         fields = {self.renamed.get(key, key): value for key, value in found.items()}
-        return config_of(self.kind, {**fields, "dropout": self._dropout(table, where), **others}, where, self.renamed)
+        return config_of(self.kind, {**fields, "dropout": self._dropout(table, where)}, where, self.renamed)
 
     def write(self, config: AnySettings) -> dict[str, Any]:
         """The content of a `config.json` for this config, without model_type and architectures."""
@@ -80,6 +73,15 @@ class ConfigJSON(Generic[AnySettings]):
             stacklevel=2,
         )
         return 0.0
+
+
+def refuse_unsupported(table: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Raise BadFileError for a setting that has none of its supported values; only: {key: these values}."""
+    for key, allowed in only.items():
+        if not any(type(table.get(key)) is type(value) and table.get(key) == value for value in allowed):
+            raise BadFileError(
+                f"{where}: {key} is {table[key]!r:.100}, which is not supported; expected {allowed[0]!r}"
+            )
 
 
 def config_of(kind: type[AnySettings], fields: Mapping[str, Any], where: str, names: Mapping[str, str]) -> AnySettings:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.opened import require_finite
+from nanograd_llm.settings import listed
 
 MAX_LISTED = 1000  # GPT-2 XL has 580 parameters
 # Prefixes that torch adds when it wraps a model.
@@ -63,6 +65,12 @@ class Layout:
         if self.matrices != "in, out" and ours.endswith(self.turned):
             views = [view.T if self.matrices == "out, in" else view[0] for view in views]
         return views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
+
+
+def warn_left_out(names: list[str], where: str) -> None:
+    """Warn of these names of arrays, if there are any: the model does without them."""
+    if names:
+        warnings.warn(f"{where}: left out, not part of the language model: {listed(names)}", stacklevel=2)
 
 
 def fill(

@@ -69,7 +69,8 @@ def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
 def require_plausible(config: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
     """Raise BadFileError for sizes that a file of these arrays cannot have: the model would take all memory."""
     widest = max(config.n_embd, config.n_inner or 4 * config.n_embd)  # each layer has a bias of this size
-    numbers, present = config.n_layer * widest, sum(x.size for x in arrays.values())
+    numbers = max(config.n_layer * widest, config.vocab_size)  # a table has a row for each token
+    present = sum(x.size for x in arrays.values())
     if config.n_layer > MAX_LAYERS or numbers > present + 2**20:
         raise BadFileError(
             f"{where}: its sizes need over {numbers:,} numbers in {config.n_layer:,} layers; the file has {present:,}"

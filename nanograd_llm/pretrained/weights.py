@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nanograd_llm.errors import StorageError
+from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.json import read_json_file
 from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors
@@ -48,3 +48,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it in the weights' folder")
     return read_json_file(path)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise BadFileError if there is an adapter of peft beside the weights, which would change the model."""
+    if (folder / "adapter_config.json").exists():
+        raise BadFileError(
+            f"{folder / 'adapter_config.json'}: there is an adapter beside the weights, which cannot be applied here; "
+            "merge it into the weights with merge_and_unload() of peft, or move it away"
+        )

@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.nn.module import Module
-from nanograd_llm.pretrained.gpt2.load import OpenedGPT2
 from nanograd_llm.pretrained.opened import (
     Opened,
     OpenedModel,
@@ -21,6 +20,7 @@ from nanograd_llm.pretrained.opened import (
     require_plausible,
     weights_dtype,
 )
+from nanograd_llm.pretrained.opening import open_pretrained
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.settings import check_keys, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
@@ -38,8 +38,8 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
         opened = open_model("runs/nano-1")
         model, tokenizer = opened.model(), opened.tokenizer()
 
-    source: the folder of a run, for its newest checkpoint; the file of an older one; or whatever `load_gpt2` takes: a
-        folder, a file, or a name such as gpt2.
+    source: the folder of a run, for its newest checkpoint; the file of an older one; or whatever `load_gpt2` or
+        `load_bert` takes: a folder, a file, or a name such as gpt2.
     kind: the class that the model must be of, such as GPT.
     Raises ConfigError if it is of another class or source is empty, StorageError if nothing is there, BadFileError if
     what is there is damaged or no model. Damage to a part may show only when that part is read.
@@ -53,7 +53,7 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
     if os.path.exists(folder / "config.toml"):  # False where the name is too long, where Path.exists raises
         opened: Any = OpenedRun(source, RunFolder.open(folder), step)
     else:
-        opened = OpenedGPT2(source)
+        opened = open_pretrained(source)
     if not issubclass(opened.model_class, kind):
         tasks = [task for task in map(task_named, TASKS) if task.model_class is opened.model_class]
         remedy = f"; use nanograd-llm {tasks[0].used_by}" if tasks else ""

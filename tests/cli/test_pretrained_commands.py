@@ -341,3 +341,15 @@ def test_weights_that_are_not_finite_are_a_warning(tmp_path, capsys):
     ng.save_gpt2(model, tmp_path / "x", ng.open_model(TINY).tokenizer())
     assert main(["info", str(tmp_path / "x")]) == 0
     assert "warning: " in printed(capsys)[1]
+
+
+def test_info_and_convert_work_on_a_bert_and_writing_text_needs_a_gpt(tmp_path, capsys):
+    bert = str(FIXTURES / "bert_head")
+    assert main(["info", bert]) == 0
+    out, _ = printed(capsys)
+    assert "masked_word_head=True" in out and "head.transform.weight" in out and "has no tokenizer" in out
+    assert main(["convert", bert, "--to", "hf", "--out", str(tmp_path / "out"), "--no-with-tokenizer"]) == 0
+    out, _ = printed(capsys)
+    assert "config.json" in out and ng.load_bert(tmp_path / "out").config == ng.load_bert(bert).config
+    assert main(["generate", bert, "there"]) == 2
+    assert "is a model of the class BERT; expected GPT" in printed(capsys)[1]

@@ -107,7 +107,7 @@ def test_a_trainer_teaches_a_classifier_which_token_a_text_has(make: Any) -> Non
         (lambda: Classifier(bert(), 2, pooling="max"), ConfigError, "pooling must be one of mean, first, last"),
         (lambda: Classifier(bert(), 0), ConfigError, "n_out must be an integer of at least 1"),
         (lambda: SentenceEncoder(bert()).embed([[1]], batch_tokens=0), ConfigError, "batch_tokens"),
-        (lambda: SentenceEncoder(bert()).embed([[1] * 9]), ShapeError, "context_length is 8 but 9 tokens"),
+        (lambda: SentenceEncoder(bert()).embed([[1] * 9]), ShapeError, "a text may have 8 tokens; got 9"),
     ],
 )
 def test_what_cannot_be_is_refused(call: Any, error: type, message: str) -> None:

@@ -33,10 +33,10 @@ from nanograd_llm.pretrained.gpt2.names import (
 )
 from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
-from nanograd_llm.pretrained.layout import WRAPPERS, Layout, fill
+from nanograd_llm.pretrained.layout import WRAPPERS, Layout, fill, warn_left_out
 from nanograd_llm.pretrained.opened import require_fitting, require_plausible, weights_dtype
-from nanograd_llm.pretrained.weights import READERS, read_settings
-from nanograd_llm.settings import listed, shown
+from nanograd_llm.pretrained.weights import READERS, read_settings, refuse_adapter
+from nanograd_llm.settings import shown
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -67,7 +67,7 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
 
 
 class OpenedGPT2:
-    """A pretrained GPT-2 that was found: see `Opened`. source: as for `load_gpt2`.
+    """A pretrained GPT-2 that was found: see `Opened`. source: as for `load_gpt2`. settings: of config.json, if known.
 
     Raises StorageError if nothing is there, BadFileError if it is not a model.
     """
@@ -75,10 +75,12 @@ class OpenedGPT2:
     model_class = GPT
     step: int | None = None  # not known from such files
 
-    def __init__(self, source: str | os.PathLike[str]):
+    def __init__(self, source: str | os.PathLike[str], settings: dict[str, Any] | None = None):
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         self.form, self.path = find_source(source)
         self.folder = self.path.parent
+        if settings is not None:
+            self._settings = settings
 
     def __repr__(self) -> str:
         return f"OpenedGPT2({self.source!r})"
@@ -91,11 +93,7 @@ class OpenedGPT2:
         if self.form == "openai":
             path = self.folder / "hparams.json"
             return gpt2_config.from_openai(read_settings(path), str(path))
-        if (self.folder / "adapter_config.json").exists():
-            raise BadFileError(
-                f"{self.folder / 'adapter_config.json'}: there is an adapter beside the weights, which cannot be "
-                "applied here; merge it into the weights with merge_and_unload() of peft, or move it away"
-            )
+        refuse_adapter(self.folder)
         return gpt2_config.from_hugging_face(self._settings, str(self.folder / "config.json"))
 
     @functools.cached_property
@@ -181,7 +179,7 @@ def _nanogpt(opened: OpenedGPT2) -> Parts:
 def _openai(opened: OpenedGPT2) -> Parts:
     arrays = read_tensorflow(opened.path)
     others = [name for name in arrays if not name.startswith("model/") or re.search(r"/Adam(_\d+)?$", name)]
-    _warn_left_out(others, str(opened.path))
+    warn_left_out(others, str(opened.path))
     return Parts(opened.config, {name: x for name, x in arrays.items() if name not in others}, OPENAI)
 
 
@@ -221,7 +219,7 @@ def _without_prefixes(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArr
             raise BadFileError(f"{where}: duplicate weight {short!r:.200}, under two prefixes")
         if not MASKS.fullmatch(short):
             plain[short] = arrays[name]
-    _warn_left_out(others, where)
+    warn_left_out(others, where)
     head, table = plain.get("lm_head.weight"), plain.get("wte.weight")
     if tied and head is not None:
         if table is None:
@@ -233,8 +231,3 @@ def _without_prefixes(arrays: Arrays, tied: bool, where: str) -> dict[str, NDArr
             )
         del plain["lm_head.weight"]
     return plain
-
-
-def _warn_left_out(names: list[str], where: str) -> None:
-    if names:
-        warnings.warn(f"{where}: left out, not part of the language model: {listed(names)}", stacklevel=2)

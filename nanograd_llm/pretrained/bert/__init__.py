@@ -1,0 +1,1 @@
+"""BERT's files. Read `names`, `config`, `load`, `save`; then `sentences` and `tokenizer`."""

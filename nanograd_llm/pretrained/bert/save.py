@@ -1,0 +1,39 @@
+"""`save_bert`: write a model as a folder that transformers opens, with its names, layout and settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nanograd_llm.models.bert import BERT
+from nanograd_llm.pretrained.bert.config import to_hugging_face
+from nanograd_llm.pretrained.bert.names import HEAD, LAYOUT
+from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
+from nanograd_llm.pretrained.saving import FORMS, write_folder
+from nanograd_llm.settings import require_choice, require_type
+from nanograd_llm.text import Tokenizer
+
+
+def save_bert(
+    model: BERT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
+) -> list[Path]:
+    """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
+
+    form: hf for `BertModel.from_pretrained` of transformers, and `BertForMaskedLM` if the model has a head; numpy for
+        `numpy.load`; as for `save_gpt2`. `load_bert` reads both, with the same bits.
+
+    Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model,
+    or a model with norm_first; StorageError if the folder already holds a model, or writing fails.
+    """
+    require_choice("form", form, FORMS)
+    require_type("model", model, BERT, "a BERT")
+    settings = to_hugging_face(model.config) | {"dtype": model.wte.dtype.name}
+    stored: dict[str, NDArray[Any]] = {}
+    for name, array in model.state_dict().items():
+        stored |= LAYOUT.stored(name, array)
+    if model.config.masked_word_head:  # in transformers, the part below the head is called `bert`
+        stored = {name if name.startswith(HEAD) else f"bert.{name}": array for name, array in stored.items()}
+    return write_folder(Path(folder), settings, stored, form, tokenizer, write_tokenizer)
