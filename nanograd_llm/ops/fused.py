@@ -226,14 +226,18 @@ def gelu(x, *, needs):
 
     The slope is computed together with the result, so that the tape saves one array instead of two.
     """
-    x = np.asarray(x)
+    return _in_pieces(gelu_into, np.asarray(x), needs)
+
+
+def _in_pieces(into, x, needs):
+    """What into(x, y, slope) writes, a piece at a time that stays in the cache, shared out over threads."""
     y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if any(needs) else None
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
         for piece in _slices(part.start, part.stop, _CACHED):
-            gelu_into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
+            into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
 
     share_out(work, x.size, 4 * x.size)
     return keep(y, slope=slope)
@@ -266,17 +270,32 @@ def gelu_backward(dy, slope):
 
 
 @op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)
-def gelu_exact(x):
-    """GELU in its exact form, x times the normal cumulative distribution function.  x (*) -> y (*)"""
-    x = np.asarray(x)
-    phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
-    return keep(x * phi, phi=phi)
+def gelu_exact(x, *, needs):
+    """GELU in its exact form, x times the normal cumulative distribution function.  x (*) -> y (*)
+
+    The slope is computed together with the result, as in `gelu`.
+    """
+    return _in_pieces(_gelu_exact_into, np.asarray(x), needs)
+
+
+def _gelu_exact_into(x, y, slope=None):
+    phi = erf(x * math.sqrt(0.5))
+    phi += 1
+    phi *= 0.5
+    np.multiply(x, phi, out=y)
+    if slope is not None:
+        near = np.clip(x, -GELU_FLAT, GELU_FLAT)  # the square of a larger x would overflow
+        near *= near
+        near *= -0.5
+        np.exp(near, out=slope)
+        slope *= x
+        slope /= math.sqrt(2 * math.pi)
+        slope += phi
 
 
 @gelu_exact.backward
-def gelu_exact_backward(dy, x, phi):
-    near = np.clip(x, -GELU_FLAT, GELU_FLAT)  # the square of a larger x would overflow
-    return dy * (phi + x * np.exp(-0.5 * near * near) / math.sqrt(2 * math.pi))
+def gelu_exact_backward(dy, slope):
+    return dy * slope
 
 
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)

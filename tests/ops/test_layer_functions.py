@@ -226,6 +226,16 @@ def test_gelu_is_the_tanh_form_and_gelu_exact_the_other():
     assert np.abs(tanh_form - exact).max() > 1e-4
 
 
+def test_erf_in_float32_is_right_to_a_few_units_in_the_last_place_and_ends_at_one():
+    x = np.concatenate([np.linspace(-5, 5, 20_001), [1e-30, 1e30, np.inf, -np.inf]]).astype(np.float32)
+    exact = np.array([math.erf(v) for v in x.astype(float)])
+    y = ops.erf(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact, rtol=6 * 2.0**-24, atol=0)
+    assert (np.abs(y[np.abs(x) > 3.96]) == 1).all() and (np.abs(y) <= 1).all()
+    assert np.isnan(ops.erf(np.float32(np.nan)))
+
+
 def test_erf_has_full_double_precision():
     x = np.concatenate([np.linspace(-7, 7, 2801), [0.0, 1e-300, 0.46875, 4.0, 1e30]])
     exact = np.array([math.erf(v) for v in x])
