@@ -5,7 +5,7 @@ B batch, T time, C channels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from nanograd_llm.settings import require_choice, require_int, require_type
 
 POOLINGS = ("mean", "first", "last", "pooled")
 BATCH_TOKENS = 2048  # of a batch that is embedded: enough rows for a fast product, few enough to stay in the caches
+FEW = 4  # a batch of less than a fourth of that takes in texts of other lengths,
+MOST_PADDING = 0.15  # which may be shorter by this share of the longest
 
 
 def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
@@ -115,21 +117,35 @@ class SentenceEncoder(Module):
     def embed(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """The vector of each text, in their order; records nothing.  N sequences of ids -> array (N, C)
 
-        Texts of one length make a batch, of about batch_tokens tokens, so no padding is computed.
+        Texts of one length make a batch, of about batch_tokens tokens, so almost no padding is computed: a batch of few
+        tokens, whose products would be slow, takes in texts that are a little shorter.
         """
         require_int("batch_tokens", batch_tokens, 1)
         rows = [np.asarray(text) for text in texts]
-        by_length: dict[int, list[int]] = {}
-        for place, row in enumerate(rows):
-            by_length.setdefault(len(row), []).append(place)
         vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
         with no_grad():
-            for length, places in by_length.items():
-                size = max(1, batch_tokens // max(1, length))
-                for start in range(0, len(places), size):
-                    some = places[start : start + size]
-                    vectors[some] = self(np.stack([rows[place] for place in some])).data
+            for places in batches_by_length([len(row) for row in rows], batch_tokens):
+                lengths = np.array([len(rows[place]) for place in places])
+                tokens = np.zeros((len(places), lengths[0]), np.int64)
+                for row, place in zip(tokens, places):
+                    row[: len(rows[place])] = rows[place]
+                vectors[places] = self(tokens, None if lengths[0] == lengths[-1] else lengths).data
         return vectors
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """The places of the texts that are computed together, the longest text of each batch first."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch:
+            longest, tokens = lengths[batch[0]], (len(batch) + 1) * lengths[batch[0]]
+            shortest = longest if tokens > batch_tokens // FEW else (1 - MOST_PADDING) * longest
+            if tokens > batch_tokens or lengths[place] < shortest:
+                yield batch
+                batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _models() -> list[BERT | GPT]:

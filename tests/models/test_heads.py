@@ -10,7 +10,7 @@ import pytest
 from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, ops
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models import Classifier, SentenceEncoder
-from nanograd_llm.models.heads import POOLINGS, text_vectors
+from nanograd_llm.models.heads import MOST_PADDING, POOLINGS, batches_by_length, text_vectors
 from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES: dict[str, Any] = {"vocab_size": 13, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 6}
@@ -65,6 +65,19 @@ def test_embedding_texts_of_any_lengths_keeps_their_order() -> None:
         for text, vector in zip(texts, found):
             assert np.allclose(vector, encoder(text[None]).data[0], rtol=1e-10)
     assert encoder.embed([]).shape == (0, 6)
+
+
+def test_a_batch_holds_texts_of_one_length_or_where_it_would_be_small_of_almost_one() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(1, 60, 300).tolist(), *[30] * 200]
+    batches = list(batches_by_length(lengths, 800))
+    assert sorted(place for batch in batches for place in batch) == list(range(500))
+    for batch in batches:
+        sizes = [lengths[place] for place in batch]
+        assert sizes[0] == max(sizes) and sizes[-1] >= (1 - MOST_PADDING) * sizes[0]
+        assert len(sizes) * sizes[0] <= 800
+        assert len(set(sizes)) == 1 or sizes.index(min(sizes)) * sizes[0] <= 200
+    assert max(len(batch) for batch in batches) > 20
 
 
 def test_without_normalising_a_vector_is_the_plain_mean() -> None:
