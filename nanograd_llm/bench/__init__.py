@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from nanograd_llm.bench import compare, decode, detection, memory, scaling, start, torch_gpt
+from nanograd_llm.bench import compare, decode, detection, embed, memory, scaling, start, torch_gpt
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.host import machine
 from nanograd_llm.bench.workloads import MID, TOY
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "mid": functools.partial(compare.step, MID),
     "gpt2": compare.gpt2,
     "decode": decode.bench,
+    "embed": embed.bench,
     "memory": memory.bench,
     "scaling": scaling.bench,
     "start": start.bench,
@@ -37,5 +38,5 @@ def run(names: Sequence[str], *, against: bool = False, rounds: int | None = Non
     if rounds is not None:
         require_int("rounds", rounds, 1)
     if against:
-        torch_gpt.require_installed("torch", *(["transformers"] if {"gpt2", "decode"} & {*names} else []))
+        torch_gpt.require_installed("torch", *(["transformers"] if {"gpt2", "decode", "embed"} & {*names} else []))
     return itertools.chain.from_iterable(BENCHMARKS[name](against, rounds) for name in names)

@@ -18,7 +18,9 @@ SMALL = 0.005  # ops with a smaller share of the time are added up in one line
 
 
 def bench(
-    workload: Literal["all", "toy", "mid", "gpt2", "decode", "memory", "scaling", "start", "detection"] = "all",
+    workload: Literal[
+        "all", "toy", "mid", "gpt2", "decode", "embed", "memory", "scaling", "start", "detection"
+    ] = "all",
     /,
     *,
     against: Literal["none", "torch"] = "none",
@@ -31,8 +33,8 @@ def bench(
     ----------
     workload
         toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2:
-        GPT-2 124M, forward and step. decode: generating text. memory: peak memory. scaling: how cost grows with size.
-        start: time to the first step and token. detection: mistakes that the gradient check misses. all: each of these,
+        GPT-2 124M, forward and step. decode: generating text. embed: sentences to vectors. memory: peak memory. scaling:
+        how cost grows with size. start: time to the first step and token. detection: mistakes that the gradient check misses. all: each of these,
         which takes minutes.
     against
         Measure PyTorch (and transformers) as well, which must be installed.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 
 import pytest
 
-from nanograd_llm.bench import TARGETS, Figure, Note, OpTime, compare, decode, memory, run, scaling, start
+from nanograd_llm.bench import TARGETS, Figure, Note, OpTime, compare, decode, embed, memory, run, scaling, start
 from nanograd_llm.bench.compare import Task, forward_task, step_task
 from nanograd_llm.bench.figures import Target
 from nanograd_llm.bench.workloads import GPT2_FORWARD, GPT2_STEP, MID, TOY, Workload, training_step
@@ -28,6 +29,9 @@ SMALL = {
     "mid": functools.partial(compare.step, tiny("mid", 3)),
     "gpt2": functools.partial(compare.gpt2, forward=tiny("gpt2", 1), step=tiny("gpt2", 1, 4)),
     "decode": functools.partial(decode.bench, nano=CONFIG, gpt2=CONFIG, count=3, sgemv_bytes=2**12),
+    "embed": functools.partial(
+        embed.bench, config=dataclasses.replace(embed.MINILM, n_layer=1, n_head=1, n_embd=4, n_inner=4), count=3
+    ),
     "memory": functools.partial(memory.bench, workloads=[tiny("toy"), tiny("mid"), tiny("gpt2", 1)]),
     "scaling": functools.partial(scaling.bench, pairs={PAIR: (tiny("scaling", 1), tiny("scaling"))}),
     "start": functools.partial(
