@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nanograd_llm.autograd.op import keep, op
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hessian, hvp, jacobian, value_and_grad
     from nanograd_llm.errors import NanogradError
-    from nanograd_llm.models import BERT, GPT, BERTConfig, GPTConfig
+    from nanograd_llm.models import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig
     from nanograd_llm.pretrained import load_bert, load_gpt2, save_bert, save_gpt2
     from nanograd_llm.runs.opening import open_model
 
@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazily(
         "ops autograd.tensor": "Parameter Tensor grad hessian hvp jacobian value_and_grad",
         "errors": "NanogradError",
         "models.bert": "BERT BERTConfig",
+        "models.encoder_decoder": "EncoderDecoder EncoderDecoderConfig",
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_bert load_gpt2 save_bert save_gpt2",
         "runs.opening": "open_model",

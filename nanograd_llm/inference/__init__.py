@@ -1,8 +1,21 @@
-"""Using a model: sampling strategies, generation with a key-value cache, evaluation on held-out text."""
+"""Using a model: sampling strategies, generation with a key-value cache, translation, evaluation on held-out text."""
 
 from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.translate import BeamSearch, stream_translation, translate
 from nanograd_llm.inference.writing import Conversation, stream_text
 
-__all__ = ["Conversation", "Evaluation", "Sampling", "evaluate", "evaluate_text", "generate", "stream", "stream_text"]
+__all__ = [
+    "BeamSearch",
+    "Conversation",
+    "Evaluation",
+    "Sampling",
+    "evaluate",
+    "evaluate_text",
+    "generate",
+    "stream",
+    "stream_text",
+    "stream_translation",
+    "translate",
+]

@@ -1,7 +1,19 @@
 """Complete models, built from the layers of `nn`."""
 
 from nanograd_llm.models.bert import BERT, BERTConfig
+from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, EncoderDecoderLook
 from nanograd_llm.models.gpt import GPT, GPTConfig, Look
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 
-__all__ = ["BERT", "GPT", "BERTConfig", "Classifier", "GPTConfig", "Look", "SentenceEncoder"]
+__all__ = [
+    "BERT",
+    "GPT",
+    "BERTConfig",
+    "Classifier",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "EncoderDecoderLook",
+    "GPTConfig",
+    "Look",
+    "SentenceEncoder",
+]

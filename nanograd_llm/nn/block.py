@@ -73,6 +73,17 @@ class Block(Module):
             raise ShapeError("this block was made without cross=True and takes no context, context_mask or cross_cache")
         return self._add(self.ln_2, self.mlp, x)
 
+    def weights(
+        self, x: Any, context: Any = None, key_mask: Any = None, context_mask: Any = None
+    ) -> tuple[Tensor, ...]:
+        """The attention weights that `forward` uses: of x to itself (B, H, T, T), with cross to the context as well."""
+        own = self.attention.weights(self.ln_1(x) if self.norm_first else x, None, key_mask)
+        if self.cross_attention is None or self.ln_cross is None:
+            return (own,)
+        x = self._add(self.ln_1, lambda x: self.attention(x, None, key_mask), x)
+        x = self.ln_cross(x) if self.norm_first else x
+        return own, self.cross_attention.weights(x, context, context_mask)
+
     def _add(self, norm: Any, part: Callable[[Any], Tensor], x: Any) -> Tensor:
         return x + part(norm(x)) if self.norm_first else norm(x + part(x))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from nanograd_llm.errors import ShapeError
@@ -33,6 +35,14 @@ class KeyValueCache:
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.stored()
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let row i be what row rows[i] was; rows may be repeated or left out, as hypotheses of a beam search are."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = np.empty((len(rows), *old.shape[1:]), old.dtype)
+            new[:, :, : self.length] = old[rows, :, : self.length]
+            setattr(self, name, new)
 
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
         """Views of all stored keys and values, (B, H, length, D) each."""

@@ -16,7 +16,12 @@ from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_choice, require_int, require_number, require_type
 
-ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"gelu": ops.gelu, "gelu_exact": ops.gelu_exact}
+ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
+    "gelu": ops.gelu,
+    "gelu_exact": ops.gelu_exact,
+    "relu": ops.relu,
+    "silu": ops.silu,
+}
 
 
 class Unfilled:
@@ -170,7 +175,7 @@ class MLP(Module):
     """A linear layer to n_inner channels, the activation, a linear layer back, and dropout.  (..., C) -> (..., C)
 
     n_inner: channels between the layers; 4 n_embd by default.
-    activation: gelu, GPT-2's tanh form, or gelu_exact.
+    activation: gelu (GPT-2's tanh form), gelu_exact, relu or silu.
     down_std: initial standard deviation of `down.weight`, whose result is added to the residual stream.
     """
 

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 from nanograd_llm.errors import BadFileError, NanogradError
 from nanograd_llm.settings import Settings
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu"}
+ACTIVATIONS |= {"silu": "silu", "swish": "silu"}
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 

@@ -1,7 +1,7 @@
 """From text to numbers: corpora, then tokenizers and the BPE trainer, then the windows that a model learns from.
 
-Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `windows` in that order. Importing this room does not load
-tiktoken.
+Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `words`, `windows` in that order. Importing this room does
+not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe
@@ -11,6 +11,7 @@ from nanograd_llm.text.saved import load_tokenizer
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.windows import IGNORE_INDEX, count_windows, random_windows, show_batch, sliding_windows
 from nanograd_llm.text.wordpiece import WordPieceTokenizer
+from nanograd_llm.text.words import WordTokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -21,6 +22,7 @@ __all__ = [
     "GPT2Tokenizer",
     "Tokenizer",
     "WordPieceTokenizer",
+    "WordTokenizer",
     "builtin_corpus",
     "load_tokenizer",
     "random_windows",

@@ -10,9 +10,11 @@ from nanograd_llm.settings import require_choice, shown
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.wordpiece import WordPieceTokenizer
+from nanograd_llm.text.words import WordTokenizer
 
 MAX_VALUES = 2**20  # about 300,000 merges
-KINDS = {kind.kind: kind for kind in (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer, WordPieceTokenizer)}
+TOKENIZERS = (ByteTokenizer, CharTokenizer, BPETokenizer, GPT2Tokenizer, WordPieceTokenizer, WordTokenizer)
+KINDS = {kind.kind: kind for kind in TOKENIZERS}
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
