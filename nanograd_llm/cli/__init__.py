@@ -20,6 +20,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "train": ["train", "train my_text.txt --minutes 5 --n-layer 4", "train my_text.txt --init gpt2 --steps 100"],
     "generate": ['generate runs/nano-1 "The statement"', 'generate gpt2 "Once" --temperature 0.5 --seed 1'],
     "chat": ["chat runs/nano-1"],
+    "translate": ['translate runs/translation-1 "the small cat does not see the house" --beam 4'],
     "info": ["info runs", "info runs/nano-1", "info gpt2"],
     "tokenize": ['tokenize "the cat sat"', 'tokenize "the cat sat" --model runs/nano-1'],
     "convert": ["convert runs/nano-1 --to hf --out my-model"],

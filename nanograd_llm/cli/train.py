@@ -23,6 +23,7 @@ OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in {**PRESE
 SHOWN = {  # the default that the help page has for a setting of the default task
     **OF_PRESET,
     "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
+    "held_out": "0.1; 0.05 of pairs",
     "steps": None,
     "minutes": 1.0,
     "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",

@@ -3,7 +3,7 @@
 from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
-from nanograd_llm.inference.translate import BeamSearch, stream_translation, translate
+from nanograd_llm.inference.translate import BeamSearch, show_attention, stream_translation, translate
 from nanograd_llm.inference.writing import Conversation, stream_text
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "evaluate",
     "evaluate_text",
     "generate",
+    "show_attention",
     "stream",
     "stream_text",
     "stream_translation",

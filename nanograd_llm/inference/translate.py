@@ -10,7 +10,7 @@ N hypotheses of all sources, K of one source (beam), S source time, V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from nanograd_llm.models.encoder_decoder import EncoderDecoder
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.text import Tokenizer
+
+SHADES = " ░▒▓█"
 
 
 class BeamSearch(Settings):
@@ -89,6 +91,22 @@ def stream_translation(
             yield from row.best(search.alpha)[written:]
 
     return tokenizer.decode_stream(tokens())
+
+
+def show_attention(queries: Sequence[str], keys: Sequence[str], weights: np.ndarray) -> str:
+    """Attention weights (T, S) as a text: a line for each query, where each key is as dark as it is looked at.
+
+    >>> print(show_attention(["le", "chat"], ["the", "cat"], np.array([[0.9, 0.1], [0.3, 0.7]])))
+         the cat
+    le   ███
+    chat ░░░ ▓▓▓
+    """
+    width = max(map(len, queries)) + 1
+    lines = [" " * width + " ".join(keys)]
+    for query, row in zip(queries, weights):
+        shades = [SHADES[min(4, int(4 * weight + 0.5))] * len(key) for key, weight in zip(keys, row)]
+        lines.append(f"{query:<{width}}{' '.join(shades)}".rstrip())
+    return "\n".join(lines)
 
 
 def _steps(model: EncoderDecoder, sources: Any, search: BeamSearch, cache: bool) -> Iterator[list[_Search]]:

@@ -22,7 +22,7 @@ from nanograd_llm.models.inputs import real_tokens, token_ids
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
+from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, Unfilled, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, require_seed, require_type, setting
 
@@ -89,9 +89,9 @@ class EncoderDecoder(Module):
     """`model(source, target_in)` gives the logits of the token that follows each of target_in, of which the first is
     start_id.
 
-    Initialised normal: tables with 1/√n_embd where they are scaled, else 0.02; layers with 0.02, and projections into
-    the residual stream smaller by the root of their number. `seed` decides every number; with None there are none yet,
-    as for a GPT.
+    Initialised normal: tables with standard deviation 0.02, matrices with √(2 / (rows + columns)), which keeps the size
+    of what passes forward and backward (Glorot and Bengio 2010). `seed` decides every number; with None there are none
+    yet, as for a GPT.
     """
 
     loss_items = "tokens"
@@ -103,23 +103,25 @@ class EncoderDecoder(Module):
         rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
         self.config = c = config
         C = c.n_embd
-        std = C**-0.5 if c.scale_embedding else 0.02
-        self.source_table = normal((c.source_vocab_size or c.vocab_size, C), std, rng)
-        self.target_table = normal((c.vocab_size, C), std, rng) if c.source_vocab_size else self.source_table
+        self.source_table = normal((c.source_vocab_size or c.vocab_size, C), 0.02, rng)
+        self.target_table = normal((c.vocab_size, C), 0.02, rng) if c.source_vocab_size else self.source_table
         self.source_positions = self.target_positions = None
         if c.positions == "learned":
             self.source_positions = normal((c.context_length, C), 0.02, rng)
             self.target_positions = normal((c.context_length, C), 0.02, rng)
         self.dropout = Dropout(c.dropout)
-        depth = c.n_decoder_layer or c.n_layer
-        self.encoder = [self._block(0.02 / math.sqrt(2 * c.n_layer), rng, causal=False) for _ in range(c.n_layer)]
+        self.encoder = [self._block(rng, causal=False) for _ in range(c.n_layer)]
         self.encoder_norm = LayerNorm(C, eps=c.layer_norm_epsilon) if c.norm_first else None
-        self.decoder = [self._block(0.02 / math.sqrt(3 * depth), rng, cross=True) for _ in range(depth)]
+        self.decoder = [self._block(rng, cross=True) for _ in range(c.n_decoder_layer or c.n_layer)]
         self.decoder_norm = LayerNorm(C, eps=c.layer_norm_epsilon) if c.norm_first else None
         self.head = None if c.tie_word_embeddings else normal((c.vocab_size, C), 0.02, rng)
         self.head_bias = Parameter(np.zeros(c.vocab_size, np.float32)) if c.head_bias else None
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                n_in, n_out = layer.weight.shape
+                layer.weight = normal((n_in, n_out), math.sqrt(2 / (n_in + n_out)), rng)
 
-    def _block(self, residual_std: float, rng: Any, **kind: bool) -> Block:
+    def _block(self, rng: Any, **kind: bool) -> Block:
         c = self.config
         return Block(
             c.n_embd,
@@ -129,7 +131,6 @@ class EncoderDecoder(Module):
             activation=c.activation,
             eps=c.layer_norm_epsilon,
             dropout=c.dropout,
-            residual_std=residual_std,
             rng=rng,
             **kind,
         )

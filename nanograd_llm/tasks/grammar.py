@@ -66,6 +66,19 @@ class Pair(NamedTuple):
     reserved: bool
 
 
+def builtin_pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
+    """20,000 pairs (English, French) to train on, 1,000 held out, and 1,000 of which each has a noun with an adjective
+    that never describes it in the others."""
+    plain, reserved = ([(pair.english, pair.french) for pair in found] for found in pairs(21_000))
+    return plain[:20_000], plain[20_000:], reserved[:1_000]
+
+
+def english_sentences() -> tuple[list[str], list[str]]:
+    """The English side alone: 20,000 sentences to train on, and 1,000 held out."""
+    learned, held_out, _ = builtin_pairs()
+    return [english for english, _ in learned], [english for english, _ in held_out]
+
+
 def pairs(count: int, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
     """`count` different pairs, and those drawn meanwhile that have a reserved noun and adjective, a tenth as many.
 

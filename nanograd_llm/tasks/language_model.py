@@ -106,7 +106,7 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
-def _absolute(source: str) -> str:
+def from_anywhere(source: str) -> str:
     """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
     return os.path.abspath(source) if os.path.exists(source) else source
 
@@ -146,12 +146,10 @@ class LanguageModelling:
             model = GPTConfig.preset(preset, **sizes)
             return cls(text, model, recipe(preset, **train), report=request.report)
         free = (*TRAINING_ONLY, "context_length")
+        request.require_start(GPT)
         request.refuse(model=set(request.asked["model"]) - {*free}, text=("tokenizer", "vocab_size"))
         model = start.config
-        for name, value in request.written["model"].items():
-            if name not in TRAINING_ONLY and value != getattr(model, name):
-                is_now = f"{getattr(model, name)} in {start.source}"
-                raise ConfigError(f"{name} is {value} in {request.file}, but {is_now}; leave it out")
+        request.require_sizes(model, TRAINING_ONLY)
         words = {"tokenizer": "model", "window": min(128, model.context_length), **words}
         if "context_length" in request.asked["model"]:
             words["window"] = request.asked["model"]["context_length"]
@@ -179,7 +177,7 @@ class LanguageModelling:
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
         self.text, self.training = text, training
-        self.init = None if start is None else _absolute(start.source)
+        self.init = None if start is None else from_anywhere(start.source)
         report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
         self._hash = text_hash(learned, held_out)
@@ -219,7 +217,7 @@ class LanguageModelling:
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables [text] and [model] of config.toml."""
-        file = self.text.file and _absolute(self.text.file)
+        file = self.text.file and from_anywhere(self.text.file)
         return {"text": dataclasses.asdict(self.text) | {"file": file}, "model": dataclasses.asdict(self.model.config)}
 
     def describe(self) -> dict[str, str]:

@@ -7,7 +7,10 @@ import importlib
 from nanograd_llm.settings import require_choice
 from nanograd_llm.tasks.task import NamedTask
 
-TASKS = {"language-model": "language_model LanguageModelling"}  # the module here, and the class in it
+TASKS = {  # the module here, and the class in it
+    "language-model": "language_model LanguageModelling",
+    "translation": "translation Translation",
+}
 DEFAULT = "language-model"
 
 

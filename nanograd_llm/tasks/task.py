@@ -24,25 +24,34 @@ class Score:
     """The score of a model on held-out data: one figure, and further numbers.
 
     name: what the figure is, such as "bits per byte". also: further numbers by name, such as loss and perplexity.
-    measured_on: in words, which part of the held-out data was scored.
+    measured_on: in words, which part of the held-out data was scored. percent: names of the numbers that are percentages.
     """
 
     name: str
     figure: float
     also: Mapping[str, float] = dataclasses.field(default_factory=dict)
     measured_on: str = "all that is held out"
+    percent: Collection[str] = ()
 
     def __str__(self) -> str:
         """
         >>> print(Score("bits per byte", 1.25, {"loss": 3.5}))
         1.250 bits per byte (loss 3.500)
+        >>> print(Score("exact match", 99.1, {"loss": 0.01}, percent=["exact match"]))
+        exact match 99.1 % (loss 0.010)
         """
-        others = ", ".join(f"{name} {number:.3f}" for name, number in self.also.items())
-        return f"{self.figure:.3f} {self.name}" + (f" ({others})" if others else "")
+        others = ", ".join(self._shown(name, number) for name, number in self.also.items())
+        figure = f"{self.figure:.3f} {self.name}"
+        if self.name in self.percent:
+            figure = self._shown(self.name, self.figure)
+        return figure + (f" ({others})" if others else "")
+
+    def _shown(self, name: str, number: float) -> str:
+        return f"{name} {number:.1f} %" if name in self.percent else f"{name} {number:.3f}"
 
     def metrics(self) -> dict[str, float]:
         """A record for metrics.jsonl: the figure first, then the other numbers as held_out_NAME."""
-        names = {f"held_out_{name}": number for name, number in self.also.items()}
+        names = {f"held_out_{name.replace(' ', '_')}": number for name, number in self.also.items()}
         return {self.name.replace(" ", "_"): self.figure} | names
 
 
@@ -119,6 +128,22 @@ class Request:
         found += ["preset"] if self.preset else []
         if found:
             raise ConfigError(f"init takes {', '.join(found)} from the model; leave that out")
+
+    def require_start(self, *kinds: type[Module]) -> None:
+        """Raise ConfigError unless the model to start from is of one of these classes."""
+        assert self.start is not None
+        if not issubclass(self.start.model_class, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            found = f"{self.start.source}, a model of the class {self.start.model_class.__name__}"
+            raise ConfigError(f"init is {found}; this task goes on from a {expected}")
+
+    def require_sizes(self, config: Any, free: Collection[str]) -> None:
+        """Raise ConfigError where the file has another size than this config of the model to start from."""
+        assert self.start is not None
+        for name, value in self.written["model"].items():
+            if name not in free and value != getattr(config, name):
+                is_now = f"{getattr(config, name)} in {self.start.source}"
+                raise ConfigError(f"{name} is {value} in {self.file}, but {is_now}; leave it out")
 
 
 class NamedTask(Task, Protocol):

@@ -1,0 +1,25 @@
+"""`nanograd-llm translate`: an encoder-decoder writes the translation of a text."""
+
+from __future__ import annotations
+
+from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.terminal import written
+from nanograd_llm.inference import BeamSearch, stream_translation
+
+
+@with_options(search=options(BeamSearch, "Search"))
+def translate(model: Model, text: str, /, *, search: Given = NOTHING) -> None:
+    """Translate a text with a model that was trained by `train --task translation`; words appear as they are written.
+
+    Parameters
+    ----------
+    text
+        What to translate. One that begins with a dash goes last, behind " -- ".
+    """
+    from nanograd_llm.models.encoder_decoder import EncoderDecoder
+    from nanograd_llm.runs.opening import open_model
+
+    opened = open_model(model, EncoderDecoder)
+    for piece in stream_translation(opened.model(), opened.tokenizer(), text, search=BeamSearch(**search)):
+        print(written(piece), end="", flush=True)
+    print(flush=True)

@@ -1,0 +1,284 @@
+"""Translation: an encoder-decoder learns from pairs of sentences, and is scored on pairs that were held out.
+
+A batch is (source, target_in, target): target_in begins with end-of-text, target ends with it. The same id fills up the
+shorter sources, so one vocabulary with one special token serves all.
+"""
+
+# B batch, S source time, T target time
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.inference.translate import show_attention, translate
+from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
+from nanograd_llm.tasks.grammar import builtin_pairs
+from nanograd_llm.tasks.language_model import from_anywhere
+from nanograd_llm.tasks.task import Report, Request, Sample, Score
+from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
+from nanograd_llm.text.pairs import Pairs, read_pairs
+from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
+SIZES: dict[str, Any] = dict(n_layer=2, n_head=4, n_embd=128)
+RECIPE: dict[str, Any] = dict(batch_size=32, learning_rate=2e-3, beta2=0.98)
+LEAST_CONTEXT = 64
+SCORED_AT_ONCE = 250
+
+
+class PairsConfig(Settings):
+    """Which pairs, and how they become ids. Raises ConfigError naming the field that cannot be."""
+
+    file: str | None = setting(
+        "A .tsv, .po or .mo, or the lines of the source; an English-French grammar if not given.", default=None
+    )
+    target: str | None = setting(
+        "A file whose lines are the translations of those of FILE; if not given, FILE has both.", default=None
+    )
+    vocabulary: str = setting(
+        "words, of both languages together, or bpe, trained on both; a run with init has that of its model.",
+        default="words",
+        choices=("words", "bpe", "model"),
+    )
+    vocab_size: int = setting("Tokens of the bpe.", default=1024, low=257)
+    held_out: float = setting(
+        "Share at the end of the file that is scored and never trained on.", default=0.05, low=0.001, high=0.9
+    )
+
+    def read(self) -> tuple[Pairs, Pairs, Pairs]:
+        """The pairs to train on, those held out, and those of words that never stand together in the former."""
+        if self.file is None:
+            if self.target is not None:
+                raise ConfigError(
+                    f"target is {self.target}, but no source is given; give the file of its lines as well"
+                )
+            return builtin_pairs()
+        found = list(dict.fromkeys(read_pairs(self.file, self.target)))
+        count = max(1, round(self.held_out * len(found)))
+        if count >= len(found):
+            raise ShapeError(f"{self.file} has {len(found)} different pairs; held_out={self.held_out} leaves none")
+        return found[:-count], found[-count:], []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """Pairs as ids, each without special tokens."""
+
+    sources: list[np.ndarray]
+    targets: list[np.ndarray]
+
+    def batch(self, rows: Sequence[int] | np.ndarray, special: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(source, target_in, target) of these rows: (B, S), (B, T), (B, T)"""
+        sources, targets = [self.sources[i] for i in rows], [self.targets[i] for i in rows]
+        source = np.full((len(rows), max(map(len, sources))), special, np.int32)
+        target_in = np.full((len(rows), 1 + max(map(len, targets))), special, np.int32)
+        target = np.full(target_in.shape, IGNORE_INDEX, np.int32)
+        for row, (one, other) in enumerate(zip(sources, targets)):
+            source[row, : len(one)] = one
+            target_in[row, 1 : 1 + len(other)] = target[row, : len(other)] = other
+            target[row, len(other)] = special
+        return source, target_in, target
+
+    def spread(self, count: int | None) -> np.ndarray:
+        """So many of the rows, evenly spread; all for None."""
+        total = len(self.sources)
+        return np.linspace(0, total - 1, min(total, count or total)).astype(int)
+
+
+class Translation:
+    """An encoder-decoder learns to write the target of a source; a `Task`.
+
+    pairs: what to learn from. model: the sizes; vocab_size follows the tokenizer, and context_length the longest pair
+        where it is None. training: how, and for how long.
+    start: a model to train further, as `open_model` gives it; `model` is then its config, where dropout and
+        label_smoothing may differ, and `pairs.vocabulary` is "model".
+    report: called with what is being done, and the share of it that is done.
+
+    Raises ShapeError for a pair that is longer than the model's context_length, IndexRangeError for a word that the
+    model to start from does not know.
+    """
+
+    name, used_by = "translation", "translate"
+    tables = {"pairs": PairsConfig, "model": EncoderDecoderConfig}
+    hidden = {"pairs": (), "model": ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id", "head_bias")}
+    model_class = EncoderDecoder
+    presets: tuple[str, ...] = ()
+
+    @classmethod
+    def made(cls, request: Request) -> Translation:
+        """See `NamedTask.made`."""
+        pairs, sizes, train = (dict(request.settings[table]) for table in ("pairs", "model", "train"))
+        start = request.start
+        if start is None:
+            if "vocab_size" in request.asked["pairs"] and pairs.get("vocabulary") != "bpe":
+                raise ConfigError("vocab_size is for the vocabulary bpe; words are as many as there are")
+            length = sizes.get("context_length")
+            model = EncoderDecoderConfig(**{"vocab_size": 1, "context_length": LEAST_CONTEXT, **SIZES, **sizes})
+            training = TrainConfig(**{**RECIPE, **train})
+            return cls(PairsConfig(**pairs), model, training, fit_context=length is None, report=request.report)
+        free = ("dropout", "label_smoothing")
+        request.require_start(EncoderDecoder)
+        request.refuse(model={*request.asked["model"]} - {*free}, pairs=("vocabulary", "vocab_size"))
+        request.require_sizes(start.config, free)
+        changes = {name: sizes.get(name, getattr(EncoderDecoderConfig, name)) for name in free}
+        model = dataclasses.replace(start.config, **changes)
+        training = TrainConfig(**{**RECIPE, "learning_rate": 3e-4, **train})
+        return cls(PairsConfig(**{"vocabulary": "model", **pairs}), model, training, start=start, report=request.report)
+
+    def __init__(
+        self,
+        pairs: PairsConfig,
+        model: EncoderDecoderConfig,
+        training: TrainConfig,
+        *,
+        start: Opened | None = None,
+        fit_context: bool = False,
+        report: Report = lambda doing, share: None,
+    ):
+        if (start is None) != (pairs.vocabulary != "model"):
+            raise ConfigError(f'vocabulary must be "model" with a start and only then; got {pairs.vocabulary!r}')
+        self.pairs, self.training = pairs, training
+        self.init = None if start is None else from_anywhere(start.source)
+        report(f"reading {pairs.file or 'the built-in grammar'}", 0)
+        learned, held_out, unseen = pairs.read()
+        self.tokenizer = self._tokenizer(learned, held_out + unseen, start)
+        if self.tokenizer.end_of_text is None:
+            raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which a translation ends")
+        self.end = self.tokenizer.end_of_text
+        self.learned, self.held_out, self.unseen = map(self._encode, (learned, held_out, unseen))
+        longest, which = self._longest()
+        if fit_context:
+            model = dataclasses.replace(model, context_length=max(model.context_length, longest))
+        if longest > model.context_length:
+            raise ShapeError(
+                f"context_length is {model.context_length}, but the pair {which!r:.60} has {longest} tokens; give a "
+                "larger context_length, or remove the pair"
+            )
+        if start is None:
+            ids: Any = {"vocab_size": self.tokenizer.vocab_size}
+            ids |= dict.fromkeys(("pad_id", "start_id", "end_id"), self.end)
+            self.model = EncoderDecoder(dataclasses.replace(model, **ids), seed=training.seed)
+        else:
+            self.model = EncoderDecoder(model, seed=None)
+            self.model.load_state_dict(start.model().state_dict(), assign=True)
+
+    def _tokenizer(self, learned: Pairs, held_out: Pairs, start: Opened | None) -> Tokenizer:
+        if start is not None:
+            return start.tokenizer()
+        if self.pairs.vocabulary == "bpe":
+            return BPETokenizer.train("\n".join(side for pair in learned for side in pair), self.pairs.vocab_size)
+        # a list of words is no knowledge of how they are translated: with all of them, what is held out can be scored
+        return WordTokenizer.train(side for pair in learned + held_out for side in pair)
+
+    def _encode(self, pairs: Pairs) -> _Encoded:
+        return _Encoded(*([self.tokenizer.encode(pair[side]) for pair in pairs] for side in (0, 1)))
+
+    def _longest(self) -> tuple[int, str]:
+        """Of all pairs: the tokens of the longest side, and the source. A target has one more for its end."""
+        length, source = max(
+            (max(len(one), len(other) + 1), tuple(one.tolist()))
+            for pairs in (self.learned, self.held_out, self.unseen)
+            for one, other in zip(pairs.sources, pairs.targets)
+        )
+        return length, self.tokenizer.decode(source)
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """The tables of the pairs and of the model's sizes."""
+        files = {name: from_anywhere(path) for name in ("file", "target") if (path := getattr(self.pairs, name))}
+        return {"pairs": dataclasses.asdict(self.pairs) | files, "model": dataclasses.asdict(self.model.config)}
+
+    def describe(self) -> dict[str, str]:
+        """The pairs, the tokenizer and the model."""
+        names = "n_layer", "n_head", "n_embd", "context_length"
+        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
+        also = f", and {len(self.unseen.sources):,} of nouns and adjectives never seen together"
+        return {
+            "pairs": f"{self.pairs.file or 'built-in grammar, English to French'}: {len(self.learned.sources):,} pairs",
+            "held out": f"{len(self.held_out.sources):,} pairs{also if self.unseen.sources else ''}",
+            "tokenizer": str(self.tokenizer),
+            "model": f"{sizes}: {self.model.parameter_count():,} parameters",
+        }
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(source, target_in, target) of a step, a pure function of the seed and the step."""
+        require_int("step", step, 0)
+        c = self.training
+        rows = np.random.default_rng((c.seed, step)).integers(len(self.learned.sources), size=c.batch_size)
+        return self.learned.batch(rows, self.end)
+
+    def score(self, rows: int | None = None) -> Score:
+        """How many of the translations, each word the likeliest, are exactly the reference."""
+        chosen = self.held_out.spread(rows)
+        exact, words, outputs = self._translated(self.held_out, chosen)
+        also = {"word accuracy": 100 * words}
+        if self.unseen.sources:
+            also["never seen together"] = 100 * self._translated(self.unseen, self.unseen.spread(rows))[0]
+        if importlib.util.find_spec("sacrebleu"):
+            also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
+        total, also["loss"] = len(self.held_out.sources), self._loss(chosen)
+        of = f"a sample of {len(chosen):,} of {total:,}" if len(chosen) < total else f"all {total:,}"
+        shares = ("exact match", "word accuracy", "never seen together")
+        return Score("exact match", 100 * exact, also, f"{of} pairs held out", percent=shares)
+
+    def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
+        """The share that is exactly right, the share of the words that is right in its place, and the outputs."""
+        outputs: list[list[int]] = []
+        for start in range(0, len(rows), SCORED_AT_ONCE):
+            outputs += translate(self.model, [pairs.sources[i] for i in rows[start : start + SCORED_AT_ONCE]])
+        references = [pairs.targets[i].tolist() for i in rows]
+        right = sum(a == b for one, other in zip(outputs, references) for a, b in zip(one, other))
+        total = sum(max(len(one), len(other)) for one, other in zip(outputs, references))
+        exact = sum(map(list.__eq__, outputs, references)) / len(rows)
+        return exact, right / max(total, 1), [self.tokenizer.decode(output) for output in outputs]
+
+    def _loss(self, rows: np.ndarray) -> float:
+        """Mean cross-entropy of a target's tokens, given those before."""
+        nats, count = 0.0, 0
+        self.model.eval()
+        with no_grad():
+            for start in range(0, len(rows), SCORED_AT_ONCE):
+                batch = self.held_out.batch(rows[start : start + SCORED_AT_ONCE], self.end)
+                here = self.model.loss_count(*batch)
+                nats, count = nats + self.model.loss(*batch).item() * here, count + here
+        return nats / count
+
+    def sample(self, *, last: bool = False) -> Sample:
+        """A source, its reference and what the model makes of it; at the last also which words it looked at."""
+        source, reference = self.held_out.sources[0], self.held_out.targets[0]
+        (output,) = translate(self.model, source)
+        told = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {self.tokenizer.decode(output)}"]
+        if last:
+            look = self.model.look(source[None], [[self.end, *output]])
+            heads = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
+            made, given = ([self.tokenizer.decode([i]) for i in ids] for ids in ([*output, self.end], source))
+            told += ["each word, and where the last block looked:", show_attention(made, given, heads)]
+        return Sample(f"of {self.tokenizer.decode(source)!r}", "\n".join(told))
+
+    def example(self) -> str:
+        """A sentence to translate."""
+        if self.pairs.file is None:
+            return "the small cat does not see the house"
+        return self.tokenizer.decode(self.held_out.sources[0]).lstrip("-")
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(folder / "tokenizer.json")
+
+
+def _bleu(outputs: list[str], references: list[str]) -> float:
+    """Corpus BLEU as sacreBLEU defines it (Post 2018)."""
+    import sacrebleu
+
+    return float(sacrebleu.corpus_bleu(outputs, [references]).score)
