@@ -154,7 +154,7 @@ def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{field} must be one of {', '.join(names)}; got {shown(value)}{hint}")
 
 
-def check_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+def check_keys(table: Iterable[str], allowed: Iterable[str], where: str) -> None:
     """Raise ConfigError that lists every unknown key with the nearest allowed one, or with all if none is near.
 
     >>> check_keys({"n_layers": 4}, ["n_layer", "n_head"], "config.toml [model]")

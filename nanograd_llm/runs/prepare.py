@@ -117,6 +117,8 @@ def _table_of(option: str, task: type[NamedTask]) -> str:
     known = options_of(task)
     if option not in known:
         others = [other for other in TASKS if option in options_of(task_named(other))]
+        if not others:
+            check_keys([option], known, "options")
         raise ConfigError(f"{option} is for the task {' or '.join(others)}; this run is of the task {task.name}")
     return known[option]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.translate import show_attention, translate
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -44,7 +45,7 @@ class PairsConfig(Settings):
         "A .tsv, .po or .mo, or the lines of the source; an English-French grammar if not given.", default=None
     )
     target: str | None = setting(
-        "A file whose lines are the translations of those of FILE; if not given, FILE has both.", default=None
+        "A file whose lines are the translations of those of FILE; FILE has both if not given.", default=None
     )
     vocabulary: str = setting(
         "words, of both languages together, or bpe, trained on both; a run with init has that of its model.",
@@ -221,13 +222,15 @@ class Translation:
     def score(self, rows: int | None = None) -> Score:
         """How many of the translations, each word the likeliest, are exactly the reference."""
         chosen = self.held_out.spread(rows)
-        exact, words, outputs = self._translated(self.held_out, chosen)
-        also = {"word accuracy": 100 * words}
-        if self.unseen.sources:
-            also["never seen together"] = 100 * self._translated(self.unseen, self.unseen.spread(rows))[0]
-        if importlib.util.find_spec("sacrebleu"):
-            also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
-        total, also["loss"] = len(self.held_out.sources), self._loss(chosen)
+        with blas_threads(1):  # a step of decoding is small: threads would wait for each other more than they compute
+            exact, words, outputs = self._translated(self.held_out, chosen)
+            also = {"word accuracy": 100 * words}
+            if self.unseen.sources:
+                also["never seen together"] = 100 * self._translated(self.unseen, self.unseen.spread(rows))[0]
+            if importlib.util.find_spec("sacrebleu"):
+                also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
+            also["loss"] = self._loss(chosen)
+        total = len(self.held_out.sources)
         of = f"a sample of {len(chosen):,} of {total:,}" if len(chosen) < total else f"all {total:,}"
         shares = ("exact match", "word accuracy", "never seen together")
         return Score("exact match", 100 * exact, also, f"{of} pairs held out", percent=shares)

@@ -1,0 +1,231 @@
+"""Translation as a task: its batches, its score, its files, and that it learns; and the grammar that it learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nanograd_llm as ng
+from nanograd_llm.cli import main
+from nanograd_llm.errors import BadFileError, ConfigError, IndexRangeError, ShapeError
+from nanograd_llm.runs.prepare import options_of, prepare_run, tables_of
+from nanograd_llm.tasks import TASKS, PairsConfig, Translation, grammar, task_named
+from nanograd_llm.training import TrainConfig
+
+SIZES = ng.EncoderDecoderConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=32)
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 32}
+SHORT = TrainConfig(steps=2, batch_size=4, workers=1, learning_rate=5e-3, beta2=0.98)
+NUMBERS = {"one": "un", "two": "deux", "three": "trois", "red": "rouge", "blue": "bleu"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """Each pair is a colour and two numbers, which the target has in the other order."""
+    words = [*NUMBERS]
+    rows = [(a, b, c) for a in words[3:] for b in words[:3] for c in words[:3]] + [(a, b) for a in words for b in words]
+    lines = [f"{' '.join(row)}\t{' '.join(NUMBERS[word] for word in row[::-1])}" for row in rows]
+    (tmp_path / "x.tsv").write_text("\n".join(np.random.default_rng(0).permutation(lines)) + "\n", "utf-8")
+    return str(tmp_path / "x.tsv")
+
+
+def task(file: str | None, **training: Any) -> Translation:
+    return Translation(PairsConfig(file), SIZES, dataclasses.replace(SHORT, **training))
+
+
+# The grammar
+
+
+def test_the_grammar_gives_the_pairs_that_it_promises_none_twice() -> None:
+    learned, held_out, unseen = grammar.builtin_pairs()
+    assert (len(learned), len(held_out), len(unseen)) == (20_000, 1_000, 1_000)
+    sources = [english for pairs in (learned, held_out, unseen) for english, _ in pairs]
+    assert len({*sources}) == len(sources)
+    assert grammar.builtin_pairs()[1] == held_out
+    assert grammar.english_sentences()[1][0] == held_out[0][0]
+
+
+def test_what_the_second_held_out_set_combines_no_other_pair_does() -> None:
+    plain, reserved = grammar.pairs(3_000)
+    nouns = {form: row[0] for row in grammar._NOUNS for form in row[:2]}
+    adjectives = [row[0] for row in grammar._BEFORE + grammar._AFTER]
+
+    def combined(english: str) -> set[tuple[str, str]]:
+        found, words = set(), english.split()
+        for place, word in enumerate(words):
+            before = words[max(0, place - 2) : place]
+            if word in nouns:
+                found |= {(nouns[word], adjective) for adjective in before if adjective in adjectives}
+        return found
+
+    seen = {pair for one in plain for pair in combined(one.english)}
+    assert all(combined(one.english) - seen for one in reserved) and len(seen) > 500
+
+
+@pytest.mark.parametrize(
+    ("english", "french"),
+    [  # agreement, elision, order, negation, contraction
+        ("my apple", "ma pomme"),
+        ("near the", "près du|près des|près de la|près de l'"),
+        ("near the cat", "près du chat"),
+        ("some old friends", "de vieux amis"),
+        ("this old tree", "ce vieil arbre"),
+        ("this man", "cet homme"),
+        ("my school", "mon école"),
+        ("the island", "l'île"),
+        ("red car", "voiture rouge"),
+        ("does not see a", "ne voit pas de|ne voit pas d'"),
+        ("I love", "j'aime"),
+    ],
+)
+def test_french_is_as_french_is(english: str, french: str) -> None:
+    found = [pair.french for pair in grammar.pairs(20_000)[0] if f" {english} " in f" {pair.english} "]
+    assert found and all(any(f" {one}" in f" {text}" for one in french.split("|")) for text in found)
+
+
+# The task
+
+
+def test_a_batch_is_the_source_the_target_shifted_and_the_target(file: str) -> None:
+    made = task(file)
+    source, target_in, target = made.batch(3)
+    assert len(source) == len(target_in) == len(target) == 4 and made.end == 0
+    for one, before, after in zip(source, target_in, target):
+        counted = after[after != -100]
+        assert before[0] == 0 and counted[-1] == 0 and np.array_equal(before[1 : len(counted)], counted[:-1])
+        words = made.tokenizer.decode(one[one != 0]).split()
+        assert made.tokenizer.decode(counted[:-1]).split() == [NUMBERS[word] for word in words[::-1]]
+    again = task(file)
+    assert all(np.array_equal(a, b) for a, b in zip(again.batch(3), (source, target_in, target)))
+    assert not np.array_equal(made.batch(4)[0], source)
+
+
+def test_a_run_learns_scores_translates_and_is_made_again_to_the_bit(file: str, tmp_path: Path, capsys: Any) -> None:
+    options = ["--steps", "150", "--batch-size", "16", "--workers", "1", "--n-layer", "1", "--n-embd", "32"]
+    run = str(tmp_path / "run")
+    assert main(["train", file, "--task", "translation", *options, "--learning-rate", "0.01", "--out", run]) == 0
+    out = capsys.readouterr().out
+    assert "held out exact match 100.0 % (word accuracy 100.0 %" in out and "it writes" in out and "█" in out
+    assert f"nanograd-llm translate {run}" in out
+    for beam in ("1", "4"):
+        assert main(["translate", run, "red two one", "--beam", beam]) == 0
+        assert capsys.readouterr().out == "un deux rouge\n"
+    again = prepare_run(tmp_path / "again", file=f"{run}/config.toml")
+    assert isinstance(again.task, Translation)
+    list(again.train())
+    first = tmp_path / "run" / "checkpoints" / "step-00000150.safetensors"
+    assert again.folder.checkpoint_path(150).read_bytes() == first.read_bytes()
+    further = prepare_run(tmp_path / "further", {"run": {"init": run, "task": "translation"}, "pairs": {"file": file}})
+    assert further.task.score().figure == 100 and further.task.init == run
+
+
+def test_the_sizes_fit_the_longest_pair_unless_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text(f"a\tb\n{'a ' * 80}\tb\nb\ta\n", "utf-8")
+    options = {"task": "translation", "file": str(tmp_path / "x.tsv"), **SMALL, "steps": 1}
+    assert prepare_run(tmp_path / "run", options=options).task.model.config.context_length == 80
+    with pytest.raises(ShapeError, match=r"context_length is 70, but the pair 'a a .* has 80 tokens; give a larger"):
+        prepare_run(tmp_path / "other", options={**options, "context_length": 70})
+
+
+def test_bpe_translates_words_that_were_never_seen(file: str) -> None:
+    made = Translation(PairsConfig(file, vocabulary="bpe", vocab_size=270), SIZES, SHORT)
+    assert made.end == made.tokenizer.vocab_size - 1 and made.tokenizer.encode("green").size
+    assert 0 <= made.score().figure <= 100
+
+
+def test_a_pretrained_bleu_is_reported_where_sacrebleu_is_installed(file: str, monkeypatch: Any) -> None:
+    module = importlib.import_module("nanograd_llm.tasks.translation")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "_bleu", lambda outputs, references: float(len(outputs) == len(references)))
+    assert task(file).score().also["BLEU"] == 1
+
+
+def test_a_score_of_some_rows_says_so(file: str) -> None:
+    made = Translation(PairsConfig(file, held_out=0.3), SIZES, SHORT)
+    total = len(made.held_out.sources)
+    score = made.score(2)
+    assert score.measured_on == f"a sample of 2 of {total} pairs held out" and str(score).startswith(
+        "exact match 0.0 %"
+    )
+    assert {"exact_match", "held_out_word_accuracy", "held_out_loss"} == score.metrics().keys()
+    assert made.score().measured_on == f"all {total} pairs held out"
+
+
+# What cannot be
+
+
+def test_a_run_of_another_kind_is_refused_in_one_line(file: str, tmp_path: Path, capsys: Any) -> None:
+    run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
+    list(run.train())
+    path = str(run.folder.path)
+    assert main(["generate", path, "one"]) == 2
+    said = f"{path} is a model of the class EncoderDecoder; expected GPT; use nanograd-llm translate"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="a model of the class EncoderDecoder; this task goes on from a GPT"):
+        prepare_run(tmp_path / "gpt", options={"init": path, "file": file})
+    assert main(["translate", path, "one green"]) == 2
+    assert "the word 'green', number 2 of the text, is not among" in capsys.readouterr().err
+    assert main(["translate", path, " ".join(["one"] * 70)]) == 2
+    assert "context_length is 64 but 70 tokens arrived; give a shorter source" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="with init the model decides n_layer, vocabulary; leave that out"):
+        options = {"task": "translation", "init": path, "file": file, "n_layer": 2, "vocabulary": "bpe"}
+        prepare_run(tmp_path / "x", options=options)
+    (tmp_path / "y.tsv").write_text("green\tvert\nred\trouge\n", "utf-8")
+    with pytest.raises(IndexRangeError, match="the word 'green'"):
+        prepare_run(tmp_path / "x", options={"task": "translation", "init": path, "file": str(tmp_path / "y.tsv")})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window": 3}, "options: unknown 'window'"),
+        ({"tokenizer": "bytes"}, "tokenizer is for the task language-model"),
+        ({"target": "x.fr"}, "target is x.fr, but no source is given"),
+        ({"vocab_size": 300}, "vocab_size is for the vocabulary bpe"),
+    ],
+)
+def test_options_of_another_task_are_refused_by_name(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepare_run(tmp_path / "run", options={"task": "translation", **options})
+
+
+def test_a_preset_and_a_file_of_another_task_are_refused(tmp_path: Path, file: str) -> None:
+    with pytest.raises(ConfigError, match="the task translation has no presets"):
+        prepare_run(tmp_path / "run", options={"task": "translation"}, preset="nano")
+    (tmp_path / "x.toml").write_text('[text]\ntokenizer = "bytes"\n', "utf-8")
+    with pytest.raises(ConfigError, match=r"task is translation, but .*x.toml is of the task language-model"):
+        prepare_run(tmp_path / "run", options={"task": "translation"}, file=tmp_path / "x.toml")
+    (tmp_path / "x.toml").write_text('[run]\ntask = "translation"\n[text]\nvocab_size = 300\n', "utf-8")
+    with pytest.raises(BadFileError, match="x.toml: unknown 'text', allowed are run, pairs, model, train"):
+        prepare_run(tmp_path / "run", file=tmp_path / "x.toml")
+
+
+def test_a_share_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\na\tb\n", "utf-8")
+    with pytest.raises(ShapeError, match="has 1 different pairs; held_out=0.05 leaves none"):
+        task(str(tmp_path / "x.tsv"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_settings_of_one_name_have_one_type_in_all_tasks_and_one_table_in_each(name: str) -> None:
+    types: dict[str, Any] = {}
+    for other in TASKS:
+        for table, kind in tables_of(task_named(other)).items():
+            for setting in [key for key, place in options_of(task_named(other)).items() if place == table]:
+                field = kind.__dataclass_fields__[setting]
+                is_chosen = bool(field.metadata["choices"])
+                assert types.setdefault(setting, (kind.setting_types[setting][0], is_chosen)) == (
+                    kind.setting_types[setting][0],
+                    is_chosen,
+                )
+    chosen = task_named(name)
+    assert chosen.name == name and "model" in chosen.tables
+    visible = [
+        key for table, kind in tables_of(chosen).items() for key in kind.setting_types if key in options_of(chosen)
+    ]
+    hidden = [key for names in chosen.hidden.values() for key in names]
+    assert all(visible.count(key) - hidden.count(key) <= 1 for key in visible)
