@@ -40,6 +40,6 @@ def convert(
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
     written = save_pretrained(loaded, folder, tokenizer, form=to)
     place = printable(shlex.quote(str(folder)))
-    print(f"{loaded.parameter_count():,} parameters of {loaded.wte.dtype} written to {place}:")
+    print(f"{loaded.parameter_count():,} parameters of {loaded.parameters()[0].dtype} written to {place}:")
     for path in written:
         print(f"{path.stat().st_size:>14,} bytes  {printable(path.name)}")

@@ -6,24 +6,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanograd_llm.models import BERT, GPT
+from nanograd_llm.models import BERT, GPT, EncoderDecoder
 from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.bert.save import save_bert
 from nanograd_llm.pretrained.gpt2.load import OpenedGPT2
 from nanograd_llm.pretrained.gpt2.save import save_gpt2
 from nanograd_llm.pretrained.gpt2.source import find_source
+from nanograd_llm.pretrained.marian.load import OpenedMarian
+from nanograd_llm.pretrained.marian.save import save_marian
 from nanograd_llm.pretrained.opened import Opened
 from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
 
-KINDS: dict[str, Any] = {"gpt2": OpenedGPT2, "bert": OpenedBERT}  # by model_type
-SAVERS: dict[type[Module], Any] = {GPT: save_gpt2, BERT: save_bert}
+KINDS: dict[str, Any] = {"gpt2": OpenedGPT2, "bert": OpenedBERT, "marian": OpenedMarian}  # by model_type
+SAVERS: dict[type[Module], Any] = {GPT: save_gpt2, BERT: save_bert, EncoderDecoder: save_marian}
 
 
 def open_pretrained(source: str | os.PathLike[str]) -> Opened[Any]:
-    """The pretrained model at a path, or of a name; see `load_gpt2` and `load_bert`.
+    """The pretrained model at a path, or of a name; see `load_gpt2`, `load_bert`, `load_marian`.
 
     Raises StorageError if nothing is there, BadFileError if it is not a model.
     """
@@ -40,6 +42,6 @@ def open_pretrained(source: str | os.PathLike[str]) -> Opened[Any]:
 def save_pretrained(
     model: Module, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
 ) -> list[Path]:
-    """Write a GPT or a BERT into `folder`, for transformers or NumPy; see `save_gpt2` and `save_bert`."""
-    require_type("model", model, tuple(SAVERS), "a GPT or a BERT")
+    """Write a model into `folder`, for transformers or NumPy; see `save_gpt2`, `save_bert` and `save_marian`."""
+    require_type("model", model, tuple(SAVERS), "a GPT, a BERT or an EncoderDecoder")
     return SAVERS[type(model)](model, folder, tokenizer, form=form)

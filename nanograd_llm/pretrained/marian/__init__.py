@@ -1,0 +1,1 @@
+"""Marian's translation models, as transformers stores them. Read `names`, `load`, `save`."""
