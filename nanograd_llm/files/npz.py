@@ -43,6 +43,12 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) 
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def write_npy(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
+    """Write one array for `numpy.load`, all or nothing. Raises StorageError."""
+    with replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        np.save(file, array)
+
+
 def _array(record: NDArray[np.uint8], where: str) -> NDArray[Any]:
     size = int.from_bytes(bytes_at(record, 8, 2, where), "little")
     header = _HEADER.fullmatch(bytes_at(record, 10, size, where))

@@ -1,6 +1,8 @@
-"""Using a model: sampling strategies, generation with a key-value cache, translation, evaluation on held-out text."""
+"""Using a model: sampling, generation with a key-value cache, filling in, embedding, translation, evaluation."""
 
+from nanograd_llm.inference.embed import embed, nearest
 from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
+from nanograd_llm.inference.fill import Guess, fill
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.inference.translate import BeamSearch, show_attention, stream_translation, translate
@@ -10,10 +12,14 @@ __all__ = [
     "BeamSearch",
     "Conversation",
     "Evaluation",
+    "Guess",
     "Sampling",
+    "embed",
     "evaluate",
     "evaluate_text",
+    "fill",
     "generate",
+    "nearest",
     "show_attention",
     "stream",
     "stream_text",

@@ -5,7 +5,7 @@ not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe
-from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
+from nanograd_llm.text.corpora import builtin_corpus, read_lines, read_text, split_text
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.saved import load_tokenizer
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "builtin_corpus",
     "load_tokenizer",
     "random_windows",
+    "read_lines",
     "read_text",
     "show_batch",
     "count_windows",

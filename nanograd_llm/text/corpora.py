@@ -43,6 +43,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a UTF-8 file that are not blank. Raises as `read_text`, and BadFileError where there are none."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if any("\0" in line for line in lines):
+        raise BadFileError(f"{path} has NUL characters in it; expected lines of text")
+    if not any(lines):
+        raise BadFileError(f"{path} has blank lines only; expected a text on each line")
+    return [line for line in lines if line]
+
+
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """Split into (train, held out). held_out: the part of the characters, at the end, to keep for evaluation.
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from oracle import read_watched
 
-from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.npz import read_npz, write_npz
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.npz import read_npz, write_npy, write_npz
 
 HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
 
@@ -88,3 +88,11 @@ def test_pickled_objects_are_refused_and_not_loaded(tmp_path):
     content = io.BytesIO()
     np.save(content, np.array([print], object), allow_pickle=True)
     assert "only numbers can be read" in str(read(tmp_path, content.getvalue()))
+
+
+def test_one_array_is_written_for_numpy_all_or_nothing(rng, tmp_path):
+    path, array = tmp_path / "vectors.npy", rng.standard_normal((3, 4)).astype(np.float32)
+    write_npy(path, array)
+    assert np.array_equal(np.load(path), array) and [*tmp_path.iterdir()] == [path]
+    with pytest.raises(StorageError, match="missing"):
+        write_npy(tmp_path / "missing" / "vectors.npy", array)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
-from nanograd_llm.text import builtin_corpus, read_text, split_text
+from nanograd_llm.text import builtin_corpus, read_lines, read_text, split_text
 from nanograd_llm.text.corpora import well_formed
 
 
@@ -112,3 +112,16 @@ def test_well_formed_text_differs_only_in_its_surrogates(text):
 )
 def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined(text, fixed):
     assert well_formed(text) == fixed
+
+
+def test_the_lines_of_a_file_are_those_that_are_not_blank(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("one\r\n\n  two \n\u3000\nthree".encode())
+    assert read_lines(path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\0\0\n", "NUL characters"), (b"\n \n", "blank lines only")])
+def test_a_file_without_lines_of_text_is_refused(content, said, tmp_path):
+    (tmp_path / "lines.txt").write_bytes(content)
+    with pytest.raises(BadFileError, match=said):
+        read_lines(tmp_path / "lines.txt")

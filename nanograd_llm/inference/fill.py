@@ -1,0 +1,71 @@
+"""Filling in: which words does a BERT expect where [MASK] stands?
+
+B batch, T time, V vocabulary, N places
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.autograd.tensor import array_of
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.inference.embed import encoded
+from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.models.bert import BERT
+from nanograd_llm.settings import require_int, require_type
+from nanograd_llm.text import Tokenizer
+
+MASK = "[MASK]"
+
+
+class Guess(NamedTuple):
+    """A piece that may stand at a place: its id, the piece as text, ## before one that continues a word."""
+
+    id: int
+    word: str
+    probability: float
+
+
+def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate: bool = False) -> list[list[Guess]]:
+    """The `top` likeliest pieces for each [MASK] of a text, in its order, each list with the likeliest first.
+
+    Two masks are judged apart, each as if the other stayed hidden. truncate: of a longer text, keep the first tokens.
+    Raises ConfigError where the text has no [MASK], or the model no head to fill in words or no [MASK] to be shown,
+    ShapeError where the text is longer than the model's context.
+    """
+    require_int("top", top, 1)
+    require_type("model", model, BERT, "a BERT")
+    mask = tokenizer.special_id(MASK)
+    if mask is None:
+        raise ConfigError(f"this model's tokenizer has no {MASK}, so it cannot be asked for a word")
+    text = re.sub(rf"\s+{re.escape(MASK)}", MASK, text)  # a space belongs to the word that is hidden
+    (ids,) = encoded([text], tokenizer, model.config.context_length, truncate=truncate, allow_special=True)
+    tokens, hidden = ids[None], ids[None] == mask
+    if not hidden.any():
+        raise ConfigError(f"no {MASK} in the text, or none in what is kept of it; write {MASK} in place of a word")
+    probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden))
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    return [[Guess(i, _word(tokenizer, i), float(p[i])) for i in row.tolist()] for row, p in zip(best, probabilities)]
+
+
+def hidden_logits(model: BERT, tokens: Any, hidden: np.ndarray, lengths: Any = None) -> np.ndarray:
+    """The logits at the places where hidden (B, T) is True, in order; records nothing.  tokens (B, T) -> array (N, V)
+
+    lengths (B,): how many tokens of each row are real. Raises ConfigError where the model has no head.
+    """
+    if model.head is None:
+        raise ConfigError(
+            "this BERT has no head that fills in words: its file has none; train one with "
+            "`nanograd-llm train --task masked-words --init MODEL`"
+        )
+    with no_grad():
+        return array_of(model.head(model.hidden(tokens, lengths=lengths)[np.nonzero(hidden)], model.wte))
+
+
+def _word(tokenizer: Tokenizer, i: int) -> str:
+    piece = tokenizer.decode_bytes([i]).decode("utf-8", "replace")
+    return f"##{piece}" if tokenizer.continues[i] else piece.strip() or repr(piece)
