@@ -10,6 +10,7 @@ from nanograd_llm.tasks.task import NamedTask
 TASKS = {  # the module here, and the class in it
     "language-model": "language_model LanguageModelling",
     "translation": "translation Translation",
+    "masked-words": "masked_words MaskedWords",
 }
 DEFAULT = "language-model"
 
