@@ -11,7 +11,9 @@ from typing import Any, overload
 from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
+from nanograd_llm.models.heads import SentenceEncoder
 from nanograd_llm.nn.module import Module
+from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.opened import (
     Opened,
     OpenedModel,
@@ -61,6 +63,18 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
             f"{opened.source} is a model of the class {opened.model_class.__name__}; expected {kind.__name__}{remedy}"
         )
     return opened
+
+
+def open_encoder(source: str | os.PathLike[str]) -> tuple[SentenceEncoder, Tokenizer]:
+    """What makes vectors of texts with the model at `source`, a BERT or a GPT, and its tokenizer.
+
+    A vector is the mean of the last hidden states, unless the files of sentence-transformers beside a BERT say
+    otherwise. Raises as `open_model` does, DtypeError for a model of another class.
+    """
+    opened = open_model(source)
+    if isinstance(opened, OpenedBERT):
+        return opened.sentence_encoder(), opened.tokenizer()
+    return SentenceEncoder(opened.model()), opened.tokenizer()
 
 
 class OpenedRun:

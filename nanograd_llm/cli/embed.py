@@ -1,0 +1,46 @@
+"""`nanograd-llm embed`: texts as vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.terminal import counted, printable
+
+
+def embed(
+    model: Model, /, *texts: str, file: Path | None = None, out: Path | None = None, truncate: bool = False
+) -> None:
+    """Turn texts into vectors: show how much the first ones are alike, as cosines, or write all vectors to a file.
+
+    Parameters
+    ----------
+    texts
+        The texts, each in quotes.
+    file
+        A UTF-8 file with more texts, a line each; blank lines are left out.
+    out
+        A file of NumPy to write, such as vectors.npy: a row for each text.
+    truncate
+        Keep the first tokens of a text that is too long for the model.
+    """
+    from nanograd_llm import inference
+    from nanograd_llm.errors import ConfigError
+    from nanograd_llm.files.npz import write_npy
+    from nanograd_llm.runs.opening import open_encoder
+    from nanograd_llm.text import read_lines
+
+    lines = [*texts, *(read_lines(file) if file is not None else ())]
+    if not lines:
+        raise ConfigError("there is nothing to embed; give texts in quotes, or --file with a text on each line")
+    encoder, tokenizer = open_encoder(model)
+    vectors = inference.embed(encoder, tokenizer, lines, truncate=truncate)
+    of = f"{encoder.pooling} of the last hidden states of a {type(encoder.model).__name__}"
+    print(f"{counted(len(lines), 'text')}, {vectors.shape[1]} numbers each: the {of}")
+    if out is not None:
+        write_npy(out, vectors)
+        print(f"written to {out}")
+        return
+    shown = vectors[:8]
+    for text, row in zip(lines, shown @ shown.T):
+        print(" ".join(f"{cosine:6.3f}" for cosine in row), "", printable(text)[:60])

@@ -1,0 +1,30 @@
+"""`nanograd-llm fill`: the likeliest words where a text has [MASK]."""
+
+from __future__ import annotations
+
+from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.terminal import printable
+
+
+def fill(model: Model, text: str, /, *, top: int = 5, truncate: bool = False) -> None:
+    """Show the likeliest words for each [MASK] of a text, with their probabilities.
+
+    Parameters
+    ----------
+    text
+        A text with [MASK] in place of a word, or of several.
+    top
+        Words to show for each.
+    truncate
+        Keep the first tokens of a text that is too long for the model.
+    """
+    from nanograd_llm import inference
+    from nanograd_llm.models import BERT
+    from nanograd_llm.runs.opening import open_model
+
+    opened = open_model(model, BERT)
+    tokenizer, loaded = opened.tokenizer(), opened.model()
+    for number, guesses in enumerate(inference.fill(loaded, tokenizer, text, top=top, truncate=truncate), 1):
+        print(f"[MASK] {number}")
+        for guess in guesses:
+            print(f"{guess.probability:8.2%}  {printable(guess.word)}")

@@ -1,0 +1,33 @@
+"""`nanograd-llm search`: the lines of a file that are nearest to a query in meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.terminal import written
+
+
+def search(model: Model, query: str, /, *, file: Path, top: int = 5, truncate: bool = False) -> None:
+    """Show the lines of a file whose vectors are most like that of a query, each with its cosine and its number.
+
+    Parameters
+    ----------
+    query
+        What to look for, such as a question.
+    file
+        A UTF-8 file with a text on each line; blank lines are left out.
+    top
+        Lines to show.
+    truncate
+        Keep the first tokens of a line that is too long for the model.
+    """
+    from nanograd_llm import inference
+    from nanograd_llm.runs.opening import open_encoder
+    from nanograd_llm.text import read_lines
+
+    lines = read_lines(file)
+    encoder, tokenizer = open_encoder(model)
+    vectors = inference.embed(encoder, tokenizer, [*lines, query], truncate=truncate)
+    for place, cosine in inference.nearest(vectors[:-1], vectors[-1], top):
+        print(written(f"{cosine:6.3f}  {lines[place]}"))
