@@ -133,12 +133,10 @@ class MaskedWords:
             model = BERTConfig(**{"vocab_size": 1, **SIZES, **sizes})
             training = TrainConfig(**{**TRAINING, **train})
             return cls(HidingTextConfig(**words), HidingConfig(**hiding), model, training, report=request.report)
+        request.require_start(BERT, GPT)
         request.refuse(model={*request.asked["model"]} - {"dropout", "context_length"}, text=("vocab_size",))
         model = _config_of(request.start.config, dropout=sizes.get("dropout", 0.0))
-        for name, value in request.written["model"].items():
-            if name not in ("dropout", "vocab_size") and value != getattr(model, name):
-                is_now = f"{getattr(model, name)} in {request.start.source}"
-                raise ConfigError(f"{name} is {value} in {request.file}, but {is_now}; leave it out")
+        request.require_sizes(model, ("dropout", "vocab_size"))
         words = {"window": min(128, model.context_length), **words}
         if "context_length" in request.asked["model"]:
             words["window"] = request.asked["model"]["context_length"]
@@ -247,13 +245,14 @@ class MaskedWords:
         hidden = targets[targets != IGNORE_INDEX]
         also = {
             "loss": float(nats.mean()),
-            "unigram": 100 * float((hidden == self.unigram.argmax()).mean()),
-            "unigram_loss": -float(self.unigram[hidden].mean()),
+            "unigrams": 100 * float((hidden == self.unigram.argmax()).mean()),
+            "loss of unigrams": -float(self.unigram[hidden].mean()),
         }
         if self.text.file is None:
             also["/".join(AGREEMENT)] = self._agreement(tokens, lengths)
         measured_on = f"{len(hidden):,} hidden pieces in {len(which):,} of {total:,} rows held out"
-        return Score("% of hidden pieces right", 100 * float(right.mean()), also, measured_on)
+        name, figure = "hidden pieces right", 100 * float(right.mean())
+        return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)))
 
     def _agreement(self, tokens: np.ndarray, lengths: np.ndarray) -> float:
         """How many of the words of AGREEMENT are filled in rightly, in %, each hidden alone."""
@@ -323,8 +322,6 @@ def _config_of(config: Any, dropout: float) -> BERTConfig:
     """The config of a BERT that goes on from a model with this one."""
     if isinstance(config, BERTConfig):
         return dataclasses.replace(config, dropout=dropout, masked_word_head=True, pooler=False)
-    if not isinstance(config, GPTConfig):
-        raise ConfigError(f"a model of {type(config).__name__} cannot be gone on from; give a BERT or a GPT")
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
         raise ConfigError("init scales its attention as no BERT does (scale_attn_...); start from another model")
     same = {*BERTConfig.setting_types} & {*GPTConfig.setting_types} - {"dropout"}

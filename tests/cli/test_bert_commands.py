@@ -62,7 +62,8 @@ def test_train_says_what_is_learned_the_baseline_and_the_next_command(lines: Pat
     assert main(["train", str(lines), "--task", "masked-words", "--lines", "--out", str(out_folder), *TINY]) == 0
     out, _ = told(capsys)
     assert re.search(r"lines\.txt: 27 rows, 3 rows held out", out)
-    assert re.search(r"held out \d+\.\d+ % of hidden pieces right \(loss [\d.]+, unigram [\d.]+, unigram_loss", out)
+    score = r"hidden pieces right [\d.]+ % \(loss [\d.]+, unigrams [\d.]+ %, loss of unigrams [\d.]+\)"
+    assert re.search(rf"step +2: held out {score}", out)
     assert f"nanograd-llm fill {out_folder} '" in out and "[MASK]" in out.splitlines()[-1]
 
 

@@ -134,8 +134,8 @@ def test_a_model_that_knows_the_words_is_scored_right_and_the_baseline_is_that_o
     score, of = task.score(), hidden[-1]
     counts = np.bincount(task.learned.ids[task.learned.words >= 0], minlength=task.tokenizer.vocab_size) + 1
     assert score.figure == pytest.approx(100 * (len(of) - 1) / len(of))
-    assert score.also["unigram"] == pytest.approx(100 * np.mean(of == counts.argmax()))
-    assert score.also["unigram_loss"] == pytest.approx(-np.log(counts[of] / counts.sum()).mean())
+    assert score.also["unigrams"] == pytest.approx(100 * np.mean(of == counts.argmax()))
+    assert score.also["loss of unigrams"] == pytest.approx(-np.log(counts[of] / counts.sum()).mean())
     assert f"{len(of)} hidden pieces in 7 of 7 rows" in score.measured_on
 
 
@@ -156,8 +156,8 @@ def test_after_some_steps_does_do_and_not_are_filled_in_better_than_by_chance() 
     for step in range(120):
         trainer.step(*task.batch(step))
     score = task.score(200)
-    assert score.also["does/do/not"] > 40 and score.figure > 1.2 * score.also["unigram"]
-    assert score.also["loss"] < score.also["unigram_loss"] - 0.3
+    assert score.also["does/do/not"] > 40 and score.figure > 1.2 * score.also["unigrams"]
+    assert score.also["loss"] < score.also["loss of unigrams"] - 0.3
     assert "-> " in task.sample().text and "[MASK]" in task.sample(last=True).text
 
 

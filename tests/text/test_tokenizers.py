@@ -301,7 +301,7 @@ BAD_FILES = {
     "not an object": ("[1]", "found list"),
     "nested too deep": ("[" * 100_000, "nested too deeply"),
     "an integer of 5,000 digits": ('{"kind": "bytes", "vocab_size": ' + "1" * 5000 + "}", "5,000 digits"),
-    "no kind": ('{"vocab_size": 257}', r"kind must be one of bytes, characters, bpe, gpt2, wordpiece; got None"),
+    "no kind": ('{"vocab_size": 257}', r"kind must be one of bytes, characters, bpe, gpt2, wordpiece, words; got None"),
     "unknown kind": ('{"kind": "unigram"}', "kind must be .*; got 'unigram'"),
     "kind is not a string": ('{"kind": ["bpe"]}', r"kind must be .*; got \['bpe'\]"),
     "key missing": ('{"kind": "bpe", "vocab_size": 257}', r"expected \['kind', 'merges', 'vocab_size'\]"),
