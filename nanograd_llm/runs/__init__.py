@@ -11,7 +11,7 @@ from nanograd_llm.backend.lazy import lazily
 if TYPE_CHECKING:
     from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
     from nanograd_llm.runs.folder import RunFolder
-    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.runs.opening import open_encoder, open_model
     from nanograd_llm.runs.run import Run
 
 __getattr__, __dir__, __all__ = lazily(
@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "checkpoints": "load_checkpoint save_checkpoint",
         "folder": "RunFolder",
-        "opening": "open_model",
+        "opening": "open_encoder open_model",
         "run": "Run",
     },
 )
