@@ -46,6 +46,7 @@ LOADED_ONLY_WHEN_USED = {
     *("tiktoken", "rich", "cyclopts", "regex", "threadpoolctl", "hypothesis"),
     *("hashlib", "secrets", "multiprocessing", "concurrent", "numpy.random"),
 }
+KNOWS_LESS["gradcheck.foreign"] = {"nn", "models"}
 
 
 def module_name(path: Path) -> str:

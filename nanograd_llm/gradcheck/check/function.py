@@ -47,7 +47,7 @@ class Function:
         self.f = f
         self.inputs = list(inputs)
         self.label = label(f)
-        names = _names(f, len(inputs))
+        names = input_names(f, len(inputs))
         constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
         self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
         given = [np.array(array_of(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
@@ -220,7 +220,7 @@ def label(f: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _names(f: Callable[..., Any], count: int) -> list[str]:
+def input_names(f: Callable[..., Any], count: int) -> list[str]:
     """What the function calls its first `count` inputs, as far as it says so."""
     parameters, inner = [], getattr(f, "func", f)
     with contextlib.suppress(TypeError, ValueError):  # a builtin says nothing

@@ -1,0 +1,168 @@
+"""`check_gradient`: any function, of NumPy, PyTorch or JAX, and any gradient of it, whoever computed it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.autograd.tape import Node
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.errors import InPlaceError, SignatureError
+from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck
+from nanograd_llm.gradcheck.check.function import input_names, label
+from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
+from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
+from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
+from nanograd_llm.gradcheck.foreign.library import Library
+
+
+def check_gradient(
+    f: Any,
+    *inputs: Any,
+    gradient: Callable[..., Any] | None = None,
+    vjp: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+    seed: int = 0,
+    jacobian: int = JACOBIAN,
+    explain: bool = True,
+) -> Report:
+    """Check the gradient of any function, whoever computes it, with the verdicts and reports of `gradcheck`.
+
+        check_gradient(np.sin, np.cos, x)                        # f and gradient(*inputs)
+        check_gradient(f, x, w, vjp=f_vjp)                       # f_vjp(cotangent, *inputs)
+        check_gradient(f_forward, x, w, backward=f_backward)     # f_forward returns (y, cache); f_backward(dy, cache)
+        check_gradient(layer, x)                                 # its methods forward(x) and backward(dy)
+        check_gradient(torch_module, x)                          # or a torch.autograd.Function, any function of tensors
+        check_gradient(jax_function, params, x)
+
+    f: returns a float array, a number, or a tuple, list or dict of them. A function that also runs on complex numbers
+        is checked more exactly.
+    inputs: float arrays and floats are checked, as float64 copies; everything else is handed on as it is. They may be
+        lists, tuples and dicts of arrays. Where f is the first thing that can be called among them, it is `gradient`.
+    gradient, vjp, backward: at most one of them. Each returns one array for each input, of the input's shape (None for
+        an input that is a constant); for a single input the array alone. `gradient(*inputs)` returns the gradient of a
+        number; for an f that returns an array the derivative of each entry, if f maps each entry by itself, or the
+        Jacobian, of shape y.shape + x.shape. The cotangent of an f that returns a tuple is a tuple.
+    seed, jacobian, explain: see `gradcheck`.
+
+    A layer's parameters are checked as well: float arrays for which backward stores a gradient, `W` and `dW`,
+    `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of a torch Module.
+
+    Raises NanogradError where f or the gradient raise something, or return what they should not; GraphError where
+    nothing is to be checked, or f gives other numbers when called again; InPlaceError in the report where f writes
+    into an input.
+    """
+    if inputs and gradient is None and callable(inputs[0]):
+        gradient, *rest = inputs
+        inputs = tuple(rest)
+    rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
+    foreign = _foreign(f, inputs, {name: rule for name, rule in rules.items() if rule is not None})
+
+    def report() -> Report:
+        return gradcheck(_Recorded(foreign), seed=seed, jacobian=jacobian, explain=explain)
+
+    try:
+        foreign.settle()
+        found = report()
+        is_wrong = any(finding.verdict == "wrong" for finding in found.findings)
+        if is_wrong and foreign.is_narrow():
+            foreign.narrow = True  # is the difference no more than the rounding of float32?
+            found = report()
+        problems = found.problems + tuple(foreign.problems(seed))
+    except InPlaceError as error:
+        return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
+    wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
+    return dataclasses.replace(
+        found,
+        problems=problems,
+        culprits=tuple(_culprit(foreign, wrong) if wrong and explain else ()),
+        notes=(*found.notes, *foreign.notes, *(foreign.doubts if wrong else ())),
+    )
+
+
+def assert_gradient(f: Any, *inputs: Any, **how: Any) -> None:
+    """`check_gradient`, for tests: raises GradientError, an AssertionError with the report, unless all is right."""
+    report = check_gradient(f, *inputs, **how)
+    if not report.passed:
+        raise GradientError(report)
+
+
+class _Recorded:
+    """The function as `gradcheck` takes it: of Tensors, which it holds as a Module holds its parameters."""
+
+    def __init__(self, foreign: Foreign):
+        self.__name__ = foreign.label
+        self._op = _ForeignOp(foreign)
+        self._leaves = {name: Tensor(a.astype(np.float64), True) for name, a in zip(foreign.names, foreign.values)}
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._leaves.items()
+
+    def __call__(self) -> Tensor:
+        return self._op(*self._leaves.values())
+
+
+class _ForeignOp(Op):
+    """One op on the tape, whose forward is the function and whose rule is its gradient; it is in no registry."""
+
+    def __init__(self, foreign: Foreign):
+        def forward(*inputs: np.ndarray) -> np.ndarray:
+            """A function of this shape line: inputs (?) -> y (?)"""
+            return foreign.run(inputs)
+
+        forward.__name__ = foreign.label
+        super().__init__(forward, "y = f(inputs)", "inputs_bar = gradient", None, (), {}, None)
+        self.foreign = foreign
+        self.backward(lambda dy, inputs: tuple(foreign.pull(dy, inputs)))
+
+    def pull_back(self, node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) -> list[Any]:
+        return list(self.foreign.pull(cotangent, node.saved[0]))  # whose errors need no help from the engine
+
+
+def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]) -> Foreign:
+    """The function in the form that its type, the types of its inputs, and how its gradient is given ask for."""
+    if len(rules) > 1:
+        raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
+    if not callable(f) and not is_layer(f):
+        raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}")
+    library = Library()
+    form, rule = next(iter(rules.items()), ("", None))
+    owner = getattr(f, "__self__", None)
+    if is_layer(owner) and f == owner.forward and rule == owner.backward:  # type: ignore[union-attr]
+        f, rule = owner, None
+    if rule is None and is_layer(f):
+        return Layer(f, inputs, input_names(f, len(inputs)), library)
+    if rule is None:
+        raise SignatureError(
+            f"the gradient of {label(f)} is missing: give gradient=, vjp= or backward=; a function of this package's "
+            "Tensors is checked by gradcheck"
+        )
+    if form == "gradient" and not _takes(rule, len(inputs)) and _takes(rule, len(inputs) + 1):
+        form = "vjp"
+    kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
+    return kind(f, inputs, input_names(f, len(inputs)), library, rule)
+
+
+def _takes(rule: Callable[..., Any], count: int) -> bool:
+    """May it be called with so many arguments?"""
+    try:
+        inspect.signature(rule).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin says nothing
+        return True
+    return True
+
+
+def _culprit(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
+    """The function that computes a wrong gradient, and where it is written."""
+    code = getattr(inspect.unwrap(foreign.rule), "__code__", None)
+    if code is not None:
+        place = f"{code.co_filename}:{code.co_firstlineno}"
+        yield Culprit(foreign.label, f"computed by {foreign.who}", place, names)

@@ -1,0 +1,275 @@
+"""A function of any library, and its gradient, as functions of NumPy arrays.
+
+How the gradient is given decides the class: `gradient(*inputs)`, `vjp(cotangent, *inputs)` or
+`backward(cotangent, cache)` here, a layer's methods in `layers`, the library's own in `pytorch` and `jax_arrays`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NanogradError, ShapeError
+from nanograd_llm.gradcheck.check.function import label
+from nanograd_llm.gradcheck.foreign.inputs import Inputs, described
+from nanograd_llm.gradcheck.foreign.library import Library, first_line
+from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
+
+Arrays = Sequence[np.ndarray]
+
+
+class Foreign:
+    """A function whose gradient other code computes.
+
+    rule: what computes it, for a library that does so itself the function too.
+    narrow: hand on results as float32, for a function that computes in float32 whatever comes.
+    notes: what a reader of the report should know, in words; doubts: what only where a gradient is wrong.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        inputs: Sequence[Any],
+        names: Sequence[str],
+        library: Library,
+        rule: Callable[..., Any],
+    ):
+        self.f, self.library, self.rule, self.label = f, library, rule, label(f)
+        self.who = label(rule)
+        self.inputs = Inputs(inputs, names, library)
+        self.names, self.values = self.inputs.names, self.inputs.values
+        if not self.values:
+            came = ", ".join(map(described, inputs)) or "none"
+            raise GraphError(f"{self.label} has no input to check; it got {came}; give it float arrays or floats")
+        self.narrow = False
+        self.notes: dict[str, None] = {}
+        self.doubts: dict[str, None] = {}
+        self._narrowest_gradient = np.dtype(np.float64)
+        self._only: np.dtype | None = None  # the dtype without which f does not run
+
+    def settle(self) -> None:
+        """Find out whether f runs on float64 arrays, or only on the float32 arrays that it was given."""
+        try:
+            self.run([a.astype(np.float64) for a in self.values])
+        except InPlaceError:
+            raise
+        except NanogradError:
+            if any(a.dtype != np.float32 for a in self.values):
+                raise
+            self._only = np.dtype(np.float32)
+            self.run(self.values)
+            self.notes[f"{self.label} runs on float32 only, whose rounding hides small mistakes"] = None
+        else:
+            for dtype in sorted({str(a.dtype) for a in self.values if a.dtype != np.float64}):
+                self.notes[f"{dtype} inputs were checked as float64 copies"] = None
+
+    def is_narrow(self) -> bool:
+        """Is float64 given up on the way, by f or by its gradient, as far as that can be seen? Then a note says so."""
+        if self._only is not None:
+            return False  # a note says so already
+        values = [a.astype(np.float64) for a in self.values]
+        for who, dtype in (
+            (self.label, self.library.narrowest(self.run, values)),
+            (self.who, self._narrowest_gradient),
+        ):
+            if dtype.itemsize < np.dtype(np.float64).itemsize:
+                self.notes[f"{who} computes in {dtype}, whose rounding hides small mistakes"] = None
+                return True
+        return False
+
+    def problems(self, seed: int) -> Iterator[str]:
+        """What is wrong beyond the numbers of the gradient, in words; for lesser matters a note is added."""
+        yield from ()
+
+    def call(self, *arguments: Any) -> Any:
+        """The function's result, as it returns it."""
+        return self.f(*arguments)
+
+    def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+        """The gradient of each value, for a cotangent of the result that `run` gives for these arrays."""
+        raise NotImplementedError
+
+    def run(self, arrays: Arrays) -> np.ndarray:
+        """The result's numbers: an array, or all arrays of the result in one row."""
+        kinds = "fc" if any(np.iscomplexobj(a) for a in arrays) else "f"
+        with self.library.context():
+            result = self.applied(self.call, arrays)
+            parts = [part for part in map(self._as_numbers, leaves(result)) if part.dtype.kind in kinds]
+        if not parts:
+            raise DtypeError(
+                f"{self.label} returned {described(result)}; a function to check returns a float array, a float, or a "
+                "list, tuple or dict of them"
+            )
+        y = parts[0] if branches(result) is None else np.concatenate([part.reshape(-1) for part in parts])
+        return y.astype(np.float32) if self.narrow and y.dtype == np.float64 else y
+
+    def applied(self, function: Callable[..., Any], arrays: Arrays, who: str = "") -> Any:
+        """function(*inputs) with copies of these arrays in the inputs.
+
+        Raises InPlaceError where it writes into an input; NanogradError with its name where it raises something.
+        """
+        who = who or self.label
+        natives = [self.native(a.copy(), like) for a, like in zip(arrays, self.inputs.originals)]
+        given = [(name, x, self.library.to_numpy(x).copy()) for name, x in zip(self.names, natives)]
+        try:
+            result = function(*self.inputs.having(iter(natives)))
+        except NanogradError:
+            raise
+        except Exception as error:
+            if any(np.iscomplexobj(a) for a in arrays):  # then it is a reason for differences, in its own words
+                raise
+            came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, _, a in given)
+            raise NanogradError(f"{who} raised {type(error).__name__}: {first_line(error)} (it got {came})") from error
+        for name, x, a in given:
+            if not np.array_equal(self.library.to_numpy(x), a, equal_nan=True):
+                raise InPlaceError(f"{who} writes into {name}, which belongs to its caller; write into a copy")
+        return result
+
+    def ruled(self, rule: Callable[..., Any], cotangent: Any, *arguments: Any) -> Any:
+        """rule(cotangent, *arguments); a note where it writes into the cotangent."""
+        floats = [x for _, x in leaves(cotangent) if x is not None]
+        before = [self.library.to_numpy(x).copy() for x in floats]
+        returned = rule(cotangent, *arguments)
+        if not all(map(np.array_equal, map(self.library.to_numpy, floats), before)):
+            self.notes[f"{self.who} writes into its cotangent: right only where nothing else uses that array"] = None
+        return returned
+
+    def native(self, array: np.ndarray, like: Any) -> Any:
+        """An array as f gets it."""
+        if self._only is not None:
+            array = array.astype(np.result_type(self._only, np.complex64) if np.iscomplexobj(array) else self._only)
+        return self.library.native(array, like)
+
+    def cotangent(self, dy: np.ndarray, result: Any) -> Any:
+        """The cotangent in the form of the result; None for parts of it that are no floats."""
+        made: list[Any] = []
+        place = 0
+        for name_and_leaf in leaves(result):
+            part = self._as_numbers(name_and_leaf)
+            if part.dtype.kind == "f":
+                piece = dy.reshape(-1)[place : place + part.size].reshape(part.shape)
+                made.append(self.native(piece.astype(part.dtype), name_and_leaf[1]))
+                place += part.size
+            else:
+                made.append(None)
+        return rebuilt(result, iter(made))
+
+    def gradients(self, returned: Any, arrays: Arrays, result: tuple[int, ...] | None = None) -> list[np.ndarray]:
+        """What was returned as the gradients of the values, as arrays of their shapes.
+
+        result: the shape of the result, where derivatives of it were returned: they have the shape result + input.
+        """
+        found = []
+        for g, x, name in zip(self.chosen(returned), arrays, self.names):
+            shape = x.shape if result is None else result + x.shape
+            array = np.zeros(shape) if g is None else self.library.to_numpy(g)
+            if array.dtype.kind not in "fiu":
+                raise NanogradError(f"{self.who} returned {described(g)} for {name}; a gradient is a float array")
+            if array.shape != shape and array.shape == x.shape == result:
+                self.doubts[
+                    f"{self.who} returns one number for each entry of {name}: taken as the derivative of each entry of "
+                    "the result by the entry at its own place; where the result mixes entries, write vjp(dy, *inputs)"
+                ] = None
+            elif array.shape != shape:
+                hint = "; sum over the axes along which it was repeated" if array.size > x.size else ""
+                if result is not None:
+                    hint = "; a rule that takes a cotangent is handed over as vjp="
+                raise ShapeError(
+                    f"{self.who} returned an array {array.shape} for {name} {x.shape}; expected {shape}{hint}"
+                )
+            if array.dtype.kind == "f" and array.dtype.itemsize < x.dtype.itemsize:
+                self._narrowest_gradient = array.dtype
+            found.append(array.astype(x.dtype))
+        return found
+
+    def chosen(self, returned: Any) -> list[Any]:
+        """What was returned for each value."""
+        return self.inputs.gradients(returned, self.who)
+
+    def _as_numbers(self, name_and_leaf: tuple[str, Any]) -> np.ndarray:
+        """A leaf of the result as an array; one of objects where it is none."""
+        _, leaf = name_and_leaf
+        return np.empty(0, object) if leaf is None or isinstance(leaf, str) else self.library.to_numpy(leaf)
+
+
+class WithGradient(Foreign):
+    """The rule is `gradient(*inputs)`: of a number its gradient, of an array its Jacobian, or for a function of each
+    entry by itself the derivatives of the entries."""
+
+    def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+        with self.library.context():
+            returned = self.applied(self.rule, arrays, who=self.who)
+            derivatives = self.gradients(returned, arrays, dy.shape)
+        return [
+            dy * d if d.shape == a.shape == dy.shape else np.tensordot(dy, d, dy.ndim)
+            for d, a in zip(derivatives, arrays)
+        ]
+
+
+class _AfterForward(Foreign):
+    """The rule is called directly after f, which may have stored something for it."""
+
+    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
+        """between: called after f and before the rule."""
+        raise NotImplementedError
+
+    def changes_when_interleaved(self, seed: int) -> bool:
+        """Does the rule give something else where f was called with other inputs in between?"""
+        arrays = [a.astype(np.float64) for a in self.values]
+        dy = np.random.default_rng(seed).standard_normal(self.run(arrays).shape)
+        others = [a * (1 - 2.0**-10) for a in arrays]
+        both = zip(self.pull(dy, arrays), self.pull(dy, arrays, between=lambda: self.run(others)))
+        return not all(np.array_equal(a, b, equal_nan=True) for a, b in both)
+
+
+class WithVjp(_AfterForward):
+    """The rule is `vjp(cotangent, *inputs)`."""
+
+    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
+        with self.library.context():
+            cotangent = self.cotangent(dy, self.applied(self.call, arrays))
+            if between:
+                between()
+            returned = self.applied(functools.partial(self.ruled, self.rule, cotangent), arrays, who=self.who)
+            return self.gradients(returned, arrays)
+
+    def problems(self, seed: int) -> Iterator[str]:
+        if self.changes_when_interleaved(seed):  # a layer with a cache is like that, and right where it is used so
+            self.notes[
+                f"{self.who} uses what the last call of {self.label} stored: it is right only directly after that call"
+            ] = None
+        yield from ()
+
+
+class WithCache(_AfterForward):
+    """f returns (result, cache), and the rule is `backward(cotangent, cache)`."""
+
+    def call(self, *arguments: Any) -> Any:
+        return self._with_cache(*arguments)[0]
+
+    def _with_cache(self, *arguments: Any) -> Any:
+        returned = self.f(*arguments)
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+            raise NanogradError(
+                f"{self.label} returned {described(returned)}; with backward= it returns a pair (result, cache)"
+            )
+        return returned
+
+    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
+        with self.library.context():
+            result, cache = self.applied(self._with_cache, arrays)
+            cotangent = self.cotangent(dy, result)
+            if between:
+                between()
+            returned = self.applied(lambda *_: self.ruled(self.rule, cotangent, cache), arrays, who=self.who)
+            return self.gradients(returned, arrays)
+
+    def problems(self, seed: int) -> Iterator[str]:
+        if self.changes_when_interleaved(seed):
+            yield (
+                f"{self.who} gives another gradient when {self.label} was called again in between: the later call "
+                "writes into the cache of the first, or into what both share; store new arrays in each call"
+            )

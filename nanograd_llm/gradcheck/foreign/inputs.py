@@ -1,0 +1,91 @@
+"""The inputs of a function, and a gradient that comes in the same form: one array for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.foreign.library import Library
+from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
+
+
+class Inputs:
+    """Inputs that may be lists, tuples and dicts of arrays.
+
+    names, values, originals: of the float arrays among them, which are checked; everything else is a constant.
+    """
+
+    def __init__(self, inputs: Sequence[Any], names: Sequence[str], library: Library):
+        self._inputs, self._input_names, self._library = list(inputs), list(names), library
+        self._leaves = [pair for x, name in zip(inputs, names) for pair in leaves(x, name)]
+        self._checked = [library.is_checked(leaf, name) for name, leaf in self._leaves]
+        checked = [pair for pair, is_checked in zip(self._leaves, self._checked) if is_checked]
+        self.names = [name for name, _ in checked]
+        self.originals = [leaf for _, leaf in checked]
+        self.values = [np.array(library.to_numpy(leaf)) for leaf in self.originals]
+
+    def having(self, values: Iterator[Any]) -> list[Any]:
+        """The inputs with these in the places of the values."""
+        new = iter([next(values) if checked else leaf for (_, leaf), checked in zip(self._leaves, self._checked)])
+        return [rebuilt(x, new) for x in self._inputs]
+
+    def gradients(self, returned: Any, who: str) -> list[Any]:
+        """What a function returned as the gradient of each value; None where it says that there is none.
+
+        It may be a list or tuple with an entry for each input, or for each that is checked; for a single one also the
+        entry itself. The entry for a list or dict of arrays has the same form. Raises NanogradError for anything else.
+        """
+        flags = iter(self._checked)
+        places = [i for i, x in enumerate(self._inputs) if any([next(flags) for _ in leaves(x)])]
+        entries = self._entries(returned, places, who)
+        found: list[Any] = []
+        for i, (x, name) in enumerate(zip(self._inputs, self._input_names)):
+            found += _like(x, entries.get(i), name, who)
+        return [g for g, is_checked in zip(found, self._checked) if is_checked]
+
+    def _entries(self, returned: Any, places: Sequence[int], who: str) -> dict[int, Any]:
+        """What was returned for each input that is checked."""
+        if returned is None:
+            raise NanogradError(f"{who} returned None; return one array for each input")
+        parts = branches(returned) if isinstance(returned, (list, tuple)) else None
+        if parts is not None and len(parts) == len(self._inputs):
+            return {i: parts[i][1] for i in places}
+        if parts is not None and len(parts) == len(places):
+            return {i: part for i, (_, part) in zip(places, parts)}
+        if len(places) == 1 and (parts is None or branches(self._inputs[places[0]]) is not None):
+            return {places[0]: returned}
+        if isinstance(returned, (list, tuple)) and len(returned) in (len(places), len(self._inputs)):  # of numbers
+            return dict(zip(places if len(returned) == len(places) else range(len(returned)), returned))
+        names = ", ".join(self._input_names[i] for i in places)
+        raise NanogradError(
+            f"{who} returned {described(returned)} for {len(places)} inputs ({names}); return one array for each"
+        )
+
+
+def _like(x: Any, g: Any, name: str, who: str) -> Iterator[Any]:
+    """The leaves of a gradient that has the form of this input."""
+    parts, given = branches(x), branches(g)
+    if parts is None:
+        yield g
+    elif g is None:
+        yield from (None for _ in leaves(x))
+    elif given is None or isinstance(x, dict) != isinstance(g, dict) or {*dict(parts)} != {*dict(given)}:
+        expected = f"a dict of {list(x)}" if isinstance(x, dict) else f"{len(x)} arrays"
+        raise NanogradError(f"{who} returned {described(g)} for {name}; it should be {expected}, as {name} is")
+    else:
+        for suffix, part in parts:
+            yield from _like(part, dict(given)[suffix], name + suffix, who)
+
+
+def described(value: Any) -> str:
+    """An array by its shape and dtype, a list by its length, anything else by its type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of {value.dtype} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {list(value)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

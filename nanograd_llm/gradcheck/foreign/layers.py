@@ -1,0 +1,193 @@
+"""Layers as homework has them: an object with `forward`, which stores what `backward` needs, and arrays as parameters.
+
+A parameter is a float array in the layer that forward uses and for which backward stores a gradient under a name made
+of its own: `W` and `dW`, `W_grad` or `grad_W`; `params["W"]` and `grads["W"]`; `W.data` and `W.grad`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
+from nanograd_llm.gradcheck.foreign.inputs import Inputs
+from nanograd_llm.gradcheck.foreign.library import Library, first_line
+from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
+
+Path = tuple[str | int, ...]
+_FORMS = ("d{}", "d_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")
+_PARAMETERS = {"param", "params", "parameters", "weights", "data", "value", "values"}
+_GRADIENTS = {"grad", "grads", "gradient", "gradients", "dparams", "weight_grads"}
+
+
+class Layer(Foreign):
+    """An object with `forward(*inputs)` and `backward(cotangent)`, and its parameters, which are checked too.
+
+    Every call is made on a fresh copy of the layer, whose stored gradients are zero: the layer itself stays as it is.
+    `backward` may also return the gradients of the parameters, behind those of the inputs and in their order.
+    """
+
+    def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
+        self.layer, self._given = layer, Inputs(inputs, names, library)
+        self._constants: list[str] = []  # float arrays of the layer that are not checked
+        self._places: dict[str, tuple[Path, Path | None]] = {}
+        self._parameters = self._found(inputs)
+        super().__init__(layer.forward, [self._parameters, *inputs], ["", *names], library, layer.backward)
+        self.names[: len(self._parameters)] = self._parameters
+        self.label = type(layer).__name__
+        self.who = f"{self.label}.backward"
+        if self._constants:
+            names = ", ".join(self._constants[:4])
+            self.notes[f"{self.who} stores no gradient for {names}: not checked"] = None
+
+    def call(self, parameters: dict[str, Any], *inputs: Any) -> Any:
+        return self._with(parameters).forward(*inputs)
+
+    def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+        def both(parameters: dict[str, Any], *inputs: Any) -> Any:
+            layer = self._with(parameters)
+            cotangent = self.cotangent(dy, layer.forward(*inputs))
+            if _takes_nothing(layer.backward):
+                returned = _scaled(layer.backward(), cotangent, self.who)
+            else:
+                returned = self.ruled(layer.backward, cotangent)
+            return layer, returned
+
+        return self.gradients(self.applied(both, arrays, who=self.who), arrays)
+
+    def _found(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """The layer's parameters by name, and in `_places` where each and its gradient lie; found by one call."""
+        layer = copy.deepcopy(self.layer)
+        before = dict(_float_arrays(layer))
+        try:
+            result = layer.forward(*copy.deepcopy(inputs))
+            used = {path: a for path, a in before.items() if _get(layer, path) is a}  # others are what forward stores
+            returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(_ones(result))
+        except Exception as error:
+            what = f"{type(layer).__name__} raised {type(error).__name__}"
+            raise NanogradError(f"{what}: {first_line(error)}") from error
+        after = [path for path, _ in _float_arrays(layer)]
+        for path, a in used.items():
+            gradient = next((place for place in after if _is_gradient_of(place, path)), None)
+            if gradient is not None and not any(a is used[other] for other, _ in self._places.values()):
+                self._places[_name(layer, path)] = path, gradient
+        extra = len(returned) - len(inputs) if isinstance(returned, (tuple, list)) else 0
+        if not self._places and 0 < extra == len(used):
+            self._places = {_name(layer, path): (path, None) for path in used}
+        matched = {id(used[path]) for path, _ in self._places.values()}
+        gradients = [gradient for _, gradient in self._places.values()]
+        self._constants = [
+            _name(layer, path) for path, a in used.items() if id(a) not in matched and path not in gradients
+        ]
+        return {name: used[path] for name, (path, _) in self._places.items()}
+
+    def _with(self, parameters: dict[str, Any]) -> Any:
+        """A copy of the layer with these parameters, and with gradients that are zero."""
+        layer = copy.deepcopy(self.layer)
+        arrays = dict(_float_arrays(layer))
+        new = {}
+        for name, (path, gradient) in self._places.items():
+            new[id(arrays[path])] = parameters[name]
+            if gradient is not None and gradient in arrays:
+                new[id(arrays[gradient])] = np.zeros_like(parameters[name])
+        for path, a in arrays.items():
+            if id(a) in new:
+                _set(layer, path, new[id(a)])
+        return layer
+
+    def chosen(self, returned: tuple[Any, Any]) -> list[Any]:
+        """The gradients that the layer stored, and those of the inputs, which backward returned."""
+        layer, returned = returned
+        stored = [_get(layer, place) for _, place in self._places.values() if place is not None]
+        if len(stored) < len(self._places):  # returned behind those of the inputs
+            count = len(returned) - len(self._places)
+            stored, returned = list(returned[count:]), returned[:count]
+        return stored + (self._given.gradients(returned, self.who) if self._given.values else [])
+
+
+def is_layer(f: Any) -> bool:
+    return not isinstance(f, type) and callable(getattr(f, "forward", None)) and callable(getattr(f, "backward", None))
+
+
+def _takes_nothing(backward: Any) -> bool:
+    """As the backward of a loss, whose cotangent is one."""
+    return not inspect.signature(backward).parameters
+
+
+def _scaled(returned: Any, cotangent: Any, who: str) -> Any:
+    if np.ndim(cotangent) != 0:
+        raise NanogradError(f"{who} takes no cotangent, but the result has shape {np.shape(cotangent)}; give it one")
+    return (
+        [cotangent * g for g in returned] if isinstance(returned, (tuple, list)) else cotangent * np.asarray(returned)
+    )
+
+
+def _ones(result: Any) -> Any:
+    return rebuilt(result, iter([np.ones_like(leaf) for _, leaf in leaves(result)]))
+
+
+def _parts(value: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return [(key, part) for key, part in value.items() if isinstance(key, (str, int))]
+    if isinstance(value, list):
+        return list(enumerate(value))
+    return list(vars(value).items()) if hasattr(value, "__dict__") and not callable(getattr(value, "mro", None)) else []
+
+
+def _float_arrays(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, np.ndarray]]:
+    """Every float array in an object's attributes, in its lists, dicts and objects, and where it lies."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "f":
+            yield path, value
+    elif id(value) not in seen:
+        for key, part in _parts(value):
+            yield from _float_arrays(part, (*path, key), seen | {id(value)})
+
+
+def _get(value: Any, path: Path) -> Any:
+    for key in path:
+        value = dict(_parts(value)).get(key)
+    return value
+
+
+def _set(value: Any, path: Path, new: Any) -> None:
+    owner = _get(value, path[:-1])
+    if isinstance(owner, (dict, list)):
+        owner[path[-1]] = new  # type: ignore[index]
+    else:
+        vars(owner)[path[-1]] = new
+
+
+def _is_gradient_of(place: Path, path: Path) -> bool:
+    pairs = list(zip(place, path))
+    return len(place) == len(path) and place != path and all(g == p or _names_gradient(g, p) for g, p in pairs)
+
+
+def _names_gradient(g: str | int, p: str | int) -> bool:
+    if not isinstance(g, str) or not isinstance(p, str):
+        return False
+    g, p = g.lower(), p.lower()
+    forms = (
+        f"d{p}",
+        f"d_{p}",
+        f"{p}_grad",
+        f"{p}_gradient",
+        f"{p}grad",
+        f"grad_{p}",
+        f"grad{p}",
+        f"g_{p}",
+        f"delta_{p}",
+    )
+    return g in forms or (g in _GRADIENTS and p in _PARAMETERS)
+
+
+def _name(layer: Any, path: Path) -> str:
+    """`layers[0].params['W']`"""
+    owners = [_get(layer, path[:i]) for i in range(len(path))]
+    steps = [f"[{key!r}]" if isinstance(owner, (dict, list)) else f".{key}" for owner, key in zip(owners, path)]
+    return "".join(steps).removeprefix(".")

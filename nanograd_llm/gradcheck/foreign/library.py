@@ -1,0 +1,55 @@
+"""What an array is: a Library turns the arrays of NumPy, or of another library, into NumPy's and back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import DtypeError
+
+
+class Library:
+    """NumPy; the libraries of other arrays derive from it."""
+
+    name = "NumPy"
+
+    def is_checked(self, leaf: Any, name: str) -> bool:
+        """Is this input differentiated, rather than a constant? Raises DtypeError for complex numbers."""
+        if not isinstance(leaf, (np.ndarray, np.generic, float, complex, list, tuple)):
+            return False
+        kind = np.asarray(leaf).dtype.kind
+        if kind == "c":
+            raise DtypeError(f"{name} is complex; give its real and imaginary parts as float arrays")
+        return kind == "f"
+
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        return np.asarray(leaf)
+
+    def native(self, array: np.ndarray, like: Any) -> Any:
+        """The array as what `like` is. A number stays a number, of NumPy's type."""
+        return array if isinstance(like, np.ndarray) or array.ndim else array[()]
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """In which functions of this library are called."""
+        return contextlib.nullcontext()
+
+    def narrowest(self, run: Callable[[Sequence[np.ndarray]], Any], values: Sequence[np.ndarray]) -> np.dtype:
+        """The narrowest float that a function of float64 arrays computes in, as far as its arrays show it."""
+        seen: set[np.dtype] = {np.dtype(np.float64)}
+
+        class Probe(np.ndarray):
+            def __array_finalize__(self, _: Any) -> None:
+                if self.dtype.kind == "f":
+                    seen.add(self.dtype)
+
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):  # some functions refuse subclasses
+            run([value.view(Probe) for value in values])
+        return min(seen, key=lambda dtype: dtype.itemsize)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or "no reason given").splitlines()[0][:200]

@@ -1,0 +1,310 @@
+"""Gradients of plain NumPy functions are checked as the engine's own are, however they are handed over."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
+from nanograd_llm.gradcheck import GradientError, assert_gradient, check_gradient
+
+R = np.random.default_rng(0)
+X, W, B = R.normal(size=(3, 4)), R.normal(size=(4, 5)), R.normal(size=5)
+
+
+def affine(x, w, b):
+    return x @ w + b
+
+
+def affine_vjp(dy, x, w, b):
+    return dy @ w.T, x.T @ dy, dy.sum(axis=0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def softmax_vjp(dy, x):
+    y = softmax(x)
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+
+
+def softmax_jacobian(x):
+    y = softmax(x)
+    return np.diag(y) - np.outer(y, y)
+
+
+def tanh_slope(x):
+    return 1 - np.tanh(x) ** 2
+
+
+def verdicts(report: Any) -> dict[str, str]:
+    return {finding.name: finding.verdict for finding in report.findings}
+
+
+RIGHT = {
+    "the gradient of a number": lambda: check_gradient(lambda x: (x**3).sum(), lambda x: 3 * x**2, X),
+    "the derivative of each entry": lambda: check_gradient(np.sin, np.cos, X),
+    "a Jacobian": lambda: check_gradient(softmax, softmax_jacobian, X[0]),
+    "a vjp by name": lambda: check_gradient(affine, X, W, B, vjp=affine_vjp),
+    "a vjp told by its signature": lambda: check_gradient(affine, affine_vjp, X, W, B),
+    "a backward with a cache": lambda: check_gradient(
+        lambda x, w: (x @ w, (x, w)), X, W, backward=lambda dy, cache: (dy @ cache[1].T, cache[0].T @ dy)
+    ),
+    "numbers in and out": lambda: check_gradient(lambda x, y: x * y**2, lambda x, y: (y**2, 2 * x * y), 1.5, -0.5),
+    "whole numbers as a gradient": lambda: check_gradient(lambda x, y: 3 * x + 2 * y, lambda x, y: (3, 2), 1.5, 2.5),
+    "a list of one array": lambda: check_gradient(softmax, X, vjp=lambda dy, x: [softmax_vjp(dy, x)]),
+    "a list of numbers": lambda: check_gradient(lambda x: x @ x, lambda x: (2 * x).tolist(), X[0]),
+    "a constant input left out": lambda: check_gradient(
+        lambda x, i: x[i].sum(), lambda x, i: np.add.at(g := np.zeros_like(x), i, 1) or g, X, np.array([0, 2, 0])
+    ),
+    "None for a constant input": lambda: check_gradient(lambda x, n: x**n, lambda x, n: (n * x ** (n - 1), None), X, 3),
+    "a dict of parameters": lambda: check_gradient(
+        lambda p, x: x @ p["w"] + p["b"],
+        {"w": W, "b": B},
+        X,
+        vjp=lambda dy, p, x: ({"b": dy.sum(axis=0), "w": x.T @ dy}, dy @ p["w"].T),
+    ),
+    "a result of two parts": lambda: check_gradient(
+        lambda x: {"squares": x**2, "sum": x.sum(), "places": x.argmax()},
+        X,
+        vjp=lambda dy, x: dy["squares"] * 2 * x + dy["sum"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_gradient_is_right_however_it_is_given(name: str) -> None:
+    report = RIGHT[name]()
+    assert report.passed, report
+    assert {finding.method for finding in report.findings} == {"complex step"}
+    assert not report.notes
+
+
+WRONG = {
+    "factor": ("off by the factor 2", lambda: check_gradient(softmax, X, vjp=lambda dy, x: 2 * softmax_vjp(dy, x))),
+    "sign": ("the sign is wrong", lambda: check_gradient(np.cos, np.sin, X)),
+    "a billionth": ("", lambda: check_gradient(np.sin, lambda x: np.cos(x) * (1 + 1e-9), X)),
+    "upstream": (
+        "what comes from upstream is ignored",
+        lambda: check_gradient(np.tanh, X, vjp=lambda dy, x: tanh_slope(x)),
+    ),
+    "mean": (
+        "as by a sum over an axis of size 3 taken for a mean",
+        lambda: check_gradient(affine, X, W, B, vjp=lambda dy, x, w, b: (dy @ w.T, x.T @ dy, dy.mean(axis=0))),
+    ),
+    "nothing": ("no gradient arrives at all", lambda: check_gradient(lambda x, y: x @ y, lambda x, y: (y, None), B, B)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_gradient_is_wrong_and_its_pattern_recognised(name: str) -> None:
+    pattern, check = WRONG[name]
+    report = check()
+    assert not report.passed
+    assert "wrong" in verdicts(report).values()
+    assert pattern in str(report)
+
+
+def test_the_report_says_where_the_wrong_gradient_is_computed() -> None:
+    report = check_gradient(affine, X, W, B, vjp=lambda dy, x, w, b: (dy @ w.T, x.T @ dy, dy.mean(axis=0)))
+    assert verdicts(report) == {"x": "right", "w": "right", "b": "wrong"}
+    (culprit,) = report.culprits
+    assert culprit.inputs == ("b",)
+    assert re.fullmatch(r".*test_check_gradient\.py:\d+", culprit.rule)
+
+
+def test_assert_gradient_raises_with_the_report() -> None:
+    assert_gradient(np.sin, np.cos, X)
+    with pytest.raises(GradientError, match="the sign is wrong"):
+        assert_gradient(np.cos, np.sin, X)
+
+
+def test_a_kink_is_told_from_a_mistake() -> None:
+    x = np.array([0.0, 1.0, -1.0])
+    relu = lambda x: np.maximum(x, 0)  # noqa: E731
+    assert verdicts(check_gradient(relu, lambda x: 1.0 * (x > 0), x)) == {"x": "at a kink"}
+    report = check_gradient(relu, lambda x: np.where(x == 0, 3.0, x > 0), x)
+    assert "neither of them nor a value between" in str(report)
+
+
+def test_a_function_that_refuses_complex_numbers_is_checked_by_differences() -> None:
+    def by_hand(x):
+        return np.array([float(a) ** 2 for a in x])
+
+    report = check_gradient(by_hand, lambda x: 2 * x, B)
+    assert report.passed and report.findings[0].method == "differences"
+    assert not check_gradient(by_hand, lambda x: 2 * x * (1 + 1e-6), B).passed
+
+
+def test_derivatives_of_the_entries_are_explained_where_the_result_mixes_entries() -> None:
+    report = check_gradient(softmax, lambda x: softmax(x) * (1 - softmax(x)), X)  # the diagonal alone
+    assert verdicts(report) == {"x": "wrong"}
+    assert any("where the result mixes entries, write vjp" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x, y: y, r"returned an array of float64 \(5,\) for 2 inputs \(x, y\); return one array for each"),
+        (lambda x, y: (y, x, y), r"returned a tuple of 3 for 2 inputs \(x, y\)"),
+        (lambda x, y: (y, x[:2]), r"returned an array \(2,\) for y \(5,\); expected \(5,\)"),
+        (lambda x, y: (y, np.outer(x, x)), r"for y \(5,\); expected \(5,\)"),
+        (lambda x, y: None, r"returned None; return one array for each input"),
+        (lambda x, y: (y, 1j * x), r"returned an array of complex128 \(5,\) for y; a gradient is a float array"),
+        (lambda x, y: (y, "x"), r"returned a value of type str for y"),
+        (lambda x, y: (y, np.array([object()])), r"returned an array of object \(1,\) for y"),
+        (lambda x, y: x @ x.T[:2], r"raised ValueError: .* \(it got x \(5,\) float64, y \(5,\) float64\)"),
+    ],
+)
+def test_a_gradient_that_cannot_be_is_one_clear_error(returned: Any, message: str) -> None:
+    with pytest.raises(NanogradError, match=message) as caught:
+        check_gradient(lambda x, y: x @ y, B, B, gradient=returned)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gradient_that_was_not_summed_says_so() -> None:
+    with pytest.raises(ShapeError, match=r"an array \(3, 5\) for b \(5,\); expected \(5,\); sum over the axes"):
+        check_gradient(affine, X, W, B, vjp=lambda dy, x, w, b: (dy @ w.T, x.T @ dy, dy))
+
+
+def test_a_gradient_of_a_dict_has_the_same_keys() -> None:
+    with pytest.raises(NanogradError, match=r"returned a dict of \['b'\] for p; it should be a dict of \['w'\], as p"):
+        check_gradient(lambda p: p["w"].sum(), lambda p: {"b": p["w"]}, {"w": W})
+
+
+@pytest.mark.parametrize(
+    ("f", "came"),
+    [
+        (lambda x: x.astype(int), r"an array of int64 \(3, 4\)"),
+        (lambda x: None, "None"),
+        (lambda x: object(), "a value of type object"),
+        (lambda x: "y", "a value of type str"),
+        (lambda x: 1j * x, r"an array of complex128 \(3, 4\)"),
+        (lambda x: (None, 1), "a tuple of 2"),
+    ],
+)
+def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None:
+    with pytest.raises(DtypeError, match=f"returned {came}; a function to check returns a float array"):
+        check_gradient(f, np.cos, X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "how", "message"),
+    [
+        ((np.sin, np.cos, np.arange(3)), {}, r"sin has no input to check; it got an array of int64 \(3,\)"),
+        ((np.sin, np.cos), {}, "sin has no input to check; it got none"),
+        ((np.sin, np.cos, 1j * X), {}, "is complex; give its real and imaginary parts"),
+        ((np.sin, X), {}, "the gradient of sin is missing: give gradient=, vjp= or backward="),
+        ((np.sin, np.cos, X), {"vjp": np.cos}, "a gradient is given once; got gradient= and vjp="),
+        ((3, X), {}, "takes a function or a layer first; got 3"),
+        ((np.sin, X), {"backward": np.cos}, r"sin returned an array .*; with backward= it returns a pair"),
+    ],
+)
+def test_a_call_that_has_no_meaning_is_one_clear_error(arguments: Any, how: Any, message: str) -> None:
+    with pytest.raises((GraphError, DtypeError, SignatureError, NanogradError), match=message):
+        check_gradient(*arguments, **how)
+
+
+def test_a_function_that_writes_into_its_input_is_a_problem() -> None:
+    def shifted(x):
+        x -= x.max()
+        return np.exp(x)
+
+    before = X.copy()
+    report = check_gradient(shifted, np.exp, X)
+    assert not report.passed
+    assert report.problems == ("shifted writes into x, which belongs to its caller; write into a copy",)
+    assert np.array_equal(X, before)
+
+
+def test_a_rule_that_writes_into_its_cotangent_is_noted() -> None:
+    def relu_vjp(dy, x):
+        dy[x < 0] = 0
+        return dy
+
+    report = check_gradient(lambda x: np.maximum(x, 0), X, vjp=relu_vjp)
+    assert report.passed
+    assert any("relu_vjp writes into its cotangent" in note for note in report.notes)
+
+
+def test_a_function_whose_calls_differ_is_refused() -> None:
+    with pytest.raises(GraphError, match="gives other numbers when it is called again"):
+        check_gradient(lambda x: x * R.normal(), np.ones_like, X)
+
+
+def test_a_rule_whose_calls_differ_does_not_pass() -> None:
+    report = check_gradient(np.sin, lambda x: np.cos(x) + 1e-3 * R.normal(), X)
+    assert not report.passed
+    assert "differ" in report.problems[0]
+
+
+def test_a_cache_that_a_later_call_overwrites_is_a_problem() -> None:
+    buffer = np.empty((3, 4))
+
+    def squares(x):
+        buffer[...] = x
+        return x**2, buffer
+
+    report = check_gradient(squares, X, backward=lambda dy, cache: dy * 2 * cache)
+    assert not report.passed
+    assert "when squares was called again in between" in report.problems[0]
+    assert check_gradient(lambda x: (x**2, x.copy()), X, backward=lambda dy, cache: dy * 2 * cache).passed
+
+
+def test_a_rule_that_uses_what_the_function_stored_is_right_and_noted() -> None:
+    stored = {}
+
+    def squares(x):
+        stored["x"] = x
+        return x**2
+
+    report = check_gradient(squares, X, vjp=lambda dy, x: dy * 2 * stored["x"])
+    assert report.passed
+    assert any("uses what the last call of squares stored" in note for note in report.notes)
+
+
+def single_only(x):
+    assert x.dtype == np.float32
+    return np.tanh(x)
+
+
+def cast_inside(x):
+    return np.tanh(x.astype(np.float32)).astype(np.float64)
+
+
+@pytest.mark.parametrize("f", [single_only, cast_inside])
+def test_a_function_of_float32_only_is_never_called_wrong_and_a_large_mistake_is_found(f: Any) -> None:
+    x = X.astype(np.float32)
+    report = check_gradient(f, tanh_slope, x)
+    assert "wrong" not in verdicts(report).values()
+    assert any("whose rounding hides small mistakes" in note for note in report.notes) or report.passed
+    assert verdicts(check_gradient(f, lambda x: 1.01 * tanh_slope(x), x)) == {"x": "wrong"}
+
+
+def test_a_gradient_in_float32_is_not_called_wrong_for_its_rounding() -> None:
+    report = check_gradient(np.tanh, lambda x: tanh_slope(x).astype(np.float32), X)
+    assert verdicts(report) != {"x": "wrong"}
+    assert any("computes in float32" in note for note in report.notes)
+
+
+def test_float32_inputs_are_checked_in_float64() -> None:
+    report = check_gradient(np.tanh, tanh_slope, X.astype(np.float32))
+    assert report.passed
+    assert report.notes == ("float32 inputs were checked as float64 copies",)
+
+
+def test_a_function_that_does_not_run_on_what_it_was_given_says_why() -> None:
+    with pytest.raises(NanogradError, match=r"single_only raised AssertionError: .* \(it got x \(3, 4\) float64\)"):
+        check_gradient(single_only, tanh_slope, X)
+
+
+@pytest.mark.parametrize("size", [(), (0,), (1, 1), (2, 0)])
+def test_empty_and_single_numbers_are_checked_too(size: tuple[int, ...]) -> None:
+    x = np.full(size, 0.5)
+    assert check_gradient(np.sin, np.cos, x).passed
+    assert check_gradient(np.sin, lambda x: 2 * np.cos(x), x).passed == (x.size == 0)

@@ -1,0 +1,255 @@
+"""A layer with forward and backward methods is checked in one line, with the parameters that it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm.errors import NanogradError, ShapeError
+from nanograd_llm.gradcheck import check_gradient
+
+R = np.random.default_rng(0)
+X, W, B = R.normal(size=(3, 4)), R.normal(size=(4, 5)), R.normal(size=5)
+
+
+class Linear:
+    """Stores the gradients as attributes."""
+
+    def __init__(self):
+        self.W, self.b, self.x = W.copy(), B.copy(), None
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, dout):
+        self.dW = self.x.T @ dout
+        self.db = dout.sum(axis=0)
+        return dout @ self.W.T
+
+
+class Accumulating(Linear):
+    """Adds to gradients that stand there already."""
+
+    def __init__(self):
+        super().__init__()
+        self.W_grad, self.b_grad = np.ones_like(W), np.ones_like(B)
+
+    def backward(self, dout):
+        self.W_grad += self.x.T @ dout
+        self.b_grad += dout.sum(axis=0)
+        return dout @ self.W.T
+
+
+class Lists:
+    """Holds parameters and gradients in two lists, and writes the latter in place."""
+
+    def __init__(self):
+        self.params, self.grads = [W, B], [np.zeros_like(W), np.zeros_like(B)]
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0] + self.params[1]
+
+    def backward(self, dout):
+        self.grads[0][...] = self.x.T @ dout
+        self.grads[1][...] = dout.sum(axis=0)
+        return dout @ self.params[0].T
+
+
+class Dicts:
+    """Holds them in dicts; the attribute is the array of the dict."""
+
+    def __init__(self):
+        self.W = W.copy()
+        self.params, self.grads = {"W": self.W, "b": B}, {}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.params["b"]
+
+    def backward(self, dout):
+        self.grads = {"W": self.x.T @ dout, "b": dout.sum(axis=0)}
+        return dout @ self.W.T
+
+
+class Variable:
+    def __init__(self, data):
+        self.data, self.grad = data, None
+
+
+class Variables(Linear):
+    """Holds objects with data and grad."""
+
+    def __init__(self):
+        self.W, self.b = Variable(W), Variable(B)
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W.data + self.b.data
+
+    def backward(self, dout):
+        self.W.grad, self.b.grad = self.x.T @ dout, dout.sum(axis=0)
+        return dout @ self.W.data.T
+
+
+class Returning(Linear):
+    """Returns all gradients."""
+
+    def backward(self, dout):
+        return dout @ self.W.T, self.x.T @ dout, dout.sum(axis=0)
+
+
+class Relu:
+    def forward(self, x):
+        self.mask = x > 0
+        return x * self.mask
+
+    def backward(self, dout):
+        return dout * self.mask
+
+
+class Net:
+    def __init__(self, *layers):
+        self.layers = list(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout):
+        for layer in reversed(self.layers):
+            dout = layer.backward(dout)
+        return dout
+
+
+class Loss:
+    def forward(self, x, target):
+        self.off = x - target
+        return (self.off**2).mean()
+
+    def backward(self):
+        return 2 * self.off / self.off.size
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (Linear, ["W", "b", "x"]),
+        (Accumulating, ["W", "b", "x"]),
+        (Lists, ["params[0]", "params[1]", "x"]),
+        (Dicts, ["params['W']", "params['b']", "x"]),
+        (Variables, ["W.data", "b.data", "x"]),
+        (Returning, ["W", "b", "x"]),
+    ],
+)
+def test_a_layer_and_its_parameters_are_checked_however_it_holds_them(layer: Any, names: list[str]) -> None:
+    report = check_gradient(layer(), X)
+    assert report.passed, report
+    assert sorted(finding.name for finding in report.findings) == sorted(names)
+    assert not report.notes
+
+
+def test_a_layer_may_be_handed_over_as_its_two_methods() -> None:
+    layer = Linear()
+    report = check_gradient(layer.forward, layer.backward, X)
+    assert report.passed and len(report.findings) == 3
+
+
+def test_the_layer_stays_as_it_is() -> None:
+    layer = Accumulating()
+    before = {name: np.copy(value) for name, value in vars(layer).items() if value is not None}
+    assert check_gradient(layer, X).passed
+    assert layer.x is None
+    assert all(np.array_equal(vars(layer)[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("mistake", "name"), [("dW", "W"), ("db", "b")], ids=["in the weights", "in the bias"])
+def test_a_mistake_in_a_stored_gradient_is_found(mistake: str, name: str) -> None:
+    class Wrong(Linear):
+        def backward(self, dout):
+            dx = super().backward(dout)
+            setattr(self, mistake, getattr(self, mistake) * (1 + 1e-8))
+            return dx
+
+    report = check_gradient(Wrong(), X)
+    assert [finding.name for finding in report.findings if finding.verdict == "wrong"] == [name]
+
+
+def test_a_whole_network_is_a_layer() -> None:
+    class Wrong(Linear):
+        def __init__(self):
+            self.W, self.b = W.T.copy(), B[:4].copy()
+
+        def backward(self, dout):
+            dx = super().backward(dout)
+            self.db = dout.mean(axis=0)
+            return dx
+
+    report = check_gradient(Net(Linear(), Relu(), Wrong()), X)
+    wrong = [finding.name for finding in report.findings if finding.verdict == "wrong"]
+    assert wrong == ["layers[2].b"] and len(report.findings) == 5
+
+
+def test_a_loss_whose_backward_takes_nothing_is_checked() -> None:
+    assert check_gradient(Loss(), X, R.integers(0, 2, X.shape)).passed
+    Wrong = type("Wrong", (Loss,), {"backward": lambda self: self.off / self.off.size})
+    assert "off by the factor 0.5" in str(check_gradient(Wrong(), X, R.integers(0, 2, X.shape)))
+
+
+def test_a_parameter_without_a_gradient_is_named() -> None:
+    class Forgetful(Linear):
+        def backward(self, dout):
+            self.dW = self.x.T @ dout
+            return dout @ self.W.T
+
+    report = check_gradient(Forgetful(), X)
+    assert report.notes == ("Forgetful.backward stores no gradient for b: not checked",)
+
+
+def test_an_array_that_forward_stores_is_no_parameter() -> None:
+    class Storing(Linear):
+        def backward(self, dout):
+            self.dx = super().backward(dout)
+            return self.dx
+
+    layer = Storing()
+    layer.backward(layer.forward(X))
+    assert check_gradient(layer, X).passed
+
+
+def test_a_stored_gradient_of_another_shape_is_one_clear_error() -> None:
+    class Wide(Linear):
+        def backward(self, dout):
+            dx = super().backward(dout)
+            self.db = dout.sum(axis=0, keepdims=True)
+            return dx
+
+    with pytest.raises(ShapeError, match=r"Wide.backward returned an array \(1, 5\) for b \(5,\)"):
+        check_gradient(Wide(), X)
+
+
+def test_a_layer_that_raises_is_one_clear_error() -> None:
+    with pytest.raises(NanogradError, match="Linear raised ValueError: matmul"):
+        check_gradient(Linear(), X.T)
+    Silent = type("Silent", (Linear,), {"backward": lambda self, dout: None})
+    with pytest.raises(NanogradError, match="Silent.backward returned None; return one array for each input"):
+        check_gradient(Silent(), X)
+
+
+def test_dropout_with_a_generator_of_its_own_draws_the_same_mask_in_each_call() -> None:
+    class Dropout:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+
+        def forward(self, x):
+            self.mask = (self.rng.random(x.shape) > 0.5) / 0.5
+            return x * self.mask
+
+        def backward(self, dout):
+            return dout * self.mask
+
+    assert check_gradient(Dropout(), X).passed
