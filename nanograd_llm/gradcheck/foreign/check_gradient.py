@@ -15,11 +15,12 @@ from nanograd_llm.autograd.tape import Node
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import InPlaceError, SignatureError
 from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck
-from nanograd_llm.gradcheck.check.function import input_names, label
+from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
 from nanograd_llm.gradcheck.foreign.library import Library
+from nanograd_llm.gradcheck.foreign.trees import leaves
 
 
 def check_gradient(
@@ -81,7 +82,7 @@ def check_gradient(
     return dataclasses.replace(
         found,
         problems=problems,
-        culprits=tuple(_culprit(foreign, wrong) if wrong and explain else ()),
+        culprits=tuple(_culprits(foreign, wrong) if wrong and explain else ()),
         notes=(*found.notes, *foreign.notes, *(foreign.doubts if wrong else ())),
     )
 
@@ -131,13 +132,18 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
         raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
     if not callable(f) and not is_layer(f):
         raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}")
-    library = Library()
+    names = input_names(f, len(inputs))
+    library, autograd = _library([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))
     owner = getattr(f, "__self__", None)
     if is_layer(owner) and f == owner.forward and rule == owner.backward:  # type: ignore[union-attr]
         f, rule = owner, None
     if rule is None and is_layer(f):
-        return Layer(f, inputs, input_names(f, len(inputs)), library)
+        return Layer(f, inputs, names, library)
+    if rule is None and autograd is None:
+        library, autograd = _library([f(*inputs)], inputs)  # a function of NumPy arrays that computes in JAX
+    if rule is None and autograd is not None:
+        return autograd(f, inputs, library)
     if rule is None:
         raise SignatureError(
             f"the gradient of {label(f)} is missing: give gradient=, vjp= or backward=; a function of this package's "
@@ -146,7 +152,22 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     if form == "gradient" and not _takes(rule, len(inputs)) and _takes(rule, len(inputs) + 1):
         form = "vjp"
     kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
-    return kind(f, inputs, input_names(f, len(inputs)), library, rule)
+    return kind(f, inputs, names, library, rule)
+
+
+def _library(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Library, Callable[..., Foreign] | None]:
+    """The library that one of these values belongs to, and the class of functions that it differentiates itself."""
+    types = [x if isinstance(x, type) else type(x) for x in values]
+    packages = {base.__module__.partition(".")[0] for kind in types for base in kind.__mro__}
+    if "torch" in packages:
+        from nanograd_llm.gradcheck.foreign import pytorch
+
+        return pytorch.Torch(inputs), pytorch.Autograd
+    if packages & {"jax", "jaxlib"}:
+        from nanograd_llm.gradcheck.foreign import jax_arrays
+
+        return jax_arrays.Jax(), jax_arrays.Autograd
+    return Library(), None
 
 
 def _takes(rule: Callable[..., Any], count: int) -> bool:
@@ -160,9 +181,10 @@ def _takes(rule: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _culprit(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
-    """The function that computes a wrong gradient, and where it is written."""
-    code = getattr(inspect.unwrap(foreign.rule), "__code__", None)
-    if code is not None:
-        place = f"{code.co_filename}:{code.co_firstlineno}"
-        yield Culprit(foreign.label, f"computed by {foreign.who}", place, names)
+def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
+    """The functions that compute a wrong gradient, and where they are written."""
+    for name, rule in foreign.rules.items():
+        code = getattr(inspect.unwrap(rule), "__code__", None)
+        if code is not None:
+            place = f"computed by {name}" + (", or by another of these" if len(foreign.rules) > 1 else "")
+            yield Culprit(foreign.label, place, f"{code.co_filename}:{code.co_firstlineno}", names)

@@ -39,6 +39,7 @@ class Foreign:
     ):
         self.f, self.library, self.rule, self.label = f, library, rule, label(f)
         self.who = label(rule)
+        self.rules = {self.who: rule}  # what may be at fault where a gradient is wrong, by name
         self.inputs = Inputs(inputs, names, library)
         self.names, self.values = self.inputs.names, self.inputs.values
         if not self.values:
@@ -48,7 +49,6 @@ class Foreign:
         self.notes: dict[str, None] = {}
         self.doubts: dict[str, None] = {}
         self._narrowest_gradient = np.dtype(np.float64)
-        self._only: np.dtype | None = None  # the dtype without which f does not run
 
     def settle(self) -> None:
         """Find out whether f runs on float64 arrays, or only on the float32 arrays that it was given."""
@@ -59,7 +59,7 @@ class Foreign:
         except NanogradError:
             if any(a.dtype != np.float32 for a in self.values):
                 raise
-            self._only = np.dtype(np.float32)
+            self.library.only = np.dtype(np.float32)
             self.run(self.values)
             self.notes[f"{self.label} runs on float32 only, whose rounding hides small mistakes"] = None
         else:
@@ -68,13 +68,12 @@ class Foreign:
 
     def is_narrow(self) -> bool:
         """Is float64 given up on the way, by f or by its gradient, as far as that can be seen? Then a note says so."""
-        if self._only is not None:
+        if self.library.only is not None:
             return False  # a note says so already
-        values = [a.astype(np.float64) for a in self.values]
-        for who, dtype in (
-            (self.label, self.library.narrowest(self.run, values)),
-            (self.who, self._narrowest_gradient),
-        ):
+        with self.library.context():
+            natives = self.natives([a.astype(np.float64) for a in self.values])
+            called = self.library.narrowest(lambda *new: self.call(*self.inputs.having(iter(new))), natives)
+        for who, dtype in ((self.label, called), (self.who, self._narrowest_gradient)):
             if dtype.itemsize < np.dtype(np.float64).itemsize:
                 self.notes[f"{who} computes in {dtype}, whose rounding hides small mistakes"] = None
                 return True
@@ -111,22 +110,30 @@ class Foreign:
 
         Raises InPlaceError where it writes into an input; NanogradError with its name where it raises something.
         """
-        who = who or self.label
-        natives = [self.native(a.copy(), like) for a, like in zip(arrays, self.inputs.originals)]
-        given = [(name, x, self.library.to_numpy(x).copy()) for name, x in zip(self.names, natives)]
+        natives = self.natives(arrays)
+        before = [self.library.to_numpy(x).copy() for x in natives]
+        result = self.guarded(lambda: function(*self.inputs.having(iter(natives))), arrays, who)
+        for name, x, a in zip(self.names, natives, before):
+            if not np.array_equal(self.library.to_numpy(x), a, equal_nan=True):
+                raise InPlaceError(
+                    f"{who or self.label} writes into {name}, which belongs to its caller; write into a copy"
+                )
+        return result
+
+    def natives(self, arrays: Arrays) -> list[Any]:
+        """Copies of these arrays as f takes them."""
+        return [self.library.as_given(a.copy(), like) for a, like in zip(arrays, self.inputs.originals)]
+
+    def guarded(self, work: Callable[[], Any], arrays: Arrays, who: str = "") -> Any:
+        """What `work` returns; an error in it becomes one that names the function and what it got."""
         try:
-            result = function(*self.inputs.having(iter(natives)))
+            return work()
         except NanogradError:
             raise
         except Exception as error:
-            if any(np.iscomplexobj(a) for a in arrays):  # then it is a reason for differences, in its own words
-                raise
-            came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, _, a in given)
-            raise NanogradError(f"{who} raised {type(error).__name__}: {first_line(error)} (it got {came})") from error
-        for name, x, a in given:
-            if not np.array_equal(self.library.to_numpy(x), a, equal_nan=True):
-                raise InPlaceError(f"{who} writes into {name}, which belongs to its caller; write into a copy")
-        return result
+            what = f"{who or self.label} raised {type(error).__name__}: {first_line(error)}"
+            came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in zip(self.names, arrays))
+            raise NanogradError(f"{what} (it got {came})") from error
 
     def ruled(self, rule: Callable[..., Any], cotangent: Any, *arguments: Any) -> Any:
         """rule(cotangent, *arguments); a note where it writes into the cotangent."""
@@ -137,12 +144,6 @@ class Foreign:
             self.notes[f"{self.who} writes into its cotangent: right only where nothing else uses that array"] = None
         return returned
 
-    def native(self, array: np.ndarray, like: Any) -> Any:
-        """An array as f gets it."""
-        if self._only is not None:
-            array = array.astype(np.result_type(self._only, np.complex64) if np.iscomplexobj(array) else self._only)
-        return self.library.native(array, like)
-
     def cotangent(self, dy: np.ndarray, result: Any) -> Any:
         """The cotangent in the form of the result; None for parts of it that are no floats."""
         made: list[Any] = []
@@ -151,7 +152,7 @@ class Foreign:
             part = self._as_numbers(name_and_leaf)
             if part.dtype.kind == "f":
                 piece = dy.reshape(-1)[place : place + part.size].reshape(part.shape)
-                made.append(self.native(piece.astype(part.dtype), name_and_leaf[1]))
+                made.append(self.library.as_given(piece.astype(part.dtype), name_and_leaf[1]))
                 place += part.size
             else:
                 made.append(None)

@@ -1,4 +1,4 @@
-"""What an array is: a Library turns the arrays of NumPy, or of another library, into NumPy's and back."""
+"""What an array is: a Library turns the arrays of NumPy, or those of another library, into NumPy's and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nanograd_llm.errors import DtypeError
 class Library:
     """NumPy; the libraries of other arrays derive from it."""
 
-    name = "NumPy"
+    only: np.dtype | None = None  # the dtype without which the function does not run
 
     def is_checked(self, leaf: Any, name: str) -> bool:
         """Is this input differentiated, rather than a constant? Raises DtypeError for complex numbers."""
@@ -28,6 +28,12 @@ class Library:
     def to_numpy(self, leaf: Any) -> np.ndarray:
         return np.asarray(leaf)
 
+    def as_given(self, array: np.ndarray, like: Any) -> Any:
+        """`native`, in the dtype that the function runs on."""
+        if self.only is not None:
+            array = array.astype(np.result_type(self.only, np.complex64) if np.iscomplexobj(array) else self.only)
+        return self.native(array, like)
+
     def native(self, array: np.ndarray, like: Any) -> Any:
         """The array as what `like` is. A number stays a number, of NumPy's type."""
         return array if isinstance(like, np.ndarray) or array.ndim else array[()]
@@ -36,9 +42,9 @@ class Library:
         """In which functions of this library are called."""
         return contextlib.nullcontext()
 
-    def narrowest(self, run: Callable[[Sequence[np.ndarray]], Any], values: Sequence[np.ndarray]) -> np.dtype:
-        """The narrowest float that a function of float64 arrays computes in, as far as its arrays show it."""
-        seen: set[np.dtype] = {np.dtype(np.float64)}
+    def narrowest(self, call: Callable[..., Any], natives: Sequence[Any]) -> np.dtype:
+        """The narrowest float that a call with float64 arrays computes in, as far as its arrays show it."""
+        seen = {np.dtype(np.float64)}
 
         class Probe(np.ndarray):
             def __array_finalize__(self, _: Any) -> None:
@@ -46,10 +52,15 @@ class Library:
                     seen.add(self.dtype)
 
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # some functions refuse subclasses
-            run([value.view(Probe) for value in values])
+            call(*(np.asarray(x).view(Probe) for x in natives))
         return min(seen, key=lambda dtype: dtype.itemsize)
 
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     return (str(error).strip() or "no reason given").splitlines()[0][:200]
+
+
+def is_wider(array: np.ndarray) -> bool:
+    """Is it longdouble, or made of such, and longdouble is wider than float64 here?"""
+    return array.dtype.kind in "fc" and array.real.dtype.itemsize > np.dtype(np.float64).itemsize

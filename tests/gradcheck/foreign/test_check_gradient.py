@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import nanograd_llm
 from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.gradcheck import GradientError, assert_gradient, check_gradient
 
+PACKAGE = Path(nanograd_llm.__path__[0])
 R = np.random.default_rng(0)
 X, W, B = R.normal(size=(3, 4)), R.normal(size=(4, 5)), R.normal(size=5)
 
@@ -308,3 +314,11 @@ def test_empty_and_single_numbers_are_checked_too(size: tuple[int, ...]) -> None
     x = np.full(size, 0.5)
     assert check_gradient(np.sin, np.cos, x).passed
     assert check_gradient(np.sin, lambda x: 2 * np.cos(x), x).passed == (x.size == 0)
+
+
+def test_neither_pytorch_nor_jax_is_imported_for_a_function_of_numpy(tmp_path: Path) -> None:
+    for name in ("torch", "jax"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    source = "import numpy as np; from nanograd_llm.gradcheck import *; assert_gradient(np.sin, np.cos, np.ones(3))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])}
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True)

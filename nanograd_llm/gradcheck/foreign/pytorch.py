@@ -1,0 +1,192 @@
+"""Functions of PyTorch: any function of its tensors, a Module with its parameters, a torch.autograd.Function.
+
+The gradient is what PyTorch's autograd computes. Numbers come from the function alone, on complex128 where it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanograd_llm.errors import DtypeError
+from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
+from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
+from nanograd_llm.gradcheck.foreign.library import Library, is_wider
+from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+class Torch(Library):
+    """Tensors. Where some inputs require a gradient only those are checked, else all of floats.
+
+    Each call draws the same random numbers, so that dropout is the same in each.
+    """
+
+    def __init__(self, inputs: Sequence[Any]):
+        self._marked = any(isinstance(x, torch.Tensor) and x.requires_grad for _, x in leaves(list(inputs)))
+        self._random = torch.Generator().manual_seed(0).get_state()
+
+    def is_checked(self, leaf: Any, name: str) -> bool:
+        if not isinstance(leaf, torch.Tensor):
+            return isinstance(leaf, np.ndarray) and super().is_checked(leaf, name)
+        if leaf.is_complex():
+            raise DtypeError(f"{name} is complex; give its real and imaginary parts as float tensors")
+        return leaf.is_floating_point() and (leaf.requires_grad or not self._marked)
+
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        if not isinstance(leaf, torch.Tensor):
+            return np.asarray(leaf)
+        if leaf.dtype in _NARROW:
+            raise DtypeError(f"a tensor is {leaf.dtype}, too coarse to check a gradient; use float64 or float32")
+        return leaf.numpy(force=True)
+
+    def native(self, array: np.ndarray, like: Any) -> Any:
+        if is_wider(array):
+            raise DtypeError(f"PyTorch has no {array.dtype}; use float64")
+        return torch.tensor(array, device=getattr(like, "device", None))
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        dtype, random, threads = torch.get_default_dtype(), torch.get_rng_state(), torch.get_num_threads()
+        torch.set_default_dtype(torch.float64 if self.only is None else torch.float32)
+        torch.set_rng_state(self._random)
+        torch.set_num_threads(1)  # of small arrays, on which threads wait for each other more than they compute
+        try:
+            with warnings.catch_warnings(), _Widening():
+                warnings.filterwarnings("ignore", "Casting complex values to real")  # then differences are taken
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_rng_state(random)
+            torch.set_num_threads(threads)
+
+    def narrowest(self, call: Callable[..., Any], natives: Sequence[Any]) -> np.dtype:
+        seen: set[torch.dtype] = set()
+
+        class Note(TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                result = function(*args, **(kwargs or {}))
+                seen.update(x.dtype for _, x in leaves(result) if isinstance(x, torch.Tensor))
+                return result
+
+        with Note():
+            call(*natives)
+        return np.dtype(np.float32 if seen & {torch.float32, *_NARROW} else np.float64)
+
+
+class _Widening(TorchFunctionMode):
+    """Where an operation refuses operands of float32 and float64, all become float64.
+
+    So a function that refers to float32 tensors, such as weights, can be checked in float64.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return function(*args, **(kwargs or {}))
+        except RuntimeError:
+            tensors = [x for _, x in leaves([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
+            floats = {x.dtype for x in tensors if x.is_floating_point() or x.is_complex()}
+            if len(floats) < 2:
+                raise
+            widest = functools.reduce(torch.promote_types, floats)
+            wide = (x.to(widest) if getattr(x, "dtype", None) in floats else x for _, x in leaves([args, kwargs or {}]))
+            args, kwargs = rebuilt([args, kwargs or {}], wide)
+            return function(*args, **kwargs)
+
+
+class Autograd(Foreign):
+    """The rule is PyTorch's: what its autograd makes of the function.
+
+    The parameters of Modules are checked too: of f itself, of one whose method f is, or that f refers to.
+    """
+
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], library: Library):
+        function = owner_of(f)
+        is_own = isinstance(function, type) and issubclass(function, torch.autograd.Function)
+        self._caller = _Caller(function.apply if is_own else f)
+        parameters = dict(self._caller.named_parameters())
+        checked = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
+        names = _apply_names(function, len(inputs)) if is_own else input_names(f, len(inputs))
+        super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
+        self.names[: len(checked)] = [name.removeprefix("its.").removeprefix("its ") for name in checked]
+        self.label = label(function if is_own else f)
+        self.who = f"the backward of {self.label}"
+
+    def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
+        dtype = torch.get_default_dtype()
+        constants = {
+            name: x.to(dtype if x.is_floating_point() else x.dtype, copy=True) for name, x in self._constants.items()
+        }
+        return torch.func.functional_call(self._caller, {**constants, **parameters}, inputs)
+
+    def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+        with self.library.context():
+            natives = [x.requires_grad_() for x in self.natives(arrays)]
+            result = self.guarded(lambda: self.call(*self.inputs.having(iter(natives))), arrays)
+            both = zip(leaves(result), leaves(self.cotangent(dy, result)))
+            pairs = [(y, v) for (_, y), (_, v) in both if isinstance(y, torch.Tensor) and y.requires_grad]
+            if not pairs:
+                return [np.zeros_like(a) for a in arrays]
+            results, cotangents = zip(*pairs)
+            self._look_at(results, natives)
+            gradients = self.guarded(
+                lambda: torch.autograd.grad(results, natives, cotangents, allow_unused=True), arrays, self.who
+            )
+            return self.gradients(list(gradients), arrays)
+
+    def chosen(self, returned: list[Any]) -> list[Any]:
+        return returned
+
+    def _look_at(self, results: Sequence[torch.Tensor], natives: Sequence[torch.Tensor]) -> None:
+        """Note the torch.autograd.Functions on the way, and the tensors that require a gradient and are not checked."""
+        known, stack = {id(x) for x in natives}, [y.grad_fn for y in results]
+        found: dict[Any, None] = {}
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in found:
+                found[node] = None
+                stack += [following for following, _ in node.next_functions]
+        others = [node.variable for node in found if hasattr(node, "variable") and id(node.variable) not in known]
+        if others:
+            shapes = ", ".join(str(tuple(x.shape)) for x in others[:4])
+            self.notes[f"not checked, as they are no inputs: tensors {shapes}, which require a gradient"] = None
+        own = [node._forward_cls for node in found if isinstance(node, torch.autograd.function.BackwardCFunction)]
+        self.rules = {f"{function.__name__}.backward": function.backward for function in own}
+
+
+class _Caller(torch.nn.Module):
+    """Calls f; holds the Modules that f uses, so that their parameters are known and can be replaced."""
+
+    def __init__(self, f: Callable[..., Any]):
+        super().__init__()
+        self._call = (f,)  # in a tuple: it is no submodule
+        owner = owner_of(f)
+        if isinstance(owner, torch.nn.Module):
+            self.its = owner
+            return
+        inner = inspect.unwrap(getattr(f, "func", f))
+        if inspect.isfunction(inner):
+            variables = inspect.getclosurevars(inner)
+            for name, value in {**variables.globals, **variables.nonlocals}.items():
+                if isinstance(value, torch.nn.Module) and all(value is not module for module in self.children()):
+                    self.add_module(f"its {name}", value)  # no name of an attribute
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._call[0](*inputs)
+
+
+def _apply_names(function: Any, count: int) -> list[str]:
+    """What the forward of a torch.autograd.Function calls its inputs; ctx is none."""
+    has_context = function.setup_context is torch.autograd.Function.setup_context
+    return input_names(function.forward, count + has_context)[has_context:]

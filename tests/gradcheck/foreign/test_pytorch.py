@@ -1,0 +1,203 @@
+"""Functions of PyTorch are handed over as they are: tensors, Modules with their parameters, autograd Functions.
+
+pip install ".[test,parity]" && pytest -m parity tests/gradcheck/foreign
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError
+from nanograd_llm.gradcheck import check_gradient
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    return torch
+
+
+@pytest.fixture(scope="module")
+def x(torch: Any) -> Any:
+    return torch.randn(3, 4)
+
+
+def scaled_square(torch: Any, factor: float) -> Any:
+    """A torch.autograd.Function, x², whose gradient is this many times too large."""
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return factor * 2 * x * dy
+
+    return Square
+
+
+def verdicts(report: Any) -> dict[str, str]:
+    return {finding.name: finding.verdict for finding in report.findings}
+
+
+def test_a_wrong_function_that_torch_passes_in_fast_mode_is_caught(torch: Any) -> None:
+    class Softmax(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            e = torch.exp(x - x.max() if not x.is_complex() else x)
+            y = e / e.sum()
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx, dy):
+            (y,) = ctx.saved_tensors
+            return 2 * y * (dy - (dy * y).sum())
+
+    x = torch.randn(1000, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Softmax.apply, (x,), fast_mode=True)
+    report = check_gradient(Softmax, x)
+    assert verdicts(report) == {"x": "wrong"}
+    assert "looks like: off by the factor 2" in str(report)
+    (culprit,) = report.culprits
+    assert culprit.place == "computed by Softmax.backward" and "test_pytorch.py:" in culprit.rule
+
+
+@pytest.mark.parametrize("form", ["the class", "its apply", "a function"])
+@pytest.mark.parametrize("factor", [1, 1 + 1e-9])
+def test_an_autograd_function_is_checked_by_complex_step(torch: Any, x: Any, form: str, factor: float) -> None:
+    square = scaled_square(torch, factor)
+    f = {
+        "the class": square,
+        "its apply": square.apply,
+        "a function": lambda x: square.apply(x).sum(dim=0),
+    }
+    report = check_gradient(f[form], x)
+    assert verdicts(report) == {"x": "right" if factor == 1 else "wrong"}
+    assert report.findings[0].method == "complex step"
+    assert [culprit.place for culprit in report.culprits] == ["computed by Square.backward"] * (factor != 1)
+
+
+def test_the_parameters_of_a_module_are_checked_and_named(torch: Any, x: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    model[2].bias.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    report = check_gradient(model, x)
+    assert report.passed
+    assert set(verdicts(report)) == {"0.weight", "0.bias", "2.weight", "input"}
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32 and torch.equal(p, before[name]) and p.grad is None
+
+
+def test_the_modules_that_a_function_or_method_uses_are_found(torch: Any, x: Any) -> None:
+    model = torch.nn.Linear(4, 2)
+    assert set(verdicts(check_gradient(lambda x: model(x).sum(), x))) == {"model.weight", "model.bias", "x"}
+
+    class Regression(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 1)
+
+        def loss(self, x, target):
+            return ((self.inner(x) - target) ** 2).mean()
+
+    report = check_gradient(Regression().loss, x, torch.zeros(3, 1, dtype=torch.int64))
+    assert report.passed and set(verdicts(report)) == {"inner.weight", "inner.bias", "x"}
+
+
+def test_a_parameter_that_no_gradient_reaches_is_wrong(torch: Any, x: Any) -> None:
+    class Cut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)).detach())
+
+    report = check_gradient(Cut(), x)
+    wrong = {name for name, verdict in verdicts(report).items() if verdict == "wrong"}
+    assert wrong == {"a.weight", "a.bias", "x"}
+    assert "no gradient arrives at all" in str(report)
+
+
+def test_layers_that_refuse_complex_numbers_are_checked_by_differences(torch: Any, x: Any) -> None:
+    report = check_gradient(torch.nn.LayerNorm(4), x)
+    assert report.passed and {finding.method for finding in report.findings} == {"differences"}
+
+
+def test_dropout_and_batch_statistics_are_checked_while_training_and_leave_the_module_as_it_was(torch: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    state = torch.get_rng_state()
+    assert check_gradient(model, torch.randn(3, 2, generator=torch.Generator().manual_seed(1))).passed
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model[1].running_mean, torch.zeros(3)) and model[1].num_batches_tracked == 0
+
+
+def test_an_embedding_has_only_parameters_to_check(torch: Any) -> None:
+    assert verdicts(check_gradient(torch.nn.Embedding(5, 3), torch.tensor([0, 2, 0]))) == {"weight": "right"}
+
+
+def test_inputs_that_require_a_gradient_are_checked_and_others_are_constants(torch: Any, x: Any) -> None:
+    target = torch.zeros(3, 4)
+    report = check_gradient(torch.nn.functional.mse_loss, x.clone().requires_grad_(), target)
+    assert verdicts(report) == {"input": "right"}
+    assert set(verdicts(check_gradient(torch.nn.functional.mse_loss, x, target))) == {"input", "target"}
+
+
+def test_numpy_arrays_may_be_given_to_a_module(torch: Any) -> None:
+    assert check_gradient(torch.nn.Linear(4, 2), np.ones((3, 4))).passed
+
+
+def test_weights_in_float32_that_a_function_refers_to_are_no_obstacle(torch: Any, x: Any) -> None:
+    w = torch.randn(4, 2)
+    report = check_gradient(lambda x: torch.tanh(x @ w), x)
+    assert report.passed and report.findings[0].method == "complex step"
+
+
+def test_the_rounding_of_float32_inside_a_function_is_no_mistake_and_hides_no_large_one(torch: Any, x: Any) -> None:
+    def narrow(f):
+        return lambda x: f(x.float()).double()
+
+    assert "wrong" not in verdicts(check_gradient(narrow(torch.tanh), x[:1], jacobian=0)).values()
+    wrong = scaled_square(torch, 1.01).apply
+    assert verdicts(check_gradient(narrow(wrong), x[:1], jacobian=0)) == {"x": "wrong"}
+
+
+def test_tensors_that_require_a_gradient_but_are_not_inputs_are_named(torch: Any, x: Any) -> None:
+    w = torch.randn(4, 2, requires_grad=True)
+    (note,) = [note for note in check_gradient(lambda x: x @ w, x).notes if "no inputs" in note]
+    assert "(4, 2)" in note
+
+
+def test_a_gradient_by_hand_may_be_given_for_tensors(torch: Any, x: Any) -> None:
+    assert check_gradient(torch.sin, torch.cos, x).passed
+    assert check_gradient(torch.sin, x, vjp=lambda dy, x: dy * torch.cos(x)).passed
+    assert not check_gradient(torch.sin, x, vjp=lambda dy, x: dy * torch.cos(2 * x)).passed
+
+
+def test_results_of_several_parts_are_checked_and_whole_numbers_among_them_left_out(torch: Any, x: Any) -> None:
+    assert check_gradient(lambda x: x.max(dim=1), x).passed
+    assert check_gradient(torch.nn.GRU(4, 2), torch.randn(2, 1, 4)).passed
+
+
+def test_what_cannot_be_checked_is_one_clear_error(torch: Any, x: Any) -> None:
+    with pytest.raises(DtypeError, match=r"returned an array of torch.int64 \(\); a function to check returns"):
+        check_gradient(lambda x: x.argmax(), x)
+    with pytest.raises(DtypeError, match="bfloat16, too coarse to check a gradient; use float64 or float32"):
+        check_gradient(lambda x: x.bfloat16(), x)
+    with pytest.raises(GraphError, match="no input to check"):
+        check_gradient(torch.sin, torch.arange(3))
+    Narrow = type("Narrow", (scaled_square(torch, 1),), {"backward": staticmethod(lambda ctx, dy: dy[:2])})
+    with pytest.raises(NanogradError, match=r"the backward of Narrow raised RuntimeError: .*got \[2, 4\] but expected"):
+        check_gradient(Narrow, x)
+    report = check_gradient(lambda x: x.mul_(2), x)
+    assert "writes into x, which belongs to its caller" in report.problems[0]
