@@ -133,7 +133,7 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     if not callable(f) and not is_layer(f):
         raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}")
     names = input_names(f, len(inputs))
-    library, autograd = _library([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
+    library, autograd = library_of([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))
     owner = getattr(f, "__self__", None)
     if is_layer(owner) and f == owner.forward and rule == owner.backward:  # type: ignore[union-attr]
@@ -141,7 +141,7 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     if rule is None and is_layer(f):
         return Layer(f, inputs, names, library)
     if rule is None and autograd is None:
-        library, autograd = _library([f(*inputs)], inputs)  # a function of NumPy arrays that computes in JAX
+        library, autograd = library_of([f(*inputs)], inputs)  # a function of NumPy arrays that computes in JAX
     if rule is None and autograd is not None:
         return autograd(f, inputs, library)
     if rule is None:
@@ -155,7 +155,7 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     return kind(f, inputs, names, library, rule)
 
 
-def _library(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Library, Callable[..., Foreign] | None]:
+def library_of(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Library, Callable[..., Foreign] | None]:
     """The library that one of these values belongs to, and the class of functions that it differentiates itself."""
     types = [x if isinstance(x, type) else type(x) for x in values]
     packages = {base.__module__.partition(".")[0] for kind in types for base in kind.__mro__}

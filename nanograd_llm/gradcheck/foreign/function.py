@@ -131,6 +131,8 @@ class Foreign:
         except NanogradError:
             raise
         except Exception as error:
+            if any(np.iscomplexobj(a) for a in arrays):  # only a reason for differences
+                raise NanogradError(f"{type(error).__name__}: {first_line(error)}") from error
             what = f"{who or self.label} raised {type(error).__name__}: {first_line(error)}"
             came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in zip(self.names, arrays))
             raise NanogradError(f"{what} (it got {came})") from error

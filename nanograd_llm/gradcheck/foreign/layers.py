@@ -41,6 +41,7 @@ class Layer(Foreign):
         self.names[: len(self._parameters)] = self._parameters
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
+        self.rules = {self.who: layer.backward}
         if self._constants:
             names = ", ".join(self._constants[:4])
             self.notes[f"{self.who} stores no gradient for {names}: not checked"] = None
@@ -63,33 +64,33 @@ class Layer(Foreign):
     def _found(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """The layer's parameters by name, and in `_places` where each and its gradient lie; found by one call."""
         layer = copy.deepcopy(self.layer)
-        before = dict(_float_arrays(layer))
+        before = dict(float_arrays(layer))
         try:
             result = layer.forward(*copy.deepcopy(inputs))
-            used = {path: a for path, a in before.items() if _get(layer, path) is a}  # others are what forward stores
+            used = {path: a for path, a in before.items() if get_at(layer, path) is a}  # others are what forward stores
             returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(_ones(result))
         except Exception as error:
             what = f"{type(layer).__name__} raised {type(error).__name__}"
             raise NanogradError(f"{what}: {first_line(error)}") from error
-        after = [path for path, _ in _float_arrays(layer)]
+        after = [path for path, _ in float_arrays(layer)]
         for path, a in used.items():
             gradient = next((place for place in after if _is_gradient_of(place, path)), None)
             if gradient is not None and not any(a is used[other] for other, _ in self._places.values()):
-                self._places[_name(layer, path)] = path, gradient
+                self._places[path_name(layer, path)] = path, gradient
         extra = len(returned) - len(inputs) if isinstance(returned, (tuple, list)) else 0
         if not self._places and 0 < extra == len(used):
-            self._places = {_name(layer, path): (path, None) for path in used}
+            self._places = {path_name(layer, path): (path, None) for path in used}
         matched = {id(used[path]) for path, _ in self._places.values()}
         gradients = [gradient for _, gradient in self._places.values()]
         self._constants = [
-            _name(layer, path) for path, a in used.items() if id(a) not in matched and path not in gradients
+            path_name(layer, path) for path, a in used.items() if id(a) not in matched and path not in gradients
         ]
         return {name: used[path] for name, (path, _) in self._places.items()}
 
     def _with(self, parameters: dict[str, Any]) -> Any:
         """A copy of the layer with these parameters, and with gradients that are zero."""
         layer = copy.deepcopy(self.layer)
-        arrays = dict(_float_arrays(layer))
+        arrays = dict(float_arrays(layer))
         new = {}
         for name, (path, gradient) in self._places.items():
             new[id(arrays[path])] = parameters[name]
@@ -97,13 +98,13 @@ class Layer(Foreign):
                 new[id(arrays[gradient])] = np.zeros_like(parameters[name])
         for path, a in arrays.items():
             if id(a) in new:
-                _set(layer, path, new[id(a)])
+                set_at(layer, path, new[id(a)])
         return layer
 
     def chosen(self, returned: tuple[Any, Any]) -> list[Any]:
         """The gradients that the layer stored, and those of the inputs, which backward returned."""
         layer, returned = returned
-        stored = [_get(layer, place) for _, place in self._places.values() if place is not None]
+        stored = [get_at(layer, place) for _, place in self._places.values() if place is not None]
         if len(stored) < len(self._places):  # returned behind those of the inputs
             count = len(returned) - len(self._places)
             stored, returned = list(returned[count:]), returned[:count]
@@ -139,24 +140,24 @@ def _parts(value: Any) -> list[tuple[str | int, Any]]:
     return list(vars(value).items()) if hasattr(value, "__dict__") and not callable(getattr(value, "mro", None)) else []
 
 
-def _float_arrays(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, np.ndarray]]:
+def float_arrays(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, np.ndarray]]:
     """Every float array in an object's attributes, in its lists, dicts and objects, and where it lies."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind == "f":
             yield path, value
     elif id(value) not in seen:
         for key, part in _parts(value):
-            yield from _float_arrays(part, (*path, key), seen | {id(value)})
+            yield from float_arrays(part, (*path, key), seen | {id(value)})
 
 
-def _get(value: Any, path: Path) -> Any:
+def get_at(value: Any, path: Path) -> Any:
     for key in path:
         value = dict(_parts(value)).get(key)
     return value
 
 
-def _set(value: Any, path: Path, new: Any) -> None:
-    owner = _get(value, path[:-1])
+def set_at(value: Any, path: Path, new: Any) -> None:
+    owner = get_at(value, path[:-1])
     if isinstance(owner, (dict, list)):
         owner[path[-1]] = new  # type: ignore[index]
     else:
@@ -186,8 +187,8 @@ def _names_gradient(g: str | int, p: str | int) -> bool:
     return g in forms or (g in _GRADIENTS and p in _PARAMETERS)
 
 
-def _name(layer: Any, path: Path) -> str:
+def path_name(layer: Any, path: Path) -> str:
     """`layers[0].params['W']`"""
-    owners = [_get(layer, path[:i]) for i in range(len(path))]
+    owners = [get_at(layer, path[:i]) for i in range(len(path))]
     steps = [f"[{key!r}]" if isinstance(owner, (dict, list)) else f".{key}" for owner, key in zip(owners, path)]
     return "".join(steps).removeprefix(".")

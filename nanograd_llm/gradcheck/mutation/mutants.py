@@ -31,8 +31,8 @@ _PARTS = 7  # the most parts that a cotangent is cut into, a prime; each costs a
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One call of a rule. shown: an input that the mistake needs to see, whether or not the rule does."""
+class Call:
+    """One call of a rule. shown: an input that the mistake needs, even if the rule does not receive it."""
 
     rule: Callable[..., Any]
     dy: Any
@@ -53,20 +53,28 @@ class _Call:
         return self.on(_masked(self.dy, mask), self.saved)
 
 
-_Mistake = Callable[[_Call], list[Any]]
+Mistake = Callable[[Call], list[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Mutant:
-    """One mistake in the rule of one op. sharp: only a check exact to rounding can notice it."""
+    """One mistake in the rule of one op (or BackwardRule). sharp: only a check exact to rounding can notice it."""
 
-    op: Op
+    op: Any
     name: str
     description: str
     sharp: bool
-    _mistake: _Mistake = field(repr=False)
+    _mistake: Mistake = field(repr=False)
     _place: int | None  # of the gradient with the mistake, among those of the rule; None where all have it
-    _shown: str = ""  # name of the input that the mistake needs to see
+    _shown: str = ""  # name of the input that the mistake needs
+
+    def gradients(self, call: Call) -> list[Any]:
+        """What the rule gives in this call with the mistake."""
+        with np.errstate(all="ignore"):
+            wrong = self._mistake(call)
+        if self._place is None:
+            return wrong
+        return [wrong[i] if i == self._place else g for i, g in enumerate(call.gradients)]
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -77,14 +85,10 @@ class Mutant:
 
         @functools.wraps(rule)
         def mistaken(dy: Any, *saved: Any) -> tuple[Any, ...]:
-            call = _Call(rule, dy, saved[: len(plan)], *saved[len(plan) :])
+            call = Call(rule, dy, saved[: len(plan)], *saved[len(plan) :])
             if self._shown and len(saved) == len(plan):
                 return tuple(call.gradients)  # recorded before the mistake was planted
-            with np.errstate(all="ignore"):
-                wrong = self._mistake(call)
-            if self._place is None:
-                return tuple(wrong)
-            return tuple(wrong[i] if i == self._place else g for i, g in enumerate(call.gradients))
+            return tuple(self.gradients(call))
 
         op.rule = mistaken
         op._plan = [*plan, op._resolve(self._shown)] if self._shown else plan
@@ -97,7 +101,7 @@ class Mutant:
 def scaled(op: Op, factor: Any, place: int | None = None) -> Mutant:
     """The gradient at this place, or every gradient of the op, times a factor."""
 
-    def mistake(call: _Call) -> list[Any]:
+    def mistake(call: Call) -> list[Any]:
         return [g if g is None or place not in (None, i) else g * factor for i, g in enumerate(call.gradients)]
 
     return Mutant(op, "scaled", "is multiplied by a factor", True, mistake, None)
@@ -118,12 +122,20 @@ def mutants(op: Op) -> list[Mutant]:
     if not op.samples:
         drawn = sorted(drawn, key=lambda case: -case.size)[:_CASES]
     right = [gradients_of(op, case) for case in drawn]
-    known, found = [np.zeros(sum(g.size for gradients in right for g in gradients))], []
+    changes = []
     for mutant in _conceivable(op):
         with mutant.planted():
-            change = _change(right, [gradients_of(op, case) for case in drawn])
-        if change is not None and all(np.abs(change - other).max(initial=0) > _VISIBLE for other in known):
-            known.append(change)
+            changes.append((mutant, change(right, [gradients_of(op, case) for case in drawn])))
+    return distinct(changes)
+
+
+def distinct(changes: Sequence[tuple[Mutant, np.ndarray | None]]) -> list[Mutant]:
+    """The mutants that change a gradient visibly, and not as an earlier one does; changes: see `change`."""
+    known: list[Any] = [0.0]
+    found = []
+    for mutant, by in changes:
+        if by is not None and all(np.abs(by - other).max(initial=0) > _VISIBLE for other in known):
+            known.append(by)
             found.append(mutant)
     return found
 
@@ -142,7 +154,7 @@ def gradients_of(op: Op, case: Case) -> list[np.ndarray]:
         return []
 
 
-def _change(right: list[list[np.ndarray]], wrong: list[list[np.ndarray]]) -> np.ndarray | None:
+def change(right: Sequence[Sequence[np.ndarray]], wrong: Sequence[Sequence[np.ndarray]]) -> np.ndarray | None:
     """By how much a mistake changes each gradient, in units of its largest entry; None where it makes a NaN."""
     changes = [np.zeros(0)]
     for gradients, mistaken in zip(right, wrong):
@@ -155,26 +167,48 @@ def _change(right: list[list[np.ndarray]], wrong: list[list[np.ndarray]]) -> np.
     return np.concatenate(changes)
 
 
+def in_any_gradient() -> list[tuple[str, str, Mistake]]:
+    """Mistakes that do not depend on the cotangent: a title, what they do in words, and how."""
+    return [
+        ("scaled by 1 + 1e-9", "is 1 + 1e-9 times what it should be", _each(lambda g: g * (1 + 1e-9))),
+        ("factor 2", "is twice what it should be", _each(lambda g: g * 2)),
+        ("sign", "has the wrong sign", _each(lambda g: -g)),
+        ("dropped", "is zero", _each(lambda g: g * 0)),
+        ("transposed", "has its numbers in transposed order", _each(_transposed)),
+        ("last lost", "is zero in the last slice", _each(_without_last)),
+        ("shifted", "is shifted by one place", _each(_shifted)),
+    ]
+
+
+def from_any_cotangent() -> list[tuple[str, str, Mistake]]:
+    """Mistakes in what a rule makes of its cotangent, whatever its shape."""
+    return [
+        ("upstream ignored", "is that for a cotangent of ones", _of_ones),
+        ("= for +=", "has the last of several contributions instead of their sum", _overwritten),
+    ]
+
+
+def from_cotangent_of_same_shape() -> list[tuple[str, str, Mistake]]:
+    """Mistakes where a gradient has the shape of the cotangent."""
+    return [
+        ("cross terms dropped", "takes for each entry only what its own place of y gives it", _own_terms),
+        ("n-1", "has n-1 for n in a mean over the last axis", _cross_terms_over_n_minus_1),
+    ]
+
+
+def not_summed(name: str) -> tuple[str, str, Mistake]:
+    """The mistake of an input that was broadcast; the call shows an array of its shape."""
+    words = f"has the first slice instead of the sum where {name} was broadcast"
+    return "no broadcast sum", words, _first_slice
+
+
 def _conceivable(op: Op) -> Iterator[Mutant]:
-    """Every mistake that has a meaning for the op's signature, whether or not it changes anything."""
+    """Every mistake that has a meaning for the op's signature, even if it changes nothing."""
     line = op.shape_line
     for place, name in enumerate(op.differentiable):
-        mistakes: list[tuple[str, str, _Mistake]] = [
-            ("scaled by 1 + 1e-9", "is 1 + 1e-9 times what it should be", _each(lambda g: g * (1 + 1e-9))),
-            ("factor 2", "is twice what it should be", _each(lambda g: g * 2)),
-            ("sign", "has the wrong sign", _each(lambda g: -g)),
-            ("dropped", "is zero", _each(lambda g: g * 0)),
-            ("transposed", "has its numbers in transposed order", _each(_transposed)),
-            ("last lost", "is zero in the last slice", _each(_without_last)),
-            ("shifted", "is shifted by one place", _each(_shifted)),
-            ("upstream ignored", "is that for a cotangent of ones", _of_ones),
-            ("= for +=", "has the last of several contributions instead of their sum", _overwritten),
-        ]
+        mistakes = in_any_gradient() + from_any_cotangent()
         if line.inputs[name] == line.output:
-            mistakes += [
-                ("cross terms dropped", "takes for each entry only what its own place of y gives it", _own_terms),
-                ("n-1", "has n-1 for n in a mean over the last axis", _cross_terms_over_n_minus_1),
-            ]
+            mistakes += from_cotangent_of_same_shape()
         elif line.output == ["* - axis"] or line.output == line.inputs[name][: len(line.output)]:
             mistakes.append(("n-1", "has n-1 for n in a mean over what is reduced", _each_over_n_minus_1))
         for title, words, mistake in mistakes:
@@ -182,23 +216,23 @@ def _conceivable(op: Op) -> Iterator[Mutant]:
             sharp = title.startswith("scaled")
             yield Mutant(op, f"{name}: {title}", f"the gradient of {name} {words}", sharp, mistake, where)
         if not op.variadic and line.output != ["?"]:
-            words = f"the gradient of {name} has the first slice instead of the sum where {name} was broadcast"
-            yield Mutant(op, f"{name}: no broadcast sum", words, False, _first_slice, place, name)
+            title, words, mistake = not_summed(name)
+            yield Mutant(op, f"{name}: {title}", f"the gradient of {name} {words}", False, mistake, place, name)
     for place, (kind, key) in enumerate(op._plan):
         if kind in ("y", "kept") or (kind == "input" and not op.variadic):
             name = op.inputs[key] if kind == "input" else key or "y"
             words = f"the terms of the rule that have {name} as a factor are dropped"
-            yield Mutant(op, f"terms with {name} dropped", words, False, functools.partial(_without_saved, place), None)
+            yield Mutant(op, f"terms with {name} dropped", words, False, functools.partial(without_saved, place), None)
     if not op.variadic:
         for place, (a, b) in enumerate(zip(op.differentiable, op.differentiable[1:])):
             words = f"{a} gets the gradient of {b}, and {b} that of {a}"
-            yield Mutant(op, f"{a} and {b} exchanged", words, False, functools.partial(_exchanged, place), None)
+            yield Mutant(op, f"{a} and {b} exchanged", words, False, functools.partial(exchanged, place), None)
 
 
 # What follows is written in ops and operators, which take arrays as well as the Tensors of `higher_order()`.
 
 
-def _each(change: Callable[[Any], Any]) -> _Mistake:
+def _each(change: Callable[[Any], Any]) -> Mistake:
     return lambda call: [None if g is None else change(g) for g in call.gradients]
 
 
@@ -218,7 +252,7 @@ def _shifted(g: Any) -> Any:
     return ops.getitem(g, index=(slice(None),) * axis + (np.roll(np.arange(g.shape[axis]), 1),))
 
 
-def _of_ones(call: _Call) -> list[Any]:
+def _of_ones(call: Call) -> list[Any]:
     return call.on(_like(call.dy, np.ones_like), call.saved)
 
 
@@ -228,7 +262,7 @@ def _parts(shape: tuple[int, ...]) -> list[np.ndarray]:
     return [lines % _PARTS == part for part in np.unique(lines % _PARTS)]
 
 
-def _overwritten(call: _Call) -> list[Any]:
+def _overwritten(call: Call) -> list[Any]:
     """Written by each part of the cotangent in turn, wherever that part has a say."""
     written = [None if g is None else g * 0 for g in call.gradients]
     for part in _parts(call.dy.shape):
@@ -237,7 +271,7 @@ def _overwritten(call: _Call) -> list[Any]:
     return written
 
 
-def _first_slice(call: _Call) -> list[Any]:
+def _first_slice(call: Call) -> list[Any]:
     """From a cotangent that is zero but in the first slice of the axes that the input was repeated over."""
     shape = np.shape(array_of(call.shown))
     absent = call.dy.ndim - len(shape)
@@ -249,7 +283,7 @@ def _first_slice(call: _Call) -> list[Any]:
     return call.where(kept)
 
 
-def _own_terms(call: _Call) -> list[Any]:
+def _own_terms(call: Call) -> list[Any]:
     """What each entry of a gradient owes to the entry of the cotangent at its own place, if both have one shape."""
     own = list(call.gradients)
     for part in _parts(call.dy.shape):
@@ -259,7 +293,7 @@ def _own_terms(call: _Call) -> list[Any]:
     return own
 
 
-def _cross_terms_over_n_minus_1(call: _Call) -> list[Any]:
+def _cross_terms_over_n_minus_1(call: Call) -> list[Any]:
     n = call.dy.shape[-1] if call.dy.ndim else 1
     if n < 2:
         return call.gradients
@@ -267,12 +301,12 @@ def _cross_terms_over_n_minus_1(call: _Call) -> list[Any]:
     return [None if g is None else own + (g - own) * (n / (n - 1)) for g, own in pairs]
 
 
-def _each_over_n_minus_1(call: _Call) -> list[Any]:
+def _each_over_n_minus_1(call: Call) -> list[Any]:
     sizes = [g.size // max(1, call.dy.size) if g is not None else 0 for g in call.gradients]
     return [g * (n / (n - 1)) if n > 1 else g for g, n in zip(call.gradients, sizes)]
 
 
-def _without_saved(place: int, call: _Call) -> list[Any]:
+def without_saved(place: int, call: Call) -> list[Any]:
     """What the rule saved at this place is taken for zero, where it is an array of floats."""
     value = call.saved[place]
     if not is_array(array_of(value)) or array_of(value).dtype.kind != "f":
@@ -280,7 +314,7 @@ def _without_saved(place: int, call: _Call) -> list[Any]:
     return call.on(call.dy, [*call.saved[:place], _like(value, np.zeros_like), *call.saved[place + 1 :]])
 
 
-def _exchanged(place: int, call: _Call) -> list[Any]:
+def exchanged(place: int, call: Call) -> list[Any]:
     gradients = list(call.gradients)
     gradients[place], gradients[place + 1] = gradients[place + 1], gradients[place]
     return gradients

@@ -24,6 +24,7 @@ from _pytest.runner import runtestprotocol
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.mutation.backward_rules import BackwardRule, backward_rules
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.settings import nearest
 
@@ -33,10 +34,10 @@ _LISTED = 5  # tests named for an op
 
 
 @dataclass
-class _OpScore:
-    """One op. tests: those that run its rule, in the order to try them in."""
+class _Score:
+    """One op, or one function that a user named. tests: those that run its rule, in the order to try them in."""
 
-    op: Op
+    op: Op | BackwardRule
     mutants: list[Mutant]
     tests: list[pytest.Item] = field(default_factory=list)
     survivors: list[Mutant] = field(default_factory=list)
@@ -53,9 +54,9 @@ class GradientMutants:
         self.wanted: str = config.getoption("--gradient-mutants")
         self.with_sharp: bool = config.getoption("--gradient-mutants-sharp")
         self.least: float = config.getoption("--gradient-mutants-min") or 0.0
-        self.scores: list[_OpScore] = []
+        self.scores: list[_Score] = []
         self.state = "not scored: the tests did not run to their end"
-        self._reached: dict[pytest.Item, set[Op]] = {}
+        self._reached: dict[pytest.Item, set[Op | BackwardRule]] = {}
         self._seconds: dict[pytest.Item, float] = {}
         self._running: pytest.Item | None = None
         self._is_planted = False
@@ -66,7 +67,7 @@ class GradientMutants:
             raise pytest.UsageError("--gradient-mutants runs the tests one by one in this process; leave out -n")
         if config.getoption("usepdb"):
             raise pytest.UsageError("--gradient-mutants makes tests fail on purpose; leave out --pdb")
-        if self.wanted not in registry and os.path.exists(self.wanted):
+        if self.wanted not in (*registry, *backward_rules) and os.path.exists(self.wanted):
             raise pytest.UsageError(
                 f"--gradient-mutants takes names of ops, and {self.wanted!r} is a path; write "
                 f"--gradient-mutants=own {self.wanted}"
@@ -76,12 +77,15 @@ class GradientMutants:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
         if session.config.option.collectonly or not session.items:
             return (yield)
-        self.scores = [_OpScore(op, self._mutants_of(op)) for op in self._chosen()]
-        if not any(score.mutants for score in self.scores):
+        self.scores = [_Score(op, self._mutants_of(op)) for op in self._chosen()]
+        if not any(score.mutants or isinstance(score.op, BackwardRule) for score in self.scores):
             names = ", ".join(score.op.name for score in self.scores)
             raise pytest.UsageError(f"there is no mistake to plant: none changes a gradient of {names}")
         with self._noting_who_runs_what():
             result = yield
+        for score in self.scores:
+            if isinstance(score.op, BackwardRule):
+                score.mutants = self._without_sharp(score.op.mutants())
         if session.testsfailed:
             self.state = "not scored: there are tests that fail without any mistake planted; they must pass first"
             return result
@@ -122,7 +126,10 @@ class GradientMutants:
         width = max(len(score.op.name) for score in self.scores)
         for score in self.scores:
             of = f"{score.op.name.ljust(width)}  {score.noticed} of {len(score.mutants)} mistakes noticed"
-            if not score.mutants:
+            if isinstance(score.op, BackwardRule) and not score.mutants:
+                traced = "it was only called where numbers are not known, as inside jax.jit"
+                terminalreporter.write_line(f"{of}: {traced if score.op.is_traced else 'no test calls it'}", red=True)
+            elif not score.mutants:
                 terminalreporter.write_line(f"{of}: none changes its gradient on the inputs drawn for it")
             elif not score.tests:
                 terminalreporter.write_line(f"{of}: no test runs its rule", red=True)
@@ -141,39 +148,45 @@ class GradientMutants:
             line += f", below the {self.least:g} % of --gradient-mutants-min"
         terminalreporter.write_line(line, bold=True)
 
-    def _chosen(self) -> list[Op]:
-        """The ops that the option names; by now the tests have imported whatever registers some."""
+    def _chosen(self) -> list[Op | BackwardRule]:
+        """What the option names; by now the tests have imported the modules that declare it."""
+        known: dict[str, Op | BackwardRule] = {**registry, **backward_rules}
         if self.wanted == "all":
-            return list(registry.values())
+            return list(known.values())
         if self.wanted == "own":
-            own = [op for op in registry.values() if op.__module__.partition(".")[0] != "nanograd_llm"]
+            own = [op for op in known.values() if _module_of(op).partition(".")[0] != "nanograd_llm"]
             if not own:
                 raise pytest.UsageError(
-                    "these tests register no op of their own; name those to plant mistakes in, such as "
-                    "--gradient-mutants=softmax,layernorm, or pass --gradient-mutants=all"
+                    "these tests declare no op and no @backward_rule of their own; name ops to plant mistakes in, such "
+                    "as --gradient-mutants=softmax,layernorm, or pass --gradient-mutants=all"
                 )
             return own
-        chosen: list[Op] = []
+        chosen: list[Op | BackwardRule] = []
         for name in dict.fromkeys(name.strip() for name in self.wanted.split(",")):
-            if not (keys := keys_of(name, registry)):
-                near = nearest(name, [*registry, "own", "all"])
+            if not (keys := keys_of(name, known)):
+                near = nearest(name, [*known, "own", "all"])
                 hint = f"; did you mean {near!r}?" if near else ""
-                raise pytest.UsageError(f"--gradient-mutants: there is no op {name!r}{hint}")
-            chosen += [registry[key] for key in keys]
+                raise pytest.UsageError(f"--gradient-mutants: there is no op or @backward_rule {name!r}{hint}")
+            chosen += [known[key] for key in keys]
         return chosen
 
-    def _mutants_of(self, op: Op) -> list[Mutant]:
+    def _mutants_of(self, op: Op | BackwardRule) -> list[Mutant]:
+        if isinstance(op, BackwardRule):
+            return []  # they are known when the tests have called it
         try:
-            return [mutant for mutant in mutants(op) if self.with_sharp or not mutant.sharp]
+            return self._without_sharp(mutants(op))
         except NanogradError as error:
             message = f"--gradient-mutants: {error}; or leave {op.name} out, by naming the others"
             raise pytest.UsageError(message) from None
 
+    def _without_sharp(self, found: list[Mutant]) -> list[Mutant]:
+        return [mutant for mutant in found if self.with_sharp or not mutant.sharp]
+
     @contextlib.contextmanager
     def _noting_who_runs_what(self) -> Iterator[None]:
-        rules: dict[Op, Any] = {score.op: score.op.rule for score in self.scores}
+        rules: dict[Any, Any] = {score.op: score.op.rule for score in self.scores}
         for op, rule in rules.items():
-            op.rule = self._noting(op, rule)
+            op.rule = self._noting(op, op.observed if isinstance(op, BackwardRule) else rule)
         try:
             yield
         finally:
@@ -183,12 +196,12 @@ class GradientMutants:
             tests = [item for item, ops in self._reached.items() if score.op in ops]
             score.tests = sorted(tests, key=self._seconds.__getitem__)
 
-    def _noting(self, op: Op, rule: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting(self, op: Op | BackwardRule, rule: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(rule)
-        def noted(*args: Any) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
             if self._running is not None:
                 self._reached.setdefault(self._running, set()).add(op)
-            return rule(*args)
+            return rule(*args, **kwargs)
 
         return noted
 
@@ -221,7 +234,11 @@ class GradientMutants:
 
     def _percent(self) -> float:
         noticed, total = self._noticed()
-        return 100 * noticed / total
+        return 100 * noticed / total if total else 0.0
+
+
+def _module_of(op: Op | BackwardRule) -> str:
+    return op.function.__module__ if isinstance(op, BackwardRule) else op.__module__
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from nanograd_llm.autograd.op import keys_of
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.gradcheck.mutation import pytest_plugin
+from nanograd_llm.gradcheck.mutation.backward_rules import backward_rules
 
 pytest_plugins = ["pytester"]
 
@@ -34,6 +36,46 @@ STRONG = """
 def test_strong():
     assert_gradients(soft, X)
 """
+FUNCTIONS = """
+import numpy as np
+from nanograd_llm.gradcheck import assert_gradient, backward_rule
+
+X, W = np.arange(6.0).reshape(2, 3) / 5, np.cos(np.arange(12.0)).reshape(3, 4)
+
+class Linear:
+    def __init__(self):
+        self.W, self.b = W.copy(), W[0].copy()
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    @backward_rule
+    def backward(self, dout):
+        self.dW = self.x.T @ dout
+        self.db = dout.sum(axis=0)
+        return dout @ self.W.T
+
+@backward_rule(cotangent=None)
+def slope(x):
+    return 1 - np.tanh(x) ** 2
+"""
+STRONG_FUNCTIONS = """
+def test_layer():
+    assert_gradient(Linear(), X)
+
+def test_slope():
+    assert_gradient(np.tanh, slope, X)
+"""
+WEAK_FUNCTIONS = """
+def test_layer():
+    layer = Linear()
+    layer.forward(X)
+    assert layer.backward(np.ones((2, 4))).shape == X.shape and layer.dW[0, 0] > 0
+
+def test_slope():
+    assert (slope(X) > 0).all()
+"""
 WEAK = """
 def test_weak():
     x = ng.Tensor(X, requires_grad=True)
@@ -46,17 +88,19 @@ MISTAKES = 9  # in the rule of soft, without the small one
 @pytest.fixture(autouse=True)
 def only_the_package_has_ops():
     """The tests that run inside this one register their ops in the same registry."""
-    before = dict(registry)
+    before, rules_before = dict(registry), dict(backward_rules)
     remove_others()
     yield
     remove_others()
     registry.update(before)
+    backward_rules.update(rules_before)
 
 
 def remove_others():
     for name, op in [*registry.items()]:
         if not op.__module__.startswith("nanograd_llm."):
             del registry[name]
+    backward_rules.clear()
 
 
 @pytest.fixture
@@ -228,9 +272,17 @@ def test_without_the_option_nothing_happens(score):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (SOFT + STRONG, ["--gradient-mutants=sofmax"], "there is no op 'sofmax'; did you mean 'softmax'?"),
+        (
+            SOFT + STRONG,
+            ["--gradient-mutants=sofmax"],
+            "no op or @backward_rule 'sofmax'; did you mean 'softmax'?",
+        ),
         (SOFT + STRONG, ["--gradient-mutants", "."], "'.' is a path; write --gradient-mutants=own ."),
-        ("def test_x(): pass", ["--gradient-mutants"], "these tests register no op of their own; name those"),
+        (
+            "def test_x(): pass",
+            ["--gradient-mutants"],
+            "these tests declare no op and no @backward_rule of their own;",
+        ),
         (SOFT + STRONG, ["--gradient-mutants", "--gradient-mutants-min=101"], "a percentage from 0 to 100; got 101"),
         (SOFT + STRONG, ["--gradient-mutants-min=100"], "-min does nothing without --gradient-mutants"),
         (SOFT + STRONG, ["--gradient-mutants-min=0"], "-min does nothing without --gradient-mutants"),
@@ -257,3 +309,27 @@ def test_pytest_starts_without_numpy_where_the_option_is_not_given():
     source = "import sys, nanograd_llm.gradcheck.mutation.pytest_options; print({'numpy', 'pytest'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+def test_mistakes_are_planted_in_functions_that_are_named_as_backward_rules(score):
+    result, said = score(FUNCTIONS + STRONG_FUNCTIONS, "--gradient-mutants", "--gradient-mutants-sharp")
+    assert result.ret == 0
+    assert "score: 100 %" in said
+    assert re.search(r"Linear\.backward  (\d\d) of \1 mistakes noticed", said)
+    assert re.search(r"slope            (\d) of \1 mistakes noticed", said)
+
+
+def test_the_mistakes_in_functions_that_weak_tests_let_through_are_listed(score):
+    result, said = score(FUNCTIONS + WEAK_FUNCTIONS, "--gradient-mutants", "--gradient-mutants-min=90")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "not noticed: the stored db is twice what it should be" in said
+    assert "not noticed: the gradient of x is twice what it should be" in said
+    assert "not noticed: the stored dW has the wrong sign" not in said
+
+
+def test_a_backward_rule_that_no_test_calls_is_said_to_be_so(score):
+    _, said = score(FUNCTIONS + STRONG_FUNCTIONS.partition("def test_slope")[0], "--gradient-mutants")
+    assert "0 of 0 mistakes noticed: no test calls it" in said
+    assert "--gradient-mutants=slope" not in said
+    _, said = score(FUNCTIONS + STRONG_FUNCTIONS, "--gradient-mutants=slope")
+    assert "slope  " in said and "Linear" not in said
