@@ -15,8 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         nargs="?",
         const="own",
         metavar="OPS",
-        help="plant typical mistakes in the rules of ops and in functions under @backward_rule, one at a time, and list "
-        "those that the tests do not notice; OPS is 'own' (those declared outside nanograd_llm, the default), 'all', or "
+        help="plant typical mistakes, one at a time, in the rules of ops and in functions under @backward_rule, and "
+        "list those that the tests do not notice; OPS is 'own' (declared outside nanograd_llm, the default), 'all', or "
         "NAME,NAME",
     )
     group.addoption(
