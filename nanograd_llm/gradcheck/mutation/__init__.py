@@ -1,1 +1,4 @@
-"""Mistakes planted in rules, to score the tests that should notice them; the pytest plugin does it for a user."""
+"""Mistakes are planted in backward rules, to find out which of them the tests notice.
+
+Read `mutants` (ops), `backward_rules` (any function), then the pytest plugin.
+"""

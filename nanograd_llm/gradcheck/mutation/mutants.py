@@ -1,8 +1,8 @@
-"""Mistakes that people make in a rule, planted in one op at a time: what a test of its gradients should notice.
+"""Typical mistakes in a backward rule, planted in one op at a time. A test of the op's gradients should notice each.
 
-A rule is linear in its cotangent, so most mistakes can be made from outside, whatever the op: to lose all but the first
-part of a sum, hand the rule a cotangent that is zero elsewhere; to write `=` where `+=` belongs, call it on one part of
-the cotangent after the other, and keep the last gradient that is not zero.
+A rule is linear in its cotangent. So most mistakes can be made from outside the rule, for every op. To keep only the
+first part of a sum, call the rule with a cotangent that is zero elsewhere. To write `=` instead of `+=`, call the rule
+with one part of the cotangent after the other, and keep the last gradient that is not zero.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
 from nanograd_llm.gradcheck.check.promises import ERRORS
 from nanograd_llm.settings import require_type
 
-_CASES = 12  # of an op, on one of which a mistake must change a gradient:
-_DRAWN = 72  # the largest of so many, as most that are drawn from a shape line are tiny
-_VISIBLE = 1e-11  # of the gradient's largest entry; rounding is below, 1e-9 above
-_PARTS = 7  # the most parts that a cotangent is cut into, a prime; each costs a call of the rule
+_CASES = 12  # of an op; a mistake must change a gradient in at least one of them
+_DRAWN = 72  # cases drawn from a shape line; most are tiny, so the largest _CASES of them are used
+_VISIBLE = 1e-11  # the smallest change that counts, relative to the gradient's largest entry; rounding is smaller
+_PARTS = 7  # the largest number of parts that a cotangent is cut into, a prime; each part costs a call of the rule
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Call:
 
     @functools.cached_property
     def gradients(self) -> list[Any]:
-        """What the rule gives: arrays, or Tensors under `higher_order()`; None where a gradient is not wanted."""
+        """What the rule returns: arrays, or Tensors under `higher_order()`; None for a gradient that is not needed."""
         return self.on(self.dy, self.saved)
 
     def on(self, dy: Any, saved: Sequence[Any]) -> list[Any]:
@@ -49,7 +49,7 @@ class Call:
         return [as_array(g, dy) for g in (gradients if isinstance(gradients, tuple) else (gradients,))]
 
     def where(self, mask: np.ndarray) -> list[Any]:
-        """What the rule gives for the cotangent where the mask is true, 0 elsewhere."""
+        """What the rule returns for a cotangent that is zero where the mask is false."""
         return self.on(_masked(self.dy, mask), self.saved)
 
 
@@ -69,7 +69,7 @@ class Mutant:
     _shown: str = ""  # name of the input that the mistake needs
 
     def gradients(self, call: Call) -> list[Any]:
-        """What the rule gives in this call with the mistake."""
+        """What the rule returns in this call with the mistake."""
         with np.errstate(all="ignore"):
             wrong = self._mistake(call)
         if self._place is None:
@@ -78,10 +78,10 @@ class Mutant:
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
-        """Inside this block the op's rule makes the mistake, in every thread; the rule comes back whatever happens."""
+        """Inside this block the op's rule makes the mistake, in every thread. The rule is restored in any case."""
         op, rule, plan = self.op, self.op.rule, self.op._plan
         if rule is None:
-            raise GraphError(f"op {op.name} has lost its rule since {self.name!r} was made; write one")
+            raise GraphError(f"op {op.name} has no rule any more, as when {self.name!r} was made; write one")
 
         @functools.wraps(rule)
         def mistaken(dy: Any, *saved: Any) -> tuple[Any, ...]:
@@ -108,10 +108,10 @@ def scaled(op: Op, factor: Any, place: int | None = None) -> Mutant:
 
 
 def mutants(op: Op) -> list[Mutant]:
-    """The mistakes that can be made in this op's rule, most of them for each input that a gradient goes to.
+    """The mistakes that can be planted in this op's rule, most of them once for each differentiable input.
 
-    Those are left out that change no gradient by more than rounding, make a NaN of one, or do what an earlier one does,
-    on the cases that `gradcheck.cases` draws.
+    Tried on the cases that `gradcheck.cases` draws. A mistake is left out if it changes no gradient by more than
+    rounding, makes one NaN, or has the same effect as an earlier mistake.
 
     Raises GraphError for an op without a rule, NanogradError for one whose inputs cannot be drawn.
     """
@@ -141,7 +141,7 @@ def distinct(changes: Sequence[tuple[Mutant, np.ndarray | None]]) -> list[Mutant
 
 
 def gradients_of(op: Op, case: Case) -> list[np.ndarray]:
-    """The gradients of a call for a fixed random cotangent; none where there are none, or the rule raises."""
+    """The gradients of a call for a fixed random cotangent; an empty list if nothing is recorded or the rule raises."""
     call, arrays = case.on(op)
     leaves = [Tensor(x, requires_grad=True) for x in arrays]
     try:
@@ -155,10 +155,10 @@ def gradients_of(op: Op, case: Case) -> list[np.ndarray]:
 
 
 def change(right: Sequence[Sequence[np.ndarray]], wrong: Sequence[Sequence[np.ndarray]]) -> np.ndarray | None:
-    """By how much a mistake changes each gradient, in units of its largest entry; None where it makes a NaN."""
+    """How much a mistake changes each gradient, relative to its largest entry; None if it makes one NaN."""
     changes = [np.zeros(0)]
     for gradients, mistaken in zip(right, wrong):
-        for g, w in zip(gradients, mistaken or gradients):  # a mistake that does not fit a case changes nothing there
+        for g, w in zip(gradients, mistaken or gradients):  # a mistake that does not fit a case changes nothing in it
             finite = np.isfinite(g)
             if not np.isfinite(w[finite]).all():
                 return None
@@ -168,7 +168,7 @@ def change(right: Sequence[Sequence[np.ndarray]], wrong: Sequence[Sequence[np.nd
 
 
 def in_any_gradient() -> list[tuple[str, str, Mistake]]:
-    """Mistakes that do not depend on the cotangent: a title, what they do in words, and how."""
+    """Mistakes that do not depend on the cotangent. Each has a title, a description, and the change itself."""
     return [
         ("scaled by 1 + 1e-9", "is 1 + 1e-9 times what it should be", _each(lambda g: g * (1 + 1e-9))),
         ("factor 2", "is twice what it should be", _each(lambda g: g * 2)),
@@ -181,7 +181,7 @@ def in_any_gradient() -> list[tuple[str, str, Mistake]]:
 
 
 def from_any_cotangent() -> list[tuple[str, str, Mistake]]:
-    """Mistakes in what a rule makes of its cotangent, whatever its shape."""
+    """Mistakes in how a rule uses its cotangent, of any shape."""
     return [
         ("upstream ignored", "is that for a cotangent of ones", _of_ones),
         ("= for +=", "has the last of several contributions instead of their sum", _overwritten),
@@ -191,19 +191,19 @@ def from_any_cotangent() -> list[tuple[str, str, Mistake]]:
 def from_cotangent_of_same_shape() -> list[tuple[str, str, Mistake]]:
     """Mistakes where a gradient has the shape of the cotangent."""
     return [
-        ("cross terms dropped", "takes for each entry only what its own place of y gives it", _own_terms),
+        ("cross terms dropped", "uses for each entry only the entry of ȳ at the same index", _own_terms),
         ("n-1", "has n-1 for n in a mean over the last axis", _cross_terms_over_n_minus_1),
     ]
 
 
 def not_summed(name: str) -> tuple[str, str, Mistake]:
-    """The mistake of an input that was broadcast; the call shows an array of its shape."""
+    """A missing sum over the axes along which an input was repeated. The call shows an array of its shape."""
     words = f"has the first slice instead of the sum where {name} was broadcast"
     return "no broadcast sum", words, _first_slice
 
 
 def _conceivable(op: Op) -> Iterator[Mutant]:
-    """Every mistake that has a meaning for the op's signature, even if it changes nothing."""
+    """Every mistake that is possible for the op's signature, even if it changes nothing."""
     line = op.shape_line
     for place, name in enumerate(op.differentiable):
         mistakes = in_any_gradient() + from_any_cotangent()
@@ -229,7 +229,7 @@ def _conceivable(op: Op) -> Iterator[Mutant]:
             yield Mutant(op, f"{a} and {b} exchanged", words, False, functools.partial(exchanged, place), None)
 
 
-# What follows is written in ops and operators, which take arrays as well as the Tensors of `higher_order()`.
+# The changes below use ops and operators only: these take arrays, and the Tensors of `higher_order()`.
 
 
 def _each(change: Callable[[Any], Any]) -> Mistake:
@@ -257,13 +257,13 @@ def _of_ones(call: Call) -> list[Any]:
 
 
 def _parts(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Masks that cut a cotangent into parts, each without two entries in one line that are fewer than _PARTS apart."""
+    """Masks that cut a cotangent into parts. Along any axis, two entries of one part are at least _PARTS apart."""
     lines = sum(((axis + 1) * index for axis, index in enumerate(np.indices(shape))), np.zeros(shape, dtype=int))
     return [lines % _PARTS == part for part in np.unique(lines % _PARTS)]
 
 
 def _overwritten(call: Call) -> list[Any]:
-    """Written by each part of the cotangent in turn, wherever that part has a say."""
+    """Each part of the cotangent in turn overwrites the gradient's entries that depend on it."""
     written = [None if g is None else g * 0 for g in call.gradients]
     for part in _parts(call.dy.shape):
         pairs = zip(written, call.where(part))
@@ -272,7 +272,7 @@ def _overwritten(call: Call) -> list[Any]:
 
 
 def _first_slice(call: Call) -> list[Any]:
-    """From a cotangent that is zero but in the first slice of the axes that the input was repeated over."""
+    """For a cotangent that is zero outside the first slice of the axes along which the input was repeated."""
     shape = np.shape(array_of(call.shown))
     absent = call.dy.ndim - len(shape)
     kept = np.ones(call.dy.shape, dtype=bool)
@@ -284,7 +284,7 @@ def _first_slice(call: Call) -> list[Any]:
 
 
 def _own_terms(call: Call) -> list[Any]:
-    """What each entry of a gradient owes to the entry of the cotangent at its own place, if both have one shape."""
+    """The part of each entry that comes from the cotangent's entry at the same index, for gradients of its shape."""
     own = list(call.gradients)
     for part in _parts(call.dy.shape):
         for i, g in enumerate(call.where(part)):
@@ -307,7 +307,7 @@ def _each_over_n_minus_1(call: Call) -> list[Any]:
 
 
 def without_saved(place: int, call: Call) -> list[Any]:
-    """What the rule saved at this place is taken for zero, where it is an array of floats."""
+    """The rule gets zeros instead of what was saved at this place, if that is a float array."""
     value = call.saved[place]
     if not is_array(array_of(value)) or array_of(value).dtype.kind != "f":
         return call.gradients

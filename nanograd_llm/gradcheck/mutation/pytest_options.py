@@ -1,4 +1,4 @@
-"""The pytest plugin's options alone, so that pytest starts as fast as without it; the rest is in `pytest_plugin`."""
+"""The options of the pytest plugin. The plugin itself is loaded only if they are given, so pytest starts as fast."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ def pytest_configure(config: pytest.Config) -> None:
         if given is not None and given is not False:
             from pytest import UsageError
 
-            raise UsageError(f"{option} does nothing without --gradient-mutants; add that, or leave it out")
+            raise UsageError(f"{option} does nothing without --gradient-mutants; add that, or remove this option")

@@ -1,8 +1,8 @@
-"""`pytest --gradient-mutants`: how many of the mistakes that people make in a rule would these tests notice?
+"""`pytest --gradient-mutants`: how many typical mistakes in a backward rule do these tests notice?
 
-The tests run once as they are, and it is noted which op's rule each of them runs. Then, for every mistake in every op,
-those tests run again, the quickest first, until one fails: it has noticed. Every test is set up and torn down wholly
-each time, session fixtures included, so that nothing made with a wrong gradient outlives it.
+First the tests run unchanged, and the plugin records which rules each test runs. Then it plants the mistakes, one at a
+time, and runs the tests of that rule again, the quickest first, until one fails: the mistake is noticed. Each time all
+fixtures are set up and torn down, those of the session too, so that nothing computed with a wrong gradient is kept.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from nanograd_llm.gradcheck.mutation.backward_rules import BackwardRule, backwar
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
 from nanograd_llm.settings import nearest
 
-_PATIENCE = 20  # a test that takes so many times as long as it should, and
-_GRACE = 5.0  # so many seconds, has noticed: a training loop that waits for a loss to fall may never end
-_LISTED = 5  # tests named for an op
+# With a wrong gradient, a training loop that waits for a smaller loss may never end. So a test has noticed a mistake if
+# it takes _TIMES_LONGER as long as without it, plus _MORE_SECONDS.
+_TIMES_LONGER = 20
+_MORE_SECONDS = 5.0
+_LISTED = 5  # the largest number of tests named for an op
 
 
 @dataclass
 class _Score:
-    """One op, or one function that a user named. tests: those that run its rule, in the order to try them in."""
+    """One op or backward rule. tests: those that run its rule, in the order in which they are tried."""
 
     op: Op | BackwardRule
     mutants: list[Mutant]
@@ -87,13 +89,13 @@ class GradientMutants:
             if isinstance(score.op, BackwardRule):
                 score.mutants = self._without_sharp(score.op.mutants())
         if session.testsfailed:
-            self.state = "not scored: there are tests that fail without any mistake planted; they must pass first"
+            self.state = "not scored: some tests fail without a planted mistake; they must pass first"
             return result
         terminal: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         warnings = list(terminal.stats.get("warnings", ()))
-        session.config.option.tbstyle = "native"  # the quickest to lay out: nobody will read it
+        session.config.option.tbstyle = "native"  # the fastest; it is not shown
         self._try_all(terminal)
-        terminal.stats["warnings"] = warnings  # those of tests that run with a mistake are no news
+        terminal.stats["warnings"] = warnings  # without those of tests that run with a mistake
         self.state = ""
         return result
 
@@ -102,7 +104,7 @@ class GradientMutants:
         self._running, self._has_failed = item, False
         begin = time.perf_counter()
         if self._is_planted:
-            with _time_limit(_GRACE + _PATIENCE * self._seconds[item]), _first_failure_will_do(item):
+            with _time_limit(_MORE_SECONDS + _TIMES_LONGER * self._seconds[item]), _without_shrinking(item):
                 reports = runtestprotocol(item, log=False, nextitem=None)
         else:
             item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -142,7 +144,7 @@ class GradientMutants:
                     more = f" and {len(score.tests) - _LISTED} more" if len(score.tests) > _LISTED else ""
                     terminalreporter.write_line(f"    by {names}{more}")
         noticed, total = self._noticed()
-        percent = math.floor(self._percent() * 10) / 10  # never 100 where one has survived
+        percent = math.floor(self._percent() * 10) / 10  # never 100 if one was not noticed
         line = f"score: {percent:g} % ({noticed} of {total} mistakes noticed)"
         if self._percent() < self.least:
             line += f", below the {self.least:g} % of --gradient-mutants-min"
@@ -215,7 +217,7 @@ class GradientMutants:
                 terminal.write("." if is_noticed else "S", green=is_noticed, red=not is_noticed)
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
-        """Does one of the tests fail? That one then comes first: it will notice the op's next mistake too."""
+        """Does one of the tests fail? It then moves to the front, as it will probably notice the next mistake too."""
         self._is_planted = True
         try:
             with mutant.planted():
@@ -229,7 +231,7 @@ class GradientMutants:
         return False
 
     def _noticed(self) -> tuple[int, int]:
-        """How many mistakes were noticed, and of how many."""
+        """The number of mistakes noticed, and of all mistakes."""
         return sum(score.noticed for score in self.scores), sum(len(score.mutants) for score in self.scores)
 
     def _percent(self) -> float:
@@ -243,16 +245,16 @@ def _module_of(op: Op | BackwardRule) -> str:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Fail what runs inside after so many seconds, where the system has an alarm clock and this thread may set it."""
+    """Fail the code inside after so many seconds, if the system has interval timers and this is the main thread."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ring(*_: Any) -> None:
+    def stop(*_: Any) -> None:
         pytest.fail(f"did not end within {seconds:.0f} s", pytrace=False)
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should something catch the failure
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, in case something catches the failure
     try:
         yield
     finally:
@@ -261,8 +263,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _first_failure_will_do(item: pytest.Item) -> Iterator[None]:
-    """Have Hypothesis, in a test that uses it, neither shrink an example nor store it: its cause is gone at once."""
+def _without_shrinking(item: pytest.Item) -> Iterator[None]:
+    """Keep Hypothesis from shrinking and storing a failing example, whose cause is the planted mistake."""
     test: Any = getattr(item, "obj", None)
     test = getattr(test, "__func__", test)
     settings = getattr(test, "_hypothesis_internal_use_settings", None)

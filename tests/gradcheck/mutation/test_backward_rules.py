@@ -78,7 +78,7 @@ def test_a_mistake_in_a_stored_gradient_changes_nothing_else() -> None:
     np.testing.assert_array_equal(dx, dy @ W.T)
 
 
-def test_the_rule_comes_back_whatever_happens() -> None:
+def test_the_rule_is_restored_after_an_exception() -> None:
     rule = backward_rule(affine_vjp)
     dy = R.normal(size=(3, 5))
     mutant = mutants_of(lambda: rule(dy, X, W, B), rule)["the gradient of x: sign"]
@@ -112,7 +112,7 @@ def test_float32_stays_float32_and_numbers_stay_numbers() -> None:
         (affine_vjp, {"cotangent": "dz"}, r"has no parameter 'dz' as its cotangent; it has \['dy', 'x', 'w', 'b'\]"),
     ],
 )
-def test_what_is_no_backward_rule_is_refused(function: Any, how: Any, message: str) -> None:
+def test_what_cannot_be_a_backward_rule_is_refused(function: Any, how: Any, message: str) -> None:
     with pytest.raises(SignatureError, match=message):
         backward_rule(function, **how)
 

@@ -1,4 +1,4 @@
-"""The score of a user's tests: strong ones get it all, weak ones are shown what they let through."""
+"""The score of a user's tests: strong tests notice every mistake; what weak tests do not notice is listed."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_check_with_random_cotangents_notices_every_mistake(score):
     assert "not noticed:" not in said and "warning" not in said
 
 
-def test_a_sum_of_softmax_is_shown_what_it_lets_through(score):
+def test_the_mistakes_that_a_sum_of_softmax_does_not_notice_are_listed(score):
     result, said = score(SOFT + WEAK, "--gradient-mutants", "--gradient-mutants-min=50")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=1)
@@ -163,13 +163,13 @@ def test_loose():
     assert f"({MISTAKES} of {MISTAKES + 1} mistakes noticed)" in said
 
 
-def test_an_op_that_no_test_reaches_is_said_to_be_so(score):
+def test_an_op_whose_rule_no_test_runs_is_named(score):
     result, said = score(SOFT + "def test_forward():\n    assert soft(X).shape == X.shape\n", "--gradient-mutants")
     assert f"soft  0 of {MISTAKES} mistakes noticed: no test runs its rule" in said
     assert "score: 0 %" in said
 
 
-def test_only_tests_that_run_the_rule_are_run_and_first_the_one_that_noticed_last(score, pytester):
+def test_only_tests_that_run_the_rule_are_run_beginning_with_the_one_that_noticed_last(score, pytester):
     source = """
 import numpy as np
 import nanograd_llm as ng
@@ -202,10 +202,10 @@ def test_tests_that_fail_by_themselves_are_not_scored(score):
     result, said = score(SOFT + STRONG + "def test_no():\n    assert 0\n", "--gradient-mutants")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=1, failed=1)
-    assert "not scored: there are tests that fail without any mistake planted" in said and "score:" not in said
+    assert "not scored: some tests fail without a planted mistake" in said and "score:" not in said
 
 
-def test_a_fixture_is_made_anew_and_torn_down_for_each_mistake(score):
+def test_a_fixture_is_set_up_and_torn_down_for_each_mistake(score):
     fixture = """
 import pytest
 made, gone = [], []
@@ -238,8 +238,8 @@ class TestDrawn:
     assert [path for path in (pytester.path / "examples").rglob("*") if path.is_file()] == []
 
 
-def test_a_training_loop_that_no_longer_ends_has_noticed(score, monkeypatch):
-    monkeypatch.setattr(pytest_plugin, "_GRACE", 0.2)
+def test_a_training_loop_that_a_mistake_makes_endless_counts_as_noticed(score, monkeypatch):
+    monkeypatch.setattr(pytest_plugin, "_MORE_SECONDS", 0.2)
     endless = """
 def test_endless():
     x = ng.Tensor(X, requires_grad=True)
@@ -319,7 +319,7 @@ def test_mistakes_are_planted_in_functions_that_are_named_as_backward_rules(scor
     assert re.search(r"slope            (\d) of \1 mistakes noticed", said)
 
 
-def test_the_mistakes_in_functions_that_weak_tests_let_through_are_listed(score):
+def test_the_mistakes_in_functions_that_weak_tests_do_not_notice_are_listed(score):
     result, said = score(FUNCTIONS + WEAK_FUNCTIONS, "--gradient-mutants", "--gradient-mutants-min=90")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "not noticed: the stored db is twice what it should be" in said
@@ -327,7 +327,7 @@ def test_the_mistakes_in_functions_that_weak_tests_let_through_are_listed(score)
     assert "not noticed: the stored dW has the wrong sign" not in said
 
 
-def test_a_backward_rule_that_no_test_calls_is_said_to_be_so(score):
+def test_a_backward_rule_that_no_test_calls_is_named(score):
     _, said = score(FUNCTIONS + STRONG_FUNCTIONS.partition("def test_slope")[0], "--gradient-mutants")
     assert "0 of 0 mistakes noticed: no test calls it" in said
     assert "--gradient-mutants=slope" not in said
