@@ -27,7 +27,7 @@ from nanograd_llm.gradcheck.mutation.mutants import Call, Mutant
 _CALLS = 6  # beside which the mistakes are tried
 _NO_INPUTS = ("self", "cls", "ctx")  # first parameters
 
-backward_rules: dict[str, BackwardRule] = {}
+backward_rules: dict[tuple[str, str], BackwardRule] = {}  # by module and name; the latest definition counts
 
 
 def backward_rule(function: Any = None, *, cotangent: str | None = "") -> Any:
@@ -57,7 +57,7 @@ def backward_rule(function: Any = None, *, cotangent: str | None = "") -> Any:
     if not inspect.isfunction(function):
         raise SignatureError(f"backward_rule takes a function that computes gradients; got {function!r:.100}")
     rule = BackwardRule(function, cotangent)
-    backward_rules[rule.name] = rule
+    backward_rules[function.__module__, rule.name] = rule
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

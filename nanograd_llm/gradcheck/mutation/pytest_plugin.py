@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from nanograd_llm.autograd.op import Op, keys_of
+from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.mutation.backward_rules import BackwardRule, backward_rules
@@ -69,7 +69,7 @@ class GradientMutants:
             raise pytest.UsageError("--gradient-mutants runs the tests one by one in this process; leave out -n")
         if config.getoption("usepdb"):
             raise pytest.UsageError("--gradient-mutants makes tests fail on purpose; leave out --pdb")
-        if self.wanted not in (*registry, *backward_rules) and os.path.exists(self.wanted):
+        if self.wanted not in registry and os.path.exists(self.wanted):
             raise pytest.UsageError(
                 f"--gradient-mutants takes names of ops, and {self.wanted!r} is a path; write "
                 f"--gradient-mutants=own {self.wanted}"
@@ -152,11 +152,11 @@ class GradientMutants:
 
     def _chosen(self) -> list[Op | BackwardRule]:
         """What the option names; by now the tests have imported the modules that declare it."""
-        known: dict[str, Op | BackwardRule] = {**registry, **backward_rules}
+        known: list[Op | BackwardRule] = [*registry.values(), *backward_rules.values()]
         if self.wanted == "all":
-            return list(known.values())
+            return known
         if self.wanted == "own":
-            own = [op for op in known.values() if _module_of(op).partition(".")[0] != "nanograd_llm"]
+            own = [op for op in known if _module_of(op).partition(".")[0] != "nanograd_llm"]
             if not own:
                 raise pytest.UsageError(
                     "these tests declare no op and no @backward_rule of their own; name ops to plant mistakes in, such "
@@ -165,11 +165,12 @@ class GradientMutants:
             return own
         chosen: list[Op | BackwardRule] = []
         for name in dict.fromkeys(name.strip() for name in self.wanted.split(",")):
-            if not (keys := keys_of(name, known)):
-                near = nearest(name, [*known, "own", "all"])
+            found = [op for op in known if op.name == name]
+            if not found:
+                near = nearest(name, [*(op.name for op in known), "own", "all"])
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise pytest.UsageError(f"--gradient-mutants: there is no op or @backward_rule {name!r}{hint}")
-            chosen += [known[key] for key in keys]
+            chosen += found
         return chosen
 
     def _mutants_of(self, op: Op | BackwardRule) -> list[Mutant]:
