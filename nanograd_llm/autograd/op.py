@@ -411,6 +411,7 @@ def op(
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)
+        made.__module__ = made.__module__ or "__main__"  # None in code run by exec() without a __name__
         key = _registry_key(made.__module__, made.name)
         other = registry.get(key)
         if other is not None and other.__module__ != made.__module__:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.terminal import counted, printable
+from nanograd_llm.settings import counted, printable
 
 
 def embed(

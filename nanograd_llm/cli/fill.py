@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanograd_llm.cli.options import Model
-from nanograd_llm.cli.terminal import printable
+from nanograd_llm.settings import printable
 
 
 def fill(model: Model, text: str, /, *, top: int = 5, truncate: bool = False) -> None:

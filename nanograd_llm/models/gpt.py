@@ -48,7 +48,7 @@ class GPTConfig(Settings):
     n_head: int = setting("Number of attention heads in each block.", low=1)
     n_embd: int = setting("Number of channels, a multiple of n_head.", low=1)
     dropout: float = setting("Share of activations set to zero in training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd by default.", default=None, low=1)
+    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
     layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
     activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
     scale_attn_weights: bool = setting("Divide attention scores by √(n_embd/n_head).", default=True)

@@ -24,7 +24,8 @@ class Score:
     """The score of a model on held-out data: one figure, and further numbers.
 
     name: what the figure is, such as "bits per byte". also: further numbers by name, such as loss and perplexity.
-    measured_on: in words, which part of the held-out data was scored. percent: names of the numbers that are percentages.
+    measured_on: in words, which part of the held-out data was scored.
+    percent: names of the numbers that are percentages.
     """
 
     name: str

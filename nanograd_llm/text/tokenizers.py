@@ -107,7 +107,7 @@ class Tokenizer(ABC):
 
     def special_id(self, token: str) -> int | None:
         """The id of a special token such as [MASK]; None where the vocabulary has none of that name."""
-        return self._whole(True).get(token)
+        return self._whole_tokens(True).get(token)
 
     def wrap(self, ids: ArrayLike) -> NDArray[np.int32]:
         """The ids of a text (N,) as BERT expects them, [CLS] before and [SEP] behind them, where these are known."""

@@ -115,7 +115,7 @@ class WordPieceTokenizer(Tokenizer):
         """The words of ids (N,), a space between them, special tokens by their names. Raises as `decode_bytes`."""
         return super().decode(ids).removeprefix(" ")
 
-    def _whole(self, allow_special: bool) -> dict[str, int]:
+    def _whole_tokens(self, allow_special: bool) -> dict[str, int]:
         return {token: self._ids[token] for token in (*SPECIAL, *self.added)} if allow_special else {}
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:

@@ -215,7 +215,7 @@ def test_two_workers_give_the_gradient_of_one(tokens: np.ndarray, targets: np.nd
             np.zeros((1, 9), int),
             {},
             ShapeError,
-            "context_length is 8 but 9 tokens were given; pass only the first ones",
+            "context_length is 8 but 9 tokens were given; pass only the first",
         ),
         (np.zeros(5, int), {}, ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
         ("The ", {}, DtypeError, "tokens are integer ids"),
