@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, nn, ops
+from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, nn, ops
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck import SplitError, assert_split_invariant
+from nanograd_llm.models import Classifier
 
 RNG = np.random.default_rng(0)
 TOKENS, TARGETS = RNG.integers(0, 11, (5, 6)), RNG.integers(0, 11, (5, 6))
@@ -23,6 +24,58 @@ def gpt(**sizes):
 def test_the_loss_of_a_gpt_does_not_depend_on_the_layout_of_its_batch(dtype):
     for seed in range(5):
         assert_split_invariant(gpt().astype(dtype).loss, (TOKENS, TARGETS), seed=seed)
+
+
+LENGTHS = np.array([3, 6, 4, 5, 1])
+REAL = np.where(np.arange(6) < LENGTHS[:, None], TARGETS, -100)
+
+
+def bert(**changes):
+    sizes = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 8}
+    return BERT(BERTConfig(**sizes, **changes))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_loss_of_a_bert_does_not_depend_on_padding_or_neighbours(norm_first, dtype):
+    for seed in range(3):
+        loss = bert(norm_first=norm_first).astype(dtype).loss
+        assert_split_invariant(loss, (TOKENS, REAL, LENGTHS), seed=seed)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "pooled"])
+def test_the_loss_of_a_classifier_does_not_depend_on_padding_or_neighbours(pooling):
+    model = Classifier(bert(pooler=True, masked_word_head=False), 3, pooling=pooling)
+    assert_split_invariant(model.loss, (TOKENS, np.array([0, 2, -100, 1, 1]), LENGTHS))
+
+
+def test_a_gpt_sees_no_padding_behind_a_text_and_a_classifier_on_it_takes_lengths():
+    assert_split_invariant(lambda tokens, targets, lengths: gpt().loss(tokens, targets), (TOKENS, REAL, LENGTHS))
+    assert_split_invariant(Classifier(gpt(), 3, pooling="last").loss, (TOKENS, np.array([0, 2, 1, 1, 0]), LENGTHS))
+
+
+WRONG = {
+    "no mask": lambda lengths, T: None,
+    "one token too many": lambda lengths, T: np.minimum(lengths + 1, T),
+    "the longest length for all": lambda lengths, T: np.full_like(lengths, lengths.max()),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_bert_that_sees_padding_or_neighbours_is_found(mistake):
+    model = bert()
+
+    def loss(tokens, targets, lengths):
+        return model.loss(tokens, targets, WRONG[mistake](lengths, tokens.shape[1]))
+
+    with pytest.raises(SplitError, match="depends on how the batch is laid out"):
+        assert_split_invariant(loss, (TOKENS, REAL, LENGTHS))
+
+
+def test_a_bert_that_is_given_no_lengths_sees_the_whole_row():
+    with pytest.raises(SplitError, match="two columns of padding.* pass columns=False"):
+        assert_split_invariant(bert().loss, (TOKENS, TARGETS))
+    assert_split_invariant(bert().loss, (TOKENS, TARGETS), columns=False)
 
 
 def mean_of_rows(model):
@@ -115,6 +168,10 @@ def test_any_loss_with_rows_and_targets_can_be_checked():
         (None, ShapeError, "a batch is a pair"),
         ((TOKENS[:1], TARGETS[:1]), ShapeError, "two at least"),
         ((TOKENS, TARGETS[:3]), ShapeError, "same number of rows"),
+        ((TOKENS, TARGETS, LENGTHS[:3]), ShapeError, "same number of rows"),
+        ((TOKENS, REAL, LENGTHS + 1), ShapeError, "lengths .* do not fit tokens"),
+        ((TOKENS, REAL, LENGTHS / 1.0), ShapeError, "lengths .* do not fit tokens"),
+        ((TOKENS, TARGETS, LENGTHS), ShapeError, "a target behind the length of its row counts"),
         ((TOKENS, np.full_like(TARGETS, -100)), ShapeError, "none of the 30 targets counts"),
     ],
 )

@@ -1,5 +1,7 @@
 """Does the gradient depend on how a batch is laid out?  Cut into pieces, reordered or padded it must be the same.
 
+So a text must not see its neighbours in the batch, nor the padding that fills it up to their length.
+
 A loss is a mean over the targets that count. So the gradient of a batch is that of its pieces, each weighted by its
 share of those targets. A loss that averages over rows first, or counts what it should ignore, breaks this and trains.
 """
@@ -19,7 +21,7 @@ from nanograd_llm.gradcheck.check.rounding import DEPTH, nudged, widened
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import IGNORE_INDEX
 
-_Batch = tuple[np.ndarray, np.ndarray]  # tokens and targets
+_Batch = tuple[np.ndarray, ...]  # tokens, targets, and perhaps lengths
 _Layout = tuple[str, list[_Batch]]  # in words, and the pieces that the batch is cut into
 
 
@@ -28,44 +30,65 @@ class SplitError(NanogradError, AssertionError):
 
 
 def assert_split_invariant(
-    loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], *, columns: bool = True, seed: int = 0
+    loss: Callable[..., Tensor], batch: tuple[Any, ...], *, columns: bool = True, seed: int = 0
 ) -> None:
     """Raise SplitError unless the loss and its gradients are the same however the batch is laid out.
 
-    loss: `loss(tokens, targets)`, a mean over the targets that are not -100, such as `model.loss`; without dropout.
-    batch: tokens and targets, arrays of at least two rows and of any further axes.
+    loss: `loss(tokens, targets)`, a mean over the targets that are not -100, such as `model.loss`; without dropout. For
+        a model that is told where padding begins, such as BERT, `loss(tokens, targets, lengths)`.
+    batch: tokens and targets, arrays of at least two rows and of any further axes; and then lengths (B,): how many
+        tokens of each row are real, to which all targets belong that are not -100.
     columns: also put padding in place of the last two columns (behind them where there are only two), which must be as
-        if they were cut off. For a model in which later tokens do not reach earlier ones.
+        if they were cut off. For a model in which later tokens do not reach earlier ones, or that is given lengths:
+        then padding is put behind, and in place of what stands behind the length of each row.
     seed: of the cuts, the order and the tokens of the padding.
 
-    Tried: single rows, halves, two random cuts, two random orders, rows of padding on both ends, columns of padding.
+    Tried: single rows, halves, two random cuts, two random orders, rows of padding on both ends, columns of padding,
+    other tokens as padding.
     Computed in the parameters' own dtype; two layouts may differ by 64 ε Σ|terms| (the contributions of single rows)
     and the same share of the parameter's largest entry; beyond that by what rounding moves: see `check.rounding`.
 
     Raises GraphError for a loss that is no scalar Tensor or reaches no leaf, ShapeError for a batch that cannot be cut.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ShapeError(f"a batch is a pair (tokens, targets); got {batch!r:.100}")
-    tokens, targets = (np.asarray(part) for part in batch)
-    if tokens.ndim < 1 or targets.ndim < 1 or len(tokens) != len(targets) or len(tokens) < 2:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        raise ShapeError(f"a batch is a pair (tokens, targets), or (tokens, targets, lengths); got {batch!r:.100}")
+    whole = tuple([np.asarray(part) for part in batch])
+    tokens, targets, *lengths = whole
+    if tokens.ndim < 1 or targets.ndim < 1 or len({len(part) for part in whole if part.ndim}) > 1 or len(tokens) < 2:
         raise ShapeError(
             f"a batch to cut is (tokens, targets) of the same number of rows, two at least; got {tokens.shape} and "
             f"{targets.shape}"
         )
     if not count_targets(targets):
         raise ShapeError(f"none of the {targets.size} targets counts; give a batch with targets that are not -100")
-    function, rng = Function(functools.partial(loss, tokens, targets), ()), np.random.default_rng(seed)
-    _hold(loss, function, (tokens, targets), _layouts(tokens, targets, rng), "", rng)
-    if columns and tokens.ndim > 1 and targets.ndim > 1:
-        if tokens[:, :-2].size and count_targets(targets[:, :-2]):
-            tokens, targets = tokens[:, :-2], targets[:, :-2]
-        padded = _padded(tokens, targets, 1, (0, 2), rng)
+    if lengths:
+        _require_lengths(*whole)
+    function, rng = Function(functools.partial(loss, *whole), ()), np.random.default_rng(seed)
+    _hold(loss, function, whole, _layouts(whole, rng), "", rng)
+    if columns and tokens.ndim > 1 and (targets.ndim > 1 or lengths):
+        if not lengths and tokens[:, :-2].size and count_targets(targets[:, :-2]):
+            whole = tokens[:, :-2], targets[:, :-2]
+        layouts = [("two columns of padding", [_padded(whole, 1, (0, 2), rng)])]
         hint = " Where later tokens reach earlier ones, or there is no room for padding, pass columns=False."
-        _hold(loss, function, (tokens, targets), [("two columns of padding", [padded])], hint, rng)
+        if lengths:
+            is_real = np.arange(tokens.shape[1]) < lengths[0][:, None]
+            others = np.where(is_real, tokens, rng.permutation(tokens.reshape(-1)).reshape(tokens.shape))
+            layouts.append(("other tokens as padding", [(others, targets, *lengths)]))
+            hint = " Where there is no room for padding, pass columns=False."
+        _hold(loss, function, whole, layouts, hint, rng)
+
+
+def _require_lengths(tokens: np.ndarray, targets: np.ndarray, lengths: np.ndarray) -> None:
+    """Raise ShapeError for lengths that do not fit, or a target that counts behind one."""
+    fits = tokens.ndim == 2 and lengths.shape == tokens.shape[:1] and lengths.dtype.kind in "iu"
+    if not fits or not 0 <= lengths.min() <= lengths.max() <= tokens.shape[1]:
+        raise ShapeError(f"lengths {lengths.shape} do not fit tokens {tokens.shape}; give one integer a row, at most T")
+    if targets.ndim > 1 and count_targets(targets[np.arange(tokens.shape[1]) >= lengths[:, None]]):
+        raise ShapeError("a target behind the length of its row counts; make it -100, or the length larger")
 
 
 def _hold(
-    loss: Callable[[Any, Any], Tensor],
+    loss: Callable[..., Tensor],
     function: Function,
     batch: _Batch,
     layouts: Iterable[_Layout],
@@ -77,7 +100,7 @@ def _hold(
     arrays = [leaf.data for leaf in function.held]
     epsilon = max(float(np.finfo(a.dtype).eps) for a in arrays)
     whole, _ = _evaluate(loss, function.held, [batch], total)
-    _, terms = _evaluate(loss, function.held, [(x[None], y[None]) for x, y in zip(*batch)], total)
+    _, terms = _evaluate(loss, function.held, [tuple([x[None] for x in row]) for row in zip(*batch)], total)
 
     def again(pieces: Sequence[_Batch], place: int) -> np.ndarray:
         with function.borrowed():
@@ -107,14 +130,14 @@ def _hold(
 
 
 def _evaluate(
-    loss: Callable[[Any, Any], Tensor], leaves: Sequence[Tensor], pieces: Sequence[_Batch], total: int
+    loss: Callable[..., Tensor], leaves: Sequence[Tensor], pieces: Sequence[_Batch], total: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Loss and gradients over these pieces together, and the sum of the sizes of what each adds."""
     sums = sizes = [np.zeros(())] * (1 + len(leaves))
-    for tokens, targets in pieces:
-        share = count_targets(targets) / total
+    for piece in pieces:
+        share = count_targets(piece[1]) / total
         if share:
-            y = loss(tokens, targets)
+            y = loss(*piece)
             if not isinstance(y, Tensor) or y.shape != ():
                 raise GraphError(f"a loss is a Tensor of one number; this one is {y!r}")
             parts = [share * part for part in (y.data, *grad(y, leaves))]
@@ -123,13 +146,13 @@ def _evaluate(
     return sums, sizes
 
 
-def _layouts(tokens: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Iterator[_Layout]:
+def _layouts(batch: _Batch, rng: np.random.Generator) -> Iterator[_Layout]:
     """Each way to lay out the batch in words, and the pieces it makes."""
 
     def cut(places: Sequence[int]) -> list[_Batch]:
-        return [pair for pair in zip(np.split(tokens, places), np.split(targets, places)) if len(pair[0])]
+        return [piece for piece in zip(*(np.split(part, places) for part in batch)) if len(piece[0])]
 
-    n = len(tokens)
+    n = len(batch[0])
     yield "single rows", cut(range(1, n))
     yield "halves", cut([n // 2])
     for _ in range(2):
@@ -137,16 +160,16 @@ def _layouts(tokens: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
         yield f"pieces cut at {places}", cut(places)
     for _ in range(2):
         order = rng.permutation(n)
-        yield f"the rows in order {order.tolist()}", [(tokens[order], targets[order])]
-    yield "rows of padding on both ends", [_padded(tokens, targets, 0, (1, 1), rng)]
+        yield f"the rows in order {order.tolist()}", [tuple([part[order] for part in batch])]
+    yield "rows of padding on both ends", [_padded(batch, 0, (1, 1), rng)]
 
 
-def _padded(
-    tokens: np.ndarray, targets: np.ndarray, axis: int, width: tuple[int, int], rng: np.random.Generator
-) -> _Batch:
-    """More entries before and behind an axis: tokens that occur, targets that are ignored."""
+def _padded(batch: _Batch, axis: int, width: tuple[int, int], rng: np.random.Generator) -> _Batch:
+    """More entries before and behind an axis: tokens that occur, ignored targets; a new row has the whole length."""
+    tokens, targets, *lengths = batch
     widths = [(0, 0)] * axis + [width] + [(0, 0)] * max(tokens.ndim, targets.ndim)
     new = np.pad(np.zeros(tokens.shape, bool), widths[: tokens.ndim], constant_values=True)
     padded = np.pad(tokens, widths[: tokens.ndim])
     padded[new] = rng.choice(tokens.reshape(-1), int(new.sum()))
-    return padded, np.pad(targets, widths[: targets.ndim], constant_values=IGNORE_INDEX)
+    more = [np.pad(part, widths[:1], constant_values=tokens.shape[1]) for part in lengths]
+    return padded, np.pad(targets, widths[: targets.ndim], constant_values=IGNORE_INDEX), *more
