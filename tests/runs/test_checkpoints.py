@@ -190,7 +190,7 @@ def test_a_lack_of_memory_while_saving_keeps_the_previous_checkpoint(
 def test_a_dtype_that_the_format_lacks_is_named_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(DtypeError, match="w is complex128"):
         save_checkpoint(tmp_path / "file", {"w": np.zeros(2, np.complex128)}, {})
-    with pytest.raises(DtypeError, match="w object"):
+    with pytest.raises(DtypeError, match="w is object"):
         save_checkpoint(tmp_path / "file", {"w": np.array([None])}, {})
     assert os.listdir(tmp_path) == []
 
