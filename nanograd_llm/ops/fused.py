@@ -279,7 +279,7 @@ def gelu_exact(x, *, needs):
 
 
 def _gelu_exact_into(x, y, slope=None):
-    phi = erf(x * math.sqrt(0.5))
+    phi = erf(np.multiply(x, math.sqrt(0.5), out=y))
     phi += 1
     phi *= 0.5
     np.multiply(x, phi, out=y)

@@ -232,9 +232,11 @@ def erf(x):
     x = np.asarray(x)
     if x.dtype == np.float32:
         with np.errstate(over="ignore"):  # a square that is infinite is cut as any large one
-            y = _polynomial(np.minimum(x * x, np.float32(_ERF_SINGLE_FLAT)), _ERF_SINGLE)
+            square = np.asarray(x * x)
+            np.minimum(square, _ERF_SINGLE_FLAT, out=square)
+            y = _polynomial(square, _ERF_SINGLE)
             y *= x
-        return np.tanh(y)
+        return np.tanh(y, out=y)
     x = x if x.dtype.kind in "fc" else x.astype(float)  # the coefficients take x's dtype
     size = np.minimum(np.where(x.real < 0, -x, x), _ERF_FLAT)
     square = size * size
@@ -265,7 +267,7 @@ def _ratio(t, coefficients):
 
 def _polynomial(t, coefficients):
     first, *rest, last = np.array(coefficients, dtype=t.dtype)
-    y = first * t
+    y = np.asarray(first * t)
     for c in rest:
         y += c
         y *= t
