@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.backend.threads import cpu_count, keep_heap
+from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.bench.figures import Figure, OpTime, Report
 from nanograd_llm.bench.profile import profile
 from nanograd_llm.bench.race import Maker, Step, contenders, race, warm_up
@@ -48,7 +48,6 @@ def bench(
 
 def embedding(config: BERTConfig, count: int) -> Step:
     """All vectors, in batches of almost one length."""
-    keep_heap()
     encoder, texts = SentenceEncoder(BERT(config)), sentences(config, count)
     encoder.eval()
     return lambda: encoder.embed(texts)

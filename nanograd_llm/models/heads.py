@@ -13,6 +13,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Tensor, array_of
+from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -121,6 +122,7 @@ class SentenceEncoder(Module):
         tokens, whose products would be slow, takes in texts that are a little shorter.
         """
         require_int("batch_tokens", batch_tokens, 1)
+        keep_heap()
         rows = [np.asarray(text) for text in texts]
         vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
         with no_grad():
