@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from nanograd_llm.bench import compare, decode, detection, embed, memory, scaling, start, torch_gpt
+from nanograd_llm.bench import compare, decode, detection, embed, memory, scaling, start, torch_gpt, translation
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.host import machine
 from nanograd_llm.bench.workloads import MID, TOY
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "toy": functools.partial(compare.step, TOY),
     "mid": functools.partial(compare.step, MID),
     "gpt2": compare.gpt2,
+    "translation": translation.bench,
     "decode": decode.bench,
     "embed": embed.bench,
     "memory": memory.bench,

@@ -23,7 +23,8 @@ def require_installed(*packages: str) -> None:
         raise ConfigError(f"not installed: {names}; pip install {' '.join(missing)}, or leave out --against")
 
 
-def _torch(threads: int = 0) -> Any:
+def torch_of(threads: int = 0) -> Any:
+    """PyTorch, with one thread a core or so many."""
     import torch
 
     torch.set_num_threads(threads or cpu_count())
@@ -74,7 +75,7 @@ def _model(c: GPTConfig) -> Any:
 
 def training_step(workload: Workload, compiled: bool = False) -> Step:
     """A step of forward, backward, clip and AdamW; it returns the loss."""
-    torch = _torch()
+    torch = torch_of()
     model = _model(workload.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     loss_of = torch.compile(model) if compiled else model
@@ -93,7 +94,7 @@ def training_step(workload: Workload, compiled: bool = False) -> Step:
 
 def decoding(c: GPTConfig, count: int, threads: int) -> Step:
     """A step that generates `count` tokens after a first one, always the most probable; it returns their ids."""
-    torch = _torch(threads)
+    torch = torch_of(threads)
     model = _model(c).eval()
     caches = torch.zeros(c.n_layer, 2, 1, c.n_head, c.context_length, c.n_embd // c.n_head)
 
@@ -112,7 +113,7 @@ def decoding(c: GPTConfig, count: int, threads: int) -> Step:
 
 
 def _transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
-    torch = _torch()
+    torch = torch_of()
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class Translation:
     tables = {"pairs": PairsConfig, "model": EncoderDecoderConfig}
     hidden = {"pairs": (), "model": ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id", "head_bias")}
     model_class = EncoderDecoder
-    presets: tuple[str, ...] = ()
+    presets: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def made(cls, request: Request) -> Translation:

@@ -1,0 +1,90 @@
+"""16  A decoder looks at an encoder: a translation, and a picture of where each of its words came from.
+
+The one idea: to write a target from a source, an encoder reads the source, both sides of each word, and a decoder
+writes the target from left to right. Cross-attention is the bridge: queries from the target, keys and values from the
+source. This is the transformer as it was first published (Vaswani et al. 2017).
+"""
+
+# B batch, S source time, T target time, H heads
+
+import numpy as np
+
+import nanograd_llm as ng
+from nanograd_llm.inference import BeamSearch, show_attention, translate
+from nanograd_llm.text import WordTokenizer
+from nanograd_llm.training import TrainConfig, Trainer
+
+# %% A language that is English, turned round
+# The target says the words in the other order, in capitals. Word for word would be easy; here order matters as well.
+WORDS = "a red cat sees the old dog near some green trees".split()
+tokenizer = WordTokenizer.train(["\n".join([*WORDS, *map(str.upper, WORDS)])])
+END = tokenizer.end_of_text  # begins a target, ends it, and fills up a shorter source
+
+
+def pair(rng):
+    words = rng.choice(WORDS, size=rng.integers(3, 8))
+    return " ".join(words), " ".join(words[::-1]).upper()
+
+
+# %% What a batch is: teacher forcing
+# The decoder is given the right target up to each place (`target_in`, which begins with a start), and is to say the
+# next token (`target`, which ends with an end). At inference it will be given its own words instead.
+def batch(step):
+    """(source, target_in, target), filled up to the longest: (B, S), (B, T), (B, T)"""
+    rng = np.random.default_rng(step)
+    source, target_in, target = np.full((3, 32, 8), END)
+    target[:] = -100
+    for row in range(len(source)):
+        english, turned = map(tokenizer.encode, pair(rng))
+        source[row, : len(english)] = english
+        target_in[row, 1 : len(turned) + 1] = target[row, : len(turned)] = turned
+        target[row, len(turned)] = END
+    return source, target_in, target
+
+
+source, target_in, target = batch(0)
+print("source   ", tokenizer.decode(source[0][source[0] != END]))
+print("target   ", tokenizer.decode(target[0][target[0] > END]))
+assert target_in[0, 0] == END and np.array_equal(target_in[0, 1:4], target[0, :3])
+
+# %% Train it
+config = ng.EncoderDecoderConfig(
+    vocab_size=tokenizer.vocab_size, context_length=8, n_layer=1, n_head=4, n_embd=64, pad_id=END
+)
+model = ng.EncoderDecoder(config)
+trainer = Trainer(model, TrainConfig(steps=500, batch_size=32, learning_rate=4e-3, beta2=0.98, workers=1))
+for record in trainer.run(batch):
+    if record.step % 100 == 0:
+        print(f"step {record.step}: loss {record.loss:.3f}")
+
+# %% It translates sentences that it never saw
+# Greedy takes the likeliest word each time; a beam keeps several translations and takes the best that is finished.
+rng = np.random.default_rng(10**6)
+unseen = [pair(rng) for _ in range(50)]
+rows = [tokenizer.encode(english) for english, _ in unseen]
+for search in (BeamSearch(), BeamSearch(beam=4)):
+    written = [tokenizer.decode(ids) for ids in translate(model, rows, search=search)]
+    exact = np.mean([one == other for one, (_, other) in zip(written, unseen)])
+    print(f"beam {search.beam}: exact match {exact:.0%}")
+    assert exact > 0.9
+
+# %% Where did each word come from?
+# `look` computes as the model does and shows every attention map. The mean over the heads of the cross-attention says
+# which words of the source each word of the target was made from: here a line from corner to corner, turned round.
+words = "the old cat sees some green dog".split()
+ids = tokenizer.encode(" ".join(words))
+(output,) = translate(model, ids)
+look = model.look(ids[None], [[END, *output]])
+cross = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
+print(show_attention(tokenizer.decode(output).split(), words, cross[:-1]))
+assert tokenizer.decode(output) == " ".join(words[::-1]).upper()
+assert (cross[:-1].argmax(axis=1) == np.arange(len(words))[::-1]).mean() > 0.7
+
+# The other two kinds of maps: the encoder sees both sides, the decoder only what it has written.
+assert (look.encoder_maps[0][0, 0] > 0).all()
+assert not np.triu(look.decoder_maps[0][0, 0], 1).any()
+
+# %% Padding changes nothing, and the source is read once
+# A row's translation depends neither on its neighbours nor on what fills it up. The keys and values of the source are
+# computed at the first word and kept, as those of the words written so far are.
+assert translate(model, rows) == [translate(model, row)[0] for row in rows] == translate(model, rows, cache=False)
