@@ -31,9 +31,9 @@ class Guess(NamedTuple):
 
 
 def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate: bool = False) -> list[list[Guess]]:
-    """The `top` likeliest pieces for each [MASK] of a text, in its order, each list with the likeliest first.
+    """The `top` likeliest pieces for each [MASK] of a text: a list for each, the likeliest piece first.
 
-    Two masks are judged apart, each as if the other stayed hidden. truncate: of a longer text, keep the first tokens.
+    Each mask is filled in while the others stay hidden. truncate: keep the first tokens of a text that is too long.
     Raises ConfigError where the text has no [MASK], or the model no head to fill in words or no [MASK] to be shown,
     ShapeError where the text is longer than the model's context.
     """
@@ -59,7 +59,7 @@ def hidden_logits(model: BERT, tokens: Any, hidden: np.ndarray, lengths: Any = N
     """
     if model.head is None:
         raise ConfigError(
-            "this BERT has no head that fills in words: its file has none; train one with "
+            "this BERT has no head that fills in words, since its file has none; train one with "
             "`nanograd-llm train --task masked-words --init MODEL`"
         )
     with no_grad():

@@ -24,7 +24,7 @@ from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, setting
 from nanograd_llm.tasks.grammar import pairs
-from nanograd_llm.tasks.language_model import from_anywhere, pieces_of
+from nanograd_llm.tasks.language_model import from_anywhere
 from nanograd_llm.tasks.task import Report, Request, Sample, Score
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import read_lines, read_text, split_text
@@ -38,7 +38,6 @@ SIZES = dict(context_length=64, n_layer=2, n_head=4, n_embd=128)
 TRAINING = dict(batch_size=64, learning_rate=2e-3)
 FURTHER = dict(batch_size=16)
 AGREEMENT = ("does", "do", "not")  # of the built-in sentences: what decides these words stands on both their sides
-LEARNED_AT_MOST, SCORED_AT_MOST = 2**24, 2**20  # characters of a file, in pieces spread evenly over it
 SCORE_TOKENS = 4096  # that are scored at once
 
 
@@ -60,7 +59,7 @@ class HidingTextConfig(Settings):
             return sentences[:20_000], sentences[20_000:]
         if not self.lines:
             learned, held_out = split_text(read_text(self.file), self.held_out)
-            return pieces_of(learned, LEARNED_AT_MOST), pieces_of(held_out, SCORED_AT_MOST)
+            return [learned], [held_out]
         lines = read_lines(self.file)
         cut = min(len(lines) - 1, math.ceil(len(lines) * (1 - self.held_out)))
         return lines[:cut], lines[cut:]
@@ -80,9 +79,10 @@ class HidingConfig(Settings):
 
 
 class Rows:
-    """Rows of ids of different lengths, and the words in them. ids, words: one behind the other; N rows.
+    """Rows of ids of different lengths, stored one after the other.
 
-    words: at each place the number of its word in the row; -1 for [CLS], [SEP], [UNK] and their like, never hidden.
+    ids: of all rows. words: for each id, the number of its word in its row; -1 for special tokens such as [CLS] and
+    [UNK], which are never hidden. lengths, starts: of each row.
     """
 
     def __init__(self, rows: Sequence[np.ndarray], tokenizer: Tokenizer, special: np.ndarray):
@@ -319,7 +319,7 @@ def _with_mask(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _config_of(config: Any, dropout: float) -> BERTConfig:
-    """The config of a BERT that goes on from a model with this one."""
+    """The config of the BERT that is made from a model with this config."""
     if isinstance(config, BERTConfig):
         return dataclasses.replace(config, dropout=dropout, masked_word_head=True, pooler=False)
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
@@ -329,14 +329,14 @@ def _config_of(config: Any, dropout: float) -> BERTConfig:
 
 
 def _take_weights(model: BERT, start: Any) -> None:
-    """Give the model what it has in common with the start; the head stays fresh where that has none."""
+    """Copy the parameters that the start has as well; the others, such as a head, keep their fresh values."""
     arrays, own = start.state_dict(), model.state_dict()
     if isinstance(start, GPT):
         arrays = {name.replace("ln_f.", "norm."): x for name, x in arrays.items()}
         own["wtype"][...] = 0
     rows = len(arrays["wte"])
     own["wte"][:rows] = arrays["wte"]
-    own["wte"][rows:] = arrays["wte"].mean(axis=0)  # of [MASK], where it is new
+    own["wte"][rows:] = arrays["wte"].mean(axis=0)  # [MASK], if it is new
     for name, x in own.items():
         if name in arrays and name != "wte":
             x[...] = arrays[name]

@@ -110,7 +110,7 @@ class Tokenizer(ABC):
         return self._whole_tokens(True).get(token)
 
     def wrap(self, ids: ArrayLike) -> NDArray[np.int32]:
-        """The ids of a text (N,) as BERT expects them, [CLS] before and [SEP] behind them, where these are known."""
+        """The ids of a text (N,) between [CLS] and [SEP], as BERT expects them; either is left out if it is unknown."""
         before, behind = ([] if i is None else [i] for i in map(self.special_id, ("[CLS]", "[SEP]")))
         return np.array([*before, *np.asarray(ids).tolist(), *behind], np.int32)
 

@@ -4,9 +4,9 @@ A piece that continues a word is written with ## before it. With a vocabulary of
 
     Unaffable!  ->  unaffable  !  ->  un ##aff ##able [UNK]    a word that cannot be cut is one [UNK]
 
-What is a word is decided before that: control characters are dropped, letters made small and freed of their accents,
-each punctuation character and each Chinese one is a word of its own. (Devlin et al. 2018, tokenization.py; the pieces
-are those of Schuster and Nakajima, "Japanese and Korean Voice Search", 2012.)
+Before that the text is split into words: control characters are dropped, letters are lower-cased and lose their
+accents, and each punctuation character and each Chinese character is a word of its own. (Devlin et al. 2018,
+tokenization.py; the pieces are those of Schuster and Nakajima, "Japanese and Korean Voice Search", 2012.)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class WordPieceTokenizer(Tokenizer):
 
     vocab: the pieces; among them [PAD], [UNK], [CLS], [SEP] and [MASK], whose ids are `pad`, `unk`, `cls`, `sep` and
         `mask`.
-    lowercase: make letters small. strip_accents: drop accents; as `lowercase` if None.
+    lowercase: lower-case the text. strip_accents: remove accents; as `lowercase` if None.
     handle_chinese_chars: make each Chinese character a word.
     added: further special tokens of the vocabulary. `encode` finds special tokens in a text only with `allow_special`.
 
@@ -175,7 +175,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 class _Replaced(dict[int, str]):
-    """For `str.translate`: what each character becomes, asked when it is first met."""
+    """For `str.translate`: what each character becomes, computed when it is first looked up."""
 
     def __init__(self, rule: Callable[[str], str]):
         self._rule = rule

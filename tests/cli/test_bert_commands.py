@@ -179,3 +179,16 @@ def test_info_and_tokenize_take_a_run_of_masked_words(run: str, capsys) -> None:
     assert "WordPieceTokenizer" in out and "blocks.0.attention.qkv.weight" in out and "words, loss" in out
     assert main(["tokenize", "the cats", "--model", run]) == 0
     assert "' the'" in told(capsys)[0]
+
+
+def test_a_bert_without_a_head_gets_one_when_it_is_trained_further(
+    headless: str, lines: Path, tmp_path: Path, capsys
+) -> None:
+    out = str(tmp_path / "run")
+    given = ["--task", "masked-words", "--lines", "--init", headless, "--steps", "1", "--out", out]
+    assert main(["train", str(lines), *given]) == 0
+    assert main(["fill", out, "a [MASK]", "--top", "2"]) == 0
+    assert "[MASK] 1" in told(capsys)[0]
+    before, after = (open_model(path).model().state_dict() for path in (headless, out))
+    assert {name for name in after if name not in before} == {name for name in after if name.startswith("head.")}
+    assert {name for name in before if name not in after} == {"pooler.weight", "pooler.bias"}
