@@ -38,7 +38,7 @@ class Entry(Shown):
     def __str__(self) -> str:
         ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
         return (
-            f"worst at {list(self.index)}: the engine says {self.analytic:.12g}, the numbers say {self.numeric:.12g}, "
+            f"worst at {list(self.index)}: the gradient is {self.analytic:.12g}, the numbers say {self.numeric:.12g}, "
             f"ratio {ratio}"
         )
 
@@ -59,8 +59,8 @@ class Kink(Shown):
         for slope, words in ((self.right, "the right one"), (self.left, "the left one")):
             picked = words if self.allowed and abs(self.analytic - slope) <= near else picked
         return (
-            f"kink at {list(self.index)}: slope {self.left:.6g} to the left, {self.right:.6g} to the right; the engine "
-            f"says {self.analytic:.6g}, {picked}"
+            f"kink at {list(self.index)}: slope {self.left:.6g} to the left, {self.right:.6g} to the right; the "
+            f"gradient is {self.analytic:.6g}, {picked}"
         )
 
 

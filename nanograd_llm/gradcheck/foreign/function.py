@@ -15,7 +15,7 @@ import numpy as np
 from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NanogradError, ShapeError
 from nanograd_llm.gradcheck.check.function import label
 from nanograd_llm.gradcheck.foreign.inputs import Inputs, described
-from nanograd_llm.gradcheck.foreign.library import Library, first_line
+from nanograd_llm.gradcheck.foreign.library import Library, first_line, is_wider
 from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
 
 Arrays = Sequence[np.ndarray]
@@ -48,7 +48,8 @@ class Foreign:
         self.narrow = False
         self.notes: dict[str, None] = {}
         self.doubts: dict[str, None] = {}
-        self._narrowest_gradient = np.dtype(np.float64)
+        self._narrowest_gradient: np.dtype = np.dtype(np.longdouble)
+        self._is_wide = True  # are longdouble inputs computed with throughout?
 
     def settle(self) -> None:
         """Find out whether f runs on float64 arrays, or only on the float32 arrays that it was given."""
@@ -65,6 +66,18 @@ class Foreign:
         else:
             for dtype in sorted({str(a.dtype) for a in self.values if a.dtype != np.float64}):
                 self.notes[f"{dtype} inputs were checked as float64 copies"] = None
+        self._is_wide = self._computes_in(np.longdouble)
+
+    def _computes_in(self, dtype: type[np.floating]) -> bool:
+        """Do the function and its gradient run on inputs of this dtype, and give results of it?"""
+        arrays = [a.astype(dtype) for a in self.values]
+        try:
+            with np.errstate(all="ignore"):
+                y = self.run(arrays)
+                self.pull(y, arrays)
+        except NanogradError:
+            return False
+        return min(y.dtype.itemsize, self._narrowest_gradient.itemsize) >= np.dtype(dtype).itemsize
 
     def is_narrow(self) -> bool:
         """Is float64 given up on the way, by f or by its gradient, as far as that can be seen? Then a note says so."""
@@ -121,7 +134,9 @@ class Foreign:
         return result
 
     def natives(self, arrays: Arrays) -> list[Any]:
-        """Copies of these arrays as f takes them."""
+        """Copies of these arrays as f takes them. Raises DtypeError for longdouble that would lose its digits."""
+        if not self._is_wide and any(map(is_wider, arrays)):
+            raise DtypeError(f"{self.label} or its gradient does not compute in longdouble throughout; use float64")
         return [self.library.as_given(a.copy(), like) for a, like in zip(arrays, self.inputs.originals)]
 
     def guarded(self, work: Callable[[], Any], arrays: Arrays, who: str = "") -> Any:
@@ -168,7 +183,7 @@ class Foreign:
         found = []
         for g, x, name in zip(self.chosen(returned), arrays, self.names):
             shape = x.shape if result is None else result + x.shape
-            array = np.zeros(shape) if g is None else self.library.to_numpy(g)
+            array = np.zeros(shape, x.dtype) if g is None else self.library.to_numpy(g)
             if array.dtype.kind not in "fiu":
                 raise NanogradError(f"{self.who} returned {described(g)} for {name}; a gradient is a float array")
             if array.shape != shape and array.shape == x.shape == result:
@@ -183,7 +198,7 @@ class Foreign:
                 raise ShapeError(
                     f"{self.who} returned an array {array.shape} for {name} {x.shape}; expected {shape}{hint}"
                 )
-            if array.dtype.kind == "f" and array.dtype.itemsize < x.dtype.itemsize:
+            if array.dtype.kind == "f" and array.dtype.itemsize < self._narrowest_gradient.itemsize:
                 self._narrowest_gradient = array.dtype
             found.append(array.astype(x.dtype))
         return found

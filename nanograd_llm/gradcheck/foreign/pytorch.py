@@ -176,7 +176,7 @@ class _Caller(torch.nn.Module):
             self.its = owner
             return
         inner = inspect.unwrap(getattr(f, "func", f))
-        if inspect.isfunction(inner):
+        with contextlib.suppress(TypeError, ValueError):  # a builtin; a variable without a value yet
             variables = inspect.getclosurevars(inner)
             for name, value in {**variables.globals, **variables.nonlocals}.items():
                 if isinstance(value, torch.nn.Module) and all(value is not module for module in self.children()):

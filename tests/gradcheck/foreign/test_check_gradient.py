@@ -15,6 +15,8 @@ import pytest
 import nanograd_llm
 from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.gradcheck import GradientError, assert_gradient, check_gradient
+from nanograd_llm.gradcheck.foreign.function import WithGradient
+from nanograd_llm.gradcheck.foreign.library import Library
 
 PACKAGE = Path(nanograd_llm.__path__[0])
 R = np.random.default_rng(0)
@@ -322,3 +324,27 @@ def test_neither_pytorch_nor_jax_is_imported_for_a_function_of_numpy(tmp_path: P
     source = "import numpy as np; from nanograd_llm.gradcheck import *; assert_gradient(np.sin, np.cos, np.ones(3))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])}
     subprocess.run([sys.executable, "-c", source], env=environment, check=True)
+
+
+WIDE = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
+
+
+@pytest.mark.skipif(not WIDE, reason="longdouble is float64 here")
+@pytest.mark.parametrize(
+    ("f", "rule", "runs"),
+    [
+        (np.tanh, tanh_slope, True),
+        (lambda x: np.tanh(x.astype(float)), tanh_slope, False),
+        (np.tanh, lambda x: tanh_slope(x).astype(float), False),
+        (single_only, tanh_slope, False),
+    ],
+)
+def test_longdouble_is_handed_on_only_where_all_computes_in_it(f: Any, rule: Any, runs: bool) -> None:
+    foreign = WithGradient(f, [X.astype(np.float32)], ["x"], Library(), rule)
+    foreign.settle()
+    x = X.astype(np.longdouble)
+    if runs:
+        assert foreign.run([x]).dtype == foreign.pull(x, [x])[0].dtype == np.longdouble
+    else:
+        with pytest.raises(DtypeError, match="does not compute in longdouble throughout; use float64"):
+            foreign.run([x])
