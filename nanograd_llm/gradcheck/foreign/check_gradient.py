@@ -45,7 +45,8 @@ def check_gradient(
     f: returns a float array, a number, or a tuple, list or dict of them. A function that also runs on complex numbers
         is checked more exactly.
     inputs: float arrays and floats are checked, as float64 copies; everything else is handed on as it is. They may be
-        lists, tuples and dicts of arrays. Where f is the first thing that can be called among them, it is `gradient`.
+        lists, tuples and dicts of arrays. If the first of them is a function, it is `gradient`, or a vjp if it takes
+        one argument more than f.
     gradient, vjp, backward: at most one of them. Each returns one array for each input, of the input's shape (None for
         an input that is a constant); for a single input the array alone. `gradient(*inputs)` returns the gradient of a
         number; for an f that returns an array the derivative of each entry, if f maps each entry by itself, or the
@@ -55,9 +56,9 @@ def check_gradient(
     A layer's parameters are checked as well: float arrays for which backward stores a gradient, `W` and `dW`,
     `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of a torch Module.
 
-    Raises NanogradError where f or the gradient raise something, or return what they should not; GraphError where
-    nothing is to be checked, or f gives other numbers when called again; InPlaceError in the report where f writes
-    into an input.
+    Raises NanogradError if f or the gradient raises an exception, or returns something other than the above; GraphError
+    if there is nothing to check, or if f gives other numbers when it is called again. A function that writes into its
+    input, and a cache that a later call overwrites, are problems in the report.
     """
     if inputs and gradient is None and callable(inputs[0]):
         gradient, *rest = inputs

@@ -24,9 +24,9 @@ Arrays = Sequence[np.ndarray]
 class Foreign:
     """A function whose gradient other code computes.
 
-    rule: what computes it, for a library that does so itself the function too.
+    rule: the function that computes the gradient; f itself if its library does.
     narrow: hand on results as float32, for a function that computes in float32 whatever comes.
-    notes: what a reader of the report should know, in words; doubts: what only where a gradient is wrong.
+    notes: for the report, in words.  doubts: notes that are shown only if a gradient is wrong.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Foreign:
         return min(y.dtype.itemsize, self._narrowest_gradient.itemsize) >= np.dtype(dtype).itemsize
 
     def is_narrow(self) -> bool:
-        """Is float64 given up on the way, by f or by its gradient, as far as that can be seen? Then a note says so."""
+        """Does f or its gradient compute in float32 for float64 inputs, as far as can be seen? It is noted."""
         if self.library.only is not None:
             return False  # a note says so already
         with self.library.context():
@@ -93,7 +93,7 @@ class Foreign:
         return False
 
     def problems(self, seed: int) -> Iterator[str]:
-        """What is wrong beyond the numbers of the gradient, in words; for lesser matters a note is added."""
+        """What is wrong apart from the numbers of the gradient, in words; less important things are noted."""
         yield from ()
 
     def call(self, *arguments: Any) -> Any:
