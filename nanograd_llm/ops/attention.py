@@ -245,7 +245,7 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
         ds = v[..., :seen, :] @ np.multiply(dyb.swapaxes(-1, -2), 1 / divisor, order="C")
         if mask is not None:
             ds *= mask
-        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) / divisor)[..., None, :]
+        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * (1 / divisor))[..., None, :]
         ds *= p
         np.matmul(ds.swapaxes(-1, -2), k[..., :seen, :], out=dq[..., rows, :])
         if rows is blocks[-1][0]:

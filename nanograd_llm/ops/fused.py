@@ -116,7 +116,8 @@ def _rows(x):
 
 def _row_means(x):
     """⟨x⟩ of x (N, C) as a column, 0 if C = 0; a product with a vector is the fastest way to sum."""
-    return (x @ np.full(x.shape[-1], 1 / (x.shape[-1] or 1), dtype=x.dtype))[:, None]
+    n = np.asarray(x.shape[-1] or 1, dtype=x.dtype)
+    return (x @ np.full(x.shape[-1], 1 / n, dtype=x.dtype))[:, None]
 
 
 def _row_mean_products(a, b):

@@ -215,6 +215,48 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
     return empty
 
 
+REGIONS = ("scaled", "offset", "mixed", "saturated", "nearly constant", "ties", "near ties")
+
+
+def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
+    """The case with its float inputs in one of REGIONS, or as it was where the op is not defined or not finite there.
+
+    scaled: by 1e-3 to 1e3, each input by its own factor.  offset: by up to 1e6.  mixed: each number by its own factor.
+    saturated: by 30 to 300.  nearly constant: rows of numbers that differ in their last digits.  ties: few different
+    numbers.  near ties: the same, but for 1e-6 to 1e-12 of them.
+    """
+    rng = np.random.default_rng(int(choices.integers(0, 2**32)))
+    inputs = list(case.inputs)
+    for i, name in differentiated(op, case):
+        low, high = op.domain.get(op.inputs[0] if op.variadic else name, (-np.inf, np.inf))
+        x = _in_region(inputs[i], region, rng)
+        x = np.where(np.isfinite(inputs[i]), x, inputs[i])  # a mask stays
+        inputs[i] = np.asarray(np.abs(x) + max(0, low / 1e3) if low > -high else x)
+    found = replace(case, inputs=tuple(inputs))
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            before, after = op(*case.inputs, **case.static), op(*found.inputs, **found.static)
+        except (NanogradError, ArithmeticError):
+            return case
+    return found if np.isfinite(after).sum() == np.isfinite(before).sum() else case
+
+
+def _in_region(x: np.ndarray, region: str, rng: np.random.Generator) -> np.ndarray:
+    if region == "scaled":
+        return x * 10 ** rng.uniform(-3, 3)
+    if region == "offset":
+        return x + rng.choice([-1, 1]) * 10 ** rng.uniform(0, 6)
+    if region == "mixed":
+        return x * 10 ** rng.uniform(-3, 3, x.shape)
+    if region == "saturated":
+        return x * 10 ** rng.uniform(1.5, 2.5)
+    if region == "nearly constant":
+        return rng.standard_normal(x.shape[:-1] + (1,) * (x.ndim > 0)) + x * 10 ** rng.uniform(-9, -3)
+    tied = np.rint(x)
+    return tied if region == "ties" else tied * (1 + 10 ** rng.uniform(-12, -6) * rng.standard_normal(x.shape))
+
+
 def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:
     """The line's name for each axis of this input, or its place from the right among the leading axes."""
     ndim = np.ndim(x) if x is not None else 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,35 +14,42 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck.check import comparison, consistency, kinks, patterns
-from nanograd_llm.gradcheck.check.comparison import Method, Precision, dense, length, line, rows
+from nanograd_llm.gradcheck.check.comparison import Method, Outcome, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
-from nanograd_llm.gradcheck.check.derivatives import derivative, differences
+from nanograd_llm.gradcheck.check.derivatives import Derivative, derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
+from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import Culprit, Finding, GradientError, Report
-from nanograd_llm.gradcheck.check.rounding import DEPTH
-from nanograd_llm.settings import require_int, require_seed
+from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
+from nanograd_llm.settings import require_int, require_number, require_seed
 
 DIRECTIONS = 4
 JACOBIAN = 4096  # entries that a Jacobian may have to be compared whole
 _ENTRIES = 2**20  # entries of a Jacobian, and
 _CALLS = 8192  # op calls, within which each entry of an input is still moved by itself
 _BY_DIFFERENCES = 256  # entries of an input that are, where each takes dozens of evaluations
+SECONDS = 60.0
+_EVALUATIONS = 4  # plain ones, that moving one entry is worth: by complex numbers, and with its share of what follows
+_DIGITS = 6  # of the engine's 16: a gradient that keeps fewer is worth a note
 
 
 def gradcheck(
-    f: Callable[..., Tensor],
+    f: Callable[..., Any],
     *inputs: Any,
     order: int = 1,
     seed: int = 0,
     jacobian: int = JACOBIAN,
     explain: bool = True,
+    seconds: float = SECONDS,
+    unused: Sequence[str] = (),
     **arguments: Any,
 ) -> Report:
     """Check the engine's gradient of any function of Tensors: an op, a closure, a Module, a model's loss.
 
+    f returns a Tensor, or a tuple, list or dict that holds Tensors: all floats among them are checked together.
     inputs: the point to check at. Float arrays and Tensors that require a gradient are checked, as float64 copies;
         everything else is handed on as it is, and so are the constants that an op declares. Leaves that f holds itself,
-        such as a Module's parameters, are found on the tape and checked too; nothing else may use them meanwhile.
+        such as a Module's parameters, are found and checked too; nothing else may use them meanwhile.
     order: check derivatives up to this order. The gradient's own gradient, by the inputs and by the cotangent, is
         checked against differences of the gradient, and the Hessian for its symmetry.
     seed: of the random cotangents and directions, of which there are four each for every input.
@@ -47,12 +57,15 @@ def gradcheck(
         one each entry of the gradient is compared, for the four cotangents, while that takes few op calls; otherwise
         the random directions must do, and the report says what all would have cost. 0 leaves it at directions.
     explain: False stops at the first wrong gradient, without looking for its cause.
+    seconds: single entries are compared while the whole check is expected to take no longer than this.
+    unused: names of parameters of a Module that its result is not meant to depend on. Any other that no gradient
+        reaches is a problem, unless it is frozen.
     arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
 
-    There is no tolerance to choose: see `comparison` and `rounding`. The report also says whether every op call on the
-    tape keeps its shape line, two backward passes give the same bits, the same gradient whichever others are wanted,
-    and nothing for a cotangent of zeros; for a wrong gradient the pattern it looks like, and the op calls on the tape
-    whose own rule is at fault. A forward that writes into its input is a problem that ends the check.
+    There is no tolerance to choose, and no scale at which a right gradient is called wrong: see `comparison`. The
+    report also says where an op call breaks its shape line, or a rule what `consistency` lists; for a wrong gradient
+    the pattern it looks like, and the op calls on the tape whose own rule is at fault. A forward that writes into its
+    input, or an input that holds NaN, is a problem that ends the check.
 
     Raises GraphError where f returns no Tensor, nothing requires a gradient, or f gives other numbers when called
     again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
@@ -60,92 +73,149 @@ def gradcheck(
     """
     require_int("order", order, 1)
     require_int("jacobian", jacobian, 0)
+    require_number("seconds", seconds, 0)
     require_seed(seed)
     if arguments:
         f = functools.partial(f, **arguments)
-    try:
-        return _Check(Function(f, inputs), order, seed, jacobian, explain).report()
-    except InPlaceError as error:
-        return Report(label(f), (), (str(error),))
+    with _quiet():
+        try:
+            function = Function(f, inputs, unused)
+        except InPlaceError as error:
+            return Report(label(f), (), (str(error),))
+        nan = [(name, np.argwhere(np.isnan(x))) for name, x in zip(function.names, function.values)]
+        problems = [f"{name} holds NaN, first at {places[0].tolist()}" for name, places in nan if len(places)]
+        if problems:
+            return Report(function.label, (), tuple(problems))
+        return _Check(function, order, seed, jacobian, explain, seconds).report()
 
 
-def assert_gradients(
-    f: Callable[..., Tensor],
-    *inputs: Any,
-    order: int = 1,
-    seed: int = 0,
-    jacobian: int = JACOBIAN,
-    **arguments: Any,
-) -> None:
+def assert_gradients(f: Callable[..., Any], *inputs: Any, **arguments: Any) -> None:
     """`gradcheck`, for tests: raises GradientError, an AssertionError that shows the report, unless all is right."""
-    report = gradcheck(f, *inputs, order=order, seed=seed, jacobian=jacobian, **arguments)
+    report = gradcheck(f, *inputs, **arguments)
     if not report.passed:
         raise GradientError(report)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside this block NumPy does not warn: a check moves inputs to where functions overflow or are not defined."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
+        yield
 
 
 class _Check:
     """One gradcheck on its way."""
 
-    def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool):
+    def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool, seconds: float):
         self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.notes = np.random.default_rng(seed), list(function.notes)
+        inputs = len(function.values)
+        self.progress = Progress(order * inputs + (order - 1) * order // 2, seconds)
 
     def report(self, *, trace: bool = True) -> Report:
         """trace: follow a wrong gradient to the op calls at fault."""
         function, problems = self.function, list(self.function.shape_problems)
-        notes = list(function.notes)
         findings: list[Finding] = []
+        culprits: list[Culprit] = []
         with function.borrowed():
             epsilon, depth, self.calls = function.tape()
-            self.precision = Precision(epsilon, DEPTH + 16 * max(0, depth - 1))
-            for finding in self._findings(problems):
-                findings.append(finding)
-                if finding.verdict == "wrong" and not self.explain:
-                    return Report(function.label, tuple(findings), tuple(problems))
-            wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
-            found = self._trace(min(wrong), notes) if wrong and self.explain and trace else []
-        return Report(function.label, tuple(findings), tuple(problems), tuple(found), tuple(notes))
+            c = DEPTH + 16 * max(0, depth - 1)
+            self.precisions = Precisions(epsilon, c, lambda dtype: function.tape(dtype)[0])
+            try:
+                for finding in self._findings(problems):
+                    findings.append(finding)
+                    if finding.verdict == "wrong":
+                        self._require_repeatable(function, 8)
+                        if not self.explain:
+                            break
+                wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
+                if wrong and self.explain and trace:
+                    culprits = self._trace(min(wrong))
+            finally:
+                self.progress.end()
+        for finding in findings:
+            if finding.name in function.cut and finding.order == 1 and finding.verdict != "wrong":
+                problems.append(
+                    f"no gradient reaches the parameter {finding.name}, and the result does not depend on it; if that "
+                    f"is meant, freeze it or pass unused=[{finding.name!r}]"
+                )
+        notes = dict.fromkeys([*self.notes, *self._region()])
+        return Report(function.label, tuple(findings), tuple(problems), tuple(culprits), tuple(notes))
 
-    def _trace(self, order: int, notes: list[str]) -> list[Culprit]:
+    def _region(self) -> list[str]:
+        """Where the points lie that were checked: beyond, nothing is known."""
+        inputs = [(n, x[np.isfinite(x)]) for n, x in zip(self.function.names, self.function.values)]
+        parts = [f"{name} in [{x.min():.4g}, {x.max():.4g}]" for name, x in inputs if x.size]
+        more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+        return [f"checked at {', '.join(parts[:4])}{more}"] if parts else []
+
+    def _trace(self, order: int) -> list[Culprit]:
         """The op calls on the tape that are wrong by themselves at this order; a note where none is."""
 
         def check(f: Callable[..., Tensor], *inputs: Any) -> Report:
-            return _Check(Function(f, inputs), order, self.seed, self.jacobian, self.explain).report(trace=False)
+            left = max(1.0, self.progress.seconds - self.progress.elapsed) / 8
+            check = _Check(Function(f, inputs), order, self.seed, self.jacobian, self.explain, left)
+            return check.report(trace=False)
 
         found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
         if not found:
             right = f"the rules of all {calls} op calls on the tape are right at these numbers"
             causes = "a .data or .detach() on the way, a hook, or a result written into"
-            notes.append(f"{right}; what is wrong lies between them: {causes}")
+            self.notes.append(f"{right}; what is wrong lies between them: {causes}")
         return found
+
+    def _require_repeatable(self, target: Differentiable, times: int) -> np.ndarray:
+        """The function's result. Raises GraphError where it is another one when it is computed again."""
+        y = target.evaluate(target.values)
+        if any(not np.array_equal(y, target.evaluate(target.values), equal_nan=True) for _ in range(times)):
+            raise GraphError(
+                f"{self.function.label} gives other numbers when it is called again with the same inputs; make it "
+                "repeatable, e.g. give its dropout a seed, or call it inside `with noise(seed):`"
+            )
+        return y
 
     def _findings(self, problems: list[str]) -> Iterator[Finding]:
         """Order by order, input by input; problems: what else is found on the way is added there."""
         target: Differentiable = self.function
         bent: list[np.ndarray | None] = []
         for order in range(1, self.order + 1):
-            y = target.evaluate(target.values)
-            if not np.array_equal(y, target.evaluate(target.values), equal_nan=True):
-                raise GraphError(
-                    f"{self.function.label} gives other numbers when it is called again with the same inputs; make it "
-                    "repeatable, e.g. give its dropout a seed"
-                )
+            y = self._require_repeatable(target, 1)
             cotangents = [dense(self.rng, y.shape) for _ in range(DIRECTIONS)]
             if order == 1:
                 cotangent = cotangents[0]
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
-                problems += consistency.problems(self.function, cotangent, self.precision)
+                problems += consistency.problems(self.function, cotangent, self.precisions, self.rng)
             elif order == 2:
-                problems += consistency.asymmetry(self.function, cotangent, self.precision, self.rng)
+                problems += consistency.asymmetry(self.function, cotangent, self.precisions, self.rng)
             bent += [np.zeros(0, int)] * (len(target.values) - len(bent))  # a gradient is linear in its cotangent
             for k, places in enumerate(bent):
+                self.progress.next(target.names[k])
                 yield self._check_input(target, k, places, y, cotangents, order)
             target = Gradient(target, cotangents[0])
 
     def _kinks(self, function: Differentiable, k: int) -> np.ndarray | None:
         """Flat places of the entries of input k by which the function bends; None where they cannot be told."""
-        direction = dense(self.rng, function.values[k].shape) * length(function.values[k])
-        return kinks.find(lambda u: line(function, function.values, k, u), direction, self.precision.epsilon)
+        direction = dense(self.rng, function.values[k].shape) * sizes(function.values[k])
+        return kinks.find(function, k, direction, self.precisions)
+
+    def _method(self, function: Differentiable, k: int, smooth: np.ndarray) -> tuple[Derivative, Method]:
+        """How slopes by input k are computed, and a first one: by complex step unless differences contradict it.
+
+        These are taken along the input itself, so that no entry leaves its neighbourhood; where rounding spoils them,
+        in wider numbers.
+        """
+        x = function.values[k]
+        own = dense(self.rng, x.shape) * sizes(x) * smooth.reshape(x.shape)
+        first = derivative(line(function, function.values, k, own), epsilon=self.precisions.given.epsilon)
+        if first.why and isinstance(function, Function) and (wide := self.precisions.wide) is not None:
+            values = [value.astype(wide.dtype) for value in function.values]
+            noise = comparison.noise(function, self.precisions)
+            along = line(function, values, k, own.astype(wide.dtype))
+            again = derivative(along, epsilon=wide.epsilon, noise=noise)
+            first = again if not again.why else first
+        return first, differences if first.why else functools.partial(derivative, confirm=False)
 
     def _check_input(
         self,
@@ -156,48 +226,99 @@ class _Check:
         cotangents: list[np.ndarray],
         order: int,
     ) -> Finding:
-        x, epsilon = function.values[k], self.precision.epsilon
-        finding = functools.partial(Finding, order, function.names[k], x.shape)
+        x = function.values[k]
         if bent is None:
             reason = f"the function bends by more than {kinks.MOST} entries here, or in a way that no entry explains"
-            return finding("cannot tell", 0.0, 0.0, "differences", 0.0, "nothing", reason=reason)
+            of = (function.names[k], x.shape, "cannot tell", 0.0, 0.0, "differences", 0.0, "nothing")
+            return Finding(order, *of, reason=reason)
         smooth = np.ones(x.size, bool)
         smooth[bent] = False
-        directions = [dense(self.rng, x.shape) * length(x) * smooth.reshape(x.shape) for _ in range(DIRECTIONS)]
-        first = derivative(line(function, function.values, k, directions[0]), epsilon=epsilon)
-        method: Method = functools.partial(differences, epsilon=epsilon)
-        if not first.why:
-            method = functools.partial(derivative, confirm=False, epsilon=epsilon)
+        first, method = self._method(function, k, smooth)
+        reach = sizes(x) if first.why else np.full(x.shape, length(x))
+        directions = rows([dense(self.rng, x.shape) * reach for _ in range(DIRECTIONS)]) * smooth
 
         hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
-        found = shown = hold(v, rows(directions), self.precision, self.rng)
-        right, (compared, singly) = found.right, self._extent(order, y.size, x.size, by_differences=bool(first.why))
-        if singly and smooth.any() and found.right and found.finite and found.sharp:
+        found = hold(v, directions, self.precisions, self.rng)
+        compared, singly = self._extent(function, order, y.size, x.size, by_differences=bool(first.why))
+        aside = ""
+        if found.faint.any() and not found.wrong.any():
+            nearer = comparison.retreat(function, k, method, v, directions, self.precisions, self.rng)
+            if nearer is not None:
+                part, found = nearer
+                where = f"at {part:g} of the inputs" if part else "nowhere between them and zero"
+                aside = f"{where}, as here the gradient of {function.names[k]} is lost in rounding"
+        clear = found.finite and not (found.wrong | found.blunt | found.faint).any()
+        if singly and smooth.any() and clear and not aside:
             each = v if singly == "cotangents" else dense(self.rng, (y.size,))
-            by_entry = hold(each, length(x) * smooth, self.precision, self.rng)
-            right, shown = by_entry.right, found if by_entry.right else by_entry
+            dense_in_wide = functools.partial(comparison.is_exact, function, k, method, v, directions, self.precisions)
+            by_entry = hold(each, reach.reshape(-1) * smooth, self.precisions, self.rng, functools.cache(dense_in_wide))
+            shown = by_entry if by_entry.wrong.any() else found
+        else:
+            shown = found
+        return self._verdict(function, k, bent, y, cotangents, order, (first, method), found, shown, compared, aside)
 
-        bends = tuple(kinks.look_at(function, k, int(place), v) for place in bent) if order == 1 else ()
+    def _verdict(
+        self,
+        function: Differentiable,
+        k: int,
+        bent: np.ndarray,
+        y: np.ndarray,
+        cotangents: list[np.ndarray],
+        order: int,
+        method: tuple[Derivative, Method],
+        found: Outcome,
+        shown: Outcome,
+        compared: str,
+        aside: str,
+    ) -> Finding:
+        """found: for directions.  shown: the one that shows a mistake.  aside: where it was found, if not here."""
+        (first, slopes), v, x = method, rows(cotangents), function.values[k]
+        bends = tuple(kinks.look_at(function, k, int(p), v, self.precisions) for p in bent) if order == 1 else ()
         worst, pattern, reason = None, "", ""
         if not found.finite:
             verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"
         elif self._comes_from_infinity(function, k, y, cotangents[0]):
             verdict, reason = "cannot tell", "the function's own numbers are not finite here"
-        elif not right:
-            verdict = "wrong"
-            if self.explain:
-                cotangent = cotangents[int(np.argmax(found.wrong_rows))]
-                worst = patterns.worst_entry(function, k, cotangent, method, np.flatnonzero(smooth))
-                pattern = patterns.pattern(function, k, y, cotangent, method) if not bent.size else ""
-        elif not found.sharp:
+        elif shown.wrong.any():
+            verdict, reason = "wrong", aside and f"it is {aside}"
+            if self.explain and not aside:
+                smooth = np.delete(np.arange(x.size), bent)
+                cotangent = cotangents[int(np.argmax(found.wrong.any(axis=1)))]
+                worst = patterns.worst_entry(function, k, cotangent, slopes, smooth)
+                pattern = patterns.pattern(function, k, y, cotangent, slopes) if not bent.size else ""
+        elif found.blunt.any():
             verdict, reason = "cannot tell", "rounding inside the function hides more than a millionth of the gradient"
+            if self.precisions.wide is None:
+                reason += ", and it does not run on numbers wider than float64"
+        elif found.faint.any():
+            verdict, reason = "cannot tell", "the gradient is smaller than what rounding leaves of larger numbers"
+        elif any(kink.jump for kink in bends):
+            verdict, reason = "cannot tell", "the function jumps here"
         elif not all(kink.allowed for kink in bends):
             verdict, pattern = "wrong", "at a kink it is neither of the two slopes nor a value between"
         else:
             verdict = "at a kink" if bent.size else "right"
+            if aside:
+                self.notes.append(f"compared {aside}")
+            elif found.digits < _DIGITS and order == 1:
+                self.notes.append(
+                    f"rounding inside the function leaves about {found.digits:.0f} digits of the engine's gradient of "
+                    f"{function.names[k]} at these numbers; the rule is right"
+                )
         why = first.why if order == 1 else ""  # rules need no complex numbers, so beyond it is always so
         of = (shown.off, shown.tolerance, first.method, first.step, compared)
-        return finding(verdict, *of, why=why, reason=reason, worst=worst, pattern=pattern, kinks=bends)
+        return Finding(
+            order,
+            function.names[k],
+            x.shape,
+            verdict,
+            *of,
+            why=why,
+            reason=reason,
+            worst=worst,
+            pattern=pattern,
+            kinks=bends,
+        )
 
     @staticmethod
     def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:
@@ -206,13 +327,21 @@ class _Check:
         hidden = ~np.isfinite(y)
         return bool(hidden.any() and gradients(function, function.values, [cotangent * hidden])[0][k].any())
 
-    def _extent(self, order: int, results: int, entries: int, *, by_differences: bool) -> tuple[str, str]:
+    def _extent(
+        self, function: Differentiable, order: int, results: int, entries: int, *, by_differences: bool
+    ) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
         size, directions = results * entries, f"{DIRECTIONS}x{DIRECTIONS} directions"
         if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
+        begin = time.perf_counter()
+        function.evaluate(function.values)
+        takes = _EVALUATIONS * entries * (time.perf_counter() - begin)
+        left_out = f"{directions}; the {results}x{entries} Jacobian would take {entries:,} evaluations"
+        if takes > self.progress.share:
+            return f"{left_out}, about {takes:.0f} s: give seconds= for them", ""
         if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
             return f"{directions}, whole {results}x{entries} Jacobian", "results"
         if size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
             return f"{directions}, each of {entries:,} entries for {DIRECTIONS} cotangents", "cotangents"
-        return f"{directions}; the {results}x{entries} Jacobian would take {entries:,} evaluations", ""
+        return left_out, ""

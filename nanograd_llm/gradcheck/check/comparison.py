@@ -1,45 +1,48 @@
-"""The engine's gradient beside the function's own slopes, number by number, and how far rounding may part the two.
+"""The engine's gradient beside the function's own slopes, number by number: a mistake, or rounding?
 
 For a cotangent v and a direction u of one input, the engine's gradient a and the function's Jacobian J must agree on
 one number: ⟨a, u⟩ = ⟨v, J u⟩.  A wrong entry moves the left side by itself times uᵢ, and no uᵢ or vᵢ is small. Where
 that can be afforded, u also singles out one entry after the other, so that none can hide behind larger ones.
 
 Both sides are sums, and rounding moves a sum by the machine epsilon times the sizes of its terms,
-c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|), with c from the longest chain of ops between an input and the result.  The result y is
-rounded too, which is felt where y is large and J small, as in a softmax that saturates: 4 ε Σ|vᵢyᵢ| max(1, |u|).  A
-difference adds its own error estimate.
+c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|), with c from the longest chain of ops between an input and the result. A difference of that
+size decides nearly every case. Where the function itself cancels or saturates, rounding is larger, and no formula says
+by how much. Then both sides are computed again with wider numbers: **rounding shrinks with ε, a mistake does not**.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.autograd.tensor import grad
-from nanograd_llm.gradcheck.check.derivatives import Derivative, Line
-from nanograd_llm.gradcheck.check.function import Differentiable
-from nanograd_llm.gradcheck.check.rounding import nudged, widened
+from nanograd_llm.autograd.modes import watched
+from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.autograd.tape import walk
+from nanograd_llm.autograd.tensor import array_of, grad, origin
+from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, differences
+from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
+from nanograd_llm.gradcheck.check.rounding import Precision, Precisions, nudged
 
-BLUNT = 1e-6  # a tolerance above this part of the numbers compared tells nothing,
-FAINT = 1e-10  # unless these are all rounding: a gradient below this part of its cotangent counts as zero
+BLUNT = 1e-6  # what is known less precisely than to this part of itself, tells nothing
+_MARGIN = 64  # rounding is random: in wider numbers it may shrink by so much less than ε does
+_REPEATS = 4  # points nearby at which it is measured again
+_FAINT = 1e-10  # of the cotangent: below it a slope need not be known to a millionth
+_NOTHING = 1e-40  # a slope below this part of the cotangent is zero: a complex step leaves 1e-60
+_RETREATS = 10  # steps towards zero, each to a quarter, out of the region where a function saturates
 
-Method = Callable[..., Derivative]  # of a Line
-
-
-class Precision(NamedTuple):
-    """What one check knows about rounding: ε of the narrowest float in the function, and c."""
-
-    epsilon: float
-    c: float
+Method = Callable[..., Derivative]  # of a Line and the epsilon of its numbers
 
 
 class Sides(NamedTuple):
     """Both sides for every pair of a cotangent (rows) and a direction (columns).
 
-    scale: Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.  error: of the differences.  result: Σ|vᵢyᵢ| over what the direction moves.
+    scale: Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.  error: of the differences.
+    result: Σ|vᵢyᵢ| over what the direction moves, times |u| where that is more than one.
+    flow: max|vᵢ| max|uᵢ|, what the numbers would be if the function had slope one.
     """
 
     analytic: np.ndarray
@@ -47,27 +50,43 @@ class Sides(NamedTuple):
     scale: np.ndarray
     error: np.ndarray
     result: np.ndarray
+    flow: np.ndarray
 
     @property
     def off(self) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            return self.analytic - self.numeric
+            return np.abs(self.analytic - self.numeric)
+
+    def pick(self, pairs: Any) -> Sides:
+        return Sides(*(side[pairs] for side in self))
+
+    def agree(self, precision: Precision) -> np.ndarray:
+        """Which pairs agree to rounding, as sharply as can be: no further look is needed."""
+        close = precision.epsilon * precision.c * self.scale + self.error
+        return (self.off <= close) & (close <= BLUNT * self.scale) | (self.off <= _NOTHING * self.flow)
+
+    def negligible(self, precision: Precision) -> np.ndarray:
+        """What rounding of the result, or of numbers as large as the input, can leave of a gradient that is zero."""
+        return precision.epsilon * (4 * self.result + precision.c * self.flow)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether both sides agree; the largest difference and the largest tolerance, as parts of the numbers compared.
+    """Which pairs of a cotangent and a direction are wrong, and which cannot be told.
 
-    sharp: does the tolerance leave more than rounding to see?  finite: are the function's slopes?
-    wrong_rows: which cotangents show a difference.
+    wrong, blunt, faint: for each pair. blunt: rounding hides more than a millionth, also in wider numbers.
+    faint: both sides are beyond what rounding leaves of larger numbers, so that neither can be trusted.
+    finite: are the function's slopes?  off, tolerance: the largest, as parts of the numbers compared.
+    digits: how many decimal digits of the engine's own numbers hold, where that was measured.
     """
 
-    right: bool
-    sharp: bool
+    wrong: np.ndarray
+    blunt: np.ndarray
+    faint: np.ndarray
     finite: bool
     off: float
     tolerance: float
-    wrong_rows: np.ndarray
+    digits: float = 16.0
 
 
 def hold(
@@ -76,59 +95,222 @@ def hold(
     method: Method,
     v: np.ndarray,
     u: np.ndarray,
-    precision: Precision,
+    precisions: Precisions,
     rng: np.random.Generator,
+    is_exact: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Compare, and where both sides part, measure how much of that is rounding inside the function: see `compare`."""
-    values, reach = function.values, max(1.0, length(function.values[k]))
-    sides = compare(function, k, method, values, v, u)
-    tolerance = precision.epsilon * (precision.c * sides.scale + 4 * sides.result * reach) + sides.error
-    tolerance = tolerance + precision.epsilon * FAINT * np.abs(v).min(initial=0) * length(function.values[k])
+    """Compare the gradient of input k for each cotangent (a row of v) along each direction (a row of u).
 
-    def again() -> np.ndarray:
-        *near, near_v, near_u = nudged([*values, v, u], rng)
-        return compare(function, k, method, near, near_v, near_u).off
+    A one-dimensional v or u stands for its numbers one by one: each with zeros in all other places.
+    is_exact: does the rule agree with the function to all digits of wider numbers? Then nothing is excused by those of
+    float64, as constants in the function might need it.
+    """
+    v, given = np.diag(v) if v.ndim == 1 else v, precisions.given
+    if method is differences:
+        method = functools.partial(differences, noise=noise(function, precisions))
+    sides = compare(function, k, method, function.values, v, u, given)
+    close = given.epsilon * given.c * sides.scale + sides.error
+    off = np.where(sides.off <= _NOTHING * sides.flow, 0.0, sides.off)
+    loose = close + 4 * given.epsilon * sides.result
+    open_pairs = ~(sides.agree(given) | (off <= loose) & (loose <= BLUNT * sides.scale))
+    finite = np.isfinite(sides.numeric)
+    wrong = finite & ~np.isfinite(sides.analytic)
+    blunt, faint, digits = np.zeros_like(wrong), np.zeros_like(wrong), 16.0
+    open_pairs &= finite & ~wrong
+    if open_pairs.any():
+        some_v, some_u = open_pairs.any(axis=1), open_pairs.any(axis=0)
+        chosen = np.ix_(some_v, some_u)
+        some = sides.pick(chosen)
+        found = _resolve(function, k, method, v[some_v], _columns(u, some_u), some, precisions, rng, is_exact)
+        mask = open_pairs[chosen]
+        for part, whole in zip(found[:3], (wrong, blunt, faint)):
+            whole[chosen] |= part & mask
+        off[chosen], close[chosen] = np.where(mask, found[3], off[chosen]), np.where(mask, found[4], close[chosen])
+        digits = found[5]
+    return Outcome(wrong, blunt, faint, bool(finite.all()), _part(off, sides.scale), _part(close, sides.scale), digits)
 
-    tolerance, off = widened(tolerance, sides.off, again), np.abs(sides.off)
-    within = off <= tolerance
-    cotangents = np.abs(v).reshape(len(v), -1).sum(axis=1, keepdims=True)
-    sharp = tolerance <= BLUNT * (sides.scale + sides.result) + FAINT * cotangents
-    return Outcome(
-        right=bool(within.all()),
-        sharp=bool(sharp.all()),
-        finite=bool(np.isfinite(sides.numeric).all()),
-        off=_part(off, sides.scale),
-        tolerance=_part(tolerance, sides.scale),
-        wrong_rows=~within.all(axis=1),
-    )
+
+class _Resolved(NamedTuple):
+    wrong: np.ndarray
+    blunt: np.ndarray
+    faint: np.ndarray
+    off: np.ndarray
+    tolerance: np.ndarray
+    digits: float
+
+
+def _resolve(
+    function: Differentiable,
+    k: int,
+    method: Method,
+    v: np.ndarray,
+    u: np.ndarray,
+    sides: Sides,
+    precisions: Precisions,
+    rng: np.random.Generator,
+    is_exact: Callable[[], bool],
+) -> _Resolved:
+    """Is it rounding by which these sides part?  Then it shrinks with ε, when both are computed in wider numbers.
+
+    What shrinks less than ε is a mistake if it is also the same a few units in the last place away; else nobody can say
+    (a function may hold a cast or a constant that is no wider).
+    """
+    nobody = np.ones(sides.off.shape, bool)
+    if precisions.pair is None:
+        return _Resolved(~nobody, nobody, ~nobody, sides.off, sides.error, 0.0)
+    narrow, wide = precisions.pair
+
+    def both(values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray) -> tuple[Sides, Sides]:
+        one, other = (compare(function, k, method, values, v, u, precision) for precision in (narrow, wide))
+        return one, other._replace(result=np.maximum(other.result, sides.result))
+
+    near, far = both(function.values, v, u)
+    tolerance = precisions.given.epsilon * narrow.c * far.scale + far.error
+
+    def shrinks(near_off: np.ndarray) -> np.ndarray:
+        rounding = np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
+        return far.off <= _MARGIN * wide.epsilon / narrow.epsilon * rounding
+
+    equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
+    steady = nobody
+    is_rounding = equal | shrinks(near.off)
+    if not is_rounding.all():
+        far = far._replace(result=np.maximum(far.result, interior(function, v)[:, None]))
+        again = [both(*_nudged(function.values, v, u, rng)) for _ in range(_REPEATS)]
+        is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
+        seen = np.stack([far.analytic - far.numeric, *(other.analytic - other.numeric for _, other in again)])
+        with np.errstate(invalid="ignore"):
+            steady = np.ptp(seen, axis=0) <= 0.5 * far.off
+    faint = ~is_rounding & (far.off <= far.negligible(wide))
+    if not (is_rounding | faint).all() and not is_exact():
+        faint |= ~is_rounding & (far.off <= 4 * precisions.given.epsilon * far.result)
+    wrong = ~is_rounding & ~faint & steady & (far.off > tolerance) & (far.error <= 0.1 * far.off)
+    known = np.fmax(far.off, far.error)
+    engine = np.abs(sides.analytic - far.analytic)  # how far rounding moves the engine's own numbers
+    sharp = equal | (known <= BLUNT * far.scale) | (known <= _FAINT * far.flow)
+    if wide.epsilon < precisions.given.epsilon:
+        sharp |= known <= engine
+    blunt = ~wrong & ~faint & ~(is_rounding & sharp)
+    moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
+    digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
+    return _Resolved(wrong, blunt, faint, np.asarray(far.off, float), np.asarray(tolerance, float), digits)
+
+
+def is_exact(
+    function: Differentiable, k: int, method: Method, v: np.ndarray, u: np.ndarray, precisions: Precisions
+) -> bool:
+    """Do both sides agree to all digits of wider numbers?"""
+    wide = precisions.wide
+    return wide is not None and bool(compare(function, k, method, function.values, v, u, wide).agree(wide).all())
+
+
+def retreat(
+    function: Differentiable,
+    k: int,
+    method: Method,
+    v: np.ndarray,
+    u: np.ndarray,
+    precisions: Precisions,
+    rng: np.random.Generator,
+) -> tuple[float, Outcome] | None:
+    """Compare nearer to zero, where a function that saturates does not: the part of x it took, and what is found.
+
+    The part is 0 where both sides are everywhere as small as what rounding leaves of zero. None where the function is
+    not finite on the way.
+    """
+    for step in range(1, _RETREATS + 1):
+        part = 4.0**-step
+        found = hold(Scaled(function, part), k, method, v, part * u, precisions, rng)
+        if not found.finite:
+            return None
+        if not found.faint.any():
+            return part, found
+    return 0.0, replace(found, faint=np.zeros_like(found.faint))
+
+
+def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
+    """For each cotangent (a row of v) the largest Σ|x̄ x| over the inputs x of all op calls on the tape.
+
+    So much of the result flows through numbers inside the function, and their rounding moves it by ε times as much.
+    """
+    inputs: dict[Any, Sequence[Any]] = {}
+
+    def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+        inputs[node] = arrays
+
+    with watched(note):
+        y, leaves = function.record(function.values)
+    found = np.zeros(len(v))
+    for i, row in enumerate(v if y.requires_grad else ()):
+        sums = Sums({origin(leaf) for leaf in leaves})
+        for node, _, gradients in walk(origin(y), row.reshape(y.shape).astype(y.dtype), sums, retain=True):
+            for x, gradient in zip(inputs.get(node, ()), gradients):
+                if gradient is not None:
+                    size = np.abs(array_of(gradient) * x)
+                    found[i] = max(found[i], float(size[np.isfinite(size)].sum()))
+    return found
+
+
+def noise(function: Differentiable, precisions: Precisions) -> np.ndarray | float:
+    """How far rounding inside the function moves each number of its result, as a multiple of ε."""
+    if precisions.pair is None:
+        return 0.0
+    narrow, wide = precisions.pair
+    found: np.ndarray | float = 0.0
+    for t in (0.0, 2.0**-12, -(2.0**-9)):
+        x = [value.astype(narrow.dtype) * (1 + t) for value in function.values]
+        off = np.abs(function.evaluate([value.astype(wide.dtype) for value in x]) - function.evaluate(x))
+        found = np.maximum(found, np.where(np.isfinite(off), off, 0.0).astype(float) / narrow.epsilon)
+    return found
+
+
+def _nudged(
+    values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray, rng: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    *near, near_v, near_u = nudged([*values, v, u], rng)
+    return near, near_v, near_u
+
+
+def _columns(u: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The chosen directions among those of u."""
+    if u.ndim == 2:
+        return u[chosen]
+    kept = np.zeros_like(u)
+    kept[np.flatnonzero(u)[chosen]] = u[np.flatnonzero(u)[chosen]]
+    return kept
 
 
 def compare(
-    function: Differentiable, k: int, method: Method, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray
+    function: Differentiable,
+    k: int,
+    method: Method,
+    values: Sequence[np.ndarray],
+    v: np.ndarray,
+    u: np.ndarray,
+    precision: Precision,
 ) -> Sides:
-    """Each cotangent (a row of v) with each direction of input k (a row of u).
-
-    A one-dimensional v or u stands for its numbers one by one: each with zeros in all other places.
-    """
+    """Each cotangent (a row of v) with each direction of input k (a row of u, or each of its numbers by itself)."""
+    values = [x.astype(precision.dtype) for x in values]
+    v, u = v.astype(precision.dtype), u.astype(precision.dtype)
     y, leaves = function.record(values)
-    v = np.diag(v) if v.ndim == 1 else v
-    a = np.zeros((len(v), values[k].size))
+    a = np.zeros((len(v), values[k].size), precision.dtype)
     if y.requires_grad:
-        a = rows([grad(y, leaves[k], row.reshape(y.shape), retain_graph=True) for row in v])
+        a = rows([grad(y, leaves[k], row.reshape(y.shape).astype(y.dtype), retain_graph=True) for row in v])
     size_a, size_v = np.abs(a), np.abs(v)
     size_y = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
     columns = []
-    for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0.0) for i in np.flatnonzero(u)):
-        found = method(line(function, values, k, row.reshape(values[k].shape)))
+    for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0) for i in np.flatnonzero(u)):
+        found = method(line(function, values, k, row.reshape(values[k].shape)), epsilon=precision.epsilon)
         ju, error = found.value.reshape(-1), found.error.reshape(-1)
         with np.errstate(invalid="ignore"):
             scale = size_a @ np.abs(row) + size_v @ np.abs(ju)
-            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0))))
+            flow = size_v.max(axis=1, initial=0) * np.abs(row).max(initial=0)
+            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0)), flow))
     sides = Sides(*(np.stack(side, axis=1) for side in zip(*columns)))
-    if u.ndim == 2:
-        return sides
-    # an entry is made of terms as large as the others of its row
-    return sides._replace(result=sides.result + sides.scale.max(axis=1, keepdims=True))
+    result = sides.result
+    if u.ndim == 1:  # an entry is made of terms as large as the others of its row
+        result = result + sides.scale.max(axis=1, initial=0, keepdims=True)
+    return sides._replace(result=result * max(1.0, length(values[k])))
 
 
 def slope(
@@ -152,8 +334,14 @@ def dense(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def length(x: np.ndarray) -> float:
     """The root mean square of x, so that a direction is as large as x; 1 where x is zero, empty or infinite."""
     finite = x[np.isfinite(x)]
-    size = float(np.sqrt(np.mean(finite * finite))) if finite.size else 0.0
-    return size or 1.0
+    largest = float(np.abs(finite).max(initial=0))
+    return largest * float(np.sqrt(np.mean((finite / largest) ** 2))) if largest else 1.0
+
+
+def sizes(x: np.ndarray) -> np.ndarray:
+    """How far each entry may be moved without leaving its neighbourhood: its own size; where that is 0, that of x."""
+    own = np.abs(x)
+    return np.where((own > 0) & np.isfinite(own), own, length(x))
 
 
 def rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -162,4 +350,5 @@ def rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _part(a: np.ndarray, whole: np.ndarray) -> float:
     """The largest a / whole; 0 where there is nothing to be a part of."""
-    return float(np.max(np.divide(a, whole, where=whole > 0, out=np.zeros_like(whole)), initial=0))
+    with np.errstate(all="ignore"):
+        return float(np.max(np.divide(a, whole, where=whole > 0, out=np.zeros(np.shape(whole))), initial=0))

@@ -9,14 +9,16 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order
 from nanograd_llm.autograd.tensor import Tensor, grad
-from nanograd_llm.gradcheck.check.comparison import Precision, dense, length
+from nanograd_llm.gradcheck.check.comparison import dense, length
 from nanograd_llm.gradcheck.check.function import Differentiable
-from nanograd_llm.gradcheck.check.rounding import nudged, widened
+from nanograd_llm.gradcheck.check.rounding import Precisions, nudged, widened
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
 
 
-def problems(function: Differentiable, cotangent: np.ndarray, precision: Precision) -> list[str]:
+def problems(
+    function: Differentiable, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator
+) -> list[str]:
     """Where backward twice, asking for one gradient alone, or a cotangent of zeros gives what it should not."""
     y, leaves = function.record(function.values)
     if not y.requires_grad:
@@ -34,13 +36,13 @@ def problems(function: Differentiable, cotangent: np.ndarray, precision: Precisi
     for k, leaf in enumerate(leaves[:_ALONE] if len(leaves) > 1 else ()):
         alone = grad(y, leaf, cotangent, retain_graph=True)
         off = np.abs(alone - together[k]).max(initial=0)
-        if off > precision.c * precision.epsilon * np.abs(together[k]).max(initial=0):
+        if off > precisions.given.c * precisions.given.epsilon * np.abs(together[k]).max(initial=0):
             found.append(f"the gradient of {function.names[k]}, asked for alone, is another, by up to {off:.1e}")
     return found
 
 
 def asymmetry(
-    function: Differentiable, cotangent: np.ndarray, precision: Precision, rng: np.random.Generator
+    function: Differentiable, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator
 ) -> list[str]:
     """Whether the Hessian of ⟨v, f⟩ is not symmetric: ⟨w, H u⟩ must be ⟨u, H w⟩."""
     u, w = ([dense(rng, x.shape) * length(x) for x in function.values] for _ in range(2))
@@ -52,17 +54,28 @@ def asymmetry(
             y, leaves = function.record(values)
             if not y.requires_grad:
                 return 0.0, 0.0
-            gradient = grad(y, leaves, cotangent)
+            gradient = grad(y, leaves, cotangent.astype(y.dtype))
             for one, other in ((u, w), (w, u)):
-                along = functools.reduce(Tensor.__add__, [(g * d).sum() for g, d in zip(gradient, one)])
+                terms = [(g * d.astype(g.dtype)).sum() for g, d in zip(gradient, one)]
+                along = functools.reduce(Tensor.__add__, terms)
                 hessian = grad(along, leaves) if along.requires_grad else [Tensor(np.zeros(x.shape)) for x in u]
                 products.append([d * h.data for d, h in zip(other, hessian)])
-        sums = [sum(float(p.sum()) for p in product) for product in products]
+        sums = [sum(p.sum() for p in product) for product in products]
         size = sum(float(np.abs(p).sum()) for product in products for p in product)
-        return sums[0] - sums[1], size
+        return float(sums[0] - sums[1]), size
 
+    given = precisions.given
     off, size = difference(function.values)
-    bound = 4 * precision.c * precision.epsilon * size
-    if not np.isfinite(off) or abs(off) <= widened(bound, off, lambda: difference(nudged(function.values, rng))[0]):
+    if not np.isfinite(off) or abs(off) <= 4 * given.c * given.epsilon * size:
+        return []
+    if precisions.pair is not None:
+        narrow, wide = (difference([x.astype(p.dtype) for x in function.values]) for p in precisions.pair)
+        bound = 4 * given.c * given.epsilon * wide[1]
+        if abs(wide[0]) <= max(bound, 64 * precisions.pair[1].epsilon / precisions.pair[0].epsilon * abs(narrow[0])):
+            return []
+        if wide[1] <= precisions.pair[1].epsilon * given.c * np.abs(cotangent).max(initial=0):
+            return []
+    bound = 4 * given.c * given.epsilon * size
+    if abs(off) <= widened(bound, off, lambda: difference(nudged(function.values, rng))[0]):
         return []
     return [f"the Hessian is not symmetric: ⟨w, H u⟩ and ⟨u, H w⟩ differ by {abs(off):.1e}, of terms of {size:.1e}"]

@@ -16,8 +16,8 @@ from nanograd_llm.gradcheck.check.rounding import EPS
 Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
-_RUNGS = tuple(2.0**-k for k in range(3, 14))  # u is as long as x, so these are parts of x
-_SHORT = 2.0**-22
+_RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
+_WIDE_RUNGS = tuple(2.0**-k for k in range(4, 44, 3))  # where rounding leaves room for them
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,29 @@ class ComplexStepError(Exception):
     """The function does not run on complex numbers, or not as the same function."""
 
 
-def derivative(line: Line, *, confirm: bool = True, epsilon: float = EPS) -> Derivative:
+def derivative(
+    line: Line, *, confirm: bool = True, epsilon: float = EPS, noise: np.ndarray | float = 0.0
+) -> Derivative:
     """φ'(0) by complex step where a difference agrees with it, by differences elsewhere.
 
     confirm: a forward that drops the imaginary part on the way (x.real, a modulus) gives a complex step that is wrong
         without complaint; a few differences, coarse as they are, tell. Once for every function is enough.
-    epsilon: the machine epsilon of what φ computes in.
+    epsilon: the machine epsilon of what φ computes in.  noise: how far rounding inside φ moves it, in units of that.
     """
     try:
         exact = complex_step(line)
     except ComplexStepError as reason:
-        return differences(line, epsilon=epsilon, why=str(reason))
+        return differences(line, epsilon=epsilon, noise=noise, why=str(reason))
     if not confirm:
         return exact
-    witness = differences(line, enough=1e-7, epsilon=epsilon)
+    witness = differences(line, enough=1e-7, epsilon=epsilon, noise=noise)
     largest = np.abs(witness.value).max(initial=0)
     if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest).all():
         return exact
-    # kinks nearby spoil a ladder; a step that is shorter than the way to any of them is coarse and spoiled by none
-    near, size = _central(line, _SHORT)
-    if (np.abs(exact.value - near) <= 64 * epsilon * size / _SHORT + 1e-5 * largest).all():
+    near, coarse = _nearest(line, epsilon, noise)
+    if (np.abs(exact.value - near) <= coarse).all():
         return exact
-    return differences(line, epsilon=epsilon, why="a complex step does not agree with them")
+    return differences(line, epsilon=epsilon, noise=noise, why="a complex step does not agree with them")
 
 
 def complex_step(line: Line) -> Derivative:
@@ -74,7 +75,7 @@ def complex_step(line: Line) -> Derivative:
             y = line(1j * COMPLEX_STEP)
         except Exception as error:  # it ran on real numbers, so whatever stops it here is about complex ones
             raise ComplexStepError(f"on complex numbers it raises {type(error).__name__}: {error}") from error
-    if y.dtype != np.complex128:
+    if y.dtype.kind != "c":
         raise ComplexStepError(f"on complex numbers its result is {y.dtype}")
     value = y.imag / COMPLEX_STEP
     if not np.isfinite(value).all():
@@ -82,7 +83,9 @@ def complex_step(line: Line) -> Derivative:
     return Derivative(value, np.zeros_like(value), COMPLEX_STEP, "complex step")
 
 
-def differences(line: Line, *, enough: float = 0.0, epsilon: float = EPS, why: str = "") -> Derivative:
+def differences(
+    line: Line, *, enough: float = 0.0, epsilon: float = EPS, noise: np.ndarray | float = 0.0, why: str = ""
+) -> Derivative:
     """φ'(0) by central differences of 6th order, each entry at the step of the ladder that serves it best.
 
     Halving the step makes the truncation error 64 times smaller and the round-off twice as large. What one rung
@@ -91,14 +94,16 @@ def differences(line: Line, *, enough: float = 0.0, epsilon: float = EPS, why: s
     A change that is small by chance is held against the change before it.
 
     enough: stop as soon as the errors are below this part of the largest entry.
-    epsilon: the machine epsilon of what φ computes in.
+    epsilon: the machine epsilon of what φ computes in; wider numbers than float64 allow far shorter steps.
+    noise: how far rounding inside φ moves it, as a multiple of epsilon, where that is known.
     Errors are inf where no rung was usable.
     """
-    value = before = _central(line, _RUNGS[0])[0]
+    rungs = _rungs(epsilon)
+    value = before = _central(line, rungs[0])[0]
     error = change_before = np.full_like(value, np.inf)
-    for step in _RUNGS[1:]:
+    for step in rungs[1:]:
         slope, largest = _central(line, step)
-        roundoff = 8 * epsilon * largest / step
+        roundoff = 8 * epsilon * np.maximum(largest, noise) / step
         change = np.where(np.isfinite(slope - before), np.abs(slope - before), np.inf)
         estimate = np.maximum(change, change_before / 64) + roundoff
         better = estimate < error
@@ -106,7 +111,21 @@ def differences(line: Line, *, enough: float = 0.0, epsilon: float = EPS, why: s
         if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
             break
         before, change_before = slope, change
+    if not enough and step > rungs[-1]:
+        near, coarse = _nearest(line, epsilon, noise)
+        error = np.where(np.abs(value - near) <= coarse + 10 * error, error, np.abs(value - near) + error)
     return Derivative(value, error, step, "differences", why)
+
+
+def _rungs(epsilon: float) -> tuple[float, ...]:
+    return _RUNGS if epsilon >= EPS else _WIDE_RUNGS
+
+
+def _nearest(line: Line, epsilon: float, noise: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """A slope by the shortest step, and how coarse it is: to kinks nearby, farther steps are blind all the same way."""
+    step = _rungs(epsilon)[-1]
+    slope, largest = _central(line, step)
+    return slope, 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * np.abs(slope).max(initial=0)
 
 
 def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
 from nanograd_llm.autograd.tensor import Tensor, array_of, grad
-from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 
 
@@ -37,11 +37,12 @@ class Function:
 
     values: the point to check at, float64.  names: of these values.
     shape_problems: which op calls on the tape break their op's shape line, in words.
+    cut: names of a module's parameters that no gradient reaches. Those named in `unused` are left alone.
     notes: which inputs are float64 copies, and which op call is the first to widen such an input, in words.
     Raises InPlaceError where an op's forward writes into its input.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]):
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], unused: Sequence[str] = ()):
         if not callable(f):
             raise DtypeError(f"a function to check is an op, a closure, a Module, ...; got {f!r:.100}")
         self.f = f
@@ -65,7 +66,7 @@ class Function:
         with watched(note):  # where a forward that writes into its input is refused
             y, leaves = self.record(given)
         self.shape_problems = list(broken)
-        held = _held(f, y, leaves)
+        held, self.cut = _held(f, y, leaves, unused)
         self.held = list(held.values())
         self.names = [names[i] for i in self._places] + list(held)
         arrays = given + [leaf.data for leaf in self.held]
@@ -99,10 +100,10 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def tape(self) -> tuple[float, int, int]:
-        """The machine epsilon of the narrowest float on the tape (a function may convert its inputs), the number of ops
-        in the longest chain of them, and of all op calls."""
-        y, _ = self.record(self.values)
+    def tape(self, dtype: Any = np.float64) -> tuple[float, int, int]:
+        """The machine epsilon of the narrowest float on the tape when the inputs have this dtype (a function may
+        convert them), the number of ops in the longest chain of them, and of all op calls."""
+        y, _ = self.record([value.astype(dtype) for value in self.values])
         below = tape_below(y)
         depths: dict[int, int] = {}
         for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
@@ -110,15 +111,22 @@ class Function:
         epsilon = max(float(np.finfo(source.dtype).eps) for source in [y, *below])
         return epsilon, max(depths.values(), default=0), len(depths)
 
-    def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
-        """The function's result at these values, and the leaf that stands for each of them."""
-        leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]]
-        return self._run(leaves, values), leaves + self.held
+    def record(
+        self, values: Sequence[np.ndarray], leaves: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The function's result at these values, and the leaf that stands for each of them.
+
+        leaves: what an earlier call with the same values returned, to be used again.
+        """
+        if leaves is None:
+            leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]] + self.held
+        return self._run(leaves[: len(self._places)], values), list(leaves)
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """The result's numbers; one of the arrays may be complex."""
         if any(np.iscomplexobj(value) for value in values):
-            values = [value.astype(np.complex128) for value in values]  # all: forwards may add up in place
+            wide = np.result_type(*values, np.complex64)
+            values = [value.astype(wide) for value in values]  # all: forwards may add up in place
             with no_grad():
                 return self._run([Tensor(value) for value in values[: len(self._places)]], values).data
         return self.record(values)[0].data
@@ -130,10 +138,15 @@ class Function:
         for place, leaf in zip(self._places, leaves):
             inputs[place] = leaf
         y = self.f(*inputs)
+        if isinstance(y, (tuple, list, dict)) and (parts := _float_tensors(y)):
+            y = parts[0] if len(parts) == 1 else concatenate([part.reshape(-1) for part in parts])
         if not isinstance(y, Tensor):
             if self.inputs and not self._places and not self.held:  # as an op does where no Tensor comes
                 raise self._nothing_to_check()
-            raise GraphError(f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor")
+            raise GraphError(
+                f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor, or a tuple, list or "
+                "dict of Tensors"
+            )
         if y.dtype.kind not in "fc":
             raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")
         if y.dtype in (np.float16, np.float32) and all(value.dtype == np.float64 for value in values):
@@ -162,7 +175,15 @@ class Gradient:
         return np.concatenate([part.reshape(-1) for part in parts])
 
 
-Differentiable = Function | Gradient
+class Scaled:
+    """The same function at a part of its values."""
+
+    def __init__(self, function: Differentiable, part: float):
+        self.values: list[np.ndarray] = [part * x for x in function.values]
+        self.names, self.record, self.evaluate = function.names, function.record, function.evaluate
+
+
+Differentiable = Function | Gradient | Scaled
 
 
 def _is_checked(x: Any) -> bool:
@@ -187,14 +208,31 @@ def _is_checked(x: Any) -> bool:
     return kind == "f"
 
 
-def _held(f: Any, y: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The leaves below y that were not given to f, by name: a module's parameters, in its order, then any others."""
+def _float_tensors(y: Any) -> list[Tensor]:
+    """The float Tensors in a tuple, list or dict, and in those within it."""
+    if isinstance(y, Tensor):
+        return [y] if y.dtype.kind in "fc" else []
+    parts = y.values() if isinstance(y, dict) else y if isinstance(y, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _float_tensors(part)]
+
+
+def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The leaves that f uses without being given them, by name, and those that no gradient reaches.
+
+    A module's parameters come first, in its order, whether or not the tape leads to them; then any others on the tape.
+    Left out are those that are frozen, or said to be unused.
+    """
     owner = owner_of(f)
     named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+    if unknown := [name for name in unused if name not in named]:
+        raise ConfigError(f"unused= names {unknown}, which {label(f)} does not have as parameters")
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
-    held = {name: found.pop(id(leaf)) for name, leaf in named.items() if id(leaf) in found}
-    return held | {f"leaf {i}": leaf for i, leaf in enumerate(found.values())}
+    listed = {name: leaf for name, leaf in named.items() if leaf.requires_grad and name not in unused}
+    cut = [name for name, leaf in listed.items() if id(leaf) not in found and id(leaf) not in known]
+    held = {name: leaf for name, leaf in listed.items() if id(leaf) in found or name in cut}
+    others = [leaf for key, leaf in found.items() if all(leaf is not parameter for parameter in named.values())]
+    return held | {f"leaf {i}": leaf for i, leaf in enumerate(others)}, cut
 
 
 def owner_of(f: Any) -> Any:

@@ -1,31 +1,38 @@
-"""Where a function bends: the entries of an input by which its left and right derivatives differ.
+"""Where a function bends or jumps: the entries of an input by which its left and right derivatives differ.
 
 A smooth φ has φ(h) + φ(-h) - 2φ(0) = h²φ'' + ..., which over h goes to zero with h. At a kink it goes to the difference
-of the two slopes and stays there. Which entries are to blame is found by halving: a direction is made of ever fewer.
+of the two slopes and stays there; at a jump φ(h) - φ(-h) itself stays. Which entries are to blame is found by halving:
+a direction is made of ever fewer. What a first look in float64 finds is looked at again with far shorter steps, where the
+function computes in wider numbers: a kink a little away is none.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
-from nanograd_llm.gradcheck.check.comparison import length, line
+from nanograd_llm.gradcheck.check import comparison
+from nanograd_llm.gradcheck.check.comparison import line, sizes
 from nanograd_llm.gradcheck.check.derivatives import Line
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.report import Kink
-from nanograd_llm.gradcheck.check.rounding import widened
+from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
 
 _FAR, _NEAR = 2.0**-17, 2.0**-20  # a kink nearer than the second, a part of x, is met; one farther away is not
-_SLOPE_STEP = 2.0**-16
+_WIDE_FAR, _WIDE_NEAR = 2.0**-38, 2.0**-41  # the same with wider numbers
 _PART = 1e-4  # of the slopes that their difference must make up, to be one
 MOST = 64  # entries to look for
 
 
-def bends(line: Line, epsilon: float) -> np.ndarray:
-    """Which entries of φ have a kink at 0: a boolean for each."""
+def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
+    """Which entries of φ have a kink or a jump at 0: a boolean for each.
+
+    noise: how far rounding inside φ moves it, as a multiple of epsilon.
+    """
     shifts = itertools.cycle(epsilon * t for t in range(-40, 41, 5) if t)
+    far_step, near_step = (_FAR, _NEAR) if epsilon >= EPS else (_WIDE_FAR, _WIDE_NEAR)
 
     def second(step: float, at: float = 0.0) -> np.ndarray:
         """(φ(at + h) + φ(at - h) - 2φ(at))/h, each entry on an axis of its own; 0 where it is not finite."""
@@ -33,29 +40,47 @@ def bends(line: Line, epsilon: float) -> np.ndarray:
         return np.where(np.isfinite(bent), bent, 0.0)[..., None]
 
     with np.errstate(all="ignore"):
-        here, ahead, behind = line(0.0), line(_NEAR), line(-_NEAR)
-        far, near = second(_FAR), second(_NEAR)
+        here, ahead, behind = line(0.0), line(near_step), line(-near_step)
+        far, near = second(far_step), second(near_step)
         slopes = np.abs(ahead - here) + np.abs(here - behind)
-        bound = (_PART * slopes + 16 * epsilon * np.abs(here)) / _NEAR
-        bound = widened(bound[..., None], near, lambda: second(_NEAR, next(shifts)))
+        bound = (_PART * slopes + 16 * epsilon * np.maximum(np.abs(here), noise)) / near_step
+        bound = widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
         # with the step, curvature falls and rounding grows: what is neither stays the same
-        return ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
+        kinks = ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
+        return kinks | _jumps(line, near_step, epsilon, noise)
 
 
-def find(line_along: Callable[[np.ndarray], Line], direction: np.ndarray, epsilon: float) -> np.ndarray | None:
-    """The places (in the flat input) of the entries by which the function bends; None where they cannot be told.
+def _jumps(line: Line, h: float, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
+    """Is φ(h) - φ(-h) as large as φ(8h) - φ(-8h), and larger than rounding?"""
+    ahead, behind = line(h), line(-h)
+    step, farther = np.abs(ahead - behind), np.abs(line(8 * h) - line(-8 * h))
+    rounding = 64 * epsilon * np.maximum(np.abs(ahead) + np.abs(behind), noise)
+    return np.isfinite(step) & (np.abs(farther - step) <= step / 3) & (step > rounding)
 
-    line_along: makes the line for a direction.  direction: a dense one.
+
+def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Precisions) -> np.ndarray | None:
+    """The places (in the flat input) of the entries of input k by which the function bends or jumps.
+
+    None where they cannot be told.  direction: a dense one.
     """
+    values, epsilon, u = function.values, precisions.given.epsilon, direction.reshape(-1)
+    noise: np.ndarray | float = 0.0
 
     def has_kink(places: np.ndarray) -> bool:
-        u = np.zeros(direction.size)
-        u[places] = direction.reshape(-1)[places]
-        return bool(bends(line_along(u.reshape(direction.shape)), epsilon).any())
+        some = np.zeros_like(u)
+        some[places] = u[places]
+        return bool(bends(line(function, values, k, some.reshape(direction.shape)), epsilon, noise).any())
 
+    everywhere = np.arange(u.size)
+    if not u.size or not has_kink(everywhere):
+        return everywhere[:0]
+    if (wide := precisions.wide) is not None:
+        values, u, epsilon = [x.astype(wide.dtype) for x in values], u.astype(wide.dtype), wide.epsilon
+    noise = comparison.noise(function, precisions)
+    if not has_kink(everywhere):
+        return everywhere[:0]
     found: list[int] = []
-    groups = [np.arange(direction.size)] if direction.size and has_kink(np.arange(direction.size)) else []
-    some = bool(groups)
+    groups = [everywhere]
     while groups:
         group = groups.pop()
         if group.size == 1:
@@ -64,28 +89,31 @@ def find(line_along: Callable[[np.ndarray], Line], direction: np.ndarray, epsilo
                 return None
         else:
             groups += [half for half in np.array_split(group, 2) if has_kink(half)]
-    if some and not found:  # it bends along the whole and along no part
-        return None
-    return np.array(sorted(found), dtype=int)
+    return np.array(sorted(found), dtype=int) if found else None  # it bends along the whole and along no part
 
 
-def look_at(function: Differentiable, k: int, place: int, v: np.ndarray) -> Kink:
+def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:
     """The function to both sides of one entry of input k. v: flat cotangents in rows; the first is reported."""
-    x = function.values[k]
-    u = np.zeros(x.size)
-    u[place] = length(x)
-    along = line(function, function.values, k, u.reshape(x.shape))
+    x, wide = function.values[k], precisions.wide
+    values: Sequence[np.ndarray] = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
+    h = _FAR if wide is None else _WIDE_FAR
+    size = float(sizes(x).reshape(-1)[place])
+    u = np.zeros_like(values[k]).reshape(-1)
+    u[place] = size
+    along = line(function, values, k, u.reshape(x.shape))
     with np.errstate(all="ignore"):
-        h, here = _SLOPE_STEP, along(0.0)  # the slopes are exact to second order in h
-        right = ((4 * along(h) - 3 * here - along(2 * h)) / (2 * h * length(x))).reshape(-1)
-        left = ((3 * here - 4 * along(-h) + along(-2 * h)) / (2 * h * length(x))).reshape(-1)
+        shape = along(0.0).shape
+        behind, here, ahead, twice, twice_behind = (along(t * h).reshape(-1) for t in (-1, 0, 1, 2, -2))
+        right = (4 * ahead - 3 * here - twice) / (2 * h * size)  # exact to second order in h
+        left = (3 * here - 4 * behind + twice_behind) / (2 * h * size)
+        jumps = bool(_jumps(along, h, precisions.given.epsilon if wide is None else wide.epsilon).any())
         lows = np.minimum(v * left, v * right).sum(axis=1)
         highs = np.maximum(v * left, v * right).sum(axis=1)
         near = 1e-6 * (np.abs(v) @ (np.abs(left) + np.abs(right)))
-    cotangents = [row.reshape(here.shape) for row in v]
+    cotangents = [row.reshape(shape) for row in v]
     a = np.array([g[k].reshape(-1)[place] for g in gradients(function, function.values, cotangents)])
-    allowed = bool(((lows - near <= a) & (a <= highs + near)).all())
-    return Kink(index_of(place, x.shape), float(v[0] @ left), float(v[0] @ right), float(a[0]), allowed)
+    allowed = jumps or bool(((lows - near <= a) & (a <= highs + near)).all())
+    return Kink(index_of(place, x.shape), float(v[0] @ left), float(v[0] @ right), float(a[0]), allowed, jumps)
 
 
 def index_of(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:

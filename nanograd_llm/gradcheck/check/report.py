@@ -45,15 +45,21 @@ class Entry(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Kink(Shown):
-    """An entry of an input at which the function bends; allowed: does the engine say a slope, or a value between?"""
+    """An entry of an input at which the function bends; allowed: does the engine say a slope, or a value between?
+
+    jump: the function itself jumps there, and has no slopes.
+    """
 
     index: tuple[int, ...]
     left: float
     right: float
     analytic: float
     allowed: bool
+    jump: bool = False
 
     def __str__(self) -> str:
+        if self.jump:
+            return f"jump at {list(self.index)}: the function has other values to the left and to the right of it"
         near = 1e-6 * (abs(self.left) + abs(self.right))
         picked = "a value between" if self.allowed else "neither of them nor a value between"
         for slope, words in ((self.right, "the right one"), (self.left, "the left one")):

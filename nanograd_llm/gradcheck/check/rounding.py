@@ -1,22 +1,65 @@
-"""How far rounding may part two numbers that would be equal without it: the one place that says so.
+"""What is known about rounding: the machine epsilon of each kind of number, and which wider kind a function runs on.
 
-Rounding moves a sum by the machine epsilon ε times the sizes of its terms, c ε Σ|terms|: that much is granted. A
-difference that exceeds it is taken again at points a few units in the last place away. What is rounding comes out
-otherwise there, what is wrong stays: the idea of J. Vignes, "A stochastic arithmetic for reliable scientific
-computation", Mathematics and Computers in Simulation 35 (1993).
+Rounding moves a sum by the machine epsilon ε times the sizes of its terms, c ε Σ|terms|: that much is granted. Where a
+difference exceeds it there are two ways to tell rounding from a mistake. With wider numbers rounding shrinks, and a
+mistake stays: `Precisions`. And at points a few units in the last place away what is rounding comes out otherwise, and
+what is wrong stays: the idea of J. Vignes, "A stochastic arithmetic for reliable scientific computation", Mathematics
+and Computers in Simulation 35 (1993): `widened`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 EPS = float(np.finfo(np.float64).eps)
 DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
+WIDER = 16  # times as precise: numbers that are less than that serve nothing
 _REPEATS = (6, 24)  # the second where the first leave a difference that is out of bounds, but not far:
 _NEAR = 1e3  # as a multiple of the bound
+
+
+class Precision(NamedTuple):
+    """A kind of number: its dtype, the ε of the narrowest float that a function computes in when given it, and c."""
+
+    dtype: Any
+    epsilon: float
+    c: float
+
+
+class Precisions:
+    """The numbers that a function can be computed in.
+
+    given: float64, as it is checked.  epsilon_for: of a dtype, the ε of the narrowest float on the function's tape when
+    its inputs have this dtype; raises whatever the function raises.
+    """
+
+    def __init__(self, epsilon: float, c: float, epsilon_for: Callable[[Any], float]):
+        self.given = Precision(np.float64, epsilon, c)
+        self._epsilon_for = epsilon_for
+
+    @functools.cached_property
+    def wide(self) -> Precision | None:
+        """NumPy's longdouble, where that is wider than float64 and the function computes in it throughout."""
+        return self._of(np.longdouble, lambda epsilon: epsilon * WIDER <= self.given.epsilon)
+
+    @functools.cached_property
+    def pair(self) -> tuple[Precision, Precision] | None:
+        """Narrow numbers and wide ones: float64 and longdouble, else float32 and float64; None where neither serves."""
+        if self.wide is not None:
+            return self.given, self.wide
+        narrow = self._of(np.float32, lambda epsilon: epsilon >= WIDER * self.given.epsilon)
+        return None if narrow is None else (narrow, self.given)
+
+    def _of(self, dtype: Any, serves: Callable[[float], bool]) -> Precision | None:
+        try:
+            epsilon = self._epsilon_for(dtype)
+        except Exception:  # whatever a function raises on numbers that it was not written for
+            return None
+        return Precision(dtype, epsilon, self.given.c) if serves(epsilon) else None
 
 
 def widened(bound: Any, off: Any, again: Callable[[], Any]) -> Any:

@@ -1,0 +1,43 @@
+"""How a check spends its time: what is left of its budget, and on a terminal how far it has come."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_QUIET = 2.0  # seconds before anything is shown
+
+
+class Progress:
+    """The clock of one check of `total` inputs, within `seconds` if that can be."""
+
+    def __init__(self, total: int, seconds: float):
+        self.total, self.seconds, self.done = total, seconds, 0
+        self._begin = time.monotonic()
+        self._is_shown = False
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._begin
+
+    @property
+    def share(self) -> float:
+        """Seconds that the next input may take."""
+        return max(0.0, self.seconds - self.elapsed) / max(1, self.total - self.done)
+
+    def next(self, name: str) -> None:
+        """The check of this input begins."""
+        if self.elapsed > _QUIET and sys.stderr.isatty():
+            left = self.elapsed / max(1, self.done) * (self.total - self.done)
+            print(
+                f"\r\033[Kgradcheck: {name}, {self.done + 1} of {self.total}, about {left:.0f} s left",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._is_shown = True
+        self.done += 1
+
+    def end(self) -> None:
+        if self._is_shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
