@@ -53,6 +53,7 @@ class Case:
 
     layouts: one of LAYOUTS for each input, or none where all are contiguous.
     needs: which inputs require a gradient; None for all that can.  same: two places of the inputs that are one Tensor.
+    region: one of REGIONS where the numbers were moved there.
     """
 
     inputs: tuple[Any, ...]
@@ -60,6 +61,7 @@ class Case:
     layouts: tuple[str, ...] = ()
     needs: tuple[bool, ...] | None = None
     same: tuple[int, int] | None = None
+    region: str = ""
 
     @property
     def size(self) -> int:
@@ -99,6 +101,8 @@ class Case:
             said.append(f"gradients wanted of {[i for i, need in enumerate(self.needs) if need]}")
         if self.same is not None:
             said.append("inputs {} and {} the same".format(*self.same))
+        if self.region:
+            said.append(self.region)
         return f"({', '.join(said)})"
 
 
@@ -232,7 +236,7 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
         x = _in_region(inputs[i], region, rng)
         x = np.where(np.isfinite(inputs[i]), x, inputs[i])  # a mask stays
         inputs[i] = np.asarray(np.abs(x) + max(0, low / 1e3) if low > -high else x)
-    found = replace(case, inputs=tuple(inputs))
+    found = replace(case, inputs=tuple(inputs), region=region)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -28,6 +28,7 @@ try:
 except ModuleNotFoundError:
     raise ConfigError("gradcheck.strategies needs Hypothesis, which is not installed; pip install hypothesis") from None
 
+_SMOOTH = tuple(region for region in samples.REGIONS if "ties" not in region)
 _SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -69,8 +70,9 @@ def cases(draw: Callable[..., Any], op: Op, *, kinks: bool = False) -> Case:
             f, arrays = case.on(my_op)
             assert_gradients(f, *arrays, order=2)
 
-    Shapes fit the op's shape line, numbers its domain; an op with samples gives those. The case also says how inputs
-    are laid out, which of them require a gradient, and which two are one Tensor.
+    Shapes fit the op's shape line, numbers its domain; an op with samples gives those. Many cases are moved to other
+    scales and offsets: see `samples.moved`. The case also says how inputs are laid out, which of them require a
+    gradient, and which two are one Tensor.
 
     kinks: numbers lie where functions have kinks, so that a right gradient may be called "at a kink".
     Raises NanogradError for an op that needs samples and declares none.
@@ -83,6 +85,8 @@ def cases(draw: Callable[..., Any], op: Op, *, kinks: bool = False) -> Case:
         case = draw(st.sampled_from(samples.cases_from_samples(op, numbers)))
     if draw(st.integers(0, 3)) == 1:
         case = samples.emptied(op, case, choices)
+    if not kinks and (region := draw(st.sampled_from(("", "", *_SMOOTH)))):
+        case = samples.moved(op, case, region, choices)
     return samples.varied(op, case, choices) if draw(st.booleans()) else case
 
 

@@ -186,6 +186,7 @@ class _Check:
             if order == 1:
                 cotangent = cotangents[0]
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
+                problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.precisions)
                 problems += consistency.problems(self.function, cotangent, self.precisions, self.rng)
             elif order == 2:
                 problems += consistency.asymmetry(self.function, cotangent, self.precisions, self.rng)

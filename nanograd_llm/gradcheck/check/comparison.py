@@ -25,10 +25,9 @@ from nanograd_llm.autograd.tape import walk
 from nanograd_llm.autograd.tensor import array_of, grad, origin
 from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
-from nanograd_llm.gradcheck.check.rounding import Precision, Precisions, nudged
+from nanograd_llm.gradcheck.check.rounding import MARGIN, Precision, Precisions, nudged
 
 BLUNT = 1e-6  # what is known less precisely than to this part of itself, tells nothing
-_MARGIN = 64  # rounding is random: in wider numbers it may shrink by so much less than ε does
 _REPEATS = 4  # points nearby at which it is measured again
 _FAINT = 1e-10  # of the cotangent: below it a slope need not be known to a millionth
 _NOTHING = 1e-40  # a slope below this part of the cotangent is zero: a complex step leaves 1e-60
@@ -169,7 +168,7 @@ def _resolve(
 
     def shrinks(near_off: np.ndarray) -> np.ndarray:
         rounding = np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
-        return far.off <= _MARGIN * wide.epsilon / narrow.epsilon * rounding
+        return far.off <= MARGIN * wide.epsilon / narrow.epsilon * rounding
 
     equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
     steady = nobody
@@ -229,9 +228,9 @@ def retreat(
 
 
 def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
-    """For each cotangent (a row of v) the largest Σ|x̄ x| over the inputs x of all op calls on the tape.
+    """For each cotangent (a row of v) the largest Σ|x̄ x| over the result and the inputs x of all op calls on the tape.
 
-    So much of the result flows through numbers inside the function, and their rounding moves it by ε times as much.
+    So much of the result flows through these numbers, and their rounding moves it by ε times as much.
     """
     inputs: dict[Any, Sequence[Any]] = {}
 
@@ -240,7 +239,7 @@ def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
 
     with watched(note):
         y, leaves = function.record(function.values)
-    found = np.zeros(len(v))
+    found = np.abs(v) @ np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
     for i, row in enumerate(v if y.requires_grad else ()):
         sums = Sums({origin(leaf) for leaf in leaves})
         for node, _, gradients in walk(origin(y), row.reshape(y.shape).astype(y.dtype), sums, retain=True):

@@ -1,49 +1,202 @@
-"""What must hold of gradients whatever their values: the same again, the same alone, nothing from nothing, symmetry."""
+"""What must hold of gradients whatever their values.
+
+The same again, the same alone, in another layout or after another call; a sum where it is added to one; so many times
+as much for a cotangent so many times as large, and nothing for one of zeros; the same in float32. A rule must not write
+into its cotangent, and a Hessian is symmetric.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import higher_order
+from nanograd_llm.autograd.checked import read_only
+from nanograd_llm.autograd.modes import higher_order, watched
 from nanograd_llm.autograd.tensor import Tensor, grad
-from nanograd_llm.gradcheck.check.comparison import dense, length
-from nanograd_llm.gradcheck.check.function import Differentiable
-from nanograd_llm.gradcheck.check.rounding import Precisions, nudged, widened
+from nanograd_llm.errors import GraphError, NanogradError
+from nanograd_llm.gradcheck.cases.samples import laid_out
+from nanograd_llm.gradcheck.check.comparison import dense, interior, length
+from nanograd_llm.gradcheck.check.function import Function, gradients
+from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged, widened
+from nanograd_llm.ops import concatenate
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
+_FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a millionth; powers of two round nothing
+_FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which a difference in float32 is measured again
 
 
-def problems(
-    function: Differentiable, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator
-) -> list[str]:
-    """Where backward twice, asking for one gradient alone, or a cotangent of zeros gives what it should not."""
-    y, leaves = function.record(function.values)
-    if not y.requires_grad:
+class _Pair(NamedTuple):
+    """Two gradients of input k that must be equal, to the last bit where `is_exact`. words: what it means if not."""
+
+    k: int
+    words: str
+    expected: np.ndarray
+    found: np.ndarray
+    is_exact: bool
+
+    @property
+    def off(self) -> float:
+        known = np.isfinite(self.expected)
+        return float(np.abs(self.expected[known] - self.found[known]).max(initial=0))
+
+
+def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:
+    """Each property of `_pairs` that does not hold, and what `_guarded` and `_in_float32` find, in words."""
+    if not function.record(function.values)[0].requires_grad:
         return []
-    together, again, nothing = (
-        grad(y, leaves, v, retain_graph=True) for v in (cotangent, cotangent, np.zeros_like(cotangent))
-    )
-    found = []
-    for name, a, b, zero in zip(function.names, together, again, nothing):
-        if not np.array_equal(a, b, equal_nan=True):
-            off = np.abs(a - b).max()
-            found.append(f"two backward passes over one tape give {name} gradients that differ, by up to {off:.1e}")
-        if (zero[np.isfinite(a)] != 0).any():
-            found.append(f"a cotangent of zeros gives {name} a gradient that is not zero")
+    if found := _guarded(function, cotangent):
+        return found
+    seed, flow = int(rng.integers(2**32)), float(interior(function, cotangent.reshape(1, -1))[0])
+
+    @functools.cache
+    def pairs(precision: Precision) -> list[_Pair]:
+        values = [x.astype(precision.dtype) for x in function.values]
+        return [*_pairs(function, values, cotangent.astype(precision.dtype), np.random.default_rng(seed))]
+
+    given = precisions.given
+    for number, pair in enumerate(pairs(given)):
+        size = np.abs(pair.expected[np.isfinite(pair.expected)]).max(initial=0)
+        flowing = flow / length(function.values[pair.k])
+        if pair.off <= (0 if pair.is_exact else given.c * given.epsilon * (size + flowing)):
+            continue
+        if not pair.is_exact and precisions.pair is not None:  # rounding shrinks in wider numbers, a mistake does not
+            near, far = (pairs(precision)[number].off for precision in precisions.pair)
+            narrow, wide = (precision.epsilon for precision in precisions.pair)
+            if far <= MARGIN * wide / narrow * near:
+                continue
+        found.append(pair.words.format(function.names[pair.k], pair.off))
+    return found + _in_float32(function, cotangent, flow, rng)
+
+
+def _pairs(
+    function: Function, values: Sequence[np.ndarray], cotangent: np.ndarray, rng: np.random.Generator
+) -> Iterator[_Pair]:
+    y, leaves = function.record(values)
+    cotangent = cotangent.astype(y.dtype)
+    together = grad(y, leaves, cotangent, retain_graph=True)
+
+    def each(words: str, found: Sequence[np.ndarray], factor: float = 1.0, is_exact: bool = False) -> Iterator[_Pair]:
+        return (_Pair(k, words, factor * a, b, is_exact) for k, (a, b) in enumerate(zip(together, found)))
+
+    def of(v: np.ndarray, y: Tensor = y, **how: Any) -> list[np.ndarray]:
+        return grad(y, leaves, v, retain_graph=True, **how)
+
+    words = "two backward passes over one tape give {} gradients that differ, by up to {:.1e}"
+    yield from each(words, of(cotangent), is_exact=True)
+    yield from each("a cotangent of zeros gives {} a gradient that is not zero", of(0 * cotangent), 0.0, is_exact=True)
+    words = "the gradient of {}, asked for alone, is another, by up to {:.1e}"
     for k, leaf in enumerate(leaves[:_ALONE] if len(leaves) > 1 else ()):
-        alone = grad(y, leaf, cotangent, retain_graph=True)
-        off = np.abs(alone - together[k]).max(initial=0)
-        if off > precisions.given.c * precisions.given.epsilon * np.abs(together[k]).max(initial=0):
-            found.append(f"the gradient of {function.names[k]}, asked for alone, is another, by up to {off:.1e}")
+        yield _Pair(k, words, together[k], grad(y, leaf, cotangent, retain_graph=True), False)
+    for factor in _FACTORS:
+        words = f"a cotangent {factor:.0e} times as large does not make the gradient of {{}} so: it is off by {{:.1e}}"
+        yield from each(words, of((factor * cotangent).astype(y.dtype)), factor)
+    some = rng.random(y.shape) < 0.5
+    parts = [of(np.where(mask, cotangent, 0).astype(y.dtype)) for mask in (some, ~some)]
+    words = "the gradients of {} for two parts of a cotangent do not add up to that for the whole: off by {:.1e}"
+    yield from each(words, [a + b for a, b in zip(*parts)])
+    words = "the gradient of {} depends on how the inputs and the cotangent lie in memory, by up to {:.1e}"
+    backward, back = function.record([laid_out(x, "negative strides") for x in values])
+    yield from each(words, grad(backward, back, laid_out(cotangent, "negative strides")))
+    one = np.broadcast_to(np.asarray(1.5, y.dtype), y.shape)
+    yield from (_Pair(k, words, a, b, False) for k, (a, b) in enumerate(zip(of(one.copy()), of(one))))
+
+    def places() -> list[np.ndarray]:
+        return [np.full(leaf.shape, np.nan, leaf.dtype) for leaf in leaves]
+
+    words = "the gradient of {} is another where `out=` says into which array, by up to {:.1e}"
+    yield from each(words, of(cotangent, out=places()))
+    twice = concatenate([y.reshape(-1), function.record(values, leaves)[0].reshape(-1)])
+    words = "where {} is used in two calls, their gradients do not add up: off by {:.1e}"
+    yield from each(words, of(np.concatenate([cotangent.reshape(-1)] * 2), twice, out=places()), 2.0)
+    try:
+        function.record([(x * (1 + 0.25 * dense(rng, x.shape))).astype(x.dtype) for x in values])
+    except Exception:  # a point that the function refuses
+        return
+    function.record(values, leaves)  # what f holds gets its values again
+    words = "a call in between changes the gradient of {}, by up to {:.1e}: the rule uses an array that calls share"
+    yield from each(words, of(cotangent), is_exact=True)
+
+
+class _Watch:
+    """Stands as a node's guard: the rule gets a read-only cotangent, and the first NaN that a rule makes is noted."""
+
+    def __init__(self, op: str, place: str, seen: list[_Watch]):
+        self.op, self.place, self.seen, self.makes_nan = op, place, seen, False
+
+    def cotangent(self, cotangent: np.ndarray) -> np.ndarray:
+        self.seen.append(self)
+        return read_only(cotangent)
+
+    def gradients(self, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
+        self.makes_nan = any(np.isnan(a).any() for a in _floats(gradients)) and all(
+            np.isfinite(a).all() for a in _floats(made_of)
+        )
+
+
+def _floats(arrays: Sequence[Any]) -> Iterator[np.ndarray]:
+    return (a for a in arrays if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+
+
+def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
+    """One backward pass that says which rule writes into its cotangent, raises, or makes a NaN of numbers."""
+    seen: list[_Watch] = []
+
+    def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+        node.guard = _Watch(node.op.name, place, seen)
+
+    with watched(note):
+        y, leaves = function.record(function.values)
+    try:
+        grad(y, leaves, cotangent)
+    except Exception as error:
+        if not seen or isinstance(error, NanogradError) and "read-only" not in str(error):
+            raise
+        if "read-only" in str(error):
+            words = (
+                "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
+            )
+            return [f"the rule of {seen[-1].op} {words}: {seen[-1].place}"]
+        message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
+        raise GraphError(message) from error
+    return [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan][:1]
+
+
+def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.random.Generator) -> list[str]:
+    """Where the gradient in float32 is another one, by more than rounding.
+
+    Rounding comes out otherwise at points nearby, a mistake does not: see `rounding`.
+    """
+    epsilon = float(np.finfo(np.float32).eps)
+    values, v = [x.astype(np.float32) for x in function.values], cotangent.astype(np.float32)
+
+    def differences(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        y, leaves = function.record(values)
+        wide = gradients(function, [x.astype(np.float64) for x in values], [v.astype(np.float64)])[0]
+        return [a - b for a, b in zip(grad(y, leaves, v.astype(y.dtype)), wide)], wide
+
+    try:
+        off, wide = differences(values)
+    except Exception:  # whatever a function raises on numbers that it was not written for
+        return []
+    found: list[str] = []
+    near: list[list[np.ndarray]] = []
+    for k, (name, x, d, a) in enumerate(zip(function.names, function.values, off, wide)):
+        size = np.abs(a).max(initial=0) + flow / length(x) + np.abs(v).max(initial=0)
+        bound = DEPTH * epsilon * size
+        if not np.isfinite(d).all() or not (np.abs(d) > bound).any():
+            continue
+        near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
+        seen = np.stack([d, *(other[k] for other in near)])
+        steady = np.ptp(seen, axis=0) < 0.25 * np.abs(d)
+        if (steady & (np.abs(d) > bound)).any():
+            found.append(f"in float32 the gradient of {name} is off by up to {np.abs(d).max():.1e}, more than rounding")
     return found
 
 
-def asymmetry(
-    function: Differentiable, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator
-) -> list[str]:
+def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:
     """Whether the Hessian of ⟨v, f⟩ is not symmetric: ⟨w, H u⟩ must be ⟨u, H w⟩."""
     u, w = ([dense(rng, x.shape) * length(x) for x in function.values] for _ in range(2))
 
@@ -71,7 +224,9 @@ def asymmetry(
     if precisions.pair is not None:
         narrow, wide = (difference([x.astype(p.dtype) for x in function.values]) for p in precisions.pair)
         bound = 4 * given.c * given.epsilon * wide[1]
-        if abs(wide[0]) <= max(bound, 64 * precisions.pair[1].epsilon / precisions.pair[0].epsilon * abs(narrow[0])):
+        if abs(wide[0]) <= max(
+            bound, MARGIN * precisions.pair[1].epsilon / precisions.pair[0].epsilon * abs(narrow[0])
+        ):
             return []
         if wide[1] <= precisions.pair[1].epsilon * given.c * np.abs(cotangent).max(initial=0):
             return []

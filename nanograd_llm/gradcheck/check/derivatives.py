@@ -17,7 +17,7 @@ Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
-_WIDE_RUNGS = tuple(2.0**-k for k in range(4, 44, 3))  # where rounding leaves room for them
+_WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def differences(
         before, change_before = slope, change
     if not enough and step > rungs[-1]:
         near, coarse = _nearest(line, epsilon, noise)
+        near = np.where(np.isfinite(near), near, value)
         error = np.where(np.abs(value - near) <= coarse + 10 * error, error, np.abs(value - near) + error)
     return Derivative(value, error, step, "differences", why)
 
@@ -122,10 +123,16 @@ def _rungs(epsilon: float) -> tuple[float, ...]:
 
 
 def _nearest(line: Line, epsilon: float, noise: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """A slope by the shortest step, and how coarse it is: to kinks nearby, farther steps are blind all the same way."""
-    step = _rungs(epsilon)[-1]
-    slope, largest = _central(line, step)
-    return slope, 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * np.abs(slope).max(initial=0)
+    """A slope by the shortest step that leaves two digits of it, and how coarse each entry is; inf where none does.
+
+    To a kink nearby all farther steps are blind in the same way.
+    """
+    for step in reversed(_rungs(epsilon)):
+        slope, largest = _central(line, step)
+        coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * np.abs(slope).max(initial=0)
+        if coarse.max(initial=0) <= 0.01 * np.abs(slope).max(initial=0):
+            return slope, coarse
+    return np.full_like(slope, np.inf), coarse
 
 
 def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:

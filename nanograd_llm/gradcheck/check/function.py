@@ -180,7 +180,9 @@ class Scaled:
 
     def __init__(self, function: Differentiable, part: float):
         self.values: list[np.ndarray] = [part * x for x in function.values]
-        self.names, self.record, self.evaluate = function.names, function.record, function.evaluate
+        self.names: list[str] = function.names
+        self.record: Callable[..., tuple[Tensor, list[Tensor]]] = function.record
+        self.evaluate: Callable[..., np.ndarray] = function.evaluate
 
 
 Differentiable = Function | Gradient | Scaled

@@ -2,8 +2,8 @@
 
 A smooth φ has φ(h) + φ(-h) - 2φ(0) = h²φ'' + ..., which over h goes to zero with h. At a kink it goes to the difference
 of the two slopes and stays there; at a jump φ(h) - φ(-h) itself stays. Which entries are to blame is found by halving:
-a direction is made of ever fewer. What a first look in float64 finds is looked at again with far shorter steps, where the
-function computes in wider numbers: a kink a little away is none.
+a direction is made of ever fewer. What a first look in float64 finds is looked at again with far shorter steps, where
+the function computes in wider numbers: a kink a little away is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.gradcheck.check import comparison
 from nanograd_llm.gradcheck.check.comparison import line, sizes
-from nanograd_llm.gradcheck.check.derivatives import Line
+from nanograd_llm.gradcheck.check.derivatives import Line, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.report import Kink
 from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
@@ -24,6 +24,7 @@ _FAR, _NEAR = 2.0**-17, 2.0**-20  # a kink nearer than the second, a part of x, 
 _WIDE_FAR, _WIDE_NEAR = 2.0**-38, 2.0**-41  # the same with wider numbers
 _PART = 1e-4  # of the slopes that their difference must make up, to be one
 MOST = 64  # entries to look for
+_TIES = 16  # groups of equal ones to look at
 
 
 def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
@@ -114,6 +115,52 @@ def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisi
     a = np.array([g[k].reshape(-1)[place] for g in gradients(function, function.values, cotangents)])
     allowed = jumps or bool(((lows - near <= a) & (a <= highs + near)).all())
     return Kink(index_of(place, x.shape), float(v[0] @ left), float(v[0] @ right), float(a[0]), allowed, jumps)
+
+
+def ties(
+    function: Differentiable, bent: Sequence[np.ndarray | None], v: np.ndarray, precisions: Precisions
+) -> list[str]:
+    """Where equal entries at kinks, moved together, have a slope that is not the sum of their gradients, in words.
+
+    Each of them may get a slope or a value between; but where they are ties, as of a maximum, the function has no kink
+    along all of them together, and they must share what there is. v: a flat cotangent.
+    """
+    wide, found = precisions.wide, []
+    values = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
+    flat = [x.reshape(-1) for x in function.values]
+    entries = [
+        (float(flat[k][place]), k, int(place))
+        for k, places in enumerate(bent)
+        for place in (() if places is None else places)
+    ]
+    for value in sorted({value for value, _, _ in entries})[:_TIES]:
+        places = [(k, place) for at, k, place in entries if at == value]
+        if len(places) < 2:
+            continue
+        together = [np.zeros_like(x) for x in values]
+        for k, place in places:
+            together[k].reshape(-1)[place] = abs(value) or 1.0
+
+        def along(t: complex, u: Sequence[np.ndarray] = together) -> np.ndarray:
+            return function.evaluate([x + t * d for x, d in zip(values, u)])
+
+        epsilon = precisions.given.epsilon if wide is None else wide.epsilon
+        if bends(along, epsilon).any():
+            continue
+        slope = differences(along, epsilon=epsilon)
+        numeric = float(v @ slope.value.reshape(-1))
+        a = gradients(function, function.values, [v.reshape(slope.value.shape)])[0]
+        analytic = float(sum((g * d).sum() for g, d in zip(a, together)))
+        size = float(sum(np.abs(g * d).sum() for g, d in zip(a, together))) + abs(numeric)
+        if abs(analytic - numeric) > 1e-6 * size + float(np.abs(v) @ slope.error.reshape(-1)):
+            names = dict.fromkeys(
+                f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for k, p in places
+            )
+            found.append(
+                f"the ties {', '.join([*names][:4])} get {analytic:.6g} together, where moving them together changes "
+                f"the result by {numeric:.6g}"
+            )
+    return found
 
 
 def index_of(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:

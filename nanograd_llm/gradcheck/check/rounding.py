@@ -17,6 +17,7 @@ import numpy as np
 
 EPS = float(np.finfo(np.float64).eps)
 DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
+MARGIN = 64  # rounding is random: in wider numbers it may shrink by so much less than ε does
 WIDER = 16  # times as precise: numbers that are less than that serve nothing
 _REPEATS = (6, 24)  # the second where the first leave a difference that is out of bounds, but not far:
 _NEAR = 1e3  # as a multiple of the bound

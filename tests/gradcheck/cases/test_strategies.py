@@ -93,7 +93,7 @@ def test_a_wrong_rule_is_found_and_shrunk_to_a_small_case(own_op):
 
 @pytest.mark.parametrize("name", ["multiply", "softmax"])
 def test_a_test_of_one_line_notices_every_mutant(name):
-    @settings(max_examples=60, phases=[Phase.generate])  # what is found need not be shrunk
+    @settings(max_examples=100, phases=[Phase.generate])  # what is found need not be shrunk
     @given(strategies.cases(registry[name]))
     def test(case):
         assert_case(registry[name], case)
