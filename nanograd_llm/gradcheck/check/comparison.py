@@ -173,17 +173,22 @@ def _resolve(
     equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
     steady = nobody
     is_rounding = equal | shrinks(near.off)
-    if not is_rounding.all():
-        far = far._replace(result=np.maximum(far.result, interior(function, v)[:, None]))
+    flow = np.zeros((len(v), 1))
+    if not equal.all():
+        flow = interior(function, v)[:, None]
+        far = far._replace(result=np.maximum(far.result, flow))
+    # what rounding of the numbers on the tape can explain; beyond that a rule may be wrong in the narrow kind alone
+    plain = 4 * narrow.epsilon * narrow.c * (near.scale + near.flow + flow * max(1.0, length(function.values[k])))
+    if not (is_rounding & (near.off <= plain)).all():
         again = [both(*_nudged(function.values, v, u, rng)) for _ in range(_REPEATS)]
         is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
-        seen = np.stack([far.analytic - far.numeric, *(other.analytic - other.numeric for _, other in again)])
-        with np.errstate(invalid="ignore"):
-            steady = np.ptp(seen, axis=0) <= 0.5 * far.off
-    faint = ~is_rounding & (far.off <= far.negligible(wide))
+        is_rounding &= (near.off <= plain) | ~_is_steady([near, *(one for one, _ in again)])
+        steady = _is_steady([far, *(other for _, other in again)]) | (is_rounding < equal)
+    faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
-        faint |= ~is_rounding & (far.off <= 4 * precisions.given.epsilon * far.result)
-    wrong = ~is_rounding & ~faint & steady & (far.off > tolerance) & (far.error <= 0.1 * far.off)
+        faint |= ~is_rounding & ~equal & (far.off <= 4 * precisions.given.epsilon * far.result)
+    off = np.where(equal, near.off, far.off)
+    wrong = ~is_rounding & ~faint & steady & (off > tolerance) & (far.error <= 0.1 * off)
     known = np.fmax(far.off, far.error)
     engine = np.abs(sides.analytic - far.analytic)  # how far rounding moves the engine's own numbers
     sharp = equal | (known <= BLUNT * far.scale) | (known <= _FAINT * far.flow)
@@ -192,7 +197,15 @@ def _resolve(
     blunt = ~wrong & ~faint & ~(is_rounding & sharp)
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
-    return _Resolved(wrong, blunt, faint, np.asarray(far.off, float), np.asarray(tolerance, float), digits)
+    off = np.where(wrong, off, far.off).astype(float)
+    return _Resolved(wrong, blunt, faint, off, tolerance.astype(float), digits)
+
+
+def _is_steady(seen: Sequence[Sides]) -> np.ndarray:
+    """Which differences are about the same at all of these points?"""
+    off = np.stack([sides.analytic - sides.numeric for sides in seen])
+    with np.errstate(invalid="ignore"):
+        return np.ptp(off, axis=0) <= 0.5 * np.abs(off[0])
 
 
 def is_exact(

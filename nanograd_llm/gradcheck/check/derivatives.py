@@ -57,7 +57,7 @@ def derivative(
     largest = np.abs(witness.value).max(initial=0)
     if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest).all():
         return exact
-    near, coarse = _nearest(line, epsilon, noise)
+    near, coarse = _nearest(line, epsilon, noise, max(largest, np.abs(exact.value).max(initial=0)))
     if (np.abs(exact.value - near) <= coarse).all():
         return exact
     return differences(line, epsilon=epsilon, noise=noise, why="a complex step does not agree with them")
@@ -112,7 +112,7 @@ def differences(
             break
         before, change_before = slope, change
     if not enough and step > rungs[-1]:
-        near, coarse = _nearest(line, epsilon, noise)
+        near, coarse = _nearest(line, epsilon, noise, np.abs(value).max(initial=0))
         near = np.where(np.isfinite(near), near, value)
         error = np.where(np.abs(value - near) <= coarse + 10 * error, error, np.abs(value - near) + error)
     return Derivative(value, error, step, "differences", why)
@@ -122,15 +122,15 @@ def _rungs(epsilon: float) -> tuple[float, ...]:
     return _RUNGS if epsilon >= EPS else _WIDE_RUNGS
 
 
-def _nearest(line: Line, epsilon: float, noise: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """A slope by the shortest step that leaves two digits of it, and how coarse each entry is; inf where none does.
+def _nearest(line: Line, epsilon: float, noise: np.ndarray | float, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """A slope by the shortest step that leaves two digits of a slope of this size, and how coarse each entry is.
 
-    To a kink nearby all farther steps are blind in the same way.
+    To a kink nearby all farther steps are blind in the same way. The slope is inf where no step does.
     """
     for step in reversed(_rungs(epsilon)):
         slope, largest = _central(line, step)
-        coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * np.abs(slope).max(initial=0)
-        if coarse.max(initial=0) <= 0.01 * np.abs(slope).max(initial=0):
+        coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * size
+        if coarse.max(initial=0) <= 0.01 * size:
             return slope, coarse
     return np.full_like(slope, np.inf), coarse
 
