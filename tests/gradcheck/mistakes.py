@@ -240,7 +240,11 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
     "in the order of memory": (ops.exp, (X,), memory_order),
     # ties and broadcasting
     "each tie of a max gets all": (ops.max, (np.array([1.0, 1.0, -0.4]),), ties_get_all),
-    "each tie of a maximum gets all": (ops.maximum, (X, Y), lambda rule: lambda dy, a, b: (dy * (a >= b), dy * (b >= a))),
+    "each tie of a maximum gets all": (
+        ops.maximum,
+        (X, Y),
+        lambda rule: lambda dy, a, b: (dy * (a >= b), dy * (b >= a)),
+    ),
     "no tie of a maximum gets any": (ops.maximum, (X, Y), lambda rule: lambda dy, a, b: (dy * (a > b), dy * (b > a))),
     "axes of one counted twice": (ops.multiply, (X, Y), unit_axes),
     "no sum where broadcast": (ops.multiply, (X, ROW), lambda rule: lambda dy, a, b, needs: (dy * b, (dy * a)[:1])),
@@ -248,37 +252,93 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
     # axes and static arguments
     "along the last axis alone": (ops.softmax, (X,), last_axis_only),
     "with keepdims": (ops.sum, (X,), no_keepdims),
-    "mean without 1/n": (ops.mean, (X,), lambda rule: lambda dy, x_shape, axis, keepdims: rule(dy, x_shape, axis, keepdims) * 2),
+    "mean without 1/n": (
+        ops.mean,
+        (X,),
+        lambda rule: lambda dy, x_shape, axis, keepdims: rule(dy, x_shape, axis, keepdims) * 2,
+    ),
     "cumsum forwards": (ops.cumsum, (X,), lambda rule: lambda dy, axis: np.cumsum(dy, axis)),
     "ddof ignored": (ops.var, (X,), lambda rule: lambda dy, x, axis, keepdims, ddof: rule(dy, x, axis, keepdims, 0)),
     # formulas
     "softmax without its sum": (ops.softmax, (X,), softmax_terms(lambda dy, y, axis: dy * y)),
-    "softmax with a mean": (ops.softmax, (X,), softmax_terms(lambda dy, y, axis: y * (dy - (dy * y).mean(axis, keepdims=True)))),
-    "softmax off by 1e-7": (ops.softmax, (X,), softmax_terms(lambda dy, y, axis: y * (dy - (1 + 1e-7) * (dy * y).sum(axis, keepdims=True)))),
+    "softmax with a mean": (
+        ops.softmax,
+        (X,),
+        softmax_terms(lambda dy, y, axis: y * (dy - (dy * y).mean(axis, keepdims=True))),
+    ),
+    "softmax off by 1e-7": (
+        ops.softmax,
+        (X,),
+        softmax_terms(lambda dy, y, axis: y * (dy - (1 + 1e-7) * (dy * y).sum(axis, keepdims=True))),
+    ),
     "log_softmax without its sum": (ops.log_softmax, (X,), lambda rule: lambda dy, y, axis: dy - np.exp(y) * dy),
-    "layernorm without its mean": (ops.layernorm, (X, ROW, ROW), layernorm(lambda dx, dw, db, dy, w, xhat, r: ((dy * w) * r.reshape(*dy.shape[:-1], 1), dw, db))),
+    "layernorm without its mean": (
+        ops.layernorm,
+        (X, ROW, ROW),
+        layernorm(lambda dx, dw, db, dy, w, xhat, r: ((dy * w) * r.reshape(*dy.shape[:-1], 1), dw, db)),
+    ),
     "layernorm's w without x̂": (ops.layernorm, (X, ROW, ROW), layernorm(lambda dx, dw, db, *_: (dx, db, db))),
-    "layernorm's b of one row": (ops.layernorm, (X, ROW, ROW), layernorm(lambda dx, dw, db, dy, *_: (dx, dw, dy.reshape(-1, dy.shape[-1])[:1].sum(0)))),
+    "layernorm's b of one row": (
+        ops.layernorm,
+        (X, ROW, ROW),
+        layernorm(lambda dx, dw, db, dy, *_: (dx, dw, dy.reshape(-1, dy.shape[-1])[:1].sum(0))),
+    ),
     "sqrt without its 2": (ops.sqrt, (np.abs(X),), lambda rule: lambda dy, y: dy / y),
     "log of the result": (ops.log, (np.abs(X),), lambda rule: lambda dy, x: dy / (x + 1e-8)),
-    "divide's b without its sign": (ops.divide, (X, 2 + ROW), lambda rule: lambda dy, b, y, needs: (dy / b, dy * y / b)),
+    "divide's b without its sign": (
+        ops.divide,
+        (X, 2 + ROW),
+        lambda rule: lambda dy, b, y, needs: (dy / b, dy * y / b),
+    ),
     "tanh by 1 - |y|": (ops.tanh, (X,), lambda rule: lambda dy, y: dy * (1 - np.abs(y))),
     "tanh by y(1 - y)": (ops.tanh, (X,), lambda rule: lambda dy, y: dy * y * (1 - y)),
     "sigmoid clipped": (ops.sigmoid, (X,), lambda rule: lambda dy, x, y: dy * np.maximum(y * (1 - y), 1e-4)),
-    "gelu of the other form": (ops.gelu_exact, (X,), lambda rule: lambda dy, x, phi: dy * (phi + x * np.exp(-0.5 * x * x) * 0.3989)),
-    "matmul's b transposed": (ops.matmul, (X[:, :2], Y[:, :2]), lambda rule: lambda dy, a, b, needs: (rule(dy, a, b, needs)[0], np.swapaxes(a, -1, -2) @ dy + 1e-7 * dy.sum())),
+    "gelu of the other form": (
+        ops.gelu_exact,
+        (X,),
+        lambda rule: lambda dy, x, phi: dy * (phi + x * np.exp(-0.5 * x * x) * 0.3989),
+    ),
+    "matmul's b transposed": (
+        ops.matmul,
+        (X[:, :2], Y[:, :2]),
+        lambda rule: lambda dy, a, b, needs: (rule(dy, a, b, needs)[0], np.swapaxes(a, -1, -2) @ dy + 1e-7 * dy.sum()),
+    ),
     "relu leaks": (ops.relu, (X,), lambda rule: lambda dy, x: np.where(x > 0, dy, 0.01 * dy)),
-    "relu by the sign of the cotangent": (ops.relu, (X,), lambda rule: lambda dy, x: np.where(x > 0, np.maximum(dy, 0), 0)),
+    "relu by the sign of the cotangent": (
+        ops.relu,
+        (X,),
+        lambda rule: lambda dy, x: np.where(x > 0, np.maximum(dy, 0), 0),
+    ),
     "clip passes everything": (ops.clip, (2 * X,), lambda rule: lambda dy, x, y: dy),
     "absolute at negative numbers": (ops.absolute, (X,), lambda rule: lambda dy, x: dy),
-    "embedding without repeats": (ops.embedding, (np.ones((5, 2)) * 0.3, ID), lambda rule: lambda dy, w_shape, ids, onto: _put(dy, w_shape, ids)),
-    "concatenate in reverse": (ops.concatenate, (X, Y), lambda rule: lambda dy, xs_shape, axis: rule(dy, xs_shape, axis)[::-1]),
+    "embedding without repeats": (
+        ops.embedding,
+        (np.ones((5, 2)) * 0.3, ID),
+        lambda rule: lambda dy, w_shape, ids, onto: _put(dy, w_shape, ids),
+    ),
+    "concatenate in reverse": (
+        ops.concatenate,
+        (X, Y),
+        lambda rule: lambda dy, xs_shape, axis: rule(dy, xs_shape, axis)[::-1],
+    ),
     "where the wrong way round": (ops.where, (X > 0, X, Y), lambda rule: lambda dy, condition: rule(dy, ~condition)),
-    "power without log": (ops.power, (np.abs(X), Y), lambda rule: lambda *saved: (rule(*saved)[0], 1.5 * rule(*saved)[1] if rule(*saved)[1] is not None else None)),
+    "power without log": (
+        ops.power,
+        (np.abs(X), Y),
+        lambda rule: lambda *saved: (rule(*saved)[0], 1.5 * rule(*saved)[1] if rule(*saved)[1] is not None else None),
+    ),
     "not a number where large": (ops.sin, (X,), first(lambda g, dy, x: np.where(x > 50, np.nan, g))),
-    "logsumexp without softmax": (ops.logsumexp, (X,), lambda rule: lambda dy, p, axis: np.broadcast_to(rule(dy, p, axis).mean(), p.shape) + 0 * p),
-    "cross_entropy without the target": (ops.cross_entropy, (X, np.array([0, 2])), first(lambda g, dy, *saved: g + 1e-7 * np.abs(g))),
-}  # fmt: skip
+    "logsumexp without softmax": (
+        ops.logsumexp,
+        (X,),
+        lambda rule: lambda dy, p, axis: np.broadcast_to(rule(dy, p, axis).mean(), p.shape) + 0 * p,
+    ),
+    "cross_entropy without the target": (
+        ops.cross_entropy,
+        (X, np.array([0, 2])),
+        first(lambda g, dy, *saved: g + 1e-7 * np.abs(g)),
+    ),
+}
 
 
 def _put(dy: Any, shape: Any, ids: Any) -> Any:

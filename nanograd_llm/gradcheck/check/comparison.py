@@ -182,7 +182,8 @@ def _resolve(
     if not (is_rounding & (near.off <= plain)).all():
         again = [both(*_nudged(function.values, v, u, rng)) for _ in range(_REPEATS)]
         is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
-        is_rounding &= (near.off <= plain) | ~_is_steady([near, *(one for one, _ in again)])
+        beyond = (near.off > plain) & _is_steady([near, *(one for one, _ in again)], 0.05)
+        is_rounding &= ~beyond | (beyond.mean() < 0.5)  # one that happens to be steady is none
         steady = _is_steady([far, *(other for _, other in again)]) | (is_rounding < equal)
     faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
@@ -201,11 +202,11 @@ def _resolve(
     return _Resolved(wrong, blunt, faint, off, tolerance.astype(float), digits)
 
 
-def _is_steady(seen: Sequence[Sides]) -> np.ndarray:
-    """Which differences are about the same at all of these points?"""
+def _is_steady(seen: Sequence[Sides], part: float = 0.5) -> np.ndarray:
+    """Which differences are the same at all of these points, but for this part?"""
     off = np.stack([sides.analytic - sides.numeric for sides in seen])
     with np.errstate(invalid="ignore"):
-        return np.ptp(off, axis=0) <= 0.5 * np.abs(off[0])
+        return np.ptp(off, axis=0) <= part * np.abs(off[0])
 
 
 def is_exact(

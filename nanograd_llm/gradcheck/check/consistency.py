@@ -25,7 +25,8 @@ from nanograd_llm.ops import concatenate
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
 _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a millionth; powers of two round nothing
-_FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which a difference in float32 is measured again
+_DIRECTIONS = 4  # along which float32 is compared,
+_FAR = (2.0**6, 2.0**13) * 4  # and units in the last place, up to which it is compared again nearby
 
 
 class _Pair(NamedTuple):
@@ -184,14 +185,13 @@ def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.
     found: list[str] = []
     near: list[list[np.ndarray]] = []
     for k, (name, x, d, a) in enumerate(zip(function.names, function.values, off, wide)):
-        size = np.abs(a).max(initial=0) + flow / length(x) + np.abs(v).max(initial=0)
-        bound = DEPTH * epsilon * size
-        if not np.isfinite(d).all() or not (np.abs(d) > bound).any():
+        u = np.stack([dense(rng, x.shape).reshape(-1) for _ in range(_DIRECTIONS)])
+        size = np.abs(u) @ np.abs(a).reshape(-1) + flow / length(x) + np.abs(v).max(initial=0)
+        if not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > DEPTH * epsilon * size).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
-        seen = np.stack([d, *(other[k] for other in near)])
-        steady = np.ptp(seen, axis=0) < 0.25 * np.abs(d)
-        if (steady & (np.abs(d) > bound)).any():
+        seen = np.stack([u @ d.reshape(-1), *(u @ other[k].reshape(-1) for other in near)])
+        if (np.ptp(seen, axis=0) < 0.1 * np.abs(seen[0])).all():
             found.append(f"in float32 the gradient of {name} is off by up to {np.abs(d).max():.1e}, more than rounding")
     return found
 
