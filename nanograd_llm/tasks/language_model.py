@@ -106,7 +106,7 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
-def from_anywhere(source: str) -> str:
+def absolute_path(source: str) -> str:
     """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
     return os.path.abspath(source) if os.path.exists(source) else source
 
@@ -177,7 +177,7 @@ class LanguageModelling:
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
         self.text, self.training = text, training
-        self.init = None if start is None else from_anywhere(start.source)
+        self.init = None if start is None else absolute_path(start.source)
         report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
         self._hash = text_hash(learned, held_out)
@@ -217,7 +217,7 @@ class LanguageModelling:
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables [text] and [model] of config.toml."""
-        file = self.text.file and from_anywhere(self.text.file)
+        file = self.text.file and absolute_path(self.text.file)
         return {"text": dataclasses.asdict(self.text) | {"file": file}, "model": dataclasses.asdict(self.model.config)}
 
     def describe(self) -> dict[str, str]:

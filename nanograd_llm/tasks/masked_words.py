@@ -24,7 +24,7 @@ from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, setting
 from nanograd_llm.tasks.grammar import pairs
-from nanograd_llm.tasks.language_model import from_anywhere
+from nanograd_llm.tasks.language_model import absolute_path
 from nanograd_llm.tasks.task import Report, Request, Sample, Score
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import read_lines, read_text, split_text
@@ -158,7 +158,7 @@ class MaskedWords:
         if self.longest > model.context_length:
             raise ConfigError(f"a row is to have {self.longest} tokens; the model takes {model.context_length} at most")
         self.text, self.hiding, self.training = text, hiding, training
-        self.init = None if start is None else from_anywhere(start.source)
+        self.init = None if start is None else absolute_path(start.source)
         report(f"reading {text.file or 'the built-in sentences'}", 0)
         learned, held_out = text.read()
         report("training the tokenizer", 0)
@@ -193,7 +193,7 @@ class MaskedWords:
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables of the text, of the hiding and of the model's sizes."""
-        file = self.text.file and from_anywhere(self.text.file)
+        file = self.text.file and absolute_path(self.text.file)
         parts = {"text": self.text, "hiding": self.hiding, "model": self.model.config}
         tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
         return tables | {"text": tables["text"] | {"file": file}}

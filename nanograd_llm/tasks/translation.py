@@ -23,7 +23,7 @@ from nanograd_llm.inference.translate import show_attention, translate
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.language_model import from_anywhere
+from nanograd_llm.tasks.language_model import absolute_path
 from nanograd_llm.tasks.task import Report, Request, Sample, Score
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
 from nanograd_llm.text.pairs import Pairs, read_pairs
@@ -150,7 +150,7 @@ class Translation:
         if (start is None) != (pairs.vocabulary != "model"):
             raise ConfigError(f'vocabulary must be "model" with a start and only then; got {pairs.vocabulary!r}')
         self.pairs, self.training = pairs, training
-        self.init = None if start is None else from_anywhere(start.source)
+        self.init = None if start is None else absolute_path(start.source)
         report(f"reading {pairs.file or 'the built-in grammar'}", 0)
         learned, held_out, unseen = pairs.read()
         self.tokenizer = self._tokenizer(learned, held_out + unseen, start)
@@ -197,7 +197,7 @@ class Translation:
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables of the pairs and of the model's sizes."""
-        files = {name: from_anywhere(path) for name in ("file", "target") if (path := getattr(self.pairs, name))}
+        files = {name: absolute_path(path) for name in ("file", "target") if (path := getattr(self.pairs, name))}
         return {"pairs": dataclasses.asdict(self.pairs) | files, "model": dataclasses.asdict(self.model.config)}
 
     def describe(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""15  Any gradient, checked: functions of plain NumPy, a layer with a cache, PyTorch and JAX.
+"""14  Any gradient, checked: functions of plain NumPy, a layer with a cache, PyTorch and JAX.
 
 The one idea: a check needs a function and something that claims to be its gradient. Who computes it does not matter, so
 the check of this package serves homework, a paper's formula, and code for other libraries.

@@ -1,4 +1,4 @@
-"""14  GPT-2's weights, in and out: one model with the names and layouts of each form of file.
+"""15  GPT-2's weights, in and out: one model with the names and layouts of each form of file.
 
 The one idea: a file of weights holds names, shapes and numbers. A table of the names and layouts is needed to read it.
 A layout guessed from shapes may transpose a square matrix, and there is no error message.

@@ -1,4 +1,4 @@
-"""15  An encoder sees both sides: what it can know of a word that a decoder cannot.
+"""16  An encoder sees both sides: what it can know of a word that a decoder cannot.
 
 The one idea: a decoder such as a GPT hides the future, since it is to predict it; an encoder is given the whole text,
 and lets every token look at all of it. So it can use what comes later, and therefore cannot be asked what comes next.

@@ -1,4 +1,4 @@
-"""16  What an embedding is good for: texts as vectors, near each other where they mean the same.
+"""19  What an embedding is good for: texts as vectors, near each other where they mean the same.
 
 The one idea: to fill in hidden words, a model must find out which words go together. Its hidden states then hold this
 knowledge. Their mean is one vector for a text, and texts about the same thing lie close, even if they share no word.
@@ -33,7 +33,7 @@ sentences = [sentence(SUBJECTS[label]) for label in labels]
 print(sentences[0], "|", sentences[1])
 
 # %% Learn which words go together, from the sentences alone
-# As in 15_masked_words.py: one word of each is hidden. No subject is named; the labels above are only to check with.
+# As in 17_masked_words.py: one word of each is hidden. No subject is named; the labels above are only to check with.
 tokenizer = WordPieceTokenizer.train("\n".join(sentences), vocab_size=300)
 rows = np.stack([tokenizer.wrap(tokenizer.encode(text)) for text in sentences])  # (N, T)
 N, T = rows.shape

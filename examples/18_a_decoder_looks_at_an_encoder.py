@@ -1,4 +1,4 @@
-"""16  A decoder looks at an encoder: a translation, and a picture of where each of its words came from.
+"""18  A decoder looks at an encoder: a translation, and a picture of where each of its words came from.
 
 The one idea: to write a target from a source, an encoder reads the source, both sides of each word, and a decoder
 writes the target from left to right. Cross-attention is the bridge: queries from the target, keys and values from the

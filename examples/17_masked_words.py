@@ -1,4 +1,4 @@
-"""15  Masked words: an encoder fills in a word from what stands on both its sides.
+"""17  Masked words: an encoder fills in a word from what stands on both its sides.
 
 The one idea: a decoder reads from left to right, so it chooses "a" or "an" before it knows the noun. An encoder sees
 the whole sentence. Hide words and let it fill them in: this is all that BERT learns from, and no label is needed.
