@@ -13,7 +13,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.threads import keep_heap
+from nanograd_llm.backend.threads import keep_heap, share_out
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -119,19 +119,24 @@ class SentenceEncoder(Module):
         """The vector of each text, in their order; records nothing.  N sequences of ids -> array (N, C)
 
         Texts of one length make a batch, of about batch_tokens tokens, so almost no padding is computed: a batch of few
-        tokens, whose products would be slow, takes in texts that are a little shorter.
+        tokens, whose products would be slow, takes in texts that are a little shorter. Threads share out the batches.
         """
         require_int("batch_tokens", batch_tokens, 1)
         keep_heap()
         rows = [np.asarray(text) for text in texts]
         vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
-        with no_grad():
-            for places in batches_by_length([len(row) for row in rows], batch_tokens):
-                lengths = np.array([len(rows[place]) for place in places])
-                tokens = np.zeros((len(places), lengths[0]), np.int64)
-                for row, place in zip(tokens, places):
-                    row[: len(rows[place])] = rows[place]
-                vectors[places] = self(tokens, None if lengths[0] == lengths[-1] else lengths).data
+        batches = list(batches_by_length([len(row) for row in rows], batch_tokens))
+
+        def work(part: slice) -> None:
+            with no_grad():
+                for places in batches[part]:
+                    lengths = np.array([len(rows[place]) for place in places])
+                    tokens = np.zeros((len(places), lengths[0]), np.int64)
+                    for row, place in zip(tokens, places):
+                        row[: len(rows[place])] = rows[place]
+                    vectors[places] = self(tokens, None if lengths[0] == lengths[-1] else lengths).data
+
+        share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1])
         return vectors
 
 

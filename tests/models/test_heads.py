@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, ops
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models import Classifier, SentenceEncoder
 from nanograd_llm.models.heads import MOST_PADDING, POOLINGS, batches_by_length, text_vectors
@@ -65,6 +66,14 @@ def test_embedding_texts_of_any_lengths_keeps_their_order() -> None:
         for text, vector in zip(texts, found):
             assert np.allclose(vector, encoder(text[None]).data[0], rtol=1e-10)
     assert encoder.embed([]).shape == (0, 6)
+
+
+def test_threads_that_share_out_the_batches_give_the_vectors_of_one() -> None:
+    encoder, rng = SentenceEncoder(shaken(BERT(BERTConfig(**{**SIZES, "n_embd": 64})))), np.random.default_rng(3)
+    texts = [rng.integers(13, size=rng.integers(1, 9)) for _ in range(1500)]
+    with blas_threads(1):
+        alone = encoder.embed(texts, batch_tokens=256)
+    assert np.allclose(encoder.embed(texts, batch_tokens=256), alone, rtol=0, atol=1e-13)
 
 
 def test_a_batch_holds_texts_of_one_length_or_where_it_would_be_small_of_almost_one() -> None:
