@@ -30,6 +30,11 @@ def batch(step):
     return tokens, targets
 
 
+tokens, targets = batch(0)
+print("tokens  ", tokens[0])
+print("targets ", targets[0], " (-100 asks nothing)")
+
+
 # %% One model, twice: with and without a causal mask
 # The two differ in one word of their block, `causal`.
 class Reader(Module):
@@ -77,11 +82,11 @@ assert found["decoder"][0] < 0.6
 # %% The other side of it: an encoder has read the answer
 # Change the last digit. The decoder's answers before it keep their bits; every answer of the encoder may change. So the
 # question "what comes next?" needs a decoder: an encoder would look it up.
-tokens, _ = batch(0)
 changed = tokens.copy()
 changed[:, -1] = (changed[:, -1] + 1) % DIGITS
 for causal in (True, False):
     reader = Reader(causal)
     reader.eval()
     is_same = np.array_equal(reader(tokens).data[:, :-1], reader(changed).data[:, :-1])
+    print(f"causal={causal}: another last digit {'leaves' if is_same else 'changes'} the answers before it")
     assert is_same == causal

@@ -21,7 +21,7 @@ from nanograd_llm.cli.terminal import row
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
-COMMANDS = ["train", "generate", "chat", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
+COMMANDS = ["train", "generate", "chat", "translate", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
 
