@@ -34,10 +34,10 @@ def with_options(**sections: Any) -> Callable[[Command], Command]:
 
 def options(kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING) -> Any:
     """The options for the settings of `kind`, as a type that cyclopts reads: see `fields_of`."""
-    return options_of(kind.__name__, fields_of(kind, title, without=without, shown=shown))
+    return as_options(kind.__name__, fields_of(kind, title, without=without, shown=shown))
 
 
-def options_of(name: str, fields: Mapping[str, Any]) -> Any:
+def as_options(name: str, fields: Mapping[str, Any]) -> Any:
     """The options for these fields, as a type that cyclopts reads."""
     return Annotated[TypedDict(name, dict(fields), total=False), Parameter(name="*")]  # type: ignore[operator]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from nanograd_llm.cli.options import NOTHING, Given, fields_of, options_of, with_options
+from nanograd_llm.cli.options import NOTHING, Given, as_options, fields_of, with_options
 from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import waiting, written
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import prepare_run, tables_of
+from nanograd_llm.runs.prepare import options_of, prepare_run, tables_of
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -23,7 +25,6 @@ OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in {**PRESE
 SHOWN = {  # the default that the help page has for a setting of the default task
     **OF_PRESET,
     "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
-    "held_out": "0.1; 0.05 of pairs",
     "steps": None,
     "minutes": 1.0,
     "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",
@@ -34,18 +35,31 @@ SECTIONS = {"train": "Training"}  # the titles that are not the table's name
 
 
 def _fields() -> dict[str, Any]:
-    """The options of all tasks; what several have is in the section of the first, and has its help."""
+    """The options of all tasks; what several have is in the section of the first, with its help, and all defaults."""
+    tasks = {name: task_named(name) for name in dict.fromkeys((DEFAULT, *TASKS))}
+    defaults: dict[str, dict[str, Any]] = {}
+    for name, task in tasks.items():
+        for setting, table in options_of(task).items():
+            default = tables_of(task)[table].__dataclass_fields__[setting].default
+            if default is not MISSING:
+                defaults.setdefault(setting, {})[name] = default
+    shown = {setting: _listed(known) for setting, known in defaults.items() if len({*known.values()}) > 1} | SHOWN
     found: dict[str, Any] = {}
-    for name in dict.fromkeys((DEFAULT, *TASKS)):
-        task = task_named(name)
+    for name, task in tasks.items():
         for table, kind in tables_of(task).items():
             title = SECTIONS.get(table, table.capitalize()) + ("" if name == DEFAULT else f" of {name}")
             without = {"file", "model", *task.hidden.get(table, ()), *found}
-            found |= fields_of(kind, title, without=without, shown=SHOWN)
+            found |= fields_of(kind, title, without=without, shown=shown)
     return found
 
 
-@with_options(settings=options_of("Options", _fields()))
+def _listed(defaults: Mapping[str, Any]) -> str:
+    """The default of the first task, and those of the others where they differ."""
+    first, *others = defaults.items()
+    return "; ".join([str(first[1]), *(f"{value} for {name}" for name, value in others if value != first[1])])
+
+
+@with_options(settings=as_options("Options", _fields()))
 def train(
     file: Path | None = None,
     /,

@@ -17,6 +17,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
+from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import real_tokens, token_ids
 from nanograd_llm.nn.attention import head_size
@@ -238,7 +239,7 @@ class EncoderDecoder(Module):
         c, places = self.config, slice(start, start + ids.shape[1])
         if positions is None:
             found = sinusoids(np.arange(places.start, places.stop), c.n_embd, halves=c.positions != "sinusoidal")
-            positions, places = found.astype(table.dtype), slice(None)
+            positions, places = xp(table.data).asarray(found, dtype=table.dtype), slice(None)
         x = ops.embedding(table, ids)
         x = x * math.sqrt(c.n_embd) if c.scale_embedding else x
         return self.dropout(x + positions[places])  # (B, T, C)
