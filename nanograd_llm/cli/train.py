@@ -21,7 +21,8 @@ from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
-OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in {**PRESETS["nano"], **RECIPES["nano"]}.items()}
+NANO = {name: value for name, value in {**PRESETS["nano"], **RECIPES["nano"]}.items() if name != "vocab_size"}
+OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in NANO.items()}
 SHOWN = {  # the default that the help page has for a setting of the default task
     **OF_PRESET,
     "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
