@@ -1,10 +1,13 @@
-"""How sharp the gradient check is, and how calm: mistakes of a billionth that it misses, right gradients it doubts.
+"""How sharp the gradient check is, and how calm: mistakes that it misses, right gradients called wrong or in doubt.
 
-Every trial draws an op, inputs and random numbers of its own.
+Every trial draws an op, inputs and random numbers of its own. Right gradients are checked in all regions of
+`samples.REGIONS`: all scales and offsets, mixed magnitudes, saturated, nearly constant, at ties and near them.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,23 +17,26 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.bench.figures import Figure
-from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.bench.figures import Figure, Note, Report
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.cases.samples import REGIONS, Case, differentiated, draw_cases, moved
 from nanograd_llm.gradcheck.every_op import check_case
 from nanograd_llm.gradcheck.mutation.mutants import gradients_of, scaled
 
 TRIALS = 1_000
-ALARMS = 10  # right gradients for each mistake
+ALARMS = 100  # right gradients for each mistake
+_POINTS = (("scale", (1e-3, 1.0, 1e3)), ("offset", (1e3, 1e6)))  # where the sharpness for each op is measured
+_MISTAKES = tuple(10.0**-k for k in range(12, 0, -1))  # from small to large
 MISTAKE = 1e-9
 _VISIBLE = 1e-6  # a gradient below this cannot show a billionth of itself
 _RESIDUE = 1e-12  # below this part of the largest entry a gradient is what rounding left of zero
 _AT_ONCE = 25  # cases drawn of one op
 
 
-def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterator[Figure]:
-    """How many mistakes of a billionth are missed, and how many right gradients are not called right.
+def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterator[Report]:
+    """How many mistakes of a billionth are missed, how many right gradients are called wrong, and a table of sharpness.
 
-    rounds: mistakes of each kind to plant, 1,000 if not given; ten times as many right gradients are checked.
+    rounds: mistakes of each kind to plant, 1,000 if not given; a hundred times as many right gradients are checked.
     """
     trials = rounds or TRIALS
     one = sum(not catches_one(number, np.random.default_rng((seed, number))) for number in range(trials))
@@ -39,9 +45,50 @@ def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterato
     pairs = enumerate(itertools.islice(visible, trials))
     every = sum(not _catches_all(op, case, number) for number, (op, case) in pairs)
     yield Figure("detection", "all entries off by a billionth, missed", every, f"of {trials:,}")
-    pairs = enumerate(itertools.islice(_drawn(seed + 2), ALARMS * trials))
-    alarms = sum(not check_case(op, case, seed=number, explain=False).passed for number, (op, case) in pairs)
-    yield Figure("detection", "right gradients, not called right", alarms, f"of {ALARMS * trials:,}")
+    rng, found = np.random.default_rng(seed + 2), collections.Counter[str]()
+    for number, (op, case) in enumerate(itertools.islice(_drawn(seed + 2), ALARMS * trials)):
+        region = ("", *REGIONS)[number // 7 % (1 + len(REGIONS))]
+        found[verdict(op, moved(op, case, region, rng) if region else case, number)] += 1
+    yield Figure("detection", "right gradients, called wrong", found["wrong"], f"of {ALARMS * trials:,}")
+    yield Figure("detection", "right gradients, in doubt", found["cannot tell"], f"of {ALARMS * trials:,}")
+    yield Note("detection", "the smallest relative mistake that is caught, at scales of the input and with an offset:")
+    names = [f"{kind} {size:g}" for kind, sizes in _POINTS for size in sizes]
+    yield Note("detection", f"{'op':24}" + "".join(f"{name:>12}" for name in names))
+    for op in _package():
+        yield Note("detection", f"{op.name:24}" + "".join(f"{cell:>12}" for cell in sharpness(op, seed)))
+
+
+def verdict(op: Op, case: Case, number: int) -> str:
+    """What the check says of a right gradient: "right", "wrong" or "cannot tell"."""
+    report = check_case(op, case, seed=number, explain=False)
+    if report.passed:
+        return "right"
+    return "wrong" if report.problems or any(f.verdict == "wrong" for f in report.findings) else "cannot tell"
+
+
+def sharpness(op: Op, seed: int) -> Iterator[str]:
+    """For each of the points the smallest mistake that is caught, "-" where no gradient is left or none is defined."""
+    case = max(draw_cases(op, np.random.default_rng(seed), 12), key=lambda case: case.size)
+    for kind, sizes in _POINTS:
+        for size in sizes:
+            there = _at(op, case, kind, size)
+            found = (m for m in _MISTAKES if there and _is_visible(op, there) and _catches_all(op, there, seed, m))
+            yield f"{next(found, 0):.0e}" if there and _is_visible(op, there) else "-"
+
+
+def _at(op: Op, case: Case, kind: str, size: float) -> Case | None:
+    """The case at this scale or offset; None where the op does not take it, or is not finite there."""
+    inputs = list(case.inputs)
+    for i, name in differentiated(op, case):
+        if kind == "scale" or (op.domain.get(name, (0,))[0] >= 0 or name not in op.domain):
+            inputs[i] = inputs[i] * size if kind == "scale" else inputs[i] + size
+    found = dataclasses.replace(case, inputs=tuple(inputs))
+    with np.errstate(all="ignore"):
+        try:
+            is_finite = np.isfinite(op(*inputs, **case.static)).all()
+        except NanogradError:
+            return None
+    return found if is_finite else None
 
 
 def _normal(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], tuple[Any, ...]]:
@@ -84,18 +131,22 @@ def catches_one(number: int, rng: np.random.Generator) -> bool:
         return check_case(op, case, seed=number, explain=False).findings[0].verdict == "wrong"
 
 
-def _catches_all(op: Op, case: Case, number: int) -> bool:
-    with scaled(op, 1 + MISTAKE).planted():
+def _catches_all(op: Op, case: Case, number: int, mistake: float | None = None) -> bool:
+    with scaled(op, 1 + (MISTAKE if mistake is None else mistake)).planted():
         return any(finding.verdict == "wrong" for finding in check_case(op, case, seed=number, explain=False).findings)
 
 
 def _drawn(seed: int) -> Iterator[tuple[Op, Case]]:
     """Cases of all ops in turn, without end."""
-    package = [op for op in registry.values() if op.__module__.startswith(ops.__name__)]
+    package = _package()
     for turn in itertools.count():
         rngs = [np.random.default_rng((seed, turn, place)) for place in range(len(package))]
         for of_each in itertools.zip_longest(*(draw_cases(op, rng, _AT_ONCE) for op, rng in zip(package, rngs))):
             yield from ((op, case) for op, case in zip(package, of_each) if case is not None)
+
+
+def _package() -> list[Op]:
+    return [op for op in registry.values() if op.__module__.startswith(ops.__name__)]
 
 
 def _is_visible(op: Op, case: Case) -> bool:

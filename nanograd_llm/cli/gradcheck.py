@@ -57,7 +57,7 @@ def gradcheck(
     order = 2 if order is None else order
     found: list[OpSummary] = []
     for one in check_each(None if op is None else [op], order=order, cases=count, seed=seed):
-        print(one if found else f"{table_head(len(one.errors))}\n{one}", flush=True)
+        print(one.line if found else f"{table_head(len(one.errors))}\n{one.line}", flush=True)
         found.append(one)
     summary = Summary(tuple(found))
     print(f"\n{summary.conclusion}")

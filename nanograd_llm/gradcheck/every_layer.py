@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -57,15 +58,22 @@ def check_each(
         yield check(known[name], order=order, cases=cases, seed=seed)
 
 
-def check_layer(layer: type[Module], *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
+def check_layer(
+    layer: type[Module] | Module, *inputs: Any, order: int = 2, cases: int = CASES, seed: int = 0
+) -> OpSummary:
     """Check a Module on the specimens that its class declares, with parameters drawn at random, dropout seeded.
+
+    layer: a class, or a Module of one's own: as it is for the first case, copies with other parameters for
+        the rest.
+    inputs: what a Module is called with, where its class declares no specimens.
 
     A tenth of `cases` is drawn, of which the smallest is checked beyond first order. There is one mutant for each op
     that the layer records: all gradients of the op are off by a billionth. Raises NanogradError for a class without
     specimens, ConfigError unless `cases` and `order` are integers of at least 1.
     """
     require_counts(cases, order, seed)
-    drawn = draw_specimens(layer, np.random.default_rng(seed), max(1, cases // LAYER_SHARE))
+    rng, count = np.random.default_rng(seed), max(1, cases // LAYER_SHARE)
+    drawn = draw_specimens(layer, rng, count) if isinstance(layer, type) else _of_instance(layer, inputs, rng, count)
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
     problems, errors = [], [0.0] * order
     for number, (f, inputs) in enumerate(drawn):
@@ -75,7 +83,8 @@ def check_layer(layer: type[Module], *, order: int = 2, cases: int = CASES, seed
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
     recorded = {op: None for f, inputs in drawn for op in _ops_of(f, inputs)}
     survivors = [] if problems else [op.name for op in recorded if not _is_caught(op, drawn)]
-    return OpSummary(layer.__name__, len(drawn), tuple(errors), len(recorded), tuple(survivors), tuple(problems))
+    name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
+    return OpSummary(name, len(drawn), tuple(errors), len(recorded), tuple(survivors), tuple(problems))
 
 
 def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) -> list[Specimen]:
@@ -94,6 +103,24 @@ def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) ->
                 parameter.data = 0.5 * rng.standard_normal(parameter.shape) + (parameter.data == 1)
         drawn += [(_Repeatable(f, len(drawn) + number), inputs) for number, (f, inputs) in enumerate(made)]
     return drawn[: max(count, len(made))]
+
+
+def _of_instance(module: Module, inputs: tuple[Any, ...], rng: np.random.Generator, count: int) -> list[Specimen]:
+    """A module and copies of it with other parameters, on these inputs, or on those of its class's specimens."""
+    if not inputs:
+        declared = type(module).specimens
+        inputs = next((given for _, given in declared(Draw(rng))), ()) if declared else ()
+    if not inputs:
+        raise NanogradError(
+            f"{type(module).__name__} declares no specimens to take its inputs from; give them: check_layer(module, x)"
+        )
+    drawn: list[Specimen] = []
+    for number in range(count):
+        made = copy.deepcopy(module)
+        for parameter in made.parameters() if number else ():
+            parameter.data = parameter.data + 0.5 * rng.standard_normal(parameter.shape)
+        drawn.append((_Repeatable(made, number), inputs))
+    return drawn
 
 
 class _Repeatable:

@@ -54,6 +54,14 @@ class OpSummary(Shown):
         return f"blind to {', '.join(self.survivors)}" if self.survivors else "right"
 
     def __str__(self) -> str:
+        """The line, and below it what is wrong, once."""
+        more = len(self.problems) - 1
+        first = "".join("\n    " + line for problem in self.problems[:1] for line in problem.splitlines())
+        return self.line + first + (f"\n    and {more} more cases" if more > 0 else "")
+
+    @property
+    def line(self) -> str:
+        """Its line in the table."""
         noticed = "-" if self.problems else f"{self.mutants - len(self.survivors)}/{self.mutants}"
         errors = "".join(f"{error:<9.1e}" for error in self.errors)
         return f"{self.name:24} {self.cases:>5}  {errors}{noticed:8} {self.verdict}"
@@ -86,7 +94,7 @@ class Summary(Shown):
 
     def __str__(self) -> str:
         order = max((len(op.errors) for op in self.ops), default=0)
-        return "\n".join([table_head(order), *map(str, self.ops), "", self.conclusion])
+        return "\n".join([table_head(order), *(op.line for op in self.ops), "", self.conclusion])
 
 
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:

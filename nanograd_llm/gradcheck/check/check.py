@@ -16,7 +16,7 @@ from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck.check import comparison, consistency, kinks, patterns
 from nanograd_llm.gradcheck.check.comparison import Method, Outcome, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
-from nanograd_llm.gradcheck.check.derivatives import Derivative, derivative, differences
+from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import Culprit, Finding, GradientError, Report
@@ -280,6 +280,8 @@ class _Check:
             verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"
         elif self._comes_from_infinity(function, k, y, cotangents[0]):
             verdict, reason = "cannot tell", "the function's own numbers are not finite here"
+        elif shown.wrong.any() and first.why == CONTRADICTED and self.precisions.wide is None:
+            verdict, reason = "cannot tell", f"{first.why}, and it does not run on numbers wider than float64"
         elif shown.wrong.any():
             verdict, reason = "wrong", aside and f"it is {aside}"
             if self.explain and not aside:

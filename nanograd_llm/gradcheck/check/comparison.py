@@ -171,7 +171,7 @@ def _resolve(
         return far.off <= MARGIN * wide.epsilon / narrow.epsilon * rounding
 
     equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
-    steady = nobody
+    steady = np.array(nobody)
     is_rounding = equal | shrinks(near.off)
     flow = np.zeros((len(v), 1))
     if not equal.all():
@@ -179,6 +179,7 @@ def _resolve(
         far = far._replace(result=np.maximum(far.result, flow))
     # what rounding of the numbers on the tape can explain; beyond that a rule may be wrong in the narrow kind alone
     plain = 4 * narrow.epsilon * narrow.c * (near.scale + near.flow + flow * max(1.0, length(function.values[k])))
+    plain = np.where(near.error > 0, np.inf, plain)  # differences have other errors than rounding
     if not (is_rounding & (near.off <= plain)).all():
         again = [both(*_nudged(function.values, v, u, rng)) for _ in range(_REPEATS)]
         is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
@@ -188,6 +189,8 @@ def _resolve(
     faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
         faint |= ~is_rounding & ~equal & (far.off <= 4 * precisions.given.epsilon * far.result)
+    if narrow == precisions.given:  # a mistake is the same in both
+        steady &= equal | (np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric)) <= 0.5 * far.off)
     off = np.where(equal, near.off, far.off)
     wrong = ~is_rounding & ~faint & steady & (off > tolerance) & (far.error <= 0.1 * off)
     known = np.fmax(far.off, far.error)

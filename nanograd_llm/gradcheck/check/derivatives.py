@@ -16,6 +16,7 @@ from nanograd_llm.gradcheck.check.rounding import EPS
 Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
+CONTRADICTED = "a complex step does not agree with them"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
 
@@ -60,7 +61,7 @@ def derivative(
     near, coarse = _nearest(line, epsilon, noise, max(largest, np.abs(exact.value).max(initial=0)))
     if (np.abs(exact.value - near) <= coarse).all():
         return exact
-    return differences(line, epsilon=epsilon, noise=noise, why="a complex step does not agree with them")
+    return differences(line, epsilon=epsilon, noise=noise, why=CONTRADICTED)
 
 
 def complex_step(line: Line) -> Derivative:

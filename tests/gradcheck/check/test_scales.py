@@ -1,0 +1,187 @@
+"""A right gradient is right at every scale, and a wrong one is not: functions that cancel, saturate, jump or bend."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig, Tensor, nn, no_grad, ops
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import GraphError
+from nanograd_llm.gradcheck import check_layer, check_op, gradcheck
+from nanograd_llm.gradcheck.check import rounding
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+MASK = np.where(np.arange(4) < 2, 0, -100.0)
+RIGHT = {
+    "gelu where its h rounds to nothing": (ops.gelu, [-8, 0.3]),
+    "log_softmax": (ops.log_softmax, [[0, 30, -20.0]]),
+    "a saturated softmax": (ops.softmax, 300 * normal(3, 5)),
+    "scores without 1/√D": (lambda q, k, v: ops.softmax(q @ k.mT * 10) @ v, *(normal(4, 5, seed=i) for i in range(3))),
+    "an additive mask": (lambda x: ops.softmax(x + MASK), normal(3, 4)),
+    "1/x of mixed sizes": (lambda x: 1 / x, [1e-3, -1e3]),
+    "a bump far away": (lambda x: ops.exp(-(x - 1000) * (x - 1000)), [1000.3, 999.5]),
+    "√(1 + x²) - 1": (lambda x: ops.sqrt(1 + x * x) - 1, [1e-4, -2e-4]),
+    "a large number added and taken away": (lambda x: (x + 1e8) - 1e8, [1.0, 2]),
+    "(exp x - 1)/x": (lambda x: (ops.exp(x) - 1) / x, [1e-6, 2e-6]),
+    "a target that is nearly certain": (lambda x: ops.cross_entropy(x, [0]), [[20.0, 0, 1]]),
+    "log of sigmoid": (lambda x: ops.log(ops.sigmoid(x)), [36.0, 37]),
+    "max of a giant and a dwarf": (ops.max, [1.33e241, 1.4e-310]),
+    "log": (ops.log, [0.01, 10]),
+    "sqrt": (ops.sqrt, [0.01, 10]),
+    "sin far out": (ops.sin, [1e6, 1e6 + 1]),
+    "max of near ties": (ops.max, [1, 1 + 5e-7]),
+    "x³ at 0": (lambda x: x * x * x, np.zeros(3)),
+    "sort": (ops.sort, normal(2000)),
+    "floor near a step": (lambda x: Tensor(np.floor(x.data)) * x, [4.001]),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_gradient_is_called_right_without_a_warning(name):
+    f, *inputs = RIGHT[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = gradcheck(f, *(np.asarray(x, float) for x in inputs))
+    assert report.passed, report
+
+
+@pytest.mark.parametrize("name", [name for name in RIGHT if name != "sort"])
+def test_a_right_gradient_is_not_called_wrong_at_second_order(name):
+    f, *inputs = RIGHT[name]
+    report = gradcheck(f, *(np.asarray(x, float) for x in inputs), order=2)
+    assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
+
+
+@pytest.mark.parametrize("x", [[36.0, 40], [60.0, 70], [5.0, 45]])
+def test_a_gradient_doubled_where_rounding_is_larger_than_it_does_not_pass(x, monkeypatch):
+    rule = registry["exp"].rule
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 2 * rule(dy, y))
+    assert not gradcheck(lambda x: 1 / (1 + ops.exp(-x)), np.array(x)).passed
+
+
+def test_without_wider_numbers_a_right_gradient_is_at_worst_in_doubt(monkeypatch):
+    monkeypatch.setattr(rounding.Precisions, "wide", None)
+    for name in RIGHT:
+        f, *inputs = RIGHT[name]
+        report = gradcheck(f, *(np.asarray(x, float) for x in inputs))
+        assert not any(finding.verdict == "wrong" for finding in report.findings), report
+    rule = registry["exp"].rule
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: (1 + 1e-9) * rule(dy, y))
+    assert gradcheck(ops.exp, normal(3)).findings[0].verdict == "wrong"
+
+
+def test_a_jump_cannot_be_told():
+    finding = gradcheck(lambda x: Tensor(np.floor(x.data)) * x, np.array([4.0])).findings[0]
+    assert finding.verdict == "cannot tell" and "jumps" in finding.reason and "jump at [0]" in str(finding)
+
+
+def test_second_order_near_a_kink_is_right():
+    assert gradcheck(ops.absolute, np.array([3e-4, -1]), order=2).passed
+    for seed in range(20):
+        a, b = normal(4, 8, seed=seed), normal(8, 2, seed=seed + 100)
+        report = gradcheck(lambda x, w, u: ops.relu(x @ w) @ u, normal(3, 4, seed=seed), a, b, order=2, jacobian=0)
+        assert not any(finding.verdict == "wrong" for finding in report.findings), report
+
+
+def test_the_digits_that_rounding_leaves_are_said():
+    notes = gradcheck(lambda x: 1e3 * ops.tanh(x), np.array([15.0, 16])).notes
+    assert any("leaves about 4 digits of the engine's gradient" in note for note in notes)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_a_gpt_with_small_and_large_weights_is_right(scale):
+    model = GPT(GPTConfig(vocab_size=7, context_length=4, n_layer=1, n_head=2, n_embd=4), seed=0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64) * scale
+    ids = np.arange(10).reshape(2, 5) % 7
+    report = gradcheck(model.loss, ids[:, :-1], ids[:, 1:], jacobian=0)
+    assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
+
+
+class Cut(nn.Module):
+    def __init__(self, how):
+        self.table, self.head, self.how = nn.Embedding(5, 3), nn.Linear(3, 2), how
+
+    def forward(self, ids):
+        if self.how == "detach":
+            return self.head(self.table(ids).detach())
+        if self.how == "no_grad":
+            with no_grad():
+                x = self.table(ids)
+            return self.head(x)
+        return self.head(Tensor(np.ones((2, 3), np.float32)))
+
+
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+def test_parameters_before_a_cut_in_the_tape_are_listed_and_wrong(how):
+    report = gradcheck(Cut(how), np.array([1, 2]))
+    wrong = [finding.name for finding in report.findings if finding.verdict == "wrong"]
+    assert wrong == ["table.weight"] and not report.passed
+
+
+def test_a_parameter_that_nothing_uses_is_a_problem_unless_it_is_said_to_be_unused_or_frozen():
+    report = gradcheck(Cut("unused"), np.array([1, 2]))
+    assert "no gradient reaches the parameter table.weight" in report.problems[0]
+    assert gradcheck(Cut("unused"), np.array([1, 2]), unused=["table.weight"]).passed
+    module = Cut("unused")
+    module.table.freeze()
+    assert gradcheck(module, np.array([1, 2])).passed
+
+
+def test_results_in_tuples_lists_and_dicts_are_all_checked(monkeypatch):
+    assert gradcheck(lambda x: (ops.exp(x), {"a": [ops.sin(x), 3]}), normal(3)).passed
+    monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: dy)
+    assert not gradcheck(lambda x: (ops.exp(x), {"a": [ops.sin(x), 3]}), normal(3)).passed
+
+
+def test_nan_in_an_input_is_named_and_a_nan_gradient_names_its_op(monkeypatch):
+    report = gradcheck(lambda x, w: x * w, np.ones(3), np.array([1, np.nan, 2]))
+    assert report.problems == ("w holds NaN, first at [1]",) and not report.passed
+    monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: dy * np.nan)
+    assert "the rule of sin makes a NaN" in gradcheck(lambda x: ops.exp(ops.sin(x)), normal(3)).problems[0]
+
+
+def test_a_rule_that_writes_into_its_cotangent_is_named(monkeypatch):
+    def wrong(dy, x):
+        dy *= np.cos(x)
+        return dy
+
+    monkeypatch.setattr(registry["sin"], "rule", wrong)
+    report = gradcheck(lambda x: ops.exp(ops.sin(x)), normal(3))
+    assert "the rule of sin writes into its cotangent" in str(report) and not report.passed
+
+
+def test_a_rule_that_raises_is_named(monkeypatch):
+    def wrong(dy, x):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(registry["sin"], "rule", wrong)
+    with pytest.raises(GraphError, match="the rule of sin raises KeyError"):
+        gradcheck(lambda x: ops.exp(ops.sin(x)), normal(3))
+
+
+def test_the_report_says_where_it_was_checked():
+    assert "checked at x in [-1, 2]" in gradcheck(ops.exp, np.array([-1.0, 2.0])).notes
+
+
+def test_entries_are_left_out_where_they_would_take_too_long_and_the_report_says_so():
+    finding = gradcheck(ops.exp, normal(50), seconds=0).findings[0]
+    assert finding.verdict == "right" and "give seconds= for them" in finding.compared
+
+
+def test_a_module_of_ones_own_is_checked_as_it_is():
+    assert check_layer(nn.Linear(3, 2), normal(4, 3), cases=20, order=1).passed
+    assert check_layer(nn.Linear(3, 2), cases=20, order=1).passed
+
+
+def test_a_wrong_op_says_why_once(monkeypatch):
+    monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: dy)
+    text = str(check_op(ops.sin, order=1, cases=20))
+    assert text.count("gradients of sin: NOT RIGHT") == 1 and "more cases" in text
