@@ -22,6 +22,7 @@ def generator(*key: int) -> np.random.Generator:
 class _Noise(threading.local):
     key: tuple[int, ...] | None = None
     uses = 0
+    random_uses = 0
 
 
 _noise = _Noise()
@@ -58,9 +59,15 @@ def repeatable_noise() -> tuple[NoiseBlock, Callable[[], NoiseBlock]]:
 def next_key() -> tuple[int, ...]:
     """A new key for one use of noise: the block's key and a running number; outside of such a block a random key."""
     if _noise.key is None:
+        _noise.random_uses += 1
         return _random_key()
     _noise.uses += 1
     return (*_noise.key, _noise.uses)
+
+
+def random_uses() -> int:
+    """How often this thread has drawn noise outside of any block, which no second call draws again."""
+    return _noise.random_uses
 
 
 def _random_key() -> tuple[int, ...]:

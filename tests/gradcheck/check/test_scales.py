@@ -167,6 +167,12 @@ def test_a_rule_that_raises_is_named(monkeypatch):
         gradcheck(lambda x: ops.exp(ops.sin(x)), normal(3))
 
 
+def test_dropout_without_a_seed_is_always_told():
+    for _ in range(20):  # two masks of one entry are mostly the same
+        with pytest.raises(GraphError, match="seed"):
+            gradcheck(nn.Dropout(0.1), np.ones(1))
+
+
 def test_the_report_says_where_it_was_checked():
     assert "checked at x in [-1, 2]" in gradcheck(ops.exp, np.array([-1.0, 2.0])).notes
 
