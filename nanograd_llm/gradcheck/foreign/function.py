@@ -198,8 +198,8 @@ class Foreign:
                 raise ShapeError(
                     f"{self.who} returned an array {array.shape} for {name} {x.shape}; expected {shape}{hint}"
                 )
-            if array.dtype.kind == "f" and array.dtype.itemsize < self._narrowest_gradient.itemsize:
-                self._narrowest_gradient = array.dtype
+            if array.dtype.kind == "f" and array.dtype.itemsize < min(x.itemsize, self._narrowest_gradient.itemsize):
+                self._narrowest_gradient = array.dtype  # also float32 inputs come, whose gradient may be float32
             found.append(array.astype(x.dtype))
         return found
 

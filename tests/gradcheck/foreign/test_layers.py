@@ -150,7 +150,7 @@ def test_a_layer_and_its_parameters_are_checked_however_it_holds_them(layer: Any
     report = check_gradient(layer(), X)
     assert report.passed, report
     assert sorted(finding.name for finding in report.findings) == sorted(names)
-    assert not report.notes
+    assert [note.split()[:2] for note in report.notes] == [["checked", "at"]]
 
 
 def test_a_layer_may_be_handed_over_as_its_two_methods() -> None:
@@ -207,7 +207,7 @@ def test_a_parameter_without_a_gradient_is_named() -> None:
             return dout @ self.W.T
 
     report = check_gradient(Forgetful(), X)
-    assert report.notes == ("Forgetful.backward stores no gradient for b: not checked",)
+    assert "Forgetful.backward stores no gradient for b: not checked" in report.notes
 
 
 def test_an_array_that_forward_stores_is_no_parameter() -> None:
