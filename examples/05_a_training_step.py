@@ -79,7 +79,8 @@ print(f"\none step: the loss of this batch goes from {loss.item():.4f} to {after
 assert after.item() < loss.item()
 
 # The update writes into `.data`, the array of the parameter. The Tensor remains the same object, so it remains a part
-# of the model. NumPy arithmetic is never recorded, and `no_grad` makes sure that nothing else in the block is.
+# of the model. NumPy arithmetic is never recorded, and `no_grad` makes sure that nothing else in the block is. Update
+# only after `backward`: the tape keeps the arrays themselves, and backward would compute with the changed numbers.
 #
 # These four lines are stochastic gradient descent, SGD. It is called "stochastic" because the batch of each step is
 # random.

@@ -45,7 +45,11 @@ def forget_modes() -> None:
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
-    """Inside this block nothing is recorded: results have no tape and do not require a gradient."""
+    """Inside this block nothing is recorded: results have no tape and do not require a gradient.
+
+    Update parameters here, after backward. If an array that the tape has saved is changed before backward, backward
+    raises GraphError after `w -= step`, but does not notice `w.data -= step`, and its gradient is wrong.
+    """
     return _set(recording=False)
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from nanograd_llm.autograd.checked import Guard
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.backend.arrays import is_array
 from nanograd_llm.backend.threads import fork_safe_lock
 from nanograd_llm.errors import GraphError, ShapeError
 
@@ -110,7 +111,7 @@ def _fit(gradient: Any, source: Any, name: str) -> Any:
     return gradient if gradient.dtype == source.dtype else gradient.astype(source.dtype)
 
 
-_order = itertools.count()
+calls = itertools.count()  # numbers op calls, and updates of leaves in place between them
 
 
 class Node:
@@ -140,7 +141,7 @@ class Node:
         self.saved = saved
         self.shape: tuple[int, ...] = y.shape
         self.dtype: np.dtype = y.dtype
-        self.order = next(_order)
+        self.order = next(calls)
         self.differentiable = differentiable
         self.claimed = self.freed = False
         self._hooks: list[Callable[[Any], Any]] | None = None
@@ -161,14 +162,19 @@ def _claimed(root: Any) -> Iterator[Sequence[Node]]:
     """Reserve `root` and all nodes it depends on for one walk; gives them in the order of their calls.
 
     Raises GraphError, and reserves none, if one is freed, in use by another walk, or was recorded outside
-    `higher_order()` while inside it now.
+    `higher_order()` while inside it now, or has saved an array that an augmented assignment has changed since.
     """
     seen: set[Node] = set()
+    updated: set[Any] = set()
     stack = [root]
     with _claim_lock:
         while stack:
             node = stack.pop()
-            if not isinstance(node, Node) or node in seen:
+            if not isinstance(node, Node):
+                if getattr(node, "_updated", 0):
+                    updated.add(node)
+                continue
+            if node in seen:
                 continue
             if node.freed:
                 raise GraphError(
@@ -184,6 +190,8 @@ def _claimed(root: Any) -> Iterator[Sequence[Node]]:
             seen.add(node)
             stack.extend(node.sources)
         nodes = sorted(seen, key=lambda node: node.order)
+        for leaf in updated:
+            _require_unchanged(leaf, nodes)
         for node in nodes:
             node.claimed = True
     try:
@@ -191,3 +199,16 @@ def _claimed(root: Any) -> Iterator[Sequence[Node]]:
     finally:
         for node in nodes:
             node.claimed = False
+
+
+def _require_unchanged(leaf: Any, nodes: Sequence[Node]) -> None:
+    """Raise GraphError if a node has saved the array of this leaf before its last update in place."""
+    for node in nodes:
+        for x in node.saved if node.order < leaf._updated else ():
+            for part in x if isinstance(x, (list, tuple)) else (x,):
+                array = part if is_array(part) else getattr(part, "data", None)  # a Tensor, under higher_order()
+                if is_array(array) and np.may_share_memory(array, leaf.data):
+                    raise GraphError(
+                        f"a Tensor of shape {leaf.shape} was updated in place after {node.op.name} had used it, and "
+                        "backward needs the earlier numbers; update after backward"
+                    )

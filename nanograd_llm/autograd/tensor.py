@@ -16,7 +16,7 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, state
 from nanograd_llm.autograd.sums import Sums
-from nanograd_llm.autograd.tape import Node, backward
+from nanograd_llm.autograd.tape import Node, backward, calls
 from nanograd_llm.backend.arrays import as_array, is_array, xp
 from nanograd_llm.backend.threads import fork_safe_lock
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
@@ -100,7 +100,11 @@ def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
         try:
             np.copyto(self.data, y.data, casting="same_kind")
         except (TypeError, ValueError) as error:  # another kind of number, or a read-only array
-            raise GraphError(f"this Tensor cannot be updated in place: {error}; assign its .data instead") from None
+            instead = "assign its .data instead"
+            if "read-only" in str(error):
+                instead += ", or, inside checked(), update after backward: the tape keeps this array until then"
+            raise GraphError(f"this Tensor cannot be updated in place: {error}; {instead}") from None
+        self._updated = next(calls)
         return self
 
     return update
@@ -120,16 +124,19 @@ class Tensor:
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion), while each gradient
     has its leaf's dtype. Python numbers, lists and NumPy scalars take the dtype of the other operand. Comparisons give
     plain boolean arrays, since there is nothing to differentiate. Item assignment raises GraphError. Inside
-    `no_grad()`, `+=` and the other augmented assignments update a parameter's array in place.
+    `no_grad()`, `+=` and the other augmented assignments update a parameter's array in place. Update after backward:
+    backward needs the numbers that the forward used. It raises GraphError after such an assignment; a write into
+    `.data` is detected only inside `checked()`.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
 
-    __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "__weakref__")
+    __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "_updated", "__weakref__")
 
     data: Array
     requires_grad: bool
     grad: Array | None
+    _updated: int  # when an augmented assignment last changed the array, among the numbers of the calls
 
     def __init__(self, data: Any, requires_grad: bool = False):
         data = array_of(data)

@@ -1,6 +1,6 @@
 """Is a gradient right?  Read `check` (one function), `cases`, `every_op`, `every_layer`; `mutation` checks the tests.
 
-`strategies` draws cases for tests with Hypothesis; it needs the extra "test".
+`strategies` draws cases for tests with Hypothesis; it needs Hypothesis (`pip install hypothesis`).
 """
 
 from typing import TYPE_CHECKING
@@ -34,3 +34,4 @@ __getattr__, __dir__, __all__ = lazily(
         "mutation.mutants": "Mutant mutants",
     },
 )
+__all__ = [name for name in __all__ if name != "strategies"]  # so that `import *` works without Hypothesis

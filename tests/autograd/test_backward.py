@@ -377,6 +377,29 @@ def test_grad_with_respect_to_a_tensor_without_a_gradient_is_refused(wrt):
 # A pass that fails
 
 
+@pytest.mark.parametrize("use", [lambda w: w * w, lambda w: w.reshape(2, 1) * w, lambda w: (w.T @ w) * 2])
+def test_backward_after_an_update_in_place_of_what_it_needs_is_refused(use):
+    w = leaf([1.0, 2.0])
+    y = use(w).sum()
+    with no_grad():
+        w -= 0.5
+    with pytest.raises(GraphError, match=r"shape \(2,\) was updated in place after .* update after backward"):
+        y.backward()
+    assert w.grad is None
+    (w * w).sum().backward()
+    assert np.array_equal(w.grad, [1, 3])
+
+
+def test_backward_after_an_update_in_place_works_where_no_rule_needs_the_array():
+    w, other = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    y = ((w + 1) * other).sum()
+    with no_grad():
+        w -= 0.5
+    y.backward()
+    assert np.array_equal(w.grad, [3, 4])
+    assert np.array_equal(other.grad, [2, 3])
+
+
 def test_a_failing_rule_changes_no_grad():
     x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
     (x * w).sum().backward()

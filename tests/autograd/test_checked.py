@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, Tensor, checked, grad, hvp, keep, nn, op, ops
+from nanograd_llm import Parameter, Tensor, checked, grad, hvp, keep, nn, no_grad, op, ops
 from nanograd_llm.autograd.modes import within_module
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NonFiniteError, ShapeError
@@ -480,3 +480,13 @@ def test_second_derivatives_run_in_checked_mode():
     with checked():
         (product,) = hvp(lambda x: (ops.softmax(x) * x).sum(), [np.array([1.0, 2.0])], [np.array([1.0, 0.0])])
     assert np.isfinite(product).all()
+
+
+def test_an_update_in_place_before_backward_is_refused_with_advice():
+    w = leaf([1.0, 2.0])
+    with checked():
+        y = (w * w).sum()
+        with no_grad(), pytest.raises(GraphError, match="update after backward: the tape keeps this array until then"):
+            w -= 0.5
+        y.backward()
+    assert np.array_equal(w.grad, [2, 4])
