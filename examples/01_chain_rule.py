@@ -134,6 +134,19 @@ assert np.allclose(leaf.grad, 3 * x**2)  # and this is what calculus says
 # with the forward function. Use `ng.ops.cos` for a cosine.
 
 
+def attempt(exercise, *inputs):
+    """Is the rule of this exercise right?  Prints which gradients are, or the error that it raised."""
+    name = exercise.name.replace("_", " ").capitalize()
+    try:
+        report = gradcheck(exercise, *inputs)
+    except Exception as error:
+        print(f"{name}: not yet right: {error}")
+    else:
+        print(f"{name}:", "right" if report.passed else "not yet right")
+        for finding in report.findings:
+            print(f"    {finding.name}: {finding.verdict}")
+
+
 @ng.op("y = a*b*b + sin c", "ā = ?;  b̄ = ?;  c̄ = ?")
 def exercise_1(a, b, c):
     """A function of three numbers.  a (*), b (*), c (*) -> y (*)"""
@@ -148,10 +161,8 @@ def exercise_1_backward(dy, a, b, c):
     return a_bar, b_bar, c_bar
 
 
-report = gradcheck(exercise_1, 2.0, -3.0, 0.5)
-print("\nExercise 1:", "right" if report.passed else "not yet right")
-for finding in report.findings:
-    print(f"    {finding.name}: {finding.verdict}")
+print()
+attempt(exercise_1, 2.0, -3.0, 0.5)
 
 # %% Solution 1
 # Try the exercise before you read this.

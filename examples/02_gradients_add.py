@@ -144,6 +144,17 @@ assert ng.grad(x.sum(), x, cotangent=5.0).tolist() == [5, 5, 5]
 # gradient of the first row. The rule forgets the other two rows. Correct it.
 
 
+def attempt(exercise, *inputs):
+    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
+    name = exercise.name.replace("_", " ").capitalize()
+    try:
+        report = gradcheck(exercise, *inputs)
+    except Exception as error:
+        print(f"{name}: not yet right: {error}")
+    else:
+        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
+
+
 @ng.op("y = (x, 2x, x²)", "x̄ = ?")
 def exercise_1(x):
     """Three rows from one.  x (C) -> y (3, C)"""
@@ -155,8 +166,8 @@ def exercise_1_backward(dy, x):
     return dy[0]  # not yet right
 
 
-report = gradcheck(exercise_1, rng.standard_normal(4))
-print("\nExercise 1:", "right" if report.passed else "not yet right")
+print()
+attempt(exercise_1, rng.standard_normal(4))
 
 # %% Exercise 2: undo the copies yourself
 # The outer product of a (N) and b (K) has the shape (N, K). Every a[n] is used K times, and every b[k] is used N times.
@@ -177,8 +188,7 @@ def exercise_2_backward(dy, a, b):
     return a_bar, b_bar
 
 
-report = gradcheck(exercise_2, rng.standard_normal(4), rng.standard_normal(3))
-print("Exercise 2:", "right" if report.passed else "not yet right")
+attempt(exercise_2, rng.standard_normal(4), rng.standard_normal(3))
 
 # %% Solution 1
 # Row 0 has the factor 1, row 1 the factor 2, row 2 the factor 2x. Multiply along each path, and add.

@@ -189,6 +189,17 @@ assert "multiple of the result" in report.findings[0].pattern  # the missing ter
 # A rule can ask for the inputs and for y. By `ng.keep` the forward function gives it r as well.
 
 
+def attempt(exercise, *inputs):
+    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
+    name = exercise.name.replace("_", " ").capitalize()
+    try:
+        report = gradcheck(exercise, *inputs)
+    except Exception as error:
+        print(f"{name}: not yet right: {error}")
+    else:
+        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
+
+
 def normalize(x, eps=1e-5):
     c = x - x.mean(axis=-1, keepdims=True)  # (..., C)
     v = (c * c).mean(axis=-1, keepdims=True)  # (..., C) -> (..., 1)
@@ -208,8 +219,8 @@ def exercise_1_backward(dy, y, r):
     return dy * r  # not yet right
 
 
-report = gradcheck(exercise_1, batch)
-print("\nExercise 1:", "right" if report.passed else "not yet right")
+print()
+attempt(exercise_1, batch)
 
 # %% Solution 1
 # Follow a small change Δx. All means are over the row.

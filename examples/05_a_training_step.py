@@ -221,6 +221,17 @@ assert np.mean(adamw_scaled[-20:]) < 0.3 * adamw_scaled[0]
 # write down the shape of every array.
 
 
+def attempt(exercise, *inputs):
+    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
+    name = exercise.name.replace("_", " ").capitalize()
+    try:
+        report = gradcheck(exercise, *inputs)
+    except Exception as error:
+        print(f"{name}: not yet right: {error}")
+    else:
+        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
+
+
 @ng.op("y = h v,  h = tanh(x u)", "x̄ = ?;  ū = ?;  v̄ = ?")
 def exercise_1(x, u, v):
     """A network of two layers.  x (N, D), u (D, H), v (H, K) -> y (N, K)"""
@@ -239,8 +250,8 @@ def exercise_1_backward(dy, x, u, v, h):
 
 rng = np.random.default_rng(0)
 arrays = [rng.standard_normal(shape) for shape in [(5, 2), (2, 4), (4, 3)]]
-report = gradcheck(exercise_1, *arrays)
-print("\nExercise 1:", "right" if report.passed else "not yet right")
+print()
+attempt(exercise_1, *arrays)
 
 # %% Exercise 2: a loss of your own
 # The mean squared error compares predictions a with targets b: y = ⟨(a - b)²⟩. The rule forgets that it is a mean.
@@ -259,8 +270,7 @@ def exercise_2_backward(dy, a, b):
     return a_bar, -a_bar
 
 
-report = gradcheck(exercise_2, rng.standard_normal(6), rng.standard_normal(6))
-print("Exercise 2:", "right" if report.passed else "not yet right")
+attempt(exercise_2, rng.standard_normal(6), rng.standard_normal(6))
 
 # %% Solution 1
 # The step through tanh was missing. Call its input z:

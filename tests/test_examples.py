@@ -102,3 +102,14 @@ def test_the_python_of_the_glossary_runs() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", GLOSSARY, flags=re.MULTILINE | re.DOTALL)
     assert blocks
     exec(compile("\n".join(blocks), "glossary.md", "exec"), {})
+
+
+@each_lesson
+def test_an_exercise_that_raises_does_not_end_the_lesson(lesson: Path, tmp_path: Path) -> None:
+    source = lesson.read_text(encoding="utf-8")
+    broken, count = re.subn(r"(?m)^(def exercise_1_backward.*)$", r"\1\n    raise ValueError('mine')", source)
+    (tmp_path / "lesson.py").write_text(broken, encoding="utf-8")
+    answer = run(tmp_path / "lesson.py", tmp_path)
+    assert count == 1 and answer.returncode == 0, answer.stderr
+    assert re.search(r"(?m)^Exercise 1: not yet right: .*mine", answer.stdout)
+    assert "Solution 1: right" in answer.stdout
