@@ -28,7 +28,7 @@ class Module:
 
     Names are attribute paths, such as `blocks.2.attention.qkv.weight`. A parameter that is in two places is one
     parameter, under the first of its names. It can be replaced by another leaf, a Module or None; anything else raises
-    DtypeError.
+    DtypeError, and so does a new attribute that is a Tensor with requires_grad=True: use a Parameter.
 
     specimens: modules and inputs for the gradient check: a function of a `draw` (as for the samples of an op) that
         gives pairs (a module of this class, or its `loss`; a tuple of inputs). `nanograd-llm gradcheck` checks them,
@@ -48,6 +48,14 @@ class Module:
             raise DtypeError(
                 f"{type(self).__name__}.{name} is a Parameter, and assigning this {type(value).__name__} would remove "
                 f"it from the model; write into it, {name}.data[...] = ..., or assign a Parameter"
+            )
+        is_leaf = (
+            isinstance(value, Tensor) and not isinstance(value, Parameter) and value.requires_grad and value.is_leaf
+        )
+        if is_leaf and not isinstance(vars(self).get(name), Tensor):
+            raise DtypeError(
+                f"{type(self).__name__}.{name} would not be trained: a Module finds only Parameters; "
+                f"write self.{name} = ng.Parameter(...)"
             )
         object.__setattr__(self, name, np.asarray(array_of(value)) if name in self._buffers else value)
 

@@ -21,7 +21,7 @@ from nanograd_llm.settings import require_type
 
 
 def recompute(module: Module, x: Tensor) -> Tensor:
-    """module(x) with the same bits and the same gradients, but only x and the result are saved on the tape.
+    """module(x) with exactly the same numbers and the same gradients, but only x and the result are saved on the tape.
 
     Backward runs the module again, one module at a time. So the activations of only one module are in memory at once,
     and the time of one more forward is added. Dropout uses the same mask again.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.training.flat import FlatParameters
 
 
@@ -45,7 +45,9 @@ class AdamW:
         shared: bool = False,
     ):
         self.order = list(parameters)
-        self.flat = FlatParameters(parameters, shared=shared)
+        if not self.order:
+            raise NanogradError("AdamW got no parameters; give it model.parameters() of a model that has some")
+        self.flat = FlatParameters(self.order, shared=shared)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
         self.steps = 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.settings import require_number
 
 
@@ -26,6 +26,8 @@ class SGD:
         require_number("momentum", momentum, 0, 1, below=True)
         require_number("weight_decay", weight_decay, 0)
         self.parameters = list(parameters)
+        if not self.parameters:
+            raise NanogradError("SGD got no parameters; give it model.parameters() of a model that has some")
         self.momentum, self.weight_decay = momentum, weight_decay
         self.velocities = [np.zeros_like(p.data) for p in self.parameters]
 

@@ -374,3 +374,11 @@ def test_a_sequential_calls_its_layers_in_order() -> None:
 def test_an_embedding_of_no_ids_has_no_rows() -> None:
     table = nn.Embedding(3, 2)
     assert table([]).shape == (0, 2) and table([[], []]).shape == (2, 0, 2)
+
+
+def test_a_leaf_that_is_not_a_parameter_is_refused_since_it_would_not_be_trained() -> None:
+    module: Any = nn.Module()
+    with pytest.raises(DtypeError, match=r"Module\.w would not be trained.*write self\.w = ng\.Parameter"):
+        module.w = Tensor([1.0], requires_grad=True)
+    module.w = Parameter([1.0])
+    module.w = Tensor([1.0], requires_grad=True)  # in place of a parameter, to differentiate by it

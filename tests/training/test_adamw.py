@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter
+from nanograd_llm import NanogradError, Parameter
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 from nanograd_llm.training import AdamW, clip_by_global_norm
 from nanograd_llm.training.flat import BLOCK, FlatParameters
@@ -200,3 +200,8 @@ def test_a_step_is_refused_where_a_parameter_has_left_the_flat_array() -> None:
     own[1].data = own[1].data.copy()
     with pytest.raises(GraphError, match="no longer lies in this flat array .* make a new trainer"):
         optimizer.step(gradients(1)[0], 0.1)
+
+
+def test_without_parameters_it_is_refused():
+    with pytest.raises(NanogradError, match="AdamW got no parameters"):
+        AdamW([])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter
+from nanograd_llm import NanogradError, Parameter
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.training import SGD
 
@@ -49,3 +49,8 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
 def test_gradients_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"shapes \[\(3,\)\]; expected one for each parameter, \[\(2,\)\]"):
         SGD([Parameter([1.0, 2.0])]).step([np.zeros(3)], 0.1)
+
+
+def test_without_parameters_it_is_refused():
+    with pytest.raises(NanogradError, match="SGD got no parameters"):
+        SGD([])
