@@ -73,7 +73,7 @@ tokens, targets = text.random_windows(ids, context_length=8, batch_size=4, seed=
 assert tokens.shape == targets.shape == (4, 8)
 assert np.array_equal(targets[:, :-1], tokens[:, 1:])
 
-# A batch depends only on (seed, step). So a run that was stopped and resumed gets the same batches.
+# A batch depends only on (seed, step). So a run that is repeated gets the same batches.
 again, _ = text.random_windows(ids, context_length=8, batch_size=4, seed=0, step=0)
 other, _ = text.random_windows(ids, context_length=8, batch_size=4, seed=0, step=1)
 assert np.array_equal(tokens, again) and not np.array_equal(tokens, other)

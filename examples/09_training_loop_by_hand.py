@@ -78,7 +78,8 @@ entropy = -np.sum(frequencies * np.log(frequencies))
 passed = next(step for step in range(STEPS) if np.mean(losses[step : step + 10]) < entropy)
 at_end = np.mean(losses[-20:])
 nothing = math.log(tokenizer.vocab_size)
-print(f"nats per token: {nothing:.2f} knowing nothing, {entropy:.2f} with frequencies (by step {passed}),", end=" ")
+print(f"nats per token: {nothing:.2f} if all tokens are equally likely,", end=" ")
+print(f"{entropy:.2f} from frequencies alone (reached by step {passed}),", end=" ")
 print(f"{at_end:.2f} with the context; {after.loss:.2f} on held-out text")
 assert abs(losses[0] - nothing) < 0.1
 assert at_end < entropy - 1

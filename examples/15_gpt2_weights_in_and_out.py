@@ -23,7 +23,7 @@ from nanograd_llm.training import TrainConfig, Trainer
 train_text, held_out = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)
-model = ng.GPT(ng.GPTConfig(vocab_size=512, context_length=32, n_layer=1, n_head=4, n_embd=64), seed=0)
+model = ng.GPT(ng.GPTConfig(vocab_size=tokenizer.vocab_size, context_length=32, n_layer=1, n_head=4, n_embd=64), seed=0)
 trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, steps=400))
 *_, last = trainer.run(lambda step: text.random_windows(ids, context_length=32, batch_size=16, seed=0, step=step))
 model.eval()
@@ -31,8 +31,8 @@ print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
 # %% Save and load
 # `save_gpt2` writes a folder that transformers opens with GPT2LMHeadModel.from_pretrained, with the tokenizer. The
-# other form is NumPy's own. The loaded weights have the same bits. They are mapped from the file, not copied, and they
-# are read-only until a trainer copies them.
+# other form is NumPy's own. The loaded weights are exactly the same numbers. They are mapped from the
+# file, not copied, and they are read-only until a trainer copies them.
 folder = tempfile.TemporaryDirectory()
 prompt = tokenizer.encode("If the")
 greedy = Sampling(temperature=0)

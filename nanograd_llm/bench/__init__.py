@@ -1,7 +1,7 @@
-"""Speed, memory and detection rates, compared with the machine's own limit and with PyTorch: `nanograd-llm bench`.
+"""Benchmarks: speed and memory beside the machine's limit and PyTorch; how many wrong gradients the check detects.
 
-Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor` (the limit), `compare`. The other
-modules do not depend on each other.
+`nanograd-llm bench` runs them. Read `figures` (what is reported, and the targets), `race` (how it is timed), `floor`
+(the limit), `compare`. The other modules do not depend on each other.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class GPTConfig(Settings):
     tie_word_embeddings: bool = setting("Use the token embedding as the head; else a table of its own.", default=True)
     recompute_activations: bool = setting(
         "Keep only the input of each block and compute the rest again in backward: less memory, a third more time, "
-        "the same bits.",
+        "exactly the same numbers.",
         default=False,
     )
 

@@ -289,7 +289,7 @@ def add_rows(x, ids, *, vocab_size):
     """Add each row of x to the row `id` of a table of zeros: the adjoint of embedding.  x (..., C), ids (...) -> y (?)
 
     y is (vocab_size, C). Sorting puts equal ids together, so each table row is the sum of one run of rows, always in
-    the same order: repeated calls give the same bits.
+    the same order: repeated calls give exactly the same numbers.
     """
     return _add_runs(xp(x).zeros((vocab_size, x.shape[-1]), dtype=x.dtype), x, ids)
 

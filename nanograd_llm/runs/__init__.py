@@ -1,4 +1,4 @@
-"""Runs: a task is trained, with its results in a folder, and any model is opened.
+"""Runs: train a task and store the results in a folder; open any model, of a run or pretrained.
 
 Read `checkpoints`, `folder`, `run`, `opening`. Each name is loaded when it is first used: opening needs the formats of
 pretrained models, which training does not.

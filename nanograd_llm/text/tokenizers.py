@@ -90,7 +90,7 @@ class Tokenizer(ABC):
             place = int(np.argmax(outside))
             raise IndexRangeError(
                 f"id {row[place]} at position {place} is outside the vocabulary of {self.vocab_size} tokens; "
-                "decode with the tokenizer that made the ids"
+                "decode with the tokenizer that made the ids, and give its model vocab_size=tokenizer.vocab_size"
             )
         return b"".join([self._table[i] for i in row.tolist()])
 

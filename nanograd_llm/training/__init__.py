@@ -1,4 +1,6 @@
-"""Training. Read `schedule`, `sgd`, `flat`, `adamw`, `team`, `workers`, `trainer`."""
+"""Training: the learning rate, the optimizers, and a Trainer that shares each batch among workers.
+
+Read `schedule`, `sgd`, `flat`, `adamw`, `team`, `workers`, `trainer`."""
 
 from nanograd_llm.training.adamw import AdamW, clip_by_global_norm
 from nanograd_llm.training.config import TrainConfig

@@ -27,8 +27,10 @@ class TrainConfig(Settings):
     )
     final: float = setting("Learning rate at the end, as a share of the peak.", default=0.01, high=1)
     weight_decay: float = setting("Weight decay of AdamW, on matrices and tables only.", default=0.1)
-    beta1: float = setting("Share of the mean gradient that a step of AdamW keeps.", default=0.9, high=1, below=True)
-    beta2: float = setting("Share of the mean squared gradient that it keeps.", default=0.95, high=1, below=True)
+    beta1: float = setting(
+        "AdamW's β₁: how slowly its average of the gradient changes.", default=0.9, high=1, below=True
+    )
+    beta2: float = setting("β₂: the same for its average of the squared gradient.", default=0.95, high=1, below=True)
     eps: float = setting("Added to AdamW's denominator, so that it is never 0.", default=1e-8, low=1e-16)
     max_norm: float = setting("A gradient of a larger norm is scaled down to this norm.", default=1.0, low=1e-12)
     seed: int = setting("Seed of the initial weights, the batches and dropout.", default=0, high=MAX_SEED)

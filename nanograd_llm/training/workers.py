@@ -2,7 +2,7 @@
 
 Splitting the batch speeds up every op at once, and the engine stays serial. The loss is a mean over the items that
 count, so each piece of a batch is weighted by the number of its items. Sums have a fixed order: the same number of
-workers gives the same bits.
+workers gives exactly the same numbers.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def save_bert(
     """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `BertModel.from_pretrained` of transformers, and `BertForMaskedLM` if the model has a head; numpy for
-        `numpy.load`; as for `save_gpt2`. `load_bert` reads both, with the same bits.
+        `numpy.load`; as for `save_gpt2`. `load_bert` reads both, with exactly the same numbers.
 
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model,
     or a model with norm_first; StorageError if the folder already holds a model, or writing fails.

@@ -1,4 +1,4 @@
-"""GPT-2's pretrained weights: a GPT from every form of file that people have, and the files to give to others.
+"""GPT-2's pretrained weights: load a GPT from any of the usual file formats, and save one in them.
 
 Read `names`, `config`, `load`, `save`.
 """

@@ -23,8 +23,8 @@ def save_gpt2(
     """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); numpy for
-        `numpy.load` (model.npz with Hugging Face's names and layout, config.json). `load_gpt2` reads both, with the
-        same bits.
+        `numpy.load` (model.npz with Hugging Face's names and layout, config.json). `load_gpt2` reads both, with
+        exactly the same numbers.
 
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model;
     StorageError if the folder already holds a model, or writing fails.

@@ -24,7 +24,7 @@ def save_marian(
     """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `MarianMTModel.from_pretrained` of transformers, numpy for `numpy.load`; as for `save_gpt2`. The
-        tokenizer is written for nanograd_llm. `load_marian` reads both, with the same bits.
+        tokenizer is written for nanograd_llm. `load_marian` reads both, with exactly the same numbers.
 
     Writes all files or none, and returns their paths. Raises ConfigError for a model that is not of Marian's kind, or a
     tokenizer that is larger than the model; StorageError if the folder already holds a model, or writing fails.
