@@ -41,4 +41,9 @@ __getattr__, __dir__, __all__ = lazily(
         "runs.opening": "open_model",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
+    {  # PyTorch's names
+        **{"tensor": "ng.Tensor(...)", "cat": "ng.ops.concatenate", "SGD": "ng.training.SGD", "Module": "ng.nn.Module"},
+        **dict.fromkeys(("zeros", "ones", "randn", "arange"), "ng.Tensor of an array of NumPy's function"),
+        **{"AdamW": "ng.training.AdamW", "optim": "ng.training", "save": "ng.runs.save_checkpoint or np.savez"},
+    },
 )

@@ -188,6 +188,13 @@ class Op:
                 inputs = tuple(inputs[0])
         elif self.required <= len(inputs) < len(self.inputs):
             inputs += (None,) * (len(self.inputs) - len(inputs))
+        elif len(inputs) > len(self.inputs):
+            extra, named = inputs[len(self.inputs) :], [name for name in self.static_defaults if name not in static]
+            words = ", ".join(f"{name}={value!r}" for name, value in zip(named, extra))
+            raise SignatureError(
+                f"{self.name} takes {self.shape_line.text}; got too many positional arguments"
+                + (f"; write {words}" if words else "")
+            )
         if not any([isinstance(x, Tensor) for x in inputs]):
             return self._forward(inputs, static, ())[0]
         if self.equals is not None and state.higher_order:
@@ -245,7 +252,10 @@ class Op:
             kind: type[NanogradError] = DtypeError if isinstance(error, TypeError) else ShapeError
             if type(error) is IndexError:  # NumPy's AxisError is a subclass, and is about shapes
                 kind = IndexRangeError
-            message = f"{self.name} got {_described(arrays)}; it takes {self.shape_line.text}: {error}"
+            why = None
+            if kind is ShapeError and all(map(is_array, arrays)):
+                why = self.shape_line.misfit(self._named_shapes(arrays))
+            message = f"{self.name} got {_described(arrays)}; it takes {self.shape_line.text}: {why or error}"
             raise kind(message) from error
         return y if type(y) is Kept else (y, {})  # type: ignore[return-value]
 
@@ -254,9 +264,9 @@ class Op:
         try:
             inspect.signature(self.forward).bind(*arrays, **static)
         except TypeError as error:
-            allowed = ", ".join(f"{name}=" for name in self.static_defaults) or "none"
-            message = f"{self.name} takes {self.shape_line.text}, and by name only: {allowed}; {error}"
-            raise SignatureError(message) from None
+            allowed = ", ".join(f"{name}=" for name in self.static_defaults)
+            named = f", and by name only: {allowed}" if allowed else ""
+            raise SignatureError(f"{self.name} takes {self.shape_line.text}{named}; {error}") from None
 
     def _record(
         self,
@@ -358,11 +368,13 @@ class Op:
 
     def shape_problem(self, arrays: Sequence[Any], static: Mapping[str, Any], output: tuple[int, ...]) -> str | None:
         """Why these inputs and this output shape do not match the op's shape line; None if they do."""
+        return self.shape_line.mismatch(self._named_shapes(arrays), {**self.static_defaults, **static}, output)
+
+    def _named_shapes(self, arrays: Sequence[Any]) -> dict[str, list[tuple[int, ...]]]:
         shapes = [np.shape(a) for a in arrays]
-        named = {self.inputs[0]: shapes} if self.variadic else {
-            name: [shape] for name, shape, a in zip(self.inputs, shapes, arrays) if a is not None
-        }  # fmt: skip
-        return self.shape_line.mismatch(named, {**self.static_defaults, **static}, output)
+        if self.variadic:
+            return {self.inputs[0]: shapes}
+        return {name: [shape] for name, shape, a in zip(self.inputs, shapes, arrays) if a is not None}
 
 
 def op(

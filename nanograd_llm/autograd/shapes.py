@@ -62,19 +62,35 @@ class ShapeLine:
         """
         bound: dict[str, int] = {}
         stars: list[tuple[int, ...]] = []
-        for name, tokens in self.inputs.items():
-            for shape in inputs.get(name, ()):
-                problem = _bind(tokens, shape, bound, stars)
-                if problem:
-                    return f"{name} {shape}: {problem}"
-        try:
-            star = np.broadcast_shapes(*stars)
-        except ValueError:
-            return f"{stars} do not broadcast together"
+        problem = self.misfit(inputs, bound, stars)
+        if problem:
+            return problem
+        star = np.broadcast_shapes(*stars)
         expected = self._expected(star, bound, static)
         if expected is None or output == expected:
             return None
         return f"the result has shape {output} where the line says {expected}"
+
+    def misfit(
+        self,
+        inputs: Mapping[str, Sequence[tuple[int, ...]]],
+        bound: dict[str, int] | None = None,
+        stars: list[tuple[int, ...]] | None = None,
+    ) -> str | None:
+        """Why these input shapes do not match the line, or None; adds sizes to `bound`, leading axes to `stars`."""
+        bound, stars = {} if bound is None else bound, [] if stars is None else stars
+        first: dict[str, str] = {}  # the input that bound a size
+        for name, tokens in self.inputs.items():
+            for shape in inputs.get(name, ()):
+                problem = _bind(tokens, shape, bound, stars, first)
+                if problem:
+                    return f"{name} {shape}: {problem}"
+                first = {**dict.fromkeys(bound, name), **first}
+        try:
+            np.broadcast_shapes(*stars)
+        except ValueError:
+            return f"{stars} do not broadcast together"
+        return None
 
     def _expected(
         self, star: tuple[int, ...], bound: dict[str, int], static: Mapping[str, Any]
@@ -124,7 +140,13 @@ def _tokens(body: str) -> list[str]:
     return [token.strip() for token in body.split(",") if token.strip()]
 
 
-def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], stars: list[tuple[int, ...]]) -> str | None:
+def _bind(
+    tokens: list[str],
+    shape: tuple[int, ...],
+    bound: dict[str, int],
+    stars: list[tuple[int, ...]],
+    first: Mapping[str, str],
+) -> str | None:
     """Match one input's shape from its last axis to its first; add sizes to `bound` and leading axes to `stars`.
 
     Returns why the shape does not match, or None.
@@ -141,7 +163,8 @@ def _bind(tokens: list[str], shape: tuple[int, ...], bound: dict[str, int], star
             return f"expected ({', '.join(tokens)})"
         size, name = rest.pop(), token.removesuffix("?")
         if bound.setdefault(name, int(name) if name.isdigit() else size) != size:
-            return f"{name} is {size} here and {bound[name]} elsewhere"
+            where = f"in {first[name]}" if name in first else "elsewhere"
+            return f"{name} is {size} here and {bound[name]} {where}"
     if len(fixed) < len(tokens):
         stars.append(tuple(rest))
     elif rest:

@@ -10,7 +10,7 @@ import functools
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from nanograd_llm.autograd.modes import higher_order, state
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, backward, calls
 from nanograd_llm.backend.arrays import as_array, is_array, xp
+from nanograd_llm.backend.lazy import absent
 from nanograd_llm.backend.threads import fork_safe_lock
-from nanograd_llm.errors import DtypeError, GraphError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
 
 Array = Any  # np.ndarray, or CuPy on a GPU
 
@@ -55,6 +56,14 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
     **{"square": "x * x", "reciprocal": "1 / x", "expm1": "ops.exp(x) - 1", "copy": "x * 1, or x.detach()"},
     **{"exp2": "2.0 ** x", "float_power": "x ** y", "norm": "ops.sqrt(ops.sum(x * x))"},
     **{"log2": "ops.log(x) / np.log(2)", "log10": "ops.log(x) / np.log(10)", "tan": "ops.sin(x) / ops.cos(x)"},
+}
+
+_INSTEAD_OF_TORCH = {  # PyTorch's method -> what to write
+    **{"view": "x.reshape(...)", "permute": "x.transpose(...)", "unsqueeze": "x[None] or ops.expand_dims(x, axis=...)"},
+    **{"clone": "x * 1, or x.detach()", "zero_grad": "x.grad = None", "dot": "x @ y", "matmul": "x @ y", "mm": "x @ y"},
+    **{"requires_grad_": "Tensor(x, requires_grad=True)", "t": "x.T", "expand": "ops.broadcast_to", "pow": "x ** y"},
+    **{"float": "x.astype('float32')", "double": "x.astype('float64')", "masked_fill": "ops.masked_fill"},
+    **{"cpu": "x itself", "norm": "ops.sqrt(ops.sum(x * x))", "prod": "ops.prod(x)"},
 }
 
 registry: dict[str, Any] = {}  # name, or MODULE.NAME of an op outside the package -> op; `@op` fills it
@@ -149,12 +158,15 @@ class Tensor:
                 f"a Tensor holds numbers; got dtype {data.dtype}; convert it first, e.g. astype('float32')"
             )
         if requires_grad and data.dtype.kind != "f":
-            raise DtypeError(f"only float data can require a gradient; got {data.dtype}; use astype('float32')")
+            raise DtypeError(
+                f"only float data can require a gradient; got {data.dtype}; use astype('float32'), or write 1.0 for 1"
+            )
         self.data = data
         self.requires_grad = requires_grad
         self.grad = None
         self._node: Node | None = None
         self._hooks: list[Callable[[Array], Array | None]] | None = None
+        self._updated = 0
 
     @classmethod
     def _recorded(cls, data: Array, node: Node | None) -> Tensor:
@@ -219,7 +231,7 @@ class Tensor:
     def backward(self, cotangent: Any = None, *, retain_graph: bool = False) -> None:
         """Add the gradient of this Tensor to the `.grad` of every leaf it was computed from.
 
-        cotangent: array of this Tensor's shape and dtype, the gradient of a later result with respect to it. Optional
+        cotangent: array of floats of this Tensor's shape, the gradient of a later result with respect to it. Optional
             for a scalar: the default is 1.
         retain_graph: keep the tape for another backward; otherwise it is freed during the pass.
 
@@ -269,6 +281,11 @@ class Tensor:
 
         hooks.append(run)
         return lambda: hooks.remove(run) if run in hooks else None
+
+    if not TYPE_CHECKING:  # type checkers would think that a Tensor has every attribute
+
+        def __getattr__(self, name: str) -> None:
+            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD_OF_TORCH)
 
     # Each operator calls the op of that name.
 
@@ -324,7 +341,10 @@ class Tensor:
         return registry["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
-        """Permute the axes, given as one tuple or as several integers; without any, reverse them."""
+        """Permute the axes, given as one tuple or as several integers, all of them; without any, reverse them.
+
+        `swapaxes` swaps two axes.
+        """
         return registry["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes or None))
 
     # Comparisons are not recorded: their result is a plain boolean array.
@@ -452,6 +472,12 @@ def array_of(x: Any) -> Any:
     return x.data if isinstance(x, Tensor) else x
 
 
+_TWICE = (
+    "to differentiate a gradient, compute the function and the gradient inside `with ng.higher_order():`, where a "
+    "gradient is a Tensor"
+)
+
+
 def grad(
     y: Tensor,
     wrt: Any,
@@ -459,10 +485,11 @@ def grad(
     *,
     retain_graph: bool | None = None,
     out: Sequence[Array] | None = None,
+    **other: Any,
 ) -> Any:
     """The gradient of y with respect to `wrt`, a Tensor or a sequence of Tensors (leaves or computed ones).
 
-    cotangent: array of y's shape and dtype; optional if y is a scalar.
+    cotangent: array of floats of y's shape; optional if y is a scalar.
     retain_graph: keep the tape; the default is False, and True under `higher_order()`.
     out: where `wrt` is a sequence of leaves, an array for each, of its shape and dtype. Gradients are summed in these
         arrays, which saves the memory of a second set. If an error is raised, their contents are undefined.
@@ -471,8 +498,14 @@ def grad(
     `higher_order()` Tensors that can be differentiated again. The gradient is zero if y does not depend on the Tensor.
     No `.grad` changes. Raises GraphError, ShapeError and DtypeError as `Tensor.backward` does.
     """
+    if "create_graph" in other:
+        raise SignatureError(f"grad has no create_graph; {_TWICE}")
+    if other:
+        raise SignatureError(f"grad has no argument {', '.join(other)}; it takes cotangent=, retain_graph= and out=")
     if not isinstance(y, Tensor):
-        raise GraphError(f"grad differentiates a Tensor; got a {type(y).__name__}")
+        raise GraphError(
+            f"grad differentiates a Tensor; got a {type(y).__name__}" + (f"; {_TWICE}" if is_array(y) else "")
+        )
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if single else list(wrt)
     for target in targets:
@@ -631,7 +664,7 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
     if not root.requires_grad:
         raise GraphError(
             "nothing to differentiate: this Tensor was not computed from one with requires_grad=True, "
-            "or it was computed under no_grad()"
+            f"or it was computed under no_grad(); {_TWICE}"
         )
     if cotangent is None:
         if root.shape != ():
@@ -643,7 +676,9 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
         seed = cotangent if is_array(array_of(cotangent)) else as_dtype_of(cotangent, root)
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
-        if seed.dtype != root.dtype:
+        if seed.dtype.kind == root.dtype.kind == "f":
+            seed = seed if seed.dtype == root.dtype else seed.astype(root.dtype)
+        elif seed.dtype != root.dtype:
             raise DtypeError(f"the cotangent has dtype {seed.dtype}; this Tensor has {root.dtype}; cast it first")
     if state.higher_order:
         return seed if isinstance(seed, Tensor) else Tensor._recorded(seed, None)

@@ -18,12 +18,21 @@ if hasattr(os, "register_at_fork"):  # a lock held by another thread at the fork
     os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def absent(owner: str, name: str, instead: Mapping[str, str]) -> AttributeError:
+    """The error for a name that `owner` does not have. instead: PyTorch's name -> what to write here."""
+    advice = f"; use {instead[name]}" if name in instead else ""
+    return AttributeError(f"{owner} has no attribute {name!r}{advice}", name=name)
+
+
+def lazily(
+    package: str, homes: Mapping[str, str], instead: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose names are loaded when they are first used.
 
     homes: a module in the package -> the names that it defines, separated by spaces; "" for the module itself, under
         the last part of its name. Of several modules, as in "ops autograd.tensor", all are loaded and the last one
         defines the names.
+    instead: names that people look for here -> what to use, for the error.
     """
     home_of = {name: home for home, names in homes.items() for name in names.split()}
     module_of = {home.rpartition(".")[2]: home for home, names in homes.items() if not names}
@@ -31,7 +40,7 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     def load(name: str) -> Any:
         if name not in known:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise absent(f"module {package!r}", name, instead or {})
         with _loading:
             for home in (home_of.get(name) or module_of[name]).split():
                 found: Any = importlib.import_module(f"{package}.{home}")

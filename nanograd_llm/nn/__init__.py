@@ -1,5 +1,8 @@
 """Layers. Read `module`, `layers`, `attention` (a lesson in steps), then `block`."""
 
+from typing import TYPE_CHECKING
+
+from nanograd_llm.backend.lazy import absent
 from nanograd_llm.nn.attention import (
     CausalAttention,
     MultiHeadAttention,
@@ -31,3 +34,15 @@ __all__ = [
     "SimplifiedSelfAttention",
     "recompute",
 ]
+
+_INSTEAD = {  # PyTorch's name -> what to use
+    **{"Parameter": "ng.Parameter", "ReLU": "ng.ops.relu in forward", "GELU": "ng.ops.gelu in forward"},
+    **{"Tanh": "ng.ops.tanh in forward", "Softmax": "ng.ops.softmax in forward", "functional": "ng.ops"},
+    **{"CrossEntropyLoss": "ng.ops.cross_entropy", "MSELoss": "ng.ops.mse", "ModuleList": "a list of modules"},
+    **{"MultiheadAttention": "ng.nn.MultiHeadAttention"},
+}
+
+if not TYPE_CHECKING:  # type checkers would think that every name is here
+
+    def __getattr__(name: str) -> None:
+        raise absent(f"module {__name__!r}", name, _INSTEAD)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
+from nanograd_llm.backend.lazy import absent
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.ops.composed import count_targets
 
 Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
+_INSTEAD = {  # PyTorch's name -> what to use
+    **{"generate": "ng.inference.generate(model, ids)", "named_children": "named_modules()", "children": "modules()"},
+    **{
+        "register_parameter": "an attribute that is an ng.Parameter",
+        "half": "astype(dtype)",
+        "double": "astype(dtype)",
+    },
+}
 
 
 class Module:
@@ -58,6 +67,11 @@ class Module:
                 f"write self.{name} = ng.Parameter(...)"
             )
         object.__setattr__(self, name, np.asarray(array_of(value)) if name in self._buffers else value)
+
+    if not TYPE_CHECKING:  # type checkers would think that a Module has every attribute
+
+        def __getattr__(self, name: str) -> None:
+            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `module(...)` computes. Subclasses write it; here it raises NanogradError."""

@@ -40,7 +40,11 @@ def reshape_backward(dy, x_shape):
     samples=lambda draw: [((draw(2, 3, 4),), {"axes": axes}) for axes in [None, (0, 2, 1), (2, 0, 1), (-1, 0, 1)]],
 )
 def transpose(x, *, axes=None):
-    """Permute the axes; None reverses them.  x (*) -> y (?)"""
+    """Permute the axes; None reverses them. To swap two, use swapaxes.  x (*) -> y (?)"""
+    if axes is not None and len(axes_of(axes, np.ndim(x))) != np.ndim(x):
+        raise ShapeError(
+            f"transpose got {np.shape(x)} and axes={axes}; give all axes in their new order; swapaxes swaps two"
+        )
     return np.transpose(x, None if axes is None else axes_of(axes, np.ndim(x)))
 
 

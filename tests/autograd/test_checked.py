@@ -223,7 +223,7 @@ def test_inputs_that_break_the_shape_line_are_reported_even_if_numpy_broadcasts(
         """x (..., C), w (C) -> y (..., C)"""
         return x * w
 
-    with checked(), pytest.raises(ShapeError, match="C is 1 here and 3 elsewhere"):
+    with checked(), pytest.raises(ShapeError, match="C is 1 here and 3 in x"):
         scales(leaf(np.ones((2, 3))), leaf([2.0]))
 
 

@@ -10,7 +10,8 @@ import re
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, Tensor, grad, hessian, jacobian, no_grad, ops, value_and_grad
+import nanograd_llm
+from nanograd_llm import Parameter, Tensor, grad, hessian, jacobian, nn, no_grad, ops, value_and_grad
 from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError, SignatureError
 
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
@@ -496,6 +497,48 @@ def test_tensors_have_the_usual_methods_of_numpy_and_pytorch(rng):
     np.testing.assert_array_equal(x.argmin(), d.argmin())
     with pytest.raises(SignatureError, match="too many"):
         x.sum(0, False, 1)
+
+
+@pytest.mark.parametrize("value", [Tensor([[1.0, 2.0]]), np.array([[1.0, 2.0]])])
+def test_a_wrong_call_of_an_op_says_what_to_write(value):
+    for axis in (0, "a"):
+        with pytest.raises(SignatureError, match=f"too many positional arguments; write axis={axis!r}$"):
+            ops.sum(value, axis)
+    with pytest.raises(ShapeError, match=r"\(1, 2\) .*, \(3, 4\) .*: b \(3, 4\): k is 3 here and 2 in a$"):
+        ops.matmul(value, np.ones((3, 4)))
+    with pytest.raises(SignatureError, match=r"y \(\*\); missing"):
+        ops.add(value)
+    with pytest.raises(ShapeError, match="all axes in their new order; swapaxes swaps two"):
+        Tensor(np.ones((2, 3, 4))).transpose(0, 1)
+    with pytest.raises(DtypeError, match="write 1.0 for 1"):
+        Parameter([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "words"),
+    [
+        (Tensor([1.0]), "view", r"x.reshape"),
+        (Tensor([1.0]), "permute", "x.transpose"),
+        (Parameter([1.0]), "unsqueeze", r"x\[None\]"),
+        (nanograd_llm, "cat", "ng.ops.concatenate"),
+        (nanograd_llm, "zeros", "ng.Tensor of an array"),
+        (nn, "Parameter", "ng.Parameter"),
+        (nn, "ReLU", "ng.ops.relu"),
+        (nn.Module(), "generate", "ng.inference.generate"),
+    ],
+)
+def test_a_name_of_pytorchs_is_refused_with_the_one_to_use(owner, name, words):
+    assert not hasattr(owner, name)
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; use {words}"):
+        getattr(owner, name)
+
+
+def test_an_unknown_name_is_an_attribute_error_and_modules_and_tensors_can_be_copied():
+    for owner in (Tensor([1.0]), nn, nn.Linear(2, 2), nanograd_llm):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+            owner.nothing  # noqa: B018
+    for held in (Tensor([1.0]), Parameter([1.0]), nn.Linear(2, 2)):
+        assert type(copy.deepcopy(held)) is type(pickle.loads(pickle.dumps(held))) is type(held)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
