@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -140,11 +141,10 @@ class Tensor:
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
 
-    __slots__ = ("data", "requires_grad", "grad", "_node", "_hooks", "_updated", "__weakref__")
+    __slots__ = ("data", "requires_grad", "_grad", "_node", "_hooks", "_updated", "__weakref__")
 
     data: Array
     requires_grad: bool
-    grad: Array | None
     _updated: int  # when an augmented assignment last changed the array, among the numbers of the calls
 
     def __init__(self, data: Any, requires_grad: bool = False):
@@ -163,7 +163,7 @@ class Tensor:
             )
         self.data = data
         self.requires_grad = requires_grad
-        self.grad = None
+        self._grad: Array | None = None
         self._node: Node | None = None
         self._hooks: list[Callable[[Array], Array | None]] | None = None
         self._updated = 0
@@ -174,10 +174,28 @@ class Tensor:
         tensor = object.__new__(Tensor)
         tensor.data = data
         tensor.requires_grad = node is not None
-        tensor.grad = None
+        tensor._grad = None
         tensor._node = node
         tensor._hooks = None
         return tensor
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient that backward has added up, for a leaf; of a computed Tensor only after `retain_grad()`."""
+        if self._grad is None and self._node is not None and self._node.retained is None:
+            warnings.warn(
+                f"backward keeps no .grad of a computed Tensor (this one was made by {self._node.op.name}); call its "
+                "retain_grad() before backward, or use ng.grad(y, x)",
+                stacklevel=2,
+            )
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: Array | None) -> None:
+        if gradient is not None and (not is_array(gradient) or gradient.shape != self.shape):
+            found = f"an array of shape {gradient.shape}" if is_array(gradient) else f"a {type(gradient).__name__}"
+            raise ShapeError(f".grad of a Tensor of shape {self.shape} is an array of that shape, or None; got {found}")
+        self._grad = gradient
 
     @property
     def shape(self) -> tuple[int, ...]:

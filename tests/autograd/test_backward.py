@@ -165,7 +165,8 @@ def test_gradients_of_computed_tensors_are_not_stored_by_default():
     x = leaf([1.0])
     y = x * 2
     y.sum().backward()
-    assert y.grad is None
+    with pytest.warns(UserWarning, match="retain_grad"):
+        assert y.grad is None
 
 
 # retain_grad
@@ -487,7 +488,9 @@ def test_grad_accepts_leaves_and_computed_tensors_and_changes_no_grad():
     np.testing.assert_array_equal(dx, [8, 16])
     np.testing.assert_array_equal(dy, [4, 8])
     np.testing.assert_array_equal(dz, 1)
-    assert x.grad is None and y.grad is None and z.grad is None
+    assert x.grad is None and y.grad is None
+    with pytest.warns(UserWarning, match="retain_grad"):
+        assert z.grad is None
 
 
 def test_grad_of_one_tensor_is_an_array_and_of_a_sequence_a_list():
@@ -902,3 +905,21 @@ def test_out_is_refused_under_higher_order() -> None:
     leaf = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     with higher_order(), pytest.raises(GraphError, match="under higher_order"):
         grad((leaf * leaf).sum(), [leaf], out=[np.zeros(2)])
+
+
+def test_reading_the_grad_of_a_computed_tensor_that_keeps_none_warns():
+    x = leaf([1.0, 2.0])
+    y, kept = x * 2, x * 3
+    kept.retain_grad()
+    (y * kept).sum().backward()
+    with pytest.warns(UserWarning, match=r"multiply\); call its retain_grad\(\) before backward, or use ng.grad"):
+        assert y.grad is None
+    assert kept.grad.tolist() == [2, 4]
+    assert x.grad is not None and leaf([1.0]).grad is None and y.detach().grad is None
+
+
+@pytest.mark.parametrize(("value", "found"), [([1.0, 2.0], "a list"), (np.ones(3), r"an array of shape \(3,\)")])
+def test_a_grad_of_another_shape_or_type_is_refused(value, found):
+    x = leaf([1.0, 2.0])
+    with pytest.raises(ShapeError, match=rf"shape \(2,\) is an array of that shape, or None; got {found}"):
+        x.grad = value

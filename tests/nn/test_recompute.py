@@ -182,10 +182,10 @@ def test_an_input_or_parameter_used_twice_gets_the_sum_of_both_gradients(x: Tens
 
 class Scaled(Module):
     def __init__(self) -> None:
-        self.scale = Tensor(3.0, requires_grad=True)
+        self.scales = [Tensor(3.0, requires_grad=True)]
 
     def forward(self, x: Any) -> Tensor:
-        return x * self.scale
+        return x * self.scales[0]
 
 
 def test_a_tensor_with_a_gradient_that_is_no_parameter_is_refused(x: Tensor) -> None:
