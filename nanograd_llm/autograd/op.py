@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -334,8 +335,9 @@ class Op:
             error_class = _ERRORS_IN_RULES.get(type(error))
             if error_class is None or str(error).startswith("in the rule of "):
                 raise
-            raise error_class(f"in the rule of {self.name}: {error} (a rule receives {_RECEIVES})") from error
-        given = given if isinstance(given, tuple) else (given,)
+            received = self._received(error, cotangent, saved)
+            raise error_class(f"in the rule of {self.name}: {error} {received}") from error
+        given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(given) != len(places):
             raise GraphError(f"the rule of {self.name} returned {len(given)} gradients for {len(places)} inputs")
@@ -350,6 +352,17 @@ class Op:
                 if state.higher_order and not isinstance(gradient, Tensor):  # a constant
                     gradients[i] = Tensor(gradient)
         return gradients
+
+    def _received(self, error: Exception, cotangent: Any, saved: Sequence[Any]) -> str:
+        """What the rule received when it raised this error, and the line of the rule."""
+        assert self.rule is not None
+        received = dict(zip(inspect.signature(self.rule).parameters, (cotangent, *saved)))
+        shapes = ", ".join(f"{name} is {x.shape}" for name, x in received.items() if is_array(x))
+        if any(isinstance(x, Tensor) for x in _flat([*received.values()])):
+            shapes = f"a rule receives {_RECEIVES}"
+        code = getattr(inspect.unwrap(self.rule), "__code__", None)
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+        return f"({shapes})" + (f", at {code.co_filename}:{lines[0]}" if code and lines else "")
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         require_finite(y, f"the result of {where}", arrays)

@@ -265,6 +265,11 @@ def test_an_op_without_a_rule_is_refused_only_if_a_gradient_is_needed():
         made(leaf([2.0]), 3)
 
 
+def test_a_rule_may_return_a_list():
+    made, x, w = with_rule(lambda dy: [2 * dy, 3 * dy]), leaf(1.0), leaf(2.0)
+    assert grad(made(x, w), [x, w]) == [2, 3]
+
+
 @pytest.mark.parametrize("gradients", [(1.0,), (1.0, 1.0, 1.0), ()])
 def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
     made = with_rule(lambda dy: gradients)
@@ -282,9 +287,10 @@ def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
         (lambda dy, x, w: (np.sum(np.asarray(w)) * dy, dy), higher_order, GraphError, "lose this Tensor's tape"),
     ],
 )
-def test_an_error_in_a_rule_is_raised_with_the_op_and_advice(rule, mode, error, words):
+def test_an_error_in_a_rule_is_raised_with_the_op_its_line_and_what_it_received(rule, mode, error, words):
     made = with_rule(rule)
-    words = f"in the rule of made: .*{words}.*a rule receives arrays, or Tensors"
+    advice = "a rule receives arrays, or Tensors" if mode is higher_order else r"\(dy is \(2,\), x is \(2,\), w is"
+    words = f"in the rule of made: .*{words}.*{advice}.*, at .*test_op_declaration.py:{rule.__code__.co_firstlineno}$"
     with mode(), pytest.raises(error, match=words) as caught:
         x = leaf([1.0, 2.0])
         grad(made(x, leaf([3.0, 4.0])), x, np.ones(2, np.float32))
