@@ -68,6 +68,13 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return run
 
     @classmethod
+    def require_free(cls, path: str | os.PathLike[str]) -> None:
+        """Raise StorageError as `create` would, but make nothing."""
+        with storage_errors(f"{path}: cannot make a run folder there", "choose another folder"):
+            cls(path)._refuse_content()
+            require_writable(path)
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """The run at `path`, for reading, also while another process writes to it.
 
@@ -232,6 +239,14 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         with storage_errors(f"{path}: cannot write", "make room, then train again"):
             with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless there could be files in the folder `path`, which need not exist yet."""
+    there = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number))
 
 
 def next_run_path(base: str | os.PathLike[str] = "runs", name: str = "run") -> Path:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
+from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run, RunConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings, require_choice
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
@@ -89,6 +91,11 @@ def prepare_run(
     source = settings["run"].pop("init", None)
     if source is None and preset is not None and "model" in written:
         raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
+    if out is None:
+        with storage_errors("runs: cannot make a run folder there", "name one with --out"):
+            require_writable("runs")
+    else:
+        RunFolder.require_free(out)  # before the work of making the task
     start = None
     if source is not None:
         from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models

@@ -252,7 +252,7 @@ def test_help_is_a_page_on_stdout(command, capsys):
 def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()
-    shown = {"--preset": "nano if not given", "--out": "runs/PRESET-N if not given"}
+    shown = {"--preset": "nano if not given", "--out": "if not given, runs/PRESET-N"}
     shown |= {
         "--init": "Start from the weights",
         "--config": "of a run makes the run again",
@@ -381,6 +381,19 @@ def test_a_file_in_the_way_of_the_run_folder_is_code_4(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "taken"), "--steps", "1"]) == 4
     printed(capsys)
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "full", "new/run", None])
+def test_a_run_folder_that_cannot_be_made_is_refused_before_the_text_is_read(name, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    if name in ("new/run", None):
+        monkeypatch.setattr("os.access", lambda path, mode: False)  # as root may write anywhere
+    assert main(["train", "no such text", *(["--out", name] if name else [])]) == 4
+    assert f"{name or 'runs'}: " in (err := printed(capsys)[1]) and "no such text" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
 def test_a_folder_that_is_not_a_run_is_code_4(tmp_path, capsys):
