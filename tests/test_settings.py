@@ -191,6 +191,11 @@ def test_an_unknown_setting_is_refused_with_its_nearest_match(make: Callable[[],
     assert str(caught.value) == said
 
 
+def test_a_training_of_steps_and_minutes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="steps and minutes are both given"):
+        ng.training.TrainConfig(steps=100, minutes=1)
+
+
 def test_settings_are_frozen_dataclasses_that_can_be_compared_hashed_and_pickled() -> None:
     sampling = ng.inference.Sampling(top_k=3)
     assert dataclasses.is_dataclass(sampling)

@@ -17,9 +17,10 @@ from nanograd_llm.settings import printable
 
 @with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a random one"}))
 def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
-    """Write a text in turn with a model: type a line, and the model continues it. An empty line adds nothing.
+    """Take turns with a model: you write a line, it writes the next. An empty line adds nothing.
 
-    Ctrl-C ends a reply, Ctrl-D the chat. A GPT that was trained on text continues text; it does not answer questions.
+    Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text;
+    it does not answer questions.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
             sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become U+FFFD
     prompt = ""
     if sys.stdin.isatty():
-        print("Type a line; the model continues it. Ctrl-C ends a reply, Ctrl-D the chat.")
+        print("Type a line; the model continues it. Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat.")
         prompt = "> "
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  for the arrow keys, which edit the line or recall earlier ones

@@ -49,4 +49,4 @@ def generate(
         print(written(piece), end="", flush=True)
     print(flush=True)
     if "seed" not in sampling and strategy.temperature > 0:
-        print(f"--seed {strategy.seed} writes this again", file=sys.stderr)
+        print(f"to get this text again, add --seed {strategy.seed}", file=sys.stderr)

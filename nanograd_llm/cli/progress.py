@@ -49,7 +49,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
 
 def _say_stopping(number: signal.Signals, interrupts: bool) -> None:
     """Written directly to stderr, since this runs within the handler of the signal."""
-    again = b"; Ctrl-C again only saves" if number is signal.SIGINT else b""
+    again = b"; press Ctrl-C again to save and stop at once" if number is signal.SIGINT else b""
     os.write(2, b"\nstopping now" if interrupts else b"\nstopping after this step, then saving" + again)
     os.write(2, b"\n")
 

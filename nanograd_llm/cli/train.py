@@ -17,6 +17,7 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import waiting, written
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import options_of, prepare_run, tables_of
+from nanograd_llm.runs.run import Run
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -60,6 +61,15 @@ def _listed(defaults: Mapping[str, Any]) -> str:
     return "; ".join([str(first[1]), *(f"{value} for {name}" for name, value in others if value != first[1])])
 
 
+def _further(run: Run, file: Path | None) -> str:
+    """The command that trains the model of this run further, on the same data."""
+    data = {name: value for table in run.task.config.values() for name, value in table.items()}
+    words = [str(file or data["file"])] if data["file"] else []
+    words += ["--target", str(data["target"])] if data.get("target") else []
+    words += [] if run.task.name == DEFAULT else ["--task", run.task.name]
+    return shlex.join(["nanograd-llm", "train", *words, "--init", str(run.folder.path)])
+
+
 @with_options(settings=as_options("Options", _fields()))
 def train(
     file: Path | None = None,
@@ -84,7 +94,7 @@ def train(
     Parameters
     ----------
     file
-        What to learn from, a UTF-8 text file; the Python reference manual, which comes with CPython, if not given.
+        What to learn from, a UTF-8 text file. If not given: the reference manual that comes with Python.
     config
         A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model] and [train]. The
         config.toml of a run makes the run again. Options override it.
@@ -104,5 +114,7 @@ def train(
         code = show(prepared, events)
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
+    if prepared.stopped_by is not None:
+        print(written(f"to train further: {_further(prepared, file)}"))
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
     return code

@@ -17,6 +17,8 @@ from cyclopts.exceptions import (
 
 from nanograd_llm.settings import nearest
 
+RESUMING = "a run cannot be continued; to train further: nanograd-llm train TEXT --init RUN"
+
 
 def explained(error: CycloptsError) -> str:
     """What is wrong, in a sentence, and which help page to read."""
@@ -33,6 +35,8 @@ def _fault(error: CycloptsError) -> str:
             return _unknown_option(error.unused_tokens[0], list(error.app), "nanograd-llm")
         near = nearest(error.unused_tokens[0], names)
         hint = f"did you mean {near}?" if near else f"the commands are {', '.join(names)}"
+        if error.unused_tokens[0] in ("resume", "continue"):
+            hint = RESUMING
         return f"{_shown(error.unused_tokens[0])} is no command; {hint}"
     if isinstance(error, UnknownOptionError):
         word, given = error.token.keyword or error.token.value, error.root_input_tokens or []
@@ -63,6 +67,8 @@ def _fault(error: CycloptsError) -> str:
 def _unknown_option(word: str, options: list[str], command: str) -> str:
     """An unknown option; the nearest is suggested, for a single letter the only one that begins with it."""
     short = word.strip("-").lower()
+    if short in ("resume", "continue"):
+        return f"{word} is no option of {command}; {RESUMING}"
     names = {name.strip("-"): name for name in options if name.startswith("--")}
     first = [name for name in names if name[0] == short]
     near = nearest(short, names) if word.startswith("--") else first[0] if len(first) == 1 else ""

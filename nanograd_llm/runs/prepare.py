@@ -17,10 +17,9 @@ from nanograd_llm.runs.run import Run, RunConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings, require_choice
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
-from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
 LENGTHS = {"steps", "minutes"}
-TWO_LENGTHS = "steps and minutes are both given; give the length of the run in one of them"
 
 PathLike = str | os.PathLike[str]
 

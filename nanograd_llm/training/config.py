@@ -5,6 +5,8 @@ from __future__ import annotations
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import MAX_SEED, Settings, setting
 
+TWO_LENGTHS = "steps and minutes are both given; give the length of the run in one of them"
+
 
 class TrainConfig(Settings):
     """How to train. Raises ConfigError that names the field."""
@@ -44,6 +46,8 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.minutes is not None and self.steps != type(self).steps:
+            raise ConfigError(TWO_LENGTHS)
         for name in ("workers", "accumulate"):
             if (number := getattr(self, name)) > self.batch_size:
                 raise ConfigError(f"{name} is {number}, but batch_size is {self.batch_size}; give at most that many")

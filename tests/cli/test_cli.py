@@ -86,7 +86,7 @@ def test_without_a_seed_generate_draws_one_and_prints_how_to_repeat_it(run, caps
         texts.append(printed(capsys))
     (out, err), (other, _) = texts
     assert out != other
-    seed = re.fullmatch(r"--seed (\d+) writes this again\n", err)[1]
+    seed = re.fullmatch(r"to get this text again, add --seed (\d+)\n", err)[1]
     assert main([*arguments, "--seed", seed]) == 0
     assert printed(capsys) == (out, "")
 
@@ -316,13 +316,23 @@ def test_version_is_the_packages(capsys):
         (["train", "text.txt", "--bogus", "1"], 2, "--bogus is no option of train; see nanograd-llm train --help\n"),
         (["train", "--lr", "3"], 2, "--lr is no option of train; did you mean --learning-rate? See"),
         (["train", "-o", "x"], 2, "-o is no option of train; did you mean --out? See"),
+        (
+            ["train", "--resume", "runs/x"],
+            2,
+            "no option of train; a run cannot be continued; to train",
+        ),
+        (
+            ["resume", "runs/x"],
+            2,
+            "'resume' is no command; a run cannot be continued; to train",
+        ),
         (["-V"], 2, "-V is no option of nanograd-llm; did you mean --version? See"),
         (["trian"], 2, "'trian' is no command; did you mean train? See nanograd-llm --help"),
         (["xyz"], 2, "'xyz' is no command; the commands are train, generate,"),
         (["train", "--steps", "many"], 2, "--steps must be an integer; got 'many'; see"),
         (["train", "--minutes", "ten"], 2, "--minutes must be a number; got 'ten'; see"),
         (["train", "--processes=maybe"], 2, "--processes must be true or false; got 'maybe'; see"),
-        (["train", "--tokenizer", "bpx"], 2, "one of bpe, bytes, characters; got 'bpx'; did you mean bpe? See"),
+        (["train", "--tokenizer", "bpee"], 2, "one of bpe, bytes, characters; got 'bpee'; did you mean bpe? See"),
         (["train", "--seed"], 2, "--seed is given without a value; put an integer after it; see"),
         (["train", "--seed", "1", "--seed", "2"], 2, "--seed is given twice; give it once; see"),
         (
@@ -473,7 +483,8 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "saved" in out
-    again = "; Ctrl-C again only saves" if number == signal.SIGINT else ""
+    assert f"to train further: nanograd-llm train --init {tmp_path / 'run'}\n" in out
+    again = "; press Ctrl-C again to save and stop at once" if number == signal.SIGINT else ""
     assert err == f"\nstopping after this step, then saving{again}\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 

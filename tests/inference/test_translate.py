@@ -106,7 +106,7 @@ def test_rows_of_a_cache_can_be_put_in_another_order(rng: np.random.Generator) -
 @pytest.mark.parametrize(
     ("sources", "error", "said"),
     [
-        ([1, 2, 3, 4, 5, 1], ShapeError, "context_length is 5 but 6 tokens arrived; give a shorter source"),
+        ([1, 2, 3, 4, 5, 1], ShapeError, "context_length is 5 but 6 tokens were given; give a shorter source"),
         ([[1], []], ShapeError, "source 1 has shape .0,.; give a row of at least one id"),
         ([1, 6], IndexRangeError, "source id"),
     ],

@@ -139,7 +139,7 @@ def test_of_a_long_text_only_what_the_run_can_read_is_encoded_and_the_descriptio
     assert [next(word for word in words if doing.startswith(word)) for doing, _ in reports] == words
     longer = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=10**6))
     assert "evenly spread" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
-    by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, minutes=0.01))
+    by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=1000, minutes=0.01))
     assert "from 131,072 of" in by_the_clock.describe()["text"]  # of 2**24 a minute, in whole pieces
 
 

@@ -170,7 +170,7 @@ def test_a_run_of_another_kind_is_refused_in_one_line(file: str, tmp_path: Path,
     assert main(["translate", path, "one green"]) == 2
     assert "the word 'green', number 2 of the text, is not among" in capsys.readouterr().err
     assert main(["translate", path, " ".join(["one"] * 70)]) == 2
-    assert "context_length is 64 but 70 tokens arrived; give a shorter source" in capsys.readouterr().err
+    assert "context_length is 64 but 70 tokens were given; give a shorter source" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="with init the model decides n_layer, vocabulary; leave that out"):
         options = {"task": "translation", "init": path, "file": file, "n_layer": 2, "vocabulary": "bpe"}
         prepare_run(tmp_path / "x", options=options)
