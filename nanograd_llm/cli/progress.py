@@ -25,7 +25,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
-    run.on_stop, measured_on = _say_stopping, ""
+    run.on_stop, measured_on, remark = _say_stopping, "", ""
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
         for event in events:
@@ -34,13 +34,16 @@ def show(run: Run, events: Iterator[Event]) -> int:
             elif isinstance(event, Scored):
                 if event.score.measured_on != measured_on:
                     measured_on = event.score.measured_on
-                    display.say(f"scores are of {measured_on}")
+                    display.say(f"scored on {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
+                remark = event.score.remark and f"{event.score.figure:.2f} {event.score.name}: {event.score.remark}"
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
                 display.quote(event.sample.text.strip())
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
+    if run.stopped_by is None and remark:
+        print(remark)
     if run.stopped_by is not None:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")

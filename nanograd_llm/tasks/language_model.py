@@ -181,7 +181,7 @@ class LanguageModelling:
         report(f"reading {text.file or 'the built-in corpus'}", 0)
         learned, held_out = text.read()
         self._hash = text_hash(learned, held_out)
-        report("training the tokenizer", 0)
+        report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is not None:
             self.tokenizer = start.tokenizer()
         else:  # characters of the whole text, so that all of the held-out part can be scored
@@ -205,13 +205,17 @@ class LanguageModelling:
             encoded.append(self.tokenizer.encode(piece))
         ids = np.concatenate(encoded)
         if len(ids) <= self.context_length:
+            share = "larger" if part == "held out" else "smaller"
+            other = ", or the tokenizer bytes, which makes more tokens" if self.text.tokenizer == "bpe" else ""
             raise ShapeError(
-                f"{self.text.file or 'the built-in corpus'}: the part to be {part} has {counted(len(ids), 'token')} of "
-                f"{self.text.tokenizer}, too few for context_length={self.context_length}; give a longer text, a "
-                "smaller context_length, or a tokenizer that makes more tokens of it, such as bytes"
+                f"{self.text.file or 'the built-in corpus'}: the part to be {part} has {counted(len(ids), 'token')}; "
+                f"windows of {self.context_length} need at least {self.context_length + 1}; give a longer text, a "
+                f"smaller context_length, a {share} held_out{other}"
             )
         used = sum(map(len, pieces))
-        sample = "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, evenly spread"
+        sample = (
+            "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
+        )
         return ids, f"{counted(len(ids), 'token')}{sample}"
 
     @property
@@ -224,8 +228,10 @@ class LanguageModelling:
         """The text, the tokenizer and the model."""
         names = "n_layer", "n_head", "n_embd", "context_length"
         sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
+        is_own = self.context_length == self.model.config.context_length
+        windows = "" if is_own else f", in windows of {self.context_length}"
         return {
-            "text": f"{self.text.file or 'built-in corpus'}: {self._learned}",
+            "text": f"{self.text.file or 'built-in corpus'}: trained on {self._learned}{windows}",
             "held out": f"its last {self.text.held_out:.0%}: {self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": f"{sizes}: {self.model.parameter_count():,} parameters",
@@ -249,13 +255,26 @@ class LanguageModelling:
         """Bits per byte of the held-out text, in windows that overlap by half."""
         T, ids, total = self.context_length, self.held_out_ids, len(self.held_out_ids) - 1
         found = evaluate(self.model, ids, self.tokenizer, context_length=T, stride=max(1, T // 2), windows=rows)
-        of = f"a sample of {found.tokens:,} of" if found.tokens < total else "all"
+        of = f"{found.tokens:,} of the" if found.tokens < total else "all"
         also = {"loss": found.loss, "perplexity": found.perplexity}
-        return Score("bits per byte", found.bits_per_byte, also, f"{of} {counted(total, 'token')} held out")
+        measured_on = f"{of} {counted(total, 'held-out token')}"
+        remark = self._remark(found.bits_per_byte) if self.text.file is None and self.init is None else ""
+        return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark)
+
+    def _remark(self, bits_per_byte: float) -> str:
+        """What a model of the built-in corpus writes at this score, and how to get a better one."""
+        if bits_per_byte < 1.8:
+            return "recognisable English, with little sense"
+        found = "mostly nonsense" if bits_per_byte > 2.2 else "words, with little grammar"
+        longer = f"{5 * (self.training.minutes or 1):g}"
+        return f"{found}; near 1.7 it is recognisable English; try --minutes {longer}"
 
     def sample(self, *, last: bool = False) -> Sample:
-        """What the model writes after the first words of the held-out text."""
-        prompt = self.held_out_ids[: self.context_length // 8 + 1]
+        """What the model writes after the first words of the held-out text that are whole."""
+        size = self.context_length // 8 + 1
+        first = [self.tokenizer.decode([i]) for i in self.held_out_ids[:100]]  # the text may be cut within a word
+        begins = (n for n in range(1, len(first)) if first[n][:1].isspace() or first[n - 1][-1:].isspace())
+        prompt = self.held_out_ids[next(begins, 0) :][:size]
         (ids,) = generate(self.model, prompt, max_new_tokens=200 if last else 60, sampling=PROSE)
         return Sample(f"after {self.tokenizer.decode(prompt).strip()!r} it writes", self.tokenizer.decode(ids))
 

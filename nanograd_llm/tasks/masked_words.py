@@ -161,7 +161,7 @@ class MaskedWords:
         self.init = None if start is None else absolute_path(start.source)
         report(f"reading {text.file or 'the built-in sentences'}", 0)
         learned, held_out = text.read()
-        report("training the tokenizer", 0)
+        report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is None:
             self.tokenizer: Tokenizer = WordPieceTokenizer.train("\n".join(learned), text.vocab_size)
         else:
@@ -250,7 +250,7 @@ class MaskedWords:
         }
         if self.text.file is None:
             also["/".join(AGREEMENT)] = self._agreement(tokens, lengths)
-        measured_on = f"{len(hidden):,} hidden pieces in {len(which):,} of {total:,} rows held out"
+        measured_on = f"{len(hidden):,} hidden pieces in {len(which):,} of the {total:,} held-out rows"
         name, figure = "hidden pieces right", 100 * float(right.mean())
         return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)))
 

@@ -26,6 +26,7 @@ class Score:
     name: what the figure is, such as "bits per byte". also: further numbers by name, such as loss and perplexity.
     measured_on: in words, which part of the held-out data was scored.
     percent: names of the numbers that are percentages.
+    remark: what the figure means, where that is known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Score:
     also: Mapping[str, float] = dataclasses.field(default_factory=dict)
     measured_on: str = "all that is held out"
     percent: Collection[str] = ()
+    remark: str = ""
 
     def __str__(self) -> str:
         """

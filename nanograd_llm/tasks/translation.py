@@ -231,9 +231,9 @@ class Translation:
                 also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
             also["loss"] = self._loss(chosen)
         total = len(self.held_out.sources)
-        of = f"a sample of {len(chosen):,} of {total:,}" if len(chosen) < total else f"all {total:,}"
+        of = f"{len(chosen):,} of the {total:,}" if len(chosen) < total else f"all {total:,}"
         shares = ("exact match", "word accuracy", "never seen together")
-        return Score("exact match", 100 * exact, also, f"{of} pairs held out", percent=shares)
+        return Score("exact match", 100 * exact, also, f"{of} held-out pairs", percent=shares)
 
     def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
         """The share that is exactly right, the share of the words that is right in its place, and the outputs."""

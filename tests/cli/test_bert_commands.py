@@ -140,7 +140,7 @@ def test_a_bert_does_not_continue_a_text(run: str, capsys) -> None:
         (
             ["train", "LINES", "--task", "masked-words", "--init", "RUN", "--n-layer", "3"],
             2,
-            "the model decides n_layer",
+            "init takes n_layer from the model",
         ),
     ],
 )

@@ -271,14 +271,14 @@ def test_scores_take_a_tenth_of_the_steps_at_most_on_the_same_rows_each_time(tmp
     scored = [event.score.measured_on for event in run.train() if isinstance(event, Scored)]
     windows = {500: 80, 40: 8}[steps]  # a fifth of 500 steps, or 10 steps, each of 4 rows; a fifth of these
     (found,) = set(scored)
-    tokens = int(re.match(r"a sample of (\d+) of [\d,]+ tokens held out$", found)[1])
+    tokens = int(re.match(r"(\d+) of the [\d,]+ held-out tokens$", found)[1])
     assert (windows - 1) * 8 + 16 >= tokens > (windows - 2) * 8
     assert len(scored) in (4, 5)
 
 
 def test_all_of_a_short_text_is_scored(tmp_path, text):
     scored = [event.score for event in new_run(tmp_path, text, short()).train() if isinstance(event, Scored)]
-    assert all(re.match(r"all [\d,]+ tokens held out$", score.measured_on) for score in scored)
+    assert all(re.match(r"all [\d,]+ held-out tokens$", score.measured_on) for score in scored)
 
 
 def test_a_run_of_minutes_from_another_model_times_its_first_score(tmp_path, text):

@@ -69,7 +69,7 @@ def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: Tex
 def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("too short", encoding="utf-8")
-    with pytest.raises(ShapeError, match="trained on has 8 tokens of bytes, too few"):
+    with pytest.raises(ShapeError, match="trained on has 8 tokens; windows of 16 need at least 17"):
         LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
 
 
@@ -132,13 +132,13 @@ def test_of_a_long_text_only_what_the_run_can_read_is_encoded_and_the_descriptio
     for name in ("LEARNED_AT_LEAST", "TOKENIZER_SAMPLE", "SCORED_AT_MOST"):
         monkeypatch.setattr(f"nanograd_llm.tasks.language_model.{name}", 2**16)
     task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: reports.append((doing, share)))
-    assert "from 65,536 of its 864,000 characters, evenly spread" in task.describe()["text"]
+    assert "from 65,536 of its 864,000 characters, as a short run needs no more" in task.describe()["text"]
     assert "its last 10%" in task.describe()["held out"] and "from 65,536 of" in task.describe()["held out"]
     assert np.array_equal(task.ids, LanguageModelling(text, SIZES, SHORT).ids)
     words = ["reading", "training the tokenizer", "encoding the text trained on", "encoding the text held out"]
     assert [next(word for word in words if doing.startswith(word)) for doing, _ in reports] == words
     longer = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=10**6))
-    assert "evenly spread" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
+    assert "characters" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
     by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=1000, minutes=0.01))
     assert "from 131,072 of" in by_the_clock.describe()["text"]  # of 2**24 a minute, in whole pieces
 
@@ -149,8 +149,20 @@ def test_a_score_of_a_part_is_per_byte_of_that_part_and_says_its_size(text: Text
     assert some == same and some.figure != whole.figure
     assert some.figure == pytest.approx(whole.figure, rel=0.2)
     total = len(task.held_out_ids) - 1
-    assert whole.measured_on == f"all {total} tokens held out"
-    assert some.measured_on == f"a sample of 28 of {total} tokens held out"  # 16, 8 and the last 4
+    assert whole.measured_on == f"all {total} held-out tokens"
+    assert some.measured_on == f"28 of the {total} held-out tokens"  # 16, 8 and the last 4
+
+
+def test_the_prompt_of_a_sample_begins_with_a_word(text: TextConfig) -> None:
+    task = LanguageModelling(dataclasses.replace(text, tokenizer="bytes"), SIZES, SHORT)
+    task.held_out_ids = task.tokenizer.encode("lf a word, and more words after it")
+    assert task.sample().title.startswith("after 'a")
+
+
+def test_only_what_is_known_of_the_builtin_corpus_is_said_of_a_score(text: TextConfig) -> None:
+    assert LanguageModelling(text, SIZES, SHORT).score(1).remark == ""
+    remark = LanguageModelling(TextConfig(tokenizer="bytes"), SIZES, SHORT).score(1).remark
+    assert remark == "mostly nonsense; near 1.7 it is recognisable English; try --minutes 5"
 
 
 def test_a_vocabulary_smaller_than_asked_for_is_reported(text: TextConfig) -> None:

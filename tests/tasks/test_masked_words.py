@@ -136,7 +136,7 @@ def test_a_model_that_knows_the_words_is_scored_right_and_the_baseline_is_that_o
     assert score.figure == pytest.approx(100 * (len(of) - 1) / len(of))
     assert score.also["unigrams"] == pytest.approx(100 * np.mean(of == counts.argmax()))
     assert score.also["loss of unigrams"] == pytest.approx(-np.log(counts[of] / counts.sum()).mean())
-    assert f"{len(of)} hidden pieces in 7 of 7 rows" in score.measured_on
+    assert f"{len(of)} hidden pieces in 7 of the 7 held-out rows" in score.measured_on
 
 
 def test_the_score_is_the_same_each_time_and_its_loss_is_the_models(text: HidingTextConfig) -> None:
@@ -245,7 +245,7 @@ def test_shares_that_cannot_be_are_named(settings: Any, said: str) -> None:
 
 def test_a_model_decides_its_sizes_and_its_vocabulary(text: HidingTextConfig, tmp_path: Path) -> None:
     for option in ("n_layer", "vocab_size"):
-        with pytest.raises(ConfigError, match=f"with init the model decides {option}"):
+        with pytest.raises(ConfigError, match=f"init takes {option} from the model"):
             run_on(FIXTURES / "safetensors_float32", text, tmp_path / "x", **{option: 8})
 
 

@@ -148,11 +148,9 @@ def test_a_score_of_some_rows_says_so(file: str) -> None:
     made = Translation(PairsConfig(file, held_out=0.3), SIZES, SHORT)
     total = len(made.held_out.sources)
     score = made.score(2)
-    assert score.measured_on == f"a sample of 2 of {total} pairs held out" and str(score).startswith(
-        "exact match 0.0 %"
-    )
+    assert score.measured_on == f"2 of the {total} held-out pairs" and str(score).startswith("exact match 0.0 %")
     assert {"exact_match", "held_out_word_accuracy", "held_out_loss"} == score.metrics().keys()
-    assert made.score().measured_on == f"all {total} pairs held out"
+    assert made.score().measured_on == f"all {total} held-out pairs"
 
 
 # What cannot be
@@ -171,7 +169,7 @@ def test_a_run_of_another_kind_is_refused_in_one_line(file: str, tmp_path: Path,
     assert "the word 'green', number 2 of the text, is not among" in capsys.readouterr().err
     assert main(["translate", path, " ".join(["one"] * 70)]) == 2
     assert "context_length is 64 but 70 tokens were given; give a shorter source" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="with init the model decides n_layer, vocabulary; leave that out"):
+    with pytest.raises(ConfigError, match="init takes n_layer, vocabulary from the model; leave that out"):
         options = {"task": "translation", "init": path, "file": file, "n_layer": 2, "vocabulary": "bpe"}
         prepare_run(tmp_path / "x", options=options)
     (tmp_path / "y.tsv").write_text("green\tvert\nred\trouge\n", "utf-8")
