@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],
 }
+MODEL_FIRST = "generate", "translate", "fill", "embed", "search", "eval"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except NanogradError as error:
-        return _fail(str(error), error.exit_code)
+        words = sys.argv[1:] if arguments is None else arguments
+        return _fail(_swapped(words) or str(error), error.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -91,6 +94,14 @@ def _run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _swapped(arguments: Sequence[str]) -> str:
+    """What to say where a run is given after a text instead of before it; "" elsewhere."""
+    if len(arguments) < 3 or arguments[0] not in MODEL_FIRST or os.path.exists(arguments[1]):
+        return ""
+    is_run = os.path.exists(os.path.join(arguments[2], "config.toml"))
+    return f"MODEL comes first: nanograd-llm {shlex.join([arguments[0], arguments[2], arguments[1]])}" if is_run else ""
+
+
 def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
     """Cyclopts' conversion of a value, but a fraction is refused for an integer, not rounded."""
     from cyclopts import convert
@@ -101,9 +112,21 @@ def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"nanograd-llm: warning: {printable(str(message))}", file=sys.stderr)
+    _say(f"warning: {message}")
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"nanograd-llm: {printable(' '.join(message.split()))}", file=sys.stderr)
+    _say(" ".join(message.split()))
     return code
+
+
+def _say(message: str) -> None:
+    """A line on stderr; on a terminal it is wrapped between words."""
+    line = f"nanograd-llm: {printable(message)}"
+    if sys.stderr.isatty():
+        import shutil
+        import textwrap
+
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line, file=sys.stderr)

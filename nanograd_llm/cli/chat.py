@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import secrets
 import sys
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
-from nanograd_llm.cli.terminal import written
+from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Conversation, Sampling
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.settings import printable
@@ -35,9 +34,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
     tokenizer, loaded = opened.tokenizer(), opened.model()
     strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
     conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        with contextlib.suppress(io.UnsupportedOperation):  # the calling program has already read from it
-            sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become U+FFFD
+    accept_any_input()
     prompt = ""
     if sys.stdin.isatty():
         print("Type a line; the model continues it. Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat.")

@@ -7,7 +7,7 @@ import secrets
 import sys
 
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
-from nanograd_llm.cli.terminal import written
+from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.inference.writing import default_prompt
@@ -28,8 +28,8 @@ def generate(
     Parameters
     ----------
     prompt
-        The text to continue; a new line if not given, or the first token of a tokenizer that has no new line. Put a
-        prompt that begins with a dash last, after " -- ".
+        The text to continue; if not given, what is piped in, else a new line, or the first token of a tokenizer that
+        has no new line. Put a prompt that begins with a dash last, after " -- ".
     max_new_tokens
         Tokens to write; fewer if the model ends the text.
     cache
@@ -40,6 +40,9 @@ def generate(
 
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
+    if prompt is None and not sys.stdin.isatty():
+        accept_any_input()
+        prompt = sys.stdin.read().removesuffix("\n")
     prompt = prompt or default_prompt(tokenizer)
     ids = tokenizer.encode(prompt)
     strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})

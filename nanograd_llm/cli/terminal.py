@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,13 @@ def waiting(title: str, *, lines: bool = False) -> Iterator[Callable[..., object
             bar.update(task, total=1 if share else None, completed=share, description=printable(title))
 
         yield update
+
+
+def accept_any_input() -> None:
+    """Let bytes on stdin that are not UTF-8 become U+FFFD."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(io.UnsupportedOperation):  # the calling program has already read from it
+            sys.stdin.reconfigure(errors="replace")
 
 
 def written(text: str) -> str:

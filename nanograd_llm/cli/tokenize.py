@@ -15,12 +15,18 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
     special
         Read <|endoftext|> in the text as that token, not as ordinary text.
     """
+    from nanograd_llm.errors import StorageError
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.settings import counted
     from nanograd_llm.text.bpe import readable
 
-    tokenizer = gpt2_tokenizer() if model is None else open_model(model).tokenizer()
+    try:
+        tokenizer = gpt2_tokenizer() if model is None else open_model(model).tokenizer()
+    except StorageError as error:
+        if model is not None:
+            raise
+        raise StorageError(f"a run's tokenizer needs no download: add --model runs/nano-1. GPT-2's: {error}") from None
     pieces = tokenizer.pieces(text, allow_special=special)
     for i, piece in pieces:
         print(f"{i:>8}  {readable(piece)}")

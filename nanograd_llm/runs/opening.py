@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -55,7 +56,12 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
     if os.path.exists(folder / "config.toml"):  # False where the name is too long, where Path.exists raises
         opened: Any = OpenedRun(source, RunFolder.open(folder), step)
     else:
-        opened = open_pretrained(source)
+        try:
+            opened = open_pretrained(source)
+        except (BadFileError, StorageError) as error:
+            if meant := _run_meant(folder):
+                raise type(error)(f"{folder}: {meant}") from None
+            raise
     if not issubclass(opened.model_class, kind):
         tasks = [task for task in map(task_named, TASKS) if task.model_class is opened.model_class]
         remedy = f"; use nanograd-llm {tasks[0].used_by}" if tasks else ""
@@ -63,6 +69,16 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
             f"{opened.source} is a model of the class {opened.model_class.__name__}; expected {kind.__name__}{remedy}"
         )
     return opened
+
+
+def _run_meant(path: Path) -> str:
+    """Which run was meant by a folder of runs, or by the name of a run without its folder; "" if that is not known."""
+    if os.path.exists(inside := "runs" / path / "config.toml"):
+        return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
+        if runs := sorted(found.parent.name for found in path.glob("*/config.toml")):
+            return f"is a folder of runs; it holds the runs {', '.join(runs)}; give one of them"
+    return ""
 
 
 def open_encoder(source: str | os.PathLike[str]) -> tuple[SentenceEncoder, Tokenizer]:

@@ -18,6 +18,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.backend.processes import CAN_FORK
 from nanograd_llm.cli import main
 from nanograd_llm.cli.terminal import row
+from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
@@ -112,7 +113,38 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     assert len(texts) == 1
 
 
-def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys):
+def test_a_prompt_is_read_from_a_pipe(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("The next\n"))
+    assert main(["generate", str(run), "--max-new-tokens", "3", "--seed", "0"]) == 0
+    piped = printed(capsys)[0]
+    assert main(["generate", str(run), "The next", "--max-new-tokens", "3", "--seed", "0"]) == 0
+    assert printed(capsys)[0] == piped and piped.startswith("The next")
+
+
+def no_network():
+    raise StorageError("gpt2: there is no such path")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "tiny", "x"], "tiny: no such run; did you mean runs/tiny?"),
+        (["generate", "runs", "x"], "runs: is a folder of runs; it holds the runs other, tiny; give one of them"),
+        (["generate", "The cafe", "runs/tiny"], "MODEL comes first: nanograd-llm generate runs/tiny 'The cafe'"),
+        (["tokenize", "The cafe"], "a run's tokenizer needs no download: add --model runs/nano-1. GPT-2's: gpt2: "),
+    ],
+)
+def test_a_model_that_is_not_found_is_guessed(arguments, said, tmp_path, run, capsys, monkeypatch):
+    for name in ("tiny", "other"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nanograd_llm.pretrained.gpt2_tokenizer", no_network)
+    assert main(arguments) == 4
+    assert said in printed(capsys)[1]
+
+
+def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     texts = []
     for prompt in ([], [""], ["\n"]):
         assert main(["generate", str(run), *prompt, "--max-new-tokens", "3", "--seed", "0"]) == 0
@@ -130,7 +162,8 @@ def letters(tmp_path_factory):
     return path / "run"
 
 
-def test_a_run_without_a_new_line_among_its_characters_writes_without_a_prompt(letters, capsys):
+def test_a_run_without_a_new_line_among_its_characters_writes_without_a_prompt(letters, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     capsys.readouterr()
     assert main(["generate", str(letters), "--max-new-tokens", "5", "--seed", "0"]) == 0
     out, err = printed(capsys)
