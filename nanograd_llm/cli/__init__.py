@@ -18,7 +18,12 @@ from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import printable
 
 COMMANDS = {  # with examples for the help page; each is a function in a file of the same name
-    "train": ["train", "train my_text.txt --minutes 5 --n-layer 4", "train my_text.txt --init gpt2 --steps 100"],
+    "train": [
+        "train",
+        "train my_text.txt --minutes 5 --n-layer 4",
+        "train my_text.txt --init gpt2 --steps 100",
+        "train --task translation --minutes 3",
+    ],
     "generate": ['generate runs/nano-1 "The statement"', 'generate gpt2 "Once" --temperature 0.5 --seed 1'],
     "chat": ["chat runs/nano-1"],
     "translate": ['translate runs/translation-1 "the small cat does not see the house" --beam 4'],

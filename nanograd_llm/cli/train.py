@@ -28,6 +28,7 @@ SHOWN = {  # the default that the help page has for a setting of the default tas
     **OF_PRESET,
     "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
     "steps": None,
+    "norm_first": "True; False for masked-words",
     "minutes": 1.0,
     "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",
     "learning_rate": f"{OF_PRESET['learning_rate']}; with --init 5e-5 * 768 / n_embd",
@@ -89,12 +90,13 @@ def train(
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
 
     Without arguments a GPT learns to write: the built-in corpus, a tokenizer trained on it, the preset nano, one
-    minute.
+    minute. The defaults below are those of a language model; other tasks have some of their own.
 
     Parameters
     ----------
     file
-        What to learn from, a UTF-8 text file. If not given: the reference manual that comes with Python.
+        What to learn from, a UTF-8 text file. If not given: the reference manual that comes with Python; for
+        translation and masked-words, sentences of a built-in grammar.
     config
         A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model] and [train]. The
         config.toml of a run makes the run again. Options override it.

@@ -261,7 +261,8 @@ class Translation:
         """A source, its reference and what the model makes of it; at the last also which words it looked at."""
         source, reference = self.held_out.sources[0], self.held_out.targets[0]
         (output,) = translate(self.model, source)
-        told = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {self.tokenizer.decode(output)}"]
+        wrote = self.tokenizer.decode(output) or "(nothing)"
+        told = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {wrote}"]
         if last:
             look = self.model.look(source[None], [[self.end, *output]])
             heads = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
