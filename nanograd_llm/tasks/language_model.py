@@ -205,12 +205,15 @@ class LanguageModelling:
             encoded.append(self.tokenizer.encode(piece))
         ids = np.concatenate(encoded)
         if len(ids) <= self.context_length:
-            share = "larger" if part == "held out" else "smaller"
-            other = ", or the tokenizer bytes, which makes more tokens" if self.text.tokenizer == "bpe" else ""
+            last = f"a {'larger' if part == 'held out' else 'smaller'} held_out"
+            if self.text.tokenizer == "bpe":
+                last += ", or the tokenizer bytes, which makes more tokens"
+            else:
+                last = f"or {last}"
             raise ShapeError(
                 f"{self.text.file or 'the built-in corpus'}: the part to be {part} has {counted(len(ids), 'token')}; "
                 f"windows of {self.context_length} need at least {self.context_length + 1}; give a longer text, a "
-                f"smaller context_length, a {share} held_out{other}"
+                f"smaller context_length, {last}"
             )
         used = sum(map(len, pieces))
         sample = (

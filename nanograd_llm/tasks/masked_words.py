@@ -22,7 +22,7 @@ from nanograd_llm.inference.fill import MASK, hidden_logits
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.settings import IGNORE_INDEX, Settings, setting
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
 from nanograd_llm.tasks.grammar import pairs
 from nanograd_llm.tasks.language_model import absolute_path
 from nanograd_llm.tasks.task import Report, Request, Sample, Score
@@ -200,7 +200,7 @@ class MaskedWords:
 
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""
-        learned, held_out = (f"{len(rows.lengths):,} rows" for rows in (self.learned, self.held_out))
+        learned, held_out = (counted(len(rows.lengths), "row") for rows in (self.learned, self.held_out))
         sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in SIZES)
         return {
             "text": f"{self.text.file or 'sentences of the built-in grammar'}: {learned}, {held_out} held out",

@@ -714,6 +714,18 @@ def test_ctrl_c_ends_a_reply_and_the_chat_continues(run):
 
 
 @pytest.mark.parametrize("width", [42, 80])
+def test_an_error_on_a_terminal_is_wrapped_between_words(width, monkeypatch, capsys):
+    assert main(["train", "--resume", "runs/a-run"]) == 2
+    line = printed(capsys)[1]
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["train", "--resume", "runs/a-run"]) == 2
+    err = capsys.readouterr().err
+    assert err.split() == line.split() and len(line) > 100
+    assert all(len(part) < width for part in err.splitlines())
+
+
+@pytest.mark.parametrize("width", [42, 80])
 def test_a_row_on_a_terminal_is_wrapped_and_its_value_stays_in_its_column(width, monkeypatch):
     line = row("model", "n_layer=2, n_head=4, n_embd=128, context_length=64: 537,600 parameters\x1b[2J")
     assert "\n" not in line
