@@ -540,7 +540,7 @@ def test_ctrl_c_during_generate_is_one_line_and_code_130(run):
 def piped(arguments, reader):
     """(stdout, stderr) of a command whose output goes to `reader`; its exit code is the last line of stdout."""
     line = " ".join(f"'{word}'" for word in arguments) + f" | {reader}; code=${{PIPESTATUS[0]}}; echo; echo $code"
-    process = subprocess.run(line, shell=True, executable="/bin/bash", capture_output=True, text=True)
+    process = subprocess.run(line, shell=True, executable="/bin/bash", capture_output=True, text=True, errors="replace")
     return process.stdout, process.stderr
 
 
