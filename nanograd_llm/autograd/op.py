@@ -110,7 +110,10 @@ class Op:
         for token in line.unbound() - set(self.static_defaults):
             raise ShapeError(f"op {self.name}: no input and no static argument defines {token} in {line.text!r}")
         for name in {"y", *KNOWN_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
-            raise NanogradError(f"op {self.name}: {name!r} is a reserved parameter of rules; rename the argument")
+            raise NanogradError(
+                f"op {self.name}: {name!r} is a reserved parameter of rules; rename the argument "
+                f"(reserved are y, {', '.join(KNOWN_IN_BACKWARD)})"
+            )
         return line
 
     def _require_adjoints(self) -> None:
