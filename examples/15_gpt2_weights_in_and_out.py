@@ -15,6 +15,7 @@ import nanograd_llm as ng
 from nanograd_llm import text
 from nanograd_llm.inference import Sampling, evaluate_text, generate
 from nanograd_llm.pretrained.gpt2 import names as gpt2_names
+from nanograd_llm.pretrained.layout import fill
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model to give away
@@ -56,10 +57,12 @@ for form in ("hf", "numpy"):
 layouts = (gpt2_names.HUGGING_FACE, gpt2_names.OPENAI, gpt2_names.NANOGPT, gpt2_names.LLMC)
 print(f"\n{'here':>32}" + "".join(f"{layout.title:>26}" for layout in layouts))
 for name in ("wte", "blocks.0.ln_1.weight", "blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight"):
-    shape = model.state_dict()[name].shape
-    print(f"{name:>32}" + "".join(f"{layout.name(name):>26}" for layout in layouts))
-    print(f"{shape!s:>32}" + "".join(f"{layout.shape(name, shape)!s:>26}" for layout in layouts))
-assert gpt2_names.NANOGPT.shape("blocks.0.attention.qkv.weight", (64, 192)) == (192, 64)
+    array = model.state_dict()[name]
+    stored = [next(iter(layout.stored(name, array).items())) for layout in layouts]  # the name there, and its array
+    print(f"{name:>32}" + "".join(f"{there:>26}" for there, _ in stored))
+    print(f"{array.shape!s:>32}" + "".join(f"{other.shape!s:>26}" for _, other in stored))
+qkv = "blocks.0.attention.qkv.weight"
+assert [a.shape for a in gpt2_names.NANOGPT.stored(qkv, model.state_dict()[qkv]).values()] == [(192, 64)]
 
 # %% What a shape does not show
 # `qkv` is (C, 3C): if it is transposed, its shape is wrong and it is refused. `out` is (C, C): if it is transposed, its
@@ -76,9 +79,8 @@ assert after > before
 arrays = {gpt2_names.HUGGING_FACE.name(name): x for name, x in model.state_dict().items()}
 arrays["h.0.attn.c_attn.weight"] = arrays["h.0.attn.c_attn.weight"].T
 arrays["score.weight"] = arrays.pop("wpe.weight")
-shapes = {name: p.shape for name, p in model.named_parameters()}
 try:
-    gpt2_names.restore(arrays, shapes, gpt2_names.HUGGING_FACE, "this file")
+    fill(model, arrays, gpt2_names.HUGGING_FACE, "this file", dtype=np.dtype(np.float32), strict=True)
 except ng.NanogradError as error:
     print(f"\n{error}")
     assert all(word in str(error) for word in ("missing: wpe.weight", "extra: score.weight", "misfit: h.0.attn.c_attn"))
