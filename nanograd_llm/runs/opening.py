@@ -25,7 +25,7 @@ from nanograd_llm.pretrained.opened import (
 )
 from nanograd_llm.pretrained.opening import open_pretrained
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
-from nanograd_llm.settings import check_keys, require_type
+from nanograd_llm.settings import check_keys, listed, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
@@ -77,7 +77,7 @@ def _run_meant(path: Path) -> str:
         return f"no such run; did you mean {inside.parent}?"
     with contextlib.suppress(OSError):
         if runs := sorted(found.parent.name for found in path.glob("*/config.toml")):
-            return f"is a folder of runs; it holds the runs {', '.join(runs)}; give one of them"
+            return f"is a folder of runs; it holds {listed(runs)}; give one of them, such as {path / runs[0]}"
     return ""
 
 

@@ -129,7 +129,10 @@ def no_network():
     ("arguments", "said"),
     [
         (["generate", "tiny", "x"], "tiny: no such run; did you mean runs/tiny?"),
-        (["generate", "runs", "x"], "runs: is a folder of runs; it holds the runs other, tiny; give one of them"),
+        (
+            ["generate", "runs", "x"],
+            "it holds 'other', 'tiny'; give one of them, such as runs/other",
+        ),
         (["generate", "The cafe", "runs/tiny"], "MODEL comes first: nanograd-llm generate runs/tiny 'The cafe'"),
         (["tokenize", "The cafe"], "a run's tokenizer needs no download: add --model runs/nano-1. GPT-2's: gpt2: "),
     ],
