@@ -155,9 +155,9 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
         yield batch
 
 
-def _models() -> list[BERT | GPT]:
+def _models(pooler: bool = True) -> list[BERT | GPT]:
     sizes: Any = {"vocab_size": 5, "context_length": 3, "n_layer": 1, "n_head": 1, "n_embd": 3}
-    return [BERT(BERTConfig(**sizes, masked_word_head=False, pooler=True)), GPT(GPTConfig(**sizes))]
+    return [BERT(BERTConfig(**sizes, masked_word_head=False, pooler=pooler)), GPT(GPTConfig(**sizes))]
 
 
 def _classifier_specimens(draw: Any) -> Any:
@@ -169,7 +169,7 @@ def _classifier_specimens(draw: Any) -> Any:
 
 
 def _encoder_specimens(draw: Any) -> Any:
-    bert, gpt = _models()
+    bert, gpt = _models(pooler=False)
     tokens = draw.integers(0, 5, (2, 3))
     yield SentenceEncoder(bert), (tokens, np.array([3, 2]), draw.integers(0, 2, (2, 3)))
     yield SentenceEncoder(gpt), (tokens, np.array([2, 3]))

@@ -219,15 +219,15 @@ def test_two_workers_give_the_gradient_of_one(tokens: np.ndarray, targets: np.nd
         ),
         (np.zeros(5, int), {}, ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
         ("The ", {}, DtypeError, "tokens are integer ids"),
-        (np.array([[0, 13]]), {}, IndexRangeError, "token ids go from 0 to 12; got 0 to 13"),
+        (np.array([[0, 13]]), {}, IndexRangeError, "token ids must be from 0 to 12; got 0 to 13"),
         (np.zeros((2, 3), int), {"lengths": [3]}, ShapeError, r"lengths are \(1,\), and tokens \(2, 3\)"),
         (np.zeros((2, 3), int), {"lengths": 3}, ShapeError, r"lengths are \(\), and tokens \(2, 3\)"),
-        (np.zeros((2, 3), int), {"lengths": [3, 4]}, ShapeError, "lengths lie between 0 and 3; got 3 to 4"),
+        (np.zeros((2, 3), int), {"lengths": [3, 4]}, ShapeError, "lengths must be between 0 and 3; got 3 to 4"),
         (np.zeros((2, 3), int), {"key_mask": np.ones((2, 2), bool)}, ShapeError, r"key_mask is \(2, 2\), and tokens"),
         (np.zeros((2, 3), int), {"key_mask": np.ones((2, 3))}, DtypeError, "key_mask is boolean, .* got float64"),
         (np.zeros((2, 3), int), {"lengths": [3, 3], "key_mask": np.ones((2, 3), bool)}, ConfigError, "not both"),
         (np.zeros((2, 3), int), {"types": np.zeros(3, int)}, ShapeError, r"types \(3,\) do not fit tokens \(2, 3\)"),
-        (np.zeros((1, 2), int), {"types": np.array([[0, 2]])}, IndexRangeError, "ids go from 0 to 1; got 0 to 2"),
+        (np.zeros((1, 2), int), {"types": np.array([[0, 2]])}, IndexRangeError, "ids must be from 0 to 1; got 0 to 2"),
     ],
 )
 def test_inputs_that_cannot_be_are_refused(tokens: Any, given: dict[str, Any], error: type, message: str) -> None:
@@ -240,7 +240,7 @@ def test_inputs_that_cannot_be_are_refused(tokens: Any, given: dict[str, Any], e
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        (np.array([[0, 13]]), IndexRangeError, "target ids go from 0 to 12; got 0 to 13"),
+        (np.array([[0, 13]]), IndexRangeError, "target ids must be from 0 to 12; got 0 to 13"),
         (np.array([[1, 2, 3]]), ShapeError, r"targets \(1, 3\) do not fit tokens \(1, 2\)"),
         (np.array([[-100, -100]]), ShapeError, "none of 2 targets counts"),
     ],

@@ -506,7 +506,11 @@ def test_an_invalid_dropout_is_refused(dropout: Any) -> None:
         ("n_inner", 4.0, "n_inner must be an integer of at least 1"),
         ("layer_norm_epsilon", -1.0, "layer_norm_epsilon must be a finite number"),
         ("layer_norm_epsilon", math.nan, "layer_norm_epsilon must be a finite number"),
-        ("activation", "gelu_exakt", "activation must be one of gelu, gelu_exact; .*did you mean 'gelu_exact'"),
+        (
+            "activation",
+            "gelu_exakt",
+            "activation must be one of gelu, gelu_exact, relu, silu; .*did you mean 'gelu_exact'",
+        ),
         ("scale_attn_weights", 1, "scale_attn_weights must be True or False; got 1"),
         ("scale_attn_by_inverse_layer_idx", None, "scale_attn_by_inverse_layer_idx must be True or False"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings must be True or False; got 'yes'"),

@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_told_by_name_or_refused(tmp_path: Path)
         ({"is_decoder": True}, "is_decoder is True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu', which is not supported"),
+        ({"hidden_act": "tanh"}, "hidden_act is 'tanh', which is not supported"),
         ({"hidden_size": 7}, "hidden_size must be a multiple of n_head"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1; got 0"),
         ({"type_vocab_size": 0}, "type_vocab_size must be an integer of at least 1; got 0"),

@@ -54,8 +54,8 @@ def test_a_setting_is_applied(settings: dict[str, Any], field: str, value: Any) 
     ("settings", "message"),
     [
         (
-            {"activation_function": "relu"},
-            "activation_function is 'relu', which is not supported; expected one of gelu_new",
+            {"activation_function": "tanh"},
+            "activation_function is 'tanh', which is not supported; expected one of gelu_new",
         ),
         ({"activation_function": ["gelu"]}, "activation_function is"),
         ({"model_type": "llama"}, "model_type is 'llama'.*expected 'gpt2'"),
@@ -77,7 +77,7 @@ def test_a_setting_that_is_wrong_or_not_supported_is_refused_by_name(settings: d
         from_hugging_face(settings, "config.json")
 
 
-@pytest.mark.parametrize("activation", ["relu", "quick_gelu", "gelu_fast"])
+@pytest.mark.parametrize("activation", ["tanh", "quick_gelu", "gelu_fast"])
 def test_no_other_activation_is_suggested_because_it_would_change_the_logits(activation: str) -> None:
     with pytest.raises(BadFileError) as caught:
         from_hugging_face({"activation_function": activation}, "config.json")

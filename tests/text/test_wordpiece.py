@@ -167,7 +167,7 @@ def test_what_cannot_be_a_vocabulary_is_refused_by_name(vocab: Any, settings: An
         ({"vocab": "abc"}, "vocab must be a list of texts"),
         ({"vocab": [*SPECIAL, 1]}, "vocab must be a list of texts"),
         ({"added": "[E1]"}, "added must be a list of texts"),
-        ({"vocab_size": 11}, "vocab_size is 11, but it makes 10 tokens"),
+        ({"vocab_size": 11}, "vocab_size is 11, but it has 10 tokens"),
         ({"lowercase": None}, "lowercase must be True or False"),
         ({"other": 1}, "its keys are"),
     ],
