@@ -16,13 +16,12 @@ import pytest
 from nanograd_llm import __version__
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.backend.processes import CAN_FORK
-from nanograd_llm.cli import main
+from nanograd_llm.cli import COMMANDS, main
 from nanograd_llm.cli.terminal import row
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
-COMMANDS = ["train", "generate", "chat", "translate", "eval", "info", "tokenize", "convert", "gradcheck", "bench"]
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
 

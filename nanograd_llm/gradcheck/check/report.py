@@ -29,7 +29,7 @@ class Shown:
 
 @dataclass(frozen=True, repr=False)
 class Entry(Shown):
-    """One entry of a gradient, as the engine has it and by the function's numbers."""
+    """One entry of a gradient: as the rule computes it, and as computed from values of the function."""
 
     index: tuple[int, ...]
     analytic: float
@@ -37,10 +37,8 @@ class Entry(Shown):
 
     def __str__(self) -> str:
         ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
-        return (
-            f"worst at {list(self.index)}: the gradient is {self.analytic:.12g}, the numbers say {self.numeric:.12g}, "
-            f"ratio {ratio}"
-        )
+        place = f"worst at {list(self.index)}: " if self.index else ""
+        return f"{place}the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}, ratio {ratio}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +83,8 @@ class Culprit(Shown):
 
     def __str__(self) -> str:
         lines = [f"the rule of {self.op} is wrong for {', '.join(self.inputs)}", self.place, f"the rule: {self.rule}"]
-        return "\n    ".join([*lines, f"looks like: {self.pattern}"] if self.pattern else lines)
+        which = f", for {self.inputs[0]}" if len(self.inputs) > 1 else ""
+        return "\n    ".join([*lines, f"looks like{which}: {self.pattern}"] if self.pattern else lines)
 
 
 @dataclass(frozen=True, repr=False)
