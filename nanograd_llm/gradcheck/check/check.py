@@ -20,7 +20,7 @@ from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
-from nanograd_llm.gradcheck.check.report import Culprit, Finding, GradientError, Report
+from nanograd_llm.gradcheck.check.report import PASSING, Culprit, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
 from nanograd_llm.settings import require_int, require_number, require_seed
 
@@ -197,13 +197,37 @@ class _Check:
             bent += [np.zeros(0, int)] * (len(target.values) - len(bent))  # a gradient is linear in its cotangent
             for k, places in enumerate(bent):
                 self.progress.next(target.names[k])
-                yield self._check_input(target, k, places, y, cotangents, order)
+                found = places if order == 1 else np.zeros(0, int)  # at this order
+                finding = self._check_input(target, k, places, found, y, cotangents, order)
+                if places is not None and finding.method == "differences" and finding.verdict not in PASSING:
+                    missed = self._missed_kinks(target, k, places)
+                    if missed is None or missed.size:
+                        bent[k] = None if missed is None else np.union1d(places, missed)
+                        finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
+                yield finding
             target = Gradient(target, cotangents[0])
 
     def _kinks(self, function: Differentiable, k: int) -> np.ndarray | None:
         """Flat places of the entries of input k by which the function bends; None where they cannot be told."""
         direction = dense(self.rng, function.values[k].shape) * sizes(function.values[k])
         return kinks.find(function, k, direction, self.precisions)
+
+    def _missed_kinks(self, function: Differentiable, k: int, known: np.ndarray) -> np.ndarray | None:
+        """Further kinks of a function whose differences do not agree with the gradient, along several directions; None
+        where they cannot be told.
+
+        Two entries that tie but for their last digits may stay so along one direction. And a gradient may bend where
+        the function itself does not.
+        """
+        found: list[int] = []
+        for _ in range(DIRECTIONS):
+            direction = (dense(self.rng, function.values[k].shape) * sizes(function.values[k])).reshape(-1)
+            direction[[*known, *found]] = 0
+            places = kinks.find(function, k, direction.reshape(function.values[k].shape), self.precisions)
+            if places is None or len(found) + len(places) > kinks.MOST:
+                return None
+            found += places.tolist()
+        return np.array(sorted(found), int)
 
     def _method(self, function: Differentiable, k: int, smooth: np.ndarray) -> tuple[Derivative, Method]:
         """How slopes by input k are computed, and a first one: by complex step unless differences contradict it.
@@ -227,12 +251,14 @@ class _Check:
         function: Differentiable,
         k: int,
         bent: np.ndarray | None,
+        kinks_here: np.ndarray | None,
         y: np.ndarray,
         cotangents: list[np.ndarray],
         order: int,
     ) -> Finding:
+        """bent: places of the kinks, also of those found at lower orders.  kinks_here: of those found at this one."""
         x = function.values[k]
-        if bent is None:
+        if bent is None or kinks_here is None:
             reason = f"the function bends by more than {kinks.MOST} entries here, or in a way that no entry explains"
             of = (function.names[k], x.shape, "cannot tell", 0.0, 0.0, "differences", 0.0, "nothing")
             return Finding(order, *of, reason=reason)
@@ -260,13 +286,17 @@ class _Check:
             shown = by_entry if by_entry.wrong.any() else found
         else:
             shown = found
-        return self._verdict(function, k, bent, y, cotangents, order, (first, method), found, shown, compared, aside)
+        bends = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
+        return self._verdict(
+            function, k, bent, bends, y, cotangents, order, (first, method), found, shown, compared, aside
+        )
 
     def _verdict(
         self,
         function: Differentiable,
         k: int,
         bent: np.ndarray,
+        bends: tuple[Kink, ...],
         y: np.ndarray,
         cotangents: list[np.ndarray],
         order: int,
@@ -277,8 +307,7 @@ class _Check:
         aside: str,
     ) -> Finding:
         """found: for directions.  shown: the one that shows a mistake.  aside: where it was found, if not here."""
-        (first, slopes), v, x = method, rows(cotangents), function.values[k]
-        bends = tuple(kinks.look_at(function, k, int(p), v, self.precisions) for p in bent) if order == 1 else ()
+        (first, slopes), x = method, function.values[k]
         worst, pattern, reason = None, "", ""
         if not found.finite:
             verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"

@@ -112,10 +112,11 @@ def differences(
         if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
             break
         before, change_before = slope, change
-    if not enough and step > rungs[-1]:
+    if not enough:
         near, coarse = _nearest(line, epsilon, noise, np.abs(value).max(initial=0))
-        near = np.where(np.isfinite(near), near, value)
-        error = np.where(np.abs(value - near) <= coarse + 10 * error, error, np.abs(value - near) + error)
+        is_known = np.isfinite(value) & np.isfinite(near)
+        off = np.abs(np.subtract(value, near, where=is_known, out=np.zeros_like(value)))
+        error = np.where(off <= coarse + 10 * error, error, off + error)
     return Derivative(value, error, step, "differences", why)
 
 

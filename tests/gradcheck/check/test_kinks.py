@@ -111,3 +111,64 @@ def test_second_order_beside_a_kink_is_checked():
     report = gradcheck(lambda x: ops.absolute(x) + x * x, AT_ZERO, order=2)
     assert report.passed
     assert [f.verdict for f in report.findings if f.name == "x"] == ["at a kink", "at a kink"]
+
+
+@pytest.mark.parametrize("x", [[1.0, 1 + 2e-14, 0.5], [2 + 2e-14, 2.0, 1.0, -1.0]])
+def test_near_ties_that_no_step_parts_are_not_called_wrong_along_any_direction(x):
+    for seed in range(30):  # along some directions two near ties move together
+        report = gradcheck(ops.max, np.array(x), seed=seed, explain=False)
+        assert report.passed, report
+
+
+def parabola_with_straight_arms(x):
+    size = ops.absolute(x)
+    return ops.where(size.data < 1, x * x / 2, size - 0.5)
+
+
+BENT_GRADIENTS = {
+    "relu² at 0": (lambda x: ops.relu(x) * ops.relu(x), [0.3, 0.0], "at a kink"),
+    "relu² near 0": (lambda x: ops.relu(x) * ops.relu(x), [0.3, 1e-6], "right"),
+    "relu² of a difference": (
+        lambda x: ops.relu(x[0] - x[1]) * ops.relu(x[0] - x[1]),
+        [0.3, 0.3 - 1e-12],
+        "cannot tell",
+    ),
+    "at the end of a parabola": (parabola_with_straight_arms, [1.0, 0.3, -1.0], "at a kink"),
+    "near the end of a parabola": (parabola_with_straight_arms, [0.9995, 0.99999], "right"),
+    "nearer to the end of a parabola": (parabola_with_straight_arms, [1 - 1e-12, 0.3], "cannot tell"),
+}
+
+
+@pytest.mark.parametrize("name", BENT_GRADIENTS)
+def test_where_only_the_gradient_bends_the_second_order_says_so(name):
+    f, x, verdict = BENT_GRADIENTS[name]
+    for seed in range(2):
+        report = gradcheck(f, np.array(x), order=2, seed=seed)
+        assert [f.verdict for f in report.findings] == ["right", verdict, "right"], report
+
+
+@pytest.mark.parametrize(
+    ("at_zero", "elsewhere", "verdict"),
+    [(0.5, 2.0, "at a kink"), (2.01, 2.0, "wrong"), (-0.01, 2.0, "wrong"), (0.5, 2.0 + 1e-6, "wrong")],
+)
+def test_at_a_bend_of_the_gradient_the_second_derivative_is_held_to_both_slopes(at_zero, elsewhere, verdict, own_op):
+    @own_op("y = 2x if x > 0, else 0", "x̄ = 2ȳ if x > 0, else 0")
+    def doubled(x):
+        """Twice what is positive.  x (*) -> y (*)"""
+        return 2 * np.maximum(x, 0)
+
+    @doubled.backward
+    def doubled_backward(dy, x):
+        return dy * np.where(x == 0, at_zero, elsewhere * (x > 0))
+
+    @own_op("y = x² if x > 0, else 0", "x̄ = 2 ȳ x if x > 0, else 0")
+    def squared(x):
+        """The square of what is positive.  x (*) -> y (*)"""
+        return np.where(x.real > 0, x * x, 0)
+
+    @squared.backward
+    def squared_backward(dy, x):
+        return dy * doubled(x)
+
+    report = gradcheck(squared, np.array([0.3, 0.0]), order=2)
+    assert report.findings[1].verdict == verdict, report
