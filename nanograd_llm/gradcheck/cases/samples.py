@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -177,7 +177,17 @@ def draw_cases(op: Op, rng: np.random.Generator, count: int, *, kinks: bool = Fa
 def cases_from_samples(op: Op, draw: Draw) -> list[Case]:
     """A case for each sample that the op declares."""
     assert op.samples is not None
-    found = [Case(tuple(inputs), dict(static)) for inputs, static in op.samples(draw)]
+    expected = f"op {op.name}: a sample is (inputs, static arguments), such as ((draw(3),), {{}})"
+    samples = op.samples(draw)
+    if not isinstance(samples, Iterable):
+        raise NanogradError(f"{expected}; yield such pairs; got {samples!r:.100}")
+    found = []
+    for sample in samples:
+        match sample:
+            case ((tuple() | list()) as inputs, dict() as static):
+                found.append(Case(tuple(inputs), dict(static)))
+            case _:
+                raise NanogradError(f"{expected}; got {sample!r:.100}")
     if not found:
         raise NanogradError(f"the samples of op {op.name} are empty; yield at least one (inputs, static)")
     return found

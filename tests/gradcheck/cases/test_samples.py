@@ -76,6 +76,29 @@ def test_an_op_that_cannot_be_drawn_from_its_shape_line_says_so(own_op):
         drawn(without)
 
 
+@pytest.mark.parametrize(
+    "samples",
+    {
+        "an array": lambda draw: [draw(3)],
+        "numbers": lambda draw: draw(3),
+        "one pair, in no list": lambda draw: (draw(3), {}),
+        "inputs alone": lambda draw: [(draw(3),)],
+        "an array for inputs": lambda draw: [(draw(3), {})],
+        "static arguments as a tuple": lambda draw: [((draw(3),), (2,))],
+        "more than a pair": lambda draw: [((draw(3),), {}, {})],
+        "nothing": lambda draw: None,
+    }.values(),
+)
+def test_samples_that_are_no_pairs_of_inputs_and_static_arguments_are_refused(samples, own_op):
+    @own_op("y = 2x", "x̄ = 2ȳ", samples=samples)
+    def doubled(x):
+        """Twice x.  x (*) -> y (*)"""
+        return 2 * x
+
+    with pytest.raises(NanogradError, match=r"op doubled.*\(inputs, static"):
+        drawn(doubled)
+
+
 def test_draws_stay_away_from_kinks_and_ties():
     for seed in range(100):
         draw = Draw(np.random.default_rng(seed))
