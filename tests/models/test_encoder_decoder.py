@@ -150,6 +150,7 @@ def test_labels_are_smoothed_while_training_only() -> None:
     assert model.loss(SOURCE, TARGET_IN, TARGET).item() == pytest.approx(0.7 * plain - 0.3 * p.mean(), abs=1e-12)
 
 
+@pytest.mark.thorough  # its specimens are checked in every run
 def test_every_gradient_is_right(model: EncoderDecoder) -> None:
     assert gradcheck(model.loss, SOURCE, TARGET_IN, TARGET, order=1, jacobian=0).passed
 
