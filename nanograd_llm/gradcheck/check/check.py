@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ _ENTRIES = 2**20  # entries of a Jacobian, and
 _CALLS = 8192  # op calls, within which each entry of an input is still moved by itself
 _BY_DIFFERENCES = 256  # entries of an input that are, where each takes dozens of evaluations
 SECONDS = 60.0
-_EVALUATIONS = 4  # plain ones, that moving one entry is worth: by complex numbers, and with its share of what follows
+_SHARE = 1.5  # what comparing one entry takes: its slope, and its share of what follows
 _DIGITS = 6  # of the engine's 16: a gradient that keeps fewer is worth a note
 
 
@@ -270,7 +269,7 @@ class _Check:
 
         hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
         found = hold(v, directions, self.precisions, self.rng)
-        compared, singly = self._extent(function, order, y.size, x.size, by_differences=bool(first.why))
+        compared, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
         aside = ""
         if found.faint.any() and not found.wrong.any():
             nearer = comparison.retreat(function, k, method, v, directions, self.precisions, self.rng)
@@ -364,15 +363,16 @@ class _Check:
         return bool(hidden.any() and gradients(function, function.values, [cotangent * hidden])[0][k].any())
 
     def _extent(
-        self, function: Differentiable, order: int, results: int, entries: int, *, by_differences: bool
+        self, function: Differentiable, k: int, method: Method, order: int, results: int, *, by_differences: bool
     ) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
-        size, directions = results * entries, f"{DIRECTIONS}x{DIRECTIONS} directions"
+        entries, directions = function.values[k].size, f"{DIRECTIONS}x{DIRECTIONS} directions"
+        size = results * entries
         if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
-        begin = time.perf_counter()
-        function.evaluate(function.values)
-        takes = _EVALUATIONS * entries * (time.perf_counter() - begin)
+        begin = self.progress.elapsed
+        comparison.slope(function, function.values, k, 0, 0.0, method)
+        takes = _SHARE * entries * (self.progress.elapsed - begin)
         left_out = f"{directions}; the {results}x{entries} Jacobian would take {entries:,} evaluations"
         if takes > self.progress.share:
             return f"{left_out}, about {takes:.0f} s: give seconds= for them", ""

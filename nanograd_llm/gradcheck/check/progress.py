@@ -14,6 +14,7 @@ class Progress:
     def __init__(self, total: int, seconds: float):
         self.total, self.seconds, self.done = total, seconds, 0
         self._begin = time.monotonic()
+        self._next = 0.0
         self._is_shown = False
 
     @property
@@ -22,8 +23,10 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Seconds that the next input may take."""
-        return max(0.0, self.seconds - self.elapsed) / max(1, self.total - self.done)
+        """Seconds that the rest of this input's check may take, when later inputs take what this one took so far."""
+        later = self.total - self.done
+        spare = self.seconds - self.elapsed - later * (self.elapsed - self._next)
+        return max(0.0, spare) / (later + 1)
 
     def next(self, name: str) -> None:
         """The check of this input begins."""
@@ -37,6 +40,7 @@ class Progress:
             )
             self._is_shown = True
         self.done += 1
+        self._next = self.elapsed
 
     def end(self) -> None:
         if self._is_shown:
