@@ -35,7 +35,7 @@ def assert_split_invariant(
     """Raise SplitError unless the loss and its gradients are the same however the batch is laid out.
 
     loss: `loss(tokens, targets)`, a mean over the targets that are not -100, such as `model.loss`; without dropout. For
-        a model that is told where padding begins, such as BERT, `loss(tokens, targets, lengths)`.
+        a model that takes the lengths of its rows, such as BERT, `loss(tokens, targets, lengths)`.
     batch: tokens and targets, arrays of at least two rows and of any further axes; and then lengths (B,): how many
         tokens of each row are real, to which all targets belong that are not -100.
     columns: also put padding in place of the last two columns (behind them where there are only two), which must be as

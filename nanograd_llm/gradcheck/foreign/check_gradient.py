@@ -1,4 +1,4 @@
-"""`check_gradient`: any function, of NumPy, PyTorch or JAX, and any gradient of it, whoever computed it."""
+"""`check_gradient`: any function, of NumPy, PyTorch or JAX, and any gradient of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_gradient(
     jacobian: int = JACOBIAN,
     explain: bool = True,
 ) -> Report:
-    """Check the gradient of any function, whoever computes it, with the verdicts and reports of `gradcheck`.
+    """Check the gradient of any function in any library, with the verdicts and reports of `gradcheck`.
 
         check_gradient(np.sin, np.cos, x)                        # f and gradient(*inputs)
         check_gradient(f, x, w, vjp=f_vjp)                       # f_vjp(cotangent, *inputs)
