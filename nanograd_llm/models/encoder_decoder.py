@@ -50,7 +50,7 @@ class EncoderDecoderConfig(Settings):
     n_decoder_layer: int | None = setting("Blocks of the decoder; n_layer if not given.", default=None, low=1)
     norm_first: bool = setting("Normalise what enters each part of a block; else what leaves it.", default=True)
     positions: str = setting(
-        "How places are told apart: by sines and cosines, in turn or in two halves, or by learned vectors.",
+        "How positions are encoded: sines and cosines, alternating or in two halves, or learned vectors.",
         default="sinusoidal",
         choices=POSITIONS,
     )

@@ -1,4 +1,4 @@
-"""Pairs from the files that people have; what is incomplete is told with its line, or counted."""
+"""Pairs from the files that people have; an incomplete pair is refused with its line, or counted."""
 
 from __future__ import annotations
 
