@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 import nanograd_llm as ng
-from nanograd_llm.gradcheck import gradcheck
+from nanograd_llm.gradcheck import attempt
 
 # %% A computation in three steps
 # Three numbers go in: a, b and c. One number comes out: y. There are two numbers between: p and s.
@@ -130,21 +130,8 @@ assert np.allclose(leaf.grad, 3 * x**2)  # and this is what calculus says
 # %% Exercise 1: three derivatives by hand
 # Here is another function of three numbers, y = a*b*b + sin(c). It is written as an op: a forward function, and a
 # backward rule. (Lesson 3 explains the declaration.) The rule receives dy, which is the gradient ȳ of the result. It
-# returns ā, b̄ and c̄. Two of the three are wrong. Correct them, and run the file again. `gradcheck` compares your rule
+# returns ā, b̄ and c̄. Two of the three are wrong. Correct them, and run the file again. `attempt` compares your rule
 # with the forward function. Use `ng.ops.cos` for a cosine.
-
-
-def attempt(exercise, *inputs):
-    """Is the rule of this exercise right?  Prints which gradients are, or the error that it raised."""
-    name = exercise.name.replace("_", " ").capitalize()
-    try:
-        report = gradcheck(exercise, *inputs)
-    except Exception as error:
-        print(f"{name}: not yet right: {error}")
-    else:
-        print(f"{name}:", "right" if report.passed else "not yet right")
-        for finding in report.findings:
-            print(f"    {finding.name}: {finding.verdict}")
 
 
 @ng.op("y = a*b*b + sin c", "ā = ?;  b̄ = ?;  c̄ = ?")
@@ -185,6 +172,4 @@ def solution_1_backward(dy, a, b, c):
     return dy * b * b, dy * 2 * a * b, dy * ng.ops.cos(c)
 
 
-report = gradcheck(solution_1, 2.0, -3.0, 0.5)
-print("Solution 1:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_1, 2.0, -3.0, 0.5)

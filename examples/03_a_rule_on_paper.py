@@ -10,7 +10,7 @@ import numpy as np
 
 import nanograd_llm as ng
 from nanograd_llm import ops
-from nanograd_llm.gradcheck import assert_gradients, check_op, gradcheck
+from nanograd_llm.gradcheck import assert_gradients, attempt, check_op, gradcheck
 
 rng = np.random.default_rng(0)
 C = 4
@@ -189,17 +189,6 @@ assert "multiple of the result" in report.findings[0].pattern  # the missing ter
 # A rule can ask for the inputs and for y. By `ng.keep` the forward function gives it r as well.
 
 
-def attempt(exercise, *inputs):
-    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
-    name = exercise.name.replace("_", " ").capitalize()
-    try:
-        report = gradcheck(exercise, *inputs)
-    except Exception as error:
-        print(f"{name}: not yet right: {error}")
-    else:
-        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
-
-
 def normalize(x, eps=1e-5):
     c = x - x.mean(axis=-1, keepdims=True)  # (..., C)
     v = (c * c).mean(axis=-1, keepdims=True)  # (..., C) -> (..., 1)
@@ -255,9 +244,7 @@ def solution_1_backward(dy, y, r):
     return r * (dy - dy.mean(axis=-1, keepdims=True) - y * (dy * y).mean(axis=-1, keepdims=True))
 
 
-report = gradcheck(solution_1, batch)
-print("Solution 1:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_1, batch)
 
 # The package's layernorm also has a learned scale and shift. With scale 1 and shift 0 it is this one.
 assert np.allclose(solution_1(batch), ops.layernorm(batch, np.ones(C), np.zeros(C)))

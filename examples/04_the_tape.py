@@ -12,7 +12,7 @@ import numpy as np
 
 import nanograd_llm as ng
 from nanograd_llm import ops
-from nanograd_llm.gradcheck import gradcheck
+from nanograd_llm.gradcheck import attempt, gradcheck
 
 rng = np.random.default_rng(0)
 
@@ -218,17 +218,6 @@ assert report.passed
 # The small tape cannot divide yet. Correct the rule of y = a/b.
 
 
-def attempt(exercise, *inputs):
-    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
-    name = exercise.name.replace("_", " ").capitalize()
-    try:
-        report = gradcheck(exercise, *inputs)
-    except Exception as error:
-        print(f"{name}: not yet right: {error}")
-    else:
-        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
-
-
 def exercise_1_divide(a, b):
     y = a.data / b.data
 
@@ -307,9 +296,7 @@ def solution_1_backward(dy, a, b):
     return small_tape_gradients(walk_back, divide, dy, a, b)
 
 
-report = gradcheck(solution_1, np.array([1.0, -2.0]), np.array([0.5, 3.0]))
-print("Solution 1:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_1, np.array([1.0, -2.0]), np.array([0.5, 3.0]))
 
 # %% Solution 2
 # The walk must read `reversed(tape)`. Where a gradient is already there, it must add. So the solution is `walk_back`.
@@ -326,6 +313,4 @@ def solution_2_backward(dy, x):
     return small_tape_gradients(walk_back, three_uses, dy, x)
 
 
-report = gradcheck(solution_2, np.array([0.5, -1.0, 2.0]))
-print("Solution 2:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_2, np.array([0.5, -1.0, 2.0]))

@@ -10,7 +10,7 @@ import numpy as np
 
 import nanograd_llm as ng
 from nanograd_llm import nn, ops
-from nanograd_llm.gradcheck import gradcheck
+from nanograd_llm.gradcheck import attempt
 from nanograd_llm.training import AdamW
 
 N, H, K, STEPS = 64, 16, 2, 300
@@ -221,17 +221,6 @@ assert np.mean(adamw_scaled[-20:]) < 0.3 * adamw_scaled[0]
 # write down the shape of every array.
 
 
-def attempt(exercise, *inputs):
-    """Is the rule of this exercise right?  Prints where it differs, or the error that it raised."""
-    name = exercise.name.replace("_", " ").capitalize()
-    try:
-        report = gradcheck(exercise, *inputs)
-    except Exception as error:
-        print(f"{name}: not yet right: {error}")
-    else:
-        print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
-
-
 @ng.op("y = h v,  h = tanh(x u)", "x̄ = ?;  ū = ?;  v̄ = ?")
 def exercise_1(x, u, v):
     """A network of two layers.  x (N, D), u (D, H), v (H, K) -> y (N, K)"""
@@ -296,9 +285,7 @@ def solution_1_backward(dy, x, u, v, h):
     return z_bar @ u.T, x.T @ z_bar, v_bar
 
 
-report = gradcheck(solution_1, *arrays)
-print("Solution 1:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_1, *arrays)
 
 # %% Solution 2
 # The mean divides by N, so ā = ȳ*2(a - b)/N. Without the N, the steps of SGD are N times too long. With AdamW the
@@ -317,6 +304,4 @@ def solution_2_backward(dy, a, b):
     return a_bar, -a_bar
 
 
-report = gradcheck(solution_2, rng.standard_normal(6), rng.standard_normal(6))
-print("Solution 2:", "right" if report.passed else "not yet right")
-assert report.passed
+assert attempt(solution_2, rng.standard_normal(6), rng.standard_normal(6))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nanograd_llm.gradcheck.check.report import Culprit, Entry, Finding, GradientError, Kink, Report
     from nanograd_llm.gradcheck.every_layer import check_all, check_each, check_layer, check_model, cost_of_model
     from nanograd_llm.gradcheck.every_op import OpError, OpSummary, Summary, assert_case, check_op, table_head
+    from nanograd_llm.gradcheck.exercise import attempt
     from nanograd_llm.gradcheck.foreign.check_gradient import assert_gradient, check_gradient
     from nanograd_llm.gradcheck.mutation.backward_rules import backward_rule
     from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazily(
         "every_layer": "check_all check_each check_layer check_model cost_of_model",
         "every_op": "OpError OpSummary Summary assert_case check_op table_head",
         "check.invariance": "SplitError assert_split_invariant",
+        "exercise": "attempt",
         "foreign.check_gradient": "assert_gradient check_gradient",
         "mutation.backward_rules": "backward_rule",
         "mutation.mutants": "Mutant mutants",
