@@ -31,7 +31,7 @@ def info(model: Model, /) -> None:
     runs = sorted(path.parent for path in Path(model).glob("*/config.toml"))
     if runs and not (Path(model) / "config.toml").exists():
         for path in runs:
-            history = _history(RunFolder(path), "items")
+            history = _history(RunFolder(path))
             print(written(f"{path}: {history.get('trained', 'no step')}; {history.get('held out', 'no score')}"))
         return
     opened = open_model(model)
@@ -77,17 +77,19 @@ def _facts(opened: Opened, items: str) -> dict[str, str]:
     return facts | (_history(opened.folder, items, opened.step) if isinstance(opened, OpenedRun) else {})
 
 
-def _history(run: RunFolder, items: str, step: int | None = None) -> dict[str, str]:
+def _history(run: RunFolder, items: str = "", step: int | None = None) -> dict[str, str]:
     """The last step of a run, its last score and its checkpoints. step: of the checkpoint that was given, else None."""
+    from nanograd_llm.tasks.task import Score
+
     metrics = [record for record in run.read_metrics() if step is None or record["step"] <= step]
     history = {}
     if steps := [record for record in metrics if "loss" in record]:
         last = steps[-1]
-        items = f"{last['items']:,} {items}, " if "items" in last else ""
+        items = f"{last['items']:,} {items}, " if items and "items" in last else ""
         history["trained"] = f"{counted(last['step'], 'step')}, {items}loss {last['loss']:.3f}"
     if scores := [record for record in metrics if "loss" not in record and len(record) > 1]:
-        scored, (name, figure) = scores[-1].pop("step"), next(iter(scores[-1].items()))
-        history["held out"] = f"{figure:.3f} {name.replace('_', ' ')} at step {scored:,}"
+        scored = scores[-1].pop("step")
+        history["held out"] = f"{Score.figure_of(scores[-1])} at step {scored:,}"
     history["checkpoints"] = ", ".join(map(str, run.checkpoints()))
     if step is not None:
         history["checkpoints"] += f"; these weights are of step {step:,}"

@@ -43,19 +43,27 @@ class Score:
         >>> print(Score("exact match", 99.1, {"loss": 0.01}, percent=["exact match"]))
         exact match 99.1 % (loss 0.010)
         """
-        others = ", ".join(self._shown(name, number) for name, number in self.also.items())
-        figure = f"{self.figure:.3f} {self.name}"
-        if self.name in self.percent:
-            figure = self._shown(self.name, self.figure)
-        return figure + (f" ({others})" if others else "")
-
-    def _shown(self, name: str, number: float) -> str:
-        return f"{name} {number:.1f} %" if name in self.percent else f"{name} {number:.3f}"
+        others = [
+            f"{name} {number:.1f} %" if name in self.percent else f"{name} {number:.3f}"
+            for name, number in self.also.items()
+        ]
+        return self.figure_of(self.metrics()) + (f" ({', '.join(others)})" if others else "")
 
     def metrics(self) -> dict[str, float]:
-        """A record for metrics.jsonl: the figure first, then the other numbers as held_out_NAME."""
-        names = {f"held_out_{name.replace(' ', '_')}": number for name, number in self.also.items()}
-        return {self.name.replace(" ", "_"): self.figure} | names
+        """A record for metrics.jsonl: the figure first, then the others as held_out_NAME; percentages say so."""
+        numbers = {self.name: self.figure} | {f"held_out_{name}": number for name, number in self.also.items()}
+        percent = {*self.percent, *(f"held_out_{name}" for name in self.percent)}
+        return {
+            f"{name}_percent".replace(" ", "_") if name in percent else name.replace(" ", "_"): number
+            for name, number in numbers.items()
+        }
+
+    @staticmethod
+    def figure_of(metrics: Mapping[str, float]) -> str:
+        """The figure in words, from a record that `metrics` made."""
+        key, figure = next(iter(metrics.items()))
+        name = key.removesuffix("_percent").replace("_", " ")
+        return f"{name} {figure:.1f} %" if key.endswith("_percent") else f"{figure:.3f} {name}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_a_score_of_some_rows_says_so(file: str) -> None:
     total = len(made.held_out.sources)
     score = made.score(2)
     assert score.measured_on == f"2 of the {total} held-out pairs" and str(score).startswith("exact match 0.0 %")
-    assert {"exact_match", "held_out_word_accuracy", "held_out_loss"} == score.metrics().keys()
+    assert {"exact_match_percent", "held_out_word_accuracy_percent", "held_out_loss"} == score.metrics().keys()
     assert made.score().measured_on == f"all {total} held-out pairs"
 
 
