@@ -303,6 +303,9 @@ class Tensor:
     if not TYPE_CHECKING:  # type checkers would think that a Tensor has every attribute
 
         def __getattr__(self, name: str) -> None:
+            if name != "data" and not is_array(self.data):
+                kind = type(self.data).__name__
+                raise DtypeError(f"the .data of this Tensor was set to a {kind}; set it to an array: np.asarray(...)")
             raise absent(f"{type(self).__name__!r} object", name, _INSTEAD_OF_TORCH)
 
     # Each operator calls the op of that name.

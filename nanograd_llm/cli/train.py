@@ -112,8 +112,14 @@ def train(
             out, options=options, file=config, preset=preset, report=lambda doing, share: tell(share, doing)
         )
     spent += time.monotonic() - began
-    with contextlib.closing(prepared.train(spent=spent)) as events:
-        code = show(prepared, events)
+    try:
+        with contextlib.closing(prepared.train(spent=spent)) as events:
+            code = show(prepared, events)
+    except KeyboardInterrupt as error:
+        saved = prepared.folder.checkpoints()
+        if str(error) or not saved:
+            raise
+        raise KeyboardInterrupt(f"The weights of step {max(saved)} are in {saved[max(saved)]}") from None
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
     if prepared.stopped_by is not None:

@@ -541,6 +541,14 @@ def test_an_unknown_name_is_an_attribute_error_and_modules_and_tensors_can_be_co
         assert type(copy.deepcopy(held)) is type(pickle.loads(pickle.dumps(held))) is type(held)
 
 
+@pytest.mark.parametrize("data", [3.0, [1.0, 2.0], None])
+def test_data_that_is_no_array_is_named_when_the_tensor_is_used(data):
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    x.data = data
+    with pytest.raises(DtypeError, match=f"was set to a {type(data).__name__}; set it to an array"):
+        _ = x.shape
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
 def test_a_computed_tensor_is_not_copied_with_its_tape(copied):
     y = 2 * leaf([1.0, 2.0])

@@ -97,6 +97,16 @@ def test_info_of_a_folder_of_runs_lists_them(run, capsys):
     assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4\n", out)
 
 
+def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys, monkeypatch):
+    def interrupted(_run, events):
+        next(events)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanograd_llm.cli.train.show", interrupted)
+    assert main(["train", "--steps", "9", "--out", str(tmp_path / "run"), *TINY]) == 130
+    assert re.search(r"stopped\. The weights of step 1 are in .*step-00000001\.safetensors", printed(capsys)[1])
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_ends_with_examples(name, capsys):
     main([name, "--help"])
