@@ -1,7 +1,7 @@
-"""The tests of `checked()` at every op: finite numbers, no wider dtype, and no write into an array saved for backward.
+"""What `checked()` tests at every op: all numbers are finite, no dtype widens, and no saved array is overwritten.
 
-Outside `checked()` they cost nothing. Inside, the first bad number is reported at the op that produced it: with the op,
-its inputs' shapes, the path of the module that called it and the line of source.
+The first op that fails a test is reported, with the shapes of its inputs, the module that called it and the line of
+source. Outside `checked()` the tests cost nothing.
 """
 
 from __future__ import annotations

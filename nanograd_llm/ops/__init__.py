@@ -1,6 +1,7 @@
-"""The operations that models are made of. Read `primitive`, `layout`, `derived`, `composed`, `fused`, `attention`.
+"""The operations that models are made of. Given Tensors they are recorded for backward; given arrays they only compute.
 
-All take Tensors, and are then recorded and differentiable, or plain arrays, and then only compute.
+Read in this order: `primitive` and `layout`, whose rules are short; `derived` and `composed`, which are made of those;
+`fused` and `attention`, the fast forms of what is in `composed`.
 """
 
 from nanograd_llm.ops.attention import attention, multi_head_attention, sequence_mask

@@ -1,4 +1,4 @@
-"""AdamW: a step is the mean gradient over the root of the mean squared gradient; weight decay is separate from it.
+"""AdamW: each parameter moves by its mean gradient, divided by the root of its mean squared gradient, and decays.
 
 Kingma and Ba 2015; Loshchilov and Hutter 2019.
 
