@@ -276,7 +276,7 @@ def own_files() -> set[Path]:
                 and not name.endswith(".egg-info")
                 and not (Path(folder) / name / "pyvenv.cfg").exists()
             ]
-            kept.update(Path(folder) / name for name in files)
+            kept.update(Path(folder) / name for name in files if name != ".git")  # a file in a worktree
     return kept
 
 
