@@ -6,7 +6,7 @@ A settings file has the form of a run's config.toml, so the config.toml of a run
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nanograd_llm.errors import BadFileError, ConfigError
@@ -63,33 +63,21 @@ def prepare_run(
     Raises ConfigError for settings that are out of range, contradict each other, or belong to another task, and
     BadFileError for those in the file.
     """
-    options = options or {}
-    name = options.get("task") or (asked or {}).get("run", {}).get("task")
+    options, asked = options or {}, asked or {}
     content = {} if file is None else read_toml(file)
-    task = _task_of(name, content, file)
-    written = {} if file is None else _checked(task, content, file)
-    tables = tables_of(task)
-    check_keys(asked or {}, tables, "asked")
-    given = {table: dict((asked or {}).get(table, {})) for table in tables}
-    for option, value in options.items():
-        given[_table_of(option, task)][option] = value
-    for table, kind in tables.items():
-        check_settings(kind, given[table])
-    if given["train"].keys() >= LENGTHS:
-        raise ConfigError(TWO_LENGTHS)
-    settings = {table: {**written.get(table, {}), **given[table]} for table in tables}
-    train = settings["train"]
-    if given["train"].keys() & LENGTHS:  # it overrides a length in the file, also one of the other kind
-        settings["train"] = {key: train[key] for key in train if key not in LENGTHS or key in given["train"]}
-    elif not train.keys() & LENGTHS:
-        train["minutes"] = 1.0
-    if preset is not None and not task.presets:
-        raise ConfigError(f"the task {task.name} has no presets; leave preset out, and give sizes")
+    task = _task_of(options.get("task") or asked.get("run", {}).get("task"), content, file)
+    checked = {} if file is None else _checked(task, content, file)
+    written = {table: checked.get(table, {}) for table in tables_of(task)}
+    given = _by_table(task, asked, options)
+    settings = {table: {**written[table], **given[table]} for table in given}
+    settings["train"] = _with_one_length(settings["train"], given["train"])
+    source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     if preset is not None:
+        if not task.presets:
+            raise ConfigError(f"the task {task.name} has no presets; leave preset out, and give sizes")
         require_choice("preset", preset, task.presets)
-    source = settings["run"].pop("init", None)
-    if source is None and preset is not None and "model" in written:
-        raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
+        if source is None and "model" in content:
+            raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
     if out is None:
         with storage_errors("runs: cannot make a run folder there", "name one with --out"):
             require_writable("runs")
@@ -100,10 +88,29 @@ def prepare_run(
         from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
 
         start = open_model(source)
-    written = {table: written.get(table, {}) for table in tables}
     made = task.made(Request(settings, given, written, str(file), preset, start, report))
-    settings["run"].pop("task", None)
     return Run(out, made, "tuned" if start else preset or (*task.presets, task.name)[0], **settings["run"])
+
+
+def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the caller gives, each setting checked, by table: every table of the task."""
+    tables = tables_of(task)
+    check_keys(asked, tables, "asked")
+    given = {table: dict(asked.get(table, {})) for table in tables}
+    for option, value in options.items():
+        given[_table_of(option, task)][option] = value
+    for table, kind in tables.items():
+        check_settings(kind, given[table])
+    if given["train"].keys() >= LENGTHS:
+        raise ConfigError(TWO_LENGTHS)
+    return given
+
+
+def _with_one_length(train: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The settings [train] with one length: a given one replaces that of the file, also one of the other kind."""
+    if LENGTHS & {*given}:
+        return {name: value for name, value in train.items() if name not in LENGTHS or name in given}
+    return train if LENGTHS & {*train} else {**train, "minutes": 1.0}
 
 
 def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[NamedTask]:
