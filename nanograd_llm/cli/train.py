@@ -14,10 +14,10 @@ from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Given, as_options, fields_of, with_options
 from nanograd_llm.cli.progress import show
-from nanograd_llm.cli.terminal import waiting, written
+from nanograd_llm.cli.terminal import row, waiting, written
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import options_of, prepare_run, tables_of
-from nanograd_llm.runs.run import Run
+from nanograd_llm.runs.prepare import options_of, prepare_run, resume_run, tables_of
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -62,15 +62,6 @@ def _listed(defaults: Mapping[str, Any]) -> str:
     return "; ".join([str(first[1]), *(f"{value} for {name}" for name, value in others if value != first[1])])
 
 
-def _further(run: Run, file: Path | None) -> str:
-    """The command that trains the model of this run further, on the same data."""
-    data = {name: value for table in run.task.config.values() for name, value in table.items()}
-    words = [str(file or data["file"])] if data["file"] else []
-    words += ["--target", str(data["target"])] if data.get("target") else []
-    words += [] if run.task.name == DEFAULT else ["--task", run.task.name]
-    return shlex.join(["nanograd-llm", "train", *words, "--init", str(run.folder.path)])
-
-
 @with_options(settings=as_options("Options", _fields()))
 def train(
     file: Path | None = None,
@@ -85,6 +76,7 @@ def train(
         ),
     ] = None,
     out: Path | None = None,
+    resume: Path | None = None,
     settings: Given = NOTHING,
 ) -> int:
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
@@ -103,14 +95,28 @@ def train(
     out
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.
+    resume
+        The folder of a run that was stopped, to go on with it as if it had not been. Of all options, only those of its
+        length, workers and saving can be given beside this, such as --steps, for a longer run.
     """
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
     options = settings if file is None else {**settings, "file": str(file)}
     with waiting("starting", lines=True) as tell:
-        prepared = prepare_run(
-            out, options=options, file=config, preset=preset, report=lambda doing, share: tell(share, doing)
-        )
+
+        def report(doing: str, share: float) -> None:
+            tell(share, doing)
+
+        if resume is None:
+            prepared = prepare_run(out, options=options, file=config, preset=preset, report=report)
+        else:
+            given = {"file": file, "--config": config, "--preset": preset, "--out": out}
+            if beside := [name for name, value in given.items() if value is not None]:
+                raise ConfigError(f"--resume takes the {beside[0].strip('-')} from the run; leave {beside[0]} out")
+            prepared = resume_run(resume, options=options, report=report)
+            done, newest = prepared.trainer.steps_done, max(prepared.folder.checkpoints())
+            damaged = f"; the checkpoint of step {newest} is damaged" if newest > done else ""
+            print(written(row("resumed", f"{prepared.folder.path} from step {done}{damaged}")))
     spent += time.monotonic() - began
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:
@@ -123,6 +129,6 @@ def train(
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
     if prepared.stopped_by is not None:
-        print(written(f"to train further: {_further(prepared, file)}"))
+        print(written(f"to go on: nanograd-llm train --resume {folder}"))
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
     return code

@@ -17,7 +17,7 @@ from cyclopts.exceptions import (
 
 from nanograd_llm.settings import nearest
 
-RESUMING = "a run cannot be continued; to train further: nanograd-llm train TEXT --init RUN"
+RESUMING = "to go on with a run: nanograd-llm train --resume RUN"
 
 
 def explained(error: CycloptsError) -> str:

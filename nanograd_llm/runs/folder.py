@@ -24,7 +24,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors
+from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors, write_atomically
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 
@@ -88,6 +88,26 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             raise StorageError(f"{run.path}: is not a run of nanograd_llm: it has no {', no '.join(missing)}")
         return run
 
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The run at `path`, locked, to write to it again; temporary files of a killed process are removed.
+
+        Raises StorageError as `open` does, and if another process writes there.
+        """
+        run = cls.open(path)
+        with storage_errors(f"{run.path}: cannot write to the run", "check its permissions"):
+            run._refuse_link()
+            try:
+                run._take_lock()
+                for folder in (run.path, run.checkpoints_path):
+                    for leftover in folder.iterdir():
+                        if TEMPORARY.fullmatch(leftover.name):
+                            leftover.unlink()
+            except BaseException:
+                run.close()
+                raise
+        return run
+
     @contextlib.contextmanager
     def emptied_on_failure(self) -> Iterator[None]:
         """If this block raises, as on a full disk, remove the files of the new run; the folder can be used again."""
@@ -104,6 +124,9 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)  # to close it is not enough: worker processes hold it too
             self._lock.close()
             self._lock = None
 
@@ -123,8 +146,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
         A record has `step` and further numbers. NaN and infinity, which JSON does not have, are written as strings.
         """
-        line = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
-        self._append(self.metrics_path, json.dumps(line, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
+        self._append(self.metrics_path, _line(record))
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out.
@@ -149,6 +171,15 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         """Add to samples.txt what the model wrote at `step`."""
         self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
 
+    def forget_after(self, step: int) -> None:
+        """Remove the metrics and the samples of later steps: the run will write them again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_atomically(self.metrics_path, "".join(_line(record) for record in kept).encode())
+        if self.samples_path.exists():
+            samples = re.split(r"(?m)^(?=--- step \d{1,15}$)", read_bytes(self.samples_path).decode("utf-8", "replace"))
+            kept_samples = [text for text in samples if text and int(text.split(maxsplit=3)[2]) <= step]
+            write_atomically(self.samples_path, "".join(kept_samples).encode())
+
     def checkpoint_path(self, step: int) -> Path:
         """The path of the checkpoint of `step`, also if there is none."""
         return self.checkpoints_path / f"step-{step:08d}.safetensors"
@@ -164,6 +195,17 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         path = self.checkpoint_path(step)
         save_checkpoint(path, arrays, metadata)
         return path
+
+    def newest_whole(self) -> tuple[int, dict[str, NDArray[Any]], dict[str, str]]:
+        """The step, the arrays and the metadata of the newest checkpoint that is not damaged.
+
+        Raises as `load_checkpoint` does where none is whole.
+        """
+        for step, path in reversed(self.checkpoints().items()):
+            with contextlib.suppress(BadFileError):
+                return step, *load_checkpoint(path)
+        self.load_checkpoint()  # raises
+        raise AssertionError
 
     def load_checkpoint(self, step: int | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """The arrays and metadata of the checkpoint of `step`, or of the newest.
@@ -192,8 +234,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
     def _refuse_content(self) -> list[Path]:
         """Raise StorageError unless the folder is new or empty; returns the temporary files of a killed process."""
-        if self.checkpoints_path.is_symlink():  # checkpoints would be written elsewhere
-            raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
+        self._refuse_link()
         folders = [folder for folder in (self.path, self.checkpoints_path) if folder.exists()]
         found = [path for folder in folders for path in folder.iterdir()]
         leftovers = [path for path in found if TEMPORARY.fullmatch(path.name)]
@@ -204,6 +245,10 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             what = "already holds a run" if "config.toml" in names else f"is not empty (it has {min(names)})"
             raise StorageError(f"{self.path}: {what}; choose another folder, or remove this one first")
         return leftovers
+
+    def _refuse_link(self) -> None:
+        if self.checkpoints_path.is_symlink():  # checkpoints would be written elsewhere
+            raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
 
     def _writer(self) -> str:
         """The PID of another process that writes here; "" if there is none, or it is not known."""
@@ -276,6 +321,12 @@ def run_of_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, int] | None:
 
 _TAKEN = "process {} is writing to this run; wait for it to end, or choose another folder"
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _line(record: Mapping[str, float]) -> str:
+    """A metrics record as a line of JSON."""
+    values = {name: v if math.isfinite(v) else _NON_FINITE[str(float(v))] for name, v in record.items()}
+    return json.dumps(values, allow_nan=False, default=lambda scalar: scalar.item()) + "\n"
 
 
 def _number(name: str, value: Any) -> float:

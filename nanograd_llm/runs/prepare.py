@@ -1,13 +1,14 @@
 """A new run from settings: those asked for override a settings file, which overrides the preset or the model.
 
-A settings file has the form of a run's config.toml, so the config.toml of a run makes the same run again.
+A settings file has the form of a run's config.toml, so the config.toml of a run makes the same run again. A run
+that was stopped can go on.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import storage_errors
@@ -19,7 +20,11 @@ from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
 from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
 LENGTHS = {"steps", "minutes"}
+CHANGEABLE = (*sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")  # when a run is resumed
 
 PathLike = str | os.PathLike[str]
 
@@ -83,13 +88,54 @@ def prepare_run(
             require_writable("runs")
     else:
         RunFolder.require_free(out)  # before the work of making the task
-    start = None
-    if source is not None:
-        from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
-
-        start = open_model(source)
+    start = None if source is None else _opened(source)
     made = task.made(Request(settings, given, written, str(file), preset, start, report))
     return Run(out, made, "tuned" if start else preset or (*task.presets, task.name)[0], **settings["run"])
+
+
+def resume_run(
+    path: PathLike,
+    *,
+    options: Mapping[str, Any] | None = None,
+    report: Report = lambda doing, share: None,
+) -> Run:
+    """The run at `path`, ready to go on from its newest whole checkpoint: it takes the steps it would have taken.
+
+    options: settings to change, of those in CHANGEABLE: a longer run, for example.
+    report: as for `prepare_run`.
+
+    A run of a number of steps ends with the same bits as without the stop, with the same number of workers and steps.
+    Raises as `RunFolder.resume` and `Run.resumed` do, and ConfigError for other options.
+    """
+    options = options or {}
+    folder = RunFolder.resume(path)
+    try:
+        written = read_settings(folder.config_path)
+        task = task_named(written.get("run", {}).get("task", DEFAULT))
+        if fixed := [name for name in options if name not in CHANGEABLE]:
+            raise ConfigError(
+                f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
+            )
+        given = _by_table(task, {}, options)
+        settings = {table: {**written.get(table, {}), **given[table]} for table in given}
+        settings["train"] = _with_one_length(settings["train"], given["train"])
+        source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
+        start = None if source is None else _opened(source)
+        nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
+        request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
+        run = Run.resumed(folder, task.made(request), **settings["run"])
+        if options:
+            run.write_config()
+        return run
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _opened(source: str) -> Opened:
+    from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
+
+    return open_model(source)
 
 
 def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend.threads import cpu_count
-from nanograd_llm.errors import NonFiniteError, WorkerError
+from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, WorkerError
+from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
-from nanograd_llm.settings import Settings, setting
+from nanograd_llm.settings import Settings, counted, setting
 from nanograd_llm.tasks.registry import DEFAULT, TASKS
 from nanograd_llm.tasks.task import Sample, Score, Task
 from nanograd_llm.training.trainer import StepRecord, Trainer
@@ -89,28 +91,67 @@ class Run:
     """
 
     def __init__(self, out: str | os.PathLike[str] | None, task: Task, name: str = "run", **settings: Any):
+        self._set_up(task, settings)
+        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
+        with self.folder.emptied_on_failure():
+            task.save_beside(self.folder.path)
+            self.write_config()
+
+    def _set_up(self, task: Task, settings: dict[str, Any], workers: int | None = None) -> None:
         self.task = task
         self.config = RunConfig(task.name, task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
+        self.seconds = 0.0  # that the run took before this process
         self._rows: int | None = None  # of a score, once it is known
-        workers = task.training.workers or min(cpu_count(), task.training.batch_size)  # a row at least for each
+        workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
-        self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
-        with self.folder.emptied_on_failure():
-            task.save_beside(self.folder.path)
-            train = dataclasses.asdict(task.training)
-            if task.training.minutes is not None:
-                del train["steps"]
-            self.folder.write_config({"run": dataclasses.asdict(self.config), **task.config, "train": train})
+
+    @classmethod
+    def resumed(cls, folder: RunFolder, task: Task, **settings: Any) -> Run:
+        """The run of this folder, which is locked, as it was when its newest whole checkpoint was saved.
+
+        task: made of the same settings again; its training may be longer. Raises ConfigError where what it would write
+        beside the model differs from what is there, such as its tokenizer or the hash of its text, or where the run is
+        over; ShapeError, BadFileError where the checkpoint does not fit.
+        """
+        run = cls.__new__(cls)
+        _require_same_files(task, folder.path)
+        step, arrays, metadata = folder.newest_whole()
+        try:
+            workers, rows = int(metadata["workers"]), int(metadata["rows"])
+            seconds = float(metadata.get("seconds", 0))
+        except (KeyError, ValueError):
+            raise BadFileError(
+                f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init {folder.path}"
+            ) from None
+        run._set_up(task, settings, workers)
+        run.folder, run.seconds, run._rows = folder, seconds, rows or None
+        c = run.trainer.config
+        if c.minutes is None and step >= c.steps:
+            raise ConfigError(f"{folder.path}: all {counted(c.steps, 'step')} of this run are done; give more steps")
+        if c.minutes is not None and seconds >= 60 * c.minutes:
+            raise ConfigError(f"{folder.path}: the {c.minutes:g} minutes of this run are over; give more minutes")
+        run.trainer.load_state_dict(arrays)
+        folder.forget_after(step)
+        return run
+
+    def write_config(self) -> None:
+        """Write config.toml, which makes this run again."""
+        train = dataclasses.asdict(self.task.training)
+        if self.task.training.minutes is not None:
+            del train["steps"]
+        self.folder.write_config({"run": dataclasses.asdict(self.config), **self.task.config, "train": train})
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
-        """Train to the end; yields events as they happen. spent: seconds of the time limit already used up.
+        """Train to the end; yields events as they happen. spent: seconds of the time limit that this process used up.
 
         On Ctrl-C, SIGTERM or SIGHUP the run finishes its current step, or interrupts a score, then saves and ends
         without a last score. A second Ctrl-C interrupts a step as well; then the run only saves, and raises
         KeyboardInterrupt with the path. If anything else ends the run, the weights are saved first, if they are finite.
         """
+        spent += self.seconds
+        self._began = time.monotonic() - spent
         with self.folder, StopRequest(self.on_stop) as stop:
             try:
                 yield from self._train(stop, spent)
@@ -126,7 +167,7 @@ class Run:
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
         c, minutes, saved, automatic = self.config, self.trainer.config.minutes, time.monotonic(), []
         fifths = int(spent / (12 * minutes)) if minutes else 0  # of the run that are done
-        if self.task.init is not None:
+        if self.task.init is not None and not self.trainer.steps_done:
             yield from self._score(stop)
         for record in self.trainer.run(self.task.batch, spent=spent):
             self.folder.append_metrics(dataclasses.asdict(record))
@@ -198,10 +239,26 @@ class Run:
                 f"step {step} made the weights NaN or infinite, so they are not saved; use an "
                 "older checkpoint, if there is one, or train again with a lower learning rate"
             )
-        return Saved(step, self.folder.save_checkpoint(step, self.trainer.state_dict(), {}))
+        metadata = {"workers": str(self.trainer.config.workers), "rows": str(self._rows or 0)}
+        if self.trainer.config.minutes is not None:  # else equal runs have equal files
+            metadata["seconds"] = str(time.monotonic() - self._began)
+        return Saved(step, self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata))
 
     def _is_unsaved(self) -> bool:
         return self.trainer.steps_done > 0 and self.trainer.steps_done not in self.folder.checkpoints()
 
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.trainer.optimizer.flat.data).all())
+
+
+def _require_same_files(task: Task, folder: Path) -> None:
+    """Raise ConfigError where what the task saves beside its model differs from what lies in the folder."""
+    with tempfile.TemporaryDirectory() as name:
+        task.save_beside(Path(name))
+        for made in sorted(Path(name).iterdir()):
+            there = folder / made.name
+            if not there.exists() or read_bytes(there) != read_bytes(made):
+                raise ConfigError(
+                    f"{there}: is not that of the data and settings of this run any more; bring back the data that it "
+                    f"was trained on, or start another run with --init {folder}"
+                )

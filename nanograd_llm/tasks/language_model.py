@@ -290,4 +290,5 @@ class LanguageModelling:
     def save_beside(self, folder: Path) -> None:
         """Write the tokenizer, and the SHA-256 of the text."""
         self.tokenizer.save(folder / "tokenizer.json")
-        save_hash(folder / "text.sha256", self._hash, self.text.file or "the built-in corpus")
+        name = absolute_path(self.text.file) if self.text.file else "the built-in corpus"
+        save_hash(folder / "text.sha256", self._hash, name)

@@ -264,9 +264,10 @@ class Translation:
         wrote = self.tokenizer.decode(output) or "(nothing)"
         told = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {wrote}"]
         if last:
-            look = self.model.look(source[None], [[self.end, *output]])
+            context = self.model.config.context_length  # which an output that does not end fills
+            look = self.model.look(source[None], [[self.end, *output][:context]])
             heads = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
-            made, given = ([self.tokenizer.decode([i]) for i in ids] for ids in ([*output, self.end], source))
+            made, given = ([self.tokenizer.decode([i]) for i in ids] for ids in ([*output, self.end][:context], source))
             told += ["each word, and where the last block looked:", show_attention(made, given, heads)]
         return Sample(f"of {self.tokenizer.decode(source)!r}", "\n".join(told))
 

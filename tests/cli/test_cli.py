@@ -97,6 +97,25 @@ def test_info_of_a_folder_of_runs_lists_them(run, capsys):
     assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4\n", out)
 
 
+def test_a_run_is_resumed_and_says_from_where(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "--steps", "4", "--checkpoint-every", "3", "--out", str(path), *TINY]) == 0
+    (path / "checkpoints" / "step-00000004.safetensors").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(path), "--steps", "5"]) == 0
+    out, _ = printed(capsys)
+    assert f"resumed     {path} from step 3; the checkpoint of step 4 is damaged\n" in out
+    assert "step      5: saved" in out
+    assert main(["train", "--resume", str(path)]) == 2
+    assert "all 5 steps of this run are done; give more steps" in printed(capsys)[1]
+
+
+@pytest.mark.parametrize("beside", [["text.txt"], ["--out", "x"], ["--preset", "nano"], ["--config", "c.toml"]])
+def test_resume_takes_everything_else_from_the_run(beside, capsys):
+    assert main(["train", *beside, "--resume", "run"]) == 2
+    assert "--resume takes the" in printed(capsys)[1]
+
+
 def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys, monkeypatch):
     def interrupted(_run, events):
         next(events)
@@ -301,6 +320,7 @@ def test_help_shows_every_default(capsys):
     shown |= {
         "--init": "Start from the weights",
         "--config": "of a run makes the run again",
+        "--resume": "The folder of a run that was stopped",
     }
     shown |= {
         "--n-layer": "[default: the preset's, 2 for nano]",
@@ -361,16 +381,8 @@ def test_version_is_the_packages(capsys):
         (["train", "text.txt", "--bogus", "1"], 2, "--bogus is no option of train; see nanograd-llm train --help\n"),
         (["train", "--lr", "3"], 2, "--lr is no option of train; did you mean --learning-rate? See"),
         (["train", "-o", "x"], 2, "-o is no option of train; did you mean --out? See"),
-        (
-            ["train", "--resume", "runs/x"],
-            2,
-            "no option of train; a run cannot be continued; to train",
-        ),
-        (
-            ["resume", "runs/x"],
-            2,
-            "'resume' is no command; a run cannot be continued; to train",
-        ),
+        (["train", "--continue", "x"], 2, "no option of train; to go on with a run: nanograd-llm train --resume RUN"),
+        (["resume", "runs/x"], 2, "'resume' is no command; to go on with a run: nanograd-llm train --resume RUN"),
         (["-V"], 2, "-V is no option of nanograd-llm; did you mean --version? See"),
         (["trian"], 2, "'trian' is no command; did you mean train? See nanograd-llm --help"),
         (["xyz"], 2, "'xyz' is no command; the commands are train, generate,"),
@@ -528,7 +540,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "saved" in out
-    assert f"to train further: nanograd-llm train --init {tmp_path / 'run'}\n" in out
+    assert f"to go on: nanograd-llm train --resume {tmp_path / 'run'}\n" in out
     again = "; press Ctrl-C again to save and stop at once" if number == signal.SIGINT else ""
     assert err == f"\nstopping after this step, then saving{again}\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
@@ -727,11 +739,11 @@ def test_ctrl_c_ends_a_reply_and_the_chat_continues(run):
 
 @pytest.mark.parametrize("width", [42, 80])
 def test_an_error_on_a_terminal_is_wrapped_between_words(width, monkeypatch, capsys):
-    assert main(["train", "--resume", "runs/a-run"]) == 2
+    assert main(["train", "--continue", "runs/a-run"]) == 2
     line = printed(capsys)[1]
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert main(["train", "--resume", "runs/a-run"]) == 2
+    assert main(["train", "--continue", "runs/a-run"]) == 2
     err = capsys.readouterr().err
     assert err.split() == line.split() and len(line) > 100
     assert all(len(part) < width for part in err.splitlines())

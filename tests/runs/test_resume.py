@@ -1,0 +1,154 @@
+"""A run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
+from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.prepare import prepare_run, resume_run
+
+LINES = [f"the {a} cat {b} the {c} dog\tle chat {a} {b} le chien {c}" for a in "xyz" for b in "uvw" for c in "pqrs"]
+SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.2, "seed": 3, "workers": 2, "batch_size": 6}
+TASKS = {
+    "language-model": {"context_length": 16, "vocab_size": 300, "accumulate": 2, **SIZES},
+    "masked-words": {"context_length": 16, "vocab_size": 200, **SIZES},
+    "translation": SIZES,
+}
+STEPS = 8
+
+
+def prepared(folder, task="language-model", **options):
+    """A run of the task in the folder, beside its data."""
+    data = folder / ("text.tsv" if task == "translation" else "text.txt")
+    if not data.exists():
+        data.write_text("\n".join(LINES * (1 if task == "translation" else 20)), encoding="utf-8")
+    length = {} if "minutes" in options else {"steps": STEPS}
+    options = {"task": task, "file": str(data), "checkpoint_every": 2, **length, **TASKS[task], **options}
+    return prepare_run(folder / "run", options=options)
+
+
+def stopped(folder, task="language-model", at=3, **options):
+    """The folder of a run that was stopped after a step; the run was saved then."""
+    run = prepared(folder, task, **options)
+    events = run.train()
+    while run.trainer.steps_done < at:
+        next(events)
+    events.close()
+    return run.folder.path
+
+
+def last(path):
+    folder = RunFolder.open(path)
+    return folder.checkpoint_path(max(folder.checkpoints())).read_bytes()
+
+
+@pytest.mark.parametrize("at", [1, 4, STEPS - 1])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_run_ends_with_the_bytes_of_one_that_was_not_stopped(tmp_path, task, at):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    list(prepared(tmp_path / "whole", task).train())
+    path = stopped(tmp_path / "parts", task, at)
+    assert list(RunFolder.open(path).checkpoints())[-1] == at
+    list(resume_run(path).train())
+    assert last(path) == last(tmp_path / "whole" / "run")
+
+
+def test_metrics_and_samples_of_a_resumed_run_are_those_of_one_that_was_not_stopped(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    list(prepared(tmp_path / "whole").train())
+    path = stopped(tmp_path / "parts", at=5)
+    RunFolder.open(path).checkpoint_path(5).unlink()  # as if it had been killed: step 4 was saved, step 5 recorded
+    list(resume_run(path).train())
+    records = [
+        [{name: value for name, value in record.items() if name != "items_per_second"} for record in folder]
+        for folder in (RunFolder.open(tmp_path / name / "run").read_metrics() for name in ("whole", "parts"))
+    ]
+    assert records[0] == records[1]
+    samples = [(tmp_path / name / "run" / "samples.txt").read_bytes() for name in ("whole", "parts")]
+    assert samples[0] == samples[1] and samples[0].count(b"--- step") >= 2
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
+    (tmp_path / "whole").mkdir()
+    list(prepared(tmp_path / "whole").train())
+    path = prepared(tmp_path).folder.path
+    code = """
+import os, signal, sys
+from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.prepare import resume_run, prepare_run
+run = prepare_run(sys.argv[1] + "/again", file=sys.argv[1] + "/run/config.toml")
+for event in run.train():
+    if run.trainer.steps_done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(path.parent)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    again = path.parent / "again"
+    assert list(RunFolder.open(again).checkpoints()) == [2, 4]
+    list(resume_run(again).train())
+    assert last(again) == last(tmp_path / "whole" / "run")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
+    path = stopped(tmp_path, at=5)
+    RunFolder.open(path).checkpoint_path(5).write_bytes(b"damaged")
+    run = resume_run(path)
+    assert run.trainer.steps_done == 4
+    run.folder.close()
+
+
+def test_a_resumed_run_can_be_made_longer_and_its_config_says_so(tmp_path):
+    path = stopped(tmp_path, at=2)
+    list(resume_run(path, options={"steps": STEPS + 3}).train())
+    assert max(RunFolder.open(path).checkpoints()) == STEPS + 3
+    assert RunFolder.open(path).read_config()["train"]["steps"] == STEPS + 3
+    with pytest.raises(ConfigError, match=f"all {STEPS + 3} steps of this run are done; give more steps"):
+        resume_run(path)
+    assert resume_run(path, options={"steps": STEPS + 4}).folder.path == path  # its lock was released
+
+
+def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
+    path = stopped(tmp_path, at=2, minutes=60.0)
+    run = resume_run(path)
+    assert 0 < run.seconds < 3000 and run.trainer.config.minutes == 60
+    events = run.train()
+    assert run.seconds / 3600 <= next(events).progress < 1
+    events.close()
+    with pytest.raises(ConfigError, match="the 0.001 minutes of this run are over; give more minutes"):
+        resume_run(path, options={"minutes": 0.001})
+
+
+def test_a_run_whose_text_has_changed_is_not_resumed(tmp_path):
+    path = stopped(tmp_path)
+    (tmp_path / "text.txt").write_text("\n".join(LINES[::-1] * 20), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"(tokenizer.json|text.sha256): is not that of the data .* bring back"):
+        resume_run(path)
+
+
+def test_settings_that_would_make_another_run_are_refused(tmp_path):
+    path = stopped(tmp_path)
+    with pytest.raises(ConfigError, match="resume takes batch_size from the run; leave that out"):
+        resume_run(path, options={"batch_size": 7})
+
+
+def test_a_run_that_is_being_written_is_not_resumed(tmp_path):
+    path = stopped(tmp_path)
+    with resume_run(path).folder, pytest.raises(StorageError, match=f"process {os.getpid()} is writing to this run"):
+        resume_run(path)
+
+
+def test_a_checkpoint_without_what_resuming_needs_is_refused_with_a_remedy(tmp_path):
+    path = stopped(tmp_path)
+    folder = RunFolder.open(path)
+    for step in folder.checkpoints():
+        folder.save_checkpoint(step, folder.load_checkpoint(step)[0], {})
+    with pytest.raises(BadFileError, match="cannot resume; use --init"):
+        resume_run(path)
