@@ -64,7 +64,7 @@ def _listed(defaults: Mapping[str, Any]) -> str:
 
 @with_options(settings=as_options("Options", _fields()))
 def train(
-    file: Path | None = None,
+    file: str | None = None,
     /,
     *,
     config: Path | None = None,
@@ -87,8 +87,9 @@ def train(
     Parameters
     ----------
     file
-        What to learn from, a UTF-8 text file. If not given: the reference manual that comes with Python; for
-        translation and masked-words, sentences of a built-in grammar.
+        What to learn from: a UTF-8 text file; for a language model also a folder, a pattern in quotes such as
+        "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that comes
+        with Python; for translation and masked-words, sentences of a built-in grammar.
     config
         A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model] and [train]. The
         config.toml of a run makes the run again. Options override it.
@@ -101,7 +102,7 @@ def train(
     """
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
-    options = settings if file is None else {**settings, "file": str(file)}
+    options = settings if file is None else {**settings, "file": file}
     with waiting("starting", lines=True) as tell:
 
         def report(doing: str, share: float) -> None:

@@ -18,7 +18,8 @@ from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import Settings, counted, require_choice, setting
 from nanograd_llm.tasks.task import Report, Request, Sample, Score
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
-from nanograd_llm.text.corpora import builtin_corpus, read_text, save_hash, split_text, text_hash
+from nanograd_llm.text.corpora import builtin_corpus, save_hash, split_text, text_hash
+from nanograd_llm.text.sources import read_source
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
 class TextConfig(Settings):
     """Which text, and how it is turned into ids. Raises ConfigError that names the field."""
 
-    file: str | None = setting("A UTF-8 text file; the Python reference manual if not given.", default=None)
+    file: str | None = setting(
+        "What to learn from: see `text.read_source`; the Python reference manual if not given.", default=None
+    )
     tokenizer: str = setting(
         "bpe is trained on the text; with init, the tokenizer is the model's.",
         default="bpe",
@@ -81,9 +84,9 @@ class TextConfig(Settings):
         "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
     )
 
-    def read(self) -> tuple[str, str]:
-        """The text to train on and the text held out."""
-        text = builtin_corpus() if self.file is None else read_text(self.file)
+    def read(self, report: Report = lambda doing, share: None) -> tuple[str, str]:
+        """The text to train on and the text held out. report: as for `read_source`."""
+        text = builtin_corpus() if self.file is None else read_source(self.file, report)
         return split_text(text, self.held_out)
 
     def make_tokenizer(self, text: str) -> Tokenizer:
@@ -179,8 +182,8 @@ class LanguageModelling:
         self.text, self.training = text, training
         self.init = None if start is None else absolute_path(start.source)
         report(f"reading {text.file or 'the built-in corpus'}", 0)
-        learned, held_out = text.read()
-        self._hash = text_hash(learned, held_out)
+        learned, held_out = text.read(report)
+        self._hash, self._nuls = text_hash(learned, held_out), learned.count("\0")
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is not None:
             self.tokenizer = start.tokenizer()
@@ -233,8 +236,9 @@ class LanguageModelling:
         sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
+        nuls = f"; {counted(self._nuls, 'character')} of it NUL, as in a binary file" if self._nuls else ""
         return {
-            "text": f"{self.text.file or 'built-in corpus'}: trained on {self._learned}{windows}",
+            "text": f"{self.text.file or 'built-in corpus'}: trained on {self._learned}{windows}{nuls}",
             "held out": f"its last {self.text.held_out:.0%}: {self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": f"{sizes}: {self.model.parameter_count():,} parameters",

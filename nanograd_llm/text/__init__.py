@@ -1,13 +1,14 @@
 """From text to numbers: corpora, then tokenizers and the BPE trainer, then the windows that a model learns from.
 
-Read `corpora`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `words`, `windows` in that order. Importing this room does
-not load tiktoken.
+Read `corpora`, `sources`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `words`, `windows` in that order. Importing this
+room does not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe
 from nanograd_llm.text.corpora import builtin_corpus, read_lines, read_text, split_text
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.saved import load_tokenizer
+from nanograd_llm.text.sources import read_source
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.windows import IGNORE_INDEX, count_windows, random_windows, show_batch, sliding_windows
 from nanograd_llm.text.wordpiece import WordPieceTokenizer
@@ -27,6 +28,7 @@ __all__ = [
     "load_tokenizer",
     "random_windows",
     "read_lines",
+    "read_source",
     "read_text",
     "show_batch",
     "count_windows",

@@ -30,16 +30,27 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises StorageError if the file is missing, unreadable or not a regular file, BadFileError if it is empty or not
     UTF-8.
     """
-    data = read_bytes(path)
+    return decoded(read_bytes(path), os.fspath(path))
+
+
+def decoded(data: bytes, name: str) -> str:
+    """The text of UTF-8 bytes, without a byte order mark. Raises BadFileError if there is none, or it is not UTF-8.
+
+    UTF-16 is named as that: with its mark, or where nearly every second byte is 0.
+    """
+    head = data[: 2**16]
+    zeros = max(head[::2].count(0), head[1::2].count(0))
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and zeros > len(head) // 3):
+        raise BadFileError(f"{name} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise BadFileError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); "
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); "
             "convert it to UTF-8 first"
         ) from error
     if not text:
-        raise BadFileError(f"{path} is empty; expected text")
+        raise BadFileError(f"{name} is empty; expected text")
     return text
 
 

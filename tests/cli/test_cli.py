@@ -116,6 +116,12 @@ def test_resume_takes_everything_else_from_the_run(beside, capsys):
     assert "--resume takes the" in printed(capsys)[1]
 
 
+def test_train_reads_standard_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a text that is piped. " * 300)))
+    assert main(["train", "-", "--steps", "1", "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "text        -: trained on" in printed(capsys)[0]
+
+
 def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys, monkeypatch):
     def interrupted(_run, events):
         next(events)

@@ -51,6 +51,13 @@ def test_an_empty_file_is_refused(tmp_path, content):
         read_text(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_named_with_the_command_that_converts_it(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("Plain English, but in another encoding.\n" * 3, encoding)
+    with pytest.raises(BadFileError, match=r"a\.txt is UTF-16; convert it to UTF-8 first: iconv"):
+        read_text(tmp_path / "a.txt")
+
+
 def test_a_fifo_a_directory_and_a_device_are_not_regular_files(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, "/dev/zero"):

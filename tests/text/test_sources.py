@@ -1,0 +1,75 @@
+"""Sources of text: files, folders, patterns, JSON lines, gzip and standard input become one text."""
+
+import gzip
+import io
+import json
+import sys
+
+import pytest
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.text import read_source
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "docs" / "more").mkdir(parents=True)
+    (tmp_path / "docs" / "b.txt").write_text("second")
+    (tmp_path / "docs" / "a.md").write_text("first", "utf-8")
+    (tmp_path / "docs" / "more" / "c.txt").write_text("third")
+    (tmp_path / "docs" / ".hidden").write_text("hidden")
+    (tmp_path / "docs" / "logo.png").write_bytes(b"\x89PNG\xff\xfe")
+    return tmp_path / "docs"
+
+
+def test_a_folder_gives_all_its_texts_in_order_and_names_what_is_no_text(folder):
+    told = []
+    assert read_source(str(folder), lambda doing, share: told.append(doing)) == "first\n\n\nsecond\n\n\nthird"
+    assert told[-1] == "left out, since not UTF-8 text: 1 of 4 files, such as logo.png"
+
+
+def test_a_pattern_gives_the_files_that_match(folder):
+    assert read_source(f"{folder}/**/*.txt") == "second\n\n\nthird"
+    assert read_source(f"{folder}/a.md") == "first"
+    (folder / "odd[1].txt").write_text("a name may look like a pattern")
+    assert read_source(f"{folder}/odd[1].txt") == "a name may look like a pattern"
+
+
+def test_a_file_that_is_no_text_is_refused_where_it_was_asked_for(folder):
+    with pytest.raises(BadFileError, match="logo.png is not UTF-8"):
+        read_source(f"{folder}/*.png")
+    with pytest.raises(StorageError, match="no such file"):
+        read_source(f"{folder}/*.tex")
+
+
+def test_a_folder_without_text_is_refused(tmp_path):
+    with pytest.raises(BadFileError, match="none of its 0 files is UTF-8 text"):
+        read_source(str(tmp_path))
+
+
+def test_json_lines_and_gzip_are_unpacked(tmp_path):
+    lines = "\n".join(json.dumps({"text": text, "id": 1}) for text in ("one", "zwei ö")) + "\n"
+    (tmp_path / "a.jsonl").write_text(lines, "utf-8")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"plain"))
+    assert read_source(f"{tmp_path}/a.jsonl") == read_source(f"{tmp_path}/b.jsonl.gz") == "one\n\n\nzwei ö"
+    assert read_source(f"{tmp_path}/c.txt.gz") == "plain"
+
+
+@pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "", "[" * 100_000])
+def test_a_json_line_without_text_is_named_by_its_number(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(BadFileError, match=r"a.jsonl, line 2: expected an object with a string \"text\""):
+        read_source(f"{tmp_path}/a.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"text" * 100)[:-9], gzip.compress(b"a") * 2])
+def test_a_damaged_gzip_file_is_refused(tmp_path, content):
+    (tmp_path / "a.txt.gz").write_bytes(content)
+    with pytest.raises(BadFileError, match="cannot be unpacked"):
+        read_source(f"{tmp_path}/a.txt.gz")
+
+
+def test_standard_input_is_read(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped ö".encode())))
+    assert read_source("-") == "piped ö"
