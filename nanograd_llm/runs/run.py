@@ -19,7 +19,8 @@ import numpy as np
 
 from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, WorkerError
-from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.atomic import read_bytes, write_atomically
+from nanograd_llm.runs.compare import history, loss_picture
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
 from nanograd_llm.settings import Settings, counted, setting
@@ -104,6 +105,7 @@ class Run:
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
         self.seconds = 0.0  # that the run took before this process
         self._rows: int | None = None  # of a score, once it is known
+        self._drawn = 0.0  # when loss.svg was last written
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
 
@@ -191,6 +193,7 @@ class Run:
         if self._is_unsaved():
             yield self._save()
         yield from self._score(stop)
+        self._draw(last=True)
         yield from self._sample(stop, last=True)
         self.stopped_by = stop.requested
 
@@ -205,7 +208,15 @@ class Run:
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
             self.folder.append_metrics({"step": scored.step, **score.metrics()})
+            self._draw()
             yield scored
+
+    def _draw(self, *, last: bool = False) -> None:
+        """Write loss.svg, at most every ten seconds before the end, since all metrics are read for it."""
+        if last or not self._drawn or time.monotonic() - self._drawn > 10:
+            self._drawn = time.monotonic()
+            picture = loss_picture([history(self.folder.path)], self.task.model.loss_items)
+            write_atomically(self.folder.path / "loss.svg", picture.encode())
 
     def _rows_to_score(self) -> int:
         """How many rows are scored: as many as take a tenth of the time between two scores.

@@ -1,0 +1,172 @@
+"""Runs side by side: the settings in which they differ, what they reached, and their losses as curves.
+
+A run of any task has a loss for every step, so runs of different tasks can be compared as well, with care.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.runs.folder import RunFolder
+from nanograd_llm.tasks.task import Score
+
+POINTS = 160  # of a curve at most; each is the mean of the steps around it
+COLOURS = "#1f5fa8 #c65f00 #3f7f3f #7b4fa0 #8a6d00 #a03050".split()
+DASHES = ["none", "7 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2"]  # so that curves can be told apart without colour
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run did.  N recorded steps, K scores
+
+    settings: those of its config.toml, by "table.name". items: (N,) how many, such as tokens, were trained on by each
+    step. seconds: (N,) spent in steps by then. losses: (N,) of each step.
+    held_out: (K, 3) items, seconds and the loss on held-out data. figure: the last score in words, "" without one.
+    """
+
+    path: str
+    settings: dict[str, Any]
+    items: np.ndarray
+    seconds: np.ndarray
+    losses: np.ndarray
+    held_out: np.ndarray
+    figure: str
+
+    @property
+    def steps(self) -> int:
+        """Steps that are recorded."""
+        return len(self.losses)
+
+
+def history(path: str | os.PathLike[str]) -> History:
+    """The history of the run at `path`. Raises as `RunFolder.open` and `RunFolder.read_metrics` do."""
+    folder = RunFolder.open(path)
+    settings = {
+        f"{table}.{name}": value for table, values in folder.read_config().items() for name, value in values.items()
+    }
+    taken: list[tuple[float, float, float]] = []
+    scored: list[tuple[float, float, float]] = []
+    figure = ""
+    for record in folder.read_metrics():
+        items, seconds = taken[-1][:2] if taken else (0.0, 0.0)
+        if "loss" in record:
+            try:
+                taken.append(
+                    (
+                        record["items"],
+                        seconds + (record["items"] - items) / record["items_per_second"],
+                        record["loss"],
+                    )
+                )
+            except (KeyError, ZeroDivisionError) as error:
+                raise BadFileError(f"{folder.metrics_path}: step {record['step']:g} has no usable {error}") from None
+        elif len(record) > 1:
+            figure = Score.figure_of({name: value for name, value in record.items() if name != "step"})
+            if "held_out_loss" in record:
+                scored.append((items, seconds, record["held_out_loss"]))
+    after, seconds_at, losses = np.array(taken, float).reshape(-1, 3).T
+    held_out = np.array(scored, float).reshape(-1, 3)
+    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure)
+
+
+def differences(histories: Sequence[History]) -> dict[str, list[str]]:
+    """The settings that are not the same in all runs, by name: the value in each run, "" where a run has none."""
+    names = dict.fromkeys(name for one in histories for name in one.settings)
+    rows = {name: [str(one.settings.get(name, "")) for one in histories] for name in names}
+    return {name: row for name, row in rows.items() if len({*row}) > 1}
+
+
+def sparkline(values: np.ndarray, width: int = 24) -> str:
+    """A curve of one line of text, from the highest value to the lowest.
+
+    >>> sparkline(np.array([8.0, 4.0, 2.0, 1.0]), width=4)
+    '█▄▂▁'
+    """
+    values = smoothed(values[np.isfinite(values)], width)
+    if not len(values):
+        return ""
+    low, high = values.min(), values.max()
+    heights = np.rint(7 * (values - low) / (high - low if high > low else 1)).astype(int)
+    return "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+
+
+def smoothed(values: np.ndarray, points: int) -> np.ndarray:
+    """At most this many means of neighbouring values, along axis 0."""
+    if len(values) <= points:
+        return values
+    return np.array([part.mean(axis=0) for part in np.array_split(values, points)])
+
+
+def loss_picture(histories: Sequence[History], items: str = "items") -> str:
+    """An SVG of the losses against the items trained on, and against the seconds of training.
+
+    A line is the training loss, the mean of neighbouring steps; a dot is a loss on held-out data.
+    """
+    wide, high, left, top = 380, 260, 56, 16
+    bottom = top + high + 46 + 18 * len(histories)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (wide + left) + 24} {bottom}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    losses = np.concatenate([smoothed(one.losses, POINTS) for one in histories] + [h.held_out[:, 2] for h in histories])
+    losses = losses[np.isfinite(losses)]
+    low, most = (losses.min(), losses.max()) if len(losses) else (0.0, 1.0)
+    low, most = (low, most) if most > low else (low - 0.5, low + 0.5)
+    for panel, (axis, name) in enumerate((("items", f"{items} trained on"), ("seconds", "seconds of training"))):
+        x0 = left + panel * (wide + left)
+        end = max([float(getattr(one, axis)[-1]) for one in histories if one.steps], default=1.0) or 1.0
+
+        def x(value: float, x0: int = x0, end: float = end) -> str:
+            return f"{x0 + wide * value / end:.1f}"
+
+        def y(loss: float) -> str:
+            return f"{top + high * (1 - (loss - low) / (most - low)):.1f}"
+
+        parts += _axes(x0, top, wide, high, [low, (low + most) / 2, most], end, name, y)
+        for number, one in enumerate(histories):
+            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+            curve = smoothed(np.stack([getattr(one, axis), one.losses], axis=1), POINTS)
+            points = " ".join(f"{x(at)},{y(loss)}" for at, loss in curve.tolist() if np.isfinite(loss))
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" '
+                f'stroke-dasharray="{dash}"/>'
+            )
+            for row in one.held_out[np.isfinite(one.held_out[:, 2])].tolist():
+                at = row[0 if axis == "items" else 1]
+                parts.append(f'<circle cx="{x(at)}" cy="{y(row[2])}" r="3" fill="{colour}"/>')
+    for number, one in enumerate(histories):
+        line, colour = top + high + 46 + 18 * number, COLOURS[number % len(COLOURS)]
+        parts.append(
+            f'<line x1="{left}" y1="{line - 4}" x2="{left + 34}" y2="{line - 4}" stroke="{colour}" stroke-width="1.6" '
+            f'stroke-dasharray="{DASHES[number % len(DASHES)]}"/><text x="{left + 42}" y="{line}">'
+            f"{escape(f'{one.path:.80}')}{escape(f': {one.figure}') if one.figure else ''}</text>"
+        )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _axes(
+    x0: int,
+    top: int,
+    wide: int,
+    high: int,
+    ticks: Sequence[float],
+    end: float,
+    name: str,
+    y: Callable[[float], str],
+) -> list[str]:
+    base = top + high
+    parts = [f'<path d="M{x0} {top}V{base}H{x0 + wide}" fill="none" stroke="#444"/>']
+    for tick in ticks:
+        at = float(y(tick)) + 4
+        parts.append(f'<text x="{x0 - 6}" y="{at:.1f}" text-anchor="end">{tick:.3g}</text>')
+    parts.append(f'<text x="{x0}" y="{base + 16}">0</text>')
+    parts.append(f'<text x="{x0 + wide}" y="{base + 16}" text-anchor="end">{end:,.0f}</text>')
+    parts.append(f'<text x="{x0 + wide / 2}" y="{base + 16}" text-anchor="middle">loss against {escape(name)}</text>')
+    return parts

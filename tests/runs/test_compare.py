@@ -1,0 +1,100 @@
+"""Runs side by side: what differs, what they reached, and pictures of their losses."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from nanograd_llm.cli import main
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs.compare import differences, history, loss_picture, smoothed, sparkline
+from nanograd_llm.runs.prepare import prepare_run
+
+SIZES = {"n_layer": 1, "n_head": 2, "context_length": 8, "tokenizer": "bytes", "workers": 1, "steps": 6}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text.txt").write_text("the cat sat on the mat. " * 80, encoding="utf-8")
+    for n_embd in (8, 16):
+        options = {**SIZES, "file": str(folder / "text.txt"), "n_embd": n_embd, "evaluate_every": 3}
+        list(prepare_run(folder / f"wide-{n_embd}<&>", options=options).train())
+    return sorted(folder.glob("wide-*"), reverse=True)  # wide-8 first
+
+
+def test_the_history_of_a_run_is_that_of_its_metrics(runs):
+    found, records = history(runs[0]), RunFolder.open(runs[0]).read_metrics()
+    steps = [record for record in records if "loss" in record]
+    assert found.steps == 6 and found.losses.tolist() == [record["loss"] for record in steps]
+    assert found.items.tolist() == [record["items"] for record in steps]
+    each = np.diff(found.items, prepend=0) / [record["items_per_second"] for record in steps]
+    assert np.allclose(np.diff(found.seconds, prepend=0), each)
+    scores = [record["held_out_loss"] for record in records if "held_out_loss" in record]
+    assert found.held_out[:, 2].tolist() == scores and found.held_out[:, 0].tolist() == [found.items[2], found.items[5]]
+    assert re.fullmatch(r"\d\.\d{3} bits per byte", found.figure)
+
+
+def test_only_settings_that_differ_are_listed(runs):
+    assert differences([history(path) for path in runs]) == {"model.n_embd": ["8", "16"]}
+    assert differences([history(runs[0])] * 2) == {}
+
+
+def test_the_picture_is_xml_with_a_curve_for_each_run_and_axis_and_a_dot_for_each_score(runs):
+    picture = ElementTree.fromstring(loss_picture([history(path) for path in runs], "tokens"))
+    tags = [element.tag.rpartition("}")[2] for element in picture.iter()]
+    assert tags.count("polyline") == 4 and tags.count("circle") == 8
+    text = " ".join(picture.itertext())
+    assert "tokens trained on" in text and str(runs[0]) in text
+
+
+def test_a_point_of_a_curve_lies_where_its_numbers_say(runs):
+    one = history(runs[0])
+    picture = ElementTree.fromstring(loss_picture([one]))
+    curve = next(element for element in picture.iter() if element.tag.endswith("polyline"))
+    x, y = np.array([point.split(",") for point in curve.get("points").split()], float).T
+    assert np.allclose(np.diff(x) / np.diff(one.items), np.ptp(x) / np.ptp(one.items), atol=0.05)
+    assert np.array_equal(np.argsort(-y), np.argsort(one.losses))  # up is more
+
+
+def test_every_run_folder_holds_its_picture(runs):
+    for path in runs:
+        assert (path / "loss.svg").read_text("utf-8") == loss_picture([history(path)], "tokens")
+
+
+def test_a_run_without_a_step_has_an_empty_picture(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_config({"run": {"task": "language-model"}})
+    found = history(folder.path)
+    assert found.steps == 0 and found.figure == ""
+    ElementTree.fromstring(loss_picture([found]))
+    assert sparkline(found.losses) == ""
+
+
+def test_losses_that_are_not_finite_leave_a_gap(runs):
+    losses = np.array([2.0, np.nan, 1.0, np.inf])
+    assert sparkline(losses) == "█▁"
+    assert len(smoothed(np.arange(1000.0), 10)) == 10 and smoothed(np.arange(1000.0), 10).mean() == 499.5
+
+
+@pytest.mark.parametrize("numbers", ["", ', "items": 3', ', "items": 3, "items_per_second": 0'])
+def test_a_record_without_its_numbers_is_refused(tmp_path, numbers):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_config({})
+    folder.metrics_path.write_text(f'{{"step": 1, "loss": 2{numbers}}}\n')
+    with pytest.raises(BadFileError, match="metrics.jsonl: step 1 has no usable"):
+        history(folder.path)
+
+
+def test_compare_prints_a_table_and_writes_the_picture(runs, tmp_path, capsys):
+    assert main(["compare", *map(str, runs), "--svg", str(tmp_path / "losses.svg")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"model\.n_embd +│ 8 +│ 16 ", out) and out.count("bits per byte") == 2
+    assert (tmp_path / "losses.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_compare_of_what_is_no_run_is_one_line(tmp_path, capsys):
+    assert main(["compare", str(tmp_path)]) == 4
+    assert "is not a run of nanograd_llm" in capsys.readouterr().err
