@@ -2,8 +2,9 @@
 
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, EncoderDecoderLook
-from nanograd_llm.models.gpt import GPT, GPTConfig, Look
+from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
+from nanograd_llm.models.transformer import Look, TransformerConfig
 
 __all__ = [
     "BERT",
@@ -16,4 +17,5 @@ __all__ = [
     "GPTConfig",
     "Look",
     "SentenceEncoder",
+    "TransformerConfig",
 ]

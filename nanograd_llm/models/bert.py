@@ -19,29 +19,20 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.models.gpt import Look
 from nanograd_llm.models.inputs import real_tokens, token_ids
-from nanograd_llm.nn.attention import head_size
-from nanograd_llm.nn.block import Block
-from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, Unfilled, normal
+from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
+from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.settings import IGNORE_INDEX, Settings, require_seed, require_type, setting
+from nanograd_llm.settings import IGNORE_INDEX, setting
 
 
-class BERTConfig(Settings):
+class BERTConfig(TransformerConfig):
     """The sizes of a BERT, and which parts it has. Raises ConfigError naming the field."""
 
-    vocab_size: int = setting("Tokens that the model knows.", low=1)
-    context_length: int = setting("Tokens that the model sees at once.", low=1)
-    n_layer: int = setting("Blocks.", low=1)
-    n_head: int = setting("Attention heads of a block.", low=1)
-    n_embd: int = setting("Channels, a multiple of n_head.", low=1)
-    dropout: float = setting("Share of activations dropped while training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
-    type_vocab_size: int = setting("Kinds of tokens, such as first and second sentence.", default=2, low=1)
     layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-12)
     activation: str = setting("Of the MLPs and the head.", default="gelu_exact", choices=ACTIVATIONS)
+    type_vocab_size: int = setting("Kinds of tokens, such as first and second sentence.", default=2, low=1)
     norm_first: bool = setting(
         "Normalise what enters each part of a block, as GPT-2 does, and the last result; else the sum of the vectors, "
         "and what leaves each part, as BERT does.",
@@ -49,10 +40,6 @@ class BERTConfig(Settings):
     )
     masked_word_head: bool = setting("Have the head that fills in words.", default=True)
     pooler: bool = setting("Have the layer that makes one vector of a text from its first token.", default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        head_size(self.n_embd, self.n_head)
 
 
 class MaskedWordHead(Module):
@@ -88,10 +75,7 @@ class BERT(Module):
     loss_items = "words"
 
     def __init__(self, config: BERTConfig, seed: int | None = 0):
-        require_type("config", config, BERTConfig, "a BERTConfig")
-        if seed is not None:
-            require_seed(seed)
-        rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
+        rng = fresh(config, BERTConfig, seed)
         C, eps = config.n_embd, config.layer_norm_epsilon
         self.config = config
         self.wte = normal((config.vocab_size, C), 0.02, rng)
@@ -99,20 +83,7 @@ class BERT(Module):
         self.wtype = normal((config.type_vocab_size, C), 0.02, rng)
         self.norm = LayerNorm(C, eps=eps)
         self.dropout = Dropout(config.dropout)
-        self.blocks = [
-            Block(
-                C,
-                config.n_head,
-                norm_first=config.norm_first,
-                causal=False,
-                n_inner=config.n_inner,
-                activation=config.activation,
-                eps=eps,
-                dropout=config.dropout,
-                rng=rng,
-            )
-            for _ in range(config.n_layer)
-        ]
+        self.blocks = [config.block(rng, norm_first=config.norm_first, causal=False) for _ in range(config.n_layer)]
         self.pooler = Linear(C, C, std=0.02, rng=rng) if config.pooler else None
         self.head = None
         if config.masked_word_head:
@@ -173,12 +144,7 @@ class BERT(Module):
         """Compute as `model(tokens)` does, and show every layer's hidden states and attention maps."""
         with no_grad(), self.entered():
             x, mask = self._embed(tokens, types, lengths, key_mask)
-            hidden_states, attention_maps = [x.data], []
-            for block in self.blocks:
-                seen = block.ln_1(x) if self.config.norm_first else x
-                attention_maps.append(block.attention.weights(seen, None, mask).data)
-                x = block(x, None, mask)
-                hidden_states.append(x.data)
+            x, hidden_states, (attention_maps,) = watch(self.blocks, x, None, mask)
             return Look(self._head(self.norm(x) if self.config.norm_first else x).data, hidden_states, attention_maps)
 
     def _head(self, x: Tensor) -> Tensor:

@@ -20,28 +20,18 @@ from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import real_tokens, token_ids
-from nanograd_llm.nn.attention import head_size
-from nanograd_llm.nn.block import Block
+from nanograd_llm.models.transformer import TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, Unfilled, normal
+from nanograd_llm.nn.layers import Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import Settings, require_seed, require_type, setting
+from nanograd_llm.settings import setting
 
 POSITIONS = ("sinusoidal", "sinusoidal_halves", "learned")
 
 
-class EncoderDecoderConfig(Settings):
+class EncoderDecoderConfig(TransformerConfig):
     """The sizes of an encoder-decoder, and in what its kinds differ. Raises ConfigError naming the field."""
 
-    vocab_size: int = setting("Tokens that the model knows.", low=1)
-    context_length: int = setting("Tokens that the model sees at once.", low=1)
-    n_layer: int = setting("Blocks.", low=1)
-    n_head: int = setting("Attention heads of a block.", low=1)
-    n_embd: int = setting("Channels, a multiple of n_head.", low=1)
-    dropout: float = setting("Share of activations dropped while training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
-    layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
-    activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
     source_vocab_size: int | None = setting(
         "Tokens of the source; if not given, source and target have one vocabulary and share one table.",
         default=None,
@@ -63,10 +53,6 @@ class EncoderDecoderConfig(Settings):
     pad_id: int = setting("The id that fills up a shorter source; no token looks at it.", default=0)
     start_id: int = setting("The id that a target begins with, before its first token.", default=0)
     end_id: int = setting("The id that ends a target.", default=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        head_size(self.n_embd, self.n_head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +84,7 @@ class EncoderDecoder(Module):
     loss_items = "tokens"
 
     def __init__(self, config: EncoderDecoderConfig, seed: int | None = 0):
-        require_type("config", config, EncoderDecoderConfig, "an EncoderDecoderConfig")
-        if seed is not None:
-            require_seed(seed)
-        rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
+        rng = fresh(config, EncoderDecoderConfig, seed)
         self.config = c = config
         C = c.n_embd
         self.source_table = normal((c.source_vocab_size or c.vocab_size, C), 0.02, rng)
@@ -111,9 +94,10 @@ class EncoderDecoder(Module):
             self.source_positions = normal((c.context_length, C), 0.02, rng)
             self.target_positions = normal((c.context_length, C), 0.02, rng)
         self.dropout = Dropout(c.dropout)
-        self.encoder = [self._block(rng, causal=False) for _ in range(c.n_layer)]
+        n_decoder_layer = c.n_decoder_layer or c.n_layer
+        self.encoder = [c.block(rng, norm_first=c.norm_first, causal=False) for _ in range(c.n_layer)]
         self.encoder_norm = LayerNorm(C, eps=c.layer_norm_epsilon) if c.norm_first else None
-        self.decoder = [self._block(rng, cross=True) for _ in range(c.n_decoder_layer or c.n_layer)]
+        self.decoder = [c.block(rng, norm_first=c.norm_first, cross=True) for _ in range(n_decoder_layer)]
         self.decoder_norm = LayerNorm(C, eps=c.layer_norm_epsilon) if c.norm_first else None
         self.head = None if c.tie_word_embeddings else normal((c.vocab_size, C), 0.02, rng)
         self.head_bias = Parameter(np.zeros(c.vocab_size, np.float32)) if c.head_bias else None
@@ -121,20 +105,6 @@ class EncoderDecoder(Module):
             if isinstance(layer, Linear):
                 n_in, n_out = layer.weight.shape
                 layer.weight = normal((n_in, n_out), math.sqrt(2 / (n_in + n_out)), rng)
-
-    def _block(self, rng: Any, **kind: bool) -> Block:
-        c = self.config
-        return Block(
-            c.n_embd,
-            c.n_head,
-            norm_first=c.norm_first,
-            n_inner=c.n_inner,
-            activation=c.activation,
-            eps=c.layer_norm_epsilon,
-            dropout=c.dropout,
-            rng=rng,
-            **kind,
-        )
 
     def forward(self, source: Any, target_in: Any, lengths: Any = None) -> Tensor:
         """Logits of each next token.  source (B, S), target_in (B, T) ids -> (B, T, V)
@@ -201,21 +171,10 @@ class EncoderDecoder(Module):
         """Compute as `model(source, target_in)` does, and show every layer's hidden states and attention maps."""
         with no_grad(), self.entered():
             x, mask = self._embed_source(source, lengths)
-            encoder_states, decoder_states = [x.data], []
-            encoder_maps, decoder_maps, cross_maps = [], [], []
-            for block in self.encoder:
-                encoder_maps.append(block.weights(x, None, mask)[0].data)
-                x = block(x, None, mask)
-                encoder_states.append(x.data)
+            x, encoder_states, (encoder_maps,) = watch(self.encoder, x, None, mask)
             memory = self.encoder_norm(x) if self.encoder_norm else x
             x = self._embed_target(target_in, 0)
-            decoder_states.append(x.data)
-            for block in self.decoder:
-                own, cross = block.weights(x, memory, None, mask)
-                decoder_maps.append(own.data)
-                cross_maps.append(cross.data)
-                x = block(x, memory, None, mask)
-                decoder_states.append(x.data)
+            x, decoder_states, (decoder_maps, cross_maps) = watch(self.decoder, x, memory, None, mask)
             logits = self._head(self.decoder_norm(x) if self.decoder_norm else x).data
             return EncoderDecoderLook(logits, encoder_states, decoder_states, encoder_maps, decoder_maps, cross_maps)
 

@@ -18,13 +18,12 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import token_ids
-from nanograd_llm.nn.attention import head_size
-from nanograd_llm.nn.block import Block
+from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
-from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Unfilled, normal
+from nanograd_llm.nn.layers import Dropout, LayerNorm, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.nn.recompute import recompute
-from nanograd_llm.settings import Settings, require_choice, require_seed, require_type, setting
+from nanograd_llm.settings import require_choice, setting
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
 PRESETS: dict[str, dict[str, int]] = {
@@ -39,18 +38,9 @@ PRESETS: dict[str, dict[str, int]] = {
 TRAINING_ONLY = ("dropout", "recompute_activations")  # settings that affect training only, not the result of a GPT
 
 
-class GPTConfig(Settings):
+class GPTConfig(TransformerConfig):
     """The sizes of a GPT, and the options in which models like GPT-2 differ. Raises ConfigError naming the field."""
 
-    vocab_size: int = setting("Number of tokens in the vocabulary.", low=1)
-    context_length: int = setting("Number of tokens that the model sees at once.", low=1)
-    n_layer: int = setting("Number of blocks.", low=1)
-    n_head: int = setting("Number of attention heads in each block.", low=1)
-    n_embd: int = setting("Number of channels, a multiple of n_head.", low=1)
-    dropout: float = setting("Share of activations set to zero in training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
-    layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
-    activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
     scale_attn_weights: bool = setting("Divide attention scores by √(n_embd/n_head).", default=True)
     scale_attn_by_inverse_layer_idx: bool = setting(
         "Also divide attention scores by 1 in the first block, by 2 in the second, and so on.", default=False
@@ -62,10 +52,6 @@ class GPTConfig(Settings):
         default=False,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        head_size(self.n_embd, self.n_head)
-
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
         """The sizes of nano, distilgpt2, gpt2, gpt2-medium, gpt2-large or gpt2-xl, with these fields changed.
@@ -74,20 +60,6 @@ class GPTConfig(Settings):
         """
         require_choice("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """The intermediate results of a model, as arrays.
-
-    logits: (B, T, V).
-    hidden_states: n_layer + 1 arrays (B, T, C), before the first block and after each block.
-    attention_maps: n_layer arrays (B, H, T, T); row i has the weights with which token i attends to each token.
-    """
-
-    logits: np.ndarray
-    hidden_states: list[np.ndarray]
-    attention_maps: list[np.ndarray]
 
 
 class GPT(Module):
@@ -104,10 +76,7 @@ class GPT(Module):
     loss_items = "tokens"
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
-        require_type("config", config, GPTConfig, "a GPTConfig")
-        if seed is not None:
-            require_seed(seed)
-        rng: Any = Unfilled() if seed is None else np.random.default_rng(seed)
+        rng = fresh(config, GPTConfig, seed)
         C = config.n_embd
         self.config = config
         self.wte = normal((config.vocab_size, C), 0.02, rng)
@@ -115,17 +84,7 @@ class GPT(Module):
         self.dropout = Dropout(config.dropout)
         residual_std = 0.02 / math.sqrt(2 * config.n_layer)
         self.blocks = [
-            Block(
-                C,
-                config.n_head,
-                n_inner=config.n_inner,
-                activation=config.activation,
-                scale=_attention_scale(config, layer),
-                eps=config.layer_norm_epsilon,
-                dropout=config.dropout,
-                residual_std=residual_std,
-                rng=rng,
-            )
+            config.block(rng, scale=_attention_scale(config, layer), residual_std=residual_std)
             for layer in range(config.n_layer)
         ]
         self.ln_f = LayerNorm(C, eps=config.layer_norm_epsilon)
@@ -190,12 +149,7 @@ class GPT(Module):
     def look(self, tokens: Any) -> Look:
         """The logits of `model(tokens)` together with every layer's hidden states and attention maps."""
         with no_grad(), self.entered():
-            x = self._embed(tokens, 0)
-            hidden_states, attention_maps = [x.data], []
-            for block in self.blocks:
-                attention_maps.append(block.attention.weights(block.ln_1(x)).data)
-                x = block(x)
-                hidden_states.append(x.data)
+            x, hidden_states, (attention_maps,) = watch(self.blocks, self._embed(tokens, 0))
             return Look(self._head(self.ln_f(x)).data, hidden_states, attention_maps)
 
     def _head(self, x: Tensor) -> Tensor:
