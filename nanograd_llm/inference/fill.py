@@ -6,6 +6,7 @@ B batch, T time, V vocabulary, N places
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,9 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.bert import BERT
-from nanograd_llm.settings import require_int, require_type
+from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
-
-MASK = "[MASK]"
+from nanograd_llm.text.wordpiece import MASK, UNK
 
 
 class Guess(NamedTuple):
@@ -34,6 +34,7 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     """The `top` likeliest pieces for each [MASK] of a text: a list for each, the likeliest piece first.
 
     Each mask is filled in while the others stay hidden. truncate: keep the first tokens of a text that is too long.
+    A warning counts the words that are unknown to the model; padded ids of its vocabulary are never proposed.
     Raises ConfigError where the text has no [MASK], or the model no head to fill in words or no [MASK] to be shown,
     ShapeError where the text is longer than the model's context.
     """
@@ -45,9 +46,12 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     text = re.sub(rf"\s+{re.escape(MASK)}", MASK, text)  # a space belongs to the word that is hidden
     (ids,) = encoded([text], tokenizer, model.config.context_length, truncate=truncate, allow_special=True)
     tokens, hidden = ids[None], ids[None] == mask
+    unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0
+    if unknown:
+        warnings.warn(f"{counted(unknown, 'word')} of the text cannot be cut into the model's pieces", stacklevel=2)
     if not hidden.any():
         raise ConfigError(f"no {MASK} in the text, or none in what is kept of it; write {MASK} in place of a word")
-    probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden))
+    probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden)[:, : tokenizer.known])
     best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
     return [[Guess(i, _word(tokenizer, i), float(p[i])) for i in row.tolist()] for row, p in zip(best, probabilities)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,23 @@ from nanograd_llm.errors import ConfigError, StorageError
 from nanograd_llm.files.atomic import storage_errors, write_atomically, written_together
 from nanograd_llm.files.npz import write_npz
 from nanograd_llm.files.safetensors import write_safetensors
+from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.gpt2.source import names_of_a_model
+from nanograd_llm.pretrained.layout import Layout
+from nanograd_llm.settings import require_choice
 from nanograd_llm.text import Tokenizer
 
 FORMS = ("hf", "numpy")
+PathLike = str | os.PathLike[str]
+
+
+def stored_arrays(model: Module, layout: Layout) -> dict[str, NDArray[Any]]:
+    """The parameters of a model by the names of a layout, without copies."""
+    return {theirs: x for name, array in model.state_dict().items() for theirs, x in layout.stored(name, array).items()}
 
 
 def write_folder(
-    folder: Path,
+    folder: PathLike,
     settings: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
     form: str,
@@ -30,9 +40,11 @@ def write_folder(
     """Write config.json, the weights, and the tokenizer if there is one; returns the files.
 
     settings: of config.json, with vocab_size. form: hf for model.safetensors, numpy for model.npz.
-    Raises ConfigError for a tokenizer that is larger than the vocabulary, StorageError if the folder holds a model
-    already, or the disk refuses.
+    Raises ConfigError for another form or a tokenizer that is larger than the vocabulary, StorageError if the folder
+    holds a model already, or the disk refuses.
     """
+    require_choice("form", form, FORMS)
+    folder = Path(folder)
     if tokenizer is not None and tokenizer.vocab_size > settings["vocab_size"]:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {settings['vocab_size']}; give the model's "
@@ -43,7 +55,8 @@ def write_folder(
     if held:
         raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")
     with written_together(folder) as place:
-        write_atomically(place / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
+        dtype = next(iter(arrays.values())).dtype.name
+        write_atomically(place / "config.json", json.dumps({**settings, "dtype": dtype}, indent=2).encode() + b"\n")
         if tokenizer is not None:
             write_tokenizer(tokenizer, place)
         if form == "hf":

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import listed, require_int
 from nanograd_llm.text.bpe import BYTES
-from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
+from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer, require_size
 
 _PRINTED = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 ALPHABET = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 _BYTE = {character: byte for byte, character in ALPHABET.items()}
-MAX_PADDING = 2**16  # unused ids that a file may have; models are padded to a multiple of 128 or so
 SPECIAL = r"<.+>|\[[A-Z]+\]"  # names of special tokens in models that derive from GPT-2
 
 
@@ -88,17 +87,15 @@ class GPT2Tokenizer(Tokenizer):
         self.added |= {} if added is None else added
         self.add_prefix_space = add_prefix_space
         _check(self.vocab, spelled, self.added)
-        size = len(self.vocab) if vocab_size is None else vocab_size
-        require_int("vocab_size", size, len(self.vocab))
         self._ids = np.array([self.vocab[name] for name in spelled], np.int32)
-        table = [b""] * size
+        table = [b""] * len(self.vocab)
         for name, i in self.vocab.items():
             table[i] = name.encode("utf-8")
         for i, piece in zip(self._ids.tolist(), pieces):
             table[i] = piece
+        super().__init__(table, self.vocab.get(END_OF_TEXT) if end_of_text is None else end_of_text, vocab_size)
         if end_of_text is not None:
-            require_int("end_of_text", end_of_text, 0, size - 1)
-        super().__init__(table, self.vocab.get(END_OF_TEXT) if end_of_text is None else end_of_text)
+            require_int("end_of_text", end_of_text, 0, self.vocab_size - 1)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> GPT2Tokenizer:
@@ -142,7 +139,7 @@ class GPT2Tokenizer(Tokenizer):
         vocab, merges = content["vocab"], content["merges"]
         if not isinstance(vocab, dict) or not isinstance(merges, list):
             raise ConfigError("vocab must be an object and merges a list")
-        require_int("vocab_size", content["vocab_size"], len(vocab), len(vocab) + MAX_PADDING)
+        require_size(content["vocab_size"], len(vocab))
         settings = {name: content[name] for name in cls.optional if name in content}
         added, prefix = settings.get("added", {}), settings.get("add_prefix_space", False)
         if not isinstance(added, dict) or not {type(x) for x in (prefix, *added.values())} <= {bool}:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.files.atomic import write_atomically
-from nanograd_llm.settings import require_type
+from nanograd_llm.settings import require_int, require_type
 from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
 from nanograd_llm.text.corpora import well_formed
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
+MAX_PADDING = 2**16  # unused ids that a file may have; models are padded to a multiple of 128 or so
 
 
 class Tokenizer(ABC):
@@ -36,6 +37,7 @@ class Tokenizer(ABC):
     fields: what the file holds besides kind and vocab_size.
     optional: what it may also hold.
     end_of_text: the id of `<|endoftext|>`, or None if the vocabulary has none.
+    known: how many ids stand for something. Those beyond, which a padded vocabulary has, decode to nothing.
     """
 
     kind: ClassVar[str]
@@ -43,13 +45,16 @@ class Tokenizer(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     end_of_text: int | None
 
-    def __init__(self, table: Sequence[bytes], end_of_text: int | None) -> None:
-        self._table = table
+    def __init__(self, table: Sequence[bytes], end_of_text: int | None, vocab_size: int | None = None) -> None:
+        self.known = len(table)
+        size = self.known if vocab_size is None else vocab_size
+        require_int("vocab_size", size, self.known)
+        self._table = [*table, *[b""] * (size - self.known)]
         self.end_of_text = end_of_text
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, including end-of-text."""
+        """The number of ids, including end-of-text and padding."""
         return len(self._table)
 
     def encode(self, text: str, *, allow_special: bool = False) -> NDArray[np.int32]:
@@ -280,3 +285,8 @@ class BPETokenizer(Tokenizer):
                     f"merges[{i}] is {merge!r}; expected two strings with a character up to U+00FF for each byte"
                 ) from error
         return cls(pairs)
+
+
+def require_size(vocab_size: Any, known: int) -> None:
+    """Raise ConfigError unless a file's vocab_size is that of so many pieces, perhaps padded."""
+    require_int("vocab_size", vocab_size, known, known + MAX_PADDING)

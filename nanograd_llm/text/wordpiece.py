@@ -23,7 +23,7 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import listed, require_int, require_type
 from nanograd_llm.text.bpe import learn_merges
 from nanograd_llm.text.corpora import well_formed
-from nanograd_llm.text.tokenizers import Tokenizer
+from nanograd_llm.text.tokenizers import Tokenizer, require_size
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
@@ -45,6 +45,7 @@ class WordPieceTokenizer(Tokenizer):
     lowercase: lower-case the text. strip_accents: remove accents; as `lowercase` if None.
     handle_chinese_chars: make each Chinese character a word.
     added: further special tokens of the vocabulary. `encode` finds special tokens in a text only with `allow_special`.
+    vocab_size: may be larger than the vocabulary; the ids beyond it are padding, and decode to nothing.
 
     `encode` gives the ids of the text alone; `wrap` puts [CLS] before and [SEP] behind them, as BERT expects.
     Case, accents and white space are lost. Raises ConfigError that names the piece or setting that cannot be.
@@ -64,6 +65,7 @@ class WordPieceTokenizer(Tokenizer):
         self,
         vocab: Sequence[str],
         added: Sequence[str] = (),
+        vocab_size: int | None = None,
         *,
         lowercase: bool = True,
         strip_accents: bool | None = None,
@@ -80,7 +82,7 @@ class WordPieceTokenizer(Tokenizer):
         if missing:
             raise ConfigError(f"vocab lacks the special tokens {listed(missing)}")
         self.pad, self.unk, self.cls, self.sep, self.mask = (self._ids[token] for token in SPECIAL)
-        super().__init__([_written(piece) for piece in self.vocab], end_of_text=None)
+        super().__init__([_written(piece) for piece in self.vocab], None, vocab_size)
         self._longest = max(map(len, self.vocab))
         self._known: dict[str, list[int]] = {}
         self._cleaned = _Replaced(self._clean)
@@ -103,6 +105,10 @@ class WordPieceTokenizer(Tokenizer):
         for left, right in learn_merges(coded, len(pieces), vocab_size - len(SPECIAL) - len(pieces)):
             pieces.append(pieces[left] + pieces[right].removeprefix(CONTINUES))
         return cls([*SPECIAL, *pieces], lowercase=lowercase)
+
+    def changed(self, **settings: Any) -> WordPieceTokenizer:
+        """The same tokenizer with another vocab_size, added, lowercase, strip_accents or handle_chinese_chars."""
+        return WordPieceTokenizer(self.vocab, **{"vocab_size": self.vocab_size} | self._settings() | settings)
 
     def words(self, text: str) -> list[str]:
         """The words of a well-formed text, before they are cut."""
@@ -161,8 +167,11 @@ class WordPieceTokenizer(Tokenizer):
             return f" {character} "
         return character.lower() if self.lowercase else character
 
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.optional}
+
     def _saved(self) -> dict[str, Any]:
-        return super()._saved() | {name: getattr(self, name) for name in self.optional}
+        return super()._saved() | self._settings()
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> WordPieceTokenizer:
@@ -171,7 +180,8 @@ class WordPieceTokenizer(Tokenizer):
             value = content.get(name, [])
             if not isinstance(value, list) or not all(isinstance(piece, str) for piece in value):
                 raise ConfigError(f"{name} must be a list of texts")
-        return cls(content["vocab"], **settings)
+        require_size(content["vocab_size"], len(content["vocab"]))
+        return cls(content["vocab"], vocab_size=content["vocab_size"], **settings)
 
 
 class _Replaced(dict[int, str]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,19 @@ def test_the_space_before_a_mask_belongs_to_the_word_that_is_hidden() -> None:
         assert fill(model, tokenizer, "the  [MASK] sees") == fill(model, tokenizer, "the[MASK] sees")
     words = {guess.word for guess in fill(model_of(PIECES), PIECES, "the [MASK] sees", top=999)[0]}
     assert {"cat", "##e", "' '", "[MASK]"} <= words
+
+
+@pytest.mark.parametrize("tokenizer", [WORDS, PIECES], ids=["WordPiece", "BPE"])
+def test_padded_ids_are_never_proposed_and_all_others_have_the_probability_one(tokenizer: Any) -> None:
+    padded = tokenizer.changed(vocab_size=tokenizer.vocab_size + 6)
+    (guesses,) = fill(model_of(padded), padded, "the [MASK] sees", top=9999)
+    assert sorted(guess.id for guess in guesses) == [*range(tokenizer.vocab_size)]
+    assert sum(guess.probability for guess in guesses) == pytest.approx(1)
+
+
+def test_words_that_the_model_does_not_know_are_counted() -> None:
+    with pytest.warns(UserWarning, match="2 words of the text cannot be cut"):
+        fill(MODEL, WORDS, "the dog [MASK] dogs")
 
 
 def test_the_logits_of_hidden_places_do_not_depend_on_padding() -> None:

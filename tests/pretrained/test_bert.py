@@ -18,6 +18,8 @@ from nanograd_llm.files.npz import write_npz
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.bert.names import LAYOUT
+from nanograd_llm.text import WordPieceTokenizer, load_tokenizer
+from nanograd_llm.text.wordpiece import SPECIAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 HEAD, POOLER, OLD = (FIXTURES / f"bert_{kind}" for kind in ("head", "pooler", "old"))
@@ -275,6 +277,19 @@ def with_classifier(arrays: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     prefixed = {f"bert.{name}": x for name, x in arrays.items()}
     return prefixed | {"classifier.weight": rng.standard_normal((4, 6)), "classifier.bias": rng.standard_normal(4)}
+
+
+def test_a_table_that_is_padded_opens_with_a_tokenizer_that_is_padded_too(tmp_path: Path) -> None:
+    tokenizer = WordPieceTokenizer([*SPECIAL, "the", "cat"])
+    sizes: Any = {"vocab_size": 16, "context_length": 8, "n_layer": 1, "n_head": 1, "n_embd": 4}
+    ng.save_bert(ng.BERT(ng.BERTConfig(**sizes)), tmp_path / "model", tokenizer)
+    opened = ng.open_model(tmp_path / "model")
+    found = opened.tokenizer()
+    assert (found.vocab_size, found.known, found.decode([5, 15])) == (16, 7, "the")
+    found.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").vocab_size == 16
+    (guesses,) = ng.inference.fill(opened.model(), found, "the [MASK]", top=99)
+    assert len(guesses) == 7
 
 
 def test_a_classifier_is_the_affine_map_of_the_pooled_vector(tmp_path: Path) -> None:

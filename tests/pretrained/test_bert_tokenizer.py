@@ -13,8 +13,8 @@ from nanograd_llm.pretrained.bert.tokenizer import read_tokenizer, write_tokeniz
 from nanograd_llm.text import CharTokenizer, WordPieceTokenizer
 from nanograd_llm.text.wordpiece import SPECIAL
 
-VOCAB = [*SPECIAL, "un", "##able", "able", "É", "e", "été", "ete"]
-TEXT = "Unable É ÉTÉ"
+VOCAB = [*SPECIAL, "un", "##able", "able", "e", "été", "ete"]
+TEXT = "Unable É ÉTÉ été"
 SINGLE: dict[str, Any] = {
     "truncation": None,
     "added_tokens": [{"id": i, "content": name, "special": True, "lstrip": False} for i, name in enumerate(SPECIAL)],
@@ -26,6 +26,7 @@ SINGLE: dict[str, Any] = {
 
 
 def folder_of(path: Path, *, config: Any = None, single: Any = None, lines: str | None = None, **more: Any) -> Path:
+    path.mkdir(exist_ok=True)
     for name, content in {"tokenizer_config": config, "tokenizer": single, **more}.items():
         if content is not None:
             (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -44,18 +45,30 @@ LINES = "\n".join(VOCAB) + "\n"
 
 @pytest.mark.parametrize("lines", [LINES, LINES[:-1], LINES.replace("\n", "\r\n"), "\ufeff" + LINES])
 def test_a_vocab_txt_alone_is_uncased(lines: str, tmp_path: Path) -> None:
-    assert words(read_tokenizer(folder_of(tmp_path, lines=lines))) == ["un", "##able", "e", "ete"]
+    assert words(read_tokenizer(folder_of(tmp_path, lines=lines))) == ["un", "##able", "e", "ete", "ete"]
+
+
+def test_a_vocab_txt_with_upper_case_letters_is_cased_which_is_told(tmp_path: Path) -> None:
+    cased = {"lines": LINES + "É\nUn\n"}
+    with pytest.warns(UserWarning, match="do_lower_case.* 2 pieces with upper-case letters, such as 'É'"):
+        found = read_tokenizer(folder_of(tmp_path / "silent", **cased))
+    assert words(found, "Unable É été") == ["Un", "##able", "É", "été"]
+    told = folder_of(tmp_path / "told", **cased, config={"do_lower_case": True})
+    assert words(read_tokenizer(told), "Unable É") == ["un", "##able", "e"]
 
 
 @pytest.mark.parametrize("form", [{"lines": LINES}, {"single": SINGLE}], ids=["vocab.txt", "tokenizer.json"])
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({}, ["un", "##able", "e", "ete"]),
-        ({"do_lower_case": True, "strip_accents": None}, ["un", "##able", "e", "ete"]),
-        ({"do_lower_case": False}, ["[UNK]", "É", "[UNK]"]),
-        ({"strip_accents": False}, ["un", "##able", "[UNK]", "été"]),
-        ({"tokenizer_class": "BertTokenizer", "mask_token": {"content": "[MASK]"}}, ["un", "##able", "e", "ete"]),
+        ({}, ["un", "##able", "e", "ete", "ete"]),
+        ({"do_lower_case": True, "strip_accents": None}, ["un", "##able", "e", "ete", "ete"]),
+        ({"do_lower_case": False}, ["[UNK]", "[UNK]", "[UNK]", "été"]),
+        ({"strip_accents": False}, ["un", "##able", "[UNK]", "été", "été"]),
+        (
+            {"tokenizer_class": "BertTokenizer", "mask_token": {"content": "[MASK]"}},
+            ["un", "##able", "e", "ete", "ete"],
+        ),
     ],
 )
 def test_the_rules_of_the_config_are_honoured(form: Any, config: Any, expected: list[str], tmp_path: Path) -> None:
@@ -64,16 +77,16 @@ def test_the_rules_of_the_config_are_honoured(form: Any, config: Any, expected: 
 
 def test_the_rules_of_a_tokenizer_json_are_honoured(tmp_path: Path) -> None:
     cased = SINGLE | {"normalizer": SINGLE["normalizer"] | {"lowercase": False, "strip_accents": None}}
-    assert words(read_tokenizer(folder_of(tmp_path, single=cased))) == ["[UNK]", "É", "[UNK]"]
+    assert words(read_tokenizer(folder_of(tmp_path, single=cased))) == ["[UNK]", "[UNK]", "[UNK]", "été"]
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        {"single": SINGLE | {"added_tokens": [{"id": 12, "content": "[E1]", "special": True}]}},
-        {"lines": LINES, "added_tokens": {"[E1]": 12}},
+        {"single": SINGLE | {"added_tokens": [{"id": 11, "content": "[E1]", "special": True}]}},
+        {"lines": LINES, "added_tokens": {"[E1]": 11}},
         {"lines": LINES + "[E1]\n", "config": {"additional_special_tokens": ["[E1]"]}},
-        {"lines": LINES, "config": {"added_tokens_decoder": {"12": {"content": "[E1]", "special": True}}}},
+        {"lines": LINES, "config": {"added_tokens_decoder": {"11": {"content": "[E1]", "special": True}}}},
     ],
     ids=["tokenizer.json", "added_tokens.json", "additional_special_tokens", "added_tokens_decoder"],
 )

@@ -17,8 +17,8 @@ from nanograd_llm.errors import ConfigError, StorageError
 from nanograd_llm.files.npz import read_npz
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.pretrained import OpenedGPT2
-from nanograd_llm.pretrained.gpt2.save import FORMS
 from nanograd_llm.pretrained.gpt2.source import FILES
+from nanograd_llm.pretrained.saving import FORMS
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

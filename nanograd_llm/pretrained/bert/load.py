@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import warnings
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.models.bert import BERT, BERTConfig
+from nanograd_llm.models.bert import BERT
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.nn.layers import Linear
 from nanograd_llm.pretrained.bert.config import HUGGING_FACE
 from nanograd_llm.pretrained.bert.names import HEAD, LAYOUT, plain_arrays
 from nanograd_llm.pretrained.bert.sentences import sentence_settings
 from nanograd_llm.pretrained.bert.tokenizer import read_tokenizer
-from nanograd_llm.pretrained.gpt2.source import find_source
+from nanograd_llm.pretrained.found import Found, Parts
 from nanograd_llm.pretrained.layout import Layout, fill
-from nanograd_llm.pretrained.opened import require_fitting, require_plausible, weights_dtype
-from nanograd_llm.pretrained.weights import READERS, read_settings, refuse_adapter
+from nanograd_llm.pretrained.opened import weights_dtype
+from nanograd_llm.pretrained.weights import READERS, refuse_adapter
 from nanograd_llm.text import Tokenizer
 
 
@@ -47,55 +45,23 @@ CLASSES = Layout(
 )
 
 
-class OpenedBERT:
-    """A pretrained BERT that was found: see `Opened`. source: as for `load_bert`. settings: of config.json, if known.
-
-    Raises StorageError if nothing is there, BadFileError if it is not a model.
-    """
+class OpenedBERT(Found[BERT]):
+    """A pretrained BERT that was found: see `Found`. It has the parts that its file has."""
 
     model_class = BERT
-    step: int | None = None  # not known from such files
 
-    def __init__(self, source: str | os.PathLike[str], settings: dict[str, Any] | None = None):
-        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
-        self.form, self.path = find_source(source)
-        self.folder = self.path.parent
-        if settings is not None:
-            self._settings = settings
-        if self.form not in READERS:
-            raise BadFileError(f"{self.path}: has the form {self.form}, in which there is no BERT; see load_gpt2")
-
-    @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
-        return read_settings(self.folder / "config.json")
-
-    @functools.cached_property
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return READERS[self.form](self.path)
-
-    @functools.cached_property
-    def _plain(self) -> dict[str, NDArray[Any]]:
-        return plain_arrays(self._arrays, str(self.path))
-
-    @functools.cached_property
-    def config(self) -> BERTConfig:
-        """The sizes of the model, and the parts that its file has. Raises as `load_bert` does."""
+    def read(self) -> Parts:
+        """The arrays by the names of `LAYOUT`: see `plain_arrays`."""
         refuse_adapter(self.folder)
-        config = HUGGING_FACE.read(self._settings, str(self.folder / "config.json"))
-        has_head, has_pooler = any(name.startswith(HEAD) for name in self._plain), "pooler.dense.weight" in self._plain
-        return dataclasses.replace(config, masked_word_head=has_head, pooler=has_pooler)
-
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> BERT:
-        """The model in evaluation mode; see `load_bert`."""
-        dtype, where = weights_dtype(dtype), str(self.path)
-        config, arrays = self.config, self._plain
-        del self._arrays, self._plain  # otherwise weights that are converted or trained would be in memory twice
-        require_plausible(config, arrays, where)
-        return fill(BERT(config, seed=None), arrays, LAYOUT, where, dtype=dtype, strict=strict)
+        config = HUGGING_FACE.read(self.settings, str(self.folder / "config.json"))
+        plain = plain_arrays(READERS[self.form](self.path), str(self.path))
+        has_head, has_pooler = any(name.startswith(HEAD) for name in plain), "pooler.dense.weight" in plain
+        return Parts(dataclasses.replace(config, masked_word_head=has_head, pooler=has_pooler), plain, LAYOUT)
 
     def classifier(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> Classifier:
         """The model with the classes of BertForSequenceClassification. Raises BadFileError if the file has none."""
-        found = {name: x for name, x in self._arrays.items() if name.startswith("classifier.")}
+        arrays = READERS[self.form](self.path)
+        found = {name: x for name, x in arrays.items() if name.startswith("classifier.")}
         classes = np.size(found.get("classifier.bias", ()))
         if not classes:
             raise BadFileError(f"{self.path}: has no classifier.weight and classifier.bias")
@@ -111,17 +77,9 @@ class OpenedBERT:
         settings = sentence_settings(self.folder)
         return SentenceEncoder(self.model(dtype=dtype, strict=strict), **settings)
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the files beside the weights.
-
-        Raises BadFileError if there is none, or it does not fit the model.
-        """
-        return self._tokenizer
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the files beside the weights. Raises BadFileError where there is none."""
         tokenizer = read_tokenizer(self.folder)
         if tokenizer is None:
             raise BadFileError(f"{self.folder}: has no tokenizer, such as vocab.txt or tokenizer.json")
-        require_fitting(tokenizer, self.config.vocab_size, str(self.folder))
         return tokenizer

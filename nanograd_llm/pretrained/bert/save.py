@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from nanograd_llm.models.bert import BERT
 from nanograd_llm.pretrained.bert.config import to_hugging_face
 from nanograd_llm.pretrained.bert.names import HEAD, LAYOUT
 from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
-from nanograd_llm.pretrained.saving import FORMS, write_folder
-from nanograd_llm.settings import require_choice, require_type
+from nanograd_llm.pretrained.saving import stored_arrays, write_folder
+from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
 
 
@@ -28,12 +25,8 @@ def save_bert(
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model,
     or a model with norm_first; StorageError if the folder already holds a model, or writing fails.
     """
-    require_choice("form", form, FORMS)
     require_type("model", model, BERT, "a BERT")
-    settings = to_hugging_face(model.config) | {"dtype": model.wte.dtype.name}
-    stored: dict[str, NDArray[Any]] = {}
-    for name, array in model.state_dict().items():
-        stored |= LAYOUT.stored(name, array)
+    settings, stored = to_hugging_face(model.config), stored_arrays(model, LAYOUT)
     if model.config.masked_word_head:  # in transformers, the part below the head is called `bert`
         stored = {name if name.startswith(HEAD) else f"bert.{name}": array for name, array in stored.items()}
-    return write_folder(Path(folder), settings, stored, form, tokenizer, write_tokenizer)
+    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer)

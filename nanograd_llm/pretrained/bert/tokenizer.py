@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.files.json import read_json_file
 from nanograd_llm.files.mapped import refuse_stand_in
 from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, MAX_VALUES, OWN, SINGLE, SPECIAL_NAMES
+from nanograd_llm.settings import counted
 from nanograd_llm.text import Tokenizer, WordPieceTokenizer, load_tokenizer
 from nanograd_llm.text.wordpiece import CONTINUES, MAX_WORD, SPECIAL, UNK
 
@@ -57,6 +60,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     try:
         if where.name == VOCAB:
             vocab = _lines(where)
+            settings = {} if "do_lower_case" in config else _case_of(vocab, where)
         else:
             content = table(SINGLE)
             vocab, settings = _of_single_file(content)
@@ -79,6 +83,21 @@ def _lines(path: Path) -> list[str]:
         bad = content.count(b"\n", 0, error.start) + 1
         raise BadFileError(f"{path}: line {bad} is not UTF-8: {error.reason}") from None
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def _case_of(vocab: list[str], where: Path) -> dict[str, Any]:
+    """The setting lowercase, where no file says it: a model of lower-cased text has no piece with an upper-case letter.
+
+    transformers would lower-case the text in any case; so a warning tells where it is kept.
+    """
+    upper = [piece for piece in vocab if piece != piece.lower() and not re.fullmatch(r"\[.+\]", piece)]
+    if upper:
+        warnings.warn(
+            f"{where}: no do_lower_case beside it, and {counted(len(upper), 'piece')} with upper-case letters, such as "
+            f"{upper[0]!r:.50}: texts are not lower-cased",
+            stacklevel=3,
+        )
+    return {"lowercase": not upper}
 
 
 def _of_single_file(content: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,6 +21,7 @@ from nanograd_llm.files.tensor_pickle import Unread
 from nanograd_llm.files.tensorflow import read_tensorflow
 from nanograd_llm.files.torch import read_torch_object, require_tensors
 from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.pretrained.found import Found, Parts
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
 from nanograd_llm.pretrained.gpt2.llmc import read_llmc
 from nanograd_llm.pretrained.gpt2.names import (
@@ -31,24 +32,13 @@ from nanograd_llm.pretrained.gpt2.names import (
     OPENAI,
     PARTS,
 )
-from nanograd_llm.pretrained.gpt2.source import find_source
 from nanograd_llm.pretrained.gpt2.tokenizer import VOCAB_SIZE, gpt2_tokenizer, read_tokenizer
-from nanograd_llm.pretrained.layout import WRAPPERS, Layout, fill, warn_left_out
-from nanograd_llm.pretrained.opened import require_fitting, require_plausible, weights_dtype
+from nanograd_llm.pretrained.layout import WRAPPERS, warn_left_out
 from nanograd_llm.pretrained.weights import READERS, read_settings, refuse_adapter
 from nanograd_llm.settings import shown
-from nanograd_llm.text import GPT2Tokenizer, Tokenizer
+from nanograd_llm.text import Tokenizer
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-class Parts(NamedTuple):
-    """The content of a model's files. arrays: by the names of `layout`. biases: whether the model has them."""
-
-    config: GPTConfig
-    arrays: dict[str, NDArray[Any]]
-    layout: Layout
-    biases: bool = True
 
 
 def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
@@ -66,65 +56,34 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
     return OpenedGPT2(source).model(dtype=dtype, strict=strict)
 
 
-class OpenedGPT2:
-    """A pretrained GPT-2 that was found: see `Opened`. source: as for `load_gpt2`. settings: of config.json, if known.
-
-    Raises StorageError if nothing is there, BadFileError if it is not a model.
-    """
+class OpenedGPT2(Found[GPT]):
+    """A pretrained GPT-2 that was found: see `Found`."""
 
     model_class = GPT
-    step: int | None = None  # not known from such files
-
-    def __init__(self, source: str | os.PathLike[str], settings: dict[str, Any] | None = None):
-        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
-        self.form, self.path = find_source(source)
-        self.folder = self.path.parent
-        if settings is not None:
-            self._settings = settings
-
-    def __repr__(self) -> str:
-        return f"OpenedGPT2({self.source!r})"
+    forms = (*READERS, "nanogpt", "openai", "llmc")
 
     @functools.cached_property
     def config(self) -> GPTConfig:
         """The sizes of the model. Raises as `load_gpt2` does."""
         if self.form in ("nanogpt", "llmc"):  # the sizes are in the file of the weights
-            return self._parts.config
+            found: GPTConfig = super().config
+            return found
         if self.form == "openai":
             path = self.folder / "hparams.json"
             return gpt2_config.from_openai(read_settings(path), str(path))
         refuse_adapter(self.folder)
-        return gpt2_config.from_hugging_face(self._settings, str(self.folder / "config.json"))
+        return gpt2_config.from_hugging_face(self.settings, str(self.folder / "config.json"))
 
-    @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
-        return read_settings(self.folder / "config.json")
-
-    @functools.cached_property
-    def _parts(self) -> Parts:
-        if self.path.is_file() and self.path.stat().st_size == 0:
-            raise BadFileError(f"{self.path}: is empty; fetch it again")
+    def read(self) -> Parts:
+        """The content of the files, whatever their form."""
         return _READERS[self.form](self)
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> GPT:
-        """The model in evaluation mode; see `load_gpt2`."""
-        dtype, where = weights_dtype(dtype), str(self.path)
-        config, arrays, layout, biases = self._parts
-        del self._parts  # otherwise weights that are converted or trained would be in memory twice
-        require_plausible(config, arrays, where)
-        return fill(GPT(config, seed=None), arrays, layout, where, dtype=dtype, strict=strict, biases=biases)
-
-    def tokenizer(self) -> Tokenizer:
+    def read_tokenizer(self) -> Tokenizer:
         """The tokenizer from the files beside the weights, or else GPT-2's own: `gpt2_tokenizer`.
 
-        If the model's vocabulary is padded, the last ids decode to nothing. The end-of-text token is the eos_token_id
-        of generation_config.json or config.json, if they have one.
-        Raises BadFileError if the tokenizer does not fit the model, StorageError if GPT-2's is not available.
+        The end-of-text token is the eos_token_id of generation_config.json or config.json, if they have one.
+        Raises BadFileError where GPT-2's does not fit, StorageError if it is not available.
         """
-        return self._tokenizer
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
         vocab_size, folder = self.config.vocab_size, self.folder
         tokenizer = read_tokenizer(folder)
         if tokenizer is None:
@@ -134,9 +93,6 @@ class OpenedGPT2:
                     f"{VOCAB_SIZE}; put its vocab.json and merges.txt, or nanoGPT's meta.pkl, there"
                 )
             tokenizer = gpt2_tokenizer()
-        if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.vocab_size < vocab_size:
-            tokenizer = tokenizer.changed(vocab_size=vocab_size)
-        require_fitting(tokenizer, vocab_size, str(folder))
         tokenizer.end_of_text = self._end_of_text(tokenizer)
         return tokenizer
 
@@ -145,14 +101,15 @@ class OpenedGPT2:
             return tokenizer.end_of_text
         path = self.folder / "generation_config.json"
         end = read_settings(path).get("eos_token_id") if path.exists() else None
-        end = self._settings.get("eos_token_id") if end is None else end
+        end = self.settings.get("eos_token_id") if end is None else end
         if isinstance(end, list) and len(end) == 1:
             [end] = end
         if end is not None and (type(end) is not int or end < 0):
             raise BadFileError(f"{self.folder}: eos_token_id is {shown(end)}; only one token can end a text here")
-        if end is not None and end >= tokenizer.vocab_size:
-            message = f"{self.folder}: eos_token_id {end} is not used: the vocabulary has {tokenizer.vocab_size} tokens"
-            warnings.warn(message, stacklevel=4)
+        vocab_size = max(tokenizer.vocab_size, self.config.vocab_size)
+        if end is not None and end >= vocab_size:
+            message = f"{self.folder}: eos_token_id {end} is not used: the vocabulary has {vocab_size} tokens"
+            warnings.warn(message, stacklevel=5)
             end = None
         return tokenizer.end_of_text if end is None else end
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.pretrained.gpt2 import config as gpt2_config
-from nanograd_llm.pretrained.gpt2.names import HUGGING_FACE
+from nanograd_llm.pretrained.gpt2.names import HEAD, HUGGING_FACE
 from nanograd_llm.pretrained.gpt2.tokenizer import write_tokenizer
-from nanograd_llm.pretrained.saving import FORMS, write_folder
-from nanograd_llm.settings import require_choice, require_type
+from nanograd_llm.pretrained.saving import stored_arrays, write_folder
+from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
 
 
@@ -29,14 +26,10 @@ def save_gpt2(
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model;
     StorageError if the folder already holds a model, or writing fails.
     """
-    require_choice("form", form, FORMS)
     require_type("model", model, GPT, "a GPT")
     end = None if tokenizer is None else tokenizer.end_of_text
-    settings = gpt2_config.to_hugging_face(model.config)
-    settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": model.wte.dtype.name}
-    stored: dict[str, NDArray[Any]] = {}
-    for name, array in model.state_dict().items():
-        # in transformers, the part below the head is called `transformer`
-        prefix = "transformer." if form == "hf" and name != "head" else ""
-        stored |= {f"{prefix}{theirs}": view for theirs, view in HUGGING_FACE.stored(name, array).items()}
-    return write_folder(Path(folder), settings, stored, form, tokenizer, write_tokenizer)
+    settings = gpt2_config.to_hugging_face(model.config) | {"bos_token_id": end, "eos_token_id": end}
+    stored = stored_arrays(model, HUGGING_FACE)
+    if form == "hf":  # in transformers, the part below the head is called `transformer`
+        stored = {name if name == HEAD[1] else f"transformer.{name}": array for name, array in stored.items()}
+    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.encoder_decoder import EncoderDecoder
 from nanograd_llm.pretrained.gpt2.tokenizer import OWN
 from nanograd_llm.pretrained.marian.names import BIAS, FIXED, HUGGING_FACE, LAYOUT, SAME
-from nanograd_llm.pretrained.saving import FORMS, write_folder
-from nanograd_llm.settings import require_choice, require_type
+from nanograd_llm.pretrained.saving import stored_arrays, write_folder
+from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
 
 
@@ -29,7 +28,6 @@ def save_marian(
     Writes all files or none, and returns their paths. Raises ConfigError for a model that is not of Marian's kind, or a
     tokenizer that is larger than the model; StorageError if the folder already holds a model, or writing fails.
     """
-    require_choice("form", form, FORMS)
     require_type("model", model, EncoderDecoder, "an EncoderDecoder")
     c = model.config
     wrong = [f"{name} is {getattr(c, name)}, not {value}" for name, value in FIXED.items() if getattr(c, name) != value]
@@ -40,11 +38,8 @@ def save_marian(
     settings: dict[str, Any] = {"model_type": "marian", "architectures": ["MarianMTModel"], **HUGGING_FACE.write(c)}
     settings |= {"encoder_ffn_dim": depths["n_inner"], "decoder_layers": depths["n_decoder_layer"]}
     settings |= {key: settings[other] for key, other in SAME.items()}
-    settings |= {"is_encoder_decoder": True, "forced_eos_token_id": c.end_id, "dtype": model.source_table.dtype.name}
-    stored: dict[str, NDArray[Any]] = {BIAS: np.zeros(c.vocab_size, model.source_table.dtype)}
-    for name, array in model.state_dict().items():
-        stored |= LAYOUT.stored(name, array)
+    settings |= {"is_encoder_decoder": True, "forced_eos_token_id": c.end_id}
+    stored = stored_arrays(model, LAYOUT)
+    stored.setdefault(BIAS, np.zeros(c.vocab_size, model.source_table.dtype))
     stored[BIAS] = stored[BIAS][None]
-    return write_folder(
-        Path(folder), settings, stored, form, tokenizer, lambda tokenizer, place: tokenizer.save(place / OWN)
-    )
+    return write_folder(folder, settings, stored, form, tokenizer, lambda tokenizer, at: tokenizer.save(at / OWN))
