@@ -46,11 +46,11 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     text = re.sub(rf"\s+{re.escape(MASK)}", MASK, text)  # a space belongs to the word that is hidden
     (ids,) = encoded([text], tokenizer, model.config.context_length, truncate=truncate, allow_special=True)
     tokens, hidden = ids[None], ids[None] == mask
+    if not hidden.any():
+        raise ConfigError(f"no {MASK} in the text, or none in what is kept of it; write {MASK} in place of a word")
     unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0
     if unknown:
         warnings.warn(f"{counted(unknown, 'word')} of the text cannot be cut into the model's pieces", stacklevel=2)
-    if not hidden.any():
-        raise ConfigError(f"no {MASK} in the text, or none in what is kept of it; write {MASK} in place of a word")
     probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden)[:, : tokenizer.known])
     best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
     return [[Guess(i, _word(tokenizer, i), float(p[i])) for i in row.tolist()] for row, p in zip(best, probabilities)]

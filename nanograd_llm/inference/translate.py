@@ -18,6 +18,7 @@ import numpy as np
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.models.encoder_decoder import EncoderDecoder
+from nanograd_llm.models.inputs import padded
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.text import Tokenizer
@@ -111,13 +112,13 @@ def show_attention(queries: Sequence[str], keys: Sequence[str], weights: np.ndar
 
 def _steps(model: EncoderDecoder, sources: Any, search: BeamSearch, cache: bool) -> Iterator[list[_Search]]:
     """What is known of each source, after each token."""
-    c, (padded, lengths) = model.config, _rows(sources, model)
+    c, (tokens, lengths) = model.config, _rows(sources, model)
     model.eval()
     longest = min(c.context_length, search.max_new_tokens or c.context_length)
-    rows = [_Search([(0.0, ())]) for _ in padded]
+    rows = [_Search([(0.0, ())]) for _ in tokens]
     with no_grad():
-        memory, mask = model.encode(padded, lengths)
-    caches = model.new_caches(len(rows), padded.shape[1]) if cache else None
+        memory, mask = model.encode(tokens, lengths)
+    caches = model.new_caches(len(rows), tokens.shape[1]) if cache else None
     owners = np.arange(len(rows))  # (N,): the source of each hypothesis, which are in the order of their sources
     texts = np.full((len(rows), 1), c.start_id)  # (N, n)
     for n in range(1, longest + 1):
@@ -184,7 +185,4 @@ def _rows(sources: Any, model: EncoderDecoder) -> tuple[np.ndarray, np.ndarray]:
         if ids.ndim != 1 or not ids.size:
             raise ShapeError(f"source {place} has shape {ids.shape}; give a row of at least one id")
         check_ids(ids, len(model.source_table), "source id")
-    padded = np.full((len(rows), max(map(len, rows))), 0)
-    for place, ids in enumerate(rows):
-        padded[place, : len(ids)] = ids
-    return padded, np.array([len(ids) for ids in rows])
+    return padded(rows)

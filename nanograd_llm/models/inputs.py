@@ -5,6 +5,7 @@ B batch, T time
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,11 @@ def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarr
         found = f"key_mask is {mask.shape}" if lengths is None else f"lengths are {np.shape(lengths)}"
         raise ShapeError(f"{found}, and tokens {shape}; give lengths (B,) or a key_mask (B, T) of the same B and T")
     return mask
+
+
+def padded(rows: Sequence[Any], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids, filled up behind to one length, and their own lengths.  B rows -> (B, T) int32, (B,)"""
+    lengths = np.array([len(row) for row in rows])
+    ids = np.full((len(rows), lengths.max()), fill, np.int32)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return ids, lengths

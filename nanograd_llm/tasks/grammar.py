@@ -73,12 +73,6 @@ def builtin_pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[
     return plain[:20_000], plain[20_000:], reserved[:1_000]
 
 
-def english_sentences() -> tuple[list[str], list[str]]:
-    """The English side alone: 20,000 sentences to train on, and 1,000 held out."""
-    learned, held_out, _ = builtin_pairs()
-    return [english for english, _ in learned], [english for english, _ in held_out]
-
-
 def pairs(count: int, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
     """`count` different pairs, and those drawn meanwhile that have a reserved noun and adjective, a tenth as many.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,18 @@ from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
-from nanograd_llm.settings import Settings, counted, require_choice, setting
-from nanograd_llm.tasks.task import Report, Request, Sample, Score
+from nanograd_llm.settings import counted, require_choice, setting
+from nanograd_llm.tasks.task import (
+    Report,
+    Request,
+    Sample,
+    Score,
+    TextSettings,
+    TextTask,
+    absolute_path,
+    model_of,
+    share_of,
+)
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, save_hash, split_text, text_hash
 from nanograd_llm.text.sources import read_source
@@ -60,12 +69,9 @@ def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**own | {name: value for name, value in changes.items() if value is not None})
 
 
-class TextConfig(Settings):
+class TextConfig(TextSettings):
     """Which text, and how it is turned into ids. Raises ConfigError that names the field."""
 
-    file: str | None = setting(
-        "What to learn from: see `text.read_source`; the Python reference manual if not given.", default=None
-    )
     tokenizer: str = setting(
         "bpe is trained on the text; with init, the tokenizer is the model's.",
         default="bpe",
@@ -76,12 +82,6 @@ class TextConfig(Settings):
         default=1024,
         low=257,
         why="256 bytes and end of text",
-    )
-    held_out: float = setting(
-        "Share of the text, at its end, that is scored and never trained on.", default=0.1, low=0.001, high=0.9
-    )
-    window: int | None = setting(
-        "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
     )
 
     def read(self, report: Report = lambda doing, share: None) -> tuple[str, str]:
@@ -109,12 +109,7 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
-def absolute_path(source: str) -> str:
-    """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
-    return os.path.abspath(source) if os.path.exists(source) else source
-
-
-class LanguageModelling:
+class LanguageModelling(TextTask):
     """A GPT predicts the next token at every place of random windows of a text; a `Task`.
 
     text: what to learn from. model: the sizes; vocab_size follows the tokenizer. training: how, and for how long.
@@ -126,7 +121,7 @@ class LanguageModelling:
     Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
     """
 
-    name, used_by = "language-model", "generate"
+    name, used_by, builtin = "language-model", "generate", "corpus"
     tables = {"text": TextConfig, "model": GPTConfig}
     hidden = {
         "text": ("window",),
@@ -148,19 +143,11 @@ class LanguageModelling:
                 raise ConfigError("vocab_size under [model] follows the tokenizer; set it under [text]")
             model = GPTConfig.preset(preset, **sizes)
             return cls(text, model, recipe(preset, **train), report=request.report)
-        free = (*TRAINING_ONLY, "context_length")
         request.require_start(GPT)
-        request.refuse(model=set(request.asked["model"]) - {*free}, text=("tokenizer", "vocab_size"))
-        model = start.config
-        request.require_sizes(model, TRAINING_ONLY)
-        words = {"tokenizer": "model", "window": min(128, model.context_length), **words}
-        if "context_length" in request.asked["model"]:
-            words["window"] = request.asked["model"]["context_length"]
-        changes = {name: sizes.get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
-        training = fine_tuning(model, **train)
-        return cls(
-            TextConfig(**words), dataclasses.replace(model, **changes), training, start=start, report=request.report
-        )
+        decided = ("tokenizer", "vocab_size")
+        model = request.config_further(start.config, TRAINING_ONLY, but=("context_length",), text=decided)
+        text = TextConfig(**{"tokenizer": "model", **request.text_further(model.context_length)})
+        return cls(text, model, fine_tuning(model, **train), start=start, report=request.report)
 
     def __init__(
         self,
@@ -171,17 +158,12 @@ class LanguageModelling:
         start: Opened | None = None,
         report: Report = lambda doing, share: None,
     ):
-        self.context_length = model.context_length if text.window is None else text.window
-        if self.context_length > model.context_length:
-            raise ConfigError(
-                f"context_length is {text.window} for a window, but the model takes at most {model.context_length} "
-                "tokens; give that or less"
-            )
+        self.context_length = text.length(model.context_length)
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
-        self.text, self.training = text, training
-        self.init = None if start is None else absolute_path(start.source)
-        report(f"reading {text.file or 'the built-in corpus'}", 0)
+        super().__init__(training, start, text=text)
+        self.text = text
+        report(f"reading {self.source}", 0)
         learned, held_out = text.read(report)
         self._hash, self._nuls = text_hash(learned, held_out), learned.count("\0")
         report("reading the tokenizer" if start else "training the tokenizer", 0)
@@ -194,10 +176,8 @@ class LanguageModelling:
         self.ids, self._learned = self._encode(learned, max(LEARNED_AT_LEAST, int(most)), "trained on", report)
         self.held_out_ids, self._held_out = self._encode(held_out, SCORED_AT_MOST, "held out", report)
         if start is None:
-            self.model = GPT(dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size), seed=training.seed)
-        else:
-            self.model = GPT(model, seed=None)
-            self.model.load_state_dict(start.model().state_dict(), assign=True)
+            model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size)
+        self.model: GPT = model_of(GPT, model, start, training.seed)
 
     def _encode(self, text: str, size: int, part: str, report: Report) -> tuple[np.ndarray, str]:
         """The ids of at most `size` characters of a text, and how many that are, in words."""
@@ -214,7 +194,7 @@ class LanguageModelling:
             else:
                 last = f"or {last}"
             raise ShapeError(
-                f"{self.text.file or 'the built-in corpus'}: the part to be {part} has {counted(len(ids), 'token')}; "
+                f"{self.source}: the part to be {part} has {counted(len(ids), 'token')}; "
                 f"windows of {self.context_length} need at least {self.context_length + 1}; give a longer text, a "
                 f"smaller context_length, {last}"
             )
@@ -224,16 +204,8 @@ class LanguageModelling:
         )
         return ids, f"{counted(len(ids), 'token')}{sample}"
 
-    @property
-    def config(self) -> dict[str, dict[str, Any]]:
-        """The tables [text] and [model] of config.toml."""
-        file = self.text.file and absolute_path(self.text.file)
-        return {"text": dataclasses.asdict(self.text) | {"file": file}, "model": dataclasses.asdict(self.model.config)}
-
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""
-        names = "n_layer", "n_head", "n_embd", "context_length"
-        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
         nuls = f"; {counted(self._nuls, 'character')} of it NUL, as in a binary file" if self._nuls else ""
@@ -241,7 +213,7 @@ class LanguageModelling:
             "text": f"{self.text.file or 'built-in corpus'}: trained on {self._learned}{windows}{nuls}",
             "held out": f"its last {self.text.held_out:.0%}: {self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
-            "model": f"{sizes}: {self.model.parameter_count():,} parameters",
+            "model": self.sizes(),
         }
 
     def _shortage(self) -> str:
@@ -262,9 +234,8 @@ class LanguageModelling:
         """Bits per byte of the held-out text, in windows that overlap by half."""
         T, ids, total = self.context_length, self.held_out_ids, len(self.held_out_ids) - 1
         found = evaluate(self.model, ids, self.tokenizer, context_length=T, stride=max(1, T // 2), windows=rows)
-        of = f"{found.tokens:,} of the" if found.tokens < total else "all"
         also = {"loss": found.loss, "perplexity": found.perplexity}
-        measured_on = f"{of} {counted(total, 'held-out token')}"
+        measured_on = share_of(found.tokens, total, "held-out token")
         remark = self._remark(found.bits_per_byte) if self.text.file is None and self.init is None else ""
         return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark)
 
@@ -293,6 +264,5 @@ class LanguageModelling:
 
     def save_beside(self, folder: Path) -> None:
         """Write the tokenizer, and the SHA-256 of the text."""
-        self.tokenizer.save(folder / "tokenizer.json")
-        name = absolute_path(self.text.file) if self.text.file else "the built-in corpus"
-        save_hash(folder / "text.sha256", self._hash, name)
+        super().save_beside(folder)
+        save_hash(folder / "text.sha256", self._hash, absolute_path(self.source))

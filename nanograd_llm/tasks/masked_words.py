@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.inference.fill import MASK, hidden_logits
+from nanograd_llm.inference.fill import hidden_logits
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
-from nanograd_llm.tasks.grammar import pairs
-from nanograd_llm.tasks.language_model import absolute_path
-from nanograd_llm.tasks.task import Report, Request, Sample, Score
+from nanograd_llm.tasks.grammar import builtin_pairs
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, share_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import read_lines, read_text, split_text
-from nanograd_llm.text.wordpiece import SPECIAL
+from nanograd_llm.text.wordpiece import MASK, SPECIAL
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -41,22 +39,17 @@ AGREEMENT = ("does", "do", "not")  # of the built-in sentences: what decides the
 SCORE_TOKENS = 4096  # that are scored at once
 
 
-class HidingTextConfig(Settings):
+class HidingTextConfig(TextSettings):
     """Which text, and how it becomes rows of ids. Raises ConfigError naming the field that cannot be."""
 
-    file: str | None = setting("A UTF-8 text; sentences of the built-in grammar if not given.", default=None)
     lines: bool = setting("Take each line of the file for itself; else windows of all its text.", default=False)
     vocab_size: int = setting("Tokens of the vocabulary at most, which is learned from the text.", default=1024, low=6)
-    held_out: float = setting(
-        "Share at the end of the text that is scored and never trained on.", default=0.1, low=0.001, high=0.9
-    )
-    window: int | None = setting("Tokens of a row; the model's context_length if not given.", default=None, low=3)
 
     def read(self) -> tuple[list[str], list[str]]:
         """The texts to train on and those held out."""
         if self.file is None:
-            sentences = [f"{pair.english}." for pair in pairs(21_000)[0]]
-            return sentences[:20_000], sentences[20_000:]
+            learned_pairs, held_out_pairs, _ = builtin_pairs()
+            return [f"{english}." for english, _ in learned_pairs], [f"{english}." for english, _ in held_out_pairs]
         if not self.lines:
             learned, held_out = split_text(read_text(self.file), self.held_out)
             return [learned], [held_out]
@@ -78,35 +71,7 @@ class HidingConfig(Settings):
             raise ConfigError(f"as_mask {self.as_mask} and as_random {self.as_random} are more than 1 together")
 
 
-class Rows:
-    """Rows of ids of different lengths, stored one after the other.
-
-    ids: of all rows. words: for each id, the number of its word in its row; -1 for special tokens such as [CLS] and
-    [UNK], which are never hidden. lengths, starts: of each row.
-    """
-
-    def __init__(self, rows: Sequence[np.ndarray], tokenizer: Tokenizer, special: np.ndarray):
-        self.lengths = np.array([len(row) for row in rows])
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.concatenate(rows)
-        is_word = ~np.isin(self.ids, special)
-        follows = np.append(False, is_word[:-1])  # a word, in the same row
-        follows[self.starts] = False
-        begins = is_word & ~(tokenizer.continues[self.ids] & follows)
-        number = np.cumsum(begins)
-        before = np.repeat(number[self.starts] - begins[self.starts], self.lengths)
-        self.words = np.where(is_word, number - before - 1, -1)
-
-    def take(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens (B, T), with 0 behind a row; words (B, T), -1 there; lengths (B,)"""
-        lengths = self.lengths[which]
-        places = np.arange(lengths.max())
-        real = places < lengths[:, None]
-        at = np.where(real, self.starts[which][:, None] + places, 0)  # (B, 1) + (T,) -> (B, T)
-        return np.where(real, self.ids[at], 0), np.where(real, self.words[at], -1), lengths
-
-
-class MaskedWords:
+class MaskedWords(TextTask):
     """A BERT fills in words that were hidden in rows of a text; a `Task`.
 
     text: what to learn from. hiding: which words are hidden. model: the sizes; vocab_size follows the tokenizer.
@@ -116,7 +81,7 @@ class MaskedWords:
     Raises ConfigError for settings that exclude each other, ShapeError for a text without enough words.
     """
 
-    name, used_by = "masked-words", "fill"
+    name, used_by, builtin = "masked-words", "fill", "sentences"
     tables = {"text": HidingTextConfig, "hiding": HidingConfig, "model": BERTConfig}
     hidden = {
         "text": ("window",),
@@ -134,15 +99,12 @@ class MaskedWords:
             training = TrainConfig(**{**TRAINING, **train})
             return cls(HidingTextConfig(**words), HidingConfig(**hiding), model, training, report=request.report)
         request.require_start(BERT, GPT)
-        request.refuse(model={*request.asked["model"]} - {"dropout", "context_length"}, text=("vocab_size",))
-        model = _config_of(request.start.config, dropout=sizes.get("dropout", 0.0))
-        request.require_sizes(model, ("dropout", "vocab_size"))
-        words = {"window": min(128, model.context_length), **words}
-        if "context_length" in request.asked["model"]:
-            words["window"] = request.asked["model"]["context_length"]
+        config, start = _config_of(request.start.config), request.start
+        free = ("dropout",)
+        model = request.config_further(config, free, but=("context_length",), text=("vocab_size",))
         training = TrainConfig(**{**FURTHER, "learning_rate": 2e-4 * 768 / model.n_embd, **train})
-        text = HidingTextConfig(**words)
-        return cls(text, HidingConfig(**hiding), model, training, start=request.start, report=request.report)
+        text = HidingTextConfig(**request.text_further(model.context_length))
+        return cls(text, HidingConfig(**hiding), model, training, start=start, report=request.report)
 
     def __init__(
         self,
@@ -154,12 +116,10 @@ class MaskedWords:
         start: Opened | None = None,
         report: Report = lambda doing, share: None,
     ):
-        self.longest = model.context_length if text.window is None else text.window
-        if self.longest > model.context_length:
-            raise ConfigError(f"a row is to have {self.longest} tokens; the model takes {model.context_length} at most")
-        self.text, self.hiding, self.training = text, hiding, training
-        self.init = None if start is None else absolute_path(start.source)
-        report(f"reading {text.file or 'the built-in sentences'}", 0)
+        super().__init__(training, start, text=text, hiding=hiding)
+        self.text, self.hiding = text, hiding
+        self.longest = text.length(model.context_length)
+        report(f"reading {self.source}", 0)
         learned, held_out = text.read()
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is None:
@@ -167,52 +127,54 @@ class MaskedWords:
         else:
             self.tokenizer = _with_mask(start.tokenizer())
         special = [self.tokenizer.special_id(token) for token in SPECIAL]
-        self.special = np.array([i for i in (*special, self.tokenizer.end_of_text) if i is not None])
-        self.ordinary = np.setdiff1d(np.arange(self.tokenizer.vocab_size), self.special)
+        self.is_special = np.arange(self.tokenizer.vocab_size) >= self.tokenizer.known  # (V,): never hidden
+        self.is_special[[i for i in (*special, self.tokenizer.end_of_text) if i is not None]] = True
+        self.ordinary = np.flatnonzero(~self.is_special)
         self.mask = int(self.tokenizer.encode(MASK, allow_special=True)[0])
         report("encoding the text", 0)
         self.learned, self.held_out = self._rows(learned), self._rows(held_out)
-        counts = 1 + np.bincount(self.learned.ids[self.learned.words >= 0], minlength=self.tokenizer.vocab_size)
+        counts = np.bincount(np.concatenate(self.learned), minlength=self.tokenizer.vocab_size)
+        counts = 1 + np.where(self.is_special, 0, counts)
         self.unigram = np.log(counts / counts.sum())  # the baseline: how frequent each piece is
         model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, masked_word_head=True)
         self.model = BERT(model, seed=training.seed)
         if start is not None:
             _take_weights(self.model, start.model())
 
-    def _rows(self, texts: list[str]) -> Rows:
-        room, rows = self.longest - len(self.tokenizer.wrap([])), []
-        for text in texts:
-            ids = self.tokenizer.encode(text)
-            rows += [ids[start : start + room] for start in range(0, len(ids), room)]
-        rows = [self.tokenizer.wrap(row) for row in rows if not np.isin(row, self.special).all()]
+    def _rows(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of the texts, in rows that the model takes."""
+        room = self.longest - len(self.tokenizer.wrap([]))
+        cut = (ids[at : at + room] for ids in map(self.tokenizer.encode, texts) for at in range(0, len(ids), room))
+        rows = [self.tokenizer.wrap(row) for row in cut if not self.is_special[row].all()]
         if not rows:
-            where = self.text.file or "the built-in sentences"
-            raise ShapeError(f"{where}: no words to hide, learned from or held out; give a longer text")
-        return Rows(rows, self.tokenizer, self.special)
+            raise ShapeError(f"{self.source}: no words to hide, learned from or held out; give a longer text")
+        return rows
 
-    @property
-    def config(self) -> dict[str, dict[str, Any]]:
-        """The tables of the text, of the hiding and of the model's sizes."""
-        file = self.text.file and absolute_path(self.text.file)
-        parts = {"text": self.text, "hiding": self.hiding, "model": self.model.config}
-        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
-        return tables | {"text": tables["text"] | {"file": file}}
+    def _take(self, rows: list[np.ndarray], which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """tokens (B, T), with 0 behind a row; words (B, T), the number of each token's word; lengths (B,)
+
+        The number is -1 for padding and for special tokens such as [CLS] and [UNK], which are never hidden.
+        """
+        tokens, lengths = padded([rows[i] for i in which])
+        is_word = ~self.is_special[tokens] & (np.arange(tokens.shape[1]) < lengths[:, None])
+        follows = np.pad(is_word[:, :-1], ((0, 0), (1, 0)))
+        begins = is_word & ~(self.tokenizer.continues[tokens] & follows)
+        return tokens, np.where(is_word, begins.cumsum(axis=1) - 1, -1), lengths
 
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""
-        learned, held_out = (counted(len(rows.lengths), "row") for rows in (self.learned, self.held_out))
-        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in SIZES)
+        learned, held_out = (counted(len(rows), "row") for rows in (self.learned, self.held_out))
         return {
             "text": f"{self.text.file or 'sentences of the built-in grammar'}: {learned}, {held_out} held out",
             "tokenizer": str(self.tokenizer),
-            "model": f"{sizes}: {self.model.parameter_count():,} parameters",
+            "model": self.sizes(),
         }
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and targets (B, T), lengths (B,) of a step."""
         c = self.training
         rng = generator(c.seed, step)
-        tokens, words, lengths = self.learned.take(rng.integers(len(self.learned.lengths), size=c.batch_size))
+        tokens, words, lengths = self._take(self.learned, rng.integers(len(self.learned), size=c.batch_size))
         h = self.hiding
         return *self._hide(tokens, words, rng, h.hidden, h.as_mask, h.as_random), lengths
 
@@ -237,9 +199,9 @@ class MaskedWords:
 
         The baseline always says the commonest piece, and expects each as often as it was in the text learned from.
         """
-        total = len(self.held_out.lengths)
-        which = np.unique(np.linspace(0, total - 1, min(rows or total, total)).astype(int))
-        tokens, words, lengths = self.held_out.take(which)
+        total = len(self.held_out)
+        which = np.unique(spread(total, rows))
+        tokens, words, lengths = self._take(self.held_out, which)
         shown, targets = self._hide(tokens, words, generator(0, len(which)), self.hiding.hidden, 1.0, 0.0)
         nats, right = self._judge(shown, targets, lengths)
         hidden = targets[targets != IGNORE_INDEX]
@@ -250,7 +212,7 @@ class MaskedWords:
         }
         if self.text.file is None:
             also["/".join(AGREEMENT)] = self._agreement(tokens, lengths)
-        measured_on = f"{len(hidden):,} hidden pieces in {len(which):,} of the {total:,} held-out rows"
+        measured_on = f"{len(hidden):,} hidden pieces in {share_of(len(which), total, 'held-out row')}"
         name, figure = "hidden pieces right", 100 * float(right.mean())
         return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)))
 
@@ -270,40 +232,39 @@ class MaskedWords:
         for start in range(0, len(tokens), size):
             rows = slice(start, start + size)
             hidden = targets[rows] != IGNORE_INDEX
-            p = Sampling().probabilities(hidden_logits(self.model, tokens[rows], hidden, lengths[rows]))
+            p = Sampling().probabilities(self._logits(tokens[rows], hidden, lengths[rows]))
             wanted = targets[rows][hidden]
             nats.append(-np.log(np.maximum(p[np.arange(len(p)), wanted], 1e-300)))
             right.append(p.argmax(axis=1) == wanted)
         return np.concatenate(nats), np.concatenate(right)
 
+    def _logits(self, tokens: np.ndarray, hidden: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return hidden_logits(self.model, tokens, hidden, lengths)[:, : self.tokenizer.known]
+
     def sample(self, *, last: bool = False) -> Sample:
         """Held-out rows with hidden words, and how the model fills them in."""
-        which = np.linspace(0, len(self.held_out.lengths) - 1, 5 if last else 2).astype(int)
-        tokens, words, lengths = self.held_out.take(which)
+        which = np.linspace(0, len(self.held_out) - 1, 5 if last else 2).astype(int)
+        tokens, words, lengths = self._take(self.held_out, which)
         shown, targets = self._hide(tokens, words, generator(1), self.hiding.hidden, 1.0, 0.0)
         hidden, filled = targets != IGNORE_INDEX, shown.copy()
         self.model.eval()
-        filled[hidden] = hidden_logits(self.model, shown, hidden, lengths).argmax(axis=1)
+        filled[hidden] = self._logits(shown, hidden, lengths).argmax(axis=1)
         lines = [f"{self._text(row)}\n-> {self._text(full)}" for row, full in zip(shown, filled)]
         return Sample("hidden words, and what it fills in", "\n".join(lines))
 
     def _text(self, row: np.ndarray) -> str:
-        is_seen = ~np.isin(row, self.special) | (row == self.mask)
+        is_seen = ~self.is_special[row] | (row == self.mask)
         return " ".join(self.tokenizer.decode(row[is_seen]).replace(MASK, f" {MASK}").split())
 
     def example(self) -> str:
         """A text with one word hidden."""
         if self.text.file is None:
             return f"The {MASK} sees the house."
-        tokens, words, _ = self.held_out.take(np.array([0]))
+        tokens, words, _ = self._take(self.held_out, np.array([0]))
         row, number = tokens[0], words[0]
         at = number == min(1, number.max())
         first = at & (np.cumsum(at) == 1)  # one [MASK], however many pieces the word has
         return self._text(np.where(first, self.mask, row)[(0 <= number) & (number < 12) & (~at | first)]).lstrip("-")
-
-    def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self.tokenizer.save(folder / "tokenizer.json")
 
 
 def _with_mask(tokenizer: Tokenizer) -> Tokenizer:
@@ -318,14 +279,14 @@ def _with_mask(tokenizer: Tokenizer) -> Tokenizer:
         ) from None
 
 
-def _config_of(config: Any, dropout: float) -> BERTConfig:
+def _config_of(config: Any) -> BERTConfig:
     """The config of the BERT that is made from a model with this config."""
     if isinstance(config, BERTConfig):
-        return dataclasses.replace(config, dropout=dropout, masked_word_head=True, pooler=False)
+        return dataclasses.replace(config, masked_word_head=True, pooler=False)
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
         raise ConfigError("init scales its attention as no BERT does (scale_attn_...); start from another model")
     same = {*BERTConfig.setting_types} & {*GPTConfig.setting_types} - {"dropout"}
-    return BERTConfig(**{name: getattr(config, name) for name in same}, norm_first=True, dropout=dropout)
+    return BERTConfig(**{name: getattr(config, name) for name in same}, norm_first=True)
 
 
 def _take_weights(model: BERT, start: Any) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import Settings
+from nanograd_llm.settings import Settings, counted, setting
+from nanograd_llm.text.tokenizers import Tokenizer
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
+SIZES = ("n_layer", "n_head", "n_embd", "context_length")  # that a person is told
+FILES = ("file", "target")  # settings that are paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +146,29 @@ class Request:
         if found:
             raise ConfigError(f"init takes {', '.join(found)} from the model; leave that out")
 
+    def config_further(
+        self, config: Any, free: Collection[str], *, but: Collection[str] = (), **decided: Collection[str]
+    ) -> Any:
+        """The config of the model to start from, whose settings `free` are as given, or else their defaults.
+
+        but: settings that may be given besides, for another purpose. decided: as for `refuse`.
+        Raises ConfigError for a size that is given, or is another one in the file.
+        """
+        assert self.start is not None
+        self.refuse(model={*self.asked["model"]} - {*free, *but}, **decided)
+        for name, value in self.written["model"].items():
+            if name not in free and value != getattr(config, name):
+                is_now = f"{getattr(config, name)} in {self.start.source}"
+                raise ConfigError(f"{name} is {value} in {self.file}, but {is_now}; leave it out")
+        given = self.settings["model"]
+        return dataclasses.replace(config, **{name: given.get(name, getattr(type(config), name)) for name in free})
+
+    def text_further(self, context_length: int) -> dict[str, Any]:
+        """The settings [text] to train a model further: its context_length is given for a window, else it is 128."""
+        asked = self.asked["model"].get("context_length")
+        own = {} if asked is None else {"window": asked}
+        return {"window": min(128, context_length), **self.settings["text"], **own}
+
     def require_start(self, *kinds: type[Module]) -> None:
         """Raise ConfigError unless the model to start from is of one of these classes."""
         assert self.start is not None
@@ -147,14 +176,6 @@ class Request:
             expected = " or ".join(kind.__name__ for kind in kinds)
             found = f"{self.start.source}, a model of the class {self.start.model_class.__name__}"
             raise ConfigError(f"init is {found}; this task goes on from a {expected}")
-
-    def require_sizes(self, config: Any, free: Collection[str]) -> None:
-        """Raise ConfigError where the file has another size than this config of the model to start from."""
-        assert self.start is not None
-        for name, value in self.written["model"].items():
-            if name not in free and value != getattr(config, name):
-                is_now = f"{getattr(config, name)} in {self.start.source}"
-                raise ConfigError(f"{name} is {value} in {self.file}, but {is_now}; leave it out")
 
 
 class NamedTask(Task, Protocol):
@@ -174,3 +195,88 @@ class NamedTask(Task, Protocol):
     @classmethod
     def made(cls, request: Request) -> NamedTask:
         """The task of these settings, with its model and its data. Raises ConfigError where they do not fit."""
+
+
+class TextSettings(Settings):
+    """Which text, as every task of one has it. Raises ConfigError that names the field."""
+
+    file: str | None = setting("A UTF-8 text file; a built-in text if not given.", default=None)
+    _: dataclasses.KW_ONLY
+    held_out: float = setting(
+        "Share of the text, at its end, that is scored and never trained on.", default=0.1, low=0.001, high=0.9
+    )
+    window: int | None = setting(
+        "Tokens of a window that is trained on or scored; the model's context_length if not given.", default=None, low=1
+    )
+
+    def length(self, context_length: int) -> int:
+        """Tokens of a window. Raises ConfigError for more than the model takes."""
+        if self.window is not None and self.window > context_length:
+            raise ConfigError(
+                f"context_length is {self.window} for a window, but the model takes at most {context_length} tokens; "
+                "give that or less"
+            )
+        return self.window or context_length
+
+
+class TextTask:
+    """What the tasks that learn from texts share: what they tell, and what they save.
+
+    parts: their settings but for the model's, by table. builtin: what the text is where no file is given.
+    """
+
+    builtin: ClassVar[str]
+    parts: Mapping[str, Any]
+    tokenizer: Tokenizer
+    model: Any
+
+    def __init__(self, training: TrainConfig, start: Opened | None, **parts: Any):
+        self.training, self.parts = training, parts
+        self.init = None if start is None else absolute_path(start.source)
+        self.source = next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """All settings but [train], as tables for config.toml."""
+        parts = {**self.parts, "model": self.model.config}
+        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        for table in tables.values():
+            table |= {key: absolute_path(table[key]) for key in FILES if table.get(key)}
+        return tables
+
+    def sizes(self) -> str:
+        """The sizes of the model, for a person."""
+        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in SIZES)
+        return f"{sizes}: {self.model.parameter_count():,} parameters"
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(folder / "tokenizer.json")
+
+
+def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> Any:
+    """A model with the weights of the one to start from, or with fresh ones."""
+    if start is None:
+        return kind(config, seed=seed)
+    model = kind(config, seed=None)
+    model.load_state_dict(start.model().state_dict(), assign=True)
+    return model
+
+
+def absolute_path(source: str) -> str:
+    """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
+    return os.path.abspath(source) if os.path.exists(source) else source
+
+
+def spread(total: int, count: int | None) -> np.ndarray:
+    """The numbers of so many of all rows, evenly spread; of all for None."""
+    return np.linspace(0, total - 1, min(total, count or total)).astype(int)
+
+
+def share_of(count: int, total: int, what: str) -> str:
+    """How many of all things were scored, in words.
+
+    >>> share_of(5, 2000, "held-out pair"), share_of(2, 2, "held-out row")
+    ('5 of the 2,000 held-out pairs', 'all 2 held-out rows')
+    """
+    return f"{'all' if count == total else f'{count:,} of the'} {counted(total, what)}"

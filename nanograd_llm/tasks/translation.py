@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,10 +20,10 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.translate import show_attention, translate
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.language_model import absolute_path
-from nanograd_llm.tasks.task import Report, Request, Sample, Score
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, model_of, share_of, spread
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
 from nanograd_llm.text.pairs import Pairs, read_pairs
 from nanograd_llm.training.config import TrainConfig
@@ -82,22 +81,14 @@ class _Encoded:
     def batch(self, rows: Sequence[int] | np.ndarray, special: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, target_in, target) of these rows: (B, S), (B, T), (B, T)"""
         sources, targets = [self.sources[i] for i in rows], [self.targets[i] for i in rows]
-        source = np.full((len(rows), max(map(len, sources))), special, np.int32)
-        target_in = np.full((len(rows), 1 + max(map(len, targets))), special, np.int32)
-        target = np.full(target_in.shape, IGNORE_INDEX, np.int32)
-        for row, (one, other) in enumerate(zip(sources, targets)):
-            source[row, : len(one)] = one
-            target_in[row, 1 : 1 + len(other)] = target[row, : len(other)] = other
-            target[row, len(other)] = special
+        ends = [np.append(target, special) for target in targets]
+        source, target = padded(sources, special)[0], padded(ends, IGNORE_INDEX)[0]
+        target_in = np.full_like(target, special)
+        target_in[:, 1:] = np.where(target[:, :-1] == IGNORE_INDEX, special, target[:, :-1])
         return source, target_in, target
 
-    def spread(self, count: int | None) -> np.ndarray:
-        """So many of the rows, evenly spread; all for None."""
-        total = len(self.sources)
-        return np.linspace(0, total - 1, min(total, count or total)).astype(int)
 
-
-class Translation:
+class Translation(TextTask):
     """An encoder-decoder learns to write the target of a source; a `Task`.
 
     pairs: what to learn from. model: the sizes; vocab_size follows the tokenizer, and context_length the longest pair
@@ -110,7 +101,7 @@ class Translation:
     model to start from does not know.
     """
 
-    name, used_by = "translation", "translate"
+    name, used_by, builtin = "translation", "translate", "grammar"
     tables = {"pairs": PairsConfig, "model": EncoderDecoderConfig}
     hidden = {"pairs": (), "model": ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id", "head_bias")}
     model_class = EncoderDecoder
@@ -128,12 +119,9 @@ class Translation:
             model = EncoderDecoderConfig(**{"vocab_size": 1, "context_length": LEAST_CONTEXT, **SIZES, **sizes})
             training = TrainConfig(**{**RECIPE, **train})
             return cls(PairsConfig(**pairs), model, training, fit_context=length is None, report=request.report)
-        free = ("dropout", "label_smoothing")
         request.require_start(EncoderDecoder)
-        request.refuse(model={*request.asked["model"]} - {*free}, pairs=("vocabulary", "vocab_size"))
-        request.require_sizes(start.config, free)
-        changes = {name: sizes.get(name, getattr(EncoderDecoderConfig, name)) for name in free}
-        model = dataclasses.replace(start.config, **changes)
+        free, decided = ("dropout", "label_smoothing"), ("vocabulary", "vocab_size")
+        model = request.config_further(start.config, free, pairs=decided)
         training = TrainConfig(**{**RECIPE, "learning_rate": 3e-4, **train})
         return cls(PairsConfig(**{"vocabulary": "model", **pairs}), model, training, start=start, report=request.report)
 
@@ -149,9 +137,9 @@ class Translation:
     ):
         if (start is None) != (pairs.vocabulary != "model"):
             raise ConfigError(f'vocabulary must be "model" with a start and only then; got {pairs.vocabulary!r}')
-        self.pairs, self.training = pairs, training
-        self.init = None if start is None else absolute_path(start.source)
-        report(f"reading {pairs.file or 'the built-in grammar'}", 0)
+        super().__init__(training, start, pairs=pairs)
+        self.pairs = pairs
+        report(f"reading {self.source}", 0)
         learned, held_out, unseen = pairs.read()
         self.tokenizer = self._tokenizer(learned, held_out + unseen, start)
         if self.tokenizer.end_of_text is None:
@@ -169,10 +157,8 @@ class Translation:
         if start is None:
             ids: Any = {"vocab_size": self.tokenizer.vocab_size}
             ids |= dict.fromkeys(("pad_id", "start_id", "end_id"), self.end)
-            self.model = EncoderDecoder(dataclasses.replace(model, **ids), seed=training.seed)
-        else:
-            self.model = EncoderDecoder(model, seed=None)
-            self.model.load_state_dict(start.model().state_dict(), assign=True)
+            model = dataclasses.replace(model, **ids)
+        self.model: EncoderDecoder = model_of(EncoderDecoder, model, start, training.seed)
 
     def _tokenizer(self, learned: Pairs, held_out: Pairs, start: Opened | None) -> Tokenizer:
         if start is not None:
@@ -194,22 +180,14 @@ class Translation:
         )
         return length, self.tokenizer.decode(source)
 
-    @property
-    def config(self) -> dict[str, dict[str, Any]]:
-        """The tables of the pairs and of the model's sizes."""
-        files = {name: absolute_path(path) for name in ("file", "target") if (path := getattr(self.pairs, name))}
-        return {"pairs": dataclasses.asdict(self.pairs) | files, "model": dataclasses.asdict(self.model.config)}
-
     def describe(self) -> dict[str, str]:
         """The pairs, the tokenizer and the model."""
-        names = "n_layer", "n_head", "n_embd", "context_length"
-        sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in names)
         also = f", and {len(self.unseen.sources):,} of nouns and adjectives never seen together"
         return {
             "pairs": f"{self.pairs.file or 'built-in grammar, English to French'}: {len(self.learned.sources):,} pairs",
             "held out": f"{len(self.held_out.sources):,} pairs{also if self.unseen.sources else ''}",
             "tokenizer": str(self.tokenizer),
-            "model": f"{sizes}: {self.model.parameter_count():,} parameters",
+            "model": self.sizes(),
         }
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -221,19 +199,20 @@ class Translation:
 
     def score(self, rows: int | None = None) -> Score:
         """How many of the translations, each word the likeliest, are exactly the reference."""
-        chosen = self.held_out.spread(rows)
+        chosen = spread(len(self.held_out.sources), rows)
         with blas_threads(1):  # a step of decoding is small: threads would wait for each other more than they compute
             exact, words, outputs = self._translated(self.held_out, chosen)
             also = {"word accuracy": 100 * words}
             if self.unseen.sources:
-                also["never seen together"] = 100 * self._translated(self.unseen, self.unseen.spread(rows))[0]
+                also["never seen together"] = (
+                    100 * self._translated(self.unseen, spread(len(self.unseen.sources), rows))[0]
+                )
             if importlib.util.find_spec("sacrebleu"):
                 also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
             also["loss"] = self._loss(chosen)
-        total = len(self.held_out.sources)
-        of = f"{len(chosen):,} of the {total:,}" if len(chosen) < total else f"all {total:,}"
+        measured_on = share_of(len(chosen), len(self.held_out.sources), "held-out pair")
         shares = ("exact match", "word accuracy", "never seen together")
-        return Score("exact match", 100 * exact, also, f"{of} held-out pairs", percent=shares)
+        return Score("exact match", 100 * exact, also, measured_on, percent=shares)
 
     def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
         """The share that is exactly right, the share of the words that is right in its place, and the outputs."""
@@ -276,10 +255,6 @@ class Translation:
         if self.pairs.file is None:
             return "the small cat does not see the house"
         return self.tokenizer.decode(self.held_out.sources[0]).lstrip("-")
-
-    def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self.tokenizer.save(folder / "tokenizer.json")
 
 
 def _bleu(outputs: list[str], references: list[str]) -> float:

@@ -41,7 +41,7 @@ def word_by_word(task: MaskedWords, row: np.ndarray) -> list[list[int]]:
     found: list[list[int]] = []
     for place, i in enumerate(row.tolist()):
         piece = task.tokenizer.decode_bytes([i])
-        if i in task.special:
+        if task.is_special[i]:
             continue
         if piece.isalnum() and found and found[-1][-1] == place - 1:
             found[-1].append(place)
@@ -52,7 +52,7 @@ def word_by_word(task: MaskedWords, row: np.ndarray) -> list[list[int]]:
 
 def test_words_are_hidden_whole_at_least_one_a_row_and_never_a_special_token(text: HidingTextConfig) -> None:
     task = task_of(text)
-    assert task.tokenizer.continues[task.learned.ids].any()
+    assert task.tokenizer.continues[np.concatenate(task.learned)].any()
     for step in range(5):
         tokens, targets, lengths = task.batch(step)
         hidden = targets != IGNORE_INDEX
@@ -75,7 +75,7 @@ def test_hidden_words_become_masks_random_words_or_stay_in_the_shares_that_are_s
     assert abs(masked.mean() - 0.6) < 0.02 and abs(same.mean() - 0.1) < 0.02
     random = shown[~masked & ~same]
     assert abs(len(random) / len(shown) - 0.3) < 0.02
-    assert not np.isin(random, task.special).any() and len(np.unique(random)) > 0.9 * len(task.ordinary)
+    assert not task.is_special[random].any() and len(np.unique(random)) > 0.9 * len(task.ordinary)
 
 
 def hidden_of(task: MaskedWords, steps: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -100,15 +100,15 @@ def test_a_batch_follows_from_the_seed_and_the_step(text: HidingTextConfig) -> N
 def test_windows_of_a_text_without_lines_have_all_its_pieces_once(text: HidingTextConfig) -> None:
     task = task_of(dataclasses.replace(text, lines=False))
     learned, _ = ng.text.split_text(ng.text.read_text(str(text.file)))
-    ordinary = task.learned.ids[~np.isin(task.learned.ids, task.special)]
+    ids = np.concatenate(task.learned)
+    ordinary = ids[~task.is_special[ids]]
     assert ordinary.tolist() == task.tokenizer.encode(learned).tolist()
-    assert task.learned.lengths[:-1].tolist() == [32] * (len(task.learned.lengths) - 1)
+    assert {len(row) for row in task.learned[:-1]} == {32}
 
 
 def test_lines_are_rows_and_the_last_ones_are_held_out(text: HidingTextConfig) -> None:
     task = task_of(text)
-    assert (len(task.learned.lengths), len(task.held_out.lengths)) == (65, 7)
-    assert task.learned.starts.tolist() == [0, *np.cumsum(task.learned.lengths)[:-1]]
+    assert (len(task.learned), len(task.held_out)) == (65, 7)
 
 
 def test_a_model_that_knows_the_words_is_scored_right_and_the_baseline_is_that_of_unigrams(
@@ -132,17 +132,17 @@ def test_a_model_that_knows_the_words_is_scored_right_and_the_baseline_is_that_o
     monkeypatch.setattr(task, "_hide", remember)
     monkeypatch.setattr("nanograd_llm.tasks.masked_words.hidden_logits", oracle)
     score, of = task.score(), hidden[-1]
-    counts = np.bincount(task.learned.ids[task.learned.words >= 0], minlength=task.tokenizer.vocab_size) + 1
+    counts = np.bincount(np.concatenate(task.learned), minlength=task.tokenizer.vocab_size) * ~task.is_special + 1
     assert score.figure == pytest.approx(100 * (len(of) - 1) / len(of))
     assert score.also["unigrams"] == pytest.approx(100 * np.mean(of == counts.argmax()))
     assert score.also["loss of unigrams"] == pytest.approx(-np.log(counts[of] / counts.sum()).mean())
-    assert f"{len(of)} hidden pieces in 7 of the 7 held-out rows" in score.measured_on
+    assert f"{len(of)} hidden pieces in all 7 held-out rows" in score.measured_on
 
 
 def test_the_score_is_the_same_each_time_and_its_loss_is_the_models(text: HidingTextConfig) -> None:
     task = task_of(text)
     assert task.score(5) == task.score(5)
-    tokens, words, lengths = task.held_out.take(np.arange(7))
+    tokens, words, lengths = task._take(task.held_out, np.arange(7))
     shown, targets = task._hide(tokens, words, generator(0, 7), 0.15, 1.0, 0.0)
     task.model.eval()
     assert task.score().also["loss"] == pytest.approx(task.model.loss(shown, targets, lengths).item(), rel=1e-5)
@@ -250,7 +250,7 @@ def test_a_model_decides_its_sizes_and_its_vocabulary(text: HidingTextConfig, tm
 
 
 def test_a_row_longer_than_the_models_context_is_refused(text: HidingTextConfig) -> None:
-    with pytest.raises(ConfigError, match="a row is to have 33 tokens; the model takes 32 at most"):
+    with pytest.raises(ConfigError, match="context_length is 33 for a window, but the model takes at most 32"):
         task_of(dataclasses.replace(text, window=33))
 
 
