@@ -38,8 +38,8 @@ def convert(
     opened = open_model(model)
     tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
-    written = save_pretrained(loaded, folder, tokenizer, form=to)
+    written = save_pretrained(loaded, folder, tokenizer, form=to, beside=opened.beside)
     place = printable(shlex.quote(str(folder)))
     print(f"{loaded.parameter_count():,} parameters of {loaded.parameters()[0].dtype} written to {place}:")
     for path in written:
-        print(f"{path.stat().st_size:>14,} bytes  {printable(path.name)}")
+        print(f"{path.stat().st_size:>14,} bytes  {printable(str(path.relative_to(folder)))}")

@@ -38,7 +38,10 @@ SECTIONS = {"train": "Training"}  # the titles that are not the table's name
 
 
 def _fields() -> dict[str, Any]:
-    """The options of all tasks; what several have is in the section of the first, with its help, and all defaults."""
+    """The options of all tasks; what several have is there once, with the help of the first, and all defaults.
+
+    The section of an option that the default task lacks names the tasks that have it.
+    """
     tasks = {name: task_named(name) for name in dict.fromkeys((DEFAULT, *TASKS))}
     defaults: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
@@ -48,11 +51,16 @@ def _fields() -> dict[str, Any]:
                 defaults.setdefault(setting, {})[name] = default
     shown = {setting: _listed(known) for setting, known in defaults.items() if len({*known.values()}) > 1} | SHOWN
     found: dict[str, Any] = {}
-    for name, task in tasks.items():
+    for task in tasks.values():
         for table, kind in tables_of(task).items():
-            title = SECTIONS.get(table, table.capitalize()) + ("" if name == DEFAULT else f" of {name}")
-            without = {"file", "model", *task.hidden.get(table, ()), *found}
-            found |= fields_of(kind, title, without=without, shown=shown)
+            sections: dict[str, list[str]] = {}
+            for setting in kind.__dataclass_fields__.keys() - {"file", *task.hidden.get(table, ()), *found}:
+                having = [name for name, other in tasks.items() if setting in options_of(other)]
+                of = "" if DEFAULT in having else f" of {' and '.join(having)}"
+                sections.setdefault(SECTIONS.get(table, table.capitalize()) + of, []).append(setting)
+            for title, settings in sorted(sections.items()):
+                without = {"model", *kind.__dataclass_fields__} - {*settings}
+                found |= fields_of(kind, title, without=without, shown=shown)
     return found
 
 

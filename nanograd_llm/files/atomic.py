@@ -89,7 +89,7 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
             else:
                 os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
-        for path in [*moved, *temporary.glob("*"), temporary, *above]:
+        for path in [*moved, *sorted(temporary.rglob("*"), reverse=True), temporary, *above]:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, StorageError):

@@ -56,6 +56,11 @@ class Found(ABC, Generic[OpenedModel]):
         """The content of config.json."""
         return read_settings(self.folder / "config.json")
 
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """See `Opened.beside`."""
+        return {}
+
     @abstractmethod
     def read(self) -> Parts:
         """Read the files of the model."""

@@ -35,6 +35,10 @@ class Opened(Protocol[OpenedModel]):
     def config(self) -> Any:
         """The sizes of the model: the config of its class."""
 
+    @property
+    def beside(self) -> Mapping[str, bytes]:
+        """Files that say how the model is used, by their names, for `save_pretrained`."""
+
     def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> OpenedModel:
         """The model in evaluation mode, read from its file at each call.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,17 @@ def open_pretrained(source: str | os.PathLike[str]) -> Opened[Any]:
 
 
 def save_pretrained(
-    model: Module, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
+    model: Module,
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    form: str = "hf",
+    beside: Mapping[str, bytes] = {},
 ) -> list[Path]:
-    """Write a model into `folder`, for transformers or NumPy; see `save_gpt2`, `save_bert` and `save_marian`."""
+    """Write a model into `folder`, for transformers or NumPy; see `save_gpt2`, `save_bert` and `save_marian`.
+
+    beside: as for `save_bert`; nothing for other models.
+    """
     require_type("model", model, tuple(SAVERS), "a GPT, a BERT or an EncoderDecoder")
-    return SAVERS[type(model)](model, folder, tokenizer, form=form)
+    more = {"beside": beside} if beside else {}
+    return SAVERS[type(model)](model, folder, tokenizer, form=form, **more)

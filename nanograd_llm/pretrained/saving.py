@@ -36,10 +36,12 @@ def write_folder(
     form: str,
     tokenizer: Tokenizer | None,
     write_tokenizer: Callable[[Tokenizer, Path], None],
+    beside: Mapping[str, bytes] = {},
 ) -> list[Path]:
     """Write config.json, the weights, and the tokenizer if there is one; returns the files.
 
-    settings: of config.json, with vocab_size. form: hf for model.safetensors, numpy for model.npz.
+    settings: of config.json, with vocab_size. form: hf for model.safetensors, numpy for model.npz. beside: the contents
+    of further files, by their path in the folder.
     Raises ConfigError for another form or a tokenizer that is larger than the vocabulary, StorageError if the folder
     holds a model already, or the disk refuses.
     """
@@ -63,5 +65,8 @@ def write_folder(
             write_safetensors(place / "model.safetensors", arrays, {"format": "pt"})
         else:
             write_npz(place / "model.npz", arrays)
-        written = sorted(path.name for path in place.iterdir())
+        for name, content in beside.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            write_atomically(place / name, content)
+        written = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
     return [folder / name for name in written]

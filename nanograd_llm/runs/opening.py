@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 from numpy.typing import DTypeLike
@@ -97,6 +99,7 @@ class OpenedRun:
     """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml."""
 
     form = "run"
+    beside: Mapping[str, bytes] = MappingProxyType({})
 
     def __init__(self, source: str | os.PathLike[str], folder: RunFolder, step: int | None):
         self.source, self.folder, self.step = os.fspath(source), folder, step

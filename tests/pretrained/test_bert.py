@@ -13,6 +13,7 @@ import pytest
 
 import nanograd_llm as ng
 from nanograd_llm import ops
+from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.npz import write_npz
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
@@ -348,6 +349,20 @@ def test_a_sentence_encoder_is_what_its_folder_says(mode: str, pooling: str, nor
     encoder = OpenedBERT(folder).sentence_encoder(dtype="float64")
     assert (encoder.pooling, encoder.normalise, encoder.max_length) == (pooling, normalise, 5)
     assert np.isclose((encoder.embed([[1, 2, 3]]) ** 2).sum(), 1) == normalise
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_convert_keeps_the_files_of_sentence_transformers(exists: bool, tmp_path: Path, capsys: Any) -> None:
+    source, to = sentence_folder(tmp_path / "source"), tmp_path / "to"
+    if exists:
+        to.mkdir()
+    command = ["convert", str(source), "--to", "hf", "--out", str(to), "--no-with-tokenizer"]
+    assert main(command) == 0
+    assert "1_Pooling/config.json" in capsys.readouterr().out
+    encoders = [OpenedBERT(folder).sentence_encoder() for folder in (source, to)]
+    vectors = [encoder.embed([[1, 2, 3]]) for encoder in encoders]
+    assert np.array_equal(*vectors) and encoders[0].max_length == encoders[1].max_length == 5
+    assert main(command) == 4
 
 
 def test_without_such_files_vectors_are_normalised_means() -> None:

@@ -15,7 +15,7 @@ from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.nn.layers import Linear
 from nanograd_llm.pretrained.bert.config import HUGGING_FACE
 from nanograd_llm.pretrained.bert.names import HEAD, LAYOUT, plain_arrays
-from nanograd_llm.pretrained.bert.sentences import sentence_settings
+from nanograd_llm.pretrained.bert.sentences import sentence_files, sentence_settings
 from nanograd_llm.pretrained.bert.tokenizer import read_tokenizer
 from nanograd_llm.pretrained.found import Found, Parts
 from nanograd_llm.pretrained.layout import Layout, fill
@@ -76,6 +76,11 @@ class OpenedBERT(Found[BERT]):
         """The model with the pooling and the normalising of sentence-transformers; see `sentence_settings`."""
         settings = sentence_settings(self.folder)
         return SentenceEncoder(self.model(dtype=dtype, strict=strict), **settings)
+
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """The files of sentence-transformers, which say how the vector of a text is made."""
+        return sentence_files(self.folder)
 
     def read_tokenizer(self) -> Tokenizer:
         """The tokenizer of the files beside the weights. Raises BadFileError where there is none."""

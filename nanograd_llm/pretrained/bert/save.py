@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from nanograd_llm.models.bert import BERT
@@ -15,12 +16,19 @@ from nanograd_llm.text import Tokenizer
 
 
 def save_bert(
-    model: BERT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
+    model: BERT,
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    form: str = "hf",
+    beside: Mapping[str, bytes] = {},
 ) -> list[Path]:
     """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `BertModel.from_pretrained` of transformers, and `BertForMaskedLM` if the model has a head; numpy for
         `numpy.load`; as for `save_gpt2`. `load_bert` reads both, with exactly the same numbers.
+    beside: contents of files to write as well, by their names: those of sentence-transformers, which `open_model` gives
+        as `beside`.
 
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model,
     or a model with norm_first; StorageError if the folder already holds a model, or writing fails.
@@ -29,4 +37,4 @@ def save_bert(
     settings, stored = to_hugging_face(model.config), stored_arrays(model, LAYOUT)
     if model.config.masked_word_head:  # in transformers, the part below the head is called `bert`
         stored = {name if name.startswith(HEAD) else f"bert.{name}": array for name, array in stored.items()}
-    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer)
+    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer, beside)

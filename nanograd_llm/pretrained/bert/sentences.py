@@ -17,6 +17,7 @@ from nanograd_llm.files.json import read_json_file, read_json_object
 from nanograd_llm.files.shards import beside
 from nanograd_llm.pretrained.config_json import refuse_unsupported
 
+FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last", "mean": "mean", "cls": "first"}
 
 
@@ -48,6 +49,14 @@ def sentence_settings(folder: Path) -> dict[str, Any]:
         raise BadFileError(f"{length}: max_seq_length is {longest!r:.50}; expected an integer of at least 1")
     pooling = _pooling(beside(path, steps[1][1]) / "config.json")
     return {"pooling": pooling, "normalise": "Normalize" in kinds, "max_length": longest}
+
+
+def sentence_files(folder: Path) -> dict[str, bytes]:
+    """The contents of these files, by their names in the folder; nothing where there are none. Raises as above."""
+    if not sentence_settings(folder):
+        return {}
+    paths = [folder / name for name in FILES] + [*folder.glob("*_Pooling/config.json")]
+    return {str(path.relative_to(folder)): read_bytes(path, at_most=2**20) for path in paths if path.exists()}
 
 
 def _pooling(path: Path) -> str:
