@@ -78,6 +78,12 @@ def _normalised(scaled: np.ndarray) -> np.ndarray:
     return p
 
 
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Of each next token.  logits (N, V) -> (N, V) float64. Raises as `likeliest`."""
+    shifted = np.asarray(logits, np.float64) - logits[np.arange(len(logits)), likeliest(logits)][:, None]
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def likeliest(logits: np.ndarray) -> np.ndarray:
     """The token with the largest logit of each row, the first of several.  logits (B, V) -> ids (B)
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.errors import ShapeError
+from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.encoder_decoder import EncoderDecoder
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.ops.layout import check_ids
@@ -126,7 +127,7 @@ def _steps(model: EncoderDecoder, sources: Any, search: BeamSearch, cache: bool)
             logits = model.next_logits(texts[:, -1:], None, None if mask is None else mask[owners], caches)
         else:
             logits = model.next_logits(texts, memory[owners], None if mask is None else mask[owners], caches)
-        scores = _log_probabilities(logits)  # (N, V)
+        scores = log_probabilities(logits)  # (N, V)
         parents: list[int] = []
         first = 0
         for row in rows:
@@ -166,15 +167,6 @@ def _extend(row: _Search, scores: np.ndarray, end_id: int, search: BeamSearch, l
         if max(row.live)[0] / longest**search.alpha <= best:
             row.live, parents = [], []
     return parents
-
-
-def _log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Of each next token, in float64.  logits (N, V) -> (N, V)"""
-    largest = logits.max(axis=-1, keepdims=True)
-    if not np.isfinite(largest).all():
-        raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is not finite; is a weight not finite?")
-    shifted = logits.astype(np.float64) - largest
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _rows(sources: Any, model: EncoderDecoder) -> tuple[np.ndarray, np.ndarray]:

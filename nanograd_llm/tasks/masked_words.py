@@ -17,7 +17,7 @@ import numpy as np
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.fill import hidden_logits
-from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded
@@ -232,10 +232,10 @@ class MaskedWords(TextTask):
         for start in range(0, len(tokens), size):
             rows = slice(start, start + size)
             hidden = targets[rows] != IGNORE_INDEX
-            p = Sampling().probabilities(self._logits(tokens[rows], hidden, lengths[rows]))
+            log_p = log_probabilities(self._logits(tokens[rows], hidden, lengths[rows]))
             wanted = targets[rows][hidden]
-            nats.append(-np.log(np.maximum(p[np.arange(len(p)), wanted], 1e-300)))
-            right.append(p.argmax(axis=1) == wanted)
+            nats.append(-log_p[np.arange(len(log_p)), wanted])
+            right.append(log_p.argmax(axis=1) == wanted)
         return np.concatenate(nats), np.concatenate(right)
 
     def _logits(self, tokens: np.ndarray, hidden: np.ndarray, lengths: np.ndarray) -> np.ndarray:

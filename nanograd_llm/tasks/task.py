@@ -154,14 +154,18 @@ class Request:
         but: settings that may be given besides, for another purpose. decided: as for `refuse`.
         Raises ConfigError for a size that is given, or is another one in the file.
         """
-        assert self.start is not None
         self.refuse(model={*self.asked["model"]} - {*free, *but}, **decided)
+        self.require_sizes(config, free)
+        given = self.settings["model"]
+        return dataclasses.replace(config, **{name: given.get(name, getattr(type(config), name)) for name in free})
+
+    def require_sizes(self, config: Any, free: Collection[str]) -> None:
+        """Raise ConfigError where the file has another size than this config of the model to start from."""
+        assert self.start is not None
         for name, value in self.written["model"].items():
             if name not in free and value != getattr(config, name):
                 is_now = f"{getattr(config, name)} in {self.start.source}"
                 raise ConfigError(f"{name} is {value} in {self.file}, but {is_now}; leave it out")
-        given = self.settings["model"]
-        return dataclasses.replace(config, **{name: given.get(name, getattr(type(config), name)) for name in free})
 
     def text_further(self, context_length: int) -> dict[str, Any]:
         """The settings [text] to train a model further: its context_length is given for a window, else it is 128."""

@@ -109,18 +109,12 @@ class GPT2Tokenizer(Tokenizer):
         pieces = [*map(spell, BYTES), *(left + right for left, right in spelled), END_OF_TEXT]
         return cls({piece: i for i, piece in enumerate(pieces)}, spelled)
 
-    def changed(self, **settings: Any) -> GPT2Tokenizer:
-        """The same tokenizer with another vocab_size, added, end_of_text or add_prefix_space."""
-        return GPT2Tokenizer(self.vocab, self.merges, **{"vocab_size": self.vocab_size} | self._settings() | settings)
-
     def with_special(self, token: str) -> GPT2Tokenizer:
         """The same tokenizer with one more special token; its id is the first that stands for nothing."""
         vocab = {**self.vocab, token: len(self.vocab)}
-        settings = self._settings() | {"added": {**self.added, token: True}}
-        return GPT2Tokenizer(vocab, self.merges, max(self.vocab_size, len(vocab)), **settings)
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.optional}
+        settings: dict[str, Any] = {"end_of_text": self.end_of_text, "add_prefix_space": self.add_prefix_space}
+        size, added = max(self.vocab_size, len(vocab)), {**self.added, token: True}
+        return GPT2Tokenizer(vocab, self.merges, size, added=added, **settings)
 
     def _whole_tokens(self, allow_special: bool) -> dict[str, int]:
         return {token: self.vocab[token] for token, special in self.added.items() if allow_special or not special}
@@ -132,7 +126,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def _saved(self) -> dict[str, Any]:
         merges = [f"{left} {right}" for left, right in self.merges]
-        return {"vocab": self.vocab, "merges": merges} | self._settings()
+        return super()._saved() | {"merges": merges}
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> GPT2Tokenizer:

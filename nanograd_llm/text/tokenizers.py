@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,7 @@ from nanograd_llm.text.corpora import well_formed
 if TYPE_CHECKING:
     import tiktoken
 
+AnyTokenizer = TypeVar("AnyTokenizer", bound="Tokenizer")
 END_OF_TEXT = "<|endoftext|>"
 MAX_PADDING = 2**16  # unused ids that a file may have; models are padded to a multiple of 128 or so
 
@@ -143,8 +144,13 @@ class Tokenizer(ABC):
         """The ids of well-formed text without special tokens."""
 
     def _saved(self) -> dict[str, Any]:
-        """The `fields` of the saved file, and their values."""
-        return {field: getattr(self, field) for field in self.fields}
+        """The `fields` and `optional` of the saved file, and their values."""
+        return {field: getattr(self, field) for field in (*self.fields, *self.optional)}
+
+    def changed(self: AnyTokenizer, **settings: Any) -> AnyTokenizer:
+        """The same tokenizer with another vocab_size, or other settings that are `optional`."""
+        own = {name: getattr(self, name) for name in ("vocab_size", *self.optional)}
+        return type(self)(*(getattr(self, field) for field in self.fields), **own | settings)
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> Tokenizer:

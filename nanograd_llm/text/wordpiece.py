@@ -106,10 +106,6 @@ class WordPieceTokenizer(Tokenizer):
             pieces.append(pieces[left] + pieces[right].removeprefix(CONTINUES))
         return cls([*SPECIAL, *pieces], lowercase=lowercase)
 
-    def changed(self, **settings: Any) -> WordPieceTokenizer:
-        """The same tokenizer with another vocab_size, added, lowercase, strip_accents or handle_chinese_chars."""
-        return WordPieceTokenizer(self.vocab, **{"vocab_size": self.vocab_size} | self._settings() | settings)
-
     def words(self, text: str) -> list[str]:
         """The words of a well-formed text, before they are cut."""
         text = text.translate(self._cleaned)
@@ -166,12 +162,6 @@ class WordPieceTokenizer(Tokenizer):
         if kind[0] == "P" or character in ASCII_PUNCTUATION:
             return f" {character} "
         return character.lower() if self.lowercase else character
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.optional}
-
-    def _saved(self) -> dict[str, Any]:
-        return super()._saved() | self._settings()
 
     @classmethod
     def _restored(cls, content: Mapping[str, Any]) -> WordPieceTokenizer:

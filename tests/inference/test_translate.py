@@ -119,7 +119,7 @@ def test_a_source_that_cannot_be_is_refused(sources: Any, error: type, said: str
 def test_weights_that_are_not_finite_are_told() -> None:
     model = EncoderDecoder(EncoderDecoderConfig(**SIZES))
     model.decoder[0].mlp.down.bias.data[0] = np.nan  # type: ignore[union-attr]
-    with pytest.raises(NonFiniteError, match="is a weight not finite"):
+    with pytest.raises(NonFiniteError, match="look for NaN in the weights"):
         translate(model, [1])
 
 
