@@ -18,14 +18,15 @@ from nanograd_llm.autograd.modes import higher_order, watched
 from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import laid_out
-from nanograd_llm.gradcheck.check.comparison import dense, interior, length
-from nanograd_llm.gradcheck.check.function import Function, gradients
-from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged, widened
+from nanograd_llm.gradcheck.check.comparison import dense, interior, length, sizes
+from nanograd_llm.gradcheck.check.function import Function, Gradient, gradients
+from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged
 from nanograd_llm.ops import concatenate
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
 _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a millionth; powers of two round nothing
 _DIRECTIONS = 4  # along which float32 is compared,
+_NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
 _FAR = (2.0**6, 2.0**13) * 4  # and units in the last place, up to which it is compared again nearby
 
 
@@ -39,9 +40,13 @@ class _Pair(NamedTuple):
     is_exact: bool
 
     @property
-    def off(self) -> float:
+    def difference(self) -> np.ndarray:
         known = np.isfinite(self.expected)
-        return float(np.abs(self.expected[known] - self.found[known]).max(initial=0))
+        return self.expected[known] - self.found[known]
+
+    @property
+    def off(self) -> float:
+        return float(np.abs(self.difference).max(initial=0))
 
 
 def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:
@@ -51,11 +56,23 @@ def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, 
     if found := _guarded(function, cotangent):
         return found
     seed, flow = int(rng.integers(2**32)), float(interior(function, cotangent.reshape(1, -1))[0])
+    points = _nearby(function.values, [cotangent], rng)
 
     @functools.cache
-    def pairs(precision: Precision) -> list[_Pair]:
-        values = [x.astype(precision.dtype) for x in function.values]
-        return [*_pairs(function, values, cotangent.astype(precision.dtype), np.random.default_rng(seed))]
+    def pairs(precision: Precision, nearby: int = 0) -> list[_Pair]:
+        *values, v = (x.astype(precision.dtype) for x in points[nearby])
+        return [*_pairs(function, values, v, np.random.default_rng(seed))]
+
+    def is_rounding(number: int) -> bool:
+        if precisions.pair is not None:
+            narrow, wide = precisions.pair
+            if pairs(wide)[number].off <= MARGIN * wide.epsilon / narrow.epsilon * pairs(narrow)[number].off:
+                return True
+        seen = [pairs(given, nearby)[number].difference for nearby in range(len(points))]
+        if len({d.shape for d in seen}) > 1:  # other entries are not finite: nothing is the same
+            return True
+        u = dense(np.random.default_rng(seed), seen[0].shape)
+        return bool(np.isfinite(seen[0]).all()) and not _is_steady([float((u * d).sum()) for d in seen])
 
     given = precisions.given
     for number, pair in enumerate(pairs(given)):
@@ -63,11 +80,8 @@ def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, 
         flowing = flow / length(function.values[pair.k])
         if pair.off <= (0 if pair.is_exact else given.c * given.epsilon * (size + flowing)):
             continue
-        if not pair.is_exact and precisions.pair is not None:  # rounding shrinks in wider numbers, a mistake does not
-            near, far = (pairs(precision)[number].off for precision in precisions.pair)
-            narrow, wide = (precision.epsilon for precision in precisions.pair)
-            if far <= MARGIN * wide / narrow * near:
-                continue
+        if not pair.is_exact and is_rounding(number):
+            continue
         found.append(pair.words.format(function.names[pair.k], pair.off))
     return found + _in_float32(function, cotangent, flow, rng)
 
@@ -185,8 +199,8 @@ def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.
     found: list[str] = []
     near: list[list[np.ndarray]] = []
     for k, (name, x, d, a) in enumerate(zip(function.names, function.values, off, wide)):
-        u = np.stack([dense(rng, x.shape).reshape(-1) for _ in range(_DIRECTIONS)])
-        size = np.abs(u) @ np.abs(a).reshape(-1) + flow / length(x) + np.abs(v).max(initial=0)
+        u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
+        size = np.abs(u) @ np.abs(a).reshape(-1) + flow + np.abs(v).max(initial=0) * np.abs(u).max(axis=1, initial=0)
         if not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > DEPTH * epsilon * size).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
@@ -198,11 +212,12 @@ def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.
 
 def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:
     """Whether the Hessian of ⟨v, f⟩ is not symmetric: ⟨w, H u⟩ must be ⟨u, H w⟩."""
-    u, w = ([dense(rng, x.shape) * length(x) for x in function.values] for _ in range(2))
+    n = len(function.values)
+    directions = [dense(rng, x.shape) * sizes(x) for x in function.values * 2]
 
-    def difference(values: Sequence[np.ndarray]) -> tuple[float, float]:
-        """⟨w, H u⟩ - ⟨u, H w⟩, and the sizes of all terms together."""
-        products = []
+    def difference(point: Sequence[np.ndarray]) -> tuple[float, float]:
+        """⟨w, H u⟩ - ⟨u, H w⟩, and the sizes of all terms together. point: the values, u and w."""
+        values, u, w, products = point[:n], point[n : 2 * n], point[2 * n :], []
         with higher_order():
             y, leaves = function.record(values)
             if not y.requires_grad:
@@ -218,19 +233,35 @@ def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions,
         return float(sums[0] - sums[1]), size
 
     given = precisions.given
-    off, size = difference(function.values)
+    off, size = difference([*function.values, *directions])
     if not np.isfinite(off) or abs(off) <= 4 * given.c * given.epsilon * size:
         return []
-    if precisions.pair is not None:
-        narrow, wide = (difference([x.astype(p.dtype) for x in function.values]) for p in precisions.pair)
-        bound = 4 * given.c * given.epsilon * wide[1]
-        if abs(wide[0]) <= max(
-            bound, MARGIN * precisions.pair[1].epsilon / precisions.pair[0].epsilon * abs(narrow[0])
-        ):
-            return []
-        if wide[1] <= precisions.pair[1].epsilon * given.c * np.abs(cotangent).max(initial=0):
-            return []
-    bound = 4 * given.c * given.epsilon * size
-    if abs(off) <= widened(bound, off, lambda: difference(nudged(function.values, rng))[0]):
+    along = np.concatenate([u.reshape(-1) for u in directions[:n]])
+    flow = float(interior(Gradient(function, cotangent), along.reshape(1, -1))[0])
+    if abs(off) <= 4 * given.c * given.epsilon * (size + flow):
+        return []
+    narrow, wide = precisions.pair or (given, given)
+    points = _nearby(function.values, directions, rng)
+    near, far = ([difference([x.astype(kind.dtype) for x in point]) for point in points] for kind in (narrow, wide))
+    offs, size = [off for off, _ in far], max(size for _, size in far)
+    largest = max(map(abs, offs))
+    shrinks = largest <= MARGIN * wide.epsilon / narrow.epsilon * max(abs(off) for off, _ in near)
+    if shrinks or largest <= 4 * given.c * given.epsilon * size or not _is_steady(offs):
+        return []
+    if size <= wide.epsilon * given.c * np.abs(cotangent).max(initial=0):
         return []
     return [f"the Hessian is not symmetric: ⟨w, H u⟩ and ⟨u, H w⟩ differ by {abs(off):.1e}, of terms of {size:.1e}"]
+
+
+def _nearby(
+    values: Sequence[np.ndarray], others: Sequence[np.ndarray], rng: np.random.Generator
+) -> list[list[np.ndarray]]:
+    """The values and others as they are, and a little changed: all values by one factor, so that ties stay ties."""
+    factors = 1 + _NEAR * rng.uniform(-1, 1, _NEARBY)
+    changed = [[*(x * factor for x in values), *nudged(others, rng)] for factor in factors]
+    return [[*values, *others], *changed]
+
+
+def _is_steady(seen: Sequence[float]) -> bool:
+    """Is a number nearly the same at all points nearby, as a mistake is?  Rounding is another one at each."""
+    return float(np.ptp(seen)) <= 0.1 * abs(seen[0])
