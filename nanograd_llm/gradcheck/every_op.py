@@ -61,15 +61,15 @@ class OpSummary(Shown):
 
     @property
     def line(self) -> str:
-        """Its line in the table."""
+        """Its line in the table, of at most 60 characters where all is right up to order 2."""
         noticed = "-" if self.problems else f"{self.mutants - len(self.survivors)}/{self.mutants}"
-        errors = "".join(f"{error:<9.1e}" for error in self.errors)
-        return f"{self.name:24} {self.cases:>5}  {errors}{noticed:8} {self.verdict}"
+        errors = "".join(f"{error:<8.1e}" for error in self.errors)
+        return f"{self.name:23} {self.cases:>5} {errors}{noticed:7} {self.verdict}"
 
 
 def table_head(order: int) -> str:
-    orders = "".join(f"order {n + 1}  " for n in range(order))
-    return f"{'checked':24} cases  {orders}{'mutants':8} verdict"
+    orders = "".join(f"order {n + 1} " for n in range(order))
+    return f"{'checked':23} cases {orders}{'mutants':7} verdict"
 
 
 @dataclass(frozen=True, repr=False)

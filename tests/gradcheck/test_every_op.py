@@ -25,6 +25,7 @@ from nanograd_llm.gradcheck import (
     table_head,
 )
 from nanograd_llm.gradcheck.check.promises import equality_problems, layout_problems
+from nanograd_llm.gradcheck.every_layer import layers
 from nanograd_llm.gradcheck.every_op import surviving_mutants
 
 
@@ -41,8 +42,12 @@ def test_ops_that_are_right_pass_and_the_table_has_a_line_for_each():
     assert lines[0] == table_head(2)
     assert lines[0].split() == ["checked", "cases", "order", "1", "order", "2", "mutants", "verdict"]
     assert [line.split()[0] for line in lines[1:3]] == ["add", "softmax"]
-    assert all(line.endswith(f"{one.mutants}/{one.mutants}    right") for one, line in zip(summary.ops, lines[1:3]))
+    assert all(
+        line.split()[-2:] == [f"{one.mutants}/{one.mutants}", "right"] for one, line in zip(summary.ops, lines[1:3])
+    )
     assert lines[-1] == "2 of 2 are right"
+    longest = max([*registry, *(layer.__name__ for layer in layers())], key=len)
+    assert len(OpSummary(longest, 5000, (1e-16, 1e-12), 199, (), ()).line) <= 60  # columns of a narrow terminal
     for one in summary.ops:
         assert max(one.errors) < 1e-11 and len(one.errors) == 2
         assert one.mutants == len(mutants(registry[one.name])) and one.survivors == ()
