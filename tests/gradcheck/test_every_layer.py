@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from nanograd_llm import GPT, nn, ops
 from nanograd_llm.autograd.tensor import Parameter, registry
 from nanograd_llm.errors import ConfigError, NanogradError
-from nanograd_llm.gradcheck import Draw, check_all, check_layer
+from nanograd_llm.gradcheck import Draw, check_all, check_layer, gradcheck
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
 
 for room in ("nn", "models"):
@@ -111,3 +112,30 @@ def test_a_layer_without_specimens_is_refused_with_the_line_to_write(biased, dec
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="there is no op or layer 'Blok'; did you mean 'Block'"):
         check_all(["Blok"])
+
+
+SCALES = [0.01, 0.1, 10.0, 100.0]
+SMALL = [layer for layer in OURS if layer is GPT or layer.__module__.startswith("nanograd_llm.nn.")]
+
+
+def require_not_wrong(f, inputs, scale):
+    """The gradient is not called wrong with weights so many times as large as specimens have."""
+    for parameter in f.parameters():
+        parameter.data = parameter.data * scale
+    report = gradcheck(f, *inputs, jacobian=0, explain=False)
+    assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
+
+
+@pytest.mark.parametrize(("layer", "scale"), [*zip(SMALL, itertools.cycle(SCALES))])
+def test_the_smallest_specimen_is_not_called_wrong_with_weights_of_another_size(layer, scale):
+    drawn = draw_specimens(layer, np.random.default_rng(0), 1)
+    require_not_wrong(*min(drawn, key=lambda specimen: sum(p.size for p in specimen[0].parameters())), scale)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("layer", OURS)
+def test_no_specimen_is_called_wrong_with_weights_of_another_size(layer, scale):
+    for seed in range(3):
+        for f, inputs in draw_specimens(layer, np.random.default_rng(seed), 1):
+            require_not_wrong(f, inputs, scale)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, GPTConfig, Tensor, nn, no_grad, ops
+from nanograd_llm import Tensor, nn, no_grad, ops
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck import check_layer, check_op, gradcheck
@@ -93,16 +93,6 @@ def test_second_order_near_a_kink_is_right():
 def test_the_digits_that_rounding_leaves_are_said():
     notes = gradcheck(lambda x: 1e3 * ops.tanh(x), np.array([15.0, 16])).notes
     assert any("leaves about 4 digits of the engine's gradient" in note for note in notes)
-
-
-@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_a_gpt_with_small_and_large_weights_is_right(scale):
-    model = GPT(GPTConfig(vocab_size=7, context_length=4, n_layer=1, n_head=2, n_embd=4), seed=0)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.astype(np.float64) * scale
-    ids = np.arange(10).reshape(2, 5) % 7
-    report = gradcheck(model.loss, ids[:, :-1], ids[:, 1:], jacobian=0)
-    assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
 
 
 class Cut(nn.Module):
