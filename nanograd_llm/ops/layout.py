@@ -244,9 +244,13 @@ def _index(index: Any) -> Any:
 
 
 def _has_no_repeats(index: Any) -> bool:
-    """Does an index without arrays select each element at most once? With arrays the answer is False."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is ... or isinstance(part, (int, np.integer, slice)) for part in parts)
+    """Does the index select each element at most once? With arrays of integers the answer is False."""
+
+    def is_single(part: Any) -> bool:
+        is_mask = is_array(part) and part.dtype.kind == "b"
+        return part is None or part is ... or is_mask or isinstance(part, (int, np.integer, slice))
+
+    return all(map(is_single, index if isinstance(index, tuple) else (index,)))
 
 
 def _ids(draw: Any) -> Any:
