@@ -21,6 +21,7 @@ from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.inputs import real_tokens, token_ids
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
+from nanograd_llm.nn.attention import unpacked
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
@@ -123,12 +124,13 @@ class BERT(Module):
         return self.wte
 
     def hidden(self, tokens: Any, types: Any = None, *, lengths: Any = None, key_mask: Any = None) -> Tensor:
-        """What the encoder makes of each token; see `forward`.  tokens (B, T) -> (B, T, C)"""
+        """What the encoder makes of each token, zeros in padding; see `forward`.  tokens (B, T) -> (B, T, C)"""
         with self.entered():
             x, mask = self._embed(tokens, types, lengths, key_mask)
+            x = x if mask is None else x[mask]  # (B, T, C) -> (N, C): no padding is computed
             for block in self.blocks:
                 x = block(x, None, mask)
-            return self.norm(x) if self.config.norm_first else x
+            return unpacked(self.norm(x) if self.config.norm_first else x, mask)
 
     def pooled(self, hidden: Any) -> Tensor:
         """One vector for each text, made from its first token.  hidden (B, T, C) -> (B, C)

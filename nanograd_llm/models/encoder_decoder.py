@@ -19,7 +19,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.models.inputs import real_tokens, token_ids
+from nanograd_llm.models.inputs import reaching_targets, real_tokens, token_ids
 from nanograd_llm.models.transformer import TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, Linear, normal
@@ -119,10 +119,13 @@ class EncoderDecoder(Module):
         """Mean cross-entropy in nats over the targets that are not -100.  source (B, S), target_in, target (B, T) -> ()
 
         Teacher forcing: the decoder is given the right tokens up to each place, not what it would have written.
-        target_in is start_id, then target without its last. label_smoothing acts while training only.
+        target_in is start_id, then target without its last. label_smoothing acts while training only. Nothing is
+        computed for the padding of the source, nor for what follows the last target that counts.
         """
         with self.entered():
-            x = self.decode(target_in, *self.encode(source))
+            real = reaching_targets(target_in, target)
+            x = self.decode(target_in, *self.encode(source, packed=True), real=real)
+            target = target if real is None else np.asarray(array_of(target))[real]  # (B, T) -> (N,)
             smoothing = self.config.label_smoothing if self.training else 0.0
             if self.head_bias is None:
                 return ops.linear_cross_entropy(x, self.head_table, target, label_smoothing=smoothing)
@@ -133,24 +136,37 @@ class EncoderDecoder(Module):
         """(V, C): what the end of the stream is compared with, a row for each token."""
         return self.target_table if self.head is None else self.head
 
-    def encode(self, source: Any, lengths: Any = None) -> tuple[Tensor, np.ndarray | None]:
-        """What the decoder looks at, and which of it is real, None for all.  source (B, S) -> (B, S, C), (B, S)"""
+    def encode(self, source: Any, lengths: Any = None, *, packed: bool = False) -> tuple[Tensor, np.ndarray | None]:
+        """What the decoder looks at, and which of it is real, None for all.  source (B, S) -> (B, S, C), (B, S)
+
+        packed: compute the real tokens only, (N, C), where some are not.
+        """
         x, mask = self._embed_source(source, lengths)
+        x = x[mask] if packed and mask is not None else x  # (B, S, C) -> (N, C)
         for block in self.encoder:
             x = block(x, None, mask)
         return (self.encoder_norm(x) if self.encoder_norm else x), mask
 
     def decode(
-        self, target_in: Any, memory: Any, mask: Any = None, caches: list[list[KeyValueCache]] | None = None
+        self,
+        target_in: Any,
+        memory: Any,
+        mask: Any = None,
+        caches: list[list[KeyValueCache]] | None = None,
+        *,
+        real: np.ndarray | None = None,
     ) -> Tensor:
         """What the head sees, after each token.  target_in (B, T), memory (B, S, C), mask (B, S) -> (B, T, C)
 
+        memory, mask: from `encode`, also packed.
         caches: from `new_caches`; the tokens then continue what is stored there. Memory is read the first time only.
+        real (B, T): compute only the tokens where it is True, (N, C).
         """
         x = self._embed_target(target_in, caches[0][0].length if caches else 0)
+        x = x if real is None else x[real]  # (B, T, C) -> (N, C)
         for i, block in enumerate(self.decoder):
             own, cross = caches[i] if caches else (None, None)
-            x = block(x, memory, None, mask, cache=own, cross_cache=cross)
+            x = block(x, memory, real, mask, cache=own, cross_cache=cross)
         return self.decoder_norm(x) if self.decoder_norm else x
 
     def next_logits(
@@ -185,7 +201,6 @@ class EncoderDecoder(Module):
         ids = token_ids(source, self.config.context_length, remedy="give a shorter source")
         key_mask = ids != self.config.pad_id if lengths is None else None
         mask = real_tokens(ids.shape, lengths, key_mask)
-        mask = None if mask is None or mask.all() else mask
         return self._embed(self.source_table, self.source_positions, ids, 0), mask
 
     def _embed_target(self, target_in: Any, start: int) -> Tensor:

@@ -17,7 +17,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.models.inputs import token_ids
+from nanograd_llm.models.inputs import reaching_targets, token_ids
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, normal
@@ -111,25 +111,32 @@ class GPT(Module):
         >>> (wte.grad - [[0.75 * math.log(3)], [0]]).round(9).tolist()
         [[-0.75], [0.75]]
         """
-        return ops.linear_cross_entropy(self.hidden(tokens), self.head_table, targets)
+        real = None if self.config.recompute_activations else reaching_targets(tokens, targets)
+        x = self.hidden(tokens, real=real)  # (B, T, C), or (N, C) where the rest reaches no target
+        targets = targets if real is None else np.asarray(array_of(targets))[real]
+        return ops.linear_cross_entropy(x, self.head_table, targets)
 
     @property
     def head_table(self) -> Parameter:
         """The weights of the head, (V, C): row i times the last hidden state is the logit of token i."""
         return self.wte if self.head is None else self.head
 
-    def hidden(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Any, caches: list[KeyValueCache] | None = None, *, real: np.ndarray | None = None
+    ) -> Tensor:
         """The input of the head: the hidden states after the final norm.  tokens (B, T) -> (B, T, C)
 
         caches: one for each block, from `new_caches`; the tokens continue the sequences stored there.
+        real (B, T): compute only the tokens where it is True, (N, C), and let no token see the others.
         """
         with self.entered():
             x = self._embed(tokens, caches[0].length if caches else 0)
+            x = x if real is None else x[real]  # (B, T, C) -> (N, C)
             for i, block in enumerate(self.blocks):
-                if self.config.recompute_activations and not caches:
+                if self.config.recompute_activations and not caches and real is None:
                     x = recompute(block, x)
                 else:
-                    x = block(x, cache=caches[i] if caches else None)
+                    x = block(x, None, real, cache=caches[i] if caches else None)
             return self.ln_f(x)
 
     def next_logits(self, tokens: Any, caches: list[KeyValueCache] | None = None) -> np.ndarray:

@@ -5,7 +5,8 @@ B batch, T time, C channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,20 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.threads import keep_heap, share_out
+from nanograd_llm.backend.threads import cpu_count, keep_heap, share_out
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.models.inputs import real_tokens
+from nanograd_llm.models.inputs import real_tokens, token_ids
+from nanograd_llm.nn.attention import unpacked
 from nanograd_llm.nn.layers import Dropout, Linear
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import require_choice, require_int, require_type
 
 POOLINGS = ("mean", "first", "last", "pooled")
-BATCH_TOKENS = 2048  # of a batch that is embedded: enough rows for a fast product, few enough to stay in the caches
-FEW = 4  # a batch of less than a fourth of that takes in texts of other lengths,
-MOST_PADDING = 0.15  # which may be shorter by this share of the longest
+BATCH_TOKENS = 1024  # of a batch that is embedded: enough rows for a fast product, few enough to stay in the caches
+SHORT = 32  # tokens so few that padding up to them costs less than one more batch
 
 
 def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
@@ -35,14 +36,14 @@ def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = No
     pooling: mean of the tokens; the first or the last one; or pooled, by the pooler of a BERT.
     lengths (B,): how many tokens of each row are real. types (B, T): of a BERT.
     """
+    B, T = token_ids(tokens, model.config.context_length).shape
+    mask = real_tokens((B, T), lengths, None)
     if isinstance(model, BERT):
-        x = model.hidden(tokens, types, lengths=lengths)
+        x = model.hidden(tokens, types, key_mask=mask)
     elif types is None:
-        x = model.hidden(tokens)  # no token of a GPT sees the padding behind it
+        x = unpacked(model.hidden(tokens, real=mask), mask)
     else:
         raise ConfigError("a GPT has one kind of tokens; leave out types")
-    B, T = x.shape[:2]
-    mask = real_tokens((B, T), lengths, None)
     counts = np.full(B, T) if mask is None else mask.sum(axis=1)
     if B and not counts.min():
         raise ShapeError("a text has no token at all, and so no vector; leave it out")
@@ -52,8 +53,6 @@ def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = No
         return model.pooled(x)
     if pooling != "mean":
         return x[:, 0] if pooling == "first" else x[np.arange(B), counts - 1]
-    if mask is not None:
-        x = ops.where(mask[..., None], x, 0.0)
     return ops.sum(x, axis=1) / counts[:, None].astype(x.dtype)  # (B, T, C) -> (B, C)
 
 
@@ -118,41 +117,47 @@ class SentenceEncoder(Module):
     def embed(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """The vector of each text, in their order; records nothing.  N sequences of ids -> array (N, C)
 
-        Texts of one length make a batch, of about batch_tokens tokens, so almost no padding is computed: a batch of few
-        tokens, whose products would be slow, takes in texts that are a little shorter. Threads share out the batches.
+        Texts of like length make a batch, of at most batch_tokens tokens unless one text is longer. No padding is
+        computed but in attention. Threads share out the batches, which all take about as long.
         """
         require_int("batch_tokens", batch_tokens, 1)
         keep_heap()
         rows = [np.asarray(text) for text in texts]
         vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
-        batches = list(batches_by_length([len(row) for row in rows], batch_tokens))
+        batches = batches_by_length([len(row) for row in rows], batch_tokens, cpu_count())
+        remaining = iter(batches)
 
-        def work(part: slice) -> None:
+        def work(_: slice) -> None:
             with no_grad():
-                for places in batches[part]:
+                for places in remaining:  # each thread takes the next batch that none has taken
                     lengths = np.array([len(rows[place]) for place in places])
                     tokens = np.zeros((len(places), lengths[0]), np.int64)
                     for row, place in zip(tokens, places):
                         row[: len(rows[place])] = rows[place]
-                    vectors[places] = self(tokens, None if lengths[0] == lengths[-1] else lengths).data
+                    vectors[places] = self(tokens, lengths).data
 
         share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1])
         return vectors
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """The places of the texts that are computed together, the longest text of each batch first."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if batch:
-            longest, tokens = lengths[batch[0]], (len(batch) + 1) * lengths[batch[0]]
-            shortest = longest if tokens > batch_tokens // FEW else (1 - MOST_PADDING) * longest
-            if tokens > batch_tokens or lengths[place] < shortest:
-                yield batch
-                batch = []
-        batch.append(place)
-    if batch:
-        yield batch
+def batches_by_length(lengths: Sequence[int], batch_tokens: int, threads: int = 1) -> list[list[int]]:
+    """The places of the texts that are computed together, the longest text of each batch first.
+
+    All batches have about equally many tokens, and each thread gets as many batches, unless one batch is enough. But a
+    text that is less than half as long as the first is not among them, for attention computes the padding between.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    ends = np.cumsum([lengths[place] for place in order])
+    count = math.ceil(sum(lengths) / batch_tokens)
+    count = count if count < 2 else threads * math.ceil(count / threads)
+    batches: list[list[int]] = []
+    filled = -1
+    for place, end in zip(order, ends):
+        before, filled = filled, (end - 1) * count // ends[-1]  # the batch in which the last token of this text lies
+        if filled != before or 2 * lengths[place] + SHORT < lengths[batches[-1][0]]:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
 
 
 def _models(pooler: bool = True) -> list[BERT | GPT]:

@@ -13,6 +13,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
+from nanograd_llm.settings import IGNORE_INDEX
 
 
 def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "pass only the last ones") -> np.ndarray:
@@ -33,6 +34,23 @@ def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "p
     return ids
 
 
+def reaching_targets(tokens: Any, targets: Any) -> np.ndarray | None:
+    """Which tokens of a decoder reach a target that counts: those up to the last one of their row.  Both (B, T)
+
+    None if all do, if no target counts, or if the shapes differ, which is for the loss to refuse. No token that counts
+    sees the rest, so the rest need not be computed.
+
+    >>> targets = np.array([[3, -100, 4, -100], [5, -100, -100, -100]])
+    >>> reaching_targets(targets, targets).astype(int).tolist()
+    [[1, 1, 1, 0], [1, 0, 0, 0]]
+    """
+    counted = np.asarray(array_of(targets)) != IGNORE_INDEX
+    if counted.shape != np.shape(array_of(tokens)):
+        return None
+    reaching = np.logical_or.accumulate(counted[..., ::-1], axis=-1)[..., ::-1]
+    return reaching if reaching.any() and not reaching.all() else None
+
+
 def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarray | None:
     """The key mask (B, T) of tokens of this shape, True where one is real; None where all are.
 
@@ -49,7 +67,7 @@ def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarr
     if mask.shape != shape:
         found = f"key_mask is {mask.shape}" if lengths is None else f"lengths are {np.shape(lengths)}"
         raise ShapeError(f"{found}, and tokens {shape}; give lengths (B,) or a key_mask (B, T) of the same B and T")
-    return mask
+    return None if mask.all() else mask
 
 
 def padded(rows: Sequence[Any], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -176,11 +176,19 @@ class MultiHeadAttention(Module):
             scores = ops.where(array_of(key_mask)[:, None, None], scores, -np.inf)  # (B, S) -> (B, 1, 1, S)
         return ops.softmax(scores)
 
-    def forward(self, x: Any, context: Any = None, key_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C)
+    def forward(
+        self,
+        x: Any,
+        context: Any = None,
+        key_mask: Any = None,
+        query_mask: Any = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C), or (N, C) -> (N, C) of the real tokens only, so that no padding is computed.
 
-        context (B, S, C): required with cross=True, and refused without it.
+        context (B, S, C): required with cross=True, and refused without it; (M, C) has its real tokens only.
         key_mask (B, S): True where a key, of the context or of x itself, is real; a token that sees none gets zeros.
+        query_mask (B, T): with cross=True, which places the tokens of an x (N, C) have. Else key_mask says so.
         cache: stores the keys and values; the new tokens attend to all that are stored. With cross=True the first call
             stores those of the context, and later calls need no context. Only inside `no_grad()`.
 
@@ -189,10 +197,13 @@ class MultiHeadAttention(Module):
         if cache is not None:
             return self.out(self._attend_cached(x, context, key_mask, cache))
         dropout = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
+        q, kv = self._project(x, context)
+        query_mask, is_packed = query_mask if self.cross else key_mask, q.ndim == 2
+        q, kv = unpacked(q, query_mask), unpacked(kv, key_mask)
         y = ops.multi_head_attention(
-            *self._project(x, context), key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **dropout
+            q, kv, key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **dropout
         )
-        return self.dropout(self.out(y))
+        return self.dropout(self.out(y[query_mask] if is_packed else y))
 
     def _project(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         """(qkv, None): queries, keys and values in one Tensor; with cross=True (q, kv), where kv is of the context."""
@@ -220,6 +231,20 @@ class MultiHeadAttention(Module):
         return y.swapaxes(1, 2).reshape(x.shape)  # (B, H, t, D) -> (B, t, C)
 
 
+def unpacked(x: Any, mask: Any) -> Any:
+    """The rows of real tokens at their places in a padded batch, with zeros elsewhere.  (N, C) -> (B, T, C)
+
+    The rest of a model treats each token separately, so it takes rows (N, C), and nothing is computed for padding.
+    mask (B, T): N places are True. An x that is no (N, C) is returned unchanged. Raises ShapeError if they do not fit.
+    """
+    if x is None or x.ndim != 2:
+        return x
+    mask = array_of(mask)
+    if mask is None or np.count_nonzero(mask) != len(x):
+        raise ShapeError(f"{len(x)} real tokens (N, C) need a mask (B, T) with as many True; got {mask!r:.100}")
+    return ops.scatter(x, index=mask, shape=(*mask.shape, x.shape[1]))  # (N, C) -> (B, T, C)
+
+
 def head_size(n_embd: int, n_head: int) -> int:
     """D = n_embd / n_head. Raises ConfigError unless n_head divides n_embd."""
     require_int("n_head", n_head, 1)
@@ -244,4 +269,9 @@ MultiHeadAttention.specimens = lambda draw: [
     (MultiHeadAttention(4, 2, dropout=0.2), (draw(2, 3, 4), None, np.array([[False, True, True], [True] * 3]))),
     (MultiHeadAttention(4, 2, cross=True), (draw(2, 2, 4), draw(2, 3, 4))),
     (MultiHeadAttention(2, 1, cross=True, dropout=0.2), (draw(2, 3, 2), draw(2, 2, 2), ops.sequence_mask([2, 1], 2))),
+    (MultiHeadAttention(4, 2, dropout=0.2), (draw(4, 4), None, ops.sequence_mask([3, 1], 3))),
+    (
+        MultiHeadAttention(2, 2, cross=True),
+        (draw(3, 2), draw(3, 2), ops.sequence_mask([2, 1], 2), ops.sequence_mask([1, 2], 2)),
+    ),
 ]

@@ -17,7 +17,7 @@ from nanograd_llm.nn.module import Module
 
 
 class Block(Module):
-    """Attention and an MLP; each adds its result to the residual stream.  (B, T, C) -> (B, T, C)
+    """Attention and an MLP; each adds its result to the residual stream.  (B, T, C) -> (B, T, C), or (N, C) -> (N, C)
 
     norm_first: normalise the input of attention and MLP (pre-norm, as in GPT-2); otherwise normalise the stream after
         each addition (post-norm, as in Vaswani et al. 2017, BERT and Marian).
@@ -64,11 +64,14 @@ class Block(Module):
         cache: KeyValueCache | None = None,
         cross_cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """key_mask (B, T), context_mask (B, S): True where a token of x, or of the context, is real."""
+        """key_mask (B, T), context_mask (B, S): True where a token of x, or of the context, is real.
+
+        x (N, C), context (M, C): only the real tokens, in the order of their masks, so that no padding is computed.
+        """
         x = self._add(self.ln_1, lambda x: self.attention(x, None, key_mask, cache=cache), x)
         if self.cross_attention is not None:
             attend = self.cross_attention
-            x = self._add(self.ln_cross, lambda x: attend(x, context, context_mask, cache=cross_cache), x)
+            x = self._add(self.ln_cross, lambda x: attend(x, context, context_mask, key_mask, cross_cache), x)
         elif not context is context_mask is cross_cache is None:
             raise ShapeError("this block was made without cross=True and takes no context, context_mask or cross_cache")
         return self._add(self.ln_2, self.mlp, x)
@@ -97,4 +100,5 @@ Block.specimens = lambda draw: [
         (draw(2, 2, 4), draw(2, 3, 4), ops.sequence_mask([1, 2], 2), ops.sequence_mask([2, 3], 3)),
     ),
     (Block(2, 1, cross=True, dropout=0.2), (draw(2, 2, 2), draw(2, 3, 2))),
+    (Block(2, 1, cross=True), (draw(3, 2), draw(4, 2), ops.sequence_mask([1, 2], 2), ops.sequence_mask([3, 1], 3))),
 ]

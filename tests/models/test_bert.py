@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, checked, ops
+from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, checked, grad, ops
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.training import TrainConfig, Trainer
 
@@ -133,6 +133,23 @@ def test_what_stands_in_padding_changes_nothing(tokens: np.ndarray, targets: np.
     ]:
         assert np.array_equal(one, two)
     assert not np.allclose(model(tokens).data[1, :3], model(other).data[1, :3])
+
+
+def test_the_gradient_without_padding_is_that_of_each_text_alone(tokens: np.ndarray, targets: np.ndarray) -> None:
+    model = shaken()
+    found = grad(model.loss(tokens, targets, LENGTHS), model.parameters())
+    counts = (targets != -100).sum(axis=1)
+    alone = [
+        [count / counts.sum() * g for g in grad(model.loss(row[None, :n], goal[None, :n]), model.parameters())]
+        for row, goal, n, count in zip(tokens, targets, LENGTHS, counts)
+    ]
+    for gradient, parts in zip(found, zip(*alone)):
+        np.testing.assert_allclose(gradient, sum(parts), rtol=0, atol=1e-13)
+
+
+def test_hidden_states_are_zeros_in_padding(tokens: np.ndarray) -> None:
+    hidden = shaken().hidden(tokens, lengths=LENGTHS).data
+    assert (hidden.any(axis=-1) == (np.arange(7) < LENGTHS[:, None])).all()
 
 
 def test_every_token_reaches_every_other(tokens: np.ndarray) -> None:

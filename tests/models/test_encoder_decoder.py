@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import EncoderDecoder, EncoderDecoderConfig, ops
+from nanograd_llm import EncoderDecoder, EncoderDecoderConfig, grad, ops
 from nanograd_llm.errors import ConfigError, IndexRangeError, ShapeError
 from nanograd_llm.gradcheck import gradcheck
 from nanograd_llm.gradcheck.check.invariance import assert_split_invariant
 from nanograd_llm.models.encoder_decoder import sinusoids
+from nanograd_llm.nn import LayerNorm
 
 SIZES: dict[str, Any] = dict(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, n_inner=12)
 KINDS: dict[str, dict[str, Any]] = {
@@ -118,6 +119,24 @@ def test_the_logits_are_those_of_the_papers_definition_and_padding_changes_nothi
     logits = model(SOURCE, TARGET_IN).data
     for row, source, target_in in zip(logits, SOURCE, TARGET_IN):
         np.testing.assert_allclose(row, by_definition(model, source[source != 0], target_in), rtol=0, atol=1e-12)
+
+
+def test_the_loss_without_padding_has_the_value_and_gradients_of_the_padded_definition(model: EncoderDecoder) -> None:
+    target = np.array([[2, -100, 7, 0], [8, 0, -100, -100], [-100, 3, 0, -100]])
+    wrt = model.parameters()
+    loss = model.loss(SOURCE, TARGET_IN, target)
+    expected = ops.cross_entropy(model(SOURCE, TARGET_IN), target)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-13)
+    for found, gradient in zip(grad(loss, wrt), grad(expected, wrt)):
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-13)
+
+
+def test_the_loss_computes_only_tokens_that_reach_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    norm = LayerNorm.forward
+    monkeypatch.setattr(LayerNorm, "forward", lambda self, x: rows.append(x.size // 8) or norm(self, x))
+    shaken(n_layer=1).loss(SOURCE, TARGET_IN, TARGET)
+    assert rows == [10] * 3 + [10] * 4  # of 15 places in SOURCE, and of 12 in TARGET
 
 
 def test_lengths_and_the_padding_id_say_the_same(model: EncoderDecoder) -> None:

@@ -184,6 +184,15 @@ def test_the_loss_is_the_mean_over_the_targets_that_count(tokens: np.ndarray, ta
     assert ops.cross_entropy(model(tokens), targets).item() == pytest.approx(expected, rel=1e-13)
 
 
+def test_what_follows_the_last_target_that_counts_changes_neither_loss_nor_gradient(tokens: np.ndarray) -> None:
+    model, targets = shaken(), np.full(tokens.shape, -100)
+    targets[0, [1, 3]], targets[1, 0] = 2, 1
+    loss, expected = model.loss(tokens, targets), ops.cross_entropy(model(tokens), targets)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-13)
+    for found, gradient in zip(grad(loss, model.parameters()), grad(expected, model.parameters())):
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-13)
+
+
 def test_a_float32_model_computes_in_float32(tokens: np.ndarray, targets: np.ndarray) -> None:
     model = tiny()
     loss = model.loss(tokens, targets)

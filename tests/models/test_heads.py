@@ -11,7 +11,7 @@ from nanograd_llm import BERT, GPT, BERTConfig, GPTConfig, ops
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models import Classifier, SentenceEncoder
-from nanograd_llm.models.heads import MOST_PADDING, POOLINGS, batches_by_length, text_vectors
+from nanograd_llm.models.heads import POOLINGS, batches_by_length, text_vectors
 from nanograd_llm.training import TrainConfig, Trainer
 
 SIZES: dict[str, Any] = {"vocab_size": 13, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 6}
@@ -76,17 +76,22 @@ def test_threads_that_share_out_the_batches_give_the_vectors_of_one() -> None:
     assert np.allclose(encoder.embed(texts, batch_tokens=256), alone, rtol=0, atol=1e-13)
 
 
-def test_a_batch_holds_texts_of_one_length_or_where_it_would_be_small_of_almost_one() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_thread_gets_as_many_batches_of_about_as_many_tokens(threads: int) -> None:
     rng = np.random.default_rng(0)
-    lengths = [*rng.integers(1, 60, 300).tolist(), *[30] * 200]
-    batches = list(batches_by_length(lengths, 800))
+    lengths = [*rng.integers(20, 60, 300).tolist(), *[30] * 200]
+    batches = batches_by_length(lengths, 800, threads)
     assert sorted(place for batch in batches for place in batch) == list(range(500))
-    for batch in batches:
-        sizes = [lengths[place] for place in batch]
-        assert sizes[0] == max(sizes) and sizes[-1] >= (1 - MOST_PADDING) * sizes[0]
-        assert len(sizes) * sizes[0] <= 800
-        assert len(set(sizes)) == 1 or sizes.index(min(sizes)) * sizes[0] <= 200
-    assert max(len(batch) for batch in batches) > 20
+    by_batch = [[lengths[place] for place in batch] for batch in batches]
+    assert len(batches) % threads == 0 and len(batches) - threads < sum(lengths) / 800 <= len(batches)
+    assert all(abs(sum(sizes) - sum(lengths) / len(batches)) < 60 for sizes in by_batch)
+    assert [size for sizes in by_batch for size in sizes] == sorted(lengths, reverse=True)
+
+
+def test_few_texts_make_one_batch_but_a_long_one_and_short_ones_do_not() -> None:
+    assert batches_by_length([2, 3, 1], 6, 2) == [[1, 0, 2]]
+    assert batches_by_length([], 6, 2) == []
+    assert batches_by_length([40, 500, 300, 30], 1000, 2) == [[1, 2], [0, 3]]
 
 
 def test_without_normalising_a_vector_is_the_plain_mean() -> None:

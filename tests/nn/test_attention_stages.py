@@ -159,6 +159,19 @@ def crossing_from(layer: Any) -> Any:
     return cross
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_of_real_tokens_attend_as_they_do_in_a_padded_batch(causal: bool, rng: np.random.Generator) -> None:
+    mask = np.array([[True, True, False], [True, False, True]])
+    x, layer = rng.standard_normal((2, 3, 4)), nn.MultiHeadAttention(4, 2, causal=causal).astype(np.float64)
+    assert np.allclose(layer(x[mask], None, mask).data, layer(x, None, mask).data[mask], rtol=1e-12)
+    cross, own = nn.MultiHeadAttention(4, 2, cross=True).astype(np.float64), mask[:, ::-1]
+    padded = cross(x, x, mask).data
+    assert np.allclose(cross(x[own], x[mask], mask, own).data, padded[own], rtol=1e-12)
+    assert np.allclose(cross(x[own], x, mask, own).data, padded[own], rtol=1e-12)
+    with pytest.raises(ShapeError, match=r"4 real tokens \(N, C\) need a mask \(B, T\) with as many True; got None"):
+        layer(x[mask])
+
+
 def test_a_text_that_is_its_own_context_is_self_attention(x: np.ndarray, rng: np.random.Generator) -> None:
     layer = double(nn.MultiHeadAttention(C, H, causal=False, rng=rng))
     cross = crossing_from(layer)
