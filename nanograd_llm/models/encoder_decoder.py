@@ -131,6 +131,12 @@ class EncoderDecoder(Module):
                 return ops.linear_cross_entropy(x, self.head_table, target, label_smoothing=smoothing)
             return ops.cross_entropy(self._head(x), target, label_smoothing=smoothing)
 
+    def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
+        """The tokens of each row that `loss` computes: of the source, and those that reach a target."""
+        real = reaching_targets(*batch[-2:])
+        targets = batch[-1].shape[-1] if real is None else real.sum(axis=-1)
+        return np.count_nonzero(batch[0] != self.config.pad_id, axis=-1) + targets
+
     @property
     def head_table(self) -> Parameter:
         """(V, C): what the end of the stream is compared with, a row for each token."""

@@ -116,6 +116,11 @@ class GPT(Module):
         targets = targets if real is None else np.asarray(array_of(targets))[real]
         return ops.linear_cross_entropy(x, self.head_table, targets)
 
+    def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
+        """The tokens of each row that `loss` computes."""
+        real = reaching_targets(*batch)
+        return super().loss_costs(*batch) if real is None else real.sum(axis=-1)
+
     @property
     def head_table(self) -> Parameter:
         """The weights of the head, (V, C): row i times the last hidden state is the logit of token i."""

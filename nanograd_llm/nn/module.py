@@ -89,6 +89,13 @@ class Module:
         last = batch[-1]
         return count_targets(last) if last.dtype.kind in "iu" else len(last)
 
+    def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
+        """How long `loss(*batch)` computes for each row, relative to the other rows: array (B,).
+
+        A trainer gives each worker rows that cost about as much in sum. By default all rows cost the same.
+        """
+        return np.ones(len(batch[0]))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.entered():
             return self.forward(*args, **kwargs)

@@ -133,7 +133,7 @@ class Workers:
         self.optimizer.update(self.flat.blocks(worker, self.count), self.gradient, rates)
 
     def _split(self, batch: Sequence[Any], key: Sequence[int]) -> list[Piece]:
-        """The batch in pieces of consecutive rows: workers times `pieces` of them, but no more than rows."""
+        """The batch in pieces of consecutive rows of about the same cost: workers times `pieces`, at most one a row."""
         arrays = [array if is_array(array) else np.asarray(array) for array in batch]
         shapes = [array.shape for array in arrays]
         if () in shapes or len({shape[0] for shape in shapes}) != 1:
@@ -143,7 +143,7 @@ class Workers:
             )
         rows = len(arrays[0])
         number = max(1, min(min(self.count, rows) * self.pieces, rows))
-        ends = np.cumsum([0] + [rows // number + (n < rows % number) for n in range(number)])
+        ends = [0, *_fair_ends(np.broadcast_to(self.model.loss_costs(*arrays), rows), number)]
         parts = [tuple([array[a:b] for array in arrays]) for a, b in zip(ends, ends[1:])]
         return [Piece((*key, n), part, int(self.model.loss_count(*part))) for n, part in enumerate(parts)]
 
@@ -157,3 +157,17 @@ class Workers:
         self.flat.require_views()
         if [parameter.requires_grad for parameter in self.parameters] != self.trained:
             raise GraphError("a parameter was frozen or unfrozen after its trainer was made; make a new trainer")
+
+
+def _fair_ends(costs: np.ndarray, number: int) -> list[int]:
+    """Where each of `number` runs of consecutive rows ends, none empty, whose costs (B,) are about the same in sum.
+
+    >>> _fair_ends(np.array([1, 1, 1, 1]), 2), _fair_ends(np.array([1, 1, 1, 9, 2, 2]), 2), _fair_ends(np.zeros(3), 3)
+    ([2, 4], [4, 6], [1, 2, 3])
+    """
+    rows, goals = len(costs), np.arange(1, number) / number
+    middles = np.cumsum(costs) - costs / 2  # a row belongs to the run in which its middle lies
+    order = np.arange(1, number)
+    ends = np.searchsorted(middles, goals * costs.sum(), side="right")
+    ends = np.maximum.accumulate(np.maximum(ends, order) - order) + order  # at least one row each,
+    return [*np.minimum(ends, rows - number + order).tolist(), rows]  # also in those after it

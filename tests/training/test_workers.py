@@ -70,6 +70,17 @@ def test_a_split_batch_has_the_loss_and_gradient_of_the_whole(rows: int, count: 
     assert np.allclose(gradient, expected, rtol=1e-11, atol=1e-15)
 
 
+def test_workers_get_rows_that_cost_about_as_much() -> None:
+    model, shares = gpt(), []
+    tokens, targets = batch(8)
+    targets[3:, 1:] = -100  # three rows of six tokens to compute, and five of one
+    workers = team(model, 2)
+    compute = workers.compute_share
+    workers.compute_share = lambda n, pieces, *rest: shares.append(pieces[0].items) or compute(n, pieces, *rest)  # type: ignore
+    workers.loss_and_gradient((tokens, targets), KEY)
+    assert sorted(shares) == [11, 12]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_same_number_of_workers_gives_the_same_bits(count: int) -> None:
     results = [split(gpt(np.float32, dropout=0.2), *batch(7, "some"), count=count) for _ in range(3)]
