@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hessian, hvp, jacobian, value_and_grad
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig
-    from nanograd_llm.pretrained import load_bert, load_gpt2, save_bert, save_gpt2
+    from nanograd_llm.pretrained import load_bert, load_gpt2, load_lora, save_bert, save_gpt2, save_lora
     from nanograd_llm.runs.opening import open_model
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazily(
         "models.bert": "BERT BERTConfig",
         "models.encoder_decoder": "EncoderDecoder EncoderDecoderConfig",
         "models.gpt": "GPT GPTConfig",
-        "pretrained": "load_bert load_gpt2 save_bert save_gpt2",
+        "pretrained": "load_bert load_gpt2 load_lora save_bert save_gpt2 save_lora",
         "runs.opening": "open_model",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },

@@ -63,6 +63,7 @@ class Classifier(Module):
     """
 
     loss_items = "texts"
+    fresh = ("classes",)
 
     def __init__(
         self,

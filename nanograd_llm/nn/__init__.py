@@ -1,8 +1,9 @@
-"""Layers. Read `module`, `layers`, `attention` (a lesson in steps), then `block`."""
+"""Layers. Read `module`, `layers`, `attention` (a lesson in steps), then `block`; `lora` for fine-tuning."""
 
 from typing import TYPE_CHECKING
 
 from nanograd_llm.backend.lazy import absent
+from nanograd_llm.nn import lora
 from nanograd_llm.nn.attention import (
     CausalAttention,
     MultiHeadAttention,
@@ -32,6 +33,7 @@ __all__ = [
     "SelfAttention",
     "Sequential",
     "SimplifiedSelfAttention",
+    "lora",
     "recompute",
 ]
 

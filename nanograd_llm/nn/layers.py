@@ -48,6 +48,7 @@ class Linear(Module):
 
     std: initial standard deviation of the weights; 1/√n_in by default, which preserves the variance. The initial bias
         is 0.
+    adapter: a Module whose result is added, or None: see `nn.lora`.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class Linear(Module):
         require_int("n_out", n_out, 1)
         self.weight = normal((n_in, n_out), n_in**-0.5 if std is None else std, rng)
         self.bias = _constant(0, n_out) if bias else None
+        self.adapter: Any = None
 
     def forward(self, x: Any) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        y = ops.linear(x, self.weight, self.bias)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 Linear.specimens = lambda draw: [

@@ -42,11 +42,14 @@ class Module:
     specimens: modules and inputs for the gradient check: a function of a `draw` (as for the samples of an op) that
         gives pairs (a module of this class, or its `loss`; a tuple of inputs). `nanograd-llm gradcheck` checks them,
         with random parameters.
+    fresh: names of parts that begin without pretrained weights, such as the head of a classifier: `nn.lora.add` lets
+        them be trained as a whole.
     """
 
     specimens: ClassVar[Callable[[Any], Iterable[Specimen]] | None] = None
     training = True  # is dropout active? set by `train()` and `eval()` for the whole tree
     _buffers: tuple[str, ...] = ()  # the names given to `register_buffer`
+    fresh: tuple[str, ...] = ()
     loss_items = "items"  # what `loss` is a mean over, as a noun for progress and errors
 
     def __setattr__(self, name: str, value: Any) -> None:

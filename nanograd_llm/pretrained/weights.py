@@ -54,6 +54,6 @@ def refuse_adapter(folder: Path) -> None:
     """Raise BadFileError if there is an adapter of peft beside the weights, which would change the model."""
     if (folder / "adapter_config.json").exists():
         raise BadFileError(
-            f"{folder / 'adapter_config.json'}: there is an adapter beside the weights, which cannot be applied here; "
-            "merge it into the weights with merge_and_unload() of peft, or move it away"
+            f"{folder / 'adapter_config.json'}: there is an adapter beside the weights; move it into a folder of its "
+            "own, and give it to the model with ng.load_lora(model, folder)"
         )

@@ -301,3 +301,4 @@ def _take_weights(model: BERT, start: Any) -> None:
     for name, x in own.items():
         if name in arrays and name != "wte":
             x[...] = arrays[name]
+    model.fresh = tuple(name for name in own if name not in arrays)
