@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from nanograd_llm.bench import compare, decode, detection, embed, memory, scaling, start, torch_gpt, translation
+from nanograd_llm.bench import compare, decode, detection, embed, lora, memory, scaling, start, torch_gpt, translation
 from nanograd_llm.bench.figures import TARGETS, Figure, Note, OpTime, Report, Target
 from nanograd_llm.bench.host import machine
 from nanograd_llm.bench.workloads import MID, TOY
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[bool, int | None], Iterator[Report]]] = {
     "decode": decode.bench,
     "embed": embed.bench,
     "memory": memory.bench,
+    "lora": lora.bench,
     "scaling": scaling.bench,
     "start": start.bench,
     "detection": detection.bench,
@@ -39,5 +40,6 @@ def run(names: Sequence[str], *, against: bool = False, rounds: int | None = Non
     if rounds is not None:
         require_int("rounds", rounds, 1)
     if against:
-        torch_gpt.require_installed("torch", *(["transformers"] if {"gpt2", "decode", "embed"} & {*names} else []))
+        also = {"transformers": {"gpt2", "decode", "embed", "lora"}, "peft": {"lora"}}
+        torch_gpt.require_installed("torch", *(package for package, users in also.items() if users & {*names}))
     return itertools.chain.from_iterable(BENCHMARKS[name](against, rounds) for name in names)

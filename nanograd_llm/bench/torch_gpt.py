@@ -112,7 +112,8 @@ def decoding(c: GPTConfig, count: int, threads: int) -> Step:
     return step
 
 
-def _transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
+def transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
+    """PyTorch, and a GPT-2 of transformers in evaluation mode. attention: eager or sdpa."""
     torch = torch_of()
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -126,7 +127,7 @@ def _transformers_gpt2(c: GPTConfig, attention: str) -> tuple[Any, Any]:
 
 def transformers_forward(workload: Workload, attention: str) -> Step:
     """A step of transformers that computes the logits of every token. attention: eager or sdpa."""
-    torch, model = _transformers_gpt2(workload.config, attention)
+    torch, model = transformers_gpt2(workload.config, attention)
     tokens = torch.from_numpy(workload.batch()[0])
 
     def step() -> Any:
@@ -138,7 +139,7 @@ def transformers_forward(workload: Workload, attention: str) -> Step:
 
 def transformers_decoding(c: GPTConfig, count: int) -> Step:
     """As `decoding`, with the `generate` of transformers and its cache."""
-    torch, model = _transformers_gpt2(c, "sdpa")
+    torch, model = transformers_gpt2(c, "sdpa")
     prompt = torch.zeros(1, 1, dtype=torch.long)
     mask, length = torch.ones_like(prompt), dict(min_new_tokens=count, max_new_tokens=count)
 

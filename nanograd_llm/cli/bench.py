@@ -19,7 +19,7 @@ SMALL = 0.005  # ops with a smaller share of the time are added up in one line
 
 def bench(
     workload: Literal[
-        "all", "toy", "mid", "gpt2", "translation", "decode", "embed", "memory", "scaling", "start", "detection"
+        "all", "toy", "mid", "gpt2", "translation", "decode", "embed", "memory", "lora", "scaling", "start", "detection"
     ] = "all",
     /,
     *,
@@ -34,10 +34,11 @@ def bench(
     workload
         toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2:
         GPT-2 124M, forward and step. translation: a step of that task. decode: generating text. embed: sentences to
-        vectors. memory: peak memory. scaling: how cost grows with size. start: time to the first step and token.
-        detection: mistakes that the gradient check misses. all: each of these, which takes minutes.
+        vectors. memory: peak memory. lora: training adapters of GPT-2 124M. scaling: how cost grows with size. start:
+        time to the first step and token. detection: mistakes that the gradient check misses. all: each of these, which
+        takes minutes.
     against
-        Measure PyTorch (and transformers) as well, which must be installed.
+        Measure PyTorch (and transformers, and peft) as well, which must be installed.
     as_json
         Print one JSON object per line.
     rounds

@@ -14,7 +14,7 @@ def convert(
     model: Model,
     /,
     *,
-    to: Literal["hf", "numpy"],
+    to: Literal["hf", "numpy", "peft"],
     out: Path | None = None,
     dtype: Literal["float32", "float64"] = "float32",
     with_tokenizer: bool = True,
@@ -24,7 +24,8 @@ def convert(
     Parameters
     ----------
     to
-        hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load.
+        hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load. peft: the adapters of a
+        run with LoRA alone, for PeftModel.from_pretrained; the other forms get them merged into the weights.
     out
         The folder to write; MODEL-TO here if not given.
     dtype
@@ -32,14 +33,21 @@ def convert(
     with_tokenizer
         Write the tokenizer's files as well.
     """
-    from nanograd_llm.pretrained import save_pretrained
-    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.pretrained import save_lora, save_pretrained
+    from nanograd_llm.runs.opening import open_adapted, open_model
 
-    opened = open_model(model)
-    tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
-    written = save_pretrained(loaded, folder, tokenizer, form=to, beside=opened.beside)
+    if to == "peft":
+        run, loaded = open_adapted(model, dtype=dtype)
+        parameters, written = loaded.trainable_parameters(), save_lora(loaded, folder, base=run.settings["run"]["init"])
+    else:
+        opened = open_model(model)
+        tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)
+        parameters, written = (
+            loaded.parameters(),
+            save_pretrained(loaded, folder, tokenizer, form=to, beside=opened.beside),
+        )
     place = printable(shlex.quote(str(folder)))
-    print(f"{loaded.parameter_count():,} parameters of {loaded.parameters()[0].dtype} written to {place}:")
+    print(f"{sum(x.size for x in parameters):,} parameters of {parameters[0].dtype} written to {place}:")
     for path in written:
         print(f"{path.stat().st_size:>14,} bytes  {printable(str(path.relative_to(folder)))}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from nanograd_llm.cli.options import Model
 from nanograd_llm.cli.terminal import row, written
@@ -16,11 +18,23 @@ if TYPE_CHECKING:
     from nanograd_llm.runs.folder import RunFolder
 
 
-def info(model: Model, /) -> None:
+def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Show a model: its sizes, tokenizer and parameters; for a run also its settings, score and checkpoints.
 
     For a folder of runs, such as runs, show each run with its last score.
+
+    Parameters
+    ----------
+    verify
+        Of a run with LoRA, prove two things instead: with the adapters off it is the model it started from, bit for
+        bit; and merged it is the same within rounding. Exit code 1 if not.
     """
+    if verify:
+        from nanograd_llm.runs.verifying import verify as verify_run
+
+        found = verify_run(model)
+        print(written(str(found)))
+        return 0 if found.passed else 1
     from rich.console import Console
     from rich.table import Table
 
@@ -33,7 +47,7 @@ def info(model: Model, /) -> None:
         for path in runs:
             history = _history(RunFolder(path))
             print(written(f"{path}: {history.get('trained', 'no step')}; {history.get('held out', 'no score')}"))
-        return
+        return 0
     opened = open_model(model)
     loaded = opened.model()
     for name, value in _facts(opened, loaded.loss_items).items():
@@ -55,6 +69,7 @@ def info(model: Model, /) -> None:
     parameters.add_section()
     parameters.add_row(*last)
     console.print(parameters)
+    return 0
 
 
 def _facts(opened: Opened, items: str) -> dict[str, str]:

@@ -43,21 +43,22 @@ def as_options(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def fields_of(
-    kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING
+    kind: type[Settings], title: str, *, without: Collection[str] = (), shown: Given = NOTHING, prefix: str = ""
 ) -> dict[str, Any]:
     """The options for the settings of `kind`, by name.
 
-    title: of their section. without: settings, or choices of one, that are left out.
-    shown: defaults to show in the help, by setting, in place of the field's own; None for no default.
+    title: of their section. prefix: of the options' names. without: options, or choices of one, that are left out.
+    shown: defaults to show in the help, by option, in place of the field's own; None for no default.
     """
     group = Group.create_ordered(title)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if field.name in without:
+        name = prefix + field.name
+        if name in without:
             continue
         choices = tuple(choice for choice in field.metadata["choices"] or () if choice not in without)
         accepted: Any = Literal[choices] if choices else kind.setting_types[field.name][0]
-        default = shown.get(field.name, field.default)
+        default = shown.get(name, field.default)
         help = field.metadata["help"] + ("" if default is None else f" [default: {default}]")
-        fields[field.name] = Annotated[accepted, Parameter(help=help, group=group)]
+        fields[name] = Annotated[accepted, Parameter(help=help, group=group)]
     return fields

@@ -21,6 +21,9 @@ def show(run: Run, events: Iterator[Event]) -> int:
     """Show a run until it ends; returns the exit code: 0, or 143 if SIGTERM ended it, 129 if SIGHUP did."""
     for name, line in run.task.describe().items():
         print(row(name, line))
+    if run.adapters is not None:
+        trained = sum(parameter.size for parameter in run.task.model.trainable_parameters())
+        print(row("LoRA", f"rank {run.adapters.rank}: {trained:,} parameters are trained"))
     print(row("training", f"batches of {run.task.training.batch_size}, {run.trainer.workers}"), flush=True)
     pinned = pinned_blas()
     if pinned:

@@ -17,7 +17,7 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import options_of, prepare_run, resume_run, tables_of
+from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, resume_run, tables_of
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -31,10 +31,11 @@ SHOWN = {  # the default that the help page has for a setting of the default tas
     "norm_first": "True; False for masked-words",
     "minutes": 1.0,
     "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",
-    "learning_rate": f"{OF_PRESET['learning_rate']}; with --init 5e-5 * 768 / n_embd",
+    "learning_rate": f"{OF_PRESET['learning_rate']}; with --init 5e-5 * 768 / n_embd; ten times that for adapters",
+    "lora_rank": None,
     "weight_decay": f"{OF_PRESET['weight_decay']}; 0.1 with --init",
 }
-SECTIONS = {"train": "Training"}  # the titles that are not the table's name
+SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
 
 def _fields() -> dict[str, Any]:
@@ -45,22 +46,25 @@ def _fields() -> dict[str, Any]:
     tasks = {name: task_named(name) for name in dict.fromkeys((DEFAULT, *TASKS))}
     defaults: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
-        for setting, table in options_of(task).items():
+        for option, table in options_of(task).items():
+            setting = option.removeprefix(PREFIXED.get(table, ""))
             default = tables_of(task)[table].__dataclass_fields__[setting].default
             if default is not MISSING:
-                defaults.setdefault(setting, {})[name] = default
+                defaults.setdefault(option, {})[name] = default
     shown = {setting: _listed(known) for setting, known in defaults.items() if len({*known.values()}) > 1} | SHOWN
     found: dict[str, Any] = {}
     for task in tasks.values():
         for table, kind in tables_of(task).items():
+            prefix = PREFIXED.get(table, "")
             sections: dict[str, list[str]] = {}
-            for setting in kind.__dataclass_fields__.keys() - {"file", *task.hidden.get(table, ()), *found}:
-                having = [name for name, other in tasks.items() if setting in options_of(other)]
+            named = {f"{prefix}{setting}" for setting in kind.__dataclass_fields__}
+            for option in named - {"file", *task.hidden.get(table, ()), *found}:
+                having = [name for name, other in tasks.items() if option in options_of(other)]
                 of = "" if DEFAULT in having else f" of {' and '.join(having)}"
-                sections.setdefault(SECTIONS.get(table, table.capitalize()) + of, []).append(setting)
-            for title, settings in sorted(sections.items()):
-                without = {"model", *kind.__dataclass_fields__} - {*settings}
-                found |= fields_of(kind, title, without=without, shown=shown)
+                sections.setdefault(SECTIONS.get(table, table.capitalize()) + of, []).append(option)
+            for title, options in sorted(sections.items()):
+                without = {"model", *named} - {*options}
+                found |= fields_of(kind, title, without=without, shown=shown, prefix=prefix)
     return found
 
 
@@ -99,8 +103,8 @@ def train(
         "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that comes
         with Python; for translation and masked-words, sentences of a built-in grammar.
     config
-        A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model] and [train]. The
-        config.toml of a run makes the run again. Options override it.
+        A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model], [train] and [lora].
+        The config.toml of a run makes the run again. Options override it.
     out
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.

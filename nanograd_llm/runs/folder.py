@@ -7,6 +7,7 @@ metrics.jsonl                           one JSON object per line
 loss.svg                                a picture of the loss against items and against time
 samples.txt                             what the model wrote during training
 checkpoints/step-00000100.safetensors   the newest is that of the highest step, whatever the times of the files
+adapter/                                the adapters of the newest, in PEFT's form, of a run with LoRA
 lock                                    the PID of the process that writes here
 """
 
@@ -50,6 +51,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.txt"
         self.checkpoints_path = self.path / "checkpoints"
+        self.adapter_path = self.path / "adapter"
         self._lock: IO[str] | None = None
 
     @classmethod

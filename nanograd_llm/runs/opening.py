@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.models.heads import SentenceEncoder
+from nanograd_llm.nn import lora
 from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.opened import (
@@ -95,6 +96,17 @@ def open_encoder(source: str | os.PathLike[str]) -> tuple[SentenceEncoder, Token
     return SentenceEncoder(opened.model()), opened.tokenizer()
 
 
+def open_adapted(source: str | os.PathLike[str], dtype: DTypeLike = "float32") -> tuple[OpenedRun, Module]:
+    """A run with LoRA, and its model with the adapters beside the weights.
+
+    Raises as `open_model` does, ConfigError for a model without adapters.
+    """
+    opened = open_model(source)
+    if not isinstance(opened, OpenedRun) or opened.adapters is None:
+        raise ConfigError(f"{opened.source} has no adapters; give a run that was trained with --lora-rank")
+    return opened, opened.model(dtype=dtype, merged=False)
+
+
 class OpenedRun:
     """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml."""
 
@@ -139,14 +151,28 @@ class OpenedRun:
         except NanogradError as error:
             raise BadFileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> Any:
-        """See `Opened.model`. Raises StorageError where there is no checkpoint, BadFileError for a damaged one."""
+    @functools.cached_property
+    def adapters(self) -> lora.LoRAConfig | None:
+        """The settings of LoRA, if the run has adapters. Raises BadFileError where they cannot be."""
+        try:
+            return lora.LoRAConfig(**self.settings["lora"]) if "lora" in self.settings else None
+        except NanogradError as error:
+            raise BadFileError(f"{self.folder.config_path} [lora]: {error}") from None
+
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False, merged: bool = True) -> Any:
+        """See `Opened.model`. Raises StorageError where there is no checkpoint, BadFileError for a damaged one.
+
+        merged: add adapters, which a run with LoRA has, to the weights beside them; otherwise they stay adapters.
+        """
         dtype, where = weights_dtype(dtype), str(self.path)
         config, arrays = self.config, self.folder.load_checkpoint(self.step)[0]
         require_plausible(config, arrays, where)
         model = self.model_class(config, seed=None)
-        weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
         try:
+            if self.adapters is not None:
+                places = [name for name, _ in model.named_modules() if f"{name}.adapter.A" in arrays]
+                lora.add(model, **{**dataclasses.asdict(self.adapters), "targets": places})
+            weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
             model.load_state_dict(weights, assign=True)
         except NanogradError as error:
             raise BadFileError(f"{where}: the checkpoint does not fit the sizes in config.toml: {error}") from None
@@ -154,7 +180,7 @@ class OpenedRun:
         if model.parameters()[0].dtype != dtype:
             model.astype(dtype)
         model.eval()
-        return model
+        return lora.merge(model) if merged and self.adapters is not None else model
 
     def tokenizer(self) -> Tokenizer:
         """See `Opened.tokenizer`."""

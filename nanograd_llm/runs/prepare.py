@@ -6,6 +6,7 @@ that was stopped can go on.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
+from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run, RunConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings, require_choice
@@ -25,19 +27,23 @@ if TYPE_CHECKING:
 
 LENGTHS = {"steps", "minutes"}
 CHANGEABLE = (*sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")  # when a run is resumed
+PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
+HIGHER_RATE = (
+    10  # that of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret")
+)
 
 PathLike = str | os.PathLike[str]
 
 
 def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:
     """The kinds of settings that a run of this task has, by table, in the order of its config.toml."""
-    return {"run": RunConfig, **task.tables, "train": TrainConfig}
+    return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
 
 
 def options_of(task: type[NamedTask]) -> dict[str, str]:
-    """The settings that the command line has for this task: the name of each, and its table."""
+    """The settings that the command line has for this task: the name of each option, and its table."""
     return {
-        name: table
+        f"{PREFIXED.get(table, '')}{name}": table
         for table, kind in tables_of(task).items()
         for name in kind.__dataclass_fields__
         if name not in task.hidden.get(table, ())
@@ -77,6 +83,7 @@ def prepare_run(
     settings = {table: {**written[table], **given[table]} for table in given}
     settings["train"] = _with_one_length(settings["train"], given["train"])
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
+    adapters = _adapters_of(settings["lora"], source)
     if preset is not None:
         if not task.presets:
             raise ConfigError(f"the task {task.name} has no presets; leave preset out, and give sizes")
@@ -90,7 +97,10 @@ def prepare_run(
         RunFolder.require_free(out)  # before the work of making the task
     start = None if source is None else _opened(source)
     made = task.made(Request(settings, given, written, str(file), preset, start, report))
-    return Run(out, made, "tuned" if start else preset or (*task.presets, task.name)[0], **settings["run"])
+    if adapters is not None and "learning_rate" not in settings["train"]:
+        made.training = dataclasses.replace(made.training, learning_rate=HIGHER_RATE * made.training.learning_rate)
+    name = "tuned" if start else preset or (*task.presets, task.name)[0]
+    return Run(out, made, name, adapters, **settings["run"])
 
 
 def resume_run(
@@ -123,7 +133,8 @@ def resume_run(
         start = None if source is None else _opened(source)
         nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
         request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
-        run = Run.resumed(folder, task.made(request), **settings["run"])
+        adapters = _adapters_of(settings["lora"], source)
+        run = Run.resumed(folder, task.made(request), adapters, **settings["run"])
         if options:
             run.write_config()
         return run
@@ -144,12 +155,22 @@ def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) 
     check_keys(asked, tables, "asked")
     given = {table: dict(asked.get(table, {})) for table in tables}
     for option, value in options.items():
-        given[_table_of(option, task)][option] = value
+        table = _table_of(option, task)
+        given[table][option.removeprefix(PREFIXED.get(table, ""))] = value
     for table, kind in tables.items():
         check_settings(kind, given[table])
     if given["train"].keys() >= LENGTHS:
         raise ConfigError(TWO_LENGTHS)
     return given
+
+
+def _adapters_of(table: Mapping[str, Any], source: str | None) -> LoRAConfig | None:
+    """The settings of LoRA; None if there are none. source: the model to start from."""
+    if table and "rank" not in table:
+        raise ConfigError(f"lora_{min(table)} is for adapters; give lora_rank as well")
+    if table and source is None:
+        raise ConfigError("lora_rank trains adapters beside the weights of a model; say which one with init")
+    return LoRAConfig(**table) if table else None
 
 
 def _with_one_length(train: dict[str, Any], given: Collection[str]) -> dict[str, Any]:

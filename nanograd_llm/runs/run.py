@@ -5,6 +5,7 @@ It decides, for any task, when to score, when to save, and how to end without lo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,6 +21,7 @@ import numpy as np
 from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, WorkerError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
+from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
 from nanograd_llm.runs.folder import RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
@@ -87,30 +89,45 @@ class Run:
         for event in run.train():
             ...
 
+    adapters: settings of LoRA; then the model gets adapters, and only these and its fresh parts are trained.
     settings: of `RunConfig`.
-    Raises StorageError if the folder cannot be made or written to; then no files are left in it.
+    Raises StorageError if the folder cannot be made or written to, ConfigError for adapters where the task has frozen
+    some of the weights; then no files are left in it.
     """
 
-    def __init__(self, out: str | os.PathLike[str] | None, task: Task, name: str = "run", **settings: Any):
-        self._set_up(task, settings)
+    def __init__(
+        self,
+        out: str | os.PathLike[str] | None,
+        task: Task,
+        name: str = "run",
+        adapters: lora.LoRAConfig | None = None,
+        **settings: Any,
+    ):
+        self._set_up(task, adapters, settings)
         self.folder = RunFolder.create(next_run_path(name=name) if out is None else out)
         with self.folder.emptied_on_failure():
             task.save_beside(self.folder.path)
             self.write_config()
 
-    def _set_up(self, task: Task, settings: dict[str, Any], workers: int | None = None) -> None:
-        self.task = task
+    def _set_up(
+        self, task: Task, adapters: lora.LoRAConfig | None, settings: dict[str, Any], workers: int | None = None
+    ) -> None:
+        self.task, self.adapters = task, adapters
         self.config = RunConfig(task.name, task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
         self.seconds = 0.0  # that the run took before this process
         self._rows: int | None = None  # of a score, once it is known
         self._drawn = 0.0  # when loss.svg was last written
+        if adapters is not None:
+            if len(task.model.trainable_parameters()) < len(task.model.parameters()):
+                raise ConfigError("lora_rank freezes the model, and the task freezes some of it: leave one of them out")
+            lora.add(task.model, **dataclasses.asdict(adapters), rng=np.random.default_rng((task.training.seed, 1)))
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
 
     @classmethod
-    def resumed(cls, folder: RunFolder, task: Task, **settings: Any) -> Run:
+    def resumed(cls, folder: RunFolder, task: Task, adapters: lora.LoRAConfig | None = None, **settings: Any) -> Run:
         """The run of this folder, which is locked, as it was when its newest whole checkpoint was saved.
 
         task: made of the same settings again; its training may be longer. Raises ConfigError where what it would write
@@ -127,7 +144,7 @@ class Run:
             raise BadFileError(
                 f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init {folder.path}"
             ) from None
-        run._set_up(task, settings, workers)
+        run._set_up(task, adapters, settings, workers)
         run.folder, run.seconds, run._rows = folder, seconds, rows or None
         c = run.trainer.config
         if c.minutes is None and step >= c.steps:
@@ -143,7 +160,10 @@ class Run:
         train = dataclasses.asdict(self.task.training)
         if self.task.training.minutes is not None:
             del train["steps"]
-        self.folder.write_config({"run": dataclasses.asdict(self.config), **self.task.config, "train": train})
+        tables = {"run": dataclasses.asdict(self.config), **self.task.config, "train": train}
+        if self.adapters is not None:
+            tables["lora"] = dataclasses.asdict(self.adapters)
+        self.folder.write_config(tables)
 
     def train(self, *, spent: float = 0.0) -> Generator[Event, None, None]:
         """Train to the end; yields events as they happen. spent: seconds of the time limit that this process used up.
@@ -253,7 +273,13 @@ class Run:
         metadata = {"workers": str(self.trainer.config.workers), "rows": str(self._rows or 0)}
         if self.trainer.config.minutes is not None:  # else equal runs have equal files
             metadata["seconds"] = str(time.monotonic() - self._began)
-        return Saved(step, self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata))
+        path = self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata)
+        if self.adapters is not None:
+            from nanograd_llm.pretrained.peft import save_lora
+
+            with contextlib.suppress(ConfigError):  # a model that transformers does not have
+                save_lora(self.task.model, self.folder.adapter_path, base=self.task.init, replace=True)
+        return Saved(step, path)
 
     def _is_unsaved(self) -> bool:
         return self.trainer.steps_done > 0 and self.trainer.steps_done not in self.folder.checkpoints()

@@ -13,7 +13,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, IndexRangeError, ShapeError
-from nanograd_llm.runs.prepare import options_of, prepare_run, tables_of
+from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, tables_of
 from nanograd_llm.tasks import TASKS, PairsConfig, Translation, grammar, task_named
 from nanograd_llm.training import TrainConfig
 
@@ -212,17 +212,17 @@ def test_settings_of_one_name_have_one_type_in_all_tasks_and_one_table_in_each(n
     types: dict[str, Any] = {}
     for other in TASKS:
         for table, kind in tables_of(task_named(other)).items():
-            for setting in [key for key, place in options_of(task_named(other)).items() if place == table]:
+            for option in [key for key, place in options_of(task_named(other)).items() if place == table]:
+                setting = option.removeprefix(PREFIXED.get(table, ""))
                 field = kind.__dataclass_fields__[setting]
                 is_chosen = bool(field.metadata["choices"])
-                assert types.setdefault(setting, (kind.setting_types[setting][0], is_chosen)) == (
+                assert types.setdefault(option, (kind.setting_types[setting][0], is_chosen)) == (
                     kind.setting_types[setting][0],
                     is_chosen,
                 )
     chosen = task_named(name)
     assert chosen.name == name and "model" in chosen.tables
-    visible = [
-        key for table, kind in tables_of(chosen).items() for key in kind.setting_types if key in options_of(chosen)
-    ]
+    names = [PREFIXED.get(table, "") + key for table, kind in tables_of(chosen).items() for key in kind.setting_types]
+    visible = [key for key in names if key in options_of(chosen)]
     hidden = [key for names in chosen.hidden.values() for key in names]
     assert all(visible.count(key) - hidden.count(key) <= 1 for key in visible)
