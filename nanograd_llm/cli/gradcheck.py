@@ -28,7 +28,8 @@ def gradcheck(
     thorough
         5,000 cases of each op instead of 200.
     model
-        The folder of a run, or a pretrained model: check its loss at its weights instead of ops and layers.
+        The folder of a run of any task, or a pretrained model: check its own loss at its weights instead of ops and
+        layers.
     cases
         Random cases of each op; 200 if not given. A layer, which is made of many ops, gets a tenth of them.
     seed
@@ -40,12 +41,11 @@ def gradcheck(
     if model is not None:
         from rich.console import Console
 
-        from nanograd_llm.models.gpt import GPT
         from nanograd_llm.runs.opening import open_model
 
         if op is not None or thorough or cases is not None:
             raise ConfigError("--model checks one model; leave out --op, --cases and --thorough, which are about ops")
-        trained = open_model(model, GPT).model(strict=True)
+        trained = open_model(model).model(strict=True)
         print(cost_of_model(trained, order=order or 1), flush=True)
         with waiting("checking"):
             report = check_model(trained, order=order or 1, seed=seed)

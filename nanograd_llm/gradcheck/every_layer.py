@@ -138,32 +138,30 @@ class _Repeatable:
 
 
 def check_model(model: Any, *, order: int = 1, seed: int = 0) -> Report:
-    """`gradcheck` of a language model's loss at its own weights, as it is (in evaluation mode, if it has dropout), on
-    one short window of random tokens. `cost_of_model` says what that takes."""
-    return gradcheck(model.loss, *_window(model, seed), order=order, seed=seed, jacobian=0)
+    """`gradcheck` of a model's loss at its own weights, as it is (in evaluation mode, if it has dropout), on the random
+    batch of its `example_batch`. `cost_of_model` says what that takes."""
+    return gradcheck(model.loss, *_batch_of(model, seed), order=order, seed=seed, jacobian=0)
 
 
 def cost_of_model(model: Any, *, order: int = 1) -> str:
     """What `check_model` does and about how long that takes, in words: the quickest of a few passes is timed."""
-    window, seconds = _window(model, 0), math.inf
+    batch, seconds = _batch_of(model, 0), math.inf
     for _ in range(4):  # the first also brings weights and libraries into memory
         begin = time.perf_counter()
-        model.loss(*window).backward()
+        model.loss(*batch).backward()
         seconds = min(seconds, time.perf_counter() - begin)
         model.zero_grad()
     sizes = [parameter.size for parameter in model.parameters()]
     seconds *= PASSES * len(sizes) * HIGHER_ORDER_PASSES ** (order - 1)
     return (
-        f"{sum(sizes):,} numbers in {len(sizes)} parameters, on {window[0].size} tokens, in {DIRECTIONS} random "
-        f"directions each: about {seconds:.0f} s"
+        f"the loss of this {type(model).__name__}: {sum(sizes):,} numbers in {len(sizes)} parameters, on "
+        f"{batch[0].size} tokens, in {DIRECTIONS} random directions each: about {seconds:.0f} s"
     )
 
 
-def _window(model: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random (tokens, targets), each (1, T), where T is 16 or what the model takes."""
-    T = min(16, model.config.context_length)
-    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, T + 1))
-    return ids[:, :-1], ids[:, 1:]
+def _batch_of(model: Any, seed: int) -> tuple[Any, ...]:
+    batch: tuple[Any, ...] = model.example_batch(Draw(np.random.default_rng(seed)))
+    return batch
 
 
 def _ops_of(f: Callable[..., Tensor], inputs: tuple[Any, ...]) -> list[Op]:

@@ -3,7 +3,7 @@
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, EncoderDecoderLook
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.models.heads import Classifier, SentenceEncoder
+from nanograd_llm.models.heads import Classifier, ClassifierConfig, SentenceEncoder
 from nanograd_llm.models.transformer import Look, TransformerConfig
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "GPT",
     "BERTConfig",
     "Classifier",
+    "ClassifierConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "EncoderDecoderLook",

@@ -106,7 +106,8 @@ class BERT(Module):
 
         Targets are the words that were hidden, -100 elsewhere; the rest is as in `forward`.
         """
-        x, targets = self.hidden(tokens, types, lengths=lengths, key_mask=key_mask), np.asarray(array_of(targets))
+        x = self.hidden(tokens, types, lengths=lengths, key_mask=key_mask, skip_padding=True)
+        targets = np.asarray(array_of(targets))
         if targets.shape != x.shape[:2]:
             raise ShapeError(f"targets {targets.shape} do not fit tokens {x.shape[:2]}; expected the same shape")
         counted = np.nonzero(targets != IGNORE_INDEX)
@@ -118,16 +119,35 @@ class BERT(Module):
         """How many of the targets, the second array, count."""
         return count_targets(batch[1])
 
+    def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
+        """See `Module.example_batch`: (tokens, targets, lengths, types)"""
+        c, T = self.config, min(8, self.config.context_length)
+        tokens, targets = draw.integers(0, c.vocab_size, (2, 2, T))
+        targets[0, 0] = targets[1, -1] = IGNORE_INDEX
+        return tokens, targets, np.array([T, max(1, T - 1)]), draw.integers(0, c.type_vocab_size, (2, T))
+
     @property
     def head_table(self) -> Parameter:
         """(V, C): what the head compares with, a row for each word."""
         return self.wte
 
-    def hidden(self, tokens: Any, types: Any = None, *, lengths: Any = None, key_mask: Any = None) -> Tensor:
-        """What the encoder makes of each token, zeros in padding; see `forward`.  tokens (B, T) -> (B, T, C)"""
+    def hidden(
+        self,
+        tokens: Any,
+        types: Any = None,
+        *,
+        lengths: Any = None,
+        key_mask: Any = None,
+        skip_padding: bool = False,
+    ) -> Tensor:
+        """What the encoder makes of each token; see `forward`.  tokens (B, T) -> (B, T, C)
+
+        skip_padding: give zeros for padding, for which nothing is then computed.
+        """
         with self.entered():
             x, mask = self._embed(tokens, types, lengths, key_mask)
-            x = x if mask is None else x[mask]  # (B, T, C) -> (N, C): no padding is computed
+            if skip_padding and mask is not None:
+                x = x[mask]  # (B, T, C) -> (N, C)
             for block in self.blocks:
                 x = block(x, None, mask)
             return unpacked(self.norm(x) if self.config.norm_first else x, mask)

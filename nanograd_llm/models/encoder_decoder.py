@@ -24,7 +24,7 @@ from nanograd_llm.models.transformer import TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import setting
+from nanograd_llm.settings import IGNORE_INDEX, setting
 
 POSITIONS = ("sinusoidal", "sinusoidal_halves", "learned")
 
@@ -136,6 +136,14 @@ class EncoderDecoder(Module):
         real = reaching_targets(*batch[-2:])
         targets = batch[-1].shape[-1] if real is None else real.sum(axis=-1)
         return np.count_nonzero(batch[0] != self.config.pad_id, axis=-1) + targets
+
+    def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
+        """See `Module.example_batch`: (source, target_in, target)"""
+        c, shape = self.config, (2, min(8, self.config.context_length))
+        source = draw.integers(0, c.source_vocab_size or c.vocab_size, shape)
+        target_in, target = draw.integers(0, c.vocab_size, (2, *shape))
+        target[0, -1] = IGNORE_INDEX
+        return source, target_in, target
 
     @property
     def head_table(self) -> Parameter:

@@ -23,7 +23,7 @@ from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, normal
 from nanograd_llm.nn.module import Module
 from nanograd_llm.nn.recompute import recompute
-from nanograd_llm.settings import require_choice, setting
+from nanograd_llm.settings import IGNORE_INDEX, require_choice, setting
 
 # gpt2 to gpt2-xl: Radford et al. 2019, table 2. distilgpt2: Sanh et al. 2019, gpt2 with every other block.
 PRESETS: dict[str, dict[str, int]] = {
@@ -121,6 +121,12 @@ class GPT(Module):
         real = reaching_targets(*batch)
         return super().loss_costs(*batch) if real is None else real.sum(axis=-1)
 
+    def example_batch(self, draw: Any) -> tuple[np.ndarray, np.ndarray]:
+        """See `Module.example_batch`: (tokens, targets)"""
+        tokens, targets = draw.integers(0, self.config.vocab_size, (2, 2, min(8, self.config.context_length)))
+        targets[0, 0] = IGNORE_INDEX
+        return tokens, targets
+
     @property
     def head_table(self) -> Parameter:
         """The weights of the head, (V, C): row i times the last hidden state is the logit of token i."""
@@ -187,9 +193,8 @@ def _specimens(draw: Any) -> Any:
     other = {"n_inner": 3, "activation": "gelu_exact", "tie_word_embeddings": False, "layer_norm_epsilon": 0.1}
     scaled = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
     for changes in ({}, {"n_layer": 2}, {**other, **scaled}):
-        tokens, targets = draw.integers(0, 5, (2, 2, 3))
-        targets[0, 0] = -100
-        yield GPT(dataclasses.replace(plain, **changes)).loss, (tokens, targets)
+        model = GPT(dataclasses.replace(plain, **changes))
+        yield model.loss, model.example_batch(draw)
 
 
 GPT.specimens = _specimens

@@ -1,10 +1,11 @@
 """What stands on an encoder to say something of a whole text: its class, or a vector to compare it by.
 
-B batch, T time, C channels
+B batch, T time, C channels, K classes
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +19,14 @@ from nanograd_llm.backend.threads import cpu_count, keep_heap, share_out
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.models.inputs import real_tokens, token_ids
+from nanograd_llm.models.inputs import padded, real_tokens, token_ids
 from nanograd_llm.nn.attention import unpacked
-from nanograd_llm.nn.layers import Dropout, Linear
+from nanograd_llm.nn.layers import Dropout, Linear, Unfilled
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets
-from nanograd_llm.settings import require_choice, require_int, require_type
+from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_int, require_type, setting, shown
 
+ENCODERS: dict[str, Any] = {"gpt": (GPT, GPTConfig), "bert": (BERT, BERTConfig)}
 POOLINGS = ("mean", "first", "last", "pooled")
 BATCH_TOKENS = 1024  # of a batch that is embedded: enough rows for a fast product, few enough to stay in the caches
 SHORT = 32  # tokens so few that padding up to them costs less than one more batch
@@ -39,7 +41,7 @@ def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = No
     B, T = token_ids(tokens, model.config.context_length).shape
     mask = real_tokens((B, T), lengths, None)
     if isinstance(model, BERT):
-        x = model.hidden(tokens, types, key_mask=mask)
+        x = model.hidden(tokens, types, key_mask=mask, skip_padding=True)
     elif types is None:
         x = unpacked(model.hidden(tokens, real=mask), mask)
     else:
@@ -56,33 +58,103 @@ def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = No
     return ops.sum(x, axis=1) / counts[:, None].astype(x.dtype)  # (B, T, C) -> (B, C)
 
 
-class Classifier(Module):
-    """Logits of the classes of a text: `Classifier(model, 3).loss(tokens, targets, lengths)`, with targets (B,).
+class ClassifierConfig(GPTConfig, BERTConfig):
+    """The sizes of a Classifier: of its encoder, a GPT or a BERT, each with its own settings, and of the head on it."""
 
-    pooling: as for `text_vectors`; BertForSequenceClassification of transformers has `pooled`. dropout: on that vector.
+    encoder: str = setting("What reads the text: a gpt or a bert.", default="gpt", choices=ENCODERS)
+    labels: str = setting("The names of the classes, with a tab between two.", default="")
+    pooling: str = setting(
+        "What of a text decides its class: the mean of its tokens, the first, the last, or pooled, by a BERT's pooler.",
+        default="mean",
+        choices=POOLINGS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.names)) < max(2, len(self.names)) or not all(self.names):
+            raise ConfigError(f"labels must be two names or more, all different; got {shown(self.names)}")
+        if self.pooling == "pooled" and self.encoder == "gpt":
+            raise ConfigError("pooling is pooled, but a GPT has no pooler; take the mean or the last token")
+
+    @classmethod
+    def of(cls, encoder: GPTConfig | BERTConfig, labels: Sequence[str], pooling: str) -> ClassifierConfig:
+        """For an encoder of these sizes; heads of its own, which predict words, are left out."""
+        sizes: dict[str, Any] = {name: getattr(encoder, name) for name in type(encoder).setting_types}
+        kind = "bert" if isinstance(encoder, BERTConfig) else "gpt"
+        own = {"masked_word_head": False, "pooler": pooling == "pooled"} if kind == "bert" else {}
+        sizes |= own or {"tie_word_embeddings": True}
+        return cls(**sizes, encoder=kind, labels="\t".join(labels), pooling=pooling)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes."""
+        return self.labels.split("\t")
+
+    @property
+    def of_encoder(self) -> GPTConfig | BERTConfig:
+        """The sizes of the encoder alone."""
+        kind = ENCODERS[self.encoder][1]
+        return kind(**{name: getattr(self, name) for name in kind.setting_types})
+
+
+class Classifier(Module):
+    """Logits of the classes of a text: `Classifier(config).loss(tokens, targets, lengths)`, with targets (B,).
+
+    seed: decides every number, as for a GPT. dropout: also on the vector of a text, which `text_vectors` makes;
+    BertForSequenceClassification of transformers has the pooling `pooled`.
     """
 
     loss_items = "texts"
     fresh = ("classes",)
 
-    def __init__(
-        self,
-        model: BERT | GPT,
-        n_classes: int,
-        *,
-        pooling: str = "mean",
-        dropout: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ):
+    def __init__(self, config: ClassifierConfig, seed: int | None = 0):
+        require_type(
+            "config",
+            config,
+            ClassifierConfig,
+            "a ClassifierConfig; for a head on an existing model: Classifier.on(model, labels)",
+        )
+        rng: Any = Unfilled() if seed is None else np.random.default_rng((seed, 1))  # other numbers than the encoder's
+        self.config = config
+        self.model: GPT | BERT = ENCODERS[config.encoder][0](config.of_encoder, seed)
+        self.dropout = Dropout(config.dropout)
+        self.classes = Linear(config.n_embd, len(config.names), std=0.02, rng=rng)
+
+    @classmethod
+    def on(
+        cls, model: GPT | BERT, labels: Sequence[str], *, pooling: str = "mean", dropout: float = 0.0, seed: int = 0
+    ) -> Classifier:
+        """A fresh head on a model, whose arrays are taken without a copy: `Classifier.on(model, ["ham", "spam"])`.
+
+        Its own head is left out; a pooler that it lacks is fresh.
+        """
         require_type("model", model, (BERT, GPT), "a BERT or a GPT")
-        require_choice("pooling", pooling, POOLINGS)
-        self.model, self.pooling = model, pooling
-        self.dropout = Dropout(dropout)
-        self.classes = Linear(model.config.n_embd, n_classes, std=0.02, rng=rng)
+        config = ClassifierConfig.of(model.config, labels, pooling)
+        made = cls(dataclasses.replace(config, dropout=dropout), seed)
+        made.take(model)
+        return made
+
+    def take(self, model: GPT | BERT | Classifier) -> None:
+        """Use the arrays of this encoder or Classifier, without a copy, where there is one of the same name here."""
+        target = self if isinstance(model, Classifier) else self.model
+        self.astype(model.parameters()[0].dtype)
+        arrays, own = model.state_dict(), target.state_dict()
+        target.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
+
+    def top(self, blocks: int = 0) -> list[Module]:
+        """The head, with the pooler where that is used; and so many of the last blocks, then with the last norm."""
+        model, parts = self.model, [self.classes]
+        if isinstance(model, BERT) and model.pooler is not None:
+            parts.append(model.pooler)
+        if not blocks:
+            return [*parts]
+        has_norm = isinstance(model, GPT) or model.config.norm_first  # a post-norm block has its norms inside
+        norms = [model.ln_f if isinstance(model, GPT) else model.norm] if has_norm else []
+        return [*parts, *model.blocks[-blocks:], *norms]
 
     def forward(self, tokens: Any, lengths: Any = None, types: Any = None) -> Tensor:
-        """tokens (B, T), lengths (B,), types (B, T) -> (B, classes)"""
-        return self.classes(self.dropout(text_vectors(self.model, self.pooling, tokens, lengths, types)))
+        """tokens (B, T), lengths (B,), types (B, T) -> (B, K)"""
+        return self.classes(self.dropout(text_vectors(self.model, self.config.pooling, tokens, lengths, types)))
 
     def loss(self, tokens: Any, targets: Any, lengths: Any = None, types: Any = None) -> Tensor:
         """Mean cross-entropy in nats over the targets that are not -100.  targets (B,) -> ()"""
@@ -91,6 +163,26 @@ class Classifier(Module):
     def loss_count(self, *batch: np.ndarray) -> int:
         """How many of the targets, the second array, count."""
         return count_targets(batch[1])
+
+    def probabilities(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """Of each class for each text, in their order; records nothing.  N sequences of ids -> array (N, K)
+
+        Texts of about one length make a batch, of about batch_tokens tokens.
+        """
+        require_int("batch_tokens", batch_tokens, 1)
+        found = np.empty((len(texts), len(self.config.names)), self.model.wte.dtype)
+        with no_grad():
+            for places in batches_by_length([len(text) for text in texts], batch_tokens):
+                found[places] = ops.softmax(self(*padded([texts[place] for place in places]))).data
+        return found
+
+    def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
+        """See `Module.example_batch`: (tokens, targets, lengths)"""
+        B, T = 4, min(8, self.config.context_length)
+        lengths = draw.integers(1, T + 1, (B,))
+        targets = draw.integers(0, len(self.config.names), (B,))
+        lengths[0], targets[1] = T, IGNORE_INDEX
+        return draw.integers(0, self.config.vocab_size, (B, T)), targets, lengths
 
 
 class SentenceEncoder(Module):
@@ -131,11 +223,7 @@ class SentenceEncoder(Module):
         def work(_: slice) -> None:
             with no_grad():
                 for places in remaining:  # each thread takes the next batch that none has taken
-                    lengths = np.array([len(rows[place]) for place in places])
-                    tokens = np.zeros((len(places), lengths[0]), np.int64)
-                    for row, place in zip(tokens, places):
-                        row[: len(rows[place])] = rows[place]
-                    vectors[places] = self(tokens, lengths).data
+                    vectors[places] = self(*padded([rows[place] for place in places])).data
 
         share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1])
         return vectors
@@ -161,21 +249,18 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int, threads: int = 
     return batches
 
 
-def _models(pooler: bool = True) -> list[BERT | GPT]:
-    sizes: Any = {"vocab_size": 5, "context_length": 3, "n_layer": 1, "n_head": 1, "n_embd": 3}
-    return [BERT(BERTConfig(**sizes, masked_word_head=False, pooler=pooler)), GPT(GPTConfig(**sizes))]
+SMALL: Any = {"vocab_size": 5, "context_length": 3, "n_layer": 1, "n_head": 1, "n_embd": 3}
 
 
 def _classifier_specimens(draw: Any) -> Any:
-    bert, gpt = _models()
-    for model, pooling in ((bert, "pooled"), (gpt, "last")):
-        targets = np.array([1, 0, -100])
-        inputs = draw.integers(0, 5, (3, 3)), targets, np.array([3, 2, 3])
-        yield Classifier(model, 2, pooling=pooling, dropout=0.2).loss, inputs
+    for encoder, pooling in (("bert", "pooled"), ("gpt", "last"), ("bert", "mean"), ("gpt", "first"), ("gpt", "mean")):
+        sizes = ENCODERS[encoder][1](**SMALL, dropout=0.2)
+        model = Classifier(ClassifierConfig.of(sizes, "ab", pooling))
+        yield model.loss, model.example_batch(draw)
 
 
 def _encoder_specimens(draw: Any) -> Any:
-    bert, gpt = _models(pooler=False)
+    bert, gpt = BERT(BERTConfig(**SMALL, masked_word_head=False)), GPT(GPTConfig(**SMALL))
     tokens = draw.integers(0, 5, (2, 3))
     yield SentenceEncoder(bert), (tokens, np.array([3, 2]), draw.integers(0, 2, (2, 3)))
     yield SentenceEncoder(gpt), (tokens, np.array([2, 3]))

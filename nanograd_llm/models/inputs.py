@@ -71,7 +71,12 @@ def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarr
 
 
 def padded(rows: Sequence[Any], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, filled up behind to one length, and their own lengths.  B rows -> (B, T) int32, (B,)"""
+    """Rows of ids, filled up behind to one length, and their own lengths.  B rows -> (B, T) int32, (B,)
+
+    >>> tokens, lengths = padded([[5, 6, 7], [8]])
+    >>> tokens.tolist(), lengths.tolist()
+    ([[5, 6, 7], [8, 0, 0]], [3, 1])
+    """
     lengths = np.array([len(row) for row in rows])
     ids = np.full((len(rows), lengths.max()), fill, np.int32)
     ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)

@@ -99,6 +99,13 @@ class Module:
         """
         return np.ones(len(batch[0]))
 
+    def example_batch(self, draw: Any) -> tuple[Any, ...]:
+        """A small random batch for `loss`, to check its gradients at the model's own weights. draw: as for specimens.
+
+        Models write it; here it raises NanogradError.
+        """
+        raise NanogradError(f"{type(self).__name__} has no example_batch; write one, which gives a batch for its loss")
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.entered():
             return self.forward(*args, **kwargs)

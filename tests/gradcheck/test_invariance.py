@@ -10,6 +10,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck import SplitError, assert_split_invariant
 from nanograd_llm.models import Classifier
+from nanograd_llm.models.heads import POOLINGS
 
 RNG = np.random.default_rng(0)
 TOKENS, TARGETS = RNG.integers(0, 11, (5, 6)), RNG.integers(0, 11, (5, 6))
@@ -43,15 +44,36 @@ def test_the_loss_of_a_bert_does_not_depend_on_padding_or_neighbours(norm_first,
         assert_split_invariant(loss, (TOKENS, REAL, LENGTHS), seed=seed)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first", "last", "pooled"])
-def test_the_loss_of_a_classifier_does_not_depend_on_padding_or_neighbours(pooling):
-    model = Classifier(bert(pooler=True, masked_word_head=False), 3, pooling=pooling)
-    assert_split_invariant(model.loss, (TOKENS, np.array([0, 2, -100, 1, 1]), LENGTHS))
+def classifier(encoder, pooling):
+    """A Classifier, its first weights changed so much that each token matters."""
+    model = Classifier.on(bert() if encoder == "bert" else gpt(), "abc", pooling=pooling)
+    rng = np.random.default_rng(5)
+    for parameter in model.parameters():
+        parameter.data = (parameter.data + 0.3 * rng.standard_normal(parameter.shape)).astype(np.float32)
+    return model
 
 
-def test_a_gpt_sees_no_padding_behind_a_text_and_a_classifier_on_it_takes_lengths():
+POOLED = [("bert", pooling) for pooling in POOLINGS] + [("gpt", pooling) for pooling in POOLINGS if pooling != "pooled"]
+each_pooling = pytest.mark.parametrize(("encoder", "pooling"), POOLED)
+
+
+@each_pooling
+def test_the_loss_of_a_classifier_does_not_depend_on_padding_or_neighbours(encoder, pooling):
+    assert_split_invariant(classifier(encoder, pooling).loss, (TOKENS, np.array([0, 2, -100, 1, 1]), LENGTHS))
+
+
+@each_pooling
+def test_a_classifier_that_was_given_no_lengths_would_be_found(encoder, pooling):
+    if pooling in ("mean", "last") or encoder == "bert":
+        model = classifier(encoder, pooling)
+        with pytest.raises(SplitError, match="depends on how the batch is laid out"):
+            assert_split_invariant(
+                lambda tokens, targets, lengths: model.loss(tokens, targets), (TOKENS, np.arange(5) % 3, LENGTHS)
+            )
+
+
+def test_a_gpt_sees_no_padding_behind_a_text():
     assert_split_invariant(lambda tokens, targets, lengths: gpt().loss(tokens, targets), (TOKENS, REAL, LENGTHS))
-    assert_split_invariant(Classifier(gpt(), 3, pooling="last").loss, (TOKENS, np.array([0, 2, 1, 1, 0]), LENGTHS))
 
 
 WRONG = {

@@ -147,9 +147,11 @@ def test_the_gradient_without_padding_is_that_of_each_text_alone(tokens: np.ndar
         np.testing.assert_allclose(gradient, sum(parts), rtol=0, atol=1e-13)
 
 
-def test_hidden_states_are_zeros_in_padding(tokens: np.ndarray) -> None:
-    hidden = shaken().hidden(tokens, lengths=LENGTHS).data
-    assert (hidden.any(axis=-1) == (np.arange(7) < LENGTHS[:, None])).all()
+def test_hidden_states_without_padding_are_the_same_for_real_tokens_and_zeros_elsewhere(tokens: np.ndarray) -> None:
+    real = np.arange(7) < LENGTHS[:, None]
+    hidden, whole = (shaken().hidden(tokens, lengths=LENGTHS, skip_padding=skip).data for skip in (True, False))
+    assert (hidden.any(axis=-1) == real).all() and whole.any(axis=-1).all()
+    np.testing.assert_allclose(hidden[real], whole[real], rtol=0, atol=1e-12)
 
 
 def test_every_token_reaches_every_other(tokens: np.ndarray) -> None:

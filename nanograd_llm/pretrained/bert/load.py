@@ -63,11 +63,13 @@ class OpenedBERT(Found[BERT]):
         arrays = READERS[self.form](self.path)
         found = {name: x for name, x in arrays.items() if name.startswith("classifier.")}
         classes = np.size(found.get("classifier.bias", ()))
+        names = self.settings.get("id2label") or {}
         if not classes:
             raise BadFileError(f"{self.path}: has no classifier.weight and classifier.bias")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*left out.*'classifier")
-            model = Classifier(self.model(dtype=dtype, strict=strict), classes, pooling="pooled")
+            labels = [str(names.get(str(i), i)) for i in range(classes)]
+            model = Classifier.on(self.model(dtype=dtype, strict=strict), labels, pooling="pooled")
         head, where = Linear(self.config.n_embd, classes), str(self.path)
         model.classes = fill(head, found, CLASSES, where, dtype=weights_dtype(dtype), strict=strict)
         return model
