@@ -28,6 +28,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "chat": ["chat runs/nano-1"],
     "translate": ['translate runs/translation-1 "the small cat does not see the house" --beam 4'],
     "fill": ['fill runs/masked-words-1 "The [MASK] sees the house."'],
+    "classify": ['classify runs/classification-1 "Return the event loop."', "classify runs/mine --file texts.txt"],
     "embed": ['embed MiniLM "a cat sleeps" "a dog barks"', "embed MiniLM --file lines.txt --out vectors.npy"],
     "search": ['search MiniLM "how do I open a file?" --file lines.txt'],
     "info": ["info runs", "info runs/nano-1", "info gpt2"],
@@ -38,7 +39,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],
 }
-MODEL_FIRST = "generate", "translate", "fill", "embed", "search", "eval"
+MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

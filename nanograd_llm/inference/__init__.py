@@ -1,5 +1,6 @@
-"""Using a model: sampling, generation with a key-value cache, filling in, embedding, translation, evaluation."""
+"""Using a model: sampling, generation with a cache, filling in, classification, embedding, translation, evaluation."""
 
+from nanograd_llm.inference.classify import classify
 from nanograd_llm.inference.embed import embed, nearest
 from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
 from nanograd_llm.inference.fill import Guess, fill
@@ -14,6 +15,7 @@ __all__ = [
     "Evaluation",
     "Guess",
     "Sampling",
+    "classify",
     "embed",
     "evaluate",
     "evaluate_text",

@@ -108,12 +108,8 @@ class Classifier(Module):
     fresh = ("classes",)
 
     def __init__(self, config: ClassifierConfig, seed: int | None = 0):
-        require_type(
-            "config",
-            config,
-            ClassifierConfig,
-            "a ClassifierConfig; for a head on an existing model: Classifier.on(model, labels)",
-        )
+        expected = "a ClassifierConfig; for an existing model: Classifier.on(model, labels)"
+        require_type("config", config, ClassifierConfig, expected)
         rng: Any = Unfilled() if seed is None else np.random.default_rng((seed, 1))  # other numbers than the encoder's
         self.config = config
         self.model: GPT | BERT = ENCODERS[config.encoder][0](config.of_encoder, seed)

@@ -14,7 +14,7 @@ from typing import Any, overload
 from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
-from nanograd_llm.models.heads import SentenceEncoder
+from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.nn import lora
 from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.bert.load import OpenedBERT
@@ -105,6 +105,19 @@ def open_adapted(source: str | os.PathLike[str], dtype: DTypeLike = "float32") -
     if not isinstance(opened, OpenedRun) or opened.adapters is None:
         raise ConfigError(f"{opened.source} has no adapters; give a run that was trained with --lora-rank")
     return opened, opened.model(dtype=dtype, merged=False)
+
+
+def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokenizer, int]:
+    """The classifier at `source`, its tokenizer, and how many tokens of a text it reads.
+
+    source: a run of the task classification, or a folder of BertForSequenceClassification. Raises as `open_model` does.
+    """
+    opened = open_model(source)
+    if isinstance(opened, OpenedBERT):
+        return opened.classifier(), opened.tokenizer(), opened.config.context_length
+    opened = open_model(source, Classifier)
+    window = opened.settings.get("text", {}).get("window") if isinstance(opened, OpenedRun) else None
+    return opened.model(), opened.tokenizer(), window or opened.config.context_length
 
 
 class OpenedRun:

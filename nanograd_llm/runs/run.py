@@ -260,6 +260,8 @@ class Run:
             if not stop.requested:
                 sample = self.task.sample(last=last)
         if sample is not None:
+            for name, content in sample.files.items():
+                write_atomically(self.folder.path / name, content.encode())
             self.folder.append_sample(self.trainer.steps_done, f"{sample.title}:\n{sample.text}")
             yield Sampled(self.trainer.steps_done, sample)
 

@@ -1,7 +1,7 @@
 """Tasks: what a model can be trained to do. A task has the model, its batches, its score and a sample of its work.
 
 Read `task`, the contract, which `runs` trains and saves; `registry`, the tasks by name; then `language_model`,
-`masked_words`, `translation`. Each name is loaded when it is first used.
+`masked_words`, `translation`, `classification`. Each name is loaded when it is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nanograd_llm.backend.lazy import lazily
 
 if TYPE_CHECKING:
+    from nanograd_llm.tasks.classification import Classification, LabelledTextConfig, TuningConfig
     from nanograd_llm.tasks.language_model import LanguageModelling, TextConfig, fine_tuning, recipe
     from nanograd_llm.tasks.masked_words import HidingConfig, HidingTextConfig, MaskedWords
     from nanograd_llm.tasks.registry import TASKS, task_named
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "classification": "Classification LabelledTextConfig TuningConfig",
         "language_model": "LanguageModelling TextConfig fine_tuning recipe",
         "masked_words": "HidingConfig HidingTextConfig MaskedWords",
         "registry": "TASKS task_named",

@@ -11,6 +11,7 @@ TASKS = {  # the module here, and the class in it
     "language-model": "language_model LanguageModelling",
     "translation": "translation Translation",
     "masked-words": "masked_words MaskedWords",
+    "classification": "classification Classification",
 }
 DEFAULT = "language-model"
 

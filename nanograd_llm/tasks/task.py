@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
 SIZES = ("n_layer", "n_head", "n_embd", "context_length")  # that a person is told
-FILES = ("file", "target")  # settings that are paths
+FILES = ("file", "target", "held_out_file")  # settings that are paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Something that a model made. title: what it was given, as a line above. text: what it made."""
+    """Something that a model made. title: what it was given, as a line above. text: what it made.
+
+    files: to be written into the run folder, each text by its name.
+    """
 
     title: str
     text: str
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):

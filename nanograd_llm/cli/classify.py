@@ -1,0 +1,37 @@
+"""`nanograd-llm classify`: the likeliest classes of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.terminal import written
+
+
+def classify(model: Model, /, *texts: str, file: Path | None = None, top: int = 3) -> None:
+    """Show the likeliest classes of each text, with their probabilities.
+
+    Parameters
+    ----------
+    texts
+        The texts, each in quotes.
+    file
+        A UTF-8 file with more texts, a line each; blank lines are left out.
+    top
+        Classes to show for each.
+    """
+    from nanograd_llm import inference
+    from nanograd_llm.errors import ConfigError
+    from nanograd_llm.runs.opening import open_classifier
+    from nanograd_llm.settings import require_int
+    from nanograd_llm.text import read_lines
+
+    require_int("top", top, 1)
+    lines = [*texts, *(read_lines(file) if file is not None else ())]
+    if not lines:
+        raise ConfigError("there is nothing to classify; give texts in quotes, or --file with a text on each line")
+    classifier, tokenizer, longest = open_classifier(model)
+    names = classifier.config.names
+    for text, p in zip(lines, inference.classify(classifier, tokenizer, lines, longest=longest)):
+        said = "  ".join(f"{names[k]} {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])
+        print(written(f"{said}  | {' '.join(text.split())[:60]}"))

@@ -1,0 +1,266 @@
+"""Classification: a head on a GPT or a BERT learns which class a text is of, and is scored on texts held out.
+
+Beside its accuracy stand those of two baselines: always the commonest class, and a bag of words.
+"""
+
+# B batch, T time, N texts, K classes
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanograd_llm.backend.randomness import generator
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.inference.classify import first_tokens
+from nanograd_llm.models.bert import BERT
+from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
+from nanograd_llm.models.heads import Classifier, ClassifierConfig
+from nanograd_llm.models.inputs import padded
+from nanograd_llm.settings import Settings, counted, listed, setting
+from nanograd_llm.tasks.bag_of_words import NaiveBayes
+from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, share_of, spread
+from nanograd_llm.text import BPETokenizer
+from nanograd_llm.text.labelled import Labelled, builtin_docstrings, read_labelled
+from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
+FRESH = dict(PRESETS["nano"], context_length=128)
+RECIPE: dict[str, Any] = dict(batch_size=16, learning_rate=1e-3)
+LONGEST = 256  # tokens of a text that are read, where the model takes more
+MOST_CLASSES = 1000
+LAYERS = ("all", "last", "head")
+
+
+class LabelledTextConfig(Settings):
+    """Which texts, and where their labels are. Raises ConfigError naming the field that cannot be."""
+
+    file: str | None = setting(
+        "A .csv, .tsv or .jsonl with a column for the text and one for its label, or a folder with a folder for each "
+        "label; if not given, docstrings of Python, each with its module.",
+        default=None,
+    )
+    text_column: str = setting("The name of the column of the texts.", default="text")
+    label_column: str = setting("The name of the column of their labels.", default="label")
+    held_out: float = setting("Share of the texts that is scored, never trained on.", default=0.2, low=0.001, high=0.9)
+    held_out_file: str | None = setting(
+        "Score the texts of this file, which is like FILE, in place of a share of FILE.", default=None
+    )
+    vocab_size: int = setting("Tokens of the bpe that a fresh model gets.", default=1024, low=257)
+    window: int | None = setting("Tokens that are read of a text; the model's context if None.", default=None, low=3)
+
+    def read(self) -> tuple[Labelled, Labelled]:
+        """The texts to train on and those held out: a text that occurs twice is on one side only."""
+        if self.file is None and self.held_out_file is not None:
+            raise ConfigError(f"held_out_file is {self.held_out_file}, but no file to train on is given")
+        columns = self.text_column, self.label_column
+        found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns)
+        if self.held_out_file is not None:
+            return found, read_labelled(self.held_out_file, *columns)
+        parts: tuple[Labelled, Labelled] = [], []
+        for text, label in found:  # decided by the text alone, so that more texts change no side
+            parts[zlib.crc32(text.encode()) < self.held_out * 2**32].append((text, label))
+        if not all(parts):
+            raise BadFileError(
+                f"{self.file}: has {counted(len(found), 'different text')}, of which held_out={self.held_out} leaves "
+                f"{len(parts[0])} to train on and {len(parts[1])} to score; give more texts, or another held_out"
+            )
+        return parts
+
+
+class TuningConfig(Settings):
+    """Which part of the model is trained. Raises ConfigError naming the field that cannot be."""
+
+    train_layers: str = setting(
+        "Train all of the model; the last block, the last norm and the head; or the head alone.",
+        default="all",
+        choices=LAYERS,
+    )
+
+
+class Classification(TextTask):
+    """A classifier learns the labels of texts; a `Task`.
+
+    text: what to learn from. tuning: which layers. model: the sizes; vocab_size and labels follow the texts.
+    training: how, and for how long.
+    start: a model to train further, as `open_model` gives it: a GPT or a BERT, which gets a fresh head, or a
+        Classifier that knows these labels; `model` is then its config, where dropout and pooling may differ.
+    report: called with what is being done, and the share of it that is done.
+    Raises ConfigError for settings that exclude each other, BadFileError for texts of one class only, or held-out texts
+    of a class that is not trained on.
+    """
+
+    name, used_by, builtin = "classification", "classify", "docstrings"
+    tables = {"text": LabelledTextConfig, "tuning": TuningConfig, "model": ClassifierConfig}
+    hidden = {
+        "text": ("window",),
+        "model": (
+            *("vocab_size", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "encoder"),
+            *("labels", "type_vocab_size", "norm_first", "masked_word_head", "pooler", "layer_norm_epsilon"),
+        ),
+    }
+    model_class = Classifier
+    presets = ()
+
+    @classmethod
+    def made(cls, request: Request) -> Classification:
+        """See `NamedTask.made`. With a start, context_length is what is read of a text: the sizes are the model's."""
+        words, tuning, sizes, train = (dict(request.settings[table]) for table in (*cls.tables, "train"))
+        start = request.start
+        if start is None:
+            model = ClassifierConfig(**{**FRESH, "labels": "0\t1", **sizes})
+        else:
+            request.require_start(GPT, BERT, Classifier)
+            model = start.config
+            if not isinstance(model, ClassifierConfig):
+                labels = request.written["model"].get("labels", "0\t1")  # those of the texts replace them
+                model = ClassifierConfig.of(model, labels.split("\t"), sizes.get("pooling", "mean"))
+            elif "pooling" in request.asked["model"]:
+                raise ConfigError(f"init takes pooling, {model.pooling}, from the classifier; leave that out")
+            also = ("context_length", "pooling")
+            model = request.config_further(model, TRAINING_ONLY, but=also, text=("vocab_size",))
+            words = {"window": min(LONGEST, model.context_length), **words}
+            if "context_length" in request.asked["model"]:
+                words["window"] = request.asked["model"]["context_length"]
+            train = {"learning_rate": 1e-4 * 384 / model.n_embd, **train}
+        training = TrainConfig(**{**RECIPE, **train})
+        parts = LabelledTextConfig(**words), TuningConfig(**tuning)
+        return cls(*parts, model, training, start=start, report=request.report)
+
+    def __init__(
+        self,
+        text: LabelledTextConfig,
+        tuning: TuningConfig,
+        model: ClassifierConfig,
+        training: TrainConfig,
+        *,
+        start: Opened | None = None,
+        report: Report = lambda doing, share: None,
+    ):
+        self.longest = model.context_length if text.window is None else text.window
+        if self.longest > model.context_length:
+            raise ConfigError(f"{self.longest} tokens are to be read of a text; the model takes {model.context_length}")
+        super().__init__(training, start, text=text, tuning=tuning)
+        self.text = text
+        report(f"reading {self.source}", 0)
+        learned, held_out = text.read()
+        self.names = start.config.names if start is not None and start.model_class is Classifier else []
+        is_known = bool(self.names)
+        self.names = self.names or sorted({label for _, label in learned})
+        self._require_classes(learned, held_out, is_known=is_known)
+        report("reading the tokenizer" if start else "training the tokenizer", 0)
+        if start is not None:
+            self.tokenizer = start.tokenizer()
+        else:
+            self.tokenizer = BPETokenizer.train("\n".join(words for words, _ in learned), text.vocab_size)
+        report("encoding the texts", 0)
+        self.held_out_texts = [words for words, _ in held_out]
+        sides = [self._encode(side) for side in (learned, held_out)]
+        (self.rows, self.targets, self.cut), (self.held_out_rows, self.held_out_targets, self.held_out_cut) = sides
+        bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
+        self.baselines = {  # what each says of the held-out texts
+            "majority": np.full(len(held_out), np.bincount(self.targets).argmax()),
+            "naive Bayes": bayes.guess(self.held_out_texts),
+        }
+        self._judged = np.zeros((len(self.names), len(self.names)), int)  # the confusion matrix of the last score
+        model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, labels="\t".join(self.names))
+        self.model = Classifier(model, seed=training.seed)
+        if start is not None:
+            self.model.take(start.model())
+        if tuning.train_layers != "all":
+            self.model.freeze()
+            for part in self.model.top(blocks=1 if tuning.train_layers == "last" else 0):
+                part.unfreeze()
+
+    def _require_classes(self, learned: Labelled, held_out: Labelled, *, is_known: bool) -> None:
+        """Raise BadFileError unless there are two classes, not too many, and all held-out ones are known."""
+        if len(self.names) < 2:
+            raise BadFileError(f"{self.source}: all texts have the label {self.names[0]!r}; give texts of two classes")
+        if len(self.names) > MOST_CLASSES:
+            raise BadFileError(
+                f"{self.source}: has {len(self.names):,} different labels, such as {self.names[0]!r:.60}; at most "
+                f"{MOST_CLASSES:,} are learned; --label-column names the column"
+            )
+        for side, file in ((learned, self.text.file), (held_out, self.text.held_out_file or self.text.file)):
+            if unknown := sorted({label for _, label in side} - {*self.names}):
+                count = counted(sum(label in unknown for _, label in side), "text")
+                why = f"init, which knows {listed(self.names)}, does not" if is_known else "no text to train on has"
+                raise BadFileError(
+                    f"{file or self.source}: {count} {'to train on' if side is learned else 'held out'} with the label "
+                    f"{listed(unknown)}, which {why}; leave these out" + ("" if is_known else ", or give more of them")
+                )
+
+    def _encode(self, side: Labelled) -> tuple[list[np.ndarray], np.ndarray, int]:
+        """Their ids, the numbers of their classes, and how many were cut."""
+        rows, cut = first_tokens([words for words, _ in side], self.tokenizer, self.longest)
+        places = {name: place for place, name in enumerate(self.names)}
+        return rows, np.array([places[label] for _, label in side]), cut
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """The tables of the texts, of the tuning and of the model's sizes: of its encoder only those that it has."""
+        head = {name: getattr(self.model.config, name) for name in ("encoder", "labels", "pooling")}
+        return super().config | {"model": head | dataclasses.asdict(self.model.model.config)}
+
+    def describe(self) -> dict[str, str]:
+        """The texts, the tokenizer and the model."""
+        kind = f"{self.model.config.encoder.upper()}, {self.model.config.pooling} of the tokens, {self.sizes()}"
+        count, trained = self.model.parameter_count(), sum(p.size for p in self.model.trainable_parameters())
+        part = f", of which {trained:,} are trained" if trained < count else ""
+        cut = self.cut + self.held_out_cut
+        told = f"; {counted(cut, 'text')} cut after {self.longest} tokens" if cut else ""
+        return {
+            "texts": f"{self.source}: {len(self.rows):,} to train on, of {len(self.names)} classes{told}",
+            "held out": counted(len(self.held_out_rows), "text"),
+            "tokenizer": str(self.tokenizer),
+            "model": f"{kind}{part}",
+        }
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """tokens (B, T), targets (B,), lengths (B,) of a step."""
+        c = self.training
+        chosen = generator(c.seed, step).integers(len(self.rows), size=c.batch_size)
+        tokens, lengths = padded([self.rows[i] for i in chosen])
+        return tokens, self.targets[chosen], lengths
+
+    def score(self, rows: int | None = None) -> Score:
+        """How many held-out texts get their label, and how many do by the baselines."""
+        total = len(self.held_out_rows)
+        which = np.unique(spread(total, rows))
+        self.model.eval()
+        p, targets = self.model.probabilities([self.held_out_rows[i] for i in which]), self.held_out_targets[which]
+        guesses = p.argmax(axis=1)
+        self._judged = confusion_matrix(targets, guesses, len(self.names))
+        accuracy = 100 * float((guesses == targets).mean())
+        baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
+        loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
+        better = [f"{name} ({found:.1f} %)" for name, found in baselines.items() if found >= accuracy]
+        remark = f"no better than {' and '.join(better)}, which knows no order of words" if better else ""
+        return Score(
+            *("accuracy", accuracy, {**baselines, "loss": loss}, share_of(len(which), total, "held-out text")),
+            percent=("accuracy", *baselines),
+            remark=remark,
+        )
+
+    def sample(self, *, last: bool = False) -> Sample:
+        """A held-out text, its label and what the model says; at the last a table of the classes, and a picture."""
+        if last:
+            if not self._judged.any():
+                self.score()
+            picture = {"confusion.svg": confusion_picture(self._judged, self.names)}
+            return Sample("held-out texts by class", class_table(self._judged, self.names), picture)
+        self.model.eval()
+        (p,) = self.model.probabilities(self.held_out_rows[:1])
+        said = ", ".join(f"{self.names[k]} {p[k]:.0%}" for k in np.argsort(-p, kind="stable")[:3])
+        label = self.names[self.held_out_targets[0]]
+        return Sample(f"of {self.held_out_texts[0]!r:.100}, which is {label}, it says", said)
+
+    def example(self) -> str:
+        """A text to classify, on one line."""
+        return " ".join(self.held_out_texts[0].split()).lstrip("-")[:80] or "a text"

@@ -1,0 +1,144 @@
+"""Texts with a label each, from the files that people keep them in, and from the docstrings of Python itself.
+
+.csv     commas, texts in quotes where they hold one; the first line names the columns
+.tsv     a tab between the columns, and no quotes; the first line names them
+.jsonl   an object on each line
+folder   a folder in it for each label, and a file in that for each text
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.atomic import storage_errors
+from nanograd_llm.files.json import read_json_object
+from nanograd_llm.settings import counted, listed, nearest
+from nanograd_llm.text.corpora import read_text
+
+Labelled = list[tuple[str, str]]  # (text, label)
+Found = Iterator[tuple[str, str, str]]  # where, text, label
+
+# Of the modules with the most docstrings, twelve that every version of Python since 3.10 has.
+MODULES = "tkinter asyncio email importlib logging xml _pydecimal multiprocessing mailbox turtle unittest http".split()
+SHORTEST, LONGEST = 20, 400  # characters of a docstring
+
+
+def builtin_docstrings() -> Labelled:
+    """About 3,000 docstrings of the standard library, each with the name of its module: twelve of them.
+
+    Texts of 20 to 400 characters, each once. Raises StorageError if this Python was installed without its sources.
+    """
+    library, found = Path(sysconfig.get_path("stdlib")), dict[str, str]()
+    for module in MODULES:
+        for path in sorted((library / module).rglob("*.py")) or [library / f"{module}.py"]:
+            if path.exists() and not {"test", "tests", "idle_test"} & {*path.parts}:
+                for text in _docstrings(path):
+                    if SHORTEST <= len(text) <= LONGEST:
+                        found.setdefault(text, module)
+    if len({*found.values()}) < len(MODULES) // 2:
+        raise StorageError(f"{library}: has no sources of Python's modules, the built-in texts; give a file instead")
+    return list(found.items())
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of backslashes in the module's strings
+        tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield " ".join((ast.get_docstring(node) or "").split())
+
+
+def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str = "label") -> Labelled:
+    """The texts of a file or folder with their labels, in its order, a pair that occurs again left out.
+
+    text, label: the names of the columns; of a folder they are not used.
+    Raises BadFileError, with the place, for a column that is missing or there twice, a row that does not fit the
+    header, an empty text or label; otherwise as `read_text` does.
+    """
+    kind = Path(path).suffix.lower()
+    if os.path.isdir(path):
+        rows = _of_folder(Path(path))
+    elif kind == ".jsonl":
+        rows = _of_objects(path, text, label)
+    elif kind in (".csv", ".tsv"):
+        rows = _of_table(path, text, label, {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {})
+    else:
+        raise BadFileError(
+            f"{path}: labelled texts come from a .csv, .tsv or .jsonl, or a folder with a folder for each label"
+        )
+    found: dict[tuple[str, str], None] = {}
+    empty: list[str] = []
+    for where, one, name in rows:
+        pair = one.strip(), " ".join(name.split())
+        found[pair] = None
+        if not all(pair):
+            empty.append(f"{where}: the {'label' if pair[0] else 'text'} is empty")
+    if empty:
+        more = f", and {counted(len(empty) - 1, 'more row')} so" if len(empty) > 1 else ""
+        raise BadFileError(f"{empty[0]}{more}; complete that, or remove it")
+    if not found:
+        raise BadFileError(f"{path}: has no texts; give a row for each")
+    return list(found)
+
+
+def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[str, object]) -> Found:
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **form)  # type: ignore[arg-type]
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        columns = [_column(name, header, f"{path}") for name in (text, label)]
+        for row in rows:
+            if row and len(row) != len(header):
+                raise BadFileError(
+                    f"{path}, line {rows.line_num}: has {counted(len(row), 'column')}, and the header "
+                    f"{len(header)}; " + ("a text has no tab" if form else "put a text that holds a comma in quotes")
+                )
+            if row:
+                yield f"{path}, line {rows.line_num}", row[columns[0]], row[columns[1]]
+    except csv.Error as error:
+        raise BadFileError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _column(name: str, header: list[str], where: str) -> int:
+    """The place of a column. Raises BadFileError, with the names there are, unless it is there once."""
+    if header.count(name) != 1:
+        near = nearest(name, header)
+        why = f"two columns are named {name!r}; rename one" if name in header else f"has no column {name!r}"
+        hint = f"; did you mean {near!r}?" if near and near != name else ""
+        raise BadFileError(
+            f"{where}: {why}; it has {listed(header)}{hint}; --text-column and --label-column say which to take"
+        )
+    return header.index(name)
+
+
+def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = read_json_object(line.encode(), where)
+            one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
+            if not isinstance(one, str) or not isinstance(name, (str, int)):
+                raise BadFileError(
+                    f"{where}: {text} is {one!r:.40} and {label} {name!r:.40}; expected a string, and a string or an "
+                    "integer"
+                )
+            yield where, one, str(name)
+
+
+def _of_folder(path: Path) -> Found:
+    with storage_errors(f"{path}: cannot be listed", "check the path and its permissions"):
+        folders = sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
+        files = [(one, sorted(file for file in one.iterdir() if file.name[0] != ".")) for one in folders]
+    if not any(inside for _, inside in files):
+        raise BadFileError(f"{path}: has no folders with files in them; expected a folder for each label")
+    for folder, inside in files:
+        for file in inside:
+            yield str(file), read_text(file), folder.name

@@ -1,0 +1,301 @@
+"""Classification as a task: it learns, on a GPT and on a BERT; its baselines, its tables; and what cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from nanograd_llm import BERT, GPT
+from nanograd_llm.cli import main
+from nanograd_llm.errors import BadFileError, ConfigError, ShapeError
+from nanograd_llm.gradcheck import check_model
+from nanograd_llm.inference import classify
+from nanograd_llm.models import Classifier, ClassifierConfig, GPTConfig
+from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
+from nanograd_llm.runs.opening import open_classifier, open_model
+from nanograd_llm.runs.prepare import prepare_run
+from nanograd_llm.tasks.bag_of_words import NaiveBayes
+from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
+from nanograd_llm.text import WordPieceTokenizer
+from nanograd_llm.text.wordpiece import SPECIAL
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+NUMBERS = itertools.count()
+TINY: dict[str, Any] = {"task": "classification", "workers": 1, "steps": 2, "batch_size": 4}
+FRESH: dict[str, Any] = {**TINY, "n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16, "vocab_size": 300}
+
+
+def rows(count: int = 240) -> list[tuple[str, str]]:
+    """Which word comes first decides the class: no bag of words can tell, and a model that sees the order can."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        first = number % 2
+        pair = ["cat", "dog"] if first else ["dog", "cat"]
+        words = rng.choice(["red", "old", "big", "new"], size=4).tolist()
+        found.append((f"{pair[0]} {' '.join(words)} {pair[1]} {number:03}", "cats" if first else "dogs"))
+    return found
+
+
+def written(path: Path, found: list[tuple[str, str]]) -> str:
+    path.write_text("".join(f"{text},{label}\n" for text, label in [("text", "label"), *found]), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("texts") / "x.csv", rows())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, file: str) -> Path:
+    """A run that has learned what comes first."""
+    options = {**FRESH, "file": file, "steps": 150, "batch_size": 16, "learning_rate": 5e-3}
+    made = prepare_run(tmp_path_factory.mktemp("runs") / "run", options=options)
+    list(made.train())
+    return made.folder.path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pretrained BERT with a pooler."""
+    path = shutil.copytree(FIXTURES / "bert_pooler", tmp_path_factory.mktemp("models") / "bert")
+    size = open_model(path).config.vocab_size
+    letters = [chr(97 + i) for i in range(26)]
+    vocab = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    write_tokenizer(WordPieceTokenizer([*vocab, *(chr(0x4E00 + i) for i in range(size - len(vocab)))][:size]), path)
+    return str(path)
+
+
+def task(tmp_path: Path, **options: Any) -> Any:
+    return prepare_run(tmp_path / f"made-{next(NUMBERS)}", options={**FRESH, **options}).task
+
+
+# It learns
+
+
+def test_a_run_learns_what_no_bag_of_words_can_and_says_how_well(run: Path, capsys: Any) -> None:
+    score = open_run_score(run)
+    assert score["accuracy_percent"] > 95 > 80 > score["held_out_naive_Bayes_percent"]
+    assert (run / "samples.txt").read_text().count("cats") > 2
+    ElementTree.parse(run / "confusion.svg")
+    texts = ["cat new old dog", "dog new old cat"]
+    assert main(["classify", str(run), *texts, "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\w+) [\d.]+%  (\w+) \d", out, flags=re.M) == [("cats", "dogs"), ("dogs", "cats")]
+
+
+def open_run_score(run: Path) -> dict[str, float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if "accuracy_percent" in record][-1]
+
+
+def test_a_run_is_made_again_by_its_settings_to_the_bit(file: str, tmp_path: Path) -> None:
+    first = prepare_run(tmp_path / "a", options={**FRESH, "file": file, "pooling": "last", "dropout": 0.1})
+    list(first.train())
+    again = prepare_run(tmp_path / "b", file=tmp_path / "a" / "config.toml")
+    list(again.train())
+    one, other = (made.folder.checkpoint_path(2).read_bytes() for made in (first, again))
+    assert one == other and again.task.model.config.pooling == "last"
+    assert "type_vocab_size" not in (tmp_path / "a" / "config.toml").read_text()  # a setting of a BERT
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_a_class_depends_on_neither_padding_nor_neighbours(file: str, pooling: str, tmp_path: Path) -> None:
+    made = task(tmp_path, file=file, pooling=pooling)
+    texts = ["cat", "dog old old cat red", "a cat", "old " * 9, "dog cat"]
+    together = classify(made.model, made.tokenizer, texts)
+    for text, p in zip(texts, together):
+        assert np.allclose(classify(made.model, made.tokenizer, [text])[0], p, rtol=0, atol=1e-6)
+    assert np.allclose(together.sum(axis=1), 1) and together.shape == (5, 2)
+
+
+def test_a_model_goes_on_from_a_language_model_and_from_a_classifier(file: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("the cat sat on the mat. " * 60)
+    sizes = {name: FRESH[name] for name in ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")}
+    gpt = prepare_run(tmp_path / "gpt", options={**sizes, "file": str(tmp_path / "x.txt"), "steps": 1, "workers": 1})
+    list(gpt.train())
+    made = prepare_run(tmp_path / "made", options={**TINY, "file": file, "init": str(tmp_path / "gpt")}).task
+    assert made.model.config.encoder == "gpt" and made.training.learning_rate == pytest.approx(1e-4 * 384 / 32)
+    assert np.array_equal(made.model.model.wte.data, open_model(tmp_path / "gpt", GPT).model().wte.data)
+    further = prepare_run(tmp_path / "further", options={**TINY, "file": file, "init": str(run)})
+    assert further.task.score().figure > 95 and further.task.names == ["cats", "dogs"]
+    list(further.train())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_a_pretrained_bert_gets_a_head_and_the_run_is_opened_with_it(
+    bert: str, file: str, pooling: str, tmp_path: Path
+) -> None:
+    options = {**TINY, "file": file, "init": bert, "pooling": pooling, "context_length": 8}
+    made = prepare_run(tmp_path / "run", options=options)
+    list(made.train())
+    assert (made.task.model.model.pooler is not None) == (pooling == "pooled")
+    model, tokenizer, longest = open_classifier(tmp_path / "run")
+    assert longest == 8 and isinstance(model.model, BERT) and model.config.names == ["cats", "dogs"]
+    assert all(np.array_equal(x, model.state_dict()[name]) for name, x in made.task.model.state_dict().items())
+    assert classify(model, tokenizer, ["a cat"], longest=longest).shape == (1, 2)
+
+
+@pytest.mark.parametrize(("layers", "trained"), [("head", {"classes"}), ("last", {"classes", "blocks", "ln_f"})])
+def test_only_the_layers_that_are_asked_for_change(layers: str, trained: set[str], file: str, tmp_path: Path) -> None:
+    made = prepare_run(tmp_path / "run", options={**FRESH, "file": file, "train_layers": layers, "n_layer": 2})
+    before = {name: x.copy() for name, x in made.task.model.state_dict().items()}
+    list(made.train())
+    after = open_model(tmp_path / "run").model().state_dict()
+    changed = {name for name, x in after.items() if not np.array_equal(x, before[name])}
+    assert {name.removeprefix("model.").split(".")[0] for name in changed} == trained
+    assert not [name for name in changed if "blocks.0" in name]
+
+
+def test_the_pooler_is_trained_with_the_head(bert: str, file: str, tmp_path: Path) -> None:
+    made = prepare_run(
+        tmp_path / "run", options={**TINY, "file": file, "init": bert, "pooling": "pooled", "train_layers": "head"}
+    )
+    names = {name.split(".")[-2] for name, p in made.task.model.named_parameters() if p.requires_grad}
+    assert names == {"pooler", "classes"} and "are trained" in made.task.describe()["model"]
+
+
+# The texts
+
+
+def test_a_text_is_on_one_side_and_more_texts_move_none(tmp_path: Path) -> None:
+    some, more = (written(tmp_path / f"{count}.csv", rows(count)) for count in (100, 240))
+    one, other = (task(tmp_path, file=path).held_out_texts for path in (some, more))
+    assert other[: len(one)] == one and len(one) < len(other) < 80
+    found = rows(100)
+    both = task(tmp_path, file=written(tmp_path / "x.csv", [*found, (found[0][0], "cats")]))
+    assert len(both.rows) + len(both.held_out_rows) == 101
+    sides = [both.tokenizer.decode(row) for row in both.rows], both.held_out_texts
+    assert sum(found[0][0] in side for side in sides) == 1
+
+
+def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
+    held_out = written(tmp_path / "y.csv", rows(6))
+    made = task(tmp_path, file=file, held_out_file=held_out)
+    assert (len(made.rows), len(made.held_out_rows)) == (240, 6)
+    assert made.config["text"]["held_out_file"] == held_out
+
+
+def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
+    found = [*rows(), ("cat " + "old " * 400 + "dog", "cats")]
+    made = prepare_run(tmp_path / "run", options={**FRESH, "file": written(tmp_path / "x.csv", found)})
+    assert "; 1 text cut after 16 tokens" in made.task.describe()["texts"]
+    list(made.train())
+    assert main(["classify", str(tmp_path / "run"), "old " * 400]) == 0
+    assert "warning: 1 text longer than the model reads: the first tokens decide" in capsys.readouterr().err
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([(f"text {i}", "a") for i in range(30)], r"x.csv: all texts have the label 'a'; give texts of two classes"),
+        ([*((f"text {i}", "ab"[i % 2]) for i in range(30)), ("text 9 too", "c")], r"1 text held out with the label "),
+        (
+            [("text 1", "a"), ("text 2", "b")],
+            r"2 different texts, of which held_out=0.2 leaves 2 to train on and 0",
+        ),
+        ([(f"text {i}", f"{i}") for i in range(3000)], r"has [\d,]+ different labels, such as '0'; at most 1,000 are"),
+    ],
+)
+def test_texts_that_cannot_be_learned_are_refused_in_one_line(
+    found: list[tuple[str, str]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadFileError, match=said):
+        task(tmp_path, file=written(tmp_path / "x.csv", found))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, tmp_path: Path) -> None:
+    other = written(tmp_path / "y.csv", [*rows(), ("a bird", "birds"), ("two birds", "birds")])
+    with pytest.raises(BadFileError, match=r"with the label 'birds', which init, which knows 'cats', 'dogs', does not"):
+        prepare_run(tmp_path / "x", options={**TINY, "file": other, "init": str(run)})
+    for setting, said in (
+        ({"n_layer": 2}, "init takes n_layer from the model"),
+        ({"vocab_size": 300}, "init takes vocab_size from the model"),
+        ({"pooling": "last"}, "init takes pooling, mean, from the classifier"),
+        ({"context_length": 17}, "17 tokens are to be read of a text; the model takes 16"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            prepare_run(tmp_path / "x", options={**TINY, "file": file, "init": str(run), **setting})
+    for setting, said in (
+        ({"pooling": "pooled"}, "a GPT has no pooler; take the mean"),
+        ({"held_out_file": file, "file": None}, "no file to train on is given"),
+        ({"train_layers": "first"}, "train_layers must be one of all, last, head"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            task(tmp_path, **{"file": file, **setting})
+
+
+def test_commands_say_what_is_missing_in_one_line(run: Path, bert: str, capsys: Any) -> None:
+    for words, code, said in (
+        (["classify", str(run)], 2, "there is nothing to classify; give texts in quotes, or --file"),
+        (["classify", str(run), "a", " "], 2, "text 2 is ' ', which has no words; leave it out"),
+        (["classify", str(run), "a", "--top", "0"], 2, "top must be an integer of at least 1"),
+        (["classify", bert, "a"], 3, "has no classifier.weight and classifier.bias"),
+        (["generate", str(run), "a"], 2, "a model of the class Classifier; expected GPT; use nanograd-llm classify"),
+        (["convert", str(run), "--to", "hf", "--out", "x"], 2, "Classifier"),
+    ):
+        assert main(words) == code, words
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+
+
+# The parts
+
+
+def test_naive_bayes_is_what_its_definition_gives() -> None:
+    bayes = NaiveBayes(["a a b", "b c", "c c a"], np.array([0, 1, 1]), classes=2)
+    a, b, c = (bayes.places[word] for word in "abc")
+    counts = np.array([[2, 1], [1, 1], [0, 3]]) + 0.1
+    assert np.allclose(np.exp(bayes.log_likely[[a, b, c]]), counts / counts.sum(axis=0))
+    assert np.allclose(np.exp(bayes.log_prior), [1 / 3, 2 / 3])
+    assert bayes.guess(["A, a!", "c", "unknown words"]).tolist() == [0, 1, 1]
+
+
+def test_the_picture_and_the_table_have_every_class_and_count() -> None:
+    names = ["<a> & b", "c", "d"]
+    matrix = confusion_matrix(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1]), 3)
+    root = ElementTree.fromstring(confusion_picture(matrix, names))
+    cells = [cell for cell in root if cell.tag.endswith("rect") and len(cell)]
+    assert [cell[0].text for cell in cells][:2] == ["<a> & b taken for <a> & b: 2", "<a> & b taken for c: 1"]
+    assert len(cells) == 9 and cells[0].get("fill-opacity") == "0.667"
+    table = class_table(matrix, names).splitlines()
+    assert table[1:] == [
+        "<a> & b      100 %    67 %      3  c, 1",
+        "c             67 %   100 %      2",
+        "d                -       -      0",
+    ]
+    assert class_table(np.eye(25, dtype=int), [str(i) for i in range(25)]).endswith("and 5 classes with fewer texts")
+
+
+def test_the_defaults_of_a_classifier_on_a_gpt_are_those_of_a_gpt() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 5, "context_length": 4, "n_layer": 1, "n_head": 1, "n_embd": 2}
+    assert ClassifierConfig(**sizes, labels="a\tb").of_encoder == GPTConfig(**sizes)
+    untied = GPTConfig(**sizes, tie_word_embeddings=False)
+    assert Classifier.on(GPT(untied), "ab").model.config == GPTConfig(**sizes)
+
+
+def test_the_gradients_of_a_runs_own_loss_are_checked(run: Path) -> None:
+    model = open_model(run).model()
+    report = check_model(model)
+    assert report.passed and "classes.weight" in str(report)
+    weights = model.classes.weight
+    assert report.findings and weights.grad is None
+
+
+def test_a_text_without_words_is_refused_by_its_number(run: Path) -> None:
+    model, tokenizer, _ = open_classifier(run)
+    with pytest.raises(ShapeError, match="text 1 is '', which has no words"):
+        classify(model, tokenizer, [""])
