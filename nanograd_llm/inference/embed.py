@@ -5,13 +5,14 @@ N texts, C channels
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.heads import SentenceEncoder
-from nanograd_llm.settings import require_int, require_type
+from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
 
 
@@ -47,14 +48,15 @@ def encoded(
 ) -> list[np.ndarray]:
     """The ids of each text, wrapped as the model expects them.
 
-    longest: tokens that the model takes. truncate: keep the first of a longer text. allow_special: as for `encode`.
+    longest: tokens that the model takes. truncate: keep the first of a longer text; a warning counts these texts.
+    allow_special: as for `encode`.
     Raises ShapeError, with the number of the text, for one that has no tokens, or more than that.
     """
     around = len(tokenizer.wrap([]))
-    found = []
+    found, cut = [], 0
     for number, text in enumerate(texts, 1):
         ids = tokenizer.encode(text, allow_special=allow_special)
-        if not len(ids):
+        if not len(ids) or not text.strip():
             raise ShapeError(f"text {number} is {text!r:.60}, which has no words; leave it out")
         if len(ids) + around > longest and not truncate:
             raise ShapeError(
@@ -62,4 +64,7 @@ def encoded(
                 "or give --truncate (truncate=True) to keep its first tokens"
             )
         found.append(tokenizer.wrap(ids[: longest - around]))
+        cut += len(ids) + around > longest
+    if cut:
+        warnings.warn(f"{counted(cut, 'text')} longer than {longest} tokens: the first tokens are read", stacklevel=2)
     return found

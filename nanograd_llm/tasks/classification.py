@@ -15,7 +15,7 @@ import numpy as np
 
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import BadFileError, ConfigError
-from nanograd_llm.inference.classify import first_tokens
+from nanograd_llm.inference.embed import encoded
 from nanograd_llm.models.bert import BERT
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
 from nanograd_llm.models.heads import Classifier, ClassifierConfig
@@ -35,6 +35,7 @@ FRESH = dict(PRESETS["nano"], context_length=128)
 RECIPE: dict[str, Any] = dict(batch_size=16, learning_rate=1e-3)
 LONGEST = 256  # tokens of a text that are read, where the model takes more
 MOST_CLASSES = 1000
+SORTED = 8  # batches that are sorted by length
 LAYERS = ("all", "last", "head")
 
 
@@ -50,7 +51,7 @@ class LabelledTextConfig(Settings):
     label_column: str = setting("The name of the column of their labels.", default="label")
     held_out: float = setting("Share of the texts that is scored, never trained on.", default=0.2, low=0.001, high=0.9)
     held_out_file: str | None = setting(
-        "Score the texts of this file, which is like FILE, in place of a share of FILE.", default=None
+        "Score the texts of this file, which is like FILE; a share of FILE's own if not given.", default=None
     )
     vocab_size: int = setting("Tokens of the bpe that a fresh model gets.", default=1024, low=257)
     window: int | None = setting("Tokens that are read of a text; the model's context if None.", default=None, low=3)
@@ -128,7 +129,7 @@ class Classification(TextTask):
             words = {"window": min(LONGEST, model.context_length), **words}
             if "context_length" in request.asked["model"]:
                 words["window"] = request.asked["model"]["context_length"]
-            train = {"learning_rate": 1e-4 * 384 / model.n_embd, **train}
+            train = {"learning_rate": 1e-3 * (128 / model.n_embd) ** 2, **train}  # 1e-4 for MiniLM, 3e-5 for GPT-2
         training = TrainConfig(**{**RECIPE, **train})
         parts = LabelledTextConfig(**words), TuningConfig(**tuning)
         return cls(*parts, model, training, start=start, report=request.report)
@@ -161,8 +162,12 @@ class Classification(TextTask):
             self.tokenizer = BPETokenizer.train("\n".join(words for words, _ in learned), text.vocab_size)
         report("encoding the texts", 0)
         self.held_out_texts = [words for words, _ in held_out]
-        sides = [self._encode(side) for side in (learned, held_out)]
-        (self.rows, self.targets, self.cut), (self.held_out_rows, self.held_out_targets, self.held_out_cut) = sides
+        rows = encoded([words for words, _ in learned + held_out], self.tokenizer, self.longest, truncate=True)
+        self.rows, self.held_out_rows = rows[: len(learned)], rows[len(learned) :]
+        self.targets, self.held_out_targets = (
+            np.array([self.names.index(label) for _, label in side]) for side in (learned, held_out)
+        )
+        self._by_length = np.argsort([len(row) for row in self.rows], kind="stable")
         bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
         self.baselines = {  # what each says of the held-out texts
             "majority": np.full(len(held_out), np.bincount(self.targets).argmax()),
@@ -196,12 +201,6 @@ class Classification(TextTask):
                     f"{listed(unknown)}, which {why}; leave these out" + ("" if is_known else ", or give more of them")
                 )
 
-    def _encode(self, side: Labelled) -> tuple[list[np.ndarray], np.ndarray, int]:
-        """Their ids, the numbers of their classes, and how many were cut."""
-        rows, cut = first_tokens([words for words, _ in side], self.tokenizer, self.longest)
-        places = {name: place for place, name in enumerate(self.names)}
-        return rows, np.array([places[label] for _, label in side]), cut
-
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables of the texts, of the tuning and of the model's sizes: of its encoder only those that it has."""
@@ -213,19 +212,22 @@ class Classification(TextTask):
         kind = f"{self.model.config.encoder.upper()}, {self.model.config.pooling} of the tokens, {self.sizes()}"
         count, trained = self.model.parameter_count(), sum(p.size for p in self.model.trainable_parameters())
         part = f", of which {trained:,} are trained" if trained < count else ""
-        cut = self.cut + self.held_out_cut
-        told = f"; {counted(cut, 'text')} cut after {self.longest} tokens" if cut else ""
         return {
-            "texts": f"{self.source}: {len(self.rows):,} to train on, of {len(self.names)} classes{told}",
+            "texts": f"{self.source}: {len(self.rows):,} to train on, of {len(self.names)} classes",
             "held out": counted(len(self.held_out_rows), "text"),
             "tokenizer": str(self.tokenizer),
             "model": f"{kind}{part}",
         }
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens (B, T), targets (B,), lengths (B,) of a step."""
-        c = self.training
-        chosen = generator(c.seed, step).integers(len(self.rows), size=c.batch_size)
+        """tokens (B, T), targets (B,), lengths (B,) of a step.
+
+        Of some batches of texts drawn at random, sorted by their lengths, it is any: so all texts are as likely, and
+        those of a batch are about as long.
+        """
+        c, rng = self.training, generator(self.training.seed, step)
+        drawn = np.sort(rng.integers(len(self.rows), size=SORTED * c.batch_size)).reshape(SORTED, c.batch_size)
+        chosen = self._by_length[drawn[rng.integers(SORTED)]]
         tokens, lengths = padded([self.rows[i] for i in chosen])
         return tokens, self.targets[chosen], lengths
 

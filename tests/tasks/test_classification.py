@@ -124,7 +124,7 @@ def test_a_model_goes_on_from_a_language_model_and_from_a_classifier(file: str, 
     gpt = prepare_run(tmp_path / "gpt", options={**sizes, "file": str(tmp_path / "x.txt"), "steps": 1, "workers": 1})
     list(gpt.train())
     made = prepare_run(tmp_path / "made", options={**TINY, "file": file, "init": str(tmp_path / "gpt")}).task
-    assert made.model.config.encoder == "gpt" and made.training.learning_rate == pytest.approx(1e-4 * 384 / 32)
+    assert made.model.config.encoder == "gpt" and made.training.learning_rate == pytest.approx(1e-3 * 16)
     assert np.array_equal(made.model.model.wte.data, open_model(tmp_path / "gpt", GPT).model().wte.data)
     further = prepare_run(tmp_path / "further", options={**TINY, "file": file, "init": str(run)})
     assert further.task.score().figure > 95 and further.task.names == ["cats", "dogs"]
@@ -178,6 +178,25 @@ def test_a_text_is_on_one_side_and_more_texts_move_none(tmp_path: Path) -> None:
     assert sum(found[0][0] in side for side in sides) == 1
 
 
+def test_texts_of_a_batch_are_about_as_long_and_all_are_as_likely(tmp_path: Path) -> None:
+    found = [(f"{'old ' * (i % 12)}cat {i:03}", "ab"[i % 2]) for i in range(120)]
+    made = task(tmp_path, file=written(tmp_path / "x.csv", found), batch_size=8)
+    batches = [made.batch(step) for step in range(2000)]
+    assert all(np.array_equal(x, y) for x, y in zip(made.batch(7), batches[7]))
+    spread = np.mean([lengths.max() - lengths.min() for _, _, lengths in batches])
+    every = [len(row) for row in made.rows]
+    assert spread < 0.4 * (max(every) - min(every))
+    seen = np.zeros(len(made.rows))
+    rows = {tuple(row.tolist()): place for place, row in enumerate(made.rows)}
+    for tokens, targets, lengths in batches:
+        for row, target, length in zip(tokens, targets, lengths):
+            place = rows[tuple(row[:length].tolist())]
+            assert target == made.targets[place] and not row[length:].any()
+            seen[place] += 1
+    expected = 16_000 / len(seen)
+    assert np.abs(seen - expected).max() < 6 * np.sqrt(expected)
+
+
 def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
     held_out = written(tmp_path / "y.csv", rows(6))
     made = task(tmp_path, file=file, held_out_file=held_out)
@@ -187,11 +206,11 @@ def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
     found = [*rows(), ("cat " + "old " * 400 + "dog", "cats")]
-    made = prepare_run(tmp_path / "run", options={**FRESH, "file": written(tmp_path / "x.csv", found)})
-    assert "; 1 text cut after 16 tokens" in made.task.describe()["texts"]
+    with pytest.warns(UserWarning, match="1 text longer than 16 tokens: the first tokens are read"):
+        made = prepare_run(tmp_path / "run", options={**FRESH, "file": written(tmp_path / "x.csv", found)})
     list(made.train())
     assert main(["classify", str(tmp_path / "run"), "old " * 400]) == 0
-    assert "warning: 1 text longer than the model reads: the first tokens decide" in capsys.readouterr().err
+    assert "warning: 1 text longer than 16 tokens: the first tokens are read" in capsys.readouterr().err
 
 
 # What cannot be
