@@ -9,7 +9,7 @@ from nanograd_llm.cli.terminal import written
 
 
 def search(model: Model, query: str, /, *, file: Path, top: int = 5, truncate: bool = False) -> None:
-    """Show the lines of a file whose vectors are most like that of a query, each with its cosine and its number.
+    """Show the lines of a file whose vectors are most like that of a query, each with its cosine.
 
     Parameters
     ----------

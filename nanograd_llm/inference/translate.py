@@ -81,11 +81,13 @@ def stream_translation(
     model: EncoderDecoder, tokenizer: Tokenizer, text: str, *, search: BeamSearch | None = None, cache: bool = True
 ) -> Iterator[str]:
     """The translation of a text in pieces, each as soon as all that may win agree on it. Raises as `translate`."""
-    search = search or BeamSearch()
+    search, ids = search or BeamSearch(), tokenizer.encode(text)
+    if not len(ids):
+        raise ShapeError(f"the text is {text!r:.60}, which has no words; give one to translate")
 
     def tokens() -> Iterator[int]:
         written, row = 0, None
-        for (row,) in _steps(model, tokenizer.encode(text), search, cache):
+        for (row,) in _steps(model, ids, search, cache):
             decided = row.decided(search.alpha)
             yield from decided[written:]
             written = max(written, len(decided))

@@ -14,6 +14,7 @@ from typing import Any, overload
 from numpy.typing import DTypeLike
 
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
+from nanograd_llm.models import BERT, GPT
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.nn import lora
 from nanograd_llm.nn.module import Module
@@ -88,9 +89,12 @@ def open_encoder(source: str | os.PathLike[str]) -> tuple[SentenceEncoder, Token
     """What makes vectors of texts with the model at `source`, a BERT or a GPT, and its tokenizer.
 
     A vector is the mean of the last hidden states, unless the files of sentence-transformers beside a BERT say
-    otherwise. Raises as `open_model` does, DtypeError for a model of another class.
+    otherwise. Raises as `open_model` does, ConfigError for a model of another class.
     """
     opened = open_model(source)
+    if not issubclass(opened.model_class, (BERT, GPT)):
+        name = opened.model_class.__name__
+        raise ConfigError(f"{opened.source} is a model of the class {name}; vectors of texts need a BERT or a GPT")
     if isinstance(opened, OpenedBERT):
         return opened.sentence_encoder(), opened.tokenizer()
     return SentenceEncoder(opened.model()), opened.tokenizer()

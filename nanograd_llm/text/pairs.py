@@ -90,7 +90,8 @@ def _translated(entries: Iterator[_Entry], path: PathLike) -> Pairs:
             found.append((source, target))
     if any(left_out.values()):
         told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
-        warnings.warn(f"{path}: of {len(found) + sum(left_out.values()):,} entries left out: {told}", stacklevel=3)
+        count = sum(left_out.values())
+        warnings.warn(f"{path}: {count:,} of {len(found) + count:,} entries are left out: {told}", stacklevel=3)
     if not found:
         raise BadFileError(f"{path}: has no entry with one translation")
     return found

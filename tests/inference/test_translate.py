@@ -93,6 +93,11 @@ def test_streamed_words_are_those_of_the_translation(model: EncoderDecoder, beam
         assert sum(bool(piece) for piece in pieces) == len(ids)
 
 
+def test_a_text_without_words_is_refused(model: EncoderDecoder) -> None:
+    with pytest.raises(ShapeError, match="the text is '  ', which has no words"):
+        stream_translation(model, WordTokenizer.train(["a b c d e"]), "  ")
+
+
 def test_rows_of_a_cache_can_be_put_in_another_order(rng: np.random.Generator) -> None:
     cache = KeyValueCache(2, 1, 4, 3, np.float64)
     keys, values = rng.standard_normal((2, 2, 1, 2, 3))

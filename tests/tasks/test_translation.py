@@ -152,6 +152,19 @@ def test_a_score_of_some_rows_says_so(file: str) -> None:
     assert made.score().measured_on == f"all {total} held-out pairs"
 
 
+def test_a_last_sample_that_does_not_end_is_shown_with_its_attention(file: str) -> None:
+    made = Translation(PairsConfig(file), dataclasses.replace(SIZES, context_length=8), SHORT)
+    norm: Any = made.model.decoder_norm
+    norm.weight.data[:], norm.bias.data[:], made.model.target_table.data[made.end] = (
+        0,
+        1,
+        -1,
+    )  # the end is never written
+    sample = made.sample(last=True)
+    wrote = sample.text.splitlines()[1].removeprefix("it writes   ").split()
+    assert len(wrote) == 8 and len(sample.text.splitlines()) == 4 + 8
+
+
 # What cannot be
 
 
@@ -226,3 +239,13 @@ def test_settings_of_one_name_have_one_type_in_all_tasks_and_one_table_in_each(n
     visible = [key for key in names if key in options_of(chosen)]
     hidden = [key for names in chosen.hidden.values() for key in names]
     assert all(visible.count(key) - hidden.count(key) <= 1 for key in visible)
+
+
+def test_texts_are_not_embedded_by_an_encoder_decoder_which_is_one_line(file: str, tmp_path: Path, capsys: Any) -> None:
+    run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
+    list(run.train())
+    capsys.readouterr()
+    assert main(["embed", str(run.folder.path), "one"]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("is a model of the class EncoderDecoder; vectors of texts need a BERT or a GPT\n")
+    assert err.count("\n") == 1

@@ -67,7 +67,7 @@ def test_lines_of_two_files_are_pairs(tmp_path: Path) -> None:
 
 def test_a_po_gives_its_pairs_and_counts_what_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "x.po").write_text(PO, "utf-8")
-    told = "of 5 entries left out: 1 fuzzy, 1 with plural forms, 1 not translated"
+    told = "3 of 5 entries are left out: 1 fuzzy, 1 with plural forms, 1 not translated"
     with pytest.warns(UserWarning, match=told):
         found = read_pairs(tmp_path / "x.po")
     assert found == [("the cat", "le chat"), ('Open "this" file', "Ouvrir ce fichier")]
@@ -80,7 +80,7 @@ def test_a_mo_gives_its_pairs_as_gettext_reads_them(tmp_path: Path, order: str) 
     content = mo(entries, order)
     assert gettext.GNUTranslations(io.BytesIO(content)).gettext("the cat") == "le chat"
     (tmp_path / "x.mo").write_bytes(content)
-    with pytest.warns(UserWarning, match="of 3 entries left out: 1 with plural forms"):
+    with pytest.warns(UserWarning, match="1 of 3 entries are left out: 1 with plural forms"):
         assert read_pairs(tmp_path / "x.mo") == [("open", "ouvrir"), ("the cat", "le chat")]
 
 
