@@ -380,7 +380,7 @@ LINES = MERGES.splitlines(keepends=True)
 @pytest.mark.parametrize(
     ("merges", "message"),
     [
-        (b"".join([*LINES[:3], b"\xff\xfe \n", *LINES[3:]]), "line 4 of the merges is not UTF-8"),
+        (b"".join([*LINES[:3], b"\xff\xfe \n", *LINES[3:]]), "line 4 is not UTF-8"),
         (b"".join([*LINES[:3], b"justone\n", *LINES[3:]]), "line 4 of the merges: 'justone' is not a merge"),
         (b"".join([*LINES[:3], b"a b c\n", *LINES[3:]]), "line 4 of the merges: 'a b c' is not a merge"),
         (b"".join([*LINES[:3], b"\n", *LINES[3:]]), "line 4 of the merges: '' is not a merge"),

@@ -22,8 +22,17 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.files.json import read_json_file
-from nanograd_llm.files.mapped import refuse_stand_in
-from nanograd_llm.pretrained.gpt2.tokenizer import ADDED, CONFIG, MAX_VALUES, OWN, SINGLE, SPECIAL_NAMES
+from nanograd_llm.pretrained.gpt2.tokenizer import (
+    ADDED,
+    CONFIG,
+    MAX_VALUES,
+    OWN,
+    SINGLE,
+    SPECIAL_NAMES,
+    further_special,
+    name_of,
+    text_of,
+)
 from nanograd_llm.settings import counted
 from nanograd_llm.text import Tokenizer, WordPieceTokenizer, load_tokenizer
 from nanograd_llm.text.wordpiece import CONTINUES, MAX_WORD, SPECIAL, UNK
@@ -59,7 +68,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     settings: dict[str, Any] = {}
     try:
         if where.name == VOCAB:
-            vocab = _lines(where)
+            vocab = text_of(read_bytes(where, at_most=MAX_BYTES), str(where)).removesuffix("\n").split("\n")
             settings = {} if "do_lower_case" in config else _case_of(vocab, where)
         else:
             content = table(SINGLE)
@@ -72,17 +81,6 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         raise BadFileError(f"{where}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadFileError(f"{where}: it, or {CONFIG}, is not written as BERT's are: {error}") from None
-
-
-def _lines(path: Path) -> list[str]:
-    content = read_bytes(path, at_most=MAX_BYTES)
-    refuse_stand_in(content[:64], str(path))
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        bad = content.count(b"\n", 0, error.start) + 1
-        raise BadFileError(f"{path}: line {bad} is not UTF-8: {error.reason}") from None
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _case_of(vocab: list[str], where: Path) -> dict[str, Any]:
@@ -130,7 +128,7 @@ def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     for token in SPECIAL:
         key = f"{token[1:-1].lower()}_token"
-        expected[key] = (_name(config.get(key) or token), (token,))
+        expected[key] = (name_of(config.get(key) or token), (token,))
     _require(expected)
     return {own: config[name] for name, own in IN_CONFIG.items() if name in config}
 
@@ -145,25 +143,15 @@ def _require(expected: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
 def _with_added(vocab: list[str], tokens: list[Any], config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The pieces with those that were added behind them, and the special tokens that are BERT's alone."""
     for token in sorted(tokens, key=lambda token: token["id"]):
-        name, i = _name(token), token["id"]
+        name, i = name_of(token), token["id"]
         for key in ("special", "lstrip", "rstrip", "single_word"):
             if token.get(key, False) is not (key == "special"):
                 raise ConfigError(f"{key} of the added token {name!r:.100} is {token.get(key)!r:.50}, not supported")
         vocab = [*vocab, name] if i == len(vocab) else vocab
         if not 0 <= i < len(vocab) or vocab[i] != name:
             raise ConfigError(f"the added token {name!r:.100} has the id {i}, which vocab does not give it")
-    names = [_name(token) for token in tokens]
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        found = config.get(key) or []
-        names += map(_name, found.values() if isinstance(found, dict) else found)
+    names = [*map(name_of, tokens), *further_special(config)]
     return vocab, [name for name in dict.fromkeys(names) if name not in SPECIAL]
-
-
-def _name(token: Any) -> str:
-    name = token if isinstance(token, str) else token["content"]
-    if not isinstance(name, str):
-        raise TypeError(f"content is {name!r:.100}")
-    return name
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:

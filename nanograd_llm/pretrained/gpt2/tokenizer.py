@@ -117,13 +117,7 @@ def tokenizer_of(
 
 def _merges(content: bytes, where: str) -> tuple[list[tuple[str, str]], int]:
     """The merges of a file, and the line number of the first merge."""
-    refuse_stand_in(content[:64], f"{where}: the merges")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        bad = content.count(b"\n", 0, error.start) + 1
-        raise BadFileError(f"{where}: line {bad} of the merges is not UTF-8: {error.reason}") from None
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    lines = text_of(content, f"{where}: the merges").rstrip("\n").split("\n")
     first_line = 1 + lines[0].startswith("#version")
     pairs: list[tuple[str, str]] = []
     for line in lines[first_line - 1 :] if lines != [""] else []:
@@ -175,13 +169,10 @@ def _build(
     decoder = settings.get("added_tokens_decoder", {})
     try:
         tokens = [*tokens, *({**token, "id": int(i)} for i, token in decoder.items())]
-        special = {_content(token): bool(token.get("special")) for token in tokens}
-        extra = {_content(token): token["id"] for token in tokens}
-        named = [value for key, value in settings.items() if key.endswith("_token")]
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            found = settings.get(key) or []
-            named += found.values() if isinstance(found, dict) else found
-        names = {value if isinstance(value, str) else _content(value) for value in named if value}
+        special = {name_of(token): bool(token.get("special")) for token in tokens}
+        extra = {name_of(token): token["id"] for token in tokens}
+        names = {name_of(value) for key, value in settings.items() if key.endswith("_token") and value}
+        names |= {*further_special(settings)}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadFileError(f"{where}: an added or special token does not have the expected form: {error}") from None
     for token in tokens:
@@ -203,10 +194,28 @@ def _build(
         raise BadFileError(f"{where}: {fault}") from None
 
 
-def _content(token: Any) -> str:
-    if not isinstance(token["content"], str):
-        raise TypeError(f"content is {token['content']!r:.100}")
-    return token["content"]
+def text_of(content: bytes, where: str) -> str:
+    """The text of a file of lines, each ended by a line feed. Raises BadFileError with the line that is not UTF-8."""
+    refuse_stand_in(content[:64], where)
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        bad = content.count(b"\n", 0, error.start) + 1
+        raise BadFileError(f"{where}: line {bad} is not UTF-8: {error.reason}") from None
+
+
+def name_of(token: Any) -> str:
+    """The name of a token, which the files give as a text or as an object with `content`."""
+    name = token if isinstance(token, str) else token["content"]
+    if not isinstance(name, str):
+        raise TypeError(f"content is {name!r:.100}")
+    return name
+
+
+def further_special(config: Mapping[str, Any]) -> list[str]:
+    """The names of the special tokens that a config adds to those of the kind."""
+    found = [config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens")]
+    return [name_of(token) for some in found for token in (some.values() if isinstance(some, dict) else some) if token]
 
 
 def gpt2_tokenizer() -> GPT2Tokenizer:
