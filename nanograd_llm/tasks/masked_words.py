@@ -100,8 +100,9 @@ class MaskedWords(TextTask):
             return cls(HidingTextConfig(**words), HidingConfig(**hiding), model, training, report=request.report)
         request.require_start(BERT, GPT)
         config, start = _config_of(request.start.config), request.start
-        free = ("dropout",)
-        model = request.config_further(config, free, but=("context_length",), text=("vocab_size",))
+        vocab_size = request.written["model"].get("vocab_size", config.vocab_size)  # it follows the tokenizer
+        config = dataclasses.replace(config, vocab_size=vocab_size)
+        model = request.config_further(config, ("dropout",), but=("context_length",), text=("vocab_size",))
         training = TrainConfig(**{**FURTHER, "learning_rate": 2e-4 * 768 / model.n_embd, **train})
         text = HidingTextConfig(**request.text_further(model.context_length))
         return cls(text, HidingConfig(**hiding), model, training, start=start, report=request.report)

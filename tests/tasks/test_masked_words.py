@@ -217,6 +217,8 @@ def test_a_gpt_goes_on_with_its_tables_blocks_and_last_norm_and_gets_a_mask(
     opened = ng.open_model(tmp_path / "bert", BERT)
     guesses = ng.inference.fill(opened.model(), opened.tokenizer(), "the a [MASK] see two houses.")
     assert len(guesses) == 1 and len(guesses[0]) == 5
+    again = prepare_run(tmp_path / "again", file=tmp_path / "bert" / "config.toml")
+    assert again.task.model.config == task.model.config and again.task.init == task.init
 
 
 def test_the_config_of_a_run_makes_the_run_again(text: HidingTextConfig, tmp_path: Path) -> None:
