@@ -1,7 +1,8 @@
 """How sharp the gradient check is, and how calm: mistakes that it misses, right gradients called wrong or in doubt.
 
 Every trial draws an op, inputs and random numbers of its own. Right gradients are checked in all regions of
-`samples.REGIONS`: all scales and offsets, mixed magnitudes, saturated, nearly constant, at ties and near them.
+`samples.REGIONS`: all scales and offsets, mixed magnitudes, saturated, large products, nearly constant, at ties and
+near them.
 """
 
 from __future__ import annotations

@@ -205,7 +205,19 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
     "its mean taken away": (ops.exp, (X,), cotangent(lambda dy: dy - 1e-8 * dy.mean() if dy.size else dy)),
     "reversed": (ops.exp, (X,), cotangent(lambda dy: dy[::-1] if dy.ndim else dy)),
     "only its first row": (ops.exp, (X,), cotangent(lambda dy: dy[:1] + 0 * dy if dy.ndim else dy)),
+    "doubled where all are equal": (
+        ops.exp,
+        (X,),
+        cotangent(lambda dy: 2 * dy if dy.size > 1 and np.ptp(dy) == 0 else dy),
+    ),
+    "ones doubled": (ops.exp, (X,), cotangent(lambda dy: np.where(dy == 1, 2, dy))),
+    "small ones flushed to 0 in float32": (
+        ops.exp,
+        (X,),
+        cotangent(lambda dy: np.where(np.abs(dy) < 1e-2, 0, dy) if dy.dtype == np.float32 else dy),
+    ),
     # where in the input
+    "at one": (ops.sin, (X,), where(lambda x: x == 1)),
     "for negative inputs": (ops.sin, (X,), where(lambda x: x < 0)),
     "at zero": (ops.sin, (X,), where(lambda x: x == 0)),
     "beyond 3": (ops.sin, (X,), where(lambda x: np.abs(x) > 3)),
@@ -238,6 +250,7 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
     "into with += for =": (ops.linear, (X, np.ones((3, 2)) * 0.4, np.ones(2)), into_is_added_to),
     "where not all are wanted": (ops.multiply, (X, Y), by_needs),
     "in the order of memory": (ops.exp, (X,), memory_order),
+    "in the order of Fortran": (ops.sin, (X,), lambda rule: lambda dy, x: _from_bytes(dy) * np.cos(x)),
     # ties and broadcasting
     "each tie of a max gets all": (ops.max, (np.array([1.0, 1.0, -0.4]),), ties_get_all),
     "each tie of a maximum gets all": (
@@ -339,6 +352,10 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
         first(lambda g, dy, *saved: g + 1e-7 * np.abs(g)),
     ),
 }
+
+
+def _from_bytes(dy: Any) -> Any:
+    return np.frombuffer(dy.tobytes("A"), dy.dtype).reshape(dy.shape)
 
 
 def _put(dy: Any, shape: Any, ids: Any) -> Any:

@@ -34,7 +34,7 @@ def laid_out(x: np.ndarray, layout: str) -> np.ndarray:
            [1., 2.]])
     """
     if layout == "fortran":
-        return np.asfortranarray(x)
+        return np.array(x, order="F")  # `asfortranarray` makes an axis where there is none
     if layout == "negative strides":
         back: Any = (..., *(slice(None, None, -1),) * x.ndim)  # the dots keep an array of one that has no axes
         return x[back].copy()[back]
@@ -229,15 +229,18 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
     return empty
 
 
-REGIONS = ("scaled", "offset", "mixed", "saturated", "nearly constant", "ties", "near ties")
+REGIONS = ("scaled", "spread", "offset", "mixed", "saturated", "large products", "nearly constant", "ties", "near ties")
 
 
 def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
     """The case with its float inputs in one of REGIONS, or as it was where the op is not defined or not finite there.
 
-    scaled: by 1e-3 to 1e3, each input by its own factor.  offset: by up to 1e6.  mixed: each number by its own factor.
-    saturated: by 30 to 300.  nearly constant: rows of numbers that differ in their last digits.  ties: few different
-    numbers.  near ties: the same, but for 1e-6 to 1e-12 of them.
+    scaled: by 1e-3 to 1e3, each input by its own factor.  spread: by 3 to 6, to where many functions are about to
+    saturate.  offset: by up to 1e6.  mixed: each number by its own factor.
+    saturated: by 30 to 300.  large products: all rows have a large part in common, which is the same for all inputs,
+    so that the product of two rows is up to 1e4 times as large as what tells them apart.  nearly constant: the numbers
+    of a row differ in their last digits.  ties: few different numbers.  near ties: the same, but for 1e-6 to 1e-12 of
+    them.
     """
     rng = np.random.default_rng(int(choices.integers(0, 2**32)))
     inputs = list(case.inputs)
@@ -259,12 +262,17 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
 def _in_region(x: np.ndarray, region: str, rng: np.random.Generator) -> np.ndarray:
     if region == "scaled":
         return x * 10 ** rng.uniform(-3, 3)
+    if region == "spread":
+        return x * rng.uniform(3, 6)
     if region == "offset":
         return x + rng.choice([-1, 1]) * 10 ** rng.uniform(0, 6)
     if region == "mixed":
         return x * 10 ** rng.uniform(-3, 3, x.shape)
     if region == "saturated":
         return x * 10 ** rng.uniform(1.5, 2.5)
+    if region == "large products":
+        common = np.random.default_rng(x.shape[-1:]).standard_normal(x.shape[-1:])  # the same for all inputs
+        return x + 10 ** rng.uniform(0, 2) * common
     if region == "nearly constant":
         return rng.standard_normal(x.shape[:-1] + (1,) * (x.ndim > 0)) + x * 10 ** rng.uniform(-9, -3)
     tied = np.rint(x)

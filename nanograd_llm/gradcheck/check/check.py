@@ -1,4 +1,4 @@
-"""Is a gradient right?  Every input of a function held to numbers, to every order; the verdict and its reasons."""
+"""Is a gradient right?  `gradcheck` compares it with the function's slopes, for every input and at every order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from nanograd_llm.settings import require_int, require_number, require_seed
 
 DIRECTIONS = 4
 JACOBIAN = 4096  # entries that a Jacobian may have to be compared whole
-_ENTRIES = 2**20  # entries of a Jacobian, and
-_CALLS = 8192  # op calls, within which each entry of an input is still moved by itself
-_BY_DIFFERENCES = 256  # entries of an input that are, where each takes dozens of evaluations
+_ENTRIES = 2**20  # each entry of an input is moved by itself while the Jacobian has no more entries than this
+_CALLS = 8192  # and while that takes no more op calls than this
+_BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes dozens of evaluations
 SECONDS = 60.0
-_SHARE = 1.5  # what comparing one entry takes: its slope, and its share of what follows
-_DIGITS = 6  # of the engine's 16: a gradient that keeps fewer is worth a note
+_SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
+_DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 has 16
 
 
 def gradcheck(
@@ -52,20 +52,20 @@ def gradcheck(
         such as a Module's parameters, are found and checked too; nothing else may use them meanwhile.
     order: check derivatives up to this order. The gradient's own gradient, by the inputs and by the cotangent, is
         checked against differences of the gradient, and the Hessian for its symmetry.
-    seed: of the random cotangents and directions, of which there are four each for every input.
-    jacobian: a Jacobian (result by input) with no more entries than this is compared whole at first order. Of a larger
-        one each entry of the gradient is compared, for the four cotangents, while that takes few op calls; otherwise
-        the random directions must do, and the report says what all would have cost. 0 leaves it at directions.
+    seed: of the random cotangents and directions; every input is compared for four of each.
+    jacobian: a Jacobian (result by input) with no more entries than this is compared whole at first order. For a larger
+        one, each entry of the gradient is compared for the four cotangents if that takes few op calls. Otherwise only
+        the random directions are compared, and the report says what the whole would take. 0: directions only.
     explain: False stops at the first wrong gradient, without looking for its cause.
-    seconds: single entries are compared while the whole check is expected to take no longer than this.
+    seconds: single entries are compared only if the whole check is expected to take no longer than this.
     unused: names of parameters of a Module that its result is not meant to depend on. Any other that no gradient
         reaches is a problem, unless it is frozen.
     arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
 
     There is no tolerance to choose, and no scale at which a right gradient is called wrong: see `comparison`. The
-    report also says where an op call breaks its shape line, or a rule what `consistency` lists; for a wrong gradient
-    the pattern it looks like, and the op calls on the tape whose own rule is at fault. A forward that writes into its
-    input, or an input that holds NaN, is a problem that ends the check.
+    report also names op calls that break their shape line, and rules that break what `consistency` lists. For a wrong
+    gradient it says which known mistake it looks like, and which op calls on the tape have a wrong rule. A forward that
+    writes into its input, or an input that holds NaN, is a problem that ends the check.
 
     Raises GraphError where f returns no Tensor, nothing requires a gradient, or f gives other numbers when called
     again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
@@ -106,7 +106,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Check:
-    """One gradcheck on its way."""
+    """One run of gradcheck."""
 
     def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool, seconds: float):
         self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
@@ -212,11 +212,11 @@ class _Check:
         return kinks.find(function, k, direction, self.precisions)
 
     def _missed_kinks(self, function: Differentiable, k: int, known: np.ndarray) -> np.ndarray | None:
-        """Further kinks of a function whose differences do not agree with the gradient, along several directions; None
-        where they cannot be told.
+        """Where differences contradict the gradient, look for more kinks, along several directions; None where there
+        are too many.
 
-        Two entries that tie but for their last digits may stay so along one direction. And a gradient may bend where
-        the function itself does not.
+        Two entries that are equal but for their last digits may stay so along one direction. And a gradient may bend
+        where the function itself does not.
         """
         found: list[int] = []
         for _ in range(DIRECTIONS):
@@ -231,8 +231,8 @@ class _Check:
     def _method(self, function: Differentiable, k: int, smooth: np.ndarray) -> tuple[Derivative, Method]:
         """How slopes by input k are computed, and a first one: by complex step unless differences contradict it.
 
-        These are taken along the input itself, so that no entry leaves its neighbourhood; where rounding spoils them,
-        in wider numbers.
+        The differences are taken along the input itself, so that no entry leaves its neighbourhood. Where rounding is
+        too large for them, they are taken in wider numbers.
         """
         x = function.values[k]
         own = dense(self.rng, x.shape) * sizes(x) * smooth.reshape(x.shape)
@@ -305,7 +305,7 @@ class _Check:
         compared: str,
         aside: str,
     ) -> Finding:
-        """found: for directions.  shown: the one that shows a mistake.  aside: where it was found, if not here."""
+        """found: the outcome for directions.  shown: the one that shows a mistake.  aside: where, if not here."""
         (first, slopes), x = method, function.values[k]
         worst, pattern, reason = None, "", ""
         if not found.finite:

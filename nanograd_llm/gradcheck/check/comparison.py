@@ -1,8 +1,8 @@
 """The engine's gradient beside the function's own slopes, number by number: a mistake, or rounding?
 
 For a cotangent v and a direction u of one input, the engine's gradient a and the function's Jacobian J must agree on
-one number: ⟨a, u⟩ = ⟨v, J u⟩.  A wrong entry moves the left side by itself times uᵢ, and no uᵢ or vᵢ is small. Where
-that can be afforded, u also singles out one entry after the other, so that none can hide behind larger ones.
+one number: ⟨a, u⟩ = ⟨v, J u⟩.  An entry aᵢ that is off by e moves the left side by e uᵢ, and no uᵢ or vᵢ is small.
+Where time allows, each entry is also compared by itself, so that no small one can hide behind larger ones.
 
 Both sides are sums, and rounding moves a sum by the machine epsilon times the sizes of its terms,
 c ε (Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|), with c from the longest chain of ops between an input and the result. A difference of that
@@ -27,11 +27,12 @@ from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, differenc
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
 from nanograd_llm.gradcheck.check.rounding import MARGIN, Precision, Precisions, nudged
 
-BLUNT = 1e-6  # what is known less precisely than to this part of itself, tells nothing
-_REPEATS = 4  # points nearby at which it is measured again
-_FAINT = 1e-10  # of the cotangent: below it a slope need not be known to a millionth
+BLUNT = 1e-6  # a number with a larger relative error than this says nothing
+_REPEATS = 4  # points nearby at which a difference is measured again
+_FAINT = 1e-10  # a slope below this part of the cotangent need not be known to a millionth
 _NOTHING = 1e-40  # a slope below this part of the cotangent is zero: a complex step leaves 1e-60
-_RETREATS = 10  # steps towards zero, each to a quarter, out of the region where a function saturates
+_GROSS = 1e3  # times as large as what rounding explains
+_RETREATS = 10  # times that the inputs are divided by four, to leave the region where a function saturates
 
 Method = Callable[..., Derivative]  # of a Line and the epsilon of its numbers
 
@@ -101,8 +102,8 @@ def hold(
     """Compare the gradient of input k for each cotangent (a row of v) along each direction (a row of u).
 
     A one-dimensional v or u stands for its numbers one by one: each with zeros in all other places.
-    is_exact: does the rule agree with the function to all digits of wider numbers? Then nothing is excused by those of
-    float64, as constants in the function might need it.
+    is_exact: does the rule agree with the function to all digits of wider numbers? If so, a difference as large as the
+    rounding of float64 is a mistake. If not, it may come from constants in the function that are no wider.
     """
     v, given = np.diag(v) if v.ndim == 1 else v, precisions.given
     if method is differences:
@@ -149,10 +150,10 @@ def _resolve(
     rng: np.random.Generator,
     is_exact: Callable[[], bool],
 ) -> _Resolved:
-    """Is it rounding by which these sides part?  Then it shrinks with ε, when both are computed in wider numbers.
+    """Do the two sides differ by rounding?  Then the difference shrinks with ε when both are computed in wider numbers.
 
-    What shrinks less than ε is a mistake if it is also the same a few units in the last place away; else nobody can say
-    (a function may hold a cast or a constant that is no wider).
+    One that shrinks less than ε is a mistake if it is also the same at points a few units in the last place away.
+    Otherwise the check cannot tell: a function may hold a cast or a constant that is no wider.
     """
     nobody = np.ones(sides.off.shape, bool)
     if precisions.pair is None:
@@ -189,8 +190,11 @@ def _resolve(
     faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
         faint |= ~is_rounding & ~equal & (far.off <= 4 * precisions.given.epsilon * far.result)
+    parted = np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric))
     if narrow == precisions.given:  # a mistake is the same in both
-        steady &= equal | (np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric)) <= 0.5 * far.off)
+        steady &= equal | (parted <= 0.5 * far.off)
+    # so much larger than rounding, and the same in both: wrong at this very point, as where numbers are equal
+    steady |= (far.off > _GROSS * plain) & (parted <= BLUNT * far.off) & (far.off > BLUNT * far.scale)
     off = np.where(equal, near.off, far.off)
     wrong = ~is_rounding & ~faint & steady & (off > tolerance) & (far.error <= 0.1 * off)
     known = np.fmax(far.off, far.error)
@@ -206,7 +210,7 @@ def _resolve(
 
 
 def _is_steady(seen: Sequence[Sides], part: float = 0.5) -> np.ndarray:
-    """Which differences are the same at all of these points, but for this part?"""
+    """Which differences are the same at all of these points, up to this part of them?"""
     off = np.stack([sides.analytic - sides.numeric for sides in seen])
     with np.errstate(invalid="ignore"):
         return np.ptp(off, axis=0) <= part * np.abs(off[0])

@@ -1,13 +1,14 @@
-"""What must hold of gradients whatever their values.
+"""What must hold of every right gradient, whatever its values.
 
-The same again, the same alone, in another layout or after another call; a sum where it is added to one; so many times
-as much for a cotangent so many times as large, and nothing for one of zeros; the same in float32. A rule must not write
-into its cotangent, and a Hessian is symmetric.
+It is the same when it is computed again, for one input alone, after another call, in another memory layout, or in
+float32. It is linear in the cotangent: ten times as large for one ten times as large, zero for zeros, and a sum for a
+sum. Two uses of an input add up. A rule does not write into its cotangent, and a Hessian is symmetric.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +26,9 @@ from nanograd_llm.ops import concatenate
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
 _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a millionth; powers of two round nothing
-_DIRECTIONS = 4  # along which float32 is compared,
+_DIRECTIONS = 4  # along which gradients in float32 are compared
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
-_FAR = (2.0**6, 2.0**13) * 4  # and units in the last place, up to which it is compared again nearby
+_FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
 
 class _Pair(NamedTuple):
@@ -50,7 +51,7 @@ class _Pair(NamedTuple):
 
 
 def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:
-    """Each property of `_pairs` that does not hold, and what `_guarded` and `_in_float32` find, in words."""
+    """In words: each pair of `_pairs` that is not equal, and what `_guarded` and `_in_float32` find."""
     if not function.record(function.values)[0].requires_grad:
         return []
     if found := _guarded(function, cotangent):
@@ -113,10 +114,14 @@ def _pairs(
     words = "the gradients of {} for two parts of a cotangent do not add up to that for the whole: off by {:.1e}"
     yield from each(words, [a + b for a, b in zip(*parts)])
     words = "the gradient of {} depends on how the inputs and the cotangent lie in memory, by up to {:.1e}"
-    backward, back = function.record([laid_out(x, "negative strides") for x in values])
-    yield from each(words, grad(backward, back, laid_out(cotangent, "negative strides")))
-    one = np.broadcast_to(np.asarray(1.5, y.dtype), y.shape)
-    yield from (_Pair(k, words, a, b, False) for k, (a, b) in enumerate(zip(of(one.copy()), of(one))))
+    for layout in ("negative strides", "fortran"):
+        other, others = function.record([laid_out(x, layout) for x in values])
+        yield from each(words, grad(other, others, laid_out(cotangent, layout)))
+    one = np.broadcast_to(np.asarray(1, y.dtype), y.shape)
+    ones = of(one.copy())
+    yield from (_Pair(k, words, a, b, False) for k, (a, b) in enumerate(zip(ones, of(one))))
+    words = "the gradient of {} for a cotangent of ones is another than that for two parts of it, by up to {:.1e}"
+    yield from each(words, [a - b for a, b in zip(ones, of((one - cotangent).astype(y.dtype)))])
 
     def places() -> list[np.ndarray]:
         return [np.full(leaf.shape, np.nan, leaf.dtype) for leaf in leaves]
@@ -128,7 +133,7 @@ def _pairs(
     yield from each(words, of(np.concatenate([cotangent.reshape(-1)] * 2), twice, out=places()), 2.0)
     try:
         function.record([(x * (1 + 0.25 * dense(rng, x.shape))).astype(x.dtype) for x in values])
-    except Exception:  # a point that the function refuses
+    except Exception:  # f is the user's: at another point it may raise whatever it likes
         return
     function.record(values, leaves)  # what f holds gets its values again
     words = "a call in between changes the gradient of {}, by up to {:.1e}: the rule uses an array that calls share"
@@ -136,7 +141,7 @@ def _pairs(
 
 
 class _Watch:
-    """Stands as a node's guard: the rule gets a read-only cotangent, and the first NaN that a rule makes is noted."""
+    """A guard of a node: it gives the rule a read-only cotangent, and notes whether the rule makes a NaN."""
 
     def __init__(self, op: str, place: str, seen: list[_Watch]):
         self.op, self.place, self.seen, self.makes_nan = op, place, seen, False
@@ -180,34 +185,41 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
 
 
 def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.random.Generator) -> list[str]:
-    """Where the gradient in float32 is another one, by more than rounding.
+    """Where the gradient in float32 differs from that in float64 by more than rounding.
 
-    Rounding comes out otherwise at points nearby, a mistake does not: see `rounding`.
+    At points nearby rounding is different, and a mistake is the same: see `rounding`.
     """
     epsilon = float(np.finfo(np.float32).eps)
     values, v = [x.astype(np.float32) for x in function.values], cotangent.astype(np.float32)
 
-    def differences(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    factors = (1.0, *_FACTORS[:2])
+
+    def differences(values: Sequence[np.ndarray]) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+        """For each factor of the cotangent the gradients in float32 less those in float64; and the latter."""
         y, leaves = function.record(values)
         wide = gradients(function, [x.astype(np.float64) for x in values], [v.astype(np.float64)])[0]
-        return [a - b for a, b in zip(grad(y, leaves, v.astype(y.dtype)), wide)], wide
+        narrow = [grad(y, leaves, (factor * v).astype(y.dtype), retain_graph=True) for factor in factors]
+        return [[a / factor - b for a, b in zip(found, wide)] for factor, found in zip(factors, narrow)], wide
 
     try:
-        off, wide = differences(values)
-    except Exception:  # whatever a function raises on numbers that it was not written for
+        offs, wide = differences(values)
+    except Exception:  # f is the user's: on float32 it may raise whatever it likes
         return []
-    found: list[str] = []
-    near: list[list[np.ndarray]] = []
-    for k, (name, x, d, a) in enumerate(zip(function.names, function.values, off, wide)):
+    found: dict[int, str] = {}
+    near: list[list[list[np.ndarray]]] = []
+    for number, k in itertools.product(range(len(factors)), range(len(wide))):
+        name, x, d = function.names[k], function.values[k], offs[number][k]
         u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
-        size = np.abs(u) @ np.abs(a).reshape(-1) + flow + np.abs(v).max(initial=0) * np.abs(u).max(axis=1, initial=0)
-        if not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > DEPTH * epsilon * size).all():
+        largest = np.abs(v).max(initial=0) * np.abs(u).max(axis=1, initial=0)
+        rounding = DEPTH * epsilon * (np.abs(u) @ np.abs(wide[k]).reshape(-1) + flow + largest)
+        if k in found or not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
-        seen = np.stack([u @ d.reshape(-1), *(u @ other[k].reshape(-1) for other in near)])
+        seen = np.stack([u @ d.reshape(-1), *(u @ other[number][k].reshape(-1) for other in near)])
         if (np.ptp(seen, axis=0) < 0.1 * np.abs(seen[0])).all():
-            found.append(f"in float32 the gradient of {name} is off by up to {np.abs(d).max():.1e}, more than rounding")
-    return found
+            where = "in float32" + (f", for a cotangent {factors[number]:.0e} times as large," if number else "")
+            found[k] = f"{where} the gradient of {name} is off by up to {np.abs(d).max():.1e}, more than rounding"
+    return [*found.values()]
 
 
 def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:

@@ -1,9 +1,9 @@
 """Where a function bends or jumps: the entries of an input by which its left and right derivatives differ.
 
 A smooth φ has φ(h) + φ(-h) - 2φ(0) = h²φ'' + ..., which over h goes to zero with h. At a kink it goes to the difference
-of the two slopes and stays there; at a jump φ(h) - φ(-h) itself stays. Which entries are to blame is found by halving:
-a direction is made of ever fewer. What a first look in float64 finds is looked at again with far shorter steps, where
-the function computes in wider numbers: a kink a little away is none.
+of the two slopes and stays there; at a jump φ(h) - φ(-h) itself stays. The entries that cause it are found by halving:
+half of the entries are moved, then half of those, and so on. Where the function computes in wider numbers, what was
+found in float64 is tested again with far shorter steps: a kink a little away does not count.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.report import Kink
 from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
 
-_FAR, _NEAR = 2.0**-17, 2.0**-20  # a kink nearer than the second, a part of x, is met; one farther away is not
+_FAR, _NEAR = 2.0**-17, 2.0**-20  # two steps, relative to x: a kink nearer than the second one counts
 _WIDE_FAR, _WIDE_NEAR = 2.0**-38, 2.0**-41  # the same with wider numbers
-_PART = 1e-4  # of the slopes that their difference must make up, to be one
-MOST = 64  # entries to look for
-_TIES = 16  # groups of equal ones to look at
+_PART = 1e-4  # at a kink the two slopes differ by more than this part of them
+MOST = 64  # kinks to look for, at most
+_TIES = 16  # groups of equal entries to look at
 
 
 def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
@@ -46,7 +46,7 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
         slopes = np.abs(ahead - here) + np.abs(here - behind)
         bound = (_PART * slopes + 16 * epsilon * np.maximum(np.abs(here), noise)) / near_step
         bound = widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
-        # with the step, curvature falls and rounding grows: what is neither stays the same
+        # with a shorter step, curvature matters less and rounding more; a kink stays the same
         kinks = ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
         return kinks | _jumps(line, near_step, epsilon, noise)
 
@@ -90,7 +90,7 @@ def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Pr
                 return None
         else:
             groups += [half for half in np.array_split(group, 2) if has_kink(half)]
-    return np.array(sorted(found), dtype=int) if found else None  # it bends along the whole and along no part
+    return np.array(sorted(found), dtype=int) if found else None  # all together bend it, no single one does
 
 
 def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:
@@ -122,8 +122,8 @@ def ties(
 ) -> list[str]:
     """Where equal entries at kinks, moved together, have a slope that is not the sum of their gradients, in words.
 
-    Each of them may get a slope or a value between; but where they are ties, as of a maximum, the function has no kink
-    along all of them together, and they must share what there is. v: a flat cotangent.
+    The gradient of one entry at a kink may be either slope or a value between. But the ties of a maximum meet no kink
+    when they move together, so their gradients must add up to the slope there. v: a flat cotangent.
     """
     wide, found = precisions.wide, []
     values = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]

@@ -1,9 +1,9 @@
-"""A wrong gradient looked at closely: its worst entry, and the mistake it looks like.
+"""Explain a wrong gradient: its worst entry, and the mistake it looks like.
 
-Each kind of mistake says what the gradient would be, and is compared.
+Each known mistake predicts what the gradient would be. One that explains all but a thousandth of the error is named.
 
-a the engine's gradient for the cotangent v, J the function's Jacobian by numbers (outputs in rows), g = Jᵀ v what a
-should be. A kind is recognised where it leaves less than a thousandth of a - g unexplained.
+a the engine's gradient for the cotangent v; J the function's Jacobian from its values, outputs in rows; g = Jᵀ v what a
+should be, so that a - g is the error
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FEW = 256  # entries that are looked at one by one
 def worst_entry(
     function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
 ) -> Entry | None:
-    """The entry of input k whose gradient is off the most; among many, looked for where the sum of halves is worse."""
+    """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched."""
     x = function.values[k]
     analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
 

@@ -1,4 +1,7 @@
-"""What a call of an op must keep apart from right gradients and its shape line: float32, its inputs, what it equals."""
+"""What a call of an op promises besides right gradients and shapes.
+
+float32 stays float32, inputs are not written to, and a fused op equals its composition.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case, differentiated
 from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS, nudged, widened
 
-_FAR = 2.0**40  # units in the last place: where terms cancel, fewer leave the rounding of both sides as it is
+_FAR = 2.0**40  # units in the last place: where terms cancel, a shorter move does not change the rounding
 ERRORS = (NanogradError, ValueError, TypeError, IndexError, ArithmeticError)  # what a wrong forward or rule may raise
 
 
@@ -29,7 +32,7 @@ def case_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
         warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing: cases have axes of zero
         found = dtype_problems(op, case)
         found += needs_problems(op, case, seed)
-        if not case.region:  # elsewhere rounding may be larger than what these allow
+        if not case.region:  # in other regions rounding may be larger than these allow
             for problems in (layout_problems, sharing_problems, equality_problems):
                 found += problems(op, case, seed)
     return [f"{case}: {problem}" for problem in found]
@@ -77,7 +80,7 @@ def layout_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
 
 
 def needs_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
-    """Where a gradient is another one when not all are wanted."""
+    """Where a gradient changes when not all gradients are wanted."""
     if case.needs is None:
         return []
     wanted = [(i, name) for i, name in differentiated(op, case) if case.needs[i]]
@@ -107,7 +110,7 @@ def sharing_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
 
 
 def equality_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
-    """Where a fused op and the composition it equals part, in the result or in a gradient, by more than rounding."""
+    """Where a fused op and the composition it equals differ by more than rounding, in the result or in a gradient."""
     if op.equals is None:
         return []
     both, rng = (op, op.equals), np.random.default_rng(seed)

@@ -21,7 +21,7 @@ class GradientError(NanogradError, AssertionError):
 
 
 class Shown:
-    """What a notebook or the prompt shows of it is its text."""
+    """An object that a notebook and the prompt show as its text."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -43,7 +43,7 @@ class Entry(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Kink(Shown):
-    """An entry of an input at which the function bends; allowed: does the engine say a slope, or a value between?
+    """An entry of an input at which the function bends; allowed: is the gradient one of the slopes, or between them?
 
     jump: the function itself jumps there, and has no slopes.
     """
@@ -94,7 +94,7 @@ class Finding(Shown):
     verdict: "right"; "wrong"; "at a kink", where the left and right derivatives by some entries (`kinks`) differ, the
         engine says one of them or a value between, and all other entries are right; "cannot tell", for this `reason`.
     relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|; tolerance: what it may be.
-    method, step, why: see `derivatives.Derivative`.  compared: which numbers were.
+    method, step, why: see `derivatives.Derivative`.  compared: which numbers were compared.
     worst: the worst entry of a gradient that is wrong.  pattern: what kind of mistake it looks like.
     """
 

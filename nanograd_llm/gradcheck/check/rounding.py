@@ -1,9 +1,9 @@
 """What is known about rounding: the machine epsilon of each kind of number, and which wider kind a function runs on.
 
-Rounding moves a sum by the machine epsilon ε times the sizes of its terms, c ε Σ|terms|: that much is granted. Where a
+Rounding moves a sum by the machine epsilon ε times the sizes of its terms, c ε Σ|terms|: that much is allowed. Where a
 difference exceeds it there are two ways to tell rounding from a mistake. With wider numbers rounding shrinks, and a
-mistake stays: `Precisions`. And at points a few units in the last place away what is rounding comes out otherwise, and
-what is wrong stays: the idea of J. Vignes, "A stochastic arithmetic for reliable scientific computation", Mathematics
+mistake stays: `Precisions`. And at points a few units in the last place away rounding is different, and a mistake
+is the same: the idea of J. Vignes, "A stochastic arithmetic for reliable scientific computation", Mathematics
 and Computers in Simulation 35 (1993): `widened`.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 
 EPS = float(np.finfo(np.float64).eps)
 DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
-MARGIN = 64  # rounding is random: in wider numbers it may shrink by so much less than ε does
-WIDER = 16  # times as precise: numbers that are less than that serve nothing
-_REPEATS = (6, 24)  # the second where the first leave a difference that is out of bounds, but not far:
-_NEAR = 1e3  # as a multiple of the bound
+MARGIN = 64  # rounding is random: in wider numbers it may be so many times larger than ε says
+WIDER = 16  # wider numbers must be at least so many times as precise
+_REPEATS = (6, 24)  # points to try first, and then, if a difference is still above its bound but by less than
+_NEAR = 1e3  # this factor
 
 
 class Precision(NamedTuple):
@@ -58,7 +58,7 @@ class Precisions:
     def _of(self, dtype: Any, serves: Callable[[float], bool]) -> Precision | None:
         try:
             epsilon = self._epsilon_for(dtype)
-        except Exception:  # whatever a function raises on numbers that it was not written for
+        except Exception:  # f is the user's: on other numbers it may raise whatever it likes
             return None
         return Precision(dtype, epsilon, self.given.c) if serves(epsilon) else None
 
