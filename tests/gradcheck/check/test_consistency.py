@@ -59,7 +59,7 @@ def test_symmetric_hessians_are_no_problem():
 @pytest.mark.parametrize("sizes", ["all small", "mixed"])
 def test_what_cancels_and_saturates_is_no_problem(sizes):
     """sin x/x near 0: the terms of its Hessian are 1e12 times as large as it is; and sin x becomes x, cos x one."""
-    for seed in range(6):
+    for seed in range(3):
         x = normal(3, 4, seed=seed)
         x *= 1e-6 if sizes == "all small" else 10 ** np.random.default_rng(seed).uniform(-3, 3, x.shape)
         report = gradcheck(lambda x: ops.sin(x) / x, x, order=2, jacobian=0)
