@@ -335,6 +335,11 @@ class _Check:
             verdict = "at a kink" if bent.size else "right"
             if aside:
                 self.notes.append(f"compared {aside}")
+            elif found.digits < _DIGITS and order == 1 and self.precisions.pair is None:
+                self.notes.append(
+                    f"the gradient of {function.names[k]} is right to about {found.digits:.0f} digits; rounding inside "
+                    "the function hides smaller mistakes"
+                )
             elif found.digits < _DIGITS and order == 1:
                 self.notes.append(
                     f"rounding inside the function leaves about {found.digits:.0f} digits of the engine's gradient of "

@@ -155,10 +155,10 @@ def _resolve(
     One that shrinks less than ε is a mistake if it is also the same at points a few units in the last place away.
     Otherwise the check cannot tell: a function may hold a cast or a constant that is no wider.
     """
-    nobody = np.ones(sides.off.shape, bool)
     if precisions.pair is None:
-        return _Resolved(~nobody, nobody, ~nobody, sides.off, sides.error, 0.0)
+        return _measured(function, k, method, v, u, sides, precisions.given, rng)
     narrow, wide = precisions.pair
+    nobody = np.ones(sides.off.shape, bool)
 
     def both(values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray) -> tuple[Sides, Sides]:
         one, other = (compare(function, k, method, values, v, u, precision) for precision in (narrow, wide))
@@ -202,11 +202,51 @@ def _resolve(
     sharp = equal | (known <= BLUNT * far.scale) | (known <= _FAINT * far.flow)
     if wide.epsilon < precisions.given.epsilon:
         sharp |= known <= engine
+    # neither side is known to a digit, and both are no more than what rounding leaves of larger numbers
+    faint |= is_rounding & ~sharp & (known > 0.1 * far.scale) & (far.off <= far.negligible(wide))
     blunt = ~wrong & ~faint & ~(is_rounding & sharp)
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
     off = np.where(wrong, off, far.off).astype(float)
     return _Resolved(wrong, blunt, faint, off, tolerance.astype(float), digits)
+
+
+def _measured(
+    function: Differentiable,
+    k: int,
+    method: Method,
+    v: np.ndarray,
+    u: np.ndarray,
+    sides: Sides,
+    given: Precision,
+    rng: np.random.Generator,
+) -> _Resolved:
+    """The same where no wider numbers serve, as in a function of float32: known to as many digits as rounding leaves.
+
+    Rounding is measured: it comes out otherwise at points nearby, where a mistake stays.
+    """
+
+    def near() -> Sides:
+        points = [a * (1 + 32 * given.epsilon * rng.uniform(-2, 2, a.shape)) for a in (*function.values, v, u)]
+        return compare(function, k, method, points[:-2], points[-2], points[-1], given)
+
+    seen = [sides, *(near() for _ in range(_REPEATS))]
+    scale, result, error = (np.max([getattr(s, name) for s in seen], axis=0) for name in ("scale", "result", "error"))
+    off = np.stack([s.analytic - s.numeric for s in seen])
+    bound = given.epsilon * (given.c * scale + 4 * result) + error
+    tolerance = bound + np.ptp(off, axis=0)
+    off = np.abs(off)
+    is_right = (off.max(axis=0) <= tolerance) & (tolerance <= coarsest(given) * scale)
+    faint = ~is_right & (sides.off <= sides.negligible(given))
+    wrong = ~is_right & ~faint & (off.min(axis=0) > 4 * bound) & _is_steady(seen)
+    part = _part(np.where(is_right, tolerance, 0), scale)
+    digits = min(16.0, -np.log10(part)) if part else 16.0
+    return _Resolved(wrong, ~(is_right | faint | wrong), faint, sides.off, tolerance, digits)
+
+
+def coarsest(given: Precision) -> float:
+    """The part of itself to which a slope must be known: a millionth, or in float32 what central differences leave."""
+    return max(BLUNT, float(np.cbrt(given.epsilon)))
 
 
 def _is_steady(seen: Sequence[Sides], part: float = 0.5) -> np.ndarray:

@@ -20,8 +20,7 @@ from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.report import Kink
 from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
 
-_FAR, _NEAR = 2.0**-17, 2.0**-20  # two steps, relative to x: a kink nearer than the second one counts
-_WIDE_FAR, _WIDE_NEAR = 2.0**-38, 2.0**-41  # the same with wider numbers
+_FAR = 8.0  # a kink nearer than `_near`, relative to x, counts; one farther than this many times that does not
 _PART = 1e-4  # at a kink the two slopes differ by more than this part of them
 MOST = 64  # kinks to look for, at most
 _TIES = 16  # groups of equal entries to look at
@@ -33,7 +32,8 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
     noise: how far rounding inside φ moves it, as a multiple of epsilon.
     """
     shifts = itertools.cycle(epsilon * t for t in range(-40, 41, 5) if t)
-    far_step, near_step = (_FAR, _NEAR) if epsilon >= EPS else (_WIDE_FAR, _WIDE_NEAR)
+    near_step = _near(epsilon)
+    far_step = _FAR * near_step
 
     def second(step: float, at: float = 0.0) -> np.ndarray:
         """(φ(at + h) + φ(at - h) - 2φ(at))/h, each entry on an axis of its own; 0 where it is not finite."""
@@ -49,6 +49,11 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
         # with a shorter step, curvature matters less and rounding more; a kink stays the same
         kinks = ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
         return kinks | _jumps(line, near_step, epsilon, noise)
+
+
+def _near(epsilon: float) -> float:
+    """How near a kink must be to be met: as near as rounding lets it be seen, in float32, float64 and wider numbers."""
+    return 2.0**-11 if epsilon > EPS else 2.0**-20 if epsilon == EPS else 2.0**-41
 
 
 def _jumps(line: Line, h: float, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
@@ -97,7 +102,8 @@ def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisi
     """The function to both sides of one entry of input k. v: flat cotangents in rows; the first is reported."""
     x, wide = function.values[k], precisions.wide
     values: Sequence[np.ndarray] = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
-    h = _FAR if wide is None else _WIDE_FAR
+    epsilon = precisions.given.epsilon if wide is None else wide.epsilon
+    h = _FAR * _near(epsilon)
     size = float(sizes(x).reshape(-1)[place])
     u = np.zeros_like(values[k]).reshape(-1)
     u[place] = size
@@ -107,10 +113,11 @@ def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisi
         behind, here, ahead, twice, twice_behind = (along(t * h).reshape(-1) for t in (-1, 0, 1, 2, -2))
         right = (4 * ahead - 3 * here - twice) / (2 * h * size)  # exact to second order in h
         left = (3 * here - 4 * behind + twice_behind) / (2 * h * size)
-        jumps = bool(_jumps(along, h, precisions.given.epsilon if wide is None else wide.epsilon).any())
+        jumps = bool(_jumps(along, h, epsilon).any())
         lows = np.minimum(v * left, v * right).sum(axis=1)
         highs = np.maximum(v * left, v * right).sum(axis=1)
-        near = 1e-6 * (np.abs(v) @ (np.abs(left) + np.abs(right)))
+        part = 1e-6 if epsilon <= EPS else 0.1  # float32 leaves a digit of slopes to one side
+        near = part * (np.abs(v) @ (np.abs(left) + np.abs(right)))
     cotangents = [row.reshape(shape) for row in v]
     a = np.array([g[k].reshape(-1)[place] for g in gradients(function, function.values, cotangents)])
     allowed = jumps or bool(((lows - near <= a) & (a <= highs + near)).all())

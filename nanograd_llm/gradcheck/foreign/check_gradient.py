@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError,
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
 from nanograd_llm.gradcheck.foreign.library import Library
-from nanograd_llm.gradcheck.foreign.trees import leaves
+from nanograd_llm.gradcheck.foreign.trees import branches, leaves
 
 
 def check_gradient(
@@ -60,11 +62,15 @@ def check_gradient(
     if there is nothing to check, or if f gives other numbers when it is called again. A function that writes into its
     input, and a cache that a later call overwrites, are problems in the report.
     """
-    if inputs and gradient is None and callable(inputs[0]):
+    if "jax" in sys.modules:  # so that the classes that are registered there are opened
+        importlib.import_module("nanograd_llm.gradcheck.foreign.jax_arrays")
+    if inputs and gradient is None and callable(inputs[0]) and branches(inputs[0]) is None:
         gradient, *rest = inputs
         inputs = tuple(rest)
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
     foreign = _foreign(f, inputs, {name: rule for name, rule in rules.items() if rule is not None})
+    if kept := _defaults(f, len(inputs)):
+        foreign.notes[f"checked with {', '.join(kept)} only: to check other values, give them as inputs"] = None
 
     def report() -> Report:
         return gradcheck(_Recorded(foreign), seed=seed, jacobian=jacobian, explain=explain)
@@ -180,6 +186,15 @@ def _takes(rule: Callable[..., Any], count: int) -> bool:
     except ValueError:  # a builtin says nothing
         return True
     return True
+
+
+def _defaults(f: Any, count: int) -> list[str]:
+    """The settings that f was not given, as `axis=-1`."""
+    try:
+        parameters = [*inspect.signature(getattr(f, "forward", f)).parameters.values()][count:]
+    except (TypeError, ValueError):  # a builtin says nothing
+        return []
+    return [f"{p.name}={p.default!r}" for p in parameters if isinstance(p.default, (bool, int, float, str))]
 
 
 def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:

@@ -80,15 +80,18 @@ class Foreign:
         return min(y.dtype.itemsize, self._narrowest_gradient.itemsize) >= np.dtype(dtype).itemsize
 
     def is_narrow(self) -> bool:
-        """Does f or its gradient compute in float32 for float64 inputs, as far as can be seen? It is noted."""
+        """Does f or its gradient compute in float32 for float64 inputs? It is noted."""
         if self.library.only is not None:
             return False  # a note says so already
-        with self.library.context():
-            natives = self.natives([a.astype(np.float64) for a in self.values])
-            called = self.library.narrowest(lambda *new: self.call(*self.inputs.having(iter(new))), natives)
-        for who, dtype in ((self.label, called), (self.who, self._narrowest_gradient)):
-            if dtype.itemsize < np.dtype(np.float64).itemsize:
-                self.notes[f"{who} computes in {dtype}, whose rounding hides small mistakes"] = None
+        arrays, rng = [a.astype(np.float64) for a in self.values], np.random.default_rng(0)
+        dy = rng.standard_normal(self.run(arrays).shape)
+
+        def gradient(both: Arrays) -> np.ndarray:
+            return np.concatenate([g.reshape(-1) for g in self.pull(both[0], both[1:])])
+
+        for who, f, at in ((self.label, self.run, arrays), (self.who, gradient, [dy, *arrays])):
+            if any(_is_grainy(f, at, rng) for _ in range(3)):
+                self.notes[f"{who} computes in float32, whose rounding hides small mistakes"] = None
                 return True
         return False
 
@@ -211,6 +214,23 @@ class Foreign:
         """A leaf of the result as an array; one of objects where it is none."""
         _, leaf = name_and_leaf
         return np.empty(0, object) if leaf is None or isinstance(leaf, str) else self.library.to_numpy(leaf)
+
+
+def _is_grainy(f: Callable[[Arrays], np.ndarray], arrays: Arrays, rng: np.random.Generator) -> bool:
+    """Does f move by jumps where its inputs move by less than the last digit of float32?"""
+    u = [a * rng.choice([-1.0, 1.0], a.shape) * rng.uniform(0.5, 1.5, a.shape) for a in arrays]
+
+    def slope(step: float) -> np.ndarray:
+        ahead, behind = (f([a + t * d for a, d in zip(arrays, u)]) for t in (step, -step))
+        return (ahead - behind) / (2 * step)
+
+    coarse, fine = slope(2.0**-24), slope(2.0**-28)
+    known = np.isfinite(coarse) & np.isfinite(fine)
+    coarse, fine = coarse[known], fine[known]
+    moves = (coarse != 0) | (fine != 0)
+    rounding = 2.0**-18 * np.abs(f(arrays))[known]
+    jumps = np.abs(coarse - fine) > 0.1 * np.maximum(np.abs(coarse), np.abs(fine)) + rounding
+    return bool(moves.any() and jumps.sum() > moves.sum() / 2)
 
 
 class WithGradient(Foreign):

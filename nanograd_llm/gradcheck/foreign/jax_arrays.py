@@ -15,10 +15,24 @@ import jax.experimental
 import numpy as np
 
 from nanograd_llm.errors import DtypeError
-from nanograd_llm.gradcheck.check.function import input_names
+from nanograd_llm.gradcheck.check.function import input_names, label
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
-from nanograd_llm.gradcheck.foreign.trees import leaves
+from nanograd_llm.gradcheck.foreign.trees import Opened, branches, leaves, openers
+
+
+def _opened(value: Any) -> Opened | None:
+    """The parts of a class that is registered with JAX, and how to make one of others."""
+    if value is None or isinstance(value, (list, tuple, dict)):
+        return None
+    parts, structure = jax.tree_util.tree_flatten(value, is_leaf=lambda part: part is not value)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return None
+    attributes = {id(part): f".{name}" for name, part in getattr(value, "__dict__", {}).items()}
+    return [(attributes.get(id(part), f"[{i}]"), part) for i, part in enumerate(parts)], structure.unflatten
+
+
+openers.append(_opened)
 
 
 class Jax(Library):
@@ -49,26 +63,18 @@ class Jax(Library):
             warnings.filterwarnings("ignore", "Casting from complex to real")  # then differences are taken
             yield
 
-    def narrowest(self, call: Callable[..., Any], natives: Sequence[Any]) -> np.dtype:
-        wide = all(dtype != np.float32 for dtype in _float_dtypes(jax.make_jaxpr(call)(*natives).jaxpr))
-        return np.dtype(np.float64 if wide else np.float32)
-
-
-def _float_dtypes(jaxpr: Any) -> Iterator[np.dtype]:
-    """Of everything that is computed on the way."""
-    for equation in jaxpr.eqns:
-        yield from (out.aval.dtype for out in equation.outvars if hasattr(out.aval, "dtype"))
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _float_dtypes(inner)
-
 
 class Autograd(Foreign):
-    """The rule is JAX's: what `jax.vjp` makes of the function."""
+    """The rule is JAX's: what `jax.vjp` makes of the function. A function that is a pytree is its own first input."""
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], library: Library):
-        super().__init__(f, inputs, input_names(f, len(inputs)), library, f)
+        names = input_names(f, len(inputs))
+        if branches(f) is None:
+            super().__init__(f, inputs, names, library, f)
+        else:
+            super().__init__(lambda f, *inputs: f(*inputs), [f, *inputs], ["", *names], library, f)
+            self.names[:] = [name.removeprefix(".") for name in self.names]
+            self.label = label(f)
         self.who = f"jax.vjp of {self.label}"
         self.rules = {"its bwd": f.bwd} if isinstance(f, jax.custom_vjp) else {}
 

@@ -20,7 +20,7 @@ from nanograd_llm.gradcheck.foreign.library import Library, first_line
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 
 Path = tuple[str | int, ...]
-_FORMS = ("d{}", "d_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")
+_FORMS = ("d{}", "d_{}", "g_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")
 _PARAMETERS = {"param", "params", "parameters", "weights", "data", "value", "values"}
 _GRADIENTS = {"grad", "grads", "gradient", "gradients", "dparams", "weight_grads"}
 
@@ -173,18 +173,7 @@ def _names_gradient(g: str | int, p: str | int) -> bool:
     if not isinstance(g, str) or not isinstance(p, str):
         return False
     g, p = g.lower(), p.lower()
-    forms = (
-        f"d{p}",
-        f"d_{p}",
-        f"{p}_grad",
-        f"{p}_gradient",
-        f"{p}grad",
-        f"grad_{p}",
-        f"grad{p}",
-        f"g_{p}",
-        f"delta_{p}",
-    )
-    return g in forms or (g in _GRADIENTS and p in _PARAMETERS)
+    return g in [form.format(p) for form in _FORMS] or (g in _GRADIENTS and p in _PARAMETERS)
 
 
 def path_name(layer: Any, path: Path) -> str:

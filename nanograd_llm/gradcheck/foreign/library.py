@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,19 +40,6 @@ class Library:
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """In which functions of this library are called."""
         return contextlib.nullcontext()
-
-    def narrowest(self, call: Callable[..., Any], natives: Sequence[Any]) -> np.dtype:
-        """The narrowest float that a call with float64 arrays computes in, as far as its arrays show it."""
-        seen = {np.dtype(np.float64)}
-
-        class Probe(np.ndarray):
-            def __array_finalize__(self, _: Any) -> None:
-                if self.dtype.kind == "f":
-                    seen.add(self.dtype)
-
-        with contextlib.suppress(Exception), np.errstate(all="ignore"):  # some functions refuse subclasses
-            call(*(np.asarray(x).view(Probe) for x in natives))
-        return min(seen, key=lambda dtype: dtype.itemsize)
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanograd_llm.errors import DtypeError
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
@@ -69,19 +68,6 @@ class Torch(Library):
             torch.set_default_dtype(dtype)
             torch.set_rng_state(random)
             torch.set_num_threads(threads)
-
-    def narrowest(self, call: Callable[..., Any], natives: Sequence[Any]) -> np.dtype:
-        seen: set[torch.dtype] = set()
-
-        class Note(TorchDispatchMode):
-            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                result = function(*args, **(kwargs or {}))
-                seen.update(x.dtype for _, x in leaves(result) if isinstance(x, torch.Tensor))
-                return result
-
-        with Note():
-            call(*natives)
-        return np.dtype(np.float32 if seen & {torch.float32, *_NARROW} else np.float64)
 
 
 class _Widening(TorchFunctionMode):

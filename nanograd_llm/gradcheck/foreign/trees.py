@@ -1,23 +1,33 @@
-"""Arrays in lists, tuples and dicts, each with a name: `params['W']`, `layers[0].b`."""
+"""Arrays in lists, tuples, dicts and dataclasses, each with a name: `params['W']`, `layers[0].b`.
+
+A library may know further containers, as JAX does the classes that are registered there: it adds to `openers`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-IsLeaf = Callable[[Any], bool]
+Parts = list[tuple[str, Any]]
+Opened = tuple[Parts, Callable[[Sequence[Any]], Any]]  # the parts of a container, and what makes one of other parts
+openers: list[Callable[[Any], Opened | None]] = []
 
 
-def branches(value: Any) -> list[tuple[str, Any]] | None:
-    """The parts of a list, tuple or dict, each with what to add to its name; None for anything else.
+def branches(value: Any) -> Parts | None:
+    """The parts of a list, tuple, dict, ..., each with what to add to its name; None for anything else.
 
     A list of numbers is one array, not a list of parts.
     """
     if isinstance(value, dict):
         return [(f"[{key!r}]", part) for key, part in value.items()]
-    if not isinstance(value, (list, tuple)) or is_array_like(value):
+    if not isinstance(value, (list, tuple)):
+        opened = _opened(value)
+        return opened and opened[0]
+    if is_array_like(value):
         return None
     fields = getattr(value, "_fields", None)  # of a named tuple
     return [(f".{fields[i]}" if fields else f"[{i}]", part) for i, part in enumerate(value)]
@@ -41,7 +51,27 @@ def rebuilt(value: Any, new: Iterator[Any]) -> Any:
     made = [rebuilt(part, new) for _, part in parts]
     if isinstance(value, dict):
         return dict(zip(value, made))
+    if not isinstance(value, (list, tuple)):
+        opened = _opened(value)
+        return opened and opened[1](made)
     return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+
+
+def _opened(value: Any) -> Opened | None:
+    for opener in openers:
+        if opened := opener(value):
+            return opened
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    names = [field.name for field in dataclasses.fields(value)]
+
+    def made(parts: Sequence[Any]) -> Any:
+        new = copy.copy(value)
+        for name, part in zip(names, parts):
+            object.__setattr__(new, name, part)  # also where it is frozen
+        return new
+
+    return [(f".{name}", getattr(value, name)) for name in names], made
 
 
 def is_array_like(value: list[Any] | tuple[Any, ...]) -> bool:

@@ -250,10 +250,14 @@ def test_arrays_are_given_back_when_the_function_fails():
     assert leaf.data is array
 
 
-def test_where_the_function_computes_in_float32_the_check_cannot_tell():
-    report = gradcheck(lambda x: (x.astype(np.float32) * 3).astype(np.float64), normal(3))
-    assert [f.verdict for f in report.findings] == ["cannot tell"]
-    assert not report.passed
+@pytest.mark.parametrize(("off", "verdict"), [(0.0, "right"), (0.01, "wrong"), (1.0, "wrong")])
+def test_where_the_function_computes_in_float32_the_check_has_as_many_digits(off, verdict):
+    def f(x):
+        return ((1 + off) * x - off * x.detach()).astype(np.float32).tanh().astype(np.float64)
+
+    report = gradcheck(f, normal(3))
+    assert [finding.verdict for finding in report.findings] == [verdict]
+    assert (verdict == "right") == any("right to about" in note for note in report.notes)
 
 
 def test_where_the_function_is_not_finite_the_check_cannot_tell():
@@ -289,7 +293,8 @@ def test_a_mask_of_minus_infinity_is_no_overflow():
 
 def test_a_result_in_float32_is_checked_as_one_that_is_widened_again():
     report = gradcheck(lambda x: x.astype(np.float32) * 3, normal(3))
-    assert [f.verdict for f in report.findings] == ["cannot tell"]
+    assert [f.verdict for f in report.findings] == ["right"]
+    assert any("right to about" in note for note in report.notes)
 
 
 def test_an_op_that_breaks_its_shape_line_is_not_right(own_op):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -50,6 +51,13 @@ def tanh_slope(x):
     return 1 - np.tanh(x) ** 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    w: Any
+    b: Any
+    name: str | None
+
+
 def verdicts(report: Any) -> dict[str, str]:
     return {finding.name: finding.verdict for finding in report.findings}
 
@@ -76,6 +84,12 @@ RIGHT = {
         {"w": W, "b": B},
         X,
         vjp=lambda dy, p, x: ({"b": dy.sum(axis=0), "w": x.T @ dy}, dy @ p["w"].T),
+    ),
+    "a dataclass of parameters": lambda: check_gradient(
+        lambda p, x: x @ p.w + p.b,
+        Parameters(W, B, "first"),
+        X,
+        vjp=lambda dy, p, x: (Parameters(x.T @ dy, dy.sum(axis=0), None), dy @ p.w.T),
     ),
     "a result of two parts": lambda: check_gradient(
         lambda x: {"squares": x**2, "sum": x.sum(), "places": x.argmax()},
@@ -130,6 +144,15 @@ def test_assert_gradient_raises_with_the_report() -> None:
     assert_gradient(np.sin, np.cos, X)
     with pytest.raises(GradientError, match="the sign is wrong"):
         assert_gradient(np.cos, np.sin, X)
+
+
+def test_a_setting_that_keeps_its_default_is_noted() -> None:
+    def total(x, axis=0, *, keepdims=False, out=None):
+        return x.sum(axis=axis, keepdims=keepdims)
+
+    notes = check_gradient(total, X, vjp=lambda dy, x: np.broadcast_to(dy, x.shape)).notes
+    assert "checked with axis=0, keepdims=False only: to check other values, give them as inputs" in notes
+    assert not any("axis" in note for note in check_gradient(np.sin, np.cos, X).notes)
 
 
 def test_a_kink_is_told_from_a_mistake() -> None:
@@ -286,12 +309,21 @@ def cast_inside(x):
 
 
 @pytest.mark.parametrize("f", [single_only, cast_inside])
-def test_a_function_of_float32_only_is_never_called_wrong_and_a_mistake_in_its_gradient_never_right(f: Any) -> None:
-    x = X.astype(np.float32)
-    report = check_gradient(f, tanh_slope, x)
-    assert "wrong" not in verdicts(report).values()
-    assert any("whose rounding hides small mistakes" in note for note in report.notes) or report.passed
-    assert verdicts(check_gradient(f, lambda x: 1.01 * tanh_slope(x), x)) != {"x": "right"}
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "right"), (1.01, "wrong"), (2, "wrong"), (-1, "wrong")])
+def test_a_function_of_float32_only_is_checked_to_the_digits_that_it_has(f: Any, factor: float, verdict: str) -> None:
+    report = check_gradient(f, lambda x: factor * tanh_slope(x), X.astype(np.float32))
+    assert verdicts(report) == {"x": verdict}
+    assert any("whose rounding hides small mistakes" in note for note in report.notes)
+    assert (verdict == "right") == bool(re.search("x is right to about [3-6] digits", str(report)))
+
+
+def test_a_kink_in_float32_is_told_from_a_mistake() -> None:
+    def relu(x):
+        return np.maximum(x.astype(np.float32), 0)
+
+    x = np.array([0.0, 1.0, -1.0])
+    assert verdicts(check_gradient(relu, lambda x: 1.0 * (x > 0), x)) == {"x": "at a kink"}
+    assert verdicts(check_gradient(relu, lambda x: np.where(x == 0, 3.0, x > 0), x)) == {"x": "wrong"}
 
 
 def test_a_gradient_in_float32_is_not_called_wrong_for_its_rounding() -> None:

@@ -65,6 +65,42 @@ def test_the_leaves_of_a_dict_of_parameters_are_checked_and_named(jax: Any, x: A
     assert not check_gradient(f, jax.grad(lambda p, x: 1.001 * f(p, x), argnums=(0, 1)), params, x).passed
 
 
+@pytest.fixture(scope="module")
+def layer_class(jax: Any) -> Any:
+    @jax.tree_util.register_pytree_node_class
+    class Layer:
+        def __init__(self, w, b, name="first"):
+            self.w, self.b, self.name = w, b, name
+
+        def tree_flatten(self):
+            return (self.w, self.b), self.name
+
+        @classmethod
+        def tree_unflatten(cls, name, parts):
+            return cls(*parts, name)
+
+        def __call__(self, x):
+            return jax.numpy.tanh(x @ self.w + self.b)
+
+    return Layer
+
+
+def test_the_arrays_of_a_class_that_is_registered_with_jax_are_checked(jax: Any, x: Any, layer_class: Any) -> None:
+    layer = layer_class(jax.numpy.ones((3, 1)), jax.numpy.zeros(1))
+    how = {"jacobian": 0, "explain": False}
+    assert verdicts(check_gradient(layer, x, **how)) == {"w": "right", "b": "right", "x": "right"}
+    report = check_gradient(lambda layer, x: layer(x) * jax.lax.stop_gradient(layer.b + 1), layer, x, **how)
+    assert "wrong" in verdicts(report).values() and "right" in verdicts(report).values()
+
+
+def test_the_arrays_of_such_a_class_have_gradients_by_hand_too(jax: Any, x: Any, layer_class: Any) -> None:
+    layer = layer_class(jax.numpy.ones((3, 1)), jax.numpy.zeros(1))
+    loss = lambda layer, x: layer(x).sum()  # noqa: E731
+    for factor, passes in ((1, True), (1.001, False)):
+        gradient = jax.grad(lambda *inputs, factor=factor: factor * loss(*inputs), argnums=(0, 1))
+        assert check_gradient(loss, gradient, layer, x, jacobian=0, explain=False).passed == passes
+
+
 def test_numpy_arrays_may_be_given_and_the_configuration_stays(jax: Any) -> None:
     before = jax.config.jax_enable_x64
     assert check_gradient(lambda x: jax.numpy.sin(x), np.ones(3)).passed
