@@ -18,7 +18,7 @@ from nanograd_llm.backend.arrays import as_array
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_mask, flat_targets, shift
-from nanograd_llm.ops.primitive import erf
+from nanograd_llm.ops.primitive import at_most, erf
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
 _CACHED = 2**17  # numbers processed at a time: what one line writes is still in the cache for the next
@@ -247,8 +247,7 @@ def _in_pieces(into, x, needs):
 def gelu_into(x, y, slope=None):
     """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
-        square = x * x
-        np.minimum(square, GELU_FLAT**2, out=square)  # beyond it h is 0 or 1 for any square
+        square = at_most(x * x, GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
         h = square * (_GELU_SLOPE * _GELU_CUBE)
         h += _GELU_SLOPE
         h *= x

@@ -232,8 +232,7 @@ def erf(x):
     x = np.asarray(x)
     if x.dtype == np.float32:
         with np.errstate(over="ignore"):  # a square that is infinite is cut as any large one
-            square = np.asarray(x * x)
-            np.minimum(square, _ERF_SINGLE_FLAT, out=square)
+            square = at_most(np.asarray(x * x), _ERF_SINGLE_FLAT)
             y = _polynomial(square, _ERF_SINGLE)
             y *= x
         return np.tanh(y, out=y)
@@ -257,6 +256,11 @@ def erf_backward(dy, x):
 
 _ERF_FLAT = 30  # here exp(-x²) is 0, and no power in the approximations overflows yet
 _ERF_SINGLE_FLAT = 15.6  # the square from which erf is ±1 in float32
+
+
+def at_most(x, limit):
+    """min(x, limit) of x ≥ 0, written into x; faster than np.minimum where nothing is larger."""
+    return x if x.max(initial=0) <= limit else np.minimum(x, limit, out=x)  # the latter also with a NaN
 
 
 def _ratio(t, coefficients):

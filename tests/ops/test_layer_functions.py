@@ -217,6 +217,14 @@ def test_embedding_with_a_repeated_id_adds_up():
     assert grad(y, w, np.array([[10.0], [20.0], [30.0]])).tolist() == [[20], [0], [40]]
 
 
+@pytest.mark.parametrize("gelu", [ops.gelu, ops.gelu_exact])
+def test_a_nan_changes_neither_a_large_neighbour_nor_its_slope(gelu):
+    x = Tensor(np.array([np.nan, 1e30, -1e30], np.float32), requires_grad=True)
+    y = gelu(x)
+    y.backward(np.ones(3, np.float32))
+    assert y.data[1:].tolist() == [x.data[1], 0] and x.grad[1:].tolist() == [1, 0]
+
+
 def test_gelu_is_the_tanh_form_and_gelu_exact_the_other():
     x = np.linspace(-4, 4, 101)
     tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
