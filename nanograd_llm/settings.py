@@ -11,7 +11,6 @@ that follow, and the words for messages at the end, are for every room.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,6 +190,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
     """
+    import difflib  # here, because most names are right
+
     by_folded = {choice.casefold(): choice for choice in allowed}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.7)
     by_initials = ["".join(part[:1] for part in re.split("[-_]", choice)) == name.casefold() for choice in by_folded]

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import re
 import sys
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -358,6 +357,8 @@ class Op:
 
     def _received(self, error: Exception, cotangent: Any, saved: Sequence[Any]) -> str:
         """What the rule received when it raised this error, and the line of the rule."""
+        import traceback  # here, because most rules raise nothing
+
         assert self.rule is not None
         received = dict(zip(inspect.signature(self.rule).parameters, (cotangent, *saved)))
         shapes = ", ".join(f"{name} is {x.shape}" for name, x in received.items() if is_array(x))

@@ -10,10 +10,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path  # at run time where a path is made, because most programs open no file
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of unfinished files and folders
 
@@ -42,6 +44,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     If a step fails, the temporary file is removed, the previous file is kept, and StorageError is raised. If only the
     sync of the folder fails, the new file is in place, but a power loss could still undo the rename.
     """
+    from pathlib import Path
+
     path = Path(path)
     temporary = path.parent / _random_name()
     with storage_errors(f"{path}: cannot write", "nothing there was changed; make room or choose another folder"):
@@ -71,6 +75,8 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     A `folder` that does not exist appears in one step, with all files. Into an existing one they are moved one by one,
     and nothing is overwritten. If anything fails, all of them are removed, with every folder that was created.
     """
+    from pathlib import Path
+
     folder = Path(folder)
     above = [path for path in folder.parents if not path.exists()]
     temporary = (folder if folder.exists() else folder.parent) / _random_name()
@@ -104,6 +110,8 @@ def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises StorageError if it is missing, unreadable, or a folder, pipe or device.
     """
+    from pathlib import Path
+
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
         if _permissions(Path(path)) is None:  # checked before opening: to open a device can have effects
             raise StorageError(f"{path}: no such file")
