@@ -98,7 +98,8 @@ def test_an_adjoint_may_be_written_with_one_character_or_two():
         def same(a):
             return a
 
-        declare("a (*) -> y (*)", same, formula="y = a", adjoint=f"{barred} = dy")
+        made = declare("a (*) -> y (*)", same, formula="y = a", adjoint=f"{barred} = dy")
+        assert made.adjoint == f"{barred} = dy"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nanograd_llm.files.safetensors import read_safetensors
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_reading_a_bomb_breaks_no_rule(bomb, tmp_path):
     read, path = plant(bomb, tmp_path)
-    read_watched(read, path, tmp_path)
+    read_watched(read, path, tmp_path)  # raises Breach for a rule that is broken; to refuse the file breaks none
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows measures memory differently")

@@ -85,6 +85,7 @@ HOUSE = settings(max_examples=40, stateful_step_count=12, derandomize=True, dead
 
 
 def test_the_gradient_of_every_graph_is_right():
+    """`Graph.teardown` asserts it of each; the tests below show that it would fail."""
     run_state_machine_as_test(Graph, settings=HOUSE)
 
 
