@@ -23,13 +23,22 @@ from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
+QUICK = [*TINY, "--held-out", "0.01"]  # of the built-in corpus: a score of all that is held out takes a second
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a run of a few steps on the built-in corpus."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", "--steps", "4", "--out", str(path), *TINY]) == 0
+    assert main(["train", "--steps", "4", "--out", str(path), *QUICK]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """The folder of a run with two checkpoints."""
+    path = tmp_path_factory.mktemp("runs") / "two"
+    assert main(["train", "--steps", "4", "--checkpoint-every", "2", "--out", str(path), *QUICK]) == 0
     return path
 
 
@@ -42,7 +51,7 @@ def printed(capsys):
 
 
 def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_path, capsys):
-    assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *TINY]) == 0
+    assert main(["train", "--steps", "3", "--out", str(tmp_path / "a run"), *QUICK]) == 0
     out, _ = printed(capsys)
     assert re.search(r"batches of \d+, (1 thread|\d+ (threads|processes))\b", out)
     assert re.search(r"model +n_layer=1, n_head=2, n_embd=16, context_length=16: ", out)
@@ -54,12 +63,12 @@ def test_train_ends_with_the_score_a_sample_the_folder_and_the_next_command(tmp_
 def test_train_without_a_folder_makes_one_named_after_the_preset(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
-        assert main(["train", "--steps", "1", *TINY]) == 0
+        assert main(["train", "--steps", "1", *QUICK]) == 0
         assert (tmp_path / "runs" / f"nano-{number}" / "config.toml").exists()
 
 
 def test_a_run_that_recomputes_activations_is_the_same_run_and_says_so(run, tmp_path):
-    assert main(["train", "--steps", "4", "--out", str(tmp_path / "b"), *TINY, "--recompute-activations"]) == 0
+    assert main(["train", "--steps", "4", "--out", str(tmp_path / "b"), *QUICK, "--recompute-activations"]) == 0
     losses = [
         [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (run, tmp_path / "b")
@@ -485,12 +494,14 @@ def test_a_damaged_checkpoint_is_code_3(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["generate", "info", "eval", "convert"])
-def test_where_the_newest_checkpoint_is_damaged_an_older_one_can_be_given_instead(command, tmp_path, capsys):
+def test_where_the_newest_checkpoint_is_damaged_an_older_one_can_be_given_instead(
+    command, run_of_two, tmp_path, capsys
+):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50, encoding="utf-8")
     arguments = {"generate": ["The"], "eval": [str(tmp_path / "text.txt")], "convert": ["--to", "hf"]}.get(command, [])
     if command == "convert":
         arguments += ["--out", str(tmp_path / "converted")]
-    main(["train", "--steps", "4", "--checkpoint-every", "2", "--out", str(tmp_path / "run"), *TINY])
+    shutil.copytree(run_of_two, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000004.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     printed(capsys)
@@ -538,7 +549,7 @@ def command(*arguments):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
-    arguments = command("train", "--steps", "100000", "--out", str(tmp_path / "run"), *TINY)
+    arguments = command("train", "--steps", "100000", "--out", str(tmp_path / "run"), *QUICK)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("step " in line for line in process.stdout)
@@ -622,7 +633,7 @@ def test_a_fraction_for_an_integer_is_refused(option, tmp_path, capsys):
 
 
 def test_a_run_whose_time_is_over_at_the_start_does_one_step_and_saves_it(tmp_path, capsys):
-    assert main(["train", "--minutes", "0.001", "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert main(["train", "--minutes", "0.001", "--out", str(tmp_path / "run"), *QUICK]) == 0
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
 
 
@@ -640,7 +651,7 @@ def test_a_negative_seed_of_a_check_is_refused(capsys):
 
 
 def test_a_training_run_whose_reader_has_ended_is_saved(tmp_path):
-    out, err = piped(command("train", "--steps", "200", "--out", str(tmp_path / "run"), *TINY), "head -11")
+    out, err = piped(command("train", "--steps", "200", "--out", str(tmp_path / "run"), *QUICK), "head -11")
     assert not err
     assert out.splitlines()[-1] == "141"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
@@ -673,7 +684,7 @@ def test_a_model_larger_than_the_memory_is_one_line_and_leaves_no_folder(tmp_pat
 @pytest.mark.skipif(shutil.which("script") is None, reason="needs script(1) to pretend to be a terminal")
 def test_the_progress_bar_ends_at_the_end(tmp_path):
     """On a terminal, which `script` pretends to be."""
-    options = ["--steps", "5", "--workers", "2", "--out", str(tmp_path / "run"), *TINY]
+    options = ["--steps", "5", "--workers", "2", "--out", str(tmp_path / "run"), *QUICK]
     line = " ".join(f"'{word}'" for word in command("train", *options))
     process = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True)
     assert process.returncode == 0
