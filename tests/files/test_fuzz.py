@@ -15,7 +15,7 @@ from oracle import Breach, read_watched
 
 from nanograd_llm.errors import BadFileError, ConfigError
 
-INPUTS = 10_000 // len(fuzz.FORMATS)
+INPUTS = 6_000 // len(fuzz.FORMATS)
 LONG = 100_000
 
 
@@ -35,9 +35,9 @@ def test_very_many_damaged_files_break_no_rule(name, tmp_path):
 @pytest.mark.parametrize("case", sorted(path.name for path in fuzz.CASES.glob("*-*")))
 def test_files_that_once_broke_a_rule_do_not_any_more(case, tmp_path):
     name = case.rpartition("-")[0]
-    fuzz.read_input(name, fuzz.FORMATS[name].seeds[0], tmp_path)
+    assert not isinstance(fuzz.read_input(name, fuzz.FORMATS[name].seeds[0], tmp_path), Exception)
     files = {path.name: path.read_bytes() for path in (fuzz.CASES / case).iterdir()}
-    fuzz.read_input(name, files, tmp_path)
+    fuzz.read_input(name, files, tmp_path)  # raises Breach for a rule that is broken
 
 
 @pytest.mark.parametrize("name", fuzz.FORMATS)

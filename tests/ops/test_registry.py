@@ -1,4 +1,7 @@
-"""Every registered op of the package is checked."""
+"""Every registered op of the package is checked, on a few cases.
+
+`nanograd-llm gradcheck`, which `.ci/run` starts, takes more cases and plants mistakes in the rules.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from refusals import refusal_problems
 
 import nanograd_llm.ops
 from nanograd_llm.autograd.tensor import Tensor, grad, registry
-from nanograd_llm.gradcheck import every_op, mutants
+from nanograd_llm.gradcheck import every_op
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check import promises
@@ -57,7 +60,7 @@ def test_gradients_are_right(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_gradients_are_right(name):
-    cases = every_op.higher_order_cases(drawn(name))
+    cases = every_op.higher_order_cases(drawn(name))[:2]
     assert cases, "give the op a sample of at most 128 numbers"
     for number, case in enumerate(cases):
         report = every_op.check_case(registry[name], case, order=2, seed=number)
@@ -72,14 +75,6 @@ def test_float32_is_preserved(name):
 @pytest.mark.parametrize("name", FUSED)
 def test_a_fused_op_equals_its_composition(name):
     assert [problem for case in drawn(name) for problem in promises.equality_problems(registry[name], case)] == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_mistake_planted_in_the_rule_is_caught(name):
-    planted = mutants(registry[name])
-    assert any("1 + 1e-9" in mutant.name for mutant in planted)
-    many = list(samples.draw_cases(registry[name], np.random.default_rng(0), 60))  # some need broadcasting
-    assert every_op.surviving_mutants(planted, many) == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if len(registry[name].differentiable) > 1])

@@ -40,7 +40,7 @@ def test_layouts_are_those_of_gradcheck(layout):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(data=strategies.st.data())
 def test_every_case_of_every_op_keeps_its_promises(name, data):
     assert_case(registry[name], data.draw(strategies.cases(registry[name])))
