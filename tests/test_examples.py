@@ -52,12 +52,21 @@ def test_an_example_has_cells_with_titles_and_asserts_what_it_teaches(example: P
 
 
 @each_example
-def test_an_example_runs_by_itself_and_writes_nothing(example: Path, tmp_path: Path) -> None:
+def test_an_example_runs_by_itself_writes_nothing_and_only_its_solutions_are_right(
+    example: Path, tmp_path: Path
+) -> None:
     answer = run(example, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     assert 5 <= len(answer.stdout.splitlines()) <= 60  # enough to read, and no more
     assert list(tmp_path.iterdir()) == []
+    source, printed = example.read_text(encoding="utf-8"), answer.stdout.splitlines()
+    exercises = re.findall(r"^# %% Exercise (\d+): \S", source, flags=re.MULTILINE)
+    assert exercises == re.findall(r"^# %% Solution (\d+)$", source, flags=re.MULTILINE)
+    assert bool(exercises) == (example in LESSONS)
+    for number in exercises:
+        assert f"Exercise {number}: not yet right" in printed
+        assert f"Solution {number}: right" in printed
 
 
 @each_example
@@ -68,16 +77,6 @@ def test_an_example_uses_public_names_only(example: Path) -> None:
 
 def test_the_course_begins_with_five_lessons_that_have_exercises() -> None:
     assert LESSONS[:5] == COURSE[:5]
-
-
-@each_lesson
-def test_an_exercise_fails_as_it_is_given_and_its_solution_passes(lesson: Path, tmp_path: Path) -> None:
-    source, printed = lesson.read_text(encoding="utf-8"), run(lesson, tmp_path).stdout.splitlines()
-    exercises = re.findall(r"^# %% Exercise (\d+): \S", source, flags=re.MULTILINE)
-    assert exercises == re.findall(r"^# %% Solution (\d+)$", source, flags=re.MULTILINE)
-    for number in exercises:
-        assert f"Exercise {number}: not yet right" in printed
-        assert f"Solution {number}: right" in printed
 
 
 def test_an_example_that_teaches_something_false_would_fail(tmp_path: Path) -> None:
