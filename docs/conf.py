@@ -40,6 +40,8 @@ nb_custom_formats = {".py": "course.read"}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+if tags.has("lessons_run_elsewhere"):  # noqa: F821  Sphinx hands `tags` to this file; see `.ci/run`
+    nb_execution_excludepatterns = ["course/*"]
 nb_execution_show_tb = True
 nb_merge_streams = True
 

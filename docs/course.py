@@ -20,7 +20,9 @@ def read(source: str) -> NotebookNode:
         title, comment, rest = re.fullmatch(r"(.*)\n((?:#.*\n)*)((?s:.*))", f"{cell}\n").groups()
         cells.append(new_markdown_cell(f"## {title}\n\n{as_text(re.sub('^# ?', '', comment, flags=re.M))}"))
         cells += code(rest)
-    return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    language = {"name": "python", "pygments_lexer": "ipython3"}  # which a page that is not run cannot ask the kernel
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": language})
 
 
 def code(source: str) -> list[NotebookNode]:
