@@ -236,7 +236,9 @@ class _Check:
         """
         x = function.values[k]
         own = dense(self.rng, x.shape) * sizes(x) * smooth.reshape(x.shape)
-        first = derivative(line(function, function.values, k, own), epsilon=self.precisions.given.epsilon)
+        known = comparison.noise(function, self.precisions) if isinstance(function, Gradient) else 0.0
+        along = line(function, function.values, k, own)
+        first = derivative(along, epsilon=self.precisions.given.epsilon, noise=known)
         if first.why and isinstance(function, Function) and (wide := self.precisions.wide) is not None:
             values = [value.astype(wide.dtype) for value in function.values]
             noise = comparison.noise(function, self.precisions)

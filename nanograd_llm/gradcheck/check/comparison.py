@@ -32,6 +32,8 @@ _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the cotangent need not be known to a millionth
 _NOTHING = 1e-40  # a slope below this part of the cotangent is zero: a complex step leaves 1e-60
 _GROSS = 1e3  # times as large as what rounding explains
+_POINTS = 8  # of a line whose values are kept, at least: the six of one step, and two of the next;
+_KEPT = 2**20  # more, up to so many numbers
 _RETREATS = 10  # times that the inputs are divided by four, to leave the region where a function saturates
 
 Method = Callable[..., Derivative]  # of a Line and the epsilon of its numbers
@@ -312,16 +314,18 @@ def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
 
 
 def noise(function: Differentiable, precisions: Precisions) -> np.ndarray | float:
-    """How far rounding inside the function moves each number of its result, as a multiple of ε."""
+    """How far rounding inside the function moves each number of its result, as a multiple of ε: computed once."""
     if precisions.pair is None:
         return 0.0
-    narrow, wide = precisions.pair
-    found: np.ndarray | float = 0.0
-    for t in (0.0, 2.0**-12, -(2.0**-9)):
-        x = [value.astype(narrow.dtype) * (1 + t) for value in function.values]
-        off = np.abs(function.evaluate([value.astype(wide.dtype) for value in x]) - function.evaluate(x))
-        found = np.maximum(found, np.where(np.isfinite(off), off, 0.0).astype(float) / narrow.epsilon)
-    return found
+    if function not in precisions.noise:
+        narrow, wide = precisions.pair
+        found: np.ndarray | float = 0.0
+        for t in (0.0, 2.0**-12, -(2.0**-9)):
+            x = [value.astype(narrow.dtype) * (1 + t) for value in function.values]
+            off = np.abs(function.evaluate([value.astype(wide.dtype) for value in x]) - function.evaluate(x))
+            found = np.maximum(found, np.where(np.isfinite(off), off, 0.0).astype(float) / narrow.epsilon)
+        precisions.noise[function] = found
+    return precisions.noise[function]
 
 
 def _nudged(
@@ -383,7 +387,17 @@ def slope(
 
 
 def line(function: Differentiable, values: Sequence[np.ndarray], k: int, direction: np.ndarray) -> Line:
-    return lambda t: function.evaluate([*values[:k], values[k] + t * direction, *values[k + 1 :]])
+    """φ(t), which keeps its last values: ladders of halved steps meet the same points again."""
+    kept: dict[complex, np.ndarray] = {}
+
+    def along(t: complex) -> np.ndarray:
+        if t not in kept:
+            kept[t] = function.evaluate([*values[:k], values[k] + t * direction, *values[k + 1 :]])
+            while len(kept) > max(_POINTS, _KEPT // max(1, kept[t].size)):
+                del kept[next(iter(kept))]
+        return kept[t]
+
+    return along
 
 
 def dense(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -35,11 +35,12 @@ class Precisions:
     """The numbers that a function can be computed in.
 
     given: float64, as it is checked.  epsilon_for: of a dtype, the ε of the narrowest float on the function's tape when
-    its inputs have this dtype; raises whatever the function raises.
+    its inputs have this dtype; raises whatever the function raises.  noise: of functions: see `comparison.noise`.
     """
 
     def __init__(self, epsilon: float, c: float, epsilon_for: Callable[[Any], float]):
         self.given = Precision(np.float64, epsilon, c)
+        self.noise: dict[Any, np.ndarray | float] = {}
         self._epsilon_for = epsilon_for
 
     @functools.cached_property
