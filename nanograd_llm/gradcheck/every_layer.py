@@ -81,10 +81,13 @@ def check_layer(
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
-    recorded = {op: None for f, inputs in drawn for op in _ops_of(f, inputs)}
-    survivors = [] if problems else [op.name for op in recorded if not _is_caught(op, drawn)]
+    users: dict[Op, list[Specimen]] = {}
+    for specimen in sorted(drawn, key=_numbers):
+        for op in _ops_of(*specimen):
+            users.setdefault(op, []).append(specimen)
+    survivors = [] if problems else [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    return OpSummary(name, len(drawn), tuple(errors), len(recorded), tuple(survivors), tuple(problems))
+    return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems))
 
 
 def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) -> list[Specimen]:
@@ -164,15 +167,15 @@ def _batch_of(model: Any, seed: int) -> tuple[Any, ...]:
     return batch
 
 
-def _ops_of(f: Callable[..., Tensor], inputs: tuple[Any, ...]) -> list[Op]:
+def _ops_of(f: Callable[..., Tensor], inputs: tuple[Any, ...]) -> set[Op]:
     leaves = [Tensor(x, requires_grad=True) if np.asarray(x).dtype.kind == "f" else x for x in inputs]
-    return [node.op for node in tape_below(f(*leaves)) if not isinstance(node, Tensor)]
+    return {node.op for node in tape_below(f(*leaves)) if not isinstance(node, Tensor)}
 
 
-def _is_caught(op: Op, drawn: list[Specimen]) -> bool:
-    """Is it noticed when all gradients of this op are off by a billionth?"""
+def _is_caught(op: Op, specimens: list[Specimen]) -> bool:
+    """Is it noticed on one of these when all gradients of this op are off by a billionth?"""
     with scaled(op, 1 + 1e-9).planted():
-        return any(not gradcheck(f, *inputs, explain=False).passed for f, inputs in sorted(drawn, key=_numbers))
+        return any(not gradcheck(f, *inputs, explain=False).passed for f, inputs in specimens)
 
 
 def _numbers(specimen: Specimen) -> float:
