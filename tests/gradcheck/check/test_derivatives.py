@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nanograd_llm.gradcheck.check.comparison import line
 from nanograd_llm.gradcheck.check.derivatives import ComplexStepError, complex_step, derivative, differences
 
 EPS = np.finfo(np.float64).eps
@@ -80,3 +81,17 @@ def test_complex_step_refuses_a_real_result():
 def test_derivative_takes_the_complex_step_where_it_is_right():
     found = derivative(lambda t: np.exp(np.asarray(t)))
     assert (found.method, found.step, found.why) == ("complex step", 1e-30, "")
+
+
+@pytest.mark.parametrize("size", [3, 2**20])  # of the larger results only the last few are kept
+def test_no_point_of_a_line_is_evaluated_twice_on_a_ladder(size):
+    points = []
+
+    class Counted:
+        def evaluate(self, values):
+            points.append(float(values[0]))
+            return np.full(size, np.exp(values[0]))
+
+    found = differences(line(Counted(), [np.zeros(())], 0, np.ones(())), enough=1e-7)
+    assert abs(found.value[0] - 1) < 1e-6
+    assert len(points) == len(set(points)) > 6
