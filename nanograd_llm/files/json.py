@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nanograd_llm.errors import BadFileError
@@ -20,6 +22,7 @@ MAX_VALUES = 2**17  # the vocabulary of GPT-2 has 50,257
 BYTES_A_VALUE = 32  # the size limit of a file, for each value that it may hold
 MAX_BYTES = BYTES_A_VALUE * MAX_VALUES
 MAX_DEPTH = 100  # so that an error message can show any part of the object
+MAX_ROW_VALUES = 2**24  # of a file of rows, which is data of the user's own
 
 
 def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES) -> dict[str, Any]:
@@ -28,12 +31,40 @@ def read_json_file(path: str | os.PathLike[str], *, max_values: int = MAX_VALUES
     return read_json_object(content, str(path), max_values=max_values)
 
 
+def read_json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a .json file, which holds a list of them, or of a .jsonl file, which holds one a line.
+
+    Each comes with the words for where it is, "FILE, row 3" or "FILE, line 3". Blank lines are left out.
+    Raises as `read_json_file`; for another kind of file, or one without a row, BadFileError.
+    """
+    kind, content = Path(path).suffix.lower(), read_bytes(path, at_most=BYTES_A_VALUE * MAX_ROW_VALUES)
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if kind not in (".json", ".jsonl"):
+        raise BadFileError(f"{path}: expected a .json with a list of rows, or a .jsonl with a row on each line")
+    if kind == ".jsonl":
+        lines = [(f"{path}, line {n}", line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+        rows: Any = ((where, read_json_object(line, where)) for where, line in lines)
+    else:
+        lines = _parsed(content, str(path), MAX_ROW_VALUES)
+        if not isinstance(lines, list):
+            raise BadFileError(f"{path}: expected a list of rows [{{...}}, ...]; found {type(lines).__name__}")
+        rows = ((where, _object(row, where)) for n, row in enumerate(lines, 1) for where in [f"{path}, row {n}"])
+    if not lines:
+        raise BadFileError(f"{path}: has no row")
+    yield from rows
+
+
 def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parse UTF-8 `text` as a JSON object. `where` says in errors where it comes from.
 
     Raises BadFileError if it is not a JSON object, is too large or nested too deeply, has a duplicate key, or a number
     that is not finite or has more than 40 digits.
     """
+    return _object(_parsed(text, where, max_values), where)
+
+
+def _parsed(text: bytes, where: str, max_values: int) -> Any:
+    """The value that the JSON holds. Raises BadFileError as `read_json_object`."""
     refuse_stand_in(text[:64], where)
     values = text.count(b",") + text.count(b"[") + text.count(b"{")  # an upper bound of the number of values
     if len(text) > BYTES_A_VALUE * max_values or values > max_values:
@@ -42,7 +73,7 @@ def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -
             f"at most {BYTES_A_VALUE * max_values:,} bytes and {max_values:,} values are read"
         )
     try:
-        found = json.loads(
+        return json.loads(
             text.decode("utf-8"),
             object_pairs_hook=unique_keys,
             parse_int=_integer,
@@ -53,6 +84,10 @@ def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -
         raise BadFileError(f"{where}: the JSON is nested too deeply to be read") from None
     except ValueError as error:  # from json, from UTF-8, and from the functions below
         raise BadFileError(f"{where}: not valid JSON: {str(error):.200}") from None
+
+
+def _object(found: Any, where: str) -> dict[str, Any]:
+    """The value, if it is an object that is not nested too deeply. Raises BadFileError."""
     if not isinstance(found, dict):
         raise BadFileError(f"{where}: expected a JSON object {{...}}; found {type(found).__name__}")
     if _is_deeper(found, MAX_DEPTH):

@@ -1,0 +1,103 @@
+"""Questions with their answers, and pairs of answers, from the files that people keep them in: .json or .jsonl.
+
+instruction, output; perhaps input     Alpaca's form
+prompt, completion                     each a text, or messages of a chat
+messages                               of a chat, with a role and a content; the last is the answer
+chosen, rejected                       in place of the answer: one that is wanted, and one that is not
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.json import read_json_rows
+
+FORMS = ("instruction", "output"), ("prompt", "completion"), ("messages",), ("conversations",)
+PAIRS = *((name, "chosen", "rejected") for name in ("instruction", "prompt", "conversations")), ("chosen", "rejected")
+USER, ASSISTANT, SYSTEM = ("user", "human"), ("assistant", "gpt"), ("system",)
+Messages = list[tuple[str, str]]  # (role, content); "" for the role of a text that is no message
+
+
+class Turn(NamedTuple):
+    """A question, the material that it is about, and the answer."""
+
+    instruction: str
+    input: str
+    answer: str
+
+
+class Example(NamedTuple):
+    """Turns of a conversation, mostly one. rejected: an answer to the last that is not wanted; "" if there is none."""
+
+    turns: tuple[Turn, ...]
+    rejected: str = ""
+
+
+def read_examples(path: str | os.PathLike[str], *, pairs: bool = False) -> list[Example]:
+    """The examples of a file; with `pairs` each has a rejected answer as well.
+
+    Raises BadFileError, with the row or the line, for other keys, an empty question or answer, messages out of order,
+    or a pair of two equal answers; otherwise as `read_json_rows` does.
+    """
+    return [_example(row, where, PAIRS if pairs else FORMS) for where, row in read_json_rows(path)]
+
+
+def _example(row: Mapping[str, Any], where: str, forms: Sequence[tuple[str, ...]]) -> Example:
+    form = next((form for form in forms if row.keys() >= {*form}), None)
+    if form is None:
+        expected = "; or ".join(" and ".join(form) for form in forms)
+        raise BadFileError(f"{where}: has {', '.join(map(repr, row)) or 'no keys'}; expected {expected}")
+    parts = [_messages(row[name], f"{where}: {name}") for name in form]
+    if form[0] in ("chosen", "messages") or form == ("conversations",):
+        history, answers = parts[0][:-1], [part[-1:] for part in parts]
+        if any(part[:-1] != history for part in parts):
+            raise BadFileError(f"{where}: chosen and rejected differ before their last messages; they need one prompt")
+    else:
+        history, *answers = parts
+    found = []
+    for name, messages in zip(form[-len(answers) :], answers):
+        if len(messages) != 1 or messages[0][0] not in ("", *ASSISTANT) or not messages[0][1].strip():
+            raise BadFileError(f"{where}: {name} gives no answer; expected a text, or a last message of the assistant")
+        found.append(messages[0][1].strip())
+    if found[0] == found[-1] and len(found) > 1:
+        raise BadFileError(f"{where}: chosen and rejected are equal, {found[0]!r:.50}; give two answers, or remove it")
+    *turns, last = _turns(history, where)
+    material = _messages(row.get("input") or "", f"{where}: input")[0][1].strip() if form[0] == "instruction" else ""
+    return Example((*turns, last._replace(input=material, answer=found[0])), *found[1:])
+
+
+def _messages(value: Any, where: str) -> Messages:
+    """A text, a message or a list of messages, as a list."""
+    if isinstance(value, str):
+        return [("", value)]
+    found = []
+    for message in value if isinstance(value, list) else [value]:
+        role, content = ([message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value"))]
+                         if isinstance(message, dict) else (None, None))  # fmt: skip
+        if not isinstance(content, str) or role not in (*SYSTEM, *USER, *ASSISTANT):
+            raise BadFileError(f"{where} has {message!r:.80}; expected a text, or messages with a role and a content")
+        found.append((role, content))
+    return found
+
+
+def _turns(history: Messages, where: str) -> list[Turn]:
+    """The turns before the last answer, of which the last has no answer yet. What the system says is put before."""
+    turns, before, question = [], "", ""
+    for role, content in history:
+        if role in SYSTEM and content.strip():
+            before = f"{content.strip()}\n\n"
+        elif role in ASSISTANT and question and content.strip():
+            turns.append(Turn(question, "", content.strip()))
+            question = ""
+        elif role in ("", *USER) and not question and content.strip():
+            before, question = "", before + content.strip()
+        elif role not in SYSTEM:
+            raise BadFileError(
+                f"{where}: {content!r:.50} is empty or out of turn; expected questions and answers in turn"
+            )
+    if not question:
+        raise BadFileError(f"{where}: has no question before its answer")
+    return [*turns, Turn(question, "", "")]
