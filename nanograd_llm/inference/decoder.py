@@ -17,6 +17,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.nn import Block, LayerNorm, Linear, MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS
@@ -28,7 +29,9 @@ def can_decode(model: GPT) -> bool:
 
     In `checked()` mode the answer is no, since that looks at every op.
     """
-    modules, plain = dict(model.named_modules()), dict(GPT(model.config, seed=None).named_modules())
+    if type(model) not in (GPT, PreferenceGPT):  # which differ in their loss alone
+        return False
+    modules, plain = dict(model.named_modules()), dict(type(model)(model.config, seed=None).named_modules())
     arrays = [parameter.data for parameter in model.parameters()]
     return (
         [(name, type(module)) for name, module in modules.items()] == [(name, type(m)) for name, m in plain.items()]

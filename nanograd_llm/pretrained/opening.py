@@ -53,5 +53,7 @@ def save_pretrained(
     beside: as for `save_bert`; nothing for other models.
     """
     require_type("model", model, tuple(SAVERS), "a GPT, a BERT or an EncoderDecoder")
+    saver = next(saver for kind, saver in SAVERS.items() if isinstance(model, kind))
     more = {"beside": beside} if beside else {}
-    return SAVERS[type(model)](model, folder, tokenizer, form=form, **more)
+    saved: list[Path] = saver(model, folder, tokenizer, form=form, **more)
+    return saved

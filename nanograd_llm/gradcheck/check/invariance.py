@@ -21,7 +21,7 @@ from nanograd_llm.gradcheck.check.rounding import DEPTH, nudged, widened
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import IGNORE_INDEX
 
-_Batch = tuple[np.ndarray, ...]  # tokens, targets, and perhaps lengths
+_Batch = tuple[np.ndarray, ...]  # tokens, targets, and perhaps lengths or other arrays
 _Layout = tuple[str, list[_Batch]]  # in words, and the pieces that the batch is cut into
 
 
@@ -30,18 +30,25 @@ class SplitError(NanogradError, AssertionError):
 
 
 def assert_split_invariant(
-    loss: Callable[..., Tensor], batch: tuple[Any, ...], *, columns: bool = True, seed: int = 0
+    loss: Callable[..., Tensor],
+    batch: tuple[Any, ...],
+    *,
+    columns: bool = True,
+    seed: int = 0,
+    count: Callable[..., int] = lambda tokens, targets, *others: count_targets(targets),
 ) -> None:
     """Raise SplitError unless the loss and its gradients are the same however the batch is laid out.
 
     loss: `loss(tokens, targets)`, a mean over the targets that are not -100, such as `model.loss`; without dropout. For
         a model that takes the lengths of its rows, such as BERT, `loss(tokens, targets, lengths)`.
-    batch: tokens and targets, arrays of at least two rows and of any further axes; and then lengths (B,): how many
-        tokens of each row are real, to which all targets belong that are not -100.
+    batch: tokens and targets, arrays of at least two rows and of any further axes, the last of which is time; and then
+        lengths (B,), integers: how many tokens of each row are real, to which all targets belong that are not -100; or
+        other numbers of each row, such as those of a reference.
     columns: also put padding in place of the last two columns (behind them where there are only two), which must be as
         if they were cut off. For a model in which later tokens do not reach earlier ones, or that is given lengths:
         then padding is put behind, and in place of what stands behind the length of each row.
     seed: of the cuts, the order and the tokens of the padding.
+    count: how many items the loss of a batch is a mean over, such as `model.loss_count`, if not the targets.
 
     Tried: single rows, halves, two random cuts, two random orders, rows of padding on both ends, columns of padding,
     other tokens as padding.
@@ -51,9 +58,12 @@ def assert_split_invariant(
     Raises GraphError for a loss that is no scalar Tensor or reaches no leaf, ShapeError for a batch that cannot be cut.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-        raise ShapeError(f"a batch is a pair (tokens, targets), or (tokens, targets, lengths); got {batch!r:.100}")
+        raise ShapeError(
+            f"a batch is a pair (tokens, targets), or these and lengths or other numbers; got {batch!r:.100}"
+        )
     whole = tuple([np.asarray(part) for part in batch])
-    tokens, targets, *lengths = whole
+    tokens, targets, *others = whole
+    lengths = [part for part in others if part.dtype.kind in "iu"]
     if tokens.ndim < 1 or targets.ndim < 1 or len({len(part) for part in whole if part.ndim}) > 1 or len(tokens) < 2:
         raise ShapeError(
             f"a batch to cut is (tokens, targets) of the same number of rows, two at least; got {tokens.shape} and "
@@ -64,18 +74,18 @@ def assert_split_invariant(
     if lengths:
         _require_lengths(*whole)
     function, rng = Function(functools.partial(loss, *whole), ()), np.random.default_rng(seed)
-    _hold(loss, function, whole, _layouts(whole, rng), "", rng)
+    _hold(loss, count, function, whole, _layouts(whole, rng), "", rng)
     if columns and tokens.ndim > 1 and (targets.ndim > 1 or lengths):
-        if not lengths and tokens[:, :-2].size and count_targets(targets[:, :-2]):
-            whole = tokens[:, :-2], targets[:, :-2]
-        layouts = [("two columns of padding", [_padded(whole, 1, (0, 2), rng)])]
+        if not lengths and tokens[..., :-2].size and count_targets(targets[..., :-2]):
+            whole = tokens[..., :-2], targets[..., :-2], *others
+        layouts = [("two columns of padding", [_padded(whole, tokens.ndim - 1, (0, 2), rng)])]
         hint = " Where later tokens reach earlier ones, or there is no room for padding, pass columns=False."
         if lengths:
             is_real = np.arange(tokens.shape[1]) < lengths[0][:, None]
-            others = np.where(is_real, tokens, rng.permutation(tokens.reshape(-1)).reshape(tokens.shape))
-            layouts.append(("other tokens as padding", [(others, targets, *lengths)]))
+            fresh = np.where(is_real, tokens, rng.permutation(tokens.reshape(-1)).reshape(tokens.shape))
+            layouts.append(("other tokens as padding", [(fresh, targets, *lengths)]))
             hint = " Where there is no room for padding, pass columns=False."
-        _hold(loss, function, whole, layouts, hint, rng)
+        _hold(loss, count, function, whole, layouts, hint, rng)
 
 
 def _require_lengths(tokens: np.ndarray, targets: np.ndarray, lengths: np.ndarray) -> None:
@@ -89,6 +99,7 @@ def _require_lengths(tokens: np.ndarray, targets: np.ndarray, lengths: np.ndarra
 
 def _hold(
     loss: Callable[..., Tensor],
+    count: Callable[..., int],
     function: Function,
     batch: _Batch,
     layouts: Iterable[_Layout],
@@ -96,22 +107,26 @@ def _hold(
     rng: np.random.Generator,
 ) -> None:
     """Raise SplitError where one of these layouts gives something else than the batch as it is."""
-    held, total = function.held_by_name(), count_targets(batch[1])
+    held, total = function.held_by_name(), count(*batch)
     arrays = [leaf.data for leaf in function.held]
     epsilon = max(float(np.finfo(a.dtype).eps) for a in arrays)
-    whole, _ = _evaluate(loss, function.held, [batch], total)
-    _, terms = _evaluate(loss, function.held, [tuple([x[None] for x in row]) for row in zip(*batch)], total)
+
+    def evaluate(pieces: Sequence[_Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return _evaluate(loss, function.held, [(count(*piece) / total, piece) for piece in pieces])
+
+    whole, _ = evaluate([batch])
+    _, terms = evaluate([tuple([x[None] for x in row]) for row in zip(*batch)])
 
     def again(pieces: Sequence[_Batch], place: int) -> np.ndarray:
         with function.borrowed():
             for leaf, near in zip(function.held, nudged(arrays, rng)):
                 leaf.data = near
-            one, other = (_evaluate(loss, function.held, cut, total)[0][place] for cut in ([batch], pieces))
+            one, other = (evaluate(cut)[0][place] for cut in ([batch], pieces))
         return (one - other).reshape(-1)
 
     for layout, pieces in layouts:
         try:
-            found, _ = _evaluate(loss, function.held, pieces, total)
+            found, _ = evaluate(pieces)
         except NanogradError as error:
             raise ShapeError(f"the loss does not run on {layout}: {error}.{hint}") from error
         for place, (name, a, b, size) in enumerate(zip(["loss", *held], whole, found, terms)):
@@ -130,12 +145,11 @@ def _hold(
 
 
 def _evaluate(
-    loss: Callable[..., Tensor], leaves: Sequence[Tensor], pieces: Sequence[_Batch], total: int
+    loss: Callable[..., Tensor], leaves: Sequence[Tensor], pieces: Sequence[tuple[float, _Batch]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Loss and gradients over these pieces together, and the sum of the sizes of what each adds."""
+    """Loss and gradients over pieces, each with its share, together; and the sum of the sizes of what each adds."""
     sums = sizes = [np.zeros(())] * (1 + len(leaves))
-    for piece in pieces:
-        share = count_targets(piece[1]) / total
+    for share, piece in pieces:
         if share:
             y = loss(*piece)
             if not isinstance(y, Tensor) or y.shape != ():
@@ -166,10 +180,12 @@ def _layouts(batch: _Batch, rng: np.random.Generator) -> Iterator[_Layout]:
 
 def _padded(batch: _Batch, axis: int, width: tuple[int, int], rng: np.random.Generator) -> _Batch:
     """More entries before and behind an axis: tokens that occur, ignored targets; a new row has the whole length."""
-    tokens, targets, *lengths = batch
+    tokens, targets, *others = batch
     widths = [(0, 0)] * axis + [width] + [(0, 0)] * max(tokens.ndim, targets.ndim)
     new = np.pad(np.zeros(tokens.shape, bool), widths[: tokens.ndim], constant_values=True)
     padded = np.pad(tokens, widths[: tokens.ndim])
     padded[new] = rng.choice(tokens.reshape(-1), int(new.sum()))
-    more = [np.pad(part, widths[:1], constant_values=tokens.shape[1]) for part in lengths]
+    more = [
+        np.pad(part, [*widths[:1], *[(0, 0)] * (part.ndim - 1)], constant_values=tokens.shape[-1]) for part in others
+    ]
     return padded, np.pad(targets, widths[: targets.ndim], constant_values=IGNORE_INDEX), *more
