@@ -6,20 +6,22 @@ import contextlib
 import dataclasses
 import secrets
 import sys
+from typing import Any
 
-from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.generate import SAMPLING
+from nanograd_llm.cli.options import NOTHING, Given, Model, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
-from nanograd_llm.inference import Conversation, Sampling
+from nanograd_llm.inference import Conversation, Dialogue
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.settings import printable
 
 
-@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a random one"}))
+@with_options(sampling=SAMPLING)
 def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
     """Take turns with a model: you write a line, it writes the next. An empty line adds nothing.
 
     Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text;
-    it does not answer questions.
+    it does not answer questions. One that was trained on instructions answers them, and sees the earlier turns.
 
     Parameters
     ----------
@@ -29,15 +31,23 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
     from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.text.template import template_beside
 
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
-    strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
-    conversation = Conversation(loaded, tokenizer, max_new_tokens=max_new_tokens, sampling=strategy)
+    template = template_beside(opened.path)
+    own = {"seed": secrets.randbelow(10**6)} | ({} if template is None else {"temperature": 0})
+    settings: Any = {"max_new_tokens": max_new_tokens, "sampling": dataclasses.replace(PROSE, **{**own, **sampling})}
+    conversation: Conversation | Dialogue
+    if template is None:
+        conversation = Conversation(loaded, tokenizer, **settings)
+    else:
+        conversation = Dialogue(loaded, tokenizer, template, **settings)
     accept_any_input()
     prompt = ""
     if sys.stdin.isatty():
-        print("Type a line; the model continues it. Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat.")
+        does = "continues" if template is None else "answers"
+        print(f"Type a line; the model {does} it. Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat.")
         prompt = "> "
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  for the arrow keys, which edit the line or recall earlier ones

@@ -12,8 +12,11 @@ from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.inference.writing import default_prompt
 
+_SHOWN = {**vars(PROSE), "temperature": f"{PROSE.temperature}; 0 for a model that answers", "seed": "a random one"}
+SAMPLING = options(Sampling, "Sampling", shown=_SHOWN)
 
-@with_options(sampling=options(Sampling, "Sampling", shown={**vars(PROSE), "seed": "a random one"}))
+
+@with_options(sampling=SAMPLING)
 def generate(
     model: Model,
     prompt: str | None = None,
@@ -21,9 +24,13 @@ def generate(
     *,
     max_new_tokens: int = 200,
     cache: bool = True,
+    raw: bool = False,
     sampling: Given = NOTHING,
 ) -> None:
     """Continue a prompt with a model; the text appears while it is generated.
+
+    A model that was trained on instructions answers it: the prompt is put into the template of the model, and the
+    answer alone is written.
 
     Parameters
     ----------
@@ -34,20 +41,26 @@ def generate(
         Tokens to write; fewer if the model ends the text.
     cache
         Keep keys and values instead of computing them again, which is faster; the text is the same.
+    raw
+        Continue the prompt as it is, without a template.
     """
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.text.template import template_beside
 
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     if prompt is None and not sys.stdin.isatty():
         accept_any_input()
         prompt = sys.stdin.read().removesuffix("\n")
+    template = template_beside(opened.path) if prompt and not raw else None
     prompt = prompt or default_prompt(tokenizer)
-    ids = tokenizer.encode(prompt)
-    strategy = dataclasses.replace(PROSE, **{"seed": secrets.randbelow(10**6), **sampling})
+    ids = tokenizer.encode(prompt if template is None else template.fill(prompt))
+    own = {"seed": secrets.randbelow(10**6)} | ({} if template is None else {"temperature": 0})
+    strategy = dataclasses.replace(PROSE, **{**own, **sampling})
     pieces = stream_text(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=strategy, cache=cache)
-    print(written(prompt + next(pieces, "")), end="", flush=True)  # an error comes before it
+    begin = prompt if template is None else ""
+    print(written(begin + next(pieces, "")), end="", flush=True)  # an error comes before it
     for piece in pieces:
         print(written(piece), end="", flush=True)
     print(flush=True)

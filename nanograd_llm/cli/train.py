@@ -17,7 +17,8 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, resume_run, tables_of
+from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, prepare_task, resume_run, tables_of
+from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -89,6 +90,7 @@ def train(
     ] = None,
     out: Path | None = None,
     resume: Path | None = None,
+    show_batch: bool = False,
     settings: Given = NOTHING,
 ) -> int:
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
@@ -111,10 +113,19 @@ def train(
     resume
         The folder of a run that was stopped, to go on with it as if it had not been. Of all options, only those of its
         length, workers and saving can be given beside this, such as --steps, for a longer run.
+    show_batch
+        Show the first batch and end, before anything is trained or written: each token with its role, and whether it
+        counts in the loss. For instruction and preference.
     """
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
     options = settings if file is None else {**settings, "file": file}
+    if show_batch:
+        task = prepare_task(options=options, file=config, preset=preset)
+        if not isinstance(task, Answering):
+            raise ConfigError(f"show_batch is for the tasks instruction and preference; this is {task.name}")
+        print(written(task.show_batch()))
+        return 0
     with waiting("starting", lines=True) as tell:
 
         def report(doing: str, share: float) -> None:

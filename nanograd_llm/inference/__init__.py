@@ -7,11 +7,12 @@ from nanograd_llm.inference.fill import Guess, fill
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.inference.translate import BeamSearch, show_attention, stream_translation, translate
-from nanograd_llm.inference.writing import Conversation, stream_text
+from nanograd_llm.inference.writing import Conversation, Dialogue, stream_text
 
 __all__ = [
     "BeamSearch",
     "Conversation",
+    "Dialogue",
     "Evaluation",
     "Guess",
     "Sampling",

@@ -1,4 +1,4 @@
-"""The text of a model while it is generated, and a text that a person and a model write in turn."""
+"""The text of a model while it is generated, and a text or a dialogue that a person and a model write in turn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nanograd_llm.inference.generate import stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.text import Tokenizer
+from nanograd_llm.text.template import Template
 
 
 def stream_text(
@@ -89,3 +90,52 @@ class Conversation:
 
     def _add(self, text: str) -> None:
         self.ids = np.concatenate([self.ids, self.tokenizer.encode(text)])
+
+
+class Dialogue:
+    """Questions of a person and answers of a model that was trained with this template, each ended by end-of-text.
+
+    The model sees all turns that its context has room for; the oldest are left out first.
+    max_new_tokens: of one answer, which ends earlier if the model ends it.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        template: Template,
+        *,
+        max_new_tokens: int = 200,
+        sampling: Sampling | None = None,
+    ):
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.turns: list[np.ndarray] = []  # ids of a question and its answer
+
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Ask a question; yields the answer in pieces. Of an answer that the caller ends early, what came is kept.
+
+        An empty line asks nothing. Raises IndexRangeError, and keeps nothing, if the tokenizer lacks a character of it.
+        """
+        if not text.strip():
+            return
+        question = self.tokenizer.encode(self.template.fill(text))
+        context = self.model.config.context_length
+        room = context - min(self.max_new_tokens, context // 2) - len(question)
+        while self.turns and sum(map(len, self.turns)) > room:
+            del self.turns[0]
+        answer: list[int] = []
+
+        def kept() -> Iterator[int]:
+            for (token,) in stream(self.model, prompt, max_new_tokens=self.max_new_tokens, sampling=self.sampling):
+                if token is None or token == self.tokenizer.end_of_text:
+                    return
+                answer.append(token)
+                yield token
+
+        prompt = np.concatenate([*self.turns, question])
+        try:
+            yield from self.tokenizer.decode_stream(kept())
+        finally:
+            end = [] if self.tokenizer.end_of_text is None else [self.tokenizer.end_of_text]
+            self.turns.append(np.array([*question, *answer, *end], np.int32))

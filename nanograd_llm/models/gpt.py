@@ -121,7 +121,7 @@ class GPT(Module):
         real = reaching_targets(*batch)
         return super().loss_costs(*batch) if real is None else real.sum(axis=-1)
 
-    def example_batch(self, draw: Any) -> tuple[np.ndarray, np.ndarray]:
+    def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
         """See `Module.example_batch`: (tokens, targets)"""
         tokens, targets = draw.integers(0, self.config.vocab_size, (2, 2, min(8, self.config.context_length)))
         targets[0, 0] = IGNORE_INDEX

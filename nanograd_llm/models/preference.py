@@ -15,6 +15,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor, array_of
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT, GPTConfig
+from nanograd_llm.models.inputs import reaching_targets
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
 
@@ -39,10 +40,10 @@ class PreferenceGPT(GPT):
         ids, wanted = np.asarray(array_of(tokens)), np.asarray(array_of(targets))
         if ids.ndim != 3 or ids.shape[1] != 2 or ids.shape != wanted.shape:
             raise ShapeError(f"tokens and targets of pairs are (B, 2, T); got {ids.shape} and {wanted.shape}")
-        x = self.hidden(ids.reshape(-1, ids.shape[2]))  # (2B, T, C)
-        wanted = wanted.reshape(x.shape[:2])
-        places = np.nonzero(wanted != IGNORE_INDEX)  # the head is computed for these alone
-        logits = ops.linear(x[places], self.head_table.T)  # (N, C)·(C, V) -> (N, V)
+        ids, wanted = (array.reshape(-1, ids.shape[2]) for array in (ids, wanted))  # (2B, T)
+        real, places = reaching_targets(ids, wanted), wanted != IGNORE_INDEX
+        x = self.hidden(ids, real=real)[places if real is None else places[real]]  # only what the head is computed for
+        logits = ops.linear(x, self.head_table.T)  # (N, C)·(C, V) -> (N, V)
         losses = ops.cross_entropy(logits, wanted[places], reduction="none")  # (N)
         return -ops.sum(ops.scatter(losses, index=places, shape=wanted.shape), axis=1).reshape((-1, 2))
 
@@ -70,6 +71,11 @@ class PreferenceGPT(GPT):
         tokens, targets = draw.integers(0, self.config.vocab_size, (2, 3, 2, min(4, self.config.context_length)))
         targets[0, 0, 0] = targets[2] = IGNORE_INDEX
         return tokens, targets, draw(3, 2)
+
+    def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
+        """The tokens of each pair that `loss` computes."""
+        tokens, targets = (array.reshape(-1, array.shape[2]) for array in batch[:2])
+        return super().loss_costs(tokens, targets).reshape(-1, 2).sum(axis=1)
 
     def loss_count(self, *batch: np.ndarray) -> int:
         """How many pairs have targets in both answers."""

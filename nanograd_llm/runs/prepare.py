@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 LENGTHS = {"steps", "minutes"}
 CHANGEABLE = (*sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")  # when a run is resumed
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
-HIGHER_RATE = (
-    10  # that of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret")
-)
+# The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
+HIGHER_RATE = 10
 
 PathLike = str | os.PathLike[str]
 
@@ -74,7 +73,31 @@ def prepare_run(
     Raises ConfigError for settings that are out of range, contradict each other, or belong to another task, and
     BadFileError for those in the file.
     """
-    options, asked = options or {}, asked or {}
+    if out is None:
+        with storage_errors("runs: cannot make a run folder there", "name one with --out"):
+            require_writable("runs")
+    else:
+        RunFolder.require_free(out)  # before the work of making the task
+    task, name, own = _prepared(asked or {}, options or {}, file, preset, report)
+    return Run(out, task, name, **own)
+
+
+def prepare_task(
+    asked: Tables | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    file: PathLike | None = None,
+    preset: str | None = None,
+    report: Report = lambda doing, share: None,
+) -> NamedTask:
+    """The task of the run that `prepare_run` would give: nothing is written."""
+    return _prepared(asked or {}, options or {}, file, preset, report)[0]
+
+
+def _prepared(
+    asked: Tables, options: Mapping[str, Any], file: PathLike | None, preset: str | None, report: Report
+) -> tuple[NamedTask, str, dict[str, Any]]:
+    """The task of these settings, a name for its runs, and the settings of the run."""
     content = {} if file is None else read_toml(file)
     task = _task_of(options.get("task") or asked.get("run", {}).get("task"), content, file)
     checked = {} if file is None else _checked(task, content, file)
@@ -90,17 +113,12 @@ def prepare_run(
         require_choice("preset", preset, task.presets)
         if source is None and "model" in content:
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
-    if out is None:
-        with storage_errors("runs: cannot make a run folder there", "name one with --out"):
-            require_writable("runs")
-    else:
-        RunFolder.require_free(out)  # before the work of making the task
     start = None if source is None else _opened(source)
     made = task.made(Request(settings, given, written, str(file), preset, start, report))
     if adapters is not None and "learning_rate" not in settings["train"]:
         made.training = dataclasses.replace(made.training, learning_rate=HIGHER_RATE * made.training.learning_rate)
     name = "tuned" if start else preset or (*task.presets, task.name)[0]
-    return Run(out, made, name, adapters, **settings["run"])
+    return made, name, {"adapters": adapters, **settings["run"]}
 
 
 def resume_run(

@@ -12,6 +12,8 @@ TASKS = {  # the module here, and the class in it
     "translation": "translation Translation",
     "masked-words": "masked_words MaskedWords",
     "classification": "classification Classification",
+    "instruction": "instruction Instructions",
+    "preference": "preference Preferences",
 }
 DEFAULT = "language-model"
 

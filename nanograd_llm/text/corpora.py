@@ -39,8 +39,8 @@ def decoded(data: bytes, name: str) -> str:
     UTF-16 is named as that: with its mark, or where nearly every second byte is 0.
     """
     head = data[: 2**16]
-    zeros = max(head[::2].count(0), head[1::2].count(0))
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and zeros > len(head) // 3):
+    few, many = sorted((head[::2].count(0), head[1::2].count(0)))
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and many > len(head) // 3 and few < many // 2):
         raise BadFileError(f"{name} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")

@@ -9,9 +9,10 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.errors import IndexRangeError
-from nanograd_llm.inference import Conversation, Sampling, generate, stream_text, writing
+from nanograd_llm.inference import Conversation, Dialogue, Sampling, generate, stream_text, writing
 from nanograd_llm.inference.writing import default_prompt
 from nanograd_llm.text import ByteTokenizer, CharTokenizer, Tokenizer
+from nanograd_llm.text.template import Template
 
 BYTES = ByteTokenizer()
 GREEDY = Sampling(temperature=0)
@@ -121,3 +122,38 @@ def test_a_line_that_the_tokenizer_cannot_read_adds_nothing_to_a_conversation() 
     with pytest.raises(IndexRangeError, match="character 'x' at position 1"):
         list(talk.reply("axe"))
     assert talk.ids.tolist() == before
+
+
+# A dialogue
+
+
+def test_a_dialogue_shows_the_model_each_turn_in_its_template_and_its_end(model: GPT, monkeypatch: Any) -> None:
+    shown = spoken(monkeypatch, "no<|endoftext|>more", "yes<|endoftext|>")
+    talk = Dialogue(model, BYTES, Template("Q {instruction}\nA "), max_new_tokens=10)
+    assert "".join(talk.reply("Hi")) == "no"
+    assert "".join(talk.reply(" ")) == ""
+    assert "".join(talk.reply("So")) == "yes"
+    assert shown == ["Q Hi\nA ", "Q Hi\nA no<|endoftext|>Q So\nA "]
+
+
+def test_a_dialogue_leaves_out_its_oldest_turns_where_there_is_no_room(model: GPT, monkeypatch: Any) -> None:
+    shown = spoken(monkeypatch, *["1234<|endoftext|>"] * 4)
+    talk = Dialogue(model, BYTES, Template("{instruction}:"), max_new_tokens=16)
+    for question in ("a", "b", "c", "d"):
+        list(talk.reply(question))
+    assert [text.replace("<|endoftext|>", ".") for text in shown] == [
+        "a:",
+        "a:1234.b:",
+        "a:1234.b:1234.c:",
+        "b:1234.c:1234.d:",
+    ]
+
+
+def test_a_reply_of_a_dialogue_that_ends_early_keeps_what_came(model: GPT, monkeypatch: Any) -> None:
+    shown = spoken(monkeypatch, "abcdef", "x")
+    talk = Dialogue(model, BYTES, Template("{instruction}:"))
+    reply = talk.reply("a")
+    assert next(reply) + next(reply) == "ab"
+    reply.close()
+    list(talk.reply("b"))
+    assert shown[1].replace("<|endoftext|>", ".") == "a:ab.b:"

@@ -1,0 +1,340 @@
+"""What the tasks of answers share: a GPT reads a prompt, and learns what follows it, up to the end of text.
+
+A prompt and its answer are tokenized apart, so no token crosses the border between them; a model that answers gets the
+prompt in the same tokens. Every token has a role, by which it counts in the loss or not.
+
+B batch, T time, N rows
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from nanograd_llm.backend.threads import blas_threads
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.inference.generate import generate
+from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
+from nanograd_llm.tasks.questions import builtin_examples
+from nanograd_llm.tasks.task import Report, Request, Sample, absolute_path
+from nanograd_llm.text.examples import Example, read_examples
+from nanograd_llm.text.template import TEMPLATES, Template, template_beside
+from nanograd_llm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
+
+PROMPT, ANSWER, IGNORED = range(3)  # roles of tokens: an answer is ignored where it only leads to a later one
+ROLES = "prompt", "answer", "ignored"
+AT_ONCE = 2**14  # tokens of rows that are computed together
+SHOWN = 3  # rows of a batch that are shown
+
+
+class ExamplesConfig(Settings):
+    """Which questions and answers, and how they become rows of ids. Raises ConfigError naming the field."""
+
+    file: str | None = setting(
+        "A .json or .jsonl in a form of Alpaca, of prompt and completion, or of messages; built-in questions if not "
+        "given.",
+        default=None,
+    )
+    template: str | None = setting(
+        f"Text of a prompt, with {{instruction}} and {{input}}, or the name of one ({', '.join(TEMPLATES)}); that of "
+        "the model, or plain, if not given.",
+        default=None,
+    )
+    max_length: int | None = setting(
+        "Tokens of a row, prompt and answer; the model's context_length if not given.", default=None, low=2
+    )
+    too_long: str = setting(
+        "What to do with rows of more tokens: refuse them all, leave them out, or truncate their prompts at the start.",
+        default="refuse",
+        choices=("refuse", "leave-out", "truncate"),
+    )
+    held_out: float = setting(
+        "Share of the questions, chosen by their hash, that is scored and never trained on.",
+        default=0.1,
+        low=0.001,
+        high=0.9,
+    )
+
+
+class Row(NamedTuple):
+    """Tokens of a prompt and its answer, with the role of each."""
+
+    ids: np.ndarray
+    roles: np.ndarray
+
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens there are before the last answer."""
+        return int(np.flatnonzero(self.roles != ANSWER)[-1]) + 1
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """The tokens before the last answer."""
+        return self.ids[: self.prompt_length]
+
+    @property
+    def answer(self) -> np.ndarray:
+        """The tokens of the last answer, without its end of text."""
+        return self.ids[self.prompt_length : -1]
+
+
+class Answering:
+    """What `Instructions` and `Preferences` have in common, each a `Task`.
+
+    examples: the questions and answers. model: the config of the start, where dropout and the like may differ.
+    training: how, and for how long. start: the model to train further, as `open_model` gives it.
+    report: called with what is being done, and the share of it that is done.
+    Raises ConfigError for a model without an end of text, ShapeError for rows that are too long, or that teach nothing.
+    """
+
+    name: ClassVar[str]
+    table: ClassVar[str]  # the name of its settings
+    tables: ClassVar[Mapping[str, type[Settings]]]
+    pairs: ClassVar[bool]  # does an example have a rejected answer?
+    free: ClassVar[Collection[str]] = TRAINING_ONLY  # settings of the model that may differ from the start's
+    rate: ClassVar[float]  # the learning rate for the 768 channels of GPT-2
+    batch_sizes: ClassVar[tuple[int, int]]  # of a model of up to 256 channels, and of a wider one
+    builtin: ClassVar[tuple[int, int]]  # of the built-in questions: how many are learned and held out at most
+    used_by = "generate"
+    model_class: ClassVar[type[GPT]] = GPT
+    presets: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def made(cls, request: Request) -> Any:
+        """See `NamedTask.made`. The learning rate falls with the square of the width, as nano and GPT-2 need it."""
+        start, sizes = request.start, request.settings["model"]
+        if start is None:
+            raise ConfigError(
+                f"the task {cls.name} starts from a trained model; give it with init, such as runs/nano-1"
+            )
+        request.require_start(GPT)
+        request.refuse(model={*request.asked["model"]} - {*cls.free})
+        request.require_sizes(start.config, TRAINING_ONLY)
+        changes = {name: sizes.get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
+        width = start.config.n_embd
+        recipe = {"learning_rate": cls.rate * (768 / width) ** 2, "batch_size": cls.batch_sizes[width > 256]}
+        training = TrainConfig(**{**recipe, **request.settings["train"]})
+        examples: Any = cls.tables[cls.table](**request.settings[cls.table])
+        model = dataclasses.replace(start.config, **changes)
+        return cls(examples, model, training, start=start, report=request.report)
+
+    def __init__(
+        self,
+        examples: ExamplesConfig,
+        model: GPTConfig,
+        training: TrainConfig,
+        *,
+        start: Opened[Any],
+        report: Report = lambda doing, share: None,
+    ):
+        self.training, self.init = training, absolute_path(start.source)
+        self.max_length = examples.max_length or model.context_length
+        if self.max_length > model.context_length:
+            raise ConfigError(f"max_length is {self.max_length}; the model takes {model.context_length} tokens at most")
+        report("reading the tokenizer", 0)
+        self.tokenizer = start.tokenizer()
+        if self.tokenizer.end_of_text is None:
+            raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
+        self.end = self.tokenizer.end_of_text
+        own = template_beside(start.path) if examples.template is None else Template.of(examples.template)
+        self.template = own or Template.of("plain")
+        self.examples = dataclasses.replace(examples, template=self.template.text)
+        report(f"reading {self.where}", 0)
+        if examples.file is None:
+            both = split_by_hash(builtin_examples(pairs=self.pairs), examples.held_out, self.where)
+            learned, held_out = (part[:most] for part, most in zip(both, self.builtin))
+        else:
+            found = read_examples(examples.file, pairs=self.pairs)
+            learned, held_out = split_by_hash(found, examples.held_out, self.where)
+        self.first = learned[0].turns[-1].instruction
+        report("encoding the rows", 0)
+        self.shortened = self.left_out = 0
+        self.learned, self.held_out = self._fitting(learned), self._fitting(held_out)
+        self.model = self.make_model(model)
+        self.model.load_state_dict(start.model().state_dict(), assign=True)
+        self.begin(report)
+
+    def make_model(self, config: GPTConfig) -> GPT:
+        """The model, without weights."""
+        return GPT(config, seed=None)
+
+    def begin(self, report: Report) -> None:
+        """Look at the first batch. Raises ShapeError unless an answer counts in it, and its end of text with it."""
+        targets = self.batch(0)[1]
+        if not (targets != IGNORE_INDEX).any():
+            raise ShapeError("no token of the first batch counts in the loss, so nothing would be learned")
+        if not (targets == self.end).any():
+            raise ShapeError("no end of text counts in the loss, so the model would never learn to end its answers")
+
+    @property
+    def where(self) -> str:
+        """What the examples are from, in words."""
+        return self.examples.file or "the built-in questions"
+
+    def _fitting(self, examples: list[Example]) -> list[tuple[Row, ...]]:
+        """Each example as rows, one for each of its answers, that are not longer than max_length."""
+        rows = [self._encode(example) for example in examples]
+        over = np.array([max(len(row.ids) for row in one) - 1 - self.max_length for one in rows])
+        if (over > 0).any() and self.examples.too_long == "refuse":
+            place = int(over.argmax())
+            raise ShapeError(
+                f"{self.where}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, up "
+                f"to {over[place] + self.max_length:,} ({examples[place].turns[-1].instruction!r:.40}); set too_long "
+                "to truncate or leave-out, or start from a model of a larger context"
+            )
+        found = []
+        for one, cut in zip(rows, over):
+            if cut <= 0:
+                found.append(one)
+            elif self.examples.too_long == "truncate" and all(cut < row.prompt_length for row in one):
+                self.shortened += 1
+                found.append(tuple(Row(row.ids[cut:], row.roles[cut:]) for row in one))
+            else:
+                self.left_out += 1
+        if not found:
+            raise ShapeError(f"{self.where}: no answer fits into {self.max_length} tokens; give shorter ones")
+        return found
+
+    def _encode(self, example: Example) -> tuple[Row, ...]:
+        """A row for each answer: its prompt, with all turns before, the answer, and the end of text."""
+        parts: list[tuple[np.ndarray, int]] = []
+        for turn in example.turns:
+            parts.append((self.tokenizer.encode(self.template.fill(turn.instruction, turn.input)), PROMPT))
+            parts.append((self._ended(turn.answer), ANSWER))
+        if not example.rejected:
+            return (_joined(parts),)
+        parts = [(ids, IGNORED if role == ANSWER else role) for ids, role in parts[:-1]] + parts[-1:]
+        return _joined(parts), _joined([*parts[:-1], (self._ended(example.rejected), ANSWER)])
+
+    def _ended(self, answer: str) -> np.ndarray:
+        return np.append(self.tokenizer.encode(answer), np.int32(self.end))
+
+    def padded(self, rows: Sequence[Row], learned: Sequence[int] = (ANSWER,)) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets (N, T) of rows: the target of a token is the next one, if its role is learned."""
+        tokens = np.full((len(rows), max(len(row.ids) for row in rows) - 1), self.end, np.int32)
+        targets = np.full(tokens.shape, IGNORE_INDEX, np.int32)
+        for row, (ids, roles) in enumerate(rows):
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = np.where(np.isin(roles[1:], learned), ids[1:], IGNORE_INDEX)
+        return tokens, targets
+
+    def rows_of(self, step: int) -> list[Row]:
+        """The rows of a batch before they are padded."""
+        raise NotImplementedError
+
+    def batch(self, step: int) -> tuple[Any, ...]:
+        """See `Task.batch`; tokens and targets come first."""
+        raise NotImplementedError
+
+    def show_batch(self) -> str:
+        """The tokens of the first rows of the first batch, by role, and whether they count in the loss."""
+        rows, (_, targets, *_) = self.rows_of(0), self.batch(0)
+        flat, lines = targets.reshape(len(rows), -1), []
+        for number, (row, wanted) in enumerate(zip(rows[:SHOWN], flat), 1):
+            counts = np.append(False, wanted[: len(row.ids) - 1] != IGNORE_INDEX)
+            lines.append(f"row {number} of {len(rows)}: {counted(len(row.ids), 'token')}, {counts.sum()} learned")
+            changes = np.flatnonzero(np.diff(row.roles * 2 + counts)) + 1
+            for part in np.split(np.arange(len(row.ids)), changes):
+                role = ROLES[row.roles[part[0]]] + (", learned" if counts[part[0]] else "")
+                pieces = " ".join(repr(self.tokenizer.decode([i])) for i in row.ids[part])
+                lines.append(f"  {role:<16} {pieces}")
+            lines.append(f"  {'padding':<16} {counted(len(wanted) + 1 - len(row.ids), 'token')}")
+        return "\n".join(lines)
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """The tables of the examples and of the model's sizes."""
+        file = self.examples.file and absolute_path(self.examples.file)
+        return {
+            self.table: dataclasses.asdict(self.examples) | {"file": file},
+            "model": dataclasses.asdict(self.model.config),
+        }
+
+    def describe(self) -> dict[str, str]:
+        """The examples, the template and the model."""
+        noun, names = "pair" if self.pairs else "row", ("n_layer", "n_head", "n_embd", "context_length")
+        cut = [f"{self.shortened:,} prompts truncated"] if self.shortened else []
+        cut += [f"{self.left_out:,} left out"] if self.left_out else []
+        long = f"; of more than {self.max_length} tokens: {', '.join(cut)}" if cut else ""
+        return {
+            f"{noun}s": f"{self.where}: {counted(len(self.learned), noun)}, {len(self.held_out):,} held out{long}",
+            "template": repr(self.template.text),
+            "tokenizer": str(self.tokenizer),
+            "model": f"{', '.join(f'{n}={getattr(self.model.config, n)}' for n in names)}: "
+            f"{self.model.parameter_count():,} parameters",
+        }
+
+    def chosen_rows(self, count: int | None) -> np.ndarray:
+        """The places of so many of the held-out rows, spread evenly; all for None."""
+        total = len(self.held_out)
+        return np.linspace(0, total - 1, min(total, count or total)).astype(int)
+
+    def portions(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """The rows, as many at a time as are computed together."""
+        size = max(1, AT_ONCE // self.max_length)
+        return (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def measured_on(self, rows: Sequence[Any]) -> str:
+        """In words, which part of the held-out rows that is."""
+        total, noun = len(self.held_out), "pairs" if self.pairs else "questions"
+        return f"{f'{len(rows):,} of the' if len(rows) < total else 'all'} {total:,} held-out {noun}"
+
+    def answers(self, rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
+        """What the model answers, always the likeliest token, and whether it ended within twice the longest answer."""
+        most = 2 * max(len(row.answer) + 1 for row in rows)
+        for some in self.portions(rows):
+            prompts = [row.prompt for row in some]
+            with blas_threads(1):  # a step of decoding is small: threads would wait for each other
+                greedy = Sampling(temperature=0)
+                written = generate(self.model, prompts, max_new_tokens=most, sampling=greedy, stop=self.end)
+            yield from ((self.tokenizer.decode(ids).strip(), len(ids) < most) for ids in written)
+
+    def sample(self, *, last: bool = False) -> Sample:
+        """Held-out questions, the reference, and what the model answers."""
+        rows = [self.held_out[i][0] for i in self.chosen_rows(6 if last else 2)]
+        lines = []
+        for row, (answer, ended) in zip(rows, self.answers(rows)):
+            lines += [f"question   {self.tokenizer.decode(row.prompt).strip()}", f"reference  {self._reference(row)}"]
+            lines += [f"it answers {answer or '(nothing)'}{'' if ended else ' … (no end)'}", ""]
+        return Sample("questions that it was not trained on", "\n".join(lines))
+
+    def _reference(self, row: Row) -> str:
+        return self.tokenizer.decode(row.answer).strip()
+
+    def example(self) -> str:
+        """A question."""
+        if self.examples.file is None:
+            return "Sort 3 1 2."
+        return self.first.strip("- \n").partition("\n")[0] or "Hello"
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the tokenizer and the template."""
+        self.tokenizer.save(folder / "tokenizer.json")
+        self.template.save(folder)
+
+
+def split_by_hash(examples: list[Example], share: float, where: str) -> tuple[list[Example], list[Example]]:
+    """Those to learn from and those held out: equal questions on the same side, whatever the order of the file."""
+    hashes = np.array([zlib.crc32("\0".join(one.turns[0][:2]).encode("utf-8", "replace")) for one in examples])
+    bound = np.sort(hashes)[max(1, round(share * len(hashes))) - 1]
+    learned, held_out = ([examples[i] for i in np.flatnonzero(side)] for side in (hashes > bound, hashes <= bound))
+    if not learned:
+        raise ShapeError(
+            f"{where}: has {counted(len(examples), 'row')}, and held_out={share} leaves no question to learn from"
+        )
+    return learned, held_out
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, int]]) -> Row:
+    ids = np.concatenate([part for part, _ in parts])
+    return Row(ids, np.concatenate([np.full(len(part), role, np.int8) for part, role in parts]))

@@ -1,0 +1,79 @@
+"""Instructions: a GPT that continues text learns to answer a question, and to end there (supervised fine-tuning).
+
+The loss counts the tokens of the answer and its end of text; the prompt is read, but not learned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
+from nanograd_llm.settings import require_int, setting
+from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
+from nanograd_llm.tasks.questions import COUNT
+from nanograd_llm.tasks.task import Score
+
+
+class InstructionConfig(ExamplesConfig):
+    """Which questions and answers, and what of them is learned. Raises ConfigError naming the field."""
+
+    include_prompt: bool = setting("Count the tokens of the prompt in the loss as well.", default=False)
+    turns: int = setting(
+        "A row is up to N questions with their answers, drawn at random, as many as there is room for: so a model "
+        "learns to answer later questions of a chat as well.",
+        default=1,
+        low=1,
+    )
+
+
+class Instructions(Answering):
+    """A GPT learns to answer questions; see `Answering`."""
+
+    name, table, pairs = "instruction", "instructions", False
+    rate, batch_sizes, builtin = 8e-5, (32, 8), (COUNT, COUNT)
+    tables = {"instructions": InstructionConfig, "model": GPTConfig}
+    hidden = {"instructions": (), "model": tuple({*GPTConfig.setting_types} - {*TRAINING_ONLY})}
+    examples: InstructionConfig
+
+    def rows_of(self, step: int) -> list[Row]:
+        """The rows of a step, each of some questions."""
+        require_int("step", step, 0)
+        c = self.training
+        rng = np.random.default_rng((c.seed, step))
+        drawn = rng.integers(len(self.learned), size=(c.batch_size, self.examples.turns))
+        return [
+            self._joined(some[:count])
+            for some, count in zip(drawn, rng.integers(1, self.examples.turns + 1, c.batch_size))
+        ]
+
+    def _joined(self, which: np.ndarray) -> Row:
+        """These rows one after the other, as many of them as there is room for."""
+        rows = [self.learned[i][0] for i in which]
+        sizes = np.cumsum([len(row.ids) for row in rows]) - 1
+        rows = rows[: max(1, int((sizes <= self.max_length).sum()))]
+        return Row(*map(np.concatenate, zip(*rows)))
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets (B, T) of a step, a pure function of the seed and the step."""
+        return self.padded(self.rows_of(step), (ANSWER, PROMPT) if self.examples.include_prompt else (ANSWER,))
+
+    def score(self, rows: int | None = None) -> Score:
+        """How many answers are exactly the reference; beside it how many end, and the loss of the references."""
+        chosen = [self.held_out[i][0] for i in self.chosen_rows(rows)]
+        found = list(self.answers(chosen))
+        right = [answer == self._reference(row) for row, (answer, _) in zip(chosen, found)]
+        also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": self._loss(chosen)}
+        names = ("exact match", "answers that end")
+        return Score(names[0], 100 * float(np.mean(right)), also, self.measured_on(chosen), percent=names)
+
+    def _loss(self, rows: list[Row]) -> float:
+        """Mean cross-entropy of the tokens of the answers, given those before."""
+        nats, count = 0.0, 0
+        self.model.eval()
+        with no_grad():
+            for some in self.portions(rows):
+                batch = self.padded(some)
+                here = self.model.loss_count(*batch)
+                nats, count = nats + self.model.loss(*batch).item() * here, count + here
+        return nats / count

@@ -1,0 +1,116 @@
+"""Preferences: of two answers to a question, a GPT learns to give the one that is wanted (DPO; see `PreferenceGPT`).
+
+How far it goes from what it was is held by a reference, the model before training: the log-probabilities that this
+gives to all answers are computed once. It is the same model, in evaluation mode, so the loss begins at log 2.
+"""
+
+# N pairs, T time
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.models.gpt import GPTConfig
+from nanograd_llm.models.preference import PreferenceGPT
+from nanograd_llm.settings import require_int, setting
+from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
+from nanograd_llm.tasks.questions import is_a_sentence, without_manner
+from nanograd_llm.tasks.task import Report, Score
+
+ROUNDING = 1e-4  # of a log-probability of an answer
+
+
+class PreferenceConfig(ExamplesConfig):
+    """Which pairs of answers, and how strongly they are learned. Raises ConfigError naming the field."""
+
+    beta: float = setting("Holds the model near what it was before: the larger, the nearer.", default=0.1, low=1e-6)
+    supervised: float = setting(
+        "Weight of a second term, the loss of the chosen answer, which keeps its probability from falling.", default=1.0
+    )
+
+
+class Preferences(Answering):
+    """A GPT learns to prefer the chosen answer of each pair to the rejected one; see `Answering`.
+
+    It is trained without dropout, since the reference has none. Raises NanogradError if the loss does not begin at
+    log 2.
+    """
+
+    name, table, pairs = "preference", "preferences", True
+    rate, batch_sizes, builtin = 3e-6, (16, 4), (2_000, 1_000)
+    model_class = PreferenceGPT
+    free = ("recompute_activations",)
+    tables = {"preferences": PreferenceConfig, "model": GPTConfig}
+    hidden = {"preferences": (), "model": tuple({*GPTConfig.setting_types} - {*free})}
+    examples: PreferenceConfig
+    model: PreferenceGPT
+
+    def make_model(self, config: GPTConfig) -> PreferenceGPT:
+        """The model, without weights and without dropout."""
+        config = dataclasses.replace(config, dropout=0.0)
+        return PreferenceGPT(config, seed=None, beta=self.examples.beta, supervised=self.examples.supervised)
+
+    def begin(self, report: Report) -> None:
+        """Compute the reference. Raises as `Answering.begin`, and NanogradError if the loss is not log 2."""
+        report("computing the reference", 0)
+        self.reference, self.held_out_reference = map(self._log_probabilities, (self.learned, self.held_out))
+        super().begin(report)
+        self.model.train()
+        rewards = self.model.rewards(*self.batch(0)).data
+        loss = float(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean())
+        if not abs(loss - math.log(2)) <= self.model.beta * ROUNDING:
+            raise NanogradError(f"the loss begins at {loss:.6f} instead of log 2, so the reference is of another model")
+
+    def _log_probabilities(self, pairs: Sequence[tuple[Row, ...]]) -> np.ndarray:
+        """Of the chosen and the rejected answers, in evaluation mode, (pairs, 2)."""
+        self.model.eval()
+        with no_grad():
+            parts = [self.padded_pairs(part) for part in self.portions(pairs)]
+            return np.concatenate([self.model.log_probabilities(*part).data for part in parts])
+
+    def padded_pairs(self, pairs: Sequence[tuple[Row, ...]]) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets (N, 2, T) of pairs of rows."""
+        tokens, targets = self.padded([row for pair in pairs for row in pair])
+        return tokens.reshape(len(pairs), 2, -1), targets.reshape(len(pairs), 2, -1)
+
+    def _drawn(self, step: int) -> np.ndarray:
+        require_int("step", step, 0)
+        c = self.training
+        return np.random.default_rng((c.seed, step)).integers(len(self.learned), size=c.batch_size)
+
+    def rows_of(self, step: int) -> list[Row]:
+        """The rows of a step, the chosen answer of each pair before the rejected one."""
+        return [row for i in self._drawn(step) for row in self.learned[i]]
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """tokens and targets (B, 2, T), reference (B, 2) of a step, a pure function of the seed and the step."""
+        drawn = self._drawn(step)
+        return *self.padded_pairs([self.learned[i] for i in drawn]), self.reference[drawn]
+
+    def score(self, rows: int | None = None) -> Score:
+        """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""
+        which = self.chosen_rows(rows)
+        chosen = [self.held_out[i] for i in which]
+        log_p = self._log_probabilities(chosen)
+        rewards = self.model.beta * (log_p - self.held_out_reference[which])
+        margins = rewards[:, 0] - rewards[:, 1]
+        also = {
+            "reward accuracy": 100 * float((margins > self.model.beta * ROUNDING).mean()),
+            "margin": float(margins.mean()),
+            "log p chosen": float(log_p[:, 0].mean()),
+            "log p rejected": float(log_p[:, 1].mean()),
+        }
+        names = ("wanted manner", "right answers", "reward accuracy")
+        if self.examples.file is not None:
+            return Score(names[2], also.pop(names[2]), also, self.measured_on(chosen), percent=names)
+        answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
+        right = [without_manner(answer) == self._reference(row) for answer, (_, row) in zip(answers, chosen)]
+        also = {names[1]: 100 * float(np.mean(right))} | also
+        manner = 100 * float(np.mean([is_a_sentence(answer) for answer in answers]))
+        return Score(names[0], manner, also, self.measured_on(chosen), percent=names)

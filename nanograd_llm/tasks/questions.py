@@ -1,0 +1,64 @@
+"""The built-in questions, whose answers Python computes: what to do with two to four digits.
+
+They are small enough for a model that has learned to write for a minute, and need more than memory: to sort, to count,
+to choose, to spell. Each answer may be given in two manners, alone or in a sentence.
+"""
+
+from __future__ import annotations
+
+import random
+
+from nanograd_llm.text.examples import Example, Turn
+
+WORDS = "zero one two three four five six seven eight nine".split()
+BRACKETS = ("list", "[", "]"), ("tuple", "(", ")"), ("set", "{", "}")
+COUNT = 25_000  # that are drawn; short ones occur more than once
+BEGINS, ENDS = "The answer is ", "."  # of the manner that the built-in pairs prefer
+
+
+def builtin_examples(count: int = COUNT, *, pairs: bool = False, seed: int = 0) -> list[Example]:
+    """Questions with their answers, in one turn each. pairs: the chosen answer is a sentence, the other one is not.
+
+    >>> builtin_examples(3)[2].turns[0]
+    Turn(instruction='What is the largest of 1 9?', input='', answer='9')
+    """
+    rng = random.Random(seed)
+    found = (question(rng) for _ in range(count))
+    if pairs:
+        return [Example((Turn(asked, "", in_a_sentence(answer)),), answer) for asked, answer in found]
+    return [Example((Turn(asked, "", answer),)) for asked, answer in found]
+
+
+def in_a_sentence(answer: str) -> str:
+    """The same answer in the other manner."""
+    return f"{BEGINS}{answer}{ENDS}"
+
+
+def is_a_sentence(answer: str) -> bool:
+    """Is it in that manner?"""
+    return answer.startswith(BEGINS) and answer.endswith(ENDS)
+
+
+def without_manner(answer: str) -> str:
+    """What is answered, in either manner."""
+    return answer.removeprefix(BEGINS).removesuffix(ENDS) if is_a_sentence(answer) else answer
+
+
+def question(rng: random.Random) -> tuple[str, str]:
+    """A question and its answer, as it is without a sentence."""
+    digits = [rng.randrange(10) for _ in range(rng.randrange(2, 5))]
+    row, kind, wording = " ".join(map(str, digits)), rng.randrange(8), rng.randrange(2)
+    if kind == 0:
+        return (f"Sort {row}.", f"Put {row} in order.")[wording], " ".join(map(str, sorted(digits)))
+    if kind == 1:
+        return (f"Reverse {row}.", f"Write {row} backwards.")[wording], row[::-1]
+    if kind < 5:
+        which, answer = (("first", digits[0]), ("last", digits[-1]), ("largest", max(digits)))[kind - 2]
+        return (f"What is the {which} of {row}?", f"Which is {which} in {row}?")[wording], str(answer)
+    if kind == 5:
+        return (f"How many numbers are in {row}?", f"Count {row}.")[wording], WORDS[len(digits)]
+    if kind == 6:
+        return (f"Write {row} in words.", f"Spell {row}.")[wording], " ".join(WORDS[digit] for digit in digits)
+    name, opening, closing = rng.choice(BRACKETS)
+    literal = f"{opening}{', '.join(map(str, digits))}{closing}"
+    return (f"What is the type of {literal}?", f"Of which type is {literal}?")[wording], name
