@@ -22,7 +22,7 @@ from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
-from nanograd_llm.tasks.questions import builtin_examples
+from nanograd_llm.tasks.questions import builtin_examples, without_manner
 from nanograd_llm.tasks.task import Report, Request, Sample, absolute_path
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
@@ -304,12 +304,19 @@ class Answering:
         rows = [self.held_out[i][0] for i in self.chosen_rows(6 if last else 2)]
         lines = []
         for row, (answer, ended) in zip(rows, self.answers(rows)):
-            lines += [f"question   {self.tokenizer.decode(row.prompt).strip()}", f"reference  {self._reference(row)}"]
+            lines += [f"question   {self.tokenizer.decode(row.prompt).strip()}", f"reference  {self.reference(row)}"]
             lines += [f"it answers {answer or '(nothing)'}{'' if ended else ' … (no end)'}", ""]
         return Sample("questions that it was not trained on", "\n".join(lines))
 
-    def _reference(self, row: Row) -> str:
+    def reference(self, row: Row) -> str:
+        """The right answer."""
         return self.tokenizer.decode(row.answer).strip()
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Is it the reference? One to a built-in question may be in either manner."""
+        if self.examples.file is None:
+            return without_manner(answer) == without_manner(self.reference(row))
+        return answer == self.reference(row)
 
     def example(self) -> str:
         """A question."""

@@ -19,10 +19,10 @@ class InstructionConfig(ExamplesConfig):
     """Which questions and answers, and what of them is learned. Raises ConfigError naming the field."""
 
     include_prompt: bool = setting("Count the tokens of the prompt in the loss as well.", default=False)
-    turns: int = setting(
-        "A row is up to N questions with their answers, drawn at random, as many as there is room for: so a model "
-        "learns to answer later questions of a chat as well.",
-        default=1,
+    turns: int | None = setting(
+        "A row is 1 to N questions with their answers, drawn at random, as many as there is room for: so the model "
+        "learns to answer later questions of a chat as well; 2 for the built-in ones, 1 for a file, if not given.",
+        default=None,
         low=1,
     )
 
@@ -39,13 +39,10 @@ class Instructions(Answering):
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a step, each of some questions."""
         require_int("step", step, 0)
-        c = self.training
+        c, turns = self.training, self.examples.turns or (2 if self.examples.file is None else 1)
         rng = np.random.default_rng((c.seed, step))
-        drawn = rng.integers(len(self.learned), size=(c.batch_size, self.examples.turns))
-        return [
-            self._joined(some[:count])
-            for some, count in zip(drawn, rng.integers(1, self.examples.turns + 1, c.batch_size))
-        ]
+        drawn = rng.integers(len(self.learned), size=(c.batch_size, turns))
+        return [self._joined(some[:count]) for some, count in zip(drawn, rng.integers(1, turns + 1, c.batch_size))]
 
     def _joined(self, which: np.ndarray) -> Row:
         """These rows one after the other, as many of them as there is room for."""
@@ -62,7 +59,7 @@ class Instructions(Answering):
         """How many answers are exactly the reference; beside it how many end, and the loss of the references."""
         chosen = [self.held_out[i][0] for i in self.chosen_rows(rows)]
         found = list(self.answers(chosen))
-        right = [answer == self._reference(row) for row, (answer, _) in zip(chosen, found)]
+        right = [self.is_right(answer, row) for row, (answer, _) in zip(chosen, found)]
         also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": self._loss(chosen)}
         names = ("exact match", "answers that end")
         return Score(names[0], 100 * float(np.mean(right)), also, self.measured_on(chosen), percent=names)

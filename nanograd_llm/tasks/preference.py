@@ -20,7 +20,7 @@ from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
-from nanograd_llm.tasks.questions import is_a_sentence, without_manner
+from nanograd_llm.tasks.questions import is_a_sentence
 from nanograd_llm.tasks.task import Report, Score
 
 ROUNDING = 1e-4  # of a log-probability of an answer
@@ -59,7 +59,7 @@ class Preferences(Answering):
     def begin(self, report: Report) -> None:
         """Compute the reference. Raises as `Answering.begin`, and NanogradError if the loss is not log 2."""
         report("computing the reference", 0)
-        self.reference, self.held_out_reference = map(self._log_probabilities, (self.learned, self.held_out))
+        self.learned_reference, self.held_out_reference = map(self._log_probabilities, (self.learned, self.held_out))
         super().begin(report)
         self.model.train()
         rewards = self.model.rewards(*self.batch(0)).data
@@ -91,7 +91,7 @@ class Preferences(Answering):
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and targets (B, 2, T), reference (B, 2) of a step, a pure function of the seed and the step."""
         drawn = self._drawn(step)
-        return *self.padded_pairs([self.learned[i] for i in drawn]), self.reference[drawn]
+        return *self.padded_pairs([self.learned[i] for i in drawn]), self.learned_reference[drawn]
 
     def score(self, rows: int | None = None) -> Score:
         """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""
@@ -110,7 +110,7 @@ class Preferences(Answering):
         if self.examples.file is not None:
             return Score(names[2], also.pop(names[2]), also, self.measured_on(chosen), percent=names)
         answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
-        right = [without_manner(answer) == self._reference(row) for answer, (_, row) in zip(answers, chosen)]
+        right = [self.is_right(answer, row) for answer, (_, row) in zip(answers, chosen)]
         also = {names[1]: 100 * float(np.mean(right))} | also
         manner = 100 * float(np.mean([is_a_sentence(answer) for answer in answers]))
         return Score(names[0], manner, also, self.measured_on(chosen), percent=names)

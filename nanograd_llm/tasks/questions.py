@@ -1,7 +1,7 @@
 """The built-in questions, whose answers Python computes: what to do with two to four digits.
 
 They are small enough for a model that has learned to write for a minute, and need more than memory: to sort, to count,
-to choose, to spell. Each answer may be given in two manners, alone or in a sentence.
+to choose, to spell. Half of the answers stand alone, half in a sentence: two manners, of which preferences choose one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ BEGINS, ENDS = "The answer is ", "."  # of the manner that the built-in pairs pr
 
 
 def builtin_examples(count: int = COUNT, *, pairs: bool = False, seed: int = 0) -> list[Example]:
-    """Questions with their answers, in one turn each. pairs: the chosen answer is a sentence, the other one is not.
+    """Questions with their answers, in one turn each. pairs: the chosen answer is in a sentence, the other is not.
 
     >>> builtin_examples(3)[2].turns[0]
     Turn(instruction='What is the largest of 1 9?', input='', answer='9')
     """
     rng = random.Random(seed)
-    found = (question(rng) for _ in range(count))
-    if pairs:
-        return [Example((Turn(asked, "", in_a_sentence(answer)),), answer) for asked, answer in found]
-    return [Example((Turn(asked, "", answer),)) for asked, answer in found]
-
-
-def in_a_sentence(answer: str) -> str:
-    """The same answer in the other manner."""
-    return f"{BEGINS}{answer}{ENDS}"
+    found = []
+    for _ in range(count):
+        asked, answer = question(rng)
+        sentence = f"{BEGINS}{answer}{ENDS}"
+        turn = Turn(asked, "", sentence if rng.random() < 0.5 or pairs else answer)
+        found.append(Example((turn,), answer if pairs else ""))
+    return found
 
 
 def is_a_sentence(answer: str) -> bool:
