@@ -95,7 +95,7 @@ class Conversation:
 class Dialogue:
     """Questions of a person and answers of a model that was trained with this template, each ended by end-of-text.
 
-    The model sees all turns that its context has room for; the oldest are left out first.
+    The model sees as many turns as it has learned from, if its context has room; the oldest are left out first.
     max_new_tokens: of one answer, which ends earlier if the model ends it.
     """
 
@@ -122,7 +122,7 @@ class Dialogue:
         question = self.tokenizer.encode(self.template.fill(text))
         context = self.model.config.context_length
         room = context - min(self.max_new_tokens, context // 2) - len(question)
-        while self.turns and sum(map(len, self.turns)) > room:
+        while self.turns and (len(self.turns) >= self.template.turns or sum(map(len, self.turns)) > room):
             del self.turns[0]
         answer: list[int] = []
 

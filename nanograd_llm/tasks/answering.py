@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PROMPT, ANSWER, IGNORED = range(3)  # roles of tokens: an answer is ignored where it only leads to a later one
 ROLES = "prompt", "answer", "ignored"
 AT_ONCE = 2**14  # tokens of rows that are computed together
-SHOWN = 3  # rows of a batch that are shown
+SHOWN = 4  # rows of a batch that are shown
 
 
 class ExamplesConfig(Settings):
@@ -147,8 +147,8 @@ class Answering:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
         self.end = self.tokenizer.end_of_text
         own = template_beside(start.path) if examples.template is None else Template.of(examples.template)
-        self.template = own or Template.of("plain")
-        self.examples = dataclasses.replace(examples, template=self.template.text)
+        own = own or Template.of("plain")
+        self.examples = dataclasses.replace(examples, template=own.text)
         report(f"reading {self.where}", 0)
         if examples.file is None:
             both = split_by_hash(builtin_examples(pairs=self.pairs), examples.held_out, self.where)
@@ -156,6 +156,8 @@ class Answering:
         else:
             found = read_examples(examples.file, pairs=self.pairs)
             learned, held_out = split_by_hash(found, examples.held_out, self.where)
+        turns = max(len(one.turns) for one in learned)
+        self.template = dataclasses.replace(own, turns=max(turns, own.turns if self.pairs else 1))
         self.first = learned[0].turns[-1].instruction
         report("encoding the rows", 0)
         self.shortened = self.left_out = 0
@@ -242,7 +244,9 @@ class Answering:
         flat, lines = targets.reshape(len(rows), -1), []
         for number, (row, wanted) in enumerate(zip(rows[:SHOWN], flat), 1):
             counts = np.append(False, wanted[: len(row.ids) - 1] != IGNORE_INDEX)
-            lines.append(f"row {number} of {len(rows)}: {counted(len(row.ids), 'token')}, {counts.sum()} learned")
+            which = ", " + ("rejected", "chosen")[number % 2] if self.pairs else ""
+            learned = f"{counted(len(row.ids), 'token')}, {counts.sum()} learned"
+            lines.append(f"row {number} of {len(rows)}{which}: {learned}")
             changes = np.flatnonzero(np.diff(row.roles * 2 + counts)) + 1
             for part in np.split(np.arange(len(row.ids)), changes):
                 role = ROLES[row.roles[part[0]]] + (", learned" if counts[part[0]] else "")

@@ -5,6 +5,8 @@ The loss counts the tokens of the answer and its end of text; the prompt is read
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
@@ -12,17 +14,17 @@ from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Score
+from nanograd_llm.tasks.task import Report, Score
 
 
 class InstructionConfig(ExamplesConfig):
     """Which questions and answers, and what of them is learned. Raises ConfigError naming the field."""
 
     include_prompt: bool = setting("Count the tokens of the prompt in the loss as well.", default=False)
-    turns: int | None = setting(
+    turns: int = setting(
         "A row is 1 to N questions with their answers, drawn at random, as many as there is room for: so the model "
-        "learns to answer later questions of a chat as well; 2 for the built-in ones, 1 for a file, if not given.",
-        default=None,
+        "learns to answer later questions of a chat as well.",
+        default=1,
         low=1,
     )
 
@@ -36,10 +38,15 @@ class Instructions(Answering):
     hidden = {"instructions": (), "model": tuple({*GPTConfig.setting_types} - {*TRAINING_ONLY})}
     examples: InstructionConfig
 
+    def begin(self, report: Report) -> None:
+        """See `Answering.begin`; the template says how many turns are learned."""
+        self.template = dataclasses.replace(self.template, turns=self.examples.turns * self.template.turns)
+        super().begin(report)
+
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a step, each of some questions."""
         require_int("step", step, 0)
-        c, turns = self.training, self.examples.turns or (2 if self.examples.file is None else 1)
+        c, turns = self.training, self.examples.turns
         rng = np.random.default_rng((c.seed, step))
         drawn = rng.integers(len(self.learned), size=(c.batch_size, turns))
         return [self._joined(some[:count]) for some, count in zip(drawn, rng.integers(1, turns + 1, c.batch_size))]

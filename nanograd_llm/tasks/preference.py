@@ -71,7 +71,8 @@ class Preferences(Answering):
         """Of the chosen and the rejected answers, in evaluation mode, (pairs, 2)."""
         self.model.eval()
         with no_grad():
-            parts = [self.padded_pairs(part) for part in self.portions(pairs)]
+            size = self.training.batch_size
+            parts = [self.padded_pairs(pairs[place : place + size]) for place in range(0, len(pairs), size)]
             return np.concatenate([self.model.log_probabilities(*part).data for part in parts])
 
     def padded_pairs(self, pairs: Sequence[tuple[Row, ...]]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, ConfigError
-from nanograd_llm.files.atomic import write_atomically
-from nanograd_llm.text.corpora import read_text
+from nanograd_llm.files.toml import read_toml, write_toml
+from nanograd_llm.settings import Settings, setting
 
-FILE = "template.txt"
+FILE = "template.toml"
 TEMPLATES = {
     "plain": "{instruction}\n\n{input}\n\n",
     "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -18,24 +19,26 @@ TEMPLATES = {
 }
 
 
-class Template:
-    r"""The text of a prompt, with `{instruction}` where the question goes and `{input}` where its material goes.
+class Template(Settings):
+    r"""The text of a prompt. Raises ConfigError for one without {instruction}, or with a slot twice.
 
     Of a question without material, the paragraph around {input} is left out. The answer follows directly.
-    Raises ConfigError for a text without {instruction}, or with a slot twice.
 
     >>> Template("Q: {instruction}\n\nWith: {input}\n\nA: ").fill("Sort this.")
     'Q: Sort this.\n\nA: '
     """
 
-    def __init__(self, text: str):
-        slots = re.findall(r"\{instruction\}|\{input\}", text)
+    text: str = setting("It has {instruction} where the question goes, and {input} where its material goes.")
+    turns: int = setting("Questions of a chat, with their answers, that the model has learned from.", default=1, low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        slots = re.findall(r"\{instruction\}|\{input\}", self.text)
         if "{instruction}" not in slots or len({*slots}) < len(slots):
             raise ConfigError(
-                f"template is {text!r:.200}; it needs {{instruction}} once where the question goes, and may have "
+                f"template is {self.text!r:.200}; it needs {{instruction}} once where the question goes, and may have "
                 f"{{input}} once; or give the name of one: {', '.join(TEMPLATES)}"
             )
-        self.text, self.has_input = text, "{input}" in slots
 
     @classmethod
     def of(cls, setting: str) -> Template:
@@ -44,19 +47,17 @@ class Template:
 
     def fill(self, instruction: str, input: str = "") -> str:
         """The prompt. Raises ConfigError for an input that the template has no place for."""
-        if input and not self.has_input:
-            raise ConfigError(
-                f"the template {self.text!r:.200} has no {{input}}, but this question has one: {input!r:.50}"
-            )
         text = self.text
         if not input:
             text = "\n\n".join(part for part in text.split("\n\n") if "{input}" not in part)
+        elif "{input}" not in text:
+            raise ConfigError(f"template {text!r:.200} has no {{input}}, but this question has one: {input!r:.50}")
         slots = {"{instruction}": instruction, "{input}": input}
         return re.sub(r"\{instruction\}|\{input\}", lambda found: slots[found[0]], text)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write it into the folder of a model."""
-        write_atomically(Path(folder) / FILE, self.text.encode())
+        write_toml(Path(folder) / FILE, {"template": dataclasses.asdict(self)})
 
 
 def template_beside(path: str | os.PathLike[str]) -> Template | None:
@@ -68,6 +69,6 @@ def template_beside(path: str | os.PathLike[str]) -> Template | None:
     if not os.path.exists(file):
         return None
     try:
-        return Template(read_text(file))
+        return Template(**read_toml(file).get("template", {"text": ""}))
     except ConfigError as error:
         raise BadFileError(f"{file}: {error}") from None

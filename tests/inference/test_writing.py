@@ -129,7 +129,7 @@ def test_a_line_that_the_tokenizer_cannot_read_adds_nothing_to_a_conversation() 
 
 def test_a_dialogue_shows_the_model_each_turn_in_its_template_and_its_end(model: GPT, monkeypatch: Any) -> None:
     shown = spoken(monkeypatch, "no<|endoftext|>more", "yes<|endoftext|>")
-    talk = Dialogue(model, BYTES, Template("Q {instruction}\nA "), max_new_tokens=10)
+    talk = Dialogue(model, BYTES, Template("Q {instruction}\nA ", turns=9), max_new_tokens=10)
     assert "".join(talk.reply("Hi")) == "no"
     assert "".join(talk.reply(" ")) == ""
     assert "".join(talk.reply("So")) == "yes"
@@ -138,7 +138,7 @@ def test_a_dialogue_shows_the_model_each_turn_in_its_template_and_its_end(model:
 
 def test_a_dialogue_leaves_out_its_oldest_turns_where_there_is_no_room(model: GPT, monkeypatch: Any) -> None:
     shown = spoken(monkeypatch, *["1234<|endoftext|>"] * 4)
-    talk = Dialogue(model, BYTES, Template("{instruction}:"), max_new_tokens=16)
+    talk = Dialogue(model, BYTES, Template("{instruction}:", turns=9), max_new_tokens=16)
     for question in ("a", "b", "c", "d"):
         list(talk.reply(question))
     assert [text.replace("<|endoftext|>", ".") for text in shown] == [
@@ -151,9 +151,18 @@ def test_a_dialogue_leaves_out_its_oldest_turns_where_there_is_no_room(model: GP
 
 def test_a_reply_of_a_dialogue_that_ends_early_keeps_what_came(model: GPT, monkeypatch: Any) -> None:
     shown = spoken(monkeypatch, "abcdef", "x")
-    talk = Dialogue(model, BYTES, Template("{instruction}:"))
+    talk = Dialogue(model, BYTES, Template("{instruction}:", turns=2))
     reply = talk.reply("a")
     assert next(reply) + next(reply) == "ab"
     reply.close()
     list(talk.reply("b"))
     assert shown[1].replace("<|endoftext|>", ".") == "a:ab.b:"
+
+
+def test_a_dialogue_shows_no_more_turns_than_the_model_has_learned_from(model: GPT, monkeypatch: Any) -> None:
+    shown = spoken(monkeypatch, *["1<|endoftext|>"] * 4)
+    for turns in (1, 2):
+        talk = Dialogue(model, BYTES, Template("{instruction}:", turns=turns))
+        for question in ("a", "b"):
+            list(talk.reply(question))
+    assert [text.replace("<|endoftext|>", ".") for text in shown] == ["a:", "b:", "a:", "a:1.b:"]

@@ -19,6 +19,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, ShapeE
 from nanograd_llm.runs.prepare import prepare_run, prepare_task
 from nanograd_llm.tasks import InstructionConfig, Instructions, PreferenceConfig, Preferences, questions
 from nanograd_llm.tasks.answering import ANSWER, IGNORED, PROMPT, Answering, split_by_hash
+from nanograd_llm.text.template import Template, template_beside
 from nanograd_llm.training import TrainConfig
 
 SHORT = TrainConfig(steps=2, batch_size=4, workers=1)
@@ -131,7 +132,9 @@ def test_no_token_crosses_from_the_prompt_into_the_answer(nano: str, tmp_path: P
 
 def test_of_a_chat_all_answers_are_learned_but_of_a_pair_only_the_last(nano: str, tmp_path: Path) -> None:
     chats = [{"messages": [*chat(n), {"role": "assistant", "content": "2 3"}]} for n in range(9)]
-    (row,) = instructions(nano, file=written(tmp_path, *chats)).learned[0]
+    task = instructions(nano, file=written(tmp_path, *chats))
+    (row,) = task.learned[0]
+    assert task.template.turns == 2
     changes = [int(role) for role, before in zip(row.roles, [-1, *row.roles]) if role != before]
     assert changes == [PROMPT, ANSWER, PROMPT, ANSWER]
     pairs = [{"prompt": chat(n), "chosen": "2 3", "rejected": "no"} for n in range(9)]
@@ -144,6 +147,7 @@ def test_a_row_may_be_several_questions_as_many_as_there_is_room_for(nano: str, 
     task = instructions(nano, file=written(tmp_path, *rows_of(50)), turns=4)
     ends = [int((targets == task.end).sum()) for step in range(9) for targets in task.batch(step)[1]]
     assert {1, 2} <= {*ends} and task.batch(0)[0].shape[1] <= 64
+    assert task.template.turns == 4
 
 
 def test_show_batch_says_the_role_of_each_token_and_writes_nothing(nano: str, tmp_path: Path, capsys: Any) -> None:
@@ -222,7 +226,7 @@ def test_a_model_learns_to_answer_and_to_end_and_its_template_goes_with_it(
     out = capsys.readouterr().out
     assert "held out exact match 100.0 % (answers that end 100.0 %, loss" in out
     assert "reference  yes" in out and "it answers yes" in out and f"nanograd-llm generate {run} 'Say " in out
-    assert (tmp_path / "run" / "template.txt").read_text() == "Q: {instruction}\nA:"
+    assert template_beside(run) == Template("Q: {instruction}\nA:")
     assert main(["generate", run, "Say no 7."]) == 0
     assert capsys.readouterr().out == "no\n"
     assert main(["generate", run, "Q: Say no 7.\nA:", "--raw", "--temperature", "0"]) == 0

@@ -39,10 +39,10 @@ def test_an_input_without_a_place_is_refused() -> None:
 
 def test_a_saved_template_is_found_beside_the_model(tmp_path: Path) -> None:
     assert template_beside(tmp_path) is None
-    Template("é {instruction}\n\n").save(tmp_path)
+    Template("é {instruction}\n\n", turns=3).save(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        found = template_beside(path)
-        assert found is not None and found.text == "é {instruction}\n\n"
-    (tmp_path / "template.txt").write_text("no slots", "utf-8")
-    with pytest.raises(BadFileError, match=r"template\.txt: template is 'no slots'"):
-        template_beside(tmp_path)
+        assert template_beside(path) == Template("é {instruction}\n\n", turns=3)
+    for content, message in (('[template]\ntext = "no slots"', "template is 'no slots'"), ("", "template is ''")):
+        (tmp_path / "template.toml").write_text(content, "utf-8")
+        with pytest.raises(BadFileError, match=rf"template\.toml: {message}"):
+            template_beside(tmp_path)
