@@ -35,7 +35,6 @@ FRESH = dict(PRESETS["nano"], context_length=128)
 RECIPE: dict[str, Any] = dict(batch_size=16, learning_rate=1e-3)
 LONGEST = 256  # tokens of a text that are read, where the model takes more
 MOST_CLASSES = 1000
-SORTED = 8  # batches that are sorted by length
 LAYERS = ("all", "last", "head")
 
 
@@ -167,7 +166,6 @@ class Classification(TextTask):
         self.targets, self.held_out_targets = (
             np.array([self.names.index(label) for _, label in side]) for side in (learned, held_out)
         )
-        self._by_length = np.argsort([len(row) for row in self.rows], kind="stable")
         bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
         self.baselines = {  # what each says of the held-out texts
             "majority": np.full(len(held_out), np.bincount(self.targets).argmax()),
@@ -220,14 +218,9 @@ class Classification(TextTask):
         }
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens (B, T), targets (B,), lengths (B,) of a step.
-
-        Of some batches of texts drawn at random, sorted by their lengths, it is any: so all texts are as likely, and
-        those of a batch are about as long.
-        """
-        c, rng = self.training, generator(self.training.seed, step)
-        drawn = np.sort(rng.integers(len(self.rows), size=SORTED * c.batch_size)).reshape(SORTED, c.batch_size)
-        chosen = self._by_length[drawn[rng.integers(SORTED)]]
+        """tokens (B, T), targets (B,), lengths (B,) of a step."""
+        c = self.training
+        chosen = generator(c.seed, step).integers(len(self.rows), size=c.batch_size)
         tokens, lengths = padded([self.rows[i] for i in chosen])
         return tokens, self.targets[chosen], lengths
 
