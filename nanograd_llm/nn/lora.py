@@ -30,7 +30,7 @@ from nanograd_llm.settings import Settings, check_keys, require_type, setting
 class LoRAConfig(Settings):
     """The settings of adapters. Raises ConfigError that names the field."""
 
-    rank: int = setting("Train adapters of this rank (LoRA) and nothing else of the model.", default=8, low=1)
+    rank: int = setting("Train only adapters of this rank (LoRA); all weights if not given.", default=8, low=1)
     alpha: float = setting("What an adapter adds is multiplied by alpha / rank.", default=16.0)
     targets: str | None = setting(
         "Names of the layers that get an adapter, such as qkv,mlp or blocks.0.attention.out; every Linear of the "
