@@ -157,12 +157,12 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
     problems: list[str] = []
 
     def take(name: str, *shape: int) -> NDArray[Any]:
-        """The array of this name and shape, transposed; zeros if it is not there, and a problem."""
+        """The array of this name and shape, transposed; if it is not there, a problem, and an empty array."""
         x = arrays.pop(name, None)
-        if x is None or x.shape != shape or x.dtype.kind != "f":
-            problems.append(f"{name} is {'missing' if x is None else x.shape}, expected {shape}")
-            return np.zeros(shape).T
-        return x.T
+        if x is not None and x.shape == shape and x.dtype.kind == "f":
+            return x.T
+        problems.append(f"{name} is {'missing' if x is None else x.shape}, expected {shape}")
+        return np.empty(0)
 
     adapters: dict[str, lora.Adapter] = {}
     for name, linear, parts in names.linears():
@@ -174,7 +174,7 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
                 c = _settings_of(part, settings, str(config))
                 A, B = take(its_A, c.rank, n_in), take(its_B, n_out, c.rank)
                 pairs[place] = A, B, c.alpha * (math.sqrt(c.rank) if settings.get("use_rslora") else 1)
-        if pairs:
+        if pairs and not problems:
             adapters[name] = _joined(pairs, len(parts), c.dropout)
     saved = {}
     if isinstance(model, Classifier) and settings.get("modules_to_save"):
@@ -222,7 +222,7 @@ def _settings_of(name: str, settings: Mapping[str, Any], where: str) -> lora.LoR
 
 def _refuse(settings: Mapping[str, Any], where: str, *, has_head: bool) -> None:
     """Raise BadFileError for a setting that changes the result in a way that is not supported."""
-    refuse_unsupported({"init_lora_weights": True, "bias": "none", **settings}, ONLY, where)
+    refuse_unsupported({**dict.fromkeys(ONLY), **settings}, ONLY, where)
     remedy = "merge it into the weights with merge_and_unload() of peft"
     for key, value in settings.items():
         if value and key not in {*READ, *ONLY}:

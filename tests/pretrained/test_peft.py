@@ -134,6 +134,8 @@ def with_extra(name: str) -> Any:
         (None, {"peft_type": "IA3"}, "peft_type is 'IA3', which is not supported"),
         (None, {"alpha_pattern": {".*c_attn": 3}}, "alpha_pattern is .* only names and their ends"),
         (None, {"rank_pattern": [3]}, "rank_pattern is .* only names and their ends"),
+        (None, {"peft_type": None}, "peft_type is None, which is not supported; expected 'LORA'"),
+        (None, {"r": 2**30}, r"is \(2, 6\), expected \(1073741824, 6\)"),
         (None, {"r": 4}, r"is \(2, 6\), expected \(4, 6\)"),
         (None, {"r": "2"}, "rank must be an integer"),
         (None, {"lora_alpha": None}, "alpha must be a finite number"),
@@ -148,6 +150,14 @@ def test_what_would_change_the_result_is_refused_by_name(
     with pytest.raises(BadFileError, match=message):
         ng.load_lora(model, adapter)
     assert not lora.adapted(model) and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_folder_without_an_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
+    (adapter / CONFIG).write_text("{}", "utf-8")
+    with pytest.raises(BadFileError, match="peft_type is None"):
+        ng.load_lora(base("gpt2"), adapter)
+    with pytest.raises(StorageError, match="adapter_config.json: no such file"):
+        ng.load_lora(base("gpt2"), tmp_path)
 
 
 def test_an_adapter_of_the_model_without_its_head_is_loaded_as_well(adapter: Path) -> None:
