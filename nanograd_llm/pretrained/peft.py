@@ -150,6 +150,8 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
     """
     require_type("model", model, Module, "a Module")
     names, config, path = Names.of(model), Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    if not config.exists():
+        raise StorageError(f"{config}: no such file; give the folder of an adapter in PEFT's form")
     settings = read_settings(config)
     _refuse(settings, str(config), has_head=isinstance(model, Classifier))
     arrays = {name.removeprefix(PREFIX).removeprefix(names.prefix): x for name, x in read_safetensors(path).items()}

@@ -46,7 +46,7 @@ def form_by_name(path: Path) -> str | None:
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in a file such as config.json. Raises StorageError if it is missing."""
     if not path.exists():
-        raise StorageError(f"{path}: no such file; it holds settings that the weights need: put it into their folder")
+        raise StorageError(f"{path}: no such file; it holds the sizes of the model: put it in the weights' folder")
     return read_json_file(path)
 
 
