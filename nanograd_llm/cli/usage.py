@@ -71,7 +71,8 @@ def _unknown_option(word: str, options: list[str], command: str) -> str:
         return f"{word} is no option of {command}; {RESUMING}"
     names = {name.strip("-"): name for name in options if name.startswith("--")}
     first = [name for name in names if name[0] == short]
-    near = nearest(short, names) if word.startswith("--") else first[0] if len(first) == 1 else ""
+    known = [name for name in names if not name.startswith("lora-")] if short == "lr" else names  # not --lora-rank
+    near = nearest(short, known) if word.startswith("--") else first[0] if len(first) == 1 else ""
     if near:
         return f"{word} is no option of {command}; did you mean {names[near]}?"
     if word.startswith("--") and " " not in word:

@@ -433,7 +433,7 @@ def test_version_is_the_packages(capsys):
         (["train", "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
         (["train", "--preset", "nono"], 2, "--preset"),
         (["generate"], 2, "generate needs MODEL; see nanograd-llm generate --help"),
-        (["convert", "gpt2"], 2, "convert needs --to, one of hf, numpy; see"),
+        (["convert", "gpt2"], 2, "convert needs --to, one of hf, numpy, peft; see"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_path, monkeypatch):
