@@ -25,6 +25,7 @@ from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, share_of, spread
 from nanograd_llm.text import BPETokenizer
+from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import Labelled, builtin_docstrings, read_labelled
 from nanograd_llm.training.config import TrainConfig
 
@@ -150,6 +151,7 @@ class Classification(TextTask):
         self.text = text
         report(f"reading {self.source}", 0)
         learned, held_out = text.read()
+        self.digest = text_hash(repr(learned), repr(held_out))
         self.names = start.config.names if start is not None and start.model_class is Classifier else []
         is_known = bool(self.names)
         self.names = self.names or sorted({label for _, label in learned})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +21,11 @@ from nanograd_llm.tasks.task import (
     Score,
     TextSettings,
     TextTask,
-    absolute_path,
     model_of,
     share_of,
 )
 from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
-from nanograd_llm.text.corpora import builtin_corpus, save_hash, split_text, text_hash
+from nanograd_llm.text.corpora import builtin_corpus, split_text, text_hash
 from nanograd_llm.text.sources import read_source
 from nanograd_llm.training.config import TrainConfig
 
@@ -165,7 +163,7 @@ class LanguageModelling(TextTask):
         self.text = text
         report(f"reading {self.source}", 0)
         learned, held_out = text.read(report)
-        self._hash, self._nuls = text_hash(learned, held_out), learned.count("\0")
+        self.digest, self._nuls = text_hash(learned, held_out), learned.count("\0")
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is not None:
             self.tokenizer = start.tokenizer()
@@ -261,8 +259,3 @@ class LanguageModelling(TextTask):
         words = ["The", "statement"] if self.text.file is None else self.tokenizer.decode(self.ids[:24]).split()[:3]
         is_plain = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
         return (" ".join(words).lstrip("-")[:40] if is_plain else "") or "The"
-
-    def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer, and the SHA-256 of the text."""
-        super().save_beside(folder)
-        save_hash(folder / "text.sha256", self._hash, absolute_path(self.source))

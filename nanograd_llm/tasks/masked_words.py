@@ -25,7 +25,7 @@ from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, share_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
-from nanograd_llm.text.corpora import read_lines, read_text, split_text
+from nanograd_llm.text.corpora import read_lines, read_text, split_text, text_hash
 from nanograd_llm.text.wordpiece import MASK, SPECIAL
 from nanograd_llm.training.config import TrainConfig
 
@@ -122,6 +122,7 @@ class MaskedWords(TextTask):
         self.longest = text.length(model.context_length)
         report(f"reading {self.source}", 0)
         learned, held_out = text.read()
+        self.digest = text_hash(*learned, *held_out)
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is None:
             self.tokenizer: Tokenizer = WordPieceTokenizer.train("\n".join(learned), text.vocab_size)

@@ -13,6 +13,7 @@ import numpy as np
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, counted, setting
+from nanograd_llm.text.corpora import save_hash
 from nanograd_llm.text.tokenizers import Tokenizer
 from nanograd_llm.training.config import TrainConfig
 
@@ -231,10 +232,12 @@ class TextTask:
     """What the tasks that learn from texts share: what they tell, and what they save.
 
     parts: their settings but for the model's, by table. builtin: what the text is where no file is given.
+    digest: a hash of what is learned from and scored, by which a resumed run knows its data.
     """
 
     builtin: ClassVar[str]
     parts: Mapping[str, Any]
+    digest: str
     tokenizer: Tokenizer
     model: Any
 
@@ -258,8 +261,9 @@ class TextTask:
         return f"{sizes}: {self.model.parameter_count():,} parameters"
 
     def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer."""
+        """Write the tokenizer, and the hash of the data."""
         self.tokenizer.save(folder / "tokenizer.json")
+        save_hash(folder / "text.sha256", self.digest, absolute_path(self.source))
 
 
 def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> Any:

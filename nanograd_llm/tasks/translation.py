@@ -25,6 +25,7 @@ from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, model_of, share_of, spread
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
+from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.pairs import Pairs, read_pairs
 from nanograd_llm.training.config import TrainConfig
 
@@ -141,6 +142,7 @@ class Translation(TextTask):
         self.pairs = pairs
         report(f"reading {self.source}", 0)
         learned, held_out, unseen = pairs.read()
+        self.digest = text_hash(*map(repr, (learned, held_out, unseen)))
         self.tokenizer = self._tokenizer(learned, held_out + unseen, start)
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which a translation ends")

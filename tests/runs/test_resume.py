@@ -19,15 +19,24 @@ TASKS = {
     "language-model": {"context_length": 16, "vocab_size": 300, "accumulate": 2, **SIZES},
     "masked-words": {"context_length": 16, "vocab_size": 200, **SIZES},
     "translation": SIZES,
+    "classification": {"context_length": 16, "vocab_size": 300, **SIZES},
+}
+DATA = {  # the name of a file, and what is in it
+    "translation": ("text.tsv", "\n".join(LINES)),
+    "classification": (
+        "text.csv",
+        "text,label\n" + "\n".join(f"{line[:9]} {i},{'ab'[i % 2]}" for i, line in enumerate(LINES)),
+    ),
 }
 STEPS = 8
 
 
 def prepared(folder, task="language-model", **options):
     """A run of the task in the folder, beside its data."""
-    data = folder / ("text.tsv" if task == "translation" else "text.txt")
+    name, content = DATA.get(task, ("text.txt", "\n".join(LINES * 20)))
+    data = folder / name
     if not data.exists():
-        data.write_text("\n".join(LINES * (1 if task == "translation" else 20)), encoding="utf-8")
+        data.write_text(content, encoding="utf-8")
     length = {} if "minutes" in options else {"steps": STEPS}
     options = {"task": task, "file": str(data), "checkpoint_every": 2, **length, **TASKS[task], **options}
     return prepare_run(folder / "run", options=options)
@@ -126,9 +135,11 @@ def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
         resume_run(path, options={"minutes": 0.001})
 
 
-def test_a_run_whose_text_has_changed_is_not_resumed(tmp_path):
-    path = stopped(tmp_path)
-    (tmp_path / "text.txt").write_text("\n".join(LINES[::-1] * 20), encoding="utf-8")
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
+    path = stopped(tmp_path, task)
+    (data,) = tmp_path.glob("text.*")
+    data.write_text(data.read_text("utf-8").replace("cat", "cow", 1), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"(tokenizer.json|text.sha256): is not that of the data .* bring back"):
         resume_run(path)
 
