@@ -63,9 +63,9 @@ def test_a_json_line_without_text_is_named_by_its_number(tmp_path, line):
         read_source(f"{tmp_path}/a.jsonl")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"text" * 100)[:-9], gzip.compress(b"a") * 2])
-def test_a_damaged_gzip_file_is_refused(tmp_path, content):
-    (tmp_path / "a.txt.gz").write_bytes(content)
+@pytest.mark.parametrize("damage", [lambda packed: b"no gzip", lambda packed: packed[:-9], lambda packed: packed * 2])
+def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
+    (tmp_path / "a.txt.gz").write_bytes(damage(gzip.compress(b"text" * 100)))
     with pytest.raises(BadFileError, match="cannot be unpacked"):
         read_source(f"{tmp_path}/a.txt.gz")
 
