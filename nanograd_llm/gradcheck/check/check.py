@@ -147,7 +147,11 @@ class _Check:
     def _region(self) -> list[str]:
         """Where the points lie that were checked: beyond, nothing is known."""
         inputs = [(n, x[np.isfinite(x)]) for n, x in zip(self.function.names, self.function.values)]
-        parts = [f"{name} in [{x.min():.4g}, {x.max():.4g}]" for name, x in inputs if x.size]
+        parts = [
+            f"{name} = {x.min():.4g}" if x.size == 1 else f"{name} in [{x.min():.4g}, {x.max():.4g}]"
+            for name, x in inputs
+            if x.size
+        ]
         more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
         return [f"checked at {', '.join(parts[:4])}{more}"] if parts else []
 
