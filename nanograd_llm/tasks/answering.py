@@ -23,7 +23,8 @@ from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
 from nanograd_llm.tasks.questions import builtin_examples, without_manner
-from nanograd_llm.tasks.task import Report, Request, Sample, absolute_path
+from nanograd_llm.tasks.task import Report, Request, Sample, TextTask, share_of, spread
+from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
 from nanograd_llm.training.config import TrainConfig
@@ -88,7 +89,7 @@ class Row(NamedTuple):
         return self.ids[self.prompt_length : -1]
 
 
-class Answering:
+class Answering(TextTask):
     """What `Instructions` and `Preferences` have in common, each a `Task`.
 
     examples: the questions and answers. model: the config of the start, where dropout and the like may differ.
@@ -104,28 +105,26 @@ class Answering:
     free: ClassVar[Collection[str]] = TRAINING_ONLY  # settings of the model that may differ from the start's
     rate: ClassVar[float]  # the learning rate for the 768 channels of GPT-2
     batch_sizes: ClassVar[tuple[int, int]]  # of a model of up to 256 channels, and of a wider one
-    builtin: ClassVar[tuple[int, int]]  # of the built-in questions: how many are learned and held out at most
-    used_by = "generate"
+    most: ClassVar[tuple[int, int]]  # of the built-in questions: how many are learned and held out at most
+    used_by, builtin = "generate", "questions"
     model_class: ClassVar[type[GPT]] = GPT
     presets: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def made(cls, request: Request) -> Any:
         """See `NamedTask.made`. The learning rate falls with the square of the width, as nano and GPT-2 need it."""
-        start, sizes = request.start, request.settings["model"]
+        start = request.start
         if start is None:
             raise ConfigError(
                 f"the task {cls.name} starts from a trained model; give it with init, such as runs/nano-1"
             )
         request.require_start(GPT)
         request.refuse(model={*request.asked["model"]} - {*cls.free})
-        request.require_sizes(start.config, TRAINING_ONLY)
-        changes = {name: sizes.get(name, getattr(GPTConfig, name)) for name in TRAINING_ONLY}
+        model = request.config_further(start.config, TRAINING_ONLY)
         width = start.config.n_embd
         recipe = {"learning_rate": cls.rate * (768 / width) ** 2, "batch_size": cls.batch_sizes[width > 256]}
         training = TrainConfig(**{**recipe, **request.settings["train"]})
         examples: Any = cls.tables[cls.table](**request.settings[cls.table])
-        model = dataclasses.replace(start.config, **changes)
         return cls(examples, model, training, start=start, report=request.report)
 
     def __init__(
@@ -137,7 +136,7 @@ class Answering:
         start: Opened[Any],
         report: Report = lambda doing, share: None,
     ):
-        self.training, self.init = training, absolute_path(start.source)
+        super().__init__(training, start, **{self.table: examples})
         self.max_length = examples.max_length or model.context_length
         if self.max_length > model.context_length:
             raise ConfigError(f"max_length is {self.max_length}; the model takes {model.context_length} tokens at most")
@@ -149,13 +148,15 @@ class Answering:
         own = template_beside(start.path) if examples.template is None else Template.of(examples.template)
         own = own or Template.of("plain")
         self.examples = dataclasses.replace(examples, template=own.text)
-        report(f"reading {self.where}", 0)
+        self.parts = {self.table: self.examples}
+        report(f"reading {self.source}", 0)
         if examples.file is None:
-            both = split_by_hash(builtin_examples(pairs=self.pairs), examples.held_out, self.where)
-            learned, held_out = (part[:most] for part, most in zip(both, self.builtin))
+            both = split_by_hash(builtin_examples(pairs=self.pairs), examples.held_out, self.source)
+            learned, held_out = (part[:most] for part, most in zip(both, self.most))
         else:
             found = read_examples(examples.file, pairs=self.pairs)
-            learned, held_out = split_by_hash(found, examples.held_out, self.where)
+            learned, held_out = split_by_hash(found, examples.held_out, self.source)
+        self.digest = text_hash(repr(learned), repr(held_out))
         turns = max(len(one.turns) for one in learned)
         self.template = dataclasses.replace(own, turns=max(turns, own.turns if self.pairs else 1))
         self.first = learned[0].turns[-1].instruction
@@ -178,11 +179,6 @@ class Answering:
         if not (targets == self.end).any():
             raise ShapeError("no end of text counts in the loss, so the model would never learn to end its answers")
 
-    @property
-    def where(self) -> str:
-        """What the examples are from, in words."""
-        return self.examples.file or "the built-in questions"
-
     def _fitting(self, examples: list[Example]) -> list[tuple[Row, ...]]:
         """Each example as rows, one for each of its answers, that are not longer than max_length."""
         rows = [self._encode(example) for example in examples]
@@ -190,9 +186,9 @@ class Answering:
         if (over > 0).any() and self.examples.too_long == "refuse":
             place = int(over.argmax())
             raise ShapeError(
-                f"{self.where}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, up "
-                f"to {over[place] + self.max_length:,} ({examples[place].turns[-1].instruction!r:.40}); set too_long "
-                "to truncate or leave-out, or start from a model of a larger context"
+                f"{self.source}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, "
+                f"up to {over[place] + self.max_length:,} ({examples[place].turns[-1].instruction!r:.40}); set "
+                "too_long to truncate or leave-out, or start from a model of a larger context"
             )
         found = []
         for one, cut in zip(rows, over):
@@ -204,7 +200,7 @@ class Answering:
             else:
                 self.left_out += 1
         if not found:
-            raise ShapeError(f"{self.where}: no answer fits into {self.max_length} tokens; give shorter ones")
+            raise ShapeError(f"{self.source}: no answer fits into {self.max_length} tokens; give shorter ones")
         return found
 
     def _encode(self, example: Example) -> tuple[Row, ...]:
@@ -255,33 +251,18 @@ class Answering:
             lines.append(f"  {'padding':<16} {counted(len(wanted) + 1 - len(row.ids), 'token')}")
         return "\n".join(lines)
 
-    @property
-    def config(self) -> dict[str, dict[str, Any]]:
-        """The tables of the examples and of the model's sizes."""
-        file = self.examples.file and absolute_path(self.examples.file)
-        return {
-            self.table: dataclasses.asdict(self.examples) | {"file": file},
-            "model": dataclasses.asdict(self.model.config),
-        }
-
     def describe(self) -> dict[str, str]:
         """The examples, the template and the model."""
-        noun, names = "pair" if self.pairs else "row", ("n_layer", "n_head", "n_embd", "context_length")
+        noun = "pair" if self.pairs else "row"
         cut = [f"{self.shortened:,} prompts truncated"] if self.shortened else []
         cut += [f"{self.left_out:,} left out"] if self.left_out else []
         long = f"; of more than {self.max_length} tokens: {', '.join(cut)}" if cut else ""
         return {
-            f"{noun}s": f"{self.where}: {counted(len(self.learned), noun)}, {len(self.held_out):,} held out{long}",
+            f"{noun}s": f"{self.source}: {counted(len(self.learned), noun)}, {len(self.held_out):,} held out{long}",
             "template": repr(self.template.text),
             "tokenizer": str(self.tokenizer),
-            "model": f"{', '.join(f'{n}={getattr(self.model.config, n)}' for n in names)}: "
-            f"{self.model.parameter_count():,} parameters",
+            "model": self.sizes(),
         }
-
-    def chosen_rows(self, count: int | None) -> np.ndarray:
-        """The places of so many of the held-out rows, spread evenly; all for None."""
-        total = len(self.held_out)
-        return np.linspace(0, total - 1, min(total, count or total)).astype(int)
 
     def portions(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The rows, as many at a time as are computed together."""
@@ -290,8 +271,7 @@ class Answering:
 
     def measured_on(self, rows: Sequence[Any]) -> str:
         """In words, which part of the held-out rows that is."""
-        total, noun = len(self.held_out), "pairs" if self.pairs else "questions"
-        return f"{f'{len(rows):,} of the' if len(rows) < total else 'all'} {total:,} held-out {noun}"
+        return share_of(len(rows), len(self.held_out), f"held-out {'pair' if self.pairs else 'question'}")
 
     def answers(self, rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
         """What the model answers, always the likeliest token, and whether it ended within twice the longest answer."""
@@ -305,7 +285,7 @@ class Answering:
 
     def sample(self, *, last: bool = False) -> Sample:
         """Held-out questions, the reference, and what the model answers."""
-        rows = [self.held_out[i][0] for i in self.chosen_rows(6 if last else 2)]
+        rows = [self.held_out[i][0] for i in spread(len(self.held_out), 6 if last else 2)]
         lines = []
         for row, (answer, ended) in zip(rows, self.answers(rows)):
             lines += [f"question   {self.tokenizer.decode(row.prompt).strip()}", f"reference  {self.reference(row)}"]
@@ -329,8 +309,8 @@ class Answering:
         return self.first.strip("- \n").partition("\n")[0] or "Hello"
 
     def save_beside(self, folder: Path) -> None:
-        """Write the tokenizer and the template."""
-        self.tokenizer.save(folder / "tokenizer.json")
+        """Write the tokenizer, the hash of the data and the template."""
+        super().save_beside(folder)
         self.template.save(folder)
 
 

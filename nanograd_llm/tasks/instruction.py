@@ -14,7 +14,7 @@ from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Report, Score
+from nanograd_llm.tasks.task import Report, Score, spread
 
 
 class InstructionConfig(ExamplesConfig):
@@ -33,7 +33,7 @@ class Instructions(Answering):
     """A GPT learns to answer questions; see `Answering`."""
 
     name, table, pairs = "instruction", "instructions", False
-    rate, batch_sizes, builtin = 8e-5, (32, 8), (COUNT, COUNT)
+    rate, batch_sizes, most = 8e-5, (32, 8), (COUNT, COUNT)
     tables = {"instructions": InstructionConfig, "model": GPTConfig}
     hidden = {"instructions": (), "model": tuple({*GPTConfig.setting_types} - {*TRAINING_ONLY})}
     examples: InstructionConfig
@@ -64,7 +64,7 @@ class Instructions(Answering):
 
     def score(self, rows: int | None = None) -> Score:
         """How many answers are exactly the reference; beside it how many end, and the loss of the references."""
-        chosen = [self.held_out[i][0] for i in self.chosen_rows(rows)]
+        chosen = [self.held_out[i][0] for i in spread(len(self.held_out), rows)]
         found = list(self.answers(chosen))
         right = [self.is_right(answer, row) for row, (answer, _) in zip(chosen, found)]
         also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": self._loss(chosen)}

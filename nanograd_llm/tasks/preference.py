@@ -21,7 +21,7 @@ from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import is_a_sentence
-from nanograd_llm.tasks.task import Report, Score
+from nanograd_llm.tasks.task import Report, Score, spread
 
 ROUNDING = 1e-4  # of a log-probability of an answer
 
@@ -43,7 +43,7 @@ class Preferences(Answering):
     """
 
     name, table, pairs = "preference", "preferences", True
-    rate, batch_sizes, builtin = 3e-6, (16, 4), (2_000, 1_000)
+    rate, batch_sizes, most = 3e-6, (16, 4), (2_000, 1_000)
     model_class = PreferenceGPT
     free = ("recompute_activations",)
     tables = {"preferences": PreferenceConfig, "model": GPTConfig}
@@ -96,7 +96,7 @@ class Preferences(Answering):
 
     def score(self, rows: int | None = None) -> Score:
         """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""
-        which = self.chosen_rows(rows)
+        which = spread(len(self.held_out), rows)
         chosen = [self.held_out[i] for i in which]
         log_p = self._log_probabilities(chosen)
         rewards = self.model.beta * (log_p - self.held_out_reference[which])

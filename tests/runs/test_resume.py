@@ -52,6 +52,20 @@ def stopped(folder, task="language-model", at=3, **options):
     return run.folder.path
 
 
+def test_a_resumed_preference_run_keeps_its_reference(tmp_path):
+    base = prepared(tmp_path, "language-model", steps=3, context_length=64)
+    list(base.train())
+    options = {"task": "preference", "init": str(base.folder.path), "steps": 4, "batch_size": 4, "workers": 2}
+    for name, stop in (("whole", 4), ("parts", 2)):
+        run = prepare_run(tmp_path / name, options=options)
+        events = run.train()
+        while run.trainer.steps_done < stop:
+            next(events)
+        list(events) if name == "whole" else events.close()
+    list(resume_run(tmp_path / "parts").train())
+    assert last(tmp_path / "parts") == last(tmp_path / "whole")
+
+
 def last(path):
     folder = RunFolder.open(path)
     return folder.checkpoint_path(max(folder.checkpoints())).read_bytes()
