@@ -91,7 +91,9 @@ def _run(arguments: Sequence[str]) -> int:
         for name in COMMANDS:
             app[name]  # import it, for the first line of its help
     app.default_parameter = Parameter(converter=_convert)
-    if "-" in arguments and "--" not in arguments:  # standard input, which would be taken for an option
+    if (
+        arguments[:1] == ["train"] and "-" in arguments and "--" not in arguments
+    ):  # standard input, which would be taken for an option
         arguments = [*(word for word in arguments if word != "-"), "--", "-"]
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

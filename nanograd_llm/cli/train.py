@@ -120,6 +120,8 @@ def train(
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
     options = settings if file is None else {**settings, "file": file}
+    if show_batch and resume is not None:
+        raise ConfigError("--show-batch shows what a new run begins with; leave --resume out")
     if show_batch:
         task = prepare_task(options=options, file=config, preset=preset)
         if not isinstance(task, Answering):
@@ -138,9 +140,9 @@ def train(
             if beside := [name for name, value in given.items() if value is not None]:
                 raise ConfigError(f"--resume takes the {beside[0].strip('-')} from the run; leave {beside[0]} out")
             prepared = resume_run(resume, options=options, report=report)
-            done, newest = prepared.trainer.steps_done, max(prepared.folder.checkpoints())
-            damaged = f"; the checkpoint of step {newest} is damaged" if newest > done else ""
-            print(written(row("resumed", f"{prepared.folder.path} from step {done}{damaged}")))
+            damaged = f"; the checkpoint of step {prepared.damaged} is damaged" if prepared.damaged else ""
+            step = prepared.trainer.steps_done
+            print(written(row("resumed", f"{prepared.folder.path} from step {step}{damaged}")))
     spent += time.monotonic() - began
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:

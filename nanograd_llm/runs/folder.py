@@ -175,13 +175,17 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
 
     def forget_after(self, step: int) -> None:
-        """Remove the metrics and the samples of later steps: the run will write them again."""
+        """Remove the metrics, samples and damaged checkpoints of later steps: the run will write them again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         write_atomically(self.metrics_path, "".join(_line(record) for record in kept).encode())
         if self.samples_path.exists():
             samples = re.split(r"(?m)^(?=--- step \d{1,15}$)", read_bytes(self.samples_path).decode("utf-8", "replace"))
             kept_samples = [text for text in samples if text and int(text.split(maxsplit=3)[2]) <= step]
             write_atomically(self.samples_path, "".join(kept_samples).encode())
+        with storage_errors(f"{self.checkpoints_path}: cannot remove a damaged checkpoint", "check its permissions"):
+            for later, path in self.checkpoints().items():
+                if later > step:
+                    path.unlink()
 
     def checkpoint_path(self, step: int) -> Path:
         """The path of the checkpoint of `step`, also if there is none."""
@@ -250,8 +254,10 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return leftovers
 
     def _refuse_link(self) -> None:
-        if self.checkpoints_path.is_symlink():  # checkpoints would be written elsewhere
-            raise StorageError(f"{self.checkpoints_path}: is a link; remove it, or choose another folder")
+        """Raise StorageError if a part is a link, through which the run would write elsewhere."""
+        for part in (self.checkpoints_path, self.adapter_path, self.metrics_path, self.samples_path):
+            if part.is_symlink():
+                raise StorageError(f"{part}: is a link; remove it, or choose another folder")
 
     def _writer(self) -> str:
         """The PID of another process that writes here; "" if there is none, or it is not known."""

@@ -144,6 +144,8 @@ def resume_run(
             raise ConfigError(
                 f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
             )
+        if any(table.get("file") == "-" for table in written.values()):
+            raise ConfigError(f"{path}: learned from standard input, which is gone; use --init {path} with a file")
         given = _by_table(task, {}, options)
         settings = {table: {**written.get(table, {}), **given[table]} for table in given}
         settings["train"] = _with_one_length(settings["train"], given["train"])
@@ -162,9 +164,13 @@ def resume_run(
 
 
 def _opened(source: str) -> Opened:
-    from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
+    """The model to start from; of a run its newest checkpoint by name, so that config.toml says which it was."""
+    from nanograd_llm.runs.opening import OpenedRun, open_model  # which knows every format of pretrained models
 
-    return open_model(source)
+    opened = open_model(source)
+    if isinstance(opened, OpenedRun) and opened.step is None and (saved := opened.folder.checkpoints()):
+        return open_model(saved[max(saved)])
+    return opened
 
 
 def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -117,6 +117,7 @@ class Run:
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
         self.on_stop: Callable[[signal.Signals, bool], None] | None = None  # see `StopRequest`
         self.seconds = 0.0  # that the run took before this process
+        self.damaged: int | None = None  # the step of a newer checkpoint that a resumed run passed over
         self._rows: int | None = None  # of a score, once it is known
         self._drawn = 0.0  # when loss.svg was last written
         if adapters is not None:
@@ -152,6 +153,7 @@ class Run:
         if c.minutes is not None and seconds >= 60 * c.minutes:
             raise ConfigError(f"{folder.path}: the {c.minutes:g} minutes of this run are over; give more minutes")
         run.trainer.load_state_dict(arrays)
+        run.damaged = max((newer for newer in folder.checkpoints() if newer > step), default=None)
         folder.forget_after(step)
         return run
 
@@ -187,8 +189,10 @@ class Run:
                 raise
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
-        c, minutes, saved, automatic = self.config, self.trainer.config.minutes, time.monotonic(), []
-        fifths = int(spent / (12 * minutes)) if minutes else 0  # of the run that are done
+        c, minutes, saved = self.config, self.trainer.config.minutes, time.monotonic()
+        automatic = [*self.folder.checkpoints().values()]  # of a resumed run
+        done = spent / (60 * minutes) if minutes else self.trainer.steps_done / self.trainer.config.steps
+        fifths = int(5 * done)
         if self.task.init is not None and not self.trainer.steps_done:
             yield from self._score(stop)
         for record in self.trainer.run(self.task.batch, spent=spent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -277,7 +278,7 @@ def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> A
 
 def absolute_path(source: str) -> str:
     """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
-    return os.path.abspath(source) if os.path.exists(source) else source
+    return os.path.abspath(source) if os.path.exists(source) or glob.has_magic(source) else source
 
 
 def spread(total: int, count: int | None) -> np.ndarray:

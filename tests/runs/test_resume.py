@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -52,16 +53,21 @@ def stopped(folder, task="language-model", at=3, **options):
     return run.folder.path
 
 
-def test_a_resumed_preference_run_keeps_its_reference(tmp_path):
+def test_a_resumed_preference_run_keeps_its_reference_also_where_its_start_was_trained_further(tmp_path):
     base = prepared(tmp_path, "language-model", steps=3, context_length=64)
     list(base.train())
+    pairs = [
+        json.dumps({"prompt": f"{a} {b}", "chosen": f"{a}.", "rejected": f"{b}."}) for a in "abcdef" for b in "xyz"
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs), "utf-8")
     options = {"task": "preference", "init": str(base.folder.path), "steps": 4, "batch_size": 4, "workers": 2}
     for name, stop in (("whole", 4), ("parts", 2)):
-        run = prepare_run(tmp_path / name, options=options)
+        run = prepare_run(tmp_path / name, options={**options, "file": str(tmp_path / "pairs.jsonl")})
         events = run.train()
         while run.trainer.steps_done < stop:
             next(events)
         list(events) if name == "whole" else events.close()
+    list(resume_run(base.folder.path, options={"steps": 5}).train())
     list(resume_run(tmp_path / "parts").train())
     assert last(tmp_path / "parts") == last(tmp_path / "whole")
 
@@ -86,9 +92,9 @@ def test_a_resumed_run_ends_with_the_bytes_of_one_that_was_not_stopped(tmp_path,
 def test_metrics_and_samples_of_a_resumed_run_are_those_of_one_that_was_not_stopped(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    list(prepared(tmp_path / "whole").train())
-    path = stopped(tmp_path / "parts", at=5)
-    RunFolder.open(path).checkpoint_path(5).unlink()  # as if it had been killed: step 4 was saved, step 5 recorded
+    list(prepared(tmp_path / "whole", steps=20).train())
+    path = stopped(tmp_path / "parts", at=7, steps=20)
+    RunFolder.open(path).checkpoint_path(7).unlink()  # as if it had been killed: step 6 was saved, step 7 recorded
     list(resume_run(path).train())
     records = [
         [{name: value for name, value in record.items() if name != "items_per_second"} for record in folder]
@@ -123,9 +129,41 @@ for event in run.train():
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     path = stopped(tmp_path, at=5)
     RunFolder.open(path).checkpoint_path(5).write_bytes(b"damaged")
+    (tmp_path / "whole").mkdir()
+    list(prepared(tmp_path / "whole").train())
     run = resume_run(path)
-    assert run.trainer.steps_done == 4
-    run.folder.close()
+    assert (run.trainer.steps_done, run.damaged) == (4, 5)
+    list(run.train())
+    assert last(path) == last(tmp_path / "whole" / "run") and 5 not in RunFolder.open(path).checkpoints()
+
+
+def test_the_last_checkpoint_is_written_again_where_it_was_damaged(tmp_path):
+    path = prepared(tmp_path).folder.path
+    folder = RunFolder.open(path)
+    list(prepare_run(tmp_path / "again", file=folder.config_path).train())
+    folder = RunFolder.open(tmp_path / "again")
+    good = folder.checkpoint_path(STEPS).read_bytes()
+    folder.checkpoint_path(STEPS).write_bytes(good[:-1])
+    list(resume_run(folder.path).train())
+    assert folder.checkpoint_path(STEPS).read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "adapter", "metrics.jsonl", "samples.txt"])
+def test_a_run_is_not_written_through_a_link(tmp_path, name):
+    path = stopped(tmp_path)
+    if (path / name).exists():
+        (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(StorageError, match=f"{name}: is a link"):
+        resume_run(path)
+
+
+def test_a_run_of_standard_input_cannot_be_resumed(tmp_path):
+    path = stopped(tmp_path)
+    config = path / "config.toml"
+    config.write_text(config.read_text("utf-8").replace(f'file = "{tmp_path}/text.txt"', 'file = "-"'), "utf-8")
+    with pytest.raises(ConfigError, match="learned from standard input, which is gone; use --init"):
+        resume_run(path)
 
 
 def test_a_resumed_run_can_be_made_longer_and_its_config_says_so(tmp_path):
