@@ -21,7 +21,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.json import read_json_object
 from nanograd_llm.settings import counted, listed, nearest
-from nanograd_llm.text.corpora import read_text
+from nanograd_llm.text.corpora import read_text, well_formed
 
 Labelled = list[tuple[str, str]]  # (text, label)
 Found = Iterator[tuple[str, str, str]]  # where, text, label
@@ -78,7 +78,7 @@ def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str =
     found: dict[tuple[str, str], None] = {}
     empty: list[str] = []
     for where, one, name in rows:
-        pair = one.strip(), " ".join(name.split())
+        pair = well_formed(one.strip()), well_formed(" ".join(name.split()))
         found[pair] = None
         if not all(pair):
             empty.append(f"{where}: the {'label' if pair[0] else 'text'} is empty")

@@ -39,6 +39,11 @@ def test_a_pair_that_occurs_again_is_left_out_and_spaces_around_it_do_not_count(
     assert read_labelled(path) == [("a", "x y"), ("a", "z")]
 
 
+def test_what_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.jsonl", '{"text": "a \\ud83d\\ude00 \\ud83d", "label": "\\udc00"}\n')
+    assert read_labelled(path) == [("a \U0001f600 \ufffd", "\ufffd")]
+
+
 def test_a_label_may_be_a_number_and_another_column_may_be_there_twice(tmp_path: Path) -> None:
     assert read_labelled(write(tmp_path, "x.jsonl", '{"text": "a", "label": 1}\n')) == [("a", "1")]
     assert read_labelled(write(tmp_path, "x.csv", "v1,v2,,\nham,hello,,\n"), "v2", "v1") == [("hello", "ham")]
