@@ -21,10 +21,9 @@ from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.inputs import real_tokens, token_ids
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
-from nanograd_llm.nn.attention import unpacked
 from nanograd_llm.nn.layers import ACTIVATIONS, Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
-from nanograd_llm.ops.composed import count_targets
+from nanograd_llm.ops.composed import count_targets, unpacked
 from nanograd_llm.settings import IGNORE_INDEX, setting
 
 

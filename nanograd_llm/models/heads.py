@@ -20,10 +20,9 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded, real_tokens, token_ids
-from nanograd_llm.nn.attention import unpacked
 from nanograd_llm.nn.layers import Dropout, Linear, Unfilled
 from nanograd_llm.nn.module import Module
-from nanograd_llm.ops.composed import count_targets
+from nanograd_llm.ops.composed import count_targets, unpacked
 from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_int, require_type, setting, shown
 
 ENCODERS: dict[str, Any] = {"gpt": (GPT, GPTConfig), "bert": (BERT, BERTConfig)}

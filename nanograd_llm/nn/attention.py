@@ -197,13 +197,9 @@ class MultiHeadAttention(Module):
         if cache is not None:
             return self.out(self._attend_cached(x, context, key_mask, cache))
         dropout = {"dropout": self.dropout.rate, "seed": next_key()} if self.training and self.dropout.rate else {}
-        q, kv = self._project(x, context)
-        query_mask, is_packed = query_mask if self.cross else key_mask, q.ndim == 2
-        q, kv = unpacked(q, query_mask), unpacked(kv, key_mask)
-        y = ops.multi_head_attention(
-            q, kv, key_mask, n_head=self.n_head, causal=self.causal, scale=self.scale, **dropout
-        )
-        return self.dropout(self.out(y[query_mask] if is_packed else y))
+        kind = {"n_head": self.n_head, "causal": self.causal, "scale": self.scale, **dropout}
+        y = ops.multi_head_attention(*self._project(x, context), key_mask, query_mask, **kind)
+        return self.dropout(self.out(y))
 
     def _project(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         """(qkv, None): queries, keys and values in one Tensor; with cross=True (q, kv), where kv is of the context."""
@@ -229,20 +225,6 @@ class MultiHeadAttention(Module):
         key_mask = None if key_mask is None else array_of(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
         y = ops.attention(q, *stored, key_mask, causal=self.causal, scale=self.scale)  # (B, H, t, D), (B, H, S, D)
         return y.swapaxes(1, 2).reshape(x.shape)  # (B, H, t, D) -> (B, t, C)
-
-
-def unpacked(x: Any, mask: Any) -> Any:
-    """The rows of real tokens at their places in a padded batch, with zeros elsewhere.  (N, C) -> (B, T, C)
-
-    The rest of a model treats each token separately, so it takes rows (N, C), and nothing is computed for padding.
-    mask (B, T): N places are True. An x that is no (N, C) is returned unchanged. Raises ShapeError if they do not fit.
-    """
-    if x is None or x.ndim != 2:
-        return x
-    mask = array_of(mask)
-    if mask is None or np.count_nonzero(mask) != len(x):
-        raise ShapeError(f"{len(x)} real tokens (N, C) need a mask (B, T) with as many True; got {mask!r:.100}")
-    return ops.scatter(x, index=mask, shape=(*mask.shape, x.shape[1]))  # (N, C) -> (B, T, C)
 
 
 def head_size(n_embd: int, n_head: int) -> int:

@@ -22,7 +22,7 @@ from nanograd_llm.backend.arrays import xp
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads
+from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads, unpacked
 from nanograd_llm.ops.layout import causal_mask
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
@@ -102,7 +102,7 @@ def attention_backward(dy, y, q, k, v, parts, scale):
     "y = merge(attention(q, k, v)),  q, k, v = heads of x; or q = heads of x and k, v = heads of kv",
     "x̄, k̄v̄ = the adjoints of q, k, v, side by side",
     equals=composed.multi_head_attention,
-    constants=("key_mask",),
+    constants=("key_mask", "query_mask"),
     samples=lambda draw: [
         ((draw(2, 3, 12), None, None), {"n_head": 2, "causal": True}),
         ((draw(1, BLOCK + 2, 6), None, None), {"n_head": 1, "causal": True}),
@@ -111,31 +111,46 @@ def attention_backward(dy, y, q, k, v, parts, scale):
         ((draw(3, 4, 6), None, PADDED), {"n_head": 1, "causal": True}),
         ((draw(2, 3, 4), draw(2, 2, 8), None), {"n_head": 2, "causal": False}),
         ((draw(3, 2, 2), draw(3, 4, 4), PADDED), {"n_head": 2, "causal": False, "dropout": 0.4, "seed": (3,)}),
+        ((draw(5, 6), None, PADDED), {"n_head": 2, "causal": True}),
+        ((draw(5, 2), draw(5, 4), PADDED, PADDED[:, ::-1]), {"n_head": 1, "causal": False}),
+        ((draw(3, 2, 2), draw(5, 4), PADDED), {"n_head": 2, "causal": False}),
     ],
 )
-def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,), needs):
+def multi_head_attention(
+    x, kv=None, key_mask=None, query_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,), needs
+):
     """Attention in n_head heads, of a sequence to itself or to another sequence.
 
-    x (B, T, W), kv (B, S, U), key_mask (B, S) -> y (?)
+    x (?), kv (?), key_mask (B, S), query_mask (B, T) -> y (?)
 
-    y is (B, T, C) with C = n_head * D. Without kv, x holds queries, keys and values, each of C channels, in this order
-    along the last axis: W = 3C, S = T. With kv, x holds the queries (W = C), and kv the keys and values of another
-    sequence (U = 2C). The heads are views: no copy is made to split or merge them. The rest is as in `attention`.
+    x is (B, T, W), kv (B, S, U), and y (B, T, C) with C = n_head * D. Without kv, x holds queries, keys and values,
+    each of C channels, in this order along the last axis: W = 3C, S = T. With kv, x holds the queries (W = C), and kv
+    the keys and values of another sequence (U = 2C). The heads are views: no copy is made to split or merge them. The
+    rest is as in `attention`.
+
+    Where x is (N, W), it has only the rows of the real tokens: those where query_mask, or without kv key_mask, is True.
+    Then y is (N, C). Where kv is (M, U), it has only the rows where key_mask is True.
     """
+    query_mask, is_packed = key_mask if kv is None else query_mask, (x.ndim == 2, kv is not None and kv.ndim == 2)
+    x, kv = unpacked(x, query_mask), unpacked(kv, key_mask)
     C = n_head * head_size(x, kv, key_mask, n_head)
     q, k, v = split_heads(x, kv, n_head)  # (B, T, C) -> (B, H, T, D), (B, S, C) -> 2 × (B, H, S, D)
     y = np.empty_like(q, shape=(*x.shape[:2], C), dtype=np.result_type(q, k, v), order="C")
     key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for every head
     (into,) = heads_of(y, 1, n_head)  # (B, T, C) -> (B, H, T, D)
-    return keep(y, parts=_attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs)))
+    parts = _attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs))
+    return keep(y[query_mask] if is_packed[0] else y, padded=(x, kv, y), is_packed=is_packed, parts=parts)
 
 
 @multi_head_attention.backward
-def multi_head_attention_backward(dy, y, x, kv, parts, n_head, scale):
+def multi_head_attention_backward(dy, key_mask, query_mask, padded, is_packed, parts, n_head, scale):
+    x, kv, y = padded
+    query_mask = key_mask if kv is None else query_mask
+    dy = unpacked(dy, query_mask)
     dx, dkv = (None if z is None else np.empty_like(z, order="C") for z in (x, kv))
     dy, y = (heads_of(z, 1, n_head)[0] for z in (dy, y))
     _attend_backward(dy, y, *split_heads(x, kv, n_head), parts, scale, *split_heads(dx, dkv, n_head))
-    return dx, dkv
+    return dx[query_mask] if is_packed[0] else dx, dkv[key_mask] if is_packed[1] else dkv
 
 
 def sequence_mask(lengths: Any, size: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.ops.layout import causal_mask, check_ids
+from nanograd_llm.ops.layout import causal_mask, check_ids, scatter
 from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sqrt, sum, tanh, where
 from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number
 
@@ -115,15 +115,34 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
     return matmul(p, v)  # (..., n, m)·(..., m, E) -> (..., n, E)
 
 
-def multi_head_attention(x, kv=None, key_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,)):
+def multi_head_attention(
+    x, kv=None, key_mask=None, query_mask=None, *, n_head, causal, scale=None, dropout=0.0, seed=(0,)
+):
+    query_mask, is_packed = array_of(key_mask if kv is None else query_mask), x.ndim == 2
+    x, kv = unpacked(x, query_mask), unpacked(kv, key_mask)  # (N, C) -> (B, T, C)
     C = n_head * head_size(x, kv, key_mask, n_head)
     q, k, v = split_heads(x, kv, n_head)
     key_mask = None if key_mask is None else array_of(key_mask)[:, None]  # (B, S) -> (B, 1, S), for every head
     y = attention(q, k, v, key_mask, causal=causal, scale=scale, dropout=dropout, seed=seed)
-    return y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
+    y = y.swapaxes(1, 2).reshape((*x.shape[:2], C))  # (B, H, T, D) -> (B, T, C)
+    return y[query_mask] if is_packed else y
 
 
 # Shared by the definitions and the fused ops: the layout of heads, and quantities without a gradient.
+
+
+def unpacked(x: Any, mask: Any) -> Any:
+    """The rows of real tokens at their places in a padded batch, with zeros elsewhere.  (N, C) -> (B, T, C)
+
+    A model treats each token separately but in attention, so it takes rows (N, C), and computes nothing for padding.
+    mask (B, T): N places are True. An x that is no (N, C) is returned unchanged. Raises ShapeError if they do not fit.
+    """
+    if x is None or x.ndim != 2:
+        return x
+    mask = array_of(mask)
+    if mask is None or np.count_nonzero(mask) != len(x):
+        raise ShapeError(f"{len(x)} real tokens (N, C) need a mask (B, T) with as many True; got {mask!r:.100}")
+    return scatter(x, index=mask, shape=(*mask.shape, x.shape[1]))
 
 
 def split_heads(x: Any, kv: Any, n_head: int) -> Any:
