@@ -51,12 +51,15 @@ class PreferenceGPT(GPT):
         """beta times what each log-probability has gained on the reference's.  reference (B, 2) -> (B, 2)"""
         return self.beta * (self.log_probabilities(tokens, targets) - reference)
 
-    def loss(self, tokens: Any, targets: Any, reference: Any) -> Tensor:  # type: ignore[override]
+    def loss(self, tokens: Any, targets: Any, reference: Any = None) -> Tensor:
         """Mean of -log sigmoid(reward of the chosen - that of the rejected), in nats; log 2 where nothing is learned.
 
         tokens, targets (B, 2, T): the chosen answer first, each behind its prompt, whose targets are -100.
         reference (B, 2): what `log_probabilities` gave before training. A pair without targets does not count.
+        Without a reference it is the loss of a GPT, of tokens and targets (B, T).
         """
+        if reference is None:
+            return super().loss(tokens, targets)
         log_p = self.log_probabilities(tokens, targets)
         rewards = self.beta * (log_p - reference)
         losses = ops.softplus(rewards[:, 1] - rewards[:, 0])  # (B)

@@ -145,8 +145,9 @@ class Answering(TextTask):
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
         self.end = self.tokenizer.end_of_text
-        own = template_beside(start.path) if examples.template is None else Template.of(examples.template)
-        own = own or Template.of("plain")
+        own, asked = template_beside(start.path), examples.template
+        if own is None or asked not in (None, own.text):  # config.toml holds the text alone, not its turns
+            own = Template.of(asked or "plain")
         self.examples = dataclasses.replace(examples, template=own.text)
         self.parts = {self.table: self.examples}
         report(f"reading {self.source}", 0)

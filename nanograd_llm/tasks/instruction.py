@@ -9,12 +9,11 @@ import dataclasses
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Report, Score, spread
+from nanograd_llm.tasks.task import Report, Score, mean_loss, spread
 
 
 class InstructionConfig(ExamplesConfig):
@@ -39,8 +38,10 @@ class Instructions(Answering):
     examples: InstructionConfig
 
     def begin(self, report: Report) -> None:
-        """See `Answering.begin`; the template says how many turns are learned."""
-        self.template = dataclasses.replace(self.template, turns=self.examples.turns * self.template.turns)
+        """See `Answering.begin`; the template says how many turns are learned: as many as there is room for."""
+        sizes = np.cumsum(sorted(len(row.ids) for (row,) in self.learned)) - 1
+        turns = min(self.examples.turns, max(1, int((sizes <= self.max_length).sum())))
+        self.template = dataclasses.replace(self.template, turns=turns * self.template.turns)
         super().begin(report)
 
     def rows_of(self, step: int) -> list[Row]:
@@ -67,17 +68,7 @@ class Instructions(Answering):
         chosen = [self.held_out[i][0] for i in spread(len(self.held_out), rows)]
         found = list(self.answers(chosen))
         right = [self.is_right(answer, row) for row, (answer, _) in zip(chosen, found)]
-        also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": self._loss(chosen)}
+        loss = mean_loss(self.model, map(self.padded, self.portions(chosen)))
+        also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": loss}
         names = ("exact match", "answers that end")
         return Score(names[0], 100 * float(np.mean(right)), also, self.measured_on(chosen), percent=names)
-
-    def _loss(self, rows: list[Row]) -> float:
-        """Mean cross-entropy of the tokens of the answers, given those before."""
-        nats, count = 0.0, 0
-        self.model.eval()
-        with no_grad():
-            for some in self.portions(rows):
-                batch = self.padded(some)
-                here = self.model.loss_count(*batch)
-                nats, count = nats + self.model.loss(*batch).item() * here, count + here
-        return nats / count

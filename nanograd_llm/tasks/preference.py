@@ -1,7 +1,8 @@
 """Preferences: of two answers to a question, a GPT learns to give the one that is wanted (DPO; see `PreferenceGPT`).
 
 How far it goes from what it was is held by a reference, the model before training: the log-probabilities that this
-gives to all answers are computed once. It is the same model, in evaluation mode, so the loss begins at log 2.
+gives to all answers are computed once. It is the same model, in evaluation mode, so the loss of the pairs begins at
+log 2.
 """
 
 # N pairs, T time
@@ -23,7 +24,7 @@ from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import is_a_sentence
 from nanograd_llm.tasks.task import Report, Score, spread
 
-ROUNDING = 1e-4  # of a log-probability of an answer
+ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
 
 
 class PreferenceConfig(ExamplesConfig):
@@ -64,7 +65,8 @@ class Preferences(Answering):
         self.model.train()
         rewards = self.model.rewards(*self.batch(0)).data
         loss = float(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean())
-        if not abs(loss - math.log(2)) <= self.model.beta * ROUNDING:
+        rounding = max(ROUNDING, 1e-6 * float(np.abs(self.learned_reference).max()))
+        if not abs(loss - math.log(2)) <= self.model.beta * rounding:
             raise NanogradError(f"the loss begins at {loss:.6f} instead of log 2, so the reference is of another model")
 
     def _log_probabilities(self, pairs: Sequence[tuple[Row, ...]]) -> np.ndarray:

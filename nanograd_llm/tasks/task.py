@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, counted, setting
@@ -274,6 +275,17 @@ def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> A
     model = kind(config, seed=None)
     model.load_state_dict(start.model().state_dict(), assign=True)
     return model
+
+
+def mean_loss(model: Module, batches: Iterable[tuple[Any, ...]]) -> float:
+    """The mean loss in evaluation mode over all items of these batches that count."""
+    model.eval()
+    total, count = 0.0, 0
+    with no_grad():
+        for batch in batches:
+            here = model.loss_count(*batch)
+            total, count = total + model.loss(*batch).item() * here, count + here
+    return total / count
 
 
 def absolute_path(source: str) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.translate import show_attention, translate
@@ -23,7 +22,7 @@ from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderCo
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, model_of, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, mean_loss, model_of, share_of, spread
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.pairs import Pairs, read_pairs
@@ -229,14 +228,8 @@ class Translation(TextTask):
 
     def _loss(self, rows: np.ndarray) -> float:
         """Mean cross-entropy of a target's tokens, given those before."""
-        nats, count = 0.0, 0
-        self.model.eval()
-        with no_grad():
-            for start in range(0, len(rows), SCORED_AT_ONCE):
-                batch = self.held_out.batch(rows[start : start + SCORED_AT_ONCE], self.end)
-                here = self.model.loss_count(*batch)
-                nats, count = nats + self.model.loss(*batch).item() * here, count + here
-        return nats / count
+        parts = (rows[start : start + SCORED_AT_ONCE] for start in range(0, len(rows), SCORED_AT_ONCE))
+        return mean_loss(self.model, (self.held_out.batch(part, self.end) for part in parts))
 
     def sample(self, *, last: bool = False) -> Sample:
         """A source, its reference and what the model makes of it; at the last also which words it looked at."""

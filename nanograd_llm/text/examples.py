@@ -51,6 +51,8 @@ def _example(row: Mapping[str, Any], where: str, forms: Sequence[tuple[str, ...]
         expected = "; or ".join(" and ".join(form) for form in forms)
         raise BadFileError(f"{where}: has {', '.join(map(repr, row)) or 'no keys'}; expected {expected}")
     parts = [_messages(row[name], f"{where}: {name}") for name in form]
+    if len(form) == 3 and min(map(len, parts[1:])) > 1:  # whole chats beside their prompt
+        form, parts = form[1:], parts[1:]
     if form[0] in ("chosen", "messages") or form == ("conversations",):
         history, answers = parts[0][:-1], [part[-1:] for part in parts]
         if any(part[:-1] != history for part in parts):

@@ -101,6 +101,11 @@ def test_it_writes_as_the_gpt_of_its_weights_does_and_as_fast() -> None:
     )
 
 
+def test_without_a_reference_the_loss_is_that_of_a_gpt() -> None:
+    own = model()
+    assert own.loss(TOKENS[:, 0], TARGETS[:, 0]).item() == GPT.loss(own, TOKENS[:, 0], TARGETS[:, 0]).item()
+
+
 def test_what_is_no_batch_of_pairs_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"pairs are \(B, 2, T\); got \(5, 6\) and \(5, 6\)"):
         model().log_probabilities(TOKENS[:, 0], TARGETS[:, 0])

@@ -147,7 +147,8 @@ def test_a_row_may_be_several_questions_as_many_as_there_is_room_for(nano: str, 
     task = instructions(nano, file=written(tmp_path, *rows_of(50)), turns=4)
     ends = [int((targets == task.end).sum()) for step in range(9) for targets in task.batch(step)[1]]
     assert {1, 2} <= {*ends} and task.batch(0)[0].shape[1] <= 64
-    assert task.template.turns == 4
+    assert task.template.turns == max(ends) == 4
+    assert instructions(nano, file=written(tmp_path, *rows_of(50)), turns=40).template.turns < 10  # no more have room
 
 
 def test_show_batch_says_the_role_of_each_token_and_writes_nothing(nano: str, tmp_path: Path, capsys: Any) -> None:
@@ -312,6 +313,22 @@ def test_a_model_learns_the_wanted_answers_and_says_what_that_cost(nano: str, tm
     assert "it answers yes" in out
     assert main(["generate", run, "Say yes 3."]) == 0
     assert capsys.readouterr().out == "yes\n"
+    (tmp_path / "text.txt").write_text("Say yes 3.\n\nyes")
+    assert main(["eval", run, str(tmp_path / "text.txt")]) == 0
+    assert main(["convert", run, "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
+
+
+def test_a_run_made_again_from_its_config_keeps_the_turns_of_its_template(nano: str, tmp_path: Path) -> None:
+    file = written(tmp_path, *rows_of(30))
+    sizes = {"steps": 1, "batch_size": 2, "workers": 1}
+    first = prepare_run(
+        tmp_path / "a", options={"task": "instruction", "file": file, "init": nano, "turns": 2, **sizes}
+    )
+    list(first.train())
+    options = {"task": "preference", "file": written(tmp_path, *pairs_of(9)), "init": str(tmp_path / "a"), **sizes}
+    second = prepare_run(tmp_path / "b", options=options)
+    again = prepare_run(tmp_path / "c", file=tmp_path / "b" / "config.toml")
+    assert first.task.template.turns == second.task.template.turns == again.task.template.turns == 2
 
 
 def test_built_in_preferences_report_the_manner_and_the_right_answers(nano: str) -> None:

@@ -51,6 +51,7 @@ def test_each_form_of_questions_is_read(row: Any, found: Example, form: str, tmp
         ({"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, one("Hi", "Hello", rejected="No")),
         ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": MORE[3:]}, one("Hi", "Hello", rejected="So.")),
         ({"chosen": CHAT, "rejected": [CHAT[0], MORE[3]]}, one("Hi", "Hello", rejected="So.")),
+        ({"prompt": "Hi", "chosen": CHAT, "rejected": [CHAT[0], MORE[3]]}, one("Hi", "Hello", rejected="So.")),
         (
             {"instruction": "Sort.", "input": "2 1", "output": "?", "chosen": "1 2", "rejected": "2 1"},
             one("Sort.", "1 2", "2 1", "2 1"),
