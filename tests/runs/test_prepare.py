@@ -90,8 +90,8 @@ def test_the_config_of_a_run_makes_it_again_in_any_folder(tmp_path: Path, asked:
     first = prepare_run("run", {"run": {"init": "start"}, "text": {"file": "text.txt"}, "train": {"steps": 1}})
     monkeypatch.chdir(tmp_path.parent)
     again = prepare_run(tmp_path / "again", file=tmp_path / "run" / "config.toml")
-    (saved,) = (tmp_path / "start" / "checkpoints").iterdir()
-    assert again.task.init == first.task.init == str(saved)
+    newest = max((tmp_path / "start" / "checkpoints").iterdir())
+    assert again.task.init == first.task.init == str(newest)
 
 
 def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: Any) -> None:
@@ -151,7 +151,7 @@ def test_sizes_in_a_file_that_are_not_those_of_the_model_are_refused(tmp_path: P
     trained(prepare_run(tmp_path / "start", asked))
     (tmp_path / "x.toml").write_text(f'[run]\ninit = "{tmp_path / "start"}"\n[model]\nn_layer = 3\n', "utf-8")
     with pytest.raises(
-        ConfigError, match="n_layer is 3 in .*x.toml, but 1 in .*start/checkpoints/step-.*; leave it out"
+        ConfigError, match="n_layer is 3 in .*x.toml, but 1 in .*start.*; leave it out"
     ):
         prepare_run(tmp_path / "run", {"text": {"file": asked["text"]["file"]}}, file=tmp_path / "x.toml")
 
