@@ -10,7 +10,7 @@ from nanograd_llm.bench import memory, workloads
 from nanograd_llm.bench.figures import Figure, Note, Report
 from nanograd_llm.bench.race import Maker, Step, contenders, race, warm_up
 from nanograd_llm.bench.torch_gpt import transformers_gpt2
-from nanograd_llm.bench.workloads import GPT2_STEP, Workload
+from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -19,6 +19,7 @@ from nanograd_llm.training.trainer import Trainer
 
 NAME, OURS, ALL, THEIRS = "lora", "adapters", "all weights", "PyTorch with PEFT"
 RANK = 8
+WORKLOAD = Workload(NAME, GPTConfig.preset("gpt2"), 2, 256, rounds=3, burst=2)  # a row for each of two cores
 
 
 def training_step(workload: Workload) -> Step:
@@ -62,7 +63,7 @@ def decoding(config: GPTConfig, count: int, adapters: str) -> Step:
 
 
 def bench(
-    against: bool, rounds: int | None = None, *, workload: Workload = GPT2_STEP, count: int = 24
+    against: bool, rounds: int | None = None, *, workload: Workload = WORKLOAD, count: int = 24
 ) -> Iterator[Report]:
     """Time and memory of a step, and tokens per second with merged adapters."""
     makers: dict[str, Maker] = {
