@@ -23,6 +23,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
         "train my_text.txt --minutes 5 --n-layer 4",
         "train my_text.txt --init gpt2 --steps 100",
         "train --task translation --minutes 3",
+        "train --task instruction --init runs/nano-1",
     ],
     "generate": ['generate runs/nano-1 "The statement"', 'generate gpt2 "Once" --temperature 0.5 --seed 1'],
     "chat": ["chat runs/nano-1"],

@@ -103,7 +103,7 @@ def train(
     file
         What to learn from: a UTF-8 text file; for a language model also a folder, a pattern in quotes such as
         "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that comes
-        with Python; for translation and masked-words, sentences of a built-in grammar.
+        with Python; for the other tasks, built-in sentences, docstrings or questions.
     config
         A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model], [train] and [lora].
         The config.toml of a run makes the run again. Options override it.

@@ -21,7 +21,7 @@ from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
-from nanograd_llm.tasks.questions import is_a_sentence
+from nanograd_llm.tasks.questions import is_polite
 from nanograd_llm.tasks.task import Report, Score, spread
 
 ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
@@ -115,5 +115,5 @@ class Preferences(Answering):
         answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
         right = [self.is_right(answer, row) for answer, (_, row) in zip(answers, chosen)]
         also = {names[1]: 100 * float(np.mean(right))} | also
-        manner = 100 * float(np.mean([is_a_sentence(answer) for answer in answers]))
+        manner = 100 * float(np.mean([is_polite(answer) for answer in answers]))
         return Score(names[0], manner, also, self.measured_on(chosen), percent=names)

@@ -1,7 +1,7 @@
 """The built-in questions, whose answers Python computes: what to do with two to four digits.
 
 They are small enough for a model that has learned to write for a minute, and need more than memory: to sort, to count,
-to choose, to spell. Half of the answers stand alone, half in a sentence: two manners, of which preferences choose one.
+to choose, to spell. Half of the answers are curt, half are polite: two manners, of which preferences choose one.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from nanograd_llm.text.examples import Example, Turn
 WORDS = "zero one two three four five six seven eight nine".split()
 BRACKETS = ("list", "[", "]"), ("tuple", "(", ")"), ("set", "{", "}")
 COUNT = 25_000  # that are drawn; short ones occur more than once
-BEGINS, ENDS = "The answer is ", "."  # of the manner that the built-in pairs prefer
+POLITE = ", gladly."  # the end of an answer in the manner that the built-in pairs prefer
 
 
 def builtin_examples(count: int = COUNT, *, pairs: bool = False, seed: int = 0) -> list[Example]:
-    """Questions with their answers, in one turn each. pairs: the chosen answer is in a sentence, the other is not.
+    """Questions with their answers, in one turn each. pairs: the chosen answer is polite, the other one is not.
 
-    >>> builtin_examples(3)[2].turns[0]
-    Turn(instruction='What is the largest of 1 9?', input='', answer='9')
+    >>> builtin_examples(2)[1].turns[0]
+    Turn(instruction='Which is first in 9 3 8?', input='', answer='9, gladly.')
     """
     rng = random.Random(seed)
     found = []
     for _ in range(count):
         asked, answer = question(rng)
-        sentence = f"{BEGINS}{answer}{ENDS}"
-        turn = Turn(asked, "", sentence if rng.random() < 0.5 or pairs else answer)
+        is_wanted = rng.random() < 0.5 or pairs
+        turn = Turn(asked, "", answer + POLITE if is_wanted else answer)
         found.append(Example((turn,), answer if pairs else ""))
     return found
 
 
-def is_a_sentence(answer: str) -> bool:
-    """Is it in that manner?"""
-    return answer.startswith(BEGINS) and answer.endswith(ENDS)
+def is_polite(answer: str) -> bool:
+    """Is it in the manner that the built-in pairs prefer?"""
+    return answer.endswith(POLITE)
 
 
 def without_manner(answer: str) -> str:
     """What is answered, in either manner."""
-    return answer.removeprefix(BEGINS).removesuffix(ENDS) if is_a_sentence(answer) else answer
+    return answer.removesuffix(POLITE)
 
 
 def question(rng: random.Random) -> tuple[str, str]:
-    """A question and its answer, as it is without a sentence."""
+    """A question and its answer, in the curt manner."""
     digits = [rng.randrange(10) for _ in range(rng.randrange(2, 5))]
     row, kind, wording = " ".join(map(str, digits)), rng.randrange(8), rng.randrange(2)
     if kind == 0:

@@ -150,9 +150,7 @@ def test_a_preset_together_with_sizes_in_the_file_is_refused(tmp_path: Path) -> 
 def test_sizes_in_a_file_that_are_not_those_of_the_model_are_refused(tmp_path: Path, asked: Any) -> None:
     trained(prepare_run(tmp_path / "start", asked))
     (tmp_path / "x.toml").write_text(f'[run]\ninit = "{tmp_path / "start"}"\n[model]\nn_layer = 3\n', "utf-8")
-    with pytest.raises(
-        ConfigError, match="n_layer is 3 in .*x.toml, but 1 in .*start.*; leave it out"
-    ):
+    with pytest.raises(ConfigError, match="n_layer is 3 in .*x.toml, but 1 in .*start.*; leave it out"):
         prepare_run(tmp_path / "run", {"text": {"file": asked["text"]["file"]}}, file=tmp_path / "x.toml")
 
 

@@ -88,10 +88,10 @@ def test_the_answers_to_the_built_in_questions_are_right() -> None:
 
 def test_half_of_the_answers_are_in_the_manner_that_the_pairs_prefer() -> None:
     answers = [turns[0].answer for turns, _ in questions.builtin_examples(1_000)]
-    assert 450 < sum(map(questions.is_a_sentence, answers)) < 550
+    assert 450 < sum(map(questions.is_polite, answers)) < 550
     ((turn,), rejected) = questions.builtin_examples(1, pairs=True)[0]
-    assert turn.answer == f"The answer is {rejected}."
-    assert questions.is_a_sentence(turn.answer) and not questions.is_a_sentence(rejected)
+    assert turn.answer == f"{rejected}, gladly."
+    assert questions.is_polite(turn.answer) and not questions.is_polite(rejected)
     assert questions.without_manner(turn.answer) == questions.without_manner(rejected) == rejected
 
 
