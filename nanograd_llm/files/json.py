@@ -42,16 +42,26 @@ def read_json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str
     if kind not in (".json", ".jsonl"):
         raise BadFileError(f"{path}: expected a .json with a list of rows, or a .jsonl with a row on each line")
     if kind == ".jsonl":
-        lines = [(f"{path}, line {n}", line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-        rows: Any = ((where, read_json_object(line, where)) for where, line in lines)
+        rows = json_lines(content, str(path))
     else:
-        lines = _parsed(content, str(path), MAX_ROW_VALUES)
-        if not isinstance(lines, list):
-            raise BadFileError(f"{path}: expected a list of rows [{{...}}, ...]; found {type(lines).__name__}")
-        rows = ((where, _object(row, where)) for n, row in enumerate(lines, 1) for where in [f"{path}, row {n}"])
-    if not lines:
+        found = _parsed(content, str(path), MAX_ROW_VALUES)
+        if not isinstance(found, list):
+            raise BadFileError(f"{path}: expected a list of rows [{{...}}, ...]; found {type(found).__name__}")
+        rows = ((where, _object(row, where)) for n, row in enumerate(found, 1) for where in [f"{path}, row {n}"])
+    is_empty = True
+    for row in rows:
+        is_empty = False
+        yield row
+    if is_empty:
         raise BadFileError(f"{path}: has no row")
-    yield from rows
+
+
+def json_lines(content: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines, each with "NAME, line 3"; blank lines are left out. Raises as `read_json_object`."""
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            where = f"{name}, line {number}"
+            yield where, read_json_object(line, where, max_values=MAX_ROW_VALUES)
 
 
 def read_json_object(text: bytes, where: str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:

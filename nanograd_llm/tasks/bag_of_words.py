@@ -30,7 +30,7 @@ class NaiveBayes:
         for words, number in zip(found, classes_of):
             np.add.at(counts, (self._known(words), number), 1)
         self.log_likely = np.log(counts / counts.sum(axis=0))  # (words, K)
-        self.log_prior = np.log(np.bincount(classes_of, minlength=classes) / len(texts))
+        self.log_prior = np.log(np.maximum(np.bincount(classes_of, minlength=classes), SMOOTHING) / len(texts))
 
     def guess(self, texts: Iterable[str]) -> np.ndarray:
         """N texts -> (N,)"""

@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 
 MOST_SHOWN = 20  # classes of a table
+MOST_DRAWN = 40  # classes of a picture
 
 
 def confusion_matrix(classes_of: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
@@ -48,7 +49,13 @@ def class_table(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """The matrix as an SVG: a row for each class, darker the larger the share of its texts that has this guess."""
+    """The matrix as an SVG: a row for each class, darker the larger the share of its texts that has this guess.
+
+    Of more than 40 classes those with the most texts are drawn.
+    """
+    if len(names) > MOST_DRAWN:
+        most = np.sort(np.argsort(-matrix.sum(axis=1), kind="stable")[:MOST_DRAWN])
+        matrix, names = matrix[np.ix_(most, most)], [names[k] for k in most]
     cell, left, top = 34, 150, 120
     size = cell * len(names)
     width, height = left + size + 20, top + size + 40

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors
-from nanograd_llm.files.json import read_json_object
+from nanograd_llm.files.json import json_lines
 from nanograd_llm.settings import counted, listed, nearest
 from nanograd_llm.text.corpora import read_text, well_formed
 
@@ -39,7 +39,7 @@ def builtin_docstrings() -> Labelled:
     library, found = Path(sysconfig.get_path("stdlib")), dict[str, str]()
     for module in MODULES:
         for path in sorted((library / module).rglob("*.py")) or [library / f"{module}.py"]:
-            if path.exists() and not {"test", "tests", "idle_test"} & {*path.parts}:
+            if path.exists() and not {"test", "tests", "idle_test"} & {*path.relative_to(library).parts}:
                 for text in _docstrings(path):
                     if SHORTEST <= len(text) <= LONGEST:
                         found.setdefault(text, module)
@@ -120,17 +120,13 @@ def _column(name: str, header: list[str], where: str) -> int:
 
 
 def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            row = read_json_object(line.encode(), where)
-            one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
-            if not isinstance(one, str) or not isinstance(name, (str, int)):
-                raise BadFileError(
-                    f"{where}: {text} is {one!r:.40} and {label} {name!r:.40}; expected a string, and a string or an "
-                    "integer"
-                )
-            yield where, one, str(name)
+    for where, row in json_lines(read_text(path).encode(), str(path)):
+        one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
+        if not isinstance(one, str) or not isinstance(name, (str, int)):
+            raise BadFileError(
+                f"{where}: {text} is {one!r:.40} and {label} {name!r:.40}; expected a string, and a string or integer"
+            )
+        yield where, one, str(name)
 
 
 def _of_folder(path: Path) -> Found:

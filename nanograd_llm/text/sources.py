@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 
-from nanograd_llm.errors import BadFileError
+from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import read_bytes, storage_errors
+from nanograd_llm.files.json import json_lines
+from nanograd_llm.settings import counted, listed
 from nanograd_llm.text.corpora import decoded
 
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
@@ -25,8 +26,8 @@ def read_source(source: str, report: Callable[[str, float], object] = lambda doi
         "text".
     report: called with what is being read, and the share that is done.
 
-    Files come in the order of their names. In a folder, hidden files and files that are not UTF-8 text are left out,
-    and `report` names those. Raises StorageError if there is nothing to read, BadFileError for a file that is no text.
+    Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
+    says how many, and why the first. Raises StorageError if there is nothing to read, BadFileError for what is no text.
     """
     if source == "-":
         return decoded(sys.stdin.buffer.read(), "standard input")
@@ -38,14 +39,15 @@ def read_source(source: str, report: Callable[[str, float], object] = lambda doi
             report(f"reading {source}", i / len(paths))
         try:
             texts += _documents(path)
-        except BadFileError:
+        except BadFileError as error:
             if not os.path.isdir(source):
                 raise
-            skipped.append(os.path.relpath(path, source))
+            skipped.append(str(error))
     if not texts:
-        raise BadFileError(f"{source}: none of its {len(paths)} files is UTF-8 text")
+        why = f"; {skipped[0]}" if skipped else ""
+        raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
-        report(f"left out, since not UTF-8 text: {len(skipped)} of {len(paths)} files, such as {skipped[0]}", 1)
+        report(f"left out {len(skipped)} of {len(paths)} files: {skipped[0]}", 1)
     return BETWEEN.join(texts)
 
 
@@ -77,13 +79,8 @@ def _documents(path: str) -> list[str]:
     if not name.endswith(".jsonl"):
         return [text]
     texts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            texts.append(json.loads(line)["text"])
-            if not isinstance(texts[-1], str):
-                raise TypeError
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise BadFileError(
-                f'{path}, line {number}: expected an object with a string "text"; got {line!r:.60}'
-            ) from None
+    for where, row in json_lines(text.encode(), path):
+        if not isinstance(row.get("text"), str):
+            raise BadFileError(f'{where}: expected an object with a string "text"; it has {listed([*row])}')
+        texts.append(row["text"])
     return texts

@@ -25,7 +25,7 @@ def folder(tmp_path):
 def test_a_folder_gives_all_its_texts_in_order_and_names_what_is_no_text(folder):
     told = []
     assert read_source(str(folder), lambda doing, share: told.append(doing)) == "first\n\n\nsecond\n\n\nthird"
-    assert told[-1] == "left out, since not UTF-8 text: 1 of 4 files, such as logo.png"
+    assert told[-1].startswith(f"left out 1 of 4 files: {folder}/logo.png is not UTF-8: byte 0x89")
 
 
 def test_a_pattern_gives_the_files_that_match(folder):
@@ -43,12 +43,15 @@ def test_a_file_that_is_no_text_is_refused_where_it_was_asked_for(folder):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(BadFileError, match="none of its 0 files is UTF-8 text"):
+    with pytest.raises(StorageError, match="has no text among 0 files"):
+        read_source(str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(StorageError, match="has no text among 1 file; .*a.jsonl, line 1: expected an object"):
         read_source(str(tmp_path))
 
 
 def test_json_lines_and_gzip_are_unpacked(tmp_path):
-    lines = "\n".join(json.dumps({"text": text, "id": 1}) for text in ("one", "zwei ö")) + "\n"
+    lines = "\n".join(json.dumps({"text": text, "id": 1}) for text in ("one", "zwei ö")) + "\n\n"
     (tmp_path / "a.jsonl").write_text(lines, "utf-8")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"plain"))
@@ -56,10 +59,10 @@ def test_json_lines_and_gzip_are_unpacked(tmp_path):
     assert read_source(f"{tmp_path}/c.txt.gz") == "plain"
 
 
-@pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "", "[" * 100_000])
+@pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "[" * 100_000])
 def test_a_json_line_without_text_is_named_by_its_number(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(BadFileError, match=r"a.jsonl, line 2: expected an object with a string \"text\""):
+    with pytest.raises(BadFileError, match=r"a.jsonl, line 2"):
         read_source(f"{tmp_path}/a.jsonl")
 
 
