@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from nanograd_llm.bench import TARGETS, Figure, Note, OpTime, compare, decode, embed, memory, run, scaling, start
+from nanograd_llm.bench import TARGETS, Figure, Note, OpTime, compare, decode, embed, lora, memory, run, scaling, start
 from nanograd_llm.bench.compare import Task, forward_task, step_task
 from nanograd_llm.bench.figures import Target
 from nanograd_llm.bench.workloads import GPT2_FORWARD, GPT2_STEP, MID, TOY, Workload, training_step
@@ -32,6 +32,7 @@ SMALL = {
     "embed": functools.partial(
         embed.bench, config=dataclasses.replace(embed.MINILM, n_layer=1, n_head=1, n_embd=4, n_inner=4), count=3
     ),
+    "lora": functools.partial(lora.bench, workload=tiny("lora"), count=3),
     "memory": functools.partial(memory.bench, workloads=[tiny("toy"), tiny("mid"), tiny("gpt2", 1)]),
     "scaling": functools.partial(scaling.bench, pairs={PAIR: (tiny("scaling", 1), tiny("scaling"))}),
     "start": functools.partial(
@@ -59,7 +60,7 @@ def wanted(name: str, against: bool):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_reports_its_targets(name):
-    if name == "memory" and not memory.can_measure():
+    if name in ("memory", "lora") and not memory.can_measure():
         pytest.skip("needs Linux's /proc")
     reports = list(SMALL[name](False, 1))
     assert wanted(name, against=False) <= measures(reports)
@@ -70,7 +71,7 @@ def test_a_benchmark_reports_its_targets(name):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_against_pytorch_reports_every_target(name):
-    pytest.importorskip("transformers")
+    pytest.importorskip("peft" if name == "lora" else "transformers")
     assert wanted(name, against=True) <= measures(SMALL[name](True, 1))
 
 
