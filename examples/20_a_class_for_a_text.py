@@ -65,7 +65,7 @@ print("lengths:", lengths.tolist(), "padded to", tokens.shape)
 
 def new_model(pooling="mean"):
     sizes = dict(vocab_size=tokenizer.vocab_size, context_length=16, n_layer=2, n_head=4, n_embd=32)
-    return Classifier.on(GPT(GPTConfig(**sizes), seed=0), WHO, pooling=pooling)
+    return Classifier.on(GPT(GPTConfig(**sizes), seed=0), 3, pooling=pooling)
 
 
 def batch(step):

@@ -30,8 +30,7 @@ def classify(model: Model, /, *texts: str, file: Path | None = None, top: int = 
     lines = [*texts, *(read_lines(file) if file is not None else ())]
     if not lines:
         raise ConfigError("there is nothing to classify; give texts in quotes, or --file with a text on each line")
-    classifier, tokenizer, longest = open_classifier(model)
-    names = classifier.config.names
+    classifier, tokenizer, names, longest = open_classifier(model)
     for text, p in zip(lines, inference.classify(classifier, tokenizer, lines, longest=longest)):
         said = "  ".join(f"{names[k]} {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])
         print(written(f"{said}  | {' '.join(text.split())[:60]}"))

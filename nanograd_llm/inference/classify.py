@@ -18,9 +18,10 @@ from nanograd_llm.text import Tokenizer
 def classify(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], *, longest: int | None = None
 ) -> np.ndarray:
-    """The probability of each class, in the order of `model.config.names`.  N texts -> array (N, K)
+    """The probability of each class, by their numbers.  N texts -> array (N, K)
 
-        names, found = model.config.names, classify(model, tokenizer, ["what a film"])
+        model, tokenizer, names, _ = open_classifier("runs/classification-1")
+        found = classify(model, tokenizer, ["what a film"])
         print(names[found[0].argmax()])
 
     It depends on no other text. longest: tokens that are read of a text, those of the model's context if None; a

@@ -23,7 +23,7 @@ from nanograd_llm.models.inputs import padded, real_tokens, token_ids
 from nanograd_llm.nn.layers import Dropout, Linear, Unfilled
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets, unpacked
-from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_int, require_type, setting, shown
+from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_int, require_type, setting
 
 ENCODERS: dict[str, Any] = {"gpt": (GPT, GPTConfig), "bert": (BERT, BERTConfig)}
 POOLINGS = ("mean", "first", "last", "pooled")
@@ -61,7 +61,7 @@ class ClassifierConfig(GPTConfig, BERTConfig):
     """The sizes of a Classifier: of its encoder, a GPT or a BERT, each with its own settings, and of the head on it."""
 
     encoder: str = setting("What reads the text: a gpt or a bert.", default="gpt", choices=ENCODERS)
-    labels: str = setting("The names of the classes, with a tab between two.", default="")
+    classes: int = setting("How many classes there are.", default=2, low=2)
     pooling: str = setting(
         "What of a text decides its class: the mean of its tokens, the first, the last, or pooled, by a BERT's pooler.",
         default="mean",
@@ -70,24 +70,17 @@ class ClassifierConfig(GPTConfig, BERTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.names)) < max(2, len(self.names)) or not all(self.names):
-            raise ConfigError(f"labels must be two names or more, all different; got {shown(self.names)}")
         if self.pooling == "pooled" and self.encoder == "gpt":
             raise ConfigError("pooling is pooled, but a GPT has no pooler; take the mean or the last token")
 
     @classmethod
-    def of(cls, encoder: GPTConfig | BERTConfig, labels: Sequence[str], pooling: str) -> ClassifierConfig:
+    def of(cls, encoder: GPTConfig | BERTConfig, classes: int, pooling: str) -> ClassifierConfig:
         """For an encoder of these sizes; heads of its own, which predict words, are left out."""
         sizes: dict[str, Any] = {name: getattr(encoder, name) for name in type(encoder).setting_types}
         kind = "bert" if isinstance(encoder, BERTConfig) else "gpt"
         own = {"masked_word_head": False, "pooler": pooling == "pooled"} if kind == "bert" else {}
         sizes |= own or {"tie_word_embeddings": True}
-        return cls(**sizes, encoder=kind, labels="\t".join(labels), pooling=pooling)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the classes."""
-        return self.labels.split("\t")
+        return cls(**sizes, encoder=kind, classes=classes, pooling=pooling)
 
     @property
     def of_encoder(self) -> GPTConfig | BERTConfig:
@@ -107,24 +100,24 @@ class Classifier(Module):
     fresh = ("classes",)
 
     def __init__(self, config: ClassifierConfig, seed: int | None = 0):
-        expected = "a ClassifierConfig; for an existing model: Classifier.on(model, labels)"
+        expected = "a ClassifierConfig; for an existing model: Classifier.on(model, classes)"
         require_type("config", config, ClassifierConfig, expected)
         rng: Any = Unfilled() if seed is None else np.random.default_rng((seed, 1))  # other numbers than the encoder's
         self.config = config
         self.model: GPT | BERT = ENCODERS[config.encoder][0](config.of_encoder, seed)
         self.dropout = Dropout(config.dropout)
-        self.classes = Linear(config.n_embd, len(config.names), std=0.02, rng=rng)
+        self.classes = Linear(config.n_embd, config.classes, std=0.02, rng=rng)
 
     @classmethod
     def on(
-        cls, model: GPT | BERT, labels: Sequence[str], *, pooling: str = "mean", dropout: float = 0.0, seed: int = 0
+        cls, model: GPT | BERT, classes: int, *, pooling: str = "mean", dropout: float = 0.0, seed: int = 0
     ) -> Classifier:
-        """A fresh head on a model, whose arrays are taken without a copy: `Classifier.on(model, ["ham", "spam"])`.
+        """A fresh head on a model, whose arrays are taken without a copy: `Classifier.on(model, 2)`.
 
         Its own head is left out; a pooler that it lacks is fresh.
         """
         require_type("model", model, (BERT, GPT), "a BERT or a GPT")
-        config = ClassifierConfig.of(model.config, labels, pooling)
+        config = ClassifierConfig.of(model.config, classes, pooling)
         made = cls(dataclasses.replace(config, dropout=dropout), seed)
         made.take(model)
         return made
@@ -165,7 +158,7 @@ class Classifier(Module):
         Texts of about one length make a batch, of about batch_tokens tokens.
         """
         require_int("batch_tokens", batch_tokens, 1)
-        found = np.empty((len(texts), len(self.config.names)), self.model.wte.dtype)
+        found = np.empty((len(texts), self.config.classes), self.model.wte.dtype)
         with no_grad():
             for places in batches_by_length([len(text) for text in texts], batch_tokens):
                 found[places] = ops.softmax(self(*padded([texts[place] for place in places]))).data
@@ -175,7 +168,7 @@ class Classifier(Module):
         """See `Module.example_batch`: (tokens, targets, lengths)"""
         B, T = 4, min(8, self.config.context_length)
         lengths = draw.integers(1, T + 1, (B,))
-        targets = draw.integers(0, len(self.config.names), (B,))
+        targets = draw.integers(0, self.config.classes, (B,))
         lengths[0], targets[1] = T, IGNORE_INDEX
         return draw.integers(0, self.config.vocab_size, (B, T)), targets, lengths
 
@@ -250,7 +243,7 @@ SMALL: Any = {"vocab_size": 5, "context_length": 3, "n_layer": 1, "n_head": 1, "
 def _classifier_specimens(draw: Any) -> Any:
     for encoder, pooling in (("bert", "pooled"), ("gpt", "last"), ("bert", "mean"), ("gpt", "first"), ("gpt", "mean")):
         sizes = ENCODERS[encoder][1](**SMALL, dropout=0.2)
-        model = Classifier(ClassifierConfig.of(sizes, "ab", pooling))
+        model = Classifier(ClassifierConfig.of(sizes, 2, pooling))
         yield model.loss, model.example_batch(draw)
 
 

@@ -4,6 +4,7 @@ config.toml                             the settings; a folder without it is no 
 tokenizer.json                          the tokenizer
 text.sha256                             the SHA-256 of the text that it was trained on
 metrics.jsonl                           one JSON object per line
+labels.json                             the names of the classes, of a classifier
 loss.svg                                a picture of the loss against items and against time
 samples.txt                             what the model wrote during training
 checkpoints/step-00000100.safetensors   the newest is that of the highest step, whatever the times of the files

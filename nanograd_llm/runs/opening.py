@@ -33,6 +33,7 @@ from nanograd_llm.settings import check_keys, listed, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
+from nanograd_llm.text.labelled import LABELS, load_labels
 
 
 @overload
@@ -111,17 +112,20 @@ def open_adapted(source: str | os.PathLike[str], dtype: DTypeLike = "float32") -
     return opened, opened.model(dtype=dtype, merged=False)
 
 
-def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokenizer, int]:
-    """The classifier at `source`, its tokenizer, and how many tokens of a text it reads.
+def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokenizer, list[str], int]:
+    """The classifier at `source`, its tokenizer, the names of its classes, and how many tokens of a text it reads.
 
     source: a run of the task classification, or a folder of BertForSequenceClassification. Raises as `open_model` does.
     """
     opened = open_model(source)
     if isinstance(opened, OpenedBERT):
-        return opened.classifier(), opened.tokenizer(), opened.config.context_length
+        model = opened.classifier()
+        names = opened.class_names(model.config.classes)
+        return model, opened.tokenizer(), names, opened.config.context_length
     opened = open_model(source, Classifier)
+    names = load_labels(opened.path / LABELS, opened.config.classes)
     window = opened.settings.get("text", {}).get("window") if isinstance(opened, OpenedRun) else None
-    return opened.model(), opened.tokenizer(), window or opened.config.context_length
+    return opened.model(), opened.tokenizer(), names, window or opened.config.context_length
 
 
 class OpenedRun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusio
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, share_of, spread
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
-from nanograd_llm.text.labelled import Labelled, builtin_docstrings, read_labelled
+from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class TuningConfig(Settings):
 class Classification(TextTask):
     """A classifier learns the labels of texts; a `Task`.
 
-    text: what to learn from. tuning: which layers. model: the sizes; vocab_size and labels follow the texts.
+    text: what to learn from. tuning: which layers. model: the sizes; vocab_size and classes follow the texts.
     training: how, and for how long.
     start: a model to train further, as `open_model` gives it: a GPT or a BERT, which gets a fresh head, or a
         Classifier that knows these labels; `model` is then its config, where dropout and pooling may differ.
@@ -103,7 +104,7 @@ class Classification(TextTask):
         "text": ("window",),
         "model": (
             *("vocab_size", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings", "encoder"),
-            *("labels", "type_vocab_size", "norm_first", "masked_word_head", "pooler", "layer_norm_epsilon"),
+            *("classes", "type_vocab_size", "norm_first", "masked_word_head", "pooler", "layer_norm_epsilon"),
         ),
     }
     model_class = Classifier
@@ -115,13 +116,13 @@ class Classification(TextTask):
         words, tuning, sizes, train = (dict(request.settings[table]) for table in (*cls.tables, "train"))
         start = request.start
         if start is None:
-            model = ClassifierConfig(**{**FRESH, "labels": "0\t1", **sizes})
+            model = ClassifierConfig(**{**FRESH, **sizes})
         else:
             request.require_start(GPT, BERT, Classifier)
             model = start.config
             if not isinstance(model, ClassifierConfig):
-                labels = request.written["model"].get("labels", "0\t1")  # those of the texts replace them
-                model = ClassifierConfig.of(model, labels.split("\t"), sizes.get("pooling", "mean"))
+                classes = request.written["model"].get("classes", 2)  # those of the texts replace them
+                model = ClassifierConfig.of(model, classes, sizes.get("pooling", "mean"))
             elif "pooling" in request.asked["model"]:
                 raise ConfigError(f"init takes pooling, {model.pooling}, from the classifier; leave that out")
             also = ("context_length", "pooling")
@@ -152,9 +153,10 @@ class Classification(TextTask):
         report(f"reading {self.source}", 0)
         learned, held_out = text.read()
         self.digest = text_hash(repr(learned), repr(held_out))
-        self.names = start.config.names if start is not None and start.model_class is Classifier else []
-        is_known = bool(self.names)
-        self.names = self.names or sorted({label for _, label in learned})
+        is_known = start is not None and start.model_class is Classifier
+        self.names = sorted({label for _, label in learned})
+        if start is not None and is_known:
+            self.names = load_labels(start.path / LABELS, start.config.classes)
         self._require_classes(learned, held_out, is_known=is_known)
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is not None:
@@ -174,7 +176,7 @@ class Classification(TextTask):
             "naive Bayes": bayes.guess(self.held_out_texts),
         }
         self._judged = np.zeros((len(self.names), len(self.names)), int)  # the confusion matrix of the last score
-        model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, labels="\t".join(self.names))
+        model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, classes=len(self.names))
         self.model = Classifier(model, seed=training.seed)
         if start is not None:
             self.model.take(start.model())
@@ -204,7 +206,7 @@ class Classification(TextTask):
     @property
     def config(self) -> dict[str, dict[str, Any]]:
         """The tables of the texts, of the tuning and of the model's sizes: of its encoder only those that it has."""
-        head = {name: getattr(self.model.config, name) for name in ("encoder", "labels", "pooling")}
+        head = {name: getattr(self.model.config, name) for name in ("encoder", "classes", "pooling")}
         return super().config | {"model": head | dataclasses.asdict(self.model.model.config)}
 
     def describe(self) -> dict[str, str]:
@@ -261,3 +263,8 @@ class Classification(TextTask):
     def example(self) -> str:
         """A text to classify, on one line."""
         return " ".join(self.held_out_texts[0].split()).lstrip("-")[:80] or "a text"
+
+    def save_beside(self, folder: Path) -> None:
+        """Also write the names of the classes."""
+        super().save_beside(folder)
+        save_labels(folder / LABELS, self.names)

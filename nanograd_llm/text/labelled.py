@@ -11,15 +11,16 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 import os
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import storage_errors
-from nanograd_llm.files.json import json_lines
+from nanograd_llm.files.atomic import storage_errors, write_atomically
+from nanograd_llm.files.json import json_lines, read_json_file
 from nanograd_llm.settings import counted, listed, nearest
 from nanograd_llm.text.corpora import read_text, well_formed
 
@@ -29,6 +30,7 @@ Found = Iterator[tuple[str, str, str]]  # where, text, label
 # Of the modules with the most docstrings, twelve that every version of Python since 3.10 has.
 MODULES = "tkinter asyncio email importlib logging xml _pydecimal multiprocessing mailbox turtle unittest http".split()
 SHORTEST, LONGEST = 20, 400  # characters of a docstring
+LABELS = "labels.json"  # in the folder of a run
 
 
 def builtin_docstrings() -> Labelled:
@@ -88,6 +90,21 @@ def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str =
     if not found:
         raise BadFileError(f"{path}: has no texts; give a row for each")
     return list(found)
+
+
+def save_labels(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Write the names of the classes, in the order of their numbers. Raises StorageError."""
+    write_atomically(path, json.dumps({"labels": [*names]}).encode() + b"\n")
+
+
+def load_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
+    """The names that `save_labels` wrote. Raises BadFileError unless they are so many different ones."""
+    names = read_json_file(path).get("labels")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadFileError(f"{path}: its labels are {names!r:.60}; expected a list of strings")
+    if not len(names) == len({*names}) == classes:
+        raise BadFileError(f"{path}: has {len({*names})} different labels; the model has {classes} classes")
+    return names
 
 
 def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[str, object]) -> Found:

@@ -46,7 +46,7 @@ def test_the_loss_of_a_bert_does_not_depend_on_padding_or_neighbours(norm_first,
 
 def classifier(encoder, pooling):
     """A Classifier, its first weights changed so much that each token matters."""
-    model = Classifier.on(bert() if encoder == "bert" else gpt(), "abc", pooling=pooling)
+    model = Classifier.on(bert() if encoder == "bert" else gpt(), 3, pooling=pooling)
     rng = np.random.default_rng(5)
     for parameter in model.parameters():
         parameter.data = (parameter.data + 0.3 * rng.standard_normal(parameter.shape)).astype(np.float32)

@@ -163,13 +163,13 @@ def test_the_linears_outside_the_blocks_get_no_adapter_unless_they_are_named() -
 
 
 def test_the_head_of_a_classifier_is_trained_as_a_whole() -> None:
-    model = lora.add(Classifier.on(gpt(), "abc"), targets=["qkv"])
+    model = lora.add(Classifier.on(gpt(), 3), targets=["qkv"])
     assert {name for name, x in model.named_parameters() if x.requires_grad and ".adapter." not in name} == {
         "classes.weight",
         "classes.bias",
     }
     with pytest.raises(ConfigError, match="unknown 'classes'"):
-        lora.add(Classifier.on(gpt(), "abc"), targets=["classes"])
+        lora.add(Classifier.on(gpt(), 3), targets=["classes"])
 
 
 def test_a_merge_leaves_a_shared_table_as_it_is(rng: np.random.Generator) -> None:

@@ -25,7 +25,7 @@ MODELS = {
     "GPT": lambda: (ng.GPT(ng.GPTConfig(**SIZES)), (IDS,)),
     "BERT": lambda: (BERT(BERTConfig(**SIZES)), (IDS,)),
     "EncoderDecoder": lambda: (EncoderDecoder(EncoderDecoderConfig(**SIZES)), (IDS, IDS)),
-    "Classifier": lambda: (Classifier.on(BERT(BERTS), "abc", pooling="pooled"), (IDS,)),
+    "Classifier": lambda: (Classifier.on(BERT(BERTS), 3, pooling="pooled"), (IDS,)),
 }
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_written_is_refused(rng: np.random.Generator, tmp_path: P
     with pytest.raises(ConfigError, match="this GPT has no adapters; nn.lora.add"):
         ng.save_lora(MODELS["GPT"]()[0], tmp_path)
     with pytest.raises(ConfigError, match="got a Classifier on a GPT"):
-        ng.save_lora(lora.add(Classifier.on(MODELS["GPT"]()[0], "ab")), tmp_path)
+        ng.save_lora(lora.add(Classifier.on(MODELS["GPT"]()[0], 2)), tmp_path)
     with pytest.raises(ConfigError, match="got a Linear"):
         ng.save_lora(lora.add(ng.nn.Linear(2, 2)), tmp_path)
     model = trained(MODELS["GPT"]()[0], rng)

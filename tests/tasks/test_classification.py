@@ -139,8 +139,8 @@ def test_a_pretrained_bert_gets_a_head_and_the_run_is_opened_with_it(
     made = prepare_run(tmp_path / "run", options=options)
     list(made.train())
     assert (made.task.model.model.pooler is not None) == (pooling == "pooled")
-    model, tokenizer, longest = open_classifier(tmp_path / "run")
-    assert longest == 8 and isinstance(model.model, BERT) and model.config.names == ["cats", "dogs"]
+    model, tokenizer, names, longest = open_classifier(tmp_path / "run")
+    assert longest == 8 and isinstance(model.model, BERT) and names == ["cats", "dogs"]
     assert all(np.array_equal(x, model.state_dict()[name]) for name, x in made.task.model.state_dict().items())
     assert classify(model, tokenizer, ["a cat"], longest=longest).shape == (1, 2)
 
@@ -294,9 +294,9 @@ def test_the_picture_and_the_table_have_every_class_and_count() -> None:
 
 def test_the_defaults_of_a_classifier_on_a_gpt_are_those_of_a_gpt() -> None:
     sizes: dict[str, Any] = {"vocab_size": 5, "context_length": 4, "n_layer": 1, "n_head": 1, "n_embd": 2}
-    assert ClassifierConfig(**sizes, labels="a\tb").of_encoder == GPTConfig(**sizes)
+    assert ClassifierConfig(**sizes, classes=3).of_encoder == GPTConfig(**sizes)
     untied = GPTConfig(**sizes, tie_word_embeddings=False)
-    assert Classifier.on(GPT(untied), "ab").model.config == GPTConfig(**sizes)
+    assert Classifier.on(GPT(untied), 2).model.config == GPTConfig(**sizes)
 
 
 def test_the_gradients_of_a_runs_own_loss_are_checked(run: Path) -> None:
@@ -308,6 +308,6 @@ def test_the_gradients_of_a_runs_own_loss_are_checked(run: Path) -> None:
 
 
 def test_a_text_without_words_is_refused_by_its_number(run: Path) -> None:
-    model, tokenizer, _ = open_classifier(run)
+    model, tokenizer, *_ = open_classifier(run)
     with pytest.raises(ShapeError, match="text 1 is '', which has no words"):
         classify(model, tokenizer, [""])

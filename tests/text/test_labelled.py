@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
-from nanograd_llm.text.labelled import MODULES, builtin_docstrings, read_labelled
+from nanograd_llm.text.labelled import MODULES, builtin_docstrings, load_labels, read_labelled, save_labels
 
 TEXTS = [("a good film", "good"), ("dull, and long", "bad"), ("two\nlines", "good"), ('the "best"', "bad")]
 
@@ -106,3 +106,17 @@ def test_a_python_without_its_sources_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(StorageError, match="has no sources of Python's modules, the built-in texts; give a file inste"):
         builtin_docstrings()
+
+
+def test_labels_are_saved_and_damage_to_them_is_refused(tmp_path: Path) -> None:
+    names = ["A01.1", "cs.LG", "ü"]
+    save_labels(tmp_path / "labels.json", names)
+    assert load_labels(tmp_path / "labels.json", 3) == names
+    for content, said in (
+        ('{"labels": ["a", "b"]}', "has 2 different labels; the model has 3 classes"),
+        ('{"labels": ["a", "b", "a"]}', "has 2 different labels; the model has 3 classes"),
+        ('{"labels": [1, 2, 3]}', "expected a list of strings"),
+        ("{}", "its labels are None; expected a list of strings"),
+    ):
+        with pytest.raises(BadFileError, match=said):
+            load_labels(write(tmp_path, "labels.json", content), 3)

@@ -63,16 +63,19 @@ class OpenedBERT(Found[BERT]):
         arrays = READERS[self.form](self.path)
         found = {name: x for name, x in arrays.items() if name.startswith("classifier.")}
         classes = np.size(found.get("classifier.bias", ()))
-        names = self.settings.get("id2label") or {}
         if not classes:
             raise BadFileError(f"{self.path}: has no classifier.weight and classifier.bias")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*left out.*'classifier")
-            labels = [str(names.get(str(i), i)) for i in range(classes)]
-            model = Classifier.on(self.model(dtype=dtype, strict=strict), labels, pooling="pooled")
+            model = Classifier.on(self.model(dtype=dtype, strict=strict), classes, pooling="pooled")
         head, where = Linear(self.config.n_embd, classes), str(self.path)
         model.classes = fill(head, found, CLASSES, where, dtype=weights_dtype(dtype), strict=strict)
         return model
+
+    def class_names(self, classes: int) -> list[str]:
+        """What config.json calls the classes of `classifier`; their numbers where it does not say."""
+        names = self.settings.get("id2label")
+        return [str(names.get(str(i), i)) if isinstance(names, dict) else str(i) for i in range(classes)]
 
     def sentence_encoder(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> SentenceEncoder:
         """The model with the pooling and the normalising of sentence-transformers; see `sentence_settings`."""
