@@ -16,6 +16,7 @@ import pytest
 from nanograd_llm import BERT, GPT
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError
+from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.gradcheck import check_model
 from nanograd_llm.inference import classify
 from nanograd_llm.models import Classifier, ClassifierConfig, GPTConfig
@@ -143,6 +144,22 @@ def test_a_pretrained_bert_gets_a_head_and_the_run_is_opened_with_it(
     assert longest == 8 and isinstance(model.model, BERT) and names == ["cats", "dogs"]
     assert all(np.array_equal(x, model.state_dict()[name]) for name, x in made.task.model.state_dict().items())
     assert classify(model, tokenizer, ["a cat"], longest=longest).shape == (1, 2)
+
+
+def test_a_classifier_of_transformers_is_used_with_the_names_it_gives_its_classes(bert: str, capsys: Any) -> None:
+    folder = Path(bert).with_name("classifier")
+    shutil.copytree(bert, folder)
+    arrays = {name: x for name, x in read_safetensors(folder / "model.safetensors").items()}
+    rng, C = np.random.default_rng(0), open_model(bert).config.n_embd
+    arrays |= {
+        "classifier.weight": rng.standard_normal((3, C)).astype(np.float32),
+        "classifier.bias": np.zeros(3, "f4"),
+    }
+    write_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "bad", "1": "so-so", "2": "good"}}))
+    assert main(["classify", str(folder), "a cat"]) == 0
+    assert sorted(re.findall(r"(\S+) [\d.]+%", capsys.readouterr().out)) == ["bad", "good", "so-so"]
 
 
 @pytest.mark.parametrize(("layers", "trained"), [("head", {"classes"}), ("last", {"classes", "blocks", "ln_f"})])
