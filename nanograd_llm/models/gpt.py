@@ -117,9 +117,9 @@ class GPT(Module):
         return ops.linear_cross_entropy(x, self.head_table, targets)
 
     def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
-        """The tokens of each row that `loss` computes."""
-        real = reaching_targets(*batch)
-        return super().loss_costs(*batch) if real is None else real.sum(axis=-1)
+        """The tokens of each row that `loss` computes; the loss of a subclass may take other arrays behind them."""
+        real = reaching_targets(*batch[:2]) if len(batch) > 1 else None
+        return super().loss_costs(*batch) if real is None else real.reshape(len(real), -1).sum(axis=1)
 
     def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
         """See `Module.example_batch`: (tokens, targets)"""

@@ -75,11 +75,6 @@ class PreferenceGPT(GPT):
         targets[0, 0, 0] = targets[2] = IGNORE_INDEX
         return tokens, targets, draw(3, 2)
 
-    def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
-        """The tokens of each pair that `loss` computes."""
-        tokens, targets = (array.reshape(-1, array.shape[2]) for array in batch[:2])
-        return super().loss_costs(tokens, targets).reshape(-1, 2).sum(axis=1)
-
     def loss_count(self, *batch: np.ndarray) -> int:
         """How many pairs have targets in both answers."""
         return int((batch[1] != IGNORE_INDEX).any(axis=2).all(axis=1).sum())

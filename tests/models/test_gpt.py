@@ -562,3 +562,24 @@ def test_generation_records_nothing(tokens: np.ndarray) -> None:
 def test_look_runs_in_checked_mode(tokens: np.ndarray) -> None:
     with checked():
         tiny().look(tokens)
+
+
+class WeightedGPT(GPT):
+    """Its loss takes a third array: how much each row counts."""
+
+    def loss(self, tokens: Any, targets: Any, weights: Any) -> Tensor:  # type: ignore[override]
+        return super().loss(tokens, targets) * float(np.mean(weights))
+
+
+class CopyingGPT(GPT):
+    """Its loss takes one array, the targets of itself."""
+
+    def loss(self, tokens: Any) -> Tensor:  # type: ignore[override]
+        return super().loss(tokens, tokens)
+
+
+@pytest.mark.parametrize("kind", [WeightedGPT, CopyingGPT])
+def test_a_trainer_takes_a_gpt_whose_loss_has_other_arrays(kind: type[GPT], tokens: Any, targets: Any) -> None:
+    arrays = (tokens,) if kind is CopyingGPT else (tokens, targets, np.ones(3))
+    trainer = Trainer(kind(GPTConfig(**SIZES)), TrainConfig(steps=1, workers=2))
+    assert trainer.step(*arrays) == pytest.approx(GPT(GPTConfig(**SIZES)).loss(*(arrays * 2)[:2]).item(), rel=1e-5)
