@@ -111,7 +111,7 @@ class GPT(Module):
         >>> (wte.grad - [[0.75 * math.log(3)], [0]]).round(9).tolist()
         [[-0.75], [0.75]]
         """
-        real = None if self.config.recompute_activations else reaching_targets(tokens, targets)
+        real = reaching_targets(tokens, targets)
         x = self.hidden(tokens, real=real)  # (B, T, C), or (N, C) where the rest reaches no target
         targets = targets if real is None else np.asarray(array_of(targets))[real]
         return ops.linear_cross_entropy(x, self.head_table, targets)
@@ -144,8 +144,8 @@ class GPT(Module):
             x = self._embed(tokens, caches[0].length if caches else 0)
             x = x if real is None else x[real]  # (B, T, C) -> (N, C)
             for i, block in enumerate(self.blocks):
-                if self.config.recompute_activations and not caches and real is None:
-                    x = recompute(block, x)
+                if self.config.recompute_activations and not caches:
+                    x = recompute(block, x, None, real)
                 else:
                     x = block(x, None, real, cache=caches[i] if caches else None)
             return self.ln_f(x)

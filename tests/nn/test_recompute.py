@@ -12,10 +12,11 @@ from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, checked, grad, highe
 from nanograd_llm.autograd.modes import watched
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
+from nanograd_llm.models import Classifier, ClassifierConfig, PreferenceGPT
 from nanograd_llm.nn import MLP, Dropout, Module, recompute
 from nanograd_llm.training import TrainConfig, Trainer
 
-SIZES = dict(vocab_size=13, context_length=8, n_layer=3, n_head=2, n_embd=16)
+SIZES: dict[str, Any] = dict(vocab_size=13, context_length=8, n_layer=3, n_head=2, n_embd=16)
 
 
 def gpt(**changes: Any) -> GPT:
@@ -77,6 +78,30 @@ def test_the_tape_of_a_recomputed_module_has_only_its_input_and_result(x: Tensor
     assert [saved.shape for saved in node.saved] == [(3, 6), (3, 6)]
     assert node.saved[0] is x.data
     assert node.saved[1] is y.data
+
+
+def with_padding(kind: type[Module], recomputing: bool) -> tuple[Module, Tensor]:
+    """A model of this class, and its loss of a batch with tokens that are not computed."""
+    config, (tokens, targets) = GPTConfig(**SIZES, dropout=0.3, recompute_activations=recomputing), batch()
+    targets[1:, 5:] = -100
+    if kind is Classifier:
+        classifier = Classifier(ClassifierConfig.of(config, 2, "last"))
+        return classifier, classifier.loss(tokens, np.array([0, 1, 0, 1]), np.array([8, 3, 5, 8]))
+    if kind is PreferenceGPT:
+        pairs = tokens.reshape(2, 2, 8), targets.reshape(2, 2, 8), np.zeros((2, 2), np.float32)
+        return (model := PreferenceGPT(config)), model.loss(*pairs)
+    return (plain := GPT(config)), plain.loss(tokens, targets)
+
+
+@pytest.mark.parametrize("kind", [Classifier, PreferenceGPT, GPT])
+def test_blocks_are_recomputed_to_the_bit_also_where_padding_is_not_computed(kind: type[Module]) -> None:
+    results = []
+    for recomputing in (False, True):
+        with noise(3, 1):
+            model, loss = with_padding(kind, recomputing)
+        assert [node.op.name for node in nodes_below(loss)].count("recomputation of Block") == 3 * recomputing
+        results.append([loss.data, *grad(loss, model.parameters())])
+    assert all(np.array_equal(kept, again) for kept, again in zip(*results))
 
 
 def test_random_noise_is_the_same_in_backward(x: Tensor) -> None:
