@@ -97,7 +97,6 @@ class Classifier(Module):
     """
 
     loss_items = "texts"
-    fresh = ("classes",)
 
     def __init__(self, config: ClassifierConfig, seed: int | None = 0):
         expected = "a ClassifierConfig; for an existing model: Classifier.on(model, classes)"
@@ -123,11 +122,15 @@ class Classifier(Module):
         return made
 
     def take(self, model: GPT | BERT | Classifier) -> None:
-        """Use the arrays of this encoder or Classifier, without a copy, where there is one of the same name here."""
-        target = self if isinstance(model, Classifier) else self.model
+        """Use the arrays of this encoder or Classifier, without a copy, where there is one of the same name here.
+
+        The other parameters, such as a head, keep their values, and are `fresh` from then on.
+        """
+        start = "" if isinstance(model, Classifier) else "model."
         self.astype(model.parameters()[0].dtype)
-        arrays, own = model.state_dict(), target.state_dict()
-        target.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
+        arrays, own = {f"{start}{name}": x for name, x in model.state_dict().items()}, self.state_dict()
+        self.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
+        self.fresh = tuple(name for name in own if name not in arrays)
 
     def top(self, blocks: int = 0) -> list[Module]:
         """The head, with the pooler where that is used; and so many of the last blocks, then with the last norm."""

@@ -127,7 +127,8 @@ def _is_fresh(model: Module, name: str) -> bool:
 def targeted(model: Module, targets: Iterable[str] | None) -> dict[str, Linear]:
     """The Linears that these targets of `add` name, by name. Raises ConfigError for a target that is not there."""
     modules = dict(model.named_modules())
-    known = {name: x for name, x in modules.items() if isinstance(x, Linear) and not _is_fresh(model, name)}
+    linears = {name: x for name, x in modules.items() if isinstance(x, Linear)}
+    known = {name: x for name, x in linears.items() if not _is_fresh(model, f"{name}.weight")}
     if targets is None:
         blocks = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Block))
         found = [name for name in known if name.startswith(blocks)] or [*known]

@@ -14,13 +14,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.files.atomic import storage_errors, write_atomically
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
@@ -40,6 +41,8 @@ from nanograd_llm.settings import listed, require_type, shown
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 HEADS = ("classifier", "score")  # what PEFT saves of a classifier, as far as it is there
+# What may be trained as a whole of a classifier on a BERT: its name in modules_to_save, the name here, and in the file.
+WHOLE = {"classifier": ("classes", "classifier"), "pooler": ("model.pooler", "bert.pooler.dense")}
 # The settings that are read here, or that say what the names and shapes of the arrays say as well. Any other one that
 # is not null, false or empty may change the result, and is refused.
 READ = {"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"}
@@ -92,16 +95,17 @@ def save_lora(
     """Write the adapters of a model, as PEFT does, into `folder`, which is created if it does not exist.
 
     `PeftModel.from_pretrained` loads them onto the same model in transformers, and `load_lora` onto the model here. Of
-    a classifier on a BERT the head is written as well. base: the name of the model in transformers, if it is known.
-    replace: write over an adapter that is there.
+    a classifier on a BERT the head is written as well, and a pooler that is trained as a whole. base: the name of the
+    model in transformers, if it is known. replace: write over an adapter that is there.
 
-    Returns the paths. Raises ConfigError for a model without adapters, or of a class that transformers does not have;
-    StorageError if the folder holds an adapter, or writing fails.
+    Returns the paths. Raises ConfigError for a model without adapters, of a class that transformers does not have, or
+    with other layers that are trained as a whole; StorageError if the folder holds an adapter, or writing fails.
     """
     require_type("model", model, Module, "a Module")
     folder, names, adapted = Path(folder), Names.of(model), lora.adapted(model)
     if not adapted:
         raise ConfigError(f"this {type(model).__name__} has no adapters; nn.lora.add(model) makes them")
+    whole = _trained_whole(model)
     arrays: dict[str, NDArray[Any]] = {}
     found: dict[str, tuple[int, float, float]] = {}  # rank, alpha and dropout
     ends: dict[bool, set[str]] = {True: set(), False: set()}  # the last parts of names, with an adapter and without
@@ -127,10 +131,9 @@ def save_lora(
         "fan_in_fan_out": names.layout.matrices == "in, out",
         "bias": "none",
         "inference_mode": True,
-        "modules_to_save": [*HEADS] if isinstance(model, Classifier) else None,
+        "modules_to_save": [*dict.fromkeys((*HEADS, *whole))] if whole else None,
     }
-    if isinstance(model, Classifier):
-        arrays |= {f"{PREFIX}{HEADS[0]}.{kind}": x.T for kind, x in model.classes.state_dict().items()}
+    arrays |= {f"{PREFIX}{name}": parameter.data.T for name, parameter in _parameters_of(model, whole).items()}
     paths = [folder / CONFIG, folder / WEIGHTS]
     with storage_errors(f"{folder}: cannot write an adapter there", "choose another folder"):
         if not replace and (held := [path for path in paths if path.exists()]):
@@ -178,10 +181,10 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
                 pairs[place] = A, B, c.alpha * (math.sqrt(c.rank) if settings.get("use_rslora") else 1)
         if pairs and not problems:
             adapters[name] = _joined(pairs, len(parts), c.dropout)
-    saved = {}
-    if isinstance(model, Classifier) and settings.get("modules_to_save"):
-        for kind, parameter in model.classes.named_parameters():
-            saved[parameter] = take(f"{HEADS[0]}.{kind}", *parameter.shape[::-1])
+    saved = {
+        parameter: take(name.removeprefix(names.prefix), *parameter.shape[::-1])
+        for name, parameter in _parameters_of(model, settings.get("modules_to_save") or ()).items()
+    }
     problems += [f"{name} {x.shape} is extra" for name, x in sorted(arrays.items())]
     if problems or not adapters:
         found = listed(problems) or "it has no adapters"
@@ -190,6 +193,32 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
     for parameter, x in saved.items():
         parameter.data = x.astype(parameter.dtype)
     return model
+
+
+def _trained_whole(model: Module) -> list[str]:
+    """Which parts in WHOLE an adapter of this model must hold: a classifier's head, and any other that is trained.
+
+    Raises ConfigError where another layer is trained as a whole.
+    """
+    places = {ours: part for part, (ours, _) in WHOLE.items()} if isinstance(model, Classifier) else {}
+    names = [name for name, x in model.named_parameters() if x.requires_grad and ".adapter." not in name]
+    trained = dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in names)
+    if others := [name for name in trained if name not in places]:
+        raise ConfigError(
+            f"PEFT's form holds no layers that are trained as a whole but a classifier's head and pooler; here also "
+            f"{listed(others)}"
+        )
+    return [part for ours, part in places.items() if part in HEADS or ours in trained]
+
+
+def _parameters_of(model: Module, parts: Collection[str]) -> dict[str, Parameter]:
+    """The parameters of these parts in WHOLE, by their names in the file."""
+    places = dict(WHOLE[part] for part in parts if part in WHOLE)
+    return {
+        f"{places[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": parameter
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] in places
+    }
 
 
 def _joined(pairs: Mapping[int, tuple[NDArray[Any], NDArray[Any], float]], parts: int, dropout: float) -> lora.Adapter:
@@ -230,7 +259,7 @@ def _refuse(settings: Mapping[str, Any], where: str, *, has_head: bool) -> None:
         if value and key not in {*READ, *ONLY}:
             raise BadFileError(f"{where}: {key} is {shown(value)}, which is not supported; {remedy}")
     whole = settings.get("modules_to_save") or []
-    if whole and not (has_head and isinstance(whole, list) and {*map(str, whole)} <= {*HEADS}):
+    if whole and not (has_head and isinstance(whole, list) and {*map(str, whole)} <= {*HEADS, *WHOLE}):
         raise BadFileError(f"{where}: modules_to_save is {shown(whole)}: layers that were trained whole; {remedy}")
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = settings.get(key) or {}

@@ -34,6 +34,7 @@ from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.text.labelled import LABELS, load_labels
+from nanograd_llm.training.trainer import MOMENTS
 
 
 @overload
@@ -191,6 +192,7 @@ class OpenedRun:
         model = self.model_class(config, seed=None)
         try:
             if self.adapters is not None:
+                model.fresh = tuple(name for name, _ in model.named_parameters() if f"{MOMENTS[0]}{name}" in arrays)
                 places = [name for name, _ in model.named_modules() if f"{name}.adapter.A" in arrays]
                 lora.add(model, **{**dataclasses.asdict(self.adapters), "targets": places})
             weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}

@@ -29,6 +29,7 @@ from nanograd_llm.training.team import Processes, make_team
 from nanograd_llm.training.workers import Workers
 
 Batches = Callable[[int], Sequence[Any]]
+MOMENTS = ("adamw.m.", "adamw.v.")  # before the name of a parameter that is trained, in a state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,7 @@ class Trainer:
         flat = self.optimizer.flat
         names = {id(p): name for name, p in self.model.named_parameters()}
         state = dict(self.model.state_dict())
-        for prefix, array in (("adamw.m.", self.optimizer.m), ("adamw.v.", self.optimizer.v)):
+        for prefix, array in zip(MOMENTS, (self.optimizer.m, self.optimizer.v)):
             state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
         state["steps_done"] = np.asarray(self.steps_done, dtype=np.int64)
         state["items_seen"] = np.asarray(self.items_seen, dtype=np.int64)
@@ -211,10 +212,10 @@ class Trainer:
         """
         own = self._state()
         require_fit(own, arrays, "this trainer")
-        names = ("steps_done", "items_seen", *(name for name in own if name.startswith("adamw.v.")))
+        names = ("steps_done", "items_seen", *(name for name in own if name.startswith(MOMENTS[1])))
         if bad := [name for name in names if (arrays[name] < 0).any()]:
             raise BadFileError(f"negative numbers in {', '.join(bad)}, which training never gives; use another state")
-        if bad := [name for name in own if name.startswith("adamw.") and not np.isfinite(arrays[name]).all()]:
+        if bad := [name for name in own if name.startswith(MOMENTS) and not np.isfinite(arrays[name]).all()]:
             raise BadFileError(
                 f"NaN or infinity in {', '.join(bad)}, which every later step would keep; use another state"
             )

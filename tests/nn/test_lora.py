@@ -172,6 +172,24 @@ def test_the_head_of_a_classifier_is_trained_as_a_whole() -> None:
         lora.add(Classifier.on(gpt(), 3), targets=["classes"])
 
 
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_what_a_classifier_does_not_take_from_a_model_is_trained_as_a_whole(has_pooler: bool) -> None:
+    start = BERT(BERTConfig(**SIZES, pooler=has_pooler))
+    model = lora.add(Classifier.on(start, 3, pooling="pooled"))
+    assert trained_whole(model) == {"classes", *([] if has_pooler else ["model.pooler"])}
+    further = Classifier(model.config)
+    further.take(lora.merge(model))
+    assert trained_whole(lora.add(further)) == set()
+    with pytest.raises(ConfigError, match="targets names no|unknown 'pooler'"):
+        lora.add(Classifier.on(BERT(BERTConfig(**SIZES)), 3, pooling="pooled"), targets="pooler")
+
+
+def trained_whole(model: Any) -> set[str]:
+    """The layers that are trained, but for adapters."""
+    names = [name for name, x in model.named_parameters() if x.requires_grad]
+    return {name.rpartition(".")[0] for name in names if ".adapter." not in name}
+
+
 def test_a_merge_leaves_a_shared_table_as_it_is(rng: np.random.Generator) -> None:
     table = nn.Embedding(4, 4)
     model = nn.Sequential(table, nn.Linear(4, 4, bias=False))

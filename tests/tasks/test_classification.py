@@ -20,9 +20,11 @@ from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.gradcheck import check_model
 from nanograd_llm.inference import classify
 from nanograd_llm.models import Classifier, ClassifierConfig, GPTConfig
+from nanograd_llm.pretrained import load_lora
 from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
-from nanograd_llm.runs.opening import open_classifier, open_model
+from nanograd_llm.runs.opening import open_adapted, open_classifier, open_model
 from nanograd_llm.runs.prepare import prepare_run
+from nanograd_llm.runs.verifying import verify
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.text import WordPieceTokenizer
@@ -68,12 +70,16 @@ def run(tmp_path_factory: pytest.TempPathFactory, file: str) -> Path:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A pretrained BERT with a pooler."""
-    path = shutil.copytree(FIXTURES / "bert_pooler", tmp_path_factory.mktemp("models") / "bert")
+    return str(with_vocabulary(shutil.copytree(FIXTURES / "bert_pooler", tmp_path_factory.mktemp("models") / "bert")))
+
+
+def with_vocabulary(path: Path) -> Path:
+    """The folder of a BERT, to which a tokenizer of letters is added."""
     size = open_model(path).config.vocab_size
     letters = [chr(97 + i) for i in range(26)]
     vocab = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
     write_tokenizer(WordPieceTokenizer([*vocab, *(chr(0x4E00 + i) for i in range(size - len(vocab)))][:size]), path)
-    return str(path)
+    return path
 
 
 def task(tmp_path: Path, **options: Any) -> Any:
@@ -328,3 +334,29 @@ def test_a_text_without_words_is_refused_by_its_number(run: Path) -> None:
     model, tokenizer, *_ = open_classifier(run)
     with pytest.raises(ShapeError, match="text 1 is '', which has no words"):
         classify(model, tokenizer, [""])
+
+
+# Adapters
+
+
+def test_a_pooler_that_is_fresh_is_trained_and_saved_beside_the_adapters(file: str, tmp_path: Path) -> None:
+    base = shutil.copytree(FIXTURES / "bert_head", tmp_path / "base")
+    options = {**TINY, "file": file, "init": str(with_vocabulary(base)), "pooling": "pooled", "context_length": 8}
+    made = prepare_run(tmp_path / "run", options={**options, "lora_rank": 2})
+    before = made.task.model.model.pooler.weight.data.copy()
+    list(made.train())
+    assert not np.array_equal(made.task.model.model.pooler.weight.data, before)
+    assert main(["convert", str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "peft")]) == 0
+    ids = np.arange(10).reshape(2, 5)
+    expected = open_adapted(tmp_path / "run")[1](ids).data
+    for folder in ("run/adapter", "peft"):
+        fresh = Classifier.on(open_model(base, BERT).model(), 2, pooling="pooled", seed=5)
+        assert np.array_equal(load_lora(fresh, tmp_path / folder)(ids).data, expected)
+
+
+def test_a_head_that_a_classifier_has_learned_belongs_to_the_base_of_its_adapters(
+    file: str, run: Path, tmp_path: Path
+) -> None:
+    options = {**TINY, "file": file, "init": str(run), "lora_rank": 2, "learning_rate": 1e-2}
+    list(prepare_run(tmp_path / "run", options=options).train())
+    assert verify(tmp_path / "run").passed
