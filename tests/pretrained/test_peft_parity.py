@@ -35,7 +35,10 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 ADAPTERS: dict[str, list[dict[str, Any]]] = {
     "GPT-2": [dict(target_modules=["c_attn"]), dict(target_modules=["c_proj"], use_rslora=True)],
     "BERT": [dict(target_modules=["query", "value"]), dict(target_modules=["query", "key", "value", "dense"])],
-    "classifier": [dict(target_modules=["query", "value"], task_type="SEQ_CLS")],
+    "classifier": [
+        dict(target_modules=["query", "value"], task_type="SEQ_CLS"),
+        dict(target_modules=["query"], task_type="SEQ_CLS", modules_to_save=["pooler"]),
+    ],
     "Marian": [dict(target_modules=["q_proj", "v_proj", "fc1"], rank_pattern={"fc1": 4}, alpha_pattern={"fc1": 9})],
 }
 IDS = np.random.default_rng(0).integers(1, 22, (3, 7))
@@ -81,7 +84,7 @@ def wide(model: Any) -> Any:
 
 def ours(kind: str, base: Path) -> Any:
     model = ng.open_model(base).model(dtype="float64")
-    return Classifier(model, 4, pooling="pooled").astype(np.float64).eval() if kind == "classifier" else model
+    return Classifier.on(model, 4, pooling="pooled").astype(np.float64).eval() if kind == "classifier" else model
 
 
 def logits(model: Any, kind: str) -> Any:
@@ -122,6 +125,8 @@ def test_peft_loads_an_adapter_of_ours_with_its_logits(kind: str, number: int, t
 
     base = saved(kind, tmp_path)
     model = lora.add(ours(kind, base), rank=3, alpha=5, targets=[None, ["qkv"]][number])
+    if "modules_to_save" in ADAPTERS[kind][number]:
+        model.model.pooler.unfreeze()
     rng = np.random.default_rng(0)
     for parameter in model.trainable_parameters():
         parameter.data = rng.standard_normal(parameter.shape).astype(np.float32).astype(np.float64)
