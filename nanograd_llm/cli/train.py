@@ -112,7 +112,7 @@ def train(
         --init.
     resume
         The folder of a run that was stopped, to go on with it as if it had not been. Of all options, only those of its
-        length, workers and saving can be given beside this, such as --steps, for a longer run.
+        length, workers and saving can be given beside this, such as --steps, for a longer run; FILE if it was moved.
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss. For instruction and preference.
@@ -136,7 +136,7 @@ def train(
         if resume is None:
             prepared = prepare_run(out, options=options, file=config, preset=preset, report=report)
         else:
-            given = {"file": file, "--config": config, "--preset": preset, "--out": out}
+            given = {"--config": config, "--preset": preset, "--out": out}
             if beside := [name for name, value in given.items() if value is not None]:
                 raise ConfigError(f"--resume takes the {beside[0].strip('-')} from the run; leave {beside[0]} out")
             prepared = resume_run(resume, options=options, report=report)
@@ -149,9 +149,11 @@ def train(
             code = show(prepared, events)
     except KeyboardInterrupt as error:
         saved = prepared.folder.checkpoints()
-        if str(error) or not saved:
+        if not saved:
             raise
-        raise KeyboardInterrupt(f"The weights of step {max(saved)} are in {saved[max(saved)]}") from None
+        where = str(error) or f"The weights of step {max(saved)} are in {saved[max(saved)]}"
+        again = f"nanograd-llm train --resume {shlex.quote(str(prepared.folder.path))}"
+        raise KeyboardInterrupt(f"{where}; to go on: {again}") from None
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
     if prepared.stopped_by is not None:

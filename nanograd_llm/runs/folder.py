@@ -37,6 +37,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+HASH_NAME = "text.sha256"  # a hash in hexadecimal, then the name of the data
+
+
 class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     """The folder of one training run: `create` makes it, `open` opens it for reading, `with` closes it.
 
@@ -48,7 +51,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self.path = Path(path)
         self.config_path = self.path / "config.toml"
         self.tokenizer_path = self.path / "tokenizer.json"
-        self.hash_path = self.path / "text.sha256"
+        self.hash_path = self.path / HASH_NAME
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.txt"
         self.checkpoints_path = self.path / "checkpoints"

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
 LENGTHS = {"steps", "minutes"}
-CHANGEABLE = (*sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")  # when a run is resumed
+CHANGEABLE = (
+    "file",
+    *sorted(LENGTHS),
+    "evaluate_every",
+    "checkpoint_every",
+    "workers",
+    "processes",
+)  # when a run is resumed
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
 HIGHER_RATE = 10
@@ -129,7 +136,7 @@ def resume_run(
 ) -> Run:
     """The run at `path`, ready to go on from its newest whole checkpoint: it takes the steps it would have taken.
 
-    options: settings to change, of those in CHANGEABLE: a longer run, for example.
+    options: settings to change, of those in CHANGEABLE: a longer run, for example, or the new name of the same data.
     report: as for `prepare_run`.
 
     A run of a number of steps ends with the same bits as without the stop, with the same number of workers and steps.
@@ -144,8 +151,8 @@ def resume_run(
             raise ConfigError(
                 f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
             )
-        if any(table.get("file") == "-" for table in written.values()):
-            raise ConfigError(f"{path}: learned from standard input, which is gone; use --init {path} with a file")
+        if "file" not in options and any(table.get("file") == "-" for table in written.values()):
+            raise ConfigError(f"{path}: learned from standard input, which is gone; give the same text as a file")
         given = _by_table(task, {}, options)
         settings = {table: {**written.get(table, {}), **given[table]} for table in given}
         settings["train"] = _with_one_length(settings["train"], given["train"])

@@ -23,7 +23,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, Worke
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
-from nanograd_llm.runs.folder import RunFolder, next_run_path
+from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
 from nanograd_llm.settings import Settings, counted, setting
 from nanograd_llm.tasks.registry import DEFAULT, TASKS
@@ -56,6 +56,7 @@ class Saved:
 
 
 SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
+UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
@@ -137,7 +138,7 @@ class Run:
         """
         run = cls.__new__(cls)
         _require_same_files(task, folder.path)
-        step, arrays, metadata = folder.newest_whole()
+        step, arrays, metadata = folder.newest_whole() if folder.checkpoints() else (0, {}, UNTRAINED)
         try:
             workers, rows = int(metadata["workers"]), int(metadata["rows"])
             seconds = float(metadata.get("seconds", 0))
@@ -145,14 +146,17 @@ class Run:
             raise BadFileError(
                 f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init {folder.path}"
             ) from None
-        run._set_up(task, adapters, settings, workers)
+        run._set_up(task, adapters, settings, workers or None)
         run.folder, run.seconds, run._rows = folder, seconds, rows or None
         c = run.trainer.config
         if c.minutes is None and step >= c.steps:
-            raise ConfigError(f"{folder.path}: all {counted(c.steps, 'step')} of this run are done; give more steps")
+            more = f"all {counted(step, 'step')} of this run are done"
+            more = more if step == c.steps else f"{counted(step, 'step')} are done, more than the {c.steps:,} asked for"
+            raise ConfigError(f"{folder.path}: {more}; give more steps")
         if c.minutes is not None and seconds >= 60 * c.minutes:
             raise ConfigError(f"{folder.path}: the {c.minutes:g} minutes of this run are over; give more minutes")
-        run.trainer.load_state_dict(arrays)
+        if step:
+            run.trainer.load_state_dict(arrays)
         run.damaged = max((newer for newer in folder.checkpoints() if newer > step), default=None)
         folder.forget_after(step)
         return run
@@ -295,13 +299,20 @@ class Run:
 
 
 def _require_same_files(task: Task, folder: Path) -> None:
-    """Raise ConfigError where what the task saves beside its model differs from what lies in the folder."""
+    """Raise ConfigError where what the task saves beside its model differs from what lies in the folder.
+
+    Data are compared by their hash; they may have another name by now.
+    """
     with tempfile.TemporaryDirectory() as name:
         task.save_beside(Path(name))
         for made in sorted(Path(name).iterdir()):
-            there = folder / made.name
-            if not there.exists() or read_bytes(there) != read_bytes(made):
+            there, found = folder / made.name, read_bytes(made)
+            before = read_bytes(there) if there.exists() else b""
+            if made.name == HASH_NAME:
+                found, before = found[:64], before[:64]
+            if found != before:
+                what = "its data have changed" if made.name == HASH_NAME else f"its {made.name} would be another one"
                 raise ConfigError(
-                    f"{there}: is not that of the data and settings of this run any more; bring back the data that it "
-                    f"was trained on, or start another run with --init {folder}"
+                    f"{folder}: {what} since the run began; give the data that it learned from, or start another run "
+                    f"with --init {folder}"
                 )

@@ -119,7 +119,7 @@ def test_a_run_is_resumed_and_says_from_where(tmp_path, capsys):
     assert "all 5 steps of this run are done; give more steps" in printed(capsys)[1]
 
 
-@pytest.mark.parametrize("beside", [["text.txt"], ["--out", "x"], ["--preset", "nano"], ["--config", "c.toml"]])
+@pytest.mark.parametrize("beside", [["--out", "x"], ["--preset", "nano"], ["--config", "c.toml"]])
 def test_resume_takes_everything_else_from_the_run(beside, capsys):
     assert main(["train", *beside, "--resume", "run"]) == 2
     assert "--resume takes the" in printed(capsys)[1]

@@ -158,11 +158,37 @@ def test_a_run_is_not_written_through_a_link(tmp_path, name):
         resume_run(path)
 
 
+def test_data_that_were_moved_are_given_by_their_new_name(tmp_path):
+    (tmp_path / "whole").mkdir()
+    list(prepared(tmp_path / "whole").train())
+    path = stopped(tmp_path)
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    with pytest.raises(StorageError, match="text.txt: no such file"):
+        resume_run(path)
+    list(resume_run(path, options={"file": str(tmp_path / "moved.txt")}).train())
+    assert last(path) == last(tmp_path / "whole" / "run")
+    assert RunFolder.open(path).read_config()["text"]["file"] == str(tmp_path / "moved.txt")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    (tmp_path / "whole").mkdir()
+    list(prepared(tmp_path / "whole").train())
+    run = prepared(tmp_path)
+    run.folder.close()
+    list(resume_run(run.folder.path).train())
+    assert last(run.folder.path) == last(tmp_path / "whole" / "run")
+
+
+def test_fewer_steps_than_are_done_are_refused_with_both_numbers(tmp_path):
+    with pytest.raises(ConfigError, match="3 steps are done, more than the 2 asked for; give more steps"):
+        resume_run(stopped(tmp_path, at=3), options={"steps": 2})
+
+
 def test_a_run_of_standard_input_cannot_be_resumed(tmp_path):
     path = stopped(tmp_path)
     config = path / "config.toml"
     config.write_text(config.read_text("utf-8").replace(f'file = "{tmp_path}/text.txt"', 'file = "-"'), "utf-8")
-    with pytest.raises(ConfigError, match="learned from standard input, which is gone; use --init"):
+    with pytest.raises(ConfigError, match="learned from standard input, which is gone; give the same text as a file"):
         resume_run(path)
 
 
@@ -192,7 +218,10 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
     path = stopped(tmp_path, task)
     (data,) = tmp_path.glob("text.*")
     data.write_text(data.read_text("utf-8").replace("cat", "cow", 1), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"(tokenizer.json|text.sha256): is not that of the data .* bring back"):
+    with pytest.raises(
+        ConfigError,
+        match=r"its (data have changed|tokenizer.json would be another one|labels.json.*) since the run began; give the data",
+    ):
         resume_run(path)
 
 
