@@ -26,14 +26,8 @@ if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
 LENGTHS = {"steps", "minutes"}
-CHANGEABLE = (
-    "file",
-    *sorted(LENGTHS),
-    "evaluate_every",
-    "checkpoint_every",
-    "workers",
-    "processes",
-)  # when a run is resumed
+# Settings that may be others when a run is resumed.
+CHANGEABLE = ("file", *sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
 HIGHER_RATE = 10

@@ -218,10 +218,8 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
     path = stopped(tmp_path, task)
     (data,) = tmp_path.glob("text.*")
     data.write_text(data.read_text("utf-8").replace("cat", "cow", 1), encoding="utf-8")
-    with pytest.raises(
-        ConfigError,
-        match=r"its (data have changed|tokenizer.json would be another one|labels.json.*) since the run began; give the data",
-    ):
+    expected = r"its (data have changed|\w+\.json would be another one) since the run began; give the data"
+    with pytest.raises(ConfigError, match=expected):
         resume_run(path)
 
 
