@@ -211,7 +211,7 @@ class Classification(TextTask):
 
     def describe(self) -> dict[str, str]:
         """The texts, the tokenizer and the model."""
-        kind = f"{self.model.config.encoder.upper()}, {self.model.config.pooling} of the tokens, {self.sizes()}"
+        kind = f"{self.model.config.encoder.upper()}, pooling={self.model.config.pooling}, {self.sizes()}"
         count, trained = self.model.parameter_count(), sum(p.size for p in self.model.trainable_parameters())
         part = f", of which {trained:,} are trained" if trained < count else ""
         return {

