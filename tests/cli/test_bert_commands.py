@@ -164,13 +164,16 @@ def test_what_cannot_be_is_one_line(
     assert said in told(capsys)[1]
 
 
-def test_truncate_keeps_the_first_tokens(run: str, tmp_path: Path, capsys) -> None:
+def test_truncate_keeps_the_first_tokens_and_says_of_how_many_texts(run: str, tmp_path: Path, capsys) -> None:
     path = tmp_path / "long.txt"
-    path.write_text("cats " * 90)
-    assert main(["fill", run, "[MASK] " + "cats " * 40, "--truncate"]) == 0
-    assert main(["embed", run, "cats " * 40, "--truncate"]) == 0
-    assert main(["search", run, "cats", "--file", str(path), "--truncate"]) == 0
-    told(capsys)
+    path.write_text(f"{'cats ' * 90}\n{'dogs ' * 90}\n")
+    for words, count in (
+        (["fill", run, "[MASK] " + "cats " * 40], "1 text"),
+        (["embed", run, "cats " * 40, "a cat"], "1 text"),
+        (["search", run, "cats", "--file", str(path)], "2 texts"),
+    ):
+        assert main([*words, "--truncate"]) == 0
+        assert f"warning: {count} longer than 32 tokens: the first tokens are read\n" in told(capsys)[1]
 
 
 def test_info_and_tokenize_take_a_run_of_masked_words(run: str, capsys) -> None:
