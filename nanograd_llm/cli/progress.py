@@ -23,7 +23,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(row(name, line))
     if run.adapters is not None:
         trained = sum(parameter.size for parameter in run.task.model.trainable_parameters())
-        print(row("LoRA", f"rank {run.adapters.rank}: {trained:,} parameters are trained"))
+        without = f"; no folder adapter: {run.no_adapter}" if run.no_adapter else ""
+        print(row("LoRA", f"rank {run.adapters.rank}: {trained:,} parameters are trained{without}"))
     print(row("training", f"batches of {run.task.training.batch_size}, {run.trainer.workers}"), flush=True)
     pinned = pinned_blas()
     if pinned:

@@ -30,6 +30,7 @@ from nanograd_llm.nn import lora
 from nanograd_llm.nn.layers import Linear
 from nanograd_llm.nn.module import Module
 from nanograd_llm.pretrained.bert import names as bert_names
+from nanograd_llm.pretrained.bert.config import to_hugging_face as to_bert
 from nanograd_llm.pretrained.config_json import refuse_unsupported
 from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.pretrained.layout import Layout
@@ -67,18 +68,25 @@ class Names(NamedTuple):
 
     @classmethod
     def of(cls, model: Module) -> Names:
-        """Raises ConfigError for a model of a class that transformers does not have."""
+        """Raises ConfigError for a model that transformers does not have."""
         inner = model.model if isinstance(model, Classifier) else model
         start, task = ("model.", "SEQ_CLS") if isinstance(model, Classifier) else ("", None)
         if isinstance(inner, GPT) and not start:
             return cls(inner, start, gpt2_names.HUGGING_FACE, "transformer.", "CAUSAL_LM")
-        if isinstance(inner, BERT):
+        if isinstance(inner, BERT) and not (isinstance(model, Classifier) and model.config.pooling != "pooled"):
+            to_bert(inner.config)
             prefix = "bert." if start or inner.head is not None else ""
             return cls(inner, start, bert_names.LAYOUT, prefix, task)
         if isinstance(inner, EncoderDecoder):
+            marian_names.to_hugging_face(inner.config)
             return cls(inner, start, marian_names.LAYOUT, "", "SEQ_2_SEQ_LM")
-        what = f"{type(model).__name__} on a {type(inner).__name__}" if start else type(model).__name__
-        raise ConfigError(f"PEFT's form has adapters of a GPT, a BERT, an EncoderDecoder or a classifier; got a {what}")
+        what = type(model).__name__
+        if isinstance(model, Classifier):
+            what += f" on a {type(inner).__name__} with the pooling {model.config.pooling}"
+        raise ConfigError(
+            "PEFT's form has adapters of a GPT, a BERT, an EncoderDecoder, or a Classifier on a BERT with the pooling "
+            f"pooled; got a {what}"
+        )
 
     def linears(self) -> Iterator[tuple[str, Linear, list[str]]]:
         """Each Linear, with its name here and the names of its parts in the file."""
@@ -98,14 +106,11 @@ def save_lora(
     a classifier on a BERT the head is written as well, and a pooler that is trained as a whole. base: the name of the
     model in transformers, if it is known. replace: write over an adapter that is there.
 
-    Returns the paths. Raises ConfigError for a model without adapters, of a class that transformers does not have, or
-    with other layers that are trained as a whole; StorageError if the folder holds an adapter, or writing fails.
+    Returns the paths. Raises ConfigError for a model without adapters, that transformers does not have, or with other
+    layers that are trained as a whole; StorageError if the folder holds an adapter, or writing fails.
     """
     require_type("model", model, Module, "a Module")
-    folder, names, adapted = Path(folder), Names.of(model), lora.adapted(model)
-    if not adapted:
-        raise ConfigError(f"this {type(model).__name__} has no adapters; nn.lora.add(model) makes them")
-    whole = _trained_whole(model)
+    folder, (names, adapted, whole) = Path(folder), _writable(model)
     arrays: dict[str, NDArray[Any]] = {}
     found: dict[str, tuple[int, float, float]] = {}  # rank, alpha and dropout
     ends: dict[bool, set[str]] = {True: set(), False: set()}  # the last parts of names, with an adapter and without
@@ -142,6 +147,23 @@ def save_lora(
     write_safetensors(paths[1], arrays, {"format": "pt"})
     write_atomically(paths[0], json.dumps(settings, indent=2).encode() + b"\n")
     return paths
+
+
+def refusal(model: Module) -> str:
+    """Why `save_lora` cannot write the adapters of this model; "" if it can."""
+    try:
+        _writable(model)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _writable(model: Module) -> tuple[Names, dict[str, Linear], list[str]]:
+    """The names of a model, its Linears with adapters, and what is written as a whole. Raises as `save_lora` says."""
+    names, adapted = Names.of(model), lora.adapted(model)
+    if not adapted:
+        raise ConfigError(f"this {type(model).__name__} has no adapters; nn.lora.add(model) makes them")
+    return names, adapted, _trained_whole(model)
 
 
 def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:

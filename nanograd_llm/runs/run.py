@@ -5,7 +5,6 @@ It decides, for any task, when to score, when to save, and how to end without lo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -121,10 +120,14 @@ class Run:
         self.damaged: int | None = None  # the step of a newer checkpoint that a resumed run passed over
         self._rows: int | None = None  # of a score, once it is known
         self._drawn = 0.0  # when loss.svg was last written
+        self.no_adapter = ""  # why the folder has no adapter in PEFT's form, where the model has adapters
         if adapters is not None:
             if len(task.model.trainable_parameters()) < len(task.model.parameters()):
                 raise ConfigError("lora_rank freezes the model, and the task freezes some of it: leave one of them out")
             lora.add(task.model, **dataclasses.asdict(adapters), rng=np.random.default_rng((task.training.seed, 1)))
+            from nanograd_llm.pretrained.peft import refusal
+
+            self.no_adapter = refusal(task.model)
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
 
@@ -284,11 +287,10 @@ class Run:
         if self.trainer.config.minutes is not None:  # else equal runs have equal files
             metadata["seconds"] = str(time.monotonic() - self._began)
         path = self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata)
-        if self.adapters is not None:
+        if self.adapters is not None and not self.no_adapter:
             from nanograd_llm.pretrained.peft import save_lora
 
-            with contextlib.suppress(ConfigError):  # a model that transformers does not have
-                save_lora(self.task.model, self.folder.adapter_path, base=self.task.init, replace=True)
+            save_lora(self.task.model, self.folder.adapter_path, base=self.task.init, replace=True)
         return Saved(step, path)
 
     def _is_unsaved(self) -> bool:

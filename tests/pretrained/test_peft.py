@@ -21,10 +21,11 @@ BASES = {"gpt2": "safetensors_float32", "bert": "bert_head"}
 SIZES: Any = {"vocab_size": 11, "context_length": 6, "n_layer": 2, "n_head": 2, "n_embd": 8}
 IDS = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
 BERTS = BERTConfig(**SIZES, pooler=True, masked_word_head=False)
+MARIAN: Any = {"norm_first": False, "positions": "sinusoidal_halves"}
 MODELS = {
     "GPT": lambda: (ng.GPT(ng.GPTConfig(**SIZES)), (IDS,)),
     "BERT": lambda: (BERT(BERTConfig(**SIZES)), (IDS,)),
-    "EncoderDecoder": lambda: (EncoderDecoder(EncoderDecoderConfig(**SIZES)), (IDS, IDS)),
+    "EncoderDecoder": lambda: (EncoderDecoder(EncoderDecoderConfig(**SIZES, **MARIAN)), (IDS, IDS)),
     "Classifier": lambda: (Classifier.on(BERT(BERTS), 3, pooling="pooled"), (IDS,)),
 }
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -187,6 +188,17 @@ def test_what_cannot_be_written_is_refused(rng: np.random.Generator, tmp_path: P
         ng.save_lora(lora.add(Classifier.on(MODELS["GPT"]()[0], 2)), tmp_path)
     with pytest.raises(ConfigError, match="got a Linear"):
         ng.save_lora(lora.add(ng.nn.Linear(2, 2)), tmp_path)
+    with pytest.raises(ConfigError, match="got a Classifier on a BERT with the pooling mean"):
+        ng.save_lora(lora.add(Classifier.on(MODELS["BERT"]()[0], 2)), tmp_path)
+    with pytest.raises(ConfigError, match="no BERT with norm_first=True"):
+        ng.save_lora(lora.add(BERT(BERTConfig(**SIZES, norm_first=True))), tmp_path)
+    with pytest.raises(ConfigError, match="MarianMTModel has no such model: norm_first is True"):
+        ng.save_lora(lora.add(EncoderDecoder(EncoderDecoderConfig(**SIZES))), tmp_path)
+    beside = lora.add(MODELS["BERT"]()[0])
+    beside.head.unfreeze()
+    with pytest.raises(ConfigError, match="here also 'head', 'head.transform', 'head.norm'"):
+        ng.save_lora(beside, tmp_path)
+    assert not any(tmp_path.iterdir())
     model = trained(MODELS["GPT"]()[0], rng)
     ng.save_lora(model, tmp_path)
     with pytest.raises(StorageError, match="already holds adapter_config.json"):

@@ -106,6 +106,17 @@ def test_a_fresh_head_is_trained_beside_the_adapters(base: Path, tmp_path: Path)
         verify(tmp_path / "run")
 
 
+def test_a_run_says_at_its_start_why_its_adapters_have_no_form_of_peft(base: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"the {i} cat,{'ab'[i % 2]}\n" for i in range(30)))
+    command_line = ["train", str(tmp_path / "x.csv"), "--task", "classification", "--init", str(base), "--workers", "1"]
+    assert command([*command_line, "--lora-rank", "2", "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    said, _, _ = capsys.readouterr().out.partition("training")
+    assert "no folder adapter: PEFT's form has adapters of a GPT" in " ".join(said.split())
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert command(["convert", str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "peft")]) == 2
+    assert "got a Classifier on a GPT with the pooling mean" in capsys.readouterr().err
+
+
 def test_verify_proves_that_adapters_off_are_the_base_and_merged_ones_the_same(adapted: Path, capsys: Any) -> None:
     found = verify(adapted)
     assert found.passed and found.differing == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.encoder_decoder import EncoderDecoderConfig
 from nanograd_llm.pretrained.config_json import ConfigJSON
 from nanograd_llm.pretrained.layout import Layout
@@ -73,3 +74,18 @@ for _kind in ("weight", "bias"):
 LAYOUT = Layout(
     "transformers", NAMES, "out, in", tuple(f"{name}.weight" for name in ("qkv", ".q", "kv", "out", "up", "down"))
 )
+
+
+def to_hugging_face(config: EncoderDecoderConfig) -> dict[str, Any]:
+    """The content of a `config.json`. Raises ConfigError for a model that is not of Marian's kind."""
+    c = config
+    wrong = [f"{name} is {getattr(c, name)}, not {value}" for name, value in FIXED.items() if getattr(c, name) != value]
+    wrong += ["source and target have two vocabularies"] if c.source_vocab_size else []
+    if wrong:
+        raise ConfigError(f"transformers' MarianMTModel has no such model: {', '.join(wrong)}")
+    depths = {"n_inner": c.n_inner or 4 * c.n_embd, "n_decoder_layer": c.n_decoder_layer or c.n_layer}
+    settings: dict[str, Any] = {"model_type": "marian", "architectures": ["MarianMTModel"], **HUGGING_FACE.write(c)}
+    settings |= {"encoder_ffn_dim": depths["n_inner"], "decoder_layers": depths["n_decoder_layer"]}
+    settings |= {key: settings[other] for key, other in SAME.items()}
+    settings |= {"is_encoder_decoder": True, "forced_eos_token_id": c.end_id}
+    return settings
