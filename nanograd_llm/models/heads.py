@@ -61,7 +61,7 @@ class ClassifierConfig(GPTConfig, BERTConfig):
     """The sizes of a Classifier: of its encoder, a GPT or a BERT, each with its own settings, and of the head on it."""
 
     encoder: str = setting("What reads the text: a gpt or a bert.", default="gpt", choices=ENCODERS)
-    classes: int = setting("How many classes there are.", default=2, low=2)
+    classes: int = setting("How many classes there are; 1 for a head that gives a score.", default=2, low=1)
     pooling: str = setting(
         "What of a text decides its class: the mean of its tokens, the first, the last, or pooled, by a BERT's pooler.",
         default="mean",

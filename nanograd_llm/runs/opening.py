@@ -116,11 +116,14 @@ def open_adapted(source: str | os.PathLike[str], dtype: DTypeLike = "float32") -
 def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokenizer, list[str], int]:
     """The classifier at `source`, its tokenizer, the names of its classes, and how many tokens of a text it reads.
 
-    source: a run of the task classification, or a folder of BertForSequenceClassification. Raises as `open_model` does.
+    source: a run of the task classification, or a folder of BertForSequenceClassification. Raises as `open_model` does,
+    ConfigError for a classifier of one class.
     """
     opened = open_model(source)
     if isinstance(opened, OpenedBERT):
         model = opened.classifier()
+        if model.config.classes < 2:
+            raise ConfigError(f"{opened.source} has one class, so it scores texts and tells no classes apart")
         names = opened.class_names(model.config.classes)
         return model, opened.tokenizer(), names, opened.config.context_length
     opened = open_model(source, Classifier)

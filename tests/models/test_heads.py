@@ -133,7 +133,7 @@ def test_a_trainer_teaches_a_classifier_which_token_a_text_has(make: Any) -> Non
         (lambda: text_vectors(gpt(), "mean", TOKENS, None, TOKENS), ConfigError, "leave out types"),
         (lambda: Classifier.on(bert(), 2, pooling="max"), ConfigError, "pooling must be one of mean, first, last"),
         (lambda: Classifier.on(gpt(), 2, pooling="pooled"), ConfigError, "a GPT has no pooler; take the mean"),
-        (lambda: Classifier.on(bert(), 1), ConfigError, "classes must be an integer of at least 2"),
+        (lambda: Classifier.on(bert(), 0), ConfigError, "classes must be an integer of at least 1"),
         (lambda: Classifier(bert()), DtypeError, "for an existing model: Classifier.on"),
         (lambda: SentenceEncoder(bert()).embed([[1]], batch_tokens=0), ConfigError, "batch_tokens"),
         (lambda: SentenceEncoder(bert()).embed([[1] * 9]), ShapeError, "a text may have 8 tokens; got 9"),

@@ -24,6 +24,7 @@ from nanograd_llm.gradcheck import check_model
 from nanograd_llm.inference import classify
 from nanograd_llm.models import Classifier, ClassifierConfig, GPTConfig
 from nanograd_llm.pretrained import load_lora
+from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
 from nanograd_llm.runs.opening import open_adapted, open_classifier, open_model
 from nanograd_llm.runs.prepare import prepare_run
@@ -156,20 +157,51 @@ def test_a_pretrained_bert_gets_a_head_and_the_run_is_opened_with_it(
     assert classify(model, tokenizer, ["a cat"], longest=longest).shape == (1, 2)
 
 
-def test_a_classifier_of_transformers_is_used_with_the_names_it_gives_its_classes(bert: str, capsys: Any) -> None:
-    folder = Path(bert).with_name("classifier")
+def of_transformers(bert: str, folder: Path, classes: int = 3, **settings: Any) -> Path:
+    """A folder of BertForSequenceClassification, with these settings in its config.json."""
     shutil.copytree(bert, folder)
     arrays = {name: x for name, x in read_safetensors(folder / "model.safetensors").items()}
     rng, C = np.random.default_rng(0), open_model(bert).config.n_embd
-    arrays |= {
-        "classifier.weight": rng.standard_normal((3, C)).astype(np.float32),
-        "classifier.bias": np.zeros(3, "f4"),
-    }
+    arrays["classifier.weight"] = rng.standard_normal((classes, C)).astype(np.float32)
+    arrays["classifier.bias"] = np.zeros(classes, "f4")
     write_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "bad", "1": "so-so", "2": "good"}}))
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"0": "bad", "1": "so-so", "2": "good"}, ["bad", "good", "so-so"]),
+        ({"0": "a\tb", "1": "a\tb"}, ["2", "b", "b"]),
+        (None, ["0", "1", "2"]),
+    ],
+)
+def test_a_classifier_of_transformers_is_used_with_the_names_it_gives_its_classes(
+    names: Any, said: list[str], bert: str, capsys: Any, tmp_path: Path
+) -> None:
+    folder = of_transformers(bert, tmp_path / "classifier", id2label=names)
     assert main(["classify", str(folder), "a cat"]) == 0
-    assert sorted(re.findall(r"(\S+) [\d.]+%", capsys.readouterr().out)) == ["bad", "good", "so-so"]
+    assert sorted(re.findall(r"(\S+) [\d.]+%", capsys.readouterr().out)) == said
+
+
+def test_a_head_of_one_class_is_loaded_but_tells_no_classes_apart(bert: str, tmp_path: Path) -> None:
+    folder = of_transformers(bert, tmp_path / "scorer", classes=1)
+    assert OpenedBERT(folder).classifier()(np.array([[1, 2]])).shape == (1, 1)
+    with pytest.raises(ConfigError, match="scorer has one class, so it scores texts and tells no classes apart"):
+        open_classifier(folder)
+
+
+def test_a_classifier_of_transformers_that_cannot_be_is_refused(bert: str, tmp_path: Path) -> None:
+    folder = of_transformers(bert, tmp_path / "a", id2label=["bad", "good", "so-so"])
+    with pytest.raises(BadFileError, match=r"config.json: id2label is \['bad', .* an object that names the classes"):
+        open_classifier(folder)
+    folder = of_transformers(
+        str(with_vocabulary(shutil.copytree(FIXTURES / "bert_head", tmp_path / "b"))), tmp_path / "c"
+    )
+    with pytest.raises(BadFileError, match="has no pooler, as every BertForSequenceClassification has"):
+        open_classifier(folder)  # of BertForTokenClassification
 
 
 @pytest.mark.parametrize(("layers", "trained"), [("head", {"classes"}), ("last", {"classes", "blocks", "ln_f"})])

@@ -21,6 +21,7 @@ from nanograd_llm.pretrained.found import Found, Parts
 from nanograd_llm.pretrained.layout import Layout, fill
 from nanograd_llm.pretrained.opened import weights_dtype
 from nanograd_llm.pretrained.weights import READERS, refuse_adapter
+from nanograd_llm.settings import shown
 from nanograd_llm.text import Tokenizer
 
 
@@ -67,15 +68,27 @@ class OpenedBERT(Found[BERT]):
             raise BadFileError(f"{self.path}: has no classifier.weight and classifier.bias")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*left out.*'classifier")
-            model = Classifier.on(self.model(dtype=dtype, strict=strict), classes, pooling="pooled")
+            encoder = self.model(dtype=dtype, strict=strict)
+        if encoder.pooler is None:
+            raise BadFileError(f"{self.path}: has no pooler, as every BertForSequenceClassification has")
+        model = Classifier.on(encoder, classes, pooling="pooled")
         head, where = Linear(self.config.n_embd, classes), str(self.path)
         model.classes = fill(head, found, CLASSES, where, dtype=weights_dtype(dtype), strict=strict)
+        model.fresh = ()
         return model
 
     def class_names(self, classes: int) -> list[str]:
-        """What config.json calls the classes of `classifier`; their numbers where it does not say."""
-        names = self.settings.get("id2label")
-        return [str(names.get(str(i), i)) if isinstance(names, dict) else str(i) for i in range(classes)]
+        """What config.json calls the classes of `classifier`; their numbers where it does not say.
+
+        Raises BadFileError where it does not hold the names by number.
+        """
+        names = self.settings.get("id2label") or {}
+        if not isinstance(names, dict):
+            where = self.folder / "config.json"
+            raise BadFileError(
+                f"{where}: id2label is {shown(names)}; expected an object that names the classes by number"
+            )
+        return [str(names.get(str(i), i)) for i in range(classes)]
 
     def sentence_encoder(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> SentenceEncoder:
         """The model with the pooling and the normalising of sentence-transformers; see `sentence_settings`."""
