@@ -8,6 +8,7 @@ Beside its accuracy stand those of two baselines: always the commonest class, an
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,14 @@ class LabelledTextConfig(Settings):
         columns = self.text_column, self.label_column
         found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns)
         if self.held_out_file is not None:
-            return found, read_labelled(self.held_out_file, *columns)
+            learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns)
+            scored = [(text, label) for text, label in other if text not in learned]
+            if len(scored) < len(other):
+                both = counted(len(other) - len(scored), "text")
+                warnings.warn(f"{self.held_out_file}: {both} of it in {self.file} as well, so not scored", stacklevel=2)
+            if not scored:
+                raise BadFileError(f"{self.held_out_file}: all its texts are in {self.file} as well; give others")
+            return found, scored
         parts: tuple[Labelled, Labelled] = [], []
         for text, label in found:  # decided by the text alone, so that more texts change no side
             parts[zlib.crc32(text.encode()) < self.held_out * 2**32].append((text, label))
@@ -240,7 +248,7 @@ class Classification(TextTask):
         baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
         loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
         better = [f"{name} ({found:.1f} %)" for name, found in baselines.items() if found >= accuracy]
-        remark = f"no better than {' and '.join(better)}, which knows no order of words" if better else ""
+        remark = f"no better than {' and '.join(better)}: the order of words did not help" if better else ""
         return Score(
             *("accuracy", accuracy, {**baselines, "loss": loss}, share_of(len(which), total, "held-out text")),
             percent=("accuracy", *baselines),

@@ -250,10 +250,15 @@ def test_a_batch_is_texts_with_their_targets_and_lengths_by_the_step_alone(file:
 
 
 def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
-    held_out = written(tmp_path / "y.csv", rows(6))
-    made = task(tmp_path, file=file, held_out_file=held_out)
+    labels = sorted({label for _, label in rows()})
+    unseen = [(f"words that are new {i}", labels[i % 2]) for i in range(6)]
+    held_out = written(tmp_path / "y.csv", [*unseen, *rows(4)])
+    with pytest.warns(UserWarning, match=r"y.csv: 4 texts of it in .* as well, so not scored"):
+        made = task(tmp_path, file=file, held_out_file=held_out)
     assert (len(made.rows), len(made.held_out_rows)) == (240, 6)
     assert made.config["text"]["held_out_file"] == held_out
+    with pytest.raises(BadFileError, match="all its texts are in .* as well; give others"):
+        task(tmp_path, file=file, held_out_file=written(tmp_path / "z.csv", rows(4)))
 
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
