@@ -16,6 +16,7 @@ from nanograd_llm.pretrained.layout import Layout, fill
 from nanograd_llm.pretrained.opened import OpenedModel, require_fitting, require_plausible, weights_dtype
 from nanograd_llm.pretrained.weights import READERS, read_settings
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
+from nanograd_llm.text.template import template_files
 
 
 class Parts(NamedTuple):
@@ -58,8 +59,8 @@ class Found(ABC, Generic[OpenedModel]):
 
     @property
     def beside(self) -> dict[str, bytes]:
-        """See `Opened.beside`."""
-        return {}
+        """See `Opened.beside`: the template of a model that answers."""
+        return template_files(self.folder)
 
     @abstractmethod
     def read(self) -> Parts:

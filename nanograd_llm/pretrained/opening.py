@@ -50,10 +50,9 @@ def save_pretrained(
 ) -> list[Path]:
     """Write a model into `folder`, for transformers or NumPy; see `save_gpt2`, `save_bert` and `save_marian`.
 
-    beside: as for `save_bert`; nothing for other models.
+    beside: contents of files to write as well, by their names, which `open_model` gives as `beside`.
     """
     require_type("model", model, tuple(SAVERS), "a GPT, a BERT or an EncoderDecoder")
     saver = next(saver for kind, saver in SAVERS.items() if isinstance(model, kind))
-    more = {"beside": beside} if beside else {}
-    saved: list[Path] = saver(model, folder, tokenizer, form=form, **more)
+    saved: list[Path] = saver(model, folder, tokenizer, form=form, beside=beside)
     return saved

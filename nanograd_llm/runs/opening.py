@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, overload
 
 from numpy.typing import DTypeLike
@@ -34,6 +32,7 @@ from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.text.labelled import LABELS, load_labels
+from nanograd_llm.text.template import template_files
 from nanograd_llm.training.trainer import MOMENTS
 
 
@@ -136,7 +135,6 @@ class OpenedRun:
     """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml."""
 
     form = "run"
-    beside: Mapping[str, bytes] = MappingProxyType({})
 
     def __init__(self, source: str | os.PathLike[str], folder: RunFolder, step: int | None):
         self.source, self.folder, self.step = os.fspath(source), folder, step
@@ -153,6 +151,11 @@ class OpenedRun:
             return task_named(self.settings.get("run", {}).get("task", DEFAULT))
         except ConfigError as error:
             raise BadFileError(f"{self.folder.config_path} [run]: {error}") from None
+
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """See `Opened.beside`: the template of a model that answers."""
+        return template_files(self.path)
 
     @property
     def model_class(self) -> type[Any]:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.settings import Settings, setting
 
@@ -60,15 +61,27 @@ class Template(Settings):
         write_toml(Path(folder) / FILE, {"template": dataclasses.asdict(self)})
 
 
+def template_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The content of the file of a model's template, by its name; nothing where there is none. Raises as below."""
+    if template_beside(path) is None:
+        return {}
+    return {FILE: read_bytes(_place(path))}
+
+
 def template_beside(path: str | os.PathLike[str]) -> Template | None:
     """The template of a model, in its folder or beside its file; None if it has none.
 
     Raises BadFileError for one without its slots.
     """
-    file = (Path(path) if os.path.isdir(path) else Path(path).parent) / FILE
+    file = _place(path)
     if not os.path.exists(file):
         return None
     try:
         return Template(**read_toml(file).get("template", {"text": ""}))
     except ConfigError as error:
         raise BadFileError(f"{file}: {error}") from None
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where the template of a model lies: in its folder, or beside its file."""
+    return (Path(path) if os.path.isdir(path) else Path(path).parent) / FILE

@@ -235,6 +235,13 @@ def test_a_model_learns_to_answer_and_to_end_and_its_template_goes_with_it(
     monkeypatch.setattr("builtins.input", lines("Say no 3.", ""))
     assert main(["chat", run]) == 0
     assert capsys.readouterr().out == "no\n\n"
+    for source, form in ((run, "hf"), (str(tmp_path / "hf"), "numpy")):
+        converted = tmp_path / form
+        assert main(["convert", source, "--to", form, "--out", str(converted)]) == 0
+        assert template_beside(converted) == Template("Q: {instruction}\nA:")
+        assert "template.toml" in capsys.readouterr().out
+        assert main(["generate", str(converted), "Say no 7."]) == 0
+        assert capsys.readouterr().out == "no\n"
     again = prepare_run(tmp_path / "again", file=f"{run}/config.toml")
     list(again.train())
     first = tmp_path / "run" / "checkpoints" / "step-00000120.safetensors"

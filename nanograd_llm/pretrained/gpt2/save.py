@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from nanograd_llm.models.gpt import GPT
@@ -15,13 +16,19 @@ from nanograd_llm.text import Tokenizer
 
 
 def save_gpt2(
-    model: GPT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None, *, form: str = "hf"
+    model: GPT,
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    form: str = "hf",
+    beside: Mapping[str, bytes] = {},
 ) -> list[Path]:
     """Write a model, and its tokenizer if given, into `folder`, which is created if it does not exist.
 
     form: hf for `GPT2LMHeadModel.from_pretrained` of transformers (config.json, model.safetensors); numpy for
         `numpy.load` (model.npz with Hugging Face's names and layout, config.json). `load_gpt2` reads both, with
         exactly the same numbers.
+    beside: contents of files to write as well, by their names, such as the template of a model that answers.
 
     Writes all files or none, and returns their paths. Raises ConfigError for a tokenizer that is larger than the model;
     StorageError if the folder already holds a model, or writing fails.
@@ -32,4 +39,4 @@ def save_gpt2(
     stored = stored_arrays(model, HUGGING_FACE)
     if form == "hf":  # in transformers, the part below the head is called `transformer`
         stored = {name if name == HEAD[1] else f"transformer.{name}": array for name, array in stored.items()}
-    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer)
+    return write_folder(folder, settings, stored, form, tokenizer, write_tokenizer, beside)
