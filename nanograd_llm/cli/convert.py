@@ -39,7 +39,7 @@ def convert(
     folder = Path(f"{Path(model).resolve().name}-{to}") if out is None else out
     if to == "peft":
         run, loaded = open_adapted(model, dtype=dtype)
-        parameters, written = loaded.trainable_parameters(), save_lora(loaded, folder, base=run.settings["run"]["init"])
+        parameters, written = loaded.trainable_parameters(), save_lora(loaded, folder, base=run.init)
     else:
         opened = open_model(model)
         tokenizer, loaded = opened.tokenizer() if with_tokenizer else None, opened.model(dtype=dtype)

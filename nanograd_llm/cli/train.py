@@ -17,7 +17,8 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, prepare_task, resume_run, tables_of
+from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, prepare_task, resume_run
+from nanograd_llm.runs.tables import tables_of
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named

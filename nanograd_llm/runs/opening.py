@@ -27,6 +27,7 @@ from nanograd_llm.pretrained.opened import (
 )
 from nanograd_llm.pretrained.opening import open_pretrained
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
+from nanograd_llm.runs.tables import check_tables
 from nanograd_llm.settings import check_keys, listed, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
@@ -132,7 +133,10 @@ def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokeniz
 
 
 class OpenedRun:
-    """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml."""
+    """The model of a run; see `Opened`. folder: the run's. settings: the tables of its config.toml.
+
+    Raises BadFileError where a setting cannot be.
+    """
 
     form = "run"
 
@@ -140,6 +144,7 @@ class OpenedRun:
         self.source, self.folder, self.step = os.fspath(source), folder, step
         self.path = folder.path
         self.settings = folder.read_config()
+        check_tables(self.task, self.settings, folder.config_path, others=True)
 
     def __repr__(self) -> str:
         return f"OpenedRun({self.source!r})"
@@ -151,6 +156,12 @@ class OpenedRun:
             return task_named(self.settings.get("run", {}).get("task", DEFAULT))
         except ConfigError as error:
             raise BadFileError(f"{self.folder.config_path} [run]: {error}") from None
+
+    @property
+    def init(self) -> str | None:
+        """The model that it started from; None if it began with fresh weights."""
+        found: str | None = self.settings.get("run", {}).get("init")
+        return found
 
     @property
     def beside(self) -> dict[str, bytes]:
@@ -192,15 +203,15 @@ class OpenedRun:
 
         merged: add adapters, which a run with LoRA has, to the weights beside them; otherwise they stay adapters.
         """
-        dtype, where = weights_dtype(dtype), str(self.path)
+        dtype, where, adapters = weights_dtype(dtype), str(self.path), self.adapters
         config, arrays = self.config, self.folder.load_checkpoint(self.step)[0]
         require_plausible(config, arrays, where)
         model = self.model_class(config, seed=None)
         try:
-            if self.adapters is not None:
+            if adapters is not None:
                 model.fresh = tuple(name for name, _ in model.named_parameters() if f"{MOMENTS[0]}{name}" in arrays)
                 places = [name for name, _ in model.named_modules() if f"{name}.adapter.A" in arrays]
-                lora.add(model, **{**dataclasses.asdict(self.adapters), "targets": places})
+                lora.add(model, **{**dataclasses.asdict(adapters), "targets": places})
             weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}
             model.load_state_dict(weights, assign=True)
         except NanogradError as error:
@@ -209,7 +220,7 @@ class OpenedRun:
         if model.parameters()[0].dtype != dtype:
             model.astype(dtype)
         model.eval()
-        return lora.merge(model) if merged and self.adapters is not None else model
+        return lora.merge(model) if merged and adapters is not None else model
 
     def tokenizer(self) -> Tokenizer:
         """See `Opened.tokenizer`."""

@@ -16,11 +16,12 @@ from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
-from nanograd_llm.runs.run import Run, RunConfig
-from nanograd_llm.settings import Settings, check_keys, check_settings, require_choice
+from nanograd_llm.runs.run import Run
+from nanograd_llm.runs.tables import check_tables, tables_of
+from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
-from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
+from nanograd_llm.training.config import TWO_LENGTHS
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
@@ -33,11 +34,6 @@ PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the
 HIGHER_RATE = 10
 
 PathLike = str | os.PathLike[str]
-
-
-def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:
-    """The kinds of settings that a run of this task has, by table, in the order of its config.toml."""
-    return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
 
 
 def options_of(task: type[NamedTask]) -> dict[str, str]:
@@ -235,13 +231,7 @@ def read_settings(path: PathLike) -> dict[str, dict[str, Any]]:
 
 
 def _checked(task: type[NamedTask], content: dict[str, dict[str, Any]], path: PathLike) -> dict[str, dict[str, Any]]:
-    tables = tables_of(task)
-    try:
-        check_keys(content, tables, str(path))
-        for name, table in content.items():
-            check_settings(tables[name], table, f"{path} [{name}]")
-        if content.get("train", {}).keys() >= LENGTHS:
-            raise ConfigError(f"{path} [train]: {TWO_LENGTHS}")
-    except ConfigError as error:
-        raise BadFileError(str(error)) from None
+    check_tables(task, content, path)
+    if content.get("train", {}).keys() >= LENGTHS:
+        raise BadFileError(f"{path} [train]: {TWO_LENGTHS}")
     return content

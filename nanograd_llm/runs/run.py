@@ -24,8 +24,8 @@ from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
 from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
 from nanograd_llm.runs.stopping import StopRequest
-from nanograd_llm.settings import Settings, counted, setting
-from nanograd_llm.tasks.registry import DEFAULT, TASKS
+from nanograd_llm.runs.tables import RunConfig
+from nanograd_llm.settings import counted
 from nanograd_llm.tasks.task import Sample, Score, Task
 from nanograd_llm.training.trainer import StepRecord, Trainer
 
@@ -60,26 +60,6 @@ LEAST_ROWS = 8  # that a score is computed on
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Event = StepRecord | Scored | Sampled | Saved
-
-
-class RunConfig(Settings):
-    """Settings of a run besides those of its task and its training. Raises ConfigError that names the field."""
-
-    task: str = setting(f"What the model learns, one of {', '.join(TASKS)}.", default=DEFAULT)
-
-    init: str | None = setting(
-        "Start from the weights and the tokenizer of this model: the folder of a run, or a pretrained model (a folder, "
-        "a file, or a name such as gpt2).",
-        default=None,
-    )
-    evaluate_every: int | None = setting(
-        "Score the held-out part every N steps; five times in a run if not given.", default=None, low=1
-    )
-    checkpoint_every: int | None = setting(
-        "Save a checkpoint every N steps; every 5 minutes (the last two are kept) and at the end if not given.",
-        default=None,
-        low=1,
-    )
 
 
 class Run:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.errors import ConfigError
+from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.models import BERT, EncoderDecoder
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.opening import open_adapted, open_model
@@ -50,11 +50,16 @@ class Verified:
 def verify(source: str | os.PathLike[str]) -> Verified:
     """Compare a run with LoRA with its base, and with itself when merged.
 
-    Raises as `open_model` does, also for the base; ConfigError for a run without adapters, or whose base is no part of
-    its model, as where a GPT became a BERT.
+    Raises as `open_model` does, also for the base; BadFileError where config.toml names no base; ConfigError for a run
+    without adapters, or whose base is no part of its model, as where a GPT became a BERT.
     """
     opened, model = open_adapted(source)
-    start = open_model(opened.settings["run"]["init"])
+    if opened.init is None:
+        raise BadFileError(
+            f"{opened.folder.config_path} [run]: has no init, the model that its adapters were trained beside; restore "
+            "the file from a copy of the run"
+        )
+    start = open_model(opened.init)
     base: Any = start.model()
     own = next((module for module in model.modules() if isinstance(module, type(base))), None)
     if own is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,26 @@ def test_a_run_without_adapters_has_none_to_give_or_verify(base: Path) -> None:
             use(base)
 
 
+def test_adapters_whose_base_is_not_named_are_given_but_not_verified(
+    adapted: Path, tmp_path: Path, capsys: Any
+) -> None:
+    copy = shutil.copytree(adapted, tmp_path / "copy")
+    config = (copy / "config.toml").read_text("utf-8")
+    (copy / "config.toml").write_text(re.sub("^init = .*$", "", config, flags=re.MULTILINE), "utf-8")
+    assert command(["info", "--verify", str(copy)]) == 3
+    assert "config.toml [run]: has no init" in " ".join(capsys.readouterr().err.split())
+    assert command(["convert", str(copy), "--to", "peft", "--out", str(tmp_path / "peft")]) == 0
+    assert '"base_model_name_or_path": null' in (tmp_path / "peft" / "adapter_config.json").read_text("utf-8")
+
+
 def test_damaged_settings_of_adapters_are_named(adapted: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(adapted, tmp_path / "copy")
     config = (copy / "config.toml").read_text("utf-8")
     (copy / "config.toml").write_text(config.replace("rank = 3", "rank = 0"), "utf-8")
     with pytest.raises(BadFileError, match=r"config.toml \[lora\]: rank must be an integer of at least 1"):
+        open_model(copy).model()
+    (copy / "config.toml").write_text(config.replace("rank = 3", "rank = 3\nrang = 3"), "utf-8")
+    with pytest.raises(BadFileError, match=r"config.toml \[lora\]: .*unknown 'rang', did you mean 'rank'"):
         open_model(copy).model()
     (copy / "config.toml").write_text(config.replace("rank = 3", "rank = 4"), "utf-8")
     with pytest.raises(BadFileError, match="does not fit the sizes in config.toml"):

@@ -149,6 +149,42 @@ def test_a_run_without_a_tokenizer_opens_and_raises_only_when_it_is_asked_for_on
         opened.tokenizer()
 
 
+@pytest.mark.parametrize(
+    ("table", "line", "message"),
+    [
+        ("text", 'window = "abc"', "window must be an integer of at least 1; got 'abc'"),
+        ("train", "steps = true", "steps must be an integer"),
+        ("run", "init = 3", "init must be a string; got 3"),
+        ("run", 'task = "cooking"', "task must be one of"),
+        ("model", 'n_head = "two"', "n_head must be an integer"),
+    ],
+)
+def test_a_setting_of_a_run_that_cannot_be_is_named_when_the_run_is_opened(
+    run: Path, tmp_path: Path, table: str, line: str, message: str
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    change_setting(folder, table, line)
+    with pytest.raises(BadFileError, match=rf"config\.toml \[{table}\]: {message}"):
+        open_model(folder)
+
+
+def test_a_run_of_an_older_version_with_settings_of_other_names_opens(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    change_setting(folder, "train", "threads = 2")
+    change_setting(folder, "model", "checkpoint_activations = true")
+    assert open_model(folder).model().config.recompute_activations
+
+
+def change_setting(folder: Path, table: str, line: str) -> None:
+    """Put the line into the table of config.toml, in place of one of the same name."""
+    config = (folder / "config.toml").read_text("utf-8")
+    before, head, after = config.partition(f"[{table}]\n")
+    own, bracket, rest = after.partition("\n[")
+    name = line.partition(" =")[0]
+    own = re.sub(rf"^{name} = .*$", "", own, flags=re.MULTILINE)
+    (folder / "config.toml").write_text(f"{before}{head}{line}\n{own}{bracket}{rest}", "utf-8")
+
+
 @pytest.mark.parametrize("size", ["context_length = 6000000", "n_layer = 100000", "vocab_size = 2147483647"])
 def test_sizes_that_the_checkpoint_cannot_have_take_no_memory(run: Path, tmp_path: Path, size: str) -> None:
     folder = shutil.copytree(run, tmp_path / "run")

@@ -1,0 +1,57 @@
+"""The settings of a run, by table, as its config.toml has them: which there are, and whether a file's can be."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.nn.lora import LoRAConfig
+from nanograd_llm.settings import Settings, check_keys, check_settings, setting
+from nanograd_llm.tasks.registry import DEFAULT, TASKS
+from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.training.config import TrainConfig
+
+
+class RunConfig(Settings):
+    """Settings of a run besides those of its task and its training. Raises ConfigError that names the field."""
+
+    task: str = setting(f"What the model learns, one of {', '.join(TASKS)}.", default=DEFAULT)
+
+    init: str | None = setting(
+        "Start from the weights and the tokenizer of this model: the folder of a run, or a pretrained model (a folder, "
+        "a file, or a name such as gpt2).",
+        default=None,
+    )
+    evaluate_every: int | None = setting(
+        "Score the held-out part every N steps; five times in a run if not given.", default=None, low=1
+    )
+    checkpoint_every: int | None = setting(
+        "Save a checkpoint every N steps; every 5 minutes (the last two are kept) and at the end if not given.",
+        default=None,
+        low=1,
+    )
+
+
+def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:
+    """The kinds of settings that a run of this task has, by table, in the order of its config.toml."""
+    return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
+
+
+def check_tables(
+    task: type[NamedTask], content: dict[str, dict[str, Any]], path: str | os.PathLike[str], *, others: bool = False
+) -> None:
+    """Raise BadFileError, with the file and the setting, where the content of a settings file cannot be.
+
+    others: leave settings and tables of other names unchecked, which runs of older versions have.
+    """
+    tables = tables_of(task)
+    try:
+        if not others:
+            check_keys(content, tables, str(path))
+        for name in content.keys() & tables.keys() if others else content:
+            kind, table = tables[name], content[name]
+            known = {key: value for key, value in table.items() if key in kind.setting_types} if others else table
+            check_settings(kind, known, f"{path} [{name}]")
+    except ConfigError as error:
+        raise BadFileError(str(error)) from None
