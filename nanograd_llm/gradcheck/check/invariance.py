@@ -43,7 +43,7 @@ def assert_split_invariant(
         a model that takes the lengths of its rows, such as BERT, `loss(tokens, targets, lengths)`.
     batch: tokens and targets, arrays of at least two rows and of any further axes, the last of which is time; and then
         lengths (B,), integers: how many tokens of each row are real, to which all targets belong that are not -100; or
-        other numbers of each row, such as those of a reference.
+        other numbers (B, ...), such as those of a reference.
     columns: also put padding in place of the last two columns (behind them where there are only two), which must be as
         if they were cut off. For a model in which later tokens do not reach earlier ones, or that is given lengths:
         then padding is put behind, and in place of what stands behind the length of each row.
@@ -63,7 +63,7 @@ def assert_split_invariant(
         )
     whole = tuple([np.asarray(part) for part in batch])
     tokens, targets, *others = whole
-    lengths = [part for part in others if part.dtype.kind in "iu"]
+    lengths = [part for part in others if part.ndim == 1]
     if tokens.ndim < 1 or targets.ndim < 1 or len({len(part) for part in whole if part.ndim}) > 1 or len(tokens) < 2:
         raise ShapeError(
             f"a batch to cut is (tokens, targets) of the same number of rows, two at least; got {tokens.shape} and "
