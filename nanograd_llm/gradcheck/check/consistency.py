@@ -26,6 +26,7 @@ from nanograd_llm.ops import concatenate
 
 _ALONE = 8  # inputs at most whose gradient is also asked for alone
 _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a millionth; powers of two round nothing
+_SHOWN = 8  # names of inputs in one line
 _DIRECTIONS = 4  # along which gradients in float32 are compared
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
@@ -76,15 +77,24 @@ def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, 
         return bool(np.isfinite(seen[0]).all()) and not _is_steady([float((u * d).sum()) for d in seen])
 
     given = precisions.given
+    first: dict[str, list[_Pair]] = {}  # of each input only the first: what breaks one of these breaks more of them
+    broken: set[int] = set()
     for number, pair in enumerate(pairs(given)):
+        if pair.k in broken:
+            continue
         size = np.abs(pair.expected[np.isfinite(pair.expected)]).max(initial=0)
         flowing = flow / length(function.values[pair.k])
         if pair.off <= (0 if pair.is_exact else given.c * given.epsilon * (size + flowing)):
             continue
         if not pair.is_exact and is_rounding(number):
             continue
-        found.append(pair.words.format(function.names[pair.k], pair.off))
-    return found + _in_float32(function, cotangent, flow, rng)
+        broken.add(pair.k)
+        first.setdefault(pair.words, []).append(pair)
+    for words, alike in first.items():
+        names = [function.names[pair.k] for pair in alike]
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        found.append(words.format(shown, max(pair.off for pair in alike)))
+    return found or _in_float32(function, cotangent, flow, rng)
 
 
 def _pairs(
@@ -102,12 +112,16 @@ def _pairs(
 
     words = "two backward passes over one tape give {} gradients that differ, by up to {:.1e}"
     yield from each(words, of(cotangent), is_exact=True)
-    yield from each("a cotangent of zeros gives {} a gradient that is not zero", of(0 * cotangent), 0.0, is_exact=True)
+    for k, (a, b) in enumerate(zip(together, of(0 * cotangent))):
+        words = "the gradient of {} does not depend on the cotangent ȳ: the rule ignores what comes from upstream"
+        if not np.array_equal(a, b):
+            words = "a cotangent of zeros gives a gradient that is not zero, for {}"
+        yield _Pair(k, words, 0 * a, b, True)
     words = "the gradient of {}, asked for alone, is another, by up to {:.1e}"
     for k, leaf in enumerate(leaves[:_ALONE] if len(leaves) > 1 else ()):
         yield _Pair(k, words, together[k], grad(y, leaf, cotangent, retain_graph=True), False)
     for factor in _FACTORS:
-        words = f"a cotangent {factor:.0e} times as large does not make the gradient of {{}} so: it is off by {{:.1e}}"
+        words = f"a cotangent {factor:.0e} times as large does not make the gradient so, for {{}}: off by {{:.1e}}"
         yield from each(words, of((factor * cotangent).astype(y.dtype)), factor)
     some = rng.random(y.shape) < 0.5
     parts = [of(np.where(mask, cotangent, 0).astype(y.dtype)) for mask in (some, ~some)]

@@ -24,7 +24,20 @@ _FEW = 256  # entries that are looked at one by one
 def worst_entry(
     function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
 ) -> Entry | None:
-    """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched."""
+    """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched.
+
+    Of a result that is one number it is shown for ȳ = 1, as on paper, if the gradient is off there too.
+    """
+    if cotangent.size == 1 and (cotangent != 1).any():
+        one, other = (_worst_entry(function, k, v, method, places) for v in (np.ones_like(cotangent), cotangent))
+        shows = one is None or other is None or one.off >= 0.5 * other.off / float(np.abs(cotangent).max())
+        return one if shows else other
+    return _worst_entry(function, k, cotangent, method, places)
+
+
+def _worst_entry(
+    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
+) -> Entry | None:
     x = function.values[k]
     analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
 
@@ -39,7 +52,9 @@ def worst_entry(
     slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
     off = np.abs(analytic[places] - slopes)
     worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-    return Entry(index_of(places[worst], x.shape), float(analytic[places[worst]]), float(slopes[worst]))
+    found = float(analytic[places[worst]]), float(slopes[worst])
+    shown = f"{cotangent.item():.6g}" if cotangent.size == 1 else ""
+    return Entry(index_of(places[worst], x.shape), *found, shown)
 
 
 def pattern(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray, method: Method) -> str:
@@ -71,10 +86,11 @@ def recognise(
     if not g.any():
         return "the function does not depend on this input, yet it has a gradient"
     off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
+    other = _other(a, off, others) if x.size == 1 else ""  # then a factor explains everything
     kinds = [
-        ("the sign is wrong", -g),
-        (_about_factor(factor, x.shape, y.shape), factor * g),
+        ("the sign is wrong" + other, -g),
         ("what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)),
+        (_about_factor(factor, x.shape, y.shape) + other, factor * g),
         ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
@@ -82,6 +98,12 @@ def recognise(
         if np.abs(a - wanted).max() <= 1e-3 * off:
             return words
     return _zeros(a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
+
+
+def _other(a: np.ndarray, off: float, others: Mapping[str, np.ndarray]) -> str:
+    """Which other input has this gradient?"""
+    name = next((name for name, g in others.items() if np.abs(a - g).max() <= 1e-3 * off), "")
+    return name and f"; {name} has this gradient: are they swapped?"
 
 
 def _moved(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

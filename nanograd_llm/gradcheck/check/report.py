@@ -29,16 +29,28 @@ class Shown:
 
 @dataclass(frozen=True, repr=False)
 class Entry(Shown):
-    """One entry of a gradient: as the rule computes it, and as computed from values of the function."""
+    """One entry of a gradient: as the rule computes it, and as computed from values of the function.
+
+    cotangent: ȳ where the result is one number, in words. The gradient is that of Σ ȳ y.
+    """
 
     index: tuple[int, ...]
     analytic: float
     numeric: float
+    cotangent: str = ""
+
+    @property
+    def off(self) -> float:
+        """The difference of the two."""
+        return abs(self.analytic - self.numeric)
 
     def __str__(self) -> str:
         ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
         place = f"worst at {list(self.index)}: " if self.index else ""
-        return f"{place}the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}, ratio {ratio}"
+        given = f", for ȳ = {self.cotangent}" if self.cotangent else ", for a random ȳ"
+        return (
+            f"{place}the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}, ratio {ratio}{given}"
+        )
 
 
 @dataclass(frozen=True, repr=False)

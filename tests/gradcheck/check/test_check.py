@@ -169,6 +169,20 @@ def test_the_report_says_where_the_worst_entry_is_and_by_how_much(monkeypatch):
         assert words in str(caught.value)
 
 
+def test_the_gradient_of_one_number_is_shown_as_on_paper(monkeypatch):
+    monkeypatch.setattr(registry["multiply"], "rule", lambda dy, a, b, needs: (dy * b, 3 * dy * a))
+    worst = gradcheck(ops.multiply, 2.0, -5.0).findings[1].worst
+    assert str(worst) == "the gradient is 6, the function gives 2, ratio 3, for ȳ = 1"
+
+
+def test_numbers_for_a_random_cotangent_say_so_and_those_of_a_rule_that_is_right_for_one_name_it(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: y)
+    assert str(gradcheck(ops.exp, normal(3)).findings[0].worst).endswith(", for a random ȳ")
+    worst = gradcheck(ops.exp, 0.0).findings[0].worst
+    assert worst.analytic == 1 and worst.numeric != 1
+    assert f"for ȳ = {worst.numeric:.6g}" in str(worst)
+
+
 def test_a_wrong_gradient_is_an_assertion_and_an_error_of_ours():
     assert issubclass(GradientError, AssertionError)
     assert issubclass(GradientError, NanogradError)

@@ -69,8 +69,23 @@ def test_what_cancels_and_saturates_is_no_problem(sizes):
 def test_a_rule_that_makes_something_of_a_cotangent_of_zeros_is_a_problem(monkeypatch):
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y + 1e-14 * np.abs(y))
     report = gradcheck(ops.exp, normal(3))
-    assert report.problems == ("a cotangent of zeros gives x a gradient that is not zero",)
+    assert report.problems == ("a cotangent of zeros gives a gradient that is not zero, for x",)
     assert not report.passed
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_rule_that_ignores_its_cotangent_is_one_line_for_all_inputs(shape, monkeypatch):
+    monkeypatch.setattr(registry["multiply"], "rule", lambda dy, a, b, needs: (b, a))
+    report = gradcheck(ops.multiply, normal(*shape), normal(*shape, seed=1))
+    said = "the gradient of a, b does not depend on the cotangent ȳ: the rule ignores what comes from upstream"
+    assert report.problems == (said,)
+    assert {f.pattern for f in report.findings} == {"what comes from upstream is ignored: the rule takes ȳ to be one"}
+
+
+def test_of_each_input_only_the_first_broken_property_is_a_problem(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: y * (1 - dy**2))
+    report = gradcheck(ops.exp, normal(3))
+    assert report.problems == ("a cotangent of zeros gives a gradient that is not zero, for x",)
 
 
 def test_an_infinite_slope_is_no_such_problem():

@@ -163,3 +163,12 @@ def test_a_function_that_ignores_its_input_and_claims_a_gradient_is_told():
 def test_what_is_right_has_no_pattern():
     for op in (ops.exp, functools.partial(ops.sum, axis=0)):
         assert gradcheck(op, normal(3, 4)).findings[0].pattern == ""
+
+
+def test_the_gradient_of_another_number_is_recognised(monkeypatch):
+    monkeypatch.setattr(registry["multiply"], "rule", lambda dy, a, b, needs: (dy * a, dy * b))
+    patterns = [finding.pattern for finding in gradcheck(ops.multiply, 2.0, -5.0).findings]
+    assert patterns == [
+        "off by the factor -0.4; b has this gradient: are they swapped?",
+        "off by the factor -2.5; a has this gradient: are they swapped?",
+    ]
