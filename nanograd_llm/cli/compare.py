@@ -19,14 +19,17 @@ def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, 
     runs
         Folders of runs.
     svg
-        A file for a picture of the losses, against items and against time.
+        A file for a picture of the losses, against items and against time, such as losses.svg. Only an earlier picture
+        is replaced.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from nanograd_llm.files.atomic import write_atomically
-    from nanograd_llm.runs.compare import differences, history, loss_picture, sparkline
+    from nanograd_llm.files.atomic import require_replaceable, write_atomically
+    from nanograd_llm.runs.compare import SVG_BEGINS, differences, history, loss_picture, sparkline
 
+    if svg is not None:
+        require_replaceable(svg, ".svg", SVG_BEGINS)
     histories = [history(path) for path in runs]
     rows = dict(differences(histories))
     rows["last score"] = [one.figure or "none" for one in histories]

@@ -20,19 +20,22 @@ def embed(
     file
         A UTF-8 file with more texts, a line each; blank lines are left out.
     out
-        A file of NumPy to write, such as vectors.npy: a row for each text.
+        A file of NumPy to write, such as vectors.npy: a row for each text. Only another .npy is replaced.
     truncate
         Keep the first tokens of a text that is too long for the model.
     """
     from nanograd_llm import inference
     from nanograd_llm.errors import ConfigError
-    from nanograd_llm.files.npz import write_npy
+    from nanograd_llm.files.atomic import require_replaceable
+    from nanograd_llm.files.npz import NPY_BEGINS, write_npy
     from nanograd_llm.runs.opening import open_encoder
     from nanograd_llm.text import read_lines
 
     lines = [*texts, *(read_lines(file) if file is not None else ())]
     if not lines:
         raise ConfigError("there is nothing to embed; give texts in quotes, or --file with a text on each line")
+    if out is not None:
+        require_replaceable(out, ".npy", NPY_BEGINS)  # before the work
     encoder, tokenizer = open_encoder(model)
     vectors = inference.embed(encoder, tokenizer, lines, truncate=truncate)
     of = f"{encoder.pooling} of the last hidden states of a {type(encoder.model).__name__}"

@@ -68,6 +68,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     _sync_folders(path, [path.parent])
 
 
+def require_replaceable(path: str | os.PathLike[str], ending: str, begins: bytes) -> None:
+    """Raise StorageError unless `path` ends in `ending`, and what is there is missing or a file of the same kind.
+
+    begins: the first bytes of that kind. So a slip of the hand does not destroy a text, or what is read from.
+    """
+    if not os.fspath(path).endswith(ending):
+        raise StorageError(f"{path}: does not end in {ending}; give a name that does, as that is what is written")
+    if not os.path.lexists(path):
+        return
+    with regular_file(path) as file:
+        is_same = file.read(len(begins)) == begins
+    if not is_same:
+        raise StorageError(f"{path}: already exists and was not written by this command; choose another name")
+
+
 @contextlib.contextmanager
 def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder for files that belong together; if the block raises nothing, they are moved to `folder`.

@@ -21,7 +21,7 @@ from nanograd_llm.files.atomic import replacing
 from nanograd_llm.files.mapped import array_at, bytes_at, map_file
 from nanograd_llm.files.zip import read_zip_records
 
-_MAGIC = b"\x93NUMPY\1\0"
+NPY_BEGINS = b"\x93NUMPY\1\0"
 _HEADER = re.compile(  # exactly as NumPy writes it
     rb"\{'descr': '([\w<>|]+)', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\), \} *\n"
 )
@@ -52,7 +52,7 @@ def write_npy(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
 def _array(record: NDArray[np.uint8], where: str) -> NDArray[Any]:
     size = int.from_bytes(bytes_at(record, 8, 2, where), "little")
     header = _HEADER.fullmatch(bytes_at(record, 10, size, where))
-    if bytes_at(record, 0, 8, where) != _MAGIC or not header:
+    if bytes_at(record, 0, 8, where) != NPY_BEGINS or not header:
         raise BadFileError(f"{where}: not a .npy of version 1.0, or its header is damaged")
     descr, in_columns = header[1].decode(), header[2] == b"True"
     shape = tuple(int(size) for size in header[3].split(b",") if size.strip())

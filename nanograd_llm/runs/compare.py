@@ -19,6 +19,7 @@ from nanograd_llm.tasks.task import Score
 
 POINTS = 160  # of a curve at most; each is the mean of the steps around it
 COLOURS = "#1f5fa8 #c65f00 #3f7f3f #7b4fa0 #8a6d00 #a03050".split()
+SVG_BEGINS = b'<svg xmlns="http://www.w3.org/2000/svg" data-picture="nanograd-llm losses"'
 DASHES = ["none", "7 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2"]  # so that curves can be told apart without colour
 
 
@@ -112,7 +113,7 @@ def loss_picture(histories: Sequence[History], items: str = "items") -> str:
     wide, high, left, top = 380, 260, 56, 16
     bottom = top + high + 46 + 18 * len(histories)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (wide + left) + 24} {bottom}" '
+        f'{SVG_BEGINS.decode()} viewBox="0 0 {2 * (wide + left) + 24} {bottom}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
     ]
     losses = np.concatenate([smoothed(one.losses, POINTS) for one in histories] + [h.held_out[:, 2] for h in histories])

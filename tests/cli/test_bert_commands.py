@@ -89,6 +89,17 @@ def test_embed_shows_cosines_or_writes_the_vectors(run: str, lines: Path, tmp_pa
     assert "written to" in told(capsys)[0]
 
 
+@pytest.mark.parametrize(("name", "said"), [("lines.txt", "does not end in .npy"), ("x.npy", "already exists")])
+def test_embed_writes_over_no_file_but_an_npy(name: str, said: str, run: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / name
+    path.write_text(LINES)
+    assert main(["embed", run, "--file", str(path), "--out", str(path)]) == 4
+    assert said in told(capsys)[1] and path.read_text() == LINES
+    for texts in (["a"], ["a", "b"]):
+        assert main(["embed", run, *texts, "--out", str(tmp_path / "own.npy")]) == 0
+    assert len(np.load(tmp_path / "own.npy")) == 2
+
+
 def test_embed_takes_a_gpt_and_says_so(gpt: str, capsys) -> None:
     assert main(["embed", gpt, "the cats", "the cats"]) == 0
     out, _ = told(capsys)

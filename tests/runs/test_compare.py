@@ -95,6 +95,15 @@ def test_compare_prints_a_table_and_writes_the_picture(runs, tmp_path, capsys):
     assert (tmp_path / "losses.svg").read_text("utf-8").startswith("<svg")
 
 
+@pytest.mark.parametrize("name", ["precious.txt", "x.png", "drawing.svg"])
+def test_compare_writes_over_no_file_but_its_own_picture(name, runs, tmp_path, capsys):
+    (tmp_path / name).write_text("precious")
+    assert main(["compare", *map(str, runs), "--svg", str(tmp_path / name)]) == 4
+    assert (tmp_path / name).read_text() == "precious" and name in capsys.readouterr().err
+    for _ in range(2):
+        assert main(["compare", *map(str, runs), "--svg", str(tmp_path / "own.svg")]) == 0
+
+
 def test_compare_of_what_is_no_run_is_one_line(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 4
     assert "is not a run of nanograd_llm" in capsys.readouterr().err
