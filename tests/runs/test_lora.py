@@ -125,7 +125,34 @@ def test_verify_proves_that_adapters_off_are_the_base_and_merged_ones_the_same(a
     assert found.numbers == model.parameter_count() + model(np.zeros((1, 16), np.int64)).size
     assert 0 < found.merged_off < found.limit < found.effect / 100
     assert command(["info", "--verify", str(adapted)]) == 0
-    assert ", 0 differ in a bit from those of" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert ", 0 differ in a bit from those of" in out and "\nproved: " in out
+
+
+def test_verify_allows_the_rounding_that_the_model_has_and_no_more(
+    adapted: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    copy = shutil.copytree(adapted, tmp_path / "copy")
+    (path,) = (copy / "checkpoints").iterdir()
+    arrays, metadata = load_checkpoint(path)
+    for name in arrays:
+        if name.startswith("blocks.") and name.endswith("adapter.B"):  # large numbers that nearly cancel
+            A, B = np.array(arrays[name[:-1] + "A"]), np.array(arrays[name])
+            A[:, 1], B[1] = A[:, 0], -200 - B[0]
+            arrays[name[:-1] + "A"], arrays[name] = A, B + np.array([[200], [0], [0]], np.float32)
+    save_checkpoint(path, arrays, metadata)
+    found = verify(copy)
+    assert found.passed and found.limit < found.effect / 100
+    merge = lora.merge
+
+    def merged_wrongly(model: Any) -> Any:
+        merge(model).blocks[0].mlp.down.weight.data[...] *= np.float32(1.1)
+        return model
+
+    monkeypatch.setattr(lora, "merge", merged_wrongly)
+    capsys.readouterr()
+    assert command(["info", "--verify", str(copy)]) == 1
+    assert "\nNOT proved: merged, it differs by more than rounding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["a frozen weight has moved", "the base is another one"])
