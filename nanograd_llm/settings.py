@@ -203,9 +203,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: its repr, at most 100 characters."""
+    """A value in an error message: its repr, at most 100 characters; of a model or another repr of several lines the class."""
     try:
-        return f"{value!r:.100}"
+        text = f"{value!r:.100}"
+        return text if "\n" not in text else type(value).__name__
     except (ValueError, RecursionError):  # an integer of too many digits, or tables nested too deeply
         return f"{type(value).__name__} too large to show"
 

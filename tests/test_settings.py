@@ -24,6 +24,7 @@ from nanograd_llm.settings import (
     require_number,
     require_seed,
     setting,
+    shown,
     unique_keys,
 )
 from nanograd_llm.tasks import TextConfig
@@ -40,6 +41,11 @@ class Oven(Settings):
     label: str | None = setting("On its door.", default=None)
     seed: int = setting("Of its crumbs.", default=0, high=MAX_SEED)
     shelves: int = setting("Shelves in it.", default=2, low=2, why="a top and a bottom")
+
+
+def test_an_error_names_the_class_of_a_model_and_does_not_print_it() -> None:
+    assert shown(ng.nn.Linear(2, 3)) == "Linear"
+    assert shown([1, 2]) == "[1, 2]" and len(shown("x" * 999)) == 100
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
