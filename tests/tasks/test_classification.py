@@ -36,7 +36,7 @@ from nanograd_llm.text.wordpiece import SPECIAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NUMBERS = itertools.count()
-MINILM_STEPS = 240
+MINILM_STEPS = 480
 TINY: dict[str, Any] = {"task": "classification", "workers": 1, "steps": 2, "batch_size": 4}
 FRESH: dict[str, Any] = {**TINY, "n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16, "vocab_size": 300}
 
@@ -417,4 +417,4 @@ def test_minilm_learns_which_module_a_docstring_is_from(tmp_path: Path) -> None:
     list(made.train())
     score = made.task.score()
     print(f"\n{score}")
-    assert score.figure > 83
+    assert score.figure > 87
