@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.errors import InPlaceError, NanogradError
+
 
 class _State(threading.local):
     """The modes of one thread."""
@@ -73,13 +75,21 @@ def checked(enabled: bool = True) -> Iterator[None]:
 
     Every op call on Tensors is tested; calls on plain arrays, as in a rule, are not. The first failure raises an error
     that names the op, its inputs' shapes, the module path and the source line of the call. A forward's inputs are
-    read-only, and so is every array saved on the tape until backward has used it: writing into one raises. A write
-    through an older view is detected when backward reads the array. Outside this mode such writes are not detected:
-    the rule computes with the changed numbers.
+    read-only, and so is every array saved on the tape until backward has used it: writing into one raises NumPy's
+    ValueError, which leaves the block as InPlaceError. A write through an older view is detected when backward reads
+    the array. Outside this mode such writes are not detected: the rule computes with the changed numbers.
     """
     warnings = np.errstate(all="ignore") if enabled else contextlib.nullcontext()  # our error replaces NumPy's warning
     with _set(checked=enabled), warnings:
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if not enabled or isinstance(error, NanogradError) or "read-only" not in str(error):
+                raise
+            raise InPlaceError(
+                "inside checked(), arrays that the tape keeps or that others may share (a forward's input, a "
+                f"cotangent) are read-only: write into a copy, or after backward ({error})"
+            ) from error
 
 
 def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:

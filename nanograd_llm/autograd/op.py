@@ -342,7 +342,10 @@ class Op:
         given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(given) != len(places):
-            raise GraphError(f"the rule of {self.name} returned {len(given)} gradients for {len(places)} inputs")
+            came = "nothing" if given == (None,) else f"{len(given)} gradient{'s' * (len(given) != 1)}"
+            raise GraphError(
+                f"the rule of {self.name} returned {came} for {len(places)} inputs; return one gradient for each"
+            )
         gradients: list[Any] = [None] * len(needs)
         for i, gradient in zip(places, given):
             if needs[i]:
@@ -364,11 +367,18 @@ class Op:
         shapes = ", ".join(f"{name} is {x.shape}" for name, x in received.items() if is_array(x))
         if any(isinstance(x, Tensor) for x in _flat([*received.values()])):
             shapes = f"a rule receives {_RECEIVES}"
+        elif "memoryview" in str(error):  # the .data of an array
+            shapes += f"; a rule receives {_RECEIVES}"
         code = getattr(inspect.unwrap(self.rule), "__code__", None)
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
         return f"({shapes})" + (f", at {code.co_filename}:{lines[0]}" if code and lines else "")
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            for i, a in enumerate(arrays):  # an input that holds NaN is the cause, such as a parameter
+                if is_array(a) and a.dtype.kind == "f" and np.isnan(a).any():
+                    name = f"input {i}" if self.variadic else f"the input {self.inputs[i]}"
+                    require_finite(a, f"{name} of {where}", [a])
         require_finite(y, f"the result of {where}", arrays)
         if "dtype" not in static:
             require_no_widening(y.dtype, arrays, f"the result of {where}")

@@ -246,7 +246,7 @@ class Tensor:
         """A Tensor of the same array that has no tape and requires no gradient."""
         return Tensor._recorded(self.data, None)
 
-    def backward(self, cotangent: Any = None, *, retain_graph: bool = False) -> None:
+    def backward(self, cotangent: Any = None, *, retain_graph: bool = False, **other: Any) -> None:
         """Add the gradient of this Tensor to the `.grad` of every leaf it was computed from.
 
         cotangent: array of floats of this Tensor's shape, the gradient of a later result with respect to it. Optional
@@ -257,6 +257,9 @@ class Tensor:
         changed. Raises GraphError if nothing was recorded or the tape is freed, ShapeError or DtypeError if the
         cotangent does not fit.
         """
+        if other:
+            hint = _TWICE if "create_graph" in other else "it takes a cotangent and retain_graph="
+            raise SignatureError(f"backward has no {', '.join(other)}; {hint}")
         found = backward(origin(self), _seed(self, cotangent), Sums(), retain_graph)
         with _commit_lock:
             for source, gradient in found.items():
@@ -580,7 +583,8 @@ def value_and_grad(
     argnum: the position of the argument to differentiate, or several positions; f gets the other arguments unchanged.
     has_aux: f returns a tuple whose first element is differentiated; the value returned is then such a tuple, too.
 
-    f must return a scalar Tensor; GraphError otherwise. The value is returned detached, except under `higher_order()`.
+    f must return a scalar Tensor: GraphError if it returns none, ShapeError for another shape. The value is returned
+    detached, except under `higher_order()`.
     """
 
     if wrt is not None and not isinstance(wrt, Tensor):
@@ -601,11 +605,20 @@ def value_and_grad(
         y, *aux = y if has_aux else (y,)
         if not isinstance(y, Tensor):
             raise GraphError(f"value_and_grad needs a function that returns a Tensor; it returned {type(y).__name__}")
+        _require_scalar(y, "value_and_grad")
         found = iter(grad(y, _flat_leaves(targets)))
         value = y if state.higher_order else y.detach()
         return (value, *aux) if has_aux else value, _like(targets, found)
 
     return run
+
+
+def _require_scalar(y: Any, who: str) -> Any:
+    if isinstance(y, Tensor) and y.shape != ():
+        raise ShapeError(
+            f"{who} needs a function that returns a scalar; it returned shape {y.shape}; return its .sum() or .mean()"
+        )
+    return y
 
 
 def _leaves(x: Any) -> Any:
@@ -641,7 +654,7 @@ def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
     """
     leaf = Tensor(x, requires_grad=True)
     with higher_order():
-        gradient = grad(f(leaf), leaf)
+        gradient = grad(_require_scalar(f(leaf), "hessian"), leaf)
     return _rows_of_jacobian(gradient, leaf)
 
 
@@ -665,7 +678,7 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     if found != expected:
         raise ShapeError(f"hvp needs a vector of each input's shape, {expected}; got {found}")
     with higher_order():
-        gradients = grad(f(*leaves), leaves)
+        gradients = grad(_require_scalar(f(*leaves), "hvp"), leaves)
         along = [g * array_of(v) for g, v in zip(gradients, vectors)]
         total = functools.reduce(lambda a, b: a + b, [a.sum() for a in along])
     if not total.requires_grad:  # f is linear: its gradient is constant

@@ -20,7 +20,7 @@ from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import reaching_targets, real_tokens, token_ids
-from nanograd_llm.models.transformer import TransformerConfig, fresh, watch
+from nanograd_llm.models.transformer import ShownByShapes, TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, Linear, normal
 from nanograd_llm.nn.module import Module
@@ -55,8 +55,8 @@ class EncoderDecoderConfig(TransformerConfig):
     end_id: int = setting("The id that ends a target.", default=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoderLook:
+@dataclasses.dataclass(frozen=True, repr=False)
+class EncoderDecoderLook(ShownByShapes):
     """What an encoder-decoder computed on the way, as arrays.
 
     logits: (B, T, V). encoder_states: (B, S, C) and decoder_states: (B, T, C), before the first block and after each.

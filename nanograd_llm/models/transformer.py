@@ -53,8 +53,20 @@ def fresh(config: Any, kind: type[TransformerConfig], seed: int | None) -> Any:
     return np.random.default_rng(seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
+class ShownByShapes:
+    """A dataclass of arrays and lists of arrays, which is shown as their shapes."""
+
+    def __repr__(self) -> str:
+        values = {name: [value] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        shown = (
+            f"{name}: " + (f"{len(arrays)} x " if len(arrays) != 1 else "") + (str(arrays[0].shape) if arrays else "()")
+            for name, arrays in values.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Look(ShownByShapes):
     """The intermediate results of a model, as arrays.
 
     logits: (B, T, V).

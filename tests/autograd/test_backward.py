@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, Tensor, grad, higher_order, keep, no_grad, op, ops, value_and_grad
+from nanograd_llm import Parameter, Tensor, grad, hessian, higher_order, hvp, keep, no_grad, op, ops, value_and_grad
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
 
 
@@ -335,6 +335,8 @@ def test_who_asks_for_a_second_derivative_is_led_to_higher_order():
     x = leaf([1.0, 2.0])
     with pytest.raises(SignatureError, match="no create_graph; .*inside `with ng.higher_order"):
         grad((x * x).sum(), x, create_graph=True)
+    with pytest.raises(SignatureError, match="backward has no create_graph; .*inside `with ng.higher_order"):
+        (x * x).sum().backward(create_graph=True)
     with pytest.raises(GraphError, match="got a ndarray; .*inside `with ng.higher_order"):
         grad(grad((x * x).sum(), x), x)
     with pytest.raises(GraphError, match="inside `with ng.higher_order"):
@@ -577,6 +579,19 @@ def test_value_and_grad_of_given_tensors():
     assert w.grad is None
 
 
+@pytest.mark.parametrize(
+    ("name", "differentiated"),
+    [
+        ("value_and_grad", lambda f, x: value_and_grad(f)(x)),
+        ("hessian", hessian),
+        ("hvp", lambda f, x: hvp(f, [x], [x])),
+    ],
+)
+def test_a_function_whose_result_is_no_scalar_is_refused_with_what_to_do(name, differentiated):
+    with pytest.raises(ShapeError, match=rf"{name} needs a function .*; it returned shape \(2,\); return its .sum"):
+        differentiated(lambda x: x * x, np.ones(2))
+
+
 def test_value_and_grad_of_the_arguments():
     value, (da, db) = value_and_grad(lambda a, b, scale=1: (a * b * scale).sum())([2.0, 3.0], np.ones(2), scale=10)
     assert value.item() == 50
@@ -606,7 +621,7 @@ def test_value_and_grad_keeps_the_name_of_f_and_its_errors():
         return x.sum()
 
     assert (value_and_grad(loss).__name__, value_and_grad(loss).__doc__) == ("loss", "The loss.")
-    with pytest.raises(ShapeError, match="backward needs a scalar"):
+    with pytest.raises(ShapeError, match="value_and_grad needs a function that returns a scalar"):
         value_and_grad(lambda x: x * 2)([1.0, 2.0])
     with pytest.raises(GraphError, match="returns a Tensor; it returned float"):
         value_and_grad(lambda x: 1.0)([1.0])

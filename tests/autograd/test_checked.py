@@ -287,6 +287,28 @@ def test_a_result_that_is_its_input_or_a_view_of_it_is_as_writeable_as_without_c
     assert all(y.data.flags.writeable for y in results)
 
 
+def test_an_input_that_holds_nan_is_named_as_the_cause():
+    with checked(), pytest.raises(NonFiniteError, match=r"the input w of linear\(.* holds 1 non-finite of 6 values"):
+        ops.linear(leaf([[1.0, 2.0]]), leaf([[1.0, 2.0, np.nan], [1.0, 2.0, 3.0]]))
+
+
+@pytest.mark.parametrize("what", ["a saved array", "a cotangent in a hook"])
+def test_a_write_that_leaves_the_block_says_what_to_do(what):
+    def doubled(cotangent):
+        cotangent *= 2
+
+    with (
+        pytest.raises(InPlaceError, match=r"inside checked\(\), arrays that the tape keeps .* write into a copy"),
+        checked(),
+    ):
+        x = leaf([1.0, 2.0])
+        y = x * x
+        if what == "a saved array":
+            x.data[0] = 9
+        y.register_hook(doubled)
+        y.sum().backward()
+
+
 def test_writing_into_a_saved_array_fails_at_the_line_that_writes():
     x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
     with checked():

@@ -274,7 +274,7 @@ def test_a_rule_may_return_a_list():
 @pytest.mark.parametrize("gradients", [(1.0,), (1.0, 1.0, 1.0), ()])
 def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
     made = with_rule(lambda dy: gradients)
-    with pytest.raises(GraphError, match=f"the rule of made returned {len(gradients)} gradients for 2 inputs"):
+    with pytest.raises(GraphError, match=f"the rule of made returned {len(gradients)} gradients? for 2 inputs"):
         made(leaf(1.0), leaf(2.0)).backward()
 
 
@@ -307,8 +307,20 @@ def test_an_error_of_another_class_in_a_rule_is_not_changed():
 
 
 def test_a_single_gradient_for_two_inputs_is_refused():
-    with pytest.raises(GraphError, match="returned 1 gradients for 2 inputs"):
+    with pytest.raises(GraphError, match="returned 1 gradient for 2 inputs; return one gradient for each"):
         with_rule(lambda dy: dy)(leaf(1.0), leaf(2.0)).backward()
+
+
+def test_a_rule_that_returns_nothing_is_refused():
+    with pytest.raises(
+        GraphError, match="the rule of made returned nothing for 2 inputs; return one gradient for each"
+    ):
+        with_rule(lambda dy: None)(leaf(1.0), leaf(2.0)).backward()
+
+
+def test_data_of_an_array_in_a_rule_is_explained():
+    with pytest.raises(DtypeError, match="x is .*; a rule receives arrays, .* not .data or NumPy's functions"):
+        with_rule(lambda dy, x: (dy * x.data**2, dy))(leaf(1.0), leaf(2.0)).backward()
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 1), (4, 2, 3, 4), (), (1, 3)])

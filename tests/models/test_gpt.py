@@ -324,6 +324,13 @@ def test_dropout_is_determined_by_the_noise_key(tokens: np.ndarray, targets: np.
 # Looking inside
 
 
+def test_a_look_is_shown_as_shapes(tokens: np.ndarray) -> None:
+    look = shaken().look(tokens)
+    states, maps = look.hidden_states, look.attention_maps
+    shown = f"hidden_states: {len(states)} x {states[0].shape}, attention_maps: {len(maps)} x {maps[0].shape}"
+    assert repr(look) == f"Look(logits: {look.logits.shape}, {shown})"
+
+
 def test_look_shows_what_forward_computes(tokens: np.ndarray) -> None:
     model = shaken()
     look = model.look(tokens)
