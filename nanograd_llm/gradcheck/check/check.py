@@ -148,7 +148,9 @@ class _Check:
         """Where the points lie that were checked: beyond, nothing is known."""
         inputs = [(n, x[np.isfinite(x)]) for n, x in zip(self.function.names, self.function.values)]
         parts = [
-            f"{name} = {x.min():.4g}" if x.size == 1 else f"{name} in [{x.min():.4g}, {x.max():.4g}]"
+            f"{name} = {x.min():.4g}"
+            if x.size == 1
+            else f"{x.size:,} values of {name} between {x.min():.4g} and {x.max():.4g}"
             for name, x in inputs
             if x.size
         ]
@@ -166,7 +168,7 @@ class _Check:
         found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
         if not found:
             right = f"the rules of all {calls} op calls on the tape are right at these numbers"
-            causes = "a .data or .detach() on the way, a hook, or a result written into"
+            causes = "a .data, .detach(), .item() or float() on the way, a hook, or a result written into"
             self.notes.append(f"{right}; what is wrong lies between them: {causes}")
         return found
 
@@ -348,7 +350,7 @@ class _Check:
                 )
             elif found.digits < _DIGITS and order == 1:
                 self.notes.append(
-                    f"rounding inside the function leaves about {found.digits:.0f} digits of the engine's gradient of "
+                    f"rounding inside the function leaves about {found.digits:.0f} digits of the gradient of "
                     f"{function.names[k]} at these numbers; the rule is right"
                 )
         why = first.why if order == 1 else ""  # rules need no complex numbers, so beyond it is always so

@@ -145,7 +145,7 @@ class Function:
                 raise self._nothing_to_check()
             raise GraphError(
                 f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor, or a tuple, list or "
-                "dict of Tensors"
+                "dict of Tensors; float(), .item(), .data and the functions of math leave the tape"
             )
         if y.dtype.kind not in "fc":
             raise DtypeError(f"{self.label} returned {y.dtype}; only a float result has a gradient")

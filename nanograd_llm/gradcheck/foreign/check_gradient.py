@@ -21,8 +21,14 @@ from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
-from nanograd_llm.gradcheck.foreign.library import Library
+from nanograd_llm.gradcheck.foreign.library import Library, first_line
 from nanograd_llm.gradcheck.foreign.trees import branches, leaves
+
+_CALLS = {"gradient": "gradient(*inputs)", "vjp": "vjp(dy, *inputs)", "backward": "backward(dy, cache)"}
+_MISSING = (
+    "give it directly behind the function, as in check_gradient(np.sin, np.cos, x), or as gradient=, vjp=, backward=; "
+    "a function of this package's Tensors is checked by gradcheck"
+)
 
 
 def check_gradient(
@@ -67,6 +73,10 @@ def check_gradient(
     if inputs and gradient is None and callable(inputs[0]) and branches(inputs[0]) is None:
         gradient, *rest = inputs
         inputs = tuple(rest)
+    if any(isinstance(x, Tensor) for _, x in leaves([*inputs])):
+        raise SignatureError(
+            "an input is a Tensor of this package, whose functions gradcheck checks; give check_gradient its .data"
+        )
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
     foreign = _foreign(f, inputs, {name: rule for name, rule in rules.items() if rule is not None})
     if kept := _defaults(f, len(inputs)):
@@ -139,6 +149,8 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
         raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
     if not callable(f) and not is_layer(f):
         raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}")
+    if isinstance(f, Op):
+        raise SignatureError(f"{f.name} is an op of this package, which gradcheck checks: gradcheck(ops.{f.name}, ...)")
     names = input_names(f, len(inputs))
     library, autograd = library_of([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))
@@ -148,18 +160,32 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     if rule is None and is_layer(f):
         return Layer(f, inputs, names, library)
     if rule is None and autograd is None:
-        library, autograd = library_of([f(*inputs)], inputs)  # a function of NumPy arrays that computes in JAX
+        library, autograd = library_of([_result(f, inputs)], inputs)  # of NumPy arrays, but computes in JAX
     if rule is None and autograd is not None:
         return autograd(f, inputs, library)
     if rule is None:
-        raise SignatureError(
-            f"the gradient of {label(f)} is missing: give gradient=, vjp= or backward=; a function of this package's "
-            "Tensors is checked by gradcheck"
-        )
+        raise SignatureError(f"the gradient of {label(f)} is missing: {_MISSING}")
     if form == "gradient" and not _takes(rule, len(inputs)) and _takes(rule, len(inputs) + 1):
         form = "vjp"
+    count = {"gradient": len(inputs), "vjp": len(inputs) + 1, "backward": 2}[form]
+    if not _takes(rule, count):
+        raise SignatureError(
+            f"{form}= is called as {_CALLS[form]}, here with {count} argument{'s' * (count != 1)}; "
+            f"{label(rule)}{inspect.signature(rule)} does not take them"
+        )
     kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
     return kind(f, inputs, names, library, rule)
+
+
+def _result(f: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    """What f returns. Raises SignatureError where it raises an exception: the call may be meant otherwise."""
+    if isinstance(f, type) and callable(getattr(f, "forward", None)):
+        raise SignatureError(f"{label(f)} is a class; give a layer that is made: check_gradient({label(f)}(...), x)")
+    try:
+        return f(*inputs)
+    except Exception as error:
+        what = f"the gradient of {label(f)} is missing, and {label(f)} raised {type(error).__name__}"
+        raise SignatureError(f"{what}: {first_line(error)}; {_MISSING}") from error
 
 
 def library_of(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Library, Callable[..., Foreign] | None]:
@@ -190,6 +216,8 @@ def _takes(rule: Callable[..., Any], count: int) -> bool:
 
 def _defaults(f: Any, count: int) -> list[str]:
     """The settings that f was not given, as `axis=-1`."""
+    if isinstance(f, np.ufunc):  # whose settings, such as casting=, leave the derivative as it is
+        return []
     try:
         parameters = [*inspect.signature(getattr(f, "forward", f)).parameters.values()][count:]
     except (TypeError, ValueError):  # a builtin says nothing

@@ -29,6 +29,8 @@ class Foreign:
     notes: for the report, in words.  doubts: notes that are shown only if a gradient is wrong.
     """
 
+    form = ""  # under which name the rule was given
+
     def __init__(
         self,
         f: Callable[..., Any],
@@ -38,7 +40,7 @@ class Foreign:
         rule: Callable[..., Any],
     ):
         self.f, self.library, self.rule, self.label = f, library, rule, label(f)
-        self.who = label(rule)
+        self.who = label(rule) if self.form == "" or label(rule) != "<lambda>" else f"the lambda given as {self.form}="
         self.rules = {self.who: rule}  # what may be at fault where a gradient is wrong, by name
         self.inputs = Inputs(inputs, names, library)
         self.names, self.values = self.inputs.names, self.inputs.values
@@ -196,15 +198,22 @@ class Foreign:
                 ] = None
             elif array.shape != shape:
                 hint = "; sum over the axes along which it was repeated" if array.size > x.size else ""
-                if result is not None:
-                    hint = "; a rule that takes a cotangent is handed over as vjp="
+                expected = f"{shape}{hint}"
+                if result is not None and result:
+                    same = f"{x.shape}, the derivative of each entry by itself, or " if result == x.shape else ""
+                    expected = f"{same}{shape}, the Jacobian"
+                    expected += "; if it takes a cotangent, give it as vjp=" if array.shape == x.shape else ""
                 raise ShapeError(
-                    f"{self.who} returned an array {array.shape} for {name} {x.shape}; expected {shape}{hint}"
+                    f"{self.who} {self.gave(name)} an array {array.shape} for {name} {x.shape}; expected {expected}"
                 )
             if array.dtype.kind == "f" and array.dtype.itemsize < min(x.itemsize, self._narrowest_gradient.itemsize):
                 self._narrowest_gradient = array.dtype  # also float32 inputs come, whose gradient may be float32
             found.append(array.astype(x.dtype))
         return found
+
+    def gave(self, name: str) -> str:
+        """How the rule gives the gradient of this value."""
+        return "returned"
 
     def chosen(self, returned: Any) -> list[Any]:
         """What was returned for each value."""
@@ -237,6 +246,8 @@ class WithGradient(Foreign):
     """The rule is `gradient(*inputs)`: of a number its gradient, of an array its Jacobian, or for a function of each
     entry by itself the derivatives of the entries."""
 
+    form = "gradient"
+
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
         with self.library.context():
             returned = self.applied(self.rule, arrays, who=self.who)
@@ -266,6 +277,8 @@ class _AfterForward(Foreign):
 class WithVjp(_AfterForward):
     """The rule is `vjp(cotangent, *inputs)`."""
 
+    form = "vjp"
+
     def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
         with self.library.context():
             cotangent = self.cotangent(dy, self.applied(self.call, arrays))
@@ -284,6 +297,8 @@ class WithVjp(_AfterForward):
 
 class WithCache(_AfterForward):
     """f returns (result, cache), and the rule is `backward(cotangent, cache)`."""
+
+    form = "backward"
 
     def call(self, *arguments: Any) -> Any:
         return self._with_cache(*arguments)[0]

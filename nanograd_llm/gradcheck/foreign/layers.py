@@ -67,8 +67,12 @@ class Layer(Foreign):
         before = dict(float_arrays(layer))
         try:
             result = layer.forward(*copy.deepcopy(inputs))
+            if result is None:
+                raise NanogradError(f"{type(layer).__name__}.forward returned None; return the output")
             used = {path: a for path, a in before.items() if get_at(layer, path) is a}  # others are what forward stores
             returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(_ones(result))
+        except NanogradError:
+            raise
         except Exception as error:
             what = f"{type(layer).__name__} raised {type(error).__name__}"
             raise NanogradError(f"{what}: {first_line(error)}") from error
@@ -101,9 +105,18 @@ class Layer(Foreign):
                 set_at(layer, path, new[id(a)])
         return layer
 
+    def gave(self, name: str) -> str:
+        path, place = self._places.get(name, ((), None))
+        return "returned" if place is None else f"stored in {path_name(self.layer, place)}"
+
     def chosen(self, returned: tuple[Any, Any]) -> list[Any]:
         """The gradients that the layer stored, and those of the inputs, which backward returned."""
         layer, returned = returned
+        if returned is None and self._given.values:
+            gradient = next((name for name in ("dinputs", "dinput", "dx", "dX") if name in vars(layer)), "")
+            hint = f": return self.{gradient}" if gradient else ""
+            names = ", ".join(self._given.names)
+            raise NanogradError(f"{self.who} returned None; return the gradient of {names}{hint}")
         stored = [get_at(layer, place) for _, place in self._places.values() if place is not None]
         if len(stored) < len(self._places):  # returned behind those of the inputs
             count = len(returned) - len(self._places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 
 import numpy as np
@@ -181,6 +182,11 @@ def test_numbers_for_a_random_cotangent_say_so_and_those_of_a_rule_that_is_right
     worst = gradcheck(ops.exp, 0.0).findings[0].worst
     assert worst.analytic == 1 and worst.numeric != 1
     assert f"for ȳ = {worst.numeric:.6g}" in str(worst)
+
+
+def test_a_function_that_leaves_the_tape_by_float_is_told_what_leaves_it():
+    with pytest.raises(GraphError, match=r"returned float; .* dict of Tensors; float\(\), .item\(\), .data and"):
+        gradcheck(lambda x: math.exp(x[0]), normal(3))
 
 
 def test_a_wrong_gradient_is_an_assertion_and_an_error_of_ours():

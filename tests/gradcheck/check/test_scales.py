@@ -164,7 +164,7 @@ def test_dropout_without_a_seed_is_always_told():
 
 
 def test_the_report_says_where_it_was_checked():
-    assert "checked at x in [-1, 2]" in gradcheck(ops.exp, np.array([-1.0, 2.0])).notes
+    assert "checked at 2 values of x between -1 and 2" in gradcheck(ops.exp, np.array([-1.0, 2.0])).notes
 
 
 def test_entries_are_left_out_where_they_would_take_too_long_and_the_report_says_so():

@@ -228,7 +228,7 @@ def test_a_stored_gradient_of_another_shape_is_one_clear_error() -> None:
             self.db = dout.sum(axis=0, keepdims=True)
             return dx
 
-    with pytest.raises(ShapeError, match=r"Wide.backward returned an array \(1, 5\) for b \(5,\)"):
+    with pytest.raises(ShapeError, match=r"Wide.backward stored in db an array \(1, 5\) for b \(5,\)"):
         check_gradient(Wide(), X)
 
 
@@ -236,7 +236,7 @@ def test_a_layer_that_raises_is_one_clear_error() -> None:
     with pytest.raises(NanogradError, match="Linear raised ValueError: matmul"):
         check_gradient(Linear(), X.T)
     Silent = type("Silent", (Linear,), {"backward": lambda self, dout: None})
-    with pytest.raises(NanogradError, match="Silent.backward returned None; return one array for each input"):
+    with pytest.raises(NanogradError, match="Silent.backward returned None; return the gradient of x"):
         check_gradient(Silent(), X)
 
 
@@ -253,3 +253,36 @@ def test_dropout_with_a_generator_of_its_own_draws_the_same_mask_in_each_call() 
             return dout * self.mask
 
     assert check_gradient(Dropout(), X).passed
+
+
+class Doubled:
+    """Its result and gradient are stored, or returned, or one of each."""
+
+    def __init__(self, returns: str):
+        self.returns, self.b = returns, np.ones((1, 4))
+
+    def forward(self, x):
+        self.output = 2 * x + self.b
+        return self.output if "forward" in self.returns else None
+
+    def backward(self, dy):
+        self.dinputs, self.db = 2 * dy, dy.sum(axis=0)
+        return self.dinputs if "backward" in self.returns else None
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        ("", "Doubled.forward returned None; return the output"),
+        ("forward", "Doubled.backward returned None; return the gradient of x: return self.dinputs"),
+        ("forward, backward", r"Doubled.backward stored in db an array \(4,\) for b \(1, 4\); expected \(1, 4\)"),
+    ],
+)
+def test_a_layer_that_stores_instead_of_returning_is_one_clear_error(returns: str, message: str) -> None:
+    with pytest.raises(NanogradError, match=message):
+        check_gradient(Doubled(returns), np.ones((3, 4)))
+
+
+def test_a_class_is_no_layer() -> None:
+    with pytest.raises(NanogradError, match=r"Doubled is a class; give a layer that is made: check_gradient\(Doubled"):
+        check_gradient(Doubled, np.ones((3, 4)))
