@@ -19,7 +19,6 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, prepare_task, resume_run
 from nanograd_llm.runs.tables import tables_of
-from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.language_model import RECIPES
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
@@ -124,9 +123,10 @@ def train(
     if show_batch and resume is not None:
         raise ConfigError("--show-batch shows what a new run begins with; leave --resume out")
     if show_batch:
-        task = prepare_task(options=options, file=config, preset=preset)
-        if not isinstance(task, Answering):
-            raise ConfigError(f"show_batch is for the tasks instruction and preference; this is {task.name}")
+        with waiting("starting") as tell:
+            task = prepare_task(
+                options=options, file=config, preset=preset, report=lambda doing, share: tell(share, doing)
+            )
         print(written(task.show_batch()))
         return 0
     with waiting("starting", lines=True) as tell:
@@ -144,7 +144,7 @@ def train(
             damaged = f"; the checkpoint of step {prepared.damaged} is damaged" if prepared.damaged else ""
             step = prepared.trainer.steps_done
             print(written(row("resumed", f"{prepared.folder.path} from step {step}{damaged}")))
-    spent += time.monotonic() - began
+    spent += time.monotonic() - began - prepared.task.untimed
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:
             code = show(prepared, events)

@@ -19,6 +19,7 @@ from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run
 from nanograd_llm.runs.tables import check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
+from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
 from nanograd_llm.training.config import TWO_LENGTHS
@@ -86,17 +87,26 @@ def prepare_task(
     file: PathLike | None = None,
     preset: str | None = None,
     report: Report = lambda doing, share: None,
-) -> NamedTask:
-    """The task of the run that `prepare_run` would give: nothing is written."""
-    return _prepared(asked or {}, options or {}, file, preset, report)[0]
+) -> Answering:
+    """The task of the run that `prepare_run` would give, to show its first batch: nothing is written."""
+    task = _prepared(asked or {}, options or {}, file, preset, report, is_shown=True)[0]
+    assert isinstance(task, Answering)
+    return task
 
 
 def _prepared(
-    asked: Tables, options: Mapping[str, Any], file: PathLike | None, preset: str | None, report: Report
+    asked: Tables,
+    options: Mapping[str, Any],
+    file: PathLike | None,
+    preset: str | None,
+    report: Report,
+    is_shown: bool = False,
 ) -> tuple[NamedTask, str, dict[str, Any]]:
     """The task of these settings, a name for its runs, and the settings of the run."""
     content = {} if file is None else read_toml(file)
     task = _task_of(options.get("task") or asked.get("run", {}).get("task"), content, file)
+    if is_shown and not issubclass(task, Answering):
+        raise ConfigError(f"show_batch is for the tasks instruction and preference; this is {task.name}")
     checked = {} if file is None else _checked(task, content, file)
     written = {table: checked.get(table, {}) for table in tables_of(task)}
     given = _by_table(task, asked, options)
@@ -111,7 +121,7 @@ def _prepared(
         if source is None and "model" in content:
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
     start = None if source is None else _opened(source)
-    made = task.made(Request(settings, given, written, str(file), preset, start, report))
+    made = task.made(Request(settings, given, written, str(file), preset, start, report, is_shown))
     if adapters is not None and "learning_rate" not in settings["train"]:
         made.training = dataclasses.replace(made.training, learning_rate=HIGHER_RATE * made.training.learning_rate)
     name = "tuned" if start else preset or (*task.presets, task.name)[0]

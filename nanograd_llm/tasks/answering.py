@@ -94,6 +94,7 @@ class Answering(TextTask):
 
     examples: the questions and answers. model: the config of the start, where dropout and the like may differ.
     training: how, and for how long. start: the model to train further, as `open_model` gives it.
+    is_shown: only the first batch is to be shown: what training needs beside it is not computed.
     report: called with what is being done, and the share of it that is done.
     Raises ConfigError for a model without an end of text, ShapeError for rows that are too long, or that teach nothing.
     """
@@ -125,7 +126,7 @@ class Answering(TextTask):
         recipe = {"learning_rate": cls.rate * (768 / width) ** 2, "batch_size": cls.batch_sizes[width > 256]}
         training = TrainConfig(**{**recipe, **request.settings["train"]})
         examples: Any = cls.tables[cls.table](**request.settings[cls.table])
-        return cls(examples, model, training, start=start, report=request.report)
+        return cls(examples, model, training, start=start, is_shown=request.is_shown, report=request.report)
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class Answering(TextTask):
         training: TrainConfig,
         *,
         start: Opened[Any],
+        is_shown: bool = False,
         report: Report = lambda doing, share: None,
     ):
         super().__init__(training, start, **{self.table: examples})
@@ -166,15 +168,20 @@ class Answering(TextTask):
         self.learned, self.held_out = self._fitting(learned), self._fitting(held_out)
         self.model = self.make_model(model)
         self.model.load_state_dict(start.model().state_dict(), assign=True)
-        self.begin(report)
+        self.begin()
+        if not is_shown:
+            self.compute(report)
 
     def make_model(self, config: GPTConfig) -> GPT:
         """The model, without weights."""
         return GPT(config, seed=None)
 
-    def begin(self, report: Report) -> None:
+    def compute(self, report: Report) -> None:
+        """Compute what training needs beside the rows: nothing, but for `Preferences`."""
+
+    def begin(self) -> None:
         """Look at the first batch. Raises ShapeError unless an answer counts in it, and its end of text with it."""
-        targets = self.batch(0)[1]
+        targets = self.texts(0)[1]
         if not (targets != IGNORE_INDEX).any():
             raise ShapeError("no token of the first batch counts in the loss, so nothing would be learned")
         if not (targets == self.end).any():
@@ -231,25 +238,30 @@ class Answering(TextTask):
         """The rows of a batch before they are padded."""
         raise NotImplementedError
 
-    def batch(self, step: int) -> tuple[Any, ...]:
-        """See `Task.batch`; tokens and targets come first."""
+    def texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets of a step, a pure function of the seed and the step."""
         raise NotImplementedError
+
+    def batch(self, step: int) -> tuple[np.ndarray, ...]:
+        """See `Task.batch`; tokens and targets come first."""
+        return self.texts(step)
 
     def show_batch(self) -> str:
         """The tokens of the first rows of the first batch, by role, and whether they count in the loss."""
-        rows, (_, targets, *_) = self.rows_of(0), self.batch(0)
+        rows, (_, targets) = self.rows_of(0), self.texts(0)
         flat, lines = targets.reshape(len(rows), -1), []
         for number, (row, wanted) in enumerate(zip(rows[:SHOWN], flat), 1):
             counts = np.append(False, wanted[: len(row.ids) - 1] != IGNORE_INDEX)
-            which = ", " + ("rejected", "chosen")[number % 2] if self.pairs else ""
-            learned = f"{counted(len(row.ids), 'token')}, {counts.sum()} learned"
-            lines.append(f"row {number} of {len(rows)}{which}: {learned}")
+            which = ("rejected", "chosen")[number % 2] if self.pairs else ""
+            counting = "made unlikely" if which == "rejected" else "learned"
+            learned = f"{counted(len(row.ids), 'token')}, {counts.sum()} {counting}"
+            lines.append(f"row {number} of {len(rows)}{which and ', '}{which}: {learned}")
             changes = np.flatnonzero(np.diff(row.roles * 2 + counts)) + 1
             for part in np.split(np.arange(len(row.ids)), changes):
-                role = ROLES[row.roles[part[0]]] + (", learned" if counts[part[0]] else "")
+                role = ROLES[row.roles[part[0]]] + (f", {counting}" if counts[part[0]] else "")
                 pieces = " ".join(repr(self.tokenizer.decode([i])) for i in row.ids[part])
-                lines.append(f"  {role:<16} {pieces}")
-            lines.append(f"  {'padding':<16} {counted(len(wanted) + 1 - len(row.ids), 'token')}")
+                lines.append(f"  {role:<22} {pieces}")
+            lines.append(f"  {'padding':<22} {counted(len(wanted) + 1 - len(row.ids), 'token')}")
         return "\n".join(lines)
 
     def describe(self) -> dict[str, str]:

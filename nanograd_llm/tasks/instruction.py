@@ -13,7 +13,7 @@ from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Report, Score, mean_loss, spread
+from nanograd_llm.tasks.task import Score, mean_loss, spread
 
 
 class InstructionConfig(ExamplesConfig):
@@ -37,12 +37,12 @@ class Instructions(Answering):
     hidden = {"instructions": (), "model": tuple({*GPTConfig.setting_types} - {*TRAINING_ONLY})}
     examples: InstructionConfig
 
-    def begin(self, report: Report) -> None:
+    def begin(self) -> None:
         """See `Answering.begin`; the template says how many turns are learned: as many as there is room for."""
         sizes = np.cumsum(sorted(len(row.ids) for (row,) in self.learned)) - 1
         turns = min(self.examples.turns, max(1, int((sizes <= self.max_length).sum())))
         self.template = dataclasses.replace(self.template, turns=turns * self.template.turns)
-        super().begin(report)
+        super().begin()
 
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a step, each of some questions."""
@@ -59,8 +59,8 @@ class Instructions(Answering):
         rows = rows[: max(1, int((sizes <= self.max_length).sum()))]
         return Row(*map(np.concatenate, zip(*rows)))
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """tokens and targets (B, T) of a step, a pure function of the seed and the step."""
+    def texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets (B, T) of a step."""
         return self.padded(self.rows_of(step), (ANSWER, PROMPT) if self.examples.include_prompt else (ANSWER,))
 
     def score(self, rows: int | None = None) -> Score:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -57,25 +58,30 @@ class Preferences(Answering):
         config = dataclasses.replace(config, dropout=0.0)
         return PreferenceGPT(config, seed=None, beta=self.examples.beta, supervised=self.examples.supervised)
 
-    def begin(self, report: Report) -> None:
-        """Compute the reference. Raises as `Answering.begin`, and NanogradError if the loss is not log 2."""
-        report("computing the reference", 0)
-        self.learned_reference, self.held_out_reference = map(self._log_probabilities, (self.learned, self.held_out))
-        super().begin(report)
+    def compute(self, report: Report) -> None:
+        """Compute the reference. Raises NanogradError if the loss is not log 2."""
+        began, pairs = time.monotonic(), [*self.learned, *self.held_out]
+        reference = self._log_probabilities(pairs, lambda share: report("computing the reference", share))
+        self.learned_reference, self.held_out_reference = np.split(reference, [len(self.learned)])
         self.model.train()
         rewards = self.model.rewards(*self.batch(0)).data
         loss = float(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean())
         rounding = max(ROUNDING, 1e-6 * float(np.abs(self.learned_reference).max()))
         if not abs(loss - math.log(2)) <= self.model.beta * rounding:
             raise NanogradError(f"the loss begins at {loss:.6f} instead of log 2, so the reference is of another model")
+        self.untimed = time.monotonic() - began
 
-    def _log_probabilities(self, pairs: Sequence[tuple[Row, ...]]) -> np.ndarray:
-        """Of the chosen and the rejected answers, in evaluation mode, (pairs, 2)."""
+    def _log_probabilities(
+        self, pairs: Sequence[tuple[Row, ...]], progress: Callable[[float], object] = lambda share: None
+    ) -> np.ndarray:
+        """Of the chosen and the rejected answers, in evaluation mode, (pairs, 2). progress: called with the share."""
         self.model.eval()
+        found, size = [], self.training.batch_size
         with no_grad():
-            size = self.training.batch_size
-            parts = [self.padded_pairs(pairs[place : place + size]) for place in range(0, len(pairs), size)]
-            return np.concatenate([self.model.log_probabilities(*part).data for part in parts])
+            for place in range(0, len(pairs), size):
+                progress(place / len(pairs))
+                found.append(self.model.log_probabilities(*self.padded_pairs(pairs[place : place + size])).data)
+        return np.concatenate(found)
 
     def padded_pairs(self, pairs: Sequence[tuple[Row, ...]]) -> tuple[np.ndarray, np.ndarray]:
         """tokens and targets (N, 2, T) of pairs of rows."""
@@ -91,10 +97,13 @@ class Preferences(Answering):
         """The rows of a step, the chosen answer of each pair before the rejected one."""
         return [row for i in self._drawn(step) for row in self.learned[i]]
 
+    def texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens and targets (B, 2, T) of a step."""
+        return self.padded_pairs([self.learned[i] for i in self._drawn(step)])
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and targets (B, 2, T), reference (B, 2) of a step, a pure function of the seed and the step."""
-        drawn = self._drawn(step)
-        return *self.padded_pairs([self.learned[i] for i in drawn]), self.learned_reference[drawn]
+        return *self.texts(step), self.learned_reference[self._drawn(step)]
 
     def score(self, rows: int | None = None) -> Score:
         """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""

@@ -92,12 +92,14 @@ class Task(Protocol):
 
     name: of the task. training: how, and for how long. used_by: the command that uses the model.
     init: where the weights come from, which are then scored before the first step as well; None for fresh ones.
+    untimed: seconds that the task took to compute what it is trained with, which do not count in the run's minutes.
     """
 
     name: str
     training: TrainConfig
     init: str | None
     used_by: str
+    untimed: float
 
     @property
     def model(self) -> Module: ...
@@ -132,7 +134,7 @@ class Request:
     settings: all that are given, by the caller or in a settings file, such as the config.toml of another run.
     asked: those that the caller gave. written: those of `file`, the settings file.
     preset: the name of one, or None. start: the model to train further, or None for fresh weights.
-    report: called with what is being done, and the share of it that is done.
+    report: called with what is being done, and the share of it that is done. is_shown: only to show its first batch.
     """
 
     settings: Tables
@@ -142,6 +144,7 @@ class Request:
     preset: str | None = None
     start: Opened | None = None
     report: Report = lambda doing, share: None
+    is_shown: bool = False
 
     def refuse(self, **decided: Collection[str]) -> None:
         """Raise ConfigError where a preset is asked for, or one of these settings: the model to start from has them.
@@ -240,6 +243,7 @@ class TextTask:
     builtin: ClassVar[str]
     parts: Mapping[str, Any]
     digest: str
+    untimed = 0.0
     tokenizer: Tokenizer
     model: Any
 

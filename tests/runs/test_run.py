@@ -120,7 +120,7 @@ def test_after_a_full_disk_at_the_start_the_same_folder_can_be_tried_again(tmp_p
 class Line:
     """The smallest task: a line through the origin, with no text, no tokenizer and nothing to see."""
 
-    name, init, used_by = "line", None, "predict"
+    name, init, used_by, untimed = "line", None, "predict", 0.0
     config = {"line": {"slope": 3.0}}
 
     def __init__(self, training):

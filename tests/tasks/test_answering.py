@@ -16,6 +16,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, ShapeError
+from nanograd_llm.runs import Run
 from nanograd_llm.runs.prepare import prepare_run, prepare_task
 from nanograd_llm.tasks import InstructionConfig, Instructions, PreferenceConfig, Preferences, questions
 from nanograd_llm.tasks.answering import ANSWER, IGNORED, PROMPT, Answering, split_by_hash
@@ -160,8 +161,41 @@ def test_show_batch_says_the_role_of_each_token_and_writes_nothing(nano: str, tm
     assert lines[1].split()[0] == "prompt" and lines[1].endswith(r"'\n' '\n'") and "learned" not in lines[1]
     assert lines[2].startswith("  answer, learned ") and lines[2].endswith("'<|endoftext|>'")
     assert lines[3].split()[0] == "padding" and lines[3].endswith("tokens")
-    assert main(["train", "--show-batch"]) == 2
-    assert "show_batch is for the tasks instruction and preference" in capsys.readouterr().err
+
+
+def test_show_batch_of_pairs_says_what_is_learned_and_computes_no_reference(
+    nano: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Preferences, "_log_probabilities", None)
+    file = written(tmp_path, *pairs_of(20))
+    assert main(["train", file, "--task", "preference", "--init", nano, "--show-batch"]) == 0
+    first, second = re.split(r"row 2 of \d+", capsys.readouterr().out)
+    assert ", chosen: " in first and "answer, learned " in first and "unlikely" not in first
+    assert second.startswith(", rejected: ") and "answer, made unlikely " in second
+
+
+def test_show_batch_refuses_another_task_before_it_reads_the_data(capsys: Any) -> None:
+    for task in ("language-model", "classification"):
+        assert main(["train", "missing.csv", "--task", task, "--show-batch"]) == 2
+        assert "show_batch is for the tasks instruction and preference" in capsys.readouterr().err
+
+
+def test_the_reference_does_not_count_in_the_minutes_of_a_run(nano: str, tmp_path: Path, monkeypatch: Any) -> None:
+    file, compute, given = written(tmp_path, *pairs_of(20)), Preferences.compute, []
+    assert preferences(nano, file=file).untimed > 0
+
+    def taking_hours(self: Any, report: Any) -> None:
+        compute(self, report)
+        self.untimed = 9000.0
+
+    def train(self: Any, *, spent: float) -> Any:
+        given.append(spent)
+        yield from ()
+
+    monkeypatch.setattr(Preferences, "compute", taking_hours)
+    monkeypatch.setattr(Run, "train", train)
+    assert main(["train", file, "--task", "preference", "--init", nano, "--out", str(tmp_path / "run")]) == 0
+    assert given[0] < -8000
 
 
 def test_it_is_an_error_if_nothing_or_no_end_of_text_counts(nano: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -304,7 +338,7 @@ def test_preferences_begin_at_log_2_whatever_the_dropout_of_the_model(nano: str,
 def test_a_reference_of_another_model_is_refused(nano: str, tmp_path: Path, monkeypatch: Any) -> None:
     right = Preferences._log_probabilities
     monkeypatch.setattr(
-        Preferences, "_log_probabilities", lambda self, pairs: right(self, pairs) + np.array([1, 0], np.float32)
+        Preferences, "_log_probabilities", lambda self, *rest: right(self, *rest) + np.array([1, 0], np.float32)
     )
     with pytest.raises(NanogradError, match="the loss begins at .* instead of log 2"):
         preferences(nano, file=written(tmp_path, *pairs_of(30)))
