@@ -40,6 +40,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],
 }
+STDIN = "train", "generate", "eval"  # where the argument - is standard input
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval"
 
 
@@ -92,9 +93,8 @@ def _run(arguments: Sequence[str]) -> int:
         for name in COMMANDS:
             app[name]  # import it, for the first line of its help
     app.default_parameter = Parameter(converter=_convert)
-    if (
-        arguments[:1] == ["train"] and "-" in arguments and "--" not in arguments
-    ):  # standard input, which would be taken for an option
+    if arguments and arguments[0] in STDIN and "-" in arguments and "--" not in arguments:
+        # standard input, which would be taken for an option
         arguments = [*(word for word in arguments if word != "-"), "--", "-"]
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from nanograd_llm.cli.options import Model
 from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.settings import counted
 
 
-def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
+def evaluate(model: Model, text: str, /, *, stride: int | None = None) -> None:
     """Score a model on a text: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
     With the tokenizer characters, which has no end-of-text token to put first, the first character is not scored.
@@ -17,7 +15,8 @@ def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
     Parameters
     ----------
     text
-        A UTF-8 text file.
+        A UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz file, or - for standard
+        input, as for train.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
@@ -25,11 +24,11 @@ def evaluate(model: Model, text: Path, /, *, stride: int | None = None) -> None:
     from nanograd_llm.inference import evaluate_text
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
-    from nanograd_llm.text import read_text
+    from nanograd_llm.text import read_source
 
     opened = open_model(model, GPT)
     with waiting("reading and encoding the text") as progress:
-        content = read_text(text)
+        content = read_source(text, lambda doing, share: progress(share, doing))
         tokenizer, loaded = opened.tokenizer(), opened.model()
         found = evaluate_text(
             loaded, content, tokenizer, stride=stride, progress=lambda share: progress(share, "scoring")

@@ -35,8 +35,8 @@ def generate(
     Parameters
     ----------
     prompt
-        The text to continue; if not given, what is piped in, else a new line, or the first token of a tokenizer that
-        has no new line. Put a prompt that begins with a dash last, after " -- ".
+        The text to continue; if not given, or -, what is piped in, else a new line, or the first token of a tokenizer
+        that has no new line. Put a prompt that begins with a dash last, after " -- ".
     max_new_tokens
         Tokens to write; fewer if the model ends the text.
     cache
@@ -50,7 +50,7 @@ def generate(
 
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
-    if prompt is None and not sys.stdin.isatty():
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
         accept_any_input()
         prompt = sys.stdin.read().removesuffix("\n")
     template = template_beside(opened.path) if prompt and not raw else None

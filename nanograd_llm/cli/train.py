@@ -101,9 +101,9 @@ def train(
     Parameters
     ----------
     file
-        What to learn from: a UTF-8 text file; for a language model also a folder, a pattern in quotes such as
-        "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that comes
-        with Python; for the other tasks, built-in sentences, docstrings or questions.
+        What to learn from: a UTF-8 text file; for a language model and masked words also a folder, a pattern in quotes
+        such as "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that
+        comes with Python; for the other tasks, built-in sentences, docstrings or questions.
     config
         A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model], [train] and [lora].
         The config.toml of a run makes the run again. Options override it.

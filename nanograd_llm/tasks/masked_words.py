@@ -25,7 +25,8 @@ from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, share_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
-from nanograd_llm.text.corpora import read_lines, read_text, split_text, text_hash
+from nanograd_llm.text.corpora import split_text, text_hash
+from nanograd_llm.text.sources import read_lines, read_source
 from nanograd_llm.text.wordpiece import MASK, SPECIAL
 from nanograd_llm.training.config import TrainConfig
 
@@ -45,15 +46,15 @@ class HidingTextConfig(TextSettings):
     lines: bool = setting("Take each line of the file for itself; else windows of all its text.", default=False)
     vocab_size: int = setting("Tokens of the vocabulary at most, which is learned from the text.", default=1024, low=6)
 
-    def read(self) -> tuple[list[str], list[str]]:
-        """The texts to train on and those held out."""
+    def read(self, report: Report = lambda doing, share: None) -> tuple[list[str], list[str]]:
+        """The texts to train on and those held out. report: as for `read_source`."""
         if self.file is None:
             learned_pairs, held_out_pairs, _ = builtin_pairs()
             return [f"{english}." for english, _ in learned_pairs], [f"{english}." for english, _ in held_out_pairs]
         if not self.lines:
-            learned, held_out = split_text(read_text(self.file), self.held_out)
+            learned, held_out = split_text(read_source(self.file, report), self.held_out)
             return [learned], [held_out]
-        lines = read_lines(self.file)
+        lines = read_lines(self.file, report)
         cut = min(len(lines) - 1, math.ceil(len(lines) * (1 - self.held_out)))
         return lines[:cut], lines[cut:]
 
@@ -121,7 +122,7 @@ class MaskedWords(TextTask):
         self.text, self.hiding = text, hiding
         self.longest = text.length(model.context_length)
         report(f"reading {self.source}", 0)
-        learned, held_out = text.read()
+        learned, held_out = text.read(report)
         self.digest = text_hash(*learned, *held_out)
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         if start is None:

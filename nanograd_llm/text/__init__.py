@@ -5,10 +5,10 @@ room does not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe
-from nanograd_llm.text.corpora import builtin_corpus, read_lines, read_text, split_text
+from nanograd_llm.text.corpora import builtin_corpus, read_text, split_text
 from nanograd_llm.text.gpt2 import GPT2Tokenizer
 from nanograd_llm.text.saved import load_tokenizer
-from nanograd_llm.text.sources import read_source
+from nanograd_llm.text.sources import read_lines, read_source
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.windows import IGNORE_INDEX, count_windows, random_windows, show_batch, sliding_windows
 from nanograd_llm.text.wordpiece import WordPieceTokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
@@ -41,27 +42,27 @@ def decoded(data: bytes, name: str) -> str:
     head = data[: 2**16]
     few, many = sorted((head[::2].count(0), head[1::2].count(0)))
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and many > len(head) // 3 and few < many // 2):
-        raise BadFileError(f"{name} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
+        raise BadFileError(f"{name} is UTF-16; convert it to UTF-8 first: {_conversion('UTF-16', name)}")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        controls = sum(head.count(byte) for byte in (*range(8), *range(14, 27), *range(28, 32)))
+        if 0 in head or controls > len(head) // 50:
+            remedy = "it looks like a binary file; give a text"
+        else:
+            remedy = f"convert it to UTF-8 first, for example: {_conversion('WINDOWS-1252', name)}"
         raise BadFileError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); "
-            "convert it to UTF-8 first"
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); {remedy}"
         ) from error
     if not text:
         raise BadFileError(f"{name} is empty; expected text")
     return text
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a UTF-8 file that are not blank. Raises as `read_text`, and BadFileError where there are none."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    if any("\0" in line for line in lines):
-        raise BadFileError(f"{path} has NUL characters in it; expected lines of text")
-    if not any(lines):
-        raise BadFileError(f"{path} has blank lines only; expected a text on each line")
-    return [line for line in lines if line]
+def _conversion(encoding: str, name: str) -> str:
+    """The command that makes UTF-8 of the file of this name."""
+    stem, ending = os.path.splitext(name)
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{stem}-utf8{ending}')}"
 
 
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:

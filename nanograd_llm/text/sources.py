@@ -16,9 +16,10 @@ from nanograd_llm.text.corpora import decoded
 
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**33  # bytes that a gzip file may hold
+Report = Callable[[str, float], object]
 
 
-def read_source(source: str, report: Callable[[str, float], object] = lambda doing, share: None) -> str:
+def read_source(source: str, report: Report = lambda doing, share: None) -> str:
     """The texts of a source, one after the other, with two empty lines between them.
 
     source: a UTF-8 file; a folder, for all files in it and below; a pattern such as "docs/**/*.md"; "-" for standard
@@ -49,6 +50,19 @@ def read_source(source: str, report: Callable[[str, float], object] = lambda doi
     if skipped:
         report(f"left out {len(skipped)} of {len(paths)} files: {skipped[0]}", 1)
     return BETWEEN.join(texts)
+
+
+def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:
+    """The lines of a source that are not blank. source, report: as for `read_source`.
+
+    Raises as that does, and BadFileError where there are none.
+    """
+    lines = [line.strip() for line in read_source(os.fspath(source), report).splitlines()]
+    if any("\0" in line for line in lines):
+        raise BadFileError(f"{source} has NUL characters in it; expected lines of text")
+    if not any(lines):
+        raise BadFileError(f"{source} has blank lines only; expected a text on each line")
+    return [line for line in lines if line]
 
 
 def _files(source: str) -> Iterator[str]:

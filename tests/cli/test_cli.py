@@ -156,6 +156,12 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     assert len(texts) == 1
 
 
+def test_a_dash_for_a_prompt_is_standard_input(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The piped\n")))
+    assert main(["generate", str(run), "-", "--max-new-tokens", "2", "--seed", "1"]) == 0
+    assert printed(capsys)[0].startswith("The piped")
+
+
 def test_a_prompt_is_read_from_a_pipe(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The next\n"))
     assert main(["generate", str(run), "--max-new-tokens", "3", "--seed", "0"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import sys
@@ -102,6 +103,18 @@ def test_eval_counts_every_byte_and_agrees_with_python(forms, text, capsys):
     assert f"perplexity     {found.perplexity:.2f}" in out
     assert f"bits per byte  {found.bits_per_byte:.4f}" in out
     assert "over           " in out and f"{text.stat().st_size:,} bytes" in out
+
+
+def test_eval_reads_whatever_train_reads(text, tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    content = text.read_text("utf-8")
+    (tmp_path / "folder" / "x.jsonl").write_text(json.dumps({"text": content}), "utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    scores = []
+    for source in (text, tmp_path / "folder", tmp_path / "folder" / "x.jsonl", f"{tmp_path}/folder/*.jsonl", "-"):
+        assert main(["eval", str(TINY), str(source)]) == 0
+        scores.append(printed(capsys)[0])
+    assert scores == scores[:1] * 5
 
 
 def test_eval_leaves_out_the_first_token_if_the_tokenizer_has_no_end_of_text(text, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,15 @@ def test_a_start_whose_alphabet_has_no_room_for_a_mask_is_refused(text: HidingTe
     assert isinstance(ng.open_model(tmp_path / "gpt").tokenizer(), CharTokenizer)
     with pytest.raises(ConfigError, match=r"has no room for \[MASK\]; start from a model whose tokenizer is bpe"):
         run_on(tmp_path / "gpt", text, tmp_path / "x")
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_json_lines_are_read_as_texts(lines: bool, tmp_path: Path) -> None:
+    texts = [f"the cat sees house {n}" for n in "abcdefghijklmnopqrst"]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), "utf-8")
+    learned, held_out = HidingTextConfig(str(tmp_path / "x.jsonl"), lines=lines).read()
+    assert [line for text in learned + held_out for line in text.splitlines() if line] == texts or not lines
+    assert '"' not in "".join(learned + held_out)
 
 
 @pytest.mark.parametrize("content", ["\0" * 50, "\u200b\n" * 9])

@@ -44,6 +44,20 @@ def test_the_error_for_bad_utf8_gives_its_offset_in_the_file(tmp_path, start):
         read_text(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"caf\xe9 au lait", "convert it to UTF-8 first, for example: iconv -f WINDOWS-1252 -t UTF-8 "),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it looks like a binary file; give a text"),
+        (bytes(range(1, 256)) * 9, "it looks like a binary file; give a text"),
+    ],
+)
+def test_a_text_in_another_encoding_and_a_binary_file_are_told_apart(content, said, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(BadFileError, match=said):
+        read_text(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_refused(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
@@ -54,7 +68,8 @@ def test_an_empty_file_is_refused(tmp_path, content):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_named_with_the_command_that_converts_it(tmp_path, encoding):
     (tmp_path / "a.txt").write_text("Plain English, but in another encoding.\n" * 3, encoding)
-    with pytest.raises(BadFileError, match=r"a\.txt is UTF-16; convert it to UTF-8 first: iconv"):
+    command = r"iconv -f UTF-16 -t UTF-8 \S+a\.txt > \S+a-utf8\.txt$"
+    with pytest.raises(BadFileError, match=rf"a\.txt is UTF-16; convert it to UTF-8 first: {command}"):
         read_text(tmp_path / "a.txt")
 
 
