@@ -203,7 +203,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: its repr, at most 100 characters; the class where that is several lines."""
+    """A value in an error message: its repr, at most 100 characters; the class of what has a repr of several lines."""
     try:
         text = f"{value!r:.100}"
         return text if "\n" not in text else type(value).__name__
