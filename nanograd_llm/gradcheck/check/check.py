@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,10 @@ from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.backend.randomness import random_uses
 from nanograd_llm.errors import GraphError, InPlaceError
 from nanograd_llm.gradcheck.check import comparison, consistency, kinks, patterns
-from nanograd_llm.gradcheck.check.comparison import Method, Outcome, dense, length, line, rows, sizes
+from nanograd_llm.gradcheck.check.comparison import DIGITS, Method, Outcome, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
-from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, gradients, label
+from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
@@ -29,8 +30,8 @@ _ENTRIES = 2**20  # each entry of an input is moved by itself while the Jacobian
 _CALLS = 8192  # and while that takes no more op calls than this
 _BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes dozens of evaluations
 SECONDS = 60.0
+_FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
-_DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 has 16
 
 
 def gradcheck(
@@ -272,19 +273,23 @@ class _Check:
         smooth = np.ones(x.size, bool)
         smooth[bent] = False
         first, method = self._method(function, k, smooth)
-        reach = sizes(x) if first.why else np.full(x.shape, length(x))
+        reach = sizes(x) if first.why else np.minimum(length(x), _FAR * sizes(x))
         directions = rows([dense(self.rng, x.shape) * reach for _ in range(DIRECTIONS)]) * smooth
 
         hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
         found = hold(v, directions, self.precisions, self.rng)
         compared, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
-        aside = ""
-        if found.faint.any() and not found.wrong.any():
-            nearer = comparison.retreat(function, k, method, v, directions, self.precisions, self.rng)
-            if nearer is not None:
+        aside, shown_at = "", function
+        is_hidden = found.lost or found.faint.any() or found.digits < 1
+        if is_hidden and smooth.any() and found.finite and not found.wrong.any():
+            if comparison.is_constant(function, k, self.precisions, self.rng):
+                found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
+            elif nearer := comparison.retreat(function, k, method, v, directions, self.precisions, self.rng):
                 part, found = nearer
-                where = f"at {part:g} of the inputs" if part else "nowhere between them and zero"
-                aside = f"{where}, as here the gradient of {function.names[k]} is lost in rounding"
+                aside, shown_at = f"at {part:g} times the inputs", Scaled(function, part)
+                compared = f"{compared.partition(',')[0].partition(';')[0]} {aside}, as here they are lost in rounding"
+            elif not found.zero and found.digits >= 1:
+                found = dataclasses.replace(found, faint=np.ones_like(found.faint))
         clear = found.finite and not (found.wrong | found.blunt | found.faint).any()
         if singly and smooth.any() and clear and not aside:
             each = v if singly == "cotangents" else dense(self.rng, (y.size,))
@@ -295,7 +300,7 @@ class _Check:
             shown = found
         bends = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
         return self._verdict(
-            function, k, bent, bends, y, cotangents, order, (first, method), found, shown, compared, aside
+            shown_at, k, bent, bends, y, cotangents, order, (first, method), found, shown, compared, aside
         )
 
     def _verdict(
@@ -313,7 +318,9 @@ class _Check:
         compared: str,
         aside: str,
     ) -> Finding:
-        """found: the outcome for directions.  shown: the one that shows a mistake.  aside: where, if not here."""
+        """function: at the inputs where it was compared.  found: the outcome for directions.
+        shown: the one that shows a mistake.  aside: at which part of the inputs, if not at the inputs themselves.
+        """
         (first, slopes), x = method, function.values[k]
         worst, pattern, reason = None, "", ""
         if not found.finite:
@@ -323,8 +330,8 @@ class _Check:
         elif shown.wrong.any() and first.why == CONTRADICTED and self.precisions.wide is None:
             verdict, reason = "cannot tell", f"{first.why}, and it does not run on numbers wider than float64"
         elif shown.wrong.any():
-            verdict, reason = "wrong", aside and f"it is {aside}"
-            if self.explain and not aside:
+            verdict = "wrong"
+            if self.explain:
                 smooth = np.delete(np.arange(x.size), bent)
                 cotangent = cotangents[int(np.argmax(found.wrong.any(axis=1)))]
                 worst = patterns.worst_entry(function, k, cotangent, slopes, smooth)
@@ -334,7 +341,8 @@ class _Check:
             if self.precisions.wide is None:
                 reason += ", and it does not run on numbers wider than float64"
         elif found.faint.any():
-            verdict, reason = "cannot tell", "the gradient is smaller than what rounding leaves of larger numbers"
+            reason = "the gradient is smaller than what rounding leaves of larger numbers, here and nearer to zero"
+            verdict = "cannot tell"
         elif any(kink.jump for kink in bends):
             verdict, reason = "cannot tell", "the function jumps here"
         elif not all(kink.allowed for kink in bends):
@@ -342,13 +350,16 @@ class _Check:
         else:
             verdict = "at a kink" if bent.size else "right"
             if aside:
-                self.notes.append(f"compared {aside}")
-            elif found.digits < _DIGITS and order == 1 and self.precisions.pair is None:
+                self.notes.append(
+                    f"the gradient of {function.names[k]} was compared {aside}; at the inputs themselves it is smaller "
+                    "than rounding"
+                )
+            elif found.digits < DIGITS and order == 1 and self.precisions.pair is None:
                 self.notes.append(
                     f"the gradient of {function.names[k]} is right to about {found.digits:.0f} digits; rounding inside "
                     "the function hides smaller mistakes"
                 )
-            elif found.digits < _DIGITS and order == 1:
+            elif found.digits < DIGITS and order == 1:
                 self.notes.append(
                     f"rounding inside the function leaves about {found.digits:.0f} digits of the gradient of "
                     f"{function.names[k]} at these numbers; the rule is right"

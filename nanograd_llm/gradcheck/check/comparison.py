@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +27,16 @@ from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, differenc
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
 from nanograd_llm.gradcheck.check.rounding import MARGIN, Precision, Precisions, nudged
 
+DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 has 16
 BLUNT = 1e-6  # a number with a larger relative error than this says nothing
 _REPEATS = 4  # points nearby at which a difference is measured again
-_FAINT = 1e-10  # a slope below this part of the cotangent need not be known to a millionth
-_NOTHING = 1e-40  # a slope below this part of the cotangent is zero: a complex step leaves 1e-60
+_FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
+_NOTHING = 1e-40  # a slope below this part of the result is zero: a complex step leaves 1e-60
 _GROSS = 1e3  # times as large as what rounding explains
 _POINTS = 8  # of a line whose values are kept, at least: the six of one step, and two of the next;
 _KEPT = 2**20  # more, up to so many numbers
-_RETREATS = 10  # times that the inputs are divided by four, to leave the region where a function saturates
+_NEARER = 10  # times that the inputs are divided by four, to leave the region where a function saturates
+_RETREATS = (*range(1, _NEARER + 1), 25, 40, 55)  # and more, while all is lost
 
 Method = Callable[..., Derivative]  # of a Line and the epsilon of its numbers
 
@@ -43,8 +45,8 @@ class Sides(NamedTuple):
     """Both sides for every pair of a cotangent (rows) and a direction (columns).
 
     scale: Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|.  error: of the differences.
-    result: Σ|vᵢyᵢ| over what the direction moves, times |u| where that is more than one.
-    flow: max|vᵢ| max|uᵢ|, what the numbers would be if the function had slope one.
+    result: Σ|vᵢyᵢ| over what the direction moves.
+    flow: Σ|vᵢyᵢ|; where the two sides differ, with the largest size that each yᵢ has near x: see `reach`.
     """
 
     analytic: np.ndarray
@@ -68,7 +70,7 @@ class Sides(NamedTuple):
         return (self.off <= close) & (close <= BLUNT * self.scale) | (self.off <= _NOTHING * self.flow)
 
     def negligible(self, precision: Precision) -> np.ndarray:
-        """What rounding of the result, or of numbers as large as the input, can leave of a gradient that is zero."""
+        """What rounding of the result, or of numbers as large as it is nearby, can leave of a gradient that is zero."""
         return precision.epsilon * (4 * self.result + precision.c * self.flow)
 
 
@@ -79,6 +81,7 @@ class Outcome:
     wrong, blunt, faint: for each pair. blunt: rounding hides more than a millionth, also in wider numbers.
     faint: both sides are beyond what rounding leaves of larger numbers, so that neither can be trusted.
     finite: are the function's slopes?  off, tolerance: the largest, as parts of the numbers compared.
+    lost: is all that was compared smaller than the rounding of the result?  zero: is it zero?
     digits: how many decimal digits of the engine's own numbers hold, where that was measured.
     """
 
@@ -88,6 +91,8 @@ class Outcome:
     finite: bool
     off: float
     tolerance: float
+    lost: bool
+    zero: bool
     digits: float = 16.0
 
 
@@ -111,6 +116,10 @@ def hold(
     if method is differences:
         method = functools.partial(differences, noise=noise(function, precisions))
     sides = compare(function, k, method, function.values, v, u, given)
+    lost = bool((sides.scale <= given.epsilon * sides.flow).all())
+    if not sides.agree(given).all():
+        flow = np.maximum(reach(function, k, v, precisions, rng)[:, None], sides.scale.max(initial=0))
+        sides = sides._replace(flow=np.broadcast_to(flow, sides.flow.shape))
     close = given.epsilon * given.c * sides.scale + sides.error
     off = np.where(sides.off <= _NOTHING * sides.flow, 0.0, sides.off)
     loose = close + 4 * given.epsilon * sides.result
@@ -129,7 +138,8 @@ def hold(
             whole[chosen] |= part & mask
         off[chosen], close[chosen] = np.where(mask, found[3], off[chosen]), np.where(mask, found[4], close[chosen])
         digits = found[5]
-    return Outcome(wrong, blunt, faint, bool(finite.all()), _part(off, sides.scale), _part(close, sides.scale), digits)
+    parts = _part(off, sides.scale), _part(close, sides.scale)
+    return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), digits)
 
 
 class _Resolved(NamedTuple):
@@ -164,7 +174,9 @@ def _resolve(
 
     def both(values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray) -> tuple[Sides, Sides]:
         one, other = (compare(function, k, method, values, v, u, precision) for precision in (narrow, wide))
-        return one, other._replace(result=np.maximum(other.result, sides.result))
+        return one._replace(flow=sides.flow), other._replace(
+            flow=sides.flow, result=np.maximum(other.result, sides.result)
+        )
 
     near, far = both(function.values, v, u)
     tolerance = precisions.given.epsilon * narrow.c * far.scale + far.error
@@ -204,8 +216,7 @@ def _resolve(
     sharp = equal | (known <= BLUNT * far.scale) | (known <= _FAINT * far.flow)
     if wide.epsilon < precisions.given.epsilon:
         sharp |= known <= engine
-    # neither side is known to a digit, and both are no more than what rounding leaves of larger numbers
-    faint |= is_rounding & ~sharp & (known > 0.1 * far.scale) & (far.off <= far.negligible(wide))
+    faint |= is_rounding & ~sharp & (known > 0.1 * far.scale)  # neither side is known to a digit
     blunt = ~wrong & ~faint & ~(is_rounding & sharp)
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
@@ -277,17 +288,49 @@ def retreat(
 ) -> tuple[float, Outcome] | None:
     """Compare nearer to zero, where a function that saturates does not: the part of x it took, and what is found.
 
-    The part is 0 where both sides are everywhere as small as what rounding leaves of zero. None where the function is
-    not finite on the way.
+    The first part at which the gradient keeps DIGITS digits, else the first at which anything is left of it. None where
+    no part tells: the function is not finite on the way, or all is lost in rounding.
     """
-    for step in range(1, _RETREATS + 1):
+    first = None
+    for step in _RETREATS:
         part = 4.0**-step
         found = hold(Scaled(function, part), k, method, v, part * u, precisions, rng)
         if not found.finite:
-            return None
-        if not found.faint.any():
-            return part, found
-    return 0.0, replace(found, faint=np.zeros_like(found.faint))
+            break
+        if not found.lost and (found.wrong.any() or not found.faint.any()):
+            first = first or (part, found)
+            if found.wrong.any() or found.digits >= DIGITS:
+                return part, found
+        if not found.lost and step == _NEARER:
+            break
+    return first
+
+
+def is_constant(function: Differentiable, k: int, precisions: Precisions, rng: np.random.Generator) -> bool:
+    """Does the result stay the same, up to rounding, while the entries of input k go to zero, each by itself?"""
+    given, values = precisions.given, function.values
+    y = function.evaluate(values)
+    size = np.maximum(np.where(np.isfinite(y), np.abs(y), 0.0), noise(function, precisions))
+    for step in (0, *_RETREATS[::2]):
+        nearer = 4.0**-step * values[k] * rng.uniform(0.5, 1.5, values[k].shape)
+        off = np.abs(function.evaluate([*values[:k], nearer, *values[k + 1 :]]) - y)
+        if (off[np.isfinite(off)] > (given.c * given.epsilon * size)[np.isfinite(off)]).any():
+            return False
+    return True
+
+
+def reach(
+    function: Differentiable, k: int, v: np.ndarray, precisions: Precisions, rng: np.random.Generator
+) -> np.ndarray:
+    """For each cotangent Σ|vᵢyᵢ| with the largest size that each yᵢ has at x, a little to both sides of it, nearer to
+    zero, and inside the function, as far as rounding shows that."""
+    x = function.values[k]
+    along = line(function, function.values, k, dense(rng, x.shape) * sizes(x))
+    scaled = (Scaled(function, 4.0**-step) for step in _RETREATS[:2])
+    nearer = [near.evaluate(near.values).reshape(-1) for near in scaled]
+    seen = np.abs([along(t).reshape(-1) for t in (0.0, 0.125, -0.125)] + nearer)
+    size = np.where(np.isfinite(seen), seen, 0.0).max(axis=0)
+    return np.asarray(np.abs(v) @ np.maximum(size, np.reshape(noise(function, precisions), -1)))
 
 
 def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
@@ -368,13 +411,12 @@ def compare(
         ju, error = found.value.reshape(-1), found.error.reshape(-1)
         with np.errstate(invalid="ignore"):
             scale = size_a @ np.abs(row) + size_v @ np.abs(ju)
-            flow = size_v.max(axis=1, initial=0) * np.abs(row).max(initial=0)
-            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0)), flow))
+            columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0)), size_v @ size_y))
     sides = Sides(*(np.stack(side, axis=1) for side in zip(*columns)))
     result = sides.result
     if u.ndim == 1:  # an entry is made of terms as large as the others of its row
         result = result + sides.scale.max(axis=1, initial=0, keepdims=True)
-    return sides._replace(result=result * max(1.0, length(values[k])))
+    return sides._replace(result=result)
 
 
 def slope(

@@ -19,7 +19,7 @@ from nanograd_llm.autograd.modes import higher_order, watched
 from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import laid_out
-from nanograd_llm.gradcheck.check.comparison import dense, interior, length, sizes
+from nanograd_llm.gradcheck.check.comparison import dense, interior, length, reach, sizes
 from nanograd_llm.gradcheck.check.function import Function, Gradient, gradients
 from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged
 from nanograd_llm.ops import concatenate
@@ -94,7 +94,7 @@ def problems(function: Function, cotangent: np.ndarray, precisions: Precisions, 
         names = [function.names[pair.k] for pair in alike]
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         found.append(words.format(shown, max(pair.off for pair in alike)))
-    return found or _in_float32(function, cotangent, flow, rng)
+    return found or _in_float32(function, cotangent, flow, precisions, rng)
 
 
 def _pairs(
@@ -198,7 +198,9 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
     return [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan][:1]
 
 
-def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.random.Generator) -> list[str]:
+def _in_float32(
+    function: Function, cotangent: np.ndarray, flow: float, precisions: Precisions, rng: np.random.Generator
+) -> list[str]:
     """Where the gradient in float32 differs from that in float64 by more than rounding.
 
     At points nearby rounding is different, and a mistake is the same: see `rounding`.
@@ -224,9 +226,11 @@ def _in_float32(function: Function, cotangent: np.ndarray, flow: float, rng: np.
     for number, k in itertools.product(range(len(factors)), range(len(wide))):
         name, x, d = function.names[k], function.values[k], offs[number][k]
         u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
-        largest = np.abs(v).max(initial=0) * np.abs(u).max(axis=1, initial=0)
-        rounding = DEPTH * epsilon * (np.abs(u) @ np.abs(wide[k]).reshape(-1) + flow + largest)
+        rounding = DEPTH * epsilon * (np.abs(u) @ np.abs(wide[k]).reshape(-1) + flow)
         if k in found or not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > rounding).all():
+            continue
+        rounding += DEPTH * epsilon * reach(function, k, cotangent.reshape(1, -1), precisions, rng)
+        if not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
         seen = np.stack([u @ d.reshape(-1), *(u @ other[number][k].reshape(-1) for other in near)])
@@ -274,7 +278,7 @@ def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions,
     shrinks = largest <= MARGIN * wide.epsilon / narrow.epsilon * max(abs(off) for off, _ in near)
     if shrinks or largest <= 4 * given.c * given.epsilon * size or not _is_steady(offs):
         return []
-    if size <= wide.epsilon * given.c * np.abs(cotangent).max(initial=0):
+    if size <= wide.epsilon * given.c * flow:
         return []
     return [f"the Hessian is not symmetric: ⟨w, H u⟩ and ⟨u, H w⟩ differ by {abs(off):.1e}, of terms of {size:.1e}"]
 

@@ -10,7 +10,7 @@ import pytest
 from nanograd_llm import Tensor, nn, no_grad, ops
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError
-from nanograd_llm.gradcheck import check_layer, check_op, gradcheck
+from nanograd_llm.gradcheck import check_gradient, check_layer, check_op, gradcheck
 from nanograd_llm.gradcheck.check import rounding
 
 
@@ -33,6 +33,7 @@ RIGHT = {
     "a target that is nearly certain": (lambda x: ops.cross_entropy(x, [0]), [[20.0, 0, 1]]),
     "log of sigmoid": (lambda x: ops.log(ops.sigmoid(x)), [36.0, 37]),
     "max of a giant and a dwarf": (ops.max, [1.33e241, 1.4e-310]),
+    "tanh of mixed sizes": (ops.tanh, [0.5, 1e27]),
     "log": (ops.log, [0.01, 10]),
     "sqrt": (ops.sqrt, [0.01, 10]),
     "sin far out": (ops.sin, [1e6, 1e6 + 1]),
@@ -181,3 +182,100 @@ def test_a_wrong_op_says_why_once(monkeypatch):
     monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: dy)
     text = str(check_op(ops.sin, order=1, cases=20))
     assert text.count("gradients of sin: NOT RIGHT") == 1 and "more cases" in text
+
+
+def soft(x):
+    e = np.exp(x - x.real.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def centred(x):
+    c = x - x.mean(axis=-1, keepdims=True)
+    return c / np.sqrt((c * c).mean(axis=-1, keepdims=True))
+
+
+def centred_vjp(dy, x):
+    y, r = centred(x), 1 / np.sqrt(x.var(axis=-1, keepdims=True))
+    return r * (dy - dy.mean(axis=-1, keepdims=True) - y * (dy * y).mean(axis=-1, keepdims=True))
+
+
+# f, its vjp, x
+SCALED = {
+    "Σx²": (lambda x: (x**2).sum(), lambda dy, x: 2 * dy * x, normal(3, 4)),
+    "x³": (lambda x: x**3, lambda dy, x: 3 * dy * x**2, normal(5)),
+    "3x": (lambda x: 3 * x, lambda dy, x: 3 * dy, normal(3, 4)),
+    "product": (lambda x: np.prod(x), lambda dy, x: dy * np.prod(x) / x, 0.1 + 0.2 * np.abs(normal(12))),
+    "1/x²": (lambda x: 1 / x**2, lambda dy, x: -2 * dy / x**3, np.array([1.0, 2])),
+    "softmax": (soft, lambda dy, x: soft(x) * (dy - (dy * soft(x)).sum(-1, keepdims=True)), normal(3, 4)),
+    "saturated softmax": (
+        soft,
+        lambda dy, x: soft(x) * (dy - (dy * soft(x)).sum(-1, keepdims=True)),
+        np.array([[0, 100, 400, 1000.0]]),
+    ),
+    "saturated tanh": (np.tanh, lambda dy, x: dy * (1 - np.tanh(x) ** 2), np.array([500.0, 1000])),
+    "nearly saturated tanh": (np.tanh, lambda dy, x: dy * (1 - np.tanh(x) ** 2), np.array([20.0, 40])),
+    "normalization": (centred, centred_vjp, normal(3, 5)),
+    "a sum that cancels": (
+        lambda x: (x - x.mean()) * x.sum(),
+        lambda dy, x: x.sum() * (dy - dy.mean()) + (dy * (x - x.mean())).sum(),
+        normal(5),
+    ),
+    "by differences": (lambda x: x.astype(float) ** 2, lambda dy, x: 2 * dy * x, normal(4)),
+}
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 1 + 1e-6])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_function_or_its_inputs_times_a_number_get_the_same_verdict(name, factor):
+    f, vjp, x = SCALED[name]
+    expected = "right" if factor == 1 else "wrong"
+
+    def verdict(outer, inner):
+        report = check_gradient(
+            lambda x: outer * f(x / inner),
+            inner * x,
+            vjp=lambda dy, x: factor * outer * vjp(dy, x / inner) / inner,
+            explain=False,
+        )
+        return report.findings[0].verdict
+
+    scales = (1e-30, 1e-10, 1e10, 1e30)
+    found = {(a, b): verdict(a, b) for a, b in [(1, 1), *((s, 1) for s in scales), *((1, s) for s in scales)]}
+    assert set(found.values()) == {expected}, found
+
+
+def test_a_wrong_rule_of_an_op_is_wrong_at_small_and_large_inputs(own_op):
+    @own_op("y = x²", "x̄ = 2ȳx")
+    def square(x):
+        """x (*) -> y (*)"""
+        return x * x
+
+    square.backward(lambda dy, x: 5 * dy * x)
+    for scale in (1e-100, 1e-20, 1e-18, 1e20, 1e60):
+        assert gradcheck(square, scale * normal(3, 4)).findings[0].verdict == "wrong"
+
+
+def test_a_function_that_saturates_is_compared_nearer_to_zero_and_the_report_says_so():
+    def tanh(factor):
+        return check_gradient(np.tanh, np.array([500.0, 1000]), vjp=lambda dy, x: factor * dy * (1 - np.tanh(x) ** 2))
+
+    right, wrong = tanh(1), tanh(2)
+    assert right.passed and any("compared at" in note and "times the inputs" in note for note in right.notes)
+    (finding,) = wrong.findings
+    assert finding.verdict == "wrong" and finding.worst.analytic == pytest.approx(2 * finding.worst.numeric)
+    assert "times the inputs, as here" in str(finding)
+
+
+@pytest.mark.parametrize(
+    "f", [lambda x: np.maximum(x, 0), lambda x: 5 + x * (x > 0), lambda x: np.where(x > 0, x, -np.inf)]
+)
+def test_a_function_that_is_constant_has_a_right_gradient_of_zero(f):
+    x = -np.abs(normal(3, 4))
+    assert check_gradient(f, x, vjp=lambda dy, x: np.zeros_like(x)).passed
+    assert check_gradient(f, x, vjp=lambda dy, x: dy).findings[0].verdict != "right"
+
+
+def test_where_no_point_tells_the_check_cannot_tell():
+    report = gradcheck(lambda x: (1e20 * x - 1e20 * x) + x, normal(3))
+    assert [finding.verdict for finding in report.findings] == ["cannot tell"]
+    assert "smaller than what rounding leaves" in report.findings[0].reason
