@@ -78,7 +78,7 @@ def gradcheck(
     require_seed(seed)
     if arguments:
         f = functools.partial(f, **arguments)
-    with _quiet():
+    with quiet():
         try:
             function = Function(f, inputs, unused)
         except InPlaceError as error:
@@ -98,7 +98,7 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, **arguments: Any) -> N
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside this block NumPy does not warn: a check moves inputs to where functions overflow or are not defined."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -147,12 +147,13 @@ class _Check:
 
     def _region(self) -> list[str]:
         """Where the points lie that were checked: beyond, nothing is known."""
-        inputs = [(n, x[np.isfinite(x)]) for n, x in zip(self.function.names, self.function.values)]
+        given = zip(self.function.names, self.function.values)
+        inputs = [(n, x[np.isfinite(x)], f" of {x.size:,}" * (not np.isfinite(x).all())) for n, x in given]
         parts = [
             f"{name} = {x.min():.4g}"
             if x.size == 1
-            else f"{x.size:,} values of {name} between {x.min():.4g} and {x.max():.4g}"
-            for name, x in inputs
+            else f"{x.size:,}{of} values of {name} between {x.min():.4g} and {x.max():.4g}"
+            for name, x, of in inputs
             if x.size
         ]
         more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
@@ -287,7 +288,7 @@ class _Check:
             elif nearer := comparison.retreat(function, k, method, v, directions, self.precisions, self.rng):
                 part, found = nearer
                 aside, shown_at = f"at {part:g} times the inputs", Scaled(function, part)
-                compared = f"{compared.partition(',')[0].partition(';')[0]} {aside}, as here they are lost in rounding"
+                compared = f"{DIRECTIONS} random directions compared {aside}: here they are lost in rounding"
             elif not found.zero and found.digits >= 1:
                 found = dataclasses.replace(found, faint=np.ones_like(found.faint))
         clear = found.finite and not (found.wrong | found.blunt | found.faint).any()
@@ -324,7 +325,7 @@ class _Check:
         (first, slopes), x = method, function.values[k]
         worst, pattern, reason = None, "", ""
         if not found.finite:
-            verdict, reason = "cannot tell", "the function's own numbers are not finite along a direction"
+            verdict, reason = "cannot tell", self._not_finite(function, k, y, slopes)
         elif self._comes_from_infinity(function, k, y, cotangents[0]):
             verdict, reason = "cannot tell", "the function's own numbers are not finite here"
         elif shown.wrong.any() and first.why == CONTRADICTED and self.precisions.wide is None:
@@ -364,7 +365,9 @@ class _Check:
                     f"rounding inside the function leaves about {found.digits:.0f} digits of the gradient of "
                     f"{function.names[k]} at these numbers; the rule is right"
                 )
-        why = first.why if order == 1 else ""  # rules need no complex numbers, so beyond it is always so
+        why = (
+            first.why if order == 1 and found.finite else ""
+        )  # rules need no complex numbers, so beyond it is always so
         of = (shown.off, shown.tolerance, first.method, first.step, compared)
         return Finding(
             order,
@@ -380,6 +383,18 @@ class _Check:
         )
 
     @staticmethod
+    def _not_finite(function: Differentiable, k: int, y: np.ndarray, method: Method) -> str:
+        """Where the function's own numbers are not finite, in words."""
+        words, x = "the function's own numbers are not finite", function.values[k]
+        if len(bad := np.argwhere(~np.isfinite(y))):
+            return f"{words}: its result is {y[tuple(bad[0])]} at {bad[0].tolist()}"
+        for place in range(min(x.size, _BY_DIFFERENCES)):
+            if not np.isfinite(comparison.slope(function, function.values, k, place, length(x), method).value).all():
+                at = f" at {list(kinks.index_of(place, x.shape))}" if x.ndim else ""
+                return f"{words}: it has no finite slope{at}, where {function.names[k]} is {x.flat[place]:.6g}"
+        return f"{words} along a direction"
+
+    @staticmethod
     def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:
         """Does a gradient come from results that are not finite? To differences these are flat, as they are where they
         are masked; but where they overflowed, they rise as the rule says."""
@@ -390,18 +405,18 @@ class _Check:
         self, function: Differentiable, k: int, method: Method, order: int, results: int, *, by_differences: bool
     ) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
-        entries, directions = function.values[k].size, f"{DIRECTIONS}x{DIRECTIONS} directions"
+        entries, directions = function.values[k].size, f"{DIRECTIONS} random directions compared"
         size = results * entries
         if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
         begin = self.progress.elapsed
         comparison.slope(function, function.values, k, 0, 0.0, method)
         takes = _SHARE * entries * (self.progress.elapsed - begin)
-        left_out = f"{directions}; the {results}x{entries} Jacobian would take {entries:,} evaluations"
+        left_out = f"{directions}; all {entries:,} entries would take {entries:,} evaluations"
         if takes > self.progress.share:
             return f"{left_out}, about {takes:.0f} s: give seconds= for them", ""
         if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
-            return f"{directions}, whole {results}x{entries} Jacobian", "results"
+            return "each entry compared", "results"
         if size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
-            return f"{directions}, each of {entries:,} entries for {DIRECTIONS} cotangents", "cotangents"
+            return f"each entry compared for {DIRECTIONS} random ȳ", "cotangents"
         return left_out, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,11 @@ class Finding(Shown):
 
     def __str__(self) -> str:
         seen = f"off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
-        lines = [f"{self.name} {self.shape}: {self.verdict}, {f'because {self.reason}' if self.reason else seen}"]
+        if self.worst is not None and not math.isfinite(self.worst.analytic):
+            seen = f"not finite; {self.compared}"
+        if self.reason:
+            seen = f"because {self.reason}" if self.verdict == "cannot tell" else self.reason
+        lines = [f"{self.name} {self.shape if self.shape else '(a number)'}: {self.verdict}, {seen}"]
         if self.why:
             lines.append(f"by differences, step {self.step:.0e}, because {self.why}")
         if self.worst is not None:
@@ -165,18 +170,23 @@ class Report(Shown):
     def __str__(self) -> str:
         is_open = not self.problems and all(f.verdict in (*PASSING, "cannot tell") for f in self.findings)
         verdict = "right" if self.passed else "CANNOT TELL" if is_open else "NOT RIGHT"
+        if self.problems and not self.findings:
+            verdict = "NOT CHECKED"
         lines = [f"gradients of {self.function}: {verdict}"]
         for head, items in (("problem", self.problems), ("culprit", self.culprits)):
             lines += ["  " + line for item in items for line in f"{head}: {item}".splitlines()]
         for order in sorted({f.order for f in self.findings}):
             findings = [f for f in self.findings if f.order == order]
-            methods = dict.fromkeys(f"{f.method}, step {f.step:.0e}" for f in findings)
-            lines.append(f"  order {order}, by {' and '.join(methods)} (cotangents x directions, results x entries)")
+            indent = "  " if order == 1 else "    "
+            if order > 1:
+                lines.append(f"  order {order}, the gradient of the gradient:")
             left_out = [f for f in findings if f.verdict not in PASSING][SHOWN:]
-            lines += ["    " + line for f in findings if f not in left_out for line in str(f).splitlines()]
+            lines += [indent + line for f in findings if f not in left_out for line in str(f).splitlines()]
             if left_out:
-                lines.append(f"    and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+                lines.append(f"{indent}and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
+        methods = dict.fromkeys(f.method for f in self.findings if f.step)
+        how = [f"slopes of the function by {' and '.join(methods)}, from its values alone"] if methods else []
+        return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 
     def __rich__(self) -> Any:
         """The same with its verdicts in colour, for rich's console."""
@@ -184,6 +194,6 @@ class Report(Shown):
 
         text = Text(printable(str(self)))
         text.highlight_regex(r"(?<=: )(right|at a kink)\b", "green")
-        text.highlight_regex(r"(?<=: )(wrong|NOT RIGHT|CANNOT TELL|cannot tell)\b", "bold red")
+        text.highlight_regex(r"(?<=: )(wrong|NOT RIGHT|NOT CHECKED|CANNOT TELL|cannot tell)\b", "bold red")
         text.highlight_regex(r"^ *(problem|culprit|looks like|worst at|kink at)", "bold")
         return text

@@ -16,7 +16,7 @@ from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import InPlaceError, SignatureError
-from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck
+from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck, quiet
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
@@ -78,7 +78,16 @@ def check_gradient(
             "an input is a Tensor of this package, whose functions gradcheck checks; give check_gradient its .data"
         )
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
-    foreign = _foreign(f, inputs, {name: rule for name, rule in rules.items() if rule is not None})
+    with quiet():
+        return _check(
+            f, inputs, {name: rule for name, rule in rules.items() if rule is not None}, seed, jacobian, explain
+        )
+
+
+def _check(
+    f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]], seed: int, jacobian: int, explain: bool
+) -> Report:
+    foreign = _foreign(f, inputs, rules)
     if kept := _defaults(f, len(inputs)):
         foreign.notes[f"checked with {', '.join(kept)} only: to check other values, give them as inputs"] = None
 

@@ -124,9 +124,9 @@ def test_a_rich_report_has_its_verdict_in_colour():
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (3, "4x4 directions, whole 3x3 Jacobian"),
-        (1000, "4x4 directions, each of 1,000 entries for 4 cotangents"),
-        (10000, "4x4 directions; the 10000x10000 Jacobian would take 10,000 evaluations"),
+        (3, "each entry compared"),
+        (1000, "each entry compared for 4 random ȳ"),
+        (10000, "4 random directions compared; all 10,000 entries would take 10,000 evaluations"),
     ],
 )
 def test_the_report_says_which_numbers_were_compared_and_what_all_would_have_cost(size, said):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,10 @@ def test_longdouble_is_handed_on_only_where_all_computes_in_it(f: Any, rule: Any
     else:
         with pytest.raises(DtypeError, match="does not compute in longdouble throughout; use float64"):
             foreign.run([x])
+
+
+def test_a_check_lets_no_warning_of_the_function_through() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = check_gradient(np.log, lambda x: 1 / x, np.array([1.0, 2.0, -1.0, 0.0]))
+    assert verdicts(report) == {"x": "cannot tell"}
