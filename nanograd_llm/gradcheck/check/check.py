@@ -151,7 +151,7 @@ class _Check:
         inputs = [(n, x[np.isfinite(x)], f" of {x.size:,}" * (not np.isfinite(x).all())) for n, x in given]
         parts = [
             f"{name} = {x.min():.4g}"
-            if x.size == 1
+            if x.size == 1 and not of
             else f"{x.size:,}{of} values of {name} between {x.min():.4g} and {x.max():.4g}"
             for name, x, of in inputs
             if x.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
 from nanograd_llm.autograd.tensor import Tensor
-from nanograd_llm.errors import InPlaceError, SignatureError
+from nanograd_llm.errors import InPlaceError, NanogradError, SignatureError
 from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck, quiet
+from nanograd_llm.gradcheck.check.culprit import MOST
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
@@ -105,10 +107,11 @@ def _check(
     except InPlaceError as error:
         return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
     wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
+    culprits = tuple(_culprits(foreign, wrong) if wrong and explain else ())
     return dataclasses.replace(
         found,
         problems=problems,
-        culprits=tuple(_culprits(foreign, wrong) if wrong and explain else ()),
+        culprits=culprits,
         notes=(*found.notes, *foreign.notes, *(foreign.doubts if wrong else ())),
     )
 
@@ -235,9 +238,30 @@ def _defaults(f: Any, count: int) -> list[str]:
 
 
 def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
-    """The functions that compute a wrong gradient, and where they are written."""
+    """The functions that compute a wrong gradient, and where they are written; of a network, those of its layers."""
+    found = list(itertools.islice(_in_layers(foreign), MOST)) if isinstance(foreign, Layer) else []
+    if found:
+        yield from found
+        return
     for name, rule in foreign.rules.items():
         code = getattr(inspect.unwrap(rule), "__code__", None)
         if code is not None:
             place = f"computed by {name}" + (", or by another of these" if len(foreign.rules) > 1 else "")
             yield Culprit(foreign.label, place, f"{code.co_filename}:{code.co_firstlineno}", names)
+
+
+def _in_layers(network: Layer) -> Iterator[Culprit]:
+    """The culprits in the layers that a network holds, each checked by itself with the inputs that it gets there."""
+    right = []
+    for name, layer, inputs in network.held():
+        try:
+            report = check_gradient(layer, *inputs)
+        except NanogradError as error:
+            network.notes[f"{name} could not be checked by itself: {first_line(error)}"] = None
+            continue
+        yield from (dataclasses.replace(culprit, op=f"{name}, {culprit.op}") for culprit in report.culprits)
+        right += [name] if report.passed else []
+    if right:
+        network.notes[f"right by themselves, with the inputs that they get in {network.label}: {', '.join(right)}"] = (
+            None
+        )

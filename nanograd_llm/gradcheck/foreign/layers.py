@@ -33,7 +33,7 @@ class Layer(Foreign):
     """
 
     def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
-        self.layer, self._given = layer, Inputs(inputs, names, library)
+        self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
         self._constants: list[str] = []  # float arrays of the layer that are not checked
         self._places: dict[str, tuple[Path, Path | None]] = {}
         self._parameters = self._found(inputs)
@@ -60,6 +60,24 @@ class Layer(Foreign):
             return layer, returned
 
         return self.gradients(self.applied(both, arrays, who=self.who), arrays)
+
+    def held(self) -> Iterator[tuple[str, Any, Sequence[Any]]]:
+        """The layers that this one holds and calls: the name of each, the layer, and the inputs of its first call."""
+        network = copy.deepcopy(self.layer)
+        calls: dict[Path, Sequence[Any]] = {}
+
+        def recording(path: Path, forward: Any) -> Any:
+            def recorded(*inputs: Any, **settings: Any) -> Any:
+                calls.setdefault(path, copy.deepcopy(inputs))
+                return forward(*inputs, **settings)
+
+            return recorded
+
+        for path, part in _layers_in(network):
+            vars(part)["forward"] = recording(path, part.forward)
+        network.forward(*copy.deepcopy(self._inputs_as_given))
+        for path, inputs in calls.items():
+            yield path_name(self.layer, path), get_at(self.layer, path), inputs
 
     def _found(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """The layer's parameters by name, and in `_places` where each and its gradient lie; found by one call."""
@@ -161,6 +179,15 @@ def float_arrays(value: Any, path: Path = (), seen: frozenset[int] = frozenset()
     elif id(value) not in seen:
         for key, part in _parts(value):
             yield from float_arrays(part, (*path, key), seen | {id(value)})
+
+
+def _layers_in(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, Any]]:
+    """The layers that an object holds, but not those within them, and where they lie."""
+    if path and is_layer(value) and hasattr(value, "__dict__"):
+        yield path, value
+    elif id(value) not in seen and not isinstance(value, np.ndarray):
+        for key, part in _parts(value):
+            yield from _layers_in(part, (*path, key), seen | {id(value)})
 
 
 def get_at(value: Any, path: Path) -> Any:

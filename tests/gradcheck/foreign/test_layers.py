@@ -286,3 +286,60 @@ def test_a_layer_that_stores_instead_of_returning_is_one_clear_error(returns: st
 def test_a_class_is_no_layer() -> None:
     with pytest.raises(NanogradError, match=r"Doubled is a class; give a layer that is made: check_gradient\(Doubled"):
         check_gradient(Doubled, np.ones((3, 4)))
+
+
+class Tanh:
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dy):
+        return self.factor * dy * (1 - self.y**2)
+
+
+class Shift:
+    def forward(self, x):
+        return np.roll(x, 1, axis=-1)
+
+    def backward(self, dy):
+        return np.roll(dy, -1, axis=-1)
+
+
+class Network:
+    """Calls its layers one after the other; `order` says in which order backward does."""
+
+    def __init__(self, *layers, order=-1):
+        self.layers, self.order = list(layers), order
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy):
+        for layer in self.layers[:: self.order]:
+            dy = layer.backward(dy)
+        return dy
+
+
+@pytest.mark.parametrize(
+    ("layers", "culprit"),
+    [
+        ([Linear(), Tanh(), Tanh(2)], "layers[2], Tanh"),
+        ([Linear(), Network(Tanh(), Tanh(3))], "layers[1], layers[1], Tanh"),
+    ],
+)
+def test_of_a_network_the_layer_that_is_wrong_is_named(layers: list[Any], culprit: str) -> None:
+    report = check_gradient(Network(*layers), X)
+    assert not report.passed
+    assert [(found.op, found.inputs) for found in report.culprits] == [(culprit, ("x",))]
+    assert f"the rule of {culprit} is wrong for x\n" in str(report)
+
+
+def test_of_a_network_whose_layers_are_right_the_network_itself_is_the_culprit() -> None:
+    report = check_gradient(Network(Shift(), Network(Tanh()), order=1), X)
+    assert [culprit.op for culprit in report.culprits] == ["Network"]
+    assert "right by themselves, with the inputs that they get in Network: layers[0], layers[1]" in report.notes
