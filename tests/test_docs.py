@@ -43,6 +43,17 @@ def test_the_python_of_a_guide_runs_in_order(guide: Path) -> None:
         exec(compile(block, guide.name, "exec"), namespace)
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "api").glob("*.md")), ids=lambda path: path.stem)
+def test_a_page_of_the_api_read_as_a_file_says_what_it_is_of_and_where_to_read_the_names(page: Path) -> None:
+    title, how, about, *_ = page.read_text(encoding="utf-8").split("\n\n")
+    assert "sphinx-build docs docs/_build/html" in how and how.startswith("% ")
+    module = how.rpartition("python -m pydoc ")[2]
+    assert importlib.import_module(module).__doc__ and f"{{public-names}} {module}\n" in page.read_text(
+        encoding="utf-8"
+    )
+    assert not about.startswith("```")
+
+
 def test_the_house_lists_every_room() -> None:
     (house,) = [guide.read_text(encoding="utf-8") for guide in GUIDES if guide.stem == "house"]
     rooms = [path for path in Path(nanograd_llm.__path__[0]).iterdir() if path.is_dir() and path.name[0] != "_"]
