@@ -202,13 +202,21 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 # Words for messages
 
 
-def shown(value: Any) -> str:
-    """A value in an error message: its repr, at most 100 characters; the class of what has a repr of several lines."""
+def shown(value: Any, most: int = 100) -> str:
+    """A value in an error message: its repr in at most `most` characters; the class where a repr has several lines.
+
+    >>> shown("a long text that ends here", 12)
+    "'a long te…'"
+    """
     try:
-        text = f"{value!r:.100}"
-        return text if "\n" not in text else type(value).__name__
+        text = repr(value)
     except (ValueError, RecursionError):  # an integer of too many digits, or tables nested too deeply
         return f"{type(value).__name__} too large to show"
+    if "\n" in text:
+        return type(value).__name__
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 2]}…{text[-1]}" if isinstance(value, str) else f"{text[: most - 1]}…"
 
 
 def listed(names: Sequence[object]) -> str:

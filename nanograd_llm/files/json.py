@@ -93,7 +93,10 @@ def _parsed(text: bytes, where: str, max_values: int) -> Any:
     except RecursionError:
         raise BadFileError(f"{where}: the JSON is nested too deeply to be read") from None
     except ValueError as error:  # from json, from UTF-8, and from the functions below
-        raise BadFileError(f"{where}: not valid JSON: {str(error):.200}") from None
+        why = str(error)
+        if isinstance(error, json.JSONDecodeError) and error.lineno == 1:  # `where` may have a line of its own
+            why = f"{error.msg}, at column {error.colno:,}"
+        raise BadFileError(f"{where}: not valid JSON: {why:.200}") from None
 
 
 def _object(found: Any, where: str) -> dict[str, Any]:

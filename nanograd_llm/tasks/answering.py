@@ -21,7 +21,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
-from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.questions import builtin_examples, without_manner
 from nanograd_llm.tasks.task import Report, Request, Sample, TextTask, share_of, spread
 from nanograd_llm.text.corpora import text_hash
@@ -195,7 +195,7 @@ class Answering(TextTask):
             place = int(over.argmax())
             raise ShapeError(
                 f"{self.source}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, "
-                f"up to {over[place] + self.max_length:,} ({examples[place].turns[-1].instruction!r:.40}); set "
+                f"up to {over[place] + self.max_length:,} ({shown(examples[place].turns[-1].instruction, 40)}); set "
                 "too_long to truncate or leave-out, or start from a model of a larger context"
             )
         found = []
@@ -267,7 +267,7 @@ class Answering(TextTask):
     def describe(self) -> dict[str, str]:
         """The examples, the template and the model."""
         noun = "pair" if self.pairs else "row"
-        cut = [f"{self.shortened:,} prompts truncated"] if self.shortened else []
+        cut = [f"{counted(self.shortened, 'prompt')} truncated"] if self.shortened else []
         cut += [f"{self.left_out:,} left out"] if self.left_out else []
         long = f"; of more than {self.max_length} tokens: {', '.join(cut)}" if cut else ""
         return {
@@ -333,6 +333,8 @@ def split_by_hash(examples: list[Example], share: float, where: str) -> tuple[li
     bound = np.sort(hashes)[max(1, round(share * len(hashes))) - 1]
     learned, held_out = ([examples[i] for i in np.flatnonzero(side)] for side in (hashes > bound, hashes <= bound))
     if not learned:
+        if len(examples) > 1 and len({*hashes}) == 1:
+            raise ShapeError(f"{where}: all {len(examples):,} rows ask the same question; give different ones")
         raise ShapeError(
             f"{where}: has {counted(len(examples), 'row')}, and held_out={share} leaves no question to learn from"
         )

@@ -22,7 +22,7 @@ from nanograd_llm.models.bert import BERT
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
 from nanograd_llm.models.heads import Classifier, ClassifierConfig
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.settings import Settings, counted, listed, setting
+from nanograd_llm.settings import Settings, counted, listed, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, share_of, spread
@@ -199,7 +199,7 @@ class Classification(TextTask):
             raise BadFileError(f"{self.source}: all texts have the label {self.names[0]!r}; give texts of two classes")
         if len(self.names) > MOST_CLASSES:
             raise BadFileError(
-                f"{self.source}: has {len(self.names):,} different labels, such as {self.names[0]!r:.60}; at most "
+                f"{self.source}: has {len(self.names):,} different labels, such as {shown(self.names[0], 60)}; at most "
                 f"{MOST_CLASSES:,} are learned; --label-column names the column"
             )
         for side, file in ((learned, self.text.file), (held_out, self.text.held_out_file or self.text.file)):
@@ -266,7 +266,7 @@ class Classification(TextTask):
         (p,) = self.model.probabilities(self.held_out_rows[:1])
         said = ", ".join(f"{self.names[k]} {p[k]:.0%}" for k in np.argsort(-p, kind="stable")[:3])
         label = self.names[self.held_out_targets[0]]
-        return Sample(f"of {self.held_out_texts[0]!r:.100}, which is {label}, it says", said)
+        return Sample(f"of {shown(self.held_out_texts[0], 100)}, which is {label}, it says", said)
 
     def example(self) -> str:
         """A text to classify, on one line."""

@@ -20,11 +20,11 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.translate import show_attention, translate
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.settings import IGNORE_INDEX, Settings, require_int, setting
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, require_int, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, mean_loss, model_of, share_of, spread
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
-from nanograd_llm.text.corpora import text_hash
+from nanograd_llm.text.corpora import text_hash, warn_of_repeated
 from nanograd_llm.text.pairs import Pairs, read_pairs
 from nanograd_llm.training.config import TrainConfig
 
@@ -64,7 +64,9 @@ class PairsConfig(Settings):
                     f"target is {self.target}, but no source is given; give the file of its lines as well"
                 )
             return builtin_pairs()
-        found = list(dict.fromkeys(read_pairs(self.file, self.target)))
+        given = read_pairs(self.file, self.target)
+        found = list(dict.fromkeys(given))
+        warn_of_repeated(self.file, len(given), len(found))
         count = max(1, round(self.held_out * len(found)))
         if count >= len(found):
             raise ShapeError(f"{self.file} has {len(found)} different pairs; held_out={self.held_out} leaves none")
@@ -152,8 +154,8 @@ class Translation(TextTask):
             model = dataclasses.replace(model, context_length=max(model.context_length, longest))
         if longest > model.context_length:
             raise ShapeError(
-                f"context_length is {model.context_length}, but the pair {which!r:.60} has {longest} tokens; give a "
-                "larger context_length, or remove the pair"
+                f"context_length is {model.context_length}, but the pair {shown(which, 60)} has {longest} tokens; give "
+                "a larger context_length, or remove the pair"
             )
         if start is None:
             ids: Any = {"vocab_size": self.tokenizer.vocab_size}
@@ -184,9 +186,10 @@ class Translation(TextTask):
     def describe(self) -> dict[str, str]:
         """The pairs, the tokenizer and the model."""
         also = f", and {len(self.unseen.sources):,} of nouns and adjectives never seen together"
+        source = self.pairs.file or "built-in grammar, English to French"
         return {
-            "pairs": f"{self.pairs.file or 'built-in grammar, English to French'}: {len(self.learned.sources):,} pairs",
-            "held out": f"{len(self.held_out.sources):,} pairs{also if self.unseen.sources else ''}",
+            "pairs": f"{source}: {counted(len(self.learned.sources), 'pair')}",
+            "held out": f"{counted(len(self.held_out.sources), 'pair')}{also if self.unseen.sources else ''}",
             "tokenizer": str(self.tokenizer),
             "model": self.sizes(),
         }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
-from nanograd_llm.settings import require_number
+from nanograd_llm.settings import counted, require_number
 
 
 def builtin_corpus() -> str:
@@ -63,6 +64,14 @@ def _conversion(encoding: str, name: str) -> str:
     """The command that makes UTF-8 of the file of this name."""
     stem, ending = os.path.splitext(name)
     return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{stem}-utf8{ending}')}"
+
+
+def warn_of_repeated(source: str | os.PathLike[str], rows: int, different: int) -> None:
+    """Warn where rows of a file occur again, which are left out."""
+    if rows > different:
+        left_out = rows - different
+        does = "occurs again and is" if left_out == 1 else "occur again and are"
+        warnings.warn(f"{source}: {left_out:,} of {counted(rows, 'row')} {does} left out", stacklevel=3)
 
 
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:

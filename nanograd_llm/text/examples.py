@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.json import read_json_rows
+from nanograd_llm.settings import shown
 
 FORMS = ("instruction", "output"), ("prompt", "completion"), ("messages",), ("conversations",)
 PAIRS = *((name, "chosen", "rejected") for name in ("instruction", "prompt", "conversations")), ("chosen", "rejected")
@@ -65,7 +66,9 @@ def _example(row: Mapping[str, Any], where: str, forms: Sequence[tuple[str, ...]
             raise BadFileError(f"{where}: {name} gives no answer; expected a text, or a last message of the assistant")
         found.append(messages[0][1].strip())
     if found[0] == found[-1] and len(found) > 1:
-        raise BadFileError(f"{where}: chosen and rejected are equal, {found[0]!r:.50}; give two answers, or remove it")
+        raise BadFileError(
+            f"{where}: chosen and rejected are equal, {shown(found[0], 50)}; give two answers, or remove it"
+        )
     *turns, last = _turns(history, where)
     material = _messages(row.get("input") or "", f"{where}: input")[0][1].strip() if form[0] == "instruction" else ""
     return Example((*turns, last._replace(input=material, answer=found[0])), *found[1:])
@@ -80,7 +83,9 @@ def _messages(value: Any, where: str) -> Messages:
         role, content = ([message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value"))]
                          if isinstance(message, dict) else (None, None))  # fmt: skip
         if not isinstance(content, str) or role not in (*SYSTEM, *USER, *ASSISTANT):
-            raise BadFileError(f"{where} has {message!r:.80}; expected a text, or messages with a role and a content")
+            raise BadFileError(
+                f"{where} has {shown(message, 80)}; expected a text, or messages with a role and a content"
+            )
         found.append((role, content))
     return found
 
@@ -98,7 +103,7 @@ def _turns(history: Messages, where: str) -> list[Turn]:
             before, question = "", before + content.strip()
         elif role not in SYSTEM:
             raise BadFileError(
-                f"{where}: {content!r:.50} is empty or out of turn; expected questions and answers in turn"
+                f"{where}: {shown(content, 50)} is empty or out of turn; expected questions and answers in turn"
             )
     if not question:
         raise BadFileError(f"{where}: has no question before its answer")

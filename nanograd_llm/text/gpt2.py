@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import listed, require_int
+from nanograd_llm.settings import listed, require_int, shown
 from nanograd_llm.text.bpe import BYTES
 from nanograd_llm.text.tokenizers import END_OF_TEXT, BPETokenizer, ByteTokenizer, Tokenizer, require_size
 
@@ -41,7 +41,7 @@ def unspell(spelled: str) -> bytes:
         return bytes(_BYTE[character] for character in spelled)
     except KeyError as error:
         raise ConfigError(
-            f"{spelled!r:.100} has the character {error.args[0]!r}, which is not in GPT-2's alphabet of bytes"
+            f"{shown(spelled, 100)} has the character {error.args[0]!r}, which is not in GPT-2's alphabet of bytes"
         ) from None
 
 
@@ -145,7 +145,7 @@ def split_merge(merge: Any) -> tuple[str, str]:
     """The two parts of a merge as GPT-2's files write it, with one space between them. Raises ConfigError."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise ConfigError(f"{merge!r:.100} is not a merge; expected two pieces with one space between them")
+        raise ConfigError(f"{shown(merge, 100)} is not a merge; expected two pieces with one space between them")
     return parts[0], parts[1]
 
 
@@ -162,9 +162,9 @@ def _check(vocab: Mapping[str, int], spelled: list[str], added: Mapping[str, boo
     by_id: dict[int, str] = {}
     for piece, i in vocab.items():
         if type(i) is not int:
-            raise ConfigError(f"vocab has an id that is not an integer: {piece!r:.50}: {i!r:.50}")
+            raise ConfigError(f"vocab has an id that is not an integer: {shown(piece, 50)}: {shown(i, 50)}")
         if by_id.setdefault(i, piece) != piece:
-            raise ConfigError(f"vocab gives the id {i} to two pieces, {by_id[i]!r:.50} and {piece!r:.50}")
+            raise ConfigError(f"vocab gives the id {i} to two pieces, {shown(by_id[i], 50)} and {shown(piece, 50)}")
     gap = next((i for i in range(len(vocab)) if i not in by_id), None)
     if gap is not None:
         raise ConfigError(f"vocab has a gap: no piece has the id {gap}, of {len(vocab)} pieces")

@@ -21,8 +21,8 @@ from pathlib import Path
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors, write_atomically
 from nanograd_llm.files.json import json_lines, read_json_file
-from nanograd_llm.settings import counted, listed, nearest
-from nanograd_llm.text.corpora import read_text, well_formed
+from nanograd_llm.settings import counted, listed, nearest, shown
+from nanograd_llm.text.corpora import read_text, warn_of_repeated, well_formed
 
 Labelled = list[tuple[str, str]]  # (text, label)
 Found = Iterator[tuple[str, str, str]]  # where, text, label
@@ -78,17 +78,18 @@ def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str =
             f"{path}: labelled texts come from a .csv, .tsv or .jsonl, or a folder with a folder for each label"
         )
     found: dict[tuple[str, str], None] = {}
-    empty: list[str] = []
+    empty, count = list[str](), 0
     for where, one, name in rows:
         pair = well_formed(one.strip()), well_formed(" ".join(name.split()))
-        found[pair] = None
+        found[pair], count = None, count + 1
         if not all(pair):
             empty.append(f"{where}: the {'label' if pair[0] else 'text'} is empty")
     if empty:
-        more = f", and {counted(len(empty) - 1, 'more row')} so" if len(empty) > 1 else ""
-        raise BadFileError(f"{empty[0]}{more}; complete that, or remove it")
+        more = f"; {counted(len(empty) - 1, 'more row')} without a text or a label" if len(empty) > 1 else ""
+        raise BadFileError(f"{empty[0]}; complete that, or remove it{more}")
     if not found:
         raise BadFileError(f"{path}: has no texts; give a row for each")
+    warn_of_repeated(path, count, len(found))
     return list(found)
 
 
@@ -101,7 +102,7 @@ def load_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
     """The names that `save_labels` wrote. Raises BadFileError unless they are so many different ones."""
     names = read_json_file(path).get("labels")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadFileError(f"{path}: its labels are {names!r:.60}; expected a list of strings")
+        raise BadFileError(f"{path}: its labels are {shown(names, 60)}; expected a list of strings")
     if not len(names) == len({*names}) == classes:
         raise BadFileError(f"{path}: has {len({*names})} different labels; the model has {classes} classes")
     return names
@@ -141,7 +142,8 @@ def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
         one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
         if not isinstance(one, str) or not isinstance(name, (str, int)):
             raise BadFileError(
-                f"{where}: {text} is {one!r:.40} and {label} {name!r:.40}; expected a string, and a string or integer"
+                f"{where}: {text} is {shown(one, 40)} and {label} {shown(name, 40)}; expected a string, and a "
+                "string or integer"
             )
         yield where, one, str(name)
 

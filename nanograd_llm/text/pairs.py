@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.settings import shown
 from nanograd_llm.text.corpora import read_text
 
 FIRST = ("msgctxt", "msgid")  # the keywords that an entry of a .po begins with
@@ -113,7 +114,7 @@ def _po_entries(text: str, path: PathLike) -> Iterator[_Entry]:
         keyword, line = (begins[1], line[begins.end() :]) if begins else (keyword, line)
         if not keyword or not re.fullmatch(r'"(?:[^"\\]|\\.)*"', line):
             raise BadFileError(
-                f'{path}, line {number}: {line!r:.50} is not as in a .po; expected msgid "..." and the like'
+                f'{path}, line {number}: {shown(line, 50)} is not as in a .po; expected msgid "..." and the like'
             )
         entry[keyword] = entry.get(keyword, "") + re.sub(r"\\(.)", _unescaped, line[1:-1])
 

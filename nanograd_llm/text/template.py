@@ -10,7 +10,7 @@ from pathlib import Path
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.files.toml import read_toml, write_toml
-from nanograd_llm.settings import Settings, setting
+from nanograd_llm.settings import Settings, setting, shown
 
 FILE = "template.toml"
 TEMPLATES = {
@@ -37,8 +37,8 @@ class Template(Settings):
         slots = re.findall(r"\{instruction\}|\{input\}", self.text)
         if "{instruction}" not in slots or len({*slots}) < len(slots):
             raise ConfigError(
-                f"template is {self.text!r:.200}; it needs {{instruction}} once where the question goes, and may have "
-                f"{{input}} once; or give the name of one: {', '.join(TEMPLATES)}"
+                f"template is {shown(self.text, 200)}; it needs {{instruction}} once where the question goes, and may "
+                f"have {{input}} once; or give the name of one: {', '.join(TEMPLATES)}"
             )
 
     @classmethod
@@ -52,7 +52,9 @@ class Template(Settings):
         if not input:
             text = "\n\n".join(part for part in text.split("\n\n") if "{input}" not in part)
         elif "{input}" not in text:
-            raise ConfigError(f"template {text!r:.200} has no {{input}}, but this question has one: {input!r:.50}")
+            raise ConfigError(
+                f"template {shown(text, 200)} has no {{input}}, but this question has one: {shown(input, 50)}"
+            )
         slots = {"{instruction}": instruction, "{input}": input}
         return re.sub(r"\{instruction\}|\{input\}", lambda found: slots[found[0]], text)
 

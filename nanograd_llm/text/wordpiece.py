@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import listed, require_int, require_type
+from nanograd_llm.settings import listed, require_int, require_type, shown
 from nanograd_llm.text.bpe import learn_merges
 from nanograd_llm.text.corpora import well_formed
 from nanograd_llm.text.tokenizers import Tokenizer, require_size
@@ -76,7 +76,7 @@ class WordPieceTokenizer(Tokenizer):
         self.strip_accents = lowercase if strip_accents is None else strip_accents
         for name in ("lowercase", "strip_accents", "handle_chinese_chars"):
             if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} must be True or False; got {getattr(self, name)!r:.50}")
+                raise ConfigError(f"{name} must be True or False; got {shown(getattr(self, name), 50)}")
         self._ids = _ids_by_piece(self.vocab)
         missing = [token for token in (*SPECIAL, *self.added) if token not in self._ids]
         if missing:
@@ -189,9 +189,9 @@ def _ids_by_piece(vocab: Sequence[str]) -> dict[str, int]:
     ids: dict[str, int] = {}
     for i, piece in enumerate(vocab):
         if not isinstance(piece, str) or not piece or well_formed(piece) != piece:
-            raise ConfigError(f"vocab[{i}] is {piece!r:.100}; expected a text of at least one character")
+            raise ConfigError(f"vocab[{i}] is {shown(piece, 100)}; expected a text of at least one character")
         if ids.setdefault(piece, i) != i:
-            raise ConfigError(f"vocab gives two ids to {piece!r:.100}, {ids[piece]} and {i}")
+            raise ConfigError(f"vocab gives two ids to {shown(piece, 100)}, {ids[piece]} and {i}")
     return ids
 
 

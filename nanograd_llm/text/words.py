@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, IndexRangeError
-from nanograd_llm.settings import nearest, require_type
+from nanograd_llm.settings import nearest, require_type, shown
 from nanograd_llm.text.tokenizers import END_OF_TEXT, Tokenizer
 
 WORD = re.compile(r" ?\w+['’]?| ?[^\w\s]")
@@ -36,7 +36,7 @@ class WordTokenizer(Tokenizer):
         if not self.words or self.words != sorted({*map(str, self.words)}):
             raise ConfigError("words must be texts, each once and in alphabetical order, one at least")
         if wrong := [word for word in self.words if not WORD.fullmatch(word)]:
-            raise ConfigError(f"{wrong[0]!r:.100} is no word: letters and digits, or one other character")
+            raise ConfigError(f"{shown(wrong[0], 100)} is no word: letters and digits, or one other character")
         super().__init__([END_OF_TEXT.encode(), *(word.encode("utf-8") for word in self.words)], end_of_text=0)
         self._ids = {word: i for i, word in enumerate(self.words, 1)}
 
@@ -53,7 +53,7 @@ class WordTokenizer(Tokenizer):
                 near = nearest(word, self._ids)
                 hint = f"; did you mean {near.strip()!r}?" if near else "; train on a text that has it"
                 raise IndexRangeError(
-                    f"the word {word.strip()!r:.50}, number {place + 1} of the text, is not among the "
+                    f"the word {shown(word.strip(), 50)}, number {place + 1} of the text, is not among the "
                     f"{len(self.words):,} that are known{hint}"
                 )
         return np.array([self._ids[word] for word in words], np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.json import MAX_BYTES, MAX_VALUES, read_json_object
+from nanograd_llm.files.json import MAX_BYTES, MAX_VALUES, read_json_object, read_json_rows
 
 
 def test_a_plain_object_is_read():
@@ -36,3 +36,9 @@ def test_json_that_is_not_plain_is_refused(text, message):
     with pytest.raises(BadFileError, match="x: ") as caught:
         read_json_object(text, "x")
     assert message in str(caught.value)
+
+
+def test_a_fault_in_a_line_of_json_lines_has_one_line_number(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": 2,}\n')
+    with pytest.raises(BadFileError, match=r"x\.jsonl, line 2: not valid JSON: [^:]*, at column \d+$"):
+        list(read_json_rows(tmp_path / "x.jsonl"))

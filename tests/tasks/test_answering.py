@@ -230,6 +230,8 @@ def test_equal_questions_are_held_out_together_whatever_their_order(nano: str, t
     assert any(text.startswith(smallest) for text in texts(one, one.held_out))
     with pytest.raises(ShapeError, match="has 1 row, and held_out=0.1 leaves no question to learn from"):
         instructions(nano, file=written(tmp_path, *rows_of(1)))
+    with pytest.raises(ShapeError, match="all 30 rows ask the same question; give different ones"):
+        instructions(nano, file=written(tmp_path, *rows_of(1) * 30))
 
 
 def test_rows_that_are_too_long_are_refused_left_out_or_truncated_with_a_count(nano: str, tmp_path: Path) -> None:

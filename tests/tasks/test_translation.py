@@ -38,6 +38,14 @@ def task(file: str | None, **training: Any) -> Translation:
     return Translation(PairsConfig(file), SIZES, dataclasses.replace(SHORT, **training))
 
 
+def test_pairs_that_occur_again_are_left_out_and_counted(file: str) -> None:
+    lines = Path(file).read_text("utf-8")
+    Path(file).write_text(lines * 2, "utf-8")
+    with pytest.warns(UserWarning, match=f"{(n := lines.count(chr(10)))} of {2 * n} rows occur again and are left out"):
+        learned, held_out, _ = PairsConfig(file).read()
+    assert len(learned) + len(held_out) == n
+
+
 # The grammar
 
 
