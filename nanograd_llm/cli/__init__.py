@@ -34,7 +34,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "search": ['search MiniLM "how do I open a file?" --file lines.txt'],
     "info": ["info runs", "info runs/nano-1", "info gpt2"],
     "compare": ["compare runs/nano-1 runs/nano-2", "compare runs/nano-* --svg losses.svg"],
-    "tokenize": ['tokenize "the cat sat"', 'tokenize "the cat sat" --model runs/nano-1'],
+    "tokenize": ['tokenize "the cat sat" --model runs/nano-1', 'tokenize "the cat sat"'],
     "convert": ["convert runs/nano-1 --to hf --out my-model"],
     "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
     "bench": ["bench toy", "bench toy --against torch"],

@@ -21,12 +21,18 @@ def evaluate(model: Model, text: str, /, *, stride: int | None = None) -> None:
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
     """
+    from nanograd_llm.errors import ConfigError
     from nanograd_llm.inference import evaluate_text
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import read_source
 
-    opened = open_model(model, GPT)
+    opened = open_model(model)
+    if not issubclass(opened.model_class, GPT):
+        raise ConfigError(
+            f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
+            "a GPT; nanograd-llm info shows the last score of a run on what was held out"
+        )
     with waiting("reading and encoding the text") as progress:
         content = read_source(text, lambda doing, share: progress(share, doing))
         tokenizer, loaded = opened.tokenizer(), opened.model()

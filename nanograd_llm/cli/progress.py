@@ -40,7 +40,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
                     measured_on = event.score.measured_on
                     display.say(f"scored on {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
-                remark = event.score.remark and f"{event.score.figure:.2f} {event.score.name}: {event.score.remark}"
+                remark = event.score.remark and f"{event.score.figure_of(event.score.metrics())}: {event.score.remark}"
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
                 display.quote(event.sample.text.strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import BeamSearch, stream_translation
@@ -20,6 +22,10 @@ def translate(model: Model, text: str, /, *, search: Given = NOTHING) -> None:
     from nanograd_llm.runs.opening import open_model
 
     opened = open_model(model, EncoderDecoder)
+    translation = ""
     for piece in stream_translation(opened.model(), opened.tokenizer(), text, search=BeamSearch(**search)):
+        translation += piece
         print(written(piece), end="", flush=True)
     print(flush=True)
+    if not translation.strip():
+        print("(nothing: the model ends the translation at once)", file=sys.stderr)

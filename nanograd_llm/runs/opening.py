@@ -28,7 +28,7 @@ from nanograd_llm.pretrained.opened import (
 from nanograd_llm.pretrained.opening import open_pretrained
 from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.runs.tables import check_tables
-from nanograd_llm.settings import check_keys, listed, require_type
+from nanograd_llm.settings import check_keys, listed, nearest, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
@@ -81,6 +81,10 @@ def _run_meant(path: Path) -> str:
     """Which run was meant by a folder of runs, or by the name of a run without its folder; "" if that is not known."""
     if os.path.exists(inside := "runs" / path / "config.toml"):
         return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
+        beside = [] if path.parent.is_dir() else sorted(os.listdir(path.parent.parent))
+        if os.path.exists(inside := path.parent.parent / nearest(path.parent.name, beside) / path.name / "config.toml"):
+            return f"no such run; did you mean {inside.parent}?"
     with contextlib.suppress(OSError):
         if runs := sorted(found.parent.name for found in path.glob("*/config.toml")):
             return f"is a folder of runs; it holds {listed(runs)}; give one of them, such as {path / runs[0]}"

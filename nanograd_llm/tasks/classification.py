@@ -25,7 +25,7 @@ from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import Settings, counted, listed, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, first_words, share_of, spread
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
@@ -270,7 +270,7 @@ class Classification(TextTask):
 
     def example(self) -> str:
         """A text to classify, on one line."""
-        return " ".join(self.held_out_texts[0].split()).lstrip("-")[:80] or "a text"
+        return first_words(self.held_out_texts[0].lstrip("-"), 80) or "a text"
 
     def save_beside(self, folder: Path) -> None:
         """Also write the names of the classes."""

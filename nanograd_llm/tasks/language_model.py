@@ -21,6 +21,7 @@ from nanograd_llm.tasks.task import (
     Score,
     TextSettings,
     TextTask,
+    first_words,
     model_of,
     share_of,
 )
@@ -258,4 +259,4 @@ class LanguageModelling(TextTask):
         """The first words of the text that was trained on."""
         words = ["The", "statement"] if self.text.file is None else self.tokenizer.decode(self.ids[:24]).split()[:3]
         is_plain = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
-        return (" ".join(words).lstrip("-")[:40] if is_plain else "") or "The"
+        return (first_words(" ".join(words).lstrip("-"), 40) if is_plain else "") or "The"

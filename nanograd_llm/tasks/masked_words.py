@@ -249,11 +249,15 @@ class MaskedWords(TextTask):
         which = np.linspace(0, len(self.held_out) - 1, 5 if last else 2).astype(int)
         tokens, words, lengths = self._take(self.held_out, which)
         shown, targets = self._hide(tokens, words, generator(1), self.hiding.hidden, 1.0, 0.0)
-        hidden, filled = targets != IGNORE_INDEX, shown.copy()
         self.model.eval()
-        filled[hidden] = self._logits(shown, hidden, lengths).argmax(axis=1)
-        lines = [f"{self._text(row)}\n-> {self._text(full)}" for row, full in zip(shown, filled)]
-        return Sample("hidden words, and what it fills in", "\n".join(lines))
+        filled = iter(self._logits(shown, targets != IGNORE_INDEX, lengths).argmax(axis=1))
+        lines = []
+        for row in shown:
+            text = self._text(row)
+            parts = text.split(MASK)
+            guesses = [f"[{self.tokenizer.decode([next(filled)]).strip()}]" for _ in parts[1:]]
+            lines.append(f"{text}\n-> {''.join(a + b for a, b in zip(parts, [*guesses, '']))}")
+        return Sample("hidden words, and in brackets what it fills in", "\n".join(lines))
 
     def _text(self, row: np.ndarray) -> str:
         is_seen = ~self.is_special[row] | (row == self.mask)

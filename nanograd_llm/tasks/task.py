@@ -297,6 +297,18 @@ def absolute_path(source: str) -> str:
     return os.path.abspath(source) if os.path.exists(source) or glob.has_magic(source) else source
 
 
+def first_words(text: str, most: int) -> str:
+    """The beginning of a text on one line, at most so many characters, cut between words if there is a space.
+
+    >>> first_words("a cat  sleeps", 8), first_words("caterpillar", 5)
+    ('a cat', 'cater')
+    """
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    return line[: most + 1].rpartition(" ")[0] or line[:most]
+
+
 def spread(total: int, count: int | None) -> np.ndarray:
     """The numbers of so many of all rows, evenly spread; of all for None."""
     return np.linspace(0, total - 1, min(total, count or total)).astype(int)

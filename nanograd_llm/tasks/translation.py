@@ -22,7 +22,18 @@ from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderCo
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, require_int, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, mean_loss, model_of, share_of, spread
+from nanograd_llm.tasks.task import (
+    Report,
+    Request,
+    Sample,
+    Score,
+    TextTask,
+    first_words,
+    mean_loss,
+    model_of,
+    share_of,
+    spread,
+)
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
 from nanograd_llm.text.corpora import text_hash, warn_of_repeated
 from nanograd_llm.text.pairs import Pairs, read_pairs
@@ -35,6 +46,7 @@ SIZES: dict[str, Any] = dict(n_layer=2, n_head=4, n_embd=128)
 RECIPE: dict[str, Any] = dict(batch_size=32, learning_rate=2e-3, beta2=0.98)
 LEAST_CONTEXT = 64
 SCORED_AT_ONCE = 250
+SHOWN = 20  # words of a translation whose attention is shown
 
 
 class PairsConfig(Settings):
@@ -245,14 +257,15 @@ class Translation(TextTask):
             look = self.model.look(source[None], [[self.end, *output][:context]])
             heads = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
             made, given = ([self.tokenizer.decode([i]) for i in ids] for ids in ([*output, self.end][:context], source))
-            told += ["each word, and where the last block looked:", show_attention(made, given, heads)]
+            told += ["each word, and where the last block looked:", show_attention(made[:SHOWN], given, heads[:SHOWN])]
+            told += [f"... and {len(made) - SHOWN} more"] if len(made) > SHOWN else []
         return Sample(f"of {self.tokenizer.decode(source)!r}", "\n".join(told))
 
     def example(self) -> str:
         """A sentence to translate."""
         if self.pairs.file is None:
             return "the small cat does not see the house"
-        return self.tokenizer.decode(self.held_out.sources[0]).lstrip("-")
+        return first_words(self.tokenizer.decode(self.held_out.sources[0]).lstrip("-"), 80)
 
 
 def _bleu(outputs: list[str], references: list[str]) -> float:

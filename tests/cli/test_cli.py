@@ -178,21 +178,28 @@ def no_network():
     ("arguments", "said"),
     [
         (["generate", "tiny", "x"], "tiny: no such run; did you mean runs/tiny?"),
+        (["generate", "run/tiny", "x"], "run/tiny: no such run; did you mean runs/tiny?"),
         (
             ["generate", "runs", "x"],
             "it holds 'other', 'tiny'; give one of them, such as runs/other",
         ),
         (["generate", "The cafe", "runs/tiny"], "MODEL comes first: nanograd-llm generate runs/tiny 'The cafe'"),
-        (["tokenize", "The cafe"], "a run's tokenizer needs no download: add --model runs/nano-1. GPT-2's: gpt2: "),
     ],
 )
 def test_a_model_that_is_not_found_is_guessed(arguments, said, tmp_path, run, capsys, monkeypatch):
     for name in ("tiny", "other"):
         shutil.copytree(run, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nanograd_llm.pretrained.gpt2_tokenizer", no_network)
     assert main(arguments) == 4
     assert said in printed(capsys)[1]
+
+
+def test_tokenize_without_a_network_shows_bytes_and_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.pretrained.gpt2_tokenizer", no_network)
+    assert main(["tokenize", "the cat"]) == 0
+    out, err = printed(capsys)
+    assert "7 tokens, 7 bytes, by ByteTokenizer" in out
+    assert "GPT-2's tokenizer is not on this machine, so each byte is a token; --model RUN takes that of a run" in err
 
 
 def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys, monkeypatch):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from nanograd_llm.cli.progress import _Bar, _Lines
+from nanograd_llm.cli.progress import _Bar, _Lines, show
 from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.gradcheck import Report
+from nanograd_llm.runs.run import Run, Scored
 from nanograd_llm.settings import printable
+from nanograd_llm.tasks.task import Score
 from nanograd_llm.training import StepRecord
 
 RECORD = StepRecord(12_345, 10, 3.25, 1e-3, 1.0, 73_078.0, 0.25)
@@ -33,6 +37,15 @@ def test_on_a_terminal_each_line_of_a_quote_begins_with_its_mark(width: int) -> 
 def test_elsewhere_a_line_of_a_quote_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
     _Lines().quote(TEXT)
     assert capsys.readouterr().out == "".join(f"    | {line}\n" for line in TEXT.splitlines())
+
+
+def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest.CaptureFixture[str]) -> None:
+    score = Score("accuracy", 26.96, {}, percent=["accuracy"], remark="no better than majority (27.0 %)")
+    training = SimpleNamespace(batch_size=1)
+    task = SimpleNamespace(describe=dict, training=training, model=SimpleNamespace(loss_items="texts"))
+    run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), stopped_by=None)
+    assert show(cast(Run, run), iter([Scored(1, score)])) == 0
+    assert "\naccuracy 27.0 %: no better than majority (27.0 %)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,13 @@ def test_a_start_whose_alphabet_has_no_room_for_a_mask_is_refused(text: HidingTe
     assert isinstance(ng.open_model(tmp_path / "gpt").tokenizer(), CharTokenizer)
     with pytest.raises(ConfigError, match=r"has no room for \[MASK\]; start from a model whose tokenizer is bpe"):
         run_on(tmp_path / "gpt", text, tmp_path / "x")
+
+
+def test_a_sample_shows_each_guess_in_brackets_in_place_of_its_mask(text: HidingTextConfig) -> None:
+    hidden, filled = (line.split() for line in task_of(text).sample().text.splitlines()[:2])
+    assert len(hidden) == len(filled) - 1 and "[MASK]" in " ".join(hidden)
+    for before, after in zip(hidden, filled[1:]):
+        assert before == after or ("[MASK]" in before and re.search(r"\[.+\]", after))
 
 
 @pytest.mark.parametrize("lines", [True, False])

@@ -250,6 +250,33 @@ def test_settings_of_one_name_have_one_type_in_all_tasks_and_one_table_in_each(n
     assert all(visible.count(key) - hidden.count(key) <= 1 for key in visible)
 
 
+def test_what_a_translation_cannot_do_is_said_with_what_to_do(
+    file: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
+    list(run.train())
+    path = str(run.folder.path)
+    capsys.readouterr()
+    assert main(["convert", path, "--to", "hf", "--out", str(tmp_path / "hf")]) == 2
+    assert "train one with --no-norm-first --positions sinusoidal_halves" in capsys.readouterr().err
+    assert main(["eval", path, file]) == 2
+    assert "of the class EncoderDecoder, and eval scores language models" in capsys.readouterr().err
+    monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda *_, **__: iter([""]))
+    assert main(["translate", path, "one"]) == 0
+    assert capsys.readouterr() == ("\n", "(nothing: the model ends the translation at once)\n")
+
+
+def test_the_last_sample_and_the_example_are_short_for_any_translation(file: str, monkeypatch: Any) -> None:
+    made = task(file)
+    made.held_out.sources[0] = np.resize(made.held_out.sources[0], 60)
+    assert len(made.example()) <= 80 and made.example().split()[-1] in NUMBERS
+    monkeypatch.setattr("nanograd_llm.tasks.translation.SHOWN", 3)
+    made = task(file)
+    monkeypatch.setattr("nanograd_llm.tasks.translation.translate", lambda *_, **__: [[5] * 9])
+    lines = made.sample(last=True).text.splitlines()
+    assert len(lines) == 3 + 1 + 3 + 1 and lines[-1] == "... and 7 more"
+
+
 def test_texts_are_not_embedded_by_an_encoder_decoder_which_is_one_line(file: str, tmp_path: Path, capsys: Any) -> None:
     run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
     list(run.train())

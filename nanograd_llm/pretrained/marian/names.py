@@ -79,10 +79,16 @@ LAYOUT = Layout(
 def to_hugging_face(config: EncoderDecoderConfig) -> dict[str, Any]:
     """The content of a `config.json`. Raises ConfigError for a model that is not of Marian's kind."""
     c = config
-    wrong = [f"{name} is {getattr(c, name)}, not {value}" for name, value in FIXED.items() if getattr(c, name) != value]
+    needed = {name: value for name, value in FIXED.items() if getattr(c, name) != value}
+    wrong = [f"{name} is {getattr(c, name)}, not {value}" for name, value in needed.items()]
     wrong += ["source and target have two vocabularies"] if c.source_vocab_size else []
     if wrong:
-        raise ConfigError(f"transformers' MarianMTModel has no such model: {', '.join(wrong)}")
+        options = [
+            f"--no-{name.replace('_', '-')}" if value is False else f"--{name.replace('_', '-')} {value}"
+            for name, value in needed.items()
+        ]
+        remedy = f"; train one with {' '.join(options)}" if options else ""
+        raise ConfigError(f"transformers' MarianMTModel has no such model: {', '.join(wrong)}{remedy}")
     depths = {"n_inner": c.n_inner or 4 * c.n_embd, "n_decoder_layer": c.n_decoder_layer or c.n_layer}
     settings: dict[str, Any] = {"model_type": "marian", "architectures": ["MarianMTModel"], **HUGGING_FACE.write(c)}
     settings |= {"encoder_ffn_dim": depths["n_inner"], "decoder_layers": depths["n_decoder_layer"]}
