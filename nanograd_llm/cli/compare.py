@@ -10,6 +10,8 @@ from cyclopts import Parameter
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.settings import printable
 
+ABREAST = 3  # runs that are shown as columns; more are rows
+
 
 def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, svg: Path | None = None) -> None:
     """Show runs side by side: the settings in which they differ, their last scores, steps and time, and their losses.
@@ -23,23 +25,31 @@ def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, 
         is replaced.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from nanograd_llm.files.atomic import require_replaceable, write_atomically
-    from nanograd_llm.runs.compare import SVG_BEGINS, differences, history, loss_picture, sparkline
+    from nanograd_llm.runs.compare import SVG_BEGINS, differences, history, loss_picture, short_names, sparkline
 
     if svg is not None:
         require_replaceable(svg, ".svg", SVG_BEGINS)
     histories = [history(path) for path in runs]
-    rows = dict(differences(histories))
-    rows["last score"] = [one.figure or "none" for one in histories]
-    rows["steps"] = [f"{one.steps:,}" for one in histories]
-    rows["items"] = [f"{one.items[-1]:,.0f}" if one.steps else "0" for one in histories]
-    rows["seconds of training"] = [f"{one.seconds[-1]:,.1f}" if one.steps else "0" for one in histories]
-    rows["loss"] = [sparkline(one.losses) for one in histories]
-    table = Table("", *(printable(one.path) for one in histories))
-    for name, values in rows.items():
-        table.add_row(printable(name), *map(printable, values))
+    found = {
+        "last score": [one.figure or "none" for one in histories],
+        "steps": [f"{one.steps:,}" for one in histories],
+        "trained on": [f"{one.items[-1] if one.steps else 0:,.0f} {one.noun}" for one in histories],
+        "seconds": [f"{one.seconds[-1] if one.steps else 0:,.1f}" for one in histories],
+        "loss": [sparkline(one.losses, 24 if len(runs) <= ABREAST else 8) for one in histories],
+    }
+    names, settings = short_names([one.path for one in histories]), differences(histories)
+    if len(runs) <= ABREAST:
+        table = Table("", *map(printable, names))
+        for name, values in {**settings, **found}.items():
+            table.add_row(printable(name), *map(printable, values))
+    else:
+        table = Table(Column("run", no_wrap=True), *found, "settings in which they differ", show_lines=True)
+        for number, (run, *values) in enumerate(zip(names, *found.values())):
+            own = [f"{name.partition('.')[2]}={row[number]}" for name, row in settings.items() if row[number]]
+            table.add_row(*map(printable, [run, *values, ", ".join(own)]))
     Console(highlight=False, markup=False).print(table)
     if svg is not None:
         write_atomically(svg, loss_picture(histories).encode())

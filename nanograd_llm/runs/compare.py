@@ -6,6 +6,7 @@ A run of any task has a loss for every step, so runs of different tasks can be c
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from html import escape
@@ -15,9 +16,11 @@ import numpy as np
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.runs.folder import RunFolder
+from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Score
 
 POINTS = 160  # of a curve at most; each is the mean of the steps around it
+DECISIVE = "run.task", "text.tokenizer", "model.vocab_size"  # settings without which losses cannot be compared
 COLOURS = "#1f5fa8 #c65f00 #3f7f3f #7b4fa0 #8a6d00 #a03050".split()
 SVG_BEGINS = b'<svg xmlns="http://www.w3.org/2000/svg" data-picture="nanograd-llm losses"'
 DASHES = ["none", "7 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2"]  # so that curves can be told apart without colour
@@ -44,6 +47,13 @@ class History:
     def steps(self) -> int:
         """Steps that are recorded."""
         return len(self.losses)
+
+    @property
+    def noun(self) -> str:
+        """What the items are, such as tokens."""
+        task = self.settings.get("run.task", DEFAULT)
+        noun: str = task_named(task).model_class.loss_items if task in TASKS else "items"
+        return noun
 
 
 def history(path: str | os.PathLike[str]) -> History:
@@ -84,6 +94,19 @@ def differences(histories: Sequence[History]) -> dict[str, list[str]]:
     return {name: row for name, row in rows.items() if len({*row}) > 1}
 
 
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The paths of several runs without the folders that they all lie in.
+
+    >>> short_names(["runs/a", "runs/b"]), short_names(["runs/a"])
+    (['a', 'b'], ['runs/a'])
+    """
+    try:
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # absolute and relative ones
+        return list(paths)
+    return [os.path.relpath(path, common) for path in paths] if common and len({*paths}) > 1 else list(paths)
+
+
 def sparkline(values: np.ndarray, width: int = 24) -> str:
     """A curve of one line of text, from the highest value to the lowest.
 
@@ -105,13 +128,19 @@ def smoothed(values: np.ndarray, points: int) -> np.ndarray:
     return np.array([part.mean(axis=0) for part in np.array_split(values, points)])
 
 
-def loss_picture(histories: Sequence[History], items: str = "items") -> str:
+def loss_picture(histories: Sequence[History]) -> str:
     """An SVG of the losses against the items trained on, and against the seconds of training.
 
     A line is the training loss, the mean of neighbouring steps; a dot is a loss on held-out data.
     """
+    nouns = {one.noun for one in histories}
+    items = nouns.pop() if len(nouns) == 1 else "items"
+    notes = ["line: loss of training; dot: loss on held-out data"]
+    if len({tuple(one.settings.get(name) for name in DECISIVE) for one in histories}) > 1:
+        notes.append("These runs have different tasks or tokenizers, so their losses are of different things.")
+    names = short_names([one.path for one in histories])
     wide, high, left, top = 380, 260, 56, 16
-    bottom = top + high + 46 + 18 * len(histories)
+    bottom = top + high + 46 + 18 * (len(histories) + len(notes))
     parts = [
         f'{SVG_BEGINS.decode()} viewBox="0 0 {2 * (wide + left) + 24} {bottom}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
@@ -130,9 +159,9 @@ def loss_picture(histories: Sequence[History], items: str = "items") -> str:
         def y(loss: float) -> str:
             return f"{top + high * (1 - (loss - low) / (most - low)):.1f}"
 
-        parts += _axes(x0, top, wide, high, [low, (low + most) / 2, most], end, name, y)
+        parts += _axes(x0, top, wide, high, ticks(low, most), end, name, y)
         for number, one in enumerate(histories):
-            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+            colour, dash = _style(number)
             curve = smoothed(np.stack([getattr(one, axis), one.losses], axis=1), POINTS)
             points = " ".join(f"{x(at)},{y(loss)}" for at, loss in curve.tolist() if np.isfinite(loss))
             parts.append(
@@ -143,13 +172,33 @@ def loss_picture(histories: Sequence[History], items: str = "items") -> str:
                 at = row[0 if axis == "items" else 1]
                 parts.append(f'<circle cx="{x(at)}" cy="{y(row[2])}" r="3" fill="{colour}"/>')
     for number, one in enumerate(histories):
-        line, colour = top + high + 46 + 18 * number, COLOURS[number % len(COLOURS)]
+        line, (colour, dash) = top + high + 46 + 18 * number, _style(number)
         parts.append(
             f'<line x1="{left}" y1="{line - 4}" x2="{left + 34}" y2="{line - 4}" stroke="{colour}" stroke-width="1.6" '
-            f'stroke-dasharray="{DASHES[number % len(DASHES)]}"/><text x="{left + 42}" y="{line}">'
-            f"{escape(f'{one.path:.80}')}{escape(f': {one.figure}') if one.figure else ''}</text>"
+            f'stroke-dasharray="{dash}"/><text x="{left + 42}" y="{line}">'
+            f"{escape(f'{names[number]:.80}')}{escape(f': {one.figure}') if one.figure else ''}</text>"
         )
+    for number, note in enumerate(notes, len(histories)):
+        parts.append(f'<text x="{left}" y="{top + high + 46 + 18 * number}">{note}</text>')
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour and dashes of a curve, no two the same among 36."""
+    count = len(COLOURS)
+    return COLOURS[number % count], DASHES[(number + number // count) % count]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Two to five round numbers from `low` to `high`.
+
+    >>> ticks(3.07, 6.95), ticks(0.011, 0.042)
+    ([4.0, 5.0, 6.0], [0.02, 0.03, 0.04])
+    """
+    unit = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step = next(unit * factor for factor in (1, 2, 5) if (high - low) / (unit * factor) < 5)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [float(f"{number * step:.6g}") for number in range(first, last + 1)]
 
 
 def _axes(
@@ -166,7 +215,7 @@ def _axes(
     parts = [f'<path d="M{x0} {top}V{base}H{x0 + wide}" fill="none" stroke="#444"/>']
     for tick in ticks:
         at = float(y(tick)) + 4
-        parts.append(f'<text x="{x0 - 6}" y="{at:.1f}" text-anchor="end">{tick:.3g}</text>')
+        parts.append(f'<text x="{x0 - 6}" y="{at:.1f}" text-anchor="end">{tick:g}</text>')
     parts.append(f'<text x="{x0}" y="{base + 16}">0</text>')
     parts.append(f'<text x="{x0 + wide}" y="{base + 16}" text-anchor="end">{end:,.0f}</text>')
     parts.append(f'<text x="{x0 + wide / 2}" y="{base + 16}" text-anchor="middle">loss against {escape(name)}</text>')

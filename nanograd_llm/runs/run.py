@@ -226,7 +226,7 @@ class Run:
         """Write loss.svg, at most every ten seconds before the end, since all metrics are read for it."""
         if last or not self._drawn or time.monotonic() - self._drawn > 10:
             self._drawn = time.monotonic()
-            picture = loss_picture([history(self.folder.path)], self.task.model.loss_items)
+            picture = loss_picture([history(self.folder.path)])
             write_atomically(self.folder.path / "loss.svg", picture.encode())
 
     def _rows_to_score(self) -> int:

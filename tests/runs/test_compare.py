@@ -1,5 +1,6 @@
 """Runs side by side: what differs, what they reached, and pictures of their losses."""
 
+import dataclasses
 import re
 from xml.etree import ElementTree
 
@@ -43,11 +44,21 @@ def test_only_settings_that_differ_are_listed(runs):
 
 
 def test_the_picture_is_xml_with_a_curve_for_each_run_and_axis_and_a_dot_for_each_score(runs):
-    picture = ElementTree.fromstring(loss_picture([history(path) for path in runs], "tokens"))
+    picture = ElementTree.fromstring(loss_picture([history(path) for path in runs]))
     tags = [element.tag.rpartition("}")[2] for element in picture.iter()]
     assert tags.count("polyline") == 4 and tags.count("circle") == 8
     text = " ".join(picture.itertext())
-    assert "tokens trained on" in text and str(runs[0]) in text
+    assert "tokens trained on" in text and runs[0].name in text and str(runs[0]) not in text
+    assert "dot: loss on held-out data" in text and "different tasks" not in text
+
+
+def test_curves_of_many_runs_look_different_and_other_tokenizers_are_noted(runs):
+    one = history(runs[0])
+    other = dataclasses.replace(one, settings={**one.settings, "text.tokenizer": "characters"})
+    picture = ElementTree.fromstring(loss_picture([one] * 13 + [other]))
+    lines = [element for element in picture.iter() if element.tag.endswith("}line")]
+    assert len({(line.get("stroke"), line.get("stroke-dasharray")) for line in lines}) == len(lines) == 14
+    assert "different tasks or tokenizers" in " ".join(picture.itertext())
 
 
 def test_a_point_of_a_curve_lies_where_its_numbers_say(runs):
@@ -61,7 +72,7 @@ def test_a_point_of_a_curve_lies_where_its_numbers_say(runs):
 
 def test_every_run_folder_holds_its_picture(runs):
     for path in runs:
-        assert (path / "loss.svg").read_text("utf-8") == loss_picture([history(path)], "tokens")
+        assert (path / "loss.svg").read_text("utf-8") == loss_picture([history(path)])
 
 
 def test_a_run_without_a_step_has_an_empty_picture(tmp_path):
@@ -93,6 +104,13 @@ def test_compare_prints_a_table_and_writes_the_picture(runs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"model\.n_embd +│ 8 +│ 16 ", out) and out.count("bits per byte") == 2
     assert (tmp_path / "losses.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_more_than_three_runs_are_rows_with_short_names(runs, capsys):
+    assert main(["compare", *map(str, runs * 2)]) == 0
+    out = capsys.readouterr().out
+    assert str(runs[0].parent) not in out and re.search(r"│ +wide-16<&> +│", out)
+    assert "trained on" in out and "tokens" in out and "n_embd=8" in out.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "x.png", "drawing.svg"])
