@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nanograd_llm.cli.terminal import written
+from nanograd_llm.cli.terminal import row, written
 from nanograd_llm.settings import printable
 
 ABREAST = 3  # runs that are shown as columns; more are rows
@@ -46,11 +46,15 @@ def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, 
         for name, values in {**settings, **found}.items():
             table.add_row(printable(name), *map(printable, values))
     else:
-        table = Table(Column("run", no_wrap=True), *found, "settings in which they differ", show_lines=True)
-        for number, (run, *values) in enumerate(zip(names, *found.values())):
-            own = [f"{name.partition('.')[2]}={row[number]}" for name, row in settings.items() if row[number]]
-            table.add_row(*map(printable, [run, *values, ", ".join(own)]))
+        table = Table(Column("run", no_wrap=True), *found)
+        for cells in zip(names, *found.values()):
+            table.add_row(*map(printable, cells))
     Console(highlight=False, markup=False).print(table)
+    if len(runs) > ABREAST and settings:
+        print("The settings in which they differ:")
+        for number, name in enumerate(names):
+            own = [f"{key.partition('.')[2]}={values[number]}" for key, values in settings.items() if values[number]]
+            print(row(name, ", ".join(own)))
     if svg is not None:
         write_atomically(svg, loss_picture(histories).encode())
         print(written(f"wrote {svg}"))

@@ -110,7 +110,7 @@ def test_more_than_three_runs_are_rows_with_short_names(runs, capsys):
     assert main(["compare", *map(str, runs * 2)]) == 0
     out = capsys.readouterr().out
     assert str(runs[0].parent) not in out and re.search(r"│ +wide-16<&> +│", out)
-    assert "trained on" in out and "tokens" in out and "n_embd=8" in out.replace("\n", "")
+    assert "trained on" in out and "tokens" in out and re.search(r"^wide-8<&> +n_embd=8$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "x.png", "drawing.svg"])
