@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Labeller
 from nanograd_llm.cli.terminal import written
 
 
-def classify(model: Model, /, *texts: str, file: Path | None = None, top: int = 3) -> None:
+def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int = 3) -> None:
     """Show the likeliest classes of each text, with their probabilities.
 
     Parameters

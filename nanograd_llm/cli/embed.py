@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Encoder
 from nanograd_llm.settings import counted, printable
 
 
 def embed(
-    model: Model, /, *texts: str, file: Path | None = None, out: Path | None = None, truncate: bool = False
+    model: Encoder, /, *texts: str, file: Path | None = None, out: Path | None = None, truncate: bool = False
 ) -> None:
     """Turn texts into vectors: show how much the first ones are alike, as cosines, or write all vectors to a file.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Filler
 from nanograd_llm.settings import printable
 
 
-def fill(model: Model, text: str, /, *, top: int = 5, truncate: bool = False) -> None:
+def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False) -> None:
     """Show the likeliest words for each [MASK] of a text, with their probabilities.
 
     Parameters

@@ -17,6 +17,26 @@ from nanograd_llm.settings import Settings
 Model = Annotated[
     str, Parameter(help="The folder of a run, or a pretrained model: a folder, a file or a name, such as gpt2.")
 ]
+Filler = Annotated[
+    str, Parameter(help="The folder of a run of the task masked-words, or of a pretrained BERT, such as my-bert.")
+]
+Translator = Annotated[
+    str, Parameter(help="The folder of a run of the task translation, or of a pretrained Marian, such as my-marian.")
+]
+Labeller = Annotated[
+    str,
+    Parameter(
+        help="The folder of a run of the task classification, or of a pretrained BertForSequenceClassification, such "
+        "as my-classifier."
+    ),
+]
+Encoder = Annotated[
+    str,
+    Parameter(
+        help="The folder of a run, or of a pretrained model, best of a BERT for sentences: such as MiniLM, a folder of "
+        "yours with the files of all-MiniLM-L6-v2."
+    ),
+]
 Given = Mapping[str, Any]  # settings by name
 NOTHING: Given = MappingProxyType({})
 Command = TypeVar("Command", bound=Callable[..., Any])

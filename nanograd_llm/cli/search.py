@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Encoder
 from nanograd_llm.cli.terminal import written
 
 
-def search(model: Model, query: str, /, *, file: Path, top: int = 5, truncate: bool = False) -> None:
+def search(model: Encoder, query: str, /, *, file: Path, top: int = 5, truncate: bool = False) -> None:
     """Show the lines of a file whose vectors are most like that of a query, each with its cosine.
 
     Parameters

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.options import NOTHING, Given, Translator, options, with_options
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import BeamSearch, stream_translation
 
 
 @with_options(search=options(BeamSearch, "Search"))
-def translate(model: Model, text: str, /, *, search: Given = NOTHING) -> None:
+def translate(model: Translator, text: str, /, *, search: Given = NOTHING) -> None:
     """Translate a text with a model that was trained by `train --task translation`; words appear as they are written.
 
     Parameters

@@ -148,6 +148,13 @@ def test_help_of_every_command_ends_with_examples(name, capsys):
     assert f"nanograd-llm {name}" in " ".join(examples.split())
 
 
+@pytest.mark.parametrize("name", ["fill", "translate", "classify", "embed", "search"])
+def test_the_help_of_a_command_for_another_model_does_not_name_gpt2(name, capsys):
+    main([name, "--help"])
+    out = capsys.readouterr().out
+    assert "gpt2" not in out and "folder of a run" in " ".join(out.replace("│", " ").split())
+
+
 def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
     texts = set()
     for seed in "12":
