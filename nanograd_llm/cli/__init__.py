@@ -77,6 +77,8 @@ def _run(arguments: Sequence[str]) -> int:
     from nanograd_llm import __version__
     from nanograd_llm.cli.usage import explained
 
+    if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
+        arguments = [*arguments[1:2], "--help"]
     app = App(
         name="nanograd-llm",
         help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",

@@ -135,7 +135,10 @@ def targeted(model: Module, targets: Iterable[str] | None) -> dict[str, Linear]:
     else:
         matches = {target: [name for name in known if f".{target.strip()}." in f".{name}."] for target in targets}
         missing = [target for target, names in matches.items() if not names]
-        check_keys(missing, dict.fromkeys(name.rpartition(".")[2] for name in known), "targets")
+        parts = [name.split(".") for name in known]
+        allowed = dict.fromkeys(part for name in parts for part in name if not part.isdigit())
+        numbered = [".".join(name[:2]) for name in parts if name[1:2] and name[1].isdigit()]
+        check_keys(missing, [*allowed, *numbered[:1]], "targets")
         found = [name for name in known if any(name in names for names in matches.values())]
     if not found:
         raise ConfigError(f"targets names no Linear of this {type(model).__name__}; leave it out, for all")

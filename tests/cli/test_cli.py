@@ -348,6 +348,13 @@ def test_help_is_a_page_on_stdout(command, capsys):
     assert not err
 
 
+def test_help_is_a_command_as_well(capsys):
+    for words, option in ((["help"], ["--help"]), (["help", "train"], ["train", "--help"])):
+        assert main(words) == 0
+        page = capsys.readouterr().out
+        assert main(option) == 0 and page == capsys.readouterr().out
+
+
 def test_help_shows_every_default(capsys):
     main(["train", "--help"])
     out, _ = capsys.readouterr()

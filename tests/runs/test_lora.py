@@ -191,6 +191,10 @@ def test_convert_gives_merged_weights_or_the_adapter_alone(adapted: Path, tmp_pa
         ({"lora_rank": 0, "init": True}, "rank must be an integer of at least 1"),
         ({"lora_rank": 2, "lora_alpha": 0.0, "init": True}, "alpha is 0"),
         ({"lora_rank": 2, "lora_targets": "dwn", "init": True}, "unknown 'dwn', did you mean 'down'"),
+        (
+            {"lora_rank": 2, "lora_targets": "foo", "init": True},
+            "unknown 'foo', allowed are blocks, attention, qkv, out, mlp, up, down, blocks.0$",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_and_leave_nothing(
