@@ -17,7 +17,7 @@ from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import InPlaceError, NanogradError, SignatureError
-from nanograd_llm.gradcheck.check.check import JACOBIAN, gradcheck, quiet
+from nanograd_llm.gradcheck.check.check import JACOBIAN, SECONDS, gradcheck, quiet
 from nanograd_llm.gradcheck.check.culprit import MOST
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError, Report
@@ -33,6 +33,7 @@ _MISSING = (
 )
 
 
+@quiet()
 def check_gradient(
     f: Any,
     *inputs: Any,
@@ -42,6 +43,8 @@ def check_gradient(
     seed: int = 0,
     jacobian: int = JACOBIAN,
     explain: bool = True,
+    seconds: float = SECONDS,
+    unused: Sequence[str] = (),
 ) -> Report:
     """Check the gradient of any function in any library, with the verdicts and reports of `gradcheck`.
 
@@ -61,7 +64,9 @@ def check_gradient(
         an input that is a constant); for a single input the array alone. `gradient(*inputs)` returns the gradient of a
         number; for an f that returns an array the derivative of each entry, if f maps each entry by itself, or the
         Jacobian, of shape y.shape + x.shape. The cotangent of an f that returns a tuple is a tuple.
-    seed, jacobian, explain: see `gradcheck`.
+    seed, jacobian, explain, seconds: see `gradcheck`.
+    unused: names of float arrays of a layer that are constants. Any other that moves the result, and for which backward
+        stores no gradient, is a problem.
 
     A layer's parameters are checked as well: float arrays for which backward stores a gradient, `W` and `dW`,
     `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of a torch Module.
@@ -80,30 +85,21 @@ def check_gradient(
             "an input is a Tensor of this package, whose functions gradcheck checks; give check_gradient its .data"
         )
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
-    with quiet():
-        return _check(
-            f, inputs, {name: rule for name, rule in rules.items() if rule is not None}, seed, jacobian, explain
-        )
-
-
-def _check(
-    f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]], seed: int, jacobian: int, explain: bool
-) -> Report:
-    foreign = _foreign(f, inputs, rules)
+    foreign = _foreign(f, inputs, unused, {name: rule for name, rule in rules.items() if rule is not None})
     if kept := _defaults(f, len(inputs)):
         foreign.notes[f"checked with {', '.join(kept)} only: to check other values, give them as inputs"] = None
 
     def report() -> Report:
-        return gradcheck(_Recorded(foreign), seed=seed, jacobian=jacobian, explain=explain)
+        return gradcheck(_Recorded(foreign), seed=seed, jacobian=jacobian, explain=explain, seconds=seconds)
 
     try:
         foreign.settle()
         found = report()
         is_open = any(finding.verdict not in PASSING for finding in found.findings)
-        if is_open and foreign.is_narrow():
+        if is_open and not found.problems and foreign.is_narrow():
             foreign.narrow = True  # is the difference no more than the rounding of float32?
             found = report()
-        problems = found.problems + tuple(foreign.problems(seed))
+        problems = found.problems + tuple(foreign.problems(seed)) + tuple(foreign.unchecked())
     except InPlaceError as error:
         return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
     wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
@@ -155,7 +151,7 @@ class _ForeignOp(Op):
         return list(self.foreign.pull(cotangent, node.saved[0]))  # whose errors need no help from the engine
 
 
-def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]) -> Foreign:
+def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[str, Callable[..., Any]]) -> Foreign:
     """The function in the form that its type, the types of its inputs, and how its gradient is given ask for."""
     if len(rules) > 1:
         raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
@@ -170,7 +166,7 @@ def _foreign(f: Any, inputs: Sequence[Any], rules: dict[str, Callable[..., Any]]
     if is_layer(owner) and f == owner.forward and rule == owner.backward:  # type: ignore[union-attr]
         f, rule = owner, None
     if rule is None and is_layer(f):
-        return Layer(f, inputs, names, library)
+        return Layer(f, inputs, names, library, unused)
     if rule is None and autograd is None:
         library, autograd = library_of([_result(f, inputs)], inputs)  # of NumPy arrays, but computes in JAX
     if rule is None and autograd is not None:

@@ -85,7 +85,8 @@ class Foreign:
         """Does f or its gradient compute in float32 for float64 inputs? It is noted."""
         if self.library.only is not None:
             return False  # a note says so already
-        arrays, rng = [a.astype(np.float64) for a in self.values], np.random.default_rng(0)
+        kind = np.longdouble if self._is_wide else np.float64  # in which float64's own rounding is not in the way
+        arrays, rng = [a.astype(kind) for a in self.values], np.random.default_rng(0)
         dy = rng.standard_normal(self.run(arrays).shape)
 
         def gradient(both: Arrays) -> np.ndarray:
@@ -100,6 +101,16 @@ class Foreign:
     def problems(self, seed: int) -> Iterator[str]:
         """What is wrong apart from the numbers of the gradient, in words; less important things are noted."""
         yield from ()
+
+    def unchecked(self) -> Iterator[str]:
+        """What was not checked although a gradient of it was given, in words; an empty input beside others is noted."""
+        for name in self.inputs.integers:
+            yield f"{name} is integer, so its gradient was not checked: give floats"
+        empty = [name for name, x in zip(self.names, self.values) if not x.size]
+        if len(empty) == len(self.names):
+            yield f"nothing was checked: {', '.join(empty)} {'has' if len(empty) == 1 else 'have'} no entries"
+        else:
+            self.notes.update({f"{name} has no entries: nothing to check": None for name in empty})
 
     def call(self, *arguments: Any) -> Any:
         """The function's result, as it returns it."""

@@ -16,6 +16,7 @@ class Inputs:
     """Inputs that may be lists, tuples and dicts of arrays.
 
     names, values, originals: of the float arrays among them, which are checked; everything else is a constant.
+    integers: names of constants that are integers, for which a gradient came all the same.
     """
 
     def __init__(self, inputs: Sequence[Any], names: Sequence[str], library: Library):
@@ -23,6 +24,7 @@ class Inputs:
         self._leaves = [pair for x, name in zip(inputs, names) for pair in leaves(x, name)]
         self._checked = [library.is_checked(leaf, name) for name, leaf in self._leaves]
         checked = [pair for pair, is_checked in zip(self._leaves, self._checked) if is_checked]
+        self.integers: dict[str, None] = {}
         self.names = [name for name, _ in checked]
         self.originals = [leaf for _, leaf in checked]
         self.values = [np.array(library.to_numpy(leaf)) for leaf in self.originals]
@@ -44,6 +46,9 @@ class Inputs:
         found: list[Any] = []
         for i, (x, name) in enumerate(zip(self._inputs, self._input_names)):
             found += _like(x, entries.get(i), name, who)
+        for (name, x), g, is_checked in zip(self._leaves, found, self._checked):
+            if not is_checked and _is_integer(x) and _is_nonzero(g):
+                self.integers[name] = None
         return [g for g, is_checked in zip(found, self._checked) if is_checked]
 
     def _entries(self, returned: Any, places: Sequence[int], who: str) -> dict[int, Any]:
@@ -52,7 +57,7 @@ class Inputs:
             raise NanogradError(f"{who} returned None; return one array for each input")
         parts = branches(returned) if isinstance(returned, (list, tuple)) else None
         if parts is not None and len(parts) == len(self._inputs):
-            return {i: parts[i][1] for i in places}
+            return {i: part for i, (_, part) in enumerate(parts)}
         if parts is not None and len(parts) == len(places):
             return {i: part for i, (_, part) in zip(places, parts)}
         if len(places) == 1 and (parts is None or branches(self._inputs[places[0]]) is not None):
@@ -63,6 +68,14 @@ class Inputs:
         raise NanogradError(
             f"{who} returned {described(returned)} for {len(places)} inputs ({names}); return one array for each"
         )
+
+
+def _is_integer(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) or getattr(getattr(x, "dtype", None), "kind", "") in "iu"
+
+
+def _is_nonzero(g: Any) -> bool:
+    return isinstance(g, (float, np.floating, np.ndarray)) and np.asarray(g).dtype.kind == "f" and bool(np.any(g))
 
 
 def _like(x: Any, g: Any, name: str, who: str) -> Iterator[Any]:

@@ -32,9 +32,12 @@ class Layer(Foreign):
     `backward` may also return the gradients of the parameters, behind those of the inputs and in their order.
     """
 
-    def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
+    def __init__(
+        self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library, unused: Sequence[str] = ()
+    ):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
-        self._constants: list[str] = []  # float arrays of the layer that are not checked
+        self._constants: list[str] = []  # float arrays that move the result, for which no gradient is stored
+        self._integers: list[str] = []  # arrays of integers for which one is stored
         self._places: dict[str, tuple[Path, Path | None]] = {}
         self._parameters = self._found(inputs)
         super().__init__(layer.forward, [self._parameters, *inputs], ["", *names], library, layer.backward)
@@ -42,9 +45,18 @@ class Layer(Foreign):
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
-        if self._constants:
-            names = ", ".join(self._constants[:4])
-            self.notes[f"{self.who} stores no gradient for {names}: not checked"] = None
+        self._unused = unused
+
+    def unchecked(self) -> Iterator[str]:
+        yield from super().unchecked()
+        for name in self._integers:
+            yield f"{name} is integer, so its gradient was not checked: give floats"
+        names = [name for name in self._constants if name not in self._unused]
+        if names:
+            yield (
+                f"{self.who} stores no gradient for {', '.join(names[:4])}: not checked; store it as d{names[0]}, or, "
+                f"if it is a constant, pass unused={names[:4]}"
+            )
 
     def call(self, parameters: dict[str, Any], *inputs: Any) -> Any:
         return self._with(parameters).forward(*inputs)
@@ -105,9 +117,23 @@ class Layer(Foreign):
         matched = {id(used[path]) for path, _ in self._places.values()}
         gradients = [gradient for _, gradient in self._places.values()]
         self._constants = [
-            path_name(layer, path) for path, a in used.items() if id(a) not in matched and path not in gradients
+            path_name(layer, path)
+            for path, a in used.items()
+            if id(a) not in matched and path not in gradients and self._moves(path, inputs)
+        ]
+        integers = [path for path, _ in arrays_of(self.layer, "iu")]
+        self._integers = [
+            path_name(layer, path) for path in integers if any(_is_gradient_of(place, path) for place in after)
         ]
         return {name: used[path] for name, (path, _) in self._places.items()}
+
+    def _moves(self, path: Path, inputs: Sequence[Any]) -> bool:
+        """Does the result change where this array does?"""
+        layers = [copy.deepcopy(self.layer) for _ in range(2)]
+        a = get_at(layers[1], path)
+        set_at(layers[1], path, 1.125 * a + 0.125 * np.abs(a).max(initial=0) + (not a.any()))
+        results = [[np.asarray(y) for _, y in leaves(layer.forward(*copy.deepcopy(inputs)))] for layer in layers]
+        return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*results))
 
     def _with(self, parameters: dict[str, Any]) -> Any:
         """A copy of the layer with these parameters, and with gradients that are zero."""
@@ -171,14 +197,21 @@ def _parts(value: Any) -> list[tuple[str | int, Any]]:
     return list(vars(value).items()) if hasattr(value, "__dict__") and not callable(getattr(value, "mro", None)) else []
 
 
-def float_arrays(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, np.ndarray]]:
+def float_arrays(value: Any) -> Iterator[tuple[Path, np.ndarray]]:
     """Every float array in an object's attributes, in its lists, dicts and objects, and where it lies."""
+    return arrays_of(value, "f")
+
+
+def arrays_of(
+    value: Any, kinds: str, path: Path = (), seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """The same of arrays of these kinds."""
     if isinstance(value, np.ndarray):
-        if value.dtype.kind == "f":
+        if value.dtype.kind in kinds:
             yield path, value
     elif id(value) not in seen:
         for key, part in _parts(value):
-            yield from float_arrays(part, (*path, key), seen | {id(value)})
+            yield from arrays_of(part, kinds, (*path, key), seen | {id(value)})
 
 
 def _layers_in(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, Any]]:

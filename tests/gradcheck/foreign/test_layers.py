@@ -200,14 +200,41 @@ def test_a_loss_whose_backward_takes_nothing_is_checked() -> None:
     assert "off by the factor 0.5" in str(check_gradient(Wrong(), X, R.integers(0, 2, X.shape)))
 
 
-def test_a_parameter_without_a_gradient_is_named() -> None:
+def test_a_parameter_without_a_gradient_does_not_pass_unless_it_is_named_unused() -> None:
     class Forgetful(Linear):
         def backward(self, dout):
             self.dW = self.x.T @ dout
             return dout @ self.W.T
 
     report = check_gradient(Forgetful(), X)
-    assert "Forgetful.backward stores no gradient for b: not checked" in report.notes
+    assert "Forgetful.backward stores no gradient for b: not checked; store it as db" in report.problems[0]
+    assert not report.passed and check_gradient(Forgetful(), X, unused=["b"]).passed
+
+
+def test_gradients_under_unknown_names_do_not_pass() -> None:
+    class Odd(Linear):
+        def backward(self, dout):
+            self.slope_of_W, self.slope_of_b = self.x.T @ dout, dout.sum(axis=0)
+            return dout @ self.W.T
+
+    report = check_gradient(Odd(), X)
+    assert not report.passed and "stores no gradient for W, b" in report.problems[0]
+
+
+def test_an_integer_parameter_with_a_gradient_does_not_pass() -> None:
+    layer = Linear()
+    layer.W = np.ones(layer.W.shape, int)
+    report = check_gradient(layer, X)
+    assert report.problems == ("W is integer, so its gradient was not checked: give floats",) and not report.passed
+
+
+def test_an_array_that_does_not_move_the_result_is_no_parameter() -> None:
+    class Counting(Linear):
+        def __init__(self):
+            super().__init__()
+            self.running_mean = np.zeros(4)
+
+    assert check_gradient(Counting(), X).passed
 
 
 def test_an_array_that_forward_stores_is_no_parameter() -> None:
