@@ -31,7 +31,7 @@ def caller() -> str:
 
 def place(op_name: str, arrays: Sequence[Any], module_path: str) -> str:
     """A description of one op call for an error message: name, input shapes, module, line."""
-    shapes = ", ".join(str(getattr(a, "shape", a)) for a in arrays)
+    shapes = ", ".join("a number" if getattr(a, "shape", None) == () else str(getattr(a, "shape", a)) for a in arrays)
     module = f" in module {module_path}" if module_path else ""
     return f"{op_name}({shapes}){module}, called at {caller()}"
 
