@@ -237,7 +237,10 @@ class Tensor:
         return self.data.tolist()
 
     def item(self) -> float:
-        """The value of a Tensor of one element, as a Python number. Raises ShapeError for any other size."""
+        """The value of a Tensor of one element, as a Python number, which has no tape: no gradient goes through it.
+
+        float() and the functions of math do the same. Raises ShapeError for any other size.
+        """
         if self.size != 1:
             raise ShapeError(f"item() needs a Tensor of one element; this one has shape {self.shape}; use .tolist()")
         return self.data.item()
