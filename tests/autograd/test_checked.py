@@ -48,7 +48,8 @@ def test_an_infinity_is_reported_with_the_line_of_the_operator():
     with checked(), pytest.raises(NonFiniteError) as caught:
         where = line_after()
         1 / x
-    assert f"the result of divide(a number, (2,)), called at {where} holds 1 non-finite of 2 values" in str(caught.value)
+    said = f"the result of divide(a number, (2,)), called at {where} holds 1 non-finite of 2 values"
+    assert said in str(caught.value)
     assert "the first is inf at (1,)" in str(caught.value)
 
 
@@ -82,7 +83,7 @@ def test_a_bad_cotangent_given_by_the_caller_is_not_blamed_on_a_rule():
     y = None
     with checked():
         y = leaf([1.0, 2.0]) * 3
-    with pytest.raises(NonFiniteError, match=r"the cotangent of the result of multiply\(\(2,\), a number\).*nan at \(1,\)"):
+    with pytest.raises(NonFiniteError, match=r"the cotangent of the result of multiply\(.*, a number\).*nan at \(1,\)"):
         y.backward([1.0, float("nan")])
 
 
