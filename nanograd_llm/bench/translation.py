@@ -82,7 +82,8 @@ def _torch_model(c: EncoderDecoderConfig, torch: Any) -> Any:
 
         def forward(self, x: Any, memory: Any, mask: Any) -> Any:
             attend, own = F.scaled_dot_product_attention, None if self.cross else mask
-            y = attend(*heads(self.qkv(self.ln_1(x)), 3), attn_mask=own, is_causal=self.cross)
+            q, k, v = heads(self.qkv(self.ln_1(x)), 3)
+            y = attend(q, k, v, attn_mask=own, is_causal=self.cross)
             x = x + self.out(y.transpose(1, 2).reshape(x.shape))
             if self.cross:
                 (q,), (k, v) = heads(self.q(self.ln_cross(x)), 1), heads(self.kv(memory), 2)

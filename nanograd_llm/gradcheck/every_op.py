@@ -40,6 +40,7 @@ class OpSummary(Shown):
     mutants: int
     survivors: tuple[str, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -51,13 +52,14 @@ class OpSummary(Shown):
             return "wrong"
         if not self.cases:
             return "not checked"
-        return f"blind to {', '.join(self.survivors)}" if self.survivors else "right"
+        return f"blind to {', '.join(self.survivors)}: take more cases" if self.survivors else "right"
 
     def __str__(self) -> str:
-        """The line, and below it what is wrong, once."""
+        """The line, and below it what is wrong, once, and the notes."""
         more = len(self.problems) - 1
         first = "".join("\n    " + line for problem in self.problems[:1] for line in problem.splitlines())
-        return self.line + first + (f"\n    and {more} more cases" if more > 0 else "")
+        notes = "".join(f"\n    note: {note}" for note in self.notes)
+        return self.line + first + (f"\n    and {more} more cases" if more > 0 else "") + notes
 
     @property
     def line(self) -> str:
@@ -129,7 +131,13 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             problems.append(f"{case}: it raises {type(error).__name__}: {error}")
     planted = [] if problems else mutants(op)
     survivors = surviving_mutants(planted, drawn)
-    return OpSummary(op.name, len(drawn), tuple(errors), len(planted), tuple(survivors), tuple(problems))
+    kept = [
+        f"{name} was {default!r} in every case; give samples= to vary it"
+        for name, default in op.static_defaults.items()
+        if all(repr(case.static.get(name, default)) == repr(default) for case in drawn)
+    ]
+    found = tuple(errors), len(planted), tuple(survivors), tuple(problems)
+    return OpSummary(op.name, len(drawn), *found, tuple(kept))
 
 
 def require_counts(cases: int, order: int, seed: int) -> None:

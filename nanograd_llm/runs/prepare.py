@@ -122,6 +122,8 @@ def _prepared(
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
     start = None if source is None else _opened(source)
     made = task.made(Request(settings, given, written, str(file), preset, start, report, is_shown))
+    if start is not None and made.init is None:
+        raise ConfigError(f"the task {task.name} does not start from a model; leave init out")
     if adapters is not None and "learning_rate" not in settings["train"]:
         made.training = dataclasses.replace(made.training, learning_rate=HIGHER_RATE * made.training.learning_rate)
     name = "tuned" if start else preset or (*task.presets, task.name)[0]

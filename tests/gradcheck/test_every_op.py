@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import nanograd_llm as ng
 from nanograd_llm import ops
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.tensor import registry
@@ -249,3 +250,17 @@ def test_a_notebook_shows_what_was_found_as_text():
     wrong = gradcheck(lambda x: x.detach() * x, np.ones(2))
     assert repr(wrong.findings[0].worst).startswith("worst at [")
     assert repr(wrong) == str(wrong) and "NOT RIGHT" in repr(wrong)
+
+
+def test_a_static_argument_that_no_case_varies_is_noted():
+    @ng.op("y = a*x", "x̄ = ȳ")
+    def scaled(x, *, a=1.0):
+        """A multiple.  x (*) -> y (*)"""
+        return a * x
+
+    scaled.backward(lambda dy: dy)  # wrong for every other a
+    summary = check_op(scaled, cases=20)
+    assert summary.notes == ("a was 1.0 in every case; give samples= to vary it",) and summary.notes[0] in str(summary)
+    varied = ng.op("y = a*x", "x̄ = ȳ", samples=lambda draw: [((draw(2),), {"a": 3.0})])(scaled.forward)
+    varied.backward(lambda dy: dy)
+    assert not check_op(varied, cases=20).passed
