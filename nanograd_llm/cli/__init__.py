@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.usage import explained
+    from nanograd_llm.cli.usage import as_typed, explained
 
     if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
         arguments = [*arguments[1:2], "--help"]
@@ -102,6 +102,11 @@ def _run(arguments: Sequence[str]) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(explained(error), 2)
+    except NanogradError as error:
+        if error.exit_code == 2:
+            known = app[arguments[0]].assemble_argument_collection()
+            error.args = (as_typed(str(error), [name for argument in known for name in argument.names]),)
+        raise
     except SystemExit as error:  # how rich ends if the reader of its output has ended
         raise BrokenPipeError from error
     sys.stdout.flush()

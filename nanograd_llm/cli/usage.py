@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -25,6 +27,23 @@ def explained(error: CycloptsError) -> str:
     fault = _fault(error)
     page = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
     return f"{fault} See {page}" if fault.endswith("?") else f"{fault}; see {page}"
+
+
+def as_typed(message: str, options: Iterable[str]) -> str:
+    """A message in which settings have the names of the options that set them. Paths and quoted names stay.
+
+    >>> as_typed("held_out must be below 1; init takes n_layer from the model", ["--held-out", "--init", "--n-layer"])
+    '--held-out must be below 1; --init takes --n-layer from the model'
+    """
+    for option in options:
+        name = option.removeprefix("--").replace("-", "_")
+        ends = r"(?= must)"  # a name of one word may be a word of the sentence
+        if "_" in name:
+            ends = r"(?![\w/.'\"]|-\w)"
+        elif name == "init":
+            ends = r"(?=;|$|,| takes| is)"
+        message = re.sub(rf"(?<![\w/.'\"-]){re.escape(name)}{ends}", option, message)
+    return message
 
 
 def _fault(error: CycloptsError) -> str:

@@ -151,7 +151,7 @@ def test_a_bert_does_not_continue_a_text(run: str, capsys) -> None:
         (
             ["train", "LINES", "--task", "masked-words", "--init", "RUN", "--n-layer", "3"],
             2,
-            "init takes n_layer from the model",
+            "--init takes --n-layer from the model",
         ),
     ],
 )

@@ -311,15 +311,15 @@ def test_a_run_with_init_and_no_folder_is_named_tuned(forms, text, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "init takes n_layer from the model; leave that out"),
+        (["train", "--init", "MODEL", "--n-layer", "3"], 2, "--init takes --n-layer from the model; leave that out"),
         (["train", "--init", "MODEL", "--preset", "nano"], 2, "init takes preset from the model"),
         (
             ["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"],
             2,
-            "init takes tokenizer, vocab_size from",
+            "--init takes tokenizer, --vocab-size from",
         ),
-        (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "context_length is 17 for a window, but"),
-        (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "context_length must be an integer of at"),
+        (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "--context-length is 17 for a window, but"),
+        (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "--context-length must be an integer of at"),
         (["train", "--init", "nowhere"], 4, "'nowhere' is neither a file or folder here"),
         (["train", "--init", "MODEL", "--dropout", "1"], 2, "dropout must be a finite number"),
         (["generate", "gpt2-lage", "x"], 4, "did you mean 'gpt2-large'"),

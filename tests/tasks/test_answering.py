@@ -177,7 +177,7 @@ def test_show_batch_of_pairs_says_what_is_learned_and_computes_no_reference(
 def test_show_batch_refuses_another_task_before_it_reads_the_data(capsys: Any) -> None:
     for task in ("language-model", "classification"):
         assert main(["train", "missing.csv", "--task", task, "--show-batch"]) == 2
-        assert "show_batch is for the tasks instruction and preference" in capsys.readouterr().err
+        assert "--show-batch is for the tasks instruction and preference" in capsys.readouterr().err
 
 
 def test_the_reference_does_not_count_in_the_minutes_of_a_run(nano: str, tmp_path: Path, monkeypatch: Any) -> None:
