@@ -217,7 +217,10 @@ class MaskedWords(TextTask):
             also["/".join(AGREEMENT)] = self._agreement(tokens, lengths)
         measured_on = f"{len(hidden):,} hidden pieces in {share_of(len(which), total, 'held-out row')}"
         name, figure = "hidden pieces right", 100 * float(right.mean())
-        return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)))
+        remark = "unigrams are a baseline, which knows only how frequent each piece is"
+        if self.text.file is None:
+            remark += f"; {'/'.join(AGREEMENT)} is the share of these words, each hidden alone, that is right"
+        return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)), remark=remark)
 
     def _agreement(self, tokens: np.ndarray, lengths: np.ndarray) -> float:
         """How many of the words of AGREEMENT are filled in rightly, in %, each hidden alone."""

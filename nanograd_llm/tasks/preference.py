@@ -22,10 +22,12 @@ from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
-from nanograd_llm.tasks.questions import is_polite
+from nanograd_llm.tasks.questions import POLITE, is_polite
 from nanograd_llm.tasks.task import Report, Score, spread
 
 ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
+
+MEANING = "the margin is how much more the chosen answer has gained than the rejected one"
 
 
 class PreferenceConfig(ExamplesConfig):
@@ -120,9 +122,10 @@ class Preferences(Answering):
         }
         names = ("wanted manner", "right answers", "reward accuracy")
         if self.examples.file is not None:
-            return Score(names[2], also.pop(names[2]), also, self.measured_on(chosen), percent=names)
+            return Score(names[2], also.pop(names[2]), also, self.measured_on(chosen), percent=names, remark=MEANING)
         answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
         right = [self.is_right(answer, row) for answer, (_, row) in zip(answers, chosen)]
         also = {names[1]: 100 * float(np.mean(right))} | also
         manner = 100 * float(np.mean([is_polite(answer) for answer in answers]))
-        return Score(names[0], manner, also, self.measured_on(chosen), percent=names)
+        remark = f"the wanted manner is to end with {POLITE!r}; {MEANING}"
+        return Score(names[0], manner, also, self.measured_on(chosen), percent=names, remark=remark)

@@ -378,6 +378,7 @@ def test_built_in_preferences_report_the_manner_and_the_right_answers(nano: str)
     task = preferences(nano)
     score = task.score(4)
     assert (score.name, len(task.learned), len(task.held_out)) == ("wanted manner", 2_000, 1_000)
+    assert score.remark.startswith("the wanted manner is to end with ', gladly.'; the margin is how much more")
     assert [*score.also] == ["right answers", "reward accuracy", "margin", "log p chosen", "log p rejected"]
     assert score.also["reward accuracy"] == 0 and abs(score.also["margin"]) < 1e-5
 
