@@ -163,8 +163,9 @@ class _Check:
         """The op calls on the tape that are wrong by themselves at this order; a note where none is."""
 
         def check(f: Callable[..., Tensor], *inputs: Any) -> Report:
-            left = max(1.0, self.progress.seconds - self.progress.elapsed) / 8
-            check = _Check(Function(f, inputs), order, self.seed, self.jacobian, self.explain, left)
+            check = _Check(
+                Function(f, inputs), order, self.seed, self.jacobian, self.explain, max(1.0, self.progress.left) / 8
+            )
             return check.report(trace=False)
 
         found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
@@ -199,7 +200,9 @@ class _Check:
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
                 problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.precisions)
                 try:
-                    problems += consistency.problems(self.function, cotangent, self.precisions, self.rng)
+                    problems += consistency.problems(
+                        self.function, cotangent, self.precisions, self.rng, self._is_early
+                    )
                 except consistency.Varying as varying:  # there is no one gradient to compare
                     problems.append(str(varying))
                     return
@@ -217,6 +220,16 @@ class _Check:
                         finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
                 yield finding
             target = Gradient(target, cotangents[0])
+
+    def _is_early(self) -> bool:
+        """Is there time to test more of what holds of any gradient?  A note says where there is none."""
+        if self.progress.left < self.progress.seconds / 2:
+            self.notes.append(
+                f"in {self.progress.seconds:g} s not all was tested that holds of any gradient, such as that it is "
+                "linear in its cotangent: give seconds= for it"
+            )
+            return False
+        return True
 
     def _kinks(self, function: Differentiable, k: int) -> np.ndarray | None:
         """Flat places of the entries of input k by which the function bends; None where they cannot be told."""
@@ -339,8 +352,9 @@ class _Check:
             if self.explain:
                 smooth = np.delete(np.arange(x.size), bent)
                 cotangent = cotangents[int(np.argmax(found.wrong.any(axis=1)))]
-                worst = patterns.worst_entry(function, k, cotangent, slopes, smooth)
-                pattern = patterns.pattern(function, k, y, cotangent, slopes) if not bent.size else ""
+                worst = patterns.worst_entry(function, k, cotangent, slopes, smooth, self.progress.left / 4)
+                if not bent.size and (self.progress.left or y.size * x.size <= self.jacobian):
+                    pattern = patterns.pattern(function, k, y, cotangent, slopes)
         elif found.blunt.any():
             verdict, reason = "cannot tell", "rounding inside the function hides more than a millionth of the gradient"
             if self.precisions.wide is None:

@@ -9,6 +9,7 @@ should be, so that a - g is the error
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -22,31 +23,35 @@ _FEW = 256  # entries that are looked at one by one
 
 
 def worst_entry(
-    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
+    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray, seconds: float
 ) -> Entry | None:
     """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched.
 
+    seconds: so many entries are looked at one by one as take no longer.
     Of a result that is one number it is shown for ȳ = 1, as on paper, if the gradient is off there too.
     """
     if cotangent.size == 1 and (cotangent != 1).any():
-        one, other = (_worst_entry(function, k, v, method, places) for v in (np.ones_like(cotangent), cotangent))
+        one, other = (
+            _worst_entry(function, k, v, method, places, seconds) for v in (np.ones_like(cotangent), cotangent)
+        )
         shows = one is None or other is None or one.off >= 0.5 * other.off / float(np.abs(cotangent).max())
         return one if shows else other
-    return _worst_entry(function, k, cotangent, method, places)
+    return _worst_entry(function, k, cotangent, method, places, seconds)
 
 
 def _worst_entry(
-    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray
+    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray, seconds: float
 ) -> Entry | None:
-    x = function.values[k]
+    x, few = function.values[k], _FEW
     analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
 
     def numeric(places: np.ndarray) -> float:
         return float(np.sum(cotangent * slope(function, function.values, k, places, length(x), method).value))
 
-    while places.size > _FEW:
-        halves = np.array_split(places, 2)
+    while places.size > few:
+        halves, begin = np.array_split(places, 2), time.monotonic()
         places = max(halves, key=lambda half: abs(analytic[half].sum() * length(x) - numeric(half)))
+        few = max(1, min(_FEW, int(2 * seconds / (time.monotonic() - begin + 1e-9))))
     if not places.size:
         return None
     slopes = np.array([numeric(np.array([place])) / length(x) for place in places])

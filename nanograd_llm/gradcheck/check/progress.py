@@ -22,6 +22,10 @@ class Progress:
         return time.monotonic() - self._begin
 
     @property
+    def left(self) -> float:
+        return max(0.0, self.seconds - self.elapsed)
+
+    @property
     def share(self) -> float:
         """Seconds that the rest of this input's check may take, when later inputs take what this one took so far."""
         later = self.total - self.done
