@@ -132,8 +132,10 @@ class _Check:
                         if not self.explain:
                             break
                 wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
-                if wrong and self.explain and trace:
+                if wrong and self.explain and trace and self.progress.left:
                     culprits = self._trace(min(wrong))
+                elif wrong and self.explain and trace:
+                    self.notes.append("there was no time to look for the op calls at fault: give seconds= for it")
             finally:
                 self.progress.end()
         for finding in findings:
@@ -223,7 +225,7 @@ class _Check:
 
     def _is_early(self) -> bool:
         """Is there time to test more of what holds of any gradient?  A note says where there is none."""
-        if self.progress.left < self.progress.seconds / 2:
+        if self.progress.left < max(1.0, self.progress.seconds) / 2:
             self.notes.append(
                 f"in {self.progress.seconds:g} s not all was tested that holds of any gradient, such as that it is "
                 "linear in its cotangent: give seconds= for it"

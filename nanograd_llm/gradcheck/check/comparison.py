@@ -195,7 +195,10 @@ def _resolve(
     # what rounding of the numbers on the tape can explain; beyond that a rule may be wrong in the narrow kind alone
     plain = 4 * narrow.epsilon * narrow.c * (near.scale + near.flow + flow * max(1.0, length(function.values[k])))
     plain = np.where(near.error > 0, np.inf, plain)  # differences have other errors than rounding
-    if not (is_rounding & (near.off <= plain)).all():
+    parted = np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric))
+    # so much larger than rounding, and the same in both: points nearby need not be asked
+    gross = (far.off > _GROSS * plain) & (parted <= BLUNT * far.off)
+    if not (is_rounding & (near.off <= plain) | gross).all():
         again = [both(*_nudged(function.values, v, u, rng)) for _ in range(_REPEATS)]
         is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
         beyond = (near.off > plain) & _is_steady([near, *(one for one, _ in again)], 0.05)
@@ -204,11 +207,9 @@ def _resolve(
     faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
         faint |= ~is_rounding & ~equal & (far.off <= 4 * precisions.given.epsilon * far.result)
-    parted = np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric))
     if narrow == precisions.given:  # a mistake is the same in both
         steady &= equal | (parted <= 0.5 * far.off)
-    # so much larger than rounding, and the same in both: wrong at this very point, as where numbers are equal
-    steady |= (far.off > _GROSS * plain) & (parted <= BLUNT * far.off) & (far.off > BLUNT * far.scale)
+    steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
     off = np.where(equal, near.off, far.off)
     wrong = ~is_rounding & ~faint & steady & (off > tolerance) & (far.error <= 0.1 * off)
     known = np.fmax(far.off, far.error)

@@ -23,7 +23,8 @@ class Progress:
 
     @property
     def left(self) -> float:
-        return max(0.0, self.seconds - self.elapsed)
+        """Seconds left, of at least one in all, so that a small check is whole."""
+        return max(0.0, max(1.0, self.seconds) - self.elapsed)
 
     @property
     def share(self) -> float:

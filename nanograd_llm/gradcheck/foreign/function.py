@@ -244,7 +244,8 @@ def _is_grainy(f: Callable[[Arrays], np.ndarray], arrays: Arrays, rng: np.random
         ahead, behind = (f([a + t * d for a, d in zip(arrays, u)]) for t in (step, -step))
         return (ahead - behind) / (2 * step)
 
-    coarse, fine = slope(2.0**-24), slope(2.0**-28)
+    with np.errstate(all="ignore"):
+        coarse, fine = slope(2.0**-24), slope(2.0**-28)
     known = np.isfinite(coarse) & np.isfinite(fine)
     coarse, fine = coarse[known], fine[known]
     moves = (coarse != 0) | (fine != 0)

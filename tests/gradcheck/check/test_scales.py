@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 import warnings
 
 import numpy as np
@@ -11,7 +13,7 @@ from nanograd_llm import Tensor, nn, no_grad, ops
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck import check_gradient, check_layer, check_op, gradcheck
-from nanograd_llm.gradcheck.check import rounding
+from nanograd_llm.gradcheck.check import progress, rounding
 
 
 def normal(*shape, seed=0):
@@ -171,6 +173,17 @@ def test_the_report_says_where_it_was_checked():
 def test_entries_are_left_out_where_they_would_take_too_long_and_the_report_says_so():
     finding = gradcheck(ops.exp, normal(50), seconds=0).findings[0]
     assert finding.verdict == "right" and "give seconds= for them" in finding.compared
+
+
+def test_a_slow_check_leaves_out_tests_and_the_search_for_culprits_and_says_so(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    notes = gradcheck(lambda x: ops.exp(x) * 2, normal(50), seconds=20).notes
+    assert any("in 20 s not all was tested" in note for note in notes)
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 2 * dy * y)
+    report = gradcheck(lambda x: ops.exp(x) * 2, normal(50), seconds=20)
+    assert report.findings[0].verdict == "wrong" and report.findings[0].worst and not report.culprits
+    assert any("no time to look for the op calls at fault" in note for note in report.notes)
 
 
 def test_a_module_of_ones_own_is_checked_as_it_is():
