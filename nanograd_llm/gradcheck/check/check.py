@@ -350,7 +350,7 @@ class _Check:
         elif shown.wrong.any() and first.why == CONTRADICTED and self.precisions.wide is None:
             verdict, reason = "cannot tell", f"{first.why}, and it does not run on numbers wider than float64"
         elif shown.wrong.any():
-            verdict = "wrong"
+            verdict, reason = "wrong", "" if shown.off > 0 else "it is not finite, but the function's slope is"
             if self.explain:
                 smooth = np.delete(np.arange(x.size), bent)
                 cotangent = cotangents[int(np.argmax(found.wrong.any(axis=1)))]
