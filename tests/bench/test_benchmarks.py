@@ -125,7 +125,7 @@ def test_a_missing_package_is_reported_before_anything_is_measured(monkeypatch):
 
 
 def test_a_command_that_ends_before_its_first_output_is_an_error():
-    with pytest.raises(NanogradError, match="train ended too early: nanograd-llm: n_layer must be an integer"):
+    with pytest.raises(NanogradError, match="train ended too early: nanograd-llm: --n-layer must be an integer"):
         start.seconds_until(["train", "--n-layer", "0"], lambda said: False)
 
 

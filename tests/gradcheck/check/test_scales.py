@@ -140,7 +140,7 @@ def test_nan_in_an_input_is_named_and_a_nan_gradient_names_its_op(monkeypatch):
     monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: dy * np.nan)
     report = gradcheck(lambda x: ops.exp(ops.sin(x)), normal(3))
     assert "the rule of sin makes a NaN" in report.problems[0]
-    assert "wrong, because it is not finite" in str(report) and "off by 0" not in str(report)
+    assert "wrong, it is not finite" in str(report) and "off by 0" not in str(report)
 
 
 def test_a_rule_that_writes_into_its_cotangent_is_named(monkeypatch):
@@ -278,7 +278,7 @@ def test_a_function_that_saturates_is_compared_nearer_to_zero_and_the_report_say
     assert right.passed and any("compared at" in note and "times the inputs" in note for note in right.notes)
     (finding,) = wrong.findings
     assert finding.verdict == "wrong" and finding.worst.analytic == pytest.approx(2 * finding.worst.numeric)
-    assert "times the inputs, as here" in str(finding)
+    assert "times the inputs: here they are lost in rounding" in str(finding)
 
 
 @pytest.mark.parametrize(
