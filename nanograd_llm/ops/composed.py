@@ -18,7 +18,7 @@ from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, scatter
-from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sqrt, sum, tanh, where
+from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sigmoid, sqrt, sum, tanh, where
 from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number
 
 GELU_FLAT = 64  # beyond it a GELU is x or 0 to the last bit; limiting |x| to it keeps x³ from overflowing
@@ -73,7 +73,7 @@ def gelu_exact(x):
 
 
 def silu(x):
-    return x * (0.5 * (1 + tanh(0.5 * x)))  # the logistic function is (1 + tanh(x/2))/2
+    return x * sigmoid(x)
 
 
 def linear(x, w, b=None):

@@ -18,7 +18,7 @@ from nanograd_llm.backend.arrays import as_array
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_mask, flat_targets, shift
-from nanograd_llm.ops.primitive import at_most, erf
+from nanograd_llm.ops.primitive import at_most, erf, sigmoid
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
 _CACHED = 2**17  # numbers processed at a time: what one line writes is still in the cache for the next
@@ -302,7 +302,7 @@ def gelu_exact_backward(dy, slope):
 def silu(x):
     """x * sigmoid(x), also called swish (Elfwing, Uchibe and Doya 2017).  x (*) -> y (*)"""
     x = np.asarray(x)
-    s = 0.5 * (1 + np.tanh(0.5 * x))
+    s = sigmoid(x)
     return keep(x * s, s=s)
 
 

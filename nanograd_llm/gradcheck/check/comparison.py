@@ -295,6 +295,8 @@ def retreat(
     first = None
     for step in _RETREATS:
         part = 4.0**-step
+        if not np.isfinite(function.evaluate([part * x for x in function.values])).all():
+            break
         found = hold(Scaled(function, part), k, method, v, part * u, precisions, rng)
         if not found.finite:
             break

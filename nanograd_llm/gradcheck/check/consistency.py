@@ -29,6 +29,7 @@ _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a mil
 _SHOWN = 8  # names of inputs in one line
 _DIRECTIONS = 4  # along which gradients in float32 are compared
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
+_MOVED = 3  # times that inputs are moved by units of float32's last place, to see how much that moves the gradient
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
 
@@ -250,6 +251,7 @@ def _in_float32(
         return []
     found: dict[int, str] = {}
     near: list[list[list[np.ndarray]]] = []
+    moved: list[list[np.ndarray]] = []  # gradients in float64, of inputs moved by what float32 rounds away
     for number, k in itertools.product(range(len(factors)), range(len(wide))):
         name, x, d = function.names[k], function.values[k], offs[number][k]
         u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
@@ -257,6 +259,8 @@ def _in_float32(
         if k in found or not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         rounding += DEPTH * epsilon * reach(function, k, cotangent.reshape(1, -1), precisions, rng)
+        moved = moved or [differences(nudged(values, rng, far=1.0))[1] for _ in range(_MOVED)]
+        rounding += DEPTH * np.max([np.abs(u @ (other[k] - wide[k]).reshape(-1)) for other in moved], axis=0)
         if not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]
