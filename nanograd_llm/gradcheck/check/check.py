@@ -266,7 +266,7 @@ class _Check:
         known = comparison.noise(function, self.precisions) if isinstance(function, Gradient) else 0.0
         along = line(function, function.values, k, own)
         first = derivative(along, epsilon=self.precisions.given.epsilon, noise=known)
-        if first.why and isinstance(function, Function) and (wide := self.precisions.wide) is not None:
+        if first.why and not isinstance(function, Gradient) and (wide := self.precisions.wide) is not None:
             values = [value.astype(wide.dtype) for value in function.values]
             noise = comparison.noise(function, self.precisions)
             along = line(function, values, k, own.astype(wide.dtype))
@@ -300,11 +300,15 @@ class _Check:
         found = hold(v, directions, self.precisions, self.rng)
         compared, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
         aside, shown_at = "", function
+
+        def method_at(scaled: Scaled) -> Method:
+            return self._method(scaled, k, smooth)[1]
+
         is_hidden = found.lost or found.faint.any() or found.digits < 1
         if is_hidden and smooth.any() and found.finite and not found.wrong.any():
             if comparison.is_constant(function, k, self.precisions, self.rng):
                 found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
-            elif nearer := comparison.retreat(function, k, method, v, directions, self.precisions, self.rng):
+            elif nearer := comparison.retreat(function, k, method_at, v, directions, self.precisions, self.rng):
                 part, found = nearer
                 aside, shown_at = f"at {part:g} times the inputs", Scaled(function, part)
                 compared = f"{DIRECTIONS} random directions compared {aside}: here they are lost in rounding"

@@ -281,7 +281,7 @@ def is_exact(
 def retreat(
     function: Differentiable,
     k: int,
-    method: Method,
+    method_at: Callable[[Scaled], Method],
     v: np.ndarray,
     u: np.ndarray,
     precisions: Precisions,
@@ -289,6 +289,7 @@ def retreat(
 ) -> tuple[float, Outcome] | None:
     """Compare nearer to zero, where a function that saturates does not: the part of x it took, and what is found.
 
+    method_at: how slopes are computed there.
     The first part at which the gradient keeps DIGITS digits, else the first at which anything is left of it. None where
     no part tells: the function is not finite on the way, or all is lost in rounding.
     """
@@ -297,7 +298,8 @@ def retreat(
         part = 4.0**-step
         if not np.isfinite(function.evaluate([part * x for x in function.values])).all():
             break
-        found = hold(Scaled(function, part), k, method, v, part * u, precisions, rng)
+        there = Scaled(function, part)
+        found = hold(there, k, method_at(there), v, part * u, precisions, rng)
         if not found.finite:
             break
         if not found.lost and (found.wrong.any() or not found.faint.any()):
