@@ -118,7 +118,8 @@ def hold(
     sides = compare(function, k, method, function.values, v, u, given)
     lost = bool((sides.scale <= given.epsilon * sides.flow).all())
     if not sides.agree(given).all():
-        flow = np.maximum(reach(function, k, v, precisions, rng)[:, None], sides.scale.max(initial=0))
+        through = reach(function, k, v, precisions, rng)[:, None]
+        flow = np.maximum(through, sides.scale.max(initial=0))
         sides = sides._replace(flow=np.broadcast_to(flow, sides.flow.shape))
     close = given.epsilon * given.c * sides.scale + sides.error
     off = np.where(sides.off <= _NOTHING * sides.flow, 0.0, sides.off)
@@ -138,6 +139,9 @@ def hold(
             whole[chosen] |= part & mask
         off[chosen], close[chosen] = np.where(mask, found[3], off[chosen]), np.where(mask, found[4], close[chosen])
         digits = found[5]
+        # a difference that is nothing beside what flows through the same results, as where a function saturates
+        nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
+        wrong, faint = wrong & ~nothing, faint | nothing
     parts = _part(off, sides.scale), _part(close, sides.scale)
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), digits)
 
