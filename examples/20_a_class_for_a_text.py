@@ -55,7 +55,7 @@ print(f"words alone: where {by_words(places):.0%}, who {by_words(doers):.0%}")
 assert by_words(places) == 1 and by_words(doers) < 0.7
 
 # %% A head on a model
-# The texts of a batch have different lengths: the shorter ones are filled up, and the model is told how long each is.
+# The texts of a batch have different lengths: the shorter ones are filled up, and the model gets their lengths.
 # The vector of a text is the mean of the vectors of its real tokens.
 tokenizer = WordTokenizer.train(texts)
 rows = [tokenizer.encode(text) for text in texts]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
-SIZES = ("n_layer", "n_head", "n_embd", "context_length")  # that a person is told
+SIZES = ("n_layer", "n_head", "n_embd", "context_length")  # that are shown to a person
 FILES = ("file", "target", "held_out_file")  # settings that are paths
 
 
