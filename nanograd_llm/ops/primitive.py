@@ -193,7 +193,10 @@ def relu_backward(dy, x):
 @op("y = 1/(1 + exp(-x))", "x̄ = ȳ*y*(1 - y)")
 def sigmoid(x):
     """Elementwise logistic function.  x (*) -> y (*)"""
-    e = np.exp(-absolute(x))  # at most 1
+    size = absolute(x)
+    if size.dtype.kind not in "fc":  # the negative of an unsigned integer is a large one
+        size = size.astype(np.float64)
+    e = np.exp(-size)  # at most 1
     return np.where(np.real(x) < 0, e, np.ones_like(e)) / (1 + e)
 
 
