@@ -203,19 +203,23 @@ class Run:
                     automatic.pop(0).unlink(missing_ok=True)
         if self._is_unsaved():
             yield self._save()
-        yield from self._score(stop)
+        yield from self._score(stop, last=True)
         self._draw(last=True)
         yield from self._sample(stop, last=True)
         self.stopped_by = stop.requested
 
-    def _score(self, stop: StopRequest) -> Iterator[Scored]:
-        """Score the model, unless the run is asked to end before or during that."""
+    def _score(self, stop: StopRequest, *, last: bool = False) -> Iterator[Scored]:
+        """Score the model, unless the run is asked to end before or during that.
+
+        The last score of a run of minutes is on as many rows as a twentieth of that time allows.
+        """
         score = None
         with stop.interruptible():
             if not stop.requested:
                 if self._rows is None:
                     self._rows = self._rows_to_score()
-                score = self.task.score(self._rows)
+                minutes = self.trainer.config.minutes if last else None
+                score = self._most_rows(self._rows, 3 * minutes)[1] if minutes else self.task.score(self._rows)
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
             self.folder.append_metrics({"step": scored.step, **score.metrics()})
@@ -241,9 +245,18 @@ class Run:
             return max(LEAST_ROWS, steps * c.batch_size // 5, LEAST_NUMBERS // self.task.model.parameter_count())
         if done:
             return max(LEAST_ROWS, done * c.batch_size // 5)
-        began = time.monotonic()  # no step has been timed yet
-        self.task.score(LEAST_ROWS)
-        return max(LEAST_ROWS, int(LEAST_ROWS * 60 * c.minutes / 50 / (time.monotonic() - began)))
+        rows, _ = self._most_rows(LEAST_ROWS, 60 * c.minutes / 100)  # no step has been timed yet
+        return rows
+
+    def _most_rows(self, rows: int, seconds: float) -> tuple[int, Score]:
+        """How many rows were scored last, and their score: twice as many each time, until the seconds are over."""
+        began, score = time.monotonic(), self.task.score(rows)
+        while time.monotonic() - began < seconds:
+            before, score = score, self.task.score(2 * rows)
+            if score.measured_on == before.measured_on:  # all rows that are held out
+                break
+            rows *= 2
+        return rows, score
 
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
         sample = None
