@@ -15,8 +15,8 @@ from nanograd_llm.bench.figures import Figure, Report
 from nanograd_llm.bench.race import Step, contenders, race, warm_up
 from nanograd_llm.bench.torch_gpt import torch_of
 from nanograd_llm.models.encoder_decoder import EncoderDecoderConfig, sinusoids
-from nanograd_llm.tasks.translation import LEAST_CONTEXT, RECIPE, SIZES, PairsConfig, Translation
-from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.tasks.task import Request, Tables
+from nanograd_llm.tasks.translation import Translation
 from nanograd_llm.training.trainer import Trainer
 
 NAME, OURS, THEIRS = "translation", "nanograd_llm", "PyTorch"
@@ -25,8 +25,8 @@ BATCHES = 64
 
 
 def _task() -> Translation:
-    config = EncoderDecoderConfig(**{"vocab_size": 1, "context_length": LEAST_CONTEXT, **SIZES})
-    return Translation(PairsConfig(), config, TrainConfig(**RECIPE))
+    nothing: Tables = {table: {} for table in (*Translation.tables, "train")}
+    return Translation.made(Request(nothing, nothing, nothing))
 
 
 def training_step() -> Step:

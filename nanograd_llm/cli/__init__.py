@@ -89,7 +89,12 @@ def _run(arguments: Sequence[str]) -> int:
     for name, examples in COMMANDS.items():
         function = "evaluate" if name == "eval" else name  # eval is a function of Python's own
         epilogue = "Examples:\n\n" + "\n".join(f"    nanograd-llm {example}" for example in examples)
-        app.command(f"nanograd_llm.cli.{function}:{function}", name=name, help_epilogue=epilogue)  # imported when used
+        command: Any = f"nanograd_llm.cli.{function}:{function}"  # imported when used
+        if name == "train" and arguments[:1] == ["train"] and {"--help", "-h"} & {*arguments}:
+            from nanograd_llm.cli.train import help_of
+
+            command = help_of(arguments)
+        app.command(command, name=name, help_epilogue=epilogue)
     app.register_install_completion_command(help="Let the shell complete commands and options.")
     if not arguments or arguments[0] in ("--help", "-h"):
         for name in COMMANDS:

@@ -6,6 +6,7 @@ A command gets only the options that are given on the command line; presets and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
@@ -70,7 +71,7 @@ def fields_of(
     title: of their section. prefix: of the options' names. without: options, or choices of one, that are left out.
     shown: defaults to show in the help, by option, in place of the field's own; None for no default.
     """
-    group = Group.create_ordered(title)
+    group = _section(title)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         name = prefix + field.name
@@ -82,3 +83,9 @@ def fields_of(
         help = field.metadata["help"] + ("" if default is None else f" [default: {default}]")
         fields[name] = Annotated[accepted, Parameter(help=help, group=group)]
     return fields
+
+
+@functools.cache
+def _section(title: str) -> Group:
+    """The section of this title, one for all the options in it, in the order in which they are first made."""
+    return Group.create_ordered(title)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import MISSING
+from collections import ChainMap
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -17,65 +18,56 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run, prepare_task, resume_run
+from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resume_run
 from nanograd_llm.runs.tables import tables_of
-from nanograd_llm.tasks.language_model import RECIPES
+from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.training.config import TrainConfig
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
-NANO = {name: value for name, value in {**PRESETS["nano"], **RECIPES["nano"]}.items() if name != "vocab_size"}
-OF_PRESET = {name: f"the preset's, {value} for nano" for name, value in NANO.items()}
-SHOWN = {  # the default that the help page has for a setting of the default task
-    **OF_PRESET,
-    "context_length": f"{OF_PRESET['context_length']}; with --init the length of a training window, 128",
-    "steps": None,
-    "norm_first": "True; False for masked-words",
-    "minutes": 1.0,
-    "batch_size": f"{OF_PRESET['batch_size']}; 8 with --init",
-    "learning_rate": f"{OF_PRESET['learning_rate']}; with --init 5e-5 * 768 / n_embd; ten times that for adapters",
-    "lora_rank": None,
-    "weight_decay": f"{OF_PRESET['weight_decay']}; 0.1 with --init",
-}
 SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
 
-def _fields() -> dict[str, Any]:
-    """The options of all tasks; what several have is there once, with the help of the first, and all defaults.
-
-    The section of an option that the default task lacks names the tasks that have it.
-    """
-    tasks = {name: task_named(name) for name in dict.fromkeys((DEFAULT, *TASKS))}
-    defaults: dict[str, dict[str, Any]] = {}
-    for name, task in tasks.items():
-        for option, table in options_of(task).items():
-            setting = option.removeprefix(PREFIXED.get(table, ""))
-            default = tables_of(task)[table].__dataclass_fields__[setting].default
-            if default is not MISSING:
-                defaults.setdefault(option, {})[name] = default
-    shown = {setting: _listed(known) for setting, known in defaults.items() if len({*known.values()}) > 1} | SHOWN
+def _fields(task: type[NamedTask]) -> dict[str, Any]:
+    """The options of a task by name. The help of each has its default, also that with --init."""
+    shown = {name: value for name, value in task.fresh.items() if name != "vocab_size"}
+    if task.presets:
+        shown = {name: f"the preset's, {value} for {task.presets[0]}" for name, value in shown.items()}
+    further: dict[str, Any] = task.tuning.described()
+    for name in {*shown, *further} & {*TrainConfig.setting_types, "context_length"}:
+        usual = getattr(TrainConfig, name, None)
+        other = further.get(name, usual)
+        shown[name] = f"{shown.get(name, usual)}; {other} with --init" if task.fresh else other
+    shown["learning_rate"] += "; ten times that for adapters"
+    shown |= {"steps": None, "minutes": 1.0, "lora_rank": None}
     found: dict[str, Any] = {}
-    for task in tasks.values():
-        for table, kind in tables_of(task).items():
-            prefix = PREFIXED.get(table, "")
-            sections: dict[str, list[str]] = {}
-            named = {f"{prefix}{setting}" for setting in kind.__dataclass_fields__}
-            for option in named - {"file", *task.hidden.get(table, ()), *found}:
-                having = [name for name, other in tasks.items() if option in options_of(other)]
-                of = "" if DEFAULT in having else f" of {' and '.join(having)}"
-                sections.setdefault(SECTIONS.get(table, table.capitalize()) + of, []).append(option)
-            for title, options in sorted(sections.items()):
-                without = {"model", *named} - {*options}
-                found |= fields_of(kind, title, without=without, shown=shown, prefix=prefix)
+    for table, kind in tables_of(task).items():
+        without = {"file", "model", *task.hidden.get(table, ())}  # "model" is the tokenizer that init brings
+        title, prefix = SECTIONS.get(table, table.capitalize()), PREFIXED.get(table, "")
+        found |= fields_of(kind, title, without=without, shown=shown, prefix=prefix)
     return found
 
 
-def _listed(defaults: Mapping[str, Any]) -> str:
-    """The default of the first task, and those of the others where they differ."""
-    first, *others = defaults.items()
-    return "; ".join([str(first[1]), *(f"{value} for {name}" for name, value in others if value != first[1])])
+def help_of(arguments: Sequence[str]) -> Callable[..., int]:
+    """The command with the options of one task alone, that of --task, for its help page."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    name = words[words.index("--task") + 1] if "--task" in words[:-1] else DEFAULT
+    task = task_named(name)
+    page = FunctionType(train.__code__, train.__globals__, "train", train.__defaults__)
+    page.__kwdefaults__, page.__doc__ = train.__kwdefaults__, (train.__doc__ or "").replace(DEFAULT, name)
+    table = next(kind for kind in task.tables.values() if "file" in kind.setting_types)
+    own = {
+        "file": Annotated[str | None, Parameter(help=table.__dataclass_fields__["file"].metadata["help"])],
+        "settings": as_options("Options", _fields(task)),
+    }
+    hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
+    own |= {name: Annotated[str | None, Parameter(show=False)] for name, is_hidden in hidden.items() if is_hidden}
+    page.__annotations__ = {**train.__annotations__, **own}
+    return page
 
 
-@with_options(settings=as_options("Options", _fields()))
+@with_options(settings=as_options("Options", ChainMap(*map(_fields, map(task_named, TASKS)))))
 def train(
     file: str | None = None,
     /,
@@ -96,17 +88,14 @@ def train(
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
 
     Without arguments a GPT learns to write: the built-in corpus, a tokenizer trained on it, the preset nano, one
-    minute. The defaults below are those of a language model; other tasks have some of their own.
+    minute. This page has the options of the task language-model. Other tasks have other options, which
+    `nanograd-llm train --task NAME --help` shows.
 
     Parameters
     ----------
-    file
-        What to learn from: a UTF-8 text file; for a language model and masked words also a folder, a pattern in quotes
-        such as "docs/**/*.md", a .jsonl or .gz file, or - for standard input. If not given: the reference manual that
-        comes with Python; for the other tasks, built-in sentences, docstrings or questions.
     config
-        A TOML file of settings, in the form of a run's config.toml: tables [run], [text], [model], [train] and [lora].
-        The config.toml of a run makes the run again. Options override it.
+        A TOML file of settings, in the form of a run's config.toml. The config.toml of a run makes the run again.
+        Options override it.
     out
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.
@@ -115,7 +104,7 @@ def train(
         length, workers and saving can be given beside this, such as --steps, for a longer run; FILE if it was moved.
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
-        counts in the loss. For instruction and preference.
+        counts in the loss.
     """
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()

@@ -12,7 +12,7 @@ from nanograd_llm.backend.lazy import lazily
 if TYPE_CHECKING:
     from nanograd_llm.tasks.classification import Classification, LabelledTextConfig, TuningConfig
     from nanograd_llm.tasks.instruction import InstructionConfig, Instructions
-    from nanograd_llm.tasks.language_model import LanguageModelling, TextConfig, fine_tuning, recipe
+    from nanograd_llm.tasks.language_model import LanguageModelling, TextConfig, recipe
     from nanograd_llm.tasks.masked_words import HidingConfig, HidingTextConfig, MaskedWords
     from nanograd_llm.tasks.preference import PreferenceConfig, Preferences
     from nanograd_llm.tasks.registry import TASKS, task_named
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "classification": "Classification LabelledTextConfig TuningConfig",
         "instruction": "InstructionConfig Instructions",
-        "language_model": "LanguageModelling TextConfig fine_tuning recipe",
+        "language_model": "LanguageModelling TextConfig recipe",
         "masked_words": "HidingConfig HidingTextConfig MaskedWords",
         "preference": "PreferenceConfig Preferences",
         "registry": "TASKS task_named",

@@ -104,16 +104,13 @@ class Answering(TextTask):
     tables: ClassVar[Mapping[str, type[Settings]]]
     pairs: ClassVar[bool]  # does an example have a rejected answer?
     free: ClassVar[Collection[str]] = TRAINING_ONLY  # settings of the model that may differ from the start's
-    rate: ClassVar[float]  # the learning rate for the 768 channels of GPT-2
-    batch_sizes: ClassVar[tuple[int, int]]  # of a model of up to 256 channels, and of a wider one
     most: ClassVar[tuple[int, int]]  # of the built-in questions: how many are learned and held out at most
     used_by, builtin = "generate", "questions"
     model_class: ClassVar[type[GPT]] = GPT
-    presets: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def made(cls, request: Request) -> Any:
-        """See `NamedTask.made`. The learning rate falls with the square of the width, as nano and GPT-2 need it."""
+        """See `NamedTask.made`."""
         start = request.start
         if start is None:
             raise ConfigError(
@@ -122,11 +119,9 @@ class Answering(TextTask):
         request.require_start(GPT)
         request.refuse(model={*request.asked["model"]} - {*cls.free})
         model = request.config_further(start.config, TRAINING_ONLY)
-        width = start.config.n_embd
-        recipe = {"learning_rate": cls.rate * (768 / width) ** 2, "batch_size": cls.batch_sizes[width > 256]}
-        training = TrainConfig(**{**recipe, **request.settings["train"]})
         examples: Any = cls.tables[cls.table](**request.settings[cls.table])
-        return cls(examples, model, training, start=start, is_shown=request.is_shown, report=request.report)
+        training, shows = cls.training_of(request), request.is_shown
+        return cls(examples, model, training, start=start, is_shown=shows, report=request.report)
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import Settings, counted, listed, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, first_words, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, Tuning, first_words, share_of, spread
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
@@ -34,9 +34,6 @@ from nanograd_llm.training.config import TrainConfig
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
-FRESH = dict(PRESETS["nano"], context_length=128)
-RECIPE: dict[str, Any] = dict(batch_size=16, learning_rate=1e-3)
-LONGEST = 256  # tokens of a text that are read, where the model takes more
 MOST_CLASSES = 1000
 LAYERS = ("all", "last", "head")
 
@@ -116,15 +113,16 @@ class Classification(TextTask):
         ),
     }
     model_class = Classifier
-    presets = ()
+    fresh = PRESETS["nano"] | dict(context_length=128, batch_size=16, learning_rate=1e-3)
+    tuning = Tuning(2.8e-5, power=2, batch_sizes=(16, 16), window=256)
 
     @classmethod
     def made(cls, request: Request) -> Classification:
         """See `NamedTask.made`. With a start, context_length is what is read of a text: the sizes are the model's."""
-        words, tuning, sizes, train = (dict(request.settings[table]) for table in (*cls.tables, "train"))
+        words, tuning, sizes = (request.settings[table] for table in cls.tables)
         start = request.start
         if start is None:
-            model = ClassifierConfig(**{**FRESH, **sizes})
+            model = cls.fresh_config(request)
         else:
             request.require_start(GPT, BERT, Classifier)
             model = start.config
@@ -135,13 +133,9 @@ class Classification(TextTask):
                 raise ConfigError(f"init takes pooling, {model.pooling}, from the classifier; leave that out")
             also = ("context_length", "pooling")
             model = request.config_further(model, TRAINING_ONLY, but=also, text=("vocab_size",))
-            words = {"window": min(LONGEST, model.context_length), **words}
-            if "context_length" in request.asked["model"]:
-                words["window"] = request.asked["model"]["context_length"]
-            train = {"learning_rate": 1e-3 * (128 / model.n_embd) ** 2, **train}  # 1e-4 for MiniLM, 3e-5 for GPT-2
-        training = TrainConfig(**{**RECIPE, **train})
+            words = request.text_further(cls.tuning, model.context_length)
         parts = LabelledTextConfig(**words), TuningConfig(**tuning)
-        return cls(*parts, model, training, start=start, report=request.report)
+        return cls(*parts, model, cls.training_of(request), start=start, report=request.report)
 
     def __init__(
         self,

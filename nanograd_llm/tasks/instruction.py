@@ -13,7 +13,7 @@ from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Score, mean_loss, spread
+from nanograd_llm.tasks.task import Score, Tuning, mean_loss, spread
 
 
 class InstructionConfig(ExamplesConfig):
@@ -32,7 +32,7 @@ class Instructions(Answering):
     """A GPT learns to answer questions; see `Answering`."""
 
     name, table, pairs = "instruction", "instructions", False
-    rate, batch_sizes, most = 8e-5, (32, 8), (COUNT, COUNT)
+    tuning, most = Tuning(8e-5, power=2, batch_sizes=(32, 8)), (COUNT, COUNT)
     tables = {"instructions": InstructionConfig, "model": GPTConfig}
     hidden = {"instructions": (), "model": tuple({*GPTConfig.setting_types} - {*TRAINING_ONLY})}
     examples: InstructionConfig

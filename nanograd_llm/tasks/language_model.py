@@ -12,7 +12,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import PROSE
-from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
+from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import counted, require_choice, setting
 from nanograd_llm.tasks.task import (
     Report,
@@ -21,6 +21,7 @@ from nanograd_llm.tasks.task import (
     Score,
     TextSettings,
     TextTask,
+    Tuning,
     first_words,
     model_of,
     share_of,
@@ -53,19 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipe(preset: str, **changes: Any) -> TrainConfig:
     """The TrainConfig that suits a preset, with these fields changed; None leaves a field unchanged."""
     require_choice("preset", preset, RECIPES)
-    return _changed(RECIPES[preset], changes)
-
-
-def fine_tuning(model: GPTConfig, **changes: Any) -> TrainConfig:
-    """The TrainConfig to train a model further, with these fields changed; None leaves a field unchanged.
-
-    The learning rate is 5e-5 for the 768 channels of GPT-2, as is usual, and falls with the width.
-    """
-    return _changed(dict(batch_size=8, learning_rate=5e-5 * 768 / model.n_embd), changes)
-
-
-def _changed(own: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
-    return TrainConfig(**own | {name: value for name, value in changes.items() if value is not None})
+    return TrainConfig(**RECIPES[preset] | {name: value for name, value in changes.items() if value is not None})
 
 
 class TextConfig(TextSettings):
@@ -128,6 +117,8 @@ class LanguageModelling(TextTask):
     }
     model_class = GPT
     presets = tuple(RECIPES)
+    fresh = PRESETS[presets[0]] | RECIPES[presets[0]]
+    tuning = Tuning(5e-5, window=128)  # as is usual for GPT-2
 
     @classmethod
     def made(cls, request: Request) -> LanguageModelling:
@@ -145,8 +136,8 @@ class LanguageModelling(TextTask):
         request.require_start(GPT)
         decided = ("tokenizer", "vocab_size")
         model = request.config_further(start.config, TRAINING_ONLY, but=("context_length",), text=decided)
-        text = TextConfig(**{"tokenizer": "model", **request.text_further(model.context_length)})
-        return cls(text, model, fine_tuning(model, **train), start=start, report=request.report)
+        text = TextConfig(**{"tokenizer": "model", **request.text_further(cls.tuning, model.context_length)})
+        return cls(text, model, cls.training_of(request), start=start, report=request.report)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, Tuning, share_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import split_text, text_hash
 from nanograd_llm.text.sources import read_lines, read_source
@@ -33,9 +33,6 @@ from nanograd_llm.training.config import TrainConfig
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
-SIZES = dict(context_length=64, n_layer=2, n_head=4, n_embd=128)
-TRAINING = dict(batch_size=64, learning_rate=2e-3)
-FURTHER = dict(batch_size=16)
 AGREEMENT = ("does", "do", "not")  # of the built-in sentences: what decides these words stands on both their sides
 SCORE_TOKENS = 4096  # that are scored at once
 
@@ -89,24 +86,23 @@ class MaskedWords(TextTask):
         "model": ("vocab_size", "type_vocab_size", "layer_norm_epsilon", "masked_word_head", "pooler"),
     }
     model_class = BERT
-    presets = ()
+    fresh = dict(context_length=64, n_layer=2, n_head=4, n_embd=128, batch_size=64, learning_rate=2e-3)
+    tuning = Tuning(2e-4, batch_sizes=(16, 16), window=128)
 
     @classmethod
     def made(cls, request: Request) -> MaskedWords:
         """See `NamedTask.made`. With a start, context_length is that of a row: the sizes are the model's."""
-        words, hiding, sizes, train = (request.settings[table] for table in (*cls.tables, "train"))
-        if request.start is None:
-            model = BERTConfig(**{"vocab_size": 1, **SIZES, **sizes})
-            training = TrainConfig(**{**TRAINING, **train})
-            return cls(HidingTextConfig(**words), HidingConfig(**hiding), model, training, report=request.report)
+        words, hiding, start = request.settings["text"], HidingConfig(**request.settings["hiding"]), request.start
+        training = cls.training_of(request)
+        if start is None:
+            return cls(HidingTextConfig(**words), hiding, cls.fresh_config(request), training, report=request.report)
         request.require_start(BERT, GPT)
-        config, start = _config_of(request.start.config), request.start
+        config = _config_of(start.config)
         vocab_size = request.written["model"].get("vocab_size", config.vocab_size)  # it follows the tokenizer
         config = dataclasses.replace(config, vocab_size=vocab_size)
         model = request.config_further(config, ("dropout",), but=("context_length",), text=("vocab_size",))
-        training = TrainConfig(**{**FURTHER, "learning_rate": 2e-4 * 768 / model.n_embd, **train})
-        text = HidingTextConfig(**request.text_further(model.context_length))
-        return cls(text, HidingConfig(**hiding), model, training, start=start, report=request.report)
+        text = HidingTextConfig(**request.text_further(cls.tuning, model.context_length))
+        return cls(text, hiding, model, training, start=start, report=request.report)
 
     def __init__(
         self,

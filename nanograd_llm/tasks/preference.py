@@ -23,7 +23,7 @@ from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import POLITE, is_polite
-from nanograd_llm.tasks.task import Report, Score, spread
+from nanograd_llm.tasks.task import Report, Score, Tuning, spread
 
 ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
 
@@ -33,6 +33,11 @@ MEANING = "the margin is how much more the chosen answer has gained than the rej
 class PreferenceConfig(ExamplesConfig):
     """Which pairs of answers, and how strongly they are learned. Raises ConfigError naming the field."""
 
+    file: str | None = setting(
+        "A .json or .jsonl of pairs: each has a prompt or an instruction, the chosen answer and the rejected one; "
+        "built-in questions if not given.",
+        default=None,
+    )
     beta: float = setting("Holds the model near what it was before: the larger, the nearer.", default=0.1, low=1e-6)
     supervised: float = setting(
         "Weight of a second term, the loss of the chosen answer, which keeps its probability from falling.", default=1.0
@@ -47,7 +52,7 @@ class Preferences(Answering):
     """
 
     name, table, pairs = "preference", "preferences", True
-    rate, batch_sizes, most = 3e-6, (16, 4), (2_000, 1_000)
+    tuning, most = Tuning(3e-6, power=2, batch_sizes=(16, 4)), (2_000, 1_000)
     model_class = PreferenceGPT
     free = ("recompute_activations",)
     tables = {"preferences": PreferenceConfig, "model": GPTConfig}

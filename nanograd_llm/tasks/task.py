@@ -177,11 +177,11 @@ class Request:
                 is_now = f"{getattr(config, name)} in {self.start.source}"
                 raise ConfigError(f"{name} is {value} in {self.file}, but {is_now}; leave it out")
 
-    def text_further(self, context_length: int) -> dict[str, Any]:
-        """The settings [text] to train a model further: its context_length is given for a window, else it is 128."""
+    def text_further(self, tuning: Tuning, context_length: int) -> dict[str, Any]:
+        """The settings [text] to train a model further: a context_length that is given is that of a window."""
         asked = self.asked["model"].get("context_length")
         own = {} if asked is None else {"window": asked}
-        return {"window": min(128, context_length), **self.settings["text"], **own}
+        return {"window": min(tuning.window or context_length, context_length), **self.settings["text"], **own}
 
     def require_start(self, *kinds: type[Module]) -> None:
         """Raise ConfigError unless the model to start from is of one of these classes."""
@@ -192,6 +192,39 @@ class Request:
             raise ConfigError(f"init is {found}; this task goes on from a {expected}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What suits training a model further, where it is not given.
+
+    rate: the peak of the learning rate for 768 channels, which falls with their number to this power.
+    batch_sizes: of a model of up to 256 channels, and of a wider one. also: other settings of [train].
+    window: tokens of a text that are read at once, where the model takes more; None for all.
+    """
+
+    rate: float
+    power: int = 1
+    batch_sizes: tuple[int, int] = (8, 8)
+    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    window: int | None = None
+
+    def settings(self, n_embd: int) -> dict[str, Any]:
+        """The settings [train] for a model with this many channels."""
+        rate = self.rate * (768 / n_embd) ** self.power
+        return {"learning_rate": rate, "batch_size": self.batch_sizes[n_embd > 256], **self.also}
+
+    def described(self) -> dict[str, str]:
+        """The same for any model, in words.
+
+        >>> Tuning(8e-5, power=2, batch_sizes=(32, 8)).described()
+        {'learning_rate': '8e-05 * (768 / n_embd)²', 'batch_size': '32, or 8 for more than 256 channels'}
+        """
+        narrow, wide = self.batch_sizes
+        by_width = ("", " * 768 / n_embd", " * (768 / n_embd)²")[self.power]
+        sizes = f"{narrow}" + (f", or {wide} for more than 256 channels" if wide != narrow else "")
+        window = {} if self.window is None else {"context_length": f"at most {self.window}"}
+        return {"learning_rate": f"{self.rate:g}{by_width}", "batch_size": sizes, **self.also, **window}
+
+
 class NamedTask(Task, Protocol):
     """A task that `train --task NAME` makes; all that is asked of its class.
 
@@ -199,12 +232,15 @@ class NamedTask(Task, Protocol):
     hidden: those of them that are no options of the command line, by table. A `file` is the command's argument.
     model_class: what it trains; `model_class(config, seed=None)` has no weights yet.
     presets: the names of sizes that are known, the first for where none is given; () where there are none.
+    fresh: settings of a fresh model where they are not given, by name. tuning: of a model that is trained further.
     """
 
     tables: ClassVar[Mapping[str, type[Settings]]]
     hidden: ClassVar[Mapping[str, Collection[str]]]
     model_class: ClassVar[type[Any]]
     presets: ClassVar[tuple[str, ...]]
+    fresh: ClassVar[Mapping[str, Any]]
+    tuning: ClassVar[Tuning]
 
     @classmethod
     def made(cls, request: Request) -> NamedTask:
@@ -214,7 +250,11 @@ class NamedTask(Task, Protocol):
 class TextSettings(Settings):
     """Which text, as every task of one has it. Raises ConfigError that names the field."""
 
-    file: str | None = setting("A UTF-8 text file; a built-in text if not given.", default=None)
+    file: str | None = setting(
+        'A UTF-8 text, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz file, or - for standard '
+        "input; Python's reference manual, or for masked-words built-in sentences, if not given.",
+        default=None,
+    )
     _: dataclasses.KW_ONLY
     held_out: float = setting(
         "Share of the text, at its end, that is scored and never trained on.", default=0.1, low=0.001, high=0.9
@@ -241,11 +281,31 @@ class TextTask:
     """
 
     builtin: ClassVar[str]
+    tables: ClassVar[Mapping[str, type[Settings]]]
+    presets: ClassVar[tuple[str, ...]] = ()
+    fresh: ClassVar[Mapping[str, Any]] = {}
+    tuning: ClassVar[Tuning]
     parts: Mapping[str, Any]
     digest: str
     untimed = 0.0
     tokenizer: Tokenizer
     model: Any
+
+    @classmethod
+    def training_of(cls, request: Request) -> TrainConfig:
+        """The settings [train], and what suits the task where they are not given."""
+        start, names = request.start, TrainConfig.setting_types
+        own = {name: value for name, value in cls.fresh.items() if name in names}
+        if start is not None:
+            own = cls.tuning.settings(start.config.n_embd)
+        return TrainConfig(**{**own, **request.settings["train"]})
+
+    @classmethod
+    def fresh_config(cls, request: Request) -> Any:
+        """The config of a fresh model: the settings [model], and what suits the task where they are not given."""
+        kind: Any = cls.tables["model"]
+        own = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
+        return kind(**{"vocab_size": 1, **own, **request.settings["model"]})  # the tokenizer decides its vocab_size
 
     def __init__(self, training: TrainConfig, start: Opened | None, **parts: Any):
         self.training, self.parts = training, parts

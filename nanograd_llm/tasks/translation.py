@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from nanograd_llm.tasks.task import (
     Sample,
     Score,
     TextTask,
+    Tuning,
     first_words,
     mean_loss,
     model_of,
@@ -42,9 +43,6 @@ from nanograd_llm.training.config import TrainConfig
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
-SIZES: dict[str, Any] = dict(n_layer=2, n_head=4, n_embd=128)
-RECIPE: dict[str, Any] = dict(batch_size=32, learning_rate=2e-3, beta2=0.98)
-LEAST_CONTEXT = 64
 SCORED_AT_ONCE = 250
 SHOWN = 20  # words of a translation whose attention is shown
 
@@ -119,24 +117,21 @@ class Translation(TextTask):
     tables = {"pairs": PairsConfig, "model": EncoderDecoderConfig}
     hidden = {"pairs": (), "model": ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id", "head_bias")}
     model_class = EncoderDecoder
-    presets: ClassVar[tuple[str, ...]] = ()
+    fresh = dict(n_layer=2, n_head=4, n_embd=128, context_length=64, batch_size=32, learning_rate=2e-3, beta2=0.98)
+    tuning = Tuning(3e-4, power=0, batch_sizes=(32, 32), also={"beta2": 0.98})
 
     @classmethod
     def made(cls, request: Request) -> Translation:
         """See `NamedTask.made`."""
-        pairs, sizes, train = (dict(request.settings[table]) for table in ("pairs", "model", "train"))
-        start = request.start
+        pairs, start, training = request.settings["pairs"], request.start, cls.training_of(request)
         if start is None:
             if "vocab_size" in request.asked["pairs"] and pairs.get("vocabulary") != "bpe":
                 raise ConfigError("vocab_size is for the vocabulary bpe; words are as many as there are")
-            length = sizes.get("context_length")
-            model = EncoderDecoderConfig(**{"vocab_size": 1, "context_length": LEAST_CONTEXT, **SIZES, **sizes})
-            training = TrainConfig(**{**RECIPE, **train})
-            return cls(PairsConfig(**pairs), model, training, fit_context=length is None, report=request.report)
+            model, fit = cls.fresh_config(request), "context_length" not in request.settings["model"]
+            return cls(PairsConfig(**pairs), model, training, fit_context=fit, report=request.report)
         request.require_start(EncoderDecoder)
         free, decided = ("dropout", "label_smoothing"), ("vocabulary", "vocab_size")
         model = request.config_further(start.config, free, pairs=decided)
-        training = TrainConfig(**{**RECIPE, "learning_rate": 3e-4, **train})
         return cls(PairsConfig(**{"vocabulary": "model", **pairs}), model, training, start=start, report=request.report)
 
     def __init__(

@@ -21,6 +21,8 @@ from nanograd_llm.cli.terminal import row
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
+from nanograd_llm.runs.prepare import options_of
+from nanograd_llm.tasks import task_named
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 QUICK = [*TINY, "--held-out", "0.01"]  # of the built-in corpus: a score of all that is held out takes a second
@@ -376,6 +378,39 @@ def test_help_shows_every_default(capsys):
         assert shown.get(option, "[default: ") in text or "if not given." in text, option
     for section in ("Run", "Text", "Model", "Training"):
         assert f"╭─ {section} ─" in out
+
+
+OF_ONE_TASK = {
+    "language-model": ("--tokenizer", "--preset", "[default: the preset's, 8 for nano; 8 with --init]"),
+    "translation": ("--label-smoothing", "--beta2", "[default: 0.002; 0.0003 with --init; ten times"),
+    "masked-words": ("--as-mask", "[default: 64; at most 128 with --init]", "[default: 64; 16 with --init]"),
+    "classification": ("--label-column", "--pooling", "with a folder for each"),
+    "instruction": ("--include-prompt", "--show-batch", "[default: 32, or 8 for more than 256 channels]"),
+    "preference": ("--supervised", "--show-batch", "the chosen answer and the rejected one"),
+}
+
+
+@pytest.mark.parametrize("task", OF_ONE_TASK)
+def test_the_help_of_a_task_shows_its_options_and_defaults_alone(task, capsys):
+    assert main(["train", "--task", task, "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"the options of the task {task}." in page and "train --task NAME --help" in page
+    for words in OF_ONE_TASK[task]:
+        assert words in page, words
+    foreign = {words for other in OF_ONE_TASK.values() for words in other if words.startswith("--")}
+    of_all = {f"--{name.replace('_', '-')}" for name in options_of(task_named(task))} | {"--preset", "--show-batch"}
+    assert not [word for word in foreign - of_all if f"{word} " in page]
+    shown = {f"--{name.replace('_', '-')}" for name in options_of(task_named(task)) if name != "file"}
+    assert not [word for word in shown if f"{word} " not in page]
+
+
+def test_the_help_of_train_is_that_of_a_language_model_and_names_the_other_tasks(capsys):
+    assert main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert main(["train", "--task=language-model", "-h"]) == 0 and capsys.readouterr().out == page
+    assert "--label-column" not in page and "translation, masked-words" in page
+    assert main(["train", "--task", "translating", "--help"]) == 2
+    assert "did you mean 'translation'?" in capsys.readouterr().err
 
 
 def test_a_settings_file_makes_the_run_and_options_override_it(run, tmp_path, capsys):

@@ -11,7 +11,8 @@ from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import prepare_run, read_settings
 from nanograd_llm.runs.run import Run
-from nanograd_llm.tasks import fine_tuning, recipe
+from nanograd_llm.tasks import LanguageModelling, recipe
+from nanograd_llm.training import TrainConfig
 
 SIZES = {"context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
 
@@ -64,7 +65,8 @@ def test_the_config_of_a_run_from_another_model_makes_it_again_to_the_bit(tmp_pa
         and first.task.model.config.context_length == 16
         and first.task.model.config.dropout == 0.1
     )
-    assert first.task.training == fine_tuning(first.task.model.config, steps=2)
+    own = LanguageModelling.tuning.settings(first.task.model.config.n_embd)
+    assert first.task.training == TrainConfig(steps=2, **own)
     bits = trained(first)
     assert trained(prepare_run(tmp_path / "again", file=first.folder.config_path)) == bits
 

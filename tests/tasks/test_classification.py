@@ -136,7 +136,7 @@ def test_a_model_goes_on_from_a_language_model_and_from_a_classifier(file: str, 
     gpt = prepare_run(tmp_path / "gpt", options={**sizes, "file": str(tmp_path / "x.txt"), "steps": 1, "workers": 1})
     list(gpt.train())
     made = prepare_run(tmp_path / "made", options={**TINY, "file": file, "init": str(tmp_path / "gpt")}).task
-    assert made.model.config.encoder == "gpt" and made.training.learning_rate == pytest.approx(1e-3 * 16)
+    assert made.model.config.encoder == "gpt" and made.training.learning_rate == pytest.approx(2.8e-5 * (768 / 32) ** 2)
     assert np.array_equal(made.model.model.wte.data, open_model(tmp_path / "gpt", GPT).model().wte.data)
     further = prepare_run(tmp_path / "further", options={**TINY, "file": file, "init": str(run)})
     assert further.task.score().figure > 95 and further.task.names == ["cats", "dogs"]

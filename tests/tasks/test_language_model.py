@@ -12,7 +12,7 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.tasks import LanguageModelling, TextConfig, fine_tuning, recipe
+from nanograd_llm.tasks import LanguageModelling, TextConfig, recipe
 from nanograd_llm.tasks.language_model import RECIPES, pieces_of
 from nanograd_llm.training import TrainConfig
 
@@ -181,9 +181,9 @@ def test_every_preset_has_a_recipe():
 
 
 def test_fine_tuning_has_a_smaller_learning_rate_for_a_wider_model() -> None:
-    assert fine_tuning(ng.GPTConfig.preset("gpt2")).learning_rate == 5e-5
-    assert fine_tuning(ng.GPTConfig.preset("nano"), steps=7, seed=None).learning_rate == pytest.approx(3e-4)
-    assert fine_tuning(ng.GPTConfig.preset("nano"), learning_rate=1e-3, steps=7).steps == 7
+    tuning = LanguageModelling.tuning
+    assert tuning.settings(n_embd=768) == {"learning_rate": 5e-5, "batch_size": 8}
+    assert tuning.settings(n_embd=128)["learning_rate"] == pytest.approx(3e-4)
 
 
 def test_the_hash_of_the_text_is_saved_in_the_form_of_sha256sum(text: TextConfig, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, ShapeError
 from nanograd_llm.models import BERT, BERTConfig
 from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.settings import IGNORE_INDEX
-from nanograd_llm.tasks.masked_words import SIZES, HidingConfig, HidingTextConfig, MaskedWords
+from nanograd_llm.tasks.masked_words import HidingConfig, HidingTextConfig, MaskedWords
 from nanograd_llm.text import CharTokenizer
 from nanograd_llm.training import TrainConfig, Trainer
 
@@ -152,7 +152,7 @@ def test_the_score_is_the_same_each_time_and_its_loss_is_the_models(text: Hiding
 
 def test_after_some_steps_does_do_and_not_are_filled_in_better_than_by_chance() -> None:
     config = TrainConfig(steps=120, batch_size=32, learning_rate=3e-3, workers=1)
-    sizes = BERTConfig(vocab_size=1, **SIZES | {"n_embd": 64, "n_layer": 1, "context_length": 32})
+    sizes = BERTConfig(vocab_size=1, context_length=32, n_layer=1, n_head=4, n_embd=64)
     task = MaskedWords(HidingTextConfig(), HidingConfig(), sizes, config)
     trainer = Trainer(task.model, config)
     for step in range(120):
@@ -165,8 +165,9 @@ def test_after_some_steps_does_do_and_not_are_filled_in_better_than_by_chance() 
 
 @pytest.mark.thorough
 def test_the_default_task_fills_in_does_do_and_not_in_the_steps_that_a_minute_has() -> None:
-    config = TrainConfig(steps=800, batch_size=64, learning_rate=2e-3)
-    task = MaskedWords(HidingTextConfig(), HidingConfig(), BERTConfig(vocab_size=1, **SIZES), config)
+    sizes = {name: MaskedWords.fresh[name] for name in ("context_length", "n_layer", "n_head", "n_embd")}
+    config = TrainConfig(steps=800, **{name: x for name, x in MaskedWords.fresh.items() if name not in sizes})
+    task = MaskedWords(HidingTextConfig(), HidingConfig(), BERTConfig(vocab_size=1, **sizes), config)
     trainer = Trainer(task.model, config)
     for _ in trainer.run(task.batch):
         pass
