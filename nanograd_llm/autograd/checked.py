@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.autograd.modes import state
 from nanograd_llm.backend.arrays import SCALARS_WIDEN, is_array
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 
@@ -34,6 +35,12 @@ def place(op_name: str, arrays: Sequence[Any], module_path: str) -> str:
     shapes = ", ".join("a number" if getattr(a, "shape", None) == () else str(getattr(a, "shape", a)) for a in arrays)
     module = f" in module {module_path}" if module_path else ""
     return f"{op_name}({shapes}){module}, called at {caller()}"
+
+
+def parameter_name(array: Any) -> str:
+    """The full name of the parameter with this array, in the module that is being called; "" if it is none of its."""
+    named = state.innermost.named_parameters() if state.innermost is not None else ()
+    return next((".".join((*state.modules, name)) for name, parameter in named if parameter.data is array), "")
 
 
 def require_finite(array: np.ndarray, what: str, inputs: Sequence[Any] = ()) -> None:

@@ -74,7 +74,8 @@ def checked(enabled: bool = True) -> Iterator[None]:
     """Inside this block every result and every cotangent is tested for NaN, infinity, a wider dtype and its shape.
 
     Every op call on Tensors is tested; calls on plain arrays, as in a rule, are not. The first failure raises an error
-    that names the op, its inputs' shapes, the module path and the source line of the call. A forward's inputs are
+    that names the op, its inputs' shapes, the module path and the source line of the call; where a parameter holds NaN,
+    it names the parameter. (A warning of NumPy outside the block names the line of the op.) A forward's inputs are
     read-only, and so is every array saved on the tape until backward has used it: writing into one raises NumPy's
     ValueError, which leaves the block as InPlaceError. A write through an older view is detected when backward reads
     the array. Outside this mode such writes are not detected: the rule computes with the changed numbers.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.checked import Guard, place, read_only, require_finite, require_no_widening
+from nanograd_llm.autograd.checked import Guard, parameter_name, place, read_only, require_finite, require_no_widening
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.sums import Sums
@@ -378,7 +378,8 @@ class Op:
             for i, a in enumerate(arrays):  # an input that holds NaN is the cause, such as a parameter
                 if is_array(a) and a.dtype.kind == "f" and np.isnan(a).any():
                     name = f"input {i}" if self.variadic else f"the input {self.inputs[i]}"
-                    require_finite(a, f"{name} of {where}", [a])
+                    parameter = parameter_name(a)
+                    require_finite(a, f"{parameter and f'the parameter {parameter}, '}{name} of {where}", [a])
         require_finite(y, f"the result of {where}", arrays)
         if "dtype" not in static:
             require_no_widening(y.dtype, arrays, f"the result of {where}")

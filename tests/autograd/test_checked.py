@@ -293,6 +293,24 @@ def test_an_input_that_holds_nan_is_named_as_the_cause():
         ops.linear(leaf([[1.0, 2.0]]), leaf([[1.0, 2.0, np.nan], [1.0, 2.0, 3.0]]))
 
 
+def test_a_parameter_that_holds_nan_is_named_with_its_full_path():
+    class Two(nn.Module):
+        def __init__(self):
+            self.layers = [nn.Linear(2, 3), nn.Linear(3, 2)]
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x))
+
+    model, x = Two(), leaf([[1.0, 2.0]])
+    model.layers[1].bias.data[1] = np.nan
+    with checked(), pytest.raises(NonFiniteError, match=r"the parameter layers\.1\.bias, the input b of linear\("):
+        model(x)
+    model.layers[1].bias.data[1] = 0
+    broken = leaf([[np.nan, 2.0]])  # of no module, so it is the input alone that is named
+    with checked(), pytest.raises(NonFiniteError, match=r"^the input x of linear\("):
+        model(broken)
+
+
 @pytest.mark.parametrize("what", ["a saved array", "a cotangent in a hook"])
 def test_a_write_that_leaves_the_block_says_what_to_do(what):
     def doubled(cotangent):
