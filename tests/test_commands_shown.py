@@ -17,8 +17,6 @@ from nanograd_llm.cli import main
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16"]
-# These check or measure for minutes; CI runs the first by itself.
-LONG = ("nanograd-llm gradcheck", "nanograd-llm gradcheck --op softmax --thorough", "nanograd-llm bench")
 LINES = [f"the {a} cat {b} the {c} house." for a in ("big", "red") for b in ("sees", "likes", "has") for c in "abcde"]
 FILES = {
     "my_text.txt": "\n".join(LINES * 30),
@@ -45,15 +43,20 @@ def sections() -> list[tuple[str, list[str]]]:
         for part in re.split(r"(?m)^## ", page.read_text("utf-8")):
             blocks = re.findall(r"^```\n(.*?)^```", part, flags=re.MULTILINE | re.DOTALL)
             lines = [word.strip() for block in blocks for line in block.splitlines() for word in line.split("&&")]
-            shown = [line for line in lines if line.startswith("nanograd-llm ") and not line.startswith(LONG)]
+            shown = [line for line in lines if line.startswith("nanograd-llm ")]
             if shown:
                 found.append((f"{page.stem}: {part.partition(chr(10))[0]}", shown))
     return found
 
 
 def shortened(command: str, number: int) -> list[str]:
-    """The words of a command, with few steps, more for a later one, and small sizes."""
+    """The words of a command, with small sizes and few steps, more for a later one; with few cases or rounds."""
     words = shlex.split(command)[1:]
+    if words[0] == "gradcheck" and "--model" not in words:  # CI checks all ops by itself
+        op = [] if "--op" in words else ["--op", "tanh"]
+        return [word for word in words if word != "--thorough"] + ["--cases", "3", *op]
+    if words[0] == "bench":
+        return [word for word in words if word not in ("--against", "torch")] + ["--rounds", "1"]
     if words[0] != "train":
         return words
     for option in ("--minutes", "--steps", "--n-layer", "--n-embd", "--batch-size"):
