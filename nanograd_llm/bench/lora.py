@@ -17,7 +17,7 @@ from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.trainer import Trainer
 
-NAME, OURS, ALL, THEIRS = "lora", "adapters", "all weights", "PyTorch with PEFT"
+NAME, OURS, LAST, ALL, THEIRS = "lora", "adapters", "the last block", "all weights", "PyTorch with PEFT"
 RANK = 8
 WORKLOAD = Workload(NAME, GPTConfig.preset("gpt2"), 2, 256, rounds=3, burst=2)  # a row for each of two cores
 
@@ -26,6 +26,16 @@ def training_step(workload: Workload) -> Step:
     """A step that trains the adapters of every Linear of the blocks."""
     trainer = Trainer(nn.lora.add(GPT(workload.config), RANK), TrainConfig(batch_size=workload.batch_size))
     batch = workload.batch()
+    return lambda: trainer.step(*batch)
+
+
+def last_block_step(workload: Workload) -> Step:
+    """A step that trains the last block and the last norm alone, as `--train-layers last` does."""
+    model = GPT(workload.config)
+    model.freeze()
+    model.blocks[-1].unfreeze()
+    model.ln_f.unfreeze()
+    trainer, batch = Trainer(model, TrainConfig(batch_size=workload.batch_size)), workload.batch()
     return lambda: trainer.step(*batch)
 
 
@@ -68,6 +78,7 @@ def bench(
     """Time and memory of a step, and tokens per second with merged adapters."""
     makers: dict[str, Maker] = {
         OURS: functools.partial(training_step, workload),
+        LAST: functools.partial(last_block_step, workload),
         ALL: functools.partial(workloads.training_step, workload),
     }
     if against:

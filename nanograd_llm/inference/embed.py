@@ -60,11 +60,13 @@ def encoded(
             raise ShapeError(f"text {number} is {text!r:.60}, which has no words; leave it out")
         if len(ids) + around > longest and not truncate:
             raise ShapeError(
-                f"text {number} comes to {len(ids) + around} tokens, and the model takes {longest}; shorten it, "
+                f"text {number} has {len(ids) + around} tokens, and the model takes {longest}; shorten it, "
                 "or give --truncate (truncate=True) to keep its first tokens"
             )
         found.append(tokenizer.wrap(ids[: longest - around]))
         cut += len(ids) + around > longest
     if cut:
-        warnings.warn(f"{counted(cut, 'text')} longer than {longest} tokens: the first tokens are read", stacklevel=2)
+        warnings.warn(
+            f"{counted(cut, 'text')} of more than {longest} tokens: only the first ones are read", stacklevel=2
+        )
     return found

@@ -47,7 +47,8 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     (ids,) = encoded([text], tokenizer, model.config.context_length, truncate=truncate, allow_special=True)
     tokens, hidden = ids[None], ids[None] == mask
     if not hidden.any():
-        raise ConfigError(f"no {MASK} in the text, or none in what is kept of it; write {MASK} in place of a word")
+        where = "the part of the text that is kept" if MASK in text else "the text"
+        raise ConfigError(f"{where} has no {MASK}; write {MASK} there in place of a word")
     unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0
     if unknown:
         warnings.warn(f"{counted(unknown, 'word')} of the text cannot be cut into the model's pieces", stacklevel=2)

@@ -191,7 +191,10 @@ def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) 
         table = _table_of(option, task)
         given[table][option.removeprefix(PREFIXED.get(table, ""))] = value
     for table, kind in tables.items():
-        check_settings(kind, given[table])
+        try:
+            check_settings(kind, given[table])
+        except ConfigError as error:  # begins with the name of the setting
+            raise ConfigError(f"{PREFIXED.get(table, '')}{error}") from None
     if given["train"].keys() >= LENGTHS:
         raise ConfigError(TWO_LENGTHS)
     return given

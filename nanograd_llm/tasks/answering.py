@@ -203,7 +203,10 @@ class Answering(TextTask):
             else:
                 self.left_out += 1
         if not found:
-            raise ShapeError(f"{self.source}: no answer fits into {self.max_length} tokens; give shorter ones")
+            raise ShapeError(
+                f"{self.source}: no row fits into {self.max_length} tokens, with its template; give shorter ones, or "
+                "start from a model of a larger context"
+            )
         return found
 
     def _encode(self, example: Example) -> tuple[Row, ...]:

@@ -187,9 +187,9 @@ class Request:
         """Raise ConfigError unless the model to start from is of one of these classes."""
         assert self.start is not None
         if not issubclass(self.start.model_class, kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
+            expected = " or ".join(f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" for kind in kinds)
             found = f"{self.start.source}, a model of the class {self.start.model_class.__name__}"
-            raise ConfigError(f"init is {found}; this task goes on from a {expected}")
+            raise ConfigError(f"init is {found}; this task goes on from {expected}")
 
 
 @dataclasses.dataclass(frozen=True)

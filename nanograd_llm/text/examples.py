@@ -49,8 +49,9 @@ def read_examples(path: str | os.PathLike[str], *, pairs: bool = False) -> list[
 def _example(row: Mapping[str, Any], where: str, forms: Sequence[tuple[str, ...]]) -> Example:
     form = next((form for form in forms if row.keys() >= {*form}), None)
     if form is None:
-        expected = "; or ".join(" and ".join(form) for form in forms)
-        raise BadFileError(f"{where}: has {', '.join(map(repr, row)) or 'no keys'}; expected {expected}")
+        expected = "; or ".join(", ".join(form) for form in forms)
+        keys = f"its keys are {', '.join(map(repr, row))}" if row else "has no keys"
+        raise BadFileError(f"{where}: {keys}; expected {expected}")
     parts = [_messages(row[name], f"{where}: {name}") for name in form]
     if len(form) == 3 and min(map(len, parts[1:])) > 1:  # whole chats beside their prompt
         form, parts = form[1:], parts[1:]
@@ -102,9 +103,10 @@ def _turns(history: Messages, where: str) -> list[Turn]:
         elif role in ("", *USER) and not question and content.strip():
             before, question = "", before + content.strip()
         elif role not in SYSTEM:
-            raise BadFileError(
-                f"{where}: {shown(content, 50)} is empty or out of turn; expected questions and answers in turn"
-            )
+            wrong = f"{shown(content, 50)} is out of turn"
+            if not content.strip():
+                wrong = f"a message of {role or 'the user'} is empty"
+            raise BadFileError(f"{where}: {wrong}; expected questions and answers in turn")
     if not question:
         raise BadFileError(f"{where}: has no question before its answer")
     return [*turns, Turn(question, "", "")]

@@ -130,7 +130,7 @@ def _column(name: str, header: list[str], where: str) -> int:
     if header.count(name) != 1:
         near = nearest(name, header)
         why = f"two columns are named {name!r}; rename one" if name in header else f"has no column {name!r}"
-        hint = f"; did you mean {near!r}?" if near and near != name else ""
+        hint = f" (did you mean {near!r}?)" if near and near != name else ""
         raise BadFileError(
             f"{where}: {why}; it has {listed(header)}{hint}; --text-column and --label-column say which to take"
         )

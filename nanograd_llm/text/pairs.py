@@ -94,7 +94,7 @@ def _translated(entries: Iterator[_Entry], path: PathLike) -> Pairs:
         count = sum(left_out.values())
         warnings.warn(f"{path}: {count:,} of {len(found) + count:,} entries are left out: {told}", stacklevel=3)
     if not found:
-        raise BadFileError(f"{path}: has no entry with one translation")
+        raise BadFileError(f"{path}: has no entry left to learn from")
     return found
 
 

@@ -131,14 +131,14 @@ def test_a_bert_does_not_continue_a_text(run: str, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["fill", "RUN", "the cats"], 2, r"no [MASK] in the text"),
+        (["fill", "RUN", "the cats"], 2, r"the text has no [MASK]"),
         (["fill", "RUN", ""], 2, "text 1 is '', which has no words"),
         (["fill", "RUN", "cats " * 40 + "[MASK]"], 2, "and the model takes 32; shorten it, or give --truncate"),
         (["fill", "HEADLESS", "a [MASK]"], 2, "no head that fills in words"),
         (["fill", "RUN", "a [MASK]", "--top", "0"], 2, "top must be an integer of at least 1"),
         (["embed", "RUN"], 2, "there is nothing to embed; give texts in quotes, or --file"),
         (["embed", "RUN", "a", ""], 2, "text 2 is '', which has no words"),
-        (["embed", "RUN", "cats " * 40], 2, "text 1 comes to"),
+        (["embed", "RUN", "cats " * 40], 2, "text 1 has"),
         (["embed", "RUN", "a", "--out", "missing/vectors.npy"], 4, "missing/vectors.npy"),
         (["embed", "RUN", "--file", "NUL"], 3, "has NUL characters in it"),
         (["embed", "RUN", "--file", "BLANK"], 3, "has blank lines only"),
@@ -185,7 +185,7 @@ def test_truncate_keeps_the_first_tokens_and_says_of_how_many_texts(run: str, tm
         (["search", run, "cats", "--file", str(path)], "2 texts"),
     ):
         assert main([*words, "--truncate"]) == 0
-        assert f"warning: {count} longer than 32 tokens: the first tokens are read\n" in told(capsys)[1]
+        assert f"warning: {count} of more than 32 tokens: only the first ones are read\n" in told(capsys)[1]
 
 
 def test_info_and_tokenize_take_a_run_of_masked_words(run: str, capsys) -> None:

@@ -49,7 +49,7 @@ def test_special_tokens_in_a_text_are_text() -> None:
 @each_encoder
 def test_a_text_too_long_is_refused_by_its_number_or_cut(encoder: SentenceEncoder, tokenizer: Tokenizer) -> None:
     long = "a a a a a a a a a a a a a"
-    with pytest.raises(ShapeError, match=r"text 2 comes to \d+ tokens, and the model takes 12; shorten it"):
+    with pytest.raises(ShapeError, match=r"text 2 has \d+ tokens, and the model takes 12; shorten it"):
         embed(encoder, tokenizer, ["cat", long])
     cut = embed(encoder, tokenizer, ["cat", long], truncate=True)
     assert np.array_equal(cut[1], embed(encoder, tokenizer, [long + " a"], truncate=True)[0])
@@ -57,7 +57,7 @@ def test_a_text_too_long_is_refused_by_its_number_or_cut(encoder: SentenceEncode
 
 def test_the_encoder_may_take_less_than_its_model() -> None:
     encoder = SentenceEncoder(ENCODERS[0][0].model, max_length=4)
-    with pytest.raises(ShapeError, match="text 1 comes to 5 tokens, and the model takes 4"):
+    with pytest.raises(ShapeError, match="text 1 has 5 tokens, and the model takes 4"):
         embed(encoder, WORDS, ["a a a"])
 
 

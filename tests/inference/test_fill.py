@@ -78,16 +78,16 @@ def test_the_logits_of_hidden_places_do_not_depend_on_padding() -> None:
 
 def test_a_text_too_long_is_refused_or_cut() -> None:
     text = "[MASK] " + "cat " * 20
-    with pytest.raises(ShapeError, match=r"text 1 comes to 23 tokens, and the model takes 12; shorten it.*--truncate"):
+    with pytest.raises(ShapeError, match=r"text 1 has 23 tokens, and the model takes 12; shorten it.*--truncate"):
         fill(MODEL, WORDS, text)
     assert fill(MODEL, WORDS, text, truncate=True) == fill(MODEL, WORDS, "[MASK] " + "cat " * 9)
-    with pytest.raises(ConfigError, match=r"no \[MASK\] in the text, or none in what is kept"):
+    with pytest.raises(ConfigError, match=r"^the part of the text that is kept has no"):
         fill(MODEL, WORDS, "cat " * 20 + "[MASK]", truncate=True)
 
 
 @pytest.mark.parametrize("text", ["the cat", "the [mask] sees", "the MASK"])
 def test_a_text_without_a_mask_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"no \[MASK\] in the text.*write \[MASK\] in place of a word"):
+    with pytest.raises(ConfigError, match=r"^the text has no \[MASK\]; write \[MASK\] there in place of a word"):
         fill(MODEL, WORDS, text)
 
 

@@ -392,7 +392,7 @@ def test_the_questions_held_out_from_the_instructions_are_held_out_from_the_pref
     ("row", "message"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "row 2: chosen and rejected are equal"),
-        ({"prompt": "a", "chosen": "b"}, "row 2: has 'prompt', 'chosen'; expected"),
+        ({"prompt": "a", "chosen": "b"}, "row 2: its keys are 'prompt', 'chosen'; expected"),
         ({"prompt": "a", "chosen": " ", "rejected": "b"}, "row 2: chosen gives no answer"),
     ],
 )

@@ -263,11 +263,11 @@ def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
     found = [*rows(), ("cat " + "old " * 400 + "dog", "cats")]
-    with pytest.warns(UserWarning, match="1 text longer than 16 tokens: the first tokens are read"):
+    with pytest.warns(UserWarning, match="1 text of more than 16 tokens: only the first ones are read"):
         made = prepare_run(tmp_path / "run", options={**FRESH, "file": written(tmp_path / "x.csv", found)})
     list(made.train())
     assert main(["classify", str(tmp_path / "run"), "old " * 400]) == 0
-    assert "warning: 1 text longer than 16 tokens: the first tokens are read" in capsys.readouterr().err
+    assert "warning: 1 text of more than 16 tokens: only the first ones are read" in capsys.readouterr().err
 
 
 # What cannot be

@@ -69,14 +69,17 @@ def test_each_form_of_pairs_is_read(row: Any, found: Example, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "Hi", "answer": "Hello"}, "row 2: has 'question', 'answer'; expected instruction and output; or"),
+        (
+            {"question": "Hi", "answer": "Hello"},
+            "row 2: its keys are 'question', 'answer'; expected instruction, output; or",
+        ),
         ({}, "row 2: has no keys; expected"),
         ({"instruction": "Hi", "output": " "}, "row 2: output gives no answer"),
-        ({"instruction": "", "output": "x"}, "row 2: '' is empty or out of turn"),
+        ({"instruction": "", "output": "x"}, "row 2: a message of the user is empty"),
         ({"instruction": 3, "output": "x"}, "row 2: instruction has 3; expected a text, or messages"),
         ({"messages": CHAT[:1]}, "row 2: messages gives no answer"),
         ({"messages": CHAT[1:]}, "row 2: has no question before its answer"),
-        ({"messages": [CHAT[0], *CHAT]}, "row 2: 'Hi' is empty or out of turn"),
+        ({"messages": [CHAT[0], *CHAT]}, "row 2: 'Hi' is out of turn"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "expected a text, or messages with a role and a content"),
         ([1], "row 2: expected a JSON object"),
     ],
@@ -90,7 +93,10 @@ def test_a_row_that_is_no_question_with_an_answer_is_refused(row: Any, message: 
     ("row", "message"),
     [
         ({"prompt": "Hi", "chosen": "Hello", "rejected": "Hello "}, "row 1: chosen and rejected are equal, 'Hello'"),
-        ({"prompt": "Hi", "completion": "Hello"}, "row 1: has 'prompt', 'completion'; expected .*chosen and rejected"),
+        (
+            {"prompt": "Hi", "completion": "Hello"},
+            "row 1: its keys are 'prompt', 'completion'; expected .*chosen, rejected",
+        ),
         ({"prompt": "Hi", "chosen": "", "rejected": "a"}, "row 1: chosen gives no answer"),
         ({"prompt": "Hi", "chosen": "a", "rejected": " "}, "row 1: rejected gives no answer"),
         ({"chosen": CHAT, "rejected": MORE}, "row 1: chosen and rejected differ before their last messages"),
