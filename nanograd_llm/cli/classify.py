@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Labeller
+from nanograd_llm.cli.options import Labeller, given_texts
 from nanograd_llm.cli.terminal import written
 
 
@@ -21,15 +21,11 @@ def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int
         Classes to show for each.
     """
     from nanograd_llm import inference
-    from nanograd_llm.errors import ConfigError
     from nanograd_llm.runs.opening import open_classifier
     from nanograd_llm.settings import require_int
-    from nanograd_llm.text import read_lines
 
     require_int("top", top, 1)
-    lines = [*texts, *(read_lines(file) if file is not None else ())]
-    if not lines:
-        raise ConfigError("there is nothing to classify; give texts in quotes, or --file with a text on each line")
+    lines = given_texts(texts, file, "classify")
     classifier, tokenizer, names, longest = open_classifier(model)
     for text, p in zip(lines, inference.classify(classifier, tokenizer, lines, longest=longest)):
         said = "  ".join(f"{names[k]} {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Encoder
+from nanograd_llm.cli.options import Encoder, given_texts
 from nanograd_llm.settings import counted, printable
 
 
@@ -25,15 +25,11 @@ def embed(
         Keep the first tokens of a text that is too long for the model.
     """
     from nanograd_llm import inference
-    from nanograd_llm.errors import ConfigError
     from nanograd_llm.files.atomic import require_replaceable
     from nanograd_llm.files.npz import NPY_BEGINS, write_npy
     from nanograd_llm.runs.opening import open_encoder
-    from nanograd_llm.text import read_lines
 
-    lines = [*texts, *(read_lines(file) if file is not None else ())]
-    if not lines:
-        raise ConfigError("there is nothing to embed; give texts in quotes, or --file with a text on each line")
+    lines = given_texts(texts, file, "embed")
     if out is not None:
         require_replaceable(out, ".npy", NPY_BEGINS)  # before the work
     encoder, tokenizer = open_encoder(model)

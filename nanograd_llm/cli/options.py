@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from cyclopts import Group, Parameter
 
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import Settings
 
 Model = Annotated[
@@ -89,3 +91,13 @@ def fields_of(
 def _section(title: str) -> Group:
     """The section of this title, one for all the options in it, in the order in which they are first made."""
     return Group.create_ordered(title)
+
+
+def given_texts(texts: Sequence[str], file: Path | None, purpose: str) -> list[str]:
+    """The texts of the command line, then the lines of the file. Raises ConfigError where there are none."""
+    from nanograd_llm.text import read_lines
+
+    lines = [*texts, *(read_lines(file) if file is not None else ())]
+    if not lines:
+        raise ConfigError(f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line")
+    return lines

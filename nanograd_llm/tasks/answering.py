@@ -93,9 +93,7 @@ class Answering(TextTask):
     """What `Instructions` and `Preferences` have in common, each a `Task`.
 
     examples: the questions and answers. model: the config of the start, where dropout and the like may differ.
-    training: how, and for how long. start: the model to train further, as `open_model` gives it.
     is_shown: only the first batch is to be shown: what training needs beside it is not computed.
-    report: called with what is being done, and the share of it that is done.
     Raises ConfigError for a model without an end of text, ShapeError for rows that are too long, or that teach nothing.
     """
 
@@ -133,11 +131,10 @@ class Answering(TextTask):
         is_shown: bool = False,
         report: Report = lambda doing, share: None,
     ):
-        super().__init__(training, start, **{self.table: examples})
+        super().__init__(training, start, report, **{self.table: examples})
         self.max_length = examples.max_length or model.context_length
         if self.max_length > model.context_length:
             raise ConfigError(f"max_length is {self.max_length}; the model takes {model.context_length} tokens at most")
-        report("reading the tokenizer", 0)
         self.tokenizer = start.tokenizer()
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
@@ -147,7 +144,6 @@ class Answering(TextTask):
             own = Template.of(asked or "plain")
         self.examples = dataclasses.replace(examples, template=own.text)
         self.parts = {self.table: self.examples}
-        report(f"reading {self.source}", 0)
         if examples.file is None:
             both = split_by_hash(builtin_examples(pairs=self.pairs), examples.held_out, self.source)
             learned, held_out = (part[:most] for part, most in zip(both, self.most))

@@ -95,10 +95,8 @@ class Classification(TextTask):
     """A classifier learns the labels of texts; a `Task`.
 
     text: what to learn from. tuning: which layers. model: the sizes; vocab_size and classes follow the texts.
-    training: how, and for how long.
-    start: a model to train further, as `open_model` gives it: a GPT or a BERT, which gets a fresh head, or a
-        Classifier that knows these labels; `model` is then its config, where dropout and pooling may differ.
-    report: called with what is being done, and the share of it that is done.
+    start: a model to train further: a GPT or a BERT, which gets a fresh head, or a Classifier that knows these labels;
+        `model` is then its config, where dropout and pooling may differ.
     Raises ConfigError for settings that exclude each other, BadFileError for texts of one class only, or held-out texts
     of a class that is not trained on.
     """
@@ -150,9 +148,8 @@ class Classification(TextTask):
         self.longest = model.context_length if text.window is None else text.window
         if self.longest > model.context_length:
             raise ConfigError(f"{self.longest} tokens are to be read of a text; the model takes {model.context_length}")
-        super().__init__(training, start, text=text, tuning=tuning)
+        super().__init__(training, start, report, text=text, tuning=tuning)
         self.text = text
-        report(f"reading {self.source}", 0)
         learned, held_out = text.read()
         self.digest = text_hash(repr(learned), repr(held_out))
         is_known = start is not None and start.model_class is Classifier
@@ -160,19 +157,15 @@ class Classification(TextTask):
         if start is not None and is_known:
             self.names = load_labels(start.path / LABELS, start.config.classes)
         self._require_classes(learned, held_out, is_known=is_known)
-        report("reading the tokenizer" if start else "training the tokenizer", 0)
-        if start is not None:
-            self.tokenizer = start.tokenizer()
-        else:
-            self.tokenizer = BPETokenizer.train("\n".join(words for words, _ in learned), text.vocab_size)
+        learned_texts, self.held_out_texts = ([words for words, _ in side] for side in (learned, held_out))
+        self.take_tokenizer(start, report, lambda: BPETokenizer.train("\n".join(learned_texts), text.vocab_size))
         report("encoding the texts", 0)
-        self.held_out_texts = [words for words, _ in held_out]
-        rows = encoded([words for words, _ in learned + held_out], self.tokenizer, self.longest, truncate=True)
+        rows = encoded(learned_texts + self.held_out_texts, self.tokenizer, self.longest, truncate=True)
         self.rows, self.held_out_rows = rows[: len(learned)], rows[len(learned) :]
         self.targets, self.held_out_targets = (
             np.array([self.names.index(label) for _, label in side]) for side in (learned, held_out)
         )
-        bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
+        bayes = NaiveBayes(learned_texts, self.targets, len(self.names))
         self.baselines = {  # what each says of the held-out texts
             "majority": np.full(len(held_out), np.bincount(self.targets).argmax()),
             "naive Bayes": bayes.guess(self.held_out_texts),

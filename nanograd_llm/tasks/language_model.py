@@ -101,9 +101,8 @@ class LanguageModelling(TextTask):
     """A GPT predicts the next token at every place of random windows of a text; a `Task`.
 
     text: what to learn from. model: the sizes; vocab_size follows the tokenizer. training: how, and for how long.
-    start: a model to train further, as `open_model` gives it; `model` is then its config, where dropout and the like
-        may differ, and `text.tokenizer` is "model".
-    report: called with what is being done, and the share of it that is done.
+    start: a model to train further; `model` is then its config, where dropout and the like may differ, and
+        `text.tokenizer` is "model".
 
     Of a text longer than such a run can read, evenly spread pieces are trained on, and scored.
     Raises ConfigError for settings that exclude each other, ShapeError for a text shorter than a window.
@@ -151,16 +150,13 @@ class LanguageModelling(TextTask):
         self.context_length = text.length(model.context_length)
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
-        super().__init__(training, start, text=text)
+        super().__init__(training, start, report, text=text)
         self.text = text
-        report(f"reading {self.source}", 0)
         learned, held_out = text.read(report)
         self.digest, self._nuls = text_hash(learned, held_out), learned.count("\0")
-        report("reading the tokenizer" if start else "training the tokenizer", 0)
-        if start is not None:
-            self.tokenizer = start.tokenizer()
-        else:  # characters of the whole text, so that all of the held-out part can be scored
-            self.tokenizer = text.make_tokenizer(learned + held_out if text.tokenizer == "characters" else learned)
+        # characters of the whole text, so that all of the held-out part can be scored
+        known = learned + held_out if text.tokenizer == "characters" else learned
+        self.take_tokenizer(start, report, lambda: text.make_tokenizer(known))
         c = training
         most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
         self.ids, self._learned = self._encode(learned, max(LEARNED_AT_LEAST, int(most)), "trained on", report)

@@ -73,9 +73,8 @@ class MaskedWords(TextTask):
     """A BERT fills in words that were hidden in rows of a text; a `Task`.
 
     text: what to learn from. hiding: which words are hidden. model: the sizes; vocab_size follows the tokenizer.
-    training: how, and for how long. start: a model to train further, as `open_model` gives it: a BERT, or a GPT, whose
-        tokenizer, tables, blocks and last norm are taken; they see both sides from then on, and the head is fresh.
-    report: called with what is being done, and the share of it that is done.
+    start: a model to train further: a BERT, or a GPT, whose tokenizer, tables, blocks and last norm are taken; they see
+        both sides from then on, and the head is fresh.
     Raises ConfigError for settings that exclude each other, ShapeError for a text without enough words.
     """
 
@@ -114,17 +113,13 @@ class MaskedWords(TextTask):
         start: Opened | None = None,
         report: Report = lambda doing, share: None,
     ):
-        super().__init__(training, start, text=text, hiding=hiding)
+        super().__init__(training, start, report, text=text, hiding=hiding)
         self.text, self.hiding = text, hiding
         self.longest = text.length(model.context_length)
-        report(f"reading {self.source}", 0)
         learned, held_out = text.read(report)
         self.digest = text_hash(*learned, *held_out)
-        report("reading the tokenizer" if start else "training the tokenizer", 0)
-        if start is None:
-            self.tokenizer: Tokenizer = WordPieceTokenizer.train("\n".join(learned), text.vocab_size)
-        else:
-            self.tokenizer = _with_mask(start.tokenizer())
+        self.take_tokenizer(start, report, lambda: WordPieceTokenizer.train("\n".join(learned), text.vocab_size))
+        self.tokenizer = _with_mask(self.tokenizer)
         special = [self.tokenizer.special_id(token) for token in SPECIAL]
         self.is_special = np.arange(self.tokenizer.vocab_size) >= self.tokenizer.known  # (V,): never hidden
         self.is_special[[i for i in (*special, self.tokenizer.end_of_text) if i is not None]] = True

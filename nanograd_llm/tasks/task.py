@@ -276,7 +276,9 @@ class TextSettings(Settings):
 class TextTask:
     """What the tasks that learn from texts share: what they tell, and what they save.
 
-    parts: their settings but for the model's, by table. builtin: what the text is where no file is given.
+    training: how, and for how long. start: a model to train further, as `open_model` gives it. report: called with what
+    is being done, and the share of it that is done. parts: the settings but for the model's, by table.
+    builtin: what the text is where no file is given.
     digest: a hash of what is learned from and scored, by which a resumed run knows its data.
     """
 
@@ -307,10 +309,11 @@ class TextTask:
         own = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
         return kind(**{"vocab_size": 1, **own, **request.settings["model"]})  # the tokenizer decides its vocab_size
 
-    def __init__(self, training: TrainConfig, start: Opened | None, **parts: Any):
+    def __init__(self, training: TrainConfig, start: Opened | None, report: Report, **parts: Any):
         self.training, self.parts = training, parts
         self.init = None if start is None else absolute_path(start.source)
         self.source = next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
+        report(f"reading {self.source}", 0)
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
@@ -320,6 +323,11 @@ class TextTask:
         for table in tables.values():
             table |= {key: absolute_path(table[key]) for key in FILES if table.get(key)}
         return tables
+
+    def take_tokenizer(self, start: Opened | None, report: Report, train: Callable[[], Tokenizer]) -> None:
+        """Use the tokenizer of the model to start from, or train one."""
+        report("reading the tokenizer" if start else "training the tokenizer", 0)
+        self.tokenizer = start.tokenizer() if start else train()
 
     def sizes(self) -> str:
         """The sizes of the model, for a person."""

@@ -103,11 +103,10 @@ class _Encoded:
 class Translation(TextTask):
     """An encoder-decoder learns to write the target of a source; a `Task`.
 
-    pairs: what to learn from. model: the sizes; vocab_size follows the tokenizer, and context_length the longest pair
-        where it is None. training: how, and for how long.
-    start: a model to train further, as `open_model` gives it; `model` is then its config, where dropout and
-        label_smoothing may differ, and `pairs.vocabulary` is "model".
-    report: called with what is being done, and the share of it that is done.
+    pairs: what to learn from. model: the sizes; vocab_size follows the tokenizer. fit_context: so does context_length
+        the longest pair.
+    start: a model to train further; `model` is then its config, where dropout and label_smoothing may differ, and
+        `pairs.vocabulary` is "model".
 
     Raises ShapeError for a pair that is longer than the model's context_length, IndexRangeError for a word that the
     model to start from does not know.
@@ -146,12 +145,11 @@ class Translation(TextTask):
     ):
         if (start is None) != (pairs.vocabulary != "model"):
             raise ConfigError(f'vocabulary must be "model" with a start and only then; got {pairs.vocabulary!r}')
-        super().__init__(training, start, pairs=pairs)
+        super().__init__(training, start, report, pairs=pairs)
         self.pairs = pairs
-        report(f"reading {self.source}", 0)
         learned, held_out, unseen = pairs.read()
         self.digest = text_hash(*map(repr, (learned, held_out, unseen)))
-        self.tokenizer = self._tokenizer(learned, held_out + unseen, start)
+        self.take_tokenizer(start, report, lambda: self._trained_tokenizer(learned, held_out + unseen))
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which a translation ends")
         self.end = self.tokenizer.end_of_text
@@ -170,9 +168,7 @@ class Translation(TextTask):
             model = dataclasses.replace(model, **ids)
         self.model: EncoderDecoder = model_of(EncoderDecoder, model, start, training.seed)
 
-    def _tokenizer(self, learned: Pairs, held_out: Pairs, start: Opened | None) -> Tokenizer:
-        if start is not None:
-            return start.tokenizer()
+    def _trained_tokenizer(self, learned: Pairs, held_out: Pairs) -> Tokenizer:
         if self.pairs.vocabulary == "bpe":
             return BPETokenizer.train("\n".join(side for pair in learned for side in pair), self.pairs.vocab_size)
         # a list of words is no knowledge of how they are translated: with all of them, what is held out can be scored
