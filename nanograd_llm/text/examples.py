@@ -83,6 +83,9 @@ def _messages(value: Any, where: str) -> Messages:
     for message in value if isinstance(value, list) else [value]:
         role, content = ([message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value"))]
                          if isinstance(message, dict) else (None, None))  # fmt: skip
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):  # parts, each a text
+            parts = [part.get("text", part.get("value")) for part in content]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
         if not isinstance(content, str) or role not in (*SYSTEM, *USER, *ASSISTANT):
             raise BadFileError(
                 f"{where} has {shown(message, 80)}; expected a text, or messages with a role and a content"

@@ -89,6 +89,20 @@ def test_a_row_that_is_no_question_with_an_answer_is_refused(row: Any, message: 
         read_examples(written(tmp_path, {"prompt": "a", "completion": "b"}, row))
 
 
+def test_a_content_in_parts_is_their_text_and_a_part_without_text_is_refused(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Say "}, {"type": "text", "value": "hello"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"messages": chat}]), "utf-8")
+    assert read_examples(path) == [Example((Turn("Say hello", "", "Hello"),))]
+    chat[0]["content"] = [{"type": "image", "image": "x.png"}]
+    path.write_text(json.dumps([{"messages": chat}]), "utf-8")
+    with pytest.raises(
+        BadFileError, match="row 1: messages has .*; expected a text, or messages with a role and a cont"
+    ):
+        read_examples(path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
