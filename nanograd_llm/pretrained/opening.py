@@ -52,7 +52,8 @@ def save_pretrained(
 
     beside: contents of files to write as well, by their names, which `open_model` gives as `beside`.
     """
-    require_type("model", model, tuple(SAVERS), "a GPT, a BERT or an EncoderDecoder")
+    expected = "a GPT, a BERT or an EncoderDecoder (a classifier is used from its run folder)"
+    require_type("model", model, tuple(SAVERS), expected)
     saver = next(saver for kind, saver in SAVERS.items() if isinstance(model, kind))
     saved: list[Path] = saver(model, folder, tokenizer, form=form, beside=beside)
     return saved

@@ -245,6 +245,8 @@ def test_rows_that_are_too_long_are_refused_left_out_or_truncated_with_a_count(n
     cut = instructions(nano, file=file, too_long="truncate")
     assert cut.describe()["rows"].endswith("; of more than 64 tokens: 3 prompts truncated, 1 left out")
     assert max(len(row.ids) for (row,) in cut.learned + cut.held_out) == 65
+    with pytest.raises(ShapeError, match="no row fits into 4 tokens, with its template; .* a larger context"):
+        instructions(nano, file=file, max_length=4, too_long="leave-out")
     with pytest.raises(ConfigError, match="max_length is 99; the model takes 64 tokens at most"):
         instructions(nano, max_length=99)
 

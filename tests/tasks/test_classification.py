@@ -321,7 +321,7 @@ def test_commands_say_what_is_missing_in_one_line(run: Path, bert: str, capsys: 
         (["classify", str(run), "a", "--top", "0"], 2, "top must be an integer of at least 1"),
         (["classify", bert, "a"], 3, "has no classifier.weight and classifier.bias"),
         (["generate", str(run), "a"], 2, "a model of the class Classifier; expected GPT; use nanograd-llm classify"),
-        (["convert", str(run), "--to", "hf", "--out", "x"], 2, "Classifier"),
+        (["convert", str(run), "--to", "hf"], 2, "(a classifier is used from its run folder); got Classifier"),
     ):
         assert main(words) == code, words
         err = capsys.readouterr().err
