@@ -64,6 +64,16 @@ def second_call(rule: Rule) -> Rule:
     return wrong
 
 
+def thirtieth_call(rule: Rule) -> Rule:
+    calls = []
+
+    def wrong(dy: Any, *saved: Any) -> Any:
+        calls.append(1)
+        return rule(dy, *saved) * (1.01 if len(calls) == 30 else 1)
+
+    return wrong
+
+
 def writes_cotangent(rule: Rule) -> Rule:
     def wrong(dy: Any, *saved: Any) -> Any:
         given = np.array(rule(dy, *saved))
@@ -340,6 +350,13 @@ MISTAKES: dict[str, tuple[Any, tuple[Any, ...], Callable[[Rule], Rule]]] = {
         (np.abs(X), Y),
         lambda rule: lambda *saved: (rule(*saved)[0], 1.5 * rule(*saved)[1] if rule(*saved)[1] is not None else None),
     ),
+    "between 5 and 6": (ops.sin, (X,), where(lambda x: (x > 5) & (x < 6))),
+    "beyond a thousand": (ops.sin, (X,), where(lambda x: x > 1e3)),
+    "below a hundred-thousandth": (ops.sin, (X,), where(lambda x: np.abs(x) < 1e-5)),
+    "all equal": (ops.sin, (X,), first(lambda g, dy, x: g * (1.5 if x.size > 1 and np.ptp(x) == 0 else 1))),
+    "many entries": (ops.sin, (X,), first(lambda g, dy, x: g * (2 if x.size > 100 else 1))),
+    "many rows": (ops.softmax, (X,), first(lambda g, dy, y, axis: g * (2 if y.ndim and len(y) > 100 else 1))),
+    "the thirtieth call": (ops.exp, (X,), thirtieth_call),
     "not a number where large": (ops.sin, (X,), first(lambda g, dy, x: np.where(x > 50, np.nan, g))),
     "logsumexp without softmax": (
         ops.logsumexp,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -209,8 +209,7 @@ def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool
 
 def emptied(op: Op, case: Case, choices: Choices) -> Case:
     """The case with one size of the shape line made zero, or as it was where the op refuses that or has no answer."""
-    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
-    named = [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
+    named = _labelled(op, case)
     known = sorted({label for labelled in named for label in labelled}, key=str)
     if not known or not all(np.size(x) for x in case.inputs if x is not None):
         return case
@@ -229,11 +228,58 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
     return empty
 
 
+def enlarged(op: Op, case: Case, label: Any, size: int) -> Case:
+    """The case repeated along the axes that the shape line names so, until it holds about `size` numbers; as it was
+    where the op refuses that."""
+    shapes = [list(zip(np.shape(x), labelled)) for x, labelled in zip(case.inputs, _labelled(op, case))]
+    longest = max((n for shape in shapes for n, at in shape if at == label), default=0)
+    grows = [[at == label and n == longest for n, at in shape] for shape in shapes]  # others of one are broadcast
+    growing = sum(np.size(x) for x, axes in zip(case.inputs, grows) if any(axes))
+    times = (size - case.size) // growing + 1 if growing else 1
+    if times < 2:
+        return case
+    inputs = list(case.inputs)
+    for i, axis in ((i, axis) for i, axes in enumerate(grows) for axis, grown in enumerate(axes) if grown):
+        inputs[i] = np.concatenate([inputs[i]] * times, axis=axis)
+    return _where_defined(op, case, replace(case, inputs=tuple(inputs)))
+
+
+def sweeps(op: Op, drawn: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
+    """Cases of many numbers, made of those drawn: along each axis of the shape line, and in each of SWEEPS."""
+    users: dict[Any, list[Case]] = {}
+    for case in drawn:
+        for label in {label for labelled in _labelled(op, case) for label in labelled}:
+            users.setdefault(label, []).append(case)
+    known = sorted(users, key=str) or [""]
+    for number, region in zip(range(max(len(known), len(SWEEPS))), itertools.cycle(SWEEPS)):
+        label = known[number % len(known)]
+        some = users.get(label, drawn)
+        tries = (some[int(i)] for i in rng.integers(0, len(some), 4))
+        large = max((enlarged(op, case, label, MANY) for case in tries), key=lambda case: case.size)
+        yield moved(op, large, region, rng)
+
+
+def _where_defined(op: Op, case: Case, other: Case) -> Case:
+    """The other case, or the case where the op refuses the other, or is not finite there in as large a part."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            before, after = op(*case.inputs, **case.static), op(*other.inputs, **other.static)
+        except (NanogradError, ArithmeticError):
+            return case
+    return other if np.isfinite(after).sum() * before.size >= np.isfinite(before).sum() * after.size else case
+
+
 REGIONS = ("scaled", "spread", "offset", "mixed", "saturated", "large products", "nearly constant", "ties", "near ties")
+SWEEPS: dict[str, tuple[float, float]] = {  # the exponents of ten between which numbers lie
+    "grid": (0, 0), "1e-8 to 1": (-8, 0), "1 to 300": (0, 2.5), "300 to 1e8": (2.5, 8), "equal": (0, 0),
+}  # fmt: skip
+MANY = 3000  # numbers in a case of many
 
 
 def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
-    """The case with its float inputs in one of REGIONS, or as it was where the op is not defined or not finite there.
+    """The case with its float inputs in one of REGIONS or SWEEPS, or as it was where the op is not defined or finite
+    there.
 
     scaled: by 1e-3 to 1e3, each input by its own factor.  spread: by 3 to 6, to where many functions are about to
     saturate.  offset: by up to 1e6.  mixed: each number by its own factor.
@@ -241,6 +287,9 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
     so that the product of two rows is up to 1e4 times as large as what tells them apart.  nearly constant: the numbers
     of a row differ in their last digits.  ties: few different numbers.  near ties: the same, but for 1e-6 to 1e-12 of
     them.
+
+    grid: evenly over [-10, 10].  1e-8 to 1 and so on: of these sizes, evenly on a logarithmic scale, and of both signs.
+    equal: all numbers of an input are the same.
     """
     rng = np.random.default_rng(int(choices.integers(0, 2**32)))
     inputs = list(case.inputs)
@@ -249,14 +298,7 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
         x = _in_region(inputs[i], region, rng)
         x = np.where(np.isfinite(inputs[i]), x, inputs[i])  # a mask stays
         inputs[i] = np.asarray(np.abs(x) + max(0, low / 1e3) if low > -high else x)
-    found = replace(case, inputs=tuple(inputs), region=region)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            before, after = op(*case.inputs, **case.static), op(*found.inputs, **found.static)
-        except (NanogradError, ArithmeticError):
-            return case
-    return found if np.isfinite(after).sum() == np.isfinite(before).sum() else case
+    return _where_defined(op, case, replace(case, inputs=tuple(inputs), region=region))
 
 
 def _in_region(x: np.ndarray, region: str, rng: np.random.Generator) -> np.ndarray:
@@ -275,8 +317,20 @@ def _in_region(x: np.ndarray, region: str, rng: np.random.Generator) -> np.ndarr
         return x + 10 ** rng.uniform(0, 2) * common
     if region == "nearly constant":
         return rng.standard_normal(x.shape[:-1] + (1,) * (x.ndim > 0)) + x * 10 ** rng.uniform(-9, -3)
+    if region == "equal":
+        return np.full_like(x, rng.standard_normal())
+    if region in SWEEPS:
+        at = rng.permutation((np.arange(x.size) + rng.uniform(0.2, 0.8, x.size)) / max(1, x.size)).reshape(x.shape)
+        low, high = SWEEPS[region]
+        return 20 * at - 10 if low == high else rng.choice([-1.0, 1.0], x.shape) * 10 ** (low + (high - low) * at)
     tied = np.rint(x)
     return tied if region == "ties" else tied * (1 + 10 ** rng.uniform(-12, -6) * rng.standard_normal(x.shape))
+
+
+def _labelled(op: Op, case: Case) -> list[list[Any]]:
+    """For each input the labels of its axes."""
+    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
+    return [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
 
 
 def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:

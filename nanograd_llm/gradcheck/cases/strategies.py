@@ -63,12 +63,11 @@ def arrays(
 
 @st.composite
 def cases(draw: Callable[..., Any], op: Op, *, kinks: bool = False) -> Case:
-    """Whole calls of an op, for `gradcheck.assert_case(op, case)`, or for `gradcheck` with `case.on(op)`:
+    """Whole calls of an op, for `gradcheck.assert_case`:
 
         @given(strategies.cases(my_op))
         def test_second_order(case):
-            f, arrays = case.on(my_op)
-            assert_gradients(f, *arrays, order=2)
+            assert_case(my_op, case, order=2)
 
     Shapes fit the op's shape line, numbers its domain; an op with samples gives those. Many cases are moved to other
     scales and offsets: see `samples.moved`. The case also says how inputs are laid out, which of them require a

@@ -18,9 +18,9 @@ from nanograd_llm.gradcheck.check import comparison, consistency, kinks, pattern
 from nanograd_llm.gradcheck.check.comparison import DIGITS, Method, Outcome, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
-from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, gradients, label
+from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
-from nanograd_llm.gradcheck.check.report import PASSING, Culprit, Finding, GradientError, Kink, Report
+from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
 from nanograd_llm.settings import require_int, require_number, require_seed
 
@@ -31,6 +31,7 @@ _CALLS = 8192  # and while that takes no more op calls than this
 _BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes dozens of evaluations
 SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
+_NO_WIDER = "and it does not run on numbers wider than float64"
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
 
 
@@ -106,6 +107,34 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@dataclasses.dataclass
+class _Compared:
+    """The gradient of input k of a function beside its slopes.
+
+    smooth: which entries were compared.  first, method: a slope, and how others are computed.
+    found: the outcome for directions.  shown: the one that shows a mistake.  words: what was compared.
+    part: of the inputs at which it was compared instead, if any.
+    beside: were entries left out by which the function has no finite slope?  reason: in words, where it has none.
+    """
+
+    function: Differentiable
+    k: int
+    cotangents: list[np.ndarray]
+    order: int
+    smooth: np.ndarray
+    first: Derivative
+    method: Method
+    found: Outcome
+    words: str = ""
+    part: float = 0.0
+    beside: bool = False
+    reason: str = ""
+    kinks: tuple[Kink, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.shown = self.found
+
+
 class _Check:
     """One run of gradcheck."""
 
@@ -144,7 +173,10 @@ class _Check:
                     f"no gradient reaches the parameter {finding.name}, and the result does not depend on it; if that "
                     f"is meant, freeze it or pass unused=[{finding.name!r}]"
                 )
-        notes = dict.fromkeys([*self.notes, *self._region()])
+        if not any(value.size for value in function.values):
+            problems.append(NOTHING)
+        empty = [f"{name} has no entries" for name, x in zip(function.names, function.values) if not x.size]
+        notes = dict.fromkeys([*self.notes, *empty, *self._region()])
         return Report(function.label, tuple(findings), tuple(problems), tuple(culprits), tuple(notes))
 
     def _region(self) -> list[str]:
@@ -203,9 +235,9 @@ class _Check:
                 problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.precisions)
                 try:
                     problems += consistency.problems(
-                        self.function, cotangent, self.precisions, self.rng, self._is_early
+                        self.function, cotangent, self.precisions, self.rng, self._is_early, self.progress.seconds
                     )
-                except consistency.Varying as varying:  # there is no one gradient to compare
+                except Varying as varying:
                     problems.append(str(varying))
                     return
             elif order == 2:
@@ -295,128 +327,132 @@ class _Check:
         first, method = self._method(function, k, smooth)
         reach = sizes(x) if first.why else np.minimum(length(x), _FAR * sizes(x))
         directions = rows([dense(self.rng, x.shape) * reach for _ in range(DIRECTIONS)]) * smooth
-
         hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
-        found = hold(v, directions, self.precisions, self.rng)
-        compared, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
-        aside, shown_at = "", function
+        c = _Compared(
+            function, k, cotangents, order, smooth, first, method, hold(v, directions, self.precisions, self.rng)
+        )
+        c.words, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
+        if not c.found.finite:
+            self._set_aside(c, y, v, directions)
+        elif (c.found.lost or c.found.faint.any() or c.found.digits < 1) and smooth.any() and not c.found.wrong.any():
+            self._look_nearer(c, v, directions)
+        c.shown = c.found
+        if singly and smooth.any() and c.found.clear and not c.part and not c.beside:
+            each = v if singly == "cotangents" else dense(self.rng, (y.size,))
+            is_exact = functools.partial(comparison.is_exact, function, k, method, v, directions, self.precisions)
+            by_entry = hold(each, reach.reshape(-1) * smooth, self.precisions, self.rng, functools.cache(is_exact))
+            c.shown = by_entry if by_entry.wrong.any() else c.found
+        c.kinks = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
+        verdict, reason = self._verdict(c, y, is_bent=bool(bent.size))
+        worst, pattern = None, ""
+        if verdict == "wrong" and not c.shown.wrong.any():
+            pattern = "at a kink it is neither of the two slopes nor a value between"
+        elif verdict == "wrong" and self.explain:
+            worst, pattern = self._explained(c, y)
+        elif verdict in PASSING:
+            self._note_digits(c)
+        why = (
+            first.why if order == 1 and c.found.finite else ""
+        )  # rules need no complex numbers, so beyond it is always so
+        shown = c.shown.off, c.shown.tolerance, first.method, first.step, c.words, why, reason, worst, pattern
+        return Finding(order, function.names[k], x.shape, verdict, *shown, c.kinks)
+
+    def _set_aside(self, c: _Compared, y: np.ndarray, v: np.ndarray, directions: np.ndarray) -> None:
+        """Compare without the entries by which the function has no finite slope, and without infinite results."""
+        c.reason, places = self._not_finite(c, y)
+        rest = c.smooth.copy()
+        rest[places] = False
+        known = v * np.isfinite(y).reshape(-1)
+        if rest.any() and known.any():
+            found = comparison.hold(c.function, c.k, c.method, known, directions * rest, self.precisions, self.rng)
+            if found.finite:
+                c.found, c.smooth, c.beside = found, rest, True
+
+    def _look_nearer(self, c: _Compared, v: np.ndarray, directions: np.ndarray) -> None:
+        """Compare nearer to zero where the gradient is hidden by rounding, unless the function is constant."""
 
         def method_at(scaled: Scaled) -> Method:
-            return self._method(scaled, k, smooth)[1]
+            return self._method(scaled, c.k, c.smooth)[1]
 
-        is_hidden = found.lost or found.faint.any() or found.digits < 1
-        if is_hidden and smooth.any() and found.finite and not found.wrong.any():
-            if comparison.is_constant(function, k, self.precisions, self.rng):
-                found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
-            elif nearer := comparison.retreat(function, k, method_at, v, directions, self.precisions, self.rng):
-                part, found = nearer
-                aside, shown_at = f"at {part:g} times the inputs", Scaled(function, part)
-                compared = f"{DIRECTIONS} random directions compared {aside}: here they are lost in rounding"
-            elif not found.zero and found.digits >= 1:
-                found = dataclasses.replace(found, faint=np.ones_like(found.faint))
-        clear = found.finite and not (found.wrong | found.blunt | found.faint).any()
-        if singly and smooth.any() and clear and not aside:
-            each = v if singly == "cotangents" else dense(self.rng, (y.size,))
-            dense_in_wide = functools.partial(comparison.is_exact, function, k, method, v, directions, self.precisions)
-            by_entry = hold(each, reach.reshape(-1) * smooth, self.precisions, self.rng, functools.cache(dense_in_wide))
-            shown = by_entry if by_entry.wrong.any() else found
-        else:
-            shown = found
-        bends = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
-        return self._verdict(
-            shown_at, k, bent, bends, y, cotangents, order, (first, method), found, shown, compared, aside
-        )
+        found, function = c.found, c.function
+        if comparison.is_constant(function, c.k, self.precisions, self.rng):
+            c.found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
+        elif nearer := comparison.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
+            c.part, c.found = nearer
+            c.function = Scaled(function, c.part)
+            c.words = f"{DIRECTIONS} random directions compared at {c.part:g} times the inputs"
+            c.words += ": here they are lost in rounding"
+        elif not found.zero and found.digits >= 1:
+            c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
 
-    def _verdict(
-        self,
-        function: Differentiable,
-        k: int,
-        bent: np.ndarray,
-        bends: tuple[Kink, ...],
-        y: np.ndarray,
-        cotangents: list[np.ndarray],
-        order: int,
-        method: tuple[Derivative, Method],
-        found: Outcome,
-        shown: Outcome,
-        compared: str,
-        aside: str,
-    ) -> Finding:
-        """function: at the inputs where it was compared.  found: the outcome for directions.
-        shown: the one that shows a mistake.  aside: at which part of the inputs, if not at the inputs themselves.
-        """
-        (first, slopes), x = method, function.values[k]
-        worst, pattern, reason = None, "", ""
-        if not found.finite:
-            verdict, reason = "cannot tell", self._not_finite(function, k, y, slopes)
-        elif self._comes_from_infinity(function, k, y, cotangents[0]):
-            verdict, reason = "cannot tell", "the function's own numbers are not finite here"
-        elif shown.wrong.any() and first.why == CONTRADICTED and self.precisions.wide is None:
-            verdict, reason = "cannot tell", f"{first.why}, and it does not run on numbers wider than float64"
-        elif shown.wrong.any():
-            verdict, reason = "wrong", "" if shown.off > 0 else "it is not finite, but the function's slope is"
-            if self.explain:
-                smooth = np.delete(np.arange(x.size), bent)
-                cotangent = cotangents[int(np.argmax(found.wrong.any(axis=1)))]
-                worst = patterns.worst_entry(function, k, cotangent, slopes, smooth, self.progress.left / 4)
-                if not bent.size and (self.progress.left or y.size * x.size <= self.jacobian):
-                    pattern = patterns.pattern(function, k, y, cotangent, slopes)
-        elif found.blunt.any():
-            verdict, reason = "cannot tell", "rounding inside the function hides more than a millionth of the gradient"
-            if self.precisions.wide is None:
-                reason += ", and it does not run on numbers wider than float64"
-        elif found.faint.any():
-            reason = "the gradient is smaller than what rounding leaves of larger numbers, here and nearer to zero"
-            verdict = "cannot tell"
-        elif any(kink.jump for kink in bends):
-            verdict, reason = "cannot tell", "the function jumps here"
-        elif not all(kink.allowed for kink in bends):
-            verdict, pattern = "wrong", "at a kink it is neither of the two slopes nor a value between"
+    def _verdict(self, c: _Compared, y: np.ndarray, *, is_bent: bool) -> tuple[str, str]:
+        """The verdict, and its reason in words where the numbers do not say it."""
+        if not c.found.finite:
+            return "cannot tell", c.reason
+        if not c.beside and self._comes_from_infinity(c.function, c.k, y, c.cotangents[0]):
+            return "cannot tell", "the function's own numbers are not finite here"
+        if c.shown.wrong.any():
+            if c.first.why == CONTRADICTED and self.precisions.wide is None:
+                return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
+            return "wrong", "" if c.shown.off > 0 else "it is not finite, but the function's slope is"
+        if c.beside:
+            return "cannot tell", c.reason + ("; the other entries are right" if c.found.clear else "")
+        if c.found.blunt.any():
+            reason = "rounding inside the function hides more than a millionth of the gradient"
+            return "cannot tell", reason + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
+        if c.found.faint.any():
+            return (
+                "cannot tell",
+                "the gradient is smaller than what rounding leaves of larger numbers, here and nearer to zero",
+            )
+        if any(kink.jump for kink in c.kinks):
+            return "cannot tell", "the function jumps here"
+        if not all(kink.allowed for kink in c.kinks):
+            return "wrong", ""
+        return "at a kink" if is_bent else "right", ""
+
+    def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
+        """The worst entry of a wrong gradient, and the mistake that it looks like."""
+        cotangent = c.cotangents[int(np.argmax(c.found.wrong.any(axis=1)))]
+        of = c.function, c.k
+        worst = patterns.worst_entry(*of, cotangent, c.method, np.flatnonzero(c.smooth), self.progress.left / 4)
+        if not c.smooth.all() or not (self.progress.left or y.size * c.smooth.size <= self.jacobian):
+            return worst, ""
+        return worst, patterns.pattern(*of, y, cotangent, c.method)
+
+    def _note_digits(self, c: _Compared) -> None:
+        """Note where a right gradient was compared, if not at the inputs, or that few of its digits are known."""
+        name, digits = c.function.names[c.k], f"{c.found.digits:.0f}"
+        if c.part:
+            where = f"{c.part:g} times the inputs; at the inputs themselves it is smaller than rounding"
+            self.notes.append(f"the gradient of {name} was compared at {where}")
+        elif c.found.digits >= DIGITS or c.order > 1:
+            return
+        elif self.precisions.pair is None:
+            hides = "rounding inside the function hides smaller mistakes"
+            self.notes.append(f"the gradient of {name} is right to about {digits} digits; {hides}")
         else:
-            verdict = "at a kink" if bent.size else "right"
-            if aside:
-                self.notes.append(
-                    f"the gradient of {function.names[k]} was compared {aside}; at the inputs themselves it is smaller "
-                    "than rounding"
-                )
-            elif found.digits < DIGITS and order == 1 and self.precisions.pair is None:
-                self.notes.append(
-                    f"the gradient of {function.names[k]} is right to about {found.digits:.0f} digits; rounding inside "
-                    "the function hides smaller mistakes"
-                )
-            elif found.digits < DIGITS and order == 1:
-                self.notes.append(
-                    f"rounding inside the function leaves about {found.digits:.0f} digits of the gradient of "
-                    f"{function.names[k]} at these numbers; the rule is right"
-                )
-        why = (
-            first.why if order == 1 and found.finite else ""
-        )  # rules need no complex numbers, so beyond it is always so
-        of = (shown.off, shown.tolerance, first.method, first.step, compared)
-        return Finding(
-            order,
-            function.names[k],
-            x.shape,
-            verdict,
-            *of,
-            why=why,
-            reason=reason,
-            worst=worst,
-            pattern=pattern,
-            kinks=bends,
-        )
+            leaves = f"rounding inside the function leaves about {digits} digits of the gradient of {name}"
+            self.notes.append(f"{leaves} at these numbers; the rule is right")
 
     @staticmethod
-    def _not_finite(function: Differentiable, k: int, y: np.ndarray, method: Method) -> str:
-        """Where the function's own numbers are not finite, in words."""
-        words, x = "the function's own numbers are not finite", function.values[k]
+    def _not_finite(c: _Compared, y: np.ndarray) -> tuple[str, list[int]]:
+        """Where the function's own numbers are not finite, in words; the entries by which it has no finite slope."""
+        words, x = "the function's own numbers are not finite", c.function.values[c.k]
+
+        def slope(place: int) -> np.ndarray:
+            return comparison.slope(c.function, c.function.values, c.k, place, length(x), c.method).value
+
+        places = [place for place in range(min(x.size, _BY_DIFFERENCES)) if not np.isfinite(slope(place)).all()]
         if len(bad := np.argwhere(~np.isfinite(y))):
-            return f"{words}: its result is {y[tuple(bad[0])]} at {bad[0].tolist()}"
-        for place in range(min(x.size, _BY_DIFFERENCES)):
-            if not np.isfinite(comparison.slope(function, function.values, k, place, length(x), method).value).all():
-                at = f" at {list(kinks.index_of(place, x.shape))}" if x.ndim else ""
-                return f"{words}: it has no finite slope{at}, where {function.names[k]} is {x.flat[place]:.6g}"
-        return f"{words} along a direction"
+            return f"{words}: its result is {y[tuple(bad[0])]} at {bad[0].tolist()}", places
+        if places:
+            at = f" at {list(kinks.index_of(places[0], x.shape))}" if x.ndim else ""
+            return (
+                f"{words}: it has no finite slope{at}, where {c.function.names[c.k]} is {x.flat[places[0]]:.6g}",
+                places,
+            )
+        return f"{words} along a direction", places
 
     @staticmethod
     def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:

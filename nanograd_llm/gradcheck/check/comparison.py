@@ -12,7 +12,9 @@ by how much. Then both sides are computed again with wider numbers: **rounding s
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -94,6 +96,11 @@ class Outcome:
     lost: bool
     zero: bool
     digits: float = 16.0
+
+    @property
+    def clear(self) -> bool:
+        """Is nothing of it wrong or in doubt?"""
+        return self.finite and not (self.wrong | self.blunt | self.faint).any()
 
 
 def hold(
@@ -332,36 +339,48 @@ def reach(
     function: Differentiable, k: int, v: np.ndarray, precisions: Precisions, rng: np.random.Generator
 ) -> np.ndarray:
     """For each cotangent Σ|vᵢyᵢ| with the largest size that each yᵢ has at x, a little to both sides of it, nearer to
-    zero, and inside the function, as far as rounding shows that."""
+    zero, and inside the function, as far as rounding shows that. And so much for each op call on the tape."""
     x = function.values[k]
     along = line(function, function.values, k, dense(rng, x.shape) * sizes(x))
     scaled = (Scaled(function, 4.0**-step) for step in _RETREATS[:2])
     nearer = [near.evaluate(near.values).reshape(-1) for near in scaled]
     seen = np.abs([along(t).reshape(-1) for t in (0.0, 0.125, -0.125)] + nearer)
     size = np.where(np.isfinite(seen), seen, 0.0).max(axis=0)
-    return np.asarray(np.abs(v) @ np.maximum(size, np.reshape(noise(function, precisions), -1)))
+    whole = np.abs(v) @ np.maximum(size, np.reshape(noise(function, precisions), -1))
+    return np.maximum(whole, interior(function, v, [4.0**-step for step in _RETREATS[:2]]))
 
 
-def interior(function: Differentiable, v: np.ndarray) -> np.ndarray:
+def interior(function: Differentiable, v: np.ndarray, parts: Sequence[float] = ()) -> np.ndarray:
     """For each cotangent (a row of v) the largest Σ|x̄ x| over the result and the inputs x of all op calls on the tape.
 
     So much of the result flows through these numbers, and their rounding moves it by ε times as much.
+    parts: also the largest Σ|ȳ y| with the y that each op call has at these parts of its inputs.
     """
-    inputs: dict[Any, Sequence[Any]] = {}
+    calls: dict[Any, tuple[Sequence[Any], Any]] = {}
 
     def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
-        inputs[node] = arrays
+        calls[node] = arrays, static
+
+    @functools.cache
+    def nearer(node: Any) -> list[np.ndarray]:
+        arrays, static = calls.get(node, ((), {}))
+        found = []
+        for part in parts if node in calls else ():
+            with contextlib.suppress(Exception):  # a user's op may raise whatever it likes there
+                y = node.op(*(part * x if getattr(x, "dtype", None) == node.dtype else x for x in arrays), **static)
+                found.append(np.where(np.isfinite(y), np.abs(y), 0.0))
+        return found
 
     with watched(note):
         y, leaves = function.record(function.values)
     found = np.abs(v) @ np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
     for i, row in enumerate(v if y.requires_grad else ()):
         sums = Sums({origin(leaf) for leaf in leaves})
-        for node, _, gradients in walk(origin(y), row.reshape(y.shape).astype(y.dtype), sums, retain=True):
-            for x, gradient in zip(inputs.get(node, ()), gradients):
-                if gradient is not None:
-                    size = np.abs(array_of(gradient) * x)
-                    found[i] = max(found[i], float(size[np.isfinite(size)].sum()))
+        for node, dy, gradients in walk(origin(y), row.reshape(y.shape).astype(y.dtype), sums, retain=True):
+            pairs = [(g, x) for g, x in zip(gradients, calls.get(node, ((), {}))[0]) if g is not None]
+            for a, b in [*pairs, *((dy, near) for near in nearer(node))]:
+                size = np.abs(array_of(a) * b)
+                found[i] = max(found[i], float(size[np.isfinite(size)].sum()))
     return found
 
 
@@ -412,6 +431,7 @@ def compare(
     a = np.zeros((len(v), values[k].size), precision.dtype)
     if y.requires_grad:
         a = rows([grad(y, leaves[k], row.reshape(y.shape).astype(y.dtype), retain_graph=True) for row in v])
+    a = np.where((u if u.ndim == 2 else u[None]).any(axis=0), a, 0)  # also where it is infinite
     size_a, size_v = np.abs(a), np.abs(v)
     size_y = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
     columns = []
@@ -453,14 +473,15 @@ def line(function: Differentiable, values: Sequence[np.ndarray], k: int, directi
 
 def dense(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random signs and sizes, none of them small, so that no entry can hide; never all the same."""
-    return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape))
+    u = rng.uniform(-1, 1, shape)
+    return np.asarray(u + np.copysign(0.5, u))
 
 
 def length(x: np.ndarray) -> float:
     """The root mean square of x, so that a direction is as large as x; 1 where x is zero, empty or infinite."""
     finite = x[np.isfinite(x)]
     largest = float(np.abs(finite).max(initial=0))
-    return largest * float(np.sqrt(np.mean((finite / largest) ** 2))) if largest else 1.0
+    return largest * math.sqrt(((finite / largest) ** 2).sum() / finite.size) if largest else 1.0
 
 
 def sizes(x: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ import numpy as np
 
 from nanograd_llm.autograd.checked import read_only
 from nanograd_llm.autograd.modes import higher_order, watched
-from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.autograd.tape import walk
+from nanograd_llm.autograd.tensor import Tensor, grad, origin
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import laid_out
 from nanograd_llm.gradcheck.check.comparison import dense, interior, length, reach, sizes
-from nanograd_llm.gradcheck.check.function import Function, Gradient, gradients
+from nanograd_llm.gradcheck.check.function import Function, Gradient, Varying, gradients
 from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged
 from nanograd_llm.ops import concatenate
 
@@ -29,6 +32,9 @@ _FACTORS = (2.0**20, 2.0**-20, -1.0)  # of the cotangent: about a million, a mil
 _SHOWN = 8  # names of inputs in one line
 _DIRECTIONS = 4  # along which gradients in float32 are compared
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
+_REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
+_SHARE = 1 / 50  # which take no larger part of a check's seconds
+_WHY = "the rule draws random numbers or changes what it keeps; make it repeatable, and check again"
 _MOVED = 3  # times that inputs are moved by units of float32's last place, to see how much that moves the gradient
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
@@ -58,17 +64,18 @@ def problems(
     precisions: Precisions,
     rng: np.random.Generator,
     is_early: Callable[[], bool] = lambda: True,
+    seconds: float = 1.0,
 ) -> list[str]:
     """In words: each pair of `_pairs` that is not equal, and what `_guarded` and `_in_float32` find.
 
-    is_early: is there time for one more pair?
+    is_early: is there time for one more pair?  seconds: of the whole check.
     Raises Varying where two backward passes over one tape differ.
     """
     if not function.record(function.values)[0].requires_grad:
         return []
     if found := _guarded(function, cotangent):
         return found
-    _require_repeatable(function, cotangent)
+    _require_repeatable(function, cotangent, _SHARE * seconds)
     seed, flow = int(rng.integers(2**32)), float(interior(function, cotangent.reshape(1, -1))[0])
     points = _nearby(function.values, [cotangent], rng)
 
@@ -166,20 +173,28 @@ def _pairs(
     yield from each(words, of(cotangent), is_exact=True)
 
 
-class Varying(Exception):
-    """The gradient of an input is another one when it is computed again."""
+def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: float) -> None:
+    """Two backward passes over one tape, and more calls of each rule on it by itself, must give the same bits.
 
-
-def _require_repeatable(function: Function, cotangent: np.ndarray) -> None:
+    The rules are not called again after so many seconds.
+    """
     y, leaves = function.record(function.values)
     passes = [grad(y, leaves, cotangent, retain_graph=True) for _ in range(2)]
     for name, a, b in zip(function.names, *passes):
         if not np.array_equal(a, b, equal_nan=True):
+            off = f"{np.nanmax(np.abs(a - b)):.1e}"
             raise Varying(
-                f"two backward passes over one tape give {name} gradients that differ, by up to "
-                f"{np.nanmax(np.abs(a - b)):.1e}: the rule draws random numbers or changes what it keeps; make it "
-                "repeatable, and check again"
+                f"two backward passes over one tape give {name} gradients that differ, by up to {off}: {_WHY}"
             )
+    end, number_of_calls = time.monotonic() + seconds, function.tape()[2]
+    for node, dy, found in walk(origin(y), cotangent.astype(y.dtype), Sums({*map(origin, leaves)}), retain=True):
+        pull_back = functools.partial(node.op.pull_back, node, dy, tuple(g is not None for g in found))
+        first = [None if a is None else np.array(a) for a in pull_back(Sums())]
+        for _ in range(_REPEATS // number_of_calls):
+            if time.monotonic() > end:
+                return
+            if not all(a is None or np.array_equal(a, b, equal_nan=True) for a, b in zip(first, pull_back(Sums()))):
+                raise Varying(f"the rule of {node.op.name} gives another gradient in a later call: {_WHY}")
 
 
 class _Watch:

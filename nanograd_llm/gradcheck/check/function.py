@@ -19,6 +19,10 @@ from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError,
 from nanograd_llm.ops import concatenate
 
 
+class Varying(Exception):
+    """A function or its gradient is another one when it is computed again: there is no one gradient to check."""
+
+
 def gradients(
     function: Differentiable, values: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
 ) -> list[list[np.ndarray]]:

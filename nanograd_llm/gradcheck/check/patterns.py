@@ -99,8 +99,9 @@ def recognise(
         ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
-    for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian)):
-        if np.abs(a - wanted).max() <= 1e-3 * off:
+    known = [(np.abs(a - wanted).max(), words) for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian))]
+    for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
+        if words := next((words for left, words in known if left <= part * off), ""):
             return words
     return _zeros(a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
 

@@ -10,6 +10,7 @@ from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import printable
 
 PASSING = ("right", "at a kink")
+NOTHING = "nothing was checked: no input has entries"
 SHOWN = 8  # findings that did not pass, in full
 
 
@@ -170,7 +171,7 @@ class Report(Shown):
     def __str__(self) -> str:
         is_open = not self.problems and all(f.verdict in (*PASSING, "cannot tell") for f in self.findings)
         verdict = "right" if self.passed else "CANNOT TELL" if is_open else "NOT RIGHT"
-        if self.problems and not self.findings:
+        if self.problems and not self.findings or NOTHING in self.problems:
             verdict = "NOT CHECKED"
         lines = [f"gradients of {self.function}: {verdict}"]
         for head, items in (("problem", self.problems), ("culprit", self.culprits)):

@@ -8,6 +8,7 @@ import pytest
 from nanograd_llm import ops
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck import Case, Draw, draw_cases
+from nanograd_llm.gradcheck.cases.samples import MANY, SWEEPS, sweeps
 
 
 def drawn(of, count=60, seed=0):
@@ -126,3 +127,22 @@ def test_a_case_reads_well_and_converts_its_floats():
     assert str(case) == "((2, 3), (1,), None, axis=0)"
     assert case.size == 7 + 1
     assert [getattr(x, "dtype", None) for x in case.astype(np.float32).inputs] == [np.float32, np.int64, None]
+
+
+def test_an_op_is_swept_densely_over_the_numbers_around_zero_and_over_all_magnitudes():
+    found = {case.region: case.inputs[0] for case in sweeps(ops.sin, drawn(ops.sin), np.random.default_rng(0))}
+    assert set(found) == set(SWEEPS)
+    assert all(x.size > MANY / 2 for x in found.values())
+    assert np.diff(np.sort(found["grid"], axis=None), prepend=-10, append=10).max() < 0.05
+    for region, (low, high) in SWEEPS.items():
+        if low < high:
+            powers = np.sort(np.log10(np.abs(found[region])), axis=None)
+            assert np.diff(powers, prepend=low, append=high).max() < 0.05 and (found[region] < 0).any()
+
+
+def test_every_axis_of_the_shape_line_is_once_long():
+    sizes = [
+        [np.shape(x) for x in case.inputs] for case in sweeps(ops.matmul, drawn(ops.matmul), np.random.default_rng(0))
+    ]
+    assert {axis for a, _ in sizes for axis in range(-len(a), 0) if a[axis] > 100} >= {-1, -2}
+    assert any(b[-1] > 100 for _, b in sizes)

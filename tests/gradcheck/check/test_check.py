@@ -288,7 +288,20 @@ def test_where_the_function_is_not_finite_the_check_cannot_tell():
     assert finding.reason == "the function's own numbers are not finite: its result is nan at [0]"
     (finding,) = gradcheck(ops.sqrt, np.array([1.0, 0.0])).findings
     said = "the function's own numbers are not finite: it has no finite slope at [1], where x is 0"
-    assert (finding.verdict, finding.reason) == ("cannot tell", said)
+    assert (finding.verdict, finding.reason) == ("cannot tell", said + "; the other entries are right")
+
+
+def test_a_mistake_beside_an_entry_without_a_finite_slope_is_found(monkeypatch):
+    right = ops.sqrt.rule
+    monkeypatch.setattr(ops.sqrt, "rule", lambda dy, y: right(dy, y) * np.where(y > 1.5, 1.001, 1))
+    (finding,) = gradcheck(ops.sqrt, np.array([1.0, 0.0, 4.0])).findings
+    assert finding.verdict == "wrong" and finding.worst.index == (2,)
+
+
+def test_inputs_without_entries_do_not_pass():
+    report = gradcheck(ops.sin, np.zeros((0, 3)))
+    assert not report.passed and report.problems == ("nothing was checked: no input has entries",)
+    assert gradcheck(ops.multiply, np.zeros((0, 3)), np.ones(3)).passed
 
 
 def test_a_report_reads_plainly(monkeypatch):

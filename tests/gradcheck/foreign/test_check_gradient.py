@@ -298,6 +298,7 @@ def test_a_rule_whose_calls_differ_does_not_pass() -> None:
     report = check_gradient(np.sin, lambda x: np.cos(x) + 1e-3 * R.normal(), X)
     assert not report.passed and not report.findings and "CANNOT" not in str(report)
     assert len(report.problems) == 1 and "draws random numbers" in report.problems[0]
+    assert not any("stored" in note for note in report.notes)
     assert not any("float32" in note for note in report.notes)
 
 
@@ -379,9 +380,9 @@ def test_single_numbers_are_checked_too(size: tuple[int, ...]) -> None:
 
 def test_where_all_inputs_are_empty_nothing_was_checked_and_it_does_not_pass() -> None:
     report = check_gradient(np.sin, lambda x: 5 * x, np.zeros((0, 3)))
-    assert report.problems == ("nothing was checked: x has no entries",) and not report.passed
+    assert report.problems == ("nothing was checked: no input has entries",) and not report.passed
     report = check_gradient(lambda x, y: x.sum() + y**2, np.zeros((0, 3)), B, vjp=lambda dy, x, y: (1 + x, 2 * dy * y))
-    assert report.passed and "x has no entries: nothing to check" in report.notes
+    assert report.passed and "x has no entries" in report.notes
 
 
 @pytest.mark.parametrize("n", [np.array([2, 3, 2, 1, 4]), 2])
@@ -397,7 +398,8 @@ def test_an_integer_for_which_a_gradient_is_returned_does_not_pass(n: Any) -> No
 
 def test_a_gradient_by_short_differences_is_not_said_to_compute_in_float32() -> None:
     report = check_gradient(lambda x: np.sin(x).sum(), lambda x: (np.sin(x + 1e-8) - np.sin(x)) / 1e-8, X)
-    assert verdicts(report) == {"x": "wrong"} and not any("float32" in note for note in report.notes)
+    assert verdicts(report)["x"] in ("wrong", "cannot tell")  # its rounding is as large as its mistake
+    assert not any("float32" in note for note in report.notes)
     report = check_gradient(np.tanh, lambda x: 2 * (1 - np.tanh(x) ** 2), np.array([10.0, 20]))
     assert verdicts(report) == {"x": "wrong"} and not any("float32" in note for note in report.notes)
 
