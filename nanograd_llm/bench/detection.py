@@ -21,6 +21,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.figures import Figure, Note, Report
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases.samples import REGIONS, Case, differentiated, draw_cases, moved
+from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.every_op import check_case
 from nanograd_llm.gradcheck.mutation.mutants import gradients_of, scaled
 
@@ -47,16 +48,19 @@ def bench(against: bool, rounds: int | None = None, *, seed: int = 0) -> Iterato
     every = sum(not _catches_all(op, case, number) for number, (op, case) in pairs)
     yield Figure("detection", "all entries off by a billionth, missed", every, f"of {trials:,}")
     rng, found = np.random.default_rng(seed + 2), collections.Counter[str]()
+    progress = Progress(ALARMS * trials, 0)
     for number, (op, case) in enumerate(itertools.islice(_drawn(seed + 2), ALARMS * trials)):
+        progress.next(op.name)
         region = ("", *REGIONS)[number // 7 % (1 + len(REGIONS))]
         found[verdict(op, moved(op, case, region, rng) if region else case, number)] += 1
+    progress.end()
     yield Figure("detection", "right gradients, called wrong", found["wrong"], f"of {ALARMS * trials:,}")
     yield Figure("detection", "right gradients, in doubt", found["cannot tell"], f"of {ALARMS * trials:,}")
     yield Note("detection", "the smallest relative mistake that is caught, at scales of the input and with an offset:")
     names = [f"{kind} {size:g}" for kind, sizes in _POINTS for size in sizes]
-    yield Note("detection", f"{'op':24}" + "".join(f"{name:>12}" for name in names))
+    yield Note("detection", f"{'op':24}" + "".join(f"{name:>13}" for name in names))
     for op in _package():
-        yield Note("detection", f"{op.name:24}" + "".join(f"{cell:>12}" for cell in sharpness(op, seed)))
+        yield Note("detection", f"{op.name:24}" + "".join(f"{cell:>13}" for cell in sharpness(op, seed)))
 
 
 def verdict(op: Op, case: Case, number: int) -> str:

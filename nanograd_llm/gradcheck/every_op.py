@@ -117,7 +117,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     problems, errors = [], [0.0] * order
     kinked = list(samples.draw_cases(op, rng, max(1, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
-    kinked += samples.sweeps(op, [case for case in drawn if case.size], rng)
+    kinked += samples.sweeps(op, drawn, rng)
     for number, case in enumerate([*drawn, *kinked]):
         try:
             whole = {"jacobian": 0} if case.size >= samples.MANY // 2 else {}

@@ -247,16 +247,17 @@ def enlarged(op: Op, case: Case, label: Any, size: int) -> Case:
 def sweeps(op: Op, drawn: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
     """Cases of many numbers, made of those drawn: along each axis of the shape line, and in each of SWEEPS."""
     users: dict[Any, list[Case]] = {}
+    drawn = [case for case in drawn if all(np.size(x) for x in case.inputs if x is not None)]
     for case in drawn:
         for label in {label for labelled in _labelled(op, case) for label in labelled}:
             users.setdefault(label, []).append(case)
     known = sorted(users, key=str) or [""]
-    for number, region in zip(range(max(len(known), len(SWEEPS))), itertools.cycle(SWEEPS)):
+    for number, region in zip(range(max(len(known), len(SWEEPS)) if drawn else 0), itertools.cycle(SWEEPS)):
         label = known[number % len(known)]
         some = users.get(label, drawn)
         tries = (some[int(i)] for i in rng.integers(0, len(some), 4))
-        large = max((enlarged(op, case, label, MANY) for case in tries), key=lambda case: case.size)
-        yield moved(op, large, region, rng)
+        most_axes = max(tries, key=lambda case: sum(map(np.ndim, case.inputs)))
+        yield moved(op, enlarged(op, most_axes, label, MANY), region, rng)
 
 
 def _where_defined(op: Op, case: Case, other: Case) -> Case:
@@ -297,7 +298,8 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
         low, high = op.domain.get(op.inputs[0] if op.variadic else name, (-np.inf, np.inf))
         x = _in_region(inputs[i], region, rng)
         x = np.where(np.isfinite(inputs[i]), x, inputs[i])  # a mask stays
-        inputs[i] = np.asarray(np.abs(x) + max(0, low / 1e3) if low > -high else x)
+        least = 0 if region in SWEEPS else max(0, low / 1e3)  # sweeps hold no zeros
+        inputs[i] = np.asarray(np.abs(x) + least if low > -high else x)
     return _where_defined(op, case, replace(case, inputs=tuple(inputs), region=region))
 
 

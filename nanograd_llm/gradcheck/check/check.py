@@ -59,7 +59,8 @@ def gradcheck(
         one, each entry of the gradient is compared for the four cotangents if that takes few op calls. Otherwise only
         the random directions are compared, and the report says what the whole would take. 0: directions only.
     explain: False stops at the first wrong gradient, without looking for its cause.
-    seconds: single entries are compared only if the whole check is expected to take no longer than this.
+    seconds: single entries are compared only if the whole check is expected to take no longer than this. What cannot be
+        left out, some fifty evaluations and a dozen backward passes for each input, may take longer.
     unused: names of parameters of a Module that its result is not meant to depend on. Any other that no gradient
         reaches is a problem, unless it is frozen.
     arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.

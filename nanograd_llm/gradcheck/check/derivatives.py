@@ -116,7 +116,7 @@ def differences(
         near, coarse = _nearest(line, epsilon, noise, np.abs(value).max(initial=0))
         is_known = np.isfinite(value) & np.isfinite(near)
         off = np.abs(np.subtract(value, near, where=is_known, out=np.zeros_like(value)))
-        error = np.where(off <= coarse + 10 * error, error, off + error)
+        error = np.where(off > coarse + 10 * error, off + error + coarse, error)
     return Derivative(value, error, step, "differences", why)
 
 
@@ -125,14 +125,16 @@ def _rungs(epsilon: float) -> tuple[float, ...]:
 
 
 def _nearest(line: Line, epsilon: float, noise: np.ndarray | float, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """A slope by the shortest step that leaves two digits of a slope of this size, and how coarse each entry is.
+    """A slope by the shortest step that leaves two digits of it, or of this size, and how coarse each entry is.
 
-    To a kink nearby all farther steps are blind in the same way. The slope is inf where no step does.
+    To what lies nearby, a kink or all that varies, all farther steps are blind in the same way. The slope is inf where
+    no step does.
     """
     for step in reversed(_rungs(epsilon)):
         slope, largest = _central(line, step)
-        coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * size
-        if coarse.max(initial=0) <= 0.01 * size:
+        whole = max(size, float(np.abs(slope[np.isfinite(slope)]).max(initial=0)))
+        coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * whole
+        if coarse.max(initial=0) <= 0.01 * whole:
             return slope, coarse
     return np.full_like(slope, np.inf), coarse
 

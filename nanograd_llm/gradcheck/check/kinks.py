@@ -45,10 +45,11 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
         far, near = second(far_step), second(near_step)
         slopes = np.abs(ahead - here) + np.abs(here - behind)
         bound = (_PART * slopes + 16 * epsilon * np.maximum(np.abs(here), noise)) / near_step
-        bound = widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
         # with a shorter step, curvature matters less and rounding more; a kink stays the same
-        kinks = ((np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound))[..., 0]
-        return kinks | _jumps(line, near_step, epsilon, noise)
+        kinks = (np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound[..., None])
+        if kinks.any():
+            kinks &= np.abs(near) > widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
+        return kinks[..., 0] | _jumps(line, near_step, epsilon, noise)
 
 
 def _near(epsilon: float) -> float:

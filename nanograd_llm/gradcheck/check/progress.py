@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 import time
 
-_QUIET = 2.0  # seconds before anything is shown
+_QUIET, _EVERY = 2.0, 0.1  # seconds before anything is shown, and until it is renewed
 
 
 class Progress:
-    """The clock of one check of `total` inputs, within `seconds` if that can be."""
+    """The clock of a check of `total` inputs, or of so many checks, within `seconds` if that can be."""
 
     def __init__(self, total: int, seconds: float):
         self.total, self.seconds, self.done = total, seconds, 0
         self._begin = time.monotonic()
         self._next = 0.0
-        self._is_shown = False
+        self._is_shown, self._shown_next = False, _QUIET
 
     @property
     def elapsed(self) -> float:
@@ -35,7 +35,8 @@ class Progress:
 
     def next(self, name: str) -> None:
         """The check of this input begins."""
-        if self.elapsed > _QUIET and sys.stderr.isatty():
+        if self.elapsed > self._shown_next and sys.stderr.isatty():
+            self._shown_next = self.elapsed + _EVERY
             left = self.elapsed / max(1, self.done) * (self.total - self.done)
             print(
                 f"\r\033[Kgradcheck: {name}, {self.done + 1} of {self.total}, about {left:.0f} s left",

@@ -95,3 +95,8 @@ def test_no_point_of_a_line_is_evaluated_twice_on_a_ladder(size):
     found = differences(line(Counted(), [np.zeros(())], 0, np.ones(())), enough=1e-7)
     assert abs(found.value[0] - 1) < 1e-6
     assert len(points) == len(set(points)) > 6
+
+
+def test_a_function_that_is_flat_except_nearby_is_not_taken_for_flat():
+    found = differences(lambda t: np.array([1e5 * t * np.exp(-((1e5 * t) ** 2))]))
+    assert abs(found.value[0] - 1e5) <= found.error[0]
