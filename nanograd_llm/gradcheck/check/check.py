@@ -14,9 +14,10 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.backend.randomness import random_uses
 from nanograd_llm.errors import GraphError, InPlaceError
-from nanograd_llm.gradcheck.check import comparison, consistency, kinks, patterns
-from nanograd_llm.gradcheck.check.comparison import DIGITS, Method, Outcome, dense, length, line, rows, sizes
+from nanograd_llm.gradcheck.check import comparison, consistency, decision, kinks, patterns
+from nanograd_llm.gradcheck.check.comparison import Method, Slopes, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
+from nanograd_llm.gradcheck.check.decision import DIGITS, Outcome
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
@@ -328,7 +329,7 @@ class _Check:
         first, method = self._method(function, k, smooth)
         reach = sizes(x) if first.why else np.minimum(length(x), _FAR * sizes(x))
         directions = rows([dense(self.rng, x.shape) * reach for _ in range(DIRECTIONS)]) * smooth
-        hold, v = functools.partial(comparison.hold, function, k, method), rows(cotangents)
+        hold, v = functools.partial(decision.hold, Slopes(function, k, method)), rows(cotangents)
         c = _Compared(
             function, k, cotangents, order, smooth, first, method, hold(v, directions, self.precisions, self.rng)
         )
@@ -340,7 +341,7 @@ class _Check:
         c.shown = c.found
         if singly and smooth.any() and c.found.clear and not c.part and not c.beside:
             each = v if singly == "cotangents" else dense(self.rng, (y.size,))
-            is_exact = functools.partial(comparison.is_exact, function, k, method, v, directions, self.precisions)
+            is_exact = functools.partial(decision.is_exact, Slopes(function, k, method), v, directions, self.precisions)
             by_entry = hold(each, reach.reshape(-1) * smooth, self.precisions, self.rng, functools.cache(is_exact))
             c.shown = by_entry if by_entry.wrong.any() else c.found
         c.kinks = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
@@ -365,7 +366,9 @@ class _Check:
         rest[places] = False
         known = v * np.isfinite(y).reshape(-1)
         if rest.any() and known.any():
-            found = comparison.hold(c.function, c.k, c.method, known, directions * rest, self.precisions, self.rng)
+            found = decision.hold(
+                Slopes(c.function, c.k, c.method), known, directions * rest, self.precisions, self.rng
+            )
             if found.finite:
                 c.found, c.smooth, c.beside = found, rest, True
 
@@ -376,9 +379,9 @@ class _Check:
             return self._method(scaled, c.k, c.smooth)[1]
 
         found, function = c.found, c.function
-        if comparison.is_constant(function, c.k, self.precisions, self.rng):
+        if decision.is_constant(function, c.k, self.precisions, self.rng):
             c.found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
-        elif nearer := comparison.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
+        elif nearer := decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
             c.words = f"{DIRECTIONS} random directions compared at {c.part:g} times the inputs"

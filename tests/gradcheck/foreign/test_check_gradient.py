@@ -300,6 +300,8 @@ def test_a_rule_whose_calls_differ_does_not_pass() -> None:
     assert len(report.problems) == 1 and "draws random numbers" in report.problems[0]
     assert not any("stored" in note for note in report.notes)
     assert not any("float32" in note for note in report.notes)
+    report = check_gradient(np.sin, X, vjp=lambda dy, x: dy * (np.cos(x) + 1e-3 * R.normal()))
+    assert "draws random numbers" in report.problems[0] and not any("stored" in note for note in report.notes)
 
 
 def test_a_cache_that_a_later_call_overwrites_is_a_problem() -> None:
