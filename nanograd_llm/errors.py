@@ -49,6 +49,10 @@ class WorkerError(NanogradError, RuntimeError):
     exit_code = 1
 
 
+class DeviceError(NanogradError, RuntimeError):
+    """A GPU cannot be used or has no memory left, or an operation got arrays on two devices."""
+
+
 class ConfigError(NanogradError, ValueError):
     """A setting that is not allowed; the message names the field, its value and what is allowed."""
 

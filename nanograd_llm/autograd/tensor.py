@@ -18,10 +18,10 @@ import numpy as np
 from nanograd_llm.autograd.modes import higher_order, state
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, backward, calls
-from nanograd_llm.backend.arrays import as_array, is_array, xp
+from nanograd_llm.backend.arrays import as_array, device_of, is_array, on_default_device, to_device, to_host, xp
 from nanograd_llm.backend.lazy import absent
 from nanograd_llm.backend.threads import fork_safe_lock
-from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
+from nanograd_llm.errors import DeviceError, DtypeError, GraphError, ShapeError, SignatureError
 
 Array = Any  # np.ndarray, or CuPy on a GPU
 
@@ -64,7 +64,7 @@ _INSTEAD_OF_TORCH = {  # PyTorch's method -> what to write
     **{"clone": "x * 1, or x.detach()", "zero_grad": "x.grad = None", "dot": "x @ y", "matmul": "x @ y", "mm": "x @ y"},
     **{"requires_grad_": "Tensor(x, requires_grad=True)", "t": "x.T", "expand": "ops.broadcast_to", "pow": "x ** y"},
     **{"float": "x.astype('float32')", "double": "x.astype('float64')", "masked_fill": "ops.masked_fill"},
-    **{"cpu": "x itself", "norm": "ops.sqrt(ops.sum(x * x))", "prod": "ops.prod(x)"},
+    **{"cuda": "x.to('cuda')", "norm": "ops.sqrt(ops.sum(x * x))", "prod": "ops.prod(x)"},
 }
 
 registry: dict[str, Any] = {}  # name, or MODULE.NAME of an op outside the package -> op; `@op` fills it
@@ -130,6 +130,7 @@ class Tensor:
     data: anything that NumPy can convert to an array. Python floats and lists of them become float32; arrays, and
         lists of arrays, keep their dtype.
     requires_grad: make this a leaf, whose gradient `backward` adds to `.grad`; the dtype must be a real float.
+    device: "cpu", or "cuda" for a GPU, which needs CuPy; by default that of `use_device`, or where the array is.
 
     Operators follow NumPy and broadcast. float32 with float64 gives float64 (NumPy's promotion), while each gradient
     has its leaf's dtype. Python numbers, lists and NumPy scalars take the dtype of the other operand. Comparisons give
@@ -147,7 +148,7 @@ class Tensor:
     requires_grad: bool
     _updated: int  # when an augmented assignment last changed the array, among the numbers of the calls
 
-    def __init__(self, data: Any, requires_grad: bool = False):
+    def __init__(self, data: Any, requires_grad: bool = False, *, device: str | None = None):
         data = array_of(data)
         if not is_array(data):
             data = _array_from(data, np.dtype(np.float32))
@@ -161,7 +162,7 @@ class Tensor:
             raise DtypeError(
                 f"only float data can require a gradient; got {data.dtype}; use astype('float32'), or write 1.0 for 1"
             )
-        self.data = data
+        self.data = on_default_device(data) if device is None else to_device(data, device)
         self.requires_grad = requires_grad
         self._grad: Array | None = None
         self._node: Node | None = None
@@ -228,9 +229,29 @@ class Tensor:
         """The Tensor with its last two axes swapped: the transpose of each matrix."""
         return registry["swapaxes"](self, axis1=-1, axis2=-2)
 
-    def numpy(self) -> Array:
-        """The Tensor's array, without a copy."""
-        return self.data
+    @property
+    def device(self) -> str:
+        """Where the array is: "cpu", or "cuda" for a GPU."""
+        return device_of(self.data)
+
+    def to(self, device: str) -> Tensor:
+        """The Tensor on this device: itself if it is there, else a leaf of a copy that requires a gradient if this does.
+
+        Raises DeviceError for a GPU that cannot be used, GraphError for a computed Tensor that requires a gradient.
+        """
+        if device == self.device:
+            return self
+        if self._node is not None:
+            raise GraphError("no gradient goes from one device to another; move the leaf, or use .detach().to(device)")
+        return type(self)(self.data, self.requires_grad, device=device)
+
+    def cpu(self) -> Tensor:
+        """The Tensor on the CPU, as `to("cpu")`."""
+        return self.to("cpu")
+
+    def numpy(self) -> np.ndarray:
+        """The Tensor's array, without a copy; a copy of one that is on a GPU."""
+        return to_host(self.data)
 
     def tolist(self) -> Any:
         """The values as nested lists of Python numbers."""
@@ -268,7 +289,7 @@ class Tensor:
             for source, gradient in found.items():
                 gradient = gradient.data.copy() if isinstance(gradient, Tensor) else gradient
                 if isinstance(source, Tensor):
-                    source.grad = gradient if source.grad is None else np.asarray(source.grad + gradient)
+                    source.grad = gradient if source.grad is None else as_array(source.grad + gradient)
                 elif (tensor := source.retained()) is not None:
                     tensor.grad = gradient
 
@@ -353,11 +374,11 @@ class Tensor:
 
     def argmax(self, axis: Any = None) -> Array:
         """The index of the largest element, as a plain array: there is nothing to differentiate."""
-        return np.asarray(self.data.argmax(axis))
+        return as_array(self.data.argmax(axis))
 
     def argmin(self, axis: Any = None) -> Array:
         """The index of the smallest element, as a plain array."""
-        return np.asarray(self.data.argmin(axis))
+        return as_array(self.data.argmin(axis))
 
     def flatten(self) -> Tensor:
         """All elements along one axis, in row-major order."""
@@ -468,8 +489,8 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data: Any):
-        super().__init__(data, requires_grad=True)
+    def __init__(self, data: Any, requires_grad: bool = True, *, device: str | None = None):
+        super().__init__(data, requires_grad, device=device)
 
 
 def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
@@ -662,10 +683,10 @@ def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
 
 
 def _rows_of_jacobian(y: Tensor, leaf: Tensor) -> Array:
-    found = np.zeros((y.size, *leaf.shape), leaf.dtype)
+    found = xp(leaf.data).zeros((y.size, *leaf.shape), leaf.dtype)
     for i in range(y.size if y.requires_grad else 0):
-        one = np.zeros(y.shape, y.dtype)
-        one.flat[i] = 1
+        one = np.zeros_like(y.data)
+        one.reshape(-1)[i] = 1
         found[i] = grad(y, leaf, one, retain_graph=True)
     return found.reshape(y.shape + leaf.shape)
 
@@ -710,7 +731,9 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
             )
         seed = xp(root.data).ones_like(root.data)
     else:
-        seed = cotangent if is_array(array_of(cotangent)) else as_dtype_of(cotangent, root)
+        seed = cotangent if is_array(array_of(cotangent)) else to_device(as_dtype_of(cotangent, root), root.device)
+        if device_of(array_of(seed)) != root.device:
+            raise DeviceError(f"the cotangent is on {device_of(array_of(seed))}, this Tensor on {root.device}; move one")
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
         if seed.dtype.kind == root.dtype.kind == "f":
