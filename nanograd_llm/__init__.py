@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nanograd_llm.autograd.modes import checked, higher_order, no_grad
     from nanograd_llm.autograd.op import keep, op
     from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, hessian, hvp, jacobian, value_and_grad
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import NanogradError
     from nanograd_llm.models import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig
     from nanograd_llm.pretrained import load_bert, load_gpt2, load_lora, save_bert, save_gpt2, save_lora
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = lazily(
         "autograd.modes": "checked higher_order no_grad",
         "ops autograd.op": "keep op",
         "ops autograd.tensor": "Parameter Tensor grad hessian hvp jacobian value_and_grad",
+        "backend.arrays": "use_device",
         "errors": "NanogradError",
         "models.bert": "BERT BERTConfig",
         "models.encoder_decoder": "EncoderDecoder EncoderDecoderConfig",

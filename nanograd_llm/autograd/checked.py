@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import state
-from nanograd_llm.backend.arrays import SCALARS_WIDEN, is_array
+from nanograd_llm.backend.arrays import SCALARS_WIDEN, is_array, to_host
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -116,9 +116,11 @@ class Protection:
 
     def __init__(self, array: np.ndarray):
         self.array = array
-        self.restores = [array] if array.flags.writeable else []
+        self.restores: list[Any] = []
         self.digest = _digest(array)
-        array.flags.writeable = False
+        if isinstance(array, np.ndarray):  # CuPy's arrays can always be written to
+            self.restores = [array] if array.flags.writeable else []
+            array.flags.writeable = False
 
     def unchanged(self) -> bool:
         return _digest(self.array) == self.digest
@@ -147,4 +149,4 @@ def _array(x: Any) -> Any:
 def _digest(array: np.ndarray) -> bytes:
     import hashlib  # imported here because loading it takes longer than loading the rest of this package
 
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(to_host(array)).tobytes(), digest_size=16).digest()

@@ -23,8 +23,9 @@ from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
 from nanograd_llm.autograd.tensor import NUMBERS, Array, Tensor, array_of, as_dtype_of, registry
-from nanograd_llm.backend.arrays import as_array, is_array
+from nanograd_llm.backend.arrays import as_array, device_of, gpu_in_use, gpu_memory_error, is_array, to_device
 from nanograd_llm.errors import (
+    DeviceError,
     DtypeError,
     GraphError,
     IndexRangeError,
@@ -199,10 +200,13 @@ class Op:
                 + (f"; write {words}" if words else "")
             )
         if not any([isinstance(x, Tensor) for x in inputs]):
+            inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
         if self.equals is not None and state.higher_order:
             return self.equals(*inputs, **static)
         arrays = _operands(inputs, self._constant_places)
+        if gpu_in_use:
+            arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()
         if state.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
@@ -224,10 +228,34 @@ class Op:
         node = self._record(inputs, arrays, static, kept, needs, y)
         if is_traced:
             if state.checked:
-                node.guard = Guard(where, [a for a in map(array_of, _flat(node.saved)) if isinstance(a, np.ndarray)])
+                saved = [a for a in map(array_of, _flat(node.saved)) if is_array(a) and not isinstance(a, np.generic)]
+                node.guard = Guard(where, saved)
             if state.watcher is not None:
                 state.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
+
+    def _on_one_device(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The arrays of a call where the others are on a GPU: lists are copied to it, one number becomes a scalar.
+
+        Constants, such as ids, may be NumPy arrays: the forward checks them, then moves them. Raises DeviceError if one
+        of the other Tensors and arrays is not on the GPU.
+        """
+        places = [device_of(a) for a in arrays]
+        if "cuda" not in places:
+            return [*arrays]
+        moved = []
+        for i, (x, a, home) in enumerate(zip(inputs, arrays, places)):
+            if home == "cpu" and (self.variadic or i not in self._constant_places):
+                if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.ndim):
+                    names = self.inputs * len(arrays) if self.variadic else self.inputs
+                    found = ", ".join(f"{name} {np.shape(a)} on {p}" for name, a, p in zip(names, arrays, places))
+                    raise DeviceError(f"{self.name} got {found}; move one: .to('cuda') or .to('cpu')")
+                if isinstance(a, np.ndarray):
+                    a = to_device(a, "cuda") if a.ndim else a[()]
+                elif isinstance(a, (list, tuple)):
+                    a = to_device(a, "cuda")
+            moved.append(a)
+        return moved
 
     def _forward(
         self, arrays: Sequence[Any], static: dict[str, Any], needs: tuple[bool, ...]
@@ -244,7 +272,7 @@ class Op:
         except NanogradError:
             raise
         except MemoryError as error:  # the shapes may be right: add the op and its inputs, no advice
-            raise MemoryError(f"{self.name} got {_described(arrays)}: {error}") from error
+            raise gpu_memory_error(error, f"{self.name} got {_described(arrays)}") from error
         except (TypeError, ValueError, IndexError, OverflowError) as error:
             self._require_signature(arrays, static)
             if "read-only" in str(error) and any(isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays):
@@ -333,6 +361,8 @@ class Op:
                     saved[i] = [array_of(x) for x in saved[i]] if self.variadic else array_of(saved[i])
         try:
             given = self.rule(cotangent, *saved)
+        except MemoryError as error:
+            raise gpu_memory_error(error, f"in the rule of {self.name}") from error
         except Exception as error:
             error_class = _ERRORS_IN_RULES.get(type(error))
             if error_class is None or str(error).startswith("in the rule of "):
@@ -355,7 +385,7 @@ class Op:
                         f"the rule of {self.name} returned {gradient!r} for input {i}, which needs a gradient"
                     )
                 if state.higher_order and not isinstance(gradient, Tensor):  # a constant
-                    gradients[i] = Tensor(gradient)
+                    gradients[i] = Tensor._recorded(gradients[i], None)
         return gradients
 
     def _received(self, error: Exception, cotangent: Any, saved: Sequence[Any]) -> str:
@@ -506,7 +536,7 @@ def _operands(inputs: Sequence[Any], constants: frozenset[int]) -> list[Any]:
         elif x is None or isinstance(x, bool) or (type(x) is np.ndarray and x.dtype.kind in NUMBERS):
             arrays.append(x)
         elif i in constants or (is_array(x) and not isinstance(x, np.generic)):
-            arrays.append(Tensor(x).data)
+            arrays.append(Tensor(x, device=None if is_array(x) else "cpu").data)
         else:
             tensors = [t.data for j, t in enumerate(inputs) if isinstance(t, Tensor) and j not in constants]
             arrays.append(as_dtype_of(x, *tensors))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import state
-from nanograd_llm.backend.arrays import as_array
+from nanograd_llm.backend.arrays import as_array, is_array
 from nanograd_llm.errors import DtypeError, ShapeError
 
 
@@ -126,7 +126,7 @@ def _is_fresh(gradient: Any, known: set[int], gradients: Sequence[Any]) -> bool:
     owner = gradient
     if gradient.base is not None:
         owner = gradient.base
-        if not isinstance(owner, np.ndarray) or owner.base is not None or owner.size != gradient.size:
+        if not is_array(owner) or owner.base is not None or owner.size != gradient.size:
             return False
         if not gradient.flags.forc:
             return False

@@ -33,7 +33,7 @@ import numpy as np
 from nanograd_llm.autograd.checked import Guard
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.autograd.sums import Sums
-from nanograd_llm.backend.arrays import is_array
+from nanograd_llm.backend.arrays import is_array, xp
 from nanograd_llm.backend.threads import fork_safe_lock
 from nanograd_llm.errors import GraphError, ShapeError
 
@@ -207,7 +207,7 @@ def _require_unchanged(leaf: Any, nodes: Sequence[Node]) -> None:
         for x in node.saved if node.order < leaf._updated else ():
             for part in x if isinstance(x, (list, tuple)) else (x,):
                 array = part if is_array(part) else getattr(part, "data", None)  # a Tensor, under higher_order()
-                if is_array(array) and np.may_share_memory(array, leaf.data):
+                if is_array(array) and xp(array) is xp(leaf.data) and np.may_share_memory(array, leaf.data):
                     raise GraphError(
                         f"a Tensor of shape {leaf.shape} was updated in place after {node.op.name} had used it, and "
                         "backward needs the earlier numbers; update after backward"

@@ -235,7 +235,7 @@ class Tensor:
         return device_of(self.data)
 
     def to(self, device: str) -> Tensor:
-        """The Tensor on this device: itself if it is there, else a leaf of a copy that requires a gradient if this does.
+        """The Tensor on this device: itself if it is there, else a leaf of a copy, with the same requires_grad.
 
         Raises DeviceError for a GPU that cannot be used, GraphError for a computed Tensor that requires a gradient.
         """
@@ -460,6 +460,8 @@ class Tensor:
                 "NumPy would lose this Tensor's tape; combine Tensors by ops.stack(...) or ops.concatenate(...); if no "
                 "gradient is needed, use .data or .detach()"
             )
+        if self.device != "cpu":
+            raise DeviceError("NumPy does not take a Tensor that is on a GPU; give it tensor.numpy(), a copy")
         return np.asarray(self.data, dtype=dtype) if copy is None else np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -469,12 +471,16 @@ class Tensor:
         if func.__name__ not in _NO_GRADIENT and any(isinstance(x, Tensor) and x.requires_grad for x in parts):
             raise _refusal(f"{func.__module__}.{func.__name__}".partition(".")[2], func.__name__)
         named = {name: array_of(value) for name, value in kwargs.items()}
+        if any(device_of(array_of(x)) != "cpu" for x in parts):
+            args = [[*map(array_of, x)] if isinstance(x, (list, tuple)) else x for x in args]
+            return func(*map(array_of, args), **named)
         return func._implementation(*map(array_of, args), **named)
 
     def __repr__(self) -> str:
-        body = np.array2string(self.data, precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
+        body = np.array2string(self.numpy(), precision=4, threshold=20, edgeitems=3, separator=", ", prefix="Tensor(")
         origin = f", made by {self._node.op.name}" if self._node else ", requires_grad" if self.requires_grad else ""
-        return f"{type(self).__name__}({body}, shape={self.shape}, {self.dtype}{origin})"
+        place = ", on a GPU" if self.device != "cpu" else ""
+        return f"{type(self).__name__}({body}, shape={self.shape}, {self.dtype}{place}{origin})"
 
 
 def _refusal(called: str, name: str, instead: str = "") -> DtypeError:
@@ -511,7 +517,7 @@ def as_dtype_of(x: Any, *arrays: Any) -> Any:
     dtype = arrays[0].dtype if len(arrays) == 1 else np.result_type(*[a.dtype for a in arrays] or [np.float32])
     if isinstance(x, (int, float)):
         return np.asarray(x, dtype=dtype) if dtype.kind in "fc" else x
-    array = Tensor(_array_from(x, np.dtype(np.float64))).data
+    array = Tensor(_array_from(x, np.dtype(np.float64)), device="cpu").data
     return array.astype(dtype) if dtype.kind == "c" or (dtype.kind == "f" and array.dtype.kind != "c") else array
 
 
@@ -733,7 +739,9 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
     else:
         seed = cotangent if is_array(array_of(cotangent)) else to_device(as_dtype_of(cotangent, root), root.device)
         if device_of(array_of(seed)) != root.device:
-            raise DeviceError(f"the cotangent is on {device_of(array_of(seed))}, this Tensor on {root.device}; move one")
+            raise DeviceError(
+                f"the cotangent is on {device_of(array_of(seed))}, this Tensor on {root.device}; move one"
+            )
         if seed.shape != root.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; this Tensor has {root.shape}; they must be equal")
         if seed.dtype.kind == root.dtype.kind == "f":

@@ -191,5 +191,7 @@ def as_array(x: Any, *made_of: Any) -> Any:
     if not isinstance(x, (np.generic, int, float, complex)):
         return x
     x = np.asarray(x)
+    if gpu_in_use and any(device_of(a) != "cpu" for a in made_of):
+        return to_device(x, "cuda")
     dtypes = [a.dtype for a in made_of if isinstance(a, np.ndarray) and a.dtype.kind == x.dtype.kind]
     return x.astype(np.result_type(*dtypes)) if SCALARS_WIDEN and dtypes else x

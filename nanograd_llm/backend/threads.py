@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import xp
+
 
 def cpu_count() -> int:
     """The number of cores that this process may use."""
@@ -82,14 +84,15 @@ _pool: Any = None
 OWN_THREADS = "nanograd"  # the names of our threads begin with this
 
 
-def share_out(work: Callable[[slice], Any], size: int, numbers: int) -> list[Any]:
+def share_out(work: Callable[[slice], Any], size: int, numbers: int, like: Any = None) -> list[Any]:
     """Divide slice(0, size) into one part for each thread that BLAS may use, and return work(part) of each.
 
     numbers: how many array elements the work uses; if these are few there is only one part.
+    like: one of its arrays; work on a GPU is one part.
 
     For work in plain NumPy on rows, heads or elements that are independent. BLAS uses one thread meanwhile.
     """
-    count = min(_blas_thread_limit(), size) if numbers >= _WORTH_THREADS else 1
+    count = min(_blas_thread_limit(), size) if numbers >= _WORTH_THREADS and xp(like) is np else 1
     if count < 2:
         return [work(slice(0, size))]
     bounds = [size * n // count for n in range(count + 1)]

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import to_host
 from nanograd_llm.errors import NonFiniteError
 from nanograd_llm.settings import MAX_SEED, Settings, setting
 
@@ -38,7 +39,7 @@ class Sampling(Settings):
         Equal logits are ranked by id, so the same logits give the same distribution. -inf excludes a token.
         Raises NonFiniteError if a row holds a NaN or +inf, or nothing but -inf.
         """
-        logits = np.asarray(logits, dtype=np.float64)
+        logits = to_host(logits).astype(np.float64)
         rows, best = np.arange(len(logits)), likeliest(logits)
         if self.temperature == 0:
             result = np.zeros_like(logits)
@@ -80,7 +81,8 @@ def _normalised(scaled: np.ndarray) -> np.ndarray:
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """Of each next token.  logits (N, V) -> (N, V) float64. Raises as `likeliest`."""
-    shifted = np.asarray(logits, np.float64) - logits[np.arange(len(logits)), likeliest(logits)][:, None]
+    logits = to_host(logits)
+    shifted = logits.astype(np.float64) - logits[np.arange(len(logits)), likeliest(logits)][:, None]
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
@@ -89,6 +91,7 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
 
     Raises NonFiniteError if a row holds a NaN or +inf, or nothing but -inf.
     """
+    logits = to_host(logits)
     best = logits.argmax(axis=-1)  # if there is a NaN, its place
     for largest in logits[np.arange(len(best)), best]:
         if not math.isfinite(largest):

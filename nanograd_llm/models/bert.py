@@ -18,6 +18,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
+from nanograd_llm.backend.arrays import to_host
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.inputs import real_tokens, token_ids
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
@@ -106,7 +107,7 @@ class BERT(Module):
         Targets are the words that were hidden, -100 elsewhere; the rest is as in `forward`.
         """
         x = self.hidden(tokens, types, lengths=lengths, key_mask=key_mask, skip_padding=True)
-        targets = np.asarray(array_of(targets))
+        targets = to_host(array_of(targets))
         if targets.shape != x.shape[:2]:
             raise ShapeError(f"targets {targets.shape} do not fit tokens {x.shape[:2]}; expected the same shape")
         counted = np.nonzero(targets != IGNORE_INDEX)
@@ -166,7 +167,8 @@ class BERT(Module):
         with no_grad(), self.entered():
             x, mask = self._embed(tokens, types, lengths, key_mask)
             x, hidden_states, (attention_maps,) = watch(self.blocks, x, None, mask)
-            return Look(self._head(self.norm(x) if self.config.norm_first else x).data, hidden_states, attention_maps)
+            logits = self._head(self.norm(x) if self.config.norm_first else x).numpy()
+            return Look(logits, hidden_states, attention_maps)
 
     def _head(self, x: Tensor) -> Tensor:
         if self.head is None:

@@ -17,7 +17,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
-from nanograd_llm.backend.arrays import xp
+from nanograd_llm.backend.arrays import to_host, xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import reaching_targets, real_tokens, token_ids
 from nanograd_llm.models.transformer import ShownByShapes, TransformerConfig, fresh, watch
@@ -125,7 +125,7 @@ class EncoderDecoder(Module):
         with self.entered():
             real = reaching_targets(target_in, target)
             x = self.decode(target_in, *self.encode(source, packed=True), real=real)
-            target = target if real is None else np.asarray(array_of(target))[real]  # (B, T) -> (N,)
+            target = target if real is None else to_host(array_of(target))[real]  # (B, T) -> (N,)
             smoothing = self.config.label_smoothing if self.training else 0.0
             if self.head_bias is None:
                 return ops.linear_cross_entropy(x, self.head_table, target, label_smoothing=smoothing)
@@ -192,10 +192,11 @@ class EncoderDecoder(Module):
 
     def new_caches(self, batch: int, source_length: int) -> list[list[KeyValueCache]]:
         """Empty caches for `batch` targets: of each block's self-attention, and of its attention to the source."""
-        c, dtype = self.config, self.source_table.dtype
+        c, table = self.config, self.source_table
         D = c.n_embd // c.n_head
         sizes = c.context_length, source_length
-        return [[KeyValueCache(batch, c.n_head, size, D, dtype) for size in sizes] for _ in self.decoder]
+        kind = D, table.dtype, table.device
+        return [[KeyValueCache(batch, c.n_head, size, *kind) for size in sizes] for _ in self.decoder]
 
     def look(self, source: Any, target_in: Any, lengths: Any = None) -> EncoderDecoderLook:
         """Compute as `model(source, target_in)` does, and show every layer's hidden states and attention maps."""
@@ -205,7 +206,7 @@ class EncoderDecoder(Module):
             memory = self.encoder_norm(x) if self.encoder_norm else x
             x = self._embed_target(target_in, 0)
             x, decoder_states, (decoder_maps, cross_maps) = watch(self.decoder, x, memory, None, mask)
-            logits = self._head(self.decoder_norm(x) if self.decoder_norm else x).data
+            logits = self._head(self.decoder_norm(x) if self.decoder_norm else x).numpy()
             return EncoderDecoderLook(logits, encoder_states, decoder_states, encoder_maps, decoder_maps, cross_maps)
 
     def _head(self, x: Tensor) -> Tensor:

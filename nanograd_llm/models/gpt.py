@@ -16,6 +16,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
+from nanograd_llm.backend.arrays import to_host
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.inputs import reaching_targets, token_ids
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
@@ -113,7 +114,7 @@ class GPT(Module):
         """
         real = reaching_targets(tokens, targets)
         x = self.hidden(tokens, real=real)  # (B, T, C), or (N, C) where the rest reaches no target
-        targets = targets if real is None else np.asarray(array_of(targets))[real]
+        targets = targets if real is None else to_host(array_of(targets))[real]
         return ops.linear_cross_entropy(x, self.head_table, targets)
 
     def loss_costs(self, *batch: np.ndarray) -> np.ndarray:
@@ -162,13 +163,14 @@ class GPT(Module):
         """Empty key-value caches for `batch` sequences of up to context_length tokens."""
         c = self.config
         D = c.n_embd // c.n_head
-        return [KeyValueCache(batch, c.n_head, c.context_length, D, self.wte.dtype) for _ in self.blocks]
+        sizes = c.n_head, c.context_length, D, self.wte.dtype, self.wte.device
+        return [KeyValueCache(batch, *sizes) for _ in self.blocks]
 
     def look(self, tokens: Any) -> Look:
         """The logits of `model(tokens)` together with every layer's hidden states and attention maps."""
         with no_grad(), self.entered():
             x, hidden_states, (attention_maps,) = watch(self.blocks, self._embed(tokens, 0))
-            return Look(self._head(self.ln_f(x)).data, hidden_states, attention_maps)
+            return Look(self._head(self.ln_f(x)).numpy(), hidden_states, attention_maps)
 
     def _head(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.head_table.T)  # (B, T, C)·(C, V) -> (B, T, V)

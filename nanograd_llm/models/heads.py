@@ -15,6 +15,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Tensor, array_of
+from nanograd_llm.backend.arrays import beside
 from nanograd_llm.backend.threads import cpu_count, keep_heap, share_out
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
@@ -54,7 +55,7 @@ def text_vectors(model: BERT | GPT, pooling: str, tokens: Any, lengths: Any = No
         return model.pooled(x)
     if pooling != "mean":
         return x[:, 0] if pooling == "first" else x[np.arange(B), counts - 1]
-    return ops.sum(x, axis=1) / counts[:, None].astype(x.dtype)  # (B, T, C) -> (B, C)
+    return ops.sum(x, axis=1) / beside(counts[:, None].astype(x.dtype), x.data)  # (B, T, C) -> (B, C)
 
 
 class ClassifierConfig(GPTConfig, BERTConfig):
@@ -128,7 +129,7 @@ class Classifier(Module):
         """
         start = "" if isinstance(model, Classifier) else "model."
         self.astype(model.parameters()[0].dtype)
-        arrays, own = {f"{start}{name}": x for name, x in model.state_dict().items()}, self.state_dict()
+        arrays, own = {f"{start}{name}": x for name, x in model.arrays().items()}, self.arrays()
         self.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
         self.fresh = tuple(name for name in own if name not in arrays)
 
@@ -164,7 +165,7 @@ class Classifier(Module):
         found = np.empty((len(texts), self.config.classes), self.model.wte.dtype)
         with no_grad():
             for places in batches_by_length([len(text) for text in texts], batch_tokens):
-                found[places] = ops.softmax(self(*padded([texts[place] for place in places]))).data
+                found[places] = ops.softmax(self(*padded([texts[place] for place in places]))).numpy()
         return found
 
     def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
@@ -214,9 +215,9 @@ class SentenceEncoder(Module):
         def work(_: slice) -> None:
             with no_grad():
                 for places in remaining:  # each thread takes the next batch that none has taken
-                    vectors[places] = self(*padded([rows[place] for place in places])).data
+                    vectors[places] = self(*padded([rows[place] for place in places])).numpy()
 
-        share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1])
+        share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1], self.model.wte.data)
         return vectors
 
 

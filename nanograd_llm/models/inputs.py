@@ -12,7 +12,9 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import array_of
+from nanograd_llm.backend.arrays import to_host
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
+from nanograd_llm.ops.layout import array_like
 from nanograd_llm.settings import IGNORE_INDEX
 
 
@@ -22,7 +24,7 @@ def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "p
     start: how many tokens came before them. remedy: what the error advises where there are too many.
     Raises DtypeError for text, ShapeError for another shape or more tokens than the context holds.
     """
-    ids = np.asarray(array_of(tokens))
+    ids = array_of(array_like(tokens))
     if ids.dtype.kind in "OSU":
         raise DtypeError(f"tokens are integer ids (B, T), as tokenizer.encode gives them; got {tokens!r:.100}")
     if ids.ndim != 2:
@@ -44,7 +46,7 @@ def reaching_targets(tokens: Any, targets: Any) -> np.ndarray | None:
     >>> reaching_targets(targets, targets).astype(int).tolist()
     [[1, 1, 1, 0], [1, 0, 0, 0]]
     """
-    counted = np.asarray(array_of(targets)) != IGNORE_INDEX
+    counted = to_host(array_of(targets)) != IGNORE_INDEX
     if counted.shape != np.shape(array_of(tokens)):
         return None
     reaching = np.logical_or.accumulate(counted[..., ::-1], axis=-1)[..., ::-1]
@@ -61,7 +63,7 @@ def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarr
         raise ConfigError("give lengths or key_mask, not both")
     if lengths is None and key_mask is None:
         return None
-    mask = ops.sequence_mask(lengths, shape[1]) if key_mask is None else np.asarray(array_of(key_mask))
+    mask = ops.sequence_mask(array_of(lengths), shape[1]) if key_mask is None else to_host(array_of(key_mask))
     if mask.dtype != bool:
         raise DtypeError(f"key_mask is boolean, True where a token is real; got {mask.dtype}; write key_mask != 0")
     if mask.shape != shape:

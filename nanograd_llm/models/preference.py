@@ -13,6 +13,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor, array_of
+from nanograd_llm.backend.arrays import beside, to_host
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import reaching_targets
@@ -37,7 +38,7 @@ class PreferenceGPT(GPT):
 
     def log_probabilities(self, tokens: Any, targets: Any) -> Tensor:
         """Summed log-probabilities of the targets of each answer that are not -100.  (B, 2, T), (B, 2, T) -> (B, 2)"""
-        ids, wanted = np.asarray(array_of(tokens)), np.asarray(array_of(targets))
+        ids, wanted = to_host(array_of(tokens)), to_host(array_of(targets))
         if ids.ndim != 3 or ids.shape[1] != 2 or ids.shape != wanted.shape:
             raise ShapeError(f"tokens and targets of pairs are (B, 2, T); got {ids.shape} and {wanted.shape}")
         ids, wanted = (array.reshape(-1, ids.shape[2]) for array in (ids, wanted))  # (2B, T)
@@ -49,7 +50,10 @@ class PreferenceGPT(GPT):
 
     def rewards(self, tokens: Any, targets: Any, reference: Any) -> Tensor:
         """beta times what each log-probability has gained on the reference's.  reference (B, 2) -> (B, 2)"""
-        return self.beta * (self.log_probabilities(tokens, targets) - reference)
+        return self._rewards(self.log_probabilities(tokens, targets), reference)
+
+    def _rewards(self, log_p: Tensor, reference: Any) -> Tensor:
+        return self.beta * (log_p - (reference if isinstance(reference, Tensor) else beside(reference, log_p.data)))
 
     def loss(self, tokens: Any, targets: Any, reference: Any = None) -> Tensor:
         """Mean of -log sigmoid(reward of the chosen - that of the rejected), in nats; log 2 where nothing is learned.
@@ -61,11 +65,12 @@ class PreferenceGPT(GPT):
         if reference is None:
             return super().loss(tokens, targets)
         log_p = self.log_probabilities(tokens, targets)
-        rewards = self.beta * (log_p - reference)
+        rewards = self._rewards(log_p, reference)
         losses = ops.softplus(rewards[:, 1] - rewards[:, 0])  # (B)
-        sizes = np.count_nonzero(np.asarray(array_of(targets)) != IGNORE_INDEX, axis=2)  # (B, 2)
+        sizes = np.count_nonzero(to_host(array_of(targets)) != IGNORE_INDEX, axis=2)  # (B, 2)
         if self.supervised:
-            losses = losses - self.supervised * log_p[:, 0] / np.maximum(sizes[:, 0], 1).astype(log_p.dtype)
+            chosen = beside(np.maximum(sizes[:, 0], 1).astype(log_p.dtype), log_p.data)
+            losses = losses - self.supervised * log_p[:, 0] / chosen
         counts = sizes.all(axis=1)
         return ops.sum(ops.where(counts, losses, 0.0)) / max(int(counts.sum()), 1)
 

@@ -85,9 +85,9 @@ def watch(blocks: Iterable[Block], x: Tensor, *others: Any) -> tuple[Tensor, lis
     others: what each block is given beside x. The maps of each token to its own text come first, those to the context,
     where there is one, second.
     """
-    states, maps = [x.data], []
+    states, maps = [x.numpy()], []
     for block in blocks:
-        maps.append([weights.data for weights in block.weights(x, *others)])
+        maps.append([weights.numpy() for weights in block.weights(x, *others)])
         x = block(x, *others)
-        states.append(x.data)
+        states.append(x.numpy())
     return x, states, [list(kind) for kind in zip(*maps)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import beside, library
 from nanograd_llm.errors import ShapeError
 
 
@@ -16,8 +17,16 @@ class KeyValueCache:
     In self-attention each new token fills one; in cross-attention the context fills all at the first call.
     """
 
-    def __init__(self, batch: int, n_head: int, context_length: int, head_size: int, dtype: np.dtype | type):
-        self.keys = np.empty((batch, n_head, context_length, head_size), dtype=dtype)
+    def __init__(
+        self,
+        batch: int,
+        n_head: int,
+        context_length: int,
+        head_size: int,
+        dtype: np.dtype | type,
+        device: str = "cpu",
+    ):
+        self.keys = library(device).empty((batch, n_head, context_length, head_size), dtype=dtype)
         self.values = np.empty_like(self.keys)
         self.length = 0
 
@@ -40,8 +49,8 @@ class KeyValueCache:
         """Let row i be what row rows[i] was; rows may be repeated or left out, as hypotheses of a beam search are."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = np.empty((len(rows), *old.shape[1:]), old.dtype)
-            new[:, :, : self.length] = old[rows, :, : self.length]
+            new = np.empty_like(old, shape=(len(rows), *old.shape[1:]))
+            new[:, :, : self.length] = old[beside(rows, old), :, : self.length]
             setattr(self, name, new)
 
     def stored(self) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Parameter, Tensor
+from nanograd_llm.backend.arrays import on_default_device
 from nanograd_llm.backend.randomness import next_key
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import require_choice, require_int, require_number, require_type
@@ -34,7 +35,7 @@ class Unfilled:
 def normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None) -> Parameter:
     """A float32 parameter drawn from a normal distribution of mean 0; with rng=None from a random seed."""
     if isinstance(rng, Unfilled):
-        return Parameter(np.broadcast_to(np.float32(0), shape))
+        return Parameter(np.broadcast_to(on_default_device(np.zeros((), np.float32)), shape))
     rng = rng or np.random.default_rng()
     return Parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Parameter, Tensor
-from nanograd_llm.backend.arrays import xp
+from nanograd_llm.backend.arrays import to_device
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.layers import Dropout, Linear
@@ -116,7 +116,7 @@ def attach(model: Module, adapters: Mapping[str, Adapter]) -> None:
         linear = linears[name]
         adapter.astype(linear.weight.dtype).train(linear.training)
         for parameter in adapter.parameters():
-            parameter.data = xp(linear.weight.data).asarray(parameter.data)
+            parameter.data = to_device(parameter.data, linear.weight.device)
         linear.adapter = adapter
 
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import state, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
+from nanograd_llm.backend.arrays import device_of, is_array, library, on_default_device, to_device, to_host
 from nanograd_llm.backend.lazy import absent
 from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
 from nanograd_llm.ops.composed import count_targets
 
 Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
 _INSTEAD = {  # PyTorch's name -> what to use
+    "cuda": "to('cuda')",
     **{"generate": "ng.inference.generate(model, ids)", "named_children": "named_modules()", "children": "modules()"},
     **{
         "register_parameter": "an attribute that is an ng.Parameter",
@@ -69,7 +71,9 @@ class Module:
                 f"{type(self).__name__}.{name} would not be trained: a Module finds only Parameters; "
                 f"write self.{name} = ng.Parameter(...)"
             )
-        object.__setattr__(self, name, np.asarray(array_of(value)) if name in self._buffers else value)
+        if name in self._buffers:
+            value = array_of(value) if is_array(array_of(value)) else on_default_device(np.asarray(value))
+        object.__setattr__(self, name, value)
 
     if not TYPE_CHECKING:  # type checkers would think that a Module has every attribute
 
@@ -143,7 +147,8 @@ class Module:
 
     def register_buffer(self, name: str, array: Any) -> None:
         """Add an array that is not trained, such as a running mean, as an attribute that `state_dict` includes."""
-        setattr(self, name, np.array(array_of(array)))
+        array = array_of(array)
+        setattr(self, name, array.copy() if is_array(array) else np.array(array))
         self._buffers = (*(other for other in self._buffers if other != name), name)
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -215,12 +220,36 @@ class Module:
                     setattr(module, name, getattr(module, name).astype(dtype))
         return self
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """{name: array} of all parameters and buffers, without copies."""
+    def to(self, device: str) -> Module:
+        """Move every parameter, its gradient and every buffer to this device, in place; returns the module.
+
+        device: "cpu", or "cuda" for a GPU, which needs CuPy. Parameters that are shared stay shared. A trainer must be
+        made after the move. Raises DeviceError if the GPU cannot be used.
+        """
+        library(device)
+        for parameter in self.parameters():
+            gradient = parameter.grad
+            parameter.data = to_device(parameter.data, device)
+            parameter.grad = None if gradient is None else to_device(gradient, device)
+        for module in self.modules():
+            for name in module._buffers:
+                setattr(module, name, to_device(getattr(module, name), device))
+        return self
+
+    def cpu(self) -> Module:
+        """Move the module to the CPU, as `to("cpu")`."""
+        return self.to("cpu")
+
+    def arrays(self) -> dict[str, Any]:
+        """{name: array} of all parameters and buffers, without copies, each where it is: on the CPU or on a GPU."""
         return {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{name: NumPy array} of all parameters and buffers, for a file: without copies, unless they are on a GPU."""
+        return {name: to_host(array) for name, array in self.arrays().items()}
+
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], *, assign: bool = False) -> None:
-        """Copy these arrays into the parameters and buffers of the same names.
+        """Copy these arrays, which may be on any device, into the parameters and buffers of the same names.
 
         If a name is missing or extra, or a shape or dtype differs, one ShapeError lists all of them, and no parameter
         changes.
@@ -228,18 +257,18 @@ class Module:
         assign: use the arrays themselves as the parameters' data, without a copy. They may be of any float dtype, the
             same for all, and read-only, such as a mapped file; a trainer makes its own copy.
         """
-        own = self.state_dict()
+        own = self.arrays()
         dtype = next(iter(arrays.values())).dtype if assign and arrays else None
         if dtype is not None and dtype.kind == "f":  # expected shapes and dtypes, as arrays that use no memory
             own |= {name: np.broadcast_to(np.zeros((), dtype), p.shape) for name, p in self.named_parameters()}
         require_fit(own, arrays, f"this {type(self).__name__}")
         for name, parameter in self.named_parameters():
             if assign:
-                parameter.data, parameter.grad = np.asarray(arrays[name]), None
+                parameter.data, parameter.grad = to_device(arrays[name], parameter.device), None
             else:
-                parameter.data[...] = arrays[name]
+                parameter.data[...] = to_device(arrays[name], parameter.device)
         for name, buffer in self.named_buffers():
-            buffer[...] = arrays[name]
+            buffer[...] = to_device(arrays[name], device_of(buffer))
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}: {self.parameter_count():,} parameters"]

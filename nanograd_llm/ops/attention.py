@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
-from nanograd_llm.backend.arrays import xp
+from nanograd_llm.backend.arrays import beside, to_host, xp
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads, unpacked
-from nanograd_llm.ops.layout import causal_mask
+from nanograd_llm.ops.layout import causal_mask, getitem
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
+GPU_BLOCK = 512  # queries of any block on a GPU
 WHOLE_BLOCK = 64  # queries of a block where every query sees every key
 
 PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
@@ -139,7 +140,9 @@ def multi_head_attention(
     key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for every head
     (into,) = heads_of(y, 1, n_head)  # (B, T, C) -> (B, H, T, D)
     parts = _attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs))
-    return keep(y[query_mask] if is_packed[0] else y, padded=(x, kv, y), is_packed=is_packed, parts=parts)
+    return keep(
+        getitem(y, index=query_mask) if is_packed[0] else y, padded=(x, kv, y), is_packed=is_packed, parts=parts
+    )
 
 
 @multi_head_attention.backward
@@ -150,7 +153,8 @@ def multi_head_attention_backward(dy, key_mask, query_mask, padded, is_packed, p
     dx, dkv = (None if z is None else np.empty_like(z, order="C") for z in (x, kv))
     dy, y = (heads_of(z, 1, n_head)[0] for z in (dy, y))
     _attend_backward(dy, y, *split_heads(x, kv, n_head), parts, scale, *split_heads(dx, dkv, n_head))
-    return dx[query_mask] if is_packed[0] else dx, dkv[key_mask] if is_packed[1] else dkv
+    dx = getitem(dx, index=query_mask) if is_packed[0] else dx
+    return dx, getitem(dkv, index=key_mask) if is_packed[1] else dkv
 
 
 def sequence_mask(lengths: Any, size: int) -> np.ndarray:
@@ -162,7 +166,7 @@ def sequence_mask(lengths: Any, size: int) -> np.ndarray:
     >>> sequence_mask([3, 1], 3).tolist()
     [[True, True, True], [True, False, False]]
     """
-    lengths = np.asarray(lengths)
+    lengths = to_host(lengths)
     if lengths.dtype.kind not in "iu":
         raise DtypeError(f"lengths must be integers, the number of real tokens of each sequence; got {lengths.dtype}")
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= size:
@@ -187,7 +191,7 @@ def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
         arrays = (None if x is None else _select_heads(x, heads) for x in arrays)
         return heads, _attend_blocks(*arrays, m - n if causal else None, divisor, recorded)
 
-    return share_out(work, *_heads_and_scores(q, k))
+    return share_out(work, *_heads_and_scores(q, k), q)
 
 
 def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
@@ -198,7 +202,7 @@ def _attend_backward(dy, y, q, k, v, parts, scale, dq, dk, dv):
             arrays = (_select_heads(x, heads) for x in (dy, y, q, k, v, dq, dk, dv))
             _backward_blocks(*arrays, blocks, score_divisor(q, scale))
 
-    share_out(work, len(parts), _heads_and_scores(q, k)[1])
+    share_out(work, len(parts), _heads_and_scores(q, k)[1], q)
 
 
 def _heads_and_scores(q, k):
@@ -222,12 +226,12 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         return []
     arrays = xp(q)
     padded_from = m if bounds is None else m - bounds.shape[-2]
-    size = WHOLE_BLOCK if ahead is None else BLOCK
+    size = GPU_BLOCK if arrays is not np else WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         seen = m if ahead is None else min(m, ahead + rows.stop)
-        qt = np.multiply(q[..., rows, :].swapaxes(-1, -2), 1 / divisor, order="C")
+        qt = _scaled_transpose(q[..., rows, :], 1 / divisor)
         p = k[..., :seen, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
         if ahead is not None:
             _bound(p[..., ahead + start :, :], _future(rows.stop - start, p.real.dtype, arrays))
@@ -257,7 +261,7 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
     dk[..., read:, :] = dv[..., read:, :] = 0
     for rows, seen, p, mask in reversed(blocks):  # the last block sees all keys: it writes, the others add
         dyb, qb = dy[..., rows, :], q[..., rows, :]
-        ds = v[..., :seen, :] @ np.multiply(dyb.swapaxes(-1, -2), 1 / divisor, order="C")
+        ds = v[..., :seen, :] @ _scaled_transpose(dyb, 1 / divisor)
         if mask is not None:
             ds *= mask
         ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * (1 / divisor))[..., None, :]
@@ -279,6 +283,7 @@ def _keys_to_read(key_mask, m, y):
     """
     if key_mask is None:
         return m, None
+    key_mask = to_host(key_mask)
     if key_mask.dtype != bool:
         raise DtypeError(f"key_mask must be boolean, True where a key is real; got {key_mask.dtype}; use key_mask != 0")
     if key_mask.shape[-1] != m:
@@ -290,7 +295,7 @@ def _keys_to_read(key_mask, m, y):
     if first >= read:
         return read, None
     bounds = np.where(key_mask[..., first:read, None], np.inf, -np.inf).astype(y.real.dtype)
-    return read, np.broadcast_to(bounds, (*y.shape[:-2], *bounds.shape[-2:]))
+    return read, np.broadcast_to(beside(bounds, y), (*y.shape[:-2], *bounds.shape[-2:]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -306,10 +311,18 @@ def _bound(scores, bounds):
 
 def _largest_key(scores):
     """The maximum over the keys, by comparing halves (which overlap if odd): np.max takes three times as long."""
+    if xp(scores) is not np:
+        return scores.max(axis=-2, keepdims=True)
     while scores.shape[-2] > 1:
         half = (scores.shape[-2] + 1) // 2
         scores = np.maximum(scores[..., :half, :], scores[..., -half:, :])
     return scores
+
+
+def _scaled_transpose(x, factor):
+    """The transposes of the matrices x (..., T, D), times a factor; for BLAS in rows of their own."""
+    x = x.swapaxes(-1, -2)
+    return np.multiply(x, factor, order="C") if xp(x) is np else x * factor
 
 
 def _masked(p, mask):

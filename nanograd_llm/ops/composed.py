@@ -15,6 +15,7 @@ import numpy as np
 
 from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import array_of
+from nanograd_llm.backend.arrays import beside, to_host
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, scatter
@@ -88,6 +89,7 @@ def dropout(x, *, rate=0.1, seed=(0,)):
 def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, reduction="mean", weight=None):
     check_loss_settings(label_smoothing, reduction, weight)
     chosen, weights, divisor = flat_targets(targets, logits.shape, ignore_index, reduction, weight)
+    weights = beside(weights, array_of(logits))
     logp = log_softmax(logits).reshape((-1, logits.shape[-1]))  # (N, V)
     y = (1 - label_smoothing) * logp[np.arange(len(chosen)), chosen]  # (N, V) -> (N)
     if label_smoothing:
@@ -160,7 +162,10 @@ def shift(x: Any, axis: int | tuple[int, ...] | None) -> np.ndarray:
     """What a softmax subtracts to avoid overflow: the largest element of each row, or 0 if that is not finite."""
     values = array_of(x).real
     values = values if values.dtype.kind == "f" else values.astype(np.float64)
-    largest = np.max(values, axis=axes_of(axis, array_of(x).ndim), keepdims=True, initial=-np.inf)
+    axes = axes_of(axis, values.ndim)
+    if not values.size:
+        return np.zeros_like(np.sum(values, axis=axes, keepdims=True))
+    largest = np.max(values, axis=axes, keepdims=True)
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
 
 
@@ -224,14 +229,14 @@ def flat_targets(
 
     Raises ShapeError if the shapes do not fit or no target counts, IndexRangeError for an id outside 0..V-1.
     """
-    targets = np.asarray(array_of(targets))
+    targets = to_host(array_of(targets))
     if targets.shape != logits_shape[:-1]:
         raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")
     flat = targets.reshape(-1)
     counted = flat != ignore_index
     chosen = check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id")
     if weight is not None:
-        weight = np.asarray(array_of(weight))
+        weight = to_host(array_of(weight))
         if weight.shape != logits_shape[-1:]:
             raise ShapeError(f"weight has shape {weight.shape}; expected one for each class, {logits_shape[-1:]}")
         counted = counted * weight[chosen]

@@ -12,6 +12,7 @@ import numpy as np
 
 from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import array_of
+from nanograd_llm.backend.arrays import xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.ops.layout import array_like, concatenate, expand_dims, getitem, reshape, scatter, transpose
 from nanograd_llm.ops.primitive import contract, logaddexp, mean, multiply, sqrt, subtract, sum, var, where
@@ -47,7 +48,7 @@ def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     while len(y) > 1:  # multiply halves until one element is left, so that the gradient needs no division
         half = len(y) // 2
         y = concatenate(multiply(y[:half], y[half : 2 * half]), y[2 * half :])
-    y = y[0] if len(y) else np.ones(sizes, x.dtype)
+    y = y[0] if len(y) else xp(array_of(x)).ones(sizes, x.dtype)
     return expand_dims(y, axis=axes) if keepdims else y
 
 
@@ -61,7 +62,7 @@ def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
 
     Raises ShapeError unless indices have as many axes as x.
     """
-    x, indices = array_like(x), np.asarray(array_of(indices))
+    x, indices = array_like(x), array_of(array_like(indices))
     (axis,) = axes_of((axis,), x.ndim)
     if indices.ndim != x.ndim:
         raise ShapeError(f"take_along_axis needs indices with {x.ndim} axes, like x; got shape {indices.shape}")
@@ -81,7 +82,7 @@ def topk(x: Any, k: int, axis: int = -1) -> tuple[Any, np.ndarray]:
     (axis,) = axes_of((axis,), x.ndim)
     require_int("k", k, 1, x.shape[axis])
     order = np.flip(np.argsort(array_of(x), axis=axis, kind="stable"), axis)
-    indices = np.take(order, np.arange(k), axis)
+    indices = order[(slice(None),) * axis + (slice(k),)]
     return take_along_axis(x, indices, axis), indices
 
 
@@ -95,7 +96,7 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs))
     inside = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs))
     y = scatter(x, index=inside, shape=shape)
-    return y + np.pad(np.zeros(x.shape, x.dtype), pairs, constant_values=value) if value else y
+    return y + np.pad(np.zeros_like(array_of(x)), pairs, constant_values=value) if value else y
 
 
 def roll(x: Any, shift: int, axis: int = -1) -> Any:
@@ -109,7 +110,7 @@ def take(x: Any, indices: Any, axis: int = 0) -> Any:
     """The slices of x at these indices along an axis."""
     x = array_like(x)
     (axis,) = axes_of((axis,), x.ndim)
-    return getitem(x, index=(*(slice(None),) * axis, np.asarray(array_of(indices))))
+    return getitem(x, index=(*(slice(None),) * axis, array_of(array_like(indices))))
 
 
 def repeat(x: Any, repeats: int, axis: int = -1) -> Any:

@@ -14,10 +14,11 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
-from nanograd_llm.backend.arrays import as_array
+from nanograd_llm.backend.arrays import as_array, beside, xp
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_mask, flat_targets, shift
+from nanograd_llm.ops.layout import array_like
 from nanograd_llm.ops.primitive import at_most, erf, sigmoid
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
@@ -116,17 +117,16 @@ def _rows(x):
 
 def _row_means(x):
     """⟨x⟩ of x (N, C) as a column, 0 if C = 0; a product with a vector is the fastest way to sum."""
-    n = np.asarray(x.shape[-1] or 1, dtype=x.dtype)
-    return (x @ np.full(x.shape[-1], 1 / n, dtype=x.dtype))[:, None]
+    return (x @ xp(x).full(x.shape[-1], 1 / x.dtype.type(x.shape[-1] or 1), dtype=x.dtype))[:, None]
 
 
 def _row_mean_products(a, b):
     """⟨a*b⟩ of a, b (N, C) as a column, 0 if C = 0."""
-    return (np.einsum("nc,nc->n", a, b) / np.asarray(a.shape[-1] or 1, dtype=a.dtype))[:, None]
+    return (np.einsum("nc,nc->n", a, b) / a.dtype.type(a.shape[-1] or 1))[:, None]
 
 
 def _column_sums(x):
-    return np.ones(len(x), dtype=x.dtype) @ x
+    return xp(x).ones(len(x), dtype=x.dtype) @ x
 
 
 def _add_into(y, b):
@@ -165,7 +165,7 @@ def layernorm(x, w, b, *, eps=1e-5):
     require_row_of(x, w=w, b=b)
     rows = _rows(x)
     xhat = rows - _row_means(rows)
-    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + np.asarray(eps, dtype=x.real.dtype))
+    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + x.real.dtype.type(eps))
     xhat *= r
     y = _add_into(xhat * w, b)
     return keep(y.reshape(x.shape), xhat=xhat, r=r)
@@ -176,7 +176,7 @@ def layernorm_backward(dy, w, xhat, r):
     rows = _rows(dy)
     product = rows * xhat
     dw, db = _column_sums(product), _column_sums(rows)
-    share = w / np.asarray(len(w), dtype=w.dtype)
+    share = w / w.dtype.type(len(w))
     mean, mean_product = (rows @ share)[:, None], (product @ share)[:, None]  # ⟨g⟩ and ⟨g*x̂⟩
     np.multiply(xhat, mean_product, out=product)
     product += mean
@@ -199,7 +199,7 @@ def rmsnorm(x, w, *, eps=1e-5):
     """
     require_row_of(x, w=w)
     rows = _rows(x)
-    r = 1 / np.sqrt(_row_mean_products(rows, rows) + np.asarray(eps, dtype=x.real.dtype))
+    r = 1 / np.sqrt(_row_mean_products(rows, rows) + x.real.dtype.type(eps))
     xhat = rows * r
     return keep((xhat * w).reshape(x.shape), xhat=xhat, r=r)
 
@@ -227,20 +227,20 @@ def gelu(x, *, needs):
 
     The slope is computed together with the result, so that the tape saves one array instead of two.
     """
-    return _in_pieces(gelu_into, np.asarray(x), needs)
+    return _in_pieces(gelu_into, array_like(x), needs)
 
 
 def _in_pieces(into, x, needs):
     """What into(x, y, slope) writes, a piece at a time that stays in the cache, shared out over threads."""
-    y = np.empty(x.shape, x.dtype)
+    y = np.empty_like(x, order="C")
     slope = np.empty_like(y) if any(needs) else None
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
-        for piece in _slices(part.start, part.stop, _CACHED):
+        for piece in _slices(part.start, part.stop, _at_once(x, _CACHED)):
             into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
 
-    share_out(work, x.size, 4 * x.size)
+    share_out(work, x.size, 4 * x.size, x)
     return keep(y, slope=slope)
 
 
@@ -275,7 +275,7 @@ def gelu_exact(x, *, needs):
 
     The slope is computed together with the result, as in `gelu`.
     """
-    return _in_pieces(_gelu_exact_into, np.asarray(x), needs)
+    return _in_pieces(_gelu_exact_into, array_like(x), needs)
 
 
 def _gelu_exact_into(x, y, slope=None):
@@ -301,7 +301,7 @@ def gelu_exact_backward(dy, slope):
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)
 def silu(x):
     """x * sigmoid(x), also called swish (Elfwing, Uchibe and Doya 2017).  x (*) -> y (*)"""
-    x = np.asarray(x)
+    x = array_like(x)
     s = sigmoid(x)
     return keep(x * s, s=s)
 
@@ -398,9 +398,10 @@ def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing
     """
     check_loss_settings(label_smoothing, reduction, weight)
     chosen, weights, divisor = flat_targets(targets, logits.shape, ignore_index, reduction, weight)
+    chosen, weights = beside(chosen, logits), beside(weights, logits)
     p, losses, row_weights = _rows_losses(_rows(logits), chosen, weights, label_smoothing)
     y = losses.reshape(logits.shape[:-1]) if reduction == "none" else losses.sum()
-    return keep(y / np.asarray(divisor, dtype=p.dtype), p=p, chosen=chosen, row_weights=row_weights, divisor=divisor)
+    return keep(y / p.dtype.type(divisor), p=p, chosen=chosen, row_weights=row_weights, divisor=divisor)
 
 
 @cross_entropy.backward
@@ -416,7 +417,7 @@ def _rows_losses(logits, chosen, weights, label_smoothing, out=None):
 
     out: the array to write the softmax into; may be the logits.
     """
-    targets = np.arange(len(chosen)), chosen
+    targets = xp(logits).arange(len(chosen)), chosen
     p = np.subtract(logits, shift(logits, -1), out=out)
     target_logits, mean = p[targets], p.mean(axis=-1) if label_smoothing else 0
     np.exp(p, out=p)
@@ -440,10 +441,11 @@ def _subtract_targets(p, chosen, label_smoothing):
     """Subtract the target distribution from the softmax, in place."""
     if label_smoothing:
         p -= label_smoothing / p.shape[-1]
-    p[np.arange(len(chosen)), chosen] -= 1 - label_smoothing
+    p[xp(p).arange(len(chosen)), chosen] -= 1 - label_smoothing
 
 
-_BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32
+_BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32,
+_GPU_BLOCK_NUMBERS = 2**27  # and 512 MB on a GPU, where large products are faster
 
 
 @op(
@@ -468,29 +470,31 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     """
     require_number("label_smoothing", label_smoothing, 0, 1, below=True)
     chosen, weights, count = flat_targets(targets, (*x.shape[:-1], len(w)), ignore_index)
-    rows = _rows(x)
-    loss = np.zeros((), dtype=np.result_type(x, w))
+    chosen, weights = beside(chosen, x), beside(weights, x)
+    rows, arrays = _rows(x), xp(x)
+    loss = arrays.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None
-    dlogits = np.empty((len(rows), len(w)), loss.dtype) if needs[1] and len(rows) <= rows.shape[1] else None
+    dlogits = arrays.empty((len(rows), len(w)), loss.dtype) if needs[1] and len(rows) <= rows.shape[1] else None
     dw = None
-    blocks = max(1, math.ceil(len(rows) * len(w) / _BLOCK_NUMBERS))
+    blocks = max(1, math.ceil(len(rows) * len(w) / (_BLOCK_NUMBERS if arrays is np else _GPU_BLOCK_NUMBERS)))
     for block in _slices(0, len(rows), math.ceil(len(rows) / blocks)):
         # (rows, C)·(C, V) -> (rows, V)
         logits = np.matmul(rows[block], w.T, out=None if dlogits is None else dlogits[block])
         losses = _logits_to_gradient(logits, chosen[block], weights[block], count, label_smoothing)
-        loss = loss + np.asarray(sum(losses), dtype=loss.dtype)
+        loss = loss + as_array(sum(losses)).astype(loss.dtype)
         if dx is not None:
             np.matmul(logits, w, out=dx[block])
         if needs[1] and dlogits is None:
             dw = logits.T @ rows[block] if dw is None else _add_product(dw, logits, rows[block])
     dx = None if dx is None else dx.reshape(x.shape)
-    return keep(loss / np.asarray(count, dtype=loss.dtype), dx=dx, dw=dw, dlogits=dlogits)
+    return keep(loss / loss.dtype.type(count), dx=dx, dw=dw, dlogits=dlogits)
 
 
 @linear_cross_entropy.backward
 def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
-    # the gradients may be large: no copy is made where ȳ is 1
-    dx, dw = (kept if kept is None or dy == 1 else dy * kept for kept in (dx, dw))
+    # the gradients may be large: no copy is made where ȳ is 1; a GPU multiplies in less time than it takes to ask
+    is_one = xp(dy) is np and dy == 1
+    dx, dw = (kept if kept is None or is_one else dy * kept for kept in (dx, dw))
     if dlogits is not None and needs[1]:
         dw = np.matmul(dlogits.T, _rows(x) * dy, out=into[1])
     return dx if needs[0] else None, dw if needs[1] else None
@@ -501,7 +505,7 @@ def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
 
     def work(part):
         losses = []
-        for piece in _slices(part.start, part.stop, max(1, _CACHED // logits.shape[1])):
+        for piece in _slices(part.start, part.stop, _at_once(logits, max(1, _CACHED // logits.shape[1]))):
             p = logits[piece]
             _, loss, row_weights = _rows_losses(p, chosen[piece], weights[piece], label_smoothing, out=p)
             _subtract_targets(p, chosen[piece], label_smoothing)
@@ -509,18 +513,23 @@ def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
             losses.append(loss.sum())
         return losses
 
-    return [loss for losses in share_out(work, len(logits), 4 * logits.size) for loss in losses]
+    return [loss for losses in share_out(work, len(logits), 4 * logits.size, logits) for loss in losses]
 
 
 def _add_product(dw, dlogits, rows):
     """dw += dlogitsᵀ rows, a slice of the vocabulary at a time, so that no second array of the size of dw is needed."""
 
     def work(part):
-        for piece in _slices(part.start, part.stop, 1024):
+        for piece in _slices(part.start, part.stop, _at_once(dw, 1024)):
             dw[piece] += dlogits[:, piece].T @ rows
 
-    share_out(work, len(dw), dw.size)
+    share_out(work, len(dw), dw.size, dw)
     return dw
+
+
+def _at_once(x, cached):
+    """How many rows or numbers of x one line computes: what fits the cache, or all of them on a GPU."""
+    return cached if xp(x) is np else len(x.reshape(-1))
 
 
 def _slices(start, stop, size):

@@ -15,7 +15,7 @@ import numpy as np
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.arrays import is_array, xp
+from nanograd_llm.backend.arrays import beside, is_array, to_host, xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 
 
@@ -204,7 +204,7 @@ def getitem(x, *, index):
 
     Raises IndexRangeError for an index out of range, DtypeError for floats and for True or False alone.
     """
-    return x[_index(index)]
+    return x[_index(index, x.shape, x)]
 
 
 @getitem.backward
@@ -220,11 +220,14 @@ def getitem_backward(dy, x_shape, index):
 def scatter(x, *, index, shape):
     """Zeros of `shape` with x added at [index]; repeated indices add up.  x (?) -> y (shape)"""
     y = xp(x).zeros(shape, dtype=x.dtype)
-    index = _index(index)
-    if _has_no_repeats(index):
+    is_single, index = _has_no_repeats(index), _index(index, shape, x)
+    if is_single:
         y[index] = x
-    else:
+    elif xp(x) is np:
         np.add.at(y, index, x)
+    else:  # add.at adds in any order there
+        places = xp(x).arange(y.size).reshape(shape)[index]
+        _add_runs(y.reshape((-1, 1)), np.broadcast_to(x, places.shape).reshape((-1, 1)), places)
     return y
 
 
@@ -233,10 +236,29 @@ def scatter_backward(dy, index):
     return getitem(dy, index=index)
 
 
-def _index(index: Any) -> Any:
-    """The index with its Tensors and lists as arrays. Raises DtypeError for floats and for True or False alone."""
+def _index(index: Any, shape: tuple[int, ...], like: Any) -> Any:
+    """The index of an array of this shape, on the device of `like`, with its Tensors and lists as arrays.
+
+    CuPy would wrap integers that are out of range, so NumPy checks the arrays of an index first, on the host. Raises
+    IndexRangeError for them, DtypeError for floats and for True or False alone.
+    """
+    index = _plain_index(index)
+    parts = index if isinstance(index, tuple) else (index,)
+    if xp(like) is np or not any(is_array(part) and part.ndim for part in parts):
+        return index
+    parts = tuple(to_host(part) if is_array(part) else part for part in parts)
+    np.broadcast_to(np.int8(0), shape)[parts]  # raises if it does not fit
+    on_device: list[Any] = []
+    for part in parts:
+        is_mask = isinstance(part, np.ndarray) and part.dtype.kind == "b"
+        on_device += [beside(places, like) for places in np.nonzero(part)] if is_mask else [part]
+    return tuple(beside(part, like) if isinstance(part, np.ndarray) else part for part in on_device)
+
+
+def _plain_index(index: Any) -> Any:
+    """The index with its Tensors and lists as arrays."""
     if isinstance(index, tuple):
-        return tuple(_index(part) for part in index)
+        return tuple(_plain_index(part) for part in index)
     if isinstance(index, (bool, float)):
         raise DtypeError(f"an index is an integer, slice, None, ... or array of integers or booleans; got {index!r}")
     index = array_of(index)
@@ -277,7 +299,7 @@ def embedding(w, ids):
     """
     if np.ndim(w) != 2:
         raise ShapeError(f"an embedding table must have two axes, (V, C); got shape {np.shape(w)}")
-    return w[check_ids(ids, len(w), "token id")]
+    return w[beside(check_ids(ids, len(w), "token id"), w)]
 
 
 @embedding.backward
@@ -304,13 +326,29 @@ def add_rows(x, ids, *, vocab_size):
 
 def _add_runs(y, x, ids):
     """Add each row of x to row ids of y, in place."""
-    ids = np.reshape(ids, -1)
+    ids = to_host(ids).reshape(-1)
     if ids.size:
         order = np.argsort(ids, kind="stable")
         in_order = ids[order]
         starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-        y[in_order[starts]] += np.add.reduceat(np.reshape(x, (ids.size, x.shape[-1]))[order], starts, axis=0)
+        rows = np.reshape(x, (ids.size, x.shape[-1]))[beside(order, y)]
+        y[beside(in_order[starts], y)] += _run_sums(rows, starts)
     return y
+
+
+def _run_sums(rows, starts):
+    """The sum of each run of rows (N, C), which is overwritten; starts: where the runs begin, a NumPy array."""
+    if xp(rows) is np:
+        return np.add.reduceat(rows, starts, axis=0)
+    # CuPy's reduceat subtracts cumulative sums, which is inaccurate: add pairs instead, then pairs of pairs, …
+    sizes, places = np.diff(starts, append=len(rows)), np.arange(len(rows))
+    place, left = places - np.repeat(starts, sizes), np.repeat(starts + sizes, sizes) - places
+    step = 1
+    while step < sizes.max():
+        firsts = beside(np.flatnonzero((place % (2 * step) == 0) & (left > step)), rows)
+        rows[firsts] += rows[firsts + step]
+        step *= 2
+    return rows[beside(starts, rows)]
 
 
 @add_rows.backward
@@ -332,7 +370,7 @@ def check_ids(ids: Any, size: int, what: str) -> Any:
 @op("y = x in another dtype", "x̄ = ȳ in x's dtype", samples=lambda draw: [((draw(2, 3),), {"dtype": np.float64})])
 def cast(x, *, dtype):
     """Convert to another dtype; only a conversion between float dtypes has a gradient.  x (*) -> y (*)"""
-    return np.asarray(x).astype(dtype)
+    return array_like(x).astype(dtype)
 
 
 @cast.backward

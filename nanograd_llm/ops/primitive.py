@@ -21,8 +21,9 @@ import numpy as np
 
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
+from nanograd_llm.backend.arrays import as_array, beside, gpu_in_use, xp
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.ops.layout import broadcast_to, expand_dims, flip, squeeze, swapaxes
+from nanograd_llm.ops.layout import array_like, broadcast_to, expand_dims, flip, squeeze, swapaxes
 
 
 @op("y = a + b", "ā = ȳ;  b̄ = ȳ")
@@ -232,10 +233,10 @@ def erf(x):
     "Rational Chebyshev approximations for the error function", Mathematics of Computation 23 (1969), as in SPECFUN.
     In float32 it is tanh(x p(x²)), where p is a polynomial.
     """
-    x = np.asarray(x)
+    x = array_like(x)
     if x.dtype == np.float32:
         with np.errstate(over="ignore"):  # a square that is infinite is cut as any large one
-            square = at_most(np.asarray(x * x), _ERF_SINGLE_FLAT)
+            square = at_most(as_array(x * x), _ERF_SINGLE_FLAT)
             y = _polynomial(square, _ERF_SINGLE)
             y *= x
         return np.tanh(y, out=y)
@@ -263,7 +264,9 @@ _ERF_SINGLE_FLAT = 15.6  # the square from which erf is ±1 in float32
 
 def at_most(x, limit):
     """min(x, limit) of x ≥ 0, written into x; faster than np.minimum where nothing is larger."""
-    return x if x.max(initial=0) <= limit else np.minimum(x, limit, out=x)  # the latter also with a NaN
+    if xp(x) is np and x.max(initial=0) <= limit:  # on a GPU this would wait for the result
+        return x
+    return np.minimum(x, limit, out=x)  # also with a NaN
 
 
 def _ratio(t, coefficients):
@@ -274,7 +277,7 @@ def _ratio(t, coefficients):
 
 def _polynomial(t, coefficients):
     first, *rest, last = np.array(coefficients, dtype=t.dtype)
-    y = np.asarray(first * t)
+    y = as_array(first * t)
     for c in rest:
         y += c
         y *= t
@@ -309,7 +312,7 @@ _ERF_FAR = (
 @op("y = |x|", "x̄ = ȳ*sign x")
 def absolute(x):
     """Elementwise absolute value; at 0 the gradient is 0.  x (*) -> y (*)"""
-    x = np.asarray(x)
+    x = array_like(x)
     return np.where(x.real < 0, -x, x) if x.dtype.kind == "c" else np.abs(x)
 
 
@@ -343,7 +346,7 @@ def minimum_backward(dy, a, b):
 
 
 def _share(wins, ties, dy):
-    return (np.asarray(wins) + 0.5 * np.asarray(ties)).astype(dy.dtype)
+    return (as_array(wins) + 0.5 * as_array(ties)).astype(dy.dtype)
 
 
 @op(
@@ -354,6 +357,8 @@ def _share(wins, ties, dy):
 )
 def where(condition, a, b):
     """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)"""
+    if gpu_in_use:
+        condition = beside(condition, next((x for x in (condition, a, b) if xp(x) is not np), condition))
     return np.where(condition, a, b)
 
 
@@ -426,7 +431,7 @@ def max(x, *, axis=None, keepdims=False):
 @max.backward
 def max_backward(dy, x, y, axis, keepdims):
     dy, y = (_with_axes(z, axis, keepdims, x.ndim) for z in (dy, y))
-    chosen = np.asarray(x == y)
+    chosen = as_array(x == y)
     count = chosen.sum(axis=axes_of(axis, x.ndim), keepdims=True)
     return dy * (chosen / count).astype(dy.dtype)
 
@@ -453,7 +458,7 @@ def var(x, *, axis=None, keepdims=False, ddof=0):
     """Variance over one axis, several, or all (None); ddof=1 divides by n - 1.  x (*) -> y (* - axis)"""
     centred = x - np.mean(x, axis=axes_of(axis, np.ndim(x)), keepdims=True)
     y = np.sum(centred * centred, axis=axes_of(axis, np.ndim(x)), keepdims=keepdims)
-    return y / np.asarray(_divisor(np.shape(x), axis, ddof), dtype=y.dtype)
+    return y / y.dtype.type(_divisor(np.shape(x), axis, ddof))
 
 
 @var.backward

@@ -104,7 +104,8 @@ def clip_by_global_norm(gradients: Sequence[np.ndarray], max_norm: float) -> flo
     Pascanu, Mikolov and Bengio 2013. If a number is not finite, nothing is changed.
     """
     with np.errstate(over="ignore"):  # a sum of squares that overflows is infinite, which the norm shows
-        norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
+        squares = [np.vdot(g, g) for g in gradients]  # all of them, before one waits for a GPU
+        norm = math.sqrt(sum(map(float, squares)))
     if math.isfinite(norm) and norm > max_norm:
         for g in gradients:
             g *= max_norm / norm

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import DtypeError, GraphError
+from nanograd_llm.backend.arrays import library
+from nanograd_llm.errors import DeviceError, DtypeError, GraphError
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
 
@@ -25,6 +26,10 @@ class FlatParameters:
         dtypes = {p.dtype for p in self.parameters}
         if len(dtypes) != 1:
             raise DtypeError(f"all parameters must have one dtype; got {sorted(map(str, dtypes))}; use model.astype")
+        devices = {p.device for p in self.parameters}
+        if len(devices) != 1:
+            raise DeviceError("some parameters are on the CPU, some on a GPU; move all of them: model.to('cuda')")
+        self.device = devices.pop()
         self.decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         self.dtype, self.size, self.shared = dtypes.pop(), sum(p.size for p in self.parameters), shared
         self.data = self.zeros()
@@ -33,9 +38,9 @@ class FlatParameters:
             parameter.data = view
 
     def zeros(self) -> np.ndarray:
-        """An array of this layout, for a gradient or a moment."""
+        """An array of this layout, for a gradient or a moment, on the device of the parameters."""
         if not self.shared:
-            return np.zeros(self.size, self.dtype)
+            return library(self.device).zeros(self.size, self.dtype)
         import mmap
 
         size = max(1, self.size * self.dtype.itemsize)
@@ -46,14 +51,16 @@ class FlatParameters:
         return np.frombuffer(memory, dtype=self.dtype, count=self.size)
 
     def blocks(self, worker: int, workers: int) -> list[slice]:
-        """A worker's share of the layout, in blocks that fit the cache."""
+        """A worker's share of the layout, in blocks that fit the cache; on a GPU one block for all."""
+        if self.device != "cpu":
+            return [slice(0, self.size)]
         return [slice(i, i + BLOCK) for i in range(worker * BLOCK, self.size, workers * BLOCK)]
 
     def require_views(self) -> None:
         """Raise GraphError if a parameter has another array by now, which an update of `data` would not change."""
         if any(p.data.base is not self.data for p in self.parameters):
             raise GraphError(
-                "a parameter no longer lies in this flat array (after model.astype, or under another trainer); "
+                "a parameter no longer lies in this flat array (after model.astype or model.to, or under another trainer); "
                 "make a new trainer for the model, or write into parameter.data[...]"
             )
 

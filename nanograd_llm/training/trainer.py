@@ -17,10 +17,12 @@ import numpy as np
 
 from nanograd_llm.autograd.checked import require_finite
 from nanograd_llm.autograd.modes import checked
+from nanograd_llm.backend.arrays import device_of, to_device, to_host
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
-from nanograd_llm.errors import BadFileError, GraphError, NanogradError, NonFiniteError
+from nanograd_llm.errors import BadFileError, DeviceError, GraphError, NanogradError, NonFiniteError
 from nanograd_llm.nn.module import Module, require_fit
+from nanograd_llm.ops.layout import array_like
 from nanograd_llm.settings import counted, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
@@ -81,7 +83,10 @@ class Trainer:
         self.model = model
         self.config = c = config or TrainConfig()
         keep_heap()
-        team = make_team(c.workers, c.processes)
+        on_gpu = any(parameter.device != "cpu" for parameter in trained)
+        if on_gpu and c.workers > 1:
+            raise DeviceError(f"workers is {c.workers}, but the model is on a GPU, which has one worker; leave it out")
+        team = make_team(1 if on_gpu else c.workers, None if on_gpu else c.processes)
         self.optimizer = AdamW(
             trained,
             beta1=c.beta1,
@@ -160,7 +165,7 @@ class Trainer:
         """Raise NonFiniteError naming the op with the first bad number, and what brought it: batch or parameter."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
         cause = "No single op overflows when the step is replayed: the sum of squares does"
-        given = {f"array {i} of the batch": np.asarray(array) for i, array in enumerate(batch)}
+        given = {f"array {i} of the batch": array_like(array) for i, array in enumerate(batch)}
         given |= {f"parameter {name}": parameter.data for name, parameter in self.model.named_parameters()}
         advice = "A lower learning rate may help"
         try:
@@ -192,12 +197,13 @@ class Trainer:
         Raises NanogradError if the parameters are half updated.
         """
         self._require_whole()
-        return self._state()
+        return {name: to_host(array) for name, array in self._state().items()}
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def _state(self) -> dict[str, Any]:
+        """As `state_dict`, the arrays themselves."""
         flat = self.optimizer.flat
         names = {id(p): name for name, p in self.model.named_parameters()}
-        state = dict(self.model.state_dict())
+        state = self.model.arrays()
         for prefix, array in zip(MOMENTS, (self.optimizer.m, self.optimizer.v)):
             state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
         state["steps_done"] = np.asarray(self.steps_done, dtype=np.int64)
@@ -220,7 +226,7 @@ class Trainer:
                 f"NaN or infinity in {', '.join(bad)}, which every later step would keep; use another state"
             )
         for name, array in own.items():
-            array[...] = arrays[name]
+            array[...] = to_device(arrays[name], device_of(array))
         self.steps_done = self.optimizer.steps = int(arrays["steps_done"])
         self.items_seen = int(arrays["items_seen"])
         self.workers.restart()

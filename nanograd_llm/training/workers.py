@@ -16,11 +16,12 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import checked, state
 from nanograd_llm.autograd.tensor import Tensor, grad
-from nanograd_llm.backend.arrays import is_array
+from nanograd_llm.backend.arrays import to_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError, NanogradError, ShapeError
 from nanograd_llm.nn.module import Module
+from nanograd_llm.ops.layout import array_like
 from nanograd_llm.training.adamw import AdamW, Rates
 from nanograd_llm.training.team import Processes, Threads
 
@@ -97,7 +98,8 @@ class Workers:
         for module, training in zip(self.modules, modes):
             if module.training != training:
                 module.training = training
-        total, views, is_first = 0.0, self.flat.views(self.gradients[worker]), True
+        losses: list[tuple[float, Any]] = []
+        views, is_first = self.flat.views(self.gradients[worker]), True
         for piece in pieces:
             if piece.items == 0:
                 continue
@@ -107,17 +109,17 @@ class Workers:
                 y = self.model.loss(*piece.arrays)
                 if not isinstance(y, Tensor) or y.shape != ():
                     raise ShapeError(f"loss must return a Tensor of one number, such as a mean; it returned {y!r:.100}")
-                cotangent = np.asarray(share, dtype=y.dtype)
+                cotangent = np.full_like(y.data, share)
                 if is_first:
                     grad(y, self.flat.parameters, cotangent, out=views)
                 else:
                     for view, gradient in zip(views, grad(y, self.flat.parameters, cotangent)):
                         view += gradient
             is_first = False
-            total += share * y.item()
+            losses.append((share, y.data))
         if is_first:
             self.gradients[worker][:] = 0
-        return total
+        return sum(share * loss.item() for share, loss in losses)  # here, where it is the first to wait for a GPU
 
     def add_shares(self, worker: int, shares: int) -> float:
         """Add all gradients to the first, in this worker's blocks; returns the sum of squares of these blocks."""
@@ -134,7 +136,9 @@ class Workers:
 
     def _split(self, batch: Sequence[Any], key: Sequence[int]) -> list[Piece]:
         """The batch in pieces of consecutive rows of about the same cost: workers times `pieces`, at most one a row."""
-        arrays = [array if is_array(array) else np.asarray(array) for array in batch]
+        arrays = [array_like(array) for array in batch]
+        # integers stay where they are: ids are checked before they are moved to a GPU
+        arrays = [to_device(array, self.flat.device) if array.dtype.kind in "fc" else array for array in arrays]
         shapes = [array.shape for array in arrays]
         if () in shapes or len({shape[0] for shape in shapes}) != 1:
             raise ShapeError(
