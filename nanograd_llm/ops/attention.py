@@ -19,6 +19,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.backend.arrays import beside, to_host, xp
+from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
@@ -184,7 +185,7 @@ def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
     if causal and n > m:
         raise ShapeError(f"causal attention got {n} queries and {m} keys; give at least as many keys as queries")
     read, bounds = _keys_to_read(key_mask, m, y)
-    dropped = dropout_mask((*q.shape[:-1], m), y.dtype, dropout, seed).swapaxes(-1, -2) if dropout else None
+    dropped = dropout_mask((*q.shape[:-1], m), y, dropout, seed).swapaxes(-1, -2) if dropout else None
 
     def work(heads):
         arrays = (q, k[..., :read, :], v[..., :read, :], y, bounds, dropped)
@@ -215,6 +216,7 @@ def _select_heads(x, heads):
     return x[..., heads, :, :] if x.ndim > 2 else x
 
 
+@on_gpu
 def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
     """Write the attention of these heads into y; return (rows, number of keys seen, p, dropout mask) of each block.
 
@@ -253,6 +255,7 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
     return blocks
 
 
+@on_gpu
 def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
     if not blocks:
         dq[...] = dk[...] = dv[...] = 0

@@ -16,7 +16,7 @@ import numpy as np
 from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.backend.arrays import beside, to_host
-from nanograd_llm.backend.randomness import generator
+from nanograd_llm.backend.randomness import drop_at_random
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, scatter
 from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sigmoid, sqrt, sum, tanh, where
@@ -83,7 +83,7 @@ def linear(x, w, b=None):
 
 
 def dropout(x, *, rate=0.1, seed=(0,)):
-    return x * dropout_mask(x.shape, x.dtype, rate, seed)
+    return x * dropout_mask(x.shape, x, rate, seed)
 
 
 def cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX, label_smoothing=0.0, reduction="mean", weight=None):
@@ -113,7 +113,7 @@ def attention(q, k, v, key_mask=None, *, causal, scale=None, dropout=0.0, seed=(
     p = softmax(scores)
     if dropout:
         lead = np.broadcast_shapes(p.shape[:-2], v.shape[:-2])
-        p = p * dropout_mask((*lead, *p.shape[-2:]), p.dtype, dropout, seed)
+        p = p * dropout_mask((*lead, *p.shape[-2:]), p, dropout, seed)
     return matmul(p, v)  # (..., n, m)·(..., m, E) -> (..., n, E)
 
 
@@ -197,16 +197,17 @@ def score_divisor(q: Any, scale: float | None) -> float:
     return math.sqrt(q.shape[-1]) if scale is None else scale
 
 
-def dropout_mask(shape: tuple[int, ...], dtype: np.dtype, rate: float, seed: tuple[int, ...]) -> np.ndarray:
+def dropout_mask(shape: tuple[int, ...], like: Any, rate: float, seed: tuple[int, ...]) -> np.ndarray:
     """An array of 0 with probability `rate`, else 1/(1 - rate), so that its mean is 1 (Srivastava et al. 2014).
 
-    Raises ConfigError unless 0 ≤ rate < 1.
+    like: an array or Tensor that it will be multiplied by, on the same device. Raises ConfigError unless 0 ≤ rate < 1.
     """
     if not 0 <= rate < 1:
         raise ConfigError(f"a dropout rate must be in 0 ≤ rate < 1; got {rate}")
-    kept = generator(*seed).random(shape, dtype=np.float32) >= rate
-    dtype = dtype if dtype.kind in "fc" else np.dtype(np.float64)
-    return kept.astype(dtype) / np.asarray(1 - rate, dtype=dtype)
+    like = array_of(like)
+    mask = np.empty_like(like, shape=shape, dtype=like.dtype if like.dtype.kind in "fc" else np.float64, order="C")
+    drop_at_random(mask, seed, rate)
+    return mask
 
 
 def count_targets(targets: np.ndarray) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
 from nanograd_llm.backend.arrays import as_array, beside, xp
+from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
 from nanograd_llm.ops.composed import GELU_FLAT, check_loss_settings, dropout_mask, flat_targets, shift
@@ -163,17 +164,26 @@ def layernorm(x, w, b, *, eps=1e-5):
     ([2.0, -2.0, 1.0, -1.0], [-3.0, -1.0, 1.0, 1.0])
     """
     require_row_of(x, w=w, b=b)
-    rows = _rows(x)
-    xhat = rows - _row_means(rows)
-    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + x.real.dtype.type(eps))
-    xhat *= r
-    y = _add_into(xhat * w, b)
+    y, xhat, r = _normalise(_rows(x), w, b, eps)
     return keep(y.reshape(x.shape), xhat=xhat, r=r)
+
+
+@on_gpu
+def _normalise(rows, w, b, eps):
+    xhat = rows - _row_means(rows)
+    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + rows.real.dtype.type(eps))
+    xhat *= r
+    return _add_into(xhat * w, b), xhat, r
 
 
 @layernorm.backward
 def layernorm_backward(dy, w, xhat, r):
-    rows = _rows(dy)
+    dx, dw, db = _normalise_backward(_rows(dy), w, xhat, r)
+    return dx.reshape(dy.shape), dw, db
+
+
+@on_gpu
+def _normalise_backward(rows, w, xhat, r):
     product = rows * xhat
     dw, db = _column_sums(product), _column_sums(rows)
     share = w / w.dtype.type(len(w))
@@ -183,7 +193,7 @@ def layernorm_backward(dy, w, xhat, r):
     g = rows * w
     g -= product
     g *= r
-    return g.reshape(dy.shape), dw, db
+    return g, dw, db
 
 
 @op(
@@ -244,6 +254,7 @@ def _in_pieces(into, x, needs):
     return keep(y, slope=slope)
 
 
+@on_gpu
 def gelu_into(x, y, slope=None):
     """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
@@ -343,7 +354,7 @@ def dropout(x, *, rate=0.1, seed=(0,)):
 
     Raises ConfigError unless 0 ≤ rate < 1.
     """
-    mask = dropout_mask(x.shape, x.dtype, rate, seed)
+    mask = dropout_mask(x.shape, x, rate, seed)
     return keep(x * mask, mask=mask)
 
 
@@ -500,6 +511,7 @@ def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
     return dx if needs[0] else None, dw if needs[1] else None
 
 
+@on_gpu
 def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
     """Replace logits by their gradient of cross_entropy, in place, a few rows at a time; return the sums of losses."""
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.training.flat import FlatParameters
 
@@ -81,21 +82,27 @@ class AdamW:
     def update(self, blocks: Iterable[slice], gradient: np.ndarray, rates: Rates) -> None:
         """Update the parameters in these blocks of the flat layout. gradient: the whole flat gradient."""
         for block in blocks:
-            p, m, v = self.flat.data[block], self.m[block], self.v[block]
-            g = gradient[block] * rates.scale
-            scratch = g - m
-            scratch *= 1 - self.beta1
-            m += scratch
-            g *= g
-            g -= v
-            g *= 1 - self.beta2
-            v += g
-            np.sqrt(v, out=scratch)
-            scratch += rates.eps
-            np.divide(m, scratch, out=scratch)
-            scratch *= rates.rate
-            p[: max(0, self.flat.decayed - block.start)] *= rates.decay
-            p -= scratch
+            p, m, v, g = (array[block] for array in (self.flat.data, self.m, self.v, gradient))
+            decayed = max(0, self.flat.decayed - block.start)
+            _update_block(p, m, v, g, rates, 1 - self.beta1, 1 - self.beta2, decayed)
+
+
+@on_gpu
+def _update_block(p, m, v, gradient, rates, one_minus_beta1, one_minus_beta2, decayed):
+    g = gradient * rates.scale
+    scratch = g - m
+    scratch *= one_minus_beta1
+    m += scratch
+    g *= g
+    g -= v
+    g *= one_minus_beta2
+    v += g
+    np.sqrt(v, out=scratch)
+    scratch += rates.eps
+    np.divide(m, scratch, out=scratch)
+    scratch *= rates.rate
+    p[:decayed] *= rates.decay
+    p -= scratch
 
 
 def clip_by_global_norm(gradients: Sequence[np.ndarray], max_norm: float) -> float:

@@ -51,7 +51,7 @@ class Draw:
 
 
 def mask_of(shape: Sequence[int], rate: float, seed: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(dropout_mask(tuple(shape), np.dtype(np.float64), rate, tuple(seed)))
+    return torch.from_numpy(dropout_mask(tuple(shape), np.zeros(()), rate, tuple(seed)))
 
 
 def all_axes(x: torch.Tensor, axis: Any) -> tuple[int, ...]:
