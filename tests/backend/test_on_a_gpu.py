@@ -1,0 +1,351 @@
+"""Everything runs on the arrays of a GPU, with the CPU's numbers: shown with a strict stand-in for CuPy's arrays."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import strict_cupy
+
+import nanograd_llm.models  # noqa: F401  all classes of Modules
+from nanograd_llm import (
+    BERT,
+    GPT,
+    BERTConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    GPTConfig,
+    Tensor,
+    higher_order,
+    nn,
+    ops,
+    use_device,
+)
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.tensor import grad, registry
+from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device
+from nanograd_llm.errors import DeviceError
+from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.gradcheck.check.function import owner_of
+from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
+from nanograd_llm.inference import BeamSearch, Sampling, generate, translate
+from nanograd_llm.models.heads import Classifier, SentenceEncoder
+from nanograd_llm.training import SGD, TrainConfig, Trainer, clip_by_global_norm
+
+pytestmark = pytest.mark.skipif(SCALARS_WIDEN, reason="CuPy needs NumPy 2")
+
+OPS = [op for key, op in sorted(registry.items()) if isinstance(op, Op) and op.__module__.startswith("nanograd_llm")]
+LAYERS = [layer for layer in layers() if "specimens" in vars(layer) and layer.__module__.startswith("nanograd_llm")]
+GPT_SIZES: dict[str, Any] = dict(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8)
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield strict_cupy.installed(monkeypatch)
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    assert isinstance(found, strict_cupy.ndarray), f"{type(found)} is not on the GPU"
+    assert (found.shape, found.dtype) == (np.shape(expected), np.asarray(expected).dtype)
+    np.testing.assert_allclose(found.get(), expected, rtol=tolerance, atol=tolerance * 10)
+
+
+def moved(x: Any) -> Any:
+    return to_device(x, "cuda") if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+
+# Every op
+
+
+def gradients(op: Op, case: Case, device: str, order: int, seed: int = 0) -> list[Any]:
+    """The result of a case, the gradients of its inputs, and at order 2 the gradients of these, summed with weights."""
+    function, arrays = case.on(op)
+    rng, leaves = np.random.default_rng(seed), [Tensor(x, requires_grad=True, device=device) for x in arrays]
+    if order == 1:
+        y = function(*leaves)
+        cotangent = to_device(rng.standard_normal(y.shape).astype(y.dtype), device)
+        return [y.data, *(grad(y, leaves, cotangent) if y.requires_grad else [])]
+    with higher_order():
+        y = function(*leaves)
+        if not y.requires_grad:
+            return [y.data]
+        first = grad(y, leaves, to_device(rng.standard_normal(y.shape).astype(y.dtype), device))
+        total = ops.sum(first[0] * to_device(rng.standard_normal(first[0].shape), device))
+        for gradient in first[1:]:
+            total = total + ops.sum(gradient * to_device(rng.standard_normal(gradient.shape), device))
+    return [y.data, *map(data, first), *(grad(total, leaves) if total.requires_grad else [])]
+
+
+def data(x: Any) -> Any:
+    return x.data if isinstance(x, Tensor) else x
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_an_op_has_the_numbers_of_the_cpu_forward_backward_and_at_second_order(op: Op) -> None:
+    cases = list(draw_cases(op, np.random.default_rng(0), 8))
+    for case in cases:
+        for order in (1, 2) if case.size <= 64 else (1,):
+            for given in (case, on_gpu(op, case)):
+                for found, expected in zip(
+                    gradients(op, given, "cuda", order), gradients(op, case, "cpu", order), strict=True
+                ):
+                    close(found, expected)
+
+
+def on_gpu(op: Op, case: Case) -> Case:
+    """The case with all its arrays on the GPU, constants such as ids, too."""
+    inputs = [to_device(x, "cuda") if isinstance(x, np.ndarray) and x.dtype.kind != "f" else x for x in case.inputs]
+    return Case(tuple(inputs), case.static)
+
+
+def test_an_op_of_plain_arrays_computes_on_the_gpu() -> None:
+    x = np.linspace(-2, 2, 6).reshape(2, 3)
+    for f in (ops.gelu, ops.erf, ops.softmax, lambda x: ops.where(x > 0, x, 0.0), lambda x: ops.add([1, 2, 3], x)):
+        close(f(to_device(x, "cuda")), f(x))
+
+
+def test_functions_made_of_ops_have_the_numbers_of_the_cpu() -> None:
+    rng = np.random.default_rng(0)
+    x, ids, other = rng.standard_normal((3, 4)), rng.integers(0, 4, (3, 2)), rng.random((3, 4))
+    functions: list[Callable[[Any, Any], Any]] = [
+        lambda x, other: ops.einsum("ij,kj->ik", x, x),
+        lambda x, other: ops.softplus(x),
+        lambda x, other: ops.std(x, axis=0),
+        lambda x, other: ops.prod(x, axis=1),
+        lambda x, other: ops.take_along_axis(x, ids, axis=1),
+        lambda x, other: ops.sort(x),
+        lambda x, other: ops.topk(x, 2)[0],
+        lambda x, other: ops.pad(x, 1, value=2.0),
+        lambda x, other: ops.roll(x, 1),
+        lambda x, other: ops.take(x, [2, 0, 2], axis=1),
+        lambda x, other: ops.repeat(x, 2),
+        lambda x, other: ops.flip(x, 0),
+        lambda x, other: ops.split(x, 2, axis=1)[1],
+        lambda x, other: ops.mse(x, other),
+        lambda x, other: ops.binary_cross_entropy(x, other),
+        lambda x, other: ops.masked_fill(x, ids[:, :1] > 1, 0.0),
+    ]
+    for f in functions:
+        results = []
+        for device in ("cpu", "cuda"):
+            leaf = Tensor(x, requires_grad=True, device=device)
+            y = f(leaf, to_device(other, device))
+            results.append([y.data, grad(y, leaf, np.ones_like(y.data))])
+        for expected, found in zip(*results, strict=True):
+            close(found, expected)
+
+
+def test_the_gradient_of_an_embedding_does_not_depend_on_the_order_of_a_scatter() -> None:
+    rng = np.random.default_rng(0)
+    ids, cotangent = rng.integers(0, 5, 1000), rng.standard_normal((1000, 3)).astype(np.float32)
+    found = []
+    for _ in range(2):
+        w = Tensor(np.zeros((5, 3), np.float32), requires_grad=True, device="cuda")
+        ops.embedding(w, ids).backward(to_device(cotangent, "cuda"))
+        assert w.grad is not None
+        found.append(w.grad.get())
+    assert found[0].tobytes() == found[1].tobytes()
+    exact = np.stack([cotangent[ids == i].astype(np.float64).sum(axis=0) for i in range(5)])
+    np.testing.assert_allclose(found[0], exact, atol=2e-5)
+
+
+# Every layer, model and loss
+
+
+def run(f: Callable[..., Any], inputs: tuple[Any, ...], rng: np.random.Generator) -> list[Any]:
+    """The result of a specimen and the gradients of the inputs and parameters, for a random cotangent."""
+    leaves = [Tensor(x, requires_grad=True) if getattr(x, "dtype", np.dtype(int)).kind == "f" else x for x in inputs]
+    parameters = [p for p in owner_of(f).parameters() if p.requires_grad]
+    y = f(*leaves)
+    wanted = [x for x in leaves if isinstance(x, Tensor)] + parameters
+    cotangent = rng.standard_normal(y.shape).astype(y.dtype)
+    return [y.data, *grad(y, wanted, to_device(cotangent, y.device))]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+def test_a_layer_has_the_numbers_of_the_cpu(layer: type[nn.Module]) -> None:
+    for f, inputs in draw_specimens(layer, np.random.default_rng(0), 1):
+        expected = run(f, inputs, np.random.default_rng(1))
+        owner_of(f.f).to("cuda")
+        found = run(f, tuple(map(moved, inputs)), np.random.default_rng(1))
+        for one, other in zip(found, expected, strict=True):
+            close(one, other)
+        owner_of(f.f).cpu()
+        again = run(f, inputs, np.random.default_rng(1))
+        assert [x.tobytes() for x in again] == [x.tobytes() for x in expected], "moving there and back changes nothing"
+
+
+# Training
+
+
+def batches(step: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, 11, (4, 9))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def trainer(device: str, **changes: Any) -> Trainer:
+    model = GPT(GPTConfig(**GPT_SIZES, dropout=0.1), seed=0).astype(np.float64).to(device)
+    return Trainer(model, TrainConfig(**{**dict(steps=20, learning_rate=1e-2, workers=1), **changes}))
+
+
+def test_ten_training_steps_have_the_numbers_of_the_cpu_and_wait_for_the_loss_and_the_norm_only() -> None:
+    cpu, cuda = trainer("cpu", accumulate=2), trainer("cuda", accumulate=2)
+    for step in range(10):
+        expected = cpu.step(*batches(step))
+        before = strict_cupy.state.waits
+        assert cuda.step(*batches(step)) == pytest.approx(expected, rel=1e-10)
+        assert strict_cupy.state.waits - before <= 3  # the losses of two pieces, and the norm
+    for name, array in cuda.state_dict().items():
+        np.testing.assert_allclose(array, cpu.state_dict()[name], rtol=1e-7, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_run_begun_on_one_device_goes_on_on_the_other(first: str, second: str) -> None:
+    begun, whole = trainer(first), trainer(first)
+    for step in range(3):
+        begun.step(*batches(step))
+        whole.step(*batches(step))
+    state = begun.state_dict()
+    assert all(type(array) is np.ndarray for array in state.values())
+    resumed = trainer(second)
+    resumed.load_state_dict(state)
+    for step in range(3, 6):
+        assert resumed.step(*batches(step)) == pytest.approx(whole.step(*batches(step)), rel=1e-9)
+
+
+def test_a_trainer_on_a_gpu_has_one_worker_and_moves_the_numbers_of_a_batch() -> None:
+    with pytest.raises(DeviceError, match="workers is 2, .* has one worker; leave it out"):
+        trainer("cuda", workers=2)
+    assert str(trainer("cuda", workers=0).workers) == "1 thread"
+    model = Line().to("cuda")
+    assert Trainer(model, TrainConfig(steps=1)).step(np.ones((12, 1), np.float32), np.ones((12, 1), np.float32)) == 1
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        self.inner = nn.Linear(1, 1, std=0.0)
+
+    def loss(self, x: Any, y: Any) -> Tensor:
+        return ops.mse(self.inner(x), y)
+
+
+def test_the_optimizers_and_clipping_have_the_numbers_of_the_cpu() -> None:
+    for make in (lambda p: nanograd_llm.training.AdamW(p), lambda p: SGD(p, momentum=0.9, weight_decay=0.1)):
+        results = []
+        for device in ("cpu", "cuda"):
+            parameters = [nanograd_llm.Parameter(np.full(shape, 2.0), device=device) for shape in ((2, 3), (3,))]
+            optimizer = make(parameters)
+            for step in range(3):
+                gradients = [to_device(np.full(p.shape, step + 0.5), device) for p in parameters]
+                norm = clip_by_global_norm(gradients, 1.0)
+                optimizer.step(gradients, 0.1)
+            results.append([norm, *(p.numpy() for p in parameters)])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_recomputed_activations_and_adapters_train_on_a_gpu() -> None:
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = GPT(GPTConfig(**GPT_SIZES, recompute_activations=True, dropout=0.1), seed=0).to(device)
+        nn.lora.add(model, rank=2, rng=np.random.default_rng(0))
+        trained = Trainer(model, TrainConfig(steps=9, workers=1))
+        losses.append([trained.step(*batches(step)) for step in range(2)])
+        nn.lora.merge(model)
+        assert {p.device for p in model.parameters()} == {device}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# Use
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(seed=3, top_k=5, top_p=0.9)], ids=["greedy", "drawn"]
+)
+def test_a_model_on_a_gpu_writes_the_same_text(cache: bool, sampling: Sampling) -> None:
+    model = GPT(GPTConfig(**GPT_SIZES), seed=0).astype(np.float64)
+    arguments: dict[str, Any] = {"max_new_tokens": 12, "sampling": sampling, "cache": cache}
+    expected = generate(model, [[1, 2, 3], [4]], **arguments)
+    assert generate(model.to("cuda"), [[1, 2, 3], [4]], **arguments) == expected
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_translation_on_a_gpu_is_the_same(cache: bool) -> None:
+    sizes = {**GPT_SIZES, "n_layer": 1}
+    model = EncoderDecoder(EncoderDecoderConfig(**sizes, start_id=1, end_id=2), seed=3).astype(np.float64)
+    sources = [[3, 4, 5], [6, 7]]
+    expected = translate(model, sources, search=BeamSearch(beam=3), cache=cache)
+    assert translate(model.to("cuda"), sources, search=BeamSearch(beam=3), cache=cache) == expected
+
+
+def test_encoders_give_numpy_arrays_of_the_same_numbers() -> None:
+    texts = [[1, 2, 3], [4, 5], [6]]
+    bert = BERT(BERTConfig(**GPT_SIZES), seed=0).astype(np.float64)
+    classifier = Classifier.on(GPT(GPTConfig(**GPT_SIZES), seed=0), 3).astype(np.float64).eval()
+    for model, use in ((SentenceEncoder(bert), "embed"), (classifier, "probabilities")):
+        expected = getattr(model, use)(texts)
+        np.testing.assert_allclose(getattr(model.to("cuda"), use)(texts), expected, rtol=1e-9)
+    looked = bert.cpu().look(np.array([[1, 2]]))
+    for one, other in zip(bert.to("cuda").look(np.array([[1, 2]])).hidden_states, looked.hidden_states, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_weights_are_loaded_onto_the_gpu_and_saved_from_it() -> None:
+    model = GPT(GPTConfig(**GPT_SIZES), seed=5)
+    arrays = model.state_dict()
+    for assign in (False, True):
+        with use_device("cuda"):
+            other = GPT(GPTConfig(**GPT_SIZES), seed=None if assign else 1)
+        assert {p.device for p in other.parameters()} == {"cuda"}
+        other.load_state_dict(arrays, assign=assign)
+        assert {p.device for p in other.parameters()} == {"cuda"}
+        saved = other.state_dict()
+        assert {name: array.tobytes() for name, array in saved.items()} == {
+            name: array.tobytes() for name, array in arrays.items()
+        }
+
+
+# A slip is found
+
+
+@pytest.mark.parametrize(
+    ("target", "planted"),
+    [
+        (ops.tanh.forward, "np.tanh(np.empty(np.shape(x), x.dtype) * 0 + x)"),
+        (ops.exp.rule, "dy * np.asarray(y)"),
+        (nn.LayerNorm.forward, "ops.layernorm(x, self.weight, self.bias, eps=self.eps) + np.zeros(self.weight.shape)"),
+    ],
+    ids=["forward", "rule", "layer"],
+)
+def test_a_bare_array_of_numpy_in_an_op_or_a_layer_is_found(
+    target: Any, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replant(target, planted)
+    if target is nn.LayerNorm.forward:
+        monkeypatch.setattr(nn.LayerNorm, "forward", changed)
+        check: Callable[[], None] = lambda: test_a_layer_has_the_numbers_of_the_cpu(nn.LayerNorm)  # noqa: E731
+    else:
+        op = ops.tanh if target is ops.tanh.forward else ops.exp
+        monkeypatch.setattr(op, "rule" if target is op.rule else "forward", changed)
+        check = lambda: test_an_op_has_the_numbers_of_the_cpu_forward_backward_and_at_second_order(op)  # noqa: E731
+    with pytest.raises((DeviceError, TypeError, AssertionError)):
+        check()
+
+
+def replant(function: Any, expression: str) -> Any:
+    """A copy of a function that returns this expression instead of its last one."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef) and isinstance(definition.body[-1], ast.Return)
+    definition.decorator_list, definition.body[-1].value = [], ast.parse(expression, mode="eval").body
+    scope = dict(function.__globals__)
+    exec(compile(ast.fix_missing_locations(tree), "planted", "exec"), scope)
+    return scope[function.__name__]
