@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.backend.arrays import to_device
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.files.atomic import storage_errors, write_atomically
 from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
@@ -118,10 +119,10 @@ def save_lora(
         ends[name in adapted].update(part.rpartition(".")[2] for part in parts)
         if name in adapted:
             adapter = linear.adapter
-            for part, B in zip(parts, np.split(adapter.B.data, len(parts), axis=1)):
-                arrays[f"{PREFIX}{part}.lora_A.weight"] = adapter.A.data.T
+            for part, B in zip(parts, np.split(adapter.B.numpy(), len(parts), axis=1)):
+                arrays[f"{PREFIX}{part}.lora_A.weight"] = adapter.A.numpy().T
                 arrays[f"{PREFIX}{part}.lora_B.weight"] = B.T
-                found[part] = len(adapter.B.data), adapter.alpha, adapter.dropout.rate
+                found[part] = len(adapter.B), adapter.alpha, adapter.dropout.rate
     rank, alpha, dropout = next(iter(found.values()))
     settings = {
         "peft_type": "LORA",
@@ -138,7 +139,7 @@ def save_lora(
         "inference_mode": True,
         "modules_to_save": [*dict.fromkeys((*HEADS, *whole))] if whole else None,
     }
-    arrays |= {f"{PREFIX}{name}": parameter.data.T for name, parameter in _parameters_of(model, whole).items()}
+    arrays |= {f"{PREFIX}{name}": parameter.numpy().T for name, parameter in _parameters_of(model, whole).items()}
     paths = [folder / CONFIG, folder / WEIGHTS]
     with storage_errors(f"{folder}: cannot write an adapter there", "choose another folder"):
         if not replace and (held := [path for path in paths if path.exists()]):
@@ -213,7 +214,7 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
         raise BadFileError(f"{path}: does not fit this {type(model).__name__}: {found}")
     lora.attach(model, adapters)
     for parameter, x in saved.items():
-        parameter.data = x.astype(parameter.dtype)
+        parameter.data = to_device(x.astype(parameter.dtype), parameter.device)
     return model
 
 
@@ -253,6 +254,7 @@ def _joined(pairs: Mapping[int, tuple[NDArray[Any], NDArray[Any], float]], parts
     rank = first.shape[1] if shared else sum(A.shape[1] for A, _, _ in pairs.values())
     scale, width, at = alpha / first.shape[1], B.shape[1], 0
     joined = lora.Adapter(len(first), parts * width, rank=rank, alpha=alpha * rank / first.shape[1], dropout=dropout)
+    joined.to("cpu")  # `attach` moves it beside its Linear
     for place, (A, B, alpha) in pairs.items():
         here = slice(at, at + A.shape[1])
         joined.A.data[:, here] = A

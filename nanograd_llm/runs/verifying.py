@@ -101,8 +101,8 @@ def _results(model: Any) -> np.ndarray:
     ids = np.random.default_rng(0).integers(0, c.vocab_size, (1, min(TOKENS, c.context_length)))
     with no_grad():
         if isinstance(model, EncoderDecoder):
-            return model(ids % (c.source_vocab_size or c.vocab_size), ids).data
-        return (model.hidden(ids) if isinstance(model, BERT) else model(ids)).data
+            return model(ids % (c.source_vocab_size or c.vocab_size), ids).numpy()
+        return (model.hidden(ids) if isinstance(model, BERT) else model(ids)).numpy()
 
 
 def _differing(a: np.ndarray, b: np.ndarray) -> int:

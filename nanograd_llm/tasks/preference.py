@@ -71,7 +71,7 @@ class Preferences(Answering):
         reference = self._log_probabilities(pairs, lambda share: report("computing the reference", share))
         self.learned_reference, self.held_out_reference = np.split(reference, [len(self.learned)])
         self.model.train()
-        rewards = self.model.rewards(*self.batch(0)).data
+        rewards = self.model.rewards(*self.batch(0)).numpy()
         loss = float(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean())
         rounding = max(ROUNDING, 1e-6 * float(np.abs(self.learned_reference).max()))
         if not abs(loss - math.log(2)) <= self.model.beta * rounding:
@@ -87,7 +87,7 @@ class Preferences(Answering):
         with no_grad():
             for place in range(0, len(pairs), size):
                 progress(place / len(pairs))
-                found.append(self.model.log_probabilities(*self.padded_pairs(pairs[place : place + size])).data)
+                found.append(self.model.log_probabilities(*self.padded_pairs(pairs[place : place + size])).numpy())
         return np.concatenate(found)
 
     def padded_pairs(self, pairs: Sequence[tuple[Row, ...]]) -> tuple[np.ndarray, np.ndarray]:

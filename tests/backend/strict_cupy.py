@@ -18,60 +18,81 @@ from typing import Any
 
 import numpy as np
 
-FUNCTIONS = {  # name: its parameters
-    **dict.fromkeys(["sum", "prod", "mean"], "a axis dtype out keepdims"),
-    **dict.fromkeys(["max", "min", "amax", "amin", "any", "all"], "a axis out keepdims"),
-    **dict.fromkeys(["argmax", "argmin"], "a axis dtype out keepdims"),
-    **dict.fromkeys(["var", "std"], "a axis dtype out ddof keepdims"),
-    **dict.fromkeys(["cumsum", "cumprod"], "a axis dtype out"),
-    **dict.fromkeys(["zeros_like", "ones_like"], "a dtype order subok shape"),
-    **dict.fromkeys(["empty_like"], "prototype dtype order subok shape"),
-    **dict.fromkeys(["shape", "ndim", "size", "nonzero", "flatnonzero", "argwhere", "iscomplexobj"], "a"),
-    **dict.fromkeys(["real", "imag"], "val"),
-    **dict.fromkeys(["tril", "triu"], "m k"),
-    **dict.fromkeys(["concatenate", "stack"], "tup axis out dtype casting"),
-    **dict.fromkeys(["sort", "argsort"], "a axis kind"),
-    **dict.fromkeys(["allclose", "isclose"], "a b rtol atol equal_nan"),
-    **dict.fromkeys(["vdot", "outer", "inner"], "a b"),
-    **{"dot": "a b out", "tensordot": "a b axes", "einsum": None, "result_type": None, "where": "condition x y"},
-    **{
-        "full_like": "a fill_value dtype order subok shape",
-        "array_equal": "a1 a2 equal_nan",
-        "clip": "a a_min a_max out",
-    },
-    **{"reshape": "a newshape order copy", "transpose": "a axes", "swapaxes": "a axis1 axis2", "squeeze": "a axis"},
-    **{"expand_dims": "a axis", "broadcast_to": "array shape", "flip": "a axis", "take": "a indices axis out"},
-    **{"repeat": "a repeats axis", "pad": "array pad_width mode constant_values", "copyto": "dst src casting where"},
-    **{"count_nonzero": "a axis", "isneginf": "x out", "take_along_axis": "a indices axis", "array2string": None},
-    **{
-        "may_share_memory": "a b",
-        "diff": "a n axis prepend append",
-        "ravel": "a order",
-        "moveaxis": "a source destination",
-    },
-    **{"nan_to_num": "x copy nan posinf neginf", "ascontiguousarray": "a dtype", "searchsorted": "a v side sorter"},
-}
-CREATED = {  # functions of the module that make an array of no other
-    **{"zeros": "shape dtype order", "ones": "shape dtype order", "full": "shape fill_value dtype order"},
-    **{
-        "arange": "start stop step dtype",
-        "tri": "N M k dtype",
-        "linspace": "start stop num endpoint retstep dtype axis",
-    },
-}
-METHODS = {
-    **{name: FUNCTIONS[name][2:] for name in "sum prod mean max min any all argmax argmin var std cumsum".split()},
-    **{"astype": "dtype order casting subok copy", "copy": "order", "ravel": "order", "flatten": "order"},
-    **{
-        "squeeze": "axis",
-        "swapaxes": "axis1 axis2",
-        "take": "indices axis out",
-        "argsort": "axis kind",
-        "fill": "value",
-    },
-    **{"clip": "min max out", "dot": "b out", "repeat": "repeats axis", "conj": "", "nonzero": "", "round": "decimals"},
-    **{"reshape": None, "transpose": None, "view": "dtype"},
-}
+
+def _table(text: str) -> dict[str, str | None]:
+    """{name: its parameters} from lines of names, a colon, and parameters; dots are for any."""
+    lines = [line.partition(":") for line in text.strip().splitlines()]
+    return {name: None if "..." in known else known for names, _, known in lines for name in names.split()}
+
+
+FUNCTIONS = _table("""
+    sum prod mean: a axis dtype out keepdims
+    max min amax amin any all: a axis out keepdims
+    argmax argmin: a axis dtype out keepdims
+    var std: a axis dtype out ddof keepdims
+    cumsum cumprod: a axis dtype out
+    zeros_like ones_like: a dtype order subok shape
+    empty_like: prototype dtype order subok shape
+    full_like: a fill_value dtype order subok shape
+    shape ndim size nonzero flatnonzero argwhere iscomplexobj: a
+    real imag: val
+    tril triu: m k
+    concatenate stack: tup axis out dtype casting
+    sort argsort: a axis kind
+    array_equal: a1 a2 equal_nan
+    allclose isclose: a b rtol atol equal_nan
+    vdot outer inner may_share_memory: a b
+    dot: a b out
+    tensordot: a b axes
+    einsum: ...
+    result_type array2string: ...
+    where: condition x y
+    clip: a a_min a_max out
+    copyto: dst src casting where
+    reshape: a newshape order copy
+    transpose: a axes
+    swapaxes: a axis1 axis2
+    squeeze expand_dims flip count_nonzero: a axis
+    moveaxis: a source destination
+    broadcast_to: array shape
+    ravel: a order
+    ascontiguousarray: a dtype
+    take: a indices axis out
+    take_along_axis: a indices axis
+    repeat: a repeats axis
+    pad: array pad_width mode constant_values
+    diff: a n axis prepend append
+    searchsorted: a v side sorter
+    isneginf: x out
+    nan_to_num: x copy nan posinf neginf
+""")
+CREATED = _table("""
+    zeros ones: shape dtype order
+    full: shape fill_value dtype order
+    arange: start stop step dtype
+    tri: N M k dtype
+""")  # functions of the module that make an array of no other
+METHODS = _table("""
+    sum prod mean: axis dtype out keepdims
+    max min any all: axis out keepdims
+    argmax argmin: axis out dtype keepdims
+    var std: axis dtype out ddof keepdims
+    cumsum: axis dtype out
+    astype: dtype order casting subok copy
+    copy ravel flatten: order
+    squeeze: axis
+    swapaxes: axis1 axis2
+    take: indices axis out
+    argsort: axis kind
+    fill: value
+    clip: min max out
+    dot: b out
+    repeat: repeats axis
+    round: decimals out
+    conj nonzero:
+    view: dtype
+    reshape transpose: ...
+""")
 WAITING = {"nonzero", "flatnonzero", "argwhere", "array2string", "allclose"}
 UFUNCS = {
     *"add subtract multiply divide true_divide floor_divide remainder power negative absolute sign square".split(),
