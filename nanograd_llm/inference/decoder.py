@@ -1,4 +1,4 @@
-"""GPT's forward for one more token, in plain NumPy calls that write into arrays made once.
+"""GPT's forward for one more token, in plain calls of NumPy or CuPy that write into arrays made once.
 
 For a small model, calls cost more than arithmetic: here are as few calls as possible. The results are those of `nn`, to
 rounding. Read `nn/block.py` first.
@@ -15,6 +15,7 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import state
+from nanograd_llm.backend.arrays import beside, xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.models.preference import PreferenceGPT
@@ -25,7 +26,8 @@ from nanograd_llm.ops.fused import gelu_into
 
 
 def can_decode(model: GPT) -> bool:
-    """Can `Decoder` compute this model? Its parts must be those that GPT makes, unchanged, and all of one dtype.
+    """Can `Decoder` compute this model? Its parts must be those that GPT makes, unchanged, and all of one dtype
+    and device.
 
     In `checked()` mode the answer is no, since that looks at every op.
     """
@@ -38,7 +40,7 @@ def can_decode(model: GPT) -> bool:
         and all(block.norm_first and block.attention.causal for block in model.blocks)
         and not any(module.training for module in modules.values())
         and not any(hasattr(type(m), name) for m in modules.values() for name in vars(m).keys() - {"training"})
-        and all(type(array) is np.ndarray and array.dtype == arrays[0].dtype for array in arrays)
+        and all(type(array) is type(arrays[0]) and array.dtype == arrays[0].dtype for array in arrays)
         and not state.tracing_calls
     )
 
@@ -60,14 +62,14 @@ class Decoder:
         self.caches = caches
         self.tokens, self.positions = model.wte.data, model.wpe.data
         self.head = model.head_table.data.T  # (C, V)
-        self.stream = np.empty((rows, width), self.tokens.dtype)
-        self.logits = np.empty((rows, model.config.vocab_size), self.tokens.dtype)
+        self.stream = _empty((rows, width), self.tokens)
+        self.logits = _empty((rows, model.config.vocab_size), self.tokens)
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         position, x = self.caches[0].length, self.stream
         if position >= len(self.positions):
             raise ShapeError(f"the caches are full, with {len(self.positions)} tokens; begin new ones")
-        np.add(self.tokens[tokens], self.positions[position], out=x)  # (B, C)
+        np.add(self.tokens[beside(tokens, x)], self.positions[position], out=x)  # (B, C)
         for block in self.blocks:
             block(x)
         return np.dot(self.norm(x), self.head, out=self.logits)  # (B, C)·(C, V) -> (B, V)
@@ -77,7 +79,7 @@ class LinearStep:
     def __init__(self, layer: Linear, rows: int):
         self.weight = layer.weight.data
         self.bias = None if layer.bias is None else layer.bias.data[None]  # (1, m), not broadcast for one row
-        self.out = np.empty((rows, self.weight.shape[1]), self.weight.dtype)
+        self.out = _empty((rows, self.weight.shape[1]), self.weight)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = np.dot(x, self.weight, out=self.out)
@@ -87,10 +89,10 @@ class LinearStep:
 class NormStep:
     def __init__(self, layer: LayerNorm, rows: int):
         self.weight, self.bias = layer.weight.data[None], layer.bias.data[None]
-        width, dtype = self.weight.shape[1], self.weight.dtype
-        self.eps = np.full((rows, 1), layer.eps, dtype)
-        self.mean = np.full((width, 1), 1 / width, dtype)  # a row times this is the row's mean
-        self.out, self.square = np.empty((2, rows, width), dtype)
+        width, arrays, dtype = self.weight.shape[1], xp(self.weight), self.weight.dtype
+        self.eps = arrays.full((rows, 1), layer.eps, dtype)
+        self.mean = arrays.full((width, 1), 1 / width, dtype)  # a row times this is the row's mean
+        self.out, self.square = _empty((2, rows, width), self.weight)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = np.subtract(x, np.dot(x, self.mean), out=self.out)
@@ -102,7 +104,7 @@ class NormStep:
 
 
 class OneNormStep(NormStep):
-    """For a single row: its mean and variance are plain numbers, which takes half the time."""
+    """For a single row on the CPU: its mean and variance are plain numbers, which takes half the time."""
 
     def __init__(self, layer: LayerNorm):
         super().__init__(layer, rows=1)
@@ -117,7 +119,11 @@ class OneNormStep(NormStep):
 
 
 def _norm_step(layer: LayerNorm, rows: int) -> NormStep:
-    return OneNormStep(layer) if rows == 1 else NormStep(layer, rows)
+    return OneNormStep(layer) if rows == 1 and layer.weight.device == "cpu" else NormStep(layer, rows)
+
+
+def _empty(shape: tuple[int, ...], like: Any) -> Any:
+    return xp(like).empty(shape, like.dtype)
 
 
 class AttentionStep:
@@ -125,10 +131,12 @@ class AttentionStep:
         rows, heads, _, size = cache.keys.shape
         self.cache = cache
         self.qkv, self.out = LinearStep(layer.qkv, rows), LinearStep(layer.out, rows)
-        self.scale = np.full((rows, heads, size, 1), 1 / layer.scale, self.qkv.out.dtype)
+        arrays = xp(cache.keys)
+        self.largest = np.maximum.reduce if arrays is np else arrays.max
+        self.scale = arrays.full((rows, heads, size, 1), 1 / layer.scale, self.qkv.out.dtype)
         q, k, v = self.qkv.out.reshape(rows, 3, heads, size).swapaxes(0, 1)  # views, (B, H, D) each
         self.query, self.key, self.value = q[..., None], k[:, :, None], v[:, :, None]
-        self.mixed = np.empty((rows, heads, 1, size), self.qkv.out.dtype)
+        self.mixed = _empty((rows, heads, 1, size), self.qkv.out)
         self.joined = self.mixed.reshape(rows, heads * size)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -136,7 +144,7 @@ class AttentionStep:
         np.multiply(self.query, self.scale, out=self.query)
         keys, values = self.cache.extend(self.key, self.value)
         p = np.matmul(keys, self.query)  # (B, H, n, D)·(B, H, D, 1) -> (B, H, n, 1)
-        np.subtract(p, np.maximum.reduce(p, axis=2, keepdims=True), out=p)
+        np.subtract(p, self.largest(p, axis=2, keepdims=True), out=p)
         np.exp(p, out=p)
         np.divide(p, np.add.reduce(p, axis=2, keepdims=True), out=p)
         np.matmul(p.swapaxes(2, 3), values, out=self.mixed)  # (B, H, 1, n)·(B, H, n, D) -> (B, H, 1, D)

@@ -15,7 +15,7 @@ import numpy as np
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
 from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.arrays import beside, is_array, to_host, xp
+from nanograd_llm.backend.arrays import beside, gpu_in_use, is_array, to_host, xp
 from nanograd_llm.errors import DtypeError, IndexRangeError, ShapeError
 
 
@@ -243,8 +243,10 @@ def _index(index: Any, shape: tuple[int, ...], like: Any) -> Any:
     IndexRangeError for them, DtypeError for floats and for True or False alone.
     """
     index = _plain_index(index)
+    if not gpu_in_use or xp(like) is np:
+        return index
     parts = index if isinstance(index, tuple) else (index,)
-    if xp(like) is np or not any(is_array(part) and part.ndim for part in parts):
+    if not any(is_array(part) and part.ndim for part in parts):
         return index
     parts = tuple(to_host(part) if is_array(part) else part for part in parts)
     np.broadcast_to(np.int8(0), shape)[parts]  # raises if it does not fit
