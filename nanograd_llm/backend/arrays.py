@@ -7,6 +7,7 @@ The only file that imports CuPy, and only once a GPU is used. NumPy's functions 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -116,6 +117,15 @@ def default_device() -> str:
 def on_default_device(x: Any) -> Any:
     """A NumPy array on the default device; an array on a GPU unchanged."""
     return x if _default == "cpu" or device_of(x) == _default else to_device(x, _default)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """May products of float32 on a GPU round their factors to 10 bits (TF32), which is several times faster?
+
+    CuPy reads this from the environment variable CUPY_TF32 at the first such product of the process, so call it before;
+    not allowed unless that variable is 1.
+    """
+    os.environ["CUPY_TF32"] = str(int(allowed))
 
 
 def _cupy() -> ModuleType:

@@ -29,8 +29,8 @@ def recompute(module: Module, x: Tensor, *others: Any) -> Tensor:
     The module must map a Tensor to a Tensor, and depend only on its inputs and its own parameters. others: inputs that
     need no gradient, such as a mask. Raises DtypeError if x or the result is no Tensor. Backward raises GraphError if
     the second result differs from the first, because a parameter or a mode has changed, or if a Tensor other than x and
-    the parameters needs a gradient. In `checked()`, `watched()` and `higher_order()` nothing is recomputed: this is
-    module(x, *others), with every op on the tape.
+    the parameters needs a gradient; to compare, it waits for each module on a GPU. In `checked()`, `watched()` and
+    `higher_order()` nothing is recomputed: this is module(x, *others), with every op on the tape.
     """
     require_type("module", module, Module, "a Module")
     require_type("x", x, Tensor, "a Tensor")

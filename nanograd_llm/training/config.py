@@ -44,6 +44,10 @@ class TrainConfig(Settings):
         default=None,
     )
 
+    allow_tf32: bool = setting(
+        "On a GPU, allow products of float32 to round their factors to 10 bits (TF32), which is faster.", default=False
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minutes is not None and self.steps != type(self).steps:

@@ -17,7 +17,7 @@ import numpy as np
 
 from nanograd_llm.autograd.checked import require_finite
 from nanograd_llm.autograd.modes import checked
-from nanograd_llm.backend.arrays import device_of, to_device, to_host
+from nanograd_llm.backend.arrays import allow_tf32, device_of, to_device, to_host
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import BadFileError, DeviceError, GraphError, NanogradError, NonFiniteError
@@ -86,6 +86,8 @@ class Trainer:
         on_gpu = any(parameter.device != "cpu" for parameter in trained)
         if on_gpu and c.workers > 1:
             raise DeviceError(f"workers is {c.workers}, but the model is on a GPU, which has one worker; leave it out")
+        if on_gpu:
+            allow_tf32(c.allow_tf32)
         team = make_team(1 if on_gpu else c.workers, None if on_gpu else c.processes)
         self.optimizer = AdamW(
             trained,

@@ -54,6 +54,7 @@ FUNCTIONS = _table("""
     swapaxes: a axis1 axis2
     squeeze expand_dims flip count_nonzero: a axis
     moveaxis: a source destination
+    split: ary indices_or_sections axis
     broadcast_to: array shape
     ravel: a order
     ascontiguousarray: a dtype

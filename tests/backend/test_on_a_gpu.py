@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -228,6 +230,13 @@ def test_a_trainer_on_a_gpu_has_one_worker_and_moves_the_numbers_of_a_batch() ->
     assert Trainer(model, TrainConfig(steps=1)).step(np.ones((12, 1), np.float32), np.ones((12, 1), np.float32)) == 1
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_off_unless_the_config_allows_it(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUPY_TF32", "1")
+    trainer("cuda", allow_tf32=allowed)
+    assert os.environ["CUPY_TF32"] == str(int(allowed))
+
+
 class Line(nn.Module):
     def __init__(self) -> None:
         self.inner = nn.Linear(1, 1, std=0.0)
@@ -311,6 +320,24 @@ def test_weights_are_loaded_onto_the_gpu_and_saved_from_it() -> None:
         assert {name: array.tobytes() for name, array in saved.items()} == {
             name: array.tobytes() for name, array in arrays.items()
         }
+
+
+def test_pretrained_models_and_adapters_are_loaded_and_saved_on_a_gpu(tmp_path: Path) -> None:
+    config = GPTConfig(**{**GPT_SIZES, "vocab_size": 50257})
+    model = nn.lora.add(GPT(config, seed=5), rank=2, rng=np.random.default_rng(0))
+    for adapter in nn.lora.adapted(model).values():
+        adapter.adapter.B.data[...] = 0.5
+    logits = model(np.array([[1, 2, 3]])).data
+    model.to("cuda")
+    nanograd_llm.save_lora(model, tmp_path / "adapter")
+    with nn.lora.off(model):
+        base = GPT(config, seed=5).to("cuda")
+        nanograd_llm.save_gpt2(base, tmp_path / "gpt2")
+    with use_device("cuda"):
+        loaded = nanograd_llm.load_gpt2(tmp_path / "gpt2")
+        nanograd_llm.load_lora(loaded, tmp_path / "adapter")
+    assert {p.device for p in loaded.parameters()} == {"cuda"}
+    close(loaded(np.array([[1, 2, 3]])).data, logits, 1e-5)
 
 
 # A slip is found
