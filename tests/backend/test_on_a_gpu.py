@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import os
+import pickle
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,15 +26,21 @@ from nanograd_llm import (
     EncoderDecoderConfig,
     GPTConfig,
     Tensor,
+    checked,
+    hessian,
     higher_order,
+    hvp,
+    jacobian,
     nn,
+    no_grad,
     ops,
     use_device,
+    value_and_grad,
 )
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.tensor import grad, registry
 from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device
-from nanograd_llm.errors import DeviceError
+from nanograd_llm.errors import DeviceError, GraphError, NonFiniteError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
 from nanograd_llm.gradcheck.check.function import owner_of
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
@@ -155,6 +163,61 @@ def test_the_gradient_of_an_embedding_does_not_depend_on_the_order_of_a_scatter(
     assert found[0].tobytes() == found[1].tobytes()
     exact = np.stack([cotangent[ids == i].astype(np.float64).sum(axis=0) for i in range(5)])
     np.testing.assert_allclose(found[0], exact, atol=2e-5)
+
+
+# The engine
+
+
+def test_derivatives_of_functions_have_the_numbers_of_the_cpu() -> None:
+    def f(x: Tensor) -> Tensor:
+        return (x * x * x).sum() + x[0] * x[1]
+
+    results = []
+    for device in ("cpu", "cuda"):
+        with use_device(device):
+            x = np.array([1.0, 2.0, 3.0])
+            value, gradient = value_and_grad(f)(x)
+            rows = jacobian(lambda x: x * x, x)
+            results.append([value.data, gradient, rows, hessian(f, x), *hvp(f, [x], [to_device(np.ones(3), device)])])
+    for expected, found in zip(*results, strict=True):
+        close(found, expected)
+
+
+def test_a_tensor_on_a_gpu_is_used_as_one_on_the_cpu() -> None:
+    x = Tensor([[1.0, 5.0], [3.0, 2.0]], requires_grad=True, device="cuda")
+    assert (x[0, 1].item(), float(x[0, 0]), x.tolist()) == (5.0, 1.0, [[1.0, 5.0], [3.0, 2.0]])
+    assert (x.argmax(1).tolist(), (x > 2).tolist()) == ([1, 0], [[False, True], [True, False]])
+    y = x * 2
+    y.retain_grad()
+    y.register_hook(lambda cotangent: cotangent * 3)
+    y.sum().backward()
+    x.sum().backward()
+    assert x.grad is not None and y.grad is not None
+    assert (x.grad.tolist(), y.grad.tolist()) == ([[7.0, 7.0], [7.0, 7.0]], [[3.0, 3.0], [3.0, 3.0]])
+    used = x * x
+    with no_grad():
+        x -= 1.0
+    with pytest.raises(GraphError, match="updated in place after multiply had used it"):
+        used.sum().backward()
+    for other in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
+        assert (other.device, other.tolist()) == ("cuda", [[0.0, 4.0], [2.0, 1.0]])
+
+
+def test_checked_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
+    model = GPT(GPTConfig(**GPT_SIZES), seed=0).to("cuda")
+    with checked():
+        model.loss(*batches(0)).backward()
+        with pytest.raises(NonFiniteError, match="the result of log.* holds 1 non-finite of 2 values"):
+            ops.log(Tensor([1.0, -1.0], device="cuda"))
+        x = Tensor([1.0, 2.0], requires_grad=True, device="cuda")
+        y = (x * x).sum()
+        x.data[...] = 5
+        with pytest.raises(GraphError, match="was changed after the forward"):
+            y.backward()
+    trained = trainer("cuda")
+    trained.model.wte.data[...] = np.nan
+    with pytest.raises(NonFiniteError, match="parameter wte"):
+        trained.step(*batches(0))
 
 
 # Every layer, model and loss
