@@ -689,9 +689,10 @@ def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
 
 
 def _rows_of_jacobian(y: Tensor, leaf: Tensor) -> Array:
-    found = xp(leaf.data).zeros((y.size, *leaf.shape), leaf.dtype)
+    arrays = xp(leaf.data)
+    found = arrays.zeros((y.size, *leaf.shape), leaf.dtype)
     for i in range(y.size if y.requires_grad else 0):
-        one = np.zeros_like(y.data)
+        one = arrays.zeros(y.shape, y.dtype)
         one.reshape(-1)[i] = 1
         found[i] = grad(y, leaf, one, retain_graph=True)
     return found.reshape(y.shape + leaf.shape)
