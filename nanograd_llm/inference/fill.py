@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.inference.sampling import Sampling
@@ -68,7 +67,7 @@ def hidden_logits(model: BERT, tokens: Any, hidden: np.ndarray, lengths: Any = N
             "`nanograd-llm train --task masked-words --init MODEL`"
         )
     with no_grad():
-        return array_of(model.head(model.hidden(tokens, lengths=lengths)[np.nonzero(hidden)], model.wte))
+        return model.head(model.hidden(tokens, lengths=lengths)[np.nonzero(hidden)], model.wte).numpy()
 
 
 def _word(tokenizer: Tokenizer, i: int) -> str:

@@ -43,6 +43,7 @@ from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
 from nanograd_llm.gradcheck.check.function import owner_of
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
 from nanograd_llm.inference import BeamSearch, Sampling, generate, translate
+from nanograd_llm.inference.fill import hidden_logits
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.training import SGD, TrainConfig, Trainer, clip_by_global_norm
 
@@ -363,6 +364,9 @@ def test_encoders_give_numpy_arrays_of_the_same_numbers() -> None:
     for model, use in ((SentenceEncoder(bert), "embed"), (classifier, "probabilities")):
         expected = getattr(model, use)(texts)
         np.testing.assert_allclose(getattr(model.to("cuda"), use)(texts), expected, rtol=1e-9)
+    hidden = np.array([[True, False, True]])
+    expected = hidden_logits(bert.cpu(), np.array([[1, 2, 3]]), hidden)
+    np.testing.assert_allclose(hidden_logits(bert.to("cuda"), np.array([[1, 2, 3]]), hidden), expected, rtol=1e-9)
     looked = bert.cpu().look(np.array([[1, 2]]))
     for one, other in zip(bert.to("cuda").look(np.array([[1, 2]])).hidden_states, looked.hidden_states, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
