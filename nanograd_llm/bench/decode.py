@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import use_device
 from nanograd_llm.backend.threads import cpu_count
 from nanograd_llm.bench import torch_gpt
 from nanograd_llm.bench.figures import Figure, OpTime, Report
@@ -86,9 +87,10 @@ def weight_bytes(c: GPTConfig) -> int:
     return 4 * (c.vocab_size * C + C + c.n_layer * block + 2 * C)
 
 
-def decoding(config: GPTConfig, count: int) -> Step:
+def decoding(config: GPTConfig, count: int, device: str = "cpu") -> Step:
     """A step that generates `count` tokens after a first one, always the most probable; it returns their ids."""
-    model, sampling = GPT(config), Sampling(temperature=0)
+    with use_device(device):
+        model, sampling = GPT(config), Sampling(temperature=0)
     return lambda: generate(model, [0], max_new_tokens=count, sampling=sampling)[0]
 
 

@@ -31,6 +31,8 @@ TARGETS = {
     ("translation", "step ÷ PyTorch"): Target("≤", 0.90),
     ("decode", "nano: tokens/s ÷ best of PyTorch"): Target("≥", 3.0),
     ("decode", "gpt2: bytes/s ÷ sgemv"): Target("≥", 0.85),
+    ("gpt2, cuda", "step 8 × 1,024 ÷ PyTorch"): Target("≤", 1.3),
+    ("decode, cuda", "ms a token ÷ transformers"): Target("≤", 1.0),
     ("embed", "sentences/s ÷ transformers"): Target("≥", 1.0),
     ("memory", "toy ÷ PyTorch"): Target("≤", 0.40),
     ("memory", "mid ÷ PyTorch"): Target("≤", 0.85),

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import library
 from nanograd_llm.backend.processes import CAN_FORK
 from nanograd_llm.backend.threads import cpu_count, pinned_blas
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, workers, versions, and the load."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores, workers, versions, and the load; with device cuda also the GPU."""
     from threadpoolctl import threadpool_info
 
     blas = {f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -32,7 +33,19 @@ def machine() -> dict[str, Any]:
         "blas": ", ".join(sorted(blas)) or "unknown",
         **({"blas threads": f"pinned by {pinned_blas()}"} if pinned_blas() else {}),
         **_load(),
+        **(gpu_facts() if device == "cuda" else {}),
         **{name: importlib.metadata.version(name) for name in rivals},
+    }
+
+
+def gpu_facts() -> dict[str, str]:
+    """The GPU that device cuda is, its memory, and the version of CuPy. Raises DeviceError if none can be used."""
+    arrays = library("cuda")
+    free, whole = arrays.cuda.runtime.memGetInfo()
+    return {
+        "gpu": arrays.cuda.runtime.getDeviceProperties(arrays.cuda.Device().id)["name"].decode(),
+        "gpu memory": f"{free / 1e9:.1f} GB free of {whole / 1e9:.1f}",
+        "CuPy": arrays.__version__,
     }
 
 

@@ -36,7 +36,8 @@ PARTS: list[tuple[type, str, str]] = [
 class Stopwatch:
     """Adds up calls and seconds by name. If one timed call makes another, that time counts only for the inner one."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], Any] | None = None) -> None:
+        self.wait = wait or (lambda: None)  # before the clock is read: for a GPU to compute what it was given
         self.times: dict[str, list[float]] = {}  # name: [calls, seconds]
         self.thread = threading.get_ident()
         self.inner = [0.0]  # for each timed call that is running, the seconds of the timed calls inside it
@@ -47,10 +48,12 @@ class Stopwatch:
             if threading.get_ident() != self.thread:
                 return function(*arguments, **named)
             self.inner.append(0.0)
+            self.wait()
             began = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
+                self.wait()
                 took = time.perf_counter() - began
                 entry = self.times.setdefault(name, [0, 0.0])
                 entry[0] += 1
@@ -61,9 +64,9 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def stopwatch() -> Iterator[Stopwatch]:
-    """Inside this block every op and every part of training is timed."""
-    watch = Stopwatch()
+def stopwatch(wait: Callable[[], Any] | None = None) -> Iterator[Stopwatch]:
+    """Inside this block every op and every part of training is timed. wait: called before the clock is read."""
+    watch = Stopwatch(wait)
     places: list[tuple[Any, str, str]] = [(op, "forward", op.name) for op in registry.values()]
     places += [(op, "rule", f"{op.name}, backward") for op in registry.values() if op.rule] + PARTS
     before = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in places]
@@ -76,10 +79,13 @@ def stopwatch() -> Iterator[Stopwatch]:
             setattr(owner, attribute, original)
 
 
-def profile(step: Step, steps: int) -> list[tuple[str, float, float, float]]:
-    """(name, calls, seconds, share) per step, over `steps` steps, slowest first; the rest of the step comes last."""
+def profile(step: Step, steps: int, wait: Callable[[], Any] | None = None) -> list[tuple[str, float, float, float]]:
+    """(name, calls, seconds, share) per step, over `steps` steps, slowest first; the rest of the step comes last.
+
+    wait: for a GPU, waits until it has computed what it was given; then the parts of a step do not overlap as usual.
+    """
     step()
-    with stopwatch() as watch:
+    with stopwatch(wait) as watch:
         began = time.perf_counter()
         for _ in range(steps):
             step()

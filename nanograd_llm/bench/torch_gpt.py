@@ -73,13 +73,14 @@ def _model(c: GPTConfig) -> Any:
     return Model()
 
 
-def training_step(workload: Workload, compiled: bool = False) -> Step:
-    """A step of forward, backward, clip and AdamW; it returns the loss."""
+def training_step(workload: Workload, compiled: bool = False, device: str = "cpu") -> Step:
+    """A step of forward, backward, clip and AdamW; it returns the loss. On a GPU in float32, not TF32."""
     torch = torch_of()
-    model = _model(workload.config)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = _model(workload.config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     loss_of = torch.compile(model) if compiled else model
-    tokens, targets = map(torch.from_numpy, workload.batch())
+    tokens, targets = (torch.from_numpy(array).to(device) for array in workload.batch())
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -87,6 +88,8 @@ def training_step(workload: Workload, compiled: bool = False) -> Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return float(loss.item())
 
     return step
@@ -137,13 +140,15 @@ def transformers_forward(workload: Workload, attention: str) -> Step:
     return step
 
 
-def transformers_decoding(c: GPTConfig, count: int) -> Step:
-    """As `decoding`, with the `generate` of transformers and its cache."""
+def transformers_decoding(c: GPTConfig, count: int, device: str = "cpu") -> Step:
+    """As `decoding`, with the `generate` of transformers and its cache. On a GPU in float32, not TF32."""
     torch, model = transformers_gpt2(c, "sdpa")
-    prompt = torch.zeros(1, 1, dtype=torch.long)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = model.to(device)
+    prompt = torch.zeros(1, 1, dtype=torch.long, device=device)
     mask, length = torch.ones_like(prompt), dict(min_new_tokens=count, max_new_tokens=count)
 
-    def step() -> Any:
-        return model.generate(prompt, attention_mask=mask, do_sample=False, use_cache=True, **length)
+    def step() -> list[int]:
+        return model.generate(prompt, attention_mask=mask, do_sample=False, use_cache=True, **length)[0].tolist()
 
     return step

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.backend.arrays import library, use_device
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.bench.race import Step
 from nanograd_llm.models.gpt import GPT, GPTConfig
@@ -44,13 +45,29 @@ TOY = Workload("toy", _characters(64, 4, 4, 128), 12, 64, rounds=20)
 MID = Workload("mid", _characters(256, 6, 6, 384), 8, 256, rounds=6, burst=3)
 GPT2_FORWARD = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 1024, rounds=3, burst=2)
 GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=2)
+GPU_STEP = Workload("gpt2, cuda", GPTConfig.preset("gpt2"), 8, 1024, rounds=5, burst=4)
 
 
-def training_step(workload: Workload) -> Step:
-    """A step of forward, backward, clip and AdamW, with one worker for each core."""
-    trainer = Trainer(GPT(workload.config), TrainConfig(batch_size=workload.batch_size))
+def training_step(workload: Workload, device: str = "cpu") -> Step:
+    """A step of forward, backward, clip and AdamW; on the CPU with one worker for each core."""
+    workers = 0 if device == "cpu" else 1
+    with use_device(device):
+        model = GPT(workload.config)
+    trainer = Trainer(model, TrainConfig(batch_size=workload.batch_size, workers=workers))
     batch = workload.batch()
-    return lambda: trainer.step(*batch)
+
+    def step() -> float:
+        loss = trainer.step(*batch)
+        wait_for(device)
+        return loss
+
+    return step
+
+
+def wait_for(device: str) -> None:
+    """Wait until the device has computed all that it was given."""
+    if device == "cuda":
+        library(device).cuda.Device().synchronize()
 
 
 def forward_pass(workload: Workload) -> Step:

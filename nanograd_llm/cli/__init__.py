@@ -39,6 +39,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],
+    "doctor": ["doctor"],
 }
 STDIN = "train", "generate", "eval"  # where the argument - is standard input
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval"

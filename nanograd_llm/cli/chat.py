@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from nanograd_llm.cli.generate import SAMPLING
-from nanograd_llm.cli.options import NOTHING, Given, Model, with_options
+from nanograd_llm.cli.options import NOTHING, Device, Given, Model, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Conversation, Dialogue
 from nanograd_llm.inference.sampling import PROSE
@@ -17,7 +17,7 @@ from nanograd_llm.settings import printable
 
 
 @with_options(sampling=SAMPLING)
-def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING) -> None:
+def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", sampling: Given = NOTHING) -> None:
     """Take turns with a model: you write a line, it writes the next. An empty line adds nothing.
 
     Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text;
@@ -28,11 +28,13 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, sampling: Given = NOTHING
     max_new_tokens
         Tokens of a reply; it ends earlier at an empty line, or if the model ends the text.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import IndexRangeError
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.template import template_beside
 
+    use_device(device)
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     template = template_beside(opened.path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Labeller, given_texts
+from nanograd_llm.cli.options import Device, Labeller, given_texts
 from nanograd_llm.cli.terminal import written
 
 
-def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int = 3) -> None:
+def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int = 3, device: Device = "cpu") -> None:
     """Show the likeliest classes of each text, with their probabilities.
 
     Parameters
@@ -21,11 +21,13 @@ def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int
         Classes to show for each.
     """
     from nanograd_llm import inference
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.runs.opening import open_classifier
     from nanograd_llm.settings import require_int
 
     require_int("top", top, 1)
     lines = given_texts(texts, file, "classify")
+    use_device(device)
     classifier, tokenizer, names, longest = open_classifier(model)
     for text, p in zip(lines, inference.classify(classifier, tokenizer, lines, longest=longest)):
         said = "  ".join(f"{names[k]} {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Encoder, given_texts
+from nanograd_llm.cli.options import Device, Encoder, given_texts
 from nanograd_llm.settings import counted, printable
 
 
 def embed(
-    model: Encoder, /, *texts: str, file: Path | None = None, out: Path | None = None, truncate: bool = False
+    model: Encoder,
+    /,
+    *texts: str,
+    file: Path | None = None,
+    out: Path | None = None,
+    truncate: bool = False,
+    device: Device = "cpu",
 ) -> None:
     """Turn texts into vectors: show how much the first ones are alike, as cosines, or write all vectors to a file.
 
@@ -25,6 +31,7 @@ def embed(
         Keep the first tokens of a text that is too long for the model.
     """
     from nanograd_llm import inference
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.files.atomic import require_replaceable
     from nanograd_llm.files.npz import NPY_BEGINS, write_npy
     from nanograd_llm.runs.opening import open_encoder
@@ -32,6 +39,7 @@ def embed(
     lines = given_texts(texts, file, "embed")
     if out is not None:
         require_replaceable(out, ".npy", NPY_BEGINS)  # before the work
+    use_device(device)
     encoder, tokenizer = open_encoder(model)
     vectors = inference.embed(encoder, tokenizer, lines, truncate=truncate)
     of = f"{encoder.pooling} of the last hidden states of a {type(encoder.model).__name__}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Device, Model
 from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.settings import counted
 
 
-def evaluate(model: Model, text: str, /, *, stride: int | None = None) -> None:
+def evaluate(model: Model, text: str, /, *, stride: int | None = None, device: Device = "cpu") -> None:
     """Score a model on a text: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
     With the tokenizer characters, which has no end-of-text token to put first, the first character is not scored.
@@ -21,12 +21,14 @@ def evaluate(model: Model, text: str, /, *, stride: int | None = None) -> None:
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import ConfigError
     from nanograd_llm.inference import evaluate_text
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import read_source
 
+    use_device(device)
     opened = open_model(model)
     if not issubclass(opened.model_class, GPT):
         raise ConfigError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nanograd_llm.cli.options import Filler
+from nanograd_llm.cli.options import Device, Filler
 from nanograd_llm.settings import printable
 
 
-def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False) -> None:
+def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False, device: Device = "cpu") -> None:
     """Show the likeliest words for each [MASK] of a text, with their probabilities.
 
     Parameters
@@ -19,9 +19,11 @@ def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False) -
         Keep the first tokens of a text that is too long for the model.
     """
     from nanograd_llm import inference
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models import BERT
     from nanograd_llm.runs.opening import open_model
 
+    use_device(device)
     opened = open_model(model, BERT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     for number, guesses in enumerate(inference.fill(loaded, tokenizer, text, top=top, truncate=truncate), 1):

@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 import sys
 
-from nanograd_llm.cli.options import NOTHING, Given, Model, options, with_options
+from nanograd_llm.cli.options import NOTHING, Device, Given, Model, options, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Sampling, stream_text
 from nanograd_llm.inference.sampling import PROSE
@@ -25,6 +25,7 @@ def generate(
     max_new_tokens: int = 200,
     cache: bool = True,
     raw: bool = False,
+    device: Device = "cpu",
     sampling: Given = NOTHING,
 ) -> None:
     """Continue a prompt with a model; the text appears while it is generated.
@@ -44,10 +45,12 @@ def generate(
     raw
         Continue the prompt as it is, without a template.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.template import template_beside
 
+    use_device(device)
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):

@@ -40,6 +40,10 @@ Encoder = Annotated[
         "yours with the files of all-MiniLM-L6-v2."
     ),
 ]
+Device = Annotated[
+    Literal["cpu", "cuda"],
+    Parameter(help="Where to compute: cpu, or cuda for an NVIDIA GPU, which needs CuPy: see nanograd-llm doctor."),
+]
 Given = Mapping[str, Any]  # settings by name
 NOTHING: Given = MappingProxyType({})
 Command = TypeVar("Command", bound=Callable[..., Any])

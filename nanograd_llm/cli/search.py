@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Encoder
+from nanograd_llm.cli.options import Device, Encoder
 from nanograd_llm.cli.terminal import written
 
 
-def search(model: Encoder, query: str, /, *, file: Path, top: int = 5, truncate: bool = False) -> None:
+def search(
+    model: Encoder, query: str, /, *, file: Path, top: int = 5, truncate: bool = False, device: Device = "cpu"
+) -> None:
     """Show the lines of a file whose vectors are most like that of a query, each with its cosine.
 
     Parameters
@@ -23,10 +25,12 @@ def search(model: Encoder, query: str, /, *, file: Path, top: int = 5, truncate:
         Keep the first tokens of a line that is too long for the model.
     """
     from nanograd_llm import inference
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.runs.opening import open_encoder
     from nanograd_llm.text import read_lines
 
     lines = read_lines(file)
+    use_device(device)
     encoder, tokenizer = open_encoder(model)
     vectors = inference.embed(encoder, tokenizer, [*lines, query], truncate=truncate)
     for place, cosine in inference.nearest(vectors[:-1], vectors[-1], top):

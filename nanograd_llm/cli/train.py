@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from nanograd_llm.cli.options import NOTHING, Given, as_options, fields_of, with_options
+from nanograd_llm.backend.arrays import use_device
+from nanograd_llm.cli.options import NOTHING, Device, Given, as_options, fields_of, with_options
 from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
@@ -83,6 +84,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     show_batch: bool = False,
+    device: Device = "cpu",
     settings: Given = NOTHING,
 ) -> int:
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
@@ -106,6 +108,7 @@ def train(
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.
     """
+    use_device(device)
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
     options = settings if file is None else {**settings, "file": file}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from nanograd_llm.cli.options import NOTHING, Given, Translator, options, with_options
+from nanograd_llm.cli.options import NOTHING, Device, Given, Translator, options, with_options
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import BeamSearch, stream_translation
 
 
 @with_options(search=options(BeamSearch, "Search"))
-def translate(model: Translator, text: str, /, *, search: Given = NOTHING) -> None:
+def translate(model: Translator, text: str, /, *, device: Device = "cpu", search: Given = NOTHING) -> None:
     """Translate a text with a model that was trained by `train --task translation`; words appear as they are written.
 
     Parameters
@@ -18,9 +18,11 @@ def translate(model: Translator, text: str, /, *, search: Given = NOTHING) -> No
     text
         What to translate. One that begins with a dash goes last, behind " -- ".
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models.encoder_decoder import EncoderDecoder
     from nanograd_llm.runs.opening import open_model
 
+    use_device(device)
     opened = open_model(model, EncoderDecoder)
     translation = ""
     for piece in stream_translation(opened.model(), opened.tokenizer(), text, search=BeamSearch(**search)):

