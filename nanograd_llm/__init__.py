@@ -9,7 +9,7 @@
 
 Each name is loaded when it is first used (PEP 562; Scientific Python's SPEC 1), so this import itself is fast.
 To read the code, take the packages in this order, since each uses only those before it: backend, autograd, ops, nn,
-models; files, text; gradcheck, training, inference, pretrained; tasks; runs; bench, cli.
+models; files, text; gradcheck, see, training, inference, pretrained; tasks; runs; bench, cli.
 """
 
 from nanograd_llm.backend.lazy import lazily
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nanograd_llm.models import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig
     from nanograd_llm.pretrained import load_bert, load_gpt2, load_lora, save_bert, save_gpt2, save_lora
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.see.trace import trace
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_bert load_gpt2 load_lora save_bert save_gpt2 save_lora",
         "runs.opening": "open_model",
+        "see.trace": "trace",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
     {  # PyTorch's names

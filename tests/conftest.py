@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# strict_cupy; oracle, fuzz, bombs; refusals; make_marian; make_wordpiece
-ROOMS = "backend", "files", "gradcheck", "pretrained", "text"
+# strict_cupy; oracle, fuzz, bombs; refusals; make_marian; passes; make_wordpiece
+ROOMS = "backend", "files", "gradcheck", "pretrained", "see", "text"
 sys.path += [str(Path(__file__).parent / room) for room in ROOMS]
 
 settings.register_profile("house", derandomize=True, deadline=None)

@@ -34,9 +34,10 @@ KNOWS["training"] = {*KNOWS["nn"], "nn"}  # no model, no file
 KNOWS["inference"] = {*KNOWS["models"], "models", "text"}
 KNOWS["pretrained"] = {*KNOWS["models"], "models", "files", "text"}
 KNOWS["gradcheck"] = {*KNOWS["models"], "models"}
+KNOWS["see"] = {*KNOWS["models"], "models", "files", "gradcheck"}
 KNOWS["tasks"] = {*KNOWS["models"], "models", "text", "training", "inference", "pretrained"}  # and no run
 KNOWS["runs"] = {*KNOWS["tasks"], "tasks", "files"}
-KNOWS["bench"] = {*KNOWS["runs"], "runs", "gradcheck"}
+KNOWS["bench"] = {*KNOWS["runs"], "runs", "gradcheck", "see"}
 KNOWS["cli"] = {*KNOWS["bench"], "bench", "nanograd_llm"}
 KNOWS["__main__"] = {"cli"}
 # These know less than their room: the check of one function is for any function of Tensors.
@@ -307,7 +308,7 @@ def test_importing_the_package_or_the_command_loads_no_numpy(module: str, tmp_pa
 
 def test_the_names_of_the_package_load_nothing_heavier_than_numpy(tmp_path: Path) -> None:
     # what a model and its training can do without
-    beyond = {"gradcheck", "runs", "tasks", "load_bert", "load_gpt2", "load_lora", "open_model"}
+    beyond = {"gradcheck", "runs", "tasks", "trace", "load_bert", "load_gpt2", "load_lora", "open_model"}
     beyond |= {"save_bert", "save_gpt2", "save_lora"}
     names = set(nanograd_llm.__all__) - beyond
     loaded = loaded_by(f"from nanograd_llm import {', '.join(sorted(names))}", tmp_path)

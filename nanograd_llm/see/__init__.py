@@ -1,0 +1,10 @@
+"""See backprop happen: record a pass, step through it, open a fused op, move a number, export a script or a page."""
+
+from nanograd_llm.backend.lazy import lazily
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nanograd_llm.see.record import Call, Record, Use, Value
+    from nanograd_llm.see.trace import Trace, trace
+
+__getattr__, __dir__, __all__ = lazily(__name__, {"record": "Call Record Use Value", "trace": "Trace trace"})

@@ -1,0 +1,376 @@
+"""Recording one forward and its backward pass: every op call, its numbers, and each gradient that its rule sent back.
+
+The recorder is the tape's watcher, which is handed each node, and then walks the tape itself, as backward does. So the
+engine runs nothing more when nothing is recorded, and a recorded pass gives the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import linecache
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import recording, state, watched
+from nanograd_llm.autograd.op import Op
+from nanograd_llm.autograd.sums import Sums
+from nanograd_llm.autograd.tape import Node, walk
+from nanograd_llm.autograd.tensor import Tensor, array_of, origin
+from nanograd_llm.backend.threads import blas_threads
+from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
+from nanograd_llm.nn.module import Module
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "see", "backend", "gradcheck"))
+_OPS = os.path.join(_PACKAGE, "ops", "")
+
+
+@dataclass(eq=False)
+class Value:
+    """An array of the forward: a leaf, a constant, or the output of an op call.
+
+    name: of a leaf its parameter's or argument's, of an output the caller's local variable; "" where there is none.
+    label: what it is called in tables: its name where it is the only one of that name, else the call that made it.
+    grad: its complete gradient, after hooks; None for a constant.
+    uses: the calls that gave it a gradient, in the order in which these arrived. Their sum is `grad`.
+    hooked: did a hook replace that sum by another array?
+    """
+
+    array: np.ndarray
+    name: str = ""
+    label: str = "a constant"
+    made_by: Call | None = None
+    grad: np.ndarray | None = None
+    uses: list[Use] = field(default_factory=list)
+    hooked: bool = False
+
+
+@dataclass(eq=False)
+class Use:
+    """One place where a value goes into an op call, and the gradient that came back from there."""
+
+    call: Call
+    place: int
+    gradient: np.ndarray
+
+    def __str__(self) -> str:
+        where = f" in {self.call.module}" if self.call.module else ""
+        return f"{self.call.number} {self.call.op.name}{where}, as {self.call.input_name(self.place)}"
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an op: what went in and came out, and what its rule was given and sent back.
+
+    number: its place among the calls, from 0.
+    inputs: a Value for each input, None for one left out.  needs: which of them get a gradient.
+    module: the path of the module that called.  file, line, source: the line of code that called.
+    kept: what the rule was given beside the cotangent, by the names of its parameters.
+    sent: the gradient of each input, in its shape and dtype; None where none is needed.
+    """
+
+    number: int
+    op: Op
+    inputs: list[Value | None]
+    static: dict[str, Any]
+    needs: tuple[bool, ...]
+    output: Value
+    module: str
+    file: str
+    line: int
+    kept: dict[str, Any] = field(default_factory=dict)
+    sent: list[np.ndarray | None] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        return linecache.getline(self.file, self.line).strip()
+
+    @property
+    def cotangent(self) -> np.ndarray:
+        """ȳ, the gradient of the output, as the rule received it."""
+        assert self.output.grad is not None
+        return self.output.grad
+
+    def input_name(self, place: int) -> str:
+        """What the op calls this input; those of an op with any number of inputs are xs[0], xs[1], …"""
+        return f"{self.op.inputs[0]}[{place}]" if self.op.variadic else self.op.inputs[place]
+
+    def place_of(self, name: str | int) -> int:
+        """The place of the input of this name. Raises GraphError if there is none that gets a gradient."""
+        names = [self.input_name(i) for i in range(len(self.inputs))]
+        place = name if isinstance(name, int) else names.index(name) if name in names else -1
+        if not 0 <= place < len(names) or not self.needs[place]:
+            known = ", ".join(n for n, need in zip(names, self.needs) if need)
+            raise GraphError(f"call {self.number} ({self.op.name}) sends no gradient to {name!r}, only to {known}")
+        return place
+
+    @property
+    def rule_place(self) -> str:
+        """FILE:LINE of the rule, below the package where it is in there."""
+        code = inspect.unwrap(self.op.rule).__code__  # type: ignore[arg-type]
+        return f"{short_path(code.co_filename)}:{code.co_firstlineno}"
+
+    @property
+    def call_place(self) -> str:
+        return f"{short_path(self.file)}:{self.line}"
+
+
+def short_path(path: str) -> str:
+    """A path from the package's name on, or the file's name elsewhere."""
+    inside = os.path.relpath(path, os.path.dirname(_PACKAGE)) if path.startswith(_PACKAGE) else os.path.basename(path)
+    return inside.replace(os.sep, "/")
+
+
+@dataclass(eq=False)
+class Record:
+    """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result."""
+
+    title: str
+    calls: list[Call]
+    leaves: dict[str, Value]
+    result: Value
+
+    @property
+    def grads(self) -> dict[str, np.ndarray]:
+        """The gradient of each leaf, by name; None for a leaf that none reached."""
+        return {name: leaf.grad for name, leaf in self.leaves.items()}  # type: ignore[misc]
+
+    def values(self) -> Iterator[Value]:
+        """Every value with a gradient: the leaves, then the outputs in the order of the calls."""
+        yield from self.leaves.values()
+        yield from (call.output for call in self.calls)
+
+
+def layout_copy(a: np.ndarray) -> np.ndarray:
+    """A copy that lies in memory as `a` does, with the same strides, so that NumPy and BLAS give the same bits."""
+    low = sum([min(0, s * (n - 1)) for s, n in zip(a.strides, a.shape)]) if a.size else 0
+    high = sum([max(0, s * (n - 1)) for s, n in zip(a.strides, a.shape)]) if a.size else 0
+    view = np.ndarray(a.shape, a.dtype, np.empty(high - low + a.itemsize, np.uint8), -low, a.strides)
+    view[...] = a
+    return view
+
+
+def recorded(
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+    cotangent: Any = None,
+    kind: type[Record] = Record,
+    inside_ops: bool = False,
+) -> Any:
+    """Run f(*args, **named) and backward from its result, and return the `kind` of record of both.
+
+    Floats and arrays of floats among the arguments become leaves, but for those of an op's constants. Leaves that f
+    uses without being given them, such as a model's parameters, are found on the tape.
+
+    cotangent: of the result, 1 for a scalar.  inside_ops: the calling lines may lie in `ops`, as in a composition.
+    Raises GraphError where nothing is recorded, something was recorded before, or inside `higher_order()`; ShapeError
+    for a result that is no scalar without a cotangent.
+    """
+    if state.higher_order:
+        raise GraphError("trace records a first backward pass; call it outside higher_order()")
+    names = input_names(f, len(args))
+    constants = f.constants if isinstance(f, Op) else ()
+    given = [_as_leaf(x) if name not in constants else x for name, x in zip(names, args)]
+    recorder = _Recorder(f, dict(zip(names, given)) | dict(named), inside_ops)
+    with blas_threads(1), recording(), recorder.watching():
+        y = f(*given, **named)
+        if not isinstance(y, Tensor) or not y.requires_grad:
+            came = f"a {type(y).__name__}" if not isinstance(y, Tensor) else "a Tensor that needs no gradient"
+            raise GraphError(
+                f"{label(f)} returned {came}; trace needs a Tensor computed from floats, float arrays or Tensors that "
+                "require a gradient"
+            )
+        if cotangent is None and y.shape != ():
+            raise ShapeError(f"{label(f)} returned shape {y.shape}; give trace(..., cotangent=an array of that shape)")
+        seed = np.ones((), y.dtype) if cotangent is None else np.asarray(array_of(cotangent), y.dtype)
+        if seed.shape != y.shape:
+            raise ShapeError(f"the cotangent has shape {seed.shape}; the result of {label(f)} has {y.shape}")
+        return recorder.backward(y, seed, kind)
+
+
+def _as_leaf(x: Any) -> Any:
+    is_float = isinstance(x, (float, np.floating)) or (isinstance(x, np.ndarray) and x.dtype.kind == "f")
+    return Tensor(layout_copy(np.asarray(x)), requires_grad=True) if is_float else x
+
+
+class _Recorder:
+    """Collects the calls of one forward, and the names of what they compute with."""
+
+    def __init__(self, f: Callable[..., Any], arguments: Mapping[str, Any], inside_ops: bool):
+        self.f, self.title = f, label(f)
+        self.hidden = _ENGINE if inside_ops else (*_ENGINE, _OPS)
+        self.calls: dict[Node, Call] = {}
+        self.arrays: dict[int, tuple[Any, Value]] = {}  # id of an array that no call made -> the array, its copy
+        self.names: dict[int, tuple[Any, str, bool]] = {}  # id of a node or leaf -> it, its name, by the user's code?
+        self.leaves: dict[Tensor, Value] = {}
+        self.arguments = [id(x) for x in arguments.values() if isinstance(x, Tensor)]
+        self.find_names(arguments)
+
+    def find_names(self, arguments: Mapping[str, Any]) -> None:
+        """Name the arguments, and the parameters of the modules that f is, holds, is given or mentions."""
+        modules: dict[str, Module] = {}
+        inner = getattr(self.f, "func", self.f)
+        owner = getattr(inner, "__self__", inner)
+        code = getattr(inner, "__code__", None)
+        seen = dict(arguments)
+        if isinstance(owner, Module):
+            modules[""] = owner
+            self.title = f"{type(owner).__name__}.{label(self.f)}" if owner is not inner else type(owner).__name__
+        elif code is not None:
+            cells = zip(code.co_freevars, inner.__closure__ or ())
+            with contextlib.suppress(ValueError):  # a cell that is still empty
+                seen |= {name: cell.cell_contents for name, cell in cells}
+            seen |= {name: inner.__globals__[name] for name in code.co_names if name in inner.__globals__}
+        modules |= {name: x for name, x in seen.items() if isinstance(x, Module) and x is not owner}
+        for name, module in modules.items():
+            prefix = f"{name}." if name and len(modules) > 1 else ""
+            for path, parameter in module.named_parameters():
+                self.names.setdefault(id(parameter), (parameter, prefix + path, True))
+        for name, x in seen.items():
+            if isinstance(x, Tensor):
+                self.names.setdefault(id(x), (x, name, True))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        before = sys.getprofile()
+
+        def note_return(frame: Any, event: str, _: Any) -> None:
+            if event == "return" and not frame.f_code.co_filename.startswith(self.hidden):
+                self.read_locals(frame)
+
+        with watched(self.note):
+            sys.setprofile(note_return)  # a function's last values have their names when it returns
+            try:
+                yield
+            finally:
+                sys.setprofile(before)
+
+    def note(self, node: Node, arrays: Any, static: Any, place: str) -> None:
+        frame: Any = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(self.hidden):
+            frame = frame.f_back
+        self.read_locals(frame)  # before an assignment gives a name to another value
+        inputs = [self.value(source, array) for source, array in zip(node.sources, arrays)]
+        needs = tuple([source is not None for source in node.sources])
+        held = {name: _held(value) for name, value in static.items()}
+        where = ".".join(state.modules), frame.f_code.co_filename, frame.f_lineno
+        output = Value(np.empty(0))  # its array is known when a call uses it, or in the end
+        call = Call(len(self.calls), node.op, inputs, held, needs, output, *where)
+        output.made_by = self.calls[node] = call
+
+    def value(self, source: Any, array: Any) -> Value | None:
+        if array is None:
+            return None
+        if source in self.calls:
+            found = self.calls[source].output
+            found.array = array
+            return found
+        if id(array) not in self.arrays:
+            copied = layout_copy(array) if isinstance(array, np.ndarray) else np.asarray(array)
+            self.arrays[id(array)] = array, Value(copied)
+        found = self.arrays[id(array)][1]
+        if not isinstance(source, Tensor):
+            return found
+        leaf = self.leaves.setdefault(source, Value(found.array))  # two leaves may have one array
+        if leaf.array is not found.array:
+            raise GraphError(f"the array of a leaf of shape {source.shape} was replaced while trace recorded")
+        return leaf
+
+    def read_locals(self, frame: Any) -> None:
+        is_user = not frame.f_code.co_filename.startswith(_PACKAGE)
+        for name, x in frame.f_locals.items():
+            if isinstance(x, Tensor):
+                known = self.names.get(id(source := origin(x)))
+                if known is None or (is_user and not known[2]):
+                    self.names[id(source)] = source, name, is_user
+
+    def backward(self, y: Tensor, seed: np.ndarray, kind: type[Record]) -> Record:
+        below = tape_below(y)
+        nodes = sorted((node for node in below if isinstance(node, Node)), key=lambda node: node.order)
+        for node in nodes:
+            if node not in self.calls:
+                raise GraphError(
+                    f"{self.title} uses a Tensor that {node.op.name} had computed before; compute it inside the "
+                    "function, or give its .detach()"
+                )
+        if isinstance(root := origin(y), Tensor):
+            raise GraphError(f"{self.title} returned one of its inputs; there is no op call to record")
+        calls = [self.calls[node] for node in nodes]
+        self.calls[root].output.array = y.data
+        of = {id(node): self.calls[node].output for node in nodes} | {id(t): v for t, v in self.leaves.items()}
+        edges = Counter(id(source) for node in nodes for source in node.sources)
+        named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
+        counts = Counter(name for _, name, _ in named.values())
+        for number, (node, call) in enumerate(zip(nodes, calls)):
+            call.number = number
+            call.output.label = f"the output of {number} {call.op.name}"
+            _, name, is_user = named.get(id(node), (None, "", False))
+            if is_user or counts[name] == 1:  # the package's own variables are called x and y
+                call.output.name = name
+                call.output.label = name if counts[name] == 1 else f"{name}, {call.output.label}"
+            call.kept = self._kept(node)
+        sums = Sums()
+        for node, arrived, gradients in walk(root, seed, sums):
+            call = self.calls[node]
+            call.output.grad = arrived
+            call.sent = list(gradients)
+            for place, (source, gradient) in enumerate(zip(node.sources, gradients)):
+                if gradient is not None:
+                    if edges[id(source)] > 1:  # the walk adds to it in place
+                        call.sent[place] = gradient = gradient.copy(order="K")
+                    of[id(source)].uses.append(Use(call, place, gradient))
+        for leaf, gradient in sums.results().items():
+            of[id(leaf)].grad = gradient
+        reached = {id(source) for source in below}
+        order = {place: i for i, place in enumerate(dict.fromkeys([*self.arguments, *self.names]))}
+        leaves: dict[str, Value] = {}
+        for leaf, value in sorted(self.leaves.items(), key=lambda item: order.get(id(item[0]), len(order))):
+            if id(leaf) in reached:
+                name = self.names.get(id(leaf), (None, f"leaf {len(leaves)}"))[1]
+                value.name = value.label = name if name not in leaves else f"{name} ({len(leaves)})"
+                leaves[value.name] = value
+        record = kind(self.title, calls, leaves, self.calls[root].output)
+        for value in record.values():
+            if value.uses and value.grad is not None:
+                value.hooked = not _same(added(value.uses), value.grad)
+        return record
+
+    def _kept(self, node: Node) -> dict[str, Any]:
+        """The rule's arguments by name. An array of the caller's is replaced by its copy."""
+        names = list(inspect.signature(node.op.rule).parameters)[1:]
+        needs = tuple([source is not None for source in node.sources])
+        known = {"needs": needs, "into": [None] * len(needs), "onto": [None] * len(needs)}
+        return {name: known.get(name, self._own(x)) for name, x in zip(names, node.saved)}
+
+    def _own(self, x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(self._own, x))
+        return self.arrays[id(x)][1].array if id(x) in self.arrays else x
+
+
+def added(uses: list[Use]) -> np.ndarray:
+    """The sum of these gradients in the order of their arrival, as backward adds them."""
+    total = uses[0].gradient
+    for use in uses[1:]:
+        total = np.asarray(total + use.gradient)
+    return total
+
+
+def _held(x: Any) -> Any:
+    """A static argument that later writes of the caller do not reach."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_held, x))
+    return layout_copy(x) if isinstance(x, np.ndarray) else x
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)

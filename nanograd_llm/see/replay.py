@@ -1,0 +1,346 @@
+"""Running a recorded forward again in float64: to move one entry, to take a slope, to see which digits were lost.
+
+x̄[i] = Σₖ ȳ[k]·∂y[k]/∂x[i] is the chain rule for one entry of one input. The slopes come from the op's forward, not
+from its rule, so they tell whether the rule is right.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.errors import GraphError, IndexRangeError
+from nanograd_llm.gradcheck.check.derivatives import derivative, differences
+from nanograd_llm.see.record import Call, Record, Value, recorded
+
+Index = tuple[int, ...]
+_SHOWN = 8
+
+
+def wide(a: Any) -> Any:
+    """Floats as float64; ids, masks and None as they are."""
+    return a.astype(np.float64) if getattr(a, "dtype", None) is not None and a.dtype.kind == "f" else a
+
+
+def wide_static(call: Call) -> dict[str, Any]:
+    """The static arguments of a call, for which a cast to another float dtype is one to float64."""
+    static = dict(call.static)
+    if "dtype" in static and np.dtype(static["dtype"]).kind == "f":
+        static["dtype"] = np.float64
+    return static
+
+
+class Replay:
+    """The part of a recorded forward that depends on one value, ready to be run with another array in its place."""
+
+    def __init__(self, record: Record, value: Value):
+        self.value, self.result, self.array = value, record.result, wide(value.array)
+        seed = record.result.grad
+        self.seed = np.asarray(1.0) if seed is None else wide(seed)
+        below = {id(value)}
+        self.steps: list[tuple[Call, list[Any], dict[str, Any]]] = []
+        for call in record.calls:
+            if any(id(x) in below for x in call.inputs) and call.output is not value:
+                below.add(id(call.output))
+                inputs = [None if x is None else x if id(x) in below else wide(x.array) for x in call.inputs]
+                self.steps.append((call, inputs, wide_static(call)))
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """The result, times the cotangent that backward began with, if the value were this array."""
+        values = {id(self.value): array}
+        for call, inputs, static in self.steps:
+            given = [values[id(x)] if isinstance(x, Value) else x for x in inputs]
+            values[id(call.output)] = np.asarray(call.op(*given, **static))
+        return np.sum(values[id(self.result)] * self.seed)
+
+
+def moved(array: np.ndarray, index: Index, t: complex) -> np.ndarray:
+    """The array with t added to one entry."""
+    array = array.astype(np.result_type(array, type(t)))
+    array[index] += t
+    return array
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """How the result answers when one entry of a value moves, beside what backward says.
+
+    entry: the entry in words.  before: its number.  slope: the change of the result per unit of it, by central
+    differences of replayed forwards.  backward: the gradient of the entry.  tolerance: the rounding to expect.
+    """
+
+    entry: str
+    before: float
+    slope: float
+    backward: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.slope - self.backward) <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "they agree" if self.agrees else f"they differ, by more than the rounding of {self.tolerance:.1g}"
+        return (
+            f"{self.entry} is {self.before:.6g}. Move it up and down and run the rest forward again: the result moves "
+            f"by {self.slope:.6g} per unit; backward says {self.backward:.6g}: {verdict}"
+        )
+
+
+def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None) -> Nudge:
+    """Move one entry of a value and compare. Raises GraphError for a value without a gradient."""
+    index = require_index(value.array, index, value.label)
+    if value.grad is None:
+        raise GraphError(f"{value.label} has no gradient")
+    replay = replay or Replay(record, value)
+    found = differences(lambda t: replay(moved(replay.array, index, t)), enough=1e-7)
+    rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * float(np.abs(value.grad).max())
+    entry = value.label + at(index)
+    numbers = float(value.array[index]), float(found.value), float(value.grad[index])
+    return Nudge(entry, *numbers, rounding + float(found.error))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """x̄[i] = Σₖ ȳ[k]·∂y[k]/∂x[i] in numbers.
+
+    entry: x̄[i] in words.  outputs: the size of y.  terms: (k, ȳ[k], ∂y[k]/∂x[i]) where the slope is not 0, the largest
+    product first.  sent: what the rule sent.  method: how the slopes were found.  tolerance: the rounding to expect.
+    """
+
+    entry: str
+    outputs: int
+    terms: list[tuple[Index, float, float]]
+    sent: float
+    method: str
+    tolerance: float
+
+    @property
+    def total(self) -> float:
+        return math.fsum(a * b for _, a, b in self.terms)
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.total - self.sent) <= self.tolerance
+
+    def __str__(self) -> str:
+        lines = [f"{self.entry} = Σ ȳ·∂y/∂{self.entry.replace(BAR, '')}: {len(self.terms)} of {self.outputs} terms"]
+        lines += [f"  ȳ{at(k)}·∂y{at(k)} = {a:.6g}·{b:.6g} = {a * b:.6g}" for k, a, b in self.terms[:_SHOWN]]
+        if rest := self.terms[_SHOWN:]:
+            lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
+        verdict = "the rule sent the same" if self.agrees else "they differ: the rule is wrong here"
+        return "\n".join([*lines, f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}"])
+
+
+BAR = "\N{COMBINING MACRON}"
+
+
+def bar(name: str) -> str:
+    """The name of an adjoint: a bar over the first letter."""
+    return f"{name[0]}{BAR}{name[1:]}"
+
+
+def at(index: Index) -> str:
+    return f"[{','.join(map(str, index))}]" if index else ""
+
+
+def terms(call: Call, name: str | int, index: Index, *, confirm: bool = True) -> Terms:
+    """The chain rule for one entry of one input of a call. confirm: test the complex step by a difference."""
+    place = call.place_of(name)
+    x = call.inputs[place]
+    assert x is not None
+    index = require_index(x.array, index, call.input_name(place))
+    sent = call.sent[place]
+    assert sent is not None
+    inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
+    static = wide_static(call)
+
+    def line(t: complex) -> np.ndarray:
+        given = [moved(a, index, t) if i == place else a for i, a in enumerate(inputs)]
+        return np.asarray(call.op(*given, **static))
+
+    found = derivative(line, confirm=confirm)
+    dy = wide(call.cotangent)
+    places = [tuple(map(int, k)) for k in np.argwhere(found.value != 0)]
+    entries = [(k, float(dy[k]), float(found.value[k])) for k in places]
+    entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
+    sizes = math.fsum(abs(a * b) for _, a, b in entries)
+    sizes += max(float(np.abs(a).max(initial=0)) for a in (dy, *call.sent) if a is not None)
+    rounding = 64 * float(np.finfo(sent.dtype).eps) * sizes + float(np.sum(np.abs(dy) * found.error))
+    return Terms(bar(call.input_name(place)) + at(index), dy.size, entries, float(sent[index]), found.method, rounding)
+
+
+def require_index(array: np.ndarray, index: Any, what: str) -> Index:
+    """The index as a tuple of integers. Raises IndexRangeError unless it is of one entry of the array."""
+    index = tuple(index) if isinstance(index, (tuple, list)) else (index,)
+    right = len(index) == array.ndim and all(isinstance(i, (int, np.integer)) for i in index)
+    if not right or any(not -n <= i < n for i, n in zip(index, array.shape)):
+        raise IndexRangeError(f"{what} has shape {array.shape}; an entry of it needs {array.ndim} indices; got {index}")
+    return tuple(int(i) % n for i, n in zip(index, array.shape))
+
+
+def composition(record: Record, call: Call, kind: type[Record]) -> Any:
+    """A record of the composition that a fused op equals, at the numbers of this call, with its cotangent.
+
+    Raises GraphError for an op that equals none.
+    """
+    equals: Callable[..., Any] | None = call.op.equals
+    if equals is None:
+        raise GraphError(f"{call.op.name} is made of no other ops: read its rule in {call.rule_place}")
+    places = [i for i, need in enumerate(call.needs) if need]
+
+    def opened(*leaves: Any) -> Any:
+        inputs = [None if x is None else x.array for x in call.inputs]
+        for place, leaf in zip(places, leaves):
+            inputs[place] = leaf
+        return equals(*inputs, **call.static)
+
+    opened.__name__ = f"{call.op.name}, opened"
+    names = [inspect.Parameter(call.input_name(i), inspect.Parameter.POSITIONAL_ONLY) for i in places]
+    opened.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    leaves = [Tensor(call.inputs[i].array, requires_grad=True) for i in places]  # type: ignore[union-attr]
+    return recorded(opened, tuple(leaves), {}, call.cotangent, kind, inside_ops=True)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """How many decimal digits of a call's numbers are right: of its value and of the gradients it sent.
+
+    own: what is lost in the op itself, given the inputs it had.  all: with what was lost before it.
+    """
+
+    call: Call
+    own: float
+    all: float
+    own_gradient: float
+    all_gradient: float
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """The digits that each call has lost, by a run in float64 beside the recorded one."""
+
+    rows: list[Digits]
+
+    @property
+    def worst(self) -> Call:
+        """The call whose value loses the most digits in the op itself."""
+        return min(self.rows, key=lambda row: row.own).call
+
+    @property
+    def worst_backward(self) -> Call:
+        """The call whose rule loses the most digits itself."""
+        return min(self.rows, key=lambda row: row.own_gradient).call
+
+    def __str__(self) -> str:
+        head = f"{'':>4} {'op':<22} {'module':<28} {'value: own':>10} {'all':>6} {'gradient: own':>14} {'all':>6}"
+        lines = [
+            f"{row.call.number:>4} {row.call.op.name:<22} {row.call.module:<28} {_digits(row.own):>10} "
+            f"{_digits(row.all):>6} {_digits(row.own_gradient):>14} {_digits(row.all_gradient):>6}"
+            for row in self.rows
+        ]
+        forward, backward = (f"{call.number} {call.op.name}" for call in (self.worst, self.worst_backward))
+        last = f"digits that are right; by itself {forward} loses the most forward, {backward} backward"
+        return "\n".join([head, *lines, last])
+
+
+def _digits(n: float) -> str:
+    return "exact" if n == math.inf else f"{n:.1f}"
+
+
+def shadow(record: Record) -> Shadow:
+    """Run the recorded calls in float64, forward and backward, and count the digits that the recorded pass has."""
+    leaves = [leaf for leaf in record.leaves.values() if leaf.uses]
+
+    def again(*arrays: Any) -> Any:
+        values: dict[int, Any] = dict(zip(map(id, leaves), arrays))
+        for call in record.calls:
+            given = [None if x is None else values.get(id(x), wide(x.array)) for x in call.inputs]
+            values[id(call.output)] = call.op(*given, **wide_static(call))
+        return values[id(record.result)]
+
+    seed = record.result.grad
+    exact = recorded(again, tuple(wide(leaf.array) for leaf in leaves), {}, None if seed is None else wide(seed))
+    return Shadow([_compared(call, other) for call, other in zip(record.calls, exact.calls)])
+
+
+def _compared(call: Call, exact: Call) -> Digits:
+    given = [
+        None if x is None else Tensor(wide(x.array), requires_grad=True) if need else wide(x.array)
+        for x, need in zip(call.inputs, call.needs)
+    ]
+    y = call.op(*given, **wide_static(call))
+    own = grad(y, [x for x, need in zip(given, call.needs) if need], wide(call.cotangent))
+    sent = [g for g in call.sent if g is not None]
+    return Digits(
+        call,
+        _right_digits([call.output.array], [y.data]),
+        _right_digits([call.output.array], [exact.output.array]),
+        _right_digits(sent, own),
+        _right_digits(sent, [g for g in exact.sent if g is not None]),
+    )
+
+
+def _right_digits(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
+    """-log₁₀ of the relative error of these arrays, the worst of them; inf where nothing is lost."""
+    worst = 0.0
+    for a, b in zip(found, exact):
+        keep = np.isfinite(b)
+        off = float(np.linalg.norm((a.astype(np.float64) - b)[keep]))
+        worst = max(worst, off / (float(np.linalg.norm(b[keep])) or 1.0))
+    return -math.log10(worst) if worst else math.inf
+
+
+def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, str]:
+    """Is this array the gradient of the value? True or False, and a line that says so, or what it looks like."""
+    mine, right = np.asarray(mine), value.grad
+    assert right is not None
+    scale = float(np.abs(right).max(initial=0))
+    eps = float(np.finfo(right.dtype).eps)
+
+    def equal(a: np.ndarray, b: np.ndarray) -> bool:
+        return a.shape == b.shape and bool((np.abs(a - b) <= 64 * eps * max(scale, 1e-30)).all())
+
+    if mine.shape == right.shape and np.array_equal(mine, right):
+        return True, f"{name}: exact"
+    if equal(mine, right):
+        return True, f"{name}: close, at most {float(np.abs(mine - right).max()):.1g} off"
+    looks = _looks_like(record, value, mine, right, equal)
+    if looks:
+        return False, f"{name}: not yet right: {looks}"
+    if mine.shape != right.shape:
+        return False, f"{name}: not yet right: its shape is {mine.shape}, that of the gradient {right.shape}"
+    worst = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(mine - right))), right.shape)))
+    return (
+        False,
+        f"{name}: not yet right: at {worst} it is {float(mine[worst]):.6g}, expected {float(right[worst]):.6g}",
+    )
+
+
+def _looks_like(
+    record: Record, value: Value, mine: np.ndarray, right: np.ndarray, equal: Callable[[Any, Any], bool]
+) -> str:
+    if equal(mine.T, right):
+        return "it is transposed"
+    if mine.ndim > right.ndim or (mine.ndim == right.ndim and mine.size > right.size):
+        extra = mine.ndim - right.ndim
+        axes = tuple(i for i in range(mine.ndim) if i < extra or right.shape[i - extra] != mine.shape[i])
+        if equal(mine.sum(axis=axes, keepdims=True).reshape(-1), right.reshape(-1)):
+            return f"sum it over axis {', '.join(map(str, axes))}"
+    for use in value.uses if len(value.uses) > 1 else ():
+        if equal(mine, use.gradient):
+            return f"it is the part from {use} alone; the gradient is the sum of {len(value.uses)} uses"
+    if mine.shape == right.shape and right.any():
+        factor = float(np.vdot(mine, right) / np.vdot(right, right))
+        if factor and equal(mine / factor, right):
+            return "the sign is wrong" if abs(factor + 1) < 1e-6 else f"it is {factor:.6g} times the gradient"
+    for other in record.values():
+        if other is not value and other.grad is not None and equal(mine, other.grad):
+            return f"it is the gradient of {other.label}"
+    return ""

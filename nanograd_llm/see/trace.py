@@ -1,0 +1,165 @@
+"""`trace`: record a function's forward and backward pass, then look at any number of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import GraphError
+from nanograd_llm.see import replay
+from nanograd_llm.see.record import Call, Record, Use, Value, recorded
+from nanograd_llm.settings import nearest
+
+
+def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
+    """Run f(*args, **named) and backward, and record every op call of it: see `Trace`.
+
+        trace = ng.trace(model.loss, tokens, targets)
+        print(trace)                            # a table of the calls
+        trace.terms(12, "x", (0, 3, 2))         # one number of a gradient, term by term
+
+    f: any function of Tensors; an op, a module or its loss. Floats and arrays of floats become leaves, float64 ones of
+        Python floats. Parameters of a model are leaves as well; their `.grad` does not change.
+    cotangent: of the result; optional where that is a scalar.
+
+    The numbers are those of an untraced pass, bit for bit, on one BLAS thread. Raises GraphError where no op is
+    recorded, or a Tensor was computed before; ShapeError for a result that needs a cotangent.
+    """
+    found: Trace = recorded(f, args, named, cotangent, Trace)
+    return found
+
+
+class Calls(tuple):
+    """Some calls of a trace, shown as its table."""
+
+    def __repr__(self) -> str:
+        return table(self)
+
+
+class Trace(Record):
+    """A recorded forward and backward pass.
+
+    `print(trace)` shows a table of the op calls: the module that called, the output's shape, the norms |y| of its value
+    and |ȳ| of its cotangent, how many uses the output has, and where the rule is written.
+
+    trace[12]: a Call.  trace["wte"]: a Value, by the name of a leaf or local variable.  trace["blocks.0.mlp"]: the
+    calls of a module.  trace.grads: the gradient of each leaf by name.
+    """
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {len(self.calls)} op calls, {len(self.leaves)} leaves\n{table(self.calls)}"
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, (int, np.integer)):
+            return self.call(int(key))
+        found = self._named(key)
+        if len(found) == 1:
+            return found[0]
+        inside = Calls(c for c in self.calls if c.module == key or c.module.startswith(f"{key}."))
+        if inside:
+            return inside
+        raise self._unknown(key, found)
+
+    def call(self, number: int) -> Call:
+        """Call `number`, from 0. Raises GraphError if there is none."""
+        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.calls):
+            raise GraphError(f"there is no call {number!r}; they are numbered from 0 to {len(self.calls) - 1}")
+        return self.calls[number]
+
+    def value(self, ref: int | str) -> Value:
+        """A value with a gradient: by the number of the call that made it, its name, or the module whose output it is.
+
+        Raises GraphError if there is none, or the name is that of several.
+        """
+        if not isinstance(ref, str):
+            return self.call(ref).output
+        found = self._named(ref)
+        if len(found) == 1:
+            return found[0]
+        inside = [c for c in self.calls if c.module == ref or c.module.startswith(f"{ref}.")]
+        if not inside or found:
+            raise self._unknown(ref, found)
+        return inside[-1].output
+
+    def _named(self, name: str) -> list[Value]:
+        return [self.leaves[name]] if name in self.leaves else [c.output for c in self.calls if c.output.name == name]
+
+    def _unknown(self, name: str, found: list[Value]) -> GraphError:
+        if found:
+            numbers = ", ".join(str(value.made_by.number) for value in found if value.made_by)
+            return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
+        known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
+        near = nearest(str(name), list(filter(None, known)))
+        return GraphError(f"nothing is called {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
+    def uses(self, ref: int | str) -> list[Use]:
+        """The gradient of a value by consumer, in the order of arrival; their sum is the whole."""
+        return self.value(ref).uses
+
+    def terms(self, number: int, name: str | int, index: Any = ()) -> replay.Terms:
+        """One entry of the gradient that call `number` sent to an input, as the terms of the chain rule.
+
+        name: of the input, or its place.  index: of one entry of it.
+        """
+        return replay.terms(self.call(number), name, index)
+
+    def nudge(self, ref: int | str, index: Any = ()) -> replay.Nudge:
+        """Move one entry of a value up and down, run the rest forward again, and compare with the gradient."""
+        return replay.nudge(self, self.value(ref), index)
+
+    def open(self, number: int) -> Trace:
+        """The composition that the fused op of a call equals, at its numbers, as a trace of its own."""
+        found: Trace = replay.composition(self, self.call(number), type(self))
+        return found
+
+    def shadow(self) -> replay.Shadow:
+        """A run in float64 beside the recorded one: how many digits each call has lost, itself and in all."""
+        return replay.shadow(self)
+
+    def check(self, answers: Mapping[str, Any] | None = None, /, **named: Any) -> bool:
+        """Print for each array whether it is the gradient of a value, and if not, what it looks like.
+
+        trace.check(dlogits=mine) compares with the gradient of `logits`; trace.check({"blocks.0.ln_1": mine}) takes the
+        names that are no Python names. True if all are right.
+        """
+        found = dict(answers or {})
+        for name, mine in named.items():
+            if not name.startswith("d"):
+                raise GraphError(f"call the gradient of a value x dx; got {name!r}")
+            found[name[1:]] = mine
+        compared = [replay.compare(self, name, self.value(name), mine) for name, mine in found.items()]
+        print("\n".join(line for _, line in compared))
+        return all(right for right, _ in compared)
+
+
+def table(calls: Any) -> str:
+    """The calls, one on a line."""
+    rows = [("", "op", "module", "shape", "|y|", "|ȳ|", "uses", "rule")]
+    rows += [
+        (
+            str(c.number),
+            c.op.name + (f" {c.output.name}" if c.output.name else ""),
+            c.module,
+            str(c.output.array.shape),
+            f"{norm(c.output.array):.3g}",
+            f"{norm(c.cotangent):.3g}",
+            str(len(c.output.uses)),
+            c.rule_place,
+        )
+        for c in calls
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    right = (True, False, False, False, True, True, True, False)
+    return "\n".join(
+        "  ".join(f"{x:>{n}}" if to_right else f"{x:<{n}}" for x, n, to_right in zip(row, widths, right)).rstrip()
+        for row in rows
+    )
+
+
+def norm(a: np.ndarray) -> float:
+    return float(np.linalg.norm(a.astype(np.float64).reshape(-1)))

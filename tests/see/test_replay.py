@@ -1,0 +1,171 @@
+"""Terms, nudges, compositions and digits agree with backward, and say so where they do not."""
+
+from __future__ import annotations
+
+import math
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from passes import OPS, op_passes, small_gpt
+
+import nanograd_llm as ng
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import GraphError, IndexRangeError
+from nanograd_llm.see.replay import Replay, nudge
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    model, tokens, targets = small_gpt()
+    return ng.trace(model.loss, tokens, targets)
+
+
+def test_a_term_is_a_cotangent_times_a_slope_and_the_largest_comes_first() -> None:
+    trace = ng.trace(
+        ng.ops.linear, np.array([[1.0, 2.0]]), np.array([[3.0, 5.0, 7.0], [0.5, 1, 2]]), cotangent=[[1, 10, 0]]
+    )
+    found = trace.terms(0, "x", (0, 0))
+    assert found.terms == [((0, 1), 10.0, 5.0), ((0, 0), 1.0, 3.0), ((0, 2), 0.0, 7.0)]
+    assert found.total == found.sent == 53 and found.agrees
+    assert str(found).splitlines()[:2] == ["x̄[0,0] = Σ ȳ·∂y/∂x[0,0]: 3 of 3 terms", "  ȳ[0,1]·∂y[0,1] = 10·5 = 50"]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_terms_of_every_op_add_up_to_what_its_rule_sent(name: str) -> None:
+    for f, inputs, cotangent in op_passes(name, 2, "float64"):
+        (call,) = ng.trace(f, *inputs, cotangent=cotangent).calls
+        for place, sent in enumerate(call.sent):
+            if sent is not None and sent.size:
+                index = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.abs(sent))), sent.shape))
+                trace = ng.trace(f, *inputs, cotangent=cotangent)
+                assert trace.terms(0, place, index).agrees
+
+
+def test_terms_tell_a_wrong_rule_and_its_entry() -> None:
+    tanh = registry["tanh"]
+    with patch.object(tanh, "rule", lambda dy, y: dy * (1 - y)):
+        trace = ng.trace(lambda x: (ng.ops.tanh(x) * x).sum(), np.array([0.5, 2.0]))
+    assert not trace.terms(0, "x", 0).agrees
+    assert "they differ: the rule is wrong here" in str(trace.terms(0, "x", 0))
+    assert trace.terms(1, "a", 0).agrees
+    assert not trace.nudge("x", 0).agrees
+
+
+def test_nudges_agree_at_entries_of_every_value_of_a_gpt(gpt) -> None:
+    rng = np.random.default_rng(0)
+    for value in gpt.values():
+        replay = Replay(gpt, value)
+        for _ in range(3):
+            index = tuple(int(rng.integers(0, n)) for n in value.array.shape)
+            found = nudge(gpt, value, index, replay)
+            assert found.agrees, str(found)
+
+
+@pytest.mark.thorough
+def test_nudges_agree_at_every_entry_of_a_gpt(gpt) -> None:
+    for value in gpt.values():
+        replay = Replay(gpt, value)
+        assert all(nudge(gpt, value, index, replay).agrees for index in np.ndindex(value.array.shape))
+
+
+def test_a_nudge_would_notice_a_gradient_that_is_off_by_a_thousandth(gpt) -> None:
+    value = gpt.value("blocks.0.ln_1")
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.abs(value.grad))), value.grad.shape))
+    with patch.object(value, "grad", value.grad * np.float32(1.001)):
+        assert not gpt.nudge("blocks.0.ln_1", index).agrees
+
+
+def test_a_nudge_is_told_in_words(gpt) -> None:
+    words = str(gpt.nudge("wte", (4, 0)))
+    assert words.startswith("wte[4,0] is ") and words.endswith(": they agree")
+
+
+FUSED = [name for name in OPS if registry[name].equals is not None]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_fused_op_opens_into_the_composition_it_equals(name: str) -> None:
+    for f, inputs, cotangent in op_passes(name, 3, "float64"):
+        trace = ng.trace(f, *inputs, cotangent=cotangent)
+        opened = trace.open(0)
+        np.testing.assert_allclose(opened.result.array, trace.result.array, rtol=1e-9, atol=1e-9)
+        call = trace[0]
+        assert list(opened.grads) == [call.input_name(i) for i, need in enumerate(call.needs) if need]
+        for leaf, sent in zip(opened.leaves.values(), (g for g in call.sent if g is not None)):
+            np.testing.assert_allclose(leaf.grad, sent, rtol=1e-7, atol=1e-9)
+
+
+def test_an_opened_op_has_its_lines_in_the_composition_and_none_opens_a_primitive(gpt) -> None:
+    opened = gpt.open(3)
+    assert opened.title == "layernorm, opened" and len(opened) == 9
+    assert all(call.file.endswith("composed.py") for call in opened.calls)
+    assert opened["centred"].made_by.source == "centred = x - mean(x, axis=-1, keepdims=True)"
+    with pytest.raises(GraphError, match="multiply is made of no other ops: read its rule in"):
+        opened.open(2)
+
+
+def test_the_shadow_of_a_float32_gpt_has_its_digits_and_that_of_float64_loses_none(gpt) -> None:
+    rows = gpt.shadow().rows
+    assert len(rows) == len(gpt)
+    assert all(5 < min(row.own, row.all, row.own_gradient, row.all_gradient) for row in rows)
+    assert all(row.all <= row.own + 1.5 for row in rows)
+    exact = ng.trace(lambda a: ng.ops.tanh(a * a), 0.5).shadow()
+    assert all(row.own == row.all == math.inf for row in exact.rows)
+
+
+def test_a_float16_cast_is_named_as_the_op_that_loses_the_most_digits() -> None:
+    rng = np.random.default_rng(0)
+
+    def f(x, w):
+        h = ng.ops.tanh(x @ w)
+        return (h.astype("float16").astype("float32") @ w).sum()
+
+    arrays = [rng.standard_normal((4, 4)).astype("float32") for _ in range(2)]
+    found = ng.trace(f, *arrays).shadow()
+    assert found.worst.number == 2 and found.worst_backward.number == 3  # ȳ of the second is cast back to float16
+    assert "by itself 2 cast loses the most forward, 3 cast backward" in str(found)
+
+
+def test_an_exercise_is_exact_close_or_told_what_it_looks_like(gpt, capsys) -> None:
+    wte, up = gpt.grads["wte"], gpt.grads["blocks.0.mlp.up.bias"]
+    names = "wte", "blocks.0.mlp.up.bias"
+
+    def said(answers) -> str:
+        right = gpt.check(answers)
+        line = capsys.readouterr().out.strip()
+        assert right == ("not yet right" not in line)
+        return line.partition(": ")[2]
+
+    assert said({names[0]: wte}) == "exact"
+    assert said({names[0]: wte * np.float32(1 + 3e-7)}).startswith("close, at most")
+    assert said({names[0]: -wte}).endswith("the sign is wrong")
+    assert said({names[0]: 2 * wte}).endswith("it is 2 times the gradient")
+    assert said({names[0]: wte.T}).endswith("it is transposed")
+    assert said({names[1]: gpt[9].cotangent}).endswith("sum it over axis 0, 1")
+    head = gpt.uses("wte")[0].gradient
+    assert "part from 14 linear_cross_entropy, as w alone; the gradient is the sum of 2 uses" in said({names[0]: head})
+    assert said({names[1]: gpt.grads["blocks.0.mlp.up.bias"][::-1]}).startswith("not yet right: at ")
+    assert said({"blocks.0.ln_1.weight": gpt.grads["blocks.0.ln_2.weight"]}).endswith(
+        "gradient of blocks.0.ln_2.weight"
+    )
+    assert up.shape == (32,)
+
+
+def test_the_gradient_of_a_variable_is_checked_by_its_name_after_d(capsys) -> None:
+    def f(x, w):
+        logits = x * w
+        return (logits * logits).sum()
+
+    trace = ng.trace(f, np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    assert trace.check(dlogits=2 * np.array([3.0, 8.0]), dw=np.array([6.0, 32.0]))
+    assert capsys.readouterr().out == "logits: exact\nw: exact\n"
+    with pytest.raises(GraphError, match="call the gradient of a value x dx; got 'logits'"):
+        trace.check(logits=1)
+
+
+def test_an_entry_outside_an_array_is_refused(gpt) -> None:
+    with pytest.raises(IndexRangeError, match=r"wte has shape \(5, 8\); an entry of it needs 2 indices; got \(5, 0\)"):
+        gpt.nudge("wte", (5, 0))
+    with pytest.raises(GraphError, match="sends no gradient to 'targets', only to x, w"):
+        gpt.terms(14, "targets", (0, 0))

@@ -1,0 +1,181 @@
+"""A recorded pass has the numbers of an untraced one, under their names, and adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from passes import LAYERS, OPS, by_hand, differences, layer_passes, op_passes, same_bits, small_gpt
+
+import nanograd_llm as ng
+from nanograd_llm.backend.randomness import noise
+from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.see.record import added
+
+
+def expression(a, b, c):
+    h1 = a * b
+    h2 = h1 + c
+    return ng.ops.tanh(h2)
+
+
+def sums_of_uses_differ(trace) -> list[str]:
+    return [v.label for v in trace.values() if v.uses and not same_bits(added(v.uses), v.grad)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_gives_the_same_bits_traced(name: str, dtype: str) -> None:
+    for f, inputs, cotangent in op_passes(name, 3, dtype):
+        trace = ng.trace(f, *inputs, cotangent=cotangent)
+        assert differences(trace, f, inputs, cotangent) == []
+        assert sums_of_uses_differ(trace) == []
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+def test_every_layer_and_model_gives_the_same_bits_traced(layer: type) -> None:
+    for f, inputs, cotangent in layer_passes(layer):
+        trace = ng.trace(f, *inputs, cotangent=cotangent)
+        assert differences(trace, f, inputs, cotangent) == []
+        assert sums_of_uses_differ(trace) == []
+
+
+def test_a_model_with_dropout_gives_the_same_loss_and_gradients_traced() -> None:
+    model, tokens, targets = small_gpt(dropout=0.2)
+    with noise(7):
+        loss = model.loss(tokens, targets)
+    loss.backward()
+    before = {name: p.grad for name, p in model.named_parameters()}
+    with noise(7):
+        trace = ng.trace(model.loss, tokens, targets)
+    assert same_bits(trace.result.array, loss.data)
+    assert trace.grads.keys() == before.keys()
+    assert all(same_bits(trace.grads[name], grad) for name, grad in before.items())
+    assert all(p.grad is before[name] for name, p in model.named_parameters())
+
+
+def test_the_cotangents_are_those_that_a_hook_sees() -> None:
+    seen = []
+
+    def f(x, y):
+        h = x * y
+        h.register_hook(lambda dh: seen.append(dh.copy()))
+        return (h * h + h).sum()
+
+    trace = ng.trace(f, np.array([1.0, 2.0]), np.array([3.0, 5.0]))
+    assert same_bits(trace.value("h").grad, seen[0])
+    assert [use.call.op.name for use in trace.uses("h")] == ["add", "multiply", "multiply"]
+
+
+def test_a_hook_that_replaces_a_cotangent_is_noted_and_its_array_shown() -> None:
+    def f(x):
+        h = x * x
+        h.register_hook(lambda dh: 2 * dh)
+        return h.sum()
+
+    trace = ng.trace(f, np.array([3.0]))
+    assert trace.value("h").hooked and not trace.value("x").hooked
+    assert trace.value("h").grad == 2 and trace.grads["x"] == 12
+
+
+def test_floats_are_float64_leaves_named_like_the_arguments() -> None:
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    assert list(trace.grads) == ["a", "b", "c"]
+    assert trace.grads["a"].dtype == np.float64
+    slope = 1 - np.tanh(0.5) ** 2
+    np.testing.assert_allclose([trace.grads[n] for n in "abc"], [-0.5 * slope, 2 * slope, slope], rtol=1e-14)
+
+
+def test_the_table_shows_names_modules_norms_uses_and_the_place_of_each_rule() -> None:
+    model, tokens, targets = small_gpt()
+    lines = str(ng.trace(model.loss, tokens, targets)).splitlines()
+    assert lines[0] == "GPT.loss: 15 op calls, 16 leaves"
+    assert lines[1].split() == ["op", "module", "shape", "|y|", "|ȳ|", "uses", "rule"]
+    (row,) = [line for line in lines if "ln_1" in line]
+    assert row.split()[:2] == ["3", "layernorm"] and "blocks.0.ln_1" in row and "(1, 5, 8)" in row
+    assert "nanograd_llm/ops/fused.py:" in row
+    assert "0  multiply h1 " in str(ng.trace(expression, 2.0, -0.5, 1.5))
+
+
+def test_values_calls_and_modules_are_found_by_number_and_name() -> None:
+    model, tokens, targets = small_gpt()
+    trace = ng.trace(model.loss, tokens, targets)
+    assert trace[3].op.name == "layernorm" and trace[3].module == "blocks.0.ln_1"
+    assert trace["wte"] is trace.leaves["wte"]
+    assert [call.op.name for call in trace["blocks.0.mlp"]] == ["linear", "gelu", "linear"]
+    assert trace.value("blocks.0.mlp") is trace[11].output
+    assert trace[3].call_place.startswith("nanograd_llm/nn/layers.py:") and "ops.layernorm" in trace[3].source
+    with pytest.raises(GraphError, match="nothing is called 'wt'; did you mean 'wte'"):
+        trace["wt"]
+    with pytest.raises(GraphError, match="numbered from 0 to 14"):
+        trace[15]
+
+
+def test_a_name_that_a_loop_gives_to_several_values_is_refused_with_their_numbers() -> None:
+    def f(x, w):
+        h = x
+        for _ in range(2):
+            h = ng.ops.tanh(h * w)
+        return h
+
+    trace = ng.trace(f, 0.5, 2.0)
+    assert trace[1].output.name == trace[3].output.name == "h"
+    with pytest.raises(GraphError, match="name of several values: give the number of a call, one of 1, 3"):
+        trace["h"]
+
+
+def test_the_gradient_of_a_tied_table_is_the_sum_of_head_and_lookup() -> None:
+    model, tokens, targets = small_gpt()
+    trace = ng.trace(model.loss, tokens, targets)
+    head, lookup = trace.uses("wte")
+    assert str(head) == "14 linear_cross_entropy, as w" and str(lookup) == "0 embedding, as w"
+    assert same_bits(head.gradient + lookup.gradient, trace.grads["wte"])
+    assert not lookup.gradient[1].any() and head.gradient[1].any()  # token 1 is not in the text
+
+
+def test_a_record_keeps_its_numbers_when_the_parameters_change() -> None:
+    model, tokens, targets = small_gpt()
+    trace = ng.trace(model.loss, tokens, targets)
+    before = trace["wte"].array.copy(), float(trace.nudge("wte", (0, 0)).slope)
+    model.wte.data *= 2
+    assert same_bits(trace["wte"].array, before[0])
+    assert float(trace.nudge("wte", (0, 0)).slope) == before[1]
+
+
+def test_two_leaves_of_one_array_keep_gradients_of_their_own() -> None:
+    array = np.array([1.0, 2.0])
+    a, b = (ng.Tensor(array, requires_grad=True) for _ in range(2))
+    trace = ng.trace(lambda: (a * a * b).sum())
+    assert trace.grads["a"].tolist() == [2, 8] and trace.grads["b"].tolist() == [1, 4]
+
+
+def test_recomputed_blocks_are_recorded_op_by_op() -> None:
+    model, tokens, targets = small_gpt(recompute_activations=True)
+    assert len(ng.trace(model.loss, tokens, targets)) == 15
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    x = ng.Tensor([1.0], requires_grad=True)
+    h = x * x
+    with pytest.raises(GraphError, match="uses a Tensor that multiply had computed before"):
+        ng.trace(lambda: (h * 2).sum())
+    with pytest.raises(GraphError, match="returned a float"):
+        ng.trace(lambda a: 1.0, 2.0)
+    with pytest.raises(GraphError, match="needs no gradient"):
+        ng.trace(lambda: ng.Tensor([1.0]) * 2)
+    with pytest.raises(GraphError, match="returned one of its inputs"):
+        ng.trace(lambda a: a, 2.0)
+    with pytest.raises(ShapeError, match=r"returned shape \(2,\); give trace\(..., cotangent="):
+        ng.trace(ng.ops.tanh, np.ones(2))
+    with pytest.raises(ShapeError, match=r"the cotangent has shape \(3,\)"):
+        ng.trace(ng.ops.tanh, np.ones(2), cotangent=np.ones(3))
+    with ng.higher_order(), pytest.raises(GraphError, match="outside higher_order"):
+        ng.trace(ng.ops.tanh, 1.0)
+
+
+def test_the_walk_by_hand_would_notice_a_wrong_record() -> None:
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    args = tuple(np.asarray(x) for x in (2.0, -0.5, 1.5))
+    assert differences(trace, expression, args, 1.0) == []
+    trace.calls[1].sent[0] = trace.calls[1].sent[0] * (1 + 1e-15)
+    assert differences(trace, expression, args, 1.0) == ["a gradient of 1 add"]
+    assert len(by_hand(expression, args, 1.0)[1]) == 3
