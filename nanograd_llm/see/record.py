@@ -150,10 +150,15 @@ class Record:
 
 
 def layout_copy(a: np.ndarray) -> np.ndarray:
-    """A copy that lies in memory as `a` does, with the same strides, so that NumPy and BLAS give the same bits."""
-    low = sum([min(0, s * (n - 1)) for s, n in zip(a.strides, a.shape)]) if a.size else 0
-    high = sum([max(0, s * (n - 1)) for s, n in zip(a.strides, a.shape)]) if a.size else 0
-    view = np.ndarray(a.shape, a.dtype, np.empty(high - low + a.itemsize, np.uint8), -low, a.strides)
+    """A copy that lies in memory as `a` does, so that NumPy and BLAS give the same bits."""
+    return with_strides(a, a.strides)
+
+
+def with_strides(a: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+    """A copy of the array that lies in memory with these strides."""
+    low = sum([min(0, s * (n - 1)) for s, n in zip(strides, a.shape)]) if a.size else 0
+    high = sum([max(0, s * (n - 1)) for s, n in zip(strides, a.shape)]) if a.size else 0
+    view = np.ndarray(a.shape, a.dtype, np.empty(high - low + a.itemsize, np.uint8), -low, strides)
     view[...] = a
     return view
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,6 +121,16 @@ class Trace(Record):
     def shadow(self) -> replay.Shadow:
         """A run in float64 beside the recorded one: how many digits each call has lost, itself and in all."""
         return replay.shadow(self)
+
+    def script(self, path: str | os.PathLike[str]) -> None:
+        """Write the pass as a NumPy script, PATH.py and PATH.npz, that compares itself with the recorded numbers.
+
+        It needs only NumPy. Raises ConfigError unless the path ends in .py; GraphError, naming it, for what a script
+        cannot hold: a cotangent that a hook replaced, or an op without its source.
+        """
+        from nanograd_llm.see.script import write_script
+
+        write_script(self, path)
 
     def check(self, answers: Mapping[str, Any] | None = None, /, **named: Any) -> bool:
         """Print for each array whether it is the gradient of a value, and if not, what it looks like.
