@@ -27,6 +27,7 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
 from nanograd_llm.nn.module import Module
+from nanograd_llm.settings import nearest
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "see", "backend", "gradcheck"))
@@ -38,7 +39,7 @@ class Value:
     """An array of the forward: a leaf, a constant, or the output of an op call.
 
     name: of a leaf its parameter's or argument's, of an output the caller's local variable; "" where there is none.
-    label: what it is called in tables: its name where it is the only one of that name, else the call that made it.
+    label: what it is called: its name where it is the only one of that name, else the module or the call it is of.
     grad: its complete gradient, after hooks; None for a constant.
     uses: the calls that gave it a gradient, in the order in which these arrived. Their sum is `grad`.
     hooked: did a hook replace that sum by another array?
@@ -147,6 +148,48 @@ class Record:
         """Every value with a gradient: the leaves, then the outputs in the order of the calls."""
         yield from self.leaves.values()
         yield from (call.output for call in self.calls)
+
+    def call(self, number: int) -> Call:
+        """Call `number`, from 0. Raises GraphError if there is none."""
+        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.calls):
+            raise GraphError(f"there is no call {number!r}; they are numbered from 0 to {len(self.calls) - 1}")
+        return self.calls[number]
+
+    def value(self, ref: int | str) -> Value:
+        """A value with a gradient: by the number of the call that made it, its name, or the module whose output it is.
+
+        Raises GraphError if there is none, or the name is that of several.
+        """
+        if not isinstance(ref, str):
+            return self.call(ref).output
+        found = self.named(ref)
+        if len(found) == 1:
+            return found[0]
+        inside = self.inside(ref)
+        if not inside or found:
+            raise self._unknown(ref, found)
+        return inside[-1].output
+
+    def inside(self, module: str) -> list[Call]:
+        """The calls of the module of this path, and of those in it."""
+        return [c for c in self.calls if c.module == module or c.module.startswith(f"{module}.")]
+
+    def named(self, name: str) -> list[Value]:
+        """The leaf of this name, or the outputs of this name."""
+        return [self.leaves[name]] if name in self.leaves else [c.output for c in self.calls if c.output.name == name]
+
+    def _unknown(self, name: str, found: list[Value]) -> GraphError:
+        if found:
+            numbers = ", ".join(str(value.made_by.number) for value in found if value.made_by)
+            return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
+        known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
+        near = nearest(str(name), list(filter(None, known)))
+        return GraphError(f"nothing is called {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
+
+def norm(a: np.ndarray) -> float:
+    """The Euclidean norm of all numbers, in float64."""
+    return float(np.linalg.norm(a.astype(np.float64).reshape(-1)))
 
 
 def layout_copy(a: np.ndarray) -> np.ndarray:
@@ -315,9 +358,11 @@ class _Recorder:
         edges = Counter(id(source) for node in nodes for source in node.sources)
         named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
         counts = Counter(name for _, name, _ in named.values())
+        last = {call.module: call for call in calls}  # whose output is the module's
         for number, (node, call) in enumerate(zip(nodes, calls)):
             call.number = number
-            call.output.label = f"the output of {number} {call.op.name}"
+            is_result = call.module and last[call.module] is call
+            call.output.label = call.module if is_result else f"the output of {number} {call.op.name}"
             _, name, is_user = named.get(id(node), (None, "", False))
             if is_user or counts[name] == 1:  # the package's own variables are called x and y
                 call.output.name = name

@@ -10,8 +10,7 @@ import numpy as np
 
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
-from nanograd_llm.see.record import Call, Record, Use, Value, recorded
-from nanograd_llm.settings import nearest
+from nanograd_llm.see.record import Record, Use, norm, recorded
 
 
 def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
@@ -58,45 +57,8 @@ class Trace(Record):
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, (int, np.integer)):
             return self.call(int(key))
-        found = self._named(key)
-        if len(found) == 1:
-            return found[0]
-        inside = Calls(c for c in self.calls if c.module == key or c.module.startswith(f"{key}."))
-        if inside:
-            return inside
-        raise self._unknown(key, found)
-
-    def call(self, number: int) -> Call:
-        """Call `number`, from 0. Raises GraphError if there is none."""
-        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.calls):
-            raise GraphError(f"there is no call {number!r}; they are numbered from 0 to {len(self.calls) - 1}")
-        return self.calls[number]
-
-    def value(self, ref: int | str) -> Value:
-        """A value with a gradient: by the number of the call that made it, its name, or the module whose output it is.
-
-        Raises GraphError if there is none, or the name is that of several.
-        """
-        if not isinstance(ref, str):
-            return self.call(ref).output
-        found = self._named(ref)
-        if len(found) == 1:
-            return found[0]
-        inside = [c for c in self.calls if c.module == ref or c.module.startswith(f"{ref}.")]
-        if not inside or found:
-            raise self._unknown(ref, found)
-        return inside[-1].output
-
-    def _named(self, name: str) -> list[Value]:
-        return [self.leaves[name]] if name in self.leaves else [c.output for c in self.calls if c.output.name == name]
-
-    def _unknown(self, name: str, found: list[Value]) -> GraphError:
-        if found:
-            numbers = ", ".join(str(value.made_by.number) for value in found if value.made_by)
-            return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
-        known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
-        near = nearest(str(name), list(filter(None, known)))
-        return GraphError(f"nothing is called {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        inside = Calls(self.inside(key))
+        return inside if inside and not self.named(key) else self.value(key)
 
     def uses(self, ref: int | str) -> list[Use]:
         """The gradient of a value by consumer, in the order of arrival; their sum is the whole."""
@@ -117,6 +79,15 @@ class Trace(Record):
         """The composition that the fused op of a call equals, at its numbers, as a trace of its own."""
         found: Trace = replay.composition(self, self.call(number), type(self))
         return found
+
+    def step(self, number: int = 0) -> None:
+        """Step through the pass in the terminal, from call `number` on, with commands like those of pdb; h lists them.
+
+        The commands come from standard input, which may be a pipe.
+        """
+        from nanograd_llm.see.stepper import step
+
+        step(self, number)
 
     def shadow(self) -> replay.Shadow:
         """A run in float64 beside the recorded one: how many digits each call has lost, itself and in all."""
@@ -170,7 +141,3 @@ def table(calls: Any) -> str:
         "  ".join(f"{x:>{n}}" if to_right else f"{x:<{n}}" for x, n, to_right in zip(row, widths, right)).rstrip()
         for row in rows
     )
-
-
-def norm(a: np.ndarray) -> float:
-    return float(np.linalg.norm(a.astype(np.float64).reshape(-1)))

@@ -1,0 +1,38 @@
+"""`nanograd-llm step`: walk through one backward pass of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanograd_llm.cli.options import Model
+
+
+def step(model: Model, text: str, /, *, script: Path | None = None, op: int = 0) -> None:
+    """Step through the loss of a GPT on a text and its backward pass, one op call at a time.
+
+    The prompt takes commands like those of Python's debugger; h lists them. They may come from a pipe.
+
+    Parameters
+    ----------
+    text
+        At least two tokens, of which each but the last predicts the next.
+    script
+        Write the pass as a NumPy script instead, which compares itself with the recorded numbers, such as backward.py;
+        its arrays go to a .npz beside it.
+    op
+        The number of the call to begin with.
+    """
+    from nanograd_llm.cli.terminal import written
+    from nanograd_llm.models import GPT
+    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.see import trace
+    from nanograd_llm.see.look import tokens_and_targets
+
+    opened = open_model(model, GPT)
+    loaded = opened.model()
+    recorded = trace(loaded.loss, *tokens_and_targets(loaded, opened.tokenizer().encode(text)))
+    if script is not None:
+        recorded.script(script)
+        print(written(f"wrote {script} and {script.with_suffix('.npz').name}; run it: python {script}"))
+    else:
+        recorded.step(op)

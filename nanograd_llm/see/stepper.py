@@ -1,0 +1,260 @@
+"""Stepping through a recorded pass in a terminal, one op call at a time, with commands like those of Python's debugger.
+
+The steps are the calls in the order of the forward, then the same calls in the order of backward.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.errors import GraphError, NanogradError
+from nanograd_llm.see.record import Call, Record, Use, Value, norm
+from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms
+
+HELP = """\
+n          the next step: forward through the calls, then backward through them
+b          the step before
+f          the other pass: from the forward of this call to its backward, or back
+g 12       go to call 12
+l          list the calls around this one
+p x[0,3]   print an array or an entry: an input, y, or a gradient: dy, dx; or anything in the table by its name
+t x[0,3]   the terms of the chain rule that make up the entry of dx
+m x[0,3]   move the entry up and down, and compare with backward
+u wte      the gradient of a value, use by use
+open       open a fused op into the composition it equals; up comes back
+h          this help
+q          quit; an empty line repeats the last command"""
+_FEW = 12
+_REFERENCE = re.compile(r"(?P<name>[^\[\]]+?)\s*(?:\[(?P<index>[^\]]*)\])?")
+
+
+class Stepper:
+    """A position in a trace, and the commands that move it or print what is there.
+
+    number: of the call.  backward: is this the call's backward?
+    """
+
+    def __init__(self, trace: Record, number: int = 0):
+        self.trace, self.backward = trace, False
+        self.number = trace.call(number).number
+        self.above: list[tuple[Record, int, bool]] = []
+
+    @property
+    def call(self) -> Call:
+        return self.trace.calls[self.number]
+
+    def run(self, lines: Iterable[str], write: Callable[[str], Any], echo: bool) -> None:
+        """Obey these lines until q. echo: write each as well, since it does not come from a keyboard."""
+        write(f"{self.trace.title}: {len(self.trace.calls)} op calls; h for help\n{self.shown()}\n")
+        last = ""
+        lines = iter(lines)
+        while True:
+            write("(step) ")
+            line = next(lines, None)
+            if echo:
+                write((line or "").strip() + "\n")
+            elif line is None:
+                write("\n")
+            if line is None or line.strip() in ("q", "quit", "exit"):
+                return
+            last = line.strip() or last
+            try:
+                write(self.obey(last) + "\n")
+            except NanogradError as error:
+                write(f"{error}\n")
+
+    def obey(self, line: str) -> str:
+        """Do one command; returns what it shows. Raises NanogradError for what cannot be done."""
+        word, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], str]] = {
+            **{"n": self.next, "b": self.back, "f": self.flip, "g": self.go, "l": self.listed, "p": self.printed},
+            **{"t": self.terms, "m": self.nudge, "u": self.uses, "open": self.open, "up": self.up},
+            **{"h": lambda _: HELP, "help": lambda _: HELP, "": lambda _: self.shown()},
+        }
+        if word not in commands:
+            raise GraphError(f"there is no command {word!r}; h lists them")
+        return commands[word](rest.strip())
+
+    def next(self, _: str) -> str:
+        return self._moved(1)
+
+    def back(self, _: str) -> str:
+        return self._moved(-1)
+
+    def _moved(self, by: int) -> str:
+        count = len(self.trace.calls)
+        place = (2 * count - 1 - self.number if self.backward else self.number) + by
+        if not 0 <= place < 2 * count:
+            return "this is the last step" if by > 0 else "this is the first step"
+        self.backward, self.number = place >= count, min(place, 2 * count - 1 - place)
+        return self.shown()
+
+    def flip(self, _: str) -> str:
+        self.backward = not self.backward
+        return self.shown()
+
+    def go(self, rest: str) -> str:
+        self.number = self.trace.call(int(rest) if rest.isdigit() else rest).number  # type: ignore[arg-type]
+        return self.shown()
+
+    def listed(self, _: str) -> str:
+        nearby = self.trace.calls[max(0, self.number - 5) : self.number + 6]
+        arrow = "<-" if self.backward else "->"
+        return "\n".join(f"{arrow if call is self.call else '  '} {_title(call)}" for call in nearby)
+
+    def printed(self, rest: str) -> str:
+        value, index, gradient, name = self._found(rest)
+        a = value.grad if gradient and isinstance(value, Value) else value
+        a = a.array if isinstance(a, Value) else a
+        if a is None:
+            raise GraphError(f"{name} has no gradient")
+        if not isinstance(a, np.ndarray):
+            return f"{name} = {a!r}"
+        if index is not None and index != ():
+            return f"{name}{at(index)} = {a[require_index(a, index, name)]!s}"
+        return f"{name} {a.shape} {a.dtype}\n{_array(a)}"
+
+    def terms(self, rest: str) -> str:
+        name, index = _parsed(rest)
+        return str(terms(self.call, name, index or ()))
+
+    def nudge(self, rest: str) -> str:
+        value, index, _, _ = self._found(rest)
+        if not isinstance(value, Value):
+            raise GraphError(f"{rest} is no value of the forward; move an input, y, or something by its name")
+        return str(nudge(self.trace, value, index or ()))
+
+    def uses(self, rest: str) -> str:
+        value, _, _, name = self._found(rest)
+        if not isinstance(value, Value) or not value.uses:
+            raise GraphError(f"{name} gets its gradient from no call")
+        lines = [f"  |{norm(use.gradient):.4g}| from {use}" for use in value.uses]
+        return "\n".join([f"the gradient of {value.label} is the sum of {_count(value.uses)}", *lines])
+
+    def open(self, _: str) -> str:
+        opened = composition(self.trace, self.call, type(self.trace))
+        self.above.append((self.trace, self.number, self.backward))
+        self.trace, self.number = opened, len(opened.calls) - 1 if self.backward else 0
+        return f"{opened.title}: {len(opened.calls)} op calls; up comes back\n{self.shown()}"
+
+    def up(self, _: str) -> str:
+        if not self.above:
+            raise GraphError("nothing is open")
+        self.trace, self.number, self.backward = self.above.pop()
+        return self.shown()
+
+    def _found(self, rest: str) -> tuple[Any, Any, bool, str]:
+        """What `x[0,3]` or `dx[0,3]` stands for at this call: a Value or array, the index, is it a gradient, its name.
+
+        The gradient of an input is what this call sent.
+        """
+        name, index = _parsed(rest)
+        call = self.call
+        here: dict[str, Any] = {call.input_name(i): x for i, x in enumerate(call.inputs)}
+        here |= {"y": call.output, "dy": call.cotangent}
+        here |= {f"d{call.input_name(i)}": sent for i, sent in enumerate(call.sent) if sent is not None}
+        here = {**call.kept, **here}
+        if name in here:
+            return here[name], index, False, name
+        try:
+            return self.trace.value(int(name) if name.isdigit() else name), index, False, name
+        except NanogradError:
+            if name.startswith("d") and len(name) > 1:
+                return self.trace.value(name[1:]), index, True, name
+            raise
+
+    def shown(self) -> str:
+        """The call where we are, with its numbers."""
+        return "\n".join(self._backward() if self.backward else self._forward())
+
+    def _forward(self) -> Iterator[str]:
+        call = self.call
+        yield f"-> forward {_title(call)}"
+        yield f"   {call.call_place}: {call.source}"
+        yield f"   {call.op.formula}"
+        for i, x in enumerate(call.inputs):
+            if x is not None:
+                yield from _line(call.input_name(i), x.array, _from(x))
+        for name, value in call.static.items():
+            yield f"   {name} = {value!r:.80}"
+        yield from _line("y", call.output.array, f"is {call.output.name}" if call.output.name else "")
+
+    def _backward(self) -> Iterator[str]:
+        call = self.call
+        yield f"<- backward {_title(call)}"
+        yield f"   {call.op.adjoint}"
+        yield f"   {call.rule_place}"
+        yield from (f"   | {line}" for line in rule_source(call))
+        uses = call.output.uses
+        whence = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {_count(uses)}"
+        yield from _line(bar("y"), call.cotangent, whence or "where backward begins")
+        for use in uses if len(uses) > 1 else ():
+            yield f"      |{norm(use.gradient):.4g}| from {use}"
+        for i, (x, sent) in enumerate(zip(call.inputs, call.sent)):
+            if sent is not None and x is not None:
+                yield from _line(bar(call.input_name(i)), sent, f"to {x.label}")
+
+
+def step(trace: Record, number: int = 0) -> None:
+    """Step through a trace with the commands that come from standard input: see HELP."""
+    is_typed = sys.stdin.isatty()
+
+    def typed() -> Iterator[str]:
+        while True:
+            try:
+                yield input()
+            except EOFError:
+                return
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    Stepper(trace, number).run(typed() if is_typed else sys.stdin, write, echo=not is_typed)
+
+
+def rule_source(call: Call) -> list[str]:
+    """The lines of the rule's source, or one line that says that there is none."""
+    try:
+        return textwrap.dedent(inspect.getsource(inspect.unwrap(call.op.rule))).rstrip().splitlines()  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ["(its source is not in a file)"]
+
+
+def _parsed(rest: str) -> tuple[str, Any]:
+    match = _REFERENCE.fullmatch(rest.strip())
+    parts = [] if match is None else [part.strip() for part in (match["index"] or "").split(",") if part.strip()]
+    if match is None or not all(part.lstrip("-").isdigit() for part in parts):
+        raise GraphError(f"expected a name, or a name and an index, such as x[0,3]; got {rest!r}")
+    return match["name"].replace(BAR, ""), tuple(map(int, parts))
+
+
+def _title(call: Call) -> str:
+    name = f" {call.output.name}" if call.output.name else ""
+    return f"{call.number} {call.op.name}{name}" + (f" in {call.module}" if call.module else "")
+
+
+def _from(x: Value) -> str:
+    if x.made_by is not None:
+        return f"from {_title(x.made_by)}"
+    return x.label if x.name else ""
+
+
+def _count(uses: list[Use]) -> str:
+    return f"{len(uses)} use{'s' * (len(uses) != 1)}"
+
+
+def _line(name: str, a: np.ndarray, more: str) -> Iterator[str]:
+    """An array's line: in full where it is short, else its norm."""
+    numbers = f"|{norm(a):.4g}|" if a.size > _FEW else _array(a).replace("\n", "")
+    yield f"   {name:<4} {a.shape!s:<12} {a.dtype} {numbers}" + (f"  {more}" if more else "")
+
+
+def _array(a: np.ndarray) -> str:
+    return np.array2string(a, precision=4, threshold=60, edgeitems=3, separator=" ", max_line_width=110)

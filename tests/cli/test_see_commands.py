@@ -1,0 +1,54 @@
+"""The commands that show what happens inside a model: what they print, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanograd_llm.cli import main
+
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("runs") / "tiny")
+    assert main(["train", "--steps", "4", "--out", path, *TINY, "--held-out", "0.01", "--vocab-size", "270"]) == 0
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """(stdout, stderr) with stderr being one line at most."""
+    out, err = capsys.readouterr()
+    assert err.count("\n") <= 1 and "Traceback" not in err
+    return out, err
+
+
+def test_step_obeys_commands_from_a_pipe(run: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\nu wte\n"))
+    assert main(["step", run, "The cat", "--op", "3"]) == 0
+    out, _ = told(capsys)
+    assert out.startswith("GPT.loss: 15 op calls; h for help\n-> forward 3 layernorm in blocks.0.ln_1\n")
+    assert "-> forward 4 linear in blocks.0.attention.qkv" in out and "is the sum of 2 uses" in out
+
+
+def test_step_writes_a_script_that_runs_by_itself(run: str, tmp_path: Path, capsys) -> None:
+    script = tmp_path / "backward.py"
+    assert main(["step", run, "The cat", "--script", str(script)]) == 0
+    assert told(capsys)[0] == f"wrote {script} and backward.npz; run it: python {script}\n"
+    found = subprocess.run([sys.executable, "-I", str(script)], capture_output=True, text=True)
+    assert found.stdout.endswith("arrays are the same, bit for bit\n")
+
+
+def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:
+    for text in ("T", "a long text " * 20):
+        assert main(["step", run, text]) == 2
+        assert "tokens; this model can be looked at on 2 to 17" in told(capsys)[1]
+    assert main(["step", run, "The cat", "--op", "99"]) == 2
+    assert "there is no call 99; they are numbered from 0 to 14" in told(capsys)[1]
+    assert main(["step", run, "The cat", "--script", str(tmp_path / "a.txt")]) == 2
+    assert "a script ends in .py" in told(capsys)[1]

@@ -1,0 +1,113 @@
+"""The stepper's transcripts: what it prints for a list of commands that come through a pipe.
+
+Run this file to write the transcripts again, and read the changes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from passes import small_gpt
+
+import nanograd_llm as ng
+from nanograd_llm.see.stepper import HELP, Stepper
+
+FOLDER = Path(__file__).parent / "transcripts"
+
+
+def expression(a, b, c):
+    h1 = a * b
+    h2 = h1 + c
+    return ng.ops.tanh(h2)
+
+
+def scalar() -> Any:
+    return ng.trace(expression, 2.0, -0.5, 1.5)
+
+
+def gpt() -> Any:
+    model, tokens, targets = small_gpt()
+    return ng.trace(model.astype(np.float64).loss, tokens, targets)  # with digits that are the same everywhere
+
+
+WALKS = {  # a trace, and the commands, an empty one among them
+    "expression": (scalar, "n/n/n/t x/p dx//m h1/n/n/n/b/u h1/q"),
+    "gpt": (gpt, "g 12/f/n/b/g 3/f/t x[0,3,2]/m blocks.0.ln_1[0,3,2]/open/n/f/n/l/up/u wte/p dwte[4]/m wte[4,0]/h"),
+}
+MISTAKES = {
+    "s": "there is no command 's'; h lists them",
+    "g 3": "there is no call 3; they are numbered from 0 to 2",
+    "g x": "there is no call 'x'; they are numbered from 0 to 2",
+    "open": "multiply is made of no other ops: read its rule in",
+    "up": "nothing is open",
+    "p": "expected a name, or a name and an index, such as x[0,3]; got ''",
+    "p x[0": "expected a name, or a name and an index, such as x[0,3]; got 'x[0'",
+    "p a[3]": "a has shape (); an entry of it needs 0 indices; got (3,)",
+    "t c": "call 0 (multiply) sends no gradient to 'c', only to a, b",
+    "m needs": "needs is no value of the forward; move an input, y, or something by its name",
+    "u 2": "2 gets its gradient from no call",
+    "b": "this is the first step",
+}
+
+
+def transcript(trace: Any, commands: str) -> str:
+    """What a Stepper writes, without the numbers of lines in files."""
+    written: list[str] = []
+    Stepper(trace).run(commands.split("/"), written.append, echo=True)
+    return re.sub(r"(\.py):\d+", r"\1:N", "".join(written))
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_a_transcript_is_as_it_was(name: str) -> None:
+    make, commands = WALKS[name]
+    assert transcript(make(), commands) == (FOLDER / f"{name}.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_command_that_cannot_be_done_says_why_in_one_line(command: str) -> None:
+    said = transcript(scalar(), command).splitlines()[-2]
+    assert said.startswith(MISTAKES[command])
+
+
+def test_n_walks_forward_then_backward_and_b_the_same_way_back() -> None:
+    stepper = Stepper(scalar())
+    ahead = [stepper.shown(), *(stepper.obey("n") for _ in range(5))]
+    assert [step.split()[:2] for step in ahead] == [["->", "forward"]] * 3 + [["<-", "backward"]] * 3
+    assert [step.split()[2] for step in ahead] == list("012210")
+    assert stepper.obey("n") == "this is the last step"
+    assert [stepper.obey("b") for _ in range(5)] == ahead[-2::-1]
+
+
+def test_the_steps_show_the_numbers_of_the_trace() -> None:
+    trace = scalar()
+    stepper = Stepper(trace, 2)
+    assert stepper.obey("p y") == f"y () float64\n{trace.result.array:.4f}"
+    assert stepper.obey("p dh1") == f"dh1 () float64\n{trace.value('h1').grad:.4f}"
+    assert stepper.obey("p 0") == "0 () float64\n-1."
+    stepper.obey("f")
+    assert "return dy * (1 - y * y)" in stepper.shown() and "x̄*(1" not in stepper.shown()
+
+
+def test_a_trace_is_stepped_through_by_standard_input(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\nf\n"))
+    scalar().step(1)
+    out = capsys.readouterr().out
+    assert out.startswith("expression: 3 op calls; h for help\n-> forward 1 add h2\n")
+    assert "(step) n\n-> forward 2 tanh\n" in out and "(step) f\n<- backward 2 tanh\n" in out
+    assert out.endswith("(step) \n")
+
+
+def test_the_help_names_every_command() -> None:
+    known = {line.split()[0] for line in HELP.splitlines()}
+    assert known == {*"nbfglptmuhq", "open"}
+
+
+if __name__ == "__main__":
+    for name, (make, commands) in WALKS.items():
+        (FOLDER / f"{name}.txt").write_text(transcript(make(), commands), "utf-8")
