@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nanograd_llm.models import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig
     from nanograd_llm.pretrained import load_bert, load_gpt2, load_lora, save_bert, save_gpt2, save_lora
     from nanograd_llm.runs.opening import open_model
-    from nanograd_llm.see.trace import trace
+    from nanograd_llm.see.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
         "models.gpt": "GPT GPTConfig",
         "pretrained": "load_bert load_gpt2 load_lora save_bert save_gpt2 save_lora",
         "runs.opening": "open_model",
-        "see.trace": "trace",
+        "see.tracing": "trace",
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
     {  # PyTorch's names

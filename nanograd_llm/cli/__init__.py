@@ -36,7 +36,11 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "compare": ["compare runs/nano-1 runs/nano-2", "compare runs/nano-* --svg losses.svg"],
     "tokenize": ['tokenize "the cat sat" --model runs/nano-1', 'tokenize "the cat sat"'],
     "convert": ["convert runs/nano-1 --to hf --out my-model"],
-    "step": ['step runs/nano-1 "the cat sat"', 'step runs/nano-1 "the cat sat" --script backward.py'],
+    "step": [
+        'step runs/nano-1 "the cat sat"',
+        'step runs/nano-1 "the cat sat" --html step.html',
+        'step runs/nano-1 "the cat sat" --script backward.py',
+    ],
     "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],

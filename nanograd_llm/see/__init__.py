@@ -5,6 +5,6 @@ from nanograd_llm.backend.lazy import lazily
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nanograd_llm.see.record import Call, Record, Use, Value
-    from nanograd_llm.see.trace import Trace, trace
+    from nanograd_llm.see.tracing import Trace, trace
 
-__getattr__, __dir__, __all__ = lazily(__name__, {"record": "Call Record Use Value", "trace": "Trace trace"})
+__getattr__, __dir__, __all__ = lazily(__name__, {"record": "Call Record Use Value", "tracing": "Trace trace"})

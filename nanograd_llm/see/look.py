@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import GPT
 
 
-def tokens_and_targets(model: GPT, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
     """A text's ids as a batch of one for `loss`: all but the last, and for each the next.  (1, T), (1, T)
 
     Raises ConfigError for fewer than two ids, or more than fit into the context and one more.

@@ -289,18 +289,19 @@ class _Recorder:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        before = sys.getprofile()
-
         def note_return(frame: Any, event: str, _: Any) -> None:
             if event == "return" and not frame.f_code.co_filename.startswith(self.hidden):
                 self.read_locals(frame)
 
         with watched(self.note):
+            if sys.getprofile() is not None:  # leave a profiler that runs alone: last values stay without names
+                yield
+                return
             sys.setprofile(note_return)  # a function's last values have their names when it returns
             try:
                 yield
             finally:
-                sys.setprofile(before)
+                sys.setprofile(None)
 
     def note(self, node: Node, arrays: Any, static: Any, place: str) -> None:
         frame: Any = sys._getframe(1)

@@ -93,17 +93,30 @@ class Nudge:
         )
 
 
-def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None) -> Nudge:
-    """Move one entry of a value and compare. Raises GraphError for a value without a gradient."""
+def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None, *, quick: bool = False) -> Nudge:
+    """Move one entry of a value and compare. quick: by two fixed steps, where more find the best one.
+
+    Raises GraphError for a value without a gradient.
+    """
     index = require_index(value.array, index, value.label)
     if value.grad is None:
         raise GraphError(f"{value.label} has no gradient")
     replay = replay or Replay(record, value)
-    found = differences(lambda t: replay(moved(replay.array, index, t)), enough=1e-7)
+
+    def line(t: complex) -> np.ndarray:
+        return replay(moved(replay.array, index, t))
+
+    if quick:
+        step = 1e-5 * max(1.0, abs(float(value.array[index])))
+        slope, wider = ((line(h) - line(-h)) / (2 * h) for h in (step, 2 * step))
+        error = 4 * abs(slope - wider) + 1e-9 * abs(slope)
+    else:
+        found = differences(line, enough=1e-7)
+        slope, error = found.value, found.error
     rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * float(np.abs(value.grad).max())
     entry = value.label + at(index)
-    numbers = float(value.array[index]), float(found.value), float(value.grad[index])
-    return Nudge(entry, *numbers, rounding + float(found.error))
+    numbers = float(value.array[index]), float(slope), float(value.grad[index])
+    return Nudge(entry, *numbers, rounding + float(error))
 
 
 @dataclass(frozen=True)

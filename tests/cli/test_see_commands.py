@@ -44,6 +44,12 @@ def test_step_writes_a_script_that_runs_by_itself(run: str, tmp_path: Path, caps
     assert found.stdout.endswith("arrays are the same, bit for bit\n")
 
 
+def test_step_writes_a_page_with_the_tokens(run: str, tmp_path: Path, capsys) -> None:
+    assert main(["step", run, "The cat", "--html", str(tmp_path / "step.html")]) == 0
+    assert told(capsys)[0] == f"wrote {tmp_path}/step.html; open it in a browser\n"
+    assert '"tokens":["Th' in (tmp_path / "step.html").read_text("utf-8")
+
+
 def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:
     for text in ("T", "a long text " * 20):
         assert main(["step", run, text]) == 2

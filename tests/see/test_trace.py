@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
+import sys
+
 import numpy as np
 import pytest
 from passes import LAYERS, OPS, by_hand, differences, layer_passes, op_passes, same_bits, small_gpt
@@ -146,6 +149,16 @@ def test_two_leaves_of_one_array_keep_gradients_of_their_own() -> None:
     a, b = (ng.Tensor(array, requires_grad=True) for _ in range(2))
     trace = ng.trace(lambda: (a * a * b).sum())
     assert trace.grads["a"].tolist() == [2, 8] and trace.grads["b"].tolist() == [1, 4]
+
+
+def test_a_profiler_that_runs_goes_on_and_the_numbers_are_the_same() -> None:
+    profile = cProfile.Profile()
+    profile.enable()
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    assert sys.getprofile() is profile
+    profile.disable()
+    assert sys.getprofile() is None
+    assert trace.grads == ng.trace(expression, 2.0, -0.5, 1.5).grads
 
 
 def test_recomputed_blocks_are_recorded_op_by_op() -> None:

@@ -103,6 +103,22 @@ class Trace(Record):
 
         write_script(self, path)
 
+    def html(self, path: str | os.PathLike[str], tokens: list[str] | None = None) -> None:
+        """Write the pass as one HTML file to step through in a browser; it needs no network.
+
+        tokens: the pieces of the text, to name the rows of arrays that have one row for each.
+        Raises GraphError unless the path ends in .html.
+        """
+        from nanograd_llm.files.atomic import write_atomically
+        from nanograd_llm.see.page import page, require_html
+
+        write_atomically(require_html(path), page(self, tokens).encode())
+
+    def _repr_html_(self) -> str:
+        from nanograd_llm.see.page import notebook, page, plain_table
+
+        return notebook(page(self), plain_table(self))
+
     def check(self, answers: Mapping[str, Any] | None = None, /, **named: Any) -> bool:
         """Print for each array whether it is the gradient of a value, and if not, what it looks like.
 

@@ -1,0 +1,286 @@
+"""A recorded pass as one HTML file that needs no network: the code that steps through it, and the numbers.
+
+Arrays are stored once each, as base64. A large one is pooled: each cell is the entry of largest size, with its sign.
+The chain rule and nudges are worked out here for the entries that can be clicked.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import html
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.backend.threads import blas_threads
+from nanograd_llm.errors import GraphError
+from nanograd_llm.see.record import Call, Record, Value, norm
+from nanograd_llm.see.replay import Replay, composition, nudge, terms
+from nanograd_llm.see.stepper import rule_source
+
+WHOLE = 48  # entries of an array that is clickable everywhere
+TOP = 6  # the largest entries of others
+SHOWN_TERMS = 5
+_WORK = 1e8  # numbers that may be touched for terms, and for nudges
+_MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
+_CELLS = 2048, 576
+_COLUMNS = 96
+
+
+def page(record: Record, tokens: list[str] | None = None) -> str:
+    """The HTML page of a record. tokens: names for the rows of arrays that have one for each token."""
+    with blas_threads(1):  # many small products
+        data = _Packer(record, tokens).data
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return shell(record.title, plain_table(record), script=code("page.js"), data=text)
+
+
+def shell(title: str, main: str, *, script: str = "", data: str = "") -> str:
+    """An HTML document with our style, and a policy by which it can load nothing and run no other script."""
+    style = code("page.css")
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; base-uri 'none'; form-action 'none'"
+    policy += f"; script-src '{_digest(script)}'" if script else ""
+    scripts = f'<script type="application/json" id="data">{data}</script>\n<script>{script}</script>' if script else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<main id="main">
+{main}
+</main>
+{scripts}
+</body>
+</html>
+"""
+
+
+@functools.cache
+def code(name: str) -> str:
+    return (Path(__file__).parent / name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def plain_table(record: Record) -> str:
+    """The calls as an HTML table, which stands on the page until a script runs, and where none may."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "op", "module", "shape", "|y|", "|ȳ|", "rule"))
+    rows = "".join(
+        f"<tr><td>{c.number}</td><td>{html.escape(c.op.name)}</td><td>{html.escape(c.module)}</td>"
+        f"<td>{c.output.array.shape}</td><td>{norm(c.output.array):.3g}</td><td>{norm(c.cotangent):.3g}</td>"
+        f"<td>{html.escape(c.rule_place)}</td></tr>"
+        for c in record.calls
+    )
+    return f'<h1>{html.escape(record.title)}</h1>\n<table class="plain"><tr>{head}</tr>{rows}</table>'
+
+
+def pooled(a: np.ndarray, cells: int) -> tuple[np.ndarray, int, int]:
+    """The array as a table of at most about so many cells, and how many rows and columns of it one cell stands for.
+
+    Rows are along all axes but the last; a long array of one axis is folded into rows. Each cell has the entry of
+    largest size among those it stands for, with its sign.
+    """
+    flat = a.reshape(-1, a.shape[-1]) if a.ndim > 1 and a.size else a.reshape(1, -1)
+    if len(flat) == 1 and flat.shape[1] > _COLUMNS and flat.shape[1] % 64 == 0:
+        flat = flat.reshape(-1, 64)
+    if flat.size <= cells or not flat.size:
+        return flat, 1, 1
+    by_column = math.ceil(flat.shape[1] / _COLUMNS)
+    columns = math.ceil(flat.shape[1] / by_column)
+    by_row = math.ceil(len(flat) / max(1, cells // columns))
+    starts = np.arange(0, len(flat), by_row), np.arange(0, flat.shape[1], by_column)
+    high, low = (
+        pick.reduceat(pick.reduceat(flat, starts[0], axis=0), starts[1], axis=1) for pick in (np.maximum, np.minimum)
+    )
+    return np.where(np.abs(high) >= np.abs(low), high, low), by_row, by_column
+
+
+class _Packer:
+    """Collects what the page shows of a record, each array once."""
+
+    def __init__(self, record: Record, tokens: list[str] | None):
+        self.cells = _CELLS[len(record.calls) > _MANY]
+        self.arrays: list[dict[str, Any]] = []
+        self.known: dict[Any, int] = {}
+        self.by_id: dict[int, int] = {}
+        self.alive: list[np.ndarray] = []  # what is known by its id must live
+        self.rules: list[str] = []
+        self.confirmed: set[Any] = set()  # ops whose slopes by complex step have been tested by differences
+        self.terms_left = self.nudges_left = _WORK
+        self.data = {
+            **self.pass_of(record, opens=True),
+            "arrays": self.arrays,
+            "rules": self.rules,
+            "tokens": tokens or [],
+        }
+
+    def pass_of(self, record: Record, *, opens: bool) -> dict[str, Any]:
+        values = list(record.values())
+        numbers = {id(value): i for i, value in enumerate(values)}
+        kinds: set[Any] = set()
+        calls = []
+        for call in record.calls:
+            kind = call.op.name, tuple(x.array.shape for x in call.inputs if x is not None)
+            may_open = opens and call.op.equals is not None and (len(record.calls) <= _MANY or kind not in kinds)
+            kinds.add(kind)
+            calls.append({**self.call(call, numbers, opens), "open": self.opened(record, call) if may_open else None})
+        return {
+            "title": record.title,
+            "values": [self.value(record, value, opens) for value in values],
+            "calls": calls,
+        }
+
+    def opened(self, record: Record, call: Call) -> Any:
+        inside = composition(record, call, Record)
+        return self.pass_of(inside, opens=False)
+
+    def value(self, record: Record, value: Value, deep: bool) -> dict[str, Any]:
+        return {
+            "n": value.label,
+            "a": self.array(value.array),
+            "g": None if value.grad is None else self.array(value.grad),
+            "made": value.made_by.number if value.made_by else -1,
+            "uses": [[use.call.number, use.place, self.array(use.gradient)] for use in value.uses],
+            "hook": value.hooked,
+            "nudge": self.nudges(record, value) if deep else {},
+        }
+
+    def call(self, call: Call, numbers: dict[int, int], deep: bool) -> dict[str, Any]:
+        inputs = []
+        for i, x in enumerate(call.inputs):
+            if x is not None:
+                known = {"v": numbers[id(x)]} if id(x) in numbers else {"a": self.array(x.array)}
+                sent = call.sent[i]
+                shown = {"g": self.array(sent), "t": self.terms(call, i) if deep else {}} if sent is not None else {}
+                inputs.append({"n": call.input_name(i), "i": i, **known, **shown})
+        kept = [(name, x) for name, x in call.kept.items() if isinstance(x, np.ndarray)]
+        return {
+            "op": call.op.name,
+            "module": call.module,
+            "doc": (inspect.getdoc(call.op) or "").partition("\n")[0],
+            "f": call.op.formula,
+            "adj": call.op.adjoint,
+            "at": call.call_place,
+            "src": call.source,
+            "in": inputs,
+            "static": [f"{name} = {value!r:.60}" for name, value in call.static.items()],
+            "y": numbers[id(call.output)],
+            "rule": self.rule(call),
+            "ruleat": call.rule_place,
+            "kept": [[name, self.array(x)] for name, x in kept],
+        }
+
+    def rule(self, call: Call) -> int:
+        source = "\n".join(rule_source(call))
+        if source not in self.rules:
+            self.rules.append(source)
+        return self.rules.index(source)
+
+    def array(self, a: np.ndarray) -> int:
+        if id(a) in self.by_id:
+            return self.by_id[id(a)]
+        content: Any = id(a) if a.size > 2**20 else hashlib.sha1(np.ascontiguousarray(a).tobytes()).digest()
+        key = a.shape, a.dtype.str, content
+        if key not in self.known:
+            table, rows, columns = pooled(a, self.cells)
+            packed = table.astype("<f4" if a.dtype.itemsize <= 4 and a.dtype.kind == "f" else "<f8")
+            self.known[key] = len(self.arrays)
+            more = {"p": [rows, columns], "norm": _short(norm(a))} if rows * columns > 1 else {}
+            self.arrays.append(
+                {
+                    "s": a.shape,
+                    "d": str(a.dtype),
+                    "g": table.shape,
+                    "b": base64.b64encode(np.ascontiguousarray(packed).tobytes()).decode(),
+                    **more,
+                }
+            )
+        self.alive.append(a)
+        self.by_id[id(a)] = self.known[key]
+        return self.known[key]
+
+    def entries(self, a: np.ndarray) -> list[int]:
+        """The entries to work out, as places in the flat array."""
+        if a.size <= WHOLE:
+            return list(range(a.size))
+        sizes = np.abs(np.nan_to_num(a)).reshape(-1)
+        return np.sort(np.argpartition(-sizes, TOP)[:TOP]).tolist()
+
+    def terms(self, call: Call, place: int) -> dict[str, Any]:
+        sent = call.sent[place]
+        assert sent is not None
+        work = sum(x.array.size for x in call.inputs if x is not None) + call.cotangent.size
+        found: dict[str, Any] = {}
+        for flat in self.entries(sent) if work < min(_WORK / 50, self.terms_left) else ():
+            self.terms_left -= work
+            index = tuple(map(int, np.unravel_index(flat, sent.shape)))
+            one = terms(call, place, index, confirm=call.op not in self.confirmed)
+            self.confirmed.add(call.op)
+            shown, rest = one.terms[:SHOWN_TERMS], one.terms[SHOWN_TERMS:]
+            places = [int(np.ravel_multi_index(k, call.cotangent.shape)) if k else 0 for k, _, _ in shown]
+            found[str(flat)] = [
+                [[k, _short(a), _short(b)] for k, (_, a, b) in zip(places, shown)],
+                [len(rest), _short(math.fsum(a * b for _, a, b in rest))],
+                _short(one.total, 9),
+                _short(one.sent, 9),
+                int(one.agrees),
+            ]
+        return found
+
+    def nudges(self, record: Record, value: Value) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if value.grad is None:
+            return found
+        work = 1 + _replay_work(record, value)
+        if work > min(_WORK / 50, self.nudges_left):
+            return found
+        replay = Replay(record, value)
+        for flat in self.entries(value.grad):
+            self.nudges_left -= work
+            index = tuple(map(int, np.unravel_index(flat, value.grad.shape)))
+            one = nudge(record, value, index, replay, quick=True)
+            found[str(flat)] = [_short(one.slope), _short(one.backward), int(one.agrees)]
+        return found
+
+
+def _replay_work(record: Record, value: Value) -> int:
+    below, work = {id(value)}, 0
+    for call in record.calls:
+        if any(id(x) in below for x in call.inputs):
+            below.add(id(call.output))
+            work += sum(x.array.size for x in call.inputs if x is not None) + call.output.array.size
+    return 4 * work
+
+
+def _short(x: float, digits: int = 6) -> float | str:
+    """A number with few digits; JSON has no infinities and no NaN, so these are strings."""
+    return float(f"{x:.{digits}g}") if math.isfinite(x) else str(x)
+
+
+def notebook(text: str, table: str) -> str:
+    """A page for a cell of a notebook: escaped inside an iframe, whose scripts stay; above 1 MB only the table."""
+    if len(text.encode()) > 2**20:
+        return table
+    return (
+        f'<iframe srcdoc="{html.escape(text, quote=True)}" width="100%" height="720" title="a recorded pass"></iframe>'
+    )
+
+
+def require_html(path: Any) -> Path:
+    """The path. Raises GraphError unless it ends in .html."""
+    if Path(path).suffix != ".html":
+        raise GraphError(f"a page ends in .html; got {path}")
+    return Path(path)

@@ -1,0 +1,255 @@
+"""The page: what its file holds, and what a browser makes of it (marked `browser`: needs playwright and chromium)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from passes import small_gpt
+
+import nanograd_llm as ng
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import GraphError
+from nanograd_llm.see import page as page_module
+from nanograd_llm.see.page import code, notebook, page, plain_table, pooled
+
+TOKENS = ["the", "cat", "sat", "on", "the"]
+MACRON = "\N{COMBINING MACRON}"
+
+
+def expression(a, b, c):
+    h1 = a * b
+    h2 = h1 + c
+    return ng.ops.tanh(h2)
+
+
+@pytest.fixture(scope="module")
+def gpt() -> Any:
+    model, tokens, targets = small_gpt()
+    return ng.trace(model.loss, tokens, targets)
+
+
+@pytest.fixture(scope="module")
+def file(gpt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "gpt.html"
+    gpt.html(path, TOKENS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scalar_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "scalar.html"
+    ng.trace(expression, 2.0, -0.5, 1.5).html(path)
+    return path
+
+
+def test_the_code_of_the_page_is_small_and_so_are_its_files(file: Path, scalar_file: Path) -> None:
+    assert len(code("page.js").encode()) + len(code("page.css").encode()) <= 40_000
+    assert file.stat().st_size <= 400_000 and scalar_file.stat().st_size <= 45_000
+
+
+def test_the_page_of_nano_at_16_tokens_has_at_most_3_megabytes(rng) -> None:
+    model = ng.GPT(ng.GPTConfig.preset("nano"), seed=0)
+    tokens, targets = rng.integers(0, 1024, (2, 1, 16))
+    with patch.object(page_module, "_WORK", 1e6):  # fewer terms; these are small
+        assert len(page(ng.trace(model.loss, tokens, targets)).encode()) <= 3_000_000
+
+
+def test_the_page_names_no_other_file_and_forbids_to_load_any(file: Path) -> None:
+    text = file.read_text("utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1)
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "http" not in policy
+    assert not re.search(r'(?:src|href)\s*=\s*"|@import|url\(', text)
+
+
+def test_markup_in_names_and_numbers_that_json_lacks_do_no_harm(tmp_path: Path) -> None:
+    def f(x):
+        return ng.ops.log(x).sum()
+
+    f.__name__ = "</script><script>alert(1)</script>"
+    with np.errstate(all="ignore"):
+        text = page(ng.trace(f, np.array([0.0, np.inf, np.nan, 1.0])))
+    data = text.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data)["title"] == f.__name__ and text.count("alert(1)</script>") == 0
+
+
+def test_without_scripts_the_table_stands_there(gpt, file: Path) -> None:
+    main = file.read_text("utf-8").split('<main id="main">')[1].split("</main>")[0]
+    assert main.strip() == plain_table(gpt) and main.count("<tr>") == 16 and "blocks.0.ln_1" in main
+
+
+def test_a_notebook_shows_an_escaped_iframe_and_above_a_megabyte_the_table(gpt) -> None:
+    with patch.object(page_module, "_WORK", 0):
+        shown = gpt._repr_html_()
+    assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;') and "<script" not in shown
+    assert notebook("x" * (2**20 + 1), "a table") == "a table"
+
+
+def test_a_cell_of_a_pooled_array_is_its_largest_entry_with_the_sign(rng) -> None:
+    a = rng.standard_normal((3, 40, 300))
+    cells, rows, columns = pooled(a, 576)
+    flat = a.reshape(120, 300)
+    assert cells.size <= 576 and (rows, columns) == (18, 4)
+    for r, c in np.ndindex(cells.shape):
+        block = flat[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns]
+        assert cells[r, c] == block.reshape(-1)[np.argmax(np.abs(block))]
+    assert pooled(a[0, :5, :6], 576)[0].tolist() == a[0, :5, :6].tolist()
+    assert pooled(np.arange(768.0), 2048)[0].shape == (12, 64)
+    assert pooled(np.zeros((0, 3)), 9)[0].size == 0
+
+
+def test_a_page_that_does_not_end_in_html_is_refused(gpt, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"a page ends in \.html; got .*page.txt"):
+        gpt.html(tmp_path / "page.txt")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    with sync.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Opened:
+    """A page in the browser, with all that it complains about and asks for."""
+
+    def __init__(self, browser: Any, path: Path, **how: Any):
+        self.tab = browser.new_page(viewport={"width": 1300, "height": 900}, **how)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.goto(path.as_uri())
+
+    def state(self) -> str:
+        return self.tab.inner_text("#where") + ": " + self.tab.inner_text("h2")
+
+    def press(self, *keys: str) -> str:
+        for key in keys:
+            self.tab.keyboard.press(key)
+        return self.state()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """The exact numbers of the first array of this name that is shown as a table."""
+        figure = self.tab.locator(f'figure[data-name="{name}"]').first
+        texts = figure.locator("td").evaluate_all("cells => cells.map(cell => cell.title)")
+        return np.array([float(text) for text in texts])
+
+
+@pytest.fixture
+def opened(browser, file: Path) -> Iterator[Opened]:
+    found = Opened(browser, file)
+    yield found
+    assert found.complaints == [] and found.requests == [file.as_uri()]
+    found.tab.close()
+
+
+@pytest.mark.browser
+def test_the_keys_walk_2n_states_forward_and_the_same_back(opened: Opened, gpt) -> None:
+    ahead = [opened.state(), *(opened.press("ArrowRight") for _ in range(29))]
+    assert len(set(ahead)) == 30 and opened.press("ArrowRight") == ahead[-1]
+    assert [opened.press("ArrowLeft") for _ in range(29)] == ahead[-2::-1]
+    assert ahead[4] == "forward 5 of 15: forward: linear in blocks.0.attention.qkv"
+    assert ahead[15] == "backward 1 of 15: backward through linear_cross_entropy"
+    assert opened.press("End") == ahead[-1] and opened.press("Home") == ahead[0]
+    assert opened.press("b").startswith("backward 15 of 15") and opened.press("b") == ahead[0]
+
+
+@pytest.mark.browser
+def test_each_number_on_the_page_is_that_of_the_array(opened: Opened, gpt) -> None:
+    opened.press("Home", *["ArrowRight"] * 3)
+    call = gpt[3]
+    for name, a in (("x", call.inputs[0].array), ("w", call.inputs[1].array), ("y", call.output.array)):
+        shown = opened.numbers(name)
+        assert shown.tolist() == [float(repr(x).removeprefix("np.float32(").rstrip(")")) for x in a.reshape(-1)]
+    opened.press("b")
+    for name, a in (("ȳ", call.cotangent), ("x̄", call.sent[0]), ("w̄", call.sent[1])):
+        assert opened.numbers(name).astype(np.float32).tobytes() == a.tobytes()
+
+
+@pytest.mark.browser
+def test_a_number_shows_its_chain_rule_and_its_nudge_when_clicked(opened: Opened, gpt) -> None:
+    opened.press("End")
+    opened.tab.click('figure[data-name="w̄"] td[data-k="3"]')
+    panel = opened.tab.inner_text("#panel")
+    assert float(opened.tab.inner_text("#number")) == float(str(gpt[0].sent[0].reshape(-1)[3]))
+    assert "= Σ ȳ·∂y/∂w[0,3]" in panel and ": the same" in panel
+    assert (
+        "Nudge wte[0,3] up and down" in panel and "they agree (the whole gradient of wte: all 2 uses together)" in panel
+    )
+    assert "use by use" in opened.tab.inner_text("main")
+    assert opened.press("Escape") and not opened.tab.locator("#panel").count()
+
+
+@pytest.mark.browser
+def test_an_entry_is_picked_and_told_with_the_keyboard_alone(opened: Opened) -> None:
+    opened.press("End")
+    opened.tab.locator('figure[data-name="w̄"]').first.focus()
+    opened.press("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown")
+    assert "∂y/∂w[1,1]" in opened.tab.inner_text("#panel") or "w̄[1,1]" in opened.tab.inner_text("#panel")
+    assert "[1,1] =" in opened.tab.inner_text('[role="status"]')
+
+
+@pytest.mark.browser
+def test_a_fused_op_opens_into_the_ops_it_equals_and_closes(opened: Opened) -> None:
+    opened.press("Home", *["ArrowRight"] * 3)
+    assert opened.press("f") == "forward 1 of 9: forward: mean"
+    assert opened.tab.inner_text("h1") == "GPT.loss › layernorm, opened"
+    assert opened.press("End") == "backward 9 of 9: backward through mean"
+    assert opened.press("Escape").startswith("backward 12 of 15")
+
+
+@pytest.mark.browser
+def test_a_planted_wrong_rule_is_found_with_the_page_alone(browser, tmp_path: Path) -> None:
+    with patch.object(registry["tanh"], "rule", lambda dy, y: dy * (1 - y)):
+        ng.trace(expression, 2.0, -0.5, 1.5).html(tmp_path / "wrong.html")
+    found = Opened(browser, tmp_path / "wrong.html")
+    marked = found.tab.locator("nav .bad").locator("xpath=ancestor::button")
+    assert marked.count() == 1 and marked.inner_text().startswith("tanh ≠")
+    marked.click()
+    found.press("b")
+    found.tab.click('figure[data-name="x̄"] td')
+    assert "they differ: the rule is wrong here" in found.tab.inner_text("#panel")
+    assert found.complaints == []
+
+
+@pytest.mark.browser
+def test_an_expression_is_drawn_with_values_gradients_and_slopes(browser, scalar_file: Path) -> None:
+    found = Opened(browser, scalar_file)
+    found.press("End")
+    drawn = found.tab.locator(".graph text").all_text_contents()
+    assert {"h1", "value 2", "grad 1.57", "× −0.5", "× 2", "tanh"} <= set(drawn)
+    assert found.complaints == [] and found.requests == [scalar_file.as_uri()]
+
+
+@pytest.mark.browser
+def test_the_page_can_be_read_in_the_dark_and_without_scripts(browser, file: Path) -> None:
+    dark = Opened(browser, file, color_scheme="dark")
+    assert dark.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 29)"
+    dark.tab.click('[aria-label="light or dark"]')
+    assert dark.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    plain = Opened(browser, file, java_script_enabled=False)
+    assert plain.tab.locator("main table tr").count() == 16 and not plain.tab.locator("nav").count()
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_serious(browser, file: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = Opened(browser, file, bypass_csp=True)
+    for keys in (["Home"], ["End"], ["b"], ["ArrowRight"] * 3):
+        found.press(*keys)
+        wrong = axe.run(found.tab).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"]) for v in wrong if v["impact"] in ("serious", "critical")] == []
