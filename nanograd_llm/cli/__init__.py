@@ -41,13 +41,15 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
         'step runs/nano-1 "the cat sat" --html step.html',
         'step runs/nano-1 "the cat sat" --script backward.py',
     ],
+    "look": ['look runs/nano-1 "the cat sat on the mat"', 'look gpt2 "the cat sat" --html look.html'],
+    "plot": ["plot runs/nano-1", "plot runs/nano-* --html plot.html"],
     "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
     "bench": ["bench toy", "bench toy --against torch"],
     "eval": ["eval runs/nano-1 my_text.txt"],
     "doctor": ["doctor"],
 }
 STDIN = "train", "generate", "eval"  # where the argument - is standard input
-MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step"
+MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,14 +28,13 @@ def step(model: Model, text: str, /, *, html: Path | None = None, script: Path |
     from nanograd_llm.models import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.see import trace
-    from nanograd_llm.see.look import tokens_and_targets
-    from nanograd_llm.text.bpe import readable
+    from nanograd_llm.see.look import tokens_and_targets, visible
 
     opened = open_model(model, GPT)
     loaded, tokenizer = opened.model(), opened.tokenizer()
     recorded = trace(loaded.loss, *tokens_and_targets(loaded, tokenizer.encode(text)))
     if html is not None:
-        pieces = [readable(piece) for _, piece in tokenizer.pieces(text)]
+        pieces = [visible(piece) for _, piece in tokenizer.pieces(text)]
         recorded.html(html, pieces[:-1])
         print(written(f"wrote {html}; open it in a browser"))
     if script is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import time
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Annotated, Any, Literal
@@ -20,7 +21,9 @@ from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resume_run
+from nanograd_llm.runs.run import Event, Run
 from nanograd_llm.runs.tables import tables_of
+from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
@@ -85,6 +88,7 @@ def train(
     resume: Path | None = None,
     show_batch: bool = False,
     device: Device = "cpu",
+    watch: int = 0,
     settings: Given = NOTHING,
 ) -> int:
     """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
@@ -107,7 +111,11 @@ def train(
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.
+    watch
+        After every N steps look at one row of the batch: how large the update of each layer is beside its weights, and
+        how saturated its activations are, for `plot`. 0 for never; it costs about one step more each time.
     """
+    require_int("watch", watch, 0)
     use_device(device)
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
@@ -139,7 +147,7 @@ def train(
     spent += time.monotonic() - began - prepared.task.untimed
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:
-            code = show(prepared, events)
+            code = show(prepared, _watched(prepared, events, watch) if watch else events)
     except KeyboardInterrupt as error:
         saved = prepared.folder.checkpoints()
         if not saved:
@@ -153,3 +161,14 @@ def train(
         print(written(f"to go on: nanograd-llm train --resume {folder}"))
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
     return code
+
+
+def _watched(run: Run, events: Iterator[Event], every: int) -> Iterator[Event]:
+    """The events of a run; what `watching` finds goes to its watch.jsonl."""
+    from nanograd_llm.see.watch import watching
+
+    def write(record: dict[str, Any]) -> None:
+        with (run.folder.path / "watch.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    return watching(events, run.task.model, run.task.batch, every, write)

@@ -1,13 +1,25 @@
-"""What a GPT does with a text: its surprise token by token, its attention, and gradients read as tokens."""
+"""What a GPT does with a text: its surprise token by token, its attention, and gradients read as tokens.
+
+The logit lens gives the last norm and the head the stream of an earlier depth: what would be said if the model ended
+there (nostalgebraist, "interpreting GPT: the logit lens", 2020). The gradient lens multiplies the head with the
+cotangent of the stream, reversed: which token would a small step down the gradient make likelier?
+
+T tokens but for the last, which is only predicted; L blocks, D = 2L + 1 places of the stream; V vocabulary
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.see.record import Record, norm, recorded
+
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -20,3 +32,124 @@ def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError(f"the text has {len(ids)} tokens; this model can be looked at on 2 to {length + 1}")
     row = np.asarray(ids)[None]
     return row[:, :-1], row[:, 1:]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of the tied table: its gradient's norm, its share of the whole gradient along it, the rows it changes."""
+
+    name: str
+    norm: float
+    share: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What `look` sees.
+
+    bits: (T,) surprise at each next token.  attention: L arrays (H, T, T), row looks at column.
+    lens: for each depth its name, the likeliest next token (T,) and its probability (T,).
+    gradient_lens: for each place of the stream its name, and the token (T,) that a step against the cotangent favours.
+    flow: for each place its name, the norm of the cotangent, and that of each token's part (T,).
+    uses: of the token table, the first to arrive first; table_rows: how many it has.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    bits: np.ndarray
+    attention: list[np.ndarray]
+    lens: list[tuple[str, np.ndarray, np.ndarray]]
+    gradient_lens: list[tuple[str, np.ndarray]]
+    flow: list[tuple[str, float, np.ndarray]]
+    uses: list[Use]
+    table_rows: int
+
+
+def look(model: GPT, ids: Any) -> Sight:
+    """Look at a GPT, in evaluation mode, reading a text of these ids. Raises ConfigError if they do not fit it."""
+    tokens, targets = tokens_and_targets(model, ids)
+    was_training = model.training
+    model.eval()
+    try:
+        seen = model.look(tokens)
+        record = recorded(model.loss, (tokens, targets), {})
+        head = model.head_table.data
+        lens = []
+        for depth, state in enumerate(seen.hidden_states):
+            logits = np.asarray(model.ln_f(state[0]).data) @ head.T  # (T, C)·(C, V) -> (T, V)
+            p = ops.softmax(logits)
+            lens.append((f"after block {depth - 1}" if depth else "embedding", p.argmax(-1), p.max(-1)))
+    finally:
+        model.train(was_training)
+    logp = ops.log_softmax(seen.logits[0])
+    bits = -logp[np.arange(tokens.size), targets[0]] / np.log(2)
+    places = _stream(record)
+    favoured = [(name, (-cotangent @ head.T).argmax(-1)) for name, cotangent in places]
+    flow = [(name, norm(cotangent), np.linalg.norm(cotangent, axis=-1)) for name, cotangent in places]
+    attention = [maps[0] for maps in seen.attention_maps]
+    wte = record.leaves["wte"]
+    return Sight(tokens[0], targets[0], bits, attention, lens, favoured, flow, _uses(wte), len(wte.array))
+
+
+def _stream(record: Record) -> list[tuple[str, np.ndarray]]:
+    """The cotangent (T, C) of the stream into the first block and after each half of a block, the first first."""
+    first = next(call for call in record.calls if call.module.startswith("blocks.0"))
+    entry = first.inputs[0]
+    assert entry is not None and entry.grad is not None
+    places = [("into block 0", entry.grad[0])]
+    for call in record.calls:
+        room, _, number = call.module.partition(".")
+        if call.op.name == "add" and room == "blocks" and number.isdigit():
+            half = "attention" if places[-1][0] != f"after attention {number}" else "mlp"
+            places.append((f"after {half} {number}", call.cotangent[0]))
+    return places
+
+
+def _uses(wte: Any) -> list[Use]:
+    total = wte.grad.astype(np.float64)
+    whole = float(np.vdot(total, total)) or 1.0
+    return [
+        Use(
+            {"embedding": "lookup (embedding)"}.get(use.call.op.name, f"head ({use.call.op.name})"),
+            norm(use.gradient),
+            float(np.vdot(use.gradient.astype(np.float64), total)) / whole,
+            int(np.count_nonzero(np.any(use.gradient != 0, axis=-1))),
+        )
+        for use in wte.uses
+    ]
+
+
+def text_of(sight: Sight, name: Any) -> str:
+    """The sight for a terminal, but for the attention maps. name: gives the text of an id."""
+    most = float(sight.bits.max())
+    lines = ["how surprised it is, in bits, and what it would say next at each depth (the true token is at the left)"]
+    width = 14
+    depths = sight.lens[-4:]  # as many as a terminal has room for
+    lines.append(f"{'next token':<{width}} {'bits':>5}    " + "".join(f"{name:<{width + 5}}" for name, _, _ in depths))
+    for i, target in enumerate(sight.targets):
+        bar = BLOCKS[min(7, int(8 * sight.bits[i] / (most or 1.0)))]
+        cells = "".join(f"{name(best[i]):<{width}.{width}} {p[i]:>3.0%} " for _, best, p in depths)
+        lines.append(f"{name(target):<{width}.{width}} {sight.bits[i]:>5.1f} {bar}  {cells}")
+    lines += ["", "gradient flow: the norm of the stream's cotangent, and the tokens that a step against it favours"]
+    for (place, size, _), (_, best) in zip(sight.flow, sight.gradient_lens):
+        marked = [f"[{name(b)}]" if b == t else name(b) for b, t in zip(best, sight.targets)]
+        lines.append(f"{place:<18} {size:>8.4f}  {' '.join(marked):.90}")
+    lines += ["", "the gradient of the token table, use by use"]
+    for use in sight.uses:
+        rows = f"in {use.rows:,} of {sight.table_rows:,} rows"
+        lines.append(f"{use.name:<28} norm {use.norm:.4f}, {use.share:.1%} of the whole along it, {rows}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def visible(piece: bytes) -> str:
+    r"""A token's bytes as text in which spaces and line ends can be seen; as a literal if they are not valid UTF-8.
+
+    >>> print(visible(b" the"), visible(b"\n"), visible(b"\xe2\x80"))
+    ␣the ⏎ \xe2\x80
+    """
+    try:
+        text = piece.decode("utf-8").translate({32: "␣", 10: "⏎", 9: "⇥"})
+    except UnicodeDecodeError:
+        return repr(piece)[2:-1]
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -29,7 +29,7 @@ TOP = 6  # the largest entries of others
 SHOWN_TERMS = 5
 _WORK = 1e8  # numbers that may be touched for terms, and for nudges
 _MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
-_CELLS = 2048, 576
+_CELLS = 2048, 800
 _COLUMNS = 96
 
 

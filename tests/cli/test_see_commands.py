@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanograd_llm.cli import main
+from nanograd_llm.runs import RunFolder
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -47,7 +49,40 @@ def test_step_writes_a_script_that_runs_by_itself(run: str, tmp_path: Path, caps
 def test_step_writes_a_page_with_the_tokens(run: str, tmp_path: Path, capsys) -> None:
     assert main(["step", run, "The cat", "--html", str(tmp_path / "step.html")]) == 0
     assert told(capsys)[0] == f"wrote {tmp_path}/step.html; open it in a browser\n"
-    assert '"tokens":["Th' in (tmp_path / "step.html").read_text("utf-8")
+    assert '"tokens":["T' in (tmp_path / "step.html").read_text("utf-8")
+
+
+def test_look_prints_the_surprise_the_flow_and_the_uses_and_writes_a_page(run: str, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "look.html"
+    assert main(["look", run, "The cat", "--html", str(page)]) == 0
+    out, _ = told(capsys)
+    assert "how surprised it is" in out and "into block 0" in out and "lookup (embedding)" in out
+    assert out.endswith(f"wrote {page}; open it in a browser\n")
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert main(["look", run, "The cat", "--html", str(tmp_path / "look.txt")]) == 2
+    assert "a page ends in .html" in told(capsys)[1]
+
+
+def test_plot_shows_the_curves_of_runs_and_what_watch_wrote(run: str, tmp_path: Path, capsys) -> None:
+    watched, page = str(tmp_path / "watched"), tmp_path / "plot.html"
+    assert main(["train", "--steps", "4", "--watch", "2", "--out", watched, *TINY, "--held-out", "0.01"]) == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "watched" / "watch.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
+    capsys.readouterr()
+    assert main(["plot", run, watched, "--html", str(page)]) == 0
+    out, _ = told(capsys)
+    assert [line.split()[0] for line in out.splitlines()] == [run, "loss", "rate", "gradient", watched, "loss", "rate",
+        "gradient", "wrote"]  # fmt: skip
+    assert "update ÷ weight" in page.read_text("utf-8")
+
+
+def test_a_watched_run_has_the_same_losses(run: str, tmp_path: Path) -> None:
+    path = tmp_path / "watched"
+    given = ["--steps", "4", "--watch", "1", "--out", str(path), *TINY, "--held-out", "0.01", "--vocab-size", "270"]
+    assert main(["train", *given]) == 0
+    records = [RunFolder(folder).read_metrics() for folder in (Path(run), path)]
+    losses = [[record["loss"] for record in one if "loss" in record] for one in records]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
 def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:

@@ -1,0 +1,40 @@
+"""`nanograd-llm look`: what happens inside a model that reads a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanograd_llm.cli.options import Model
+
+
+def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
+    """Show how surprised a GPT is at each token of a text, what each depth would say next, and how gradients flow.
+
+    Parameters
+    ----------
+    text
+        At least two tokens, of which each but the last predicts the next.
+    html
+        Write a page, with the attention of every head, such as look.html.
+    """
+    from nanograd_llm.cli.terminal import written
+    from nanograd_llm.files.atomic import write_atomically
+    from nanograd_llm.models import GPT
+    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.see.look import look as look_at
+    from nanograd_llm.see.look import text_of, visible
+    from nanograd_llm.see.page import require_html
+    from nanograd_llm.see.pictures import sight_page
+
+    path = None if html is None else require_html(html)
+    opened = open_model(model, GPT)
+    tokenizer = opened.tokenizer()
+    sight = look_at(opened.model(), tokenizer.encode(text))
+
+    def name(i: int) -> str:
+        return visible(tokenizer.decode_bytes([i]))
+
+    print(written(text_of(sight, name)))
+    if path is not None:
+        write_atomically(path, sight_page(sight, f"{model}: {text}", name).encode())
+        print(written(f"wrote {path}; open it in a browser"))

@@ -1,0 +1,49 @@
+"""`nanograd-llm plot`: the curves of training runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+def plot(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, html: Path | None = None) -> None:
+    """Show the curves of runs: loss, learning rate and norm of the gradient; of `train --watch` also its layers.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    html
+        Write a page with the loss against steps, items and time, such as plot.html; else the curves are lines of text.
+    """
+    from nanograd_llm.cli.terminal import row, written
+    from nanograd_llm.files.atomic import write_atomically
+    from nanograd_llm.runs.compare import sparkline
+    from nanograd_llm.runs.folder import RunFolder
+    from nanograd_llm.see.page import require_html
+    from nanograd_llm.see.pictures import series, training_page
+
+    path = None if html is None else require_html(html)
+    folders = [RunFolder.open(Path(run)) for run in runs]
+    metrics = {run: folder.read_metrics() for run, folder in zip(runs, folders)}
+    for run, records in metrics.items():
+        print(written(run))
+        for title, key in (("loss", "loss"), ("rate", "learning_rate"), ("gradient", "gradient_norm")):
+            curve = series(records, "step", key)[:, 1]
+            ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
+            print(written(row(f"  {title}", sparkline(curve, 48) + ends)))
+    if path is not None:
+        watched = {run: _watched(folder) for run, folder in zip(runs, folders)}
+        write_atomically(path, training_page(metrics, watched).encode())
+        print(written(f"wrote {path}; open it in a browser"))
+
+
+def _watched(folder: Any) -> list[dict[str, Any]]:
+    """What `train --watch` wrote; of a step that was done twice, the later record."""
+    file = folder.path / "watch.jsonl"
+    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
+    found = {record["step"]: record for record in map(json.loads, lines)}
+    return [found[step] for step in sorted(found)]

@@ -1,0 +1,194 @@
+"""HTML pages without scripts: what `look` sees of a text, and the curves of training runs."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.see.look import Sight
+from nanograd_llm.see.page import shell
+
+POINTS = 200  # of a curve at most; each is the mean of the steps around it
+_DASHES = "", "7 3", "2 3", "9 3 2 3", "12 4"
+
+
+def sight_page(sight: Sight, title: str, name: Callable[[int], str]) -> str:
+    """The page of what `look` sees. name: gives the text of an id."""
+    ids, targets = [name(i) for i in sight.ids], [name(i) for i in sight.targets]
+    most = float(sight.bits.max()) or 1.0
+    surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, sight.bits)]
+    lens = [
+        (depth, [(f"{name(b)}\n{chance:.0%}", float(chance), b == t) for b, chance, t in zip(best, p, sight.targets)])
+        for depth, best, p in reversed(sight.lens)
+    ]
+    favoured = [
+        (place, [(name(b), 0.0, b == t) for b, t in zip(best, sight.targets)])
+        for place, best in reversed(sight.gradient_lens)
+    ]
+    largest = max(size for _, size, _ in sight.flow) or 1.0
+    flow = "".join(
+        f'<tr><th scope="row">{place}</th><td class="num">{size:.4f}</td><td>{_bar(size / largest)}</td>'
+        f"<td>{_strip(parts)}</td></tr>"
+        for place, size, parts in sight.flow
+    )
+    uses = "".join(
+        f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
+        f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {sight.table_rows:,} rows</td></tr>"
+        for use in sight.uses
+    )
+    heads = "".join(
+        f'<tr><th scope="row">block {block}</th>'
+        + "".join(f"<td>{_attention(maps, head)}<br>head {head}</td>" for head, maps in enumerate(heads))
+        + "</tr>"
+        for block, heads in enumerate(sight.attention)
+    )
+    return shell(
+        title,
+        f"<h1>{html.escape(title)}</h1>"
+        "<h2>how surprised it is at each token, in bits</h2>" + _table([], [("", surprise)])
+        + "<h2>attention: row looks at column; one scale, 0 to 1</h2>"
+        + f'<table class="plain">{heads}</table>'
+        + "<h2>logit lens: what each depth would say next</h2>" + _table(ids, [*lens, _truth(targets)])
+        + "<h2>gradient lens: the token that a step against the cotangent makes likelier, at each depth</h2>"
+        + _table(ids, [*favoured, _truth(targets)])
+        + "<h2>gradient flow: the norm of the stream's cotangent at each depth, and of each token's part</h2>"
+        + f'<table class="plain">{flow}</table>'
+        + f'<h2>wte.grad, use by use</h2><table class="plain">{uses}</table>',
+    )  # fmt: skip
+
+
+def _truth(targets: Sequence[str]) -> tuple[str, list[tuple[str, float, bool]]]:
+    return "true next", [(target, 0.0, False) for target in targets]
+
+
+def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[tuple[str, float, bool]]]]) -> str:
+    """Cells of a text, a shade from 0 to 1, and whether they are right, which frames them."""
+    parts = [f"<tr><td></td>{''.join(f'<th scope=col>{html.escape(h)}</th>' for h in head)}</tr>"] if head else []
+    for name, cells in rows:
+        shown = "".join(
+            f'<td class="s{min(9, int(10 * shade))}{" right" if right else ""}">'
+            f"{html.escape(text).replace(chr(10), '<br>')}</td>"
+            for text, shade, right in cells
+        )
+        parts.append(f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>')
+    return f'<div class="scroll" tabindex="0"><table class="plain cells">{"".join(parts)}</table></div>'
+
+
+def _bar(share: float) -> str:
+    return f'<svg class="plus" width="200" height="10" role="img" aria-label="{share:.2f} of the largest">' + (
+        f'<rect width="{200 * share:.1f}" height="10"/></svg>'
+    )
+
+
+def _strip(parts: np.ndarray) -> str:
+    most = float(parts.max()) or 1.0
+    cells = "".join(
+        f'<rect x="{14 * i}" width="14" height="14" fill-opacity="{p / most:.2f}"/>' for i, p in enumerate(parts)
+    )
+    return f'<svg class="minus" width="{14 * len(parts)}" height="14" role="img" aria-label="by token">{cells}</svg>'
+
+
+def _attention(maps: np.ndarray, head: int) -> str:
+    size = max(3, min(12, 160 // len(maps)))
+    cells = "".join(
+        f'<rect x="{size * j}" y="{size * i}" width="{size}" height="{size}" fill-opacity="{maps[i, j]:.2f}"/>'
+        for i, j in np.argwhere(maps >= 0.01)
+    )
+    side = size * len(maps)
+    return f'<svg class="minus frame" width="{side}" height="{side}" role="img" aria-label="head {head}">{cells}</svg>'
+
+
+def training_page(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mapping[str, Any]) -> str:
+    """The curves of training runs. runs: name -> the records of metrics.jsonl.  watched: name -> those of --watch."""
+    names = list(runs)
+    charts = [
+        ("loss, by step", "step", "loss", False),
+        ("loss, by items trained on", "items", "loss", False),
+        ("loss, by seconds of training", "seconds", "loss", False),
+        ("learning rate, by step", "step", "learning_rate", False),
+        ("norm of the gradient, by step (log)", "step", "gradient_norm", True),
+    ]
+    drawn = [_chart(title, [(runs[n], x, y) for n in names], log) for title, x, y, log in charts]
+    legend = "".join(
+        f'<li><svg width="40" height="10" aria-hidden="true"><path d="M0 5H40" class="line" {_dash(i)}/></svg> '
+        f"{html.escape(name)}</li>"
+        for i, name in enumerate(names)
+    )
+    pictures = [_watched(name, records) for name, records in watched.items() if records]
+    title = ", ".join(names)
+    main = f'<h1>{html.escape(title)}</h1><ul class="legend">{legend}</ul><div class="maps">{"".join(drawn)}</div>'
+    return shell(title, main + "".join(pictures))
+
+
+def series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> np.ndarray:
+    """(N, 2): two numbers of each record of a step; `seconds` are added up from the rate of each step."""
+    steps = [record for record in records if "loss" in record and "learning_rate" in record]
+    seconds, items, rows = 0.0, 0.0, []
+    for record in steps:
+        seconds += (record["items"] - items) / record["items_per_second"] if record.get("items_per_second") else 0.0
+        items = record["items"]
+        known = {**record, "seconds": seconds}
+        rows.append((float(known[x]), float(known[y])))
+    found = np.array(rows).reshape(-1, 2)
+    found = found[np.isfinite(found).all(axis=1)]
+    parts = np.array_split(found, POINTS) if len(found) > POINTS else [found[i : i + 1] for i in range(len(found))]
+    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+
+
+def _dash(number: int) -> str:
+    return f'stroke-dasharray="{_DASHES[number % len(_DASHES)]}" data-run="{number % 6}"'
+
+
+def _chart(title: str, of: Sequence[tuple[Any, str, str]], log: bool) -> str:
+    curves = [series(*one) for one in of]
+    curves = [np.stack([c[:, 0], np.log10(np.maximum(c[:, 1], 1e-12))], 1) if log else c for c in curves]
+    every = np.concatenate([*curves, np.zeros((0, 2))])
+    if not len(every):
+        return f"<figure><figcaption>{title}: no steps yet</figcaption></figure>"
+    low, high = every.min(axis=0), every.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    lines = ""
+    for number, curve in enumerate(curves):
+        points = [f"{60 + 300 * a:.1f} {170 - 150 * b:.1f}" for a, b in ((curve - low) / span).tolist()]
+        lines += f'<path class="line" {_dash(number)} d="M{"L".join(points)}"/>' if points else ""
+    bottom, top = (f"{10**v if log else v:.3g}" for v in (low[1], high[1]))
+    return (
+        f'<figure><svg width="380" height="200" role="img" aria-label="{title}, from {bottom} to {top}">'
+        f'<path class="axis" d="M60 20V170H360"/>{lines}<text x="54" y="26" text-anchor="end">{top}</text>'
+        f'<text x="54" y="172" text-anchor="end">{bottom}</text><text x="60" y="188">{low[0]:,.0f}</text>'
+        f'<text x="360" y="188" text-anchor="end">{high[0]:,.0f}</text></svg><figcaption>{title}</figcaption></figure>'
+    )
+
+
+def _watched(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """One picture over all layers: how large each update was beside its weights; and the activations at the end."""
+    layers = list(records[-1]["update"])
+    shades = []
+    for layer in layers:
+        ratios = [math.log10(max(record["update"].get(layer, 0.0), 1e-12)) for record in records]
+        cells = [(f"{10**r:.1g}", min(0.99, max(0.0, (r + 5) / 4)), False) for r in ratios[-12:]]
+        shades.append((layer, cells))
+    steps = [str(record["step"]) for record in records[-12:]]
+    histograms = "".join(
+        f"<figure>{_histogram(a['counts'])}<figcaption>{html.escape(place)}: mean {a['mean']:.2f}, std {a['std']:.2f}, "
+        f"flat {a['flat']:.1%}<br>from {a['low']:.1f} to {a['high']:.1f}</figcaption></figure>"
+        for place, a in records[-1]["activations"].items()
+    )
+    return (
+        f"<h2>{html.escape(name)}: update ÷ weight, by step; about 0.001 is usual</h2>{_table(steps, shades)}"
+        f"<h2>{html.escape(name)}: what goes into the activations at step {records[-1]['step']}; flat is where the "
+        f'slope is below 0.01</h2><div class="maps">{histograms}</div>'
+    )
+
+
+def _histogram(counts: Sequence[int]) -> str:
+    most = max(counts) or 1
+    bars = "".join(
+        f'<rect x="{5 * i}" y="{60 - 60 * n / most:.1f}" width="4" height="{60 * n / most:.1f}"/>'
+        for i, n in enumerate(counts)
+    )
+    return f'<svg class="plus" width="{5 * len(counts)}" height="60" role="img" aria-label="histogram">{bars}</svg>'

@@ -1,0 +1,69 @@
+"""Watching a training run from outside: how large updates are beside the weights, and how saturated activations are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.nn.module import Module
+from nanograd_llm.see.record import Call, Record, norm, recorded
+
+ACTIVATIONS = "gelu", "gelu_exact", "relu", "silu", "tanh", "sigmoid"
+BINS = 40
+FLAT = 0.01  # a slope below this lets almost no gradient through
+
+
+def watching(
+    events: Iterable[Any],
+    model: Module,
+    batch: Callable[[int], tuple[np.ndarray, ...]],
+    every: int,
+    write: Callable[[dict[str, Any]], Any],
+) -> Iterator[Any]:
+    """Pass the events of a run on; after every `every`th step write what `update_ratios` and `activations` find.
+
+    batch: gives the arrays of a step.
+    """
+    before: dict[str, np.ndarray] | None = None
+    for event in events:
+        step = event.step if hasattr(event, "learning_rate") else None
+        if step is not None and step % every == 0 and before is not None:
+            rows = tuple(x[:1] for x in batch(step))
+            write({"step": step, "update": update_ratios(model, before), "activations": activations(model, rows)})
+        if step is not None:
+            is_next = (step + 1) % every == 0
+            before = {name: p.data.copy() for name, p in model.named_parameters()} if is_next else None
+        yield event
+
+
+def update_ratios(model: Module, before: dict[str, np.ndarray]) -> dict[str, float]:
+    """|new - old| / |old| of each parameter that has changed."""
+    found = {}
+    for name, p in model.named_parameters():
+        size = norm(before[name])
+        change = norm(p.data - before[name])
+        if size and change:
+            found[name] = float(f"{change / size:.4g}")
+    return found
+
+
+def activations(model: Module, batch: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """For each activation of the model's loss on a batch: a histogram of its input, mean, std, and the flat share."""
+    record: Record = recorded(model.loss, batch, {})
+    return {_place(call): _summary(call) for call in record.calls if call.op.name in ACTIVATIONS}
+
+
+def _place(call: Call) -> str:
+    return f"{call.module} {call.op.name}" if call.module else f"{call.number} {call.op.name}"
+
+
+def _summary(call: Call) -> dict[str, Any]:
+    x = call.inputs[0].array.astype(np.float64).reshape(-1)  # type: ignore[union-attr]
+    slope = np.imag(call.op(x + 1e-30j)) / 1e-30  # they work on each number by itself
+    counts, edges = np.histogram(x, BINS)
+    return {
+        "mean": float(x.mean()), "std": float(x.std()), "low": float(edges[0]), "high": float(edges[-1]),
+        "flat": float(np.mean(np.abs(slope) < FLAT)), "counts": counts.tolist(),
+    }  # fmt: skip
