@@ -35,7 +35,7 @@ function short(x) {
   if (x === 0) return "0";
   const size = Math.abs(x);
   const text = size >= 1e5 || size < 1e-3 ? x.toExponential(1).replace("e+", "e") : String(Number(x.toPrecision(3)));
-  return text.replace("-", MINUS).replace("e-", "e" + "-");
+  return text.replace(/^-/, MINUS);
 }
 
 /* The shortest text that gives the number again, as Python's repr. */

@@ -311,7 +311,7 @@ def _right_digits(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
 
 
 def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, str]:
-    """Is this array the gradient of the value? True or False, and a line that says so, or what it looks like."""
+    """Is this array the gradient of the value? True or False, and lines that say how close it is, or what it is like."""
     mine, right = np.asarray(mine), value.grad
     assert right is not None
     scale = float(np.abs(right).max(initial=0))
@@ -321,19 +321,16 @@ def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, s
         return a.shape == b.shape and bool((np.abs(a - b) <= 64 * eps * max(scale, 1e-30)).all())
 
     if mine.shape == right.shape and np.array_equal(mine, right):
-        return True, f"{name}: exact"
+        return True, f"{name}: right\n  exact, to the last bit"
     if equal(mine, right):
-        return True, f"{name}: close, at most {float(np.abs(mine - right).max()):.1g} off"
+        return True, f"{name}: right\n  close, at most {float(np.abs(mine - right).max()):.1g} off"
     looks = _looks_like(record, value, mine, right, equal)
-    if looks:
-        return False, f"{name}: not yet right: {looks}"
-    if mine.shape != right.shape:
-        return False, f"{name}: not yet right: its shape is {mine.shape}, that of the gradient {right.shape}"
-    worst = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(mine - right))), right.shape)))
-    return (
-        False,
-        f"{name}: not yet right: at {worst} it is {float(mine[worst]):.6g}, expected {float(right[worst]):.6g}",
-    )
+    if not looks and mine.shape != right.shape:
+        looks = f"its shape is {mine.shape}, that of the gradient {right.shape}"
+    if not looks:
+        worst = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(mine - right))), right.shape)))
+        looks = f"at {worst} it is {float(mine[worst]):.6g}, expected {float(right[worst]):.6g}"
+    return False, f"{name}: not yet right\n  {looks}"
 
 
 def _looks_like(

@@ -202,9 +202,9 @@ class Stepper:
                 yield from _line(bar(call.input_name(i)), sent, f"to {x.label}")
 
 
-def step(trace: Record, number: int = 0) -> None:
-    """Step through a trace with the commands that come from standard input: see HELP."""
-    is_typed = sys.stdin.isatty()
+def step(trace: Record, number: int = 0, commands: Iterable[str] | None = None) -> None:
+    """Step through a trace with these commands, or those from standard input: see HELP."""
+    is_typed = commands is None and sys.stdin.isatty()
 
     def typed() -> Iterator[str]:
         while True:
@@ -216,7 +216,8 @@ def step(trace: Record, number: int = 0) -> None:
     def write(text: str) -> None:
         print(text, end="", flush=True)
 
-    Stepper(trace, number).run(typed() if is_typed else sys.stdin, write, echo=not is_typed)
+    lines = commands if commands is not None else typed() if is_typed else sys.stdin
+    Stepper(trace, number).run(lines, write, echo=not is_typed)
 
 
 def rule_source(call: Call) -> list[str]:

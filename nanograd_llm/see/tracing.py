@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
-from nanograd_llm.see.record import Record, Use, norm, recorded
+from nanograd_llm.see.record import Record, Use, Value, norm, recorded
 
 
 def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
@@ -80,14 +80,14 @@ class Trace(Record):
         found: Trace = replay.composition(self, self.call(number), type(self))
         return found
 
-    def step(self, number: int = 0) -> None:
+    def step(self, number: int = 0, commands: Iterable[str] | None = None) -> None:
         """Step through the pass in the terminal, from call `number` on, with commands like those of pdb; h lists them.
 
-        The commands come from standard input, which may be a pipe.
+        commands: such as ["n", "p x"]; if not given they come from standard input, which may be a pipe.
         """
         from nanograd_llm.see.stepper import step
 
-        step(self, number)
+        step(self, number, commands)
 
     def shadow(self) -> replay.Shadow:
         """A run in float64 beside the recorded one: how many digits each call has lost, itself and in all."""
@@ -123,16 +123,26 @@ class Trace(Record):
         """Print for each array whether it is the gradient of a value, and if not, what it looks like.
 
         trace.check(dlogits=mine) compares with the gradient of `logits`; trace.check({"blocks.0.ln_1": mine}) takes the
-        names that are no Python names. True if all are right.
+        names that are no Python names. A function in place of an array is called for it, and named in its place; an
+        error that it raises is printed, so that a lesson goes on. True if all are right.
         """
         found = dict(answers or {})
         for name, mine in named.items():
             if not name.startswith("d"):
                 raise GraphError(f"call the gradient of a value x dx; got {name!r}")
             found[name[1:]] = mine
-        compared = [replay.compare(self, name, self.value(name), mine) for name, mine in found.items()]
-        print("\n".join(line for _, line in compared))
-        return all(right for right, _ in compared)
+        verdicts = [self._verdict(name, self.value(name), mine) for name, mine in found.items()]
+        print("\n".join(line for _, line in verdicts))
+        return all(right for right, _ in verdicts)
+
+    def _verdict(self, name: str, value: Value, mine: Any) -> tuple[bool, str]:
+        if callable(mine):
+            name = mine.__name__.removesuffix("_backward").replace("_", " ").capitalize()
+            try:
+                mine = mine()
+            except Exception as error:  # whatever a half-written function raises
+                return False, f"{name}: not yet right: {error}"
+        return replay.compare(self, name, value, mine)
 
 
 def table(calls: Any) -> str:

@@ -133,19 +133,19 @@ def test_an_exercise_is_exact_close_or_told_what_it_looks_like(gpt, capsys) -> N
 
     def said(answers) -> str:
         right = gpt.check(answers)
-        line = capsys.readouterr().out.strip()
-        assert right == ("not yet right" not in line)
-        return line.partition(": ")[2]
+        verdict, line = capsys.readouterr().out.splitlines()
+        assert verdict.endswith(": right") == right != verdict.endswith(": not yet right")
+        return line.strip()
 
-    assert said({names[0]: wte}) == "exact"
-    assert said({names[0]: wte * np.float32(1 + 3e-7)}).startswith("close, at most")
+    assert said({names[0]: wte}) == "exact, to the last bit"
+    assert said({names[0]: wte * np.float32(1 + 3e-7)}).startswith("close, at most ")
     assert said({names[0]: -wte}).endswith("the sign is wrong")
     assert said({names[0]: 2 * wte}).endswith("it is 2 times the gradient")
     assert said({names[0]: wte.T}).endswith("it is transposed")
     assert said({names[1]: gpt[9].cotangent}).endswith("sum it over axis 0, 1")
     head = gpt.uses("wte")[0].gradient
     assert "part from 14 linear_cross_entropy, as w alone; the gradient is the sum of 2 uses" in said({names[0]: head})
-    assert said({names[1]: gpt.grads["blocks.0.mlp.up.bias"][::-1]}).startswith("not yet right: at ")
+    assert said({names[1]: gpt.grads["blocks.0.mlp.up.bias"][::-1]}).startswith("at (")
     assert said({"blocks.0.ln_1.weight": gpt.grads["blocks.0.ln_2.weight"]}).endswith(
         "gradient of blocks.0.ln_2.weight"
     )
@@ -159,9 +159,22 @@ def test_the_gradient_of_a_variable_is_checked_by_its_name_after_d(capsys) -> No
 
     trace = ng.trace(f, np.array([1.0, 2.0]), np.array([3.0, 4.0]))
     assert trace.check(dlogits=2 * np.array([3.0, 8.0]), dw=np.array([6.0, 32.0]))
-    assert capsys.readouterr().out == "logits: exact\nw: exact\n"
+    assert capsys.readouterr().out == "logits: right\n  exact, to the last bit\nw: right\n  exact, to the last bit\n"
     with pytest.raises(GraphError, match="call the gradient of a value x dx; got 'logits'"):
         trace.check(logits=1)
+
+
+def test_an_exercise_may_be_a_function_whose_error_is_printed(capsys) -> None:
+    trace = ng.trace(lambda x: x * x, 3.0)
+
+    def exercise_1_backward():
+        raise ValueError("mine")
+
+    def solution_1_backward():
+        return np.array(6.0)
+
+    assert not trace.check({"x": exercise_1_backward}) and trace.check({"x": solution_1_backward})
+    assert capsys.readouterr().out == "Exercise 1: not yet right: mine\nSolution 1: right\n  exact, to the last bit\n"
 
 
 def test_an_entry_outside_an_array_is_refused(gpt) -> None:

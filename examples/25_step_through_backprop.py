@@ -1,0 +1,69 @@
+"""25  Step through backprop: work out one gradient by hand, and watch the engine do the same.
+
+The one idea: `ng.trace` records a forward and its backward pass. Then you can walk along them, one op call at a time,
+and ask of any number where it came from.
+"""
+
+import numpy as np
+
+import nanograd_llm as ng
+from nanograd_llm import ops
+
+# %% An expression, and its gradient by hand
+# Three numbers go in, and one comes out:
+#
+#     h1 = a*b         h2 = h1 + c         L = tanh h2
+#
+# Go backward from L. Each line is the rule of one op, applied to the gradient that the line above it gives:
+#
+#     L̄  = 1                                     the gradient of L with respect to itself
+#     h̄2 = L̄*(1 - L²)                            tanh
+#     h̄1 = h̄2,  c̄ = h̄2                           the sum passes it on
+#     ā  = h̄1*b,  b̄ = h̄1*a                       the product swaps its inputs
+
+
+def expression(a, b, c):
+    h1 = a * b
+    h2 = h1 + c
+    return ops.tanh(h2)
+
+
+a, b, c = 2.0, -0.5, 1.5
+L = np.tanh(a * b + c)
+h2_bar = 1 - L**2
+a_bar, b_bar, c_bar = h2_bar * b, h2_bar * a, h2_bar
+print(f"by hand: ā = {a_bar:.4f}, b̄ = {b_bar:.4f}, c̄ = {c_bar:.4f}")
+
+# %% The same, recorded
+# A trace has a table of the op calls: |y| is the size of what came out, |ȳ| that of the gradient which arrived there.
+trace = ng.trace(expression, a, b, c)
+print(trace)
+assert np.allclose([trace.grads["a"], trace.grads["b"], trace.grads["c"]], [a_bar, b_bar, c_bar])
+
+# %% Step along it
+# `trace.step()` is a prompt. `n` takes the next step: three forward, then the same three backward. Here the commands
+# are given instead of typed: from call 2 turn to its backward, then two steps on. Each step shows the rule's own lines.
+trace.step(2, commands=["f", "n", "n"])
+
+# %% Ask a number where it came from
+# One entry of a gradient is a sum: over all outputs of the op, what arrived there times the slope of the output. The
+# slopes come from the forward, not from the rule. So the sum tells whether the rule is right.
+x = np.array([0.5, 2.0, -1.0])
+trace = ng.trace(lambda x: (ops.softmax(x) * np.array([6.0, 0.0, 1.0])).sum(), x)
+terms = trace.terms(0, "x", 1)
+print()
+print(terms)
+assert terms.agrees and len(terms.terms) == 3  # every probability depends on every x
+
+# %% Nudge a number
+# The gradient claims how fast the result answers to a change. So make the change: move one entry up and down, run the
+# rest of the forward again, and compare.
+nudge = trace.nudge("x", 1)
+print(nudge)
+assert nudge.agrees
+
+# %% What next
+# `trace.html("page.html")` writes the same as a page for your browser. `trace.script("backward.py")` writes it as a
+# plain NumPy script that gives the same bits. And this steps through a model that you have trained:
+#
+#     nanograd-llm step runs/nano-1 "the cat sat"
