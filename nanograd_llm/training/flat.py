@@ -60,8 +60,8 @@ class FlatParameters:
         """Raise GraphError if a parameter has another array by now, which an update of `data` would not change."""
         if any(p.data.base is not self.data for p in self.parameters):
             raise GraphError(
-                "a parameter no longer lies in this flat array (after model.astype or model.to, or under another trainer); "
-                "make a new trainer for the model, or write into parameter.data[...]"
+                "a parameter no longer lies in this flat array (after model.astype or model.to, or under another "
+                "trainer); make a new trainer for the model, or write into parameter.data[...]"
             )
 
     def views(self, array: np.ndarray) -> list[np.ndarray]:
