@@ -57,7 +57,8 @@ def setting(
 class Settings:
     """Base class of settings: a derived class is a frozen dataclass whose fields are checked when it is made.
 
-    A field is a bool, int, float or str, or one of these and None. Checks of several fields together go into
+    A field is a bool, int, float, str, or one of these and None, or tuple[str, ...] and None. Checks of several fields
+    together go into
     `__post_init__`, after `super().__post_init__()`. Raises ConfigError that names the field, its value and what is
     allowed, or the nearest field for an unknown name.
     """
@@ -105,6 +106,9 @@ def _check(name: str, value: Any, kind: type, optional: bool, bounds: Mapping[st
         require_int(name, value, low, MAX_INT if high is None else high, why=bounds["why"])
     elif kind is float:
         require_number(name, value, low, math.inf if high is None else high, below=bounds["below"])
+    elif kind == tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not value or not all(isinstance(one, str) for one in value):
+            raise ConfigError(f"{name} must be one or more strings; got {shown(value)}")
     elif not isinstance(value, kind):
         raise ConfigError(f"{name} must be a string; got {shown(value)}")
 

@@ -34,6 +34,10 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "search": ['search MiniLM "how do I open a file?" --file lines.txt'],
     "info": ["info runs", "info runs/nano-1", "info gpt2"],
     "compare": ["compare runs/nano-1 runs/nano-2", "compare runs/nano-* --svg losses.svg"],
+    "prepare": [
+        "prepare my_text.txt --out data",
+        'prepare "books/*.txt" --tokenizer gpt2 --out books',
+    ],
     "tokenize": ['tokenize "the cat sat" --model runs/nano-1', 'tokenize "the cat sat"'],
     "convert": ["convert runs/nano-1 --to hf --out my-model"],
     "step": [
@@ -48,7 +52,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "eval": ["eval runs/nano-1 my_text.txt"],
     "doctor": ["doctor"],
 }
-STDIN = "train", "generate", "eval"  # where the argument - is standard input
+STDIN = "train", "generate", "eval", "prepare"  # where the argument - is standard input
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
 
 

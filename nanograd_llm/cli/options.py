@@ -85,9 +85,11 @@ def fields_of(
             continue
         choices = tuple(choice for choice in field.metadata["choices"] or () if choice not in without)
         accepted: Any = Literal[choices] if choices else kind.setting_types[field.name][0]
+        several = accepted == tuple[str, ...]
         default = shown.get(name, field.default)
         help = field.metadata["help"] + ("" if default is None else f" [default: {default}]")
-        fields[name] = Annotated[accepted, Parameter(help=help, group=group)]
+        parameter = Parameter(help=help, group=group, consume_multiple=several, negative=() if several else None)
+        fields[name] = Annotated[list[str] if several else accepted, parameter]
     return fields
 
 

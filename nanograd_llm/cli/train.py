@@ -47,7 +47,8 @@ def _fields(task: type[NamedTask]) -> dict[str, Any]:
     shown |= {"steps": None, "minutes": 1.0, "lora_rank": None}
     found: dict[str, Any] = {}
     for table, kind in tables_of(task).items():
-        without = {"file", "model", *task.hidden.get(table, ())}  # "model" is the tokenizer that init brings
+        # "model" and "prepared" are tokenizers that init or the text brings
+        without = {"file", "model", "prepared", *task.hidden.get(table, ())}
         title, prefix = SECTIONS.get(table, table.capitalize()), PREFIXED.get(table, "")
         found |= fields_of(kind, title, without=without, shown=shown, prefix=prefix)
     return found
@@ -62,7 +63,7 @@ def help_of(arguments: Sequence[str]) -> Callable[..., int]:
     page.__kwdefaults__, page.__doc__ = train.__kwdefaults__, (train.__doc__ or "").replace(DEFAULT, name)
     table = next(kind for kind in task.tables.values() if "file" in kind.setting_types)
     own = {
-        "file": Annotated[str | None, Parameter(help=table.__dataclass_fields__["file"].metadata["help"])],
+        "files": Annotated[str, Parameter(help=table.__dataclass_fields__["file"].metadata["help"])],
         "settings": as_options("Options", _fields(task)),
     }
     hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
@@ -73,9 +74,7 @@ def help_of(arguments: Sequence[str]) -> Callable[..., int]:
 
 @with_options(settings=as_options("Options", ChainMap(*map(_fields, map(task_named, TASKS)))))
 def train(
-    file: str | None = None,
-    /,
-    *,
+    *files: str,
     config: Path | None = None,
     preset: Annotated[
         Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None,
@@ -99,6 +98,10 @@ def train(
 
     Parameters
     ----------
+    files
+        What to learn from: a UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz
+        file, - for standard input, several of these, or folders that `nanograd-llm prepare` made. If not given: the
+        reference manual that comes with Python.
     config
         A TOML file of settings, in the form of a run's config.toml. The config.toml of a run makes the run again.
         Options override it.
@@ -119,7 +122,7 @@ def train(
     use_device(device)
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
-    options = settings if file is None else {**settings, "file": file}
+    options = {**settings, **({"file": files[0]} if len(files) == 1 else {"data": files} if files else {})}
     if show_batch and resume is not None:
         raise ConfigError("--show-batch shows what a new run begins with; leave --resume out")
     if show_batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +42,7 @@ def read_json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str
     if kind not in (".json", ".jsonl"):
         raise BadFileError(f"{path}: expected a .json with a list of rows, or a .jsonl with a row on each line")
     if kind == ".jsonl":
-        rows = json_lines(content, str(path))
+        rows = json_lines(content.split(b"\n"), str(path))
     else:
         found = _parsed(content, str(path), MAX_ROW_VALUES)
         if not isinstance(found, list):
@@ -56,9 +56,9 @@ def read_json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str
         raise BadFileError(f"{path}: has no row")
 
 
-def json_lines(content: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of JSON lines, each with "NAME, line 3"; blank lines are left out. Raises as `read_json_object`."""
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{name}, line {number}"
             yield where, read_json_object(line, where, max_values=MAX_ROW_VALUES)

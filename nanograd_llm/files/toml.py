@@ -1,4 +1,4 @@
-"""Settings in TOML: tables of numbers, strings, true and false.
+"""Settings in TOML: tables of numbers, strings, lists of strings, true and false.
 
 The size of a file is checked before it is parsed: the time and memory of Python's parser grow with the square of the
 number of parts in a dotted name.
@@ -26,7 +26,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The tables of the file.
 
     Raises StorageError if it cannot be read; BadFileError if it is not TOML, is too long, or has a setting outside a
-    table or one that is not a string, a number of 64 bits, true or false.
+    table or one that is not a string, strings in brackets, a number of 64 bits, true or false.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -49,7 +49,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             )
         for key, value in table.items():
             is_long = isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
-            if is_long or not isinstance(value, (str, int, float)):
+            is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            if is_long or not (is_list or isinstance(value, (str, int, float))):
                 raise BadFileError(
                     f"{path}: {key!r:.100} is {shown(value)}; expected a string, a number of 64 bits, true or false"
                 )

@@ -13,7 +13,7 @@ from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
-from nanograd_llm.text import IGNORE_INDEX, Tokenizer, count_windows, sliding_windows
+from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
 
 TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 def evaluate(
     model: Module,
-    ids: np.ndarray,
+    ids: np.ndarray | TokenFiles,
     tokenizer: Tokenizer,
     *,
     context_length: int,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LENGTHS = {"steps", "minutes"}
 # Settings that may be others when a run is resumed.
-CHANGEABLE = ("file", *sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")
+CHANGEABLE = ("file", "data", *sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
 HIGHER_RATE = 10
@@ -153,7 +153,8 @@ def resume_run(
             raise ConfigError(
                 f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
             )
-        if "file" not in options and any(table.get("file") == "-" for table in written.values()):
+        sources = [source for table in written.values() for source in (table.get("file"), *table.get("data", ()))]
+        if "-" in sources and not {"file", "data"} & {*options}:
             raise ConfigError(f"{path}: learned from standard input, which is gone; give the same text as a file")
         given = _by_table(task, {}, options)
         settings = {table: {**written.get(table, {}), **given[table]} for table in given}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from nanograd_llm.inference.evaluate import evaluate
 from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY, GPTConfig
-from nanograd_llm.settings import counted, require_choice, setting
+from nanograd_llm.pretrained.gpt2.tokenizer import gpt2_tokenizer, read_tokenizer
+from nanograd_llm.settings import counted, require_choice, setting, shown
 from nanograd_llm.tasks.task import (
     Report,
     Request,
@@ -26,9 +28,10 @@ from nanograd_llm.tasks.task import (
     model_of,
     share_of,
 )
-from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, random_windows
+from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, split_text, text_hash
-from nanograd_llm.text.sources import read_source
+from nanograd_llm.text.prepared import TokenFiles, is_prepared, make_tokenizer, open_prepared, prepared_hash
+from nanograd_llm.text.sources import read_source, weighted
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class TextConfig(TextSettings):
     tokenizer: str = setting(
         "bpe is trained on the text; with init, the tokenizer is the model's.",
         default="bpe",
-        choices=("bpe", "bytes", "characters", "model"),
+        choices=("bpe", "bytes", "characters", "model", "prepared"),
     )
     vocab_size: int = setting(
         "Tokens that bpe learns: the 256 bytes, end of text, and pairs that it merges.",
@@ -72,20 +75,58 @@ class TextConfig(TextSettings):
         why="256 bytes and end of text",
     )
 
-    def read(self, report: Report = lambda doing, share: None) -> tuple[str, str]:
-        """The text to train on and the text held out. report: as for `read_source`."""
-        text = builtin_corpus() if self.file is None else read_source(self.file, report)
-        return split_text(text, self.held_out)
+    data: tuple[str, ...] | None = setting(
+        "Several sources in place of one: files, folders, patterns, or else prepared folders; each with the weight "
+        "behind a colon by which windows are drawn from it, such as a.txt:0.7 b:0.3, or all without one; one source if "
+        "not given.",
+        default=None,
+    )
+    epochs: bool = setting(
+        "Take every window of the text once, in random order, before any comes again; otherwise at random places.",
+        default=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None and self.file is not None:
+            raise ConfigError("file and data are both given; give all sources in data")
+        if self.weights is not None and self.epochs:
+            raise ConfigError("epochs takes every window once, so leave the weights of data out")
+
+    @property
+    def sources(self) -> list[str | None]:
+        """What is read; None is the built-in corpus."""
+        return [self.file] if self.data is None else [weighted(source)[0] for source in self.data]
+
+    @property
+    def is_prepared(self) -> bool:
+        """Is one of the sources a prepared folder? Then all must be."""
+        return any(source is not None and is_prepared(source) for source in self.sources)
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weight of each source, if they have some. Raises ConfigError unless all or none have one above 0."""
+        found = [weighted(source)[1] for source in self.data or ()]
+        given = [weight for weight in found if weight]
+        if any(weight is not None for weight in found) and len(given) < len(found):
+            raise ConfigError(f"data is {shown(self.data)}; give each source a weight above 0, or none of them one")
+        return given or None
+
+    def read(self, report: Report = lambda doing, share: None) -> list[tuple[str, str]]:
+        """Of each source the text to train on and the text held out. report: as for `read_source`."""
+        texts = (builtin_corpus() if source is None else read_source(source, report) for source in self.sources)
+        return [split_text(text, self.held_out) for text in texts]
 
     def make_tokenizer(self, text: str) -> Tokenizer:
         """The tokenizer; bpe and characters are trained on `text`."""
         if self.tokenizer == "model":
             raise ConfigError("tokenizer is model, but there is no model to start from; give one, or another tokenizer")
-        if self.tokenizer == "bytes":
-            return ByteTokenizer()
-        if self.tokenizer == "characters":
-            return CharTokenizer.train(text)
-        return BPETokenizer.train("".join(pieces_of(text, TOKENIZER_SAMPLE)), self.vocab_size)
+        if self.tokenizer == "prepared":
+            raise ConfigError(
+                "tokenizer is prepared, but the text is no prepared folder; give one, or another tokenizer"
+            )
+        sample = pieces_of(text, TOKENIZER_SAMPLE) if self.tokenizer == "bpe" else [text]
+        return make_tokenizer(self.tokenizer, ["".join(sample)], self.vocab_size)
 
 
 def pieces_of(text: str, size: int) -> list[str]:
@@ -126,6 +167,9 @@ class LanguageModelling(TextTask):
         start = request.start
         if start is None:
             preset, text = request.preset or cls.presets[0], TextConfig(**words)
+            asked = {"tokenizer", "vocab_size", "held_out"} & {*request.asked["text"]}
+            if asked and text.is_prepared:
+                raise ConfigError(f"{text.sources[0]} was prepared with its own {min(asked)}; leave that out")
             if "vocab_size" in request.asked["text"] and text.tokenizer != "bpe":
                 raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {text.tokenizer}; leave it out")
             if "vocab_size" in request.asked["model"] or "vocab_size" in sizes.keys() - words.keys():
@@ -150,20 +194,54 @@ class LanguageModelling(TextTask):
         self.context_length = text.length(model.context_length)
         if (start is None) != (text.tokenizer != "model"):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
-        super().__init__(training, start, report, text=text)
-        self.text = text
-        learned, held_out = text.read(report)
-        self.digest, self._nuls = text_hash(learned, held_out), learned.count("\0")
-        # characters of the whole text, so that all of the held-out part can be scored
-        known = learned + held_out if text.tokenizer == "characters" else learned
-        self.take_tokenizer(start, report, lambda: text.make_tokenizer(known))
-        c = training
-        most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
-        self.ids, self._learned = self._encode(learned, max(LEARNED_AT_LEAST, int(most)), "trained on", report)
-        self.held_out_ids, self._held_out = self._encode(held_out, SCORED_AT_MOST, "held out", report)
+        if text.is_prepared and start is None:
+            text = dataclasses.replace(text, tokenizer="prepared")
+        super().__init__(training, start, report, source=" ".join(text.data or ()), text=text)
+        self.text, self._nuls = text, 0
+        self.rows: list[np.ndarray | TokenFiles]  # one, or one for each weight
+        self.held_out_ids: np.ndarray | TokenFiles
+        (self._open if text.is_prepared else self._read)(start, report)
         if start is None:
             model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size)
         self.model: GPT = model_of(GPT, model, start, training.seed)
+
+    def _read(self, start: Opened | None, report: Report) -> None:
+        """Read the texts, and turn them into ids."""
+        text, c = self.text, self.training
+        pairs = text.read(report)
+        learned, held_out = ("".join(parts) for parts in zip(*pairs))
+        self.digest, self._nuls = text_hash(*itertools.chain(*pairs)), learned.count("\0")
+        # characters of the whole text, so that all of the held-out part can be scored
+        known = learned + held_out if text.tokenizer == "characters" else learned
+        self.take_tokenizer(start, report, lambda: text.make_tokenizer(known))
+        most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
+        texts = [learned] if text.weights is None else [learned for learned, _ in pairs]
+        found = [self._encode(one, max(LEARNED_AT_LEAST, int(most)), "trained on", report) for one in texts]
+        self.rows, self._learned = [ids for ids, _ in found], "; ".join(words for _, words in found)
+        self.held_out_ids, self._held_out = self._encode(held_out, SCORED_AT_MOST, "held out", report)
+
+    def _open(self, start: Opened | None, report: Report) -> None:
+        """Open prepared folders."""
+        folders = [str(source) for source in self.text.sources]
+        if others := [folder for folder in folders if not is_prepared(folder)]:
+            raise ConfigError(f"{others[0]} is not prepared, but other sources are; prepare all, or none")
+        tokenizers = [read_tokenizer(folder) or gpt2_tokenizer() for folder in folders]
+        self.tokenizer = tokenizers[0] if start is None else start.tokenizer()
+        for folder, tokenizer in zip(folders, tokenizers):
+            if not self.tokenizer.has_same_ids(tokenizer):
+                other = folders[0] if start is None else start.source
+                raise ConfigError(
+                    f"{folder} was prepared with {tokenizer}, not the tokenizer of {other}; prepare it again"
+                )
+        digests = [prepared_hash(folder, report) for folder in folders]
+        self.digest = digests[0] if len(folders) == 1 else text_hash(*digests)
+        V = self.tokenizer.vocab_size
+        learned, self.held_out_ids = open_prepared(folders, V)
+        self.rows = [learned] if self.text.weights is None else [open_prepared([one], V)[0] for one in folders]
+        for row, part in [*((row, "trained on") for row in self.rows), (self.held_out_ids, "held out")]:
+            self._require_length(row, part)
+        self._learned = "; ".join(counted(len(row), "token") for row in self.rows)
+        self._held_out = counted(len(self.held_out_ids), "token")
 
     def _encode(self, text: str, size: int, part: str, report: Report) -> tuple[np.ndarray, str]:
         """The ids of at most `size` characters of a text, and how many that are, in words."""
@@ -173,6 +251,15 @@ class LanguageModelling(TextTask):
             report(f"encoding the text {part}", len(encoded) / len(pieces))
             encoded.append(self.tokenizer.encode(piece))
         ids = np.concatenate(encoded)
+        self._require_length(ids, part)
+        used = sum(map(len, pieces))
+        sample = (
+            "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
+        )
+        return ids, f"{counted(len(ids), 'token')}{sample}"
+
+    def _require_length(self, ids: np.ndarray | TokenFiles, part: str) -> None:
+        """Raise ShapeError unless a window fits in these ids."""
         if len(ids) <= self.context_length:
             last = f"a {'larger' if part == 'held out' else 'smaller'} held_out"
             if self.text.tokenizer == "bpe":
@@ -184,11 +271,6 @@ class LanguageModelling(TextTask):
                 f"windows of {self.context_length} need at least {self.context_length + 1}; give a longer text, a "
                 f"smaller context_length, {last}"
             )
-        used = sum(map(len, pieces))
-        sample = (
-            "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
-        )
-        return ids, f"{counted(len(ids), 'token')}{sample}"
 
     def describe(self) -> dict[str, str]:
         """The text, the tokenizer and the model."""
@@ -196,8 +278,8 @@ class LanguageModelling(TextTask):
         windows = "" if is_own else f", in windows of {self.context_length}"
         nuls = f"; {counted(self._nuls, 'character')} of it NUL, as in a binary file" if self._nuls else ""
         return {
-            "text": f"{self.text.file or 'built-in corpus'}: trained on {self._learned}{windows}{nuls}",
-            "held out": f"its last {self.text.held_out:.0%}: {self._held_out}",
+            "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nuls}",
+            "held out": f"{'' if self.text.is_prepared else f'its last {self.text.held_out:.0%}: '}{self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": self.sizes(),
         }
@@ -212,9 +294,10 @@ class LanguageModelling(TextTask):
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step, each (batch_size, context_length)."""
         c = self.training
-        return random_windows(
-            self.ids, context_length=self.context_length, batch_size=c.batch_size, seed=c.seed, step=step
-        )
+        settings: Any = dict(context_length=self.context_length, batch_size=c.batch_size, seed=c.seed, step=step)
+        if self.text.weights is not None:
+            return mixed_windows(self.rows, self.text.weights, **settings)
+        return (epoch_windows if self.text.epochs else random_windows)(self.rows[0], **settings)
 
     def score(self, rows: int | None = None) -> Score:
         """Bits per byte of the held-out text, in windows that overlap by half."""
@@ -222,7 +305,7 @@ class LanguageModelling(TextTask):
         found = evaluate(self.model, ids, self.tokenizer, context_length=T, stride=max(1, T // 2), windows=rows)
         also = {"loss": found.loss, "perplexity": found.perplexity}
         measured_on = share_of(found.tokens, total, "held-out token")
-        remark = self._remark(found.bits_per_byte) if self.text.file is None and self.init is None else ""
+        remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""
         return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark)
 
     def _remark(self, bits_per_byte: float) -> str:
@@ -238,12 +321,14 @@ class LanguageModelling(TextTask):
         size = self.context_length // 8 + 1
         first = [self.tokenizer.decode([i]) for i in self.held_out_ids[:100]]  # the text may be cut within a word
         begins = (n for n in range(1, len(first)) if first[n][:1].isspace() or first[n - 1][-1:].isspace())
-        prompt = self.held_out_ids[next(begins, 0) :][:size]
+        begin = next(begins, 0)
+        prompt = self.held_out_ids[begin : begin + size]
         (ids,) = generate(self.model, prompt, max_new_tokens=200 if last else 60, sampling=PROSE)
         return Sample(f"after {self.tokenizer.decode(prompt).strip()!r} it writes", self.tokenizer.decode(ids))
 
     def example(self) -> str:
         """The first words of the text that was trained on."""
-        words = ["The", "statement"] if self.text.file is None else self.tokenizer.decode(self.ids[:24]).split()[:3]
+        is_own = self.text.sources != [None]
+        words = self.tokenizer.decode(self.rows[0][:24]).split()[:3] if is_own else ["The", "statement"]
         is_plain = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
         return (first_words(" ".join(words).lstrip("-"), 40) if is_plain else "") or "The"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -15,17 +15,18 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, counted, setting
+from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import save_hash
+from nanograd_llm.text.sources import weighted
 from nanograd_llm.text.tokenizers import Tokenizer
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
-Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
 SIZES = ("n_layer", "n_head", "n_embd", "context_length")  # that are shown to a person
-FILES = ("file", "target", "held_out_file")  # settings that are paths
+FILES = ("file", "target", "held_out_file", "data")  # settings that are paths, or several with weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,10 +310,12 @@ class TextTask:
         own = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
         return kind(**{"vocab_size": 1, **own, **request.settings["model"]})  # the tokenizer decides its vocab_size
 
-    def __init__(self, training: TrainConfig, start: Opened | None, report: Report, **parts: Any):
+    def __init__(
+        self, training: TrainConfig, start: Opened | None, report: Report, *, source: str | None = None, **parts: Any
+    ):
         self.training, self.parts = training, parts
         self.init = None if start is None else absolute_path(start.source)
-        self.source = next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
+        self.source = source or next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
         report(f"reading {self.source}", 0)
 
     @property
@@ -321,7 +324,9 @@ class TextTask:
         parts = {**self.parts, "model": self.model.config}
         tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
         for table in tables.values():
-            table |= {key: absolute_path(table[key]) for key in FILES if table.get(key)}
+            for key, value in table.items():
+                if key in FILES and value:
+                    table[key] = absolute_path(value) if isinstance(value, str) else [*map(absolute_path, value)]
         return tables
 
     def take_tokenizer(self, start: Opened | None, report: Report, train: Callable[[], Tokenizer]) -> None:
@@ -361,8 +366,13 @@ def mean_loss(model: Module, batches: Iterable[tuple[Any, ...]]) -> float:
 
 
 def absolute_path(source: str) -> str:
-    """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged."""
-    return os.path.abspath(source) if os.path.exists(source) or glob.has_magic(source) else source
+    """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged.
+
+    A weight behind it stays.
+    """
+    path = weighted(source)[0]
+    is_path = os.path.exists(path) or glob.has_magic(path)
+    return os.path.abspath(path) + source.removeprefix(path) if is_path else source
 
 
 def first_words(text: str, most: int) -> str:

@@ -21,14 +21,15 @@ Bytes instead of characters, and the split into words, come from GPT-2 (Radford 
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import require_int, require_type
-from nanograd_llm.text.corpora import well_formed
+from nanograd_llm.settings import require_int
+from nanograd_llm.text.corpora import texts_of, well_formed
 
 # A merge never crosses the end of a word. This finds the same words as GPT-2's pattern. Possessive and atomic groups
 # avoid backtracking over a run of a million letters or spaces; tiktoken limits backtracking.
@@ -44,48 +45,58 @@ SPLIT_PATTERN = "|".join(
     ]
 )
 
+Report = Callable[[str, float], object]  # what is being done, and the share of it that is done
 BYTES = [bytes([byte]) for byte in range(256)]  # the first tokens, by id
 _WORD_END = -1  # separates words, and marks places whose token was merged into the one before it
 
 
-def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
+def train_bpe(
+    text: str | Iterable[str], vocab_size: int, report: Report = lambda doing, share: None
+) -> list[tuple[bytes, bytes]]:
     """Learn the merges of a vocabulary of `vocab_size` tokens, and return them in the order in which they were learned.
 
     The vocabulary is 256 bytes, one token for each merge, and end-of-text: `vocab_size - 257` merges, or fewer if no
     other pair occurs twice. Of pairs that occur equally often, the one with the smaller token ids comes first (left id,
     then right id). A merge visits only the places where its pair occurs.
+    text: or several texts, which are read one after the other; only their different words are kept.
+    report: called with what is being done, and the share of it that is done.
 
     Raises ConfigError if `vocab_size` is not an integer of at least 257.
     """
     import regex  # type: ignore[import-untyped]
 
-    require_type("text", text, str, "a str")
     require_int("vocab_size", vocab_size, len(BYTES) + 1, why="256 bytes and end of text")
-    words = {word.encode("utf-8"): n for word, n in Counter(regex.findall(SPLIT_PATTERN, well_formed(text))).items()}
+    counts: Counter[str] = Counter()
+    for one in texts_of(text):
+        counts.update(regex.findall(SPLIT_PATTERN, well_formed(one)))
+    words = {word.encode("utf-8"): n for word, n in counts.items()}
     pieces = list(BYTES)
     merges: list[tuple[bytes, bytes]] = []
-    for left, right in learn_merges(words, len(BYTES), vocab_size - 1 - len(BYTES)):
+    for left, right in learn_merges(words, len(BYTES), vocab_size - 1 - len(BYTES), report):
         merges.append((pieces[left], pieces[right]))
         pieces.append(pieces[left] + pieces[right])
     return merges
 
 
-def learn_merges(words: Mapping[Any, int], alphabet: int, most: int) -> list[tuple[int, int]]:
+def learn_merges(
+    words: Mapping[Any, int], alphabet: int, most: int, report: Report = lambda doing, share: None
+) -> list[tuple[int, int]]:
     """At most `most` pairs of ids in the order in which they were joined; pair i makes the id `alphabet + i`.
 
     words: each a sequence of ids below `alphabet`, and how often it occurs.
     """
     # All distinct words in one doubly linked list of tokens, so that a merge changes only its neighbours.
-    token = [_WORD_END]
-    weight = [0]  # how often the word at this place occurs in the text
+    token = array("i", [_WORD_END])  # arrays take a quarter of the memory of lists
+    weight = array("q", [0])  # how often the word at this place occurs in the text
     for word, count in words.items():
-        token += [*word, _WORD_END]
-        weight += [count] * (len(word) + 1)
-    before = list(range(-1, len(token) - 1))
-    after = list(range(1, len(token) + 1))
+        token.extend([*word, _WORD_END])
+        weight.extend([count] * (len(word) + 1))
+    before = array("q", range(-1, len(token) - 1))
+    after = array("q", range(1, len(token) + 1))
 
     counts: defaultdict[tuple[int, int], int] = defaultdict(int)
-    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # places of the left token; some are outdated
+    # places of the left token; some are outdated
+    places: defaultdict[tuple[int, int], array[int]] = defaultdict(lambda: array("q"))
     for place, pair in enumerate(pairwise(token)):
         if _WORD_END not in pair:
             counts[pair] += weight[place]
@@ -126,6 +137,8 @@ def learn_merges(words: Mapping[Any, int], alphabet: int, most: int) -> list[tup
         for new_pair in new_pairs:
             heapq.heappush(heap, (-counts[new_pair], new_pair))
         merges.append(pair)
+        if len(merges) % 100 == 0:
+            report("training the tokenizer", len(merges) / most)
     return merges
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import os
 import shlex
 import warnings
+from collections.abc import Iterable, Iterator
 
 from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
-from nanograd_llm.settings import counted, require_number
+from nanograd_llm.settings import counted, require_number, require_type
 
 
 def builtin_corpus() -> str:
@@ -40,24 +43,41 @@ def decoded(data: bytes, name: str) -> str:
 
     UTF-16 is named as that: with its mark, or where nearly every second byte is 0.
     """
-    head = data[: 2**16]
+    return "".join(decoded_blocks([data], name))
+
+
+def decoded_blocks(blocks: Iterable[bytes], name: str) -> Iterator[str]:
+    """As `decoded`, for bytes that come in blocks; a character may lie in two of them."""
+    decoder, offset, head, is_empty = codecs.getincrementaldecoder("utf-8")(), 0, b"", True
+    for block in itertools.chain(blocks, [b""]):
+        if not offset:
+            head = block[: 2**16]
+            _refuse_utf16(head, name)
+        waiting = decoder.getstate()[0]  # the beginning of a character
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            controls = sum(head.count(byte) for byte in (*range(8), *range(14, 27), *range(28, 32)))
+            if 0 in head or controls > len(head) // 50:
+                remedy = "it looks like a binary file; give a text"
+            else:
+                remedy = f"convert it to UTF-8 first, for example: {_conversion('WINDOWS-1252', name)}"
+            data, place = waiting + block, offset - len(waiting) + error.start
+            raise BadFileError(
+                f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {place} ({error.reason}); {remedy}"
+            ) from error
+        offset += len(block)
+        text = text.removeprefix("\ufeff") if is_empty else text
+        is_empty = is_empty and not text
+        yield text
+    if is_empty:
+        raise BadFileError(f"{name} is empty; expected text")
+
+
+def _refuse_utf16(head: bytes, name: str) -> None:
     few, many = sorted((head[::2].count(0), head[1::2].count(0)))
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and many > len(head) // 3 and few < many // 2):
         raise BadFileError(f"{name} is UTF-16; convert it to UTF-8 first: {_conversion('UTF-16', name)}")
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        controls = sum(head.count(byte) for byte in (*range(8), *range(14, 27), *range(28, 32)))
-        if 0 in head or controls > len(head) // 50:
-            remedy = "it looks like a binary file; give a text"
-        else:
-            remedy = f"convert it to UTF-8 first, for example: {_conversion('WINDOWS-1252', name)}"
-        raise BadFileError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); {remedy}"
-        ) from error
-    if not text:
-        raise BadFileError(f"{name} is empty; expected text")
-    return text
 
 
 def _conversion(encoding: str, name: str) -> str:
@@ -104,6 +124,14 @@ def text_hash(*parts: str) -> str:
 def save_hash(path: str | os.PathLike[str], digest: str, name: str) -> None:
     """Write a hash and the name of what it is of, as the program sha256sum does. Raises StorageError."""
     write_atomically(path, f"{digest}  {name}\n".encode("utf-8", "backslashreplace"))
+
+
+def texts_of(text: str | Iterable[str]) -> Iterable[str]:
+    """One text, or several, as several. Raises DtypeError for what is neither."""
+    if isinstance(text, (str, bytes)) or not isinstance(text, Iterable):
+        require_type("text", text, str, "a str")
+        return [str(text)]
+    return text
 
 
 def well_formed(text: str) -> str:

@@ -138,7 +138,7 @@ def _column(name: str, header: list[str], where: str) -> int:
 
 
 def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
-    for where, row in json_lines(read_text(path).encode(), str(path)):
+    for where, row in json_lines(read_text(path).encode().split(b"\n"), str(path)):
         one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
         if not isinstance(one, str) or not isinstance(name, (str, int)):
             raise BadFileError(

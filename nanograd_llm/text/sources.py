@@ -4,52 +4,75 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import read_bytes, storage_errors
-from nanograd_llm.files.json import json_lines
+from nanograd_llm.files.atomic import regular_file, storage_errors
+from nanograd_llm.files.json import BYTES_A_VALUE, MAX_ROW_VALUES, json_lines
 from nanograd_llm.settings import counted, listed
-from nanograd_llm.text.corpora import decoded
+from nanograd_llm.text.bpe import Report
+from nanograd_llm.text.corpora import decoded_blocks
 
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
-MOST = 2**33  # bytes that a gzip file may hold
-Report = Callable[[str, float], object]
+MOST = 2**36  # bytes that a gzip file may hold
+BLOCK = 2**20  # bytes that are read at once
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
-    """The texts of a source, one after the other, with two empty lines between them.
+    """The texts of a source, one after the other, with two empty lines between them: see `documents`."""
+    return BETWEEN.join(documents(source, report))
+
+
+def documents(source: str, report: Report = lambda doing, share: None, size: int | None = None) -> Iterator[str]:
+    """The texts of a source, one at a time, so that they may be larger than the memory.
 
     source: a UTF-8 file; a folder, for all files in it and below; a pattern such as "docs/**/*.md"; "-" for standard
         input. A name that ends in .gz is unpacked; a name in .jsonl holds an object on each line, with its text under
         "text".
     report: called with what is being read, and the share that is done.
+    size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
     says how many, and why the first. Raises StorageError if there is nothing to read, BadFileError for what is no text.
     """
     if source == "-":
-        return decoded(sys.stdin.buffer.read(), "standard input")
-    texts: list[str] = []
-    skipped: list[str] = []
-    paths = list(_files(source))
+        yield from _parts(decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input"), size)
+        return
+    found, skipped, paths = 0, [], list(files_of(source))
     for i, path in enumerate(paths):
         if i:
             report(f"reading {source}", i / len(paths))
-        try:
-            texts += _documents(path)
-        except BadFileError as error:
-            if not os.path.isdir(source):
-                raise
-            skipped.append(str(error))
-    if not texts:
+        if os.path.isdir(source):
+            try:
+                for _ in _documents(path, size):  # all of a file is a text, or none of it is taken
+                    pass
+            except BadFileError as error:
+                skipped.append(str(error))
+                continue
+        for text in _documents(path, size):
+            found += 1
+            yield text
+    if not found:
         why = f"; {skipped[0]}" if skipped else ""
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
         report(f"left out {len(skipped)} of {len(paths)} files: {skipped[0]}", 1)
-    return BETWEEN.join(texts)
+
+
+def weighted(source: str) -> tuple[str, float | None]:
+    """A source and the weight behind its colon; None where it has none, or this is the name of a file.
+
+    >>> weighted("books/:0.7"), weighted("notes.txt")
+    (('books/', 0.7), ('notes.txt', None))
+    """
+    name, _, weight = source.rpartition(":")
+    if not name or os.path.exists(source) or not re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight):
+        return source, None
+    return name, float(weight)
 
 
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:
@@ -65,7 +88,8 @@ def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, sh
     return [line for line in lines if line]
 
 
-def _files(source: str) -> Iterator[str]:
+def files_of(source: str) -> Iterator[str]:
+    """The paths of the files of a source. Raises StorageError for a folder that cannot be listed."""
     if os.path.isdir(source):
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
             for folder, folders, names in os.walk(source):
@@ -77,24 +101,63 @@ def _files(source: str) -> Iterator[str]:
     yield from (path for path in matched if os.path.isfile(path)) if matched else [source]
 
 
-def _documents(path: str) -> list[str]:
-    """The texts in one file."""
-    content, name = read_bytes(path), path
-    if name.endswith(".gz"):
-        name = name.removesuffix(".gz")
-        try:
-            unpacking = zlib.decompressobj(wbits=31)
-            content = unpacking.decompress(content, MOST)
-            if not unpacking.eof or unpacking.unused_data:
-                raise zlib.error("it is cut short, holds several parts, or is too large")
-        except zlib.error as error:
-            raise BadFileError(f"{path}: cannot be unpacked: {error}; unpack it with gunzip") from error
-    text = decoded(content, path)
-    if not name.endswith(".jsonl"):
-        return [text]
-    texts = []
-    for where, row in json_lines(text.encode(), path):
-        if not isinstance(row.get("text"), str):
-            raise BadFileError(f'{where}: expected an object with a string "text"; it has {listed([*row])}')
-        texts.append(row["text"])
-    return texts
+def _documents(path: str, size: int | None) -> Iterator[str]:
+    """The texts in one file, or parts of them."""
+    with regular_file(path) as file:
+        blocks = decoded_blocks(_unpacked(file, path) if path.endswith(".gz") else _read_blocks(file), path)
+        if not path.removesuffix(".gz").endswith(".jsonl"):
+            yield from _parts(blocks, size)
+            return
+        for where, row in json_lines(_lines(blocks), path):
+            if not isinstance(row.get("text"), str):
+                raise BadFileError(f'{where}: expected an object with a string "text"; it has {listed([*row])}')
+            yield from _parts([row["text"]], size)
+
+
+def _read_blocks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(BLOCK), b"")
+
+
+def _unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
+    """What a gzip file holds, in blocks. Raises BadFileError."""
+    unpacking, most = zlib.decompressobj(wbits=31), MOST
+    try:
+        for packed in _read_blocks(file):
+            while packed and most > 0:
+                block = unpacking.decompress(packed, BLOCK)
+                most -= len(block)
+                if block:  # an empty one would be taken for the end
+                    yield block
+                packed = unpacking.unconsumed_tail
+        if not unpacking.eof or unpacking.unused_data:
+            raise zlib.error("it is cut short, holds several parts, or is too large")
+    except zlib.error as error:
+        raise BadFileError(f"{path}: cannot be unpacked: {error}; unpack it with gunzip") from error
+
+
+def _lines(blocks: Iterable[str]) -> Iterator[bytes]:
+    """The lines of a text; one that is far too long for a row is given as it is so far."""
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        yield from (line.encode() for line in lines)
+        if len(rest) > BYTES_A_VALUE * MAX_ROW_VALUES:
+            break
+    yield rest.encode()
+
+
+def _parts(blocks: Iterable[str], size: int | None) -> Iterator[str]:
+    """The text of these blocks, in parts of at most `size` characters; an empty one as it is."""
+    if size is None:
+        yield "".join(blocks)
+        return
+    rest, is_empty = "", True
+    for block in blocks:
+        rest, begin = rest + block, 0
+        while len(rest) - begin > size:
+            end = rest.rfind("\n", begin, begin + size) + 1 or begin + size
+            yield rest[begin:end]
+            begin, is_empty = end, False
+        rest = rest[begin:]
+    if rest or is_empty:
+        yield rest

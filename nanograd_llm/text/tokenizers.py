@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.files.atomic import write_atomically
-from nanograd_llm.settings import require_int, require_type
-from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, check_merges, readable, train_bpe
-from nanograd_llm.text.corpora import well_formed
+from nanograd_llm.settings import require_int
+from nanograd_llm.text.bpe import BYTES, SPLIT_PATTERN, Report, check_merges, readable, train_bpe
+from nanograd_llm.text.corpora import texts_of, well_formed
 
 if TYPE_CHECKING:
     import tiktoken
@@ -115,6 +115,10 @@ class Tokenizer(ABC):
         """The id of a special token such as [MASK]; None where the vocabulary has none of that name."""
         return self._whole_tokens(True).get(token)
 
+    def has_same_ids(self, other: Tokenizer) -> bool:
+        """Does each id stand for the same bytes in the other one?"""
+        return self._table == other._table and self.end_of_text == other.end_of_text
+
     def wrap(self, ids: ArrayLike) -> NDArray[np.int32]:
         """The ids of a text (N,) between [CLS] and [SEP], as BERT expects them; either is left out if it is unknown."""
         before, behind = ([] if i is None else [i] for i in map(self.special_id, ("[CLS]", "[SEP]")))
@@ -204,10 +208,9 @@ class CharTokenizer(Tokenizer):
         self._code_points = np.frombuffer(characters.encode("utf-32-le"), "<u4")
 
     @classmethod
-    def train(cls, text: str) -> CharTokenizer:
-        """The tokenizer of all characters in `text`. Other characters cannot be encoded."""
-        require_type("text", text, str, "a str")
-        return cls("".join(sorted(set(well_formed(text)))))
+    def train(cls, text: str | Iterable[str]) -> CharTokenizer:
+        """The tokenizer of all characters in a text, or in several. Other characters cannot be encoded."""
+        return cls("".join(sorted(set().union(*(set(well_formed(one)) for one in texts_of(text))))))
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
@@ -240,9 +243,11 @@ class BPETokenizer(Tokenizer):
         super().__init__(table, end_of_text=len(table) - 1)
 
     @classmethod
-    def train(cls, text: str, vocab_size: int = 1024) -> BPETokenizer:
-        """Learn merges from `text`, up to `vocab_size` tokens: see `bpe.train_bpe`."""
-        return cls(train_bpe(text, vocab_size))
+    def train(
+        cls, text: str | Iterable[str], vocab_size: int = 1024, report: Report = lambda doing, share: None
+    ) -> BPETokenizer:
+        """Learn merges from a text, or from several, up to `vocab_size` tokens: see `bpe.train_bpe`."""
+        return cls(train_bpe(text, vocab_size, report))
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:

@@ -7,18 +7,23 @@ A random batch depends only on (seed, step), so a resumed run gets the same batc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, DtypeError, ShapeError
 from nanograd_llm.settings import IGNORE_INDEX, require_int, require_seed
 from nanograd_llm.text.bpe import readable
+from nanograd_llm.text.prepared import TokenFiles
 from nanograd_llm.text.tokenizers import Tokenizer
 
 Batch = tuple[NDArray[np.integer], NDArray[np.integer]]
+Row = NDArray[Any] | TokenFiles
 
 
-def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
+def random_windows(ids: ArrayLike | TokenFiles, *, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
     """(tokens, targets), each (B, T): `batch_size` windows of ids (N,) at random places, all equally likely.
 
     The same arguments always give the same batch. The dtype is int32, or int64 if the ids' dtype does not fit.
@@ -36,8 +41,67 @@ def random_windows(ids: ArrayLike, *, context_length: int, batch_size: int, seed
     return _windows(row, starts, context_length)
 
 
+def mixed_windows(
+    sources: Sequence[ArrayLike | TokenFiles],
+    weights: Sequence[float],
+    *,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+) -> Batch:
+    """As `random_windows`, but each window is of one of several rows of ids, which is drawn by its weight."""
+    rows = [_ids(ids, context_length) for ids in sources]
+    rng = np.random.default_rng((seed, step))
+    chosen = [rows[i] for i in rng.choice(len(rows), batch_size, p=np.asarray(weights) / sum(weights))]
+    windows = [_windows(row, rng.integers(len(row) - context_length, size=1), context_length) for row in chosen]
+    tokens, targets = zip(*windows)
+    return np.concatenate(tokens), np.concatenate(targets)
+
+
+def epoch_windows(ids: ArrayLike | TokenFiles, *, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
+    """As `random_windows`, but every window of the ids comes once, in random order, before any comes again.
+
+    An epoch is `(N - 1) // T` windows, one after the other, whose first begins at a random place below T. Each has its
+    own order and place, which depend only on the seed and its number.
+
+    >>> batches = [epoch_windows(range(13), context_length=3, batch_size=2, seed=0, step=step) for step in range(2)]
+    >>> sorted(int(row[0]) for tokens, _ in batches for row in tokens)
+    [0, 3, 6, 9]
+    """
+    row = _ids(ids, context_length)
+    count = (len(row) - 1) // context_length
+    numbers = step * batch_size + np.arange(batch_size)
+    starts = np.empty_like(numbers)
+    for epoch in {*(numbers // count).tolist()}:
+        here, rng = numbers // count == epoch, np.random.default_rng((seed, epoch))
+        first, keys = rng.integers(len(row) - count * context_length), rng.integers(2**63, size=4, dtype=np.uint64)
+        starts[here] = first + context_length * shuffled(numbers[here] % count, count, keys)
+    return _windows(row, starts, context_length)
+
+
+def shuffled(numbers: NDArray[np.integer], count: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each of these numbers is in a random order of those below `count`, without that order in memory.
+
+    A Feistel network with a round for each key permutes the numbers below a power of four; one that comes out too
+    large is permuted again (Black and Rogaway 2002).
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask, places = (np.uint64(1) << half) - np.uint64(1), numbers.astype(np.uint64)
+    again = np.ones(len(places), bool)
+    while again.any():
+        left, right = places[again] >> half, places[again] & mask
+        for key in keys:
+            mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        places[again] = left << half | right
+        again = places >= count
+    return places.astype(np.int64)
+
+
 def sliding_windows(
-    ids: ArrayLike,
+    ids: ArrayLike | TokenFiles,
     *,
     context_length: int,
     stride: int,
@@ -70,7 +134,7 @@ def sliding_windows(
     return tokens, targets
 
 
-def count_windows(ids: ArrayLike, *, context_length: int, stride: int) -> int:
+def count_windows(ids: ArrayLike | TokenFiles, *, context_length: int, stride: int) -> int:
     """How many windows `sliding_windows` makes of these ids. Raises as it does."""
     row = _ids(ids, context_length)
     require_int("stride", stride, 1)
@@ -111,19 +175,20 @@ def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokeni
     return "\n".join(lines)
 
 
-def _windows(row: NDArray[np.integer], starts: NDArray[np.integer], context_length: int) -> Batch:
-    places = starts[:, None] + np.arange(context_length)  # (B, 1) + (T,) -> (B, T)
+def _windows(row: Row, starts: NDArray[np.integer], context_length: int) -> Batch:
     dtype = np.int32 if np.can_cast(row.dtype, np.int32) else np.int64
-    return row[places].astype(dtype), row[places + 1].astype(dtype)
+    both: NDArray[Any] = np.stack([row[start : start + context_length + 1] for start in starts.tolist()])  # (B, T+1)
+    both = both.astype(dtype)
+    return both[:, :-1].copy(), both[:, 1:].copy()
 
 
-def _ids(ids: ArrayLike, context_length: int) -> NDArray[np.integer]:
+def _ids(ids: ArrayLike | TokenFiles, context_length: int) -> Row:
     """`ids` as an array of one row that is long enough for a window."""
     require_int("context_length", context_length, 1)
-    row = np.asarray(ids)
-    if row.ndim != 1:
+    row: Row = ids if isinstance(ids, TokenFiles) else np.asarray(ids)
+    if not isinstance(row, TokenFiles) and row.ndim != 1:
         raise ShapeError(f"ids must be one row (N,), got shape {row.shape}")
-    if row.size and row.dtype.kind not in "iu":
+    if len(row) and row.dtype.kind not in "iu":
         raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
     if len(row) <= context_length:
         raise ShapeError(

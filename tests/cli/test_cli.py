@@ -470,9 +470,9 @@ def test_version_is_the_packages(capsys):
         (["train", "--seed"], 2, "--seed is given without a value; put an integer after it; see"),
         (["train", "--seed", "1", "--seed", "2"], 2, "--seed is given twice; give it once; see"),
         (
-            ["train", "a", "b", "c"],
+            ["tokenize", "a", "b", "c"],
             2,
-            "'b', 'c': too many words; train takes FILE; put quotes around a text",
+            "'b', 'c': too many words; tokenize takes TEXT; put quotes around a text",
         ),
         (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options; see"),
         (["generate", "r", "- a"], 2, "'- a' is no option of generate; put a text that begins with a dash last, after"),

@@ -116,7 +116,7 @@ def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: An
         ("[train]\nbatch_size = true", " [train]: batch_size must be an integer of at least 1; got True"),
         (
             '[text]\ntokenizer = "bpee"',
-            " [text]: tokenizer must be one of bpe, bytes, characters, model; got 'bpee'",
+            " [text]: tokenizer must be one of bpe, bytes, characters, model, prepared; got 'bpee'",
         ),
         ("[text]\nfile = 3", " [text]: file must be a string; got 3"),
         ("[run]\ncheckpoint_every = 0", " [run]: checkpoint_every must be an integer of at least 1; got 0"),

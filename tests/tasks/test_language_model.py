@@ -48,7 +48,7 @@ def test_a_batch_follows_from_the_seed_and_the_step(text: TextConfig) -> None:
 
 def test_the_score_is_that_of_evaluate_on_the_held_out_text(text: TextConfig) -> None:
     task = LanguageModelling(text, SIZES, SHORT)
-    ids = task.tokenizer.encode(text.read()[1])
+    ids = task.tokenizer.encode(text.read()[0][1])
     found = ng.inference.evaluate(task.model, ids, task.tokenizer, context_length=16, stride=8)
     score = task.score()
     assert (score.name, score.figure) == ("bits per byte", found.bits_per_byte)
@@ -134,11 +134,11 @@ def test_of_a_long_text_only_what_the_run_can_read_is_encoded_and_the_descriptio
     task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: reports.append((doing, share)))
     assert "from 65,536 of its 864,000 characters, as a short run needs no more" in task.describe()["text"]
     assert "its last 10%" in task.describe()["held out"] and "from 65,536 of" in task.describe()["held out"]
-    assert np.array_equal(task.ids, LanguageModelling(text, SIZES, SHORT).ids)
+    assert np.array_equal(task.rows[0], LanguageModelling(text, SIZES, SHORT).rows[0])
     words = ["reading", "training the tokenizer", "encoding the text trained on", "encoding the text held out"]
     assert [next(word for word in words if doing.startswith(word)) for doing, _ in reports] == words
     longer = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=10**6))
-    assert "characters" not in longer.describe()["text"] and len(longer.ids) > 10 * len(task.ids)
+    assert "characters" not in longer.describe()["text"] and len(longer.rows[0]) > 10 * len(task.rows[0])
     by_the_clock = LanguageModelling(text, SIZES, dataclasses.replace(SHORT, steps=1000, minutes=0.01))
     assert "from 131,072 of" in by_the_clock.describe()["text"]  # of 2**24 a minute, in whole pieces
 

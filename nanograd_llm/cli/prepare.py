@@ -1,0 +1,73 @@
+"""`nanograd-llm prepare`: texts become files of token ids, which `train` reads without holding them in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from nanograd_llm.cli.terminal import row, waiting, written
+from nanograd_llm.settings import counted
+
+KINDS = ("bpe", "bytes", "characters")
+
+
+def prepare(
+    sources: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    out: Path,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+) -> None:
+    """Turn texts into files of token ids, which train takes; the texts may be larger than the memory.
+
+    The folder has train.bin and val.bin in the form of nanoGPT, the tokenizer, and a description. Each text ends with
+    the end-of-text token.
+
+    Parameters
+    ----------
+    sources
+        What to read: UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .jsonl or .gz files, or -
+        for standard input.
+    out
+        The folder to make.
+    tokenizer
+        bpe or characters, made of the texts; bytes; or a model whose tokenizer to use: the folder of a run, or a
+        pretrained model, such as gpt2.
+    vocab_size
+        Tokens that bpe learns; 1024 if not given. GPT-2 has 50257.
+    held_out
+        Share of the texts that is scored and never trained on. Of a long file, parts are texts.
+    seed
+        Chooses which texts are held out.
+    """
+    from nanograd_llm.errors import ConfigError
+    from nanograd_llm.pretrained import gpt2_tokenizer
+    from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.text import Tokenizer
+    from nanograd_llm.text import prepare as prepare_texts
+
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {tokenizer}; leave it out")
+    made: Tokenizer | str = tokenizer
+    if tokenizer not in KINDS:
+        made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
+    with waiting("starting", lines=True) as tell:
+        found = prepare_texts(
+            sources,
+            out,
+            made,
+            vocab_size=vocab_size or 1024,
+            held_out=held_out,
+            seed=seed,
+            report=lambda doing, share: tell(share, doing),
+        )
+    print(row("tokenizer", found["prepared"]["tokenizer"]))
+    for name, part in (("train", found["train"]), ("held out", found["val"])):
+        sizes = f"{counted(part['tokens'], 'token')}, {counted(part['bytes'], 'byte')}"
+        print(row(name, f"{counted(part['texts'], 'text')}: {sizes}"))
+    print(written(f"wrote {out}; next: nanograd-llm train {out}"))
