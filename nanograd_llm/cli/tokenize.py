@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 
-def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -> None:
-    r"""Show the pieces that a tokenizer splits a text into, each with its id.
+def tokenize(
+    text: str | None = None,
+    /,
+    *,
+    model: str | None = None,
+    special: bool = False,
+    show_merges: int | None = None,
+) -> None:
+    r"""Show the pieces that a tokenizer splits a text into: the id of each, and the merges that made it of its bytes.
 
     Parameters
     ----------
@@ -15,13 +22,15 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
         bytes where that is not on this machine and cannot be fetched.
     special
         Read <|endoftext|> in the text as that token, not as ordinary text.
+    show_merges
+        Show the first N merges of the tokenizer.
     """
     import warnings
 
-    from nanograd_llm.errors import StorageError
+    from nanograd_llm.errors import ConfigError, StorageError
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
-    from nanograd_llm.settings import counted
+    from nanograd_llm.settings import counted, require_int
     from nanograd_llm.text import ByteTokenizer, Tokenizer
     from nanograd_llm.text.bpe import readable
 
@@ -35,8 +44,21 @@ def tokenize(text: str, /, *, model: str | None = None, special: bool = False) -
             stacklevel=2,
         )
         tokenizer = ByteTokenizer()
+    if show_merges is not None:
+        require_int("show_merges", show_merges, 1)
+        print(tokenizer.show_merges(show_merges) or f"{tokenizer} has no merges")
+    if text is None:
+        if show_merges is None:
+            raise ConfigError("tokenize needs TEXT, or --show-merges N")
+        return
     pieces = tokenizer.pieces(text, allow_special=special)
+    width = max((len(readable(piece)) for _, piece in pieces), default=0)
     for i, piece in pieces:
-        print(f"{i:>8}  {readable(piece)}")
+        made = ", ".join(
+            f"{number}: {readable(left)} + {readable(right)}"
+            for number in tokenizer.merges_of(piece)
+            for left, right in [tokenizer.byte_merges[number]]
+        )
+        print(f"{i:>8}  {readable(piece):<{width}}  {made}".rstrip())
     size = sum(len(piece) for _, piece in pieces)
     print(f"{counted(len(pieces), 'token')}, {counted(size, 'byte')}, by {tokenizer}")

@@ -8,7 +8,7 @@ alphabet, then one id for each merge; `<|endoftext|>` is the last. (Radford et a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,11 @@ class GPT2Tokenizer(Tokenizer):
         spelled = [(spell(left), spell(right)) for left, right in merges]
         pieces = [*map(spell, BYTES), *(left + right for left, right in spelled), END_OF_TEXT]
         return cls({piece: i for i, piece in enumerate(pieces)}, spelled)
+
+    @property
+    def byte_merges(self) -> Sequence[tuple[bytes, bytes]]:
+        """See `Tokenizer.byte_merges`."""
+        return self._ranked.merges
 
     def with_special(self, token: str) -> GPT2Tokenizer:
         """The same tokenizer with one more special token; its id is the first that stands for nothing."""

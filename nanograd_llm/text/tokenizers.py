@@ -111,6 +111,42 @@ class Tokenizer(ABC):
         """Each id of `text` with its bytes. allow_special: as for `encode`."""
         return [(i, self._table[i]) for i in self.encode(text, allow_special=allow_special).tolist()]
 
+    @property
+    def byte_merges(self) -> Sequence[tuple[bytes, bytes]]:
+        """The merges that make pieces of bytes, in the order in which they were learned; () without byte pairs."""
+        return ()
+
+    @cached_property
+    def _made_by(self) -> dict[bytes, int]:
+        return {left + right: i for i, (left, right) in enumerate(self.byte_merges)}
+
+    def merges_of(self, piece: bytes) -> list[int]:
+        """The numbers of the merges that make a piece out of its bytes, in the order of the merges.
+
+        >>> BPETokenizer.train("the thin theory, then the other", vocab_size=260).merges_of(b" the")
+        [0, 1, 2]
+        """
+        found, parts = set(), [piece]
+        while parts:
+            i = self._made_by.get(parts.pop())
+            if i is not None and i not in found:
+                found.add(i)
+                parts += self.byte_merges[i]
+        return sorted(found)
+
+    def show_merges(self, n: int = 20) -> str:
+        r"""The first `n` merges, one on each line, with their numbers.
+
+        >>> print(BPETokenizer.train("the thin theory, then the other", vocab_size=260).show_merges())
+        0: 't' + 'h' -> 'th'
+        1: 'th' + 'e' -> 'the'
+        2: ' ' + 'the' -> ' the'
+        """
+        return "\n".join(
+            f"{i}: {readable(left)} + {readable(right)} -> {readable(left + right)}"
+            for i, (left, right) in enumerate(self.byte_merges[:n])
+        )
+
     def special_id(self, token: str) -> int | None:
         """The id of a special token such as [MASK]; None where the vocabulary has none of that name."""
         return self._whole_tokens(True).get(token)
@@ -261,18 +297,10 @@ class BPETokenizer(Tokenizer):
             special_tokens={END_OF_TEXT: self.vocab_size - 1},
         )
 
-    def show_merges(self, n: int = 20) -> str:
-        r"""The first `n` merges, one on each line, numbered as in `merges`.
-
-        >>> print(BPETokenizer.train("the thin theory, then the other", vocab_size=260).show_merges())
-        0: 't' + 'h' -> 'th'
-        1: 'th' + 'e' -> 'the'
-        2: ' ' + 'the' -> ' the'
-        """
-        return "\n".join(
-            f"{i}: {readable(left)} + {readable(right)} -> {readable(left + right)}"
-            for i, (left, right) in enumerate(self.merges[:n])
-        )
+    @property
+    def byte_merges(self) -> Sequence[tuple[bytes, bytes]]:
+        """See `Tokenizer.byte_merges`."""
+        return self.merges
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)

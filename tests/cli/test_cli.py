@@ -211,6 +211,23 @@ def test_tokenize_without_a_network_shows_bytes_and_says_so(capsys, monkeypatch)
     assert "GPT-2's tokenizer is not on this machine, so each byte is a token; --model RUN takes that of a run" in err
 
 
+def test_tokenize_shows_the_merges_that_made_each_piece(capsys, tmp_path):
+    (tmp_path / "text.txt").write_text("the thin theory, then the other", "utf-8")
+    assert main(["prepare", str(tmp_path / "text.txt"), "--held-out", "0.5", "--out", str(tmp_path / "data")]) == 2
+    assert "=0.5 of 1 texts leaves none to" in printed(capsys)[1]
+    (tmp_path / "text.txt").write_text("the thin theory, then the other\n" * 500, "utf-8")
+    few = ["--vocab-size", "260", "--out", str(tmp_path / "data")]
+    assert main(["prepare", str(tmp_path / "text.txt"), *few]) == 0
+    assert main(["train", str(tmp_path / "data"), "--steps", "1", "--out", str(tmp_path / "run"), *TINY]) == 0
+    printed(capsys)
+    assert main(["tokenize", " then", "--model", str(tmp_path / "run"), "--show-merges", "1"]) == 0
+    out = printed(capsys)[0].splitlines()
+    assert out[0] == "0: 't' + 'h' -> 'th'"
+    assert out[1].split() == "258 ' the' 0: 't' + 'h', 1: 'th' + 'e', 2: ' ' + 'the'".split()
+    assert out[2].split() == ["110", "'n'"]
+    assert main(["tokenize"]) == 2
+
+
 def test_no_prompt_and_an_empty_one_are_a_new_line(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     texts = []

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import regex
 from hypothesis import example, given, settings
@@ -118,3 +119,23 @@ def test_surrogates_and_nul_in_the_training_text_do_not_stop_training():
 def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused(vocab_size):
     with pytest.raises(ConfigError, match=r"vocab_size must be an integer of at least 257"):
         train_bpe("text", vocab_size)
+
+
+def test_several_texts_give_the_merges_of_all_their_words_together():
+    texts = ["the cat sat\n", "on the mat\n", "the cats\n"] * 5
+    assert train_bpe(iter(texts), 290) == train_bpe("".join(texts), 290)
+
+
+def test_learning_reports_the_share_that_is_done():
+    told = []
+    train_bpe(builtin_corpus()[:20_000], 700, lambda doing, share: told.append(share))
+    assert told == sorted(told) and len(told) == 4 and 0 < told[0] < told[-1] < 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("word", ["0123456789", "a", " ", "e\u0301\u0302"])
+def test_a_word_of_ten_megabytes_trains_and_is_encoded(word):
+    rng = np.random.default_rng(0)
+    text = "".join(np.array(list(word))[rng.integers(len(word), size=10**7)]) if len(word) == 10 else word * 10**7
+    tokenizer = BPETokenizer(train_bpe(text[: 10**7], 1000))
+    assert tokenizer.decode(tokenizer.encode(text[: 10**7])) == text[: 10**7]
