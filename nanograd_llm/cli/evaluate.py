@@ -1,49 +1,126 @@
-"""`nanograd-llm eval`: score a model on a text."""
+"""`nanograd-llm eval`: score a model on texts, or on questions with choices."""
 
 from __future__ import annotations
 
+import functools
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
 from nanograd_llm.cli.options import Device, Model
 from nanograd_llm.cli.terminal import waiting
-from nanograd_llm.settings import counted
+from nanograd_llm.settings import counted, printable
+
+SHOWN = 20  # documents in the table at most
+BEFORE = 60  # characters of context that are shown before a token
 
 
-def evaluate(model: Model, text: str, /, *, stride: int | None = None, device: Device = "cpu") -> None:
-    """Score a model on a text: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
+def evaluate(
+    model: Model,
+    /,
+    *texts: str,
+    stride: int | None = None,
+    top: int = 0,
+    choices: Annotated[list[str], Parameter(consume_multiple=True, negative=())] = [],  # noqa: B006  as it is shown
+    device: Device = "cpu",
+) -> None:
+    """Score a model on texts: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
-    With the tokenizer characters, which has no end-of-text token to put first, the first character is not scored.
+    Without a text, a run of any task is scored on all that it held out. The interval is of 95 %, from resampled
+    blocks. With the tokenizer characters, which has no end-of-text token to put first, the first character of a text
+    is not scored.
 
     Parameters
     ----------
-    text
-        A UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz file, or - for standard
-        input, as for train.
+    texts
+        UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .jsonl or .gz files, or - for standard
+        input, as for train. Each file is a line of a table.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
+    top
+        Show the N tokens with the highest losses, each after its context.
+    choices
+        Answer questions in place of a text: a .jsonl of HellaSwag's form, with "ctx", "endings" and "label" on each
+        line; none if not given.
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import ConfigError
-    from nanograd_llm.inference import evaluate_text
+    from nanograd_llm.inference import answer_choices, evaluation_of, hardest, interval, score_text
     from nanograd_llm.models.gpt import GPT
+    from nanograd_llm.runs.compare import short_names
     from nanograd_llm.runs.opening import open_model
-    from nanograd_llm.text import read_source
+    from nanograd_llm.runs.prepare import score_run
+    from nanograd_llm.text.examples import read_choices
+    from nanograd_llm.text.sources import files_of, read_source
 
     use_device(device)
+    if not texts and not choices:
+        with waiting("reading the held-out data") as progress:
+            score = score_run(model, lambda doing, share: progress(share, doing))
+        print(f"{score}\nover {score.measured_on}")
+        return
     opened = open_model(model)
     if not issubclass(opened.model_class, GPT):
         raise ConfigError(
             f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
-            "a GPT; nanograd-llm info shows the last score of a run on what was held out"
+            "a GPT, on texts; a run of another task is scored on what it held out: give no text"
         )
-    with waiting("reading and encoding the text") as progress:
-        content = read_source(text, lambda doing, share: progress(share, doing))
+    with waiting("reading") as progress:
         tokenizer, loaded = opened.tokenizer(), opened.model()
-        found = evaluate_text(
-            loaded, content, tokenizer, stride=stride, progress=lambda share: progress(share, "scoring")
-        )
+        if choices:
+            questions = [question for path in choices for question in read_choices(path)]
+            answered = answer_choices(
+                loaded, tokenizer, questions, progress=lambda share: progress(share, "answering the questions")
+            )
+        paths = [path for text in texts for path in (["-"] if text == "-" else files_of(text))]
+        scored = []
+        for name, path in zip(short_names(paths), paths):
+            content = read_source(path, lambda doing, share: progress(share, doing))
+            tell = functools.partial(progress, title=f"scoring {name}")
+            scored.append(score_text(loaded, content, tokenizer, name=name, stride=stride, progress=tell))
+    if choices:
+        print(answered)
+    if not scored:
+        return
+    if len(scored) > 1:
+        _table([(text.name, evaluation_of([text])) for text in scored])
+    found, between = evaluation_of(scored), interval(scored)
+    within = "" if between is None else f"  (95 %: {between[0]:.4f} to {between[1]:.4f})"
     print(
         f"loss           {found.loss:.4f} nats per token\n"
         f"perplexity     {found.perplexity:.2f}\n"
-        f"bits per byte  {found.bits_per_byte:.4f}\n"
+        f"bits per byte  {found.bits_per_byte:.4f}{within}\n"
         f"over           {counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
     )
+    for text, place in hardest(scored, top):
+        before = tokenizer.decode(text.ids[max(0, place - BEFORE) : place])[-BEFORE:]
+        _show_token(float(text.losses[place]), before, tokenizer.decode(text.ids[place : place + 1]))
+
+
+def _table(rows: list[tuple[str, Any]]) -> None:
+    """Each text with its score, the worst first."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table("text", *(Column(name, justify="right") for name in ("tokens", "bytes", "bits per byte")))
+    for name, found in sorted(rows, key=lambda row: -row[1].bits_per_byte)[:SHOWN]:
+        table.add_row(printable(name), f"{found.tokens:,}", f"{found.bytes:,}", f"{found.bits_per_byte:.4f}")
+    Console(highlight=False, markup=False).print(table)
+    if len(rows) > SHOWN:
+        print(f"and {len(rows) - SHOWN:,} more texts with lower scores")
+
+
+def _show_token(loss: float, before: str, token: str) -> None:
+    """A line of a token after its context; on a terminal its colour goes from yellow to red with the loss."""
+    if not sys.stdout.isatty():
+        print(f"{loss:7.2f}  {before!r} -> {token!r}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    green = int(max(0, 220 - 15 * loss))
+    line = Text(f"{loss:7.2f}  {printable(repr(before)[1:-1])}")
+    line.append(printable(repr(token)[1:-1]), style=f"bold rgb(255,{green},60)")
+    Console(highlight=False).print(line)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import secrets
 import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, options, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
-from nanograd_llm.inference import Sampling, stream_text
+from nanograd_llm.inference import Sampling, stream_text, write_texts
 from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.inference.writing import default_prompt
+from nanograd_llm.settings import require_int
 
 _SHOWN = {**vars(PROSE), "temperature": f"{PROSE.temperature}; 0 for a model that answers", "seed": "a random one"}
 SAMPLING = options(Sampling, "Sampling", shown=_SHOWN)
@@ -23,6 +28,9 @@ def generate(
     /,
     *,
     max_new_tokens: int = 200,
+    n: int = 1,
+    stop: Annotated[list[str], Parameter(consume_multiple=True, negative=())] = [],  # noqa: B006  as it is shown
+    truncate: bool = False,
     cache: bool = True,
     raw: bool = False,
     device: Device = "cpu",
@@ -40,12 +48,19 @@ def generate(
         that has no new line. Put a prompt that begins with a dash last, after " -- ".
     max_new_tokens
         Tokens to write; fewer if the model ends the text.
+    n
+        Texts to write, each after the same prompt.
+    stop
+        Texts that end what is written, such as "\\n\\n"; they are left out; none if not given.
+    truncate
+        Of a prompt longer than the model's context, use the end; otherwise it is refused.
     cache
         Keep keys and values instead of computing them again, which is faster; the text is the same.
     raw
         Continue the prompt as it is, without a template.
     """
     from nanograd_llm.backend.arrays import use_device
+    from nanograd_llm.errors import ShapeError
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.template import template_beside
@@ -59,13 +74,27 @@ def generate(
     template = template_beside(opened.path) if prompt and not raw else None
     prompt = prompt or default_prompt(tokenizer)
     ids = tokenizer.encode(prompt if template is None else template.fill(prompt))
+    require_int("n", n, 1)
+    if len(ids) > (context := loaded.config.context_length):
+        if not truncate:
+            raise ShapeError(
+                f"the prompt has {len(ids):,} tokens, and the model sees {context:,}; give a shorter one, or "
+                "--truncate for its end"
+            )
+        ids = ids[-context:]
     own = {"seed": secrets.randbelow(10**6)} | ({} if template is None else {"temperature": 0})
     strategy = dataclasses.replace(PROSE, **{**own, **sampling})
-    pieces = stream_text(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, sampling=strategy, cache=cache)
+    ends = [codecs.decode(text.encode("latin-1", "backslashreplace"), "unicode_escape") for text in stop]
+    settings: Any = {"max_new_tokens": max_new_tokens, "sampling": strategy, "cache": cache, "stop": ends}
     begin = prompt if template is None else ""
-    print(written(begin + next(pieces, "")), end="", flush=True)  # an error comes before it
-    for piece in pieces:
-        print(written(piece), end="", flush=True)
-    print(flush=True)
+    if n > 1:
+        for number, text in enumerate(write_texts(loaded, tokenizer, [ids] * n, **settings), 1):
+            print(written(f"--- {number}\n{begin}{text}"), flush=True)
+    else:
+        pieces = stream_text(loaded, tokenizer, ids, **settings)
+        print(written(begin + next(pieces, "")), end="", flush=True)  # an error comes before it
+        for piece in pieces:
+            print(written(piece), end="", flush=True)
+        print(flush=True)
     if "seed" not in sampling and strategy.temperature > 0:
         print(f"to get this text again, add --seed {strategy.seed}", file=sys.stderr)

@@ -2,12 +2,14 @@
 
 from nanograd_llm.inference.classify import classify
 from nanograd_llm.inference.embed import embed, nearest
-from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text
+from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text, evaluation_of
 from nanograd_llm.inference.fill import Guess, fill
 from nanograd_llm.inference.generate import generate, stream
+from nanograd_llm.inference.harness import harness_model
+from nanograd_llm.inference.likelihood import answer_choices, hardest, interval, log_likelihoods, score_text
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.inference.translate import BeamSearch, show_attention, stream_translation, translate
-from nanograd_llm.inference.writing import Conversation, Dialogue, stream_text
+from nanograd_llm.inference.writing import Conversation, Dialogue, stream_text, write_texts
 
 __all__ = [
     "BeamSearch",
@@ -16,16 +18,24 @@ __all__ = [
     "Evaluation",
     "Guess",
     "Sampling",
+    "answer_choices",
     "classify",
     "embed",
     "evaluate",
     "evaluate_text",
+    "evaluation_of",
     "fill",
     "generate",
+    "hardest",
+    "harness_model",
+    "interval",
+    "log_likelihoods",
     "nearest",
+    "score_text",
     "show_attention",
     "stream",
     "stream_text",
     "stream_translation",
     "translate",
+    "write_texts",
 ]

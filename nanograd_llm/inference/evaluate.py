@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.errors import NonFiniteError
+from nanograd_llm.inference.likelihood import ScoredText, score_text
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
 from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
-
-TOKENS_AT_ONCE = 4096  # bounds the memory of `evaluate_text`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +69,7 @@ def evaluate(
                 size += len(tokenizer.decode_bytes(scored))
             if progress is not None:
                 progress((start + len(batch)) / len(rows))
-    if not math.isfinite(nats):
-        raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; look for NaN in the weights")
-    loss = nats / count
-    perplexity = math.exp(loss) if loss < 700 else math.inf  # e**710 overflows
-    return Evaluation(loss, perplexity, nats / math.log(2) / size, count, size)
+    return _evaluation(nats, count, size)
 
 
 def evaluate_text(
@@ -85,20 +80,20 @@ def evaluate_text(
     stride: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
-    """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
+    """Score a text, each token once: see `score_text`, which has these arguments and gives the loss of every token."""
+    found = score_text(model, text, tokenizer, stride=stride, progress=progress)
+    return evaluation_of([found])
 
-    If the tokenizer has an end-of-text token, the first token is scored as its successor; otherwise it is left out.
-    stride: how far the window moves; half a window if not given. progress: as for `evaluate`.
-    Raises ShapeError for a text without a token to score, NonFiniteError if the loss is not finite.
-    """
-    ids = tokenizer.encode(text)
-    if tokenizer.end_of_text is not None:
-        ids = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids])
-    if len(ids) < 2:
-        raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
-    window = min(model.config.context_length, len(ids) - 1)
-    stride = max(1, window // 2) if stride is None else stride
-    batch_size = max(1, TOKENS_AT_ONCE // window)
-    return evaluate(
-        model, ids, tokenizer, context_length=window, stride=stride, batch_size=batch_size, progress=progress
-    )
+
+def evaluation_of(texts: Sequence[ScoredText]) -> Evaluation:
+    """The figures of scored texts together, each token with the same weight."""
+    count, size = sum(len(text.losses) for text in texts), int(sum(text.sizes.sum() for text in texts))
+    return _evaluation(float(sum(text.losses.sum() for text in texts)), count, size)
+
+
+def _evaluation(nats: float, count: int, size: int) -> Evaluation:
+    if not math.isfinite(nats):
+        raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; look for NaN in the weights")
+    loss = nats / count
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # e**710 overflows
+    return Evaluation(loss, perplexity, nats / math.log(2) / max(1, size), count, size)

@@ -89,6 +89,7 @@ def stream(
             else:
                 new = text[:, start + caches[0].length : n]
                 logits = decoder(new[:, 0]) if decoder and new.shape[1] == 1 else model.next_logits(new, caches)
+        logits = sampling.penalised(logits, text[:, :n])
         if sampling.temperature == 0:
             chosen = likeliest(logits)
         else:

@@ -31,6 +31,13 @@ class Sampling(Settings):
         low=1e-9,
         high=1,
     )
+    repetition_penalty: float = setting(
+        "Makes tokens that came before less likely: a positive logit of theirs is divided by this, a negative one "
+        "multiplied (Keskar et al. 2019); 1 for no penalty.",
+        default=1.0,
+        low=1e-3,
+        high=1e3,
+    )
     seed: int = setting("The same seed gives the same text.", default=0, high=MAX_SEED)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -62,6 +69,16 @@ class Sampling(Settings):
         result = np.empty_like(p)
         np.put_along_axis(result, order, p, axis=-1)
         return result
+
+    def penalised(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """The logits with the repetition penalty.  logits (B, V), seen (B, T) ids that came before -> (B, V)"""
+        if self.repetition_penalty == 1:
+            return logits
+        logits, rows = logits.copy(), np.arange(len(logits))[:, None]
+        before = logits[rows, seen]
+        penalty = self.repetition_penalty
+        logits[rows, seen] = np.where(before > 0, before / penalty, before * penalty)
+        return logits
 
     def choose(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """One token per row.  logits (B, V), uniform (B) random numbers from [0, 1) -> ids (B)"""

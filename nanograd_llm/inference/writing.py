@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nanograd_llm.errors import IndexRangeError
-from nanograd_llm.inference.generate import stream
+from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.text import Tokenizer
@@ -25,14 +25,54 @@ def stream_text(
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
     cache: bool = True,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yields what the model writes after `prompt`, ids (T), in pieces of whole characters, until it ends the text.
 
-    Raises as `stream` does.
+    stop: texts that end it as well; they are left out. Raises as `stream` does.
     """
     written = stream(model, prompt, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache)
     new = (token for (token,) in written if token is not None)
-    return tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
+    pieces = tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
+    return before_stop(pieces, stop) if stop else pieces
+
+
+def write_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[ArrayLike],
+    *,
+    max_new_tokens: int = 200,
+    sampling: Sampling | None = None,
+    cache: bool = True,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """What the model writes after each prompt, of any lengths, as one batch; see `stream_text`."""
+    ends = () if tokenizer.end_of_text is None else tokenizer.end_of_text
+    rows = generate(model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=ends, cache=cache)
+    texts = [tokenizer.decode(row) for row in rows]
+    return ["".join(before_stop([text], stop)) for text in texts] if stop else texts
+
+
+def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The text of these pieces up to the first of the texts `stop`. What may be the beginning of one waits.
+
+    >>> list(before_stop(["one", " t", "wo", " th", "ree"], ["thr"]))
+    ['one', ' t', 'wo', ' ']
+    """
+    rest, longest = "", max(map(len, stop))
+    for piece in pieces:
+        rest += piece
+        ends = [place for place in map(rest.find, stop) if place >= 0]
+        if ends:
+            rest = rest[: min(ends)]
+            break
+        waits = max(n for n in range(longest) if n == 0 or any(text.startswith(rest[-n:]) for text in stop))
+        if len(rest) > waits:
+            yield rest[: len(rest) - waits]
+            rest = rest[len(rest) - waits :]
+    if rest:
+        yield rest
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

@@ -21,7 +21,7 @@ from nanograd_llm.runs.tables import check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
+from nanograd_llm.tasks.task import NamedTask, Report, Request, Score, Tables
 from nanograd_llm.training.config import TWO_LENGTHS
 
 if TYPE_CHECKING:
@@ -147,30 +147,47 @@ def resume_run(
     options = options or {}
     folder = RunFolder.resume(path)
     try:
-        written = read_settings(folder.config_path)
-        task = task_named(written.get("run", {}).get("task", DEFAULT))
-        if fixed := [name for name in options if name not in CHANGEABLE]:
-            raise ConfigError(
-                f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
-            )
-        sources = [source for table in written.values() for source in (table.get("file"), *table.get("data", ()))]
-        if "-" in sources and not {"file", "data"} & {*options}:
-            raise ConfigError(f"{path}: learned from standard input, which is gone; give the same text as a file")
-        given = _by_table(task, {}, options)
-        settings = {table: {**written.get(table, {}), **given[table]} for table in given}
-        settings["train"] = _with_one_length(settings["train"], given["train"])
-        source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
-        start = None if source is None else _opened(source)
-        nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
-        request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
-        adapters = _adapters_of(settings["lora"], source)
-        run = Run.resumed(folder, task.made(request), adapters, **settings["run"])
+        task, settings, adapters = _made_again(folder, options, report)
+        run = Run.resumed(folder, task, adapters, **settings["run"])
         if options:
             run.write_config()
         return run
     except BaseException:
         folder.close()
         raise
+
+
+def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Score:
+    """The score of the run at `path`, of any task, on all that it held out. Raises as `resume_run` does."""
+    from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
+
+    task = _made_again(RunFolder.open(path), {}, report)[0]
+    vars(task)["model"] = open_model(path).model()
+    report("scoring", 0)
+    return task.score()
+
+
+def _made_again(
+    folder: RunFolder, options: Mapping[str, Any], report: Report
+) -> tuple[NamedTask, dict[str, dict[str, Any]], LoRAConfig | None]:
+    """The task of a run, made of its settings again, these settings with the `options`, and those of its adapters."""
+    path, written = folder.path, read_settings(folder.config_path)
+    task = task_named(written.get("run", {}).get("task", DEFAULT))
+    if fixed := [name for name in options if name not in CHANGEABLE]:
+        raise ConfigError(
+            f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
+        )
+    sources = [source for table in written.values() for source in (table.get("file"), *table.get("data", ()))]
+    if "-" in sources and not {"file", "data"} & {*options}:
+        raise ConfigError(f"{path}: learned from standard input, which is gone; give the same text as a file")
+    given = _by_table(task, {}, options)
+    settings = {table: {**written.get(table, {}), **given[table]} for table in given}
+    settings["train"] = _with_one_length(settings["train"], given["train"])
+    source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
+    start = None if source is None else _opened(source)
+    nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
+    request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
+    return task.made(request), settings, _adapters_of(settings["lora"], source)
 
 
 def _opened(source: str) -> Opened:

@@ -46,6 +46,25 @@ def read_examples(path: str | os.PathLike[str], *, pairs: bool = False) -> list[
     return [_example(row, where, PAIRS if pairs else FORMS) for where, row in read_json_rows(path)]
 
 
+def read_choices(path: str | os.PathLike[str]) -> list[tuple[str, list[str], int]]:
+    """Questions with choices in HellaSwag's form: the context, the endings, and the number of the right one, from 0.
+
+    path: a .jsonl or .json of objects with "ctx", "endings" and "label"; others of their values are left out.
+    Raises as `read_json_rows`, BadFileError for a row of another form.
+    """
+    found = []
+    for where, row in read_json_rows(path):
+        context, label = row.get("ctx"), row.get("label")
+        endings: Any = row.get("endings")
+        number = int(label) if isinstance(label, str) and label.isdecimal() else label
+        is_list = isinstance(endings, list) and len(endings) > 1 and all(isinstance(one, str) for one in endings)
+        if not (isinstance(context, str) and is_list and type(number) is int and 0 <= number < len(endings)):
+            expected = 'a string "ctx", strings "endings" and the number of the right one as "label"'
+            raise BadFileError(f"{where}: expected {expected}; got {shown(row, 80)}")
+        found.append((context, endings, number))
+    return found
+
+
 def _example(row: Mapping[str, Any], where: str, forms: Sequence[tuple[str, ...]]) -> Example:
     form = next((form for form in forms if row.keys() >= {*form}), None)
     if form is None:

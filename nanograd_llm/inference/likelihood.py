@@ -1,0 +1,216 @@
+"""How likely a GPT finds a text: the loss of every token, of a continuation, and of the choices of a question.
+
+The schemes are those of EleutherAI's lm-evaluation-harness, so its figures can be compared.  N tokens, V vocabulary
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from nanograd_llm.autograd.modes import no_grad
+from nanograd_llm.errors import ConfigError, ShapeError
+from nanograd_llm.inference.sampling import log_probabilities
+from nanograd_llm.models.gpt import GPT
+from nanograd_llm.settings import counted
+from nanograd_llm.text import IGNORE_INDEX, Tokenizer, count_windows, sliding_windows
+
+Progress = Callable[[float], object]
+TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 2**23  # bound the memory
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredText:
+    """The tokens of a text that were scored.  ids (N,), losses (N,) nats, sizes (N,) bytes
+
+    name: of the text. block: tokens of a window, for `interval`.
+    """
+
+    name: str
+    ids: np.ndarray
+    losses: np.ndarray
+    sizes: np.ndarray
+    block: int
+
+
+def score_text(
+    model: GPT,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    name: str = "",
+    stride: int | None = None,
+    progress: Progress | None = None,
+) -> ScoredText:
+    """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
+
+    If the tokenizer has an end-of-text token, the first token is scored as its successor; otherwise it is left out.
+    stride: how far the window moves; half a window if not given. progress: called with the share that is done.
+    Raises ShapeError for a text without a token to score, NonFiniteError if a logit is not finite.
+    """
+    ids = tokenizer.encode(text)
+    if tokenizer.end_of_text is not None:
+        ids = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids])
+    if len(ids) < 2:
+        raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
+    window = min(model.config.context_length, len(ids) - 1)
+    losses = token_losses(
+        model, ids, context_length=window, stride=max(1, window // 2) if stride is None else stride, progress=progress
+    )
+    length_of = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
+    return ScoredText(name, ids[1:], losses, length_of[ids[1:]], window)
+
+
+def token_losses(
+    model: GPT, ids: np.ndarray, *, context_length: int, stride: int, progress: Progress | None = None
+) -> np.ndarray:
+    """The loss of every id but the first.  ids (N,) -> (N - 1,) float64, nats"""
+    model.eval()
+    losses = np.empty(len(ids) - 1)
+    rows = np.arange(count_windows(ids, context_length=context_length, stride=stride))
+    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // context_length)
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
+        tokens, targets = sliding_windows(
+            ids, context_length=context_length, stride=stride, count_once=True, rows=batch
+        )
+        places = np.minimum(batch * stride, len(ids) - context_length - 1)[:, None] + np.arange(context_length)
+        counts = targets != IGNORE_INDEX
+        with no_grad():
+            logits = model(tokens).data[counts]
+        losses[places[counts]] = -_of(logits, targets[counts])[0]
+        if progress is not None:
+            progress((start + len(batch)) / len(rows))
+    return losses
+
+
+def interval(texts: Sequence[ScoredText], seed: int = 0) -> tuple[float, float] | None:
+    """A 95 % interval of the bits per byte, by resampling blocks of tokens (the bootstrap); None for a single block.
+
+    Neighbouring tokens are alike, so blocks as long as a window are drawn, not tokens (Künsch 1989).
+    """
+    blocks = [
+        (text.losses[i : i + text.block].sum(), text.sizes[i : i + text.block].sum())
+        for text in texts
+        for i in range(0, len(text.losses), text.block)
+    ]
+    if len(blocks) < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(len(blocks), size=(RESAMPLES, len(blocks)))
+    nats, sizes = np.array(blocks)[drawn].sum(axis=1).T
+    low, high = np.quantile(nats / np.log(2) / np.maximum(sizes, 1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def hardest(texts: Sequence[ScoredText], count: int) -> list[tuple[ScoredText, int]]:
+    """The tokens with the highest losses, each as its text and its place there, the hardest first."""
+    losses = np.concatenate([text.losses for text in texts])
+    owners = [(text, place) for text in texts for place in range(len(text.losses))]
+    return [owners[i] for i in np.argsort(-losses, kind="stable")[:count]]
+
+
+def log_likelihoods(
+    model: GPT, pairs: Iterable[tuple[Sequence[int], Sequence[int]]], *, progress: Progress | None = None
+) -> list[tuple[float, bool]]:
+    """Of each (context, continuation), both ids: the log-likelihood of the continuation, and whether it is greedy.
+
+    It is greedy if every token of it is the likeliest one. A context that is too long loses its beginning.
+    Raises ShapeError for an empty context or continuation, or a continuation longer than the model's context.
+    """
+    T = model.config.context_length
+    model.eval()
+    rows, found = [], []
+    for number, (context, continuation) in enumerate(pairs):
+        if not len(context) or not 0 < len(continuation) <= T:
+            sizes = f"a context of {counted(len(context), 'token')} and a continuation of {len(continuation)}"
+            raise ShapeError(f"pair {number} has {sizes}; the model takes at least 1 and from 1 to {T}")
+        rows.append((np.array([*context, *continuation])[-T - 1 :], len(continuation)))
+    longest = max((len(ids) for ids, _ in rows), default=1)
+    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // longest)
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
+        tokens = np.zeros((len(batch), max(len(ids) for ids, _ in batch) - 1), np.int64)  # padded behind: unseen
+        for row, (ids, _) in zip(tokens, batch):
+            row[: len(ids) - 1] = ids[:-1]
+        with no_grad():
+            logits = model(tokens).data
+        for i, (ids, length) in enumerate(batch):
+            likelihoods, greedy = _of(logits[i, len(ids) - 1 - length : len(ids) - 1], ids[-length:])
+            found.append((float(likelihoods.sum()), bool(greedy.all())))
+        if progress is not None:
+            progress((start + len(batch)) / len(rows))
+    return found
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The ids of a context and of its continuation, as they are when encoded together; spaces go to the continuation.
+
+    An empty context is the end-of-text token. Raises ConfigError where there is none.
+
+    >>> from nanograd_llm.text import ByteTokenizer
+    >>> encode_pair(ByteTokenizer(), "a ", "b")
+    ([97], [32, 98])
+    """
+    whole = context + continuation
+    context = context.rstrip()
+    ids, begin = tokenizer.encode(whole).tolist(), tokenizer.encode(context).tolist()
+    if begin:
+        return begin, ids[len(begin) :]
+    if tokenizer.end_of_text is None:
+        raise ConfigError(f"{tokenizer} has no end-of-text token to stand for an empty context; give a context")
+    return [tokenizer.end_of_text], ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """How many questions were answered rightly, by the sum of log-likelihoods, and by that sum per character."""
+
+    questions: int
+    right: int
+    right_per_character: int
+
+    def __str__(self) -> str:
+        """
+        >>> print(Choices(4, 1, 2))
+        right by likelihood 25.0 % ± 25.0, per character 50.0 % ± 28.9, of 4 questions
+        """
+        shares = []
+        for right in (self.right, self.right_per_character):
+            p, n = right / self.questions, self.questions
+            shares.append(f"{p:.1%} ± {100 * math.sqrt(p * (1 - p) / max(1, n - 1)):.1f}".replace("%", " %"))
+        return f"right by likelihood {shares[0]}, per character {shares[1]}, of {counted(self.questions, 'question')}"
+
+
+def answer_choices(
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: Sequence[tuple[str, Sequence[str], int]],
+    *,
+    progress: Progress | None = None,
+) -> Choices:
+    """Answer questions, each a context, endings and the number of the right one, by the likelihood of the endings.
+
+    This is HellaSwag's scheme (Zellers et al. 2019). An ending follows the context after a space.
+    """
+    pairs = [encode_pair(tokenizer, context, f" {ending}") for context, endings, _ in questions for ending in endings]
+    likelihoods = iter(log_likelihoods(model, pairs, progress=progress))
+    right = per_character = 0
+    for _, endings, answer in questions:
+        sums = np.array([next(likelihoods)[0] for _ in endings])
+        right += int(sums.argmax()) == answer
+        per_character += int((sums / [max(1, len(ending)) for ending in endings]).argmax()) == answer
+    return Choices(len(questions), right, per_character)
+
+
+def _of(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probability of each target, and whether it is the likeliest.  logits (N, V), targets (N,)"""
+    found = np.empty(len(targets))
+    for start in range(0, len(targets), 256):  # a block in float64 at a time
+        block = slice(start, start + 256)
+        rows = log_probabilities(logits[block])
+        found[block] = rows[np.arange(len(rows)), targets[block]]
+    return found, logits.argmax(axis=-1) == targets

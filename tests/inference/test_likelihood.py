@@ -1,0 +1,252 @@
+"""The likelihood of texts, continuations and choices: each token once, as the harness has them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nanograd_llm import GPT, GPTConfig
+from nanograd_llm.cli import main
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, ShapeError
+from nanograd_llm.inference import (
+    Sampling,
+    answer_choices,
+    evaluate,
+    evaluation_of,
+    generate,
+    hardest,
+    interval,
+    log_likelihoods,
+    score_text,
+    stream_text,
+    write_texts,
+)
+from nanograd_llm.inference.likelihood import RESAMPLES, ScoredText, encode_pair, token_losses
+from nanograd_llm.inference.writing import before_stop
+from nanograd_llm.text import ByteTokenizer, CharTokenizer
+from nanograd_llm.text.examples import read_choices
+
+BYTES = ByteTokenizer()
+TEXT = "It was — häufig — a naïve text, and then some more of it."
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GPT(GPTConfig(vocab_size=257, context_length=8, n_layer=1, n_head=2, n_embd=16), seed=1).eval()
+
+
+def by_hand(model, context, continuation):
+    """The log-likelihood of a continuation, one token at a time."""
+    ids, total, greedy = [*context], 0.0, True
+    for token in continuation:
+        logits = model(np.array([ids])).data[0, -1].astype(float)
+        total += logits[token] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        greedy &= int(logits.argmax()) == token
+        ids.append(token)
+    return total, greedy
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_every_token_of_a_text_has_one_loss_and_their_mean_is_that_of_evaluate(model, stride):
+    ids = BYTES.encode(TEXT)
+    losses = token_losses(model, ids, context_length=8, stride=stride)
+    found = evaluate(model, ids, BYTES, context_length=8, stride=stride)
+    assert losses.shape == (len(ids) - 1,) and losses.mean() == pytest.approx(found.loss, rel=1e-5)
+    assert losses[:3] == pytest.approx(
+        [-by_hand(model, ids[: n + 1], ids[n + 1 : n + 2])[0] for n in range(3)], rel=1e-4
+    )
+
+
+def test_the_bytes_of_scored_texts_are_all_bytes_of_them(model):
+    texts = [score_text(model, text, BYTES) for text in (TEXT, "another one")]
+    found = evaluation_of(texts)
+    assert found.bytes == found.tokens == len(TEXT.encode()) + 11
+    characters = CharTokenizer.train(TEXT)
+    small = GPT(GPTConfig(vocab_size=characters.vocab_size, context_length=8, n_layer=1, n_head=1, n_embd=8))
+    assert evaluation_of([score_text(small, TEXT, characters)]).bytes == len(TEXT[1:].encode())
+
+
+def test_the_interval_holds_the_score_and_has_its_width():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        losses = rng.exponential(math.log(2), size=(60, 10)).ravel()  # a mean of one bit
+        text = ScoredText("", np.zeros(600, int), losses, np.ones(600, int), 10)
+        low, high = interval([text], seed)
+        assert low < losses.mean() / math.log(2) < high
+        covered += low < 1 < high
+    assert 0.88 * 200 < covered <= 200 and RESAMPLES >= 1000
+    assert interval([ScoredText("", np.zeros(5, int), np.ones(5), np.ones(5, int), 10)]) is None
+
+
+def test_the_hardest_tokens_come_first(model):
+    texts = [score_text(model, text, BYTES, name=text) for text in ("abc", "defg")]
+    found = hardest(texts, 3)
+    losses = [text.losses[place] for text, place in found]
+    assert losses == sorted(np.concatenate([text.losses for text in texts]), reverse=True)[:3]
+
+
+def test_continuations_of_different_lengths_have_the_likelihoods_of_one_at_a_time(model):
+    pairs = [([1, 2, 3], [4, 5]), ([7], [8]), ([1] * 20, [9, 9, 9]), ([5, 6], [*range(8)])]
+    for (found, greedy), (context, continuation) in zip(log_likelihoods(model, pairs), pairs):
+        room = 9 - len(continuation)  # the context loses its beginning
+        expected, is_greedy = by_hand(model, context[-room:], continuation)
+        assert found == pytest.approx(expected, rel=1e-4) and greedy == is_greedy
+    best = int(model(np.array([[1, 2]])).data[0, -1].argmax())
+    assert log_likelihoods(model, [([1, 2], [best])])[0][1]
+
+
+@pytest.mark.parametrize("pair", [([], [1]), ([1], []), ([1], [1] * 9)])
+def test_a_pair_that_has_no_likelihood_is_refused(model, pair):
+    with pytest.raises(ShapeError, match="pair 0 has a context of"):
+        log_likelihoods(model, [pair])
+
+
+def test_an_empty_context_is_the_end_of_a_text():
+    assert encode_pair(BYTES, "", "ab") == ([256], [97, 98])
+    assert encode_pair(BYTES, "a  ", "b") == ([97], [32, 32, 98])
+    with pytest.raises(ConfigError, match="no end-of-text token to stand for an empty context"):
+        encode_pair(CharTokenizer("ab"), "", "a")
+
+
+def test_the_choice_with_the_highest_likelihood_is_the_answer(model):
+    questions = [("cat", ["s", "xyzw"], 0), ("dog", ["runs", "sits", "is"], 2)]
+    sums = [[sum(by_hand(model, *encode_pair(BYTES, c, f" {e}"))[:1]) for e in ends] for c, ends, _ in questions]
+    found = answer_choices(model, BYTES, questions)
+    assert found.right == sum(int(np.argmax(row)) == question[2] for row, question in zip(sums, questions))
+    per = [np.array(row) / [len(e) for e in ends] for row, (_, ends, _) in zip(sums, questions)]
+    assert found.right_per_character == sum(int(np.argmax(row)) == q[2] for row, q in zip(per, questions))
+
+
+def test_questions_are_read_from_json_lines_and_others_are_refused(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"ctx": "a", "endings": ["b", "c"], "label": "1", "ind": 4}))
+    assert read_choices(path) == [("a", ["b", "c"], 1)]
+    for row in ({"ctx": "a", "endings": ["b"], "label": 0}, {"ctx": "a", "endings": ["b", "c"], "label": 2}, {}):
+        path.write_text(json.dumps(row))
+        with pytest.raises(BadFileError, match='q.jsonl, line 1: expected a string "ctx"'):
+            read_choices(path)
+
+
+def test_a_penalty_makes_what_came_before_less_likely_whatever_its_sign():
+    logits = np.array([[2.0, -2.0, 1.0]])
+    assert Sampling(repetition_penalty=2.0).penalised(logits, np.array([[0, 1, 1]])).tolist() == [[1.0, -4.0, 1.0]]
+    assert Sampling().penalised(logits, np.array([[0]])) is logits
+
+
+def test_a_high_penalty_repeats_nothing(model):
+    sampling = Sampling(temperature=0, repetition_penalty=1000.0)
+    (plain,), (ids,) = (
+        generate(model, [1], max_new_tokens=20, sampling=s) for s in (Sampling(temperature=0), sampling)
+    )
+    assert len({*ids}) == 20 > len({*plain})
+
+
+@pytest.mark.parametrize("pieces", [["abcSTOPdef"], list("abcSTOPdef"), ["abcS", "TO", "Pdef"]])
+def test_a_text_ends_before_a_stop_however_it_comes(pieces):
+    assert "".join(before_stop(pieces, ["STOP", "zz"])) == "abc"
+    assert "".join(before_stop(pieces, ["STOX"])) == "abcSTOPdef"
+
+
+def test_prompts_of_any_lengths_are_continued_as_each_alone(model):
+    prompts = [BYTES.encode(text) for text in ("a", "some longer prompt", "bc")]
+    sampling = Sampling(temperature=0)
+    together = write_texts(model, BYTES, prompts, max_new_tokens=6, sampling=sampling, cache=False)
+    alone = [
+        "".join(stream_text(model, BYTES, p, max_new_tokens=6, sampling=sampling, cache=False)) for p in prompts[:1]
+    ]
+    assert together[:1] == alone and len(together) == 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    (folder / "texts").mkdir()
+    for i in range(3):
+        (folder / "texts" / f"{i}.txt").write_text(f"text {i}: the cat sat on the mat\n" * 40)
+    sizes = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--tokenizer", "bytes"]
+    assert main(["train", str(folder / "texts"), "--steps", "2", "--out", str(folder / "run"), *sizes]) == 0
+    return folder
+
+
+def test_eval_shows_a_line_for_each_text_the_interval_and_the_hardest_tokens(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), str(run / "texts"), "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{i}.txt" in out for i in range(3)) and "(95 %: " in out
+    assert len(out.rstrip().splitlines()[-2:]) == 2 and " -> " in out.splitlines()[-1]
+    total = sum((run / "texts" / f"{i}.txt").stat().st_size for i in range(3))
+    assert f"{total:,} bytes" in out
+
+
+def test_eval_without_a_text_scores_all_that_was_held_out(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", str(run / "run")]) == 0
+    assert "bits per byte (loss" in (out := capsys.readouterr().out) and "over all" in out
+
+
+def test_eval_answers_questions(run, capsys, tmp_path):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"ctx": "the cat", "endings": ["sat", "flew"], "label": 0}))
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), "--choices", str(tmp_path / "q.jsonl")]) == 0
+    assert "of 1 question" in capsys.readouterr().out
+
+
+def test_generate_writes_several_texts_to_a_stop_and_refuses_a_prompt_that_is_too_long(run, capsys):
+    capsys.readouterr()
+    few = ["--max-new-tokens", "4", "--seed", "1"]
+    assert main(["generate", str(run / "run"), "ab", "--n", "3", *few]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")] == [
+        "--- 1",
+        "--- 2",
+        "--- 3",
+    ]
+    assert main(["generate", str(run / "run"), "a" * 40, *few]) == 2
+    assert (
+        "the prompt has 40 tokens, and the model sees 16; give a shorter one, or --truncate" in capsys.readouterr().err
+    )
+    assert main(["generate", str(run / "run"), "a" * 40, "--truncate", "--stop", "\\n", *few]) == 0
+
+
+@pytest.mark.parity
+def test_the_harness_finds_the_same_numbers_with_its_own_model(run, tmp_path):
+    pytest.importorskip("lm_eval.models.huggingface", exc_type=ImportError)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    import nanograd_llm as ng
+    from nanograd_llm.inference import harness_model
+
+    model = GPT(GPTConfig(vocab_size=50257, context_length=32, n_layer=1, n_head=2, n_embd=16), seed=3)
+    tokenizer = ng.pretrained.gpt2_tokenizer()
+    ng.save_gpt2(model, tmp_path / "hf", tokenizer=tokenizer)
+    theirs = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", batch_size=1)
+    ours = harness_model(model, tokenizer)
+    text = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 6
+
+    def asked(kind, arguments):
+        return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+    pairs = [("The cat", " sat on the mat"), ("", "Once upon"), ("It is ", "true"), (text, " end")]
+    for (a, b), (c, d) in zip(*(one.loglikelihood(asked("loglikelihood", pairs)) for one in (ours, theirs))):
+        assert a == pytest.approx(c, rel=1e-4) and b == d
+    rolling = [(text,), ("short",), ("word " * 31,)]
+    for a, b in zip(*(one.loglikelihood_rolling(asked("loglikelihood_rolling", rolling)) for one in (ours, theirs))):
+        assert a == pytest.approx(b, rel=1e-4)
+    settings = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
+    prompts = [("The cat", settings), (text, settings)]
+    mine, other = (one.generate_until(asked("generate_until", prompts)) for one in (ours, theirs))
+    assert mine == other
+
+
+def test_the_adapter_is_refused_without_the_harness(model):
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        from nanograd_llm.inference import harness_model
+
+        with pytest.raises((ImportError, NanogradError)):
+            harness_model(model, BYTES)
