@@ -6,9 +6,11 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,3 +163,15 @@ def pinned_blas() -> str | None:
     """The environment variable that sets the number of BLAS threads, as NAME=VALUE, or None."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), None)
+
+
+@functools.cache
+def operations_per_second() -> float:
+    """Floating-point operations of this machine in a second, as a large product of float32 takes them, on all cores."""
+    size, best = 1024, math.inf
+    a = np.ones((size, size), np.float32)
+    for _ in range(3):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

@@ -13,7 +13,9 @@ from nanograd_llm.settings import printable
 ABREAST = 3  # runs that are shown as columns; more are rows
 
 
-def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, svg: Path | None = None) -> None:
+def compare(
+    runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, svg: Path | None = None, png: Path | None = None
+) -> None:
     """Show runs side by side: the settings in which they differ, their last scores, steps and time, and their losses.
 
     Parameters
@@ -23,15 +25,27 @@ def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, 
     svg
         A file for a picture of the losses, against items and against time, such as losses.svg. Only an earlier picture
         is replaced.
+    png
+        The same picture as PNG, which needs matplotlib.
     """
     from rich.console import Console
     from rich.table import Column, Table
 
     from nanograd_llm.files.atomic import require_replaceable, write_atomically
-    from nanograd_llm.runs.compare import SVG_BEGINS, differences, history, loss_picture, short_names, sparkline
+    from nanograd_llm.runs.compare import (
+        SVG_BEGINS,
+        differences,
+        history,
+        loss_picture,
+        loss_png,
+        short_names,
+        sparkline,
+    )
 
     if svg is not None:
         require_replaceable(svg, ".svg", SVG_BEGINS)
+    if png is not None:
+        require_replaceable(png, ".png", b"\x89PNG")
     histories = [history(path) for path in runs]
     found = {
         "last score": [one.figure or "none" for one in histories],
@@ -58,3 +72,6 @@ def compare(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, 
     if svg is not None:
         write_atomically(svg, loss_picture(histories).encode())
         print(written(f"wrote {svg}"))
+    if png is not None:
+        write_atomically(png, loss_png(histories))
+        print(written(f"wrote {png}"))

@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+
 from nanograd_llm.backend.threads import pinned_blas
 from nanograd_llm.cli.terminal import row
+from nanograd_llm.runs.compare import sparkline
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
-from nanograd_llm.settings import printable
+from nanograd_llm.settings import counted, printable
 from nanograd_llm.training.trainer import StepRecord
 
 _QUOTE = "    | "
@@ -30,11 +33,13 @@ def show(run: Run, events: Iterator[Event]) -> int:
     if pinned:
         print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
     run.on_stop, measured_on, remark = _say_stopping, "", ""
+    losses: list[float] = []
     display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
         for event in events:
             if isinstance(event, StepRecord):
                 display.step(event)
+                losses.append(event.loss)
             elif isinstance(event, Scored):
                 if event.score.measured_on != measured_on:
                     measured_on = event.score.measured_on
@@ -46,6 +51,14 @@ def show(run: Run, events: Iterator[Event]) -> int:
                 display.quote(event.sample.text.strip())
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
+    if losses:
+        print(row("loss", f"{sparkline(np.array(losses))} {losses[0]:.3f} to {losses[-1]:.3f}"))
+    if rate := run.suggested_rate():
+        print(row("rate", f"the loss fell fastest at a learning rate of {rate:.2g}; try --learning-rate {rate:.1g}"))
+    if run.is_stuck:
+        print(f"stopped early: {counted(run.config.patience or 0, 'score')} in a row were not better")
+    if run.config.keep is not None and run.best in (saved := run.folder.checkpoints()):
+        print(row("best", str(saved[run.best])))
     if run.stopped_by is None and remark:
         print(remark)
     if run.stopped_by is not None:

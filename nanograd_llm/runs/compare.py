@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError
+from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.runs.folder import RunFolder
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Score
@@ -33,6 +33,7 @@ class History:
     settings: those of its config.toml, by "table.name". items: (N,) how many, such as tokens, were trained on by each
     step. seconds: (N,) spent in steps by then. losses: (N,) of each step.
     held_out: (K, 3) items, seconds and the loss on held-out data. figure: the last score in words, "" without one.
+    rates: (N,) the learning rates.
     """
 
     path: str
@@ -42,6 +43,12 @@ class History:
     losses: np.ndarray
     held_out: np.ndarray
     figure: str
+    rates: np.ndarray
+
+    @property
+    def decades(self) -> np.ndarray:
+        """(N,) the power of ten by which the learning rate of each step is above the first one."""
+        return np.log10(self.rates / self.rates[0]) if self.steps else self.rates
 
     @property
     def steps(self) -> int:
@@ -62,7 +69,7 @@ def history(path: str | os.PathLike[str]) -> History:
     settings = {
         f"{table}.{name}": value for table, values in folder.read_config().items() for name, value in values.items()
     }
-    taken: list[tuple[float, float, float]] = []
+    taken: list[tuple[float, float, float, float]] = []
     scored: list[tuple[float, float, float]] = []
     figure = ""
     for record in folder.read_metrics():
@@ -74,6 +81,7 @@ def history(path: str | os.PathLike[str]) -> History:
                         record["items"],
                         seconds + (record["items"] - items) / record["items_per_second"],
                         record["loss"],
+                        record.get("learning_rate", math.nan),
                     )
                 )
             except (KeyError, ZeroDivisionError) as error:
@@ -82,9 +90,9 @@ def history(path: str | os.PathLike[str]) -> History:
             figure = Score.figure_of({name: value for name, value in record.items() if name != "step"})
             if "held_out_loss" in record:
                 scored.append((items, seconds, record["held_out_loss"]))
-    after, seconds_at, losses = np.array(taken, float).reshape(-1, 3).T
+    after, seconds_at, losses, rates = np.array(taken, float).reshape(-1, 4).T
     held_out = np.array(scored, float).reshape(-1, 3)
-    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure)
+    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure, rates)
 
 
 def differences(histories: Sequence[History]) -> dict[str, list[str]]:
@@ -149,7 +157,10 @@ def loss_picture(histories: Sequence[History]) -> str:
     losses = losses[np.isfinite(losses)]
     low, most = (losses.min(), losses.max()) if len(losses) else (0.0, 1.0)
     low, most = (low, most) if most > low else (low - 0.5, low + 0.5)
-    for panel, (axis, name) in enumerate((("items", f"{items} trained on"), ("seconds", "seconds of training"))):
+    second = "seconds", "seconds of training"
+    if all(one.settings.get("train.schedule") == "range" and one.steps for one in histories):
+        second = "decades", f"the learning rate, in powers of ten above {histories[0].rates[0]:.1e}"
+    for panel, (axis, name) in enumerate((("items", f"{items} trained on"), second)):
         x0 = left + panel * (wide + left)
         end = max([float(getattr(one, axis)[-1]) for one in histories if one.steps], default=1.0) or 1.0
 
@@ -168,7 +179,7 @@ def loss_picture(histories: Sequence[History]) -> str:
                 f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" '
                 f'stroke-dasharray="{dash}"/>'
             )
-            for row in one.held_out[np.isfinite(one.held_out[:, 2])].tolist():
+            for row in one.held_out[np.isfinite(one.held_out[:, 2]) & (axis != "decades")].tolist():
                 at = row[0 if axis == "items" else 1]
                 parts.append(f'<circle cx="{x(at)}" cy="{y(row[2])}" r="3" fill="{colour}"/>')
     for number, one in enumerate(histories):
@@ -181,6 +192,30 @@ def loss_picture(histories: Sequence[History]) -> str:
     for number, note in enumerate(notes, len(histories)):
         parts.append(f'<text x="{left}" y="{top + high + 46 + 18 * number}">{note}</text>')
     return "\n".join([*parts, "</svg>\n"])
+
+
+def loss_png(histories: Sequence[History]) -> bytes:
+    """The picture of `loss_picture` as PNG. Raises ConfigError without matplotlib, of the extra "plot"."""
+    import io
+
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("a PNG needs matplotlib: pip install matplotlib; an SVG needs nothing") from None
+    figure = Figure(figsize=(10, 4), layout="tight")
+    for axes, axis in zip(figure.subplots(1, 2), ("items", "seconds")):
+        for number, one in enumerate(histories):
+            colour, dash = _style(number)
+            steps = (0, tuple(map(float, dash.split()))) if dash != "none" else "-"
+            curve = smoothed(np.stack([getattr(one, axis), one.losses], axis=1), POINTS)
+            axes.plot(*curve.T, color=colour, linestyle=steps, label=short_names([h.path for h in histories])[number])
+            axes.plot(*one.held_out[:, [0 if axis == "items" else 1, 2]].T, "o", color=colour, markersize=4)
+        axes.set(xlabel=f"{axis} of training", ylabel="loss")
+        axes.legend()
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    return picture.getvalue()
 
 
 def _style(number: int) -> tuple[str, str]:

@@ -29,7 +29,19 @@ if TYPE_CHECKING:
 
 LENGTHS = {"steps", "minutes"}
 # Settings that may be others when a run is resumed.
-CHANGEABLE = ("file", "data", *sorted(LENGTHS), "evaluate_every", "checkpoint_every", "workers", "processes")
+CHANGEABLE = (
+    "file",
+    "data",
+    *sorted(LENGTHS),
+    "evaluate_every",
+    "checkpoint_every",
+    "keep",
+    "patience",
+    "norms_every",
+    "spare",
+    "workers",
+    "processes",
+)
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
 HIGHER_RATE = 10

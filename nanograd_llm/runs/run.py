@@ -11,14 +11,15 @@ import os
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nanograd_llm.backend.threads import cpu_count
-from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, WorkerError
+from nanograd_llm.backend.threads import cpu_count, operations_per_second
+from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, StorageError, WorkerError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
@@ -59,6 +60,7 @@ UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended be
 LEAST_ROWS = 8  # that a score is computed on
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
+Stored = TypeVar("Stored")
 Event = StepRecord | Scored | Sampled | Saved
 
 
@@ -100,6 +102,8 @@ class Run:
         self.damaged: int | None = None  # the step of a newer checkpoint that a resumed run passed over
         self._rows: int | None = None  # of a score, once it is known
         self._drawn = 0.0  # when loss.svg was last written
+        self.losses: dict[int, float] = {}  # on held-out data, by step
+        self._lowest = math.inf  # loss of a step
         self.no_adapter = ""  # why the folder has no adapter in PEFT's form, where the model has adapters
         if adapters is not None:
             if len(task.model.trainable_parameters()) < len(task.model.parameters()):
@@ -110,6 +114,9 @@ class Run:
             self.no_adapter = refusal(task.model)
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
+        # forward and backward take 6 operations for each item and parameter (Kaplan et al. 2020)
+        self._flops = 6 * task.model.parameter_count()
+        self.limit = operations_per_second()
 
     @classmethod
     def resumed(cls, folder: RunFolder, task: Task, adapters: lora.LoRAConfig | None = None, **settings: Any) -> Run:
@@ -142,6 +149,8 @@ class Run:
             run.trainer.load_state_dict(arrays)
         run.damaged = max((newer for newer in folder.checkpoints() if newer > step), default=None)
         folder.forget_after(step)
+        records = folder.read_metrics()
+        run.losses = {int(one["step"]): one["held_out_loss"] for one in records if "held_out_loss" in one}
         return run
 
     def write_config(self) -> None:
@@ -163,7 +172,7 @@ class Run:
         """
         spent += self.seconds
         self._began = time.monotonic() - spent
-        with self.folder, StopRequest(self.on_stop) as stop:
+        with StopRequest(self.on_stop) as stop:
             try:
                 yield from self._train(stop, spent)
             except BaseException as error:  # also Ctrl-C, or the end of the caller's loop, as at a closed pipe
@@ -174,6 +183,8 @@ class Run:
                     cause = f"{error}. " if str(error) else ""
                     raise type(error)(f"{cause}The weights of step {saved.step} are in {saved.path}") from None
                 raise
+            finally:
+                self.folder.close()  # which may be the spare one by now
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
         c, minutes, saved = self.config, self.trainer.config.minutes, time.monotonic()
@@ -182,16 +193,26 @@ class Run:
         fifths = int(5 * done)
         if self.task.init is not None and not self.trainer.steps_done:
             yield from self._score(stop)
-        for record in self.trainer.run(self.task.batch, spent=spent):
-            self.folder.append_metrics(dataclasses.asdict(record))
+        batch = (lambda step: self.task.batch(0)) if c.same_batch else self.task.batch
+        earlier: np.ndarray | None = None
+        for record in self.trainer.run(batch, spent=spent):
+            numbers = {**dataclasses.asdict(record), "flops": self._flops * record.items}
+            numbers["share_of_limit"] = self._flops * record.items_per_second / self.limit
+            if earlier is not None:
+                numbers |= self._norms(earlier)
+            every = c.norms_every
+            earlier = self.trainer.optimizer.flat.data.copy() if every and (record.step + 1) % every == 0 else None
+            self._stored(lambda: self.folder.append_metrics(numbers))  # noqa: B023  called at once
             yield record
-            if stop.requested or record.progress == 1:
+            self._lowest = min(self._lowest, record.loss)
+            exploded = self.trainer.config.schedule == "range" and record.loss > 2 * self._lowest
+            if stop.requested or record.progress == 1 or exploded:
                 break
             before, fifths = fifths, int(record.progress * 5)
             if fifths > before if c.evaluate_every is None else record.step % c.evaluate_every == 0:
                 yield from self._score(stop)
                 yield from self._sample(stop)
-            if stop.requested:
+            if stop.requested or self.is_stuck:
                 break
             if c.checkpoint_every is not None and record.step % c.checkpoint_every == 0:
                 yield self._save()
@@ -199,32 +220,94 @@ class Run:
                 yield self._save()
                 saved = time.monotonic()
                 automatic.append(self.folder.checkpoint_path(record.step))
-                if len(automatic) > 2:
+                if len(automatic) > 2 and c.keep is None:
                     automatic.pop(0).unlink(missing_ok=True)
         if self._is_unsaved():
             yield self._save()
         yield from self._score(stop, last=True)
-        self._draw(last=True)
+        self._stored(lambda: self._draw(last=True))
         yield from self._sample(stop, last=True)
         self.stopped_by = stop.requested
 
-    def _score(self, stop: StopRequest, *, last: bool = False) -> Iterator[Scored]:
+    def _score(self, stop: StopRequest, *, last: bool = False) -> Iterator[Scored | Saved]:
         """Score the model, unless the run is asked to end before or during that.
 
         The last score of a run of minutes is on as many rows as a twentieth of that time allows.
         """
-        score = None
+        score = loss = None
         with stop.interruptible():
             if not stop.requested:
                 if self._rows is None:
                     self._rows = self._rows_to_score()
-                minutes = self.trainer.config.minutes if last else None
-                score = self._most_rows(self._rows, 3 * minutes)[1] if minutes else self.task.score(self._rows)
+                score = self.task.score(self._rows)
+                loss = score.metrics().get("held_out_loss")  # on the same rows each time
+                if last and (minutes := self.trainer.config.minutes):
+                    _, score = self._most_rows(self._rows, score, 3 * minutes)
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
-            self.folder.append_metrics({"step": scored.step, **score.metrics()})
-            self._draw()
+            self._stored(lambda: self.folder.append_metrics({"step": scored.step, **score.metrics()}))
+            self._stored(self._draw)
             yield scored
+            if loss is not None:
+                self.losses[scored.step] = loss
+                if self.config.keep is not None and self.best == scored.step and self._is_unsaved():
+                    yield self._save()
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest loss on held-out data, the first of several; None without one."""
+        return min(self.losses, key=lambda step: (self.losses[step], step), default=None)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Have so many scores as `patience` in a row not been better than the best?"""
+        after = [step for step in self.losses if step > (self.best or 0)]
+        return self.config.patience is not None and len(after) >= self.config.patience
+
+    def suggested_rate(self) -> float | None:
+        """Of a run with the schedule range, the learning rate at which the loss fell fastest; None for another run.
+
+        The losses are smoothed over a twentieth of the steps.
+        """
+        if self.trainer.config.schedule != "range":
+            return None
+        records = [record for record in self.folder.read_metrics() if "loss" in record]
+        rates, losses = (np.array([record[name] for record in records]) for name in ("learning_rate", "loss"))
+        width = max(1, len(losses) // 20)
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        slopes = smooth[width:] - smooth[:-width]
+        return float(rates[int(slopes.argmin()) + width]) if len(slopes) else None
+
+    def _norms(self, earlier: np.ndarray) -> dict[str, float]:
+        """The norms of the last gradient, before clipping, and of the last update, of each parameter.
+
+        earlier: the parameters before that update.
+        """
+        flat, names = self.trainer.optimizer.flat, {id(p): name for name, p in self.task.model.named_parameters()}
+        return {
+            f"{kind}_norm.{names[id(p)]}": float(np.linalg.norm(view))
+            for kind, array in (("gradient", self.trainer.workers.gradient), ("update", flat.data - earlier))
+            for p, view in zip(flat.parameters, flat.views(array))
+        }
+
+    def _stored(self, write: Callable[[], Stored]) -> Stored:
+        """Write something; where the folder cannot be written to, go on in the spare one, if there is one."""
+        try:
+            return write()
+        except StorageError as error:
+            if self.config.spare is None:
+                raise
+            failed, spare = self.folder, RunFolder.create(self.config.spare)
+            self.task.save_beside(spare.path)
+            for path in (failed.metrics_path, failed.samples_path):
+                if path.exists():
+                    write_atomically(spare.path / path.name, read_bytes(path))
+            self.config = dataclasses.replace(self.config, spare=None)
+            self.folder = spare
+            self.write_config()
+            failed.close()
+            warnings.warn(f"{error}. The run goes on in {spare.path}", stacklevel=2)
+            return write()
 
     def _draw(self, *, last: bool = False) -> None:
         """Write loss.svg, at most every ten seconds before the end, since all metrics are read for it."""
@@ -245,12 +328,12 @@ class Run:
             return max(LEAST_ROWS, steps * c.batch_size // 5, LEAST_NUMBERS // self.task.model.parameter_count())
         if done:
             return max(LEAST_ROWS, done * c.batch_size // 5)
-        rows, _ = self._most_rows(LEAST_ROWS, 60 * c.minutes / 100)  # no step has been timed yet
-        return rows
+        first = self.task.score(LEAST_ROWS)  # no step has been timed yet
+        return self._most_rows(LEAST_ROWS, first, 60 * c.minutes / 100)[0]
 
-    def _most_rows(self, rows: int, seconds: float) -> tuple[int, Score]:
+    def _most_rows(self, rows: int, score: Score, seconds: float) -> tuple[int, Score]:
         """How many rows were scored last, and their score: twice as many each time, until the seconds are over."""
-        began, score = time.monotonic(), self.task.score(rows)
+        began = time.monotonic()
         while time.monotonic() - began < seconds:
             before, score = score, self.task.score(2 * rows)
             if score.measured_on == before.measured_on:  # all rows that are held out
@@ -265,8 +348,9 @@ class Run:
                 sample = self.task.sample(last=last)
         if sample is not None:
             for name, content in sample.files.items():
-                write_atomically(self.folder.path / name, content.encode())
-            self.folder.append_sample(self.trainer.steps_done, f"{sample.title}:\n{sample.text}")
+                self._stored(lambda: write_atomically(self.folder.path / name, content.encode()))  # noqa: B023
+            text = f"{sample.title}:\n{sample.text}"
+            self._stored(lambda: self.folder.append_sample(self.trainer.steps_done, text))
             yield Sampled(self.trainer.steps_done, sample)
 
     def _save(self) -> Saved:
@@ -279,7 +363,11 @@ class Run:
         metadata = {"workers": str(self.trainer.config.workers), "rows": str(self._rows or 0)}
         if self.trainer.config.minutes is not None:  # else equal runs have equal files
             metadata["seconds"] = str(time.monotonic() - self._began)
-        path = self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata)
+        path = self._stored(lambda: self.folder.save_checkpoint(step, self.trainer.state_dict(), metadata))
+        if self.config.keep is not None:
+            saved = self.folder.checkpoints()
+            for old in {*saved} - {*sorted(saved)[-self.config.keep :], self.best}:
+                saved[old].unlink(missing_ok=True)
         if self.adapters is not None and not self.no_adapter:
             from nanograd_llm.pretrained.peft import save_lora
 

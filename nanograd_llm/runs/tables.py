@@ -31,6 +31,30 @@ class RunConfig(Settings):
         default=None,
         low=1,
     )
+    keep: int | None = setting(
+        "Keep the newest N checkpoints, and the one with the best score, which is then saved as well; all that are "
+        "saved if not given.",
+        default=None,
+        low=1,
+    )
+    patience: int | None = setting(
+        "Stop early after N scores in a row whose loss is not below the best; never if not given.", default=None, low=1
+    )
+    norms_every: int | None = setting(
+        "Every N steps write the norms of the gradient and of the update of each parameter to metrics.jsonl; never if "
+        "not given.",
+        default=None,
+        low=1,
+    )
+    same_batch: bool = setting(
+        "Train on the first batch alone, again and again: a model and a task without a fault learn it by heart.",
+        default=False,
+    )
+    spare: str | None = setting(
+        "A folder, best on another disk, in which the run goes on if its own folder cannot be written to; none if not "
+        "given.",
+        default=None,
+    )
 
 
 def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import MAX_SEED, Settings, setting
+from nanograd_llm.training.schedule import SCHEDULES
 
 TWO_LENGTHS = "steps and minutes are both given; give the length of the run in one of them"
 
@@ -26,6 +27,12 @@ class TrainConfig(Settings):
     learning_rate: float = setting("Peak of the learning rate.", default=1e-3)
     warmup: float = setting(
         "Share of the run in which the learning rate rises to its peak.", default=0.1, high=1, below=True
+    )
+    schedule: str = setting(
+        "How the learning rate goes on from its peak; range rises to it from a 100,000th, to find a good one: such a "
+        "run ends when the loss explodes.",
+        default="cosine",
+        choices=SCHEDULES,
     )
     final: float = setting("Learning rate at the end, as a share of the peak.", default=0.01, high=1)
     weight_decay: float = setting("Weight decay of AdamW, on matrices and tables only.", default=0.1)

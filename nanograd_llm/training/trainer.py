@@ -26,7 +26,7 @@ from nanograd_llm.ops.layout import array_like
 from nanograd_llm.settings import counted, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
-from nanograd_llm.training.schedule import warmup_cosine
+from nanograd_llm.training.schedule import scheduled
 from nanograd_llm.training.team import Processes, make_team
 from nanograd_llm.training.workers import Workers
 
@@ -152,7 +152,7 @@ class Trainer:
                 self._raise_non_finite(batch, key, loss, norm)
             # a step uses the learning rate at its end: at the start of the run it is 0
             at_end = progress(self.steps_done + 1)
-            learning_rate = warmup_cosine(at_end, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+            learning_rate = scheduled(c.schedule, at_end, peak=c.learning_rate, warmup=c.warmup, final=c.final)
             with deferred_ctrl_c():  # for some milliseconds parameters and counters do not match
                 self.workers.update(learning_rate, scale=min(1.0, c.max_norm / norm) if norm else 1.0)
                 self.steps_done += 1

@@ -43,7 +43,8 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     score = Score("accuracy", 26.96, {}, percent=["accuracy"], remark="no better than majority (27.0 %)")
     training = SimpleNamespace(batch_size=1)
     task = SimpleNamespace(describe=dict, training=training, model=SimpleNamespace(loss_items="texts"))
-    run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), stopped_by=None)
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "config": SimpleNamespace(keep=None)}
+    run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
     assert show(cast(Run, run), iter([Scored(1, score)])) == 0
     assert "\naccuracy 27.0 %: no better than majority (27.0 %)" in capsys.readouterr().out
 
