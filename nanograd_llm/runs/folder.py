@@ -156,7 +156,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self._append(self.metrics_path, _line(record))
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out.
+        """The records of metrics.jsonl in the order of writing; a last line cut short by a kill is left out, and
+        so are lines of which a power cut left NULs.
 
         Raises BadFileError with the number of a line that is no record of numbers with a `step`.
         """
@@ -165,6 +166,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         lines = read_bytes(self.metrics_path).split(b"\n")[:-1]
         records = []
         for number, line in enumerate(lines, 1):
+            if b"\0" in line:
+                continue
             try:
                 record = json.loads(line)
                 if not isinstance(record, dict):

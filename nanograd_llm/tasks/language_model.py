@@ -196,7 +196,7 @@ class LanguageModelling(TextTask):
             raise ConfigError(f'tokenizer must be "model" if there is a start, and only then; got {text.tokenizer!r}')
         if text.is_prepared and start is None:
             text = dataclasses.replace(text, tokenizer="prepared")
-        super().__init__(training, start, report, source=" ".join(text.data or ()), text=text)
+        super().__init__(training, start, report, text=text)
         self.text, self._nuls = text, 0
         self.rows: list[np.ndarray | TokenFiles]  # one, or one for each weight
         self.held_out_ids: np.ndarray | TokenFiles
@@ -204,6 +204,9 @@ class LanguageModelling(TextTask):
         if start is None:
             model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size)
         self.model: GPT = model_of(GPT, model, start, training.seed)
+
+    def named_source(self) -> str:
+        return " ".join(self.parts["text"].data or ()) or super().named_source()
 
     def _read(self, start: Opened | None, report: Report) -> None:
         """Read the texts, and turn them into ids."""

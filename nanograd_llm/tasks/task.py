@@ -310,13 +310,15 @@ class TextTask:
         own = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
         return kind(**{"vocab_size": 1, **own, **request.settings["model"]})  # the tokenizer decides its vocab_size
 
-    def __init__(
-        self, training: TrainConfig, start: Opened | None, report: Report, *, source: str | None = None, **parts: Any
-    ):
+    def __init__(self, training: TrainConfig, start: Opened | None, report: Report, **parts: Any):
         self.training, self.parts = training, parts
         self.init = None if start is None else absolute_path(start.source)
-        self.source = source or next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
+        self.source = self.named_source()
         report(f"reading {self.source}", 0)
+
+    def named_source(self) -> str:
+        """What is learned from, for a person."""
+        return next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
