@@ -111,7 +111,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
     drawn = list(samples.draw_cases(op, rng, cases))
-    elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 6)))
+    elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
     problems, errors = [], [0.0] * order

@@ -275,7 +275,7 @@ REGIONS = ("scaled", "spread", "offset", "mixed", "saturated", "large products",
 SWEEPS: dict[str, tuple[float, float]] = {  # the exponents of ten between which numbers lie
     "grid": (0, 0), "1e-8 to 1": (-8, 0), "1 to 300": (0, 2.5), "300 to 1e8": (2.5, 8), "equal": (0, 0),
 }  # fmt: skip
-MANY = 3000  # numbers in a case of many
+MANY = 1500  # numbers in a case of many
 
 
 def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
