@@ -42,7 +42,8 @@ def _fields(task: type[NamedTask]) -> dict[str, Any]:
     for name in {*shown, *further} & {*TrainConfig.setting_types, "context_length"}:
         usual = getattr(TrainConfig, name, None)
         other = further.get(name, usual)
-        shown[name] = f"{shown.get(name, usual)}; {other} with --init" if task.fresh else other
+        before = shown.get(name, usual) if task.fresh else other
+        shown[name] = f"{before}" if str(before) == str(other) else f"{before}; {other} with --init"
     shown["learning_rate"] += "; ten times that for adapters"
     shown |= {"steps": None, "minutes": 1.0, "lora_rank": None}
     found: dict[str, Any] = {}
@@ -109,8 +110,8 @@ def train(
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.
     resume
-        The folder of a run that was stopped, to go on with it as if it had not been. Of all options, only those of its
-        length, workers and saving can be given beside this, such as --steps, for a longer run; FILE if it was moved.
+        The folder of a run that was stopped, to go on with it. Beside this, give only options of its length, workers
+        and saving, such as --steps for a longer run, and FILE if the file was moved.
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.
