@@ -188,7 +188,7 @@ def test_without_a_gpu_one_line_says_what_to_do(
 ) -> None:
     break_cupy(monkeypatch, error, driver, built)
     model = GPT(GPTConfig(**SMALL))
-    for use in (library, use_device, model.to, lambda device: Tensor([1.0], device=device)):
+    for use in (library, use_device, model.to, nn.Sequential(ops.relu).to, lambda device: Tensor([1.0], device=device)):
         with pytest.raises(DeviceError, match=expected) as raised:
             use("cuda")
         assert "\n" not in str(raised.value)

@@ -39,12 +39,13 @@ from nanograd_llm.autograd.op import Kept, Op
 from nanograd_llm.autograd.tensor import grad, registry
 from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device
 from nanograd_llm.errors import DeviceError, GraphError, NanogradError, NonFiniteError
-from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.gradcheck.cases.samples import Case, Draw, draw_cases
 from nanograd_llm.gradcheck.check.function import owner_of
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
 from nanograd_llm.inference import BeamSearch, Sampling, generate, translate
 from nanograd_llm.inference.fill import hidden_logits
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
+from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.training import SGD, TrainConfig, Trainer, clip_by_global_norm
 
 pytestmark = pytest.mark.skipif(SCALARS_WIDEN, reason="CuPy needs NumPy 2")
@@ -242,6 +243,13 @@ def test_a_layer_has_the_numbers_of_the_cpu(layer: type[nn.Module]) -> None:
         assert [x.tobytes() for x in again] == [x.tobytes() for x in expected], "moving there and back changes nothing"
 
 
+def test_rewards_are_those_of_the_cpu_for_a_reference_that_is_a_numpy_array() -> None:
+    model = PreferenceGPT(GPTConfig(**GPT_SIZES), seed=0).astype(np.float64)
+    tokens, targets, reference = model.example_batch(Draw(np.random.default_rng(0)))
+    expected = model.rewards(tokens, targets, reference).data
+    close(model.to("cuda").rewards(tokens, targets, reference).data, expected)
+
+
 # Training
 
 
@@ -376,6 +384,7 @@ def test_weights_are_loaded_onto_the_gpu_and_saved_from_it() -> None:
         with use_device("cuda"):
             other = GPT(GPTConfig(**GPT_SIZES), seed=None if assign else 1)
         assert {p.device for p in other.parameters()} == {"cuda"}
+        assert not assign or other.wte.data.strides == (0, 0), "before it is loaded, a table uses no memory"
         other.load_state_dict(arrays, assign=assign)
         assert {p.device for p in other.parameters()} == {"cuda"}
         saved = other.state_dict()
