@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,13 +29,18 @@ def on_gpu(plain: Function) -> Function:
 
     @functools.wraps(plain)
     def choose(x, *rest):
-        if type(x) is np.ndarray or not hasattr(xp(x), "RawModule"):
+        if type(x) is np.ndarray or not has_kernels(x):
             return plain(x, *rest)
         floats = [a for a in (x, *rest) if hasattr(a, "dtype") and a.dtype.kind in "fc" and a.ndim]
-        is_for_kernel = all(a.size and a.dtype == x.dtype for a in floats) and x.dtype.char in "fd"
+        is_for_kernel = all(a.size and a.dtype == x.dtype for a in floats)
         return (kernel if is_for_kernel else plain)(x, *rest)
 
     return choose  # type: ignore[return-value]
+
+
+def has_kernels(x: Any) -> bool:
+    """Is x an array of CuPy, of a dtype for which there are kernels?"""
+    return hasattr(xp(x), "RawModule") and x.dtype.char in "fd"
 
 
 SOURCE = r"""
@@ -132,6 +137,67 @@ extern "C" __global__ void cross_entropy(
   }
 }
 
+__device__ T gelu(T x) {
+  const T square = min(x * x, T(4096));
+  return x * (T(0.5) * tanh(x * (T(0.7978845608028654) + T(0.035677408136300125) * square)) + T(0.5));
+}
+
+// For one more token of a few sequences: y = x w + b; or y += that; or y = gelu of that. A block computes 8 columns.
+extern "C" __global__ void linear_step(
+    const T* x, const T* w, const T* b, T* y, Int n, Int m, Int is_added, Int is_activated) {
+  __shared__ T sums[1024];
+  const Int column = Int(blockIdx.x) * 8 + threadIdx.x % 8;
+  x += blockIdx.y * n; y += blockIdx.y * m;
+  T sum = 0;
+  if (column < m)
+    for (Int i = threadIdx.x / 8; i < n; i += 128) sum += x[i] * w[i * m + column];
+  sums[threadIdx.x] = sum;
+  for (int half = 512; half >= 8; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x < 8 && column < m) {
+    sum = sums[threadIdx.x] + b[column];
+    y[column] = is_added ? y[column] + sum : is_activated ? gelu(sum) : sum;
+  }
+}
+
+// Attention of token n, a block for a head: qkv (B, 3, H, D), caches (B, H, length, D), p (B, H, length), y (B, H, D).
+extern "C" __global__ void attention_step(
+    const T* qkv, T* keys, T* values, T* p, T* y, Int D, Int length, double divisor, Int n) {
+  __shared__ T of_warp[32][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, H = gridDim.x;
+  const Int head = Int(blockIdx.y) * H + blockIdx.x;
+  const T* q = qkv + (Int(blockIdx.y) * 3 * H + blockIdx.x) * D;
+  keys += head * length * D; values += head * length * D; p += head * length; y += head * D;
+  EACH(d, D) { keys[(n - 1) * D + d] = q[H * D + d]; values[(n - 1) * D + d] = q[2 * H * D + d]; }
+  __syncthreads();
+  T largest = LOWEST, sum = 0;
+  for (Int i = warp; i < n; i += 32) {
+    T score = 0;
+    for (Int d = lane; d < D; d += 32) score += q[d] * keys[i * D + d];
+    for (int other = 16; other; other /= 2) score += __shfl_xor_sync(~0u, score, other);
+    score /= T(divisor);
+    largest = fmax(largest, score);
+    if (lane == 0) p[i] = score;
+  }
+  largest = largest_of_block(largest);
+  EACH(i, n) { const T e = exp(p[i] - largest); sum += e; p[i] = e; }
+  const T total = sum_of_block(sum);
+  for (Int first = 0; first < D; first += 32) {
+    T mixed = 0;
+    if (first + lane < D)
+      for (Int i = warp; i < n; i += 32) mixed += p[i] * values[i * D + first + lane];
+    of_warp[warp][lane] = mixed;
+    __syncthreads();
+    if (warp == 0 && first + lane < D) {
+      for (int w = 1; w < 32; w++) mixed += of_warp[w][lane];
+      y[first + lane] = mixed / total;
+    }
+    __syncthreads();
+  }
+}
+
 // Philox4x64-10 (see `philox`): thread n writes the eight elements of counter n + 1.
 extern "C" __global__ void drop(T* mask, Int size, Word key, Word second_key, Word threshold, double scale) {
   const Int n = Int(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -167,10 +233,19 @@ def _module(library: Any, char: str) -> Any:
     return library.RawModule(code="".join(f"#define {name} {value}\n" for name, value in names.items()) + SOURCE)
 
 
+def prepared(name: str, blocks: tuple[int, ...], threads: int, x: Any, *rest: Any) -> Callable[..., None]:
+    """A function that runs a kernel on these contiguous arrays and numbers, and on those that it is called with."""
+    kernel, arguments = _compiled(xp(x), x.dtype.char, name), (x, *map(_as_c, rest))
+    return lambda *more: kernel(blocks, (threads,), (*arguments, *map(_as_c, more)))
+
+
 def _launch(name: str, blocks: int, threads: int, x: Any, *rest: Any) -> None:
-    """Run a kernel on contiguous arrays; integers and fractions are passed as long long and double."""
-    arguments = [np.int64(a) if isinstance(a, int) else np.float64(a) if isinstance(a, float) else a for a in rest]
-    _compiled(xp(x), x.dtype.char, name)((blocks,), (threads,), (x, *arguments))
+    prepared(name, (blocks,), threads, x, *rest)()
+
+
+def _as_c(x: Any) -> Any:
+    """Integers and fractions are passed as long long and double."""
+    return np.int64(x) if isinstance(x, int) else np.float64(x) if isinstance(x, float) else x
 
 
 def _threads(row: int) -> int:
@@ -243,6 +318,45 @@ def _update_block(p, m, v, gradient, rates, one_minus_beta1, one_minus_beta2, de
 def _write_mask(mask, key, threshold, scale):
     threads = math.ceil(mask.size / 8)
     _launch("drop", math.ceil(threads / 256), 256, mask, mask.size, *key, np.uint64(threshold), float(scale))
+
+
+class GPTBlockStep:
+    """A block of GPT for one more token of each of a few sequences, in seven kernels: see `inference.decoder`.
+
+    layers: weight and bias (or None) of the first norm, qkv, out, the second norm, up and down.
+    keys, values: of the cache, (B, H, T, D). x: the residual stream (B, C), to which the block's output is added.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[Any, Any]], eps: Sequence[float], divisor: float, keys: Any, values: Any, x: Any
+    ):
+        (B, C), (_, H, T, D), arrays = x.shape, keys.shape, xp(x)
+        parts: list[list[Any]] = [[a if a is None else _contiguous(a) for a in layer] for layer in layers]
+        norm_1, qkv, out, norm_2, up, down = parts
+        normed, xhat, mixed = (arrays.empty_like(x) for _ in range(3))
+        r, heads = arrays.empty((B, 1), x.dtype), arrays.empty((B, 3 * C), x.dtype)
+        p, active = arrays.empty((B, H, T), x.dtype), arrays.empty((B, up[0].shape[1]), x.dtype)
+
+        def linear(a: Any, layer: Any, y: Any, is_added: int = 0, is_activated: int = 0) -> Callable[..., None]:
+            (w, b), (n, m) = layer, layer[0].shape
+            b = arrays.zeros(m, w.dtype) if b is None else b
+            return prepared("linear_step", (-(-m // 8), B), 1024, a, w, b, y, n, m, is_added, is_activated)
+
+        def norm(layer: Any, eps: float) -> Callable[..., None]:
+            return prepared("layernorm", (B,), _threads(C), x, *layer, normed, xhat, r, C, eps)
+
+        self.before = norm(norm_1, eps[0]), linear(normed, qkv, heads)
+        self.attend = prepared("attention_step", (H, B), 1024, heads, keys, values, p, mixed, D, T, divisor)
+        joined, widened = linear(mixed, out, x, is_added=1), linear(normed, up, active, is_activated=1)
+        self.after = joined, norm(norm_2, eps[1]), widened, linear(active, down, x, is_added=1)
+
+    def __call__(self, n: int) -> None:
+        """Add the block's output to the stream. n: the tokens of a sequence so far, the new one included."""
+        for run in self.before:
+            run()
+        self.attend(n)
+        for run in self.after:
+            run()
 
 
 QUERIES = 256  # of a block of attention: fewer would leave parts of a GPU idle, more compute more hidden scores

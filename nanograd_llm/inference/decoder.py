@@ -16,6 +16,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import state
 from nanograd_llm.backend.arrays import beside, xp
+from nanograd_llm.backend.kernels import GPTBlockStep, has_kernels
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.models.preference import PreferenceGPT
@@ -57,13 +58,14 @@ class Decoder:
 
     def __init__(self, model: GPT, caches: list[KeyValueCache]):
         rows, width = len(caches[0].keys), model.config.n_embd
-        self.blocks = [BlockStep(block, cache) for block, cache in zip(model.blocks, caches)]
         self.norm = _norm_step(model.ln_f, rows)
         self.caches = caches
         self.tokens, self.positions = model.wte.data, model.wpe.data
         self.head = model.head_table.data.T  # (C, V)
         self.stream = _empty((rows, width), self.tokens)
         self.logits = _empty((rows, model.config.vocab_size), self.tokens)
+        step = GPUBlockStep if can_use_kernels(model, rows) else BlockStep
+        self.blocks = [step(block, cache, self.stream) for block, cache in zip(model.blocks, caches)]
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         position, x = self.caches[0].length, self.stream
@@ -154,8 +156,8 @@ class AttentionStep:
 class BlockStep:
     """Adds the output of a block to the residual stream, in place."""
 
-    def __init__(self, block: Block, cache: KeyValueCache):
-        rows = len(cache.keys)
+    def __init__(self, block: Block, cache: KeyValueCache, stream: np.ndarray):
+        rows = len(stream)
         self.ln_1, self.ln_2 = _norm_step(block.ln_1, rows), _norm_step(block.ln_2, rows)
         self.attention = AttentionStep(block.attention, cache)
         self.up, self.down = LinearStep(block.mlp.up, rows), LinearStep(block.mlp.down, rows)
@@ -170,3 +172,25 @@ class BlockStep:
         else:
             self.active = self.activation(wide)
         np.add(x, self.down(self.active), out=x)
+
+
+class GPUBlockStep:
+    """The same in a few kernels, since on a GPU it is their number that takes the time."""
+
+    def __init__(self, block: Block, cache: KeyValueCache, stream: np.ndarray):
+        self.cache, a, mlp = cache, block.attention, block.mlp
+        layers = (block.ln_1, a.qkv, a.out, block.ln_2, mlp.up, mlp.down)
+        parts = [(layer.weight.data, None if layer.bias is None else layer.bias.data) for layer in layers]
+        eps = (block.ln_1.eps, block.ln_2.eps)
+        self.step = GPTBlockStep(parts, eps, float(a.scale), cache.keys, cache.values, stream)
+
+    def __call__(self, x: np.ndarray) -> None:
+        self.step(self.cache.claim(1))
+
+
+FEW = 8  # sequences; with more, cuBLAS multiplies faster than the kernel for one token
+
+
+def can_use_kernels(model: GPT, rows: int) -> bool:
+    """Can `GPUBlockStep` compute the blocks of this model, for so many sequences?"""
+    return rows <= FEW and has_kernels(model.wte.data) and model.config.activation == "gelu"

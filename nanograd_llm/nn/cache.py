@@ -35,15 +35,21 @@ class KeyValueCache:
 
         Raises ShapeError if they exceed the context length.
         """
-        end = self.length + keys.shape[2]
+        end = self.claim(keys.shape[2])
+        begin = end - keys.shape[2]
+        self.keys[:, :, begin:end] = keys
+        self.values[:, :, begin:end] = values
+        return self.stored()
+
+    def claim(self, count: int) -> int:
+        """Count so many more positions as filled, which the caller fills; returns how many are. Raises ShapeError."""
+        end = self.length + count
         if end > self.keys.shape[2]:
             raise ShapeError(
-                f"the cache has {self.keys.shape[2]} positions, {self.length} of them filled; got {keys.shape[2]} more"
+                f"the cache has {self.keys.shape[2]} positions, {self.length} of them filled; got {count} more"
             )
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
         self.length = end
-        return self.stored()
+        return end
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row i be what row rows[i] was; rows may be repeated or left out, as hypotheses of a beam search are."""

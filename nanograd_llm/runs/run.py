@@ -112,6 +112,8 @@ class Run:
             from nanograd_llm.pretrained.peft import refusal
 
             self.no_adapter = refusal(task.model)
+        if any(parameter.device != "cpu" for parameter in task.model.parameters()):
+            workers = 1
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
         # forward and backward take 6 operations for each item and parameter (Kaplan et al. 2020)

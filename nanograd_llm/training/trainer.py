@@ -85,7 +85,7 @@ class Trainer:
         keep_heap()
         on_gpu = any(parameter.device != "cpu" for parameter in trained)
         if on_gpu and c.workers > 1:
-            raise DeviceError(f"workers is {c.workers}, but the model is on a GPU, which has one worker; leave it out")
+            raise DeviceError(f"workers is {c.workers}, but a model on a GPU has one worker; set workers to 1")
         if on_gpu:
             allow_tf32(c.allow_tf32)
         team = make_team(1 if on_gpu else c.workers, None if on_gpu else c.processes)

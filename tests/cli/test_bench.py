@@ -71,7 +71,7 @@ def test_without_a_name_all_workloads_are_measured_and_every_target_is_shown(ask
     assert main(["bench", "--rounds", "3"]) == 0
     assert asked == [(name, False, 3) for name in bench.BENCHMARKS]
     out = capsys.readouterr().out
-    assert out.count("not measured") == len(TARGETS) - 1
+    assert out.count("not measured") == sum(not workload.endswith("cuda") for workload, _ in TARGETS) - 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import nanograd_llm.models  # noqa: F401  registers all ops
 from nanograd_llm import Tensor, nn, ops
 from nanograd_llm.autograd.op import Kept, Op, keep
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.backend.arrays import device_of, to_device, to_host
+from nanograd_llm.backend.arrays import device_of, is_array, to_device, to_host
 from nanograd_llm.backend.randomness import drop_at_random
 from nanograd_llm.errors import DeviceError, IndexRangeError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
@@ -27,7 +27,7 @@ def moved(x: Any, move: Callable[[Any], Any]) -> Any:
     """x with every array in it moved; lists and tuples keep their structure."""
     if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
         return type(x)(moved(part, move) for part in x)
-    return move(x) if hasattr(x, "dtype") and getattr(x, "ndim", 0) + hasattr(x, "get") else x
+    return move(x) if is_array(x) and not isinstance(x, np.generic) else x
 
 
 def upload(x: Any) -> Any:
@@ -41,7 +41,7 @@ def compute_on_gpu(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward_there(*inputs: Any, **static: Any) -> Any:
         y = forward(*moved(inputs, upload), **static)
         y, kept = y if type(y) is Kept else (y, {})
-        assert device_of(y) == "cuda" or not any(isinstance(x, np.ndarray) for x in inputs)
+        assert device_of(y) == "cuda"
         return keep(to_host(y), **kept)
 
     def rule_there(dy: Any, *known: Any) -> Any:
