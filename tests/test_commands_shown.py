@@ -23,6 +23,7 @@ FILES = {
     "notes/a/b.md": "\n".join(LINES * 30),
     "sentences.txt": "\n".join(LINES * 3),
     "lines.txt": "how to open a file\nwhat an error is\n",
+    "questions.jsonl": json.dumps({"ctx": "the big cat", "endings": ["sees it.", "has it."], "label": 0}),
     "texts.txt": "a text\nanother text\n",
     "pairs.tsv": "\n".join(f"{line[:-1]}\t{line[:-1].replace('the', 'le')}" for line in LINES),
     "messages.po": "\n\n".join(f'msgid "{line}"\nmsgstr "{line.replace("the", "le")}"' for line in LINES),
