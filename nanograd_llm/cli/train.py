@@ -116,8 +116,8 @@ def train(
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.
     watch
-        After every N steps look at one row of the batch: how large the update of each layer is beside its weights, and
-        how saturated its activations are, for `plot`. 0 for never; it costs about one step more each time.
+        After every N steps note how large the update of each layer was beside its weights, and how saturated its
+        activations are, for `plot`. 0 for never; it costs about one step more each time.
     """
     require_int("watch", watch, 0)
     use_device(device)

@@ -101,8 +101,8 @@ class Call:
         return self.output.grad
 
     def input_name(self, place: int) -> str:
-        """What the op calls this input; those of an op with any number of inputs are xs[0], xs[1], …"""
-        return f"{self.op.inputs[0]}[{place}]" if self.op.variadic else self.op.inputs[place]
+        """What the op calls this input; those of an op with any number of inputs are xs_0, xs_1, …"""
+        return f"{self.op.inputs[0]}_{place}" if self.op.variadic else self.op.inputs[place]
 
     def place_of(self, name: str | int) -> int:
         """The place of the input of this name. Raises GraphError if there is none that gets a gradient."""

@@ -311,7 +311,7 @@ def _right_digits(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
 
 
 def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, str]:
-    """Is this array the gradient of the value? True or False, and lines that say how close it is, or what it is like."""
+    """Is this array the gradient of the value? True or False, and lines that say how close, or what it is like."""
     mine, right = np.asarray(mine), value.grad
     assert right is not None
     scale = float(np.abs(right).max(initial=0))

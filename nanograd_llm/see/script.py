@@ -54,7 +54,7 @@ def forward(number, op, *inputs, **static):
     """Run an op: its result, and what it keeps for its rule."""
     y = op(*inputs, **static)
     y, kept = y if type(y) is Kept else (y, {})
-    return same(f"{number} {op.__name__}: y", as_array(y, *inputs), f"y{number}"), kept
+    return same(f"{number} {op.__name__}: y", as_array(y, *inputs), f"{number}.y"), kept
 
 
 def backward(number, rule, inputs, dy, *arguments):
@@ -65,7 +65,7 @@ def backward(number, rule, inputs, dy, *arguments):
     for (name, x), gradient in zip(inputs.items(), sent):
         if x is not None:
             gradient = fit(as_array(gradient, dy), x)
-            gradients.append(same(f"{number} {rule.__name__}: d{name}", gradient, f"d{name}{number}"))
+            gradients.append(same(f"{number} {rule.__name__}: d{name}", gradient, f"{number}.d{name}"))
     return gradients
 
 
@@ -115,6 +115,9 @@ class _Script:
         self.names: dict[int, str] = {}  # id of a Value -> its variable
         self.inputs: dict[str, str] = {}  # variable of a leaf or constant -> where it comes from
         self.compared = 0
+        for call in record.calls:
+            inputs = {f"d{call.input_name(i)}{call.number}" for i, _ in enumerate(call.inputs)}
+            self.sources.taken |= {f"y{call.number}", f"kept{call.number}", f"dy{call.number}"} | inputs
         self.sources.taken |= {"same", "forward", "backward", "fit", "total", "recorded", "differing", "value_of"}
         self.sources.function(as_array, "as_array")
 
@@ -159,7 +162,7 @@ class _Script:
         function = self.sources.function(op.forward, f"the op {op.name}")
         yield f"y{n}, kept{n} = forward({', '.join([str(n), function, *given])})"
         self.names[id(call.output)] = f"y{n}"
-        self.compare(f"y{n}", call.output.array)
+        self.compare(f"{n}.y", call.output.array)
 
     def given(self, call: Call, place: int, x: Value | None) -> str:
         if x is None:
@@ -182,7 +185,7 @@ class _Script:
     def backward(self, call: Call) -> Iterator[str]:
         op, n = call.op, call.number
         places = [i for i, _ in enumerate(call.inputs) if op.variadic or op.inputs[i] not in op.constants]
-        keys = {i: call.input_name(i).replace("[", "_").rstrip("]") for i in places}
+        keys = {i: call.input_name(i) for i in places}
         sent = {i: gradient for i, gradient in enumerate(call.sent) if gradient is not None}
         inputs = [f'"{keys[i]}": {self.variable(x) if i in sent and (x := call.inputs[i]) else None}' for i in places]
         arguments = [self.argument(call, name) for name in list(inspect.signature(_rule(op)).parameters)[1:]]
@@ -194,7 +197,7 @@ class _Script:
         names = names if len(sent) > 1 else f"({names},)"
         yield f"{names} = backward({', '.join([str(n), rule, '{' + ', '.join(inputs) + '}', f'dy{n}', *arguments])})"
         for i, gradient in sent.items():
-            self.compare(f"d{keys[i]}{n}", gradient)
+            self.compare(f"{n}.d{keys[i]}", gradient)
 
     def argument(self, call: Call, name: str) -> str:
         """The expression for a parameter of a rule, which its name decides, as the tape does."""

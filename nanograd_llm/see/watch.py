@@ -30,8 +30,8 @@ def watching(
     for event in events:
         step = event.step if hasattr(event, "learning_rate") else None
         if step is not None and step % every == 0 and before is not None:
-            rows = tuple(x[:1] for x in batch(step))
-            write({"step": step, "update": update_ratios(model, before), "activations": activations(model, rows)})
+            found = {"update": update_ratios(model, before), "activations": activations(model, batch(step))}
+            write({"step": step, **found})
         if step is not None:
             is_next = (step + 1) % every == 0
             before = {name: p.data.copy() for name, p in model.named_parameters()} if is_next else None

@@ -20,6 +20,11 @@ from nanograd_llm.see.record import Record, layout_copy
 OPS = [name for name, op in registry.items() if "." not in name]
 LAYERS = [layer for layer in layers() if layer.__module__.startswith("nanograd_llm.") and layer.specimens]
 
+METRICS = [
+    {"step": s, "items": 10 * s, "loss": 3 / s, "learning_rate": 0.1, "gradient_norm": 2.0, "items_per_second": 5.0}
+    for s in range(1, 9)
+]
+
 Pass = tuple[Callable[..., Any], tuple[Any, ...], Any]  # a function, its inputs, the cotangent of its result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from passes import small_gpt
+from passes import METRICS, small_gpt
 
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError
@@ -90,12 +90,6 @@ def test_bytes_that_are_no_text_and_control_characters_are_made_visible() -> Non
     assert [visible(piece) for piece in (b" a", b"\n\n", b"\x00", b"\xff", "é".encode())] == [
         "␣a", "⏎⏎", r"\x00", r"\xff", "é",
     ]  # fmt: skip
-
-
-METRICS = [
-    {"step": s, "items": 10 * s, "loss": 3 / s, "learning_rate": 0.1, "gradient_norm": 2.0, "items_per_second": 5.0}
-    for s in range(1, 9)
-]
 
 
 def test_curves_are_of_the_steps_of_a_run_against_steps_items_and_time() -> None:

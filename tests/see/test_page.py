@@ -12,13 +12,15 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from passes import small_gpt
+from passes import METRICS, small_gpt
 
 import nanograd_llm as ng
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import page as page_module
+from nanograd_llm.see.look import look
 from nanograd_llm.see.page import code, notebook, page, plain_table, pooled
+from nanograd_llm.see.pictures import sight_page, training_page
 
 TOKENS = ["the", "cat", "sat", "on", "the"]
 MACRON = "\N{COMBINING MACRON}"
@@ -251,5 +253,28 @@ def test_axe_finds_nothing_serious(browser, file: Path) -> None:
     found = Opened(browser, file, bypass_csp=True)
     for keys in (["Home"], ["End"], ["b"], ["ArrowRight"] * 3):
         found.press(*keys)
-        wrong = axe.run(found.tab).response["violations"]
-        assert [(v["id"], v["nodes"][0]["html"]) for v in wrong if v["impact"] in ("serious", "critical")] == []
+        assert serious(axe, found) == []
+
+
+def serious(axe: Any, found: Opened) -> list[Any]:
+    wrong = axe.run(found.tab).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"]) for v in wrong if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_of_look_and_plot_are_quiet_and_accessible(browser, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    model = small_gpt(n_layer=2)[0]
+    sight = look(model, [4, 3, 2, 0, 4, 1])
+    layer = {"mean": 0.0, "std": 1.0, "low": -1.0, "high": 1.0, "flat": 0.5, "counts": [1, 3, 2]}
+    watched = [{"step": 3, "update": {"wte": 0.01}, "activations": {"mlp": layer}}]
+    pages = {
+        "look.html": sight_page(sight, "a title", lambda i: TOKENS[i]),
+        "plot.html": training_page({"one": METRICS, "two": METRICS}, {"one": watched}),
+    }
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text, "utf-8")
+        found = Opened(browser, tmp_path / name, color_scheme=scheme)
+        assert found.complaints == [] and len(found.requests) == 1
+        assert serious(axe, Opened(browser, tmp_path / name, color_scheme=scheme, bypass_csp=True)) == []

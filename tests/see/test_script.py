@@ -92,6 +92,17 @@ def test_the_script_of_an_op_of_ones_own_gives_the_same_bits(tmp_path: Path) -> 
     assert outputs([tmp_path / "own.py"]) == ["all 8 arrays are the same, bit for bit"]
 
 
+def test_names_of_leaves_that_the_script_uses_itself_do_no_harm(tmp_path: Path) -> None:
+    def f(y0, dy1, dx0, kept0, np, recorded, sum, keep, forward):
+        return (ng.ops.tanh(y0 * dy1) + ng.ops.sum(dx0 * kept0)) * np * recorded + sum * keep * forward
+
+    values = [0.1 * i + 0.2 for i in range(8)]
+    trace = ng.trace(f, *values[:2], np.ones(2), *values[2:])
+    trace.script(tmp_path / "names.py")
+    assert trace.grads["y0"] != 0 and list(trace.grads)[2] == "dx0"
+    assert len(outputs([tmp_path / "names.py"])) == 1 and "bit for bit" in outputs([tmp_path / "names.py"])[0]
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "named"),
     [

@@ -161,6 +161,15 @@ def test_a_profiler_that_runs_goes_on_and_the_numbers_are_the_same() -> None:
     assert trace.grads == ng.trace(expression, 2.0, -0.5, 1.5).grads
 
 
+def test_a_pass_is_recorded_inside_checked_and_no_grad_as_well() -> None:
+    model, tokens, targets = small_gpt()
+    plain = ng.trace(model.loss, tokens, targets)
+    for block in (ng.checked(), ng.no_grad()):
+        with block:
+            trace = ng.trace(model.loss, tokens, targets)
+        assert all(same_bits(a, b) for a, b in zip(trace.grads.values(), plain.grads.values()))
+
+
 def test_recomputed_blocks_are_recorded_op_by_op() -> None:
     model, tokens, targets = small_gpt(recompute_activations=True)
     assert len(ng.trace(model.loss, tokens, targets)) == 15
