@@ -27,14 +27,14 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import nearest
+from nanograd_llm.settings import counted, nearest
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "see", "backend", "gradcheck"))
 _OPS = os.path.join(_PACKAGE, "ops", "")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """An array of the forward: a leaf, a constant, or the output of an op call.
 
@@ -53,8 +53,14 @@ class Value:
     uses: list[Use] = field(default_factory=list)
     hooked: bool = False
 
+    def __repr__(self) -> str:
+        known = f"{self.label} {self.array.shape} {self.array.dtype}, norm {norm(self.array):.4g}"
+        if self.grad is None:
+            return known
+        return f"{known}; gradient of {counted(len(self.uses), 'use')}, norm {norm(self.grad):.4g}"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Use:
     """One place where a value goes into an op call, and the gradient that came back from there."""
 
@@ -63,11 +69,13 @@ class Use:
     gradient: np.ndarray
 
     def __str__(self) -> str:
-        where = f" in {self.call.module}" if self.call.module else ""
-        return f"{self.call.number} {self.call.op.name}{where}, as {self.call.input_name(self.place)}"
+        return f"{self.call.name}, as {self.call.input_name(self.place)}"
+
+    def __repr__(self) -> str:
+        return f"<use in {self}: {self.gradient.shape}, norm {norm(self.gradient):.4g}>"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """One call of an op: what went in and came out, and what its rule was given and sent back.
 
@@ -91,7 +99,18 @@ class Call:
     sent: list[np.ndarray | None] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Its number, op and module, such as 3 layernorm in blocks.0.ln_1."""
+        return f"{self.number} {self.op.name}" + (f" in {self.module}" if self.module else "")
+
+    def __repr__(self) -> str:
+        known = [(self.input_name(i), x.array.shape) for i, x in enumerate(self.inputs) if x is not None]
+        inputs = ", ".join(f"{name} {shape}" for name, shape in known)
+        return f"<call {self.name}: {inputs} -> y {self.output.array.shape}>"
+
+    @property
     def source(self) -> str:
+        """The line of code that called."""
         return linecache.getline(self.file, self.line).strip()
 
     @property
@@ -130,7 +149,7 @@ def short_path(path: str) -> str:
     return inside.replace(os.sep, "/")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Record:
     """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result."""
 

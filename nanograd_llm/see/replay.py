@@ -144,7 +144,7 @@ class Terms:
 
     def __str__(self) -> str:
         lines = [f"{self.entry} = Σ ȳ·∂y/∂{self.entry.replace(BAR, '')}: {len(self.terms)} of {self.outputs} terms"]
-        lines += [f"  ȳ{at(k)}·∂y{at(k)} = {a:.6g}·{b:.6g} = {a * b:.6g}" for k, a, b in self.terms[:_SHOWN]]
+        lines += [f"  ȳ{at(k)}·∂y{at(k)} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
         if rest := self.terms[_SHOWN:]:
             lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
         verdict = "the rule sent the same" if self.agrees else "they differ: the rule is wrong here"

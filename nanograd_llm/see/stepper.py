@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import GraphError, NanogradError
-from nanograd_llm.see.record import Call, Record, Use, Value, norm
+from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms
+from nanograd_llm.settings import counted
 
 HELP = """\
 n          the next step: forward through the calls, then backward through them
@@ -107,7 +108,7 @@ class Stepper:
     def listed(self, _: str) -> str:
         nearby = self.trace.calls[max(0, self.number - 5) : self.number + 6]
         arrow = "<-" if self.backward else "->"
-        return "\n".join(f"{arrow if call is self.call else '  '} {_title(call)}" for call in nearby)
+        return "\n".join(f"{arrow if call is self.call else '  '} {call.name}" for call in nearby)
 
     def printed(self, rest: str) -> str:
         value, index, gradient, name = self._found(rest)
@@ -136,7 +137,7 @@ class Stepper:
         if not isinstance(value, Value) or not value.uses:
             raise GraphError(f"{name} gets its gradient from no call")
         lines = [f"  |{norm(use.gradient):.4g}| from {use}" for use in value.uses]
-        return "\n".join([f"the gradient of {value.label} is the sum of {_count(value.uses)}", *lines])
+        return "\n".join([f"the gradient of {value.label} is the sum of {counted(len(value.uses), 'use')}", *lines])
 
     def open(self, _: str) -> str:
         opened = composition(self.trace, self.call, type(self.trace))
@@ -176,7 +177,7 @@ class Stepper:
 
     def _forward(self) -> Iterator[str]:
         call = self.call
-        yield f"-> forward {_title(call)}"
+        yield f"-> forward {call.name}"
         yield f"   {call.call_place}: {call.source}"
         yield f"   {call.op.formula}"
         for i, x in enumerate(call.inputs):
@@ -188,12 +189,12 @@ class Stepper:
 
     def _backward(self) -> Iterator[str]:
         call = self.call
-        yield f"<- backward {_title(call)}"
+        yield f"<- backward {call.name}"
         yield f"   {call.op.adjoint}"
         yield f"   {call.rule_place}"
         yield from (f"   | {line}" for line in rule_source(call))
         uses = call.output.uses
-        whence = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {_count(uses)}"
+        whence = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {counted(len(uses), 'use')}"
         yield from _line(bar("y"), call.cotangent, whence or "where backward begins")
         for use in uses if len(uses) > 1 else ():
             yield f"      |{norm(use.gradient):.4g}| from {use}"
@@ -236,19 +237,9 @@ def _parsed(rest: str) -> tuple[str, Any]:
     return match["name"].replace(BAR, ""), tuple(map(int, parts))
 
 
-def _title(call: Call) -> str:
-    name = f" {call.output.name}" if call.output.name else ""
-    return f"{call.number} {call.op.name}{name}" + (f" in {call.module}" if call.module else "")
-
-
 def _from(x: Value) -> str:
-    if x.made_by is not None:
-        return f"from {_title(x.made_by)}"
-    return x.label if x.name else ""
-
-
-def _count(uses: list[Use]) -> str:
-    return f"{len(uses)} use{'s' * (len(uses) != 1)}"
+    made_by = f"from {x.made_by.name}" if x.made_by is not None else ""
+    return ", ".join(filter(None, (x.name, made_by)))
 
 
 def _line(name: str, a: np.ndarray, more: str) -> Iterator[str]:

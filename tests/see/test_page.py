@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,27 @@ def test_the_page_of_nano_at_16_tokens_has_at_most_3_megabytes(rng) -> None:
     tokens, targets = rng.integers(0, 1024, (2, 1, 16))
     with patch.object(page_module, "_WORK", 1e6):  # fewer terms; these are small
         assert len(page(ng.trace(model.loss, tokens, targets)).encode()) <= 3_000_000
+
+
+RECORD_GPT2 = """
+import resource, sys
+import numpy as np
+import nanograd_llm as ng
+model = ng.GPT(ng.GPTConfig.preset("gpt2"), seed=0)
+tokens, targets = np.random.default_rng(0).integers(0, 50257, (2, 1, 8))
+trace = ng.trace(model.loss, tokens, targets)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+trace.html(sys.argv[1])
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
+def test_gpt2_at_8_tokens_takes_2_5_gigabytes_to_record_and_its_page_4_megabytes(tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.html"
+    done = subprocess.run([sys.executable, "-c", RECORD_GPT2, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 <= 2.5e9
+    assert path.stat().st_size <= 4_000_000
 
 
 def test_the_page_names_no_other_file_and_forbids_to_load_any(file: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_trace_is_stepped_through_by_standard_input(monkeypatch, capsys) -> No
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\nf\n"))
     scalar().step(1)
     out = capsys.readouterr().out
-    assert out.startswith("expression: 3 op calls; h for help\n-> forward 1 add h2\n")
+    assert out.startswith("expression: 3 op calls; h for help\n-> forward 1 add\n")
     assert "(step) n\n-> forward 2 tanh\n" in out and "(step) f\n<- backward 2 tanh\n" in out
     assert out.endswith("(step) \n")
 

@@ -113,6 +113,13 @@ def test_values_calls_and_modules_are_found_by_number_and_name() -> None:
         trace[15]
 
 
+def test_a_call_a_value_and_a_use_are_shown_in_a_line() -> None:
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    assert repr(trace[1]) == "<call 1 add: a (), b () -> y ()>"
+    assert repr(trace["h1"]) == "h1 () float64, norm 1; gradient of 1 use, norm 0.7864"
+    assert repr(trace.uses("h1")) == "[<use in 1 add, as a: (), norm 0.7864>]"
+
+
 def test_a_name_that_a_loop_gives_to_several_values_is_refused_with_their_numbers() -> None:
     def f(x, w):
         h = x
