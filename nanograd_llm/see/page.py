@@ -212,19 +212,20 @@ class _Packer:
         self.by_id[id(a)] = self.known[key]
         return self.known[key]
 
-    def entries(self, a: np.ndarray) -> list[int]:
-        """The entries to work out, as places in the flat array."""
-        if a.size <= WHOLE:
-            return list(range(a.size))
-        sizes = np.abs(np.nan_to_num(a)).reshape(-1)
-        return np.sort(np.argpartition(-sizes, TOP)[:TOP]).tolist()
+    def entries(self, gradient: np.ndarray, x: np.ndarray) -> list[int]:
+        """The entries to work out, as places in the flat array: those with the largest gradients, all where few."""
+        places = np.arange(gradient.size)
+        if gradient.size > WHOLE:
+            sizes = np.abs(np.nan_to_num(gradient)).reshape(-1)
+            places = np.sort(np.argpartition(-sizes, TOP)[:TOP])
+        return [int(i) for i in places if np.isfinite(x.flat[i])]
 
     def terms(self, call: Call, place: int) -> dict[str, Any]:
-        sent = call.sent[place]
-        assert sent is not None
+        sent, x = call.sent[place], call.inputs[place]
+        assert sent is not None and x is not None
         work = sum(x.array.size for x in call.inputs if x is not None) + call.cotangent.size
         found: dict[str, Any] = {}
-        for flat in self.entries(sent) if work < min(_WORK / 50, self.terms_left) else ():
+        for flat in self.entries(sent, x.array) if work < min(_WORK / 50, self.terms_left) else ():
             self.terms_left -= work
             index = tuple(map(int, np.unravel_index(flat, sent.shape)))
             one = terms(call, place, index, confirm=call.op not in self.confirmed)
@@ -248,7 +249,7 @@ class _Packer:
         if work > min(_WORK / 50, self.nudges_left):
             return found
         replay = Replay(record, value)
-        for flat in self.entries(value.grad):
+        for flat in self.entries(value.grad, value.array):
             self.nudges_left -= work
             index = tuple(map(int, np.unravel_index(flat, value.grad.shape)))
             one = nudge(record, value, index, replay, quick=True)

@@ -96,9 +96,9 @@ class Nudge:
 def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None, *, quick: bool = False) -> Nudge:
     """Move one entry of a value and compare. quick: by two fixed steps, where more find the best one.
 
-    Raises GraphError for a value without a gradient.
+    Raises GraphError for a value without a gradient and for an entry that is not finite.
     """
-    index = require_index(value.array, index, value.label)
+    index = require_movable(value.array, index, value.label)
     if value.grad is None:
         raise GraphError(f"{value.label} has no gradient")
     replay = replay or Replay(record, value)
@@ -164,11 +164,14 @@ def at(index: Index) -> str:
 
 
 def terms(call: Call, name: str | int, index: Index, *, confirm: bool = True) -> Terms:
-    """The chain rule for one entry of one input of a call. confirm: test the complex step by a difference."""
+    """The chain rule for one entry of one input of a call. confirm: test the complex step by a difference.
+
+    Raises GraphError for an input without a gradient and for an entry that is not finite.
+    """
     place = call.place_of(name)
     x = call.inputs[place]
     assert x is not None
-    index = require_index(x.array, index, call.input_name(place))
+    index = require_movable(x.array, index, call.input_name(place))
     sent = call.sent[place]
     assert sent is not None
     inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
@@ -187,6 +190,14 @@ def terms(call: Call, name: str | int, index: Index, *, confirm: bool = True) ->
     sizes += max(float(np.abs(a).max(initial=0)) for a in (dy, *call.sent) if a is not None)
     rounding = 64 * float(np.finfo(sent.dtype).eps) * sizes + float(np.sum(np.abs(dy) * found.error))
     return Terms(bar(call.input_name(place)) + at(index), dy.size, entries, float(sent[index]), found.method, rounding)
+
+
+def require_movable(array: np.ndarray, index: Any, what: str) -> Index:
+    """The index of an entry that can be moved. Raises GraphError if the entry is not finite."""
+    index = require_index(array, index, what)
+    if not np.isfinite(array[index]):
+        raise GraphError(f"{what}{at(index)} is {array[index]}; only a finite entry can be moved")
+    return index
 
 
 def require_index(array: np.ndarray, index: Any, what: str) -> Index:
@@ -305,7 +316,7 @@ def _right_digits(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
     worst = 0.0
     for a, b in zip(found, exact):
         keep = np.isfinite(b)
-        off = float(np.linalg.norm((a.astype(np.float64) - b)[keep]))
+        off = float(np.linalg.norm(a.astype(np.float64)[keep] - b[keep]))
         worst = max(worst, off / (float(np.linalg.norm(b[keep])) or 1.0))
     return -math.log10(worst) if worst else math.inf
 

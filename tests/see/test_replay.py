@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from passes import OPS, op_passes, small_gpt
+from passes import LAYERS, OPS, layer_passes, op_passes, small_gpt
 
 import nanograd_llm as ng
 from nanograd_llm.autograd.tensor import registry
@@ -114,6 +115,15 @@ def test_the_shadow_of_a_float32_gpt_has_its_digits_and_that_of_float64_loses_no
     assert all(row.own == row.all == math.inf for row in exact.rows)
 
 
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+def test_the_shadow_of_every_layer_and_model_counts_digits_without_a_warning(layer: type) -> None:
+    f, inputs, cotangent = next(layer_passes(layer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        rows = ng.trace(f, *inputs, cotangent=cotangent).shadow().rows
+    assert rows and all(12 < min(row.own, row.all, row.own_gradient, row.all_gradient) for row in rows)
+
+
 def test_a_float16_cast_is_named_as_the_op_that_loses_the_most_digits() -> None:
     rng = np.random.default_rng(0)
 
@@ -180,5 +190,9 @@ def test_an_exercise_may_be_a_function_whose_error_is_printed(capsys) -> None:
 def test_an_entry_outside_an_array_is_refused(gpt) -> None:
     with pytest.raises(IndexRangeError, match=r"wte has shape \(5, 8\); an entry of it needs 2 indices; got \(5, 0\)"):
         gpt.nudge("wte", (5, 0))
+    masked = ng.trace(ng.ops.softmax, np.array([0.0, -np.inf]), cotangent=np.ones(2))
+    for ask in (masked.nudge, lambda name, index: masked.terms(0, name, index)):
+        with pytest.raises(GraphError, match=r"x\[1\] is -inf; only a finite entry can be moved"):
+            ask("x", 1)
     with pytest.raises(GraphError, match="sends no gradient to 'targets', only to x, w"):
         gpt.terms(14, "targets", (0, 0))
