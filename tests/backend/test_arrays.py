@@ -86,8 +86,9 @@ def test_a_module_moves_with_its_gradients_buffers_and_shared_parameters(gpu: Mo
     model.one.grad = np.ones(1, np.float32)
     assert model.to("cuda") is model and model.one is model.two
     assert model.one.device == device_of(model.one.grad) == device_of(model.mean) == "cuda"
-    model.mean = np.zeros(3)
     assert [type(array) for array in model.state_dict().values()] == [np.ndarray] * 2
+    model.load_state_dict({"one": np.array([2.0], np.float32), "mean": np.array([1.0, 2.0, 3.0])})
+    assert (model.one.tolist(), model.mean.tolist(), device_of(model.mean)) == ([2.0], [1.0, 2.0, 3.0], "cuda")
     assert device_of(model.cpu().one.data) == "cpu"
 
 
