@@ -81,7 +81,7 @@ def token_losses(
         places = np.minimum(batch * stride, len(ids) - context_length - 1)[:, None] + np.arange(context_length)
         counts = targets != IGNORE_INDEX
         with no_grad():
-            logits = model(tokens).data[counts]
+            logits = model(tokens)[counts].numpy()
         losses[places[counts]] = -_of(logits, targets[counts])[0]
         if progress is not None:
             progress((start + len(batch)) / len(rows))
@@ -137,7 +137,7 @@ def log_likelihoods(
         for row, (ids, _) in zip(tokens, batch):
             row[: len(ids) - 1] = ids[:-1]
         with no_grad():
-            logits = model(tokens).data
+            logits = model(tokens).numpy()
         for i, (ids, length) in enumerate(batch):
             likelihoods, greedy = _of(logits[i, len(ids) - 1 - length : len(ids) - 1], ids[-length:])
             found.append((float(likelihoods.sum()), bool(greedy.all())))

@@ -12,6 +12,7 @@ anything else raises. Its arrays, as CuPy's,
 
 from __future__ import annotations
 
+import operator
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -66,6 +67,7 @@ FUNCTIONS = _table("""
     searchsorted: a v side sorter
     isneginf: x out
     nan_to_num: x copy nan posinf neginf
+    linalg.norm: x ord axis keepdims
 """)
 CREATED = _table("""
     zeros ones: shape dtype order
@@ -221,8 +223,8 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __array_function__(self, function: Any, _types: Any, args: Any, options: dict[str, Any]) -> Any:
-        name = function.__name__
-        if function.__module__ != "numpy" or name not in {*FUNCTIONS, *CREATED}:
+        name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
+        if name not in {*FUNCTIONS, *CREATED}:
             return NotImplemented
         if name in CREATED:  # with like=
             return getattr(installed_module(), name)(*args, **options)
@@ -355,7 +357,7 @@ def module() -> ModuleType:
     made = ModuleType("cupy")
     made.ndarray, made.asarray, made.array, made.empty = ndarray, asarray, asarray, empty  # type: ignore[attr-defined]
     for name, known in {**FUNCTIONS, **CREATED}.items():
-        function = getattr(np, name)
+        function = operator.attrgetter(name)(np)
         setattr(made, name, lambda *args, f=function, k=known, **options: call(f, k, args, options))
     for name in UFUNCS:
         setattr(made, name, getattr(np, name))
