@@ -23,8 +23,9 @@ from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
 from nanograd_llm.autograd.tensor import Tensor, array_of, origin
+from nanograd_llm.backend.arrays import device_of
 from nanograd_llm.backend.threads import blas_threads
-from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.errors import DeviceError, GraphError, ShapeError
 from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import counted, nearest
@@ -343,6 +344,8 @@ class _Recorder:
             found.array = array
             return found
         if id(array) not in self.arrays:
+            if device_of(array) != "cpu":
+                raise DeviceError("a trace shows numbers of the CPU, and one is on a GPU; move the model: model.cpu()")
             copied = layout_copy(array) if isinstance(array, np.ndarray) else np.asarray(array)
             self.arrays[id(array)] = array, Value(copied)
         found = self.arrays[id(array)][1]

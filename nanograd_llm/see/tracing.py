@@ -25,7 +25,8 @@ def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any
     cotangent: of the result; optional where that is a scalar.
 
     The numbers are those of an untraced pass, bit for bit, on one BLAS thread. Raises GraphError where no op is
-    recorded, or a Tensor was computed before; ShapeError for a result that needs a cotangent.
+    recorded, or a Tensor was computed before; ShapeError for a result that needs a cotangent; DeviceError for a
+    model on a GPU.
     """
     found: Trace = recorded(f, args, named, cotangent, Trace)
     return found

@@ -216,6 +216,11 @@ def test_checked_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
         trained.step(*batches(0))
 
 
+def test_a_trace_of_a_model_on_a_gpu_is_refused() -> None:
+    with pytest.raises(DeviceError, match=r"move the model: model\.cpu\(\)"):
+        nanograd_llm.trace(GPT(GPTConfig(**GPT_SIZES)).to("cuda").loss, *batches(0))
+
+
 # Every layer, model and loss
 
 
