@@ -44,7 +44,7 @@ def sections() -> list[tuple[str, list[str]]]:
         for part in re.split(r"(?m)^## ", page.read_text("utf-8")):
             blocks = re.findall(r"^```\n(.*?)^```", part, flags=re.MULTILINE | re.DOTALL)
             lines = [word.strip() for block in blocks for line in block.splitlines() for word in line.split("&&")]
-            shown = [line for line in lines if line.startswith("nanograd-llm ")]
+            shown = [line for line in lines if line.startswith("nanograd-llm ") and "--device cuda" not in line]
             if shown:
                 found.append((f"{page.stem}: {part.partition(chr(10))[0]}", shown))
     return found

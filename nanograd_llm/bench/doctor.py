@@ -52,7 +52,7 @@ def _gpu() -> Iterator[Finding]:
     try:
         facts = gpu_facts()
     except DeviceError as error:
-        reason, _, advice = str(error).removeprefix("no GPU can be used: ").partition("; ")
+        reason, _, advice = str(error).removeprefix("no GPU can be used: ").rpartition("; ")
         yield Finding("GPU", f"none can be used: {reason}", advice)
         return
     yield Finding("CuPy", facts["CuPy"])

@@ -20,7 +20,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import Op, keep
 from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.arrays import is_array, xp
+from nanograd_llm.backend.arrays import beside, device_of, gpu_in_use, is_array, to_device, to_host, xp
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import GraphError, NanogradError
 
@@ -34,8 +34,12 @@ def keep(y, **extras):
 # What arrays of NumPy and one thread make simpler.
 _SIMPLER: dict[Any, tuple[str, str]] = {
     keep: ("keep", ""),
-    share_out: ("share_out", "def share_out(work, size, numbers):\n    return [work(slice(0, size))]"),
+    share_out: ("share_out", "def share_out(work, size, numbers, like=None):\n    return [work(slice(0, size))]"),
     xp: ("xp", "def xp(x):\n    return np"),
+    device_of: ("device_of", 'def device_of(x):\n    return "cpu"'),
+    to_device: ("to_device", "def to_device(x, device):\n    return x"),
+    to_host: ("to_host", "def to_host(x):\n    return x"),
+    beside: ("beside", "def beside(x, like):\n    return np.asarray(x)"),
     is_array: ("is_array", "def is_array(x):\n    return isinstance(x, (np.ndarray, np.generic))"),
     array_of: ("array_of", "def array_of(x):\n    return x"),
     Tensor: ("Tensor", "Tensor = ()  # no array is one: isinstance(x, ()) is False"),
@@ -110,6 +114,8 @@ class Sources:
                 return name
         except TypeError:  # it has no hash, so it is none of these
             pass
+        if x is gpu_in_use:
+            return "()"  # a script computes with NumPy
         if isinstance(x, ModuleType):
             return self.imported(f"import {x.__name__}", wanted, x)
         if isinstance(x, type) and issubclass(x, NanogradError):
