@@ -410,8 +410,8 @@ def _product(a: Any, b: Any, scale: float = 1.0, add_to: Any = None) -> Any:
     (n, k), m = a.shape[-2:], b.shape[-1]
     y = arrays.empty((*a.shape[:-1], m), a.dtype) if add_to is None else add_to
     # cuBLAS has columns first, so it is given yᵀ = bᵀ aᵀ
-    (a, turn_a, ld_a, step_a), (b, turn_b, ld_b, step_b) = map(_as_cublas, (a, b))
-    _, _, ld_y, step_y = _as_cublas(y)
+    (a, turn_a, ld_a, step_a), (b, turn_b, ld_b, step_b) = map(as_cublas, (a, b))
+    _, _, ld_y, step_y = as_cublas(y)
     factors = np.array([scale, 0 if add_to is None else 1], a.dtype)
     gemm = getattr(arrays.cuda.cublas, {"f": "sgemmStridedBatched", "d": "dgemmStridedBatched"}[a.dtype.char])
     place, beta = factors.ctypes.data, factors.ctypes.data + factors.itemsize
@@ -420,7 +420,7 @@ def _product(a: Any, b: Any, scale: float = 1.0, add_to: Any = None) -> Any:
     return y
 
 
-def _as_cublas(x: Any) -> tuple[Any, int, int, int]:
+def as_cublas(x: Any) -> tuple[Any, int, int, int]:
     """(x, is it transposed?, elements from row to row, and from matrix to matrix); of a copy, if x has no such form."""
     rows, columns = x.shape[-2:]
     *steps, down, right = (step // x.itemsize for step in x.strides)
@@ -431,7 +431,7 @@ def _as_cublas(x: Any) -> tuple[Any, int, int, int]:
             return x, 0, max(down, columns), step
         if (down == 1 or rows == 1) and (right >= rows or columns == 1):
             return x, 1, max(right, rows), step
-    return _as_cublas(x.copy())
+    return as_cublas(x.copy())
 
 
 KERNELS = {
