@@ -52,6 +52,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "eval": ["eval runs/nano-1 my_text.txt"],
     "doctor": ["doctor"],
 }
+MOST = 600  # characters of an error: enough for two paths and a remedy
 STDIN = "train", "generate", "eval", "prepare"  # where the argument - is standard input
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
 
@@ -152,8 +153,20 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    _say(" ".join(message.split()))
+    _say(_in_one_line(message))
     return code
+
+
+def _in_one_line(message: str) -> str:
+    """A message on one line of at most MOST characters; of a longer one the middle is left out, not the remedy.
+
+    >>> len(_in_one_line("x" * 1000)), _in_one_line("two\\nlines")
+    (600, 'two lines')
+    """
+    line = " ".join(printable(message).split())
+    if len(line) <= MOST:
+        return line
+    return f"{line[: MOST // 2]} … {line[len(line) - (MOST - MOST // 2 - 3) :]}"
 
 
 def _say(message: str) -> None:

@@ -96,15 +96,14 @@ def _history(run: RunFolder, items: str = "", step: int | None = None) -> dict[s
     """The last step of a run, its last score and its checkpoints. step: of the checkpoint that was given, else None."""
     from nanograd_llm.tasks.task import Score
 
-    metrics = [record for record in run.read_metrics() if step is None or record["step"] <= step]
+    last, score = run.last_metrics(step)
     history = {}
-    if steps := [record for record in metrics if "loss" in record]:
-        last = steps[-1]
+    if last:
         items = f"{last['items']:,} {items}, " if items and "items" in last else ""
         history["trained"] = f"{counted(last['step'], 'step')}, {items}loss {last['loss']:.3f}"
-    if scores := [record for record in metrics if "loss" not in record and len(record) > 1]:
-        scored = scores[-1].pop("step")
-        history["held out"] = f"{Score.figure_of(scores[-1])} at step {scored:,}"
+    if score:
+        scored = score.pop("step")
+        history["held out"] = f"{Score.figure_of(score)} at step {scored:,}"
     history["checkpoints"] = ", ".join(map(str, run.checkpoints()))
     if step is not None:
         history["checkpoints"] += f"; these weights are of step {step:,}"

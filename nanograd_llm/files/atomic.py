@@ -140,8 +140,9 @@ def read_bytes(path: str | os.PathLike[str], at_most: int | None = None) -> byte
     with regular_file(path) as file:
         if at_most is None:
             return file.read()
-        content = file.read(at_most + 1)
-    if len(content) > at_most:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(at_most + 1) if size <= at_most else b""
+    if max(size, len(content)) > at_most:
         raise BadFileError(f"{path}: has more than {at_most:,} bytes, too many for a file of this kind")
     return content
 

@@ -49,7 +49,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             )
         for key, value in table.items():
             is_long = isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED
-            is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            is_list = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
             if is_long or not (is_list or isinstance(value, (str, int, float))):
                 raise BadFileError(
                     f"{path}: {key!r:.100} is {shown(value)}; expected a string, a number of 64 bits, true or false"

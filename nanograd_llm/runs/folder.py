@@ -27,7 +27,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import TEMPORARY, read_bytes, storage_errors, write_atomically
+from nanograd_llm.files.atomic import TEMPORARY, read_bytes, regular_file, storage_errors, write_atomically
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
 
@@ -37,6 +37,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+MOST_METRICS, MOST_LINE = 2**30, 2**20  # bytes of metrics.jsonl, and of a line there
 HASH_NAME = "text.sha256"  # a hash in hexadecimal, then the name of the data
 
 
@@ -163,19 +164,32 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         """
         if not self.metrics_path.exists():
             return []
-        lines = read_bytes(self.metrics_path).split(b"\n")[:-1]
+        lines = read_bytes(self.metrics_path, at_most=MOST_METRICS).split(b"\n")[:-1]
         records = []
         for number, line in enumerate(lines, 1):
-            if b"\0" in line:
-                continue
-            try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"it holds a {type(record).__name__}; expected an object")
-                records.append({name: _number(name, value) for name, value in {"step": None, **record}.items()})
-            except (ValueError, OverflowError, RecursionError) as error:
-                raise BadFileError(f"{self.metrics_path}, line {number}: not a metrics record: {error}") from error
+            if b"\0" not in line:
+                records.append(_record(line, f"{self.metrics_path}, line {number}"))
         return records
+
+    def last_metrics(self, step: int | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        """The last record of a step and the last of a score, up to `step`; {} where there is none.
+
+        The file is read from its end, so that a long run takes no longer. Raises as `read_metrics`.
+        """
+        last: dict[bool, dict[str, float]] = {}
+        for block in _blocks_from_the_end(self.metrics_path) if self.metrics_path.exists() else ():
+            if True in last and block.count(b'"loss": ') > block.count(b"\n"):
+                continue  # it has steps only
+            for line in reversed(block.split(b"\n")):
+                is_step = b'"loss": ' in line
+                if not line or b"\0" in line or is_step in last:
+                    continue
+                record = _record(line, f"{self.metrics_path}, near the end")
+                if (step is None or record["step"] <= step) and (is_step or len(record) > 1):
+                    last[is_step] = record
+            if len(last) == 2:
+                break
+        return last.get(True, {}), last.get(False, {})
 
     def append_sample(self, step: int, text: str) -> None:
         """Add to samples.txt what the model wrote at `step`."""
@@ -300,6 +314,40 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         with storage_errors(f"{path}: cannot write", "make room, then train again"):
             with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
+
+
+def _blocks_from_the_end(path: Path) -> Iterator[bytes]:
+    """Blocks of whole lines of a file, the last ones first; a last line that a kill cut short is left out.
+
+    Raises BadFileError for a line of more than MOST_LINE bytes.
+    """
+    with regular_file(path) as file:
+        place, rest, has_end = file.seek(0, os.SEEK_END), b"", False
+        while place:
+            start = max(0, place - MOST_LINE)
+            file.seek(start)
+            rest, place = file.read(place - start) + rest, start
+            if not has_end and b"\n" in rest:
+                rest, has_end = rest.rpartition(b"\n")[0], True
+            line, _, block = rest.partition(b"\n")
+            if len(line) > MOST_LINE:
+                raise BadFileError(f"{path}: has a line of more than {MOST_LINE:,} bytes; it holds no metrics")
+            if has_end:
+                rest = line
+                yield block
+        if has_end:
+            yield rest
+
+
+def _record(line: bytes, where: str) -> dict[str, float]:
+    """A line of metrics.jsonl. Raises BadFileError."""
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}; expected an object")
+        return {name: _number(name, value) for name, value in {"step": None, **record}.items()}
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise BadFileError(f"{where}: not a metrics record: {error}") from error
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
