@@ -30,8 +30,8 @@ from nanograd_llm.tasks.task import (
 )
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, split_text, text_hash
-from nanograd_llm.text.prepared import TokenFiles, is_prepared, make_tokenizer, open_prepared, prepared_hash
-from nanograd_llm.text.sources import read_source, weighted
+from nanograd_llm.text.prepared import TokenFiles, make_tokenizer, open_prepared, prepared_hash
+from nanograd_llm.text.sources import is_prepared, read_source, weighted
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """From text to numbers: corpora, then tokenizers and the BPE trainer, then the windows that a model learns from.
 
-Read `corpora`, `sources`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `words`, `windows` in that order. Importing this
-room does not load tiktoken.
+Read `corpora`, `sources`, `bpe`, `tokenizers`, `gpt2`, `wordpiece`, `words`, `prepared`, `windows` in that order.
+Importing this room does not load tiktoken.
 """
 
 from nanograd_llm.text.bpe import train_bpe

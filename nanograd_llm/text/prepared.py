@@ -23,11 +23,11 @@ from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import regular_file, storage_errors, written_together
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.settings import require_number, require_seed
+from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import well_formed
-from nanograd_llm.text.sources import Report, documents, files_of
+from nanograd_llm.text.sources import PARTS, documents, files_of
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
-PARTS = ("train", "val")
 TOKENIZER = "nanograd_tokenizer.json"
 DESCRIPTION = "prepared.toml"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -90,11 +90,6 @@ class TokenFiles:
                 f"{self.vocab_size:,} tokens; give the tokenizer that made the ids"
             )
         return ids.astype(np.int32)
-
-
-def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Is this a folder with token files?"""
-    return all(os.path.isfile(os.path.join(path, f"{part}.bin")) for part in PARTS)
 
 
 def open_prepared(folders: Sequence[str | os.PathLike[str]], vocab_size: int) -> tuple[TokenFiles, TokenFiles]:

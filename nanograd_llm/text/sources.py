@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import regular_file, storage_errors
 from nanograd_llm.files.json import BYTES_A_VALUE, MAX_ROW_VALUES, json_lines
 from nanograd_llm.settings import counted, listed
@@ -20,6 +20,7 @@ from nanograd_llm.text.corpora import decoded_blocks
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**36  # bytes that a gzip file may hold
 BLOCK = 2**20  # bytes that are read at once
+PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
@@ -37,8 +38,11 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
-    says how many, and why the first. Raises StorageError if there is nothing to read, BadFileError for what is no text.
+    says how many, and why the first. Raises StorageError if there is nothing to read, BadFileError for what is no text,
+    ConfigError for a prepared folder.
     """
+    if is_prepared(source):
+        raise ConfigError(f"{source}: is a prepared folder, which only the task language-model takes; give the texts")
     if source == "-":
         yield from _parts(decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input"), size)
         return
@@ -61,6 +65,11 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
         report(f"left out {len(skipped)} of {len(paths)} files: {skipped[0]}", 1)
+
+
+def is_prepared(path: str | os.PathLike[str]) -> bool:
+    """Is this a folder with token files?"""
+    return all(os.path.isfile(os.path.join(path, f"{part}.bin")) for part in PARTS)
 
 
 def weighted(source: str) -> tuple[str, float | None]:

@@ -27,7 +27,8 @@ from nanograd_llm.text import (
     random_windows,
     sliding_windows,
 )
-from nanograd_llm.text.prepared import PARTS, is_prepared, prepared_hash
+from nanograd_llm.text.prepared import prepared_hash
+from nanograd_llm.text.sources import PARTS, documents, is_prepared
 from nanograd_llm.training import TrainConfig
 
 SIZES = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
@@ -326,6 +327,11 @@ def test_several_texts_are_trained_on_together_by_weight_or_by_length(tmp_path):
     tokens, _ = task.batch(0)
     assert len(task.rows) == 2 and 0.85 < np.mean((tokens == ord("a")).any(axis=1)) < 0.95
     assert task.config["text"]["data"] == [f"{name}:{weight}" for name, weight in zip(names, (0.9, 0.1))]
+
+
+def test_a_prepared_folder_is_not_read_as_texts(prepared):
+    with pytest.raises(ConfigError, match="is a prepared folder, which only the task language-model takes"):
+        list(documents(str(prepared)))
 
 
 def test_an_order_of_epochs_reads_every_window_once(tmp_path):
