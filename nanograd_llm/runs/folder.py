@@ -201,7 +201,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         write_atomically(self.metrics_path, "".join(_line(record) for record in kept).encode())
         if self.samples_path.exists():
             samples = re.split(r"(?m)^(?=--- step \d{1,15}$)", read_bytes(self.samples_path).decode("utf-8", "replace"))
-            kept_samples = [text for text in samples if text and int(text.split(maxsplit=3)[2]) <= step]
+            steps = [re.match(r"--- step (\d{1,15})\n", text) for text in samples]  # None for what a power cut left
+            kept_samples = [text for text, found in zip(samples, steps) if found and int(found[1]) <= step]
             write_atomically(self.samples_path, "".join(kept_samples).encode())
         with storage_errors(f"{self.checkpoints_path}: cannot remove a damaged checkpoint", "check its permissions"):
             for later, path in self.checkpoints().items():

@@ -72,6 +72,14 @@ def test_metrics_of_gigabytes_of_nothing_are_refused_before_they_are_read(folder
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("left", [bytes(40), b"\0\0--- st", b"a text without a head\n"])
+def test_samples_that_a_power_cut_damaged_do_not_stop_a_run(folder, left):
+    folder.samples_path.write_bytes(left + b"\n--- step 3\none\n\n")
+    folder.append_sample(4, "two")
+    folder.forget_after(3)
+    assert folder.samples_path.read_text() == "--- step 3\none\n\n"
+
+
 @pytest.mark.parametrize("words", [["generate", "x" * 5000], ["train", "y" * 5000 + ".txt"], ["z" * 5000]])
 def test_an_error_is_one_line_of_limited_length_whatever_arrived(words, capsys):
     assert main(words) in (2, 4)
