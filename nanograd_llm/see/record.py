@@ -337,13 +337,14 @@ class _Recorder:
         output.made_by = self.calls[node] = call
 
     def value(self, source: Any, array: Any) -> Value | None:
+        """What stands for an input of a call: the output of an earlier call, a leaf, or a constant."""
         if array is None:
             return None
         if source in self.calls:
             found = self.calls[source].output
             found.array = array
             return found
-        if id(array) not in self.arrays:
+        if id(array) not in self.arrays or not _same(self.arrays[id(array)][1].array, array):
             if device_of(array) != "cpu":
                 raise DeviceError("a trace shows numbers of the CPU, and one is on a GPU; move the model: model.cpu()")
             copied = layout_copy(array) if isinstance(array, np.ndarray) else np.asarray(array)
@@ -353,7 +354,9 @@ class _Recorder:
             return found
         leaf = self.leaves.setdefault(source, Value(found.array))  # two leaves may have one array
         if leaf.array is not found.array:
-            raise GraphError(f"the array of a leaf of shape {source.shape} was replaced while trace recorded")
+            raise GraphError(
+                f"a leaf of shape {source.shape} was changed while trace recorded; change it before or after"
+            )
         return leaf
 
     def read_locals(self, frame: Any) -> None:
@@ -365,7 +368,8 @@ class _Recorder:
                     self.names[id(source)] = source, name, is_user
 
     def backward(self, y: Tensor, seed: np.ndarray, kind: type[Record]) -> Record:
-        below = tape_below(y)
+        """Walk back from the result, and put together what was recorded. Raises GraphError where that is not all."""
+        below, root = tape_below(y), origin(y)
         nodes = sorted((node for node in below if isinstance(node, Node)), key=lambda node: node.order)
         for node in nodes:
             if node not in self.calls:
@@ -373,24 +377,38 @@ class _Recorder:
                     f"{self.title} uses a Tensor that {node.op.name} had computed before; compute it inside the "
                     "function, or give its .detach()"
                 )
-        if isinstance(root := origin(y), Tensor):
+        if isinstance(root, Tensor):
             raise GraphError(f"{self.title} returned one of its inputs; there is no op call to record")
         calls = [self.calls[node] for node in nodes]
         self.calls[root].output.array = y.data
-        of = {id(node): self.calls[node].output for node in nodes} | {id(t): v for t, v in self.leaves.items()}
-        edges = Counter(id(source) for node in nodes for source in node.sources)
+        self.name_outputs(nodes)
+        for node, call in zip(nodes, calls):
+            call.kept = self._kept(node)
+        self.walk_back(nodes, root, seed)
+        record = kind(self.title, calls, self.named_leaves(below), self.calls[root].output)
+        for value in record.values():
+            if value.uses and value.grad is not None:
+                value.hooked = not _same(added(value.uses), value.grad)
+        return record
+
+    def name_outputs(self, nodes: list[Node]) -> None:
+        """Number the calls, and name their outputs by local variables; those of the package where there is one only."""
         named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
         counts = Counter(name for _, name, _ in named.values())
-        last = {call.module: call for call in calls}  # whose output is the module's
-        for number, (node, call) in enumerate(zip(nodes, calls)):
+        last = {self.calls[node].module: node for node in nodes}  # whose output is the module's
+        for number, node in enumerate(nodes):
+            call, (_, name, is_user) = self.calls[node], named.get(id(node), (None, "", False))
             call.number = number
-            is_result = call.module and last[call.module] is call
-            call.output.label = call.module if is_result else f"the output of {number} {call.op.name}"
-            _, name, is_user = named.get(id(node), (None, "", False))
-            if is_user or counts[name] == 1:  # the package's own variables are called x and y
+            is_of_module = call.module and last[call.module] is node
+            call.output.label = call.module if is_of_module else f"the output of {number} {call.op.name}"
+            if is_user or counts[name] == 1:  # those of the package are often called x and y
                 call.output.name = name
                 call.output.label = name if counts[name] == 1 else f"{name}, {call.output.label}"
-            call.kept = self._kept(node)
+
+    def walk_back(self, nodes: list[Node], root: Any, seed: np.ndarray) -> None:
+        """Fill in the cotangents, what each rule sent, and the gradients by use."""
+        of = {id(node): self.calls[node].output for node in nodes} | {id(t): v for t, v in self.leaves.items()}
+        edges = Counter(id(source) for node in nodes for source in node.sources)
         sums = Sums()
         for node, arrived, gradients in walk(root, seed, sums):
             call = self.calls[node]
@@ -402,7 +420,11 @@ class _Recorder:
                         call.sent[place] = gradient = gradient.copy(order="K")
                     of[id(source)].uses.append(Use(call, place, gradient))
         for leaf, gradient in sums.results().items():
-            of[id(leaf)].grad = gradient
+            if leaf in self.leaves:  # else a Tensor with retain_grad()
+                of[id(leaf)].grad = gradient
+
+    def named_leaves(self, below: list[Any]) -> dict[str, Value]:
+        """The leaves of the tape: arguments first, then parameters in the order of their modules, then others."""
         reached = {id(source) for source in below}
         order = {place: i for i, place in enumerate(dict.fromkeys([*self.arguments, *self.names]))}
         leaves: dict[str, Value] = {}
@@ -411,11 +433,7 @@ class _Recorder:
                 name = self.names.get(id(leaf), (None, f"leaf {len(leaves)}"))[1]
                 value.name = value.label = name if name not in leaves else f"{name} ({len(leaves)})"
                 leaves[value.name] = value
-        record = kind(self.title, calls, leaves, self.calls[root].output)
-        for value in record.values():
-            if value.uses and value.grad is not None:
-                value.hooked = not _same(added(value.uses), value.grad)
-        return record
+        return leaves
 
     def _kept(self, node: Node) -> dict[str, Any]:
         """The rule's arguments by name. An array of the caller's is replaced by its copy."""

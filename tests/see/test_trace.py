@@ -158,6 +158,38 @@ def test_two_leaves_of_one_array_keep_gradients_of_their_own() -> None:
     assert trace.grads["a"].tolist() == [2, 8] and trace.grads["b"].tolist() == [1, 4]
 
 
+def test_a_mask_that_is_written_anew_between_two_calls_is_recorded_as_it_was_in_each() -> None:
+    def f(x):
+        mask = np.array([1.0, 0.0])
+        first = x + mask
+        mask[:] = 5.0
+        return (first + mask).sum()
+
+    trace = ng.trace(f, np.array([1.0, 2.0]))
+    assert trace[0].inputs[1].array.tolist() == [1, 0] and trace[1].inputs[1].array.tolist() == [5, 5]
+
+
+def test_a_leaf_that_changes_while_it_is_recorded_is_refused() -> None:
+    w = ng.Tensor(np.array([1.0]), requires_grad=True)
+
+    def f():
+        y = w * 2
+        w.data[:] = 7.0
+        return (y * w).sum()
+
+    with pytest.raises(GraphError, match=r"a leaf of shape \(1,\) was changed while trace recorded"):
+        ng.trace(f)
+
+
+def test_a_tensor_that_retains_its_gradient_is_recorded_as_any() -> None:
+    def f(x):
+        h = x * x
+        h.retain_grad()
+        return h.sum()
+
+    assert ng.trace(f, np.array([3.0])).grads["x"] == 6
+
+
 def test_a_profiler_that_runs_goes_on_and_the_numbers_are_the_same() -> None:
     profile = cProfile.Profile()
     profile.enable()
