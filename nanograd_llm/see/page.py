@@ -31,6 +31,7 @@ _WORK = 1e8  # numbers that may be touched for terms, and for nudges
 _MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
 _CELLS = 2048, 800
 _COLUMNS = 96
+NOTEBOOK_BYTES, NOTEBOOK_NUMBERS = 2**20, 10**5  # of a page, and of the leaves, that a cell of a notebook shows whole
 
 
 def page(record: Record, tokens: list[str] | None = None) -> str:
@@ -271,13 +272,15 @@ def _short(x: float, digits: int = 6) -> float | str:
     return float(f"{x:.{digits}g}") if math.isfinite(x) else str(x)
 
 
-def notebook(text: str, table: str) -> str:
-    """A page for a cell of a notebook: escaped inside an iframe, whose scripts stay; above 1 MB only the table."""
-    if len(text.encode()) > 2**20:
+def notebook(record: Record) -> str:
+    """The page for a cell of a notebook, escaped inside an iframe, which keeps its scripts; of a large one the table."""
+    table = plain_table(record)
+    if sum(leaf.array.size for leaf in record.leaves.values()) > NOTEBOOK_NUMBERS:
         return table
-    return (
-        f'<iframe srcdoc="{html.escape(text, quote=True)}" width="100%" height="720" title="a recorded pass"></iframe>'
-    )
+    text = page(record)
+    inside = html.escape(text, quote=True)
+    iframe = f'<iframe srcdoc="{inside}" width="100%" height="720" title="a recorded pass"></iframe>'
+    return iframe if len(text.encode()) <= NOTEBOOK_BYTES else table
 
 
 def require_html(path: Any) -> Path:

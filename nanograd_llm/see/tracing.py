@@ -116,9 +116,9 @@ class Trace(Record):
         write_atomically(require_html(path), page(self, tokens).encode())
 
     def _repr_html_(self) -> str:
-        from nanograd_llm.see.page import notebook, page, plain_table
+        from nanograd_llm.see.page import notebook
 
-        return notebook(page(self), plain_table(self))
+        return notebook(self)
 
     def check(self, answers: Mapping[str, Any] | None = None, /, **named: Any) -> bool:
         """Print for each array whether it is the gradient of a value, and if not, what it looks like.
