@@ -273,7 +273,7 @@ def _short(x: float, digits: int = 6) -> float | str:
 
 
 def notebook(record: Record) -> str:
-    """The page for a cell of a notebook, escaped inside an iframe, which keeps its scripts; of a large one the table."""
+    """The page for a cell of a notebook, escaped in an iframe, which keeps its scripts; of a large one the table."""
     table = plain_table(record)
     if sum(leaf.array.size for leaf in record.leaves.values()) > NOTEBOOK_NUMBERS:
         return table
