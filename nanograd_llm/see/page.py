@@ -21,7 +21,7 @@ import numpy as np
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see.record import Call, Record, Value, norm
-from nanograd_llm.see.replay import Replay, composition, nudge, terms
+from nanograd_llm.see.replay import Replay, calls_below, composition, nudge, terms
 from nanograd_llm.see.stepper import rule_source
 
 WHOLE = 48  # entries of an array that is clickable everywhere
@@ -224,7 +224,7 @@ class _Packer:
     def terms(self, call: Call, place: int) -> dict[str, Any]:
         sent, x = call.sent[place], call.inputs[place]
         assert sent is not None and x is not None
-        work = sum(x.array.size for x in call.inputs if x is not None) + call.cotangent.size
+        work = _numbers(call)
         found: dict[str, Any] = {}
         for flat in self.entries(sent, x.array) if work < min(_WORK / 50, self.terms_left) else ():
             self.terms_left -= work
@@ -246,7 +246,7 @@ class _Packer:
         found: dict[str, Any] = {}
         if value.grad is None:
             return found
-        work = 1 + _replay_work(record, value)
+        work = 1 + 4 * sum(map(_numbers, calls_below(record, value)))
         if work > min(_WORK / 50, self.nudges_left):
             return found
         replay = Replay(record, value)
@@ -258,13 +258,9 @@ class _Packer:
         return found
 
 
-def _replay_work(record: Record, value: Value) -> int:
-    below, work = {id(value)}, 0
-    for call in record.calls:
-        if any(id(x) in below for x in call.inputs):
-            below.add(id(call.output))
-            work += sum(x.array.size for x in call.inputs if x is not None) + call.output.array.size
-    return 4 * work
+def _numbers(call: Call) -> int:
+    """How many numbers go into a call and come out."""
+    return call.output.array.size + sum(x.array.size for x in call.inputs if x is not None)
 
 
 def _short(x: float, digits: int = 6) -> float | str:

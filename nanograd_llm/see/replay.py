@@ -36,6 +36,16 @@ def wide_static(call: Call) -> dict[str, Any]:
     return static
 
 
+def calls_below(record: Record, value: Value) -> list[Call]:
+    """The calls that depend on a value, in order."""
+    below, found = {id(value)}, []
+    for call in record.calls:
+        if any(id(x) in below for x in call.inputs) and call.output is not value:
+            below.add(id(call.output))
+            found.append(call)
+    return found
+
+
 class Replay:
     """The part of a recorded forward that depends on one value, ready to be run with another array in its place."""
 
@@ -43,13 +53,12 @@ class Replay:
         self.value, self.result, self.array = value, record.result, wide(value.array)
         seed = record.result.grad
         self.seed = np.asarray(1.0) if seed is None else wide(seed)
-        below = {id(value)}
+        calls = calls_below(record, value)
+        below = {id(value), *(id(call.output) for call in calls)}
         self.steps: list[tuple[Call, list[Any], dict[str, Any]]] = []
-        for call in record.calls:
-            if any(id(x) in below for x in call.inputs) and call.output is not value:
-                below.add(id(call.output))
-                inputs = [None if x is None else x if id(x) in below else wide(x.array) for x in call.inputs]
-                self.steps.append((call, inputs, wide_static(call)))
+        for call in calls:
+            inputs = [None if x is None else x if id(x) in below else wide(x.array) for x in call.inputs]
+            self.steps.append((call, inputs, wide_static(call)))
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """The result, times the cotangent that backward began with, if the value were this array."""

@@ -32,8 +32,8 @@ from __future__ import annotations
 import os
 import sys
 
-for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "BLIS"):
-    os.environ[name + "_NUM_THREADS"] = "1"  # as recorded; with more, a matrix product may have other last bits
+for library in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
+    os.environ[library + "_THREADS"] = "1"  # as recorded; with more, a matrix product may have other last bits
 {imports}
 import numpy as np
 
@@ -141,7 +141,8 @@ class _Script:
         backward = [line for call in reversed(self.record.calls) if call.sent for line in self.backward(call)]
         ends = list(self.leaves())
         leaves = [f"{name} = {text}" for name, text in self.inputs.items()]
-        head = _HEAD.format(title=self.record.title, npz=npz, imports="\n".join(sorted(self.sources.imports)))
+        title = self.record.title.replace("\\", "").replace('"', "'")
+        head = _HEAD.format(title=title, npz=npz, imports="\n".join(sorted(self.sources.imports)))
         blocks = [head.rstrip(), KEEP, *self.sources.text, _HELPERS]
         main = ["# what goes in", *leaves, "", "# forward", *forward, "", "# backward", *backward, *ends]
         return "\n\n\n".join([*blocks, "\n".join(main)]) + "\n" + _END % (self.compared, self.compared), self.arrays
