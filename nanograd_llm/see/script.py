@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.backend.arrays import as_array
 from nanograd_llm.errors import ConfigError, GraphError
 from nanograd_llm.files.atomic import write_atomically
 from nanograd_llm.see.record import Call, Record, Use, Value, added, with_strides
@@ -119,7 +118,7 @@ class _Script:
             inputs = {f"d{call.input_name(i)}{call.number}" for i, _ in enumerate(call.inputs)}
             self.sources.taken |= {f"y{call.number}", f"kept{call.number}", f"dy{call.number}"} | inputs
         self.sources.taken |= {"same", "forward", "backward", "fit", "total", "recorded", "differing", "value_of"}
-        self.sources.function(as_array, "as_array")
+        self.sources.simpler("as_array")
 
     def store(self, name: str, a: np.ndarray) -> str:
         """Put an array into the file; the expression that reads it, with the strides that it had."""

@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.op import Op, keep
-from nanograd_llm.autograd.tensor import Tensor, array_of
-from nanograd_llm.backend.arrays import beside, device_of, gpu_in_use, is_array, to_device, to_host, xp
-from nanograd_llm.backend.threads import share_out
+from nanograd_llm.autograd import op, tensor
+from nanograd_llm.backend import arrays, threads
 from nanograd_llm.errors import GraphError, NanogradError
 
 KEEP = '''class Kept(tuple):
@@ -31,18 +29,27 @@ KEEP = '''class Kept(tuple):
 def keep(y, **extras):
     return Kept((y, extras))'''
 
-# What arrays of NumPy and one thread make simpler.
-_SIMPLER: dict[Any, tuple[str, str]] = {
-    keep: ("keep", ""),
-    share_out: ("share_out", "def share_out(work, size, numbers, like=None):\n    return [work(slice(0, size))]"),
-    xp: ("xp", "def xp(x):\n    return np"),
-    device_of: ("device_of", 'def device_of(x):\n    return "cpu"'),
-    to_device: ("to_device", "def to_device(x, device):\n    return x"),
-    to_host: ("to_host", "def to_host(x):\n    return x"),
-    beside: ("beside", "def beside(x, like):\n    return np.asarray(x)"),
-    is_array: ("is_array", "def is_array(x):\n    return isinstance(x, (np.ndarray, np.generic))"),
-    array_of: ("array_of", "def array_of(x):\n    return x"),
-    Tensor: ("Tensor", "Tensor = ()  # no array is one: isinstance(x, ()) is False"),
+AS_ARRAY = f'''def as_array(x, *made_of):
+    """A scalar, which NumPy returns in place of an array without axes, as an array no wider than what it is made of."""
+    if not isinstance(x, (np.generic, int, float, complex)):
+        return x
+    x = np.asarray(x)
+    dtypes = [a.dtype for a in made_of if isinstance(a, np.ndarray) and a.dtype.kind == x.dtype.kind]
+    return x.astype(np.result_type(*dtypes)) if dtypes and {arrays.SCALARS_WIDEN} else x'''
+
+# What arrays of NumPy, on one device and in one thread, make simpler: by name, where one of these modules has it.
+_SIMPLIFIED = arrays, threads, tensor, op
+_SIMPLER = {
+    "keep": "",
+    "share_out": "def share_out(work, size, *_):\n    return [work(slice(0, size))]",
+    "xp": "def xp(x):\n    return np",
+    "is_array": "def is_array(x):\n    return isinstance(x, (np.ndarray, np.generic))",
+    "as_array": AS_ARRAY,
+    "array_of": "def array_of(x):\n    return x",
+    "beside": "def beside(x, like):\n    return np.asarray(x)",
+    "to_host": "def to_host(x):\n    return np.asarray(x)",
+    "gpu_in_use": "gpu_in_use = False",
+    "Tensor": "Tensor = ()  # no array is one: isinstance(x, ()) is False",
 }
 _VALUE_OF = '''def value_of(forward, **static):
     """An op as other functions call it: its result alone."""
@@ -66,7 +73,7 @@ class Sources:
         self.text: list[str] = []
         self.imports: set[str] = set()
         self.names: dict[Any, str] = {}
-        self.taken = {"np", "os", "sys", "keep", "Kept", *dir(builtins)}
+        self.taken = {"np", "os", "sys", "library", "Kept", *_SIMPLER, *dir(builtins)}
         self.alive: list[Any] = []  # what is known by its id must live
 
     def free(self, name: str) -> str:
@@ -98,24 +105,15 @@ class Sources:
 
     def expression(self, x: Any, wanted: str, who: str) -> str:
         """An expression of the script for something that a function mentions by the name `wanted`."""
-        if isinstance(x, Op):
+        if isinstance(x, op.Op):
             name = self.function(x.forward, f"the op {x.name}")
             if not (x.wants_needs or "keep(" in inspect.getsource(x.forward)):
                 return name
             if _VALUE_OF not in self.text:
                 self.text.append(_VALUE_OF)
             return f"value_of({name}" + (f", needs=(False,) * {len(x.inputs)})" if x.wants_needs else ")")
-        try:
-            if x in _SIMPLER:
-                name, text = _SIMPLER[x]
-                self.taken.add(name)
-                if text and text not in self.text:
-                    self.text.append(text)
-                return name
-        except TypeError:  # it has no hash, so it is none of these
-            pass
-        if x is gpu_in_use:
-            return "()"  # a script computes with NumPy
+        if wanted in _SIMPLER and any(getattr(module, wanted, None) is x for module in _SIMPLIFIED):
+            return self.simpler(wanted)
         if isinstance(x, ModuleType):
             return self.imported(f"import {x.__name__}", wanted, x)
         if isinstance(x, type) and issubclass(x, NanogradError):
@@ -133,9 +131,16 @@ class Sources:
         except ValueError:
             raise GraphError(f"a script cannot hold {who}: it uses {wanted}, a {type(x).__name__}") from None
 
+    def simpler(self, name: str) -> str:
+        """The name of one of _SIMPLER, whose definition comes along."""
+        if _SIMPLER[name] and _SIMPLER[name] not in self.text:
+            self.text.append(_SIMPLER[name])
+        return name
+
     def constant(self, x: Any, wanted: str, who: str) -> str:
         """As `expression`, but numbers and tuples of them keep their names."""
-        if isinstance(x, (int, float, str, tuple, list, dict, np.ndarray)) and id(x) not in self.names:
+        is_data = isinstance(x, (int, float, str, tuple, list, dict, np.ndarray))
+        if is_data and id(x) not in self.names and wanted not in _SIMPLER:
             text = self.expression(x, wanted, who)
             self.text.append(f"{self.taken_by(x, wanted)} = {text}")
         return self.names.get(id(x)) or self.expression(x, wanted, who)
