@@ -58,7 +58,7 @@ def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     """The text of these pieces up to the first of the texts `stop`. What may be the beginning of one waits.
 
     >>> list(before_stop(["one", " t", "wo", " th", "ree"], ["thr"]))
-    ['one', ' t', 'wo', ' ']
+    ['one', ' ', 'two', ' ']
     """
     rest, longest = "", max(map(len, stop))
     for piece in pieces:
