@@ -27,7 +27,7 @@ def loss(tokens, targets):
 
 
 trace = ng.trace(loss, tokens, targets)
-print(f"loss {trace.result.array:.3f}; {len(trace)} op calls, {len(trace.leaves)} leaves")
+print(trace)
 
 
 def value(name):
@@ -118,7 +118,7 @@ slope = 0.5 * (1 + np.tanh(inner)) + 0.5 * u / np.cosh(inner) ** 2 * np.sqrt(2 /
 d_a = d_x @ value("blocks.0.mlp.down.weight").T  # (T, C)·(C, 4C) -> (T, 4C)
 d_u = d_a * slope  # gelu is elementwise
 d_normed = d_u @ value("blocks.0.mlp.up.weight").T  # (T, 4C)·(4C, C) -> (T, C)
-(stream,) = [call for call in trace.calls if call.op.name == "add" and call.module == "blocks.0"][:1]  # after attention
+stream = trace[7]  # in the table: the first add of blocks.0, after attention
 x_mid = stream.output.array[0]  # (T, C)
 d_mid = d_x + norm_backward(d_normed, x_mid, value("blocks.0.ln_2.weight"))
 assert trace.check({"blocks.0.mlp.up": d_u[None], "blocks.0.ln_2": d_normed[None]})
@@ -139,7 +139,7 @@ assert trace.check({"blocks.0.attention.qkv": d_qkv[None]})
 # %% Exercise 3: the table
 # The stream begins with wte[tokens] + wpe. So the gradient at the bottom goes to the rows of the tokens, beside what
 # the head gave to all rows. Token 3 stands in the text twice. What does this line do to it?
-x_in = trace[2].output.array[0]
+x_in = trace[2].output.array[0]  # in the table: the add before the block
 d_bottom = d_mid + norm_backward(d_qkv @ value("blocks.0.attention.qkv.weight").T, x_in, value("blocks.0.ln_1.weight"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from nanograd_llm.cli.options import Model
@@ -34,7 +35,7 @@ def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
     def name(i: int) -> str:
         return visible(tokenizer.decode_bytes([i]))
 
-    print(written(text_of(sight, name)))
+    print(written(text_of(sight, name, shutil.get_terminal_size((100, 24)).columns)))
     if path is not None:
         write_atomically(path, sight_page(sight, f"{model}: {text}", name).encode())
         print(written(f"wrote {path}; open it in a browser"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -25,25 +25,19 @@ def plot(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, htm
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.see.page import require_html
     from nanograd_llm.see.pictures import series, training_page
+    from nanograd_llm.see.watch import read_watched
 
     path = None if html is None else require_html(html)
     folders = [RunFolder.open(Path(run)) for run in runs]
     metrics = {run: folder.read_metrics() for run, folder in zip(runs, folders)}
+    width = max(8, min(48, shutil.get_terminal_size((100, 24)).columns - 34))
     for run, records in metrics.items():
         print(written(run))
         for title, key in (("loss", "loss"), ("rate", "learning_rate"), ("gradient", "gradient_norm")):
             curve = series(records, "step", key)[:, 1]
             ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
-            print(written(row(f"  {title}", sparkline(curve, 48) + ends)))
+            print(written(row(f"  {title}", sparkline(curve, width) + ends)))
     if path is not None:
-        watched = {run: _watched(folder) for run, folder in zip(runs, folders)}
+        watched = {run: read_watched(folder.path) for run, folder in zip(runs, folders)}
         write_atomically(path, training_page(metrics, watched).encode())
         print(written(f"wrote {path}; open it in a browser"))
-
-
-def _watched(folder: Any) -> list[dict[str, Any]]:
-    """What `train --watch` wrote; of a step that was done twice, the later record."""
-    file = folder.path / "watch.jsonl"
-    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
-    found = {record["step"]: record for record in map(json.loads, lines)}
-    return [found[step] for step in sorted(found)]

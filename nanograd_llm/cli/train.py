@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Annotated, Any, Literal
@@ -21,7 +20,6 @@ from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resume_run
-from nanograd_llm.runs.run import Event, Run
 from nanograd_llm.runs.tables import tables_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
@@ -151,7 +149,13 @@ def train(
     spent += time.monotonic() - began - prepared.task.untimed
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:
-            code = show(prepared, _watched(prepared, events, watch) if watch else events)
+            if watch:
+                from nanograd_llm.see.watch import watching
+
+                run = prepared.task
+                code = show(prepared, watching(events, run.model, run.batch, watch, prepared.folder.path))
+            else:
+                code = show(prepared, events)
     except KeyboardInterrupt as error:
         saved = prepared.folder.checkpoints()
         if not saved:
@@ -165,14 +169,3 @@ def train(
         print(written(f"to go on: nanograd-llm train --resume {folder}"))
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
     return code
-
-
-def _watched(run: Run, events: Iterator[Event], every: int) -> Iterator[Event]:
-    """The events of a run; what `watching` finds goes to its watch.jsonl."""
-    from nanograd_llm.see.watch import watching
-
-    def write(record: dict[str, Any]) -> None:
-        with (run.folder.path / "watch.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    return watching(events, run.task.model, run.task.batch, every, write)

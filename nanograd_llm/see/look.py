@@ -18,6 +18,7 @@ from nanograd_llm import ops
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.see.record import Record, norm, recorded
+from nanograd_llm.settings import counted
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -29,7 +30,9 @@ def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     length = model.config.context_length
     if not 2 <= len(ids) <= length + 1:
-        raise ConfigError(f"the text has {len(ids)} tokens; this model can be looked at on 2 to {length + 1}")
+        raise ConfigError(
+            f"the text has {counted(len(ids), 'token')}; this model can be looked at on 2 to {length + 1}"
+        )
     row = np.asarray(ids)[None]
     return row[:, :-1], row[:, 1:]
 
@@ -120,25 +123,25 @@ def _uses(wte: Any) -> list[Use]:
     ]
 
 
-def text_of(sight: Sight, name: Any) -> str:
-    """The sight for a terminal, but for the attention maps. name: gives the text of an id."""
+def text_of(sight: Sight, name: Any, columns: int = 100) -> str:
+    """The sight in lines of at most about so many columns, but for the attention maps. name: the text of an id."""
     most = float(sight.bits.max())
-    lines = ["how surprised it is, in bits, and what it would say next at each depth (the true token is at the left)"]
+    lines = ["how surprised it is at each token, in bits,", "and what it would say instead at each depth"]
     width = 14
-    depths = sight.lens[-4:]  # as many as a terminal has room for
+    depths = sight.lens[-max(1, (columns - width - 10) // (width + 5)) :]  # the last, as many as there is room for
     lines.append(f"{'next token':<{width}} {'bits':>5}    " + "".join(f"{name:<{width + 5}}" for name, _, _ in depths))
     for i, target in enumerate(sight.targets):
         bar = BLOCKS[min(7, int(8 * sight.bits[i] / (most or 1.0)))]
         cells = "".join(f"{name(best[i]):<{width}.{width}} {p[i]:>3.0%} " for _, best, p in depths)
         lines.append(f"{name(target):<{width}.{width}} {sight.bits[i]:>5.1f} {bar}  {cells}")
-    lines += ["", "gradient flow: the norm of the stream's cotangent, and the tokens that a step against it favours"]
+    lines += ["", "gradient flow: the norm of the stream's cotangent,", "and the tokens that a step against it favours"]
     for (place, size, _), (_, best) in zip(sight.flow, sight.gradient_lens):
         marked = [f"[{name(b)}]" if b == t else name(b) for b, t in zip(best, sight.targets)]
-        lines.append(f"{place:<18} {size:>8.4f}  {' '.join(marked):.90}")
+        lines.append(f"{place:<18} {size:>8.4f}  {' '.join(marked)[: columns - 29]}")
     lines += ["", "the gradient of the token table, use by use"]
     for use in sight.uses:
         rows = f"in {use.rows:,} of {sight.table_rows:,} rows"
-        lines.append(f"{use.name:<28} norm {use.norm:.4f}, {use.share:.1%} of the whole along it, {rows}")
+        lines += [f"{use.name:<28} norm {use.norm:.4f}", f"  {use.share:.1%} of the whole along it, {rows}"]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -167,6 +167,18 @@ function openFused() {
 }
 function close() { if (picked) { picked = null; render(); } else if (above.length) { [page, number] = above.pop(); render(); } }
 
+const isWrong = x => x.ok === 0 || Object.values(x.t || {}).some(t => !t[4]);
+
+/* What the marks of the list mean, and which rules were compared. */
+function legend() {
+  const sent = page.calls.flatMap(c => c.in.filter(x => x.g !== undefined));
+  const wrong = page.calls.filter(c => c.in.some(isWrong)).length, left = sent.filter(x => x.ok < 0).length;
+  return el("p", { class: "soft legend" }, "A bar is the norm of the gradient that arrives. Each rule's gradients were compared, all entries at once, ",
+    "with the slopes of its forward along two random directions: ",
+    wrong ? el("span", { class: "bad" }, `${wrong} of ${page.calls.length} calls have a wrong rule, marked ≠`) : el("span", { class: "ok" }, "they agree"),
+    left ? `; ${left} of ${sent.length} gradients are too large for that and were not compared.` : ".");
+}
+
 function list() {
   const root = el("ul"), groups = [{ path: "", node: root }];
   const many = page.calls.length > 40, max = Math.max(...page.calls.map(c => array(page.values[c.y].g).norm));
@@ -190,7 +202,7 @@ function list() {
       parent.node.append(el("li", {}, head, open ? inner : null));
       groups.push({ path, node: open ? inner : el("ul") });
     }
-    const y = page.values[c.y], size = array(y.g).norm / (max || 1) * 40, wrong = c.in.some(x => Object.values(x.t || {}).some(t => !t[4]));
+    const y = page.values[c.y], size = array(y.g).norm / (max || 1) * 40, wrong = c.in.some(isWrong);
     const done = backward ? i >= number : i <= number;
     const last = groups[groups.length - 1].path, rest = c.module.startsWith(last + ".") ? c.module.slice(last.length + 1) : last ? "" : c.module;
     groups[groups.length - 1].node.append(el("li", {}, el("button", { "aria-current": i === number ? "step" : null,
@@ -267,7 +279,7 @@ function panel(c) {
       out.push(el("p", { class: "mono" }, `ȳ${at}·∂y${at}/∂${x.n} = ${short(dy)} · ${short(slope)} = ${short(dy * slope)}`)); }
     if (rest[0]) out.push(el("p", { class: "mono" }, `and ${rest[0]} smaller ones, in sum ${short(rest[1])}`));
     out.push(el("p", { class: "mono" }, `= ${total}; the rule sent ${sent}: `,
-      el("span", { class: ok ? "ok" : "bad" }, ok ? "the same" : "they differ: the rule is wrong here")));
+      el("span", { class: ok ? "ok" : "bad" }, ok ? "they agree" : "they differ: the rule is wrong here")));
   }
   const n = value && value.nudge && value.nudge[flat];
   if (n) out.push(el("p", {}, `Nudge ${value.n}${where} up and down, run the rest forward again: the result moves by `,
@@ -344,7 +356,7 @@ function render() {
   const scrolled = main.querySelector("nav") ? main.querySelector("nav").scrollTop : 0;
   const names = ["y", ...c.in.map(x => x.n), ...c.kept.map(k => k[0])];
   banner.replaceChildren(head());
-  main.replaceChildren(el("div", { class: "cols" }, el("nav", { "aria-label": "op calls" }, list()),
+  main.replaceChildren(el("div", { class: "cols" }, el("nav", { "aria-label": "op calls" }, list(), legend()),
     el("div", { class: "call" }, graph(), el("h2", {}, `${backward ? "backward through" : "forward:"} ${c.op} `,
       el("span", { class: "soft mono" }, c.module ? "in " + c.module : "")),
       el("div", { class: "mono soft" }, `${c.at} ${c.src}`), el("div", {}, c.doc), formula(c.f, names, backward),

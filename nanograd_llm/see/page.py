@@ -21,7 +21,7 @@ import numpy as np
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see.record import Call, Record, Value, norm
-from nanograd_llm.see.replay import Replay, calls_below, composition, nudge, terms
+from nanograd_llm.see.replay import Replay, calls_below, composition, nudge, rule_agrees, terms
 from nanograd_llm.see.stepper import rule_source
 
 WHOLE = 48  # entries of an array that is clickable everywhere
@@ -165,7 +165,13 @@ class _Packer:
             if x is not None:
                 known = {"v": numbers[id(x)]} if id(x) in numbers else {"a": self.array(x.array)}
                 sent = call.sent[i]
-                shown = {"g": self.array(sent), "t": self.terms(call, i) if deep else {}} if sent is not None else {}
+                shown: dict[str, Any] = {}
+                if sent is not None:
+                    shown = {
+                        "g": self.array(sent),
+                        "t": self.terms(call, i) if deep else {},
+                        "ok": self.agrees(call, i),
+                    }
                 inputs.append({"n": call.input_name(i), "i": i, **known, **shown})
         kept = [(name, x) for name, x in call.kept.items() if isinstance(x, np.ndarray)]
         return {
@@ -241,6 +247,10 @@ class _Packer:
                 int(one.agrees),
             ]
         return found
+
+    def agrees(self, call: Call, place: int) -> int:
+        """Do all entries of what a rule sent agree with the forward's slopes? 1 or 0; -1 where that costs too much."""
+        return int(rule_agrees(call, place)) if _numbers(call) < _WORK / 50 else -1
 
     def nudges(self, record: Record, value: Value) -> dict[str, Any]:
         found: dict[str, Any] = {}

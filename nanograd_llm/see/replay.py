@@ -18,6 +18,7 @@ from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.errors import GraphError, IndexRangeError
 from nanograd_llm.gradcheck.check.derivatives import derivative, differences
 from nanograd_llm.see.record import Call, Record, Value, recorded
+from nanograd_llm.settings import counted
 
 Index = tuple[int, ...]
 _SHOWN = 8
@@ -152,11 +153,13 @@ class Terms:
         return abs(self.total - self.sent) <= self.tolerance
 
     def __str__(self) -> str:
-        lines = [f"{self.entry} = Σ ȳ·∂y/∂{self.entry.replace(BAR, '')}: {len(self.terms)} of {self.outputs} terms"]
+        zero = self.outputs - len(self.terms)
+        others = f", and {zero} that are zero" if zero else ""
+        lines = [f"{self.entry} = Σ ȳ·∂y/∂{self.entry.replace(BAR, '')}: {counted(len(self.terms), 'term')}{others}"]
         lines += [f"  ȳ{at(k)}·∂y{at(k)} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
         if rest := self.terms[_SHOWN:]:
             lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
-        verdict = "the rule sent the same" if self.agrees else "they differ: the rule is wrong here"
+        verdict = "they agree" if self.agrees else "they differ: the rule is wrong here"
         return "\n".join([*lines, f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}"])
 
 
@@ -201,6 +204,45 @@ def terms(call: Call, name: str | int, index: Index, *, confirm: bool = True) ->
     return Terms(bar(call.input_name(place)) + at(index), dy.size, entries, float(sent[index]), found.method, rounding)
 
 
+def rule_agrees(call: Call, name: str | int, directions: int = 2) -> bool:
+    """Is the gradient that a call sent to an input right? All entries are compared at once, along random directions.
+
+    Along a direction u, Σ x̄·u and Σ ȳ·(slope of y along u) are the same number, where the slope is the forward's.
+    """
+    place = call.place_of(name)
+    x, sent = call.inputs[place], call.sent[place]
+    assert x is not None and sent is not None
+    inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
+    static, dy, rng = wide_static(call), wide(call.cotangent), np.random.default_rng(0)
+    for _ in range(directions):
+        u = np.where(
+            np.isfinite(x.array), rng.choice((-1.0, 1.0), x.array.shape) * rng.uniform(0.5, 1, x.array.shape), 0.0
+        )
+
+        def line(t: complex, u: np.ndarray = u) -> np.ndarray:
+            given = [a + t * u if i == place else a for i, a in enumerate(inputs)]
+            return np.asarray(call.op(*given, **static))
+
+        found = derivative(line)
+        forward, backward = dy * found.value, sent.astype(np.float64) * u
+        sizes = float(np.abs(forward).sum() + np.abs(backward).sum())
+        sizes += max(float(np.abs(a).max(initial=0)) for a in (dy, *call.sent) if a is not None)
+        tolerance = 64 * float(np.finfo(sent.dtype).eps) * sizes + float(np.sum(np.abs(dy) * found.error))
+        if not abs(forward.sum() - backward.sum()) <= tolerance:
+            return False
+    return True
+
+
+def wrong_rules(record: Record) -> list[tuple[Call, int]]:
+    """Each call whose rule sent a wrong gradient, with the place of the input: see `rule_agrees`."""
+    return [
+        (call, place)
+        for call in record.calls
+        for place, sent in enumerate(call.sent)
+        if sent is not None and not rule_agrees(call, place)
+    ]
+
+
 def require_movable(array: np.ndarray, index: Any, what: str) -> Index:
     """The index of an entry that can be moved. Raises GraphError if the entry is not finite."""
     index = require_index(array, index, what)
@@ -212,9 +254,11 @@ def require_movable(array: np.ndarray, index: Any, what: str) -> Index:
 def require_index(array: np.ndarray, index: Any, what: str) -> Index:
     """The index as a tuple of integers. Raises IndexRangeError unless it is of one entry of the array."""
     index = tuple(index) if isinstance(index, (tuple, list)) else (index,)
-    right = len(index) == array.ndim and all(isinstance(i, (int, np.integer)) for i in index)
-    if not right or any(not -n <= i < n for i, n in zip(index, array.shape)):
+    if len(index) != array.ndim or not all(isinstance(i, (int, np.integer)) for i in index):
         raise IndexRangeError(f"{what} has shape {array.shape}; an entry of it needs {array.ndim} indices; got {index}")
+    for axis, (i, n) in enumerate(zip(index, array.shape)):
+        if not -n <= i < n:
+            raise IndexRangeError(f"index {i} is out of range for axis {axis} of {what}, which has shape {array.shape}")
     return tuple(int(i) % n for i, n in zip(index, array.shape))
 
 
@@ -278,6 +322,10 @@ class Shadow:
             f"{_digits(row.all):>6} {_digits(row.own_gradient):>14} {_digits(row.all_gradient):>6}"
             for row in self.rows
         ]
+        if all(row.all == row.all_gradient == math.inf for row in self.rows):
+            return "\n".join(
+                [head, *lines, "the pass was recorded in float64 itself: there is nothing wider beside it"]
+            )
         forward, backward = (f"{call.number} {call.op.name}" for call in (self.worst, self.worst_backward))
         last = f"digits that are right; by itself {forward} loses the most forward, {backward} backward"
         return "\n".join([head, *lines, last])

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.see.record import Call, Record, Value, norm
-from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms
+from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms, wrong_rules
 from nanograd_llm.settings import counted
 
 HELP = """\
@@ -29,6 +29,7 @@ p x[0,3]   print an array or an entry: an input, y, or a gradient: dy, dx; or an
 t x[0,3]   the terms of the chain rule that make up the entry of dx
 m x[0,3]   move the entry up and down, and compare with backward
 u wte      the gradient of a value, use by use
+c          check each rule: its gradients beside the slopes of its forward, along random directions
 open       open a fused op into the composition it equals; up comes back
 h          this help
 q          quit; an empty line repeats the last command"""
@@ -76,7 +77,7 @@ class Stepper:
         word, _, rest = line.partition(" ")
         commands: dict[str, Callable[[str], str]] = {
             **{"n": self.next, "b": self.back, "f": self.flip, "g": self.go, "l": self.listed, "p": self.printed},
-            **{"t": self.terms, "m": self.nudge, "u": self.uses, "open": self.open, "up": self.up},
+            **{"t": self.terms, "m": self.nudge, "u": self.uses, "c": self.checked, "open": self.open, "up": self.up},
             **{"h": lambda _: HELP, "help": lambda _: HELP, "": lambda _: self.shown()},
         }
         if word not in commands:
@@ -139,6 +140,10 @@ class Stepper:
         lines = [f"  |{norm(use.gradient):.4g}| from {use}" for use in value.uses]
         return "\n".join([f"the gradient of {value.label} is the sum of {counted(len(value.uses), 'use')}", *lines])
 
+    def checked(self, _: str) -> str:
+        wrong = [f"{call.name}, to {call.input_name(place)}" for call, place in wrong_rules(self.trace)]
+        return "\n".join(["wrong are the gradients that these send:", *wrong]) if wrong else "every rule agrees"
+
     def open(self, _: str) -> str:
         opened = composition(self.trace, self.call, type(self.trace))
         self.above.append((self.trace, self.number, self.backward))
@@ -166,10 +171,10 @@ class Stepper:
             return here[name], index, False, name
         try:
             return self.trace.value(int(name) if name.isdigit() else name), index, False, name
-        except NanogradError:
-            if name.startswith("d") and len(name) > 1:
+        except NanogradError as error:
+            if name.startswith("d") and (self.trace.named(name[1:]) or self.trace.inside(name[1:])):
                 return self.trace.value(name[1:]), index, True, name
-            raise
+            raise GraphError(f"{error}; here are {', '.join(here)}") from None
 
     def shown(self) -> str:
         """The call where we are, with its numbers."""

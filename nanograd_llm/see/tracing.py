@@ -128,9 +128,11 @@ class Trace(Record):
         error that it raises is printed, so that a lesson goes on. True if all are right.
         """
         found = dict(answers or {})
+        if not found and not named:
+            raise GraphError("check needs at least one gradient, such as trace.check(dlogits=mine)")
         for name, mine in named.items():
             if not name.startswith("d"):
-                raise GraphError(f"call the gradient of a value x dx; got {name!r}")
+                raise GraphError(f"the gradient of {name} is given as d{name}=")
             found[name[1:]] = mine
         verdicts = [self._verdict(name, self.value(name), mine) for name, mine in found.items()]
         print("\n".join(line for _, line in verdicts))

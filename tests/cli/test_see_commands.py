@@ -88,7 +88,7 @@ def test_a_watched_run_has_the_same_losses(run: str, tmp_path: Path) -> None:
 def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:
     for text in ("T", "a long text " * 20):
         assert main(["step", run, text]) == 2
-        assert "tokens; this model can be looked at on 2 to 17" in told(capsys)[1]
+        assert "; this model can be looked at on 2 to 17" in told(capsys)[1]
     assert main(["step", run, "The cat", "--op", "99"]) == 2
     assert "there is no call 99; they are numbered from 0 to 14" in told(capsys)[1]
     assert main(["step", run, "The cat", "--script", str(tmp_path / "a.txt")]) == 2

@@ -226,7 +226,7 @@ def test_a_number_shows_its_chain_rule_and_its_nudge_when_clicked(opened: Opened
     opened.tab.click('figure[data-name="w̄"] td[data-k="3"]')
     panel = opened.tab.inner_text("#panel")
     assert float(opened.tab.inner_text("#number")) == float(str(gpt[0].sent[0].reshape(-1)[3]))
-    assert "= Σ ȳ·∂y/∂w[0,3]" in panel and ": the same" in panel
+    assert "= Σ ȳ·∂y/∂w[0,3]" in panel and "they agree" in panel
     assert (
         "Nudge wte[0,3] up and down" in panel and "they agree (the whole gradient of wte: all 2 uses together)" in panel
     )
@@ -264,6 +264,22 @@ def test_a_planted_wrong_rule_is_found_with_the_page_alone(browser, tmp_path: Pa
     found.tab.click('figure[data-name="x̄"] td')
     assert "they differ: the rule is wrong here" in found.tab.inner_text("#panel")
     assert found.complaints == []
+
+
+@pytest.mark.browser
+def test_a_legend_says_what_was_compared_and_what_the_marks_mean(opened: Opened) -> None:
+    legend = opened.tab.inner_text("nav .legend")
+    assert "A bar is the norm of the gradient that arrives" in legend and legend.endswith("they agree.")
+
+
+def test_a_rule_that_is_wrong_in_one_small_entry_is_marked_in_the_file(gpt) -> None:
+    call = gpt[4]
+    sent = call.sent[1].copy()
+    sent.flat[np.argmin(np.abs(sent))] += 0.1 * np.abs(sent).max()
+    with patch.object(page_module, "_WORK", 1e5), patch.object(call, "sent", [call.sent[0], sent, call.sent[2]]):
+        data = json.loads(page(gpt).split('id="data">')[1].split("</script>")[0])
+    wrong = [(n, x["n"]) for n, c in enumerate(data["calls"]) for x in c["in"] if x.get("ok") == 0]
+    assert wrong == [(4, "w")]
 
 
 @pytest.mark.browser

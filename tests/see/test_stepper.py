@@ -10,12 +10,14 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from passes import small_gpt
 
 import nanograd_llm as ng
+from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.see.stepper import HELP, Stepper
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -53,6 +55,7 @@ MISTAKES = {
     "m needs": "needs is no value of the forward; move an input, y, or something by its name",
     "u 2": "2 gets its gradient from no call",
     "b": "this is the first step",
+    "p nothing": "nothing is called 'nothing'; here are a, b, needs, y, dy, da, db",
 }
 
 
@@ -95,6 +98,13 @@ def test_the_steps_show_the_numbers_of_the_trace() -> None:
     assert "return dy * (1 - y * y)" in stepper.shown() and "x̄*(1" not in stepper.shown()
 
 
+def test_c_names_a_wrong_rule_or_says_that_there_is_none() -> None:
+    assert Stepper(scalar()).obey("c") == "every rule agrees"
+    with patch.object(registry["tanh"], "rule", lambda dy, y: dy * (1 - y)):
+        trace = scalar()
+    assert Stepper(trace).obey("c").splitlines()[1:] == ["2 tanh, to x"]
+
+
 def test_a_trace_is_stepped_through_by_standard_input(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\nf\n"))
     scalar().step(1)
@@ -106,7 +116,7 @@ def test_a_trace_is_stepped_through_by_standard_input(monkeypatch, capsys) -> No
 
 def test_the_help_names_every_command() -> None:
     known = {line.split()[0] for line in HELP.splitlines()}
-    assert known == {*"nbfglptmuhq", "open"}
+    assert known == {*"nbfglptmuchq", "open"}
 
 
 if __name__ == "__main__":
