@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.modes import modes
 from nanograd_llm.backend.arrays import SCALARS_WIDEN, is_array, to_host
 from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 
@@ -39,8 +39,8 @@ def place(op_name: str, arrays: Sequence[Any], module_path: str) -> str:
 
 def parameter_name(array: Any) -> str:
     """The full name of the parameter with this array, in the module that is being called; "" if it is none of its."""
-    named = state.innermost.named_parameters() if state.innermost is not None else ()
-    return next((".".join((*state.modules, name)) for name, parameter in named if parameter.data is array), "")
+    named = modes().innermost.named_parameters() if modes().innermost is not None else ()
+    return next((".".join((*modes().modules, name)) for name, parameter in named if parameter.data is array), "")
 
 
 def require_finite(array: np.ndarray, what: str, inputs: Sequence[Any] = ()) -> None:

@@ -1,13 +1,15 @@
-"""The modes of a thread: recording or not, first derivatives or any order, checked or not.
+"""The modes: recording or not, first derivatives or any order, checked or not.
 
-Each mode is a `with` block that affects its own thread only, so several threads can run forward and backward at once.
+Each mode is a `with` block that affects its own thread, and its own task of asyncio, only: so several can run forward
+and backward at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import dataclasses
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -15,35 +17,38 @@ import numpy as np
 from nanograd_llm.errors import InPlaceError, NanogradError
 
 
-class _State(threading.local):
-    """The modes of one thread."""
+@dataclasses.dataclass(frozen=True)
+class Modes:
+    """The modes of one thread or task."""
 
-    recording = True
-    higher_order = False
-    checked = False
+    recording: bool = True
+    higher_order: bool = False
+    checked: bool = False
     watcher: Callable[..., None] | None = None
-    tracing_calls = False  # is the module and source line of each op call found? True in checked() and watched()
     modules: tuple[str, ...] = ()  # names of the modules being called, outermost first; set while calls are traced
     innermost: Any = None  # the last of these modules
+    tracing_calls: bool = False  # is the module and source line of each op call found? In checked() and watched()
 
 
-state = _State()
+_DEFAULTS = Modes()
+_current = ContextVar("modes", default=_DEFAULTS)
+modes: Callable[[], Modes] = _current.get  # the modes here and now
 
 
 @contextlib.contextmanager
 def _set(**values: Any) -> Iterator[None]:
-    before = {name: getattr(state, name) for name in (*values, "tracing_calls")}
-    vars(state).update(values)
-    state.tracing_calls = state.checked or state.watcher is not None
+    before = modes()
+    inside = dataclasses.replace(before, **values)
+    _current.set(dataclasses.replace(inside, tracing_calls=inside.checked or inside.watcher is not None))
     try:
         yield
     finally:
-        vars(state).update(before)
+        _current.set(before)
 
 
 def forget_modes() -> None:
-    """Set this thread's modes to their defaults: for a process that was forked inside a block of its parent."""
-    vars(state).clear()
+    """Set all modes to their defaults: for a process that was forked inside a block of its parent."""
+    _current.set(_DEFAULTS)
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
@@ -103,4 +108,4 @@ def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[N
 
 def within_module(name: str, module: Any = None) -> contextlib.AbstractContextManager[None]:
     """Inside this block `module` is being called; `name`, its path below its caller, extends the module path."""
-    return _set(modules=(*state.modules, name) if name else state.modules, innermost=module)
+    return _set(modules=(*modes().modules, name) if name else modes().modules, innermost=module)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.checked import Guard, parameter_name, place, read_only, require_finite, require_no_widening
-from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.modes import modes
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
@@ -202,17 +202,18 @@ class Op:
         if not any([isinstance(x, Tensor) for x in inputs]):
             inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
-        if self.equals is not None and state.higher_order:
+        now = modes()
+        if self.equals is not None and now.higher_order:
             return self.equals(*inputs, **static)
         arrays = _operands(inputs, self._constant_places)
         if gpu_in_use:
             arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()
-        if state.recording:
+        if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if self._constant_places:
                 needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
-        is_traced = state.tracing_calls  # then the forward gets read-only views
+        is_traced = now.tracing_calls  # then the forward gets read-only views
         shown = [read_only(a) if isinstance(a, np.ndarray) else a for a in arrays] if is_traced else arrays
         y, kept = self._forward(shown, static, needs)
         if not isinstance(y, np.ndarray):
@@ -220,18 +221,18 @@ class Op:
             if not is_array(y):
                 raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
         if is_traced:
-            y, where = as_input(y, shown, arrays), place(self.name, arrays, ".".join(state.modules))
-            if state.checked:
+            y, where = as_input(y, shown, arrays), place(self.name, arrays, ".".join(now.modules))
+            if now.checked:
                 self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
             return Tensor._recorded(y, None)
         node = self._record(inputs, arrays, static, kept, needs, y)
         if is_traced:
-            if state.checked:
+            if now.checked:
                 saved = [a for a in map(array_of, _flat(node.saved)) if is_array(a) and not isinstance(a, np.generic)]
                 node.guard = Guard(where, saved)
-            if state.watcher is not None:
-                state.watcher(node, arrays, static, where)
+            if now.watcher is not None:
+                now.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
 
     def _on_one_device(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
@@ -310,7 +311,7 @@ class Op:
     ) -> Node:
         if self.rule is None:
             raise GraphError(f"op {self.name} has no rule; write one under @{self.name}.backward")
-        higher_order = state.higher_order
+        higher_order = modes().higher_order
         originals = inputs if higher_order else arrays
         saved: list[Any] = []
         for kind, key in self._plan:
@@ -355,9 +356,9 @@ class Op:
             saved[i] = needs if kind == "needs" else getattr(sums, kind)(node.sources)
         if node.differentiable:  # its inputs were saved as Tensors
             for i, (kind, _) in enumerate(self._plan):
-                if kind == "y" and state.higher_order:
+                if kind == "y" and modes().higher_order:
                     saved[i] = Tensor._recorded(saved[i], node)
-                elif kind == "input" and not state.higher_order:
+                elif kind == "input" and not modes().higher_order:
                     saved[i] = [array_of(x) for x in saved[i]] if self.variadic else array_of(saved[i])
         try:
             given = self.rule(cotangent, *saved)
@@ -384,7 +385,7 @@ class Op:
                     raise GraphError(
                         f"the rule of {self.name} returned {gradient!r} for input {i}, which needs a gradient"
                     )
-                if state.higher_order and not isinstance(gradient, Tensor):  # a constant
+                if modes().higher_order and not isinstance(gradient, Tensor):  # a constant
                     gradients[i] = Tensor._recorded(gradients[i], None)
         return gradients
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.modes import modes
 from nanograd_llm.backend.arrays import as_array, is_array
 from nanograd_llm.errors import DtypeError, ShapeError
 
@@ -40,13 +40,13 @@ class Sums:
             if node._hooks:
                 cotangent = _run_hooks(node, cotangent)
             if node.retained is not None if self.wanted is None else node in self.wanted:
-                self.found[node] = cotangent if state.higher_order else cotangent.copy()
+                self.found[node] = cotangent if modes().higher_order else cotangent.copy()
         return cotangent
 
     def add(self, node: Any, cotangent: Any, gradients: Sequence[Any]) -> None:
         """Add the gradient of each input of a node to the sum at the input's source."""
         pending, owned, out = self.pending, self.owned, self.out
-        is_plain = not (state.higher_order or node.differentiable)  # gradients are arrays: may be written into
+        is_plain = not (modes().higher_order or node.differentiable)  # gradients are arrays: may be written into
         known: set[int] | None = None  # ids of arrays that the tape or the walk refers to
         for source, gradient in zip(node.sources, gradients):
             if gradient is None:
@@ -71,7 +71,7 @@ class Sums:
                     pending[source] = np.add(pending[source], gradient, out=gradient)
                 else:
                     pending[source] = as_array(pending[source] + gradient)
-                    is_fresh = not state.higher_order
+                    is_fresh = not modes().higher_order
                 if is_fresh:
                     owned.add(source)
 
@@ -88,7 +88,7 @@ class Sums:
 
     def total(self, leaf: Any) -> Any:
         """The sum at a leaf, as an array that nothing else refers to."""
-        return self.pending[leaf] if leaf in self.owned or state.higher_order else self.pending[leaf].copy()
+        return self.pending[leaf] if leaf in self.owned or modes().higher_order else self.pending[leaf].copy()
 
     def results(self) -> dict[Any, Any]:
         """After the walk: node or leaf -> gradient, for those requested. The arrays belong to the caller.

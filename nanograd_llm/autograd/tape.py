@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.checked import Guard
-from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.modes import modes
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.backend.arrays import is_array, xp
 from nanograd_llm.backend.threads import fork_safe_lock
@@ -183,7 +183,7 @@ def _claimed(root: Any) -> Iterator[Sequence[Node]]:
                 )
             if node.claimed:
                 raise GraphError("another backward is walking this tape; run one after the other, or record it twice")
-            if state.higher_order and not node.differentiable:
+            if modes().higher_order and not node.differentiable:
                 raise GraphError(
                     f"{node.op.name} was recorded outside higher_order(); compute the function inside the block as well"
                 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import higher_order, state
+from nanograd_llm.autograd.modes import higher_order, modes
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, backward, calls
 from nanograd_llm.backend.arrays import as_array, device_of, is_array, on_default_device, to_device, to_host, xp
@@ -97,7 +97,7 @@ def _in_place(name: str) -> Callable[[Tensor, Any], Tensor]:
 
     def update(self: Tensor, other: Any) -> Tensor:
         is_parameter = self.is_leaf and (self.requires_grad or isinstance(self, Parameter))
-        if is_parameter and state.recording:
+        if is_parameter and modes().recording:
             raise GraphError(
                 "an augmented assignment such as x += 1 would replace this leaf by a computed Tensor: to update the "
                 "leaf, do it inside no_grad() or use an optimizer; to compute with it, write y = x + 1"
@@ -320,7 +320,7 @@ class Tensor:
 
         def run(cotangent: Any) -> Any:
             replacement = hook(cotangent)
-            if state.higher_order:
+            if modes().higher_order:
                 return replacement if replacement is None or isinstance(replacement, Tensor) else Tensor(replacement)
             return as_array(array_of(replacement), cotangent)
 
@@ -565,7 +565,7 @@ def grad(
     for target in targets:
         if not isinstance(target, Tensor) or not target.requires_grad:
             raise GraphError(f"grad is taken with respect to Tensors that require a gradient; got {target!r}")
-    retain = state.higher_order if retain_graph is None else retain_graph
+    retain = modes().higher_order if retain_graph is None else retain_graph
     origins = [origin(target) for target in targets]
     places = {} if out is None else _places_for(targets, out)
     found = backward(origin(y), _seed(y, cotangent), Sums({*origins}, places), retain)
@@ -578,8 +578,8 @@ def grad(
             gradient[...] = 0
         elif gradient is None:
             gradient = xp(target.data).zeros_like(target.data)
-            gradient = Tensor._recorded(gradient, None) if state.higher_order else gradient
-        elif id(gradient) in handed_out and not state.higher_order:  # the same Tensor is in wrt twice
+            gradient = Tensor._recorded(gradient, None) if modes().higher_order else gradient
+        elif id(gradient) in handed_out and not modes().higher_order:  # the same Tensor is in wrt twice
             gradient = gradient.copy()
         handed_out.add(id(gradient))
         gradients.append(gradient)
@@ -588,7 +588,7 @@ def grad(
 
 def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor, Array]:
     """For each leaf the array of `out` that its gradient is written into."""
-    if state.higher_order:
+    if modes().higher_order:
         raise GraphError("out= takes plain arrays, and under higher_order() a gradient is a Tensor; omit out=")
     if any(target._node is not None for target in targets) or len({id(t) for t in targets}) < len(targets):
         raise GraphError("out= is for leaves, each given once; omit it for computed Tensors")
@@ -637,7 +637,7 @@ def value_and_grad(
             raise GraphError(f"value_and_grad needs a function that returns a Tensor; it returned {type(y).__name__}")
         _require_scalar(y, "value_and_grad")
         found = iter(grad(y, _flat_leaves(targets)))
-        value = y if state.higher_order else y.detach()
+        value = y if modes().higher_order else y.detach()
         return (value, *aux) if has_aux else value, _like(targets, found)
 
     return run
@@ -724,7 +724,7 @@ def origin(tensor: Tensor) -> Any:
 
 def _seed(root: Tensor, cotangent: Any) -> Any:
     """The cotangent that backward starts with, as an array. Raises GraphError, ShapeError or DtypeError."""
-    if not state.recording:
+    if not modes().recording:
         raise GraphError("backward was called inside no_grad(); call it outside of that block")
     if not root.requires_grad:
         raise GraphError(
@@ -749,6 +749,6 @@ def _seed(root: Tensor, cotangent: Any) -> Any:
             seed = seed if seed.dtype == root.dtype else seed.astype(root.dtype)
         elif seed.dtype != root.dtype:
             raise DtypeError(f"the cotangent has dtype {seed.dtype}; this Tensor has {root.dtype}; cast it first")
-    if state.higher_order:
+    if modes().higher_order:
         return seed if isinstance(seed, Tensor) else Tensor._recorded(seed, None)
     return np.asarray(seed) if isinstance(seed, np.generic) else array_of(seed)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.autograd.modes import state
+from nanograd_llm.autograd.modes import modes
 from nanograd_llm.backend.arrays import beside, xp
 from nanograd_llm.backend.kernels import GPTBlockStep, has_kernels
 from nanograd_llm.errors import ShapeError
@@ -42,7 +42,7 @@ def can_decode(model: GPT) -> bool:
         and not any(module.training for module in modules.values())
         and not any(hasattr(type(m), name) for m in modules.values() for name in vars(m).keys() - {"training"})
         and all(type(array) is type(arrays[0]) and array.dtype == arrays[0].dtype for array in arrays)
-        and not state.tracing_calls
+        and not modes().tracing_calls
     )
 
 

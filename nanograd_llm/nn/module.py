@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import state, within_module
+from nanograd_llm.autograd.modes import modes, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import device_of, is_array, library, on_default_device, to_device, to_host
 from nanograd_llm.backend.lazy import absent
@@ -119,9 +119,9 @@ class Module:
 
         For other methods that call modules, such as a loss that does not call `self(...)`.
         """
-        if not state.tracing_calls:
+        if not modes().tracing_calls:
             return contextlib.nullcontext()
-        caller = state.innermost
+        caller = modes().innermost
         paths = (path for path, below in caller.named_modules() if below is self) if caller else ()
         return within_module(next(iter(paths), ""), self)
 

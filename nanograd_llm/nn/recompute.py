@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import no_grad, recording, state
+from nanograd_llm.autograd.modes import modes, no_grad, recording
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
 from nanograd_llm.autograd.tensor import Tensor, origin
@@ -35,7 +35,8 @@ def recompute(module: Module, x: Tensor, *others: Any) -> Tensor:
     require_type("module", module, Module, "a Module")
     require_type("x", x, Tensor, "a Tensor")
     inputs = [x, *module.parameters()]
-    if not state.recording or state.tracing_calls or state.higher_order or not any(t.requires_grad for t in inputs):
+    now = modes()
+    if not now.recording or now.tracing_calls or now.higher_order or not any(t.requires_grad for t in inputs):
         return module(x, *others)
     first_noise, same_noise = repeatable_noise()
     with no_grad(), first_noise:

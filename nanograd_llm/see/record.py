@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import recording, state, watched
+from nanograd_llm.autograd.modes import modes, recording, watched
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
@@ -243,7 +243,7 @@ def recorded(
     Raises GraphError where nothing is recorded, something was recorded before, or inside `higher_order()`; ShapeError
     for a result that is no scalar without a cotangent.
     """
-    if state.higher_order:
+    if modes().higher_order:
         raise GraphError("trace records a first backward pass; call it outside higher_order()")
     names = input_names(f, len(args))
     constants = f.constants if isinstance(f, Op) else ()
@@ -331,7 +331,7 @@ class _Recorder:
         inputs = [self.value(source, array) for source, array in zip(node.sources, arrays)]
         needs = tuple([source is not None for source in node.sources])
         held = {name: _held(value) for name, value in static.items()}
-        where = ".".join(state.modules), frame.f_code.co_filename, frame.f_lineno
+        where = ".".join(modes().modules), frame.f_code.co_filename, frame.f_lineno
         output = Value(np.empty(0))  # its array is known when a call uses it, or in the end
         call = Call(len(self.calls), node.op, inputs, held, needs, output, *where)
         output.made_by = self.calls[node] = call

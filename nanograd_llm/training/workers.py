@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import checked, state
+from nanograd_llm.autograd.modes import checked, modes
 from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.backend.arrays import to_device
 from nanograd_llm.backend.randomness import noise
@@ -71,9 +71,9 @@ class Workers:
         if count == 0:
             raise ShapeError(f"none of the {self.model.loss_items} of this batch counts; leave the batch out")
         shares = min(self.count, len(pieces))
-        modes = [module.training for module in self.modules]
+        training = [module.training for module in self.modules]
         with blas_threads(1 if shares > 1 else self.count):
-            tasks = [(worker, pieces[worker::shares], count, modes, state.checked) for worker in range(shares)]
+            tasks = [(worker, pieces[worker::shares], count, training, modes().checked) for worker in range(shares)]
             losses = self.team.run(self.compute_share, tasks)
             with np.errstate(over="ignore"):  # a sum of squares that overflows is infinite, which the caller checks
                 squares = self.team.run(self.add_shares, [(worker, shares) for worker in range(self.count)])
@@ -92,12 +92,12 @@ class Workers:
         return self.gradients[0]
 
     def compute_share(
-        self, worker: int, pieces: Sequence[Piece], count: int, modes: Sequence[bool], is_checked: bool
+        self, worker: int, pieces: Sequence[Piece], count: int, training: Sequence[bool], is_checked: bool
     ) -> float:
         """The part of these pieces in a mean over `count` items; their gradient is written to this worker's array."""
-        for module, training in zip(self.modules, modes):
-            if module.training != training:
-                module.training = training
+        for module, is_training in zip(self.modules, training):
+            if module.training != is_training:
+                module.training = is_training
         losses: list[tuple[float, Any]] = []
         views, is_first = self.flat.views(self.gradients[worker]), True
         for piece in pieces:

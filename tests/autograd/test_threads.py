@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Parameter, Tensor, checked, grad, higher_order, no_grad, ops
-from nanograd_llm.autograd.modes import state, within_module
+from nanograd_llm.autograd.modes import modes, within_module
 from nanograd_llm.errors import GraphError
 
 MODES = {"recording": no_grad, "higher_order": higher_order, "checked": checked}
@@ -17,21 +18,21 @@ MODES = {"recording": no_grad, "higher_order": higher_order, "checked": checked}
 
 @pytest.mark.parametrize("name", MODES)
 def test_a_mode_ends_with_its_block(name):
-    before = getattr(state, name)
+    before = getattr(modes(), name)
     with MODES[name]():
-        assert getattr(state, name) is not before
+        assert getattr(modes(), name) is not before
         with MODES[name]():
-            assert getattr(state, name) is not before
-        assert getattr(state, name) is not before
-    assert getattr(state, name) is before
+            assert getattr(modes(), name) is not before
+        assert getattr(modes(), name) is not before
+    assert getattr(modes(), name) is before
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_a_mode_ends_with_an_exception(name):
-    before = getattr(state, name)
+    before = getattr(modes(), name)
     with pytest.raises(ZeroDivisionError), MODES[name]():
         raise ZeroDivisionError
-    assert getattr(state, name) is before
+    assert getattr(modes(), name) is before
 
 
 def test_a_mode_ends_when_an_op_or_a_rule_fails():
@@ -41,7 +42,7 @@ def test_a_mode_ends_when_an_op_or_a_rule_fails():
     x.register_hook(lambda g: g[None])
     with pytest.raises(ValueError, match="a hook replaced"), higher_order():
         (x * 2).sum().backward()
-    assert (state.recording, state.higher_order, state.checked) == (True, False, False)
+    assert (modes().recording, modes().higher_order, modes().checked) == (True, False, False)
 
 
 def test_modes_nest_in_any_order():
@@ -49,9 +50,9 @@ def test_modes_nest_in_any_order():
     with no_grad():
         with higher_order(), checked():
             assert not (x * 2).requires_grad
-        assert (state.recording, state.higher_order, state.checked) == (False, False, False)
+        assert (modes().recording, modes().higher_order, modes().checked) == (False, False, False)
     with checked(), checked(enabled=False):
-        assert not state.checked
+        assert not modes().checked
     assert (x * 2).requires_grad
 
 
@@ -67,15 +68,37 @@ def test_a_mode_decorates_a_function():
 
 def test_the_module_path_follows_nested_blocks():
     with within_module("blocks.2"), within_module(""), within_module("attention"):
-        assert state.modules == ("blocks.2", "attention")
-    assert state.modules == ()
+        assert modes().modules == ("blocks.2", "attention")
+    assert modes().modules == ()
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_another_thread_does_not_see_the_mode(name):
-    default = getattr(state, name)
+    default = getattr(modes(), name)
     with ThreadPoolExecutor(1) as pool, MODES[name]():
-        assert pool.submit(getattr, state, name).result() is default
+        assert pool.submit(lambda: getattr(modes(), name)).result() is default
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_another_task_of_asyncio_does_not_see_the_mode(name):
+    default = getattr(modes(), name)
+
+    async def inside(entered, seen):
+        with MODES[name]():
+            entered.set()
+            await seen.wait()
+            return getattr(modes(), name)
+
+    async def outside():
+        entered, seen = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(inside(entered, seen))
+        await entered.wait()
+        here = getattr(modes(), name)
+        seen.set()
+        return here, await task
+
+    here, there = asyncio.run(outside())
+    assert here is default and there is not default
 
 
 def test_a_thread_records_while_another_is_under_no_grad():
