@@ -14,9 +14,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import get_annotations
 from numbers import Integral, Real
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from nanograd_llm.errors import ConfigError, DtypeError
 
@@ -68,7 +69,8 @@ class Settings:
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
-        hints = get_type_hints(cls)
+        bases = reversed(cls.__mro__)  # typing.get_type_hints refuses the marker KW_ONLY in Python 3.10
+        hints = {name: hint for base in bases for name, hint in get_annotations(base, eval_str=True).items()}
         kinds = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in dataclasses.fields(cls)}
         cls.setting_types = {name: (kind[0], NoneType in kind) for name, kind in kinds.items()}
 

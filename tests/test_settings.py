@@ -48,6 +48,17 @@ def test_an_error_names_the_class_of_a_model_and_does_not_print_it() -> None:
     assert shown([1, 2]) == "[1, 2]" and shown("x" * 999) == f"'{'x' * 97}…'"
 
 
+def test_settings_behind_the_marker_of_dataclasses_are_given_by_name_only() -> None:
+    class Grill(Oven):
+        _: dataclasses.KW_ONLY
+        racks: int | None = setting("Racks in it.", default=None, low=1)
+
+    assert Grill.setting_types == {**Oven.setting_types, "racks": (int, True)}
+    assert Grill(1, racks=2).racks == 2
+    with pytest.raises(TypeError):
+        Grill(1, 0.5, False, "top", None, None, 0, 2, 2)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(7)])
 def test_integers_of_python_and_numpy_are_integers(value: object) -> None:
     require_int("steps", value, 3)
