@@ -129,7 +129,7 @@ class Function:
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """The result's numbers; one of the arrays may be complex."""
         if any(np.iscomplexobj(value) for value in values):
-            wide = np.result_type(*values, np.complex64)
+            wide = np.result_type(*[value.dtype for value in values], np.complex64)
             values = [value.astype(wide) for value in values]  # all: forwards may add up in place
             with no_grad():
                 return self._run([Tensor(value) for value in values[: len(self._places)]], values).data
