@@ -189,7 +189,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-# NumPy 1 converts a float32 without axes to float64 when it is combined with a Python number.
+# NumPy 1 converts a float32 without axes to float64 when it is combined with a Python number. Its `result_type` ignores
+# the width of arrays without axes that stand beside dtypes, so it is called with dtypes only.
 SCALARS_WIDEN = np.result_type(np.float32(1), 1.0) == np.float64
 
 
@@ -203,5 +204,13 @@ def as_array(x: Any, *made_of: Any) -> Any:
     x = np.asarray(x)
     if gpu_in_use and any(device_of(a) != "cpu" for a in made_of):
         return to_device(x, "cuda")
-    dtypes = [a.dtype for a in made_of if isinstance(a, np.ndarray) and a.dtype.kind == x.dtype.kind]
-    return x.astype(np.result_type(*dtypes)) if SCALARS_WIDEN and dtypes else x
+    return no_wider(x, *made_of)
+
+
+def no_wider(x: Any, *made_of: Any) -> Any:
+    """An array of floats or complex numbers, narrowed if NumPy 1 made it wider than the arrays it was computed from."""
+    if not SCALARS_WIDEN or x.dtype.kind not in "fc":
+        return x
+    arrays = [a for a in made_of if isinstance(a, (np.ndarray, np.generic))]
+    dtypes = [a.dtype for a in arrays if a.dtype.kind == x.dtype.kind]
+    return x.astype(np.result_type(*dtypes), copy=False) if dtypes else x

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
-from nanograd_llm.backend.arrays import as_array, beside, xp
+from nanograd_llm.backend.arrays import as_array, beside, no_wider, xp
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
@@ -103,7 +103,7 @@ def logsumexp(x, *, axis=-1):
     total = p.sum(axis=axis, keepdims=True)
     empty = total == 0
     y = np.where(empty, np.full_like(y, -np.inf), y)
-    return keep(np.squeeze(y, axis), p=p / np.where(empty, np.ones_like(total), total))
+    return keep(no_wider(np.squeeze(y, axis), x), p=p / np.where(empty, np.ones_like(total), total))
 
 
 @logsumexp.backward

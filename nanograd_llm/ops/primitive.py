@@ -21,7 +21,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import op
 from nanograd_llm.autograd.shapes import axes_of
-from nanograd_llm.backend.arrays import as_array, beside, gpu_in_use, xp
+from nanograd_llm.backend.arrays import as_array, beside, gpu_in_use, no_wider, xp
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.ops.layout import array_like, broadcast_to, expand_dims, flip, squeeze, swapaxes
 
@@ -97,7 +97,7 @@ def power(a, b):
 def power_backward(dy, a, b, y, needs):
     da = db = None
     if needs[0]:
-        da = dy * b * power(a, where((a == 0) & (b == 0), 0.0, b - 1))
+        da = dy * b * power(a, where((a == 0) & (b == 0), 1.0, b) - 1)
     if needs[1]:
         db = dy * where(a == 0, 0.0, y) * log(where(a == 0, 1.0, a))
     return da, db
@@ -359,7 +359,7 @@ def where(condition, a, b):
     """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)"""
     if gpu_in_use:
         condition = beside(condition, next((x for x in (condition, a, b) if xp(x) is not np), condition))
-    return np.where(condition, a, b)
+    return no_wider(np.where(condition, a, b), a, b)
 
 
 @where.backward

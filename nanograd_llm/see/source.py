@@ -34,7 +34,8 @@ AS_ARRAY = f'''def as_array(x, *made_of):
     if not isinstance(x, (np.generic, int, float, complex)):
         return x
     x = np.asarray(x)
-    dtypes = [a.dtype for a in made_of if isinstance(a, np.ndarray) and a.dtype.kind == x.dtype.kind]
+    arrays = [a for a in made_of if isinstance(a, (np.ndarray, np.generic))]
+    dtypes = [a.dtype for a in arrays if a.dtype.kind == x.dtype.kind and a.dtype.kind in "fc"]
     return x.astype(np.result_type(*dtypes)) if dtypes and {arrays.SCALARS_WIDEN} else x'''
 
 # What arrays of NumPy, on one device and in one thread, make simpler: by name, where one of these modules has it.

@@ -286,6 +286,11 @@ def test_the_dtype_of_conditions_and_ids_does_not_widen_results():
     assert ops.embedding(table, Tensor([0, 2])).dtype == np.float32
 
 
+def test_a_sum_of_int32_is_an_int64_without_overflow():
+    y = ops.sum(Tensor(np.array([2**31 - 1, 1], np.int32)))
+    assert (y.dtype, y.item()) == (np.int64, 2**31)
+
+
 def test_integers_and_booleans_take_part_and_get_no_gradient():
     x, mask = leaf([1.0, 2.0]), Tensor([True, False])
     y = x * mask
