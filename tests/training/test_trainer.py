@@ -423,7 +423,7 @@ def any_batch(kind: type) -> tuple[nn.Module, tuple[Any, ...]]:
         return Alone(), (rng.standard_normal((B, 3)),)
     if kind is Translation:
         return Translation(), (others[:, :3], tokens, targets)
-    return Line(), (rng.standard_normal(B), rng.standard_normal(B))
+    return Line().astype(np.float64), (rng.standard_normal(B), rng.standard_normal(B))
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 3, "processes": False}, {"accumulate": 2}])
