@@ -53,6 +53,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
                 display.say(f"step {event.step:>6}: saved {event.path}")
     if losses:
         print(row("loss", f"{sparkline(np.array(losses))} {losses[0]:.3f} to {losses[-1]:.3f}"))
+    if measured_on:
+        print(row("scored on", f"{measured_on}, at the last"))
     if rate := run.suggested_rate():
         print(row("rate", f"the loss fell fastest at a learning rate of {rate:.2g}; try --learning-rate {rate:.1g}"))
     if run.is_stuck:

@@ -58,6 +58,7 @@ class Saved:
 SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
+LAST_ROWS = 128  # that the last score of a run of steps is computed on at least, if the model is small
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Stored = TypeVar("Stored")
@@ -234,7 +235,8 @@ class Run:
     def _score(self, stop: StopRequest, *, last: bool = False) -> Iterator[Scored | Saved]:
         """Score the model, unless the run is asked to end before or during that.
 
-        The last score of a run of minutes is on as many rows as a twentieth of that time allows.
+        The last score of a run of minutes is on as many rows as a twentieth of that time allows, that of a run of steps
+        on as many as take some tenths of a second, so that a short run has a figure worth having as well.
         """
         score = loss = None
         with stop.interruptible():
@@ -245,6 +247,8 @@ class Run:
                 loss = score.metrics().get("held_out_loss")  # on the same rows each time
                 if last and (minutes := self.trainer.config.minutes):
                     _, score = self._most_rows(self._rows, score, 3 * minutes)
+                elif last and self._rows < (rows := self._last_rows()):
+                    score = self.task.score(rows)
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
             self._stored(lambda: self.folder.append_metrics({"step": scored.step, **score.metrics()}))
@@ -321,17 +325,20 @@ class Run:
     def _rows_to_score(self) -> int:
         """How many rows are scored: as many as take a tenth of the time between two scores.
 
-        Scoring two rows takes as long as training on one. A run of a number of steps, rather than minutes, scores at
-        least as many rows as take some tenths of a second.
+        Scoring two rows takes as long as training on one.
         """
         c, done = self.trainer.config, self.trainer.steps_done
         if c.minutes is None:
             steps = self.config.evaluate_every or math.ceil(c.steps / 5)
-            return max(LEAST_ROWS, steps * c.batch_size // 5, LEAST_NUMBERS // self.task.model.parameter_count())
+            return max(LEAST_ROWS, steps * c.batch_size // 5)
         if done:
             return max(LEAST_ROWS, done * c.batch_size // 5)
         first = self.task.score(LEAST_ROWS)  # no step has been timed yet
         return self._most_rows(LEAST_ROWS, first, 60 * c.minutes / 100)[0]
+
+    def _last_rows(self) -> int:
+        """How many rows the last score of a run of steps is on at least: a function of the model's size alone."""
+        return min(LAST_ROWS, LEAST_NUMBERS // self.task.model.parameter_count())
 
     def _most_rows(self, rows: int, score: Score, seconds: float) -> tuple[int, Score]:
         """How many rows were scored last, and their score: twice as many each time, until the seconds are over."""

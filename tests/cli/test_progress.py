@@ -45,8 +45,11 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     task = SimpleNamespace(describe=dict, training=training, model=SimpleNamespace(loss_items="texts"))
     ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "config": SimpleNamespace(keep=None)}
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
-    assert show(cast(Run, run), iter([Scored(1, score)])) == 0
-    assert "\naccuracy 27.0 %: no better than majority (27.0 %)" in capsys.readouterr().out
+    scores = [Scored(1, score), Scored(2, score)]
+    assert show(cast(Run, run), iter(scores)) == 0
+    out = capsys.readouterr().out
+    assert "\naccuracy 27.0 %: no better than majority (27.0 %)" in out
+    assert out.rindex("scored on   all that is held out") > out.rindex("step      2: held out")
 
 
 @pytest.mark.parametrize(

@@ -276,9 +276,20 @@ def test_scores_take_a_tenth_of_the_steps_at_most_on_the_same_rows_each_time(tmp
     assert len(scored) in (4, 5)
 
 
-def test_all_of_a_short_text_is_scored(tmp_path, text):
-    scored = [event.score for event in new_run(tmp_path, text, short()).train() if isinstance(event, Scored)]
-    assert all(re.match(r"all [\d,]+ held-out tokens$", score.measured_on) for score in scored)
+def test_the_last_score_of_a_short_run_is_on_more_rows_which_do_not_grow_without_end_for_a_tiny_model(tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(map(str, range(40_000))), "utf-8")
+    run = new_run(tmp_path, TextConfig(str(tmp_path / "text.txt"), "bytes"), short(steps=10))
+    rows, score = [], run.task.score
+    run.task.score = lambda count: (rows.append(count), score(count))[1]
+    scored = [event for event in run.train() if isinstance(event, Scored)]
+    assert rows == [8] * 5 + [128] and len(scored) == 5
+    assert all(run.losses[event.step] == event.score.also["loss"] for event in scored[:-1])
+    assert run.losses[10] != scored[-1].score.also["loss"]  # that of the same rows as before
+
+
+def test_all_of_a_short_text_is_scored_at_the_last(tmp_path, text):
+    *_, last = [event.score for event in new_run(tmp_path, text, short()).train() if isinstance(event, Scored)]
+    assert re.match(r"all [\d,]+ held-out tokens$", last.measured_on)
 
 
 def test_a_run_of_minutes_from_another_model_times_its_first_score(tmp_path, text):
