@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from nanograd_llm.cli.terminal import row, written
 from nanograd_llm.settings import printable
 
-ABREAST = 3  # runs that are shown as columns; more are rows
+ABREAST = 3  # runs that are shown as columns, where the screen has room; more are rows
 
 
 def compare(
@@ -38,6 +38,7 @@ def compare(
         history,
         loss_picture,
         loss_png,
+        remarks,
         short_names,
         sparkline,
     )
@@ -55,20 +56,24 @@ def compare(
         "loss": [sparkline(one.losses, 24 if len(runs) <= ABREAST else 8) for one in histories],
     }
     names, settings = short_names([one.path for one in histories]), differences(histories)
-    if len(runs) <= ABREAST:
-        table = Table("", *map(printable, names))
-        for name, values in {**settings, **found}.items():
-            table.add_row(printable(name), *map(printable, values))
-    else:
-        table = Table(Column("run", no_wrap=True), *found)
+    console = Console(highlight=False, markup=False)
+    table = Table("", *map(printable, names))
+    for name, values in {**settings, **found}.items():
+        table.add_row(printable(name), *map(printable, values))
+    width = console.measure(table, options=console.options.update(width=10_000)).maximum
+    are_rows = len(runs) > ABREAST or width > console.width  # which would cut its cells
+    if are_rows:
+        table = Table(*(Column(name, overflow="fold") for name in ("run", *found)))
         for cells in zip(names, *found.values()):
             table.add_row(*map(printable, cells))
-    Console(highlight=False, markup=False).print(table)
-    if len(runs) > ABREAST and settings:
+    console.print(table)
+    if are_rows and settings:
         print("The settings in which they differ:")
         for number, name in enumerate(names):
             own = [f"{key.partition('.')[2]}={values[number]}" for key, values in settings.items() if values[number]]
             print(row(name, ", ".join(own)))
+    for remark in remarks(histories):
+        print(remark)
     if svg is not None:
         write_atomically(svg, loss_picture(histories).encode())
         print(written(f"wrote {svg}"))

@@ -23,11 +23,13 @@ from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resum
 from nanograd_llm.runs.tables import tables_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
+from nanograd_llm.tasks.language_model import LanguageModelling
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.training.config import TrainConfig
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
+SLOW_START = 0.2  # share of the time from which it is said that reading took it
 SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
 
@@ -147,6 +149,10 @@ def train(
             step = prepared.trainer.steps_done
             print(written(row("resumed", f"{prepared.folder.path} from step {step}{damaged}")))
     spent += time.monotonic() - began - prepared.task.untimed
+    if (minutes := prepared.trainer.config.minutes) and spent > SLOW_START * 60 * minutes:
+        can_prepare = isinstance(prepared.task, LanguageModelling) and not prepared.task.text.is_prepared
+        remedy = "nanograd-llm prepare does this once" if can_prepare else "give more --minutes"
+        print(row("note", f"{spent:.3g} s of {60 * minutes:.3g} s went into reading the data; {remedy}"))
     try:
         with contextlib.closing(prepared.train(spent=spent)) as events:
             if watch:

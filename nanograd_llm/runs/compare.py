@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.runs.folder import RunFolder
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Score
@@ -33,7 +34,8 @@ class History:
     settings: those of its config.toml, by "table.name". items: (N,) how many, such as tokens, were trained on by each
     step. seconds: (N,) spent in steps by then. losses: (N,) of each step.
     held_out: (K, 3) items, seconds and the loss on held-out data. figure: the last score in words, "" without one.
-    rates: (N,) the learning rates.
+    rates: (N,) the learning rates. text: the hash of what was learned from and held out, "" where it is not known.
+    share: of the held-out data that the last score is on, nan where it is not known.
     """
 
     path: str
@@ -44,6 +46,8 @@ class History:
     held_out: np.ndarray
     figure: str
     rates: np.ndarray
+    text: str
+    share: float
 
     @property
     def decades(self) -> np.ndarray:
@@ -71,7 +75,7 @@ def history(path: str | os.PathLike[str]) -> History:
     }
     taken: list[tuple[float, float, float, float]] = []
     scored: list[tuple[float, float, float]] = []
-    figure = ""
+    figure, share = "", math.nan
     for record in folder.read_metrics():
         items, seconds = taken[-1][:2] if taken else (0.0, 0.0)
         if "loss" in record:
@@ -88,11 +92,13 @@ def history(path: str | os.PathLike[str]) -> History:
                 raise BadFileError(f"{folder.metrics_path}: step {record['step']:g} has no usable {error}") from None
         elif len(record) > 1:
             figure = Score.figure_of({name: value for name, value in record.items() if name != "step"})
+            share = record.get("scored_share", math.nan)
             if "held_out_loss" in record:
                 scored.append((items, seconds, record["held_out_loss"]))
     after, seconds_at, losses, rates = np.array(taken, float).reshape(-1, 4).T
     held_out = np.array(scored, float).reshape(-1, 3)
-    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure, rates)
+    text = read_bytes(folder.hash_path, at_most=10_000)[:64].decode("latin-1") if folder.hash_path.exists() else ""
+    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure, rates, text, share)
 
 
 def differences(histories: Sequence[History]) -> dict[str, list[str]]:
@@ -100,6 +106,19 @@ def differences(histories: Sequence[History]) -> dict[str, list[str]]:
     names = dict.fromkeys(name for one in histories for name in one.settings)
     rows = {name: [str(one.settings.get(name, "")) for one in histories] for name in names}
     return {name: row for name, row in rows.items() if len({*row}) > 1}
+
+
+def remarks(histories: Sequence[History]) -> list[str]:
+    """Why the last scores cannot be compared: different data, or different amounts of what is held out."""
+    found, shares = [], [one.share for one in histories if not math.isnan(one.share)]
+    if len({one.text for one in histories if one.text}) > 1 or "text.held_out" in differences(histories):
+        found.append("The runs have different data (text.sha256), so their scores are on different held-out data.")
+    if len({*shares}) > 1:
+        each = ", ".join("unknown" if math.isnan(one.share) else f"{one.share:.2g}" for one in histories)
+        found.append(f"Their last scores cover different shares of what is held out: {each}.")
+    if found:
+        found.append("Compare the scores with care; nanograd-llm eval scores a model on a text that you give.")
+    return found
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

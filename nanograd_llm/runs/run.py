@@ -251,7 +251,8 @@ class Run:
                     score = self.task.score(rows)
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
-            self._stored(lambda: self.folder.append_metrics({"step": scored.step, **score.metrics()}))
+            record = {"step": scored.step, **score.metrics(), "scored_share": score.share}
+            self._stored(lambda: self.folder.append_metrics(record))
             self._stored(self._draw)
             yield scored
             if loss is not None:

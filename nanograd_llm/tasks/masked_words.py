@@ -209,6 +209,8 @@ class MaskedWords(TextTask):
         measured_on = f"{len(hidden):,} hidden pieces in {share_of(len(which), total, 'held-out row')}"
         name, figure = "hidden pieces right", 100 * float(right.mean())
         remark = "unigrams are a baseline, which knows only how frequent each piece is"
+        if figure <= also["unigrams"]:
+            remark = f"no better than unigrams ({also['unigrams']:.1f} %), which know only how frequent each piece is"
         if self.text.file is None:
             remark += f"; {'/'.join(AGREEMENT)} is the share of these words, each hidden alone, that is right"
         return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)), remark=remark)

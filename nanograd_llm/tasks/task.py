@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -58,6 +59,16 @@ class Score:
             for name, number in self.also.items()
         ]
         return self.figure_of(self.metrics()) + (f" ({', '.join(others)})" if others else "")
+
+    @property
+    def share(self) -> float:
+        """The share of the held-out data that was scored, as `share_of` said it in `measured_on`.
+
+        >>> Score("accuracy", 50.0, measured_on="5 of the 2,000 held-out texts").share
+        0.0025
+        """
+        found = re.search(r"([\d,]+) of the ([\d,]+)", self.measured_on)
+        return int(found[1].replace(",", "")) / int(found[2].replace(",", "")) if found else 1.0
 
     def metrics(self) -> dict[str, float]:
         """A record for metrics.jsonl: the figure first, then the others as held_out_NAME; percentages say so."""

@@ -716,6 +716,14 @@ def test_a_run_whose_time_is_over_at_the_start_does_one_step_and_saves_it(tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
 
 
+def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 99)
+    words = ["--tokenizer", "bytes", "--minutes", "0.001", *TINY]
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *words]) == 0
+    found = r"note +\S+ s of 0\.06 s went into reading the data; nanograd-llm prepare does this once"
+    assert re.search(found, printed(capsys)[0])
+
+
 def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.toml"

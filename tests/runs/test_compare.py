@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.compare import differences, history, loss_picture, smoothed, sparkline
+from nanograd_llm.runs.compare import differences, history, loss_picture, remarks, smoothed, sparkline
 from nanograd_llm.runs.prepare import prepare_run
 
 SIZES = {"n_layer": 1, "n_head": 2, "context_length": 8, "tokenizer": "bytes", "workers": 1, "steps": 6}
@@ -111,6 +112,29 @@ def test_more_than_three_runs_are_rows_with_short_names(runs, capsys):
     out = capsys.readouterr().out
     assert str(runs[0].parent) not in out and re.search(r"│ +wide-16<&> +│", out)
     assert "trained on" in out and "tokens" in out and re.search(r"^wide-8<&> +n_embd=8$", out, re.MULTILINE)
+
+
+def test_scores_on_other_data_or_other_shares_of_it_are_remarked_on(runs):
+    one = history(runs[0])
+    assert re.fullmatch(r"[0-9a-f]{64}", one.text) and 0 < one.share <= 1
+    assert remarks([one, history(runs[1])]) == []
+    assert "different data" in remarks([one, dataclasses.replace(one, text="f" * 64)])[0]
+    assert (
+        "different data" in remarks([one, dataclasses.replace(one, settings={**one.settings, "text.held_out": 0.5})])[0]
+    )
+    assert "held out: 1, 0.25" in remarks([dataclasses.replace(one, share=share) for share in (1.0, 0.25)])[0]
+
+
+def test_where_columns_have_no_room_runs_are_rows_and_nothing_is_cut(runs, tmp_path, capsys, monkeypatch):
+    for number, path in enumerate(runs):
+        shutil.copytree(path, copy := tmp_path / f"a-run-with-a-long-name-{number}")
+        config = copy / "config.toml"
+        name = f"/a/long/path/of/files/{number}/text.txt"
+        config.write_text(re.sub('file = ".*"', f'file = "{name}"', config.read_text("utf-8")), "utf-8")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["compare", *map(str, sorted(tmp_path.glob("a-*")))]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out and all(f"file=/a/long/path/of/files/{number}/text.txt" in out for number in (0, 1))
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "x.png", "drawing.svg"])

@@ -141,6 +141,19 @@ def test_a_model_that_knows_the_words_is_scored_right_and_the_baseline_is_that_o
     assert f"{len(of)} hidden pieces in all 7 held-out rows" in score.measured_on
 
 
+def test_a_model_that_is_no_better_than_unigrams_is_said_to_be_so(
+    text: HidingTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(text)
+    for row in (np.eye(task.tokenizer.vocab_size)[task.mask], task.unigram):  # always wrong; the same as unigrams
+
+        def logits(model: Any, tokens: Any, places: np.ndarray, lengths: Any, row: np.ndarray = row) -> np.ndarray:
+            return np.tile(row, (int(places.sum()), 1))
+
+        monkeypatch.setattr("nanograd_llm.tasks.masked_words.hidden_logits", logits)
+        assert task.score().remark.startswith(f"no better than unigrams ({task.score().also['unigrams']:.1f} %)")
+
+
 def test_the_score_is_the_same_each_time_and_its_loss_is_the_models(text: HidingTextConfig) -> None:
     task = task_of(text)
     assert task.score(5) == task.score(5)
