@@ -20,14 +20,21 @@ from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "ops", "gradcheck"))
+_ENGINE += (os.path.join(os.path.dirname(np.__file__), ""),)
+_PYTHON = os.path.join(os.path.dirname(os.__file__), "")
 
 
 def caller() -> str:
-    """FILE:LINE of the code that called the op: the nearest frame outside the engine, the ops and gradcheck."""
+    """FILE:LINE of the code that called the op: the nearest frame outside the engine, the ops, gradcheck, NumPy and
+    Python's own library."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ENGINE):
+    while frame.f_back is not None and _is_hidden(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_hidden(path: str) -> bool:
+    return path.startswith(_ENGINE) or path.startswith(_PYTHON) and "-packages" not in path
 
 
 def place(op_name: str, arrays: Sequence[Any], module_path: str) -> str:

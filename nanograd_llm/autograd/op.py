@@ -104,7 +104,11 @@ class Op:
             raise NanogradError("python -OO strips docstrings, and those of ops hold their shape lines; use python -O")
         line = ShapeLine.find(self.__doc__)
         if line is None:
-            raise ShapeError(f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'")
+            near = next((text.strip() for text in (self.__doc__ or "").splitlines() if "->" in text), "")
+            hint = f"; {near!r} is none: each name is followed by its sizes in parentheses" if near else ""
+            raise ShapeError(
+                f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'{hint}"
+            )
         if list(line.inputs) != self.inputs:
             raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
         for token in line.unbound() - set(self.static_defaults):
@@ -335,8 +339,9 @@ class Op:
     def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
         if name not in kept:
             raise GraphError(
-                f"the rule of {self.name} has a parameter {name!r}; expected an input, a static argument, y for the "
-                f"result, or a name that the forward passed to keep(): {list(kept)}"
+                f"the rule of {self.name} has a parameter {name!r}; expected, behind the cotangent, which is the first "
+                f"(here {next(iter(inspect.signature(self.rule).parameters))!r}), an input, a static argument, y for "  # type: ignore[arg-type]
+                f"the result, or a name that the forward passed to keep(): {', '.join(kept) or 'it keeps none'}"
             )
         if higher_order:
             raise GraphError(
