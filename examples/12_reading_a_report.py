@@ -27,7 +27,7 @@ with planted(ops.linear, "b: no broadcast sum"):
     report = gradcheck(ops.linear, rng.standard_normal((4, 3)), rng.standard_normal((3, 2)), rng.standard_normal(2))
 print(report)
 assert [finding.verdict for finding in report.findings] == ["right", "right", "wrong"]
-assert "a sum over axis 0 of the result, to which the input was broadcast, is missing" in report.findings[2].pattern
+assert "a sum over axis 0 of the result, along which the input is used again, is missing" in report.findings[2].pattern
 
 # %% In a layer
 # Inputs have their names in `forward`, parameters those of `named_parameters`. Here one op is off by a billionth.

@@ -147,7 +147,7 @@ def ties(
             continue
         together = [np.zeros_like(x) for x in values]
         for k, place in places:
-            together[k].reshape(-1)[place] = abs(value) or 1.0
+            together[k].reshape(-1)[place] = unit = abs(value) or 1.0
 
         def along(t: complex, u: Sequence[np.ndarray] = together) -> np.ndarray:
             return function.evaluate([x + t * d for x, d in zip(values, u)])
@@ -165,8 +165,8 @@ def ties(
                 f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for k, p in places
             )
             found.append(
-                f"the ties {', '.join([*names][:4])} get {analytic:.6g} together, where moving them together changes "
-                f"the result by {numeric:.6g}"
+                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / unit:.6g}; moved together "
+                f"they change the result with slope {numeric / unit:.6g}: give it to one of them, or divide it"
             )
     return found
 

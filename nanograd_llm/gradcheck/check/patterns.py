@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
 import numpy as np
 
@@ -93,9 +94,9 @@ def recognise(
     off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
     other = _other(a, off, others) if x.size == 1 else ""  # then a factor explains everything
     kinds = [
-        ("the sign is wrong" + other, -g),
+        ("; ".join(filter(None, ("the sign is wrong", other))), -g),
         ("what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)),
-        (_about_factor(factor, x.shape, y.shape) + other, factor * g),
+        ("; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other))), factor * g),
         ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
@@ -109,7 +110,7 @@ def recognise(
 def _other(a: np.ndarray, off: float, others: Mapping[str, np.ndarray]) -> str:
     """Which other input has this gradient?"""
     name = next((name for name, g in others.items() if np.abs(a - g).max() <= 1e-3 * off), "")
-    return name and f"; {name} has this gradient: are they swapped?"
+    return name and f"{name} has this gradient: are they swapped?"
 
 
 def _moved(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -130,25 +131,28 @@ def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray)
             where = tuple(index if axis in axes else slice(None) for axis in range(y.ndim))
             kept[where] = v[where]
             over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
-            words = f"a sum over {over} of the result, to which the input was broadcast, is missing: only its {place} "
-            yield words + "part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
+            words = f"a sum over {over} of the result, along which the input is used again, is missing: "
+            yield f"{words}only its {place} part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
 
 
 def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
-    """A constant factor, and what it may come from."""
+    """A constant factor, and what it may come from. For a single number only a plain one."""
     words = f"off by the factor {factor:.10g}"
     sizes = {n: f"an axis of size {n}" for n in (*shape, *result)}
     sizes.setdefault(math.prod(shape), f"all {math.prod(shape)} entries")
     for n in (n for n in sizes if n > 2):
         for value, meaning in (
-            (n, f"a mean over {sizes[n]} taken for a sum"),
-            (1 / n, f"a sum over {sizes[n]} taken for a mean"),
-            (n / (n - 1), f"a mean over {sizes[n]} divided by n - 1"),
-            ((n - 1) / n, f"a mean over {sizes[n]} that wants n - 1 divided by n"),
+            (n, f"the gradient is that of a sum over {sizes[n]}, the function takes a mean"),
+            (1 / n, f"the gradient is that of a mean over {sizes[n]}, the function takes a sum"),
+            (n / (n - 1), f"the gradient divides by n - 1 for {sizes[n]}, the function by n"),
+            ((n - 1) / n, f"the gradient divides by n for {sizes[n]}, the function by n - 1"),
         ):
             if abs(factor - value) <= 1e-9 * value:
-                return f"{words}, as by {meaning}"
-    return words
+                return f"{words}: {meaning}"
+    if math.prod(shape) > 1 or not math.isfinite(factor):
+        return words
+    is_plain = abs(factor) <= 4 and abs(factor - Fraction(factor).limit_denominator(4)) <= 1e-9
+    return words if is_plain else ""
 
 
 def _broadcast_axes(shape: tuple[int, ...], result: tuple[int, ...]) -> list[int]:

@@ -174,7 +174,7 @@ def in_any_gradient() -> list[tuple[str, str, Mistake]]:
         ("factor 2", "is twice what it should be", _each(lambda g: g * 2)),
         ("sign", "has the wrong sign", _each(lambda g: -g)),
         ("dropped", "is zero", _each(lambda g: g * 0)),
-        ("transposed", "has its numbers in transposed order", _each(_transposed)),
+        ("transposed", "has its numbers in transposed order (shown by inputs of two axes)", _each(_transposed)),
         ("last lost", "is zero in the last slice", _each(_without_last)),
         ("shifted", "is shifted by one place", _each(_shifted)),
     ]

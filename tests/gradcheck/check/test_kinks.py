@@ -52,12 +52,14 @@ def test_the_report_says_both_slopes_and_what_the_rule_picks():
     assert "at a kink" in text and "kink at [0]" in text and "a value between" in text
 
 
-@pytest.mark.parametrize(("slope", "said"), [(1.0, "the right one"), (-1.0, "the left one"), (0.3, "a value between")])
+@pytest.mark.parametrize(
+    ("slope", "said"), [(1.0, "from the right"), (-1.0, "from the left"), (0.3, "a value between")]
+)
 def test_a_rule_may_pick_either_slope_or_a_value_between(slope, said, monkeypatch):
     monkeypatch.setattr(registry["absolute"], "rule", lambda dy, x: dy * np.where(x == 0, slope, np.sign(x)))
     report = gradcheck(lambda x: ops.sum(ops.absolute(x)) * 1.0, AT_ZERO)
     assert report.passed
-    signed = {"the right one": "the left one", "the left one": "the right one"}
+    signed = {"from the right": "from the left", "from the left": "from the right"}
     assert said in str(report) or signed.get(said, said) in str(report)
 
 
@@ -172,3 +174,19 @@ def test_at_a_bend_of_the_gradient_the_second_derivative_is_held_to_both_slopes(
 
     report = gradcheck(squared, np.array([0.3, 0.0]), order=2)
     assert report.findings[1].verdict == verdict, report
+
+
+def test_the_slopes_of_ties_are_those_of_their_kinks(own_op):
+    @own_op("y = max x", "x_bar = ?")
+    def largest(x):
+        """The largest number.  x (N) -> y ()"""
+        return x.max()
+
+    largest.backward(lambda dy, x, y: dy * (x == y))
+    report = gradcheck(largest, np.array([1.0, 2.0, 2.0]))
+    slope = report.findings[0].kinks[0].right
+    (problem,) = report.problems
+    assert (
+        f"x[1], x[2] add up to {2 * slope:.6g}; moved together they change the result with slope {slope:.6g}" in problem
+    )
+    assert "where the slopes are zero the gradient is zero" in str(report)
