@@ -33,6 +33,7 @@ _BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes 
 SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
 _NO_WIDER = "and it does not run on numbers wider than float64"
+_CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
 
 
@@ -152,7 +153,8 @@ class _Check:
         findings: list[Finding] = []
         culprits: list[Culprit] = []
         with function.borrowed():
-            epsilon, depth, self.calls = function.tape()
+            epsilon, depth, self.calls, narrow = function.tape()
+            self.notes += narrow
             c = DEPTH + 16 * max(0, depth - 1)
             self.precisions = Precisions(epsilon, c, lambda dtype: function.tape(dtype)[0])
             try:
@@ -188,11 +190,12 @@ class _Check:
         parts = [
             f"{name} = {x.min():.4g}"
             if x.size == 1 and not of
-            else f"{x.size:,}{of} values of {name} between {x.min():.4g} and {x.max():.4g}"
+            else f"{x.size:,}{of} values of {name} "
+            + (f"between {x.min():.4g} and {x.max():.4g}" if x.min() < x.max() else f"that are all {x.min():.4g}")
             for name, x, of in inputs
             if x.size
         ]
-        more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+        more = f", and {len(parts) - 4} more inputs" if len(parts) > 4 else ""
         return [f"checked at {', '.join(parts[:4])}{more}"] if parts else []
 
     def _trace(self, order: int) -> list[Culprit]:
@@ -353,6 +356,7 @@ class _Check:
             worst, pattern = self._explained(c, y)
         elif verdict in PASSING:
             self._note_digits(c)
+            self._note_straight(c, dense(np.random.default_rng(self.seed), x.shape) * reach * smooth.reshape(x.shape))
         why = (
             first.why if order == 1 and c.found.finite else ""
         )  # rules need no complex numbers, so beyond it is always so
@@ -438,6 +442,30 @@ class _Check:
         else:
             leaves = f"rounding inside the function leaves about {digits} digits of the gradient of {name}"
             self.notes.append(f"{leaves} at these numbers; the rule is right")
+
+    def _note_straight(self, c: _Compared, u: np.ndarray) -> None:
+        """Note where the function is straight around the inputs, though not nearer to zero, as where it saturates."""
+        values, k, given = c.function.values, c.k, self.precisions.given
+
+        def change(part: float) -> float:
+            """By which part of them do the slopes along u change where the input is a little larger?"""
+            points = ([*values[:k], part * t * values[k], *values[k + 1 :]] for t in (1.0, 1.125))
+            one, other = (c.method(line(c.function, point, k, part * u)).value for point in points)
+            return float(np.max(np.abs(one - other), initial=0) / (np.max(np.abs(one), initial=0) or 1.0))
+
+        if (
+            c.order > 1
+            or c.part
+            or not values[k].any()
+            or not self.progress.left
+            or change(1.0) > given.c * given.epsilon
+        ):
+            return
+        if any(change(4.0**-step) > _CURVED for step in (2, 3, 5)):
+            self.notes.append(
+                f"at these values of {c.function.names[k]} the function is flat or straight, and nearer to zero it is "
+                "not: terms of the gradient that vanish here were not compared; check smaller values too"
+            )
 
     @staticmethod
     def _not_finite(c: _Compared, y: np.ndarray) -> tuple[str, list[int]]:

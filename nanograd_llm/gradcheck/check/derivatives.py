@@ -16,7 +16,7 @@ from nanograd_llm.gradcheck.check.rounding import EPS
 Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
-CONTRADICTED = "a complex step does not agree with them"
+CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
 
@@ -75,7 +75,10 @@ def complex_step(line: Line) -> Derivative:
         try:
             y = line(1j * COMPLEX_STEP)
         except Exception as error:  # it ran on real numbers, so whatever stops it here is about complex ones
-            raise ComplexStepError(f"on complex numbers it raises {type(error).__name__}: {error}") from error
+            cause = error.__cause__ or error
+            if isinstance(cause, np.exceptions.ComplexWarning):
+                raise ComplexStepError("it drops the imaginary part of complex numbers") from error
+            raise ComplexStepError(f"on complex numbers it raises {type(cause).__name__}: {cause}") from error
     if y.dtype.kind != "c":
         raise ComplexStepError(f"on complex numbers its result is {y.dtype}")
     value = y.imag / COMPLEX_STEP

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Function:
             if problem := node.op.shape_complaint(arrays, static, node.shape, place):
                 broken[problem] = None
             for dtype in (a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"):
-                if dtype.itemsize < node.dtype.itemsize:
+                if dtype.itemsize < node.dtype.itemsize and node.op.name != "cast":  # that one is meant
                     widened.append(f"{dtype} widens to {node.dtype} in {place}")
 
         with watched(note):  # where a forward that writes into its input is refused
@@ -104,16 +105,19 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def tape(self, dtype: Any = np.float64) -> tuple[float, int, int]:
-        """The machine epsilon of the narrowest float on the tape when the inputs have this dtype (a function may
-        convert them), the number of ops in the longest chain of them, and of all op calls."""
-        y, _ = self.record([value.astype(dtype) for value in self.values])
+    def tape(self, dtype: Any = np.float64) -> tuple[float, int, int, list[str]]:
+        """The machine epsilon of the narrowest float that the function and its rules compute in when the inputs have
+        this dtype (they may convert them); the number of ops in the longest chain of them, and of all op calls; and
+        which rule returns a gradient narrower than its input, in words."""
+        y, leaves = self.record([value.astype(dtype) for value in self.values])
         below = tape_below(y)
+        narrow = _narrow_gradients(y, leaves, [node for node in below if not isinstance(node, Tensor)])
         depths: dict[int, int] = {}
         for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
             depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
-        epsilon = max(float(np.finfo(source.dtype).eps) for source in [y, *below])
-        return epsilon, max(depths.values(), default=0), len(depths)
+        dtypes = [*(source.dtype for source in [y, *below]), *narrow.values()]
+        epsilon = max(float(np.finfo(dtype).eps) for dtype in dtypes)
+        return epsilon, max(depths.values(), default=0), len(depths), list(narrow)
 
     def record(
         self, values: Sequence[np.ndarray], leaves: Sequence[Tensor] | None = None
@@ -212,6 +216,24 @@ def _is_checked(x: Any) -> bool:
     if kind == "c":
         raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
     return kind == "f"
+
+
+def _narrow_gradients(y: Tensor, leaves: Sequence[Tensor], nodes: Sequence[Any]) -> dict[str, Any]:
+    """Which of these rules return a gradient narrower than cotangent and input, in words, and its dtype."""
+    found: dict[str, Any] = {}
+
+    def note(op: str, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
+        for g, x in zip(gradients, sources):
+            if g is not None and x is not None and g.itemsize < min(x.dtype.itemsize, made_of[0].itemsize):
+                words = f"a gradient that {op} gives is {g.dtype}, though its input is {x.dtype}"
+                found[f"{words}: the rounding of {g.dtype} hides small mistakes"] = g.dtype
+
+    for node in nodes:
+        node.guard = SimpleNamespace(cotangent=lambda dy: dy, gradients=functools.partial(note, node.op.name))
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # `consistency` says which rule raises it
+        if y.requires_grad:
+            grad(y, leaves, np.ones(y.shape, y.dtype), retain_graph=True)
+    return found
 
 
 def _float_tensors(y: Any) -> list[Tensor]:

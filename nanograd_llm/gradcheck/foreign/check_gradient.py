@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node
@@ -22,9 +24,11 @@ from nanograd_llm.gradcheck.check.culprit import MOST
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.check.report import PASSING, Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
+from nanograd_llm.gradcheck.foreign.inputs import described
 from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
 from nanograd_llm.gradcheck.foreign.library import Library, first_line
-from nanograd_llm.gradcheck.foreign.trees import branches, leaves
+from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
+from nanograd_llm.settings import nearest
 
 _CALLS = {"gradient": "gradient(*inputs)", "vjp": "vjp(dy, *inputs)", "backward": "backward(dy, cache)"}
 _MISSING = (
@@ -77,6 +81,8 @@ def check_gradient(
     """
     if "jax" in sys.modules:  # so that the classes that are registered there are opened
         importlib.import_module("nanograd_llm.gradcheck.foreign.jax_arrays")
+    with_copies = iter([copy.copy(x) if isinstance(x, np.ndarray) else x for _, x in leaves([*inputs])])
+    inputs = tuple(rebuilt(x, with_copies) for x in inputs)  # f may write into them
     if inputs and gradient is None and callable(inputs[0]) and branches(inputs[0]) is None:
         gradient, *rest = inputs
         inputs = tuple(rest)
@@ -103,7 +109,8 @@ def check_gradient(
     except InPlaceError as error:
         return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
     wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
-    culprits = tuple(_culprits(foreign, wrong) if wrong and explain else ())
+    faulty = wrong or tuple(finding.name for finding in found.findings if found.problems and finding.kinks)
+    culprits = tuple(_culprits(foreign, faulty) if faulty and explain else ())
     return dataclasses.replace(
         found,
         problems=problems,
@@ -156,9 +163,21 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     if len(rules) > 1:
         raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
     if not callable(f) and not is_layer(f):
-        raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}")
+        lacks = next((name for name in ("backward", "forward") if not callable(getattr(f, name, None))), "")
+        near = nearest(lacks, (name for name in dir(f) if callable(getattr(f, name, None))))
+        what = f"; its {lacks} is missing" + (f": is it {near}?" if near else "") if hasattr(f, "__dict__") else ""
+        raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}{what}")
+    if rules and not callable(f):
+        what = "computes its gradient by its own backward: leave the other out, or give its forward as the function"
+        raise SignatureError(f"{label(f)} is a layer, which {what}")
     if isinstance(f, Op):
-        raise SignatureError(f"{f.name} is an op of this package, which gradcheck checks: gradcheck(ops.{f.name}, ...)")
+        name = "ops." * (getattr(ops, f.name, None) is f) + f.name
+        raise SignatureError(f"{f.name} is an op of this engine, which gradcheck checks: gradcheck({name}, ...)")
+    if unused and not is_layer(f):
+        raise SignatureError(f"unused= names arrays of a layer with forward and backward; {label(f)} is none")
+    missing = _MISSING
+    if len(inputs) > 1 and isinstance(inputs[0], np.ndarray) and inputs[0].shape == np.shape(inputs[1]):
+        missing = f"if the first array is the gradient, give the function that computes it, not its result; {_MISSING}"
     names = input_names(f, len(inputs))
     library, autograd = library_of([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))
@@ -168,24 +187,28 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     if rule is None and is_layer(f):
         return Layer(f, inputs, names, library, unused)
     if rule is None and autograd is None:
-        library, autograd = library_of([_result(f, inputs)], inputs)  # of NumPy arrays, but computes in JAX
+        library, autograd = library_of([_result(f, inputs, missing)], inputs)  # of NumPy arrays, but computes in JAX
     if rule is None and autograd is not None:
         return autograd(f, inputs, library)
     if rule is None:
-        raise SignatureError(f"the gradient of {label(f)} is missing: {_MISSING}")
+        raise SignatureError(f"the gradient of {label(f)} is missing: {missing}")
+    if not callable(rule):
+        raise SignatureError(f"{form}= is {described(rule)}; give the function that computes it, not its result")
     if form == "gradient" and not _takes(rule, len(inputs)) and _takes(rule, len(inputs) + 1):
         form = "vjp"
     count = {"gradient": len(inputs), "vjp": len(inputs) + 1, "backward": 2}[form]
     if not _takes(rule, count):
+        others = " or ".join(f"{name}= if it is called as {call}" for name, call in _CALLS.items() if name != form)
+        given = "the gradient" if form == "gradient" else f"{form}="  # which may have been given without its name
         raise SignatureError(
-            f"{form}= is called as {_CALLS[form]}, here with {count} argument{'s' * (count != 1)}; "
-            f"{label(rule)}{inspect.signature(rule)} does not take them"
+            f"{given} is called as {_CALLS[form]}, here with {count} argument{'s' * (count != 1)}; "
+            f"{label(rule)}{inspect.signature(rule)} does not take them; give it as {others}"
         )
     kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
     return kind(f, inputs, names, library, rule)
 
 
-def _result(f: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+def _result(f: Callable[..., Any], inputs: Sequence[Any], missing: str) -> Any:
     """What f returns. Raises SignatureError where it raises an exception: the call may be meant otherwise."""
     if isinstance(f, type) and callable(getattr(f, "forward", None)):
         raise SignatureError(f"{label(f)} is a class; give a layer that is made: check_gradient({label(f)}(...), x)")
@@ -193,7 +216,7 @@ def _result(f: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         return f(*inputs)
     except Exception as error:
         what = f"the gradient of {label(f)} is missing, and {label(f)} raised {type(error).__name__}"
-        raise SignatureError(f"{what}: {first_line(error)}; {_MISSING}") from error
+        raise SignatureError(f"{what}: {first_line(error)}; {missing}") from error
 
 
 def library_of(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Library, Callable[..., Foreign] | None]:

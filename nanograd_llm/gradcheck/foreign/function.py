@@ -83,7 +83,7 @@ class Foreign:
 
     def is_narrow(self) -> bool:
         """Does f or its gradient compute in float32 for float64 inputs? It is noted."""
-        if self.library.only is not None:
+        if self.library.only is not None or self._narrowest_gradient.itemsize < np.dtype(np.float64).itemsize:
             return False  # a note says so already
         kind = np.longdouble if self._is_wide else np.float64  # in which float64's own rounding is not in the way
         arrays, rng = [a.astype(kind) for a in self.values], np.random.default_rng(0)
@@ -212,9 +212,10 @@ class Foreign:
                 raise ShapeError(
                     f"{self.who} {self.gave(name)} an array {array.shape} for {name} {x.shape}; expected {expected}"
                 )
-            if array.dtype.kind == "f" and array.dtype.itemsize < min(x.itemsize, self._narrowest_gradient.itemsize):
-                self._narrowest_gradient = array.dtype  # also float32 inputs come, whose gradient may be float32
-            found.append(array.astype(x.dtype))
+            is_narrow = array.dtype.kind == "f" and array.itemsize < x.itemsize  # which the check sees by its dtype
+            if is_narrow and array.itemsize < self._narrowest_gradient.itemsize:
+                self._narrowest_gradient = array.dtype
+            found.append(array if is_narrow else array.astype(x.dtype))
         return found
 
     def gave(self, name: str) -> str:
@@ -260,7 +261,7 @@ class WithGradient(Foreign):
             returned = self.applied(self.rule, arrays, who=self.who)
             derivatives = self.gradients(returned, arrays, dy.shape)
         return [
-            dy * d if d.shape == a.shape == dy.shape else np.tensordot(dy, d, dy.ndim)
+            (dy * d if d.shape == a.shape == dy.shape else np.tensordot(dy, d, dy.ndim)).astype(d.dtype)
             for d, a in zip(derivatives, arrays)
         ]
 

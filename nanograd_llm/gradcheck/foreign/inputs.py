@@ -9,7 +9,7 @@ import numpy as np
 
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.foreign.library import Library
-from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
+from nanograd_llm.gradcheck.foreign.trees import branches, is_array_like, leaves, rebuilt
 
 
 class Inputs:
@@ -100,5 +100,6 @@ def described(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict of {list(value)}"
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
+        of = f" numbers of {np.asarray(value).dtype}" if is_array_like(value) else ""
+        return f"a {type(value).__name__} of {len(value)}{of}"
     return "None" if value is None else f"a value of type {type(value).__name__}"

@@ -18,6 +18,7 @@ from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.inputs import Inputs
 from nanograd_llm.gradcheck.foreign.library import Library, first_line
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
+from nanograd_llm.settings import nearest
 
 Path = tuple[str | int, ...]
 _FORMS = ("d{}", "d_{}", "g_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")
@@ -46,6 +47,10 @@ class Layer(Foreign):
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
         self._unused = unused
+        known = [path_name(layer, path) for path, _ in float_arrays(layer)]
+        if unknown := [name for name in unused if name not in known]:
+            hint = f"; did you mean {near!r}?" if (near := nearest(unknown[0], known)) else ""
+            raise NanogradError(f"unused= names {unknown[0]!r}, which {self.label} does not have{hint}")
 
     def unchecked(self) -> Iterator[str]:
         yield from super().unchecked()
@@ -53,9 +58,12 @@ class Layer(Foreign):
             yield f"{name} is integer, so its gradient was not checked: give floats"
         names = [name for name in self._constants if name not in self._unused]
         if names:
+            owner, dot, last = names[0].rpartition(".")
+            attribute, bracket, key = last.partition("[")
+            gradient = ("grads" if bracket else "grad") if attribute.lower() in _PARAMETERS else f"d{attribute}"
             yield (
-                f"{self.who} stores no gradient for {', '.join(names[:4])}: not checked; store it as d{names[0]}, or, "
-                f"if it is a constant, pass unused={names[:4]}"
+                f"{self.who} stores no gradient for {', '.join(names[:4])}: not checked; store it as "
+                f"{owner}{dot}{gradient}{bracket}{key}, or, if it is a constant, pass unused={names[:4]}"
             )
 
     def call(self, parameters: dict[str, Any], *inputs: Any) -> Any:

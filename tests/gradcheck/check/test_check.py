@@ -207,7 +207,7 @@ def test_a_function_that_drops_the_imaginary_part_does_not_confirm_the_rule_that
 
     report = gradcheck(half, 1 + normal(3) ** 2)
     assert report.findings[0].verdict == "wrong"
-    assert "does not agree" in report.findings[0].why
+    assert "not analytic" in report.findings[0].why
 
 
 def test_float32_inputs_are_checked_as_float64_copies_and_the_report_says_so():
@@ -502,3 +502,48 @@ def test_a_keyword_argument_that_the_function_does_not_take_is_refused_with_what
     for f in (ops.exp, lambda x: x * 2):
         with pytest.raises(SignatureError, match="ordr.*gradcheck's own are order=, seed=, jacobian=, explain="):
             gradcheck(f, np.ones(2), ordr=2)
+
+
+@pytest.mark.parametrize(("scale", "is_said"), [(1e3, True), (1.0, False)])
+@pytest.mark.parametrize("f", [ops.gelu, ops.silu], ids=["gelu", "silu"])
+def test_a_function_that_is_straight_at_all_points_compared_is_noted(f, scale, is_said):
+    report = gradcheck(f, scale * np.array([-1.0, 0.5, 1.2, -0.3]))
+    assert report.passed
+    assert any("is flat or straight" in note for note in report.notes) == is_said
+
+
+@pytest.mark.parametrize("f", [ops.relu, lambda x: 3 * x, ops.exp, lambda x: ops.sum(x * x)])
+def test_a_function_whose_slopes_are_all_compared_gets_no_note_that_it_is_straight(f):
+    assert not any("straight" in note for note in gradcheck(f, np.array([-3.0, 0.5, 1.2])).notes)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.001, "wrong")])
+def test_a_rule_that_returns_float32_is_compared_as_float32(factor, verdict, own_op):
+    @own_op("y = tanh x", "x_bar = dy(1 - y^2)")
+    def narrow_tanh(x):
+        """Tanh.  x (*) -> y (*)"""
+        return np.tanh(x)
+
+    narrow_tanh.backward(lambda dy, y: (factor * dy * (1 - y * y)).astype(np.float32))
+    report = gradcheck(narrow_tanh, normal(3, 4))
+    assert report.findings[0].verdict == verdict, report
+    assert not report.problems
+    assert any("narrow_tanh gives is float32, though its input is float64" in note for note in report.notes)
+
+
+def test_the_cast_that_the_check_itself_makes_is_not_said_to_widen():
+    layer = nn.Linear(3, 2, rng=np.random.default_rng(0))
+    x = normal(4, 3).astype(np.float32)
+    notes = gradcheck(lambda: layer(x)).notes
+    assert any("float32 inputs were checked" in note for note in notes)
+    assert not any("widens" in note for note in notes)
+
+
+def test_the_region_says_equal_values_once_and_how_many_inputs_are_left_out():
+    report = gradcheck(lambda *x: sum(y.sum() for y in x), *(np.ones(3) * i for i in range(6)))
+    assert "3 values of x[1] that are all 1" in report.notes[0]
+    assert report.notes[0].endswith(", and 2 more inputs")
+
+
+def test_an_input_without_entries_is_not_called_right():
+    assert "not checked, it has no entries" in str(gradcheck(ops.tanh, np.ones((0, 3))))

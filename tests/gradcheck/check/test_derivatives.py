@@ -61,9 +61,9 @@ def test_where_the_function_is_not_finite_no_slope_is_claimed():
     ("line", "why"),
     [
         (lambda t: np.floor(np.asarray(1.5 + t)) + t, "TypeError"),
-        (lambda t: (np.ones(2) * (1 + t)).astype(np.float64) ** 2, "ComplexWarning"),
+        (lambda t: (np.ones(2) * (1 + t)).astype(np.float64) ** 2, "drops the imaginary part"),
         (lambda t: np.abs(np.ones(2) * (1 + t)) ** 2, "float64"),
-        (lambda t: np.asarray(np.real(1 + t) * (1 + t)), "does not agree"),
+        (lambda t: np.asarray(np.real(1 + t) * (1 + t)), "not analytic"),
     ],
 )
 def test_what_does_not_run_on_complex_numbers_is_differenced_and_says_why(line, why):

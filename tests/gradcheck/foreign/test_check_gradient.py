@@ -119,7 +119,7 @@ WRONG = {
         lambda: check_gradient(np.tanh, X, vjp=lambda dy, x: tanh_slope(x)),
     ),
     "mean": (
-        "as by a sum over an axis of size 3 taken for a mean",
+        "the gradient is that of a mean over an axis of size 3, the function takes a sum",
         lambda: check_gradient(affine, X, W, B, vjp=lambda dy, x, w, b: (dy @ w.T, x.T @ dy, dy.mean(axis=0))),
     ),
     "nothing": ("no gradient arrives at all", lambda: check_gradient(lambda x, y: x @ y, lambda x, y: (y, None), B, B)),
@@ -231,6 +231,15 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
     ("arguments", "how", "message"),
     [
         ((np.sin, np.cos, np.arange(3)), {}, r"sin has no input to check; it got an array of int64 \(3,\)"),
+        ((np.sin, np.cos, [1, 2]), {}, "it got a list of 2 numbers of int"),
+        ((np.tanh, tanh_slope(X), X), {}, "if the first array is the gradient, give the function that computes it"),
+        ((np.tanh, X), {"gradient": tanh_slope(X)}, "gradient= is an array of float64 .*; give the function"),
+        (
+            (affine, lambda dy, cache: dy, X, W, B),
+            {},
+            r"the gradient is called as gradient\(\*inputs\), .* or backward= if it is called as backward\(dy, cache\)",
+        ),
+        ((np.tanh, tanh_slope, X), {"unused": ["W"]}, "unused= names arrays of a layer"),
         ((np.sin, np.cos), {}, "sin has no input to check; it got none"),
         ((np.sin, np.cos, 1j * X), {}, "is complex; give its real and imaginary parts"),
         (
@@ -248,7 +257,11 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
         ((np.tanh, X, tanh_slope), {}, "tanh raised TypeError: .*; give it directly behind the function, as in"),
         ((np.tanh,), {}, "the gradient of tanh is missing, and tanh raised TypeError: .*; give it directly behind"),
         ((np.sin, np.cos, Tensor(X)), {}, "an input is a Tensor of this package, .*; give check_gradient its .data"),
-        ((ops.tanh, X), {}, r"tanh is an op of this package, which gradcheck checks: gradcheck\(ops.tanh, ...\)"),
+        (
+            (ops.tanh, X),
+            {},
+            r"tanh is an op of this engine, which gradcheck checks: gradcheck\(ops.tanh, ...\)",
+        ),
         (
             (np.tanh, X),
             {"vjp": lambda x: x},
@@ -359,7 +372,7 @@ def test_a_kink_in_float32_is_told_from_a_mistake() -> None:
 def test_a_gradient_in_float32_is_not_called_wrong_for_its_rounding() -> None:
     report = check_gradient(np.tanh, lambda x: tanh_slope(x).astype(np.float32), X)
     assert verdicts(report) != {"x": "wrong"}
-    assert any("computes in float32" in note for note in report.notes)
+    assert any("a gradient that tanh gives is float32" in note for note in report.notes)
 
 
 def test_float32_inputs_are_checked_in_float64() -> None:
@@ -449,3 +462,26 @@ def test_a_check_lets_no_warning_of_the_function_through() -> None:
         warnings.simplefilter("error")
         report = check_gradient(lambda x: np.log(x), lambda x: 1 / x, np.array([1.0, 2.0, -1.0, 0.0]))
     assert verdicts(report) == {"x": "cannot tell"}
+
+
+def test_the_arrays_of_the_caller_stay_as_they_are_whatever_is_called_with_them() -> None:
+    def doubles(x):
+        x *= 2
+        return x
+
+    x, slope = X.copy(), tanh_slope(X)
+    for arguments in ((np.tanh, slope, x), (doubles, x), (doubles, [x, {"b": slope}])):
+        with pytest.raises(NanogradError, match="the gradient of .* is missing"):
+            check_gradient(*arguments)
+    assert np.array_equal(x, X) and np.array_equal(slope, tanh_slope(X))
+
+
+def test_a_problem_names_the_line_of_the_caller_and_a_tie_the_gradient_at_fault() -> None:
+    def naive(x):
+        return np.exp(-x) / (1 + np.exp(-x)) ** 2
+
+    report = check_gradient(lambda x: 1 / (1 + np.exp(-x)), naive, np.array([1.0, -800.0]))
+    assert any(f"called at {__file__}" in problem for problem in report.problems)
+    report = check_gradient(np.max, lambda x: 1.0 * (x == x.max()), np.array([1.0, 2.0, 2.0]))
+    assert "add up to" in report.problems[0]
+    assert __file__ in report.culprits[0].rule

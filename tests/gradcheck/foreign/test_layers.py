@@ -370,3 +370,51 @@ def test_of_a_network_whose_layers_are_right_the_network_itself_is_the_culprit()
     report = check_gradient(Network(Shift(), Network(Tanh()), order=1), X)
     assert [culprit.op for culprit in report.culprits] == ["Network"]
     assert "right by themselves, with the inputs that they get in Network: layers[0], layers[1]" in report.notes
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.001, "wrong")])
+def test_a_stored_gradient_in_float32_is_compared_as_float32(dtype: type, factor: float, verdict: str) -> None:
+    class Narrow(Linear):
+        def backward(self, dy):
+            dx = super().backward(dy)
+            self.dW = (factor * self.dW).astype(np.float32)
+            return dx
+
+    layer = Narrow()
+    layer.W = layer.W.astype(dtype)
+    report = check_gradient(layer, X.astype(dtype))
+    assert {finding.name: finding.verdict for finding in report.findings}["W"] == verdict, report
+    assert not report.problems
+    assert any("a gradient that Narrow gives is float32" in note for note in report.notes)
+
+
+def test_a_parameter_in_a_dict_is_to_be_stored_in_grads() -> None:
+    class Forgets:
+        def __init__(self):
+            self.params = {"W": np.ones((4, 2))}
+
+        def forward(self, x):
+            return x @ self.params["W"]
+
+        def backward(self, dy):
+            return dy @ self.params["W"].T
+
+    (problem,) = check_gradient(Forgets(), np.ones((3, 4))).problems
+    assert "store it as grads['W']" in problem
+    with pytest.raises(NanogradError, match="unused= names .*parms.*; did you mean .*params"):
+        check_gradient(Forgets(), np.ones((3, 4)), unused=["parms['W']"])
+
+
+def test_a_layer_whose_backward_has_another_name_is_refused_by_that_name() -> None:
+    class Typo:
+        def forward(self, x):
+            return x
+
+        def backwards(self, dy):
+            return dy
+
+    with pytest.raises(NanogradError, match="its backward is missing: is it backwards?"):
+        check_gradient(Typo(), np.ones(3))
+    with pytest.raises(NanogradError, match="Linear is a layer, which computes its gradient by its own backward"):
+        check_gradient(Linear(), np.cos, X)
