@@ -485,3 +485,14 @@ def test_a_problem_names_the_line_of_the_caller_and_a_tie_the_gradient_at_fault(
     report = check_gradient(np.max, lambda x: 1.0 * (x == x.max()), np.array([1.0, 2.0, 2.0]))
     assert "add up to" in report.problems[0]
     assert __file__ in report.culprits[0].rule
+
+
+def test_a_gradient_that_is_rounded_to_float32_inside_is_compared_as_float32() -> None:
+    def rounded(dy, x):
+        return (dy * tanh_slope(x)).astype(np.float32).astype(np.float64)
+
+    report = check_gradient(np.tanh, X, vjp=rounded)
+    assert report.passed, report
+    assert any("computes in float32" in note for note in report.notes)
+    wrong = check_gradient(np.tanh, X, vjp=lambda dy, x: 1.001 * rounded(dy, x))
+    assert verdicts(wrong) == {"x": "wrong"}
