@@ -38,15 +38,16 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
-    says how many, and why the first. Raises StorageError if there is nothing to read, BadFileError for what is no text,
-    ConfigError for a prepared folder.
+    says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError for what is
+    no text, ConfigError for a prepared folder.
     """
     if is_prepared(source):
         raise ConfigError(f"{source}: is a prepared folder, which only the task language-model takes; give the texts")
     if source == "-":
         yield from _parts(decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input"), size)
         return
-    found, skipped, paths = 0, [], list(files_of(source))
+    found, paths = 0, list(files_of(source))
+    skipped: dict[str, list[str]] = {}  # what was said of files, by its reason
     for i, path in enumerate(paths):
         if i:
             report(f"reading {source}", i / len(paths))
@@ -55,16 +56,18 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
                 for _ in _documents(path, size):  # all of a file is a text, or none of it is taken
                     pass
             except BadFileError as error:
-                skipped.append(str(error))
+                reason = re.sub(r"^[:, ]*(line \d+: )?", "", str(error).removeprefix(path))
+                skipped.setdefault(re.split("[:;]", reason)[0], []).append(str(error))
                 continue
         for text in _documents(path, size):
             found += 1
             yield text
     if not found:
-        why = f"; {skipped[0]}" if skipped else ""
+        why = f"; {next(iter(skipped.values()))[0]}" if skipped else ""
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
-        report(f"left out {len(skipped)} of {len(paths)} files: {skipped[0]}", 1)
+        each = [first + (f" (and {len(more):,} more)" if more else "") for first, *more in skipped.values()]
+        report(f"left out {sum(map(len, skipped.values()))} of {len(paths)} files: {'; '.join(each)}", 1)
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
