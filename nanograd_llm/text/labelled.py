@@ -112,6 +112,10 @@ def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[st
     rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **form)  # type: ignore[arg-type]
     try:
         header = [name.strip() for name in next(rows, [])]
+        between = next((sign for sign in ";\t|," if len(header) == 1 and sign in header[0]), "")
+        if between:
+            expected = "a tab" if form else "a comma; name it .tsv" if between == "\t" else "a comma"
+            raise BadFileError(f"{path}: has {between!r} between its columns; expected {expected}; save it so")
         columns = [_column(name, header, f"{path}") for name in (text, label)]
         for row in rows:
             if row and len(row) != len(header):

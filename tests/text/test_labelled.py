@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_what_cannot_be_read_is_one_line_that_names_the_place(
     with pytest.raises(NanogradError, match=said) as caught:
         read_labelled(path)
     assert isinstance(caught.value, BadFileError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "expected"),
+    [("a.csv", ";", "a comma"), ("a.csv", "\t", "a comma; name it .tsv"), ("a.tsv", ",", "a tab")],
+)
+def test_another_sign_between_the_columns_is_named(tmp_path: Path, name: str, sign: str, expected: str) -> None:
+    (tmp_path / name).write_text(f"text{sign}label\none{sign}a\n")
+    with pytest.raises(BadFileError, match=re.escape(f"{sign!r} between its columns; expected {expected};")):
+        read_labelled(tmp_path / name)
 
 
 def test_folders_without_texts_and_files_in_them_that_are_no_text_are_refused(tmp_path: Path) -> None:
