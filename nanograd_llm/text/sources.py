@@ -38,8 +38,8 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
-    says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError for what is
-    no text, ConfigError for a prepared folder.
+    says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError for what
+    is no text, ConfigError for a prepared folder.
     """
     if is_prepared(source):
         raise ConfigError(f"{source}: is a prepared folder, which only the task language-model takes; give the texts")
