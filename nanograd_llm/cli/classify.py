@@ -30,5 +30,5 @@ def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int
     use_device(device)
     classifier, tokenizer, names, longest = open_classifier(model)
     for text, p in zip(lines, inference.classify(classifier, tokenizer, lines, longest=longest)):
-        said = "  ".join(f"{names[k]} {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])
+        said = ", ".join(f"{names[k]}: {p[k]:.1%}" for k in (-p).argsort(kind="stable")[:top])
         print(written(f"{said}  | {' '.join(text.split())[:60]}"))

@@ -102,7 +102,7 @@ def test_a_run_learns_what_no_bag_of_words_can_and_says_how_well(run: Path, caps
     texts = ["cat new old dog", "dog new old cat"]
     assert main(["classify", str(run), *texts, "--top", "2"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^(\w+) [\d.]+%  (\w+) \d", out, flags=re.M) == [("cats", "dogs"), ("dogs", "cats")]
+    assert re.findall(r"^(\w+): [\d.]+%, (\w+): \d", out, flags=re.M) == [("cats", "dogs"), ("dogs", "cats")]
 
 
 def open_run_score(run: Path) -> dict[str, float]:
@@ -183,7 +183,7 @@ def test_a_classifier_of_transformers_is_used_with_the_names_it_gives_its_classe
 ) -> None:
     folder = of_transformers(bert, tmp_path / "classifier", id2label=names)
     assert main(["classify", str(folder), "a cat"]) == 0
-    assert sorted(re.findall(r"(\S+) [\d.]+%", capsys.readouterr().out)) == said
+    assert sorted(re.findall(r"(\S+): [\d.]+%", capsys.readouterr().out)) == said
 
 
 def test_a_head_of_one_class_is_loaded_but_tells_no_classes_apart(bert: str, tmp_path: Path) -> None:
