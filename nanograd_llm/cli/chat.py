@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import secrets
 import sys
 from typing import Any
 
-from nanograd_llm.cli.generate import SAMPLING
+from nanograd_llm.cli.generate import SAMPLING, strategy_of
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Conversation, Dialogue
-from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.settings import printable
 
 
@@ -38,8 +35,8 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
     template = template_beside(opened.path)
-    own = {"seed": secrets.randbelow(10**6)} | ({} if template is None else {"temperature": 0})
-    settings: Any = {"max_new_tokens": max_new_tokens, "sampling": dataclasses.replace(PROSE, **{**own, **sampling})}
+    strategy = strategy_of(sampling, answers=template is not None)
+    settings: Any = {"max_new_tokens": max_new_tokens, "sampling": strategy}
     conversation: Conversation | Dialogue
     if template is None:
         conversation = Conversation(loaded, tokenizer, **settings)
