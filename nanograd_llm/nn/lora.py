@@ -44,6 +44,11 @@ class LoRAConfig(Settings):
         if self.alpha == 0:
             raise ConfigError("alpha is 0, which would switch the adapters off; give a larger one, such as 2 * rank")
 
+    @property
+    def target_names(self) -> list[str] | None:
+        """The names in `targets`."""
+        return None if self.targets is None else self.targets.split(",")
+
 
 class Adapter(Module):
     """What is added to the result of a Linear: α/r·(x A) B.  x (..., n_in) -> (..., n_out)

@@ -6,23 +6,25 @@ that was stopped can go on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
+from nanograd_llm.nn import lora
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
-from nanograd_llm.runs.run import Run
+from nanograd_llm.runs.run import Run, require_unfinished
 from nanograd_llm.runs.tables import check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Score, Tables
-from nanograd_llm.training.config import TWO_LENGTHS
+from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
@@ -89,7 +91,8 @@ def prepare_run(
     else:
         RunFolder.require_free(out)  # before the work of making the task
     task, name, own = _prepared(asked or {}, options or {}, file, preset, report)
-    return Run(out, task, name, **own)
+    with _named_as_options():
+        return Run(out, task, name, **own)
 
 
 def prepare_task(
@@ -133,6 +136,9 @@ def _prepared(
         if source is None and "model" in content:
             raise ConfigError(f"preset is {preset}, but {file} has sizes under [model]; leave one of them out")
     start = None if source is None else _opened(source)
+    if adapters is not None and start is not None and start.model_class is task.model_class:
+        with _named_as_options():  # before the work of making the task
+            lora.targeted(start.model_class(start.config, seed=None), adapters.target_names)
     made = task.made(Request(settings, given, written, str(file), preset, start, report, is_shown))
     if start is not None and made.init is None:
         raise ConfigError(f"the task {task.name} does not start from a model; leave init out")
@@ -159,7 +165,7 @@ def resume_run(
     options = options or {}
     folder = RunFolder.resume(path)
     try:
-        task, settings, adapters = _made_again(folder, options, report)
+        task, settings, adapters = _made_again(folder, options, report, is_resumed=True)
         run = Run.resumed(folder, task, adapters, **settings["run"])
         if options:
             run.write_config()
@@ -179,8 +185,18 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Sco
     return task.score()
 
 
+def _require_unfinished(folder: RunFolder, train: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the run is over, before its data are read. train: the settings [train]."""
+    try:
+        step, _, metadata = folder.newest_whole()
+        seconds = float(metadata.get("seconds", 0))
+    except (NanogradError, ValueError):  # raised again where the run is made
+        return
+    require_unfinished(folder, step, seconds, train.get("steps", TrainConfig.steps), train.get("minutes"))
+
+
 def _made_again(
-    folder: RunFolder, options: Mapping[str, Any], report: Report
+    folder: RunFolder, options: Mapping[str, Any], report: Report, is_resumed: bool = False
 ) -> tuple[NamedTask, dict[str, dict[str, Any]], LoRAConfig | None]:
     """The task of a run, made of its settings again, these settings with the `options`, and those of its adapters."""
     path, written = folder.path, read_settings(folder.config_path)
@@ -195,6 +211,8 @@ def _made_again(
     given = _by_table(task, {}, options)
     settings = {table: {**written.get(table, {}), **given[table]} for table in given}
     settings["train"] = _with_one_length(settings["train"], given["train"])
+    if is_resumed:
+        _require_unfinished(folder, settings["train"])
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     start = None if source is None else _opened(source)
     nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
@@ -228,6 +246,17 @@ def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) 
     if given["train"].keys() >= LENGTHS:
         raise ConfigError(TWO_LENGTHS)
     return given
+
+
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """An error of adapters has the name of the setting that the caller gave."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("targets"):
+            raise ConfigError(f"{PREFIXED['lora']}{error}") from None
+        raise
 
 
 def _adapters_of(table: Mapping[str, Any], source: str | None) -> LoRAConfig | None:

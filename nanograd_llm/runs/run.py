@@ -139,15 +139,9 @@ class Run:
             raise BadFileError(
                 f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init {folder.path}"
             ) from None
+        require_unfinished(folder, step, seconds, task.training.steps, task.training.minutes)
         run._set_up(task, adapters, settings, workers or None)
         run.folder, run.seconds, run._rows = folder, seconds, rows or None
-        c = run.trainer.config
-        if c.minutes is None and step >= c.steps:
-            more = f"all {counted(step, 'step')} of this run are done"
-            more = more if step == c.steps else f"{counted(step, 'step')} are done, more than the {c.steps:,} asked for"
-            raise ConfigError(f"{folder.path}: {more}; give more steps")
-        if c.minutes is not None and seconds >= 60 * c.minutes:
-            raise ConfigError(f"{folder.path}: the {c.minutes:g} minutes of this run are over; give more minutes")
         if step:
             run.trainer.load_state_dict(arrays)
         run.damaged = max((newer for newer in folder.checkpoints() if newer > step), default=None)
@@ -389,6 +383,18 @@ class Run:
 
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.trainer.optimizer.flat.data).all())
+
+
+def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int, minutes: float | None) -> None:
+    """Raise ConfigError where a run of this length, of which a checkpoint has this step and time, is over."""
+    if minutes is None and step >= steps:
+        more = f"all {counted(step, 'step')} of this run are done"
+        more = more if step == steps else f"{counted(step, 'step')} are done, more than the {steps:,} asked for"
+        raise ConfigError(f"{folder.path}: {more}; give more steps, with --steps")
+    if minutes is not None and seconds >= 60 * minutes:
+        raise ConfigError(
+            f"{folder.path}: the {minutes:g} minutes of this run are over; give more minutes, with --minutes"
+        )
 
 
 def _require_same_files(task: Task, folder: Path) -> None:
