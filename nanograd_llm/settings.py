@@ -191,7 +191,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The allowed name most similar to `name`, or with these initials; "" if there is none. Case does not matter.
+    """The allowed name most similar to `name`, with the same letters or these initials; "" if there is none.
+
+    Case does not matter.
 
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
@@ -201,6 +203,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     by_folded = {choice.casefold(): choice for choice in allowed}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.7)
     by_initials = ["".join(part[:1] for part in re.split("[-_]", choice)) == name.casefold() for choice in by_folded]
+    close += [choice for choice in by_folded if sorted(choice) == sorted(name.casefold())]
     close += [choice for choice, fits in zip(by_folded, by_initials) if fits and sum(by_initials) == 1]
     return by_folded[close[0]] if close else ""
 

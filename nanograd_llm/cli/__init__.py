@@ -88,7 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.usage import as_typed, explained
+    from nanograd_llm.cli.usage import as_typed, explained, usage
 
     if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
         arguments = [*arguments[1:2], "--help"]
@@ -101,17 +101,21 @@ def _run(arguments: Sequence[str]) -> int:
     )
     for name, examples in COMMANDS.items():
         function = "evaluate" if name == "eval" else name  # eval is a function of Python's own
-        epilogue = "Examples:\n\n" + "\n".join(f"    nanograd-llm {example}" for example in examples)
         command: Any = f"nanograd_llm.cli.{function}:{function}"  # imported when used
         if name == "train" and arguments[:1] == ["train"] and {"--help", "-h"} & {*arguments}:
             from nanograd_llm.cli.train import help_of
 
-            command = help_of(arguments)
+            command, examples = help_of(arguments)
+        epilogue = "Examples:\n\n" + "  \n".join(f"`nanograd-llm {example}`" for example in examples or COMMANDS[name])
         app.command(command, name=name, help_epilogue=epilogue)
     app.register_install_completion_command(help="Let the shell complete commands and options.")
     if not arguments or arguments[0] in ("--help", "-h"):
         for name in COMMANDS:
             app[name]  # import it, for the first line of its help
+    elif arguments[0] in COMMANDS and {"--help", "-h"} & {*arguments}:
+        shown = app[arguments[0]]
+        assert shown.default_command is not None
+        shown.usage = usage(arguments[0], shown.default_command)
     app.default_parameter = Parameter(converter=_convert)
     if arguments and arguments[0] in STDIN and "-" in arguments and "--" not in arguments:
         # standard input, which would be taken for an option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -22,6 +22,26 @@ from nanograd_llm.settings import nearest
 RESUMING = "to go on with a run: nanograd-llm train --resume RUN"
 
 
+def usage(name: str, command: Callable[..., Any]) -> str:
+    """The line that shows the arguments of a command by their names.
+
+    >>> def classify(model: str, /, *texts: str, out: str, top: int = 3): ...
+    >>> usage("classify", classify)
+    'Usage: nanograd-llm classify --out OUT [OPTIONS] MODEL [TEXTS...]'
+    """
+    needed, words = [], ["[OPTIONS]"]
+    for parameter in inspect.signature(command).parameters.values():
+        word, is_needed = parameter.name.upper(), parameter.default is inspect.Parameter.empty
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            words.append(f"[{word}...]")
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            word += "..." * ("list[" in str(parameter.annotation))
+            words.append(word if is_needed else f"[{word}]")
+        elif is_needed:
+            needed.append(f"--{parameter.name.replace('_', '-')} {word}")
+    return " ".join([f"Usage: nanograd-llm {name}", *needed, *words])
+
+
 def explained(error: CycloptsError) -> str:
     """What is wrong, in a sentence, and which help page to read."""
     fault = _fault(error)
@@ -37,13 +57,13 @@ def as_typed(message: str, options: Iterable[str]) -> str:
     """
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        ends = r"(?= must)"  # a name of one word may be a word of the sentence
+        ends = r"(?= must|( and [\w-]+)? are both given)"  # a name of one word may be a word of the sentence
         if "_" in name:
             ends = r"(?![\w/.'\"]|-\w)"
         elif name == "init":
             ends = r"(?=;|$|,| takes| is)"
         message = re.sub(rf"(?<![\w/.'\"-]){re.escape(name)}{ends}", option, message)
-    return message
+    return re.sub(r"\bfile(?= and --data are both given)", "FILE", message)
 
 
 def _fault(error: CycloptsError) -> str:

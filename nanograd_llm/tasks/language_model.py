@@ -89,7 +89,7 @@ class TextConfig(TextSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data is not None and self.file is not None:
-            raise ConfigError("file and data are both given; give all sources in data")
+            raise ConfigError("file and data are both given; give all sources in one of them")
         if self.weights is not None and self.epochs:
             raise ConfigError("epochs takes every window once, so leave the weights of data out")
 
