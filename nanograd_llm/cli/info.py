@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Show a model: its sizes, tokenizer and parameters; for a run also its settings, score and checkpoints.
 
-    For a folder of runs, such as runs, show each run with its last score.
+    For a folder of runs, such as runs, show each run with its last score; for a prepared folder, what it holds.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
 
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.text.prepared import described
+    from nanograd_llm.text.sources import is_prepared
 
     console = Console(highlight=False)
     runs = sorted(path.parent for path in Path(model).glob("*/config.toml"))
@@ -47,6 +50,11 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
         for path in runs:
             history = _history(RunFolder(path))
             print(written(f"{path}: {history.get('trained', 'no step')}; {history.get('held out', 'no score')}"))
+        return 0
+    if is_prepared(model):
+        for table, values in described(model).items():
+            print(row(table, printable(_settings(values))))
+        print(written(f"{model} is a prepared folder; next: nanograd-llm train {shlex.quote(model)}"))
         return 0
     opened = open_model(model)
     loaded = opened.model()

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from nanograd_llm.cli.terminal import row, waiting, written
-from nanograd_llm.settings import counted
+from nanograd_llm.settings import counted, nearest
 
 KINDS = ("bpe", "bytes", "characters")
 
@@ -55,6 +55,9 @@ def prepare(
         raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {tokenizer}; leave it out")
     made: Tokenizer | str = tokenizer
     if tokenizer not in KINDS:
+        near = nearest(tokenizer, KINDS)
+        if near and not Path(tokenizer).exists():
+            raise ConfigError(f"tokenizer must be one of {', '.join(KINDS)}, or a model; did you mean {near}?")
         made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
     with waiting("starting", lines=True) as tell:
         found = prepare_texts(

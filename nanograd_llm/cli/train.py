@@ -29,6 +29,32 @@ from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.training.config import TrainConfig
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
+EXAMPLES = {  # for the help page of a task
+    "translation": [
+        "train --task translation",
+        "train pairs.tsv --task translation --minutes 10",
+        'translate runs/translation-1 "the small cat sees the house"',
+    ],
+    "masked-words": [
+        "train --task masked-words",
+        "train my_text.txt --task masked-words --vocab-size 4096",
+        'fill runs/masked-words-1 "The [MASK] sees the house."',
+    ],
+    "classification": [
+        "train --task classification",
+        "train reviews.csv --task classification --text-column review --label-column stars",
+        'classify runs/classification-1 "Return a socket."',
+    ],
+    "instruction": [
+        "train --task instruction --init runs/nano-1",
+        "train questions.jsonl --task instruction --init runs/nano-1",
+        "chat runs/tuned-1",
+    ],
+    "preference": [
+        "train --task preference --init runs/tuned-1 --steps 100",
+        "train --task preference --init runs/tuned-1 --show-batch",
+    ],
+}
 SLOW_START = 0.2  # share of the time from which it is said that reading took it
 SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
@@ -55,8 +81,11 @@ def _fields(task: type[NamedTask]) -> dict[str, Any]:
     return found
 
 
-def help_of(arguments: Sequence[str]) -> Callable[..., int]:
-    """The command with the options of one task alone, that of --task, for its help page."""
+def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
+    """The command with the options of one task alone, that of --task, for its help page; and examples of that task.
+
+    There are none for a language model, whose examples are those of the command.
+    """
     words = [part for word in arguments for part in word.split("=", 1)]
     name = words[words.index("--task") + 1] if "--task" in words[:-1] else DEFAULT
     task = task_named(name)
@@ -70,7 +99,7 @@ def help_of(arguments: Sequence[str]) -> Callable[..., int]:
     hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
     own |= {name: Annotated[str | None, Parameter(show=False)] for name, is_hidden in hidden.items() if is_hidden}
     page.__annotations__ = {**train.__annotations__, **own}
-    return page
+    return page, EXAMPLES.get(name, [])
 
 
 @with_options(settings=as_options("Options", ChainMap(*map(_fields, map(task_named, TASKS)))))
@@ -148,6 +177,8 @@ def train(
             damaged = f"; the checkpoint of step {prepared.damaged} is damaged" if prepared.damaged else ""
             step = prepared.trainer.steps_done
             print(written(row("resumed", f"{prepared.folder.path} from step {step}{damaged}")))
+    if isinstance(prepared.task, LanguageModelling) and (table := _table_among(files)):
+        print(written(row("note", f"{table} is learned as plain text; --task classification learns its labels")))
     spent += time.monotonic() - began - prepared.task.untimed
     if (minutes := prepared.trainer.config.minutes) and spent > SLOW_START * 60 * minutes:
         can_prepare = isinstance(prepared.task, LanguageModelling) and not prepared.task.text.is_prepared
@@ -171,7 +202,12 @@ def train(
         raise KeyboardInterrupt(f"{where}; to go on: {again}") from None
     folder = shlex.quote(str(prepared.folder.path))
     example = shlex.quote(prepared.task.example())
-    if prepared.stopped_by is not None:
-        print(written(f"to go on: nanograd-llm train --resume {folder}"))
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
+    if prepared.stopped_by is not None:
+        print(written(f"to go on:   nanograd-llm train --resume {folder}"))
     return code
+
+
+def _table_among(files: Sequence[str]) -> str:
+    """The first of these files that is a table, such as one of labelled texts; "" if none is."""
+    return next((file for file in files if file.lower().endswith((".csv", ".tsv"))), "")

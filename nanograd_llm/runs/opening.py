@@ -82,6 +82,10 @@ def _run_meant(path: Path) -> str:
     if os.path.exists(inside := "runs" / path / "config.toml"):
         return f"no such run; did you mean {inside.parent}?"
     with contextlib.suppress(OSError):
+        near = nearest(path.name, sorted(os.listdir(path.parent))) if path.parent.is_dir() and not path.exists() else ""
+        if near and os.path.exists(inside := path.parent / near / "config.toml"):
+            return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
         beside = [] if path.parent.is_dir() else sorted(os.listdir(path.parent.parent))
         if os.path.exists(inside := path.parent.parent / nearest(path.parent.name, beside) / path.name / "config.toml"):
             return f"no such run; did you mean {inside.parent}?"

@@ -118,7 +118,8 @@ def test_a_run_is_resumed_and_says_from_where(tmp_path, capsys):
     assert f"resumed     {path} from step 3; the checkpoint of step 4 is damaged\n" in out
     assert "step      5: saved" in out
     assert main(["train", "--resume", str(path)]) == 2
-    assert "all 5 steps of this run are done; give more steps" in printed(capsys)[1]
+    out, err = printed(capsys)
+    assert "all 5 steps of this run are done; give more steps, with --steps" in err and "reading" not in out
 
 
 @pytest.mark.parametrize("beside", [["--out", "x"], ["--preset", "nano"], ["--config", "c.toml"]])
@@ -146,8 +147,9 @@ def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_ends_with_examples(name, capsys):
     main([name, "--help"])
-    _, _, examples = capsys.readouterr().out.partition("Examples:")
+    page, _, examples = capsys.readouterr().out.partition("Examples:")
     assert f"nanograd-llm {name}" in " ".join(examples.split())
+    assert examples.splitlines()[2].startswith("nanograd-llm") and "ARGS" not in page
 
 
 @pytest.mark.parametrize("name", ["fill", "translate", "classify", "embed", "search"])
@@ -163,6 +165,13 @@ def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
         main(["generate", str(run), "The", "--temperature", "0", "--seed", seed, "--max-new-tokens", "5"])
         texts.add(printed(capsys)[0])
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_choice_among_tokens_at_temperature_zero_is_refused(command, run, capsys):
+    words = [command, str(run), *(["The"] if command == "generate" else []), "--temperature", "0", "--top-k", "5"]
+    assert main(words) == 2
+    assert "--top-k chooses among the likeliest tokens, but at temperature 0 the likeliest" in printed(capsys)[1]
 
 
 def test_a_dash_for_a_prompt_is_standard_input(run, capsys, monkeypatch):
@@ -187,6 +196,7 @@ def no_network():
     ("arguments", "said"),
     [
         (["generate", "tiny", "x"], "tiny: no such run; did you mean runs/tiny?"),
+        (["generate", "runs/tin", "x"], "runs/tin: no such run; did you mean runs/tiny?"),
         (["generate", "run/tiny", "x"], "run/tiny: no such run; did you mean runs/tiny?"),
         (
             ["generate", "runs", "x"],
@@ -321,6 +331,17 @@ def test_info_shows_the_hash_of_the_text_and_no_empty_row(run, capsys):
     assert all(len(line.split()) > 1 for line in out.partition("\n┏")[0].splitlines())
 
 
+def test_info_of_a_prepared_folder_says_what_it_is_and_the_next_command(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 999)
+    data = str(tmp_path / "data")
+    assert main(["prepare", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--out", data]) == 0
+    capsys.readouterr()
+    assert main(["info", data]) == 0
+    out = printed(capsys)[0]
+    assert "sources=" in out and "tokens=" in out
+    assert f"{data} is a prepared folder; next: nanograd-llm train {data}\n" in out
+
+
 def test_info_opens_the_run_once(run, capsys, monkeypatch):
     opened, open_run = [], RunFolder.open
     monkeypatch.setattr(RunFolder, "open", lambda path: opened.append(path) or open_run(path))
@@ -417,6 +438,8 @@ def test_the_help_of_a_task_shows_its_options_and_defaults_alone(task, capsys):
     foreign = {words for other in OF_ONE_TASK.values() for words in other if words.startswith("--")}
     of_all = {f"--{name.replace('_', '-')}" for name in options_of(task_named(task))} | {"--preset", "--show-batch"}
     assert not [word for word in foreign - of_all if f"{word} " in page]
+    shown = re.findall(r"nanograd-llm train .*?(?=nanograd-llm|$)", page.partition("Examples:")[2])
+    assert shown and (task == "language-model" or all(f"--task {task} " in line for line in shown))
     shown = {f"--{name.replace('_', '-')}" for name in options_of(task_named(task)) if name != "file"}
     assert not [word for word in shown if f"{word} " not in page]
 
@@ -497,7 +520,9 @@ def test_version_is_the_packages(capsys):
         (["generate", "r", "--", "-x", "--seed", "5"], 2, "--seed comes after --, where everything is text; put"),
         (["generate", "r", "a", "--", "-x"], 2, "'-x': too many words; generate takes MODEL and PROMPT; put"),
         (["train", "--steps", "0"], 2, "steps must be an integer of at least 1; got 0"),
-        (["train", "--steps", "1", "--minutes", "1"], 2, "steps and minutes are both given"),
+        (["train", "--steps", "1", "--minutes", "1"], 2, "--steps and --minutes are both given"),
+        (["train", "a.txt", "--data", "b.txt"], 2, "FILE and --data are both given"),
+        (["prepare", "a.txt", "--out", "d", "--tokenizer", "byte"], 2, "bpe, bytes, characters, or a model; did you"),
         (["train", "--minutes", "nan"], 2, "minutes must be a finite number"),
         (["train", "--learning-rate", "1e999"], 2, "--learning-rate must be a finite number"),
         (["train", "--checkpoint-every", "0"], 2, "--checkpoint-every must be an integer of at least 1; got 0"),
@@ -521,6 +546,12 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_p
     _, err = printed(capsys)
     assert said in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_lora_target_is_refused_before_the_text_is_read_with_the_near_name(run, tmp_path, capsys):
+    words = ["--init", str(run), "--lora-rank", "2", "--lora-targets", "qvk", "--out", str(tmp_path / "run")]
+    assert main(["train", str(tmp_path / "no.txt"), *words]) == 2
+    assert "--lora-targets: unknown 'qvk', did you mean 'qkv'?" in printed(capsys)[1]
 
 
 def test_a_missing_text_is_code_4(tmp_path, capsys, monkeypatch):
@@ -636,7 +667,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "saved" in out
-    assert f"to go on: nanograd-llm train --resume {tmp_path / 'run'}\n" in out
+    assert out.endswith(f"to go on:   nanograd-llm train --resume {tmp_path / 'run'}\n")
     again = "; press Ctrl-C again to save and stop at once" if number == signal.SIGINT else ""
     assert err == f"\nstopping after this step, then saving{again}\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
@@ -722,6 +753,13 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
     assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *words]) == 0
     found = r"note +\S+ s of 0\.06 s went into reading the data; nanograd-llm prepare does this once"
     assert re.search(found, printed(capsys)[0])
+
+
+def test_a_table_that_is_learned_as_text_is_remarked_on(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text,label\n" + "the cat sat,a\n" * 99)
+    words = ["--tokenizer", "bytes", "--steps", "1", *TINY]
+    assert main(["train", str(tmp_path / "a.csv"), "--out", str(tmp_path / "run"), *words]) == 0
+    assert "a.csv is learned as plain text; --task classification learns its labels\n" in printed(capsys)[0]
 
 
 def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):

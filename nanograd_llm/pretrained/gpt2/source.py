@@ -60,7 +60,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         if "/" not in name and name not in KNOWN:
             near = nearest(name, KNOWN)
             hint = f"did you mean {near!r}?" if near else f"known names are {', '.join(KNOWN)}"
-            raise StorageError(f"{name!r} is neither a file or folder here, nor a known name of a model; {hint}")
+            raise StorageError(f"{name!r} is neither a file nor a folder here, nor a known name of a model; {hint}")
         return _in_folder(find_by_name(name))
     raise StorageError(f"{path}: no such file or folder")
 
