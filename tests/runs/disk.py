@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CALLS = ("open", "write", "fsync", "replace", "unlink")
+# Where Python 3.10 keeps the functions of `os` that a Path calls; later ones call those of `os`.
+OF_PATHS = getattr(pathlib, "_NormalAccessor", os)
 WAYS = (
     "before",
     "torn",
@@ -39,6 +41,8 @@ class Disk:
     def installed(self) -> Iterator[Disk]:
         for name in (*CALLS, "close"):
             setattr(os, name, getattr(self, f"_{name}"))
+        for name in ("replace", "unlink"):
+            setattr(OF_PATHS, name, getattr(self, f"_{name}"))
         disk, opened = self, self.open
 
         def path_open(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
@@ -53,6 +57,8 @@ class Disk:
             pathlib.Path.open = opened  # type: ignore[method-assign]
             for name, call in self.real.items():
                 setattr(os, name, call)
+            for name in ("replace", "unlink"):
+                setattr(OF_PATHS, name, self.real[name])
 
     def _is_below(self, path: Any) -> bool:
         return os.path.abspath(os.fspath(path)).startswith(self.folder + os.sep) or str(path) == self.folder
