@@ -316,7 +316,7 @@ def test_a_run_with_init_and_no_folder_is_named_tuned(forms, text, tmp_path, cap
         (
             ["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"],
             2,
-            "--init takes tokenizer, --vocab-size from",
+            "--init takes --vocab-size, tokenizer from",
         ),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "--context-length is 17 for a window, but"),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "--context-length must be an integer of at"),
