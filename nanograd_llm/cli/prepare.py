@@ -50,6 +50,7 @@ def prepare(
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import Tokenizer
     from nanograd_llm.text import prepare as prepare_texts
+    from nanograd_llm.text.corpora import nul_remark
 
     if vocab_size is not None and tokenizer != "bpe":
         raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {tokenizer}; leave it out")
@@ -72,5 +73,5 @@ def prepare(
     print(row("tokenizer", found["prepared"]["tokenizer"]))
     for name, part in (("train", found["train"]), ("held out", found["val"])):
         sizes = f"{counted(part['tokens'], 'token')}, {counted(part['bytes'], 'byte')}"
-        print(row(name, f"{counted(part['texts'], 'text')}: {sizes}"))
+        print(row(name, f"{counted(part['texts'], 'text')}: {sizes}{nul_remark(part['nuls'])}"))
     print(written(f"wrote {out}; next: nanograd-llm train {out}"))

@@ -29,7 +29,7 @@ from nanograd_llm.tasks.task import (
     share_of,
 )
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
-from nanograd_llm.text.corpora import builtin_corpus, split_text, text_hash
+from nanograd_llm.text.corpora import builtin_corpus, nul_remark, split_text, text_hash
 from nanograd_llm.text.prepared import TokenFiles, make_tokenizer, open_prepared, prepared_hash
 from nanograd_llm.text.sources import is_prepared, read_source, weighted
 from nanograd_llm.training.config import TrainConfig
@@ -279,9 +279,8 @@ class LanguageModelling(TextTask):
         """The text, the tokenizer and the model."""
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
-        nuls = f"; {counted(self._nuls, 'character')} of it NUL, as in a binary file" if self._nuls else ""
         return {
-            "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nuls}",
+            "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nul_remark(self._nuls)}",
             "held out": f"{'' if self.text.is_prepared else f'its last {self.text.held_out:.0%}: '}{self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": self.sizes(),

@@ -134,6 +134,15 @@ def texts_of(text: str | Iterable[str]) -> Iterable[str]:
     return text
 
 
+def nul_remark(count: int) -> str:
+    """What to add to a line about a text with so many NUL characters; "" without any.
+
+    >>> nul_remark(2), nul_remark(0)
+    ('; 2 characters of it NUL, as in a binary file', '')
+    """
+    return f"; {counted(count, 'character')} of it NUL, as in a binary file" if count else ""
+
+
 def well_formed(text: str) -> str:
     r"""Replace what UTF-8 cannot hold: a surrogate pair becomes its character, a lone surrogate becomes U+FFFD.
 

@@ -219,7 +219,7 @@ class _Writing:
         import hashlib
 
         self.path, self.name, self.dtype = path, name, dtype
-        self.texts = self.tokens = self.bytes = 0
+        self.texts = self.tokens = self.bytes = self.nuls = 0
         self.digest = hashlib.sha256()
 
     def __enter__(self) -> _Writing:
@@ -237,6 +237,7 @@ class _Writing:
         data = ids.astype(self.dtype).tobytes()
         self.texts, self.tokens = self.texts + 1, self.tokens + len(ids)
         self.bytes += len(well_formed(text).encode())
+        self.nuls += text.count("\0")
         self.digest.update(data)
         with self._errors():
             self.file.write(data)
@@ -246,7 +247,8 @@ class _Writing:
         with self._errors():
             self.file.flush()
             os.fsync(self.file.fileno())
-        return {"texts": self.texts, "tokens": self.tokens, "bytes": self.bytes, "sha256": self.digest.hexdigest()}
+        counts = {"texts": self.texts, "tokens": self.tokens, "bytes": self.bytes, "nuls": self.nuls}
+        return {**counts, "sha256": self.digest.hexdigest()}
 
 
 def _is_held_out(number: int, held_out: float, seed: int) -> bool:
