@@ -9,7 +9,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 
-def plot(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, html: Path | None = None) -> None:
+def plot(
+    runs: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    html: Path | None = None,
+    png: Path | None = None,
+) -> None:
     """Show the curves of runs: loss, learning rate and norm of the gradient; of `train --watch` also its layers.
 
     Parameters
@@ -18,16 +24,21 @@ def plot(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, htm
         Folders of runs.
     html
         Write a page with the loss against steps, items and time, such as plot.html; else the curves are lines of text.
+    png
+        The same as a picture, such as plot.png, which needs matplotlib. Only an earlier picture is replaced.
     """
     from nanograd_llm.cli.terminal import row, written
-    from nanograd_llm.files.atomic import write_atomically
+    from nanograd_llm.files.atomic import require_replaceable, write_atomically
+    from nanograd_llm.files.png import PNG_BEGINS
     from nanograd_llm.runs.compare import sparkline
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.see.page import require_html
-    from nanograd_llm.see.pictures import series, training_page
+    from nanograd_llm.see.pictures import series, training_page, training_png
     from nanograd_llm.see.watch import read_watched
 
     path = None if html is None else require_html(html)
+    if png is not None:
+        require_replaceable(png, ".png", PNG_BEGINS)
     folders = [RunFolder.open(Path(run)) for run in runs]
     metrics = {run: folder.read_metrics() for run, folder in zip(runs, folders)}
     width = max(8, min(48, shutil.get_terminal_size((100, 24)).columns - 34))
@@ -37,7 +48,10 @@ def plot(runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, htm
             curve = series(records, "step", key)[:, 1]
             ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
             print(written(row(f"  {title}", sparkline(curve, width) + ends)))
+    watched = {run: read_watched(folder.path) for run, folder in zip(runs, folders)}
     if path is not None:
-        watched = {run: read_watched(folder.path) for run, folder in zip(runs, folders)}
         write_atomically(path, training_page(metrics, watched).encode())
         print(written(f"wrote {path}; open it in a browser"))
+    if png is not None:
+        write_atomically(png, training_png(metrics, watched))
+        print(written(f"wrote {png}"))

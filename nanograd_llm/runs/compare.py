@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.png import png_of
 from nanograd_llm.runs.folder import RunFolder
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Score
@@ -160,8 +161,6 @@ def loss_picture(histories: Sequence[History]) -> str:
 
     A line is the training loss, the mean of neighbouring steps; a dot is a loss on held-out data.
     """
-    nouns = {one.noun for one in histories}
-    items = nouns.pop() if len(nouns) == 1 else "items"
     notes = ["line: loss of training; dot: loss on held-out data"]
     if len({tuple(one.settings.get(name) for name in DECISIVE) for one in histories}) > 1:
         notes.append("These runs have different tasks or tokenizers, so their losses are of different things.")
@@ -176,10 +175,7 @@ def loss_picture(histories: Sequence[History]) -> str:
     losses = losses[np.isfinite(losses)]
     low, most = (losses.min(), losses.max()) if len(losses) else (0.0, 1.0)
     low, most = (low, most) if most > low else (low - 0.5, low + 0.5)
-    second = "seconds", "seconds of training"
-    if all(one.settings.get("train.schedule") == "range" and one.steps for one in histories):
-        second = "decades", f"the learning rate, in powers of ten above {histories[0].rates[0]:.1e}"
-    for panel, (axis, name) in enumerate((("items", f"{items} trained on"), second)):
+    for panel, (axis, name) in enumerate(_against(histories)):
         x0 = left + panel * (wide + left)
         end = max([float(getattr(one, axis)[-1]) for one in histories if one.steps], default=1.0) or 1.0
 
@@ -215,26 +211,33 @@ def loss_picture(histories: Sequence[History]) -> str:
 
 def loss_png(histories: Sequence[History]) -> bytes:
     """The picture of `loss_picture` as PNG. Raises ConfigError without matplotlib, of the extra "plot"."""
-    import io
+    names = short_names([one.path for one in histories])
 
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("a PNG needs matplotlib: pip install matplotlib; an SVG needs nothing") from None
-    figure = Figure(figsize=(10, 4), layout="tight")
-    for axes, axis in zip(figure.subplots(1, 2), ("items", "seconds")):
-        for number, one in enumerate(histories):
-            colour, dash = _style(number)
-            steps = (0, tuple(map(float, dash.split()))) if dash != "none" else "-"
-            curve = smoothed(np.stack([getattr(one, axis), one.losses], axis=1), POINTS)
-            axes.plot(*curve.T, color=colour, linestyle=steps, label=short_names([h.path for h in histories])[number])
-            axes.plot(*one.held_out[:, [0 if axis == "items" else 1, 2]].T, "o", color=colour, markersize=4)
-        axes.set(xlabel=f"{axis} of training", ylabel="loss")
-        axes.legend()
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
-    return picture.getvalue()
+    def draw(figure: Any) -> None:
+        for axes, (axis, label) in zip(figure.subplots(1, 2), _against(histories)):
+            for number, one in enumerate(histories):
+                colour, dash = _style(number)
+                steps = (0, tuple(map(float, dash.split()))) if dash != "none" else "-"
+                curve = smoothed(np.stack([getattr(one, axis), one.losses], axis=1), POINTS)
+                # the space is for a name that begins with _, which a legend leaves out
+                axes.plot(*curve.T, color=colour, linestyle=steps, label=f" {names[number]:.80}")
+                if axis != "decades":
+                    dots = one.held_out[:, [0 if axis == "items" else 1, 2]]
+                    axes.plot(*dots.T, "o", color=colour, markersize=4)
+            axes.set(xlabel=label, ylabel="loss")
+            axes.legend()
+
+    return png_of(draw, 10, 4)
+
+
+def _against(histories: Sequence[History]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What the losses are drawn against: fields of a History, each with its name for a reader."""
+    nouns = {one.noun for one in histories}
+    items = nouns.pop() if len(nouns) == 1 else "items"
+    second = "seconds", "seconds of training"
+    if all(one.settings.get("train.schedule") == "range" and one.steps for one in histories):
+        second = "decades", f"the learning rate, in powers of ten above {histories[0].rates[0]:.1e}"
+    return ("items", f"{items} trained on"), second
 
 
 def _style(number: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""HTML pages without scripts: what `look` sees of a text, and the curves of training runs."""
+"""HTML pages without scripts: what `look` sees of a text, and the curves of training runs, also as PNG."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.files.png import png_of
 from nanograd_llm.see.look import Sight
 from nanograd_llm.see.page import shell
 
 POINTS = 200  # of a curve at most; each is the mean of the steps around it
+CHARTS = (  # title, x, y, is y logarithmic?
+    ("loss, by step", "step", "loss", False),
+    ("loss, by items trained on", "items", "loss", False),
+    ("loss, by seconds of training", "seconds", "loss", False),
+    ("learning rate, by step", "step", "learning_rate", False),
+    ("norm of the gradient, by step (log)", "step", "gradient_norm", True),
+)
 _DASHES = "", "7 3", "2 3", "9 3 2 3", "12 4"
 
 
@@ -105,14 +113,7 @@ def _attention(maps: np.ndarray, head: int) -> str:
 def training_page(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mapping[str, Any]) -> str:
     """The curves of training runs. runs: name -> the records of metrics.jsonl.  watched: name -> those of --watch."""
     names = list(runs)
-    charts = [
-        ("loss, by step", "step", "loss", False),
-        ("loss, by items trained on", "items", "loss", False),
-        ("loss, by seconds of training", "seconds", "loss", False),
-        ("learning rate, by step", "step", "learning_rate", False),
-        ("norm of the gradient, by step (log)", "step", "gradient_norm", True),
-    ]
-    drawn = [_chart(title, [(runs[n], x, y) for n in names], log) for title, x, y, log in charts]
+    drawn = [_chart(title, [(runs[n], x, y) for n in names], log) for title, x, y, log in CHARTS]
     legend = "".join(
         f'<li><svg width="40" height="10" aria-hidden="true"><path d="M0 5H40" class="line" {_dash(i)}/></svg> '
         f"{html.escape(name)}</li>"
@@ -122,6 +123,63 @@ def training_page(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mapp
     title = ", ".join(names)
     main = f'<h1>{html.escape(title)}</h1><ul class="legend">{legend}</ul><div class="maps">{"".join(drawn)}</div>'
     return shell(title, main + "".join(pictures))
+
+
+def training_png(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mapping[str, Any]) -> bytes:
+    """The pictures of `training_page` as PNG. Raises ConfigError without matplotlib, of the extra "plot"."""
+    pictures: list[tuple[Callable[..., None], float, str, Sequence[Mapping[str, Any]]]] = []
+    for name, records in watched.items():
+        if records and (layers := len(records[-1]["update"])):
+            pictures.append((_draw_updates, 1.5 + 0.16 * layers, name, records))
+        if records and (rows := -(-len(records[-1]["activations"]) // 6)):
+            pictures.append((_draw_activations, 0.5 + 2 * rows, name, records))
+    heights = [7.0, *(height for _, height, *_ in pictures)]
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import LogFormatter
+
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        panels = parts[0].subplots(2, 3)
+        for axes, (title, x, y, log) in zip(panels.flat, CHARTS):
+            for number, (name, records) in enumerate(runs.items()):
+                curve = series(records, x, y)
+                style = (0, tuple(map(float, dash.split()))) if (dash := _DASHES[number % len(_DASHES)]) else "-"
+                # the space is for a name that begins with _, which a legend leaves out
+                values = np.maximum(curve[:, 1], 1e-12) if log else curve[:, 1]
+                axes.plot(curve[:, 0], values, linestyle=style, label=f" {name:.80}")
+            axes.set(title=title, yscale="log" if log else "linear")
+            if log:  # its own labels are mathematics
+                axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+        panels[1, 2].axis("off")
+        panels[1, 2].legend(*panels[0, 0].get_legend_handles_labels(), loc="upper left")
+        for part, (draw_part, _, name, records) in zip(parts[1:], pictures):
+            draw_part(part, name, records)
+
+    return png_of(draw, 14, min(sum(heights), 600))  # matplotlib draws 65,535 pixels at most
+
+
+def _draw_updates(figure: Any, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    layers = list(records[-1]["update"])
+    ratios = np.log10([[record["update"].get(layer, math.nan) for record in records] for layer in layers])
+    axes = figure.subplots()
+    image = axes.imshow(ratios, aspect="auto", interpolation="nearest", vmin=-5, vmax=-1)
+    at = np.unique(np.linspace(0, len(records) - 1, 12).astype(int))
+    axes.set_xticks(at, [str(records[i]["step"]) for i in at])
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    axes.set(title=f"{name:.80}: update ÷ weight, by step; about 0.001 is usual")
+    figure.colorbar(image, ax=axes, label="power of ten")
+
+
+def _draw_activations(figure: Any, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    step, found = records[-1]["step"], records[-1]["activations"]
+    figure.suptitle(f"{name:.80}: what goes into the activations at step {step}; flat is where the slope is below 0.01")
+    panels = figure.subplots(-(-len(found) // 6), 6, squeeze=False).flat
+    for axes in panels[len(found) :]:
+        axes.axis("off")
+    for axes, (place, a) in zip(panels, found.items()):
+        axes.stairs(a["counts"], np.linspace(a["low"], a["high"], len(a["counts"]) + 1), fill=True)
+        axes.set(yticks=())
+        axes.set_title(f"{place}\nmean {a['mean']:.2f}, std {a['std']:.2f}, flat {a['flat']:.1%}", fontsize=7)
 
 
 def series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> np.ndarray:

@@ -241,11 +241,8 @@ def test_tokenize_shows_the_merges_that_made_each_piece(capsys, tmp_path):
 def test_nul_characters_are_told_by_prepare_and_train(capsys, tmp_path):
     lines = "the thin theory, then the other\n" * 500
     (tmp_path / "text.txt").write_text(f"{lines}one\0two\0{lines}", "utf-8")
-    text, data, told = (
-        str(tmp_path / "text.txt"),
-        str(tmp_path / "data"),
-        "; 2 characters of it NUL, as in a binary file",
-    )
+    text, data = str(tmp_path / "text.txt"), str(tmp_path / "data")
+    told = "; 2 characters of it NUL, as in a binary file"
     assert main(["prepare", text, "--tokenizer", "bytes", "--out", data]) == 0
     parts = [line for line in printed(capsys)[0].splitlines() if line.startswith(("train", "held out"))]
     assert sum(line.endswith(told) for line in parts) == 1 and sum("NUL" in line for line in parts) == 1

@@ -12,6 +12,7 @@ import pytest
 
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
+from nanograd_llm.see.watch import read_watched
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -74,6 +75,33 @@ def test_plot_shows_the_curves_of_runs_and_what_watch_wrote(run: str, tmp_path: 
     assert [line.split()[0] for line in out.splitlines()] == [run, "loss", "rate", "gradient", watched, "loss", "rate",
         "gradient", "wrote"]  # fmt: skip
     assert "update ÷ weight" in page.read_text("utf-8")
+
+
+def test_plot_draws_the_curves_and_what_watch_wrote_as_png(run: str, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    sizes = []
+    for name, watch in (("_a $x_$ b", []), ("watched", ["--watch", "1"])):  # no mathematics, and in the legend
+        path, picture = str(tmp_path / name), tmp_path / f"{name}.png"
+        assert main(["train", "--steps", "4", *watch, "--out", path, *TINY, "--held-out", "0.01"]) == 0
+        for _ in range(2):  # an earlier picture is replaced
+            assert main(["plot", run, path, "--png", str(picture)]) == 0
+        assert told(capsys)[0].endswith(f"wrote {picture}\n")
+        content = picture.read_bytes()
+        assert content[:4] == b"\x89PNG" and content[12:16] == b"IHDR"
+        sizes.append([int.from_bytes(content[at : at + 4], "big") for at in (16, 20)])
+    layers = len(read_watched(tmp_path / "watched")[-1]["update"])
+    assert sizes == [[1400, 700], [1400, 700 + 150 + 16 * layers + 250]]
+
+
+def test_a_png_without_matplotlib_or_over_a_text_is_refused(run: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "precious.png").write_text("precious")
+    for command in ("plot", "compare"):
+        assert main([command, run, "--png", str(tmp_path / "new.png")]) == 2
+        assert "a PNG needs matplotlib: pip install matplotlib" in told(capsys)[1]
+        assert main([command, run, "--png", str(tmp_path / "precious.png")]) == 4
+        assert "was not written by this command" in told(capsys)[1]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious.png": "precious"}
 
 
 def test_a_watched_run_has_the_same_losses(run: str, tmp_path: Path) -> None:

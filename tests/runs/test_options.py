@@ -135,6 +135,8 @@ def test_a_range_test_ends_when_the_loss_explodes_and_suggests_a_rate(text):
     assert len(found) < 200 and found[-1]["loss"] > 2 * min(record["loss"] for record in found)
     assert 1e-4 < run.suggested_rate() < 1
     assert "in powers of ten above 3" in loss_picture([history(run.folder.path)])
+    pytest.importorskip("matplotlib")
+    assert loss_png([history(run.folder.path)]).startswith(b"\x89PNG")
 
 
 def test_a_picture_of_losses_is_made_as_png(text):
