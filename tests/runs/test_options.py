@@ -57,10 +57,12 @@ def test_a_run_follows_its_schedule(text):
 
 def test_the_newest_checkpoints_and_the_best_are_kept(text, monkeypatch):
     run = run_of(text, keep=2, checkpoint_every=2, evaluate_every=3)
-    losses = iter([5.0, 1.0, 4.0, 3.0])
+    losses = {3: 5.0, 6: 1.0, 9: 4.0, 12: 3.0}
     score = run.task.score
     monkeypatch.setattr(
-        run.task, "score", lambda rows=None: type(s := score(rows))(s.name, s.figure, {"loss": next(losses)})
+        run.task,
+        "score",
+        lambda rows=None: type(s := score(rows))(s.name, s.figure, {"loss": losses[run.trainer.steps_done]}),
     )
     list(run.train())
     assert run.best == 6 and [*run.folder.checkpoints()] == [6, 10, 12]
