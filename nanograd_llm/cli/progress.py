@@ -13,11 +13,10 @@ import numpy as np
 from nanograd_llm.backend.threads import pinned_blas
 from nanograd_llm.cli.terminal import row
 from nanograd_llm.runs.compare import sparkline
+from nanograd_llm.runs.progress import QUOTE, Bar, numbers
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
-from nanograd_llm.settings import counted, printable
+from nanograd_llm.settings import counted
 from nanograd_llm.training.trainer import StepRecord
-
-_QUOTE = "    | "
 
 
 def show(run: Run, events: Iterator[Event]) -> int:
@@ -34,7 +33,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
     run.on_stop, measured_on, remark = _say_stopping, "", ""
     losses: list[float] = []
-    display = (_Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
+    display = (Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
         for event in events:
             if isinstance(event, StepRecord):
@@ -76,10 +75,6 @@ def _say_stopping(number: signal.Signals, interrupts: bool) -> None:
     os.write(2, b"\n")
 
 
-def _numbers(record: StepRecord, items: str) -> tuple[str, str]:
-    return f"loss {record.loss:.3f}", f"{record.items_per_second:,.0f} {items}/s"
-
-
 class _Lines:
     """Plain lines, one for each tenth of the run, for files and pipes."""
 
@@ -89,42 +84,11 @@ class _Lines:
     def step(self, record: StepRecord) -> None:
         if int(record.progress * 10) > self.tenths:
             self.tenths = int(record.progress * 10)
-            loss, speed = _numbers(record, self.items)
+            loss, speed = numbers(record, self.items)
             self.say(f"step {record.step:>6}: {record.progress:4.0%}, {loss}, {speed}")
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
     def quote(self, text: str) -> None:
-        self.say("\n".join(_QUOTE + line for line in text.splitlines()))
-
-
-class _Bar:
-    """A progress bar with loss, speed and the time left; text from `say` appears above it."""
-
-    def __init__(self, items: str = "items") -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.items, console = items, Console()
-        columns = [(0, TextColumn("step {task.fields[step]:>6}")), (75, BarColumn())]  # each with the width it needs
-        columns += [(0, TextColumn("{task.percentage:>3.0f}%")), (30, TextColumn("{task.fields[loss]}"))]
-        columns += [(66, TextColumn("{task.fields[speed]}")), (42, TimeRemainingColumn()), (42, TextColumn("left"))]
-        self.shown = Progress(*(column for width, column in columns if width <= console.width), console=console)
-        self.task = self.shown.add_task("training", total=1.0, step=0, loss="", speed="")
-
-    def step(self, record: StepRecord) -> None:
-        loss, speed = _numbers(record, self.items)
-        self.shown.update(self.task, completed=record.progress, step=record.step, loss=loss, speed=speed)
-
-    def say(self, text: str) -> None:
-        self.shown.console.print(printable(text), markup=False, highlight=False)
-
-    def quote(self, text: str) -> None:
-        """With the mark before each line of the screen, also where a line of the text takes several."""
-        from rich.text import Text
-
-        console = self.shown.console
-        room = max(1, console.width - len(_QUOTE))
-        rows = [row.plain for line in printable(text).splitlines() for row in Text(line).wrap(console, room)]
-        self.say("\n".join(_QUOTE + row.rstrip() for row in rows))
+        self.say("\n".join(QUOTE + line for line in text.splitlines()))

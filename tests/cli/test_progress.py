@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from nanograd_llm.cli.progress import _Bar, _Lines, show
+from nanograd_llm.cli.progress import _Lines, show
 from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.gradcheck import Report
+from nanograd_llm.runs.progress import Bar, shown
 from nanograd_llm.runs.run import Run, Scored
 from nanograd_llm.settings import printable
 from nanograd_llm.tasks.task import Score
@@ -25,7 +27,7 @@ TEXT = "The statement is a statement of the statement.\n\n  [bold]x[/]\n" + "\u6
 
 @pytest.mark.parametrize("width", [12, 20, 30])
 def test_on_a_terminal_each_line_of_a_quote_begins_with_its_mark(width: int) -> None:
-    bar, screen = _Bar(), io.StringIO()
+    bar, screen = Bar(), io.StringIO()
     bar.shown = Progress(console=Console(file=screen, width=width))
     bar.quote(TEXT)
     rows = screen.getvalue().splitlines()
@@ -66,7 +68,7 @@ def test_on_a_narrow_terminal_the_bar_leaves_fields_out_and_cuts_none(
     width: int, parts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    bar, screen = _Bar("tokens"), io.StringIO()
+    bar, screen = Bar("tokens"), io.StringIO()
     bar.step(RECORD)
     console = Console(file=screen, width=width)
     console.print(bar.shown.get_renderable())
@@ -79,7 +81,7 @@ def test_on_a_narrow_terminal_the_bar_leaves_fields_out_and_cuts_none(
 @pytest.mark.parametrize("bad", ["\x1b[31m", "\x07", "\x9b2J", "\r", "\u202e", "\x7f", "\0"])
 def test_control_characters_are_shown_as_their_escapes(bad: str) -> None:
     assert printable(f"a{bad}b") == f"a{bad[0].encode('unicode_escape').decode()}{bad[1:]}b"
-    bar, screen = _Bar(), io.StringIO()
+    bar, screen = Bar(), io.StringIO()
     bar.shown = Progress(console=Console(file=screen, width=80))
     bar.quote(f"a{bad}b")
     bar.say(f"a{bad}b")
@@ -108,3 +110,17 @@ def test_text_lines_tabs_and_all_that_is_only_shown_stay_as_they_are() -> None:
         printable("a\tb\r\n\u6f22 \U0001f469\u200d\U0001f52c \u00a0")
         == "a\tb\n\u6f22 \U0001f469\u200d\U0001f52c \u00a0"
     )
+
+
+def test_in_a_notebook_one_bar_is_redrawn_and_every_event_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[list[str]] = []
+
+    def display(progress: Progress, *, display_id: bool) -> SimpleNamespace:
+        cells.append([])
+        return SimpleNamespace(update=lambda p: cells[0].append(p._repr_mimebundle_((), ())["text/html"]))
+
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    events = [RECORD, "a score", dataclasses.replace(RECORD, loss=1.5, progress=1.0)]
+    assert list(shown(iter(events), "tokens")) == events
+    assert len(cells) == 1 and "100%" in cells[0][-1] and "loss 1.500" in cells[0][-1]
