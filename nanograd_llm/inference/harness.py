@@ -28,10 +28,7 @@ def harness_model(model: GPT, tokenizer: Tokenizer, *, max_new_tokens: int = 256
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             stride = model.config.context_length
             texts = [request.args[0] for request in requests]
-            return [
-                -float(score_text(model, text, tokenizer, stride=min(stride, len(tokenizer.encode(text)))).losses.sum())
-                for text in texts
-            ]
+            return [-float(score_text(model, text, tokenizer, stride=stride).losses.sum()) for text in texts]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             found = []

@@ -17,6 +17,7 @@ from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.settings import counted
 from nanograd_llm.text import IGNORE_INDEX, Tokenizer, count_windows, sliding_windows
+from nanograd_llm.text.windows import require_stride
 
 Progress = Callable[[float], object]
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 2**23  # bound the memory
@@ -49,8 +50,9 @@ def score_text(
     """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
 
     If the tokenizer has an end-of-text token, the first token is scored as its successor; otherwise it is left out.
-    stride: how far the window moves; half a window if not given. progress: called with the share that is done.
-    Raises ShapeError for a text without a token to score, NonFiniteError if a logit is not finite.
+    stride: how far the window moves, at most the model's context; half a window if not given. progress: called with the
+    share that is done. Raises ConfigError for another stride, ShapeError for a text without a token to score,
+    NonFiniteError if a logit is not finite.
     """
     ids = tokenizer.encode(text)
     if tokenizer.end_of_text is not None:
@@ -58,9 +60,10 @@ def score_text(
     if len(ids) < 2:
         raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
     window = min(model.config.context_length, len(ids) - 1)
-    losses = token_losses(
-        model, ids, context_length=window, stride=max(1, window // 2) if stride is None else stride, progress=progress
-    )
+    if stride is None:
+        stride = max(1, window // 2)
+    require_stride(stride, model.config.context_length)
+    losses = token_losses(model, ids, context_length=window, stride=min(stride, window), progress=progress)
     length_of = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
     return ScoredText(name, ids[1:], losses, length_of[ids[1:]], window)
 

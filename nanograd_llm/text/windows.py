@@ -137,10 +137,15 @@ def sliding_windows(
 def count_windows(ids: ArrayLike | TokenFiles, *, context_length: int, stride: int) -> int:
     """How many windows `sliding_windows` makes of these ids. Raises as it does."""
     row = _ids(ids, context_length)
+    require_stride(stride, context_length)
+    return 1 - (context_length + 1 - len(row)) // stride
+
+
+def require_stride(stride: int, context_length: int) -> None:
+    """Raise ConfigError unless windows that move by `stride` have every id but the first as a target."""
     require_int("stride", stride, 1)
     if stride > context_length:
         raise ConfigError(f"stride is {stride}, which skips targets; expected at most context_length={context_length}")
-    return 1 - (context_length + 1 - len(row)) // stride
 
 
 def show_batch(tokens: NDArray[np.integer], targets: NDArray[np.integer], tokenizer: Tokenizer) -> str:

@@ -60,6 +60,16 @@ def test_every_token_of_a_text_has_one_loss_and_their_mean_is_that_of_evaluate(m
     )
 
 
+@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer.train(TEXT)])
+def test_a_text_shorter_than_the_stride_is_scored_in_one_window_and_only_a_stride_over_the_context_is_refused(
+    model, tokenizer
+):
+    losses = score_text(model, "It w", tokenizer, stride=8).losses
+    assert losses.tolist() == score_text(model, "It w", tokenizer).losses.tolist()
+    with pytest.raises(ConfigError, match="stride is 9, which skips targets; expected at most context_length=8"):
+        score_text(model, "It w", tokenizer, stride=9)
+
+
 def test_the_bytes_of_scored_texts_are_all_bytes_of_them(model):
     texts = [score_text(model, text, BYTES) for text in (TEXT, "another one")]
     found = evaluation_of(texts)
