@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import secrets
 import sys
@@ -15,7 +14,7 @@ from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference import Sampling, stream_text, write_texts
 from nanograd_llm.inference.sampling import PROSE
-from nanograd_llm.inference.writing import default_prompt
+from nanograd_llm.inference.writing import default_prompt, unescaped
 from nanograd_llm.settings import require_int
 
 _SHOWN = {**vars(PROSE), "temperature": f"{PROSE.temperature}; 0 for a model that answers", "seed": "a random one"}
@@ -99,7 +98,7 @@ def generate(
             )
         ids = ids[-context:]
     strategy = strategy_of(sampling, answers=template is not None)
-    ends = [codecs.decode(text.encode("latin-1", "backslashreplace"), "unicode_escape") for text in stop]
+    ends = [unescaped(text) for text in stop]
     settings: Any = {"max_new_tokens": max_new_tokens, "sampling": strategy, "cache": cache, "stop": ends}
     begin = prompt if template is None else ""
     if n > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nanograd_llm.errors import IndexRangeError
+from nanograd_llm.errors import ConfigError, IndexRangeError
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
@@ -73,6 +74,21 @@ def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
             rest = rest[len(rest) - waits :]
     if rest:
         yield rest
+
+
+def unescaped(stop: str) -> str:
+    r"""A text for `before_stop` as it is typed in a shell, where a new line is \n. Raises ConfigError for no text.
+
+    >>> unescaped(r"\n\n")
+    '\n\n'
+    """
+    try:
+        text = codecs.decode(stop.encode("latin-1", "backslashreplace"), "unicode_escape")
+    except UnicodeDecodeError:
+        text = ""
+    if not text:
+        raise ConfigError(f"stop is '{stop:.100}'; give a text, such as '\\n\\n'; a backslash is written '\\\\'")
+    return text
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

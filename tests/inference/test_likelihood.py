@@ -219,6 +219,7 @@ def test_generate_writes_several_texts_to_a_stop_and_refuses_a_prompt_that_is_to
         "the prompt has 40 tokens, and the model sees 16; give a shorter one, or --truncate" in capsys.readouterr().err
     )
     assert main(["generate", str(run / "run"), "a" * 40, "--truncate", "--stop", "\\n", *few]) == 0
+    assert main(["generate", str(run / "run"), "a", "--stop", "\\", *few]) == 2
 
 
 @pytest.mark.parity

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig
-from nanograd_llm.errors import IndexRangeError
+from nanograd_llm.errors import ConfigError, IndexRangeError
 from nanograd_llm.inference import Conversation, Dialogue, Sampling, generate, stream_text, writing
-from nanograd_llm.inference.writing import default_prompt
+from nanograd_llm.inference.writing import default_prompt, unescaped
 from nanograd_llm.text import ByteTokenizer, CharTokenizer, Tokenizer
 from nanograd_llm.text.template import Template
 
@@ -122,6 +122,16 @@ def test_a_line_that_the_tokenizer_cannot_read_adds_nothing_to_a_conversation() 
     with pytest.raises(IndexRangeError, match="character 'x' at position 1"):
         list(talk.reply("axe"))
     assert talk.ids.tolist() == before
+
+
+# A text that ends what is written
+
+
+def test_a_stop_text_is_read_with_its_escapes_and_one_that_says_no_text_is_refused() -> None:
+    assert [unescaped(text) for text in (r"\n\n", "Ü€", r"a\\", r"\x41")] == ["\n\n", "Ü€", "a\\", "A"]
+    for text in ("", "\\", r"\x", r"\N{no name}"):
+        with pytest.raises(ConfigError, match=r"stop is '.*'; give a text, such as"):
+            unescaped(text)
 
 
 # A dialogue
