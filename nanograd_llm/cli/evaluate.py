@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from nanograd_llm.cli.options import Device, Model
-from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.cli.terminal import waiting, written
 from nanograd_llm.settings import counted, printable
 
 SHOWN = 20  # documents in the table at most
@@ -53,7 +53,7 @@ def evaluate(
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.runs.prepare import score_run
     from nanograd_llm.text.examples import read_choices
-    from nanograd_llm.text.sources import files_of, read_source
+    from nanograd_llm.text.sources import LEFT_OUT, named_texts
 
     use_device(device)
     if not texts and not choices:
@@ -74,18 +74,24 @@ def evaluate(
             answered = answer_choices(
                 loaded, tokenizer, questions, progress=lambda share: progress(share, "answering the questions")
             )
-        paths = [path for text in texts for path in (["-"] if text == "-" else files_of(text))]
-        scored = []
-        for name, path in zip(short_names(paths), paths):
-            content = read_source(path, lambda doing, share: progress(share, doing))
-            tell = functools.partial(progress, title=f"scoring {name}")
-            scored.append(score_text(loaded, content, tokenizer, name=name, stride=stride, progress=tell))
+        scored, left_out = [], []
+
+        def report(doing: str, share: float) -> None:
+            progress(share, doing)
+            if doing.startswith(LEFT_OUT):
+                left_out.append(doing)
+
+        for path, content in (named for text in texts for named in named_texts(text, report)):
+            tell = functools.partial(progress, title=f"scoring {path}")
+            scored.append(score_text(loaded, content, tokenizer, name=path, stride=stride, progress=tell))
     if choices:
         print(answered)
     if not scored:
         return
+    for line in left_out:
+        print(written(line))
     if len(scored) > 1:
-        _table([(text.name, evaluation_of([text])) for text in scored])
+        _table([(name, evaluation_of([text])) for name, text in zip(short_names([t.name for t in scored]), scored)])
     found, between = evaluation_of(scored), interval(scored)
     within = "" if between is None else f"  (95 %: {between[0]:.4f} to {between[1]:.4f})"
     print(

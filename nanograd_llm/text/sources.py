@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import operator
 import os
 import re
 import sys
@@ -20,6 +22,7 @@ from nanograd_llm.text.corpora import decoded_blocks
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**36  # bytes that a gzip file may hold
 BLOCK = 2**20  # bytes that are read at once
+LEFT_OUT = "left out "  # how a report of files begins that are no text
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 
 
@@ -41,10 +44,22 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError for what
     is no text, ConfigError for a prepared folder.
     """
+    return (text for _, text in _named(source, report, size))
+
+
+def named_texts(source: str, report: Report = lambda doing, share: None) -> Iterator[tuple[str, str]]:
+    """The path of each file of a source, "-" for standard input, and its texts as one; otherwise as `documents`."""
+    for path, found in itertools.groupby(_named(source, report, None), operator.itemgetter(0)):
+        yield path, BETWEEN.join(text for _, text in found)
+
+
+def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str, str]]:
+    """Each of the `documents`, after the path of its file."""
     if is_prepared(source):
         raise ConfigError(f"{source}: is a prepared folder, which only the task language-model takes; give the texts")
     if source == "-":
-        yield from _parts(decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input"), size)
+        blocks = decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input")
+        yield from ((source, text) for text in _parts(blocks, size))
         return
     found, paths = 0, list(files_of(source))
     skipped: dict[str, list[str]] = {}  # what was said of files, by its reason
@@ -61,13 +76,13 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
                 continue
         for text in _documents(path, size):
             found += 1
-            yield text
+            yield path, text
     if not found:
         why = f"; {next(iter(skipped.values()))[0]}" if skipped else ""
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
         each = [first + (f" (and {len(more):,} more)" if more else "") for first, *more in skipped.values()]
-        report(f"left out {sum(map(len, skipped.values()))} of {len(paths)} files: {'; '.join(each)}", 1)
+        report(f"{LEFT_OUT}{sum(map(len, skipped.values()))} of {len(paths)} files: {'; '.join(each)}", 1)
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:

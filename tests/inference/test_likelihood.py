@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -190,6 +191,20 @@ def test_eval_shows_a_line_for_each_text_the_interval_and_the_hardest_tokens(run
     assert len(out.rstrip().splitlines()[-2:]) == 2 and " -> " in out.splitlines()[-1]
     total = sum((run / "texts" / f"{i}.txt").stat().st_size for i in range(3))
     assert f"{total:,} bytes" in out
+
+
+def test_eval_leaves_files_of_a_folder_out_that_are_no_text_and_says_so(run, capsys, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "one.txt").write_text("the cat sat")
+    (tmp_path / "two.jsonl").write_text('{"text": "on the"}\n{"text": "mat"}\n')
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG\xff\xfe")
+    (tmp_path / "__init__.py").touch()
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "left out 2 of 4 files: " in out and "logo.png is not UTF-8" in out and "__init__.py is empty" in out
+    assert f" {os.path.join('more', 'one.txt')} " in out and " two.jsonl " in out
+    assert f"{len('the cat sat') + len('on the') + 3 + len('mat')} bytes" in out
 
 
 def test_eval_without_a_text_scores_all_that_was_held_out(run, capsys):

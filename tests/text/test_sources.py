@@ -3,12 +3,14 @@
 import gzip
 import io
 import json
+import os
 import sys
 
 import pytest
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.text import read_source
+from nanograd_llm.text.sources import named_texts
 
 
 @pytest.fixture
@@ -36,6 +38,14 @@ def test_files_of_a_folder_that_are_no_text_are_counted_by_reason(folder):
     read_source(str(folder), lambda doing, share: told.append(doing))
     assert "left out 5 of 8 files: " in told[-1] and "a.py is empty; expected text (and 2 more)" in told[-1]
     assert "logo.png is not UTF-8" in told[-1] and "d.jsonl, line 2: expected an object" in told[-1]
+
+
+def test_the_texts_of_each_file_come_as_one_with_its_path(folder):
+    (folder / "d.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (folder / "e.txt").touch()
+    found = [(os.path.relpath(path, folder), text) for path, text in named_texts(str(folder))]
+    more = os.path.join("more", "c.txt")
+    assert found == [("a.md", "first"), ("b.txt", "second"), ("d.jsonl", "one\n\n\ntwo"), (more, "third")]
 
 
 def test_a_pattern_gives_the_files_that_match(folder):
