@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.cli import main
-from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, ShapeError
+from nanograd_llm.errors import BadFileError, ConfigError, ShapeError
 from nanograd_llm.inference import (
     Sampling,
     answer_choices,
@@ -19,6 +21,7 @@ from nanograd_llm.inference import (
     evaluation_of,
     generate,
     hardest,
+    harness,
     interval,
     log_likelihoods,
     score_text,
@@ -166,10 +169,8 @@ def test_prompts_of_any_lengths_are_continued_as_each_alone(model):
     prompts = [BYTES.encode(text) for text in ("a", "some longer prompt", "bc")]
     sampling = Sampling(temperature=0)
     together = write_texts(model, BYTES, prompts, max_new_tokens=6, sampling=sampling, cache=False)
-    alone = [
-        "".join(stream_text(model, BYTES, p, max_new_tokens=6, sampling=sampling, cache=False)) for p in prompts[:1]
-    ]
-    assert together[:1] == alone and len(together) == 3
+    alone = ["".join(stream_text(model, BYTES, p, max_new_tokens=6, sampling=sampling, cache=False)) for p in prompts]
+    assert together == alone
 
 
 @pytest.fixture(scope="module")
@@ -268,11 +269,24 @@ def test_the_harness_finds_the_same_numbers_with_its_own_model(run, tmp_path):
     assert mine == other
 
 
-def test_the_adapter_is_refused_without_the_harness(model):
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
-        from nanograd_llm.inference import harness_model
+@pytest.mark.parametrize(("settings", "seen"), [({}, 4), ({"max_gen_toks": 2}, 6), ({"max_gen_toks": 100}, 4)])
+def test_the_adapter_continues_the_end_of_a_prompt_at_least_half_a_context_long(model, monkeypatch, settings, seen):
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["lm_eval.api.model"].LM = object
+    shown = []
 
-        with pytest.raises((ImportError, NanogradError)):
-            harness_model(model, BYTES)
+    def write(model, tokenizer, ids, **settings):
+        shown.append(tokenizer.decode(ids))
+        return ()
+
+    monkeypatch.setattr(harness, "stream_text", write)
+    request = types.SimpleNamespace(args=("0123456789", settings))
+    harness.harness_model(model, BYTES).generate_until([request])
+    assert shown == ["0123456789"[-seen:]]
+
+
+def test_the_adapter_is_refused_without_the_harness(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    with pytest.raises(ConfigError, match="pip install lm-eval"):
+        harness.harness_model(model, BYTES)
