@@ -152,6 +152,8 @@ def prepare(
     """
     require_number("held_out", held_out, 1e-6, 0.9)
     require_seed(seed)
+    if not sources:
+        raise ConfigError("prepare needs at least one source; give files or folders")
     if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
         raise ConfigError(f"{out}: already holds a prepared text; choose another folder")
     with written_together(out) as folder, contextlib.ExitStack() as stack:

@@ -108,6 +108,11 @@ def test_a_tokenizer_is_made_of_all_texts(tmp_path, source, kind):
         assert tokenizer.has_same_ids(BPETokenizer.train(TEXTS, 280))
 
 
+def test_no_source_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="prepare needs at least one source; give files or folders"):
+        prepare([], tmp_path / "out")
+
+
 def test_several_sources_and_standard_input_are_prepared_together(tmp_path, source, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a piped text\n" * 300)))
     prepare([source, "-"], tmp_path / "data", "bpe", vocab_size=300)
