@@ -6,6 +6,7 @@ The schemes are those of EleutherAI's lm-evaluation-harness, so its figures can 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -64,8 +65,9 @@ def score_text(
         stride = max(1, window // 2)
     require_stride(stride, model.config.context_length)
     losses = token_losses(model, ids, context_length=window, stride=min(stride, window), progress=progress)
-    length_of = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
-    return ScoredText(name, ids[1:], losses, length_of[ids[1:]], window)
+    occurring, places = np.unique(ids[1:], return_inverse=True)
+    sizes = np.array([len(tokenizer.decode_bytes([i])) for i in occurring])[places]
+    return ScoredText(name, ids[1:], losses, sizes, window)
 
 
 def token_losses(
@@ -96,24 +98,25 @@ def interval(texts: Sequence[ScoredText], seed: int = 0) -> tuple[float, float] 
 
     Neighbouring tokens are alike, so blocks as long as a window are drawn, not tokens (Künsch 1989).
     """
-    blocks = [
+    rows = [
         (text.losses[i : i + text.block].sum(), text.sizes[i : i + text.block].sum())
         for text in texts
         for i in range(0, len(text.losses), text.block)
     ]
-    if len(blocks) < 2:
+    if len(rows) < 2:
         return None
-    drawn = np.random.default_rng(seed).integers(len(blocks), size=(RESAMPLES, len(blocks)))
-    nats, sizes = np.array(blocks)[drawn].sum(axis=1).T
+    rng, blocks = np.random.default_rng(seed), np.array(rows)
+    size = (10, len(rows))  # few at once, which bounds the memory
+    drawn = [blocks[rng.integers(len(rows), size=size)].sum(axis=1) for _ in range(RESAMPLES // 10)]
+    nats, sizes = np.concatenate(drawn).T
     low, high = np.quantile(nats / np.log(2) / np.maximum(sizes, 1), [0.025, 0.975])
     return float(low), float(high)
 
 
 def hardest(texts: Sequence[ScoredText], count: int) -> list[tuple[ScoredText, int]]:
     """The tokens with the highest losses, each as its text and its place there, the hardest first."""
-    losses = np.concatenate([text.losses for text in texts])
-    owners = [(text, place) for text in texts for place in range(len(text.losses))]
-    return [owners[i] for i in np.argsort(-losses, kind="stable")[:count]]
+    places = ((text, place) for text in texts for place in range(len(text.losses)))
+    return heapq.nlargest(count, places, key=lambda found: found[0].losses[found[1]])
 
 
 def log_likelihoods(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -94,6 +95,29 @@ def test_the_interval_holds_the_score_and_has_its_width():
         covered += low < 1 < high
     assert 0.88 * 200 < covered <= 200 and RESAMPLES >= 1000
     assert interval([ScoredText("", np.zeros(5, int), np.ones(5), np.ones(5, int), 10)]) is None
+
+
+def test_the_interval_and_the_hardest_tokens_of_a_long_text_need_little_memory():
+    text = ScoredText("", np.zeros(40_000, int), np.linspace(1, 2, 40_000), np.ones(40_000, int), 10)
+    tracemalloc.start()
+    try:
+        interval([text])
+        hardest([text], 0), hardest([text], 5)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_only_the_tokens_that_a_text_has_are_decoded_for_their_sizes(model):
+    decoded = []
+
+    class Counting(ByteTokenizer):
+        def decode_bytes(self, ids):
+            decoded.extend(ids)
+            return super().decode_bytes(ids)
+
+    assert score_text(model, "abca", Counting()).sizes.tolist() == [1, 1, 1, 1]
+    assert decoded == [97, 98, 99]
 
 
 def test_the_hardest_tokens_come_first(model):
