@@ -26,7 +26,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The tables of the file.
 
     Raises StorageError if it cannot be read; BadFileError if it is not TOML, is too long, or has a setting outside a
-    table or one that is not a string, strings in brackets, a number of 64 bits, true or false.
+    table or one that is not a string, a list of strings, a number of 64 bits, true or false.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -52,7 +52,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             is_list = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
             if is_long or not (is_list or isinstance(value, (str, int, float))):
                 raise BadFileError(
-                    f"{path}: {key!r:.100} is {shown(value)}; expected a string, a number of 64 bits, true or false"
+                    f"{path}: {key!r:.100} is {shown(value)}; "
+                    "expected a string, a list of strings, a number of 64 bits, true or false"
                 )
     return tables
 
