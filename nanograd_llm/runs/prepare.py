@@ -18,7 +18,7 @@ from nanograd_llm.files.toml import read_toml
 from nanograd_llm.nn import lora
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
-from nanograd_llm.runs.run import Run, require_unfinished
+from nanograd_llm.runs.run import Run, require_same_files, require_unfinished
 from nanograd_llm.runs.tables import check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
@@ -176,11 +176,18 @@ def resume_run(
 
 
 def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Score:
-    """The score of the run at `path`, of any task, on all that it held out. Raises as `resume_run` does."""
-    from nanograd_llm.runs.opening import open_model  # which knows every format of pretrained models
+    """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
 
-    task = _made_again(RunFolder.open(path), {}, report)[0]
-    vars(task)["model"] = open_model(path).model()
+    Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
+    """
+    from nanograd_llm.runs.opening import OpenedRun, open_model  # which knows every format of pretrained models
+
+    opened = open_model(path)
+    if not isinstance(opened, OpenedRun):
+        raise ConfigError(f"{opened.source} is no run, so it has nothing that is held out; give a text")
+    task = _made_again(opened.folder, {}, report)[0]
+    require_same_files(task, opened.path)
+    vars(task)["model"] = opened.model()
     report("scoring", 0)
     return task.score()
 

@@ -130,7 +130,7 @@ class Run:
         over; ShapeError, BadFileError where the checkpoint does not fit.
         """
         run = cls.__new__(cls)
-        _require_same_files(task, folder.path)
+        require_same_files(task, folder.path)
         step, arrays, metadata = folder.newest_whole() if folder.checkpoints() else (0, {}, UNTRAINED)
         try:
             workers, rows = int(metadata["workers"]), int(metadata["rows"])
@@ -397,7 +397,7 @@ def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int,
         )
 
 
-def _require_same_files(task: Task, folder: Path) -> None:
+def require_same_files(task: Task, folder: Path) -> None:
     """Raise ConfigError where what the task saves beside its model differs from what lies in the folder.
 
     Data are compared by their hash; they may have another name by now.
@@ -412,6 +412,6 @@ def _require_same_files(task: Task, folder: Path) -> None:
             if found != before:
                 what = "its data have changed" if made.name == HASH_NAME else f"its {made.name} would be another one"
                 raise ConfigError(
-                    f"{folder}: {what} since the run began; give the data that it learned from, or start another run "
-                    f"with --init {folder}"
+                    f"{folder}: {what} since the run began; bring back the data that it learned from, or train it "
+                    f"further on others with --init {folder}"
                 )

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.prepare import prepare_run, resume_run
+from nanograd_llm.runs.prepare import prepare_run, resume_run, score_run
 
 LINES = [f"the {a} cat {b} the {c} dog\tle chat {a} {b} le chien {c}" for a in "xyz" for b in "uvw" for c in "pqrs"]
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.2, "seed": 3, "workers": 2, "batch_size": 6}
@@ -221,9 +223,27 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
     path = stopped(tmp_path, task)
     (data,) = tmp_path.glob("text.*")
     data.write_text(data.read_text("utf-8").replace("cat", "cow", 1), encoding="utf-8")
-    expected = r"its (data have changed|\w+\.json would be another one) since the run began; give the data"
+    expected = r"its (data have changed|\w+\.json would be another one) since the run began; bring back the data"
     with pytest.raises(ConfigError, match=expected):
         resume_run(path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_whose_data_have_changed_is_not_scored_on_others(tmp_path, task, capsys):
+    path = stopped(tmp_path, task)
+    (data,) = tmp_path.glob("text.*")
+    before = data.read_text("utf-8")
+    data.write_text(before.replace("cat", "cow"), encoding="utf-8")
+    assert main(["eval", str(path)]) == 2
+    assert "since the run began; bring back the data that it learned from" in capsys.readouterr().err
+    data.write_text(before, encoding="utf-8")
+    first, last = [score_run(one) for one in RunFolder.open(path).checkpoints().values()]
+    assert score_run(path) == last != first
+
+
+def test_a_model_that_is_no_run_has_nothing_held_out(capsys):
+    assert main(["eval", str(Path(__file__).parents[1] / "fixtures" / "safetensors_float32")]) == 2
+    assert "is no run, so it has nothing that is held out; give a text" in capsys.readouterr().err
 
 
 def test_settings_that_would_make_another_run_are_refused(tmp_path):
