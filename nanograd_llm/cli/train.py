@@ -152,6 +152,8 @@ def train(
     use_device(device)
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()
+    if files and "data" in settings:
+        raise ConfigError("FILE and --data are both given; give all sources in one of them")
     options = {**settings, **({"file": files[0]} if len(files) == 1 else {"data": files} if files else {})}
     if show_batch and resume is not None:
         raise ConfigError("--show-batch shows what a new run begins with; leave --resume out")

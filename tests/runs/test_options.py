@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from nanograd_llm.cli import main
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.compare import history, loss_picture, loss_png
@@ -33,6 +34,12 @@ def run_of(text, **options):
 
 def records(run):
     return [record for record in run.folder.read_metrics() if "loss" in record]
+
+
+def test_files_beside_data_are_refused(text, capsys):
+    for files in ([text], [text, text]):
+        assert main(["train", *files, "--data", f"{text}:0.7", f"{text}:0.3"]) == 2
+        assert "FILE and --data are both given; give all sources in one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
