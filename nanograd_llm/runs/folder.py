@@ -204,10 +204,9 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             steps = [re.match(r"--- step (\d{1,15})\n", text) for text in samples]  # None for what a power cut left
             kept_samples = [text for text, found in zip(samples, steps) if found and int(found[1]) <= step]
             write_atomically(self.samples_path, "".join(kept_samples).encode())
-        with storage_errors(f"{self.checkpoints_path}: cannot remove a damaged checkpoint", "check its permissions"):
-            for later, path in self.checkpoints().items():
-                if later > step:
-                    path.unlink()
+        for later in self.checkpoints():
+            if later > step:
+                self.remove_checkpoint(later)
 
     def checkpoint_path(self, step: int) -> Path:
         """The path of the checkpoint of `step`, also if there is none."""
@@ -224,6 +223,12 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         path = self.checkpoint_path(step)
         save_checkpoint(path, arrays, metadata)
         return path
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Remove the checkpoint of `step`, if there is one. Raises StorageError where that fails."""
+        path = self.checkpoint_path(step)
+        with storage_errors(f"{path}: cannot be removed", "check its permissions"):
+            path.unlink(missing_ok=True)
 
     def newest_whole(self) -> tuple[int, dict[str, NDArray[Any]], dict[str, str]]:
         """The step, the arrays and the metadata of the newest checkpoint that is not damaged.

@@ -185,7 +185,7 @@ class Run:
 
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
         c, minutes, saved = self.config, self.trainer.config.minutes, time.monotonic()
-        automatic = [*self.folder.checkpoints().values()]  # of a resumed run
+        automatic = [*self.folder.checkpoints()]  # of a resumed run
         done = spent / (60 * minutes) if minutes else self.trainer.steps_done / self.trainer.config.steps
         fifths = int(5 * done)
         if self.task.init is not None and not self.trainer.steps_done:
@@ -216,9 +216,9 @@ class Run:
             elif c.checkpoint_every is None and time.monotonic() - saved > SECONDS_UNSAVED:
                 yield self._save()
                 saved = time.monotonic()
-                automatic.append(self.folder.checkpoint_path(record.step))
+                automatic.append(record.step)
                 if len(automatic) > 2 and c.keep is None:
-                    automatic.pop(0).unlink(missing_ok=True)
+                    self._remove(automatic.pop(0))
         if self._is_unsaved():
             yield self._save()
         yield from self._score(stop, last=True)
@@ -371,12 +371,18 @@ class Run:
         if self.config.keep is not None:
             saved = self.folder.checkpoints()
             for old in {*saved} - {*sorted(saved)[-self.config.keep :], self.best}:
-                saved[old].unlink(missing_ok=True)
+                self._remove(old)
         if self.adapters is not None and not self.no_adapter:
             from nanograd_llm.pretrained.peft import save_lora
 
-            save_lora(self.task.model, self.folder.adapter_path, base=self.task.init, replace=True)
+            self._stored(
+                lambda: save_lora(self.task.model, self.folder.adapter_path, base=self.task.init, replace=True)
+            )
         return Saved(step, path)
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint from the folder of now; what lies in a folder that failed stays there."""
+        self._stored(lambda: self.folder.remove_checkpoint(step))
 
     def _is_unsaved(self) -> bool:
         return self.trainer.steps_done > 0 and self.trainer.steps_done not in self.folder.checkpoints()

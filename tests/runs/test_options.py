@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +182,57 @@ def test_where_the_disk_is_full_a_run_goes_on_in_its_spare_folder(text, tmp_path
     assert [record["step"] for record in records(run)] == [*range(1, 13)]
     monkeypatch.undo()
     list(resume_run(tmp_path / "spare", options={"steps": 14}).train())
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_a_run_in_its_spare_folder_leaves_the_checkpoints_of_the_failed_one(text, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", -1)
+    every = {"keep": keep, "checkpoint_every": 1} if keep else {}
+    run = run_of(text, spare=str(tmp_path / "spare"), **every)
+    events, unlink = run.train(), Path.unlink
+    while run.trainer.steps_done < 5:
+        next(events)
+
+    def read_only(path, **options):
+        if path.parent.parent == tmp_path / "run":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(path, **options)
+
+    before = [*run.folder.checkpoints()]
+    monkeypatch.setattr(Path, "unlink", read_only)
+    full_disk(monkeypatch, tmp_path / "run")
+    with pytest.warns(UserWarning, match="The run goes on in .*spare"):
+        list(events)
+    assert [*RunFolder.open(tmp_path / "run").checkpoints()] == before
+    assert [*run.folder.checkpoints()][-1] == 12 and len(run.folder.checkpoints()) <= 3
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_where_an_old_checkpoint_cannot_be_removed_a_run_goes_on_in_its_spare_folder(text, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", -1)
+    every = {"keep": keep, "checkpoint_every": 1} if keep else {}
+    run, unlink = run_of(text, spare=str(tmp_path / "spare"), **every), Path.unlink
+
+    def failing(path, **options):
+        if path.parent == tmp_path / "run" / "checkpoints":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    with pytest.warns(UserWarning, match="cannot be removed: .*The run goes on in .*spare"):
+        list(run.train())
+    assert 12 in RunFolder.open(tmp_path / "spare").checkpoints()
+
+
+def test_where_the_disk_is_full_the_adapter_goes_into_the_spare_folder(text, tmp_path, monkeypatch):
+    list(run_of(text).train())
+    adapted = {"init": str(tmp_path / "run"), "lora_rank": 2, "file": text, "steps": 4, "batch_size": 4, "workers": 1}
+    spare = {"spare": str(tmp_path / "spare"), "checkpoint_every": 2}
+    run = prepare_run(tmp_path / "adapted", options={**adapted, **spare})
+    full_disk(monkeypatch, run.folder.adapter_path)
+    with pytest.warns(UserWarning, match="The run goes on in .*spare"):
+        list(run.train())
+    assert (tmp_path / "spare" / "adapter" / "adapter_config.json").exists()
 
 
 def test_without_a_spare_folder_a_full_disk_keeps_the_checkpoint_before_it(text, tmp_path, monkeypatch):
