@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nanograd_llm.errors import BadFileError, ConfigError, NanogradError
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
 from nanograd_llm.nn import lora
@@ -127,6 +127,7 @@ def _prepared(
     given = _by_table(task, asked, options)
     settings = {table: {**written[table], **given[table]} for table in given}
     settings["train"] = _with_one_length(settings["train"], given["train"])
+    _require_free_spare(settings["run"])
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     adapters = _adapters_of(settings["lora"], source)
     if preset is not None:
@@ -192,6 +193,15 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Sco
     return task.score()
 
 
+def _require_free_spare(run: Mapping[str, Any]) -> None:
+    """Raise StorageError where the spare folder cannot be used, before a disk is full. run: the settings [run]."""
+    if (spare := run.get("spare")) is not None:
+        try:
+            RunFolder.require_free(spare)
+        except StorageError as error:
+            raise StorageError(f"spare: {error}") from error.__cause__
+
+
 def _require_unfinished(folder: RunFolder, train: Mapping[str, Any]) -> None:
     """Raise ConfigError where the run is over, before its data are read. train: the settings [train]."""
     try:
@@ -220,6 +230,7 @@ def _made_again(
     settings["train"] = _with_one_length(settings["train"], given["train"])
     if is_resumed:
         _require_unfinished(folder, settings["train"])
+        _require_free_spare(settings["run"])
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     start = None if source is None else _opened(source)
     nothing: dict[str, dict[str, Any]] = {table: {} for table in given}

@@ -184,6 +184,23 @@ def test_where_the_disk_is_full_a_run_goes_on_in_its_spare_folder(text, tmp_path
     list(resume_run(tmp_path / "spare", options={"steps": 14}).train())
 
 
+def test_a_spare_folder_that_cannot_be_used_is_refused_before_training(text, tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "notes.txt").write_text("precious")
+    with pytest.raises(StorageError, match=r"spare: .*used: is not empty \(it has notes.txt\); choose another folder"):
+        run_of(text, spare=str(used))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(StorageError, match="spare: .*: cannot make a run folder there: Not a directory"):
+        run_of(text, spare=f"{text}/spare")
+    run = run_of(text, spare=str(tmp_path / "spare"))
+    next(events := run.train())
+    events.close()
+    with pytest.raises(StorageError, match="spare: .*used: is not empty"):
+        resume_run(tmp_path / "run", options={"spare": str(used)})
+    list(resume_run(tmp_path / "run").train())
+
+
 @pytest.mark.parametrize("keep", [None, 1])
 def test_a_run_in_its_spare_folder_leaves_the_checkpoints_of_the_failed_one(text, tmp_path, monkeypatch, keep):
     monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", -1)
