@@ -59,6 +59,7 @@ SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
 LAST_ROWS = 128  # that the last score of a run of steps is computed on at least, if the model is small
+SAME_ROWS = "held_out_loss_on_the_same_rows"  # as every score of the run, where the last one is on more rows
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Stored = TypeVar("Stored")
@@ -146,8 +147,11 @@ class Run:
             run.trainer.load_state_dict(arrays)
         run.damaged = max((newer for newer in folder.checkpoints() if newer > step), default=None)
         folder.forget_after(step)
-        records = folder.read_metrics()
-        run.losses = {int(one["step"]): one["held_out_loss"] for one in records if "held_out_loss" in one}
+        run.losses = {
+            int(record["step"]): record.get(SAME_ROWS, record["held_out_loss"])
+            for record in folder.read_metrics()
+            if "held_out_loss" in record
+        }
         return run
 
     def write_config(self) -> None:
@@ -246,6 +250,8 @@ class Run:
         if score is not None:
             scored = Scored(self.trainer.steps_done, score)
             record = {"step": scored.step, **score.metrics(), "scored_share": score.share}
+            if loss is not None and loss != record["held_out_loss"]:
+                record[SAME_ROWS] = loss
             self._stored(lambda: self.folder.append_metrics(record))
             self._stored(self._draw)
             yield scored

@@ -102,6 +102,13 @@ def test_a_run_stops_early_after_scores_that_are_not_better_also_after_it_was_re
     assert resumed.trainer.steps_done == 15
 
 
+def test_a_resumed_run_compares_losses_on_the_same_rows_as_before(text):
+    run = run_of(text)
+    scored = [event.score.metrics()["held_out_loss"] for event in run.train() if isinstance(event, Scored)]
+    assert run.losses[12] != scored[-1]  # the last score is on more rows
+    assert resume_run(run.folder.path, options={"steps": 14}).losses == run.losses
+
+
 def test_a_model_learns_same_batch_by_heart(text):
     run = run_of(text, same_batch=True, steps=150, learning_rate=0.02, weight_decay=0.0)
     list(run.train())
