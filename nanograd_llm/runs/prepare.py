@@ -24,6 +24,7 @@ from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Score, Tables
+from nanograd_llm.text.sources import weighted
 from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
 if TYPE_CHECKING:
@@ -227,6 +228,11 @@ def _made_again(
         raise ConfigError(f"{path}: learned from standard input, which is gone; give the same text as a file")
     given = _by_table(task, {}, options)
     settings = {table: {**written.get(table, {}), **given[table]} for table in given}
+    if "data" in given.get("text", {}):
+        before, now = (table.get("text", {}).get("data") or () for table in (written, settings))
+        weights = [[weighted(source)[1] for source in sources] for sources in (before, now)]
+        if weights[0] != weights[1] and any(map(any, weights)):
+            raise ConfigError(f"the weights of data are others than in {path}; give each source the weight it had")
     settings["train"] = _with_one_length(settings["train"], given["train"])
     if is_resumed:
         _require_unfinished(folder, settings["train"])

@@ -246,6 +246,25 @@ def test_a_model_that_is_no_run_has_nothing_held_out(capsys):
     assert "is no run, so it has nothing that is held out; give a text" in capsys.readouterr().err
 
 
+def test_a_run_is_not_resumed_with_other_weights_of_its_data(tmp_path):
+    texts = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for path in texts:
+        Path(path).write_text(f"{path} has words. " * 40)
+    moved = str(tmp_path / "c.txt")
+    Path(moved).write_text(Path(texts[1]).read_text())
+
+    def weighed(*weights, of=texts):
+        return [f"{path}{weight}" for path, weight in zip(of, weights)]
+
+    run = prepared(tmp_path, file=None, data=weighed(":0.9", ":0.1"))
+    next(events := run.train())
+    events.close()
+    for weights in ((":0.1", ":0.9"), ("", "")):
+        with pytest.raises(ConfigError, match="the weights of data are others than in .*run; give each source"):
+            resume_run(run.folder.path, options={"data": weighed(*weights)})
+    list(resume_run(run.folder.path, options={"data": weighed(":.9", ":0.10", of=[texts[0], moved])}).train())
+
+
 def test_settings_that_would_make_another_run_are_refused(tmp_path):
     path = stopped(tmp_path)
     with pytest.raises(ConfigError, match="resume takes batch_size from the run; leave that out"):
