@@ -35,7 +35,6 @@ def whole(tmp_path_factory):
     events = run.train()
     while run.trainer.steps_done < 3:
         next(events)
-    run.folder.checkpoint_path(2)
     events.close()  # saves step 3
     return folder
 
