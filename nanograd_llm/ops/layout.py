@@ -246,15 +246,19 @@ def _index(index: Any, shape: tuple[int, ...], like: Any) -> Any:
     if not gpu_in_use or xp(like) is np:
         return index
     parts = index if isinstance(index, tuple) else (index,)
-    if not any(is_array(part) and part.ndim for part in parts):
+    if not any(is_array(part) for part in parts):
         return index
     parts = tuple(to_host(part) if is_array(part) else part for part in parts)
     np.broadcast_to(np.int8(0), shape)[parts]  # raises if it does not fit
     on_device: list[Any] = []
     for part in parts:
-        is_mask = isinstance(part, np.ndarray) and part.dtype.kind == "b"
-        on_device += [beside(places, like) for places in np.nonzero(part)] if is_mask else [part]
-    return tuple(beside(part, like) if isinstance(part, np.ndarray) else part for part in on_device)
+        if not isinstance(part, np.ndarray):
+            on_device.append(part)
+        elif part.dtype.kind == "b" and part.ndim:
+            on_device += [beside(places, like) for places in np.nonzero(part)]
+        else:
+            on_device.append(beside(part, like) if part.ndim or part.dtype.kind == "b" else int(part))
+    return tuple(on_device)
 
 
 def _plain_index(index: Any) -> Any:

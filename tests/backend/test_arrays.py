@@ -134,7 +134,29 @@ def test_ids_that_are_out_of_range_are_refused_on_a_gpu_too(device: str, gpu: Mo
         w[to_device(np.array([5]), device)]
     with pytest.raises(IndexRangeError, match="boolean index did not match"):
         w[to_device(np.ones(4, bool), device)]
+    for one in (np.array(7), np.array(-6)):
+        with pytest.raises(IndexRangeError, match="out of bounds"):
+            w[to_device(one, device)]
+        with pytest.raises(IndexRangeError, match="out of bounds"):
+            w[:, to_device(one, device)]
     np.testing.assert_array_equal(w[to_device(np.array([-1, 0]), device)].numpy(), np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("one", [1, -1, True, False])
+def test_an_index_without_axes_selects_on_a_gpu_what_it_selects_on_the_cpu(
+    one: int, device: str, gpu: ModuleType
+) -> None:
+    """one: integers and booleans as arrays without axes."""
+    index = np.array(one)
+    uses: list[Any] = [lambda w, i: w[i], lambda w, i: w[:, i], lambda w, i: w[Tensor(i)]]
+    for use in uses if type(one) is bool else [*uses, lambda w, i: ops.take(w, i, 1)]:
+        w, here = (Tensor(np.arange(8.0).reshape(4, 2), requires_grad=True, device=d) for d in ("cuda", "cpu"))
+        y, expected = use(w, to_device(index, device)), use(here, index)
+        np.testing.assert_array_equal(y.numpy(), expected.numpy())
+        for result in (y, expected):
+            result.sum().backward()
+        np.testing.assert_array_equal(to_host(w.grad), here.grad)
 
 
 def test_ids_given_as_numpy_arrays_are_checked_without_waiting_for_the_gpu(gpu: ModuleType) -> None:
