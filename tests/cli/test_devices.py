@@ -41,6 +41,14 @@ def test_without_a_gpu_device_cuda_is_one_line_with_the_remedy(words, without_gp
     assert not list(tmp_path.iterdir())
 
 
+def test_watch_on_a_gpu_is_refused_before_anything_is_made(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.cli.train.use_device", lambda device: None)
+    out = tmp_path / "run"
+    assert main(["train", "--watch", "2", "--device", "cuda", "--out", str(out)]) == 2
+    assert "--watch shows numbers of the CPU; leave it out, or use --device cpu" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_doctor_shows_each_thing_and_what_to_do(without_gpu, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
