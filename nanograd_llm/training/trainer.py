@@ -84,9 +84,11 @@ class Trainer:
         self.config = c = config or TrainConfig()
         keep_heap()
         on_gpu = any(parameter.device != "cpu" for parameter in trained)
-        if on_gpu and c.workers > 1:
-            raise DeviceError(f"workers is {c.workers}, but a model on a GPU has one worker; set workers to 1")
         if on_gpu:
+            if c.workers > 1:
+                raise DeviceError(f"workers is {c.workers}, but a model on a GPU has one worker; set workers to 1")
+            if c.processes:
+                raise DeviceError("processes is True, but a model on a GPU has one worker; set processes to False")
             allow_tf32(c.allow_tf32)
         team = make_team(1 if on_gpu else c.workers, None if on_gpu else c.processes)
         self.optimizer = AdamW(

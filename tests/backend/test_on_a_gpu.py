@@ -297,6 +297,8 @@ def test_a_run_begun_on_one_device_goes_on_on_the_other(first: str, second: str)
 def test_a_trainer_on_a_gpu_has_one_worker_and_moves_the_numbers_of_a_batch() -> None:
     with pytest.raises(DeviceError, match="workers is 2, but a model on a GPU has one worker"):
         trainer("cuda", workers=2)
+    with pytest.raises(DeviceError, match="processes is True, but .* has one worker; set processes to False"):
+        trainer("cuda", workers=1, processes=True)
     assert str(trainer("cuda", workers=0).workers) == "1 thread"
     model = Line().to("cuda")
     assert Trainer(model, TrainConfig(steps=1)).step(np.ones((12, 1), np.float32), np.ones((12, 1), np.float32)) == 1
