@@ -55,17 +55,22 @@ def test_the_loss_and_all_gradients_are_those_of_the_cpu(name: str, rng: np.rand
         with noise(1, 2, 3):
             loss = model.loss(*batch)
         loss.backward()
-        found.append([loss.numpy(), *(to_host(p.grad) for p in model.parameters() if p.grad is not None)])
-    for cpu, gpu in zip(*found):
-        np.testing.assert_allclose(gpu, cpu, rtol=2e-4, atol=2e-6)
+        gradients = {key: to_host(p.grad) for key, p in model.named_parameters() if p.grad is not None}
+        found.append({"loss": loss.numpy(), **gradients})
+    expected, there = found
+    assert there.keys() == expected.keys() and len(there) > 1
+    for key, array in expected.items():
+        np.testing.assert_allclose(there[key], array, rtol=2e-4, atol=2e-6, err_msg=key)
 
 
 def test_ten_steps_with_dropout_are_those_of_the_cpu() -> None:
     here, there = trainer("cpu"), trainer("cuda")
     losses = [[one.step(*batches(step)) for step in range(10)] for one in (here, there)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    for cpu, gpu in zip(here.state_dict().values(), there.state_dict().values()):
-        np.testing.assert_allclose(gpu, cpu, rtol=2e-2, atol=2e-4)
+    expected, found = here.state_dict(), there.state_dict()
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=2e-2, atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])
