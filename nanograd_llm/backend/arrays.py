@@ -175,7 +175,9 @@ def _advice(cupy: Any = None) -> str:
             f"CuPy is built for CUDA {built}, and the driver supports CUDA {cuda}: "
             f"pip uninstall cupy-cuda{built}x, then {install_line(cuda)}"
         )
-    return f"the driver supports CUDA {cuda}: {install_line(built)}"
+    if cupy is None:
+        return f"the driver supports CUDA {cuda}: {install_line(cuda)}"
+    return f"if a library of CUDA is missing: {install_line(built)}; else check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
 def gpu_memory_error(error: MemoryError, doing: str) -> Exception:
