@@ -48,12 +48,11 @@ def _blas() -> Finding:
 
 def _gpu() -> Iterator[Finding]:
     driver = driver_cuda()
-    yield Finding("driver", "none of NVIDIA" if driver is None else f"of NVIDIA, supports CUDA {driver}")
+    yield Finding("driver", "no NVIDIA driver" if driver is None else f"NVIDIA's, supports CUDA {driver}")
     try:
         facts = gpu_facts()
     except DeviceError as error:
-        reason, _, advice = str(error).removeprefix("no GPU can be used: ").rpartition("; ")
-        yield Finding("GPU", f"none can be used: {reason}", advice)
+        yield Finding("GPU", str(error))  # it says what to do
         return
     yield Finding("CuPy", facts["CuPy"])
     yield Finding("GPU", f"{facts['gpu']}, {facts['gpu memory']}")

