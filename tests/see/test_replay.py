@@ -13,7 +13,7 @@ from passes import LAYERS, OPS, layer_passes, op_passes, small_gpt
 import nanograd_llm as ng
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.errors import GraphError, IndexRangeError
-from nanograd_llm.see.replay import Replay, nudge, wrong_rules
+from nanograd_llm.see.replay import Replay, nudge, terms, wrong_rules
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,30 @@ def test_terms_tell_a_wrong_rule_and_its_entry() -> None:
     assert "they differ: the rule is wrong here" in str(trace.terms(0, "x", 0))
     assert trace.terms(1, "a", 0).agrees
     assert not trace.nudge("x", 0).agrees
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
+def test_at_a_kink_every_slope_between_the_left_and_the_right_one_agrees(slope: float) -> None:
+    relu = registry["relu"]
+    for factor, is_right in ((1.0, True), (1.001, False)):
+
+        def rule(dy, y, factor=factor):
+            return dy * np.where(y > 0, factor, slope)
+
+        with patch.object(relu, "rule", rule):
+            trace = ng.trace(lambda x: ng.ops.sum(ng.ops.relu(x)), np.array([0.0, 1.0]))
+        assert trace.terms(0, "x", 0).agrees and trace.nudge("x", 0).agrees
+        assert nudge(trace, trace.value("x"), (0,), quick=True).agrees
+        assert terms(trace[0], "x", 0, confirm=False).agrees
+        assert trace.terms(0, "x", 1).agrees == trace.nudge("x", 1).agrees == is_right
+
+
+@pytest.mark.parametrize(("slope", "is_right"), [(0.0, True), (1.0, True), (-0.01, False), (1.01, False)])
+def test_a_slope_at_a_kink_that_lies_outside_is_wrong(slope: float, is_right: bool) -> None:
+    with patch.object(registry["relu"], "rule", lambda dy, y: dy * np.where(y > 0, 1.0, slope)):
+        trace = ng.trace(lambda x: ng.ops.sum(ng.ops.relu(x)), np.array([0.0, 1.0]))
+    assert trace.terms(0, "x", 0).agrees == trace.nudge("x", 0).agrees == is_right
+    assert (wrong_rules(trace) == []) == is_right
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
