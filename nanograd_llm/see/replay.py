@@ -252,7 +252,7 @@ def rule_agrees(call: Call, name: str | int, directions: int = 2) -> bool:
         u = np.where(
             np.isfinite(x.array), rng.choice((-1.0, 1.0), x.array.shape) * rng.uniform(0.5, 1, x.array.shape), 0.0
         )
-        _, forward, tolerance = _along(call, place, u, 1)
+        _, forward, tolerance = _along(call, place, u, 2)
         if not abs(forward.sum() - float(np.sum(wide(sent) * u))) <= tolerance:
             return False
     return True

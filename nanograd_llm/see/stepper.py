@@ -142,7 +142,9 @@ class Stepper:
 
     def checked(self, _: str) -> str:
         wrong = [f"{call.name}, to {call.input_name(place)}" for call, place in wrong_rules(self.trace)]
-        return "\n".join(["wrong are the gradients that these send:", *wrong]) if wrong else "every rule agrees"
+        if not wrong:
+            return "every rule agrees along two random directions"
+        return "\n".join(["wrong are the gradients that these send:", *wrong])
 
     def open(self, _: str) -> str:
         opened = composition(self.trace, self.call, type(self.trace))

@@ -95,6 +95,20 @@ def test_a_rule_that_is_wrong_in_one_entry_of_192_is_found(gpt) -> None:
             assert wrong_rules(gpt) == [(call, place)]
 
 
+@pytest.mark.parametrize(("place", "shape"), [(1, (500, 500)), (0, (8, 500))])
+def test_a_wrong_sign_in_one_entry_of_a_large_gradient_is_found(place: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype("float32") for shape in ((8, 500), (500, 500)))
+    trace = ng.trace(ng.ops.matmul, x, w, cotangent=rng.standard_normal((8, 500)).astype("float32"))
+    assert wrong_rules(trace) == []
+    sent = trace[0].sent[place].copy()
+    assert sent.shape == shape
+    middle = np.argsort(np.abs(sent), axis=None)[sent.size // 2]
+    sent.flat[middle] *= -1
+    with patch.object(trace[0], "sent", [sent if i == place else g for i, g in enumerate(trace[0].sent)]):
+        assert wrong_rules(trace) == [(trace[0], place)]
+
+
 def test_nudges_agree_at_entries_of_every_value_of_a_gpt(gpt) -> None:
     rng = np.random.default_rng(0)
     for value in gpt.values():
