@@ -357,7 +357,7 @@ class Shadow:
 
 
 def _digits(n: float) -> str:
-    return "exact" if n == math.inf else f"{n:.1f}"
+    return "exact" if n == math.inf else "none" if n == -math.inf else f"{n:.1f}"
 
 
 def shadow(record: Record) -> Shadow:
@@ -394,12 +394,12 @@ def _compared(call: Call, exact: Call) -> Digits:
 
 
 def _right_digits(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
-    """-log₁₀ of the relative error of these arrays, the worst of them; inf where nothing is lost."""
+    """-log₁₀ of the relative error of these arrays, the worst of them; inf where nothing is lost, -inf for a NaN."""
     worst = 0.0
     for a, b in zip(found, exact):
         keep = np.isfinite(b)
         off = float(np.linalg.norm(a.astype(np.float64)[keep] - b[keep]))
-        worst = max(worst, off / (float(np.linalg.norm(b[keep])) or 1.0))
+        worst = math.inf if math.isnan(off) else max(worst, off / (float(np.linalg.norm(b[keep])) or 1.0))
     return -math.log10(worst) if worst else math.inf
 
 

@@ -133,7 +133,7 @@ def test_a_nudge_would_notice_a_gradient_that_is_off_by_a_thousandth(gpt) -> Non
         assert not gpt.nudge("blocks.0.ln_1", index).agrees
 
 
-def test_a_nudge_is_told_in_words(gpt) -> None:
+def test_a_nudge_is_described_in_words(gpt) -> None:
     words = str(gpt.nudge("wte", (4, 0)))
     assert words.startswith("wte[4,0] is ") and words.endswith(": they agree")
 
@@ -194,7 +194,17 @@ def test_a_float16_cast_is_named_as_the_op_that_loses_the_most_digits() -> None:
     assert "by itself 2 cast loses the most forward, 3 cast backward" in str(found)
 
 
-def test_an_exercise_is_exact_close_or_told_what_it_looks_like(gpt, capsys) -> None:
+def test_a_nan_that_float64_does_not_have_leaves_no_digits() -> None:
+    trace = ng.trace(lambda x: ng.ops.exp(x).sum(), np.array([0.0, 1.0], "float32"))
+    output = trace[0].output
+    with patch.object(output, "array", np.array([np.nan, output.array[1]], "float32")):
+        shadow = trace.shadow()
+    row = shadow.rows[0]
+    assert row.own == row.all == -math.inf and shadow.worst is trace[0]
+    assert str(shadow).splitlines()[1].split()[2:4] == ["none", "none"]
+
+
+def test_an_exercise_is_exact_close_or_says_what_it_looks_like(gpt, capsys) -> None:
     wte, up = gpt.grads["wte"], gpt.grads["blocks.0.mlp.up.bias"]
     names = "wte", "blocks.0.mlp.up.bias"
 
