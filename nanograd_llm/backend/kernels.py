@@ -43,6 +43,11 @@ def has_kernels(x: Any) -> bool:
     return hasattr(xp(x), "RawModule") and x.dtype.char in "fd"
 
 
+# h: the share of x that gelu lets through
+GELU_SHARE = (
+    "const T square = min(x * x, T(4096)); "
+    "const T h = T(0.5) * tanh(x * (T(0.7978845608028654) + T(0.035677408136300125) * square)) + T(0.5); "
+)
 SOURCE = r"""
 typedef long long Int;
 typedef unsigned long long Word;
@@ -138,8 +143,8 @@ extern "C" __global__ void cross_entropy(
 }
 
 __device__ T gelu(T x) {
-  const T square = min(x * x, T(4096));
-  return x * (T(0.5) * tanh(x * (T(0.7978845608028654) + T(0.035677408136300125) * square)) + T(0.5));
+  GELU_SHARE
+  return x * h;
 }
 
 // For one more token of a few sequences: y = x w + b; or y += that; or y = gelu of that. A block computes 8 columns.
@@ -227,7 +232,11 @@ def _compiled(library: Any, char: str, name: str) -> Any:
 
 @functools.cache
 def _module(library: Any, char: str) -> Any:
-    names = {"T": "float" if char == "f" else "double", "LOWEST": repr(float(np.finfo(char).min))}
+    names = {
+        "T": "float" if char == "f" else "double",
+        "LOWEST": repr(float(np.finfo(char).min)),
+        "GELU_SHARE": GELU_SHARE,
+    }
     for prefix, name, pair in (("", "MULTIPLIER", PHILOX_MULTIPLIERS), ("", "INCREMENT", PHILOX_INCREMENTS)):
         names |= {f"{prefix}{name}": f"{pair[0]}ull", f"SECOND_{name}": f"{pair[1]}ull"}
     return library.RawModule(code="".join(f"#define {name} {value}\n" for name, value in names.items()) + SOURCE)
@@ -262,11 +271,7 @@ def _elementwise(library: Any, inputs: str, outputs: str, code: str, name: str) 
     return library.ElementwiseKernel(inputs, outputs, code, name)
 
 
-GELU = """
-    const T square = min(x * x, T(4096));
-    const T h = T(0.5) * tanh(x * (T(0.7978845608028654) + T(0.035677408136300125) * square)) + T(0.5);
-    y = x * h;
-"""
+GELU = GELU_SHARE + "y = x * h; "
 GELU_SLOPE = "slope = h + y * (1 - h) * (T(1.5957691216057308) + T(0.21406444881780075) * square);"
 
 
