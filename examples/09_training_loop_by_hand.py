@@ -14,7 +14,7 @@ import nanograd_llm as ng
 from nanograd_llm import text
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.inference import Sampling, evaluate, generate
-from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, warmup_cosine
+from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, scheduled
 
 STEPS, T, B = 600, 16, 32
 PEAK, WARMUP, MAX_NORM = 1e-2, 0.2, 0.4  # learning rate; part of the run for warm-up; largest length of a gradient
@@ -57,7 +57,7 @@ with blas_threads(1):  # one thread is faster for such small matrices
         norm = clip_by_global_norm(gradients, MAX_NORM)
 
         # AdamW's averages are not reliable at first, so the learning rate starts small. Then it falls towards the end.
-        learning_rate = warmup_cosine((step + 1) / STEPS, peak=PEAK, warmup=WARMUP, final=0.05)
+        learning_rate = scheduled("cosine", (step + 1) / STEPS, peak=PEAK, warmup=WARMUP, final=0.05)
         optimizer.step(gradients, learning_rate)
 
         losses.append(loss.item())

@@ -14,6 +14,7 @@ def scheduled(schedule: str, progress: float, *, peak: float, warmup: float, fin
     """The learning rate when `progress` (0 to 1) of the run is done.
 
     It rises linearly to `peak` over the first `warmup`, a share of the run, then falls to `final` times the peak.
+    With constant it stays at the peak. With range it rises over the whole run, from a 100,000th of the peak.
 
     >>> [round(scheduled("linear", p, peak=1.0, warmup=0.2, final=0.1), 2) for p in (0.1, 0.2, 0.6, 1.0)]
     [0.5, 1.0, 0.55, 0.1]
@@ -30,12 +31,3 @@ def scheduled(schedule: str, progress: float, *, peak: float, warmup: float, fin
         "warmup-stable-decay": min(1.0, (1 - min(1.0, progress)) / DECAY),
     }[schedule]
     return peak * (final + (1 - final) * left)
-
-
-def warmup_cosine(progress: float, *, peak: float, warmup: float, final: float) -> float:
-    """The learning rate of the schedule cosine: see `scheduled`.
-
-    >>> [round(warmup_cosine(p, peak=1.0, warmup=0.2, final=0.1), 2) for p in (0.1, 0.2, 0.6, 1.0)]
-    [0.5, 1.0, 0.55, 0.1]
-    """
-    return scheduled("cosine", progress, peak=peak, warmup=warmup, final=final)

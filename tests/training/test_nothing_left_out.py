@@ -16,7 +16,7 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.nn import layers
 from nanograd_llm.training import TrainConfig, Trainer
-from nanograd_llm.training.schedule import warmup_cosine
+from nanograd_llm.training.schedule import scheduled
 
 STEPS, ROWS = 100, 5  # five rows for two workers: shares of three and two
 CONFIG = GPTConfig(vocab_size=29, context_length=40, n_layer=2, n_head=2, n_embd=16)  # 40: two blocks of attention
@@ -50,7 +50,7 @@ def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             loss = model.loss(tokens, targets)
         gradients = grad(loss, parameters)
         length = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients)))
-        rate = warmup_cosine(step / STEPS, peak=c.learning_rate, warmup=c.warmup, final=c.final)
+        rate = scheduled("cosine", step / STEPS, peak=c.learning_rate, warmup=c.warmup, final=c.final)
         for i, (p, g) in enumerate(zip(parameters, gradients)):
             g = g * min(1.0, c.max_norm / length)
             m[i] = c.beta1 * m[i] + (1 - c.beta1) * g

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from nanograd_llm.training import warmup_cosine
+from nanograd_llm.training import scheduled
 
 
 def rate(progress: float, **changes: float) -> float:
-    return warmup_cosine(progress, **{**dict(peak=0.4, warmup=0.1, final=0.25), **changes})
+    return scheduled("cosine", progress, **{**dict(peak=0.4, warmup=0.1, final=0.25), **changes})
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.01, 0.05, 0.09])

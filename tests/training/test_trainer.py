@@ -25,7 +25,7 @@ from nanograd_llm.errors import (
     WorkerError,
 )
 from nanograd_llm.text import random_windows
-from nanograd_llm.training import TrainConfig, Trainer, trainer, warmup_cosine
+from nanograd_llm.training import TrainConfig, Trainer, scheduled, trainer
 
 needs_fork = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, beside threads
@@ -200,7 +200,8 @@ def test_the_learning_rate_warms_up_peaks_and_ends() -> None:
     trained = make(steps=10, learning_rate=0.1, warmup=0.2, final=0.25)
     rates = [record.learning_rate for record in trained.run(batches)]
     assert rates[:2] == pytest.approx([0.05, 0.1])
-    assert rates == pytest.approx([warmup_cosine(s / 10, peak=0.1, warmup=0.2, final=0.25) for s in range(1, 11)])
+    expected = [scheduled("cosine", s / 10, peak=0.1, warmup=0.2, final=0.25) for s in range(1, 11)]
+    assert rates == pytest.approx(expected)
     assert rates[-1] == pytest.approx(0.025)
 
 
