@@ -27,7 +27,6 @@ from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_d
 from nanograd_llm.ops.layout import causal_mask, getitem
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
-GPU_BLOCK = 512  # queries of any block on a GPU
 WHOLE_BLOCK = 64  # queries of a block where every query sees every key
 
 PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
@@ -228,7 +227,7 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         return []
     arrays = xp(q)
     padded_from = m if bounds is None else m - bounds.shape[-2]
-    size = GPU_BLOCK if arrays is not np else WHOLE_BLOCK if ahead is None else BLOCK
+    size = WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
