@@ -20,6 +20,7 @@ DEVICES = ("cpu", "cuda")
 gpu_in_use: set[str] = set()  # {"cuda"} once an array on a GPU was met: until then no operands are on two devices
 _checked: ModuleType | None = None  # CuPy, once it has computed something
 _default = "cpu"
+_tf32: bool | None = None  # what `allow_tf32` chose
 
 
 def xp(x: Any) -> ModuleType:
@@ -122,9 +123,16 @@ def on_default_device(x: Any) -> Any:
 def allow_tf32(allowed: bool) -> None:
     """May products of float32 on a GPU round their factors to 10 bits (TF32), which is several times faster?
 
-    CuPy reads this from the environment variable CUPY_TF32 at the first such product of the process, so call it before;
-    not allowed unless that variable is 1.
+    CuPy reads this from the environment variable CUPY_TF32 at the first such product of the process, and keeps to it,
+    so call it before; not allowed unless that variable is 1. Raises DeviceError if the choice was another before.
     """
+    global _tf32
+    if _tf32 not in (None, allowed):
+        raise DeviceError(
+            f"allow_tf32 is {allowed}, but the first trainer on a GPU had {_tf32}, and CuPy cannot change this later; "
+            "start a new process"
+        )
+    _tf32 = allowed
     os.environ["CUPY_TF32"] = str(int(allowed))
 
 

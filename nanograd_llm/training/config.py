@@ -52,7 +52,9 @@ class TrainConfig(Settings):
     )
 
     allow_tf32: bool = setting(
-        "On a GPU, allow products of float32 to round their factors to 10 bits (TF32), which is faster.", default=False
+        "On a GPU, allow products of float32 to round their factors to 10 bits (TF32), which is faster. The first "
+        "product of a process on a GPU decides for all.",
+        default=False,
     )
 
     def __post_init__(self) -> None:

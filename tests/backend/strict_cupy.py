@@ -374,5 +374,6 @@ def installed(monkeypatch: Any) -> ModuleType:
     monkeypatch.setitem(sys.modules, "cupy", made)
     monkeypatch.setattr(arrays, "_checked", None)
     monkeypatch.setattr(arrays, "_default", "cpu")
+    monkeypatch.setattr(arrays, "_tf32", None)
     state.waits, state.limit = 0, None
     return made

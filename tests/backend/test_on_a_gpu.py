@@ -308,6 +308,10 @@ def test_a_trainer_on_a_gpu_has_one_worker_and_moves_the_numbers_of_a_batch() ->
 def test_tf32_is_off_unless_the_config_allows_it(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPY_TF32", "1")
     trainer("cuda", allow_tf32=allowed)
+    trainer("cuda", allow_tf32=allowed)
+    assert os.environ["CUPY_TF32"] == str(int(allowed))
+    with pytest.raises(DeviceError, match=f"allow_tf32 is {not allowed}, but .* first trainer .* start a new process"):
+        trainer("cuda", allow_tf32=not allowed)
     assert os.environ["CUPY_TF32"] == str(int(allowed))
 
 
