@@ -167,9 +167,7 @@ class LanguageModelling(TextTask):
         start = request.start
         if start is None:
             preset, text = request.preset or cls.presets[0], TextConfig(**words)
-            asked = {"tokenizer", "vocab_size", "held_out"} & {*request.asked["text"]}
-            if asked and text.is_prepared:
-                raise ConfigError(f"{text.sources[0]} was prepared with its own {min(asked)}; leave that out")
+            cls._refuse_prepared(text, request)
             if "vocab_size" in request.asked["text"] and text.tokenizer != "bpe":
                 raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {text.tokenizer}; leave it out")
             if "vocab_size" in request.asked["model"] or "vocab_size" in sizes.keys() - words.keys():
@@ -180,7 +178,15 @@ class LanguageModelling(TextTask):
         decided = ("tokenizer", "vocab_size")
         model = request.config_further(start.config, TRAINING_ONLY, but=("context_length",), text=decided)
         text = TextConfig(**{"tokenizer": "model", **request.text_further(cls.tuning, model.context_length)})
+        cls._refuse_prepared(text, request)
         return cls(text, model, cls.training_of(request), start=start, report=request.report)
+
+    @staticmethod
+    def _refuse_prepared(text: TextConfig, request: Request) -> None:
+        """Raise ConfigError where settings are asked for that a prepared folder has decided."""
+        asked = {"tokenizer", "vocab_size", "held_out"} & {*request.asked["text"]}
+        if asked and text.is_prepared:
+            raise ConfigError(f"{text.sources[0]} was prepared with its own {min(asked)}; leave that out")
 
     def __init__(
         self,

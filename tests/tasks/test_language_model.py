@@ -12,8 +12,10 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.gpt import PRESETS
+from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.tasks import LanguageModelling, TextConfig, recipe
 from nanograd_llm.tasks.language_model import RECIPES, pieces_of
+from nanograd_llm.text import prepare
 from nanograd_llm.training import TrainConfig
 
 PRETRAINED = Path(__file__).parents[1] / "fixtures" / "safetensors_float32"  # a context_length of 7
@@ -190,3 +192,14 @@ def test_the_hash_of_the_text_is_saved_in_the_form_of_sha256sum(text: TextConfig
     LanguageModelling(text, SIZES, SHORT).save_beside(tmp_path)
     digest = hashlib.sha256(Path(str(text.file)).read_bytes()).hexdigest()
     assert (tmp_path / "text.sha256").read_text("utf-8") == f"{digest}  {text.file}\n"
+
+
+def test_what_a_prepared_folder_has_decided_is_refused_also_with_a_model_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("\n".join('{"text": "some words"}' for _ in range(40)))
+    prepare([str(tmp_path / "texts.jsonl")], tmp_path / "data", "bytes")
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 4, "context_length": 8, "steps": 1, "workers": 1}
+    list(prepare_run(tmp_path / "base", options={**sizes, "file": str(tmp_path / "data")}).train())
+    options = {"file": str(tmp_path / "data"), "init": str(tmp_path / "base"), "steps": 1}
+    prepare_run(tmp_path / "further", options=options)
+    with pytest.raises(ConfigError, match="was prepared with its own held_out; leave that out"):
+        prepare_run(tmp_path / "other", options={**options, "held_out": 0.4})
