@@ -111,12 +111,12 @@ def differences(histories: Sequence[History]) -> dict[str, list[str]]:
 
 def remarks(histories: Sequence[History]) -> list[str]:
     """Why the last scores cannot be compared: different data, or different amounts of what is held out."""
-    found, shares = [], [one.share for one in histories if not math.isnan(one.share)]
+    found = []
+    shares = ["unknown" if math.isnan(one.share) else f"{one.share:.2g}" for one in histories]
     if len({one.text for one in histories if one.text}) > 1 or "text.held_out" in differences(histories):
         found.append("The runs have different data (text.sha256), so their scores are on different held-out data.")
-    if len({*shares}) > 1:
-        each = ", ".join("unknown" if math.isnan(one.share) else f"{one.share:.2g}" for one in histories)
-        found.append(f"Their last scores cover different shares of what is held out: {each}.")
+    if len({*shares} - {"unknown"}) > 1:
+        found.append(f"Their last scores cover different shares of what is held out: {', '.join(shares)}.")
     if found:
         found.append("Compare the scores with care; nanograd-llm eval scores a model on a text that you give.")
     return found

@@ -276,9 +276,11 @@ class Answering(TextTask):
         size = max(1, AT_ONCE // self.max_length)
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
-    def measured_on(self, rows: Sequence[Any]) -> str:
-        """In words, which part of the held-out rows that is."""
-        return share_of(len(rows), len(self.held_out), f"held-out {'pair' if self.pairs else 'question'}")
+    def measured_on(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Which part of the held-out rows that is, in words and as a number: two fields of a Score."""
+        count, total = len(rows), len(self.held_out)
+        words = share_of(count, total, f"held-out {'pair' if self.pairs else 'question'}")
+        return {"measured_on": words, "share": count / total}
 
     def answers(self, rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
         """What the model answers, always the likeliest token, and whether it ended within twice the longest answer."""

@@ -240,6 +240,7 @@ class Classification(TextTask):
             *("accuracy", accuracy, {**baselines, "loss": loss}, share_of(len(which), total, "held-out text")),
             percent=("accuracy", *baselines),
             remark=remark,
+            share=len(which) / total,
         )
 
     def sample(self, *, last: bool = False) -> Sample:

@@ -71,4 +71,4 @@ class Instructions(Answering):
         loss = mean_loss(self.model, map(self.padded, self.portions(chosen)))
         also = {"answers that end": 100 * float(np.mean([ended for _, ended in found])), "loss": loss}
         names = ("exact match", "answers that end")
-        return Score(names[0], 100 * float(np.mean(right)), also, self.measured_on(chosen), percent=names)
+        return Score(names[0], 100 * float(np.mean(right)), also, **self.measured_on(chosen), percent=names)

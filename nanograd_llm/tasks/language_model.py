@@ -314,7 +314,8 @@ class LanguageModelling(TextTask):
         also = {"loss": found.loss, "perplexity": found.perplexity}
         measured_on = share_of(found.tokens, total, "held-out token")
         remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""
-        return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark)
+        share = found.tokens / total
+        return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark, share=share)
 
     def _remark(self, bits_per_byte: float) -> str:
         """What a model of the built-in corpus writes at this score, and how to get a better one."""

@@ -213,7 +213,8 @@ class MaskedWords(TextTask):
             remark = f"no better than unigrams ({also['unigrams']:.1f} %), which know only how frequent each piece is"
         if self.text.file is None:
             remark += f"; {'/'.join(AGREEMENT)} is the share of these words, each hidden alone, that is right"
-        return Score(name, figure, also, measured_on, percent=(name, "unigrams", "/".join(AGREEMENT)), remark=remark)
+        percent, share = (name, "unigrams", "/".join(AGREEMENT)), len(which) / total
+        return Score(name, figure, also, measured_on, percent=percent, remark=remark, share=share)
 
     def _agreement(self, tokens: np.ndarray, lengths: np.ndarray) -> float:
         """How many of the words of AGREEMENT are filled in rightly, in %, each hidden alone."""

@@ -127,10 +127,10 @@ class Preferences(Answering):
         }
         names = ("wanted manner", "right answers", "reward accuracy")
         if self.examples.file is not None:
-            return Score(names[2], also.pop(names[2]), also, self.measured_on(chosen), percent=names, remark=MEANING)
+            return Score(names[2], also.pop(names[2]), also, **self.measured_on(chosen), percent=names, remark=MEANING)
         answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
         right = [self.is_right(answer, row) for answer, (_, row) in zip(answers, chosen)]
         also = {names[1]: 100 * float(np.mean(right))} | also
         manner = 100 * float(np.mean([is_polite(answer) for answer in answers]))
         remark = f"the wanted manner is to end with {POLITE!r}; {MEANING}"
-        return Score(names[0], manner, also, self.measured_on(chosen), percent=names, remark=remark)
+        return Score(names[0], manner, also, **self.measured_on(chosen), percent=names, remark=remark)

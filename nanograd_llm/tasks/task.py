@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -38,6 +37,7 @@ class Score:
     measured_on: in words, which part of the held-out data was scored.
     percent: names of the numbers that are percentages.
     remark: what the figure means, where that is known.
+    share: of the held-out data, how much was scored.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Score:
     measured_on: str = "all that is held out"
     percent: Collection[str] = ()
     remark: str = ""
+    share: float = 1.0
 
     def __str__(self) -> str:
         """
@@ -59,16 +60,6 @@ class Score:
             for name, number in self.also.items()
         ]
         return self.figure_of(self.metrics()) + (f" ({', '.join(others)})" if others else "")
-
-    @property
-    def share(self) -> float:
-        """The share of the held-out data that was scored, as `share_of` said it in `measured_on`.
-
-        >>> Score("accuracy", 50.0, measured_on="5 of the 2,000 held-out texts").share
-        0.0025
-        """
-        found = re.search(r"([\d,]+) of the ([\d,]+)", self.measured_on)
-        return int(found[1].replace(",", "")) / int(found[2].replace(",", "")) if found else 1.0
 
     def metrics(self) -> dict[str, float]:
         """A record for metrics.jsonl: the figure first, then the others as held_out_NAME; percentages say so."""

@@ -217,9 +217,10 @@ class Translation(TextTask):
             if importlib.util.find_spec("sacrebleu"):
                 also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
             also["loss"] = self._loss(chosen)
-        measured_on = share_of(len(chosen), len(self.held_out.sources), "held-out pair")
-        shares = ("exact match", "word accuracy", "never seen together")
-        return Score("exact match", 100 * exact, also, measured_on, percent=shares)
+        total = len(self.held_out.sources)
+        measured_on = share_of(len(chosen), total, "held-out pair")
+        percent = ("exact match", "word accuracy", "never seen together")
+        return Score("exact match", 100 * exact, also, measured_on, percent=percent, share=len(chosen) / total)
 
     def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
         """The share that is exactly right, the share of the words that is right in its place, and the outputs."""

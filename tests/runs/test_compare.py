@@ -1,6 +1,7 @@
 """Runs side by side: what differs, what they reached, and pictures of their losses."""
 
 import dataclasses
+import math
 import re
 import shutil
 from xml.etree import ElementTree
@@ -123,6 +124,7 @@ def test_scores_on_other_data_or_other_shares_of_it_are_remarked_on(runs):
         "different data" in remarks([one, dataclasses.replace(one, settings={**one.settings, "text.held_out": 0.5})])[0]
     )
     assert "held out: 1, 0.25" in remarks([dataclasses.replace(one, share=share) for share in (1.0, 0.25)])[0]
+    assert remarks([dataclasses.replace(one, share=share) for share in (0.2501, 0.2499, math.nan)]) == []
 
 
 def test_where_columns_have_no_room_runs_are_rows_and_nothing_is_cut(runs, tmp_path, capsys, monkeypatch):

@@ -153,6 +153,7 @@ def test_a_score_of_a_part_is_per_byte_of_that_part_and_says_its_size(text: Text
     total = len(task.held_out_ids) - 1
     assert whole.measured_on == f"all {total} held-out tokens"
     assert some.measured_on == f"28 of the {total} held-out tokens"  # 16, 8 and the last 4
+    assert (whole.share, some.share) == (1, 28 / total)
 
 
 def test_the_prompt_of_a_sample_begins_with_a_word(text: TextConfig) -> None:

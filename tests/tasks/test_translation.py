@@ -156,6 +156,7 @@ def test_a_score_of_some_rows_says_so(file: str) -> None:
     made = Translation(PairsConfig(file, held_out=0.3), SIZES, SHORT)
     total = len(made.held_out.sources)
     score = made.score(2)
+    assert score.share == 2 / total
     assert score.measured_on == f"2 of the {total} held-out pairs" and str(score).startswith("exact match 0.0 %")
     assert {"exact_match_percent", "held_out_word_accuracy_percent", "held_out_loss"} == score.metrics().keys()
     assert made.score().measured_on == f"all {total} held-out pairs"
