@@ -27,7 +27,7 @@ def evaluate(
 ) -> None:
     """Score a model on texts: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
-    Without a text, a run of any task is scored on all that it held out. The interval is of 95 %, from resampled
+    Without a text, a run of any task is scored on what it held out. The interval is of 95 %, from resampled
     blocks. With the tokenizer characters, which has no end-of-text token to put first, the first character is not
     scored.
 

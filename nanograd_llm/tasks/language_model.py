@@ -204,6 +204,7 @@ class LanguageModelling(TextTask):
             text = dataclasses.replace(text, tokenizer="prepared")
         super().__init__(training, start, report, text=text)
         self.text, self._nuls = text, 0
+        self._share = 1.0  # of the held-out text that is encoded
         self.rows: list[np.ndarray | TokenFiles]  # one, or one for each weight
         self.held_out_ids: np.ndarray | TokenFiles
         (self._open if text.is_prepared else self._read)(start, report)
@@ -226,8 +227,8 @@ class LanguageModelling(TextTask):
         most = LEARNED_A_MINUTE * c.minutes if c.minutes else 8 * c.steps * c.batch_size * self.context_length
         texts = [learned] if text.weights is None else [learned for learned, _ in pairs]
         found = [self._encode(one, max(LEARNED_AT_LEAST, int(most)), "trained on", report) for one in texts]
-        self.rows, self._learned = [ids for ids, _ in found], "; ".join(words for _, words in found)
-        self.held_out_ids, self._held_out = self._encode(held_out, SCORED_AT_MOST, "held out", report)
+        self.rows, self._learned = [ids for ids, _, _ in found], "; ".join(words for _, words, _ in found)
+        self.held_out_ids, self._held_out, self._share = self._encode(held_out, SCORED_AT_MOST, "held out", report)
 
     def _open(self, start: Opened | None, report: Report) -> None:
         """Open prepared folders."""
@@ -252,8 +253,8 @@ class LanguageModelling(TextTask):
         self._learned = "; ".join(counted(len(row), "token") for row in self.rows)
         self._held_out = counted(len(self.held_out_ids), "token")
 
-    def _encode(self, text: str, size: int, part: str, report: Report) -> tuple[np.ndarray, str]:
-        """The ids of at most `size` characters of a text, and how many that are, in words."""
+    def _encode(self, text: str, size: int, part: str, report: Report) -> tuple[np.ndarray, str, float]:
+        """The ids of at most `size` characters of a text, how many that are, in words, and which share of the text."""
         pieces = pieces_of(text, size)
         encoded: list[np.ndarray] = []
         for piece in pieces:
@@ -265,7 +266,7 @@ class LanguageModelling(TextTask):
         sample = (
             "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
         )
-        return ids, f"{counted(len(ids), 'token')}{sample}"
+        return ids, f"{counted(len(ids), 'token')}{sample}", used / len(text)
 
     def _require_length(self, ids: np.ndarray | TokenFiles, part: str) -> None:
         """Raise ShapeError unless a window fits in these ids."""
@@ -314,7 +315,9 @@ class LanguageModelling(TextTask):
         also = {"loss": found.loss, "perplexity": found.perplexity}
         measured_on = share_of(found.tokens, total, "held-out token")
         remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""
-        share = found.tokens / total
+        if self._share < 1:
+            measured_on += ", which are pieces of a longer text"
+        share = self._share * found.tokens / total
         return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark, share=share)
 
     def _remark(self, bits_per_byte: float) -> str:

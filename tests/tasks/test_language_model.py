@@ -136,6 +136,9 @@ def test_of_a_long_text_only_what_the_run_can_read_is_encoded_and_the_descriptio
     task = LanguageModelling(text, SIZES, SHORT, report=lambda doing, share: reports.append((doing, share)))
     assert "from 65,536 of its 864,000 characters, as a short run needs no more" in task.describe()["text"]
     assert "its last 10%" in task.describe()["held out"] and "from 65,536 of" in task.describe()["held out"]
+    some, whole = task.score(3), task.score()
+    assert whole.measured_on == f"all {len(task.held_out_ids) - 1:,} held-out tokens, which are pieces of a longer text"
+    assert whole.share == pytest.approx(65_536 / 96_000) and some.share < whole.share
     assert np.array_equal(task.rows[0], LanguageModelling(text, SIZES, SHORT).rows[0])
     words = ["reading", "training the tokenizer", "encoding the text trained on", "encoding the text held out"]
     assert [next(word for word in words if doing.startswith(word)) for doing, _ in reports] == words
