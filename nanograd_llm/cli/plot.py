@@ -34,7 +34,6 @@ def plot(
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.see.page import require_html
     from nanograd_llm.see.pictures import series, training_page, training_png
-    from nanograd_llm.see.watch import read_watched
 
     path = None if html is None else require_html(html)
     if png is not None:
@@ -48,7 +47,7 @@ def plot(
             curve = series(records, "step", key)[:, 1]
             ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
             print(written(row(f"  {title}", sparkline(curve, width) + ends)))
-    watched = {run: read_watched(folder.path) for run, folder in zip(runs, folders)}
+    watched = {run: folder.read_watched() for run, folder in zip(runs, folders)}
     if path is not None:
         write_atomically(path, training_page(metrics, watched).encode())
         print(written(f"wrote {path}; open it in a browser"))

@@ -193,8 +193,8 @@ def train(
             if watch:
                 from nanograd_llm.see.watch import watching
 
-                run = prepared.task
-                code = show(prepared, watching(events, run.model, run.batch, watch, prepared.folder.path))
+                model = prepared.task.model
+                code = show(prepared, watching(events, model, prepared.batch, watch, prepared.append_watched))
             else:
                 code = show(prepared, events)
     except KeyboardInterrupt as error:

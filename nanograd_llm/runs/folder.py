@@ -4,6 +4,7 @@ config.toml                             the settings; a folder without it is no 
 tokenizer.json                          the tokenizer
 text.sha256                             the SHA-256 of the text that it was trained on
 metrics.jsonl                           one JSON object per line
+watch.jsonl                             what `train --watch` found, one JSON object per line
 labels.json                             the names of the classes, of a classifier
 loss.svg                                a picture of the loss against items and against time
 samples.txt                             what the model wrote during training
@@ -20,9 +21,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -39,6 +40,7 @@ except ImportError:  # Windows
 
 MOST_METRICS, MOST_LINE = 2**30, 2**20  # bytes of metrics.jsonl, and of a line there
 HASH_NAME = "text.sha256"  # a hash in hexadecimal, then the name of the data
+Record = TypeVar("Record")
 
 
 class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
@@ -54,6 +56,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         self.tokenizer_path = self.path / "tokenizer.json"
         self.hash_path = self.path / HASH_NAME
         self.metrics_path = self.path / "metrics.jsonl"
+        self.watch_path = self.path / "watch.jsonl"
         self.samples_path = self.path / "samples.txt"
         self.checkpoints_path = self.path / "checkpoints"
         self.adapter_path = self.path / "adapter"
@@ -162,14 +165,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
         Raises BadFileError with the number of a line that is no record of numbers with a `step`.
         """
-        if not self.metrics_path.exists():
-            return []
-        lines = read_bytes(self.metrics_path, at_most=MOST_METRICS).split(b"\n")[:-1]
-        records = []
-        for number, line in enumerate(lines, 1):
-            if b"\0" not in line:
-                records.append(_record(line, f"{self.metrics_path}, line {number}"))
-        return records
+        return _records(self.metrics_path, _record)
 
     def last_metrics(self, step: int | None = None) -> tuple[dict[str, float], dict[str, float]]:
         """The last record of a step and the last of a score, up to `step`; {} where there is none.
@@ -191,14 +187,28 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
                 break
         return last.get(True, {}), last.get(False, {})
 
+    def append_watched(self, record: Mapping[str, Any]) -> None:
+        """Add one line to watch.jsonl: a `step`, and the tables `update` and `activations` of it."""
+        self._append(self.watch_path, json.dumps(record) + "\n")
+
+    def read_watched(self) -> list[dict[str, Any]]:
+        """The records of watch.jsonl in the order of writing; what a kill or a power cut left is left out.
+
+        Raises BadFileError with the number of a line that is no such record.
+        """
+        return _records(self.watch_path, _watched_record)
+
     def append_sample(self, step: int, text: str) -> None:
         """Add to samples.txt what the model wrote at `step`."""
         self._append(self.samples_path, f"--- step {step}\n{text}\n\n")
 
     def forget_after(self, step: int) -> None:
-        """Remove the metrics, samples and damaged checkpoints of later steps: the run will write them again."""
+        """Remove the metrics, watched layers, samples and damaged checkpoints of later steps: they will come again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         write_atomically(self.metrics_path, "".join(_line(record) for record in kept).encode())
+        if self.watch_path.exists():
+            watched = [json.dumps(record) + "\n" for record in self.read_watched() if record["step"] <= step]
+            write_atomically(self.watch_path, "".join(watched).encode())
         if self.samples_path.exists():
             samples = re.split(r"(?m)^(?=--- step \d{1,15}$)", read_bytes(self.samples_path).decode("utf-8", "replace"))
             steps = [re.match(r"--- step (\d{1,15})\n", text) for text in samples]  # None for what a power cut left
@@ -282,7 +292,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
     def _refuse_link(self) -> None:
         """Raise StorageError if a part is a link, through which the run would write elsewhere."""
-        for part in (self.checkpoints_path, self.adapter_path, self.metrics_path, self.samples_path):
+        for part in (self.checkpoints_path, self.adapter_path, self.metrics_path, self.watch_path, self.samples_path):
             if part.is_symlink():
                 raise StorageError(f"{part}: is a link; remove it, or choose another folder")
 
@@ -343,6 +353,26 @@ def _blocks_from_the_end(path: Path) -> Iterator[bytes]:
                 yield block
         if has_end:
             yield rest
+
+
+def _records(path: Path, read: Callable[[bytes, str], Record]) -> list[Record]:
+    """The lines of a file, but for a last one cut short and those with NULs.  read: of a line and of where it is."""
+    if not path.exists():
+        return []
+    lines = read_bytes(path, at_most=MOST_METRICS).split(b"\n")[:-1]
+    return [read(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if b"\0" not in line]
+
+
+def _watched_record(line: bytes, where: str) -> dict[str, Any]:
+    """A line of watch.jsonl. Raises BadFileError."""
+    try:
+        record = json.loads(line)
+        kinds = {"step": int, "update": dict, "activations": dict}
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), kind) for k, kind in kinds.items()):
+            raise ValueError("expected an object with a step, an update and activations")
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"{where}: not a record of train --watch: {error}") from error
+    return record
 
 
 def _record(line: bytes, where: str) -> dict[str, float]:

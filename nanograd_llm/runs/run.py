@@ -187,6 +187,14 @@ class Run:
             finally:
                 self.folder.close()  # which may be the spare one by now
 
+    def batch(self, steps_done: int) -> tuple[Any, ...]:
+        """The arrays that the step after so many steps trains on."""
+        return self.task.batch(0 if self.config.same_batch else steps_done)
+
+    def append_watched(self, record: dict[str, Any]) -> None:
+        """Add what `train --watch` found to the folder."""
+        self._stored(lambda: self.folder.append_watched(record))
+
     def _train(self, stop: StopRequest, spent: float) -> Iterator[Event]:
         c, minutes, saved = self.config, self.trainer.config.minutes, time.monotonic()
         automatic = [*self.folder.checkpoints()]  # of a resumed run
@@ -194,9 +202,8 @@ class Run:
         fifths = int(5 * done)
         if self.task.init is not None and not self.trainer.steps_done:
             yield from self._score(stop)
-        batch = (lambda step: self.task.batch(0)) if c.same_batch else self.task.batch
         earlier: np.ndarray | None = None
-        for record in self.trainer.run(batch, spent=spent):
+        for record in self.trainer.run(self.batch, spent=spent):
             numbers = {**dataclasses.asdict(record), "flops": self._flops * record.items}
             numbers["share_of_limit"] = self._flops * record.items_per_second / self.limit
             if earlier is not None:
@@ -306,7 +313,7 @@ class Run:
                 raise
             failed, spare = self.folder, RunFolder.create(self.config.spare)
             self.task.save_beside(spare.path)
-            for path in (failed.metrics_path, failed.samples_path):
+            for path in (failed.metrics_path, failed.watch_path, failed.samples_path):
                 if path.exists():
                     write_atomically(spare.path / path.name, read_bytes(path))
             self.config = dataclasses.replace(self.config, spare=None)

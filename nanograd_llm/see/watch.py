@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from nanograd_llm.see.record import Call, Record, norm, recorded
 
 ACTIVATIONS = "gelu", "gelu_exact", "relu", "silu", "tanh", "sigmoid"
 BINS = 40
-FILE = "watch.jsonl"
 FLAT = 0.01  # a slope below this lets almost no gradient through
 
 
@@ -23,31 +20,25 @@ def watching(
     model: Module,
     batch: Callable[[int], tuple[np.ndarray, ...]],
     every: int,
-    folder: Path,
+    append: Callable[[dict[str, Any]], None],
 ) -> Iterator[Any]:
-    """Pass the events of a run on; after every `every`th step add what `update_ratios` and `activations` find to FILE.
+    """Pass the events of a run on; after every `every`th step append what `update_ratios` and `activations` find.
 
-    batch: gives the arrays of a step.  folder: the run's, where FILE is.
+    batch: gives the arrays that the step after so many steps trains on.  append: takes a record.
     """
-    before: dict[str, np.ndarray] | None = None
+    before = _copies(model)
     for event in events:
         step = event.step if hasattr(event, "learning_rate") else None
-        if step is not None and step % every == 0 and before is not None:
-            found = {"update": update_ratios(model, before), "activations": activations(model, batch(step))}
-            with (folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **found}) + "\n")
+        if step is not None and step % every == 0:
+            found = {"update": update_ratios(model, before), "activations": activations(model, batch(step - 1))}
+            append({"step": step, **found})
         if step is not None:
-            is_next = (step + 1) % every == 0
-            before = {name: p.data.copy() for name, p in model.named_parameters()} if is_next else None
+            before = _copies(model) if (step + 1) % every == 0 else {}
         yield event
 
 
-def read_watched(folder: Path) -> list[dict[str, Any]]:
-    """What `watching` wrote, in the order of the steps; of a step that was done twice, the later record."""
-    path = folder / FILE
-    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
-    found = {record["step"]: record for record in map(json.loads, lines)}
-    return [found[step] for step in sorted(found)]
+def _copies(model: Module) -> dict[str, np.ndarray]:
+    return {name: p.data.copy() for name, p in model.named_parameters()}
 
 
 def update_ratios(model: Module, before: dict[str, np.ndarray]) -> dict[str, float]:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.see.watch import read_watched
+from nanograd_llm.see import watch
+from nanograd_llm.training.trainer import Trainer
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
@@ -80,16 +82,16 @@ def test_plot_shows_the_curves_of_runs_and_what_watch_wrote(run: str, tmp_path: 
 def test_plot_draws_the_curves_and_what_watch_wrote_as_png(run: str, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     sizes = []
-    for name, watch in (("_a $x_$ b", []), ("watched", ["--watch", "1"])):  # no mathematics, and in the legend
+    for name, watching in (("_a $x_$ b", []), ("watched", ["--watch", "1"])):  # no mathematics, and in the legend
         path, picture = str(tmp_path / name), tmp_path / f"{name}.png"
-        assert main(["train", "--steps", "4", *watch, "--out", path, *TINY, "--held-out", "0.01"]) == 0
+        assert main(["train", "--steps", "4", *watching, "--out", path, *TINY, "--held-out", "0.01"]) == 0
         for _ in range(2):  # an earlier picture is replaced
             assert main(["plot", run, path, "--png", str(picture)]) == 0
         assert told(capsys)[0].endswith(f"wrote {picture}\n")
         content = picture.read_bytes()
         assert content[:4] == b"\x89PNG" and content[12:16] == b"IHDR"
         sizes.append([int.from_bytes(content[at : at + 4], "big") for at in (16, 20)])
-    layers = len(read_watched(tmp_path / "watched")[-1]["update"])
+    layers = len(RunFolder(tmp_path / "watched").read_watched()[-1]["update"])
     assert sizes == [[1400, 700], [1400, 700 + 150 + 16 * layers + 250]]
 
 
@@ -111,6 +113,44 @@ def test_a_watched_run_has_the_same_losses(run: str, tmp_path: Path) -> None:
     records = [RunFolder(folder).read_metrics() for folder in (Path(run), path)]
     losses = [[record["loss"] for record in one if "loss" in record] for one in records]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_the_activations_are_those_of_the_batch_that_the_step_trained_on(
+    tmp_path: Path, monkeypatch, capsys, same: bool
+) -> None:
+    trained, watched = [], []
+    step, activations = Trainer._step, watch.activations
+
+    def noted(self, batch, *rest):
+        trained.append([np.asarray(array).tolist() for array in batch])
+        return step(self, batch, *rest)
+
+    def seen(model, batch):
+        watched.append([np.asarray(array).tolist() for array in batch])
+        return activations(model, batch)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    monkeypatch.setattr(watch, "activations", seen)
+    given = ["--steps", "4", "--watch", "1", "--out", str(tmp_path / "run"), *TINY, "--held-out", "0.01"]
+    assert main(["train", *given, *(["--same-batch"] if same else [])]) == 0
+    assert watched == trained and len(watched) == 4 and (watched[0] == watched[1]) == same
+
+
+def test_a_watched_run_that_was_killed_goes_on_and_can_be_plotted(tmp_path: Path, capsys) -> None:
+    path, page = tmp_path / "run", tmp_path / "plot.html"
+    given = ["--steps", "6", "--watch", "1", "--checkpoint-every", "2", "--out", str(path), *TINY, "--held-out", "0.01"]
+    assert main(["train", *given]) == 0
+    folder = RunFolder.open(path)
+    whole = folder.read_watched()
+    folder.checkpoint_path(6).unlink()
+    folder.watch_path.write_bytes(folder.watch_path.read_bytes()[:-9])
+    assert main(["plot", str(path), "--html", str(page)]) == 0 and len(folder.read_watched()) == 5
+    assert main(["train", "--resume", str(path), "--watch", "1"]) == 0
+    assert folder.read_watched() == whole
+    folder.watch_path.write_text('{"step": 1}\n')
+    assert main(["plot", str(path)]) == 3
+    assert "watch.jsonl, line 1: not a record of train --watch" in told(capsys)[1]
 
 
 def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:

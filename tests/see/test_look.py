@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.look import look, text_of, visible
 from nanograd_llm.see.pictures import series, sight_page, training_page
-from nanograd_llm.see.watch import activations, read_watched, update_ratios, watching
+from nanograd_llm.see.watch import activations, update_ratios, watching
 
 WORDS = ["on", "a", "sat", "cat", "the"]
 IDS = np.array([4, 3, 2, 0, 4, 1])
@@ -104,7 +103,7 @@ def test_curves_are_of_the_steps_of_a_run_against_steps_items_and_time() -> None
     assert re.search(r"loss, by step, from 0.375 to 3\b", page)
 
 
-def test_watching_passes_every_event_on_and_writes_after_every_nth_step(tmp_path: Path) -> None:
+def test_watching_passes_every_event_on_and_writes_after_every_nth_step() -> None:
     model, tokens, targets = small_gpt()
 
     def events() -> Any:
@@ -113,9 +112,14 @@ def test_watching_passes_every_event_on_and_writes_after_every_nth_step(tmp_path
             yield SimpleNamespace(step=step, learning_rate=0.1)
             yield f"after {step}"
 
-    batch = tokens, targets
-    seen = list(watching(events(), model, lambda step: batch, 3, tmp_path))
-    written = read_watched(tmp_path)
+    batches, written = [], []
+
+    def batch(steps_done: int) -> Any:
+        batches.append(steps_done)
+        return tokens, targets
+
+    seen = list(watching(events(), model, batch, 3, written.append))
+    assert batches == [2, 5]  # the batches of steps 3 and 6
     assert len(seen) == 12 and [record["step"] for record in written] == [3, 6]
     assert written[1]["update"] == {"wte": pytest.approx(0.01, rel=1e-3)}
     (found,) = written[0]["activations"].items()
