@@ -56,7 +56,7 @@ function indexText(flat, shape) {
   return index.length ? "[" + index.join(",") + "]" : "";
 }
 
-const columns = a => a.shape.length > 1 ? a.shape[a.shape.length - 1] : a.pool || a.rows > 1 ? 64 : a.data.length;
+const columns = a => a.shape.length > 1 ? a.shape[a.shape.length - 1] : a.rows > 1 ? 64 : a.shape.length ? a.shape[0] : 1;
 
 /* Where cell k of the table begins in the flat array, and the cell of a flat place. */
 const flatOf = (a, k) => a.pool ? -1 : k;

@@ -235,7 +235,25 @@ def test_a_number_shows_its_chain_rule_and_its_nudge_when_clicked(opened: Opened
 
 
 @pytest.mark.browser
-def test_an_entry_is_picked_and_told_with_the_keyboard_alone(opened: Opened) -> None:
+@pytest.mark.parametrize("size", [5000, 6400])  # 6400 are folded into rows of 64
+def test_the_largest_entries_of_a_pooled_array_of_one_axis_are_in_the_cells_that_are_clicked(
+    browser, tmp_path: Path, rng, size: int
+) -> None:
+    trace = ng.trace(lambda x: (ng.ops.tanh(x) * x).sum(), rng.standard_normal(size))
+    trace.html(tmp_path / "long.html")
+    found = Opened(browser, tmp_path / "long.html")
+    cells = found.tab.evaluate(
+        """() => { const x = page.calls[0].in[0], a = array(x.g);
+          return Object.keys(x.t).map(flat => [Number(flat), a.data[cellOf(a, Number(flat))]]); }"""
+    )
+    sent = trace[0].sent[0]
+    assert len(cells) == 6 and [shown for _, shown in cells] == [float(sent[flat]) for flat, _ in cells]
+    assert found.complaints == []
+    found.tab.close()
+
+
+@pytest.mark.browser
+def test_an_entry_is_picked_and_announced_with_the_keyboard_alone(opened: Opened) -> None:
     opened.press("End")
     opened.tab.locator('figure[data-name="w̄"]').first.focus()
     opened.press("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown")
