@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
-from nanograd_llm.see.record import Record, Use, Value, norm, recorded
+from nanograd_llm.see.record import Call, Record, Use, Value, norm, recorded
 
 
 def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
@@ -54,6 +54,9 @@ class Trace(Record):
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
 
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, (int, np.integer)):

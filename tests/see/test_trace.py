@@ -158,7 +158,13 @@ def test_two_leaves_of_one_array_keep_gradients_of_their_own() -> None:
     assert trace.grads["a"].tolist() == [2, 8] and trace.grads["b"].tolist() == [1, 4]
 
 
-def test_a_mask_that_is_written_anew_between_two_calls_is_recorded_as_it_was_in_each() -> None:
+def test_a_trace_is_a_sequence_of_its_calls() -> None:
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    assert list(trace) == [call for call in trace] == trace.calls and len(trace) == 3  # noqa: C416
+    assert [*reversed(trace)] == trace.calls[::-1] and trace[1] in trace
+
+
+def test_a_mask_that_is_overwritten_between_two_calls_is_recorded_as_it_was_in_each() -> None:
     def f(x):
         mask = np.array([1.0, 0.0])
         first = x + mask
