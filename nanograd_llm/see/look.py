@@ -70,8 +70,13 @@ class Sight:
 
 
 def look(model: GPT, ids: Any) -> Sight:
-    """Look at a GPT, in evaluation mode, reading a text of these ids. Raises ConfigError if they do not fit it."""
+    """Look at a GPT, in evaluation mode, reading a text of these ids. Raises ConfigError if they do not fit it.
+
+    Also where the token table is frozen, since nothing would be known of its gradient.
+    """
     tokens, targets = tokens_and_targets(model, ids)
+    if not model.wte.requires_grad:
+        raise ConfigError("wte is frozen, so it gets no gradient: call lora.merge(model), or model.unfreeze(), first")
     was_training = model.training
     model.eval()
     try:

@@ -72,6 +72,17 @@ def test_a_model_is_looked_at_without_dropout_and_stays_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_model_whose_token_table_is_frozen_is_refused_with_a_remedy() -> None:
+    adapted, frozen = (small_gpt()[0] for _ in range(2))
+    ng.nn.lora.add(adapted, rank=2)
+    frozen.wte.requires_grad = False
+    for model in (adapted, frozen):
+        with pytest.raises(ConfigError, match=r"wte is frozen.*lora\.merge.*unfreeze"):
+            look(model, IDS)
+    ng.nn.lora.merge(adapted).unfreeze()
+    assert look(adapted, IDS).uses
+
+
 def test_a_text_that_does_not_fit_is_refused(model) -> None:
     for ids in (IDS[:1], np.zeros(7, int)):
         with pytest.raises(ConfigError, match="tokens?; this model can be looked at on 2 to 6"):
