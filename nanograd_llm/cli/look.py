@@ -25,17 +25,17 @@ def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
     from nanograd_llm.see.look import look as look_at
     from nanograd_llm.see.look import text_of, visible
     from nanograd_llm.see.page import require_html
-    from nanograd_llm.see.pictures import sight_page
+    from nanograd_llm.see.pictures import look_page
 
     path = None if html is None else require_html(html)
     opened = open_model(model, GPT)
     tokenizer = opened.tokenizer()
-    sight = look_at(opened.model(), tokenizer.encode(text))
+    result = look_at(opened.model(), tokenizer.encode(text))
 
     def name(i: int) -> str:
         return visible(tokenizer.decode_bytes([i]))
 
-    print(written(text_of(sight, name, shutil.get_terminal_size((100, 24)).columns)))
+    print(written(text_of(result, name, shutil.get_terminal_size((100, 24)).columns)))
     if path is not None:
-        write_atomically(path, sight_page(sight, f"{model}: {text}", name).encode())
+        write_atomically(path, look_page(result, f"{model}: {text}", name).encode())
         print(written(f"wrote {path}; open it in a browser"))

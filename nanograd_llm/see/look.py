@@ -38,7 +38,7 @@ def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Use:
+class TableUse:
     """One use of the tied table: its gradient's norm, its share of the whole gradient along it, the rows it changes."""
 
     name: str
@@ -48,7 +48,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Sight:
+class LookResult:
     """What `look` sees.
 
     bits: (T,) surprise at each next token.  attention: L arrays (H, T, T), row looks at column.
@@ -65,11 +65,11 @@ class Sight:
     lens: list[tuple[str, np.ndarray, np.ndarray]]
     gradient_lens: list[tuple[str, np.ndarray]]
     flow: list[tuple[str, float, np.ndarray]]
-    uses: list[Use]
+    uses: list[TableUse]
     table_rows: int
 
 
-def look(model: GPT, ids: Any) -> Sight:
+def look(model: GPT, ids: Any) -> LookResult:
     """Look at a GPT, in evaluation mode, reading a text of these ids. Raises ConfigError if they do not fit it.
 
     Also where the token table is frozen, since nothing would be known of its gradient.
@@ -97,7 +97,7 @@ def look(model: GPT, ids: Any) -> Sight:
     flow = [(name, norm(cotangent), np.linalg.norm(cotangent, axis=-1)) for name, cotangent in places]
     attention = [maps[0] for maps in seen.attention_maps]
     wte = record.leaves["wte"]
-    return Sight(tokens[0], targets[0], bits, attention, lens, favoured, flow, _uses(wte), len(wte.array))
+    return LookResult(tokens[0], targets[0], bits, attention, lens, favoured, flow, _uses(wte), len(wte.array))
 
 
 def _stream(record: Record) -> list[tuple[str, np.ndarray]]:
@@ -107,18 +107,18 @@ def _stream(record: Record) -> list[tuple[str, np.ndarray]]:
     assert entry is not None and entry.grad is not None
     places = [("into block 0", entry.grad[0])]
     for call in record.calls:
-        room, _, number = call.module.partition(".")
-        if call.op.name == "add" and room == "blocks" and number.isdigit():
+        group, _, number = call.module.partition(".")
+        if call.op.name == "add" and group == "blocks" and number.isdigit():
             half = "attention" if places[-1][0] != f"after attention {number}" else "mlp"
             places.append((f"after {half} {number}", call.cotangent[0]))
     return places
 
 
-def _uses(wte: Any) -> list[Use]:
+def _uses(wte: Any) -> list[TableUse]:
     total = wte.grad.astype(np.float64)
     whole = float(np.vdot(total, total)) or 1.0
     return [
-        Use(
+        TableUse(
             {"embedding": "lookup (embedding)"}.get(use.call.op.name, f"head ({use.call.op.name})"),
             norm(use.gradient),
             float(np.vdot(use.gradient.astype(np.float64), total)) / whole,
@@ -128,24 +128,24 @@ def _uses(wte: Any) -> list[Use]:
     ]
 
 
-def text_of(sight: Sight, name: Any, columns: int = 100) -> str:
-    """The sight in lines of at most about so many columns, but for the attention maps. name: the text of an id."""
-    most = float(sight.bits.max())
+def text_of(result: LookResult, name: Any, columns: int = 100) -> str:
+    """The result in lines of at most about so many columns, but for the attention maps. name: the text of an id."""
+    most = float(result.bits.max())
     lines = ["how surprised it is at each token, in bits,", "and what it would say instead at each depth"]
     width = 14
-    depths = sight.lens[-max(1, (columns - width - 10) // (width + 5)) :]  # the last, as many as there is room for
+    depths = result.lens[-max(1, (columns - width - 10) // (width + 5)) :]  # the last, as many as there is room for
     lines.append(f"{'next token':<{width}} {'bits':>5}    " + "".join(f"{name:<{width + 5}}" for name, _, _ in depths))
-    for i, target in enumerate(sight.targets):
-        bar = BLOCKS[min(7, int(8 * sight.bits[i] / (most or 1.0)))]
+    for i, target in enumerate(result.targets):
+        bar = BLOCKS[min(7, int(8 * result.bits[i] / (most or 1.0)))]
         cells = "".join(f"{name(best[i]):<{width}.{width}} {p[i]:>3.0%} " for _, best, p in depths)
-        lines.append(f"{name(target):<{width}.{width}} {sight.bits[i]:>5.1f} {bar}  {cells}")
+        lines.append(f"{name(target):<{width}.{width}} {result.bits[i]:>5.1f} {bar}  {cells}")
     lines += ["", "gradient flow: the norm of the stream's cotangent,", "and the tokens that a step against it favours"]
-    for (place, size, _), (_, best) in zip(sight.flow, sight.gradient_lens):
-        marked = [f"[{name(b)}]" if b == t else name(b) for b, t in zip(best, sight.targets)]
+    for (place, size, _), (_, best) in zip(result.flow, result.gradient_lens):
+        marked = [f"[{name(b)}]" if b == t else name(b) for b, t in zip(best, result.targets)]
         lines.append(f"{place:<18} {size:>8.4f}  {' '.join(marked)[: columns - 29]}")
     lines += ["", "the gradient of the token table, use by use"]
-    for use in sight.uses:
-        rows = f"in {use.rows:,} of {sight.table_rows:,} rows"
+    for use in result.uses:
+        rows = f"in {use.rows:,} of {result.table_rows:,} rows"
         lines += [f"{use.name:<28} norm {use.norm:.4f}", f"  {use.share:.1%} of the whole along it, {rows}"]
     return "\n".join(line.rstrip() for line in lines)
 

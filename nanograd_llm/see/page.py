@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend.threads import blas_threads
-from nanograd_llm.errors import GraphError
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import Replay, calls_below, composition, nudge, rule_agrees, terms
 from nanograd_llm.see.stepper import rule_source
@@ -29,7 +29,7 @@ TOP = 6  # the largest entries of others
 SHOWN_TERMS = 5
 _WORK = 1e8  # numbers that may be touched for terms, and for nudges
 _MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
-_CELLS = 2048, 800
+_CELLS, _FEW_CELLS = 2048, 800
 _COLUMNS = 96
 NOTEBOOK_BYTES, NOTEBOOK_NUMBERS = 2**20, 10**5  # of a page, and of the leaves, that a cell of a notebook shows whole
 
@@ -113,7 +113,7 @@ class _Packer:
     """Collects what the page shows of a record, each array once."""
 
     def __init__(self, record: Record, tokens: list[str] | None):
-        self.cells = _CELLS[len(record.calls) > _MANY]
+        self.cells = _FEW_CELLS if len(record.calls) > _MANY else _CELLS
         self.arrays: list[dict[str, Any]] = []
         self.known: dict[Any, int] = {}
         self.by_id: dict[int, int] = {}
@@ -290,7 +290,7 @@ def notebook(record: Record) -> str:
 
 
 def require_html(path: Any) -> Path:
-    """The path. Raises GraphError unless it ends in .html."""
+    """The path. Raises ConfigError unless it ends in .html."""
     if Path(path).suffix != ".html":
-        raise GraphError(f"a page ends in .html; got {path}")
+        raise ConfigError(f"a page ends in .html; got {path}")
     return Path(path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.files.png import png_of
-from nanograd_llm.see.look import Sight
+from nanograd_llm.see.look import LookResult
 from nanograd_llm.see.page import shell
 
 POINTS = 200  # of a curve at most; each is the mean of the steps around it
@@ -24,35 +24,35 @@ CHARTS = (  # title, x, y, is y logarithmic?
 _DASHES = "", "7 3", "2 3", "9 3 2 3", "12 4"
 
 
-def sight_page(sight: Sight, title: str, name: Callable[[int], str]) -> str:
+def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str:
     """The page of what `look` sees. name: gives the text of an id."""
-    ids, targets = [name(i) for i in sight.ids], [name(i) for i in sight.targets]
-    most = float(sight.bits.max()) or 1.0
-    surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, sight.bits)]
+    ids, targets = [name(i) for i in result.ids], [name(i) for i in result.targets]
+    most = float(result.bits.max()) or 1.0
+    surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, result.bits)]
     lens = [
-        (depth, [(f"{name(b)}\n{chance:.0%}", float(chance), b == t) for b, chance, t in zip(best, p, sight.targets)])
-        for depth, best, p in reversed(sight.lens)
+        (depth, [(f"{name(b)}\n{chance:.0%}", float(chance), b == t) for b, chance, t in zip(best, p, result.targets)])
+        for depth, best, p in reversed(result.lens)
     ]
     favoured = [
-        (place, [(name(b), 0.0, b == t) for b, t in zip(best, sight.targets)])
-        for place, best in reversed(sight.gradient_lens)
+        (place, [(name(b), 0.0, b == t) for b, t in zip(best, result.targets)])
+        for place, best in reversed(result.gradient_lens)
     ]
-    largest = max(size for _, size, _ in sight.flow) or 1.0
+    largest = max(size for _, size, _ in result.flow) or 1.0
     flow = "".join(
         f'<tr><th scope="row">{place}</th><td class="num">{size:.4f}</td><td>{_bar(size / largest)}</td>'
         f"<td>{_strip(parts)}</td></tr>"
-        for place, size, parts in sight.flow
+        for place, size, parts in result.flow
     )
     uses = "".join(
         f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
-        f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {sight.table_rows:,} rows</td></tr>"
-        for use in sight.uses
+        f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
+        for use in result.uses
     )
     heads = "".join(
         f'<tr><th scope="row">block {block}</th>'
         + "".join(f"<td>{_attention(maps, head)}<br>head {head}</td>" for head, maps in enumerate(heads))
         + "</tr>"
-        for block, heads in enumerate(sight.attention)
+        for block, heads in enumerate(result.attention)
     )
     return shell(
         title,

@@ -201,8 +201,8 @@ class Stepper:
         yield f"   {call.rule_place}"
         yield from (f"   | {line}" for line in rule_source(call))
         uses = call.output.uses
-        whence = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {counted(len(uses), 'use')}"
-        yield from _line(bar("y"), call.cotangent, whence or "where backward begins")
+        origin = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {counted(len(uses), 'use')}"
+        yield from _line(bar("y"), call.cotangent, origin or "where backward begins")
         for use in uses if len(uses) > 1 else ():
             yield f"      |{norm(use.gradient):.4g}| from {use}"
         for i, (x, sent) in enumerate(zip(call.inputs, call.sent)):

@@ -111,7 +111,7 @@ class Trace(Record):
         """Write the pass as one HTML file to step through in a browser; it needs no network.
 
         tokens: the pieces of the text, to name the rows of arrays that have one row for each.
-        Raises GraphError unless the path ends in .html.
+        Raises ConfigError unless the path ends in .html.
         """
         from nanograd_llm.files.atomic import write_atomically
         from nanograd_llm.see.page import page, require_html

@@ -13,7 +13,7 @@ from passes import METRICS, small_gpt
 import nanograd_llm as ng
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.look import look, text_of, visible
-from nanograd_llm.see.pictures import series, sight_page, training_page
+from nanograd_llm.see.pictures import look_page, series, training_page
 from nanograd_llm.see.watch import activations, update_ratios, watching
 
 WORDS = ["on", "a", "sat", "cat", "the"]
@@ -26,42 +26,42 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def sight(model) -> Any:
+def result(model) -> Any:
     return look(model, IDS)
 
 
-def test_the_mean_surprise_is_the_loss_in_bits(model, sight) -> None:
+def test_the_mean_surprise_is_the_loss_in_bits(model, result) -> None:
     loss = model.loss(IDS[None, :-1], IDS[None, 1:]).item()
-    assert sight.bits.mean() == pytest.approx(loss / np.log(2), rel=1e-6)
+    assert result.bits.mean() == pytest.approx(loss / np.log(2), rel=1e-6)
 
 
-def test_the_last_depth_of_the_logit_lens_is_what_the_model_says(model, sight) -> None:
+def test_the_last_depth_of_the_logit_lens_is_what_the_model_says(model, result) -> None:
     p = ng.ops.softmax(model(IDS[None, :-1]).data)[0]
-    names, best, chance = zip(*sight.lens)
+    names, best, chance = zip(*result.lens)
     assert names == ("embedding", "after block 0", "after block 1")
     assert best[-1].tolist() == p.argmax(-1).tolist()
     np.testing.assert_allclose(chance[-1], p.max(-1), rtol=1e-5)
 
 
-def test_the_gradient_lens_names_the_token_whose_logit_rises_most_against_the_cotangent(model, sight) -> None:
+def test_the_gradient_lens_names_the_token_whose_logit_rises_most_against_the_cotangent(model, result) -> None:
     trace = ng.trace(model.loss, IDS[None, :-1], IDS[None, 1:])
     last = trace.value("blocks.1").grad[0]
-    place, tokens = sight.gradient_lens[-1]
+    place, tokens = result.gradient_lens[-1]
     assert place == "after mlp 1"
     for position, token in enumerate(tokens):
         rises = [-(last[position] @ row) for row in model.wte.data]
         assert token == int(np.argmax(rises))
-    assert [name for name, _, _ in sight.flow] == [
+    assert [name for name, _, _ in result.flow] == [
         "into block 0", "after attention 0", "after mlp 0", "after attention 1", "after mlp 1",
     ]  # fmt: skip
-    assert sight.flow[-1][1] == pytest.approx(np.linalg.norm(last), rel=1e-6)
-    np.testing.assert_allclose(sight.flow[-1][2], np.linalg.norm(last, axis=-1), rtol=1e-6)
+    assert result.flow[-1][1] == pytest.approx(np.linalg.norm(last), rel=1e-6)
+    np.testing.assert_allclose(result.flow[-1][2], np.linalg.norm(last, axis=-1), rtol=1e-6)
 
 
-def test_the_shares_of_the_table_s_uses_add_up_to_one(sight) -> None:
-    assert [use.name for use in sight.uses] == ["head (linear_cross_entropy)", "lookup (embedding)"]
-    assert sum(use.share for use in sight.uses) == pytest.approx(1, abs=1e-6)
-    assert [use.rows for use in sight.uses] == [5, 4] and sight.table_rows == 5
+def test_the_shares_of_the_table_s_uses_add_up_to_one(result) -> None:
+    assert [use.name for use in result.uses] == ["head (linear_cross_entropy)", "lookup (embedding)"]
+    assert sum(use.share for use in result.uses) == pytest.approx(1, abs=1e-6)
+    assert [use.rows for use in result.uses] == [5, 4] and result.table_rows == 5
 
 
 def test_a_model_is_looked_at_without_dropout_and_stays_as_it_was() -> None:
@@ -89,11 +89,11 @@ def test_a_text_that_does_not_fit_is_refused(model) -> None:
             look(model, ids)
 
 
-def test_the_text_and_the_page_show_each_token_and_escape_it(sight) -> None:
-    text = text_of(sight, lambda i: WORDS[i])
+def test_the_text_and_the_page_show_each_token_and_escape_it(result) -> None:
+    text = text_of(result, lambda i: WORDS[i])
     assert [line.split()[0] for line in text.splitlines()[3:8]] == ["cat", "sat", "on", "the", "a"]
-    assert max(map(len, text_of(sight, lambda i: WORDS[i], 60).splitlines())) <= 60
-    page = sight_page(sight, "a <title>", lambda i: "<b>" + WORDS[i])
+    assert max(map(len, text_of(result, lambda i: WORDS[i], 60).splitlines())) <= 60
+    page = look_page(result, "a <title>", lambda i: "<b>" + WORDS[i])
     assert "<b>" not in page and "&lt;b&gt;cat" in page and "a &lt;title&gt;" in page and "script" not in page
     assert page.count('aria-label="head ') == 4
 

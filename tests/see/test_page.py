@@ -19,11 +19,11 @@ from passes import METRICS, same_bits, small_gpt
 
 import nanograd_llm as ng
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.errors import GraphError
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.see import page as page_module
 from nanograd_llm.see.look import look
 from nanograd_llm.see.page import code, page, plain_table, pooled
-from nanograd_llm.see.pictures import sight_page, training_page
+from nanograd_llm.see.pictures import look_page, training_page
 
 TOKENS = ["the", "cat", "sat", "on", "the"]
 MACRON = "\N{COMBINING MACRON}"
@@ -134,7 +134,7 @@ def test_a_cell_of_a_pooled_array_is_its_largest_entry_with_the_sign(rng) -> Non
 
 
 def test_a_page_that_does_not_end_in_html_is_refused(gpt, tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match=r"a page ends in \.html; got .*page.txt"):
+    with pytest.raises(ConfigError, match=r"a page ends in \.html; got .*page.txt"):
         gpt.html(tmp_path / "page.txt")
 
 
@@ -338,11 +338,11 @@ def serious(axe: Any, found: Opened) -> list[Any]:
 def test_the_pages_of_look_and_plot_are_quiet_and_accessible(browser, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     model = small_gpt(n_layer=2)[0]
-    sight = look(model, [4, 3, 2, 0, 4, 1])
+    result = look(model, [4, 3, 2, 0, 4, 1])
     layer = {"mean": 0.0, "std": 1.0, "low": -1.0, "high": 1.0, "flat": 0.5, "counts": [1, 3, 2]}
     watched = [{"step": 3, "update": {"wte": 0.01}, "activations": {"mlp": layer}}]
     pages = {
-        "look.html": sight_page(sight, "a title", lambda i: TOKENS[i]),
+        "look.html": look_page(result, "a title", lambda i: TOKENS[i]),
         "plot.html": training_page({"one": METRICS, "two": METRICS}, {"one": watched}),
     }
     for name, text in pages.items():
