@@ -42,20 +42,25 @@ def _copies(model: Module) -> dict[str, np.ndarray]:
 
 
 def update_ratios(model: Module, before: dict[str, np.ndarray]) -> dict[str, float]:
-    """|new - old| / |old| of each parameter that has changed."""
+    """|new - old| / |old| of each parameter that has changed and is finite."""
     found = {}
     for name, p in model.named_parameters():
         size = norm(before[name])
         change = norm(p.data - before[name])
-        if size and change:
+        if size and 0 < change < np.inf:
             found[name] = float(f"{change / size:.4g}")
     return found
 
 
 def activations(model: Module, batch: tuple[np.ndarray, ...]) -> dict[str, Any]:
-    """For each activation of the model's loss on a batch: a histogram of its input, mean, std, and the flat share."""
-    record: Record = recorded(model.loss, batch, {})
-    return {_place(call): _summary(call) for call in record.calls if call.op.name in ACTIVATIONS}
+    """For each activation of the model's loss on a batch: a histogram of its input, mean, std, and the flat share.
+
+    Those with an input that is not finite are left out: the trainer's next step stops there and says why.
+    """
+    with np.errstate(all="ignore"):
+        record: Record = recorded(model.loss, batch, {})
+    calls = [call for call in record.calls if call.op.name in ACTIVATIONS]
+    return {_place(call): _summary(call) for call in calls if np.isfinite(call.inputs[0].array).all()}  # type: ignore[union-attr]
 
 
 def _place(call: Call) -> str:

@@ -139,6 +139,17 @@ def test_watching_passes_every_event_on_and_writes_after_every_nth_step() -> Non
     assert "update ÷ weight" in page and "blocks.0.mlp gelu: mean" in page
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_left_to_the_trainer_to_report(bad: float) -> None:
+    model, tokens, targets = small_gpt()
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    model.wpe.data[0] = bad
+    model.wte.data *= np.float32(1.5)
+    assert activations(model, (tokens, targets)) == {}
+    assert update_ratios(model, before) == {"wte": 0.5}
+
+
 def test_the_flat_share_is_that_of_inputs_where_the_slope_is_almost_nothing() -> None:
     class Layer(ng.nn.Module):
         def __init__(self) -> None:
