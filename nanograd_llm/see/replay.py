@@ -220,9 +220,10 @@ def _along(
         return np.asarray(call.op(*given, **static))
 
     found = derivative(line, confirm=confirm)
-    forward, backward = dy * found.value, wide(sent) * u
-    size = max(float(np.linalg.norm(a.reshape(-1), order)) for a in (forward, backward))
-    size += max(float(np.abs(a).max(initial=0)) for a in (dy, *call.sent) if a is not None)
+    forward = dy * found.value
+    backward = np.multiply(wide(sent), u, where=u != 0, out=np.zeros_like(u))
+    size = max(float(np.linalg.norm(a[np.isfinite(a)], order)) for a in (forward, backward))
+    size += max(float(np.abs(a[np.isfinite(a)]).max(initial=0)) for a in (dy, *call.sent) if a is not None)
     tolerance = 64 * float(np.finfo(sent.dtype).eps) * size + float(np.sum(np.abs(dy) * found.error))
     if not abs(forward.sum() - backward.sum()) <= tolerance:
         if not confirm:

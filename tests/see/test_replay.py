@@ -69,6 +69,14 @@ def test_at_a_kink_every_slope_between_the_left_and_the_right_one_agrees(slope: 
         assert trace.terms(0, "x", 1).agrees == trace.nudge("x", 1).agrees == is_right
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_terms_of_an_entry_do_not_depend_on_an_infinity_in_another_which_is_wrong() -> None:
+    trace = ng.trace(lambda x: ng.ops.exp(x).sum(), np.array([0.0, 1.0]))
+    with patch.object(trace[0], "sent", [np.array([1.0, np.inf])]):
+        assert trace.terms(0, "x", 0).agrees and not trace.terms(0, "x", 1).agrees
+        assert wrong_rules(trace) == [(trace[0], 0)]
+
+
 @pytest.mark.parametrize(("slope", "is_right"), [(0.0, True), (1.0, True), (-0.01, False), (1.01, False)])
 def test_a_slope_at_a_kink_that_lies_outside_is_wrong(slope: float, is_right: bool) -> None:
     with patch.object(registry["relu"], "rule", lambda dy, y: dy * np.where(y > 0, 1.0, slope)):
