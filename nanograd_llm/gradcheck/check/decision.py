@@ -28,6 +28,7 @@ from nanograd_llm.gradcheck.check.comparison import (
     length,
     noise,
     reach,
+    sizes,
 )
 from nanograd_llm.gradcheck.check.derivatives import differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
@@ -285,14 +286,23 @@ def retreat(
 
 
 def is_constant(function: Differentiable, k: int, precisions: Precisions, rng: np.random.Generator) -> bool:
-    """Does the result stay the same, up to rounding, while the entries of input k go to zero, each by itself?"""
+    """Does the result stay the same, up to rounding, while the entries of input k move, each by itself?
+
+    They go to zero, then move about while all inputs go to zero: only so does an input of zeros move where others make
+    the function saturate.
+    """
     given, values = precisions.given, function.values
-    y = function.evaluate(values)
-    size = np.maximum(np.where(np.isfinite(y), np.abs(y), 0.0), noise(function, precisions))
+
+    def stays(point: list[np.ndarray], moved: np.ndarray) -> bool:
+        y = function.evaluate(point)
+        size = np.maximum(np.where(np.isfinite(y), np.abs(y), 0.0), noise(function, precisions))
+        off = np.abs(function.evaluate([*point[:k], moved, *point[k + 1 :]]) - y)
+        return not (off[np.isfinite(off)] > (given.c * given.epsilon * size)[np.isfinite(off)]).any()
+
     for step in (0, *RETREATS[::2]):
-        nearer = 4.0**-step * values[k] * rng.uniform(0.5, 1.5, values[k].shape)
-        off = np.abs(function.evaluate([*values[:k], nearer, *values[k + 1 :]]) - y)
-        if (off[np.isfinite(off)] > (given.c * given.epsilon * size)[np.isfinite(off)]).any():
+        part, factors = 4.0**-step, rng.uniform(0.5, 1.5, values[k].shape)
+        nearer, scaled = part * values[k] * factors, [part * x for x in values]
+        if not stays([*values], nearer) or not stays(scaled, scaled[k] + part * sizes(values[k]) * (factors - 1)):
             return False
     return True
 

@@ -496,3 +496,16 @@ def test_a_gradient_that_is_rounded_to_float32_inside_is_compared_as_float32() -
     assert any("computes in float32" in note for note in report.notes)
     wrong = check_gradient(np.tanh, X, vjp=lambda dy, x: 1.001 * rounded(dy, x))
     assert verdicts(wrong) == {"x": "wrong"}
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1.01])
+def test_a_bias_of_zeros_is_checked_also_where_the_function_saturates(scale: float, factor: float) -> None:
+    W, x = np.random.default_rng(5).normal(size=(4, 2)), scale * X[:, :1] * np.ones(4)
+
+    def vjp(dy: Any, x: Any, b: Any) -> tuple[Any, Any]:
+        z = dy * tanh_slope(x @ W + b)
+        return z @ W.T, factor * z.sum(axis=0)
+
+    report = check_gradient(lambda x, b: np.tanh(x @ W + b), x, np.zeros(2), vjp=vjp)
+    assert verdicts(report)["b"] == ("right" if factor == 1 else "wrong")
