@@ -16,10 +16,11 @@ from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check.check import gradcheck
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.check.report import NOTHING, GradientError, Report, Shown
-from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants
+from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants_and_cases
 from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200
+_KINKED = 8  # cases whose numbers lie at kinks, at least: so many meet each kink
 PROBLEMS_SHOWN = 3  # of one op
 HIGHER_ORDER_CASES = 6  # beyond first order a case costs a hundred times as much, so only so many,
 HIGHER_ORDER_SIZE = 128  # and only those that hold no more numbers, are checked there
@@ -100,7 +101,8 @@ class Summary(Shown):
 
 
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
-    """Check an op on `cases` cases (or on one for each of its samples, where there are more).
+    """Check an op on `cases` cases: those in which its mutants show, and random ones (of an op with samples at least one
+    for each).
 
     Its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what `promises` and the
     shape line say; every mutant is caught. Raises ConfigError unless `cases` and `order` are integers of at least 1.
@@ -110,12 +112,13 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     if op.rule is None:
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
-    drawn = list(samples.draw_cases(op, rng, cases))
+    planted, telling = mutants_and_cases(op)
+    drawn = [*samples.draw_cases(op, rng, max(1, cases - len(telling))), *telling]
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
     problems, errors = [], [0.0] * order
-    kinked = list(samples.draw_cases(op, rng, max(1, cases // 10), kinks=True))
+    kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, drawn, rng)
     for number, case in enumerate([*drawn, *kinked]):
@@ -131,7 +134,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             problems += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
         except ERRORS as error:
             problems.append(f"{case}: it raises {type(error).__name__}: {error}")
-    planted = [] if problems else mutants(op)
+    planted = [] if problems else planted
     survivors = surviving_mutants(planted, drawn)
     kept = [
         f"{name} was {default!r} in every case; give samples= to vary it"

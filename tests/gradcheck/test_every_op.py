@@ -28,6 +28,7 @@ from nanograd_llm.gradcheck import (
 from nanograd_llm.gradcheck.check.promises import equality_problems, layout_problems
 from nanograd_llm.gradcheck.every_layer import layers
 from nanograd_llm.gradcheck.every_op import surviving_mutants
+from nanograd_llm.gradcheck.mutation.mutants import mutants_and_cases
 
 
 def planted(name, title):
@@ -229,6 +230,14 @@ def test_a_mutant_survives_where_no_case_shows_it():
     (sign,) = [mutant for mutant in mutants(ops.exp) if mutant.name == "x: sign"]
     assert surviving_mutants([sign], [Case((np.zeros((0,)),))]) == ["x: sign"]
     assert surviving_mutants([sign], [Case((np.zeros((0,)),)), Case((np.zeros(1),))]) == []
+
+
+@pytest.mark.parametrize("name", ["maximum", "multiply", "power", "where", "matmul"])
+def test_no_mutant_survives_however_few_cases_are_drawn(name):
+    planted, telling = mutants_and_cases(registry[name])
+    assert planted and len(telling) <= 6
+    assert surviving_mutants(planted, telling) == []
+    assert check_op(registry[name], order=1, cases=1).passed
 
 
 def test_an_op_of_ones_own_is_checked_by_name_or_as_it_is(own_op):

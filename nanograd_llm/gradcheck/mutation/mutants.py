@@ -115,6 +115,12 @@ def mutants(op: Op) -> list[Mutant]:
 
     Raises GraphError for an op without a rule, NanogradError for one whose inputs cannot be drawn.
     """
+    return mutants_and_cases(op)[0]
+
+
+def mutants_and_cases(op: Op) -> tuple[list[Mutant], list[Case]]:
+    """`mutants`, and a few cases in which they show: in one of them each changes a gradient at least half as much as
+    in any case that was tried."""
     require_type("op", op, Op, "an op")
     if op.rule is None:
         raise GraphError(f"op {op.name} has no rule to make a mistake in; write one under @{op.name}.backward")
@@ -122,11 +128,22 @@ def mutants(op: Op) -> list[Mutant]:
     if not op.samples:
         drawn = sorted(drawn, key=lambda case: -case.size)[:_CASES]
     right = [gradients_of(op, case) for case in drawn]
-    changes = []
+    changes, by_case = [], {}
     for mutant in _conceivable(op):
         with mutant.planted():
-            changes.append((mutant, change(right, [gradients_of(op, case) for case in drawn])))
-    return distinct(changes)
+            wrong = [gradients_of(op, case) for case in drawn]
+        changes.append((mutant, change(right, wrong)))
+        by_case[mutant] = [_largest(change([r], [w])) for r, w in zip(right, wrong)]
+    found = distinct(changes)
+    chosen: list[int] = []
+    for sizes in (by_case[mutant] for mutant in found):
+        if not any(sizes[place] >= max(sizes) / 2 for place in chosen):
+            chosen.append(int(np.argmax(sizes)))
+    return found, [drawn[place] for place in chosen]
+
+
+def _largest(change: np.ndarray | None) -> float:
+    return 0.0 if change is None else float(np.abs(change).max(initial=0))
 
 
 def distinct(changes: Sequence[tuple[Mutant, np.ndarray | None]]) -> list[Mutant]:
