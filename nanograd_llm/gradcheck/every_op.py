@@ -101,8 +101,8 @@ class Summary(Shown):
 
 
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
-    """Check an op on `cases` cases: those in which its mutants show, and random ones (of an op with samples at least one
-    for each).
+    """Check an op on `cases` cases: those in which its mutants show, and random ones (at least one for each
+    sample of an op that declares samples).
 
     Its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what `promises` and the
     shape line say; every mutant is caught. Raises ConfigError unless `cases` and `order` are integers of at least 1.

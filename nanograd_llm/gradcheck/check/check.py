@@ -110,6 +110,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def _compared(number: int) -> str:
+    return f"{number} random direction{'s' * (number != 1)} compared"
+
+
 @dataclasses.dataclass
 class _Compared:
     """The gradient of input k of a function beside its slopes.
@@ -156,7 +160,8 @@ class _Check:
             epsilon, depth, self.calls, narrow = function.tape()
             self.notes += narrow
             c = DEPTH + 16 * max(0, depth - 1)
-            self.precisions = Precisions(epsilon, c, lambda dtype: function.tape(dtype)[0])
+            self.of_all = self.precisions = Precisions(epsilon, c, lambda dtype: function.tape(dtype)[0])
+            self.of_each = [self._precisions_of(k, c) if narrow else self.of_all for k in range(len(function.values))]
             try:
                 for finding in self._findings(problems):
                     findings.append(finding)
@@ -171,6 +176,9 @@ class _Check:
                     self.notes.append("there was no time to look for the op calls at fault: give seconds= for it")
             finally:
                 self.progress.end()
+        if (took := self.progress.elapsed) > 2 * max(1.0, self.progress.seconds):
+            cannot = "the evaluations and backward passes that no check can do without take longer"
+            self.notes.append(f"the check took {took:.0f} s instead of {self.progress.seconds:g} s: {cannot}")
         for finding in findings:
             if finding.name in function.cut and finding.order == 1 and finding.verdict != "wrong":
                 problems.append(
@@ -182,6 +190,10 @@ class _Check:
         empty = [f"{name} has no entries" for name, x in zip(function.names, function.values) if not x.size]
         notes = dict.fromkeys([*self.notes, *empty, *self._region()])
         return Report(function.label, tuple(findings), tuple(problems), tuple(culprits), tuple(notes))
+
+    def _precisions_of(self, k: int, c: float) -> Precisions:
+        """Those of input k alone: a narrow gradient of another input leaves them as they are."""
+        return Precisions(self.function.tape(k=k)[0], c, lambda dtype: self.function.tape(dtype, k)[0])
 
     def _region(self) -> list[str]:
         """Where the points lie that were checked: beyond, nothing is known."""
@@ -237,19 +249,20 @@ class _Check:
             if order == 1:
                 cotangent = cotangents[0]
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
-                problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.precisions)
+                problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
                 try:
                     problems += consistency.problems(
-                        self.function, cotangent, self.precisions, self.rng, self._is_early, self.progress.seconds
+                        self.function, cotangent, self.of_all, self.rng, self._is_early, self.progress.seconds
                     )
                 except Varying as varying:
                     problems.append(str(varying))
                     return
             elif order == 2:
-                problems += consistency.asymmetry(self.function, cotangent, self.precisions, self.rng)
+                problems += consistency.asymmetry(self.function, cotangent, self.of_all, self.rng)
             bent += [np.zeros(0, int)] * (len(target.values) - len(bent))  # a gradient is linear in its cotangent
             for k, places in enumerate(bent):
                 self.progress.next(target.names[k])
+                self.precisions = self.of_each[k] if order == 1 else self.of_all
                 found = places if order == 1 else np.zeros(0, int)  # at this order
                 finding = self._check_input(target, k, places, found, y, cotangents, order)
                 if places is not None and finding.method == "differences" and finding.verdict not in PASSING:
@@ -273,7 +286,7 @@ class _Check:
     def _kinks(self, function: Differentiable, k: int) -> np.ndarray | None:
         """Flat places of the entries of input k by which the function bends; None where they cannot be told."""
         direction = dense(self.rng, function.values[k].shape) * sizes(function.values[k])
-        return kinks.find(function, k, direction, self.precisions)
+        return kinks.find(function, k, direction, self.of_each[k])
 
     def _missed_kinks(self, function: Differentiable, k: int, known: np.ndarray) -> np.ndarray | None:
         """Where differences contradict the gradient, look for more kinks, along several directions; None where there
@@ -329,16 +342,21 @@ class _Check:
             return Finding(order, *of, reason=reason)
         smooth = np.ones(x.size, bool)
         smooth[bent] = False
+        begin = self.progress.elapsed
         first, method = self._method(function, k, smooth)
+        # four directions take about as long as that did, and one direction a fourth of it
+        number = 1 if self.progress.elapsed - begin > max(1.0, self.progress.share) else DIRECTIONS
         reach = sizes(x) if first.why else np.minimum(length(x), _FAR * sizes(x))
-        directions = rows([dense(self.rng, x.shape) * reach for _ in range(DIRECTIONS)]) * smooth
-        hold, v = functools.partial(decision.hold, Slopes(function, k, method)), rows(cotangents)
+        directions = rows([dense(self.rng, x.shape) * reach for _ in range(number)]) * smooth
+        hold, v = functools.partial(decision.hold, Slopes(function, k, method)), rows(cotangents[:number])
         c = _Compared(
             function, k, cotangents, order, smooth, first, method, hold(v, directions, self.precisions, self.rng)
         )
-        c.words, singly = self._extent(function, k, method, order, y.size, by_differences=bool(first.why))
-        if not c.found.finite:
-            self._set_aside(c, y, v, directions)
+        of = function, k, method, order, y.size, number
+        c.words, singly = self._extent(*of, by_differences=bool(first.why))
+        flows = self._from_infinity(c, y)
+        if not c.found.finite or flows.any() or np.isnan(y).any():
+            self._set_aside(c, y, v, directions, flows)
         elif (c.found.lost or c.found.faint.any() or c.found.digits < 1) and smooth.any() and not c.found.wrong.any():
             self._look_nearer(c, v, directions)
         c.shown = c.found
@@ -358,23 +376,25 @@ class _Check:
             self._note_digits(c)
             self._note_straight(c, dense(np.random.default_rng(self.seed), x.shape) * reach * smooth.reshape(x.shape))
         why = (
-            first.why if order == 1 and c.found.finite else ""
+            c.first.why if order == 1 and c.found.finite else ""
         )  # rules need no complex numbers, so beyond it is always so
-        shown = c.shown.off, c.shown.tolerance, first.method, first.step, c.words, why, reason, worst, pattern
+        shown = c.shown.off, c.shown.tolerance, c.first.method, c.first.step, c.words, why, reason, worst, pattern
         return Finding(order, function.names[k], x.shape, verdict, *shown, c.kinks)
 
-    def _set_aside(self, c: _Compared, y: np.ndarray, v: np.ndarray, directions: np.ndarray) -> None:
-        """Compare without the entries by which the function has no finite slope, and without infinite results."""
+    def _set_aside(self, c: _Compared, y: np.ndarray, v: np.ndarray, directions: np.ndarray, flows: np.ndarray) -> None:
+        """Compare without infinite results, and without the entries by which the function has no finite slope, or to
+        which a gradient `flows` from infinite results."""
         c.reason, places = self._not_finite(c, y)
-        rest = c.smooth.copy()
+        rest = c.smooth & ~flows.astype(bool)
         rest[places] = False
         known = v * np.isfinite(y).reshape(-1)
+        c.found = dataclasses.replace(c.found, finite=False)
         if rest.any() and known.any():
-            found = decision.hold(
-                Slopes(c.function, c.k, c.method), known, directions * rest, self.precisions, self.rng
-            )
+            first, method = self._method(c.function, c.k, rest)
+            found = decision.hold(Slopes(c.function, c.k, method), known, directions * rest, self.precisions, self.rng)
             if found.finite:
-                c.found, c.smooth, c.beside = found, rest, True
+                c.found, c.smooth, c.beside, c.first, c.method = found, rest, True, first, method
+                c.words = _compared(len(v))
 
     def _look_nearer(self, c: _Compared, v: np.ndarray, directions: np.ndarray) -> None:
         """Compare nearer to zero where the gradient is hidden by rounding, unless the function is constant."""
@@ -388,7 +408,7 @@ class _Check:
         elif nearer := decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
-            c.words = f"{DIRECTIONS} random directions compared at {c.part:g} times the inputs"
+            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs"
             c.words += ": here they are lost in rounding"
         elif not found.zero and found.digits >= 1:
             c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
@@ -397,8 +417,6 @@ class _Check:
         """The verdict, and its reason in words where the numbers do not say it."""
         if not c.found.finite:
             return "cannot tell", c.reason
-        if not c.beside and self._comes_from_infinity(c.function, c.k, y, c.cotangents[0]):
-            return "cannot tell", "the function's own numbers are not finite here"
         if c.shown.wrong.any():
             if c.first.why == CONTRADICTED and self.precisions.wide is None:
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
@@ -421,7 +439,7 @@ class _Check:
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""
-        cotangent = c.cotangents[int(np.argmax(c.found.wrong.any(axis=1)))]
+        cotangent = np.where(np.isfinite(y), c.cotangents[int(np.argmax(c.found.wrong.any(axis=1)))], 0.0)
         of = c.function, c.k
         worst = patterns.worst_entry(*of, cotangent, c.method, np.flatnonzero(c.smooth), self.progress.left / 4)
         if not c.smooth.all() or not (self.progress.left or y.size * c.smooth.size <= self.jacobian):
@@ -473,7 +491,8 @@ class _Check:
         words, x = "the function's own numbers are not finite", c.function.values[c.k]
 
         def slope(place: int) -> np.ndarray:
-            return comparison.slope(c.function, c.function.values, c.k, place, length(x), c.method).value
+            found = comparison.slope(c.function, c.function.values, c.k, place, length(x), c.method).value
+            return found[np.isfinite(y)]
 
         places = [place for place in range(min(x.size, _BY_DIFFERENCES)) if not np.isfinite(slope(place)).all()]
         if len(bad := np.argwhere(~np.isfinite(y))):
@@ -487,17 +506,26 @@ class _Check:
         return f"{words} along a direction", places
 
     @staticmethod
-    def _comes_from_infinity(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray) -> bool:
-        """Does a gradient come from results that are not finite? To differences these are flat, as they are where they
-        are masked; but where they overflowed, they rise as the rule says."""
-        hidden = ~np.isfinite(y)
-        return bool(hidden.any() and gradients(function, function.values, [cotangent * hidden])[0][k].any())
+    def _from_infinity(c: _Compared, y: np.ndarray) -> np.ndarray:
+        """The gradient that comes from results that are not finite, flat. To differences these are flat, as they are
+        where they are masked; but where they overflowed, they rise as the rule says."""
+        if np.isfinite(y).all():
+            return np.zeros(c.smooth.size)
+        return gradients(c.function, c.function.values, [c.cotangents[0] * ~np.isfinite(y)])[0][c.k].reshape(-1)
 
     def _extent(
-        self, function: Differentiable, k: int, method: Method, order: int, results: int, *, by_differences: bool
+        self,
+        function: Differentiable,
+        k: int,
+        method: Method,
+        order: int,
+        results: int,
+        number: int,
+        *,
+        by_differences: bool,
     ) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
-        entries, directions = function.values[k].size, f"{DIRECTIONS} random directions compared"
+        entries, directions = function.values[k].size, _compared(number)
         size = results * entries
         if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""

@@ -154,7 +154,7 @@ def compare(slopes: Slopes, values: Sequence[np.ndarray], v: np.ndarray, u: np.n
     columns = []
     for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0) for i in np.flatnonzero(u)):
         found = method(line(function, values, k, row.reshape(values[k].shape)), epsilon=precision.epsilon)
-        ju, error = found.value.reshape(-1), found.error.reshape(-1)
+        ju, error = (np.where(v.any(axis=0), part.reshape(-1), 0) for part in (found.value, found.error))
         with np.errstate(invalid="ignore"):
             scale = size_a @ np.abs(row) + size_v @ np.abs(ju)
             columns.append((a @ row, v @ ju, scale, size_v @ error, size_v @ (size_y * (ju != 0)), size_v @ size_y))

@@ -71,7 +71,7 @@ def problems(
     is_early: is there time for one more pair?  seconds: of the whole check.
     Raises Varying where two backward passes over one tape differ.
     """
-    if not function.record(function.values)[0].requires_grad:
+    if not is_early() or not function.record(function.values)[0].requires_grad:
         return []
     if found := _guarded(function, cotangent):
         return found

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
-from nanograd_llm.autograd.tensor import Tensor, array_of, grad
+from nanograd_llm.autograd.tensor import Tensor, array_of, grad, origin
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 
@@ -105,19 +105,27 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def tape(self, dtype: Any = np.float64) -> tuple[float, int, int, list[str]]:
+    def tape(self, dtype: Any = np.float64, k: int | None = None) -> tuple[float, int, int, list[str]]:
         """The machine epsilon of the narrowest float that the function and its rules compute in when the inputs have
         this dtype (they may convert them); the number of ops in the longest chain of them, and of all op calls; and
-        which rule returns a gradient narrower than its input, in words."""
+        which rule returns a gradient narrower than its input, in words.
+
+        k: the input whose gradient is meant; without it, those of all.
+        """
         y, leaves = self.record([value.astype(dtype) for value in self.values])
         below = tape_below(y)
-        narrow = _narrow_gradients(y, leaves, [node for node in below if not isinstance(node, Tensor)])
+        narrow = _narrow_gradients(
+            y, dict(zip(leaves, self.names)), [node for node in below if not isinstance(node, Tensor)]
+        )
         depths: dict[int, int] = {}
         for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
             depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
-        dtypes = [*(source.dtype for source in [y, *below]), *narrow.values()]
+        dtypes = [source.dtype for source in [y, *below]]
+        dtypes += [
+            dtype for _, dtype, source in narrow if k is None or any(leaves[k] is below for below in _below(source))
+        ]
         epsilon = max(float(np.finfo(dtype).eps) for dtype in dtypes)
-        return epsilon, max(depths.values(), default=0), len(depths), list(narrow)
+        return epsilon, max(depths.values(), default=0), len(depths), [words for words, _, _ in narrow]
 
     def record(
         self, values: Sequence[np.ndarray], leaves: Sequence[Tensor] | None = None
@@ -218,21 +226,23 @@ def _is_checked(x: Any) -> bool:
     return kind == "f"
 
 
-def _narrow_gradients(y: Tensor, leaves: Sequence[Tensor], nodes: Sequence[Any]) -> dict[str, Any]:
-    """Which of these rules return a gradient narrower than cotangent and input, in words, and its dtype."""
-    found: dict[str, Any] = {}
+def _narrow_gradients(y: Tensor, leaves: Mapping[Tensor, str], nodes: Sequence[Any]) -> list[tuple[str, Any, Any]]:
+    """Where these rules return a gradient narrower than cotangent and input: in words, its dtype, and the node or leaf
+    that gets it. leaves: with their names."""
+    found: list[tuple[str, Any, Any]] = []
 
     def note(op: str, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
         for g, x in zip(gradients, sources):
             if g is not None and x is not None and g.itemsize < min(x.dtype.itemsize, made_of[0].itemsize):
-                words = f"a gradient that {op} gives is {g.dtype}, though its input is {x.dtype}"
-                found[f"{words}: the rounding of {g.dtype} hides small mistakes"] = g.dtype
+                which = f"the gradient of {leaves[x]}" if x in leaves else "a gradient"
+                words = f"{which} that {op} gives is {g.dtype}, though its input is {x.dtype}"
+                found.append((f"{words}: the rounding of {g.dtype} hides small mistakes", g.dtype, x))
 
     for node in nodes:
         node.guard = SimpleNamespace(cotangent=lambda dy: dy, gradients=functools.partial(note, node.op.name))
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # `consistency` says which rule raises it
         if y.requires_grad:
-            grad(y, leaves, np.ones(y.shape, y.dtype), retain_graph=True)
+            grad(y, [*leaves], np.ones(y.shape, y.dtype), retain_graph=True)
     return found
 
 
@@ -271,8 +281,13 @@ def owner_of(f: Any) -> Any:
 
 def tape_below(y: Tensor) -> list[Any]:
     """Every node and leaf that the tape leads to from y."""
+    return _below(origin(y)) if y.requires_grad else []
+
+
+def _below(source: Any) -> list[Any]:
+    """This node or leaf, and every one that the tape leads to from it."""
     found: dict[int, Any] = {}
-    stack: list[Any] = [y if y._node is None else y._node] if y.requires_grad else []
+    stack = [source]
     while stack:
         source = stack.pop()
         if source is not None and id(source) not in found:

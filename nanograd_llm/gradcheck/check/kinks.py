@@ -133,6 +133,8 @@ def ties(
     The gradient of one entry at a kink may be either slope or a value between. But the ties of a maximum meet no kink
     when they move together, so their gradients must add up to the slope there. v: a flat cotangent.
     """
+    if all(places is None or not places.size for places in bent):
+        return []
     wide, found = precisions.wide, []
     values = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
     flat = [x.reshape(-1) for x in function.values]

@@ -47,7 +47,8 @@ def _worst_entry(
     analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
 
     def numeric(places: np.ndarray) -> float:
-        return float(np.sum(cotangent * slope(function, function.values, k, places, length(x), method).value))
+        slopes = slope(function, function.values, k, places, length(x), method).value
+        return float(np.sum(np.where(cotangent == 0, 0, cotangent * slopes)))  # without results that are not finite
 
     while places.size > few:
         halves, begin = np.array_split(places, 2), time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.gradcheck import GradientError, assert_gradient, check_gradient
+from nanograd_llm.gradcheck.check import progress
 from nanograd_llm.gradcheck.foreign.function import WithGradient
 from nanograd_llm.gradcheck.foreign.library import Library
 
@@ -372,7 +374,7 @@ def test_a_kink_in_float32_is_told_from_a_mistake() -> None:
 def test_a_gradient_in_float32_is_not_called_wrong_for_its_rounding() -> None:
     report = check_gradient(np.tanh, lambda x: tanh_slope(x).astype(np.float32), X)
     assert verdicts(report) != {"x": "wrong"}
-    assert any("a gradient that tanh gives is float32" in note for note in report.notes)
+    assert any("the gradient of x that tanh gives is float32" in note for note in report.notes)
 
 
 def test_float32_inputs_are_checked_in_float64() -> None:
@@ -509,3 +511,69 @@ def test_a_bias_of_zeros_is_checked_also_where_the_function_saturates(scale: flo
 
     report = check_gradient(lambda x, b: np.tanh(x @ W + b), x, np.zeros(2), vjp=vjp)
     assert verdicts(report)["b"] == ("right" if factor == 1 else "wrong")
+
+
+def of_three(x, w, b):
+    return np.tanh(x @ w + b)
+
+
+def of_three_vjp(dy, x, w, b, factor=1.0):
+    z = dy * (1 - of_three(x, w, b) ** 2)
+    return z @ w.T, factor * (x.T @ z), z.sum(axis=0).astype(np.float32)
+
+
+def test_one_float32_gradient_leaves_the_others_checked_to_all_digits():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((4, 3)), rng.standard_normal((3, 2)), np.zeros(2)
+    right = check_gradient(of_three, *inputs, vjp=of_three_vjp)
+    assert right.passed and [finding.tolerance > 1e-9 for finding in right.findings] == [False, False, True]
+    assert any("the gradient of b that of_three gives is float32" in note for note in right.notes)
+    found = check_gradient(of_three, *inputs, vjp=functools.partial(of_three_vjp, factor=1 + 1e-9))
+    assert [finding.verdict for finding in found.findings] == ["right", "wrong", "right"]
+
+
+NOT_FINITE = {
+    "sqrt at zero": (np.sqrt, lambda x: 0.5 / np.sqrt(x), [0.0, 1, 4]),
+    "log of zero": (np.log, lambda x: 1 / x, [0.0, 1, 4]),
+    "log of a negative number": (np.log, lambda x: 1 / x, [-1.0, 1, 4]),
+    "one over zero": (lambda x: 1 / x, lambda x: -1 / x**2, [0.0, 1, 4]),
+    "exp that overflows": (np.exp, np.exp, [800.0, 1, 4]),
+}
+
+
+@pytest.mark.parametrize(("f", "gradient", "x"), NOT_FINITE.values(), ids=NOT_FINITE)
+def test_entries_beside_one_that_is_not_finite_are_checked_to_all_digits(f, gradient, x):
+    (right,) = check_gradient(f, gradient, np.array(x)).findings
+    assert right.verdict == "cannot tell" and right.reason.endswith("; the other entries are right")
+    (wrong,) = check_gradient(f, lambda x: gradient(x) * [1, 1, 1 + 1e-9], np.array(x)).findings
+    assert wrong.verdict == "wrong" and wrong.worst.index == (2,)
+
+
+def test_a_check_in_which_one_evaluation_takes_long_leaves_out_what_it_can_and_says_so(monkeypatch):
+    calls = []
+
+    def slow(x):
+        calls.append(1)
+        return np.tanh(x)
+
+    x = np.random.default_rng(0).standard_normal(3000)
+    assert check_gradient(slow, lambda x: 1 - np.tanh(x) ** 2, x, seconds=1e9).passed
+    whole = len(calls)
+    calls.clear()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(len(calls)))  # as if each took a second
+    report = check_gradient(slow, lambda x: 1 - np.tanh(x) ** 2, x, seconds=20)
+    assert report.passed and len(calls) <= 40 < whole  # within twice the time
+    assert report.findings[0].compared.startswith("1 random direction compared")
+    assert any("not all was tested" in note for note in report.notes)
+    assert (
+        check_gradient(slow, lambda x: (1 - np.tanh(x) ** 2) * (1 + 1e-9), x, seconds=20).findings[0].verdict == "wrong"
+    )
+
+
+def test_a_function_that_overflows_on_complex_numbers_only_is_checked_by_differences() -> None:
+    def softplus(x):
+        return np.log(1 + np.exp(x)) if np.iscomplexobj(x) else np.logaddexp(0, x)
+
+    x = np.array([1534.5, 2.0, -3.0])
+    assert check_gradient(softplus, lambda x: 1 / (1 + np.exp(-x)), x).passed
+    assert not check_gradient(softplus, lambda x: 1.001 / (1 + np.exp(-x)), x).passed
