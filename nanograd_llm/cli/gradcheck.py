@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanograd_llm.cli.options import Device
 from nanograd_llm.cli.terminal import waiting
 
 
@@ -13,6 +14,7 @@ def gradcheck(
     model: str | None = None,
     cases: int | None = None,
     seed: int = 0,
+    device: Device = "cpu",
 ) -> int:
     """Check the gradient of every op, of every layer and of the GPT numerically; exit code 1 if any is wrong.
 
@@ -34,10 +36,14 @@ def gradcheck(
         Random cases of each op; 200 if not given. A layer, which is made of many ops, gets a tenth of them.
     seed
         Seed of the random cases.
+    device
+        Where the ops compute; the numbers are compared on the CPU.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import ConfigError
     from nanograd_llm.gradcheck import OpSummary, Summary, check_each, check_model, cost_of_model, table_head
 
+    use_device(device)
     if model is not None:
         from rich.console import Console
 

@@ -13,6 +13,7 @@ import numpy as np
 import nanograd_llm.models  # noqa: F401  the package's own Modules: all that is loaded is found
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
+from nanograd_llm.backend.arrays import beside
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import Draw
@@ -103,7 +104,8 @@ def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) ->
             )
         for f, _ in made:
             for parameter in owner_of(f).parameters():  # as they start, many are all zeros or ones
-                parameter.data = 0.5 * rng.standard_normal(parameter.shape) + (parameter.data == 1)
+                numbers = 0.5 * rng.standard_normal(parameter.shape) + (parameter.numpy() == 1)
+                parameter.data = beside(numbers, parameter.data)
         drawn += [(_Repeatable(f, len(drawn) + number), inputs) for number, (f, inputs) in enumerate(made)]
     return drawn[: max(count, len(made))]
 
@@ -121,7 +123,7 @@ def _of_instance(module: Module, inputs: tuple[Any, ...], rng: np.random.Generat
     for number in range(count):
         made = copy.deepcopy(module)
         for parameter in made.parameters() if number else ():
-            parameter.data = parameter.data + 0.5 * rng.standard_normal(parameter.shape)
+            parameter.data = parameter.data + beside(0.5 * rng.standard_normal(parameter.shape), parameter.data)
         drawn.append((_Repeatable(made, number), inputs))
     return drawn
 

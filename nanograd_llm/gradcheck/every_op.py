@@ -13,6 +13,7 @@ from nanograd_llm.autograd.op import Op
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
+from nanograd_llm.gradcheck.check import rounding
 from nanograd_llm.gradcheck.check.check import gradcheck
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.check.report import NOTHING, GradientError, Report, Shown
@@ -121,6 +122,8 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, drawn, rng)
+    if not rounding.has_wider_numbers():  # far from zero, they alone tell rounding from a mistake
+        kinked = [case for case in kinked if not case.region]
     for number, case in enumerate([*drawn, *kinked]):
         try:
             whole = {"jacobian": 0} if case.size >= samples.MANY // 2 else {}

@@ -166,6 +166,8 @@ class ndarray:
     def __init__(self, array: np.ndarray, sources: Any = ()):
         if array.dtype.char not in ELEMENTS:
             raise TypeError(f"CuPy has no dtype {array.dtype}")
+        if not array.size and not array.flags.writeable:  # NumPy's flag of a broadcast view, which CuPy has not
+            array = np.empty(array.shape, array.dtype)
         owners = [x for x in sources if x._array.size and np.may_share_memory(array, x._array)]
         if state.limit is not None and not owners and array.nbytes > state.limit:
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")

@@ -18,6 +18,7 @@ import numpy as np
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.arrays import on_default_device
 from nanograd_llm.errors import NanogradError
 
 _GAP = 0.04
@@ -72,6 +73,10 @@ class Case:
         """The same case with its float inputs in another dtype."""
         return replace(self, inputs=tuple(x.astype(dtype) if _is_float(x) else x for x in self.inputs))
 
+    def placed(self) -> list[Any]:
+        """Its inputs with arrays on the default device."""
+        return [on_default_device(x) if isinstance(x, np.ndarray) else x for x in self.inputs]
+
     def on(self, op: Op) -> tuple[Callable[..., Tensor], list[np.ndarray]]:
         """The op as a function of the arrays that require a gradient, each once, and these arrays: for `gradcheck`."""
         places = [i for i, _ in differentiated(op, self) if self.needs is None or self.needs[i]]
@@ -80,7 +85,7 @@ class Case:
         names = dict(differentiated(op, self))
 
         def call(*leaves: Any) -> Tensor:
-            inputs = list(self.inputs)
+            inputs = self.placed()
             for place, leaf in zip(places, leaves):
                 inputs[place] = leaf
             if self.same is not None:

@@ -67,6 +67,9 @@ def gradcheck(
         reaches is a problem, unless it is frozen.
     arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
 
+    What is on a GPU is computed there, and compared on the CPU. A GPU has no numbers wider than float64, so that more is
+    "cannot tell" there.
+
     There is no tolerance to choose, and no scale at which a right gradient is called wrong: see `comparison`. The
     report also names op calls that break their shape line, and rules that break what `consistency` lists. For a wrong
     gradient it says which known mistake it looks like, and which op calls on the tape have a wrong rule. A forward that

@@ -19,9 +19,10 @@ import numpy as np
 from nanograd_llm.autograd.modes import watched
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
-from nanograd_llm.autograd.tensor import array_of, grad, origin
+from nanograd_llm.autograd.tensor import array_of, origin
+from nanograd_llm.backend.arrays import beside
 from nanograd_llm.gradcheck.check.derivatives import Derivative, Line
-from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
+from nanograd_llm.gradcheck.check.function import Differentiable, Scaled, grad
 from nanograd_llm.gradcheck.check.rounding import Precision, Precisions
 
 BLUNT = 1e-6  # a number with a larger relative error than this says nothing
@@ -113,15 +114,21 @@ def interior(function: Differentiable, v: np.ndarray, parts: Sequence[float] = (
 
     with watched(note):
         y, leaves = function.record(function.values)
-    found = np.abs(v) @ np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
+    found = np.abs(v) @ _finite_sizes(y.numpy())
     for i, row in enumerate(v if y.requires_grad else ()):
         sums = Sums({origin(leaf) for leaf in leaves})
-        for node, dy, gradients in walk(origin(y), row.reshape(y.shape).astype(y.dtype), sums, retain=True):
+        seed = beside(row.reshape(y.shape).astype(y.dtype), y.data)
+        for node, dy, gradients in walk(origin(y), seed, sums, retain=True):
             pairs = [(g, x) for g, x in zip(gradients, calls.get(node, ((), {}))[0]) if g is not None]
             for a, b in [*pairs, *((dy, near) for near in nearer(node))]:
                 size = np.abs(array_of(a) * b)
                 found[i] = max(found[i], float(size[np.isfinite(size)].sum()))
     return found
+
+
+def _finite_sizes(y: np.ndarray) -> np.ndarray:
+    """The sizes of all numbers in a row, 0 for those that are not finite."""
+    return np.where(np.isfinite(y), np.abs(y), 0.0).reshape(-1)
 
 
 def noise(function: Differentiable, precisions: Precisions) -> np.ndarray | float:
@@ -150,7 +157,7 @@ def compare(slopes: Slopes, values: Sequence[np.ndarray], v: np.ndarray, u: np.n
         a = rows([grad(y, leaves[k], row.reshape(y.shape).astype(y.dtype), retain_graph=True) for row in v])
     a = np.where((u if u.ndim == 2 else u[None]).any(axis=0), a, 0)  # also where it is infinite
     size_a, size_v = np.abs(a), np.abs(v)
-    size_y = np.where(np.isfinite(y.data), np.abs(y.data), 0.0).reshape(-1)
+    size_y = _finite_sizes(y.numpy())
     columns = []
     for row in u if u.ndim == 2 else (np.where(np.arange(u.size) == i, u, 0) for i in np.flatnonzero(u)):
         found = method(line(function, values, k, row.reshape(values[k].shape)), epsilon=precision.epsilon)

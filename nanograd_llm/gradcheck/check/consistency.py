@@ -19,11 +19,12 @@ from nanograd_llm.autograd.checked import read_only
 from nanograd_llm.autograd.modes import higher_order, watched
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
-from nanograd_llm.autograd.tensor import Tensor, grad, origin
+from nanograd_llm.autograd.tensor import Tensor, origin
+from nanograd_llm.backend.arrays import beside, is_array, to_host, xp
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import laid_out
 from nanograd_llm.gradcheck.check.comparison import dense, interior, length, reach, sizes
-from nanograd_llm.gradcheck.check.function import Function, Gradient, Varying, gradients
+from nanograd_llm.gradcheck.check.function import Function, Gradient, Varying, grad, gradients
 from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged
 from nanograd_llm.ops import concatenate
 
@@ -35,6 +36,7 @@ _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at ag
 _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
 _SHARE = 1 / 50  # which take no larger part of a check's seconds
 _WHY = "the rule draws random numbers or changes what it keeps; make it repeatable, and check again"
+_WRITES = "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
 _MOVED = 3  # times that inputs are moved by units of float32's last place, to see how much that moves the gradient
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
@@ -157,7 +159,7 @@ def _pairs(
     yield from each(words, [a - b for a, b in zip(ones, of((one - cotangent).astype(y.dtype)))])
 
     def places() -> list[np.ndarray]:
-        return [np.full(leaf.shape, np.nan, leaf.dtype) for leaf in leaves]
+        return [xp(leaf.data).full(leaf.shape, np.nan, leaf.dtype) for leaf in leaves]
 
     words = "the gradient of {} is another where `out=` says into which array, by up to {:.1e}"
     yield from each(words, of(cotangent, out=places()))
@@ -187,34 +189,45 @@ def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: floa
                 f"two backward passes over one tape give {name} gradients that differ, by up to {off}: {_WHY}"
             )
     end, number_of_calls = time.monotonic() + seconds, function.tape()[2]
-    for node, dy, found in walk(origin(y), cotangent.astype(y.dtype), Sums({*map(origin, leaves)}), retain=True):
+    seed = beside(cotangent.astype(y.dtype), y.data)
+    for node, dy, found in walk(origin(y), seed, Sums({*map(origin, leaves)}), retain=True):
         pull_back = functools.partial(node.op.pull_back, node, dy, tuple(g is not None for g in found))
-        first = [None if a is None else np.array(a) for a in pull_back(Sums())]
+        first = [None if a is None else np.array(to_host(a)) for a in pull_back(Sums())]
         for _ in range(_REPEATS // number_of_calls):
             if time.monotonic() > end:
                 return
-            if not all(a is None or np.array_equal(a, b, equal_nan=True) for a, b in zip(first, pull_back(Sums()))):
+            again = pull_back(Sums())
+            if not all(a is None or np.array_equal(a, to_host(b), equal_nan=True) for a, b in zip(first, again)):
                 raise Varying(f"the rule of {node.op.name} gives another gradient in a later call: {_WHY}")
 
 
 class _Watch:
-    """A guard of a node: it gives the rule a read-only cotangent, and notes whether the rule makes a NaN."""
+    """A guard of a node: it gives the rule a read-only cotangent, and notes whether the rule makes a NaN.
+
+    An array of CuPy's can always be written to; there a copy tells whether the rule does.
+    """
 
     def __init__(self, op: str, place: str, seen: list[_Watch]):
-        self.op, self.place, self.seen, self.makes_nan = op, place, seen, False
+        self.op, self.place, self.seen = op, place, seen
+        self.makes_nan = self.writes = False
 
-    def cotangent(self, cotangent: np.ndarray) -> np.ndarray:
+    def cotangent(self, cotangent: Any) -> Any:
         self.seen.append(self)
-        return read_only(cotangent)
+        if isinstance(cotangent, np.ndarray):
+            return read_only(cotangent)
+        self.before = to_host(cotangent)
+        return cotangent
 
     def gradients(self, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
+        if not isinstance(made_of[0], np.ndarray):
+            self.writes = not np.array_equal(self.before, to_host(made_of[0]), equal_nan=True)
         self.makes_nan = any(np.isnan(a).any() for a in _floats(gradients)) and all(
             np.isfinite(a).all() for a in _floats(made_of)
         )
 
 
 def _floats(arrays: Sequence[Any]) -> Iterator[np.ndarray]:
-    return (a for a in arrays if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+    return (a for a in arrays if is_array(a) and a.dtype.kind == "f")
 
 
 def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
@@ -232,12 +245,11 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
         if not seen or isinstance(error, NanogradError) and "read-only" not in str(error):
             raise
         if "read-only" in str(error):
-            words = (
-                "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
-            )
-            return [f"the rule of {seen[-1].op} {words}: {seen[-1].place}"]
+            return [f"the rule of {seen[-1].op} {_WRITES}: {seen[-1].place}"]
         message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
         raise GraphError(message) from error
+    if writing := [f"the rule of {at.op} {_WRITES}: {at.place}" for at in seen if at.writes][:1]:
+        return writing
     return [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan][:1]
 
 
@@ -300,10 +312,10 @@ def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions,
                 return 0.0, 0.0
             gradient = grad(y, leaves, cotangent.astype(y.dtype))
             for one, other in ((u, w), (w, u)):
-                terms = [(g * d.astype(g.dtype)).sum() for g, d in zip(gradient, one)]
+                terms = [(g * beside(d.astype(g.dtype), g.data)).sum() for g, d in zip(gradient, one)]
                 along = functools.reduce(Tensor.__add__, terms)
                 hessian = grad(along, leaves) if along.requires_grad else [Tensor(np.zeros(x.shape)) for x in u]
-                products.append([d * h.data for d, h in zip(other, hessian)])
+                products.append([d * h.numpy() for d, h in zip(other, hessian)])
         sums = [sum(p.sum() for p in product) for product in products]
         size = sum(float(np.abs(p).sum()) for product in products for p in product)
         return float(sums[0] - sums[1]), size

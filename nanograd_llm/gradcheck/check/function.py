@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm.autograd import tensor
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
-from nanograd_llm.autograd.tensor import Tensor, array_of, grad, origin
+from nanograd_llm.autograd.tensor import Tensor, array_of, origin
+from nanograd_llm.backend.arrays import beside, default_device, device_of, is_array, to_device, to_host
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 
@@ -24,13 +26,22 @@ class Varying(Exception):
     """A function or its gradient is another one when it is computed again: there is no one gradient to check."""
 
 
+def grad(y: Tensor, leaves: Any, cotangent: Any = None, **how: Any) -> Any:
+    """The engine's `grad` between NumPy arrays, wherever y is; of Tensors under `higher_order()`."""
+    if cotangent is not None and not isinstance(cotangent, Tensor):
+        cotangent = beside(cotangent, y.data)
+    found = tensor.grad(y, leaves, cotangent, **how)
+    many = [g if isinstance(g, Tensor) else to_host(g) for g in (found if isinstance(found, list) else [found])]
+    return many if isinstance(found, list) else many[0]
+
+
 def gradients(
     function: Differentiable, values: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
 ) -> list[list[np.ndarray]]:
     """What the engine says: for each cotangent, the gradient of each value."""
     y, leaves = function.record(values)
     if not y.requires_grad:  # the tape does not lead to any of them: to the engine it is a constant
-        return [[np.zeros_like(leaf.data) for leaf in leaves] for _ in cotangents]
+        return [[np.zeros(leaf.shape, leaf.dtype) for leaf in leaves] for _ in cotangents]
     return [grad(y, leaves, cotangent, retain_graph=True) for cotangent in cotangents]
 
 
@@ -56,7 +67,9 @@ class Function:
         names = input_names(f, len(inputs))
         constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
         self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
-        given = [np.array(array_of(self.inputs[i])) for i in self._places]  # copies, whatever f does to them
+        given = [np.array(to_host(array_of(self.inputs[i]))) for i in self._places]  # copies, whatever f does to them
+        beside_parameters = next((p.device for p in _parameters_of(f).values()), default_device())
+        self._devices = [_device_for(self.inputs[i], beside_parameters) for i in self._places]
         self.held: list[Tensor] = []
         broken: dict[str, None] = {}
         widened: list[str] = []
@@ -74,7 +87,7 @@ class Function:
         held, self.cut = _held(f, y, leaves, unused)
         self.held = list(held.values())
         self.names = [names[i] for i in self._places] + list(held)
-        arrays = given + [leaf.data for leaf in self.held]
+        arrays = given + [leaf.numpy() for leaf in self.held]
         if not arrays:
             raise self._nothing_to_check()
         promoted = sorted({str(a.dtype) for a in arrays if a.dtype != np.float64})
@@ -135,7 +148,7 @@ class Function:
         leaves: what an earlier call with the same values returned, to be used again.
         """
         if leaves is None:
-            leaves = [Tensor(value, requires_grad=True) for value in values[: len(self._places)]] + self.held
+            leaves = [*self._leaves(values, requires_grad=True), *self.held]
         return self._run(leaves[: len(self._places)], values), list(leaves)
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -144,12 +157,15 @@ class Function:
             wide = np.result_type(*[value.dtype for value in values], np.complex64)
             values = [value.astype(wide) for value in values]  # all: forwards may add up in place
             with no_grad():
-                return self._run([Tensor(value) for value in values[: len(self._places)]], values).data
-        return self.record(values)[0].data
+                return self._run(self._leaves(values), values).numpy()
+        return self.record(values)[0].numpy()
+
+    def _leaves(self, values: Sequence[np.ndarray], **how: bool) -> list[Tensor]:
+        return [Tensor(value, device=device, **how) for value, device in zip(values, self._devices)]
 
     def _run(self, leaves: Sequence[Tensor], values: Sequence[np.ndarray]) -> Tensor:
         for leaf, value in zip(self.held, values[len(self._places) :]):
-            leaf.data = value
+            leaf.data = to_device(value, leaf.device)
         inputs = list(self.inputs)
         for place, leaf in zip(self._places, leaves):
             inputs[place] = leaf
@@ -180,10 +196,10 @@ class Gradient:
         self.names: list[str] = [*function.names, "cotangent" + "'" * order]
 
     def record(self, values: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
-        cotangent = Tensor(values[-1], requires_grad=True)
         with higher_order():
             y, leaves = self.function.record(values[:-1])
-            parts = grad(y, leaves, cotangent) if y.requires_grad else [Tensor(np.zeros(x.shape)) for x in leaves]
+            cotangent = Tensor(values[-1], requires_grad=True, device=y.device)
+            parts = grad(y, leaves, cotangent) if y.requires_grad else [x.detach() * 0 for x in leaves]
             return concatenate([part.reshape(-1) for part in parts]), [*leaves, cotangent]
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,6 +220,11 @@ class Scaled:
 Differentiable = Function | Gradient | Scaled
 
 
+def _device_for(x: Any, otherwise: str) -> str:
+    """Where an input is: a Tensor stays where it is, and so does an array on a GPU."""
+    return device_of(array_of(x)) if isinstance(x, Tensor) or device_of(x) != "cpu" else otherwise
+
+
 def _is_checked(x: Any) -> bool:
     """Is this input differentiated (a float array, or a Tensor that requires a gradient), rather than a constant?"""
     if isinstance(x, Tensor):
@@ -220,7 +241,8 @@ def _is_checked(x: Any) -> bool:
                 f"an input is a {type(x).__name__} of Tensors, or of arrays that make no one array; pass its parts as "
                 "separate inputs, such as gradcheck(lambda a, b: concatenate([a, b]), a, b)"
             ) from None
-    kind = np.asarray(x).dtype.kind if isinstance(x, (np.ndarray, np.generic, float, complex, list, tuple)) else "i"
+    made = x if is_array(x) else np.asarray(x if isinstance(x, (float, complex, list, tuple)) else 0)
+    kind = made.dtype.kind
     if kind == "c":
         raise DtypeError("a complex input has no gradient here; give its real and imaginary parts as float arrays")
     return kind == "f"
@@ -260,8 +282,7 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> 
     A module's parameters come first, in its order, whether or not the tape leads to them; then any others on the tape.
     Left out are those that are frozen, or said to be unused.
     """
-    owner = owner_of(f)
-    named = dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+    named = _parameters_of(f)
     if unknown := [name for name in unused if name not in named]:
         raise ConfigError(f"unused= names {unknown}, which {label(f)} does not have as parameters")
     known = {id(leaf) for leaf in given}
@@ -271,6 +292,12 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> 
     held = {name: leaf for name, leaf in listed.items() if id(leaf) in found or name in cut}
     others = [leaf for key, leaf in found.items() if all(leaf is not parameter for parameter in named.values())]
     return held | {f"leaf {i}": leaf for i, leaf in enumerate(others)}, cut
+
+
+def _parameters_of(f: Any) -> dict[str, Tensor]:
+    """By name, the parameters of the module that f is, or whose method it is."""
+    owner = owner_of(f)
+    return dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
 
 
 def owner_of(f: Any) -> Any:

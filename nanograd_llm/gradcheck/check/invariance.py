@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.arrays import beside
 from nanograd_llm.errors import GraphError, NanogradError, ShapeError
-from nanograd_llm.gradcheck.check.function import Function
+from nanograd_llm.gradcheck.check.function import Function, grad
 from nanograd_llm.gradcheck.check.rounding import DEPTH, nudged, widened
 from nanograd_llm.ops.composed import count_targets
 from nanograd_llm.settings import IGNORE_INDEX
@@ -108,7 +109,7 @@ def _hold(
 ) -> None:
     """Raise SplitError where one of these layouts gives something else than the batch as it is."""
     held, total = function.held_by_name(), count(*batch)
-    arrays = [leaf.data for leaf in function.held]
+    arrays = [leaf.numpy() for leaf in function.held]
     epsilon = max(float(np.finfo(a.dtype).eps) for a in arrays)
 
     def evaluate(pieces: Sequence[_Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -120,7 +121,7 @@ def _hold(
     def again(pieces: Sequence[_Batch], place: int) -> np.ndarray:
         with function.borrowed():
             for leaf, near in zip(function.held, nudged(arrays, rng)):
-                leaf.data = near
+                leaf.data = beside(near, leaf.data)
             one, other = (evaluate(cut)[0][place] for cut in ([batch], pieces))
         return (one - other).reshape(-1)
 
@@ -154,7 +155,7 @@ def _evaluate(
             y = loss(*piece)
             if not isinstance(y, Tensor) or y.shape != ():
                 raise GraphError(f"a loss is a Tensor of one number; this one is {y!r}")
-            parts = [share * part for part in (y.data, *grad(y, leaves))]
+            parts = [share * part for part in (y.numpy(), *grad(y, leaves))]
             sums = [s + part for s, part in zip(sums, parts)]
             sizes = [s + np.abs(part) for s, part in zip(sizes, parts)]
     return sums, sizes

@@ -16,10 +16,12 @@ import numpy as np
 from nanograd_llm.autograd.modes import higher_order
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
-from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.arrays import is_array
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case, differentiated
+from nanograd_llm.gradcheck.check.function import grad
 from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS, nudged, widened
 
 _FAR = 2.0**40  # units in the last place: where terms cancel, a shorter move does not change the rounding
@@ -48,12 +50,12 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
     found = [("the result", y.dtype, result)]
     if y._node is not None:
         needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        gradients = op.pull_back(y._node, np.ones(y.shape, y.dtype), needs, Sums())
+        gradients = op.pull_back(y._node, np.ones_like(y.data), needs, Sums())
         # in NumPy 1 whatever has no axes widens; the engine converts it, as it converts all gradients
         given = [(i, g) for i, g in enumerate(gradients) if g is not None and g.ndim]
         found += [(f"the gradient of input {i}", g.dtype, np.float32) for i, g in given]
         parts = [part for saved in y._node.saved for part in (saved if isinstance(saved, (list, tuple)) else [saved])]
-        kept = [array for array in parts if isinstance(array, np.ndarray) and array.dtype.kind == "f"]
+        kept = [array for array in parts if is_array(array) and array.dtype.kind == "f"]
         found += [(f"an array {array.shape} that the tape keeps", array.dtype, np.float32) for array in kept]
     if op.equals is not None:
         with higher_order():
@@ -97,10 +99,11 @@ def sharing_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     if case.same is None:
         return []
     first, second = case.same
-    inputs = list(case.inputs)
+    inputs = [*case.inputs]
     inputs[second] = inputs[first].copy()
     apart, names = _outcome(op, op, replace(case, inputs=tuple(inputs)), seed), dict(differentiated(op, case))
     expected = apart[f"the gradient of {names[first]}"] + apart[f"the gradient of {names[second]}"]
+    inputs = case.placed()
     inputs[first] = inputs[second] = leaf = Tensor(case.inputs[first], requires_grad=True)
     y = op(*inputs, **case.static)
     found = grad(y, leaf, np.asarray(np.random.default_rng(seed).standard_normal(y.shape)))
@@ -152,12 +155,12 @@ def _outcome(
     y = f(*inputs, **case.static)
     cotangent = samples.laid_out(np.asarray(np.random.default_rng(seed).standard_normal(y.shape)), layout)
     gradients = grad(y, [inputs[i] for i, _ in wanted], cotangent)
-    return {"the result": y.data} | {f"the gradient of {name}": g for (_, name), g in zip(wanted, gradients)}
+    return {"the result": y.numpy()} | {f"the gradient of {name}": g for (_, name), g in zip(wanted, gradients)}
 
 
 def _tensors(case: Case, wanted: Sequence[tuple[int, str]]) -> list[Any]:
     """The inputs of a case with those whose gradient is wanted as leaves."""
-    inputs: list[Any] = list(case.inputs)
+    inputs = case.placed()
     for i, _ in wanted:
         inputs[i] = Tensor(inputs[i], requires_grad=True)
     return inputs

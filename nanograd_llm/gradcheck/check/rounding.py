@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanograd_llm.backend.arrays import default_device
+
 EPS = float(np.finfo(np.float64).eps)
 DEPTH = 64  # c of a single op: how many roundings, in a row and all the same way, its right gradient may suffer
 MARGIN = 64  # rounding is random: in wider numbers it may be so many times larger than ε says
@@ -62,6 +64,11 @@ class Precisions:
         except Exception:  # f is the user's: on other numbers it may raise whatever it likes
             return None
         return Precision(dtype, epsilon, self.given.c) if serves(epsilon) else None
+
+
+def has_wider_numbers() -> bool:
+    """Can functions be computed in numbers wider than float64: not on a GPU, nor where longdouble is no wider."""
+    return float(np.finfo(np.longdouble).eps) * WIDER <= EPS and default_device() == "cpu"
 
 
 def widened(bound: Any, off: Any, again: Callable[[], Any]) -> Any:

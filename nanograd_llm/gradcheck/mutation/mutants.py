@@ -17,10 +17,11 @@ import numpy as np
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.tensor import Tensor, array_of, grad
+from nanograd_llm.autograd.tensor import Tensor, array_of
 from nanograd_llm.backend.arrays import as_array, is_array, xp
 from nanograd_llm.errors import GraphError
 from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.gradcheck.check.function import grad
 from nanograd_llm.gradcheck.check.promises import ERRORS
 from nanograd_llm.settings import require_type
 
