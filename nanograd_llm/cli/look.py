@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Device, Model
 
 
-def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
+def look(model: Model, text: str, /, *, html: Path | None = None, device: Device = "cpu") -> None:
     """Show how surprised a GPT is at each token of a text, what each depth would say next, and how gradients flow.
 
     Parameters
@@ -18,6 +18,7 @@ def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
     html
         Write a page, with the attention of every head, such as look.html.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.cli.terminal import written
     from nanograd_llm.files.atomic import write_atomically
     from nanograd_llm.models import GPT
@@ -28,6 +29,7 @@ def look(model: Model, text: str, /, *, html: Path | None = None) -> None:
     from nanograd_llm.see.pictures import look_page
 
     path = None if html is None else require_html(html)
+    use_device(device)
     opened = open_model(model, GPT)
     tokenizer = opened.tokenizer()
     result = look_at(opened.model(), tokenizer.encode(text))

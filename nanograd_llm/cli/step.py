@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Model
+from nanograd_llm.cli.options import Device, Model
 
 
-def step(model: Model, text: str, /, *, html: Path | None = None, script: Path | None = None, op: int = 0) -> None:
+def step(
+    model: Model,
+    text: str,
+    /,
+    *,
+    html: Path | None = None,
+    script: Path | None = None,
+    op: int = 0,
+    device: Device = "cpu",
+) -> None:
     """Step through the loss of a GPT on a text and its backward pass, one op call at a time.
 
     The prompt takes commands like those of Python's debugger; h lists them. They may come from a pipe.
@@ -24,12 +33,14 @@ def step(model: Model, text: str, /, *, html: Path | None = None, script: Path |
     op
         The number of the call to begin with.
     """
+    from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.cli.terminal import written
     from nanograd_llm.models import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.see import trace
     from nanograd_llm.see.look import tokens_and_targets, visible
 
+    use_device(device)
     opened = open_model(model, GPT)
     loaded, tokenizer = opened.model(), opened.tokenizer()
     recorded = trace(loaded.loss, *tokens_and_targets(loaded, tokenizer.encode(text)))

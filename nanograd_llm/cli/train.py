@@ -149,8 +149,6 @@ def train(
         activations are, for `plot`. 0 for never; it costs about one step more each time.
     """
     require_int("watch", watch, 0)
-    if watch and device != "cpu":
-        raise ConfigError("--watch shows numbers of the CPU; leave it out, or use --device cpu")
     use_device(device)
     spent = time.process_time()  # seconds that starting Python took
     began = time.monotonic()

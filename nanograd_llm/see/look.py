@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm import ops
+from nanograd_llm.backend.arrays import beside
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.see.record import Record, norm, recorded
@@ -82,10 +83,10 @@ def look(model: GPT, ids: Any) -> LookResult:
     try:
         seen = model.look(tokens)
         record = recorded(model.loss, (tokens, targets), {})
-        head = model.head_table.data
+        head = model.head_table.numpy()
         lens = []
         for depth, state in enumerate(seen.hidden_states):
-            logits = np.asarray(model.ln_f(state[0]).data) @ head.T  # (T, C)·(C, V) -> (T, V)
+            logits = model.ln_f(beside(state[0], model.wte.data)).numpy() @ head.T  # (T, C)·(C, V) -> (T, V)
             p = ops.softmax(logits)
             lens.append((f"after block {depth - 1}" if depth else "embedding", p.argmax(-1), p.max(-1)))
     finally:

@@ -23,9 +23,9 @@ from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import Node, walk
 from nanograd_llm.autograd.tensor import Tensor, array_of, origin
-from nanograd_llm.backend.arrays import device_of
+from nanograd_llm.backend.arrays import as_array, beside, device_of, is_array, to_host
 from nanograd_llm.backend.threads import blas_threads
-from nanograd_llm.errors import DeviceError, GraphError, ShapeError
+from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
 from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import counted, nearest
@@ -152,12 +152,16 @@ def short_path(path: str) -> str:
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result."""
+    """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result.
+
+    device: where it ran. The arrays are NumPy arrays in any case.
+    """
 
     title: str
     calls: list[Call]
     leaves: dict[str, Value]
     result: Value
+    device: str = "cpu"
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
@@ -214,7 +218,7 @@ def norm(a: np.ndarray) -> float:
 
 def layout_copy(a: np.ndarray) -> np.ndarray:
     """A copy that lies in memory as `a` does, so that NumPy and BLAS give the same bits."""
-    return with_strides(a, a.strides)
+    return with_strides(a, a.strides) if device_of(a) == "cpu" else a.copy(order="K")
 
 
 def with_strides(a: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
@@ -259,15 +263,41 @@ def recorded(
             )
         if cotangent is None and y.shape != ():
             raise ShapeError(f"{label(f)} returned shape {y.shape}; give trace(..., cotangent=an array of that shape)")
-        seed = np.ones((), y.dtype) if cotangent is None else np.asarray(array_of(cotangent), y.dtype)
+        seed = beside(1 if cotangent is None else array_of(cotangent), y.data).astype(y.dtype, copy=False)
         if seed.shape != y.shape:
             raise ShapeError(f"the cotangent has shape {seed.shape}; the result of {label(f)} has {y.shape}")
-        return recorder.backward(y, seed, kind)
+        record = recorder.backward(y, seed, kind)
+        if y.device != "cpu":
+            _move_to_host(record, y.device)
+        return record
 
 
 def _as_leaf(x: Any) -> Any:
-    is_float = isinstance(x, (float, np.floating)) or (isinstance(x, np.ndarray) and x.dtype.kind == "f")
-    return Tensor(layout_copy(np.asarray(x)), requires_grad=True) if is_float else x
+    is_float = isinstance(x, float) or (is_array(x) and x.dtype.kind == "f")
+    return Tensor(layout_copy(x if is_array(x) else np.asarray(x)), requires_grad=True) if is_float else x
+
+
+def _move_to_host(record: Record, device: str) -> None:
+    """Replace every array of a pass that ran on a GPU by a NumPy array, the same one wherever it was the same."""
+    copies: dict[int, tuple[Any, np.ndarray]] = {}
+
+    def moved(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(moved, x))
+        if device_of(x) == "cpu":
+            return x
+        if id(x) not in copies:
+            copies[id(x)] = x, to_host(x)
+        return copies[id(x)][1]
+
+    record.device = device
+    for value in {id(x): x for call in record.calls for x in (*call.inputs, call.output) if x is not None}.values():
+        value.array, value.grad = moved(value.array), moved(value.grad)
+        for use in value.uses:
+            use.gradient = moved(use.gradient)
+    for call in record.calls:
+        call.static, call.kept = ({name: moved(x) for name, x in held.items()} for held in (call.static, call.kept))
+        call.sent = moved(call.sent)
 
 
 class _Recorder:
@@ -345,9 +375,7 @@ class _Recorder:
             found.array = array
             return found
         if id(array) not in self.arrays or not _same(self.arrays[id(array)][1].array, array):
-            if device_of(array) != "cpu":
-                raise DeviceError("a trace shows numbers of the CPU, and one is on a GPU; move the model: model.cpu()")
-            copied = layout_copy(array) if isinstance(array, np.ndarray) else np.asarray(array)
+            copied = layout_copy(array) if is_array(array) else np.asarray(array)
             self.arrays[id(array)] = array, Value(copied)
         found = self.arrays[id(array)][1]
         if not isinstance(source, Tensor):
@@ -452,7 +480,7 @@ def added(uses: list[Use]) -> np.ndarray:
     """The sum of these gradients in the order of their arrival, as backward adds them."""
     total = uses[0].gradient
     for use in uses[1:]:
-        total = np.asarray(total + use.gradient)
+        total = as_array(total + use.gradient)
     return total
 
 

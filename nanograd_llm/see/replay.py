@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Tensor, grad
+from nanograd_llm.backend.arrays import use_device
 from nanograd_llm.errors import GraphError, IndexRangeError
 from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, derivative, differences
 from nanograd_llm.gradcheck.check.kinks import bends
@@ -307,7 +308,8 @@ def composition(record: Record, call: Call, kind: type[Record]) -> Any:
     opened.__name__ = f"{call.op.name}, opened"
     names = [inspect.Parameter(call.input_name(i), inspect.Parameter.POSITIONAL_ONLY) for i in places]
     opened.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
-    leaves = [Tensor(call.inputs[i].array, requires_grad=True) for i in places]  # type: ignore[union-attr]
+    with use_device("cpu"):
+        leaves = [Tensor(call.inputs[i].array, requires_grad=True) for i in places]  # type: ignore[union-attr]
     return recorded(opened, tuple(leaves), {}, call.cotangent, kind, inside_ops=True)
 
 
@@ -373,8 +375,9 @@ def shadow(record: Record) -> Shadow:
         return values[id(record.result)]
 
     seed = record.result.grad
-    exact = recorded(again, tuple(wide(leaf.array) for leaf in leaves), {}, None if seed is None else wide(seed))
-    return Shadow([_compared(call, other) for call, other in zip(record.calls, exact.calls)])
+    with use_device("cpu"):
+        exact = recorded(again, tuple(wide(leaf.array) for leaf in leaves), {}, None if seed is None else wide(seed))
+        return Shadow([_compared(call, other) for call, other in zip(record.calls, exact.calls)])
 
 
 def _compared(call: Call, exact: Call) -> Digits:

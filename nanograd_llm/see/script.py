@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.errors import ConfigError, GraphError
+from nanograd_llm.errors import ConfigError, DeviceError, GraphError
 from nanograd_llm.files.atomic import write_atomically
 from nanograd_llm.see.record import Call, Record, Use, Value, added, with_strides
 from nanograd_llm.see.source import KEEP, Sources, literal
@@ -94,8 +94,13 @@ def write_script(record: Record, path: str | os.PathLike[str]) -> None:
     """Write a recorded pass as PATH.py and PATH.npz.
 
     Raises ConfigError unless the path ends in .py; GraphError, naming it, for what a script cannot hold: a cotangent
-    that a hook replaced, or an op without its source.
+    that a hook replaced, or an op without its source; DeviceError for a pass that ran on a GPU.
     """
+    if record.device != "cpu":
+        raise DeviceError(
+            "a script repeats a pass with NumPy bit for bit, and a GPU rounds in another order; record it on the CPU: "
+            "--device cpu, or model.cpu()"
+        )
     path = Path(path)
     if path.suffix != ".py":
         raise ConfigError(f"a script ends in .py; got {path}")

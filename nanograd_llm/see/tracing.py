@@ -24,9 +24,9 @@ def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any
         Python floats. Parameters of a model are leaves as well; their `.grad` does not change.
     cotangent: of the result; optional where that is a scalar.
 
-    The numbers are those of an untraced pass, bit for bit, on one BLAS thread. Raises GraphError where no op is
-    recorded, or a Tensor was computed before; ShapeError for a result that needs a cotangent; DeviceError for a
-    model on a GPU.
+    The numbers are those of an untraced pass, bit for bit, on one BLAS thread. A model on a GPU is recorded there; the
+    trace holds NumPy arrays, and whatever it computes again, it computes on the CPU. Raises GraphError where no op is
+    recorded, or a Tensor was computed before; ShapeError for a result that needs a cotangent.
     """
     found: Trace = recorded(f, args, named, cotangent, Trace)
     return found
@@ -101,7 +101,7 @@ class Trace(Record):
         """Write the pass as a NumPy script, PATH.py and PATH.npz, that compares itself with the recorded numbers.
 
         It needs only NumPy. Raises ConfigError unless the path ends in .py; GraphError, naming it, for what a script
-        cannot hold: a cotangent that a hook replaced, or an op without its source.
+        cannot hold: a cotangent that a hook replaced, or an op without its source; DeviceError for a pass on a GPU.
         """
         from nanograd_llm.see.script import write_script
 

@@ -38,7 +38,7 @@ def watching(
 
 
 def _copies(model: Module) -> dict[str, np.ndarray]:
-    return {name: p.data.copy() for name, p in model.named_parameters()}
+    return {name: np.array(p.numpy()) for name, p in model.named_parameters()}
 
 
 def update_ratios(model: Module, before: dict[str, np.ndarray]) -> dict[str, float]:
@@ -46,7 +46,7 @@ def update_ratios(model: Module, before: dict[str, np.ndarray]) -> dict[str, flo
     found = {}
     for name, p in model.named_parameters():
         size = norm(before[name])
-        change = norm(p.data - before[name])
+        change = norm(p.numpy() - before[name])
         if size and 0 < change < np.inf:
             found[name] = float(f"{change / size:.4g}")
     return found

@@ -37,15 +37,19 @@ from nanograd_llm import (
 )
 from nanograd_llm.autograd.op import Kept, Op
 from nanograd_llm.autograd.tensor import grad, registry
-from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device
+from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device, xp
 from nanograd_llm.errors import DeviceError, GraphError, NanogradError, NonFiniteError
-from nanograd_llm.gradcheck.cases.samples import Case, Draw, draw_cases
+from nanograd_llm.gradcheck import assert_split_invariant, check_layer, check_model, gradcheck
+from nanograd_llm.gradcheck.cases.samples import Case, Draw, draw_cases, varied
 from nanograd_llm.gradcheck.check.function import owner_of
+from nanograd_llm.gradcheck.check.promises import case_problems
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
+from nanograd_llm.gradcheck.every_op import check_case
 from nanograd_llm.inference import BeamSearch, Sampling, generate, translate
 from nanograd_llm.inference.fill import hidden_logits
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.models.preference import PreferenceGPT
+from nanograd_llm.see.look import look
 from nanograd_llm.training import SGD, TrainConfig, Trainer, clip_by_global_norm
 
 pytestmark = pytest.mark.skipif(SCALARS_WIDEN, reason="CuPy needs NumPy 2")
@@ -216,9 +220,96 @@ def test_checked_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
         trained.step(*batches(0))
 
 
-def test_a_trace_of_a_model_on_a_gpu_is_refused() -> None:
-    with pytest.raises(DeviceError, match=r"move the model: model\.cpu\(\)"):
-        nanograd_llm.trace(GPT(GPTConfig(**GPT_SIZES)).to("cuda").loss, *batches(0))
+# The gradient check
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_the_gradient_check_of_an_op_passes(op: Op) -> None:
+    with use_device("cuda"):
+        rng = np.random.default_rng(0)
+        case = next(iter(draw_cases(op, rng, 1)))
+        report = check_case(op, case, order=2 if op is ops.tanh else 1, explain=False, seconds=0.2)
+        assert report.passed, report
+        assert case_problems(op, varied(op, case, rng)) == []
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, nn.Embedding, nn.LayerNorm])
+def test_the_gradient_check_of_a_layer_passes_and_notices_a_billionth(layer: type[nn.Module]) -> None:
+    with use_device("cuda"):
+        found = check_layer(layer, order=1, cases=1)
+    assert found.passed and found.mutants > 0, found
+
+
+def test_the_loss_of_a_model_on_a_gpu_is_checked_there_and_keeps_its_weights() -> None:
+    model = GPT(GPTConfig(**{**GPT_SIZES, "n_layer": 1, "n_embd": 2}), seed=0).freeze().to("cuda")
+    for part in (model.ln_f, model.blocks[0].attention.qkv):
+        part.unfreeze()
+    before, waits = model.wte.data, strict_cupy.state.waits
+    assert check_model(model).passed
+    assert model.wte.data is before and strict_cupy.state.waits > waits
+
+
+def test_a_rule_that_is_wrong_on_a_gpu_alone_is_found_there_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = ops.tanh.rule
+    assert rule is not None
+    monkeypatch.setattr(ops.tanh, "rule", lambda dy, y: rule(dy, y) * (1 + 1e-9 * (xp(dy) is not np)))
+    x = np.linspace(-1, 1, 6).reshape(2, 3)
+    assert gradcheck(ops.tanh, x).passed
+    for given in (Tensor(x, requires_grad=True, device="cuda"), to_device(x, "cuda")):
+        report = gradcheck(lambda x: ops.tanh(x * x), given)
+        assert not report.passed and [culprit.op for culprit in report.culprits] == ["tanh"]
+
+
+def test_a_rule_that_writes_into_its_cotangent_on_a_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def writing(dy: Any) -> Any:
+        dy[...] = -dy
+        return dy
+
+    monkeypatch.setattr(ops.negative, "rule", writing)
+    report = gradcheck(ops.negative, to_device(np.ones(3), "cuda"))
+    assert "the rule of negative writes into its cotangent" in str(report)
+
+
+def test_a_loss_that_does_not_depend_on_how_a_batch_is_laid_out_is_right_on_a_gpu_too() -> None:
+    model = GPT(GPTConfig(**{**GPT_SIZES, "n_layer": 1}), seed=0).astype(np.float64).to("cuda")
+    tokens, targets = batches(0)
+    assert_split_invariant(model.loss, (tokens[:2, :4], targets[:2, :4]))
+
+
+# Tracing
+
+
+def test_a_trace_of_a_model_on_a_gpu_holds_numpy_arrays_with_the_numbers_of_the_cpu() -> None:
+    model = GPT(GPTConfig(**GPT_SIZES), seed=0).astype(np.float64)
+    expected = nanograd_llm.trace(model.loss, *batches(0))
+    with use_device("cuda"):
+        found = nanograd_llm.trace(model.to("cuda").loss, *batches(0))
+        for one, other in zip(found, expected, strict=True):
+            assert (one.name, one.source) == (other.name, other.source)
+            pairs = [(one.output.array, other.output.array), (one.cotangent, other.cotangent)]
+            pairs += [(a.array, b.array) for a, b in zip(one.inputs, other.inputs) if a is not None and b is not None]
+            pairs += [(a, b) for a, b in zip(one.sent, other.sent) if a is not None]
+            for a, b in pairs:
+                assert type(a) is np.ndarray
+                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        for name, gradient in found.grads.items():
+            np.testing.assert_allclose(gradient, expected.grads[name], rtol=1e-9, atol=1e-12)
+            total = functools.reduce(np.add, [use.gradient for use in found[name].uses])
+            np.testing.assert_array_equal(total, gradient)
+        fused = next(call.number for call in found if call.op is ops.layernorm)
+        assert found.nudge("wte", (1, 2)).agrees and found.terms(fused, "x", (0, 0, 0)).agrees
+        assert len(found.open(fused)) > 3 and found.shadow().rows
+        with pytest.raises(DeviceError, match="record it on the CPU: --device cpu, or model.cpu()"):
+            found.script("pass.py")
+
+
+def test_a_look_at_a_model_on_a_gpu_sees_what_it_sees_on_the_cpu() -> None:
+    model = GPT(GPTConfig(**GPT_SIZES), seed=0).astype(np.float64)
+    expected, found = (look(model.to(device), [1, 2, 3, 4]) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-9)
+    assert [name for name, _, _ in found.flow] == [name for name, _, _ in expected.flow]
+    for (_, size, _), (_, other, _) in zip(found.flow, expected.flow):
+        assert size == pytest.approx(other)
 
 
 # Every layer, model and loss

@@ -11,8 +11,7 @@ from nanograd_llm.cli import COMMANDS, main
 from nanograd_llm.errors import DeviceError
 from nanograd_llm.pretrained.gpt2 import tokenizer
 
-COMPUTING = {*COMMANDS} - {"info", "compare", "tokenize", "convert", "doctor"}
-ON_CPU_ONLY = {"gradcheck", "step", "look", "plot", "prepare"}  # they look at every number
+COMPUTING = {*COMMANDS} - {"info", "compare", "tokenize", "convert", "doctor", "plot", "prepare"}  # with a model
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(arrays, "driver_cuda", lambda: None)
 
 
-@pytest.mark.parametrize("command", sorted(COMPUTING - ON_CPU_ONLY))
+@pytest.mark.parametrize("command", sorted(COMPUTING))
 def test_a_command_that_computes_has_the_option_device(command, capsys):
     assert main([command, "--help"]) == 0
     assert "--device" in capsys.readouterr().out
@@ -30,7 +29,10 @@ def test_a_command_that_computes_has_the_option_device(command, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["train"], ["generate", "no-run", "a"], ["bench", "gpt2"], ["eval", "no-run", "a.txt"], ["fill", "no-run", "a"]],
+    [
+        *(["train"], ["generate", "no-run", "a"], ["bench", "gpt2"], ["eval", "no-run", "a.txt"]),
+        *(["fill", "no-run", "a"], ["gradcheck"], ["step", "no-run", "a"], ["look", "no-run", "a"]),
+    ],
     ids=lambda words: words[0],
 )
 def test_without_a_gpu_device_cuda_is_one_line_with_the_remedy(words, without_gpu, capsys, tmp_path, monkeypatch):
@@ -40,14 +42,6 @@ def test_without_a_gpu_device_cuda_is_one_line_with_the_remedy(words, without_gp
     assert out == "" and err.count("\n") == 1
     assert "no GPU can be used: CuPy cannot be imported" in err and "no NVIDIA driver was found" in err
     assert not list(tmp_path.iterdir())
-
-
-def test_watch_on_a_gpu_is_refused_before_anything_is_made(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanograd_llm.cli.train.use_device", lambda device: None)
-    out = tmp_path / "run"
-    assert main(["train", "--watch", "2", "--device", "cuda", "--out", str(out)]) == 2
-    assert "--watch shows numbers of the CPU; leave it out, or use --device cpu" in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_doctor_shows_each_thing_and_what_to_do(without_gpu, monkeypatch, capsys, tmp_path):
