@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm import BERT, GPT, BERTConfig, EncoderDecoder, EncoderDecoderConfig, GPTConfig, no_grad, save_gpt2
+from nanograd_llm import (
+    BERT,
+    GPT,
+    BERTConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    GPTConfig,
+    no_grad,
+    save_gpt2,
+    trace,
+)
 from nanograd_llm.backend.arrays import to_host, use_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.cli import main
@@ -116,6 +126,17 @@ def test_gpt2_124m_gives_the_logits_of_pytorch(tmp_path: Path, rng: np.random.Ge
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_trace_of_a_model_holds_numpy_arrays_with_the_numbers_of_the_cpu() -> None:
+    expected, found = (trace(gpt(device, dropout=0.0).loss, *batches(0)) for device in ("cpu", "cuda"))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.name, type(one.output.array), type(one.cotangent)) == (other.name, np.ndarray, np.ndarray)
+        np.testing.assert_allclose(one.output.array, other.output.array, rtol=1e-4, atol=1e-5)
+    for name, gradient in found.grads.items():
+        np.testing.assert_allclose(gradient, expected.grads[name], rtol=1e-3, atol=1e-5)
+    assert found.nudge("wte", (1, 2)).agrees and found.shadow().rows
+    assert not any(value.hooked for value in found.values()), "the sums over uses have the same bits on the CPU"
+
+
 SIZES = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 
 
@@ -134,6 +155,20 @@ def test_the_command_line_trains_resumes_and_writes_on_either_device(
             assert main(["generate", path, "The", "--seed", "1", "--max-new-tokens", "20", "--device", device]) == 0
             texts.append(capsys.readouterr().out)
         assert texts[0] == texts[1]
+        page = str(tmp_path / "page.html")
+        for command in (["step", path, "The cat", "--html", page], ["look", path, "The cat", "--html", page]):
+            assert main([*command, "--device", "cuda"]) == 0
+        assert "how surprised it is" in capsys.readouterr().out
+        assert main(["train", "--resume", path, "--steps", "9", "--watch", "1", "--device", "cuda"]) == 0
+        assert RunFolder(Path(path)).read_watched()[-1]["step"] == 9
+
+
+def test_the_loss_of_a_run_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "run")
+    assert main(["train", "--steps", "2", "--out", path, "--held-out", "0.01", "--vocab-size", "260", *SIZES]) == 0
+    with use_device("cpu"):
+        assert main(["gradcheck", "--model", path, "--device", "cuda"]) == 0
+    assert "gradients of loss: right" in capsys.readouterr().out
 
 
 def test_the_doctor_names_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:

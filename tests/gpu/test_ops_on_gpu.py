@@ -2,77 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 
 import nanograd_llm.models  # noqa: F401  registers all ops
 from nanograd_llm import Tensor, nn, ops
-from nanograd_llm.autograd.op import Kept, Op, keep
+from nanograd_llm.autograd.op import Op
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.backend.arrays import device_of, is_array, to_device, to_host
+from nanograd_llm.backend.arrays import device_of, to_device, to_host, use_device
 from nanograd_llm.backend.randomness import drop_at_random
 from nanograd_llm.errors import DeviceError, IndexRangeError
-from nanograd_llm.gradcheck.cases.samples import Case, draw_cases
+from nanograd_llm.gradcheck import check_layer, gradcheck
+from nanograd_llm.gradcheck.cases.samples import Case, draw_cases, varied
+from nanograd_llm.gradcheck.check.promises import case_problems
 from nanograd_llm.gradcheck.every_op import check_case
 from nanograd_llm.ops import composed
 
 pytestmark = pytest.mark.gpu
 
 
-def moved(x: Any, move: Callable[[Any], Any]) -> Any:
-    """x with every array in it moved; lists and tuples keep their structure."""
-    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
-        return type(x)(moved(part, move) for part in x)
-    return move(x) if is_array(x) and not isinstance(x, np.generic) else x
+@pytest.mark.parametrize("layer", [nn.Linear, nn.Embedding, nn.LayerNorm, nn.SelfAttention])
+def test_the_gradient_check_of_a_layer_passes_and_notices_a_billionth(layer: type[nn.Module]) -> None:
+    with use_device("cuda"):
+        found = check_layer(layer, order=1, cases=1)
+    assert found.passed and found.mutants > 0, found
 
 
-def upload(x: Any) -> Any:
-    return to_device(np.asarray(x, order="C"), "cuda") if isinstance(x, np.ndarray) and x.dtype.kind in "fciub" else x
-
-
-def compute_on_gpu(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the forward and the rule of an op compute on the GPU, from arrays on the CPU and back to it."""
-    forward, rule, names = op.forward, op.rule, [*inspect.signature(op.rule).parameters]
-
-    def forward_there(*inputs: Any, **static: Any) -> Any:
-        if any(device_of(x) == "cuda" for x in inputs):  # called by a rule
-            return forward(*inputs, **static)
-        y = forward(*moved(inputs, upload), **static)
-        y, kept = y if type(y) is Kept else (y, {})
-        assert device_of(y) == "cuda"
-        return keep(to_host(y), **kept)
-
-    def rule_there(dy: Any, *known: Any) -> Any:
-        targets = {name: given for name, given in zip(names[1:], known) if name in ("into", "onto")}
-        none = [None] * 100  # a target for no input
-        there = rule(upload(dy), *(none if n in targets else moved(x, upload) for n, x in zip(names[1:], known)))
-        found = [None if x is None else to_host(x) for x in (there if isinstance(there, (list, tuple)) else [there])]
-        for name, arrays in targets.items():
-            for i, target in enumerate(arrays):
-                if target is not None and found[i] is not None:
-                    np.copyto(target, found[i] + (target if name == "onto" else 0))
-                    found[i] = target
-        return found if isinstance(there, (list, tuple)) else found[0]
-
-    monkeypatch.setattr(op, "forward", forward_there)
-    monkeypatch.setattr(op, "rule", rule_there)
+def test_a_rule_that_is_wrong_on_a_gpu_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, x = ops.softmax.rule, np.linspace(-1, 1, 6).reshape(2, 3)
+    assert rule is not None
+    monkeypatch.setattr(ops.softmax, "rule", lambda *given: rule(*given) * (1 + 1e-9 * (device_of(given[0]) == "cuda")))
+    assert gradcheck(ops.softmax, x).passed
+    report = gradcheck(ops.softmax, to_device(x, "cuda"))
+    assert [culprit.op for culprit in report.culprits] == ["softmax"], report
 
 
 DIFFERENTIABLE = [name for name, op in registry.items() if op.rule is not None]
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_the_gradient_check_of_an_op_passes_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = registry[name]
-    cases = list(draw_cases(op, np.random.default_rng(1), 5))
-    compute_on_gpu(op, monkeypatch)
-    for number, case in enumerate(cases):
-        report = check_case(op, case, seed=number, explain=False)
-        assert report.passed, f"{case}: {report}"
+def test_the_gradient_check_of_an_op_passes_on_the_gpu(name: str) -> None:
+    op, rng = registry[name], np.random.default_rng(1)
+    with use_device("cuda"):
+        for number, case in enumerate(draw_cases(op, rng, 3)):
+            report = check_case(op, case, seed=number, explain=False, seconds=1)
+            assert report.passed, f"{case}: {report}"
+            assert case_problems(op, varied(op, case, rng), seed=number) == []
 
 
 def results(op: Op, case: Case, device: str, dtype: str) -> list[np.ndarray]:

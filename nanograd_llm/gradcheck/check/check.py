@@ -67,8 +67,8 @@ def gradcheck(
         reaches is a problem, unless it is frozen.
     arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
 
-    What is on a GPU is computed there, and compared on the CPU. A GPU has no numbers wider than float64, so that more is
-    "cannot tell" there.
+    What is on a GPU is computed there, and compared on the CPU. A GPU has no numbers wider than float64, so there the
+    check says "cannot tell" more often.
 
     There is no tolerance to choose, and no scale at which a right gradient is called wrong: see `comparison`. The
     report also names op calls that break their shape line, and rules that break what `consistency` lists. For a wrong
