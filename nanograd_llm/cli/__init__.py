@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.runs.stopping import handling
 from nanograd_llm.settings import printable
 
 COMMANDS = {  # with examples for the help page; each is a function in a file of the same name
@@ -59,21 +61,30 @@ MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "e
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is one line on stderr."""
-    try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
-    except NanogradError as error:
-        words = sys.argv[1:] if arguments is None else arguments
-        return _fail(_swapped(words) or str(error), error.exit_code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except MemoryError as error:
-        return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
-    except OSError as error:
-        return _fail(f"cannot write the output: {error}", 4)
-    except KeyboardInterrupt as error:
-        print()  # the output may have stopped in the middle of a line
-        return _fail(f"stopped. {error}".removesuffix(". "), 130)
+    words, running = sys.argv[1:] if arguments is None else arguments, [True]
+
+    def interrupt(*_: Any) -> None:
+        if running:
+            raise KeyboardInterrupt
+
+    with handling([signal.SIGINT], interrupt):
+        try:
+            try:
+                return _run(words)
+            finally:
+                running.clear()  # from here on Ctrl-C does nothing: the error of the first one is being shown
+        except NanogradError as error:
+            return _fail(_swapped(words) or str(error), error.exit_code)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except MemoryError as error:
+            return _fail(f"not enough memory: {error}; choose a smaller model, batch or context", 4)
+        except OSError as error:
+            return _fail(f"cannot write the output: {error}", 4)
+        except KeyboardInterrupt as error:
+            print()  # the output may have stopped in the middle of a line
+            return _fail(f"stopped. {error}".removesuffix(". "), 130)
 
 
 def _run(arguments: Sequence[str]) -> int:

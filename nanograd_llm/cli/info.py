@@ -49,7 +49,7 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
     if runs and not (Path(model) / "config.toml").exists():
         for path in runs:
             history = _history(RunFolder(path))
-            print(written(f"{path}: {history.get('trained', 'no step')}; {history.get('held out', 'no score')}"))
+            print(written(f"{path}: {history.get('trained', 'no checkpoint')}; {history.get('held out', 'no score')}"))
         return 0
     if is_prepared(model):
         for table, values in described(model).items():
@@ -104,7 +104,8 @@ def _history(run: RunFolder, items: str = "", step: int | None = None) -> dict[s
     """The last step of a run, its last score and its checkpoints. step: of the checkpoint that was given, else None."""
     from nanograd_llm.tasks.task import Score
 
-    last, score = run.last_metrics(step)
+    saved = run.checkpoints()
+    last, score = run.last_metrics(max(saved, default=0) if step is None else step)  # later ones were lost with a kill
     history = {}
     if last:
         items = f"{last['items']:,} {items}, " if items and "items" in last else ""
@@ -112,7 +113,7 @@ def _history(run: RunFolder, items: str = "", step: int | None = None) -> dict[s
     if score:
         scored = score.pop("step")
         history["held out"] = f"{Score.figure_of(score)} at step {scored:,}"
-    history["checkpoints"] = ", ".join(map(str, run.checkpoints()))
+    history["checkpoints"] = ", ".join(map(str, saved))
     if step is not None:
         history["checkpoints"] += f"; these weights are of step {step:,}"
     return history

@@ -71,8 +71,9 @@ def show(run: Run, events: Iterator[Event]) -> int:
 def _say_stopping(number: signal.Signals, interrupts: bool) -> None:
     """Written directly to stderr, since this runs within the handler of the signal."""
     again = b"; press Ctrl-C again to save and stop at once" if number is signal.SIGINT else b""
-    os.write(2, b"\nstopping now" if interrupts else b"\nstopping after this step, then saving" + again)
-    os.write(2, b"\n")
+    doing = b"stopping now" if interrupts else b"stopping after this step, then saving" + again
+    with contextlib.suppress(OSError):  # a closed terminal
+        os.write(2, b"\n" + doing + b"\n")
 
 
 class _Lines:

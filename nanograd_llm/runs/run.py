@@ -24,7 +24,7 @@ from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
 from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
-from nanograd_llm.runs.stopping import StopRequest
+from nanograd_llm.runs.stopping import SIGNALS, StopRequest, handling
 from nanograd_llm.runs.tables import RunConfig
 from nanograd_llm.settings import counted
 from nanograd_llm.tasks.task import Sample, Score, Task
@@ -173,7 +173,8 @@ class Run:
         """
         spent += self.seconds
         self._began = time.monotonic() - spent
-        with StopRequest(self.on_stop) as stop:
+        stop = StopRequest(self.on_stop)
+        with handling(SIGNALS, stop.handle):
             try:
                 yield from self._train(stop, spent)
             except BaseException as error:  # also Ctrl-C, or the end of the caller's loop, as at a closed pipe
@@ -243,18 +244,20 @@ class Run:
         The last score of a run of minutes is on as many rows as a twentieth of that time allows, that of a run of steps
         on as many as take some tenths of a second, so that a short run has a figure worth having as well.
         """
-        score = loss = None
-        with stop.interruptible():
-            if not stop.requested:
-                if self._rows is None:
-                    self._rows = self._rows_to_score()
-                score = self.task.score(self._rows)
-                loss = score.metrics().get("held_out_loss")  # on the same rows each time
-                if last and (minutes := self.trainer.config.minutes):
-                    _, score = self._most_rows(self._rows, score, 3 * minutes)
-                elif last and self._rows < (rows := self._last_rows()):
-                    score = self.task.score(rows)
-        if score is not None:
+
+        def compute() -> tuple[Score, float | None]:
+            if self._rows is None:
+                self._rows = self._rows_to_score()
+            score = self.task.score(self._rows)
+            loss = score.metrics().get("held_out_loss")  # on the same rows each time
+            if last and (minutes := self.trainer.config.minutes):
+                _, score = self._most_rows(self._rows, score, 3 * minutes)
+            elif last and self._rows < (rows := self._last_rows()):
+                score = self.task.score(rows)
+            return score, loss
+
+        if (found := stop.interruptible(compute)) is not None:
+            score, loss = found
             scored = Scored(self.trainer.steps_done, score)
             record = {"step": scored.step, **score.metrics(), "scored_share": score.share}
             if loss is not None and loss != record["held_out_loss"]:
@@ -359,11 +362,7 @@ class Run:
         return rows, score
 
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
-        sample = None
-        with stop.interruptible():
-            if not stop.requested:
-                sample = self.task.sample(last=last)
-        if sample is not None:
+        if (sample := stop.interruptible(lambda: self.task.sample(last=last))) is not None:
             for name, content in sample.files.items():
                 self._stored(lambda: write_atomically(self.folder.path / name, content.encode()))  # noqa: B023
             text = f"{sample.title}:\n{sample.text}"

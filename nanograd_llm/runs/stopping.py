@@ -1,27 +1,61 @@
-"""Signals that ask a run to end: it finishes the current step, or interrupts a score or a sample, and saves."""
+"""Signals that ask a run to end: it finishes the current step, or interrupts a score or a sample, and saves.
+
+Signals that follow each other within BURST seconds count as one: a key that is held down, or a program that passes on
+what the terminal has sent to the run as well.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 # Ctrl-C, a request to end, and a closed terminal; Windows has no SIGHUP
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+BURST = 0.5  # seconds
+
+Computed = TypeVar("Computed")
+_arrived = [-math.inf]  # when this process got its last signal, whichever handler saw it
 
 
 class Interrupted(BaseException):
-    """Raised by a signal in the `interruptible` block of a StopRequest."""
+    """Raised by a signal in what `StopRequest.interruptible` computes."""
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[signal.Signals], handle: Callable[[int, Any], object]) -> Iterator[None]:
+    """In this block these signals call `handle(number, frame)`, those of a burst once.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Outside the main thread, where Python delivers no
+    signals, nothing changes.
+    """
+
+    def handle_first(number: int, frame: Any) -> None:
+        before, _arrived[0] = _arrived[0], time.monotonic()
+        if _arrived[0] - before >= BURST:
+            handle(number, frame)
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.signal(number, handle_first)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
-    """A block in which the signals above ask the run to end, instead of interrupting it.
+    """Whether a signal asks the run to end: `with handling(SIGNALS, stop.handle)`.
 
     requested: the signal that came, or None. notify: called within the handler of the first signal, with the signal and
-    whether it interrupts what is running. A second Ctrl-C raises KeyboardInterrupt. A signal that is ignored, as SIGHUP
-    is under nohup, stays ignored. Outside the main thread, where Python delivers no signals, nothing changes.
+    whether it interrupts what is running. A second Ctrl-C raises KeyboardInterrupt.
     """
 
     requested: signal.Signals | None = None
@@ -30,24 +64,18 @@ class StopRequest:
     def __init__(self, notify: Callable[[signal.Signals, bool], None] | None = None):
         self.notify = notify
 
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """The first signal ends this block at once."""
-        with contextlib.suppress(Interrupted):
+    def interruptible(self, compute: Callable[[], Computed]) -> Computed | None:
+        """compute(), or None where the first signal came before or during that, which it ends at once."""
+        try:
             try:
                 self.interrupts = True
-                yield
+                return None if self.requested else compute()
             finally:
                 self.interrupts = False
+        except Interrupted:  # raised anywhere between the two lines that set `interrupts`, also in the second
+            return None
 
-    def __enter__(self) -> StopRequest:
-        self._before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._handle) for number in handled}
-        return self
-
-    def _handle(self, number: int, _frame: Any) -> None:
+    def handle(self, number: int, _frame: Any) -> None:
         if self.requested is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self.requested = self.requested is None, signal.Signals(number)
@@ -55,7 +83,3 @@ class StopRequest:
             self.notify(self.requested, self.interrupts)
         if first and self.interrupts:
             raise Interrupted
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

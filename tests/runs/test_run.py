@@ -30,6 +30,12 @@ def text(tmp_path):
     return TextConfig(str(path), vocab_size=300)
 
 
+@pytest.fixture(autouse=True)
+def no_bursts(monkeypatch):
+    """Each signal counts on its own, also where one test follows another at once."""
+    monkeypatch.setattr("nanograd_llm.runs.stopping.BURST", 0)
+
+
 def short(**changes):
     return TrainConfig(**{"steps": 6, "batch_size": 4, "workers": 2, **changes})
 
@@ -336,6 +342,29 @@ def test_a_second_ctrl_c_ends_at_once_and_the_error_says_where_the_weights_are(t
     with pytest.raises(KeyboardInterrupt, match=r"^The weights of step 2 are in .*step-00000002\.safetensors$"):
         list(run.train())
     assert steps == [0, 1, 2] and list(RunFolder.open(tmp_path / "run").checkpoints()) == [2]
+
+
+def test_a_third_ctrl_c_leaves_at_once_with_the_previous_checkpoint_whole(tmp_path, text, monkeypatch):
+    run = new_run(tmp_path, text, short(steps=1000), checkpoint_every=2)
+    batch, fsync = run.task.batch, os.fsync
+
+    def pressed_twice(step):
+        for _ in range(2 * (step == 3)):
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(step)
+
+    def pressed_again(file):
+        if run.trainer.steps_done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        fsync(file)
+
+    monkeypatch.setattr(run.task, "batch", pressed_twice)
+    monkeypatch.setattr(os, "fsync", pressed_again)
+    with pytest.raises(KeyboardInterrupt):
+        list(run.train())
+    assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [2]
+    assert RunFolder.open(tmp_path / "run").newest_whole()[0] == 2
+    assert not [*(tmp_path / "run").rglob(".*.tmp")]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, text):
