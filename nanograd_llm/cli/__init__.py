@@ -54,7 +54,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "eval": ["eval runs/nano-1 my_text.txt"],
     "doctor": ["doctor"],
 }
-MOST = 600  # characters of an error: enough for two paths and a remedy
+MOST, LEAST = 300, 40  # characters of an error, and of a word in it that is shortened
 STDIN = "train", "generate", "eval", "prepare"  # where the argument - is standard input
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
 
@@ -136,7 +136,7 @@ def _run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         return _fail(explained(error), 2)
     except NanogradError as error:
-        if error.exit_code == 2:
+        if error.exit_code != 3:  # which names the settings of a file
             known = app[arguments[0]].assemble_argument_collection()
             error.args = (as_typed(str(error), [name for argument in known for name in argument.names]),)
         raise
@@ -173,15 +173,27 @@ def _fail(message: str, code: int) -> int:
 
 
 def _in_one_line(message: str) -> str:
-    """A message on one line of at most MOST characters; of a longer one the middle is left out, not the remedy.
+    """A message on one line of at most MOST characters: long words lose their middles, the first ones first, as the
+    remedy is at the end; if that is not enough, so does the line.
 
-    >>> len(_in_one_line("x" * 1000)), _in_one_line("two\\nlines")
-    (600, 'two lines')
+    >>> _in_one_line(f"/{'deep/' * 60}text.txt: no such file; check the path")[-45:]
+    '/deep…/text.txt: no such file; check the path'
+    >>> len(_in_one_line("xyz" * 1000)), _in_one_line("two\\nlines")
+    (300, 'two lines')
     """
-    line = " ".join(printable(message).split())
-    if len(line) <= MOST:
-        return line
-    return f"{line[: MOST // 2]} … {line[len(line) - (MOST - MOST // 2 - 3) :]}"
+    words = printable(message).split()
+    for place, word in enumerate(words):
+        excess = len(" ".join(words)) - MOST
+        words[place] = _shortened(word, max(LEAST, len(word) - excess))
+    line = " ".join(words)
+    return line if len(line) <= MOST else f"{line[: MOST // 2 - 3]} … {line[-MOST // 2 :]}"
+
+
+def _shortened(word: str, most: int) -> str:
+    """A word of at most `most` characters without its middle; of a path the name of the file stays, if it is short."""
+    name = word[word.rstrip("/").rfind("/") :] if "/" in word else ""
+    end = name if 0 < len(name) < most - 10 else word[-(most // 2) :]
+    return word if len(word) <= most else f"{word[: most - 1 - len(end)]}…{end}"
 
 
 def _say(message: str) -> None:

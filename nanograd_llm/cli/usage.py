@@ -52,17 +52,25 @@ def explained(error: CycloptsError) -> str:
 def as_typed(message: str, options: Iterable[str]) -> str:
     """A message in which settings have the names of the options that set them. Paths and quoted names stay.
 
-    >>> as_typed("held_out must be below 1; init takes n_layer from the model", ["--held-out", "--init", "--n-layer"])
-    '--held-out must be below 1; --init takes --n-layer from the model'
+    A setting of one word may be a word of the sentence as well, so it is looked for where messages name settings.
+
+    >>> as_typed("held_out must be below 1; init takes n_layer, data from it", ["--data", "--held-out", "--n-layer"])
+    '--held-out must be below 1; init takes --n-layer, --data from it'
     """
-    for option in options:
-        name = option.removeprefix("--").replace("-", "_")
-        ends = r"(?= must|( and [\w-]+)? are both given)"  # a name of one word may be a word of the sentence
+    names = {option.removeprefix("--").replace("-", "_"): option for option in options}
+    listing = re.compile(r"(?<= takes )\w+(, \w+)*(?=,? from )")
+    message = listing.sub(lambda found: ", ".join(names.get(word, word) for word in found[0].split(", ")), message)
+    for name, option in names.items():
+        found = re.escape(name)
         if "_" in name:
-            ends = r"(?![\w/.'\"]|-\w)"
-        elif name == "init":
-            ends = r"(?=;|$|,| takes| is)"
-        message = re.sub(rf"(?<![\w/.'\"-]){re.escape(name)}{ends}", option, message)
+            places = rf"(?<![\w/.'\"-]){found}(?![\w/.'\"]|-\w)"
+        else:
+            places = (
+                rf"(?:^|(?<=; )|(?<=, )){found}(?= must| is | takes | names | cannot|( and [\w-]+)? are both given)"
+                rf"|(?<= and ){found}(?= are)|^{found}=True|(?<=leave ){found}(?= out)|(?<=set ){found}(?= to )"
+                rf"|(?<=with ){found}$|(?<=weights of ){found}\b"
+            )
+        message = re.sub(places, option, message)
     return re.sub(r"\bfile(?= and --data are both given)", "FILE", message)
 
 

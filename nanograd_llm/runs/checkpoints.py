@@ -49,7 +49,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any
         raise BadFileError(f"{path}: the checkpoint's header is damaged: no metadata; use an older one")
     arrays = {name: array.copy() for name, array in mapped.items()}
     if header.get("sha256") != _digest(arrays, metadata):
-        raise BadFileError(f"{path}: its content does not match its SHA-256: the file is damaged; use an older one")
+        raise BadFileError(f"{path}: is damaged: its content does not match its SHA-256; use an older one")
     return arrays, metadata
 
 

@@ -272,7 +272,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             for older, path in reversed(known.items()):
                 with contextlib.suppress(BadFileError, StorageError):
                     if older < step and load_checkpoint(path):
-                        hint = f"the checkpoint of step {older} is whole: give its file, {path}, instead of the folder"
+                        hint = f"step {older} is whole: give its file, {path}"
                         break
             raise BadFileError(f"{error}; {hint}") from error
 

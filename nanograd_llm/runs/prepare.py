@@ -91,7 +91,7 @@ def prepare_run(
             require_writable("runs")
     else:
         RunFolder.require_free(out)  # before the work of making the task
-    task, name, own = _prepared(asked or {}, options or {}, file, preset, report)
+    task, name, own = _prepared(asked or {}, options or {}, file, preset, report, out)
     with _named_as_options():
         return Run(out, task, name, **own)
 
@@ -105,7 +105,7 @@ def prepare_task(
     report: Report = lambda doing, share: None,
 ) -> Answering:
     """The task of the run that `prepare_run` would give, to show its first batch: nothing is written."""
-    task = _prepared(asked or {}, options or {}, file, preset, report, is_shown=True)[0]
+    task = _prepared(asked or {}, options or {}, file, preset, report, None, is_shown=True)[0]
     assert isinstance(task, Answering)
     return task
 
@@ -116,6 +116,7 @@ def _prepared(
     file: PathLike | None,
     preset: str | None,
     report: Report,
+    out: PathLike | None,
     is_shown: bool = False,
 ) -> tuple[NamedTask, str, dict[str, Any]]:
     """The task of these settings, a name for its runs, and the settings of the run."""
@@ -128,7 +129,7 @@ def _prepared(
     given = _by_table(task, asked, options)
     settings = {table: {**written[table], **given[table]} for table in given}
     settings["train"] = _with_one_length(settings["train"], given["train"])
-    _require_free_spare(settings["run"])
+    _require_spare(settings["run"].get("spare"), out)
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     adapters = _adapters_of(settings["lora"], source)
     if preset is not None:
@@ -194,13 +195,15 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Sco
     return task.score()
 
 
-def _require_free_spare(run: Mapping[str, Any]) -> None:
-    """Raise StorageError where the spare folder cannot be used, before a disk is full. run: the settings [run]."""
-    if (spare := run.get("spare")) is not None:
+def _require_spare(spare: str | None, out: PathLike | None) -> None:
+    """Raise StorageError where the spare folder cannot be used, before a disk is full. out: the folder of the run."""
+    if spare is not None:
+        if out is not None and os.path.realpath(out) in (place := os.path.realpath(spare), os.path.dirname(place)):
+            raise StorageError(f"spare is in the folder of the run, {out}; name another, best on another disk")
         try:
             RunFolder.require_free(spare)
         except StorageError as error:
-            raise StorageError(f"spare: {error}") from error.__cause__
+            raise StorageError(f"spare cannot be used: {error}") from error.__cause__
 
 
 def _require_unfinished(folder: RunFolder, train: Mapping[str, Any]) -> None:
@@ -236,7 +239,7 @@ def _made_again(
     settings["train"] = _with_one_length(settings["train"], given["train"])
     if is_resumed:
         _require_unfinished(folder, settings["train"])
-        _require_free_spare(settings["run"])
+        _require_spare(settings["run"].get("spare"), path)
     source, _ = settings["run"].pop("init", None), settings["run"].pop("task", None)
     start = None if source is None else _opened(source)
     nothing: dict[str, dict[str, Any]] = {table: {} for table in given}

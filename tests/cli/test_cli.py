@@ -18,11 +18,13 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.backend.processes import CAN_FORK
 from nanograd_llm.cli import COMMANDS, main
 from nanograd_llm.cli.terminal import row
+from nanograd_llm.cli.usage import as_typed
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
-from nanograd_llm.runs.prepare import options_of
-from nanograd_llm.tasks import task_named
+from nanograd_llm.runs.prepare import PREFIXED, options_of
+from nanograd_llm.runs.tables import tables_of
+from nanograd_llm.tasks.registry import TASKS, task_named
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 QUICK = [*TINY, "--held-out", "0.01"]  # of the built-in corpus: a score of all that is held out takes a second
@@ -132,6 +134,41 @@ def test_train_reads_standard_input(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a text that is piped. " * 300)))
     assert main(["train", "-", "--steps", "1", "--out", str(tmp_path / "run"), *TINY]) == 0
     assert "text        -: trained on" in printed(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "typed"),
+    [
+        ("init takes vocab_size, tokenizer from the model; leave that out", "--init takes --vocab-size, --tokenizer"),
+        ("init takes pooling, first, from the classifier; leave that out", "--init takes --pooling, first, from the"),
+        ("the task translation has no presets; leave preset out, and give sizes", "leave --preset out"),
+        ("preset is nano, but c.toml has sizes under [model]", "--preset is nano"),
+        ("lora_rank trains adapters beside a model; say which one with init", "--lora-rank trains .* with --init$"),
+        ("tokenizer must be one of bpe; got 'init'", "^--tokenizer must be one of bpe; got 'init'$"),
+        ("file and data are both given; give one", "^FILE and --data are both given"),
+        ("processes=True needs Linux", "^--processes needs Linux"),
+        ("workers is 4, but a GPU has one worker; set workers to 1", "^--workers is 4, .*; set --workers to 1$"),
+        (
+            "out/data: is no run, since init is a word; the tokenizer is bad",
+            "^out/data: is no .* init is .* tokenizer is",
+        ),
+    ],
+)
+def test_an_error_names_each_option_as_it_is_typed(message, typed):
+    options = "--vocab-size --tokenizer --pooling --preset --lora-rank --init --data --processes --workers --out"
+    assert re.search(typed, as_typed(message, options.split()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_setting_out_of_range_is_named_as_its_option(task, tmp_path, capsys):
+    tables = tables_of(task_named(task))
+    for name, table in options_of(task_named(task)).items():
+        kind = tables[table]
+        field = name.removeprefix(PREFIXED.get(table, ""))
+        if kind.setting_types[field][0] in (int, float):
+            option = f"--{name.replace('_', '-')}"
+            assert main(["train", "--task", task, "--out", str(tmp_path / "run"), option, "-7"]) == 2
+            assert f"{option} must be" in (err := printed(capsys)[1]), err
 
 
 def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys, monkeypatch):
@@ -546,7 +583,7 @@ def test_version_is_the_packages(capsys):
         ),
         (["train", "--n-embd", "1" + "0" * 19], 2, "--n-embd must be an integer of at most 2,147,483,647"),
         (["train", "--batch-size", "1" + "0" * 19], 2, "--batch-size must be an integer of at most 2,147,483,647"),
-        (["generate", "x" * 300], 4, "x" * 300),
+        (["generate", "x" * 300], 4, "x…x"),
         (["train", "--n-head", "3"], 2, "--n-embd must be a multiple of --n-head"),
         (["train", "--preset", "nono"], 2, "--preset"),
         (["generate"], 2, "generate needs MODEL; see nanograd-llm generate --help"),
@@ -629,9 +666,7 @@ def test_where_the_newest_checkpoint_is_damaged_an_older_one_can_be_given_instea
     newest.write_bytes(newest.read_bytes()[:-1])
     printed(capsys)
     assert main([command, str(tmp_path / "run"), *arguments]) == 3
-    (older,) = re.findall(
-        r"the checkpoint of step 2 is whole: give its file, (\S+), instead of the folder", printed(capsys)[1]
-    )
+    (older,) = re.findall(r"step 2 is whole: give its file, (\S+)", printed(capsys)[1])
     assert main([command, older, *arguments]) == 0
     assert command != "info" or "checkpoints 2, 4; these weights are of step 2\n" in printed(capsys)[0]
 

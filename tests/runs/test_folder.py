@@ -331,7 +331,7 @@ def test_old_checkpoints_stay_when_the_new_one_cannot_be_written(
 def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(run: RunFolder) -> None:
     for step in (1, 2, 3):
         run.save_checkpoint(step, {"w": np.zeros(3)}, {})
-    for step, hint in ((3, "the checkpoint of step 2 is whole"), (2, "the checkpoint of step 1 is whole")):
+    for step, hint in ((3, "step 2 is whole"), (2, "step 1 is whole")):
         path = run.checkpoint_path(step)
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
         with pytest.raises(BadFileError, match=hint):

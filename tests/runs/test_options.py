@@ -195,25 +195,31 @@ def test_a_spare_folder_that_cannot_be_used_is_refused_before_training(text, tmp
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes.txt").write_text("precious")
-    with pytest.raises(StorageError, match=r"spare: .*used: is not empty \(it has notes.txt\); choose another folder"):
+    with pytest.raises(StorageError, match=r"spare cannot be used: .*used: is not empty \(it has notes.txt\); choose"):
         run_of(text, spare=str(used))
+    for inside in ("run", "run/../run/", "run/spare"):
+        with pytest.raises(StorageError, match="spare is in the folder of the run, .*; name another"):
+            run_of(text, spare=str(tmp_path / inside))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(StorageError, match="spare: .*: cannot make a run folder there: Not a directory"):
+    with pytest.raises(StorageError, match="spare cannot be used: .*: cannot make a run folder there: Not a directory"):
         run_of(text, spare=f"{text}/spare")
     run = run_of(text, spare=str(tmp_path / "spare"))
     next(events := run.train())
     events.close()
-    with pytest.raises(StorageError, match="spare: .*used: is not empty"):
+    with pytest.raises(StorageError, match="spare cannot be used: .*used: is not empty"):
         resume_run(tmp_path / "run", options={"spare": str(used)})
     list(resume_run(tmp_path / "run").train())
 
 
-@pytest.mark.parametrize("keep", [None, 1])
-def test_a_run_in_its_spare_folder_leaves_the_checkpoints_of_the_failed_one(text, tmp_path, monkeypatch, keep):
+@pytest.fixture(params=[{}, {"keep": 1, "checkpoint_every": 1}])
+def spared(text, tmp_path, monkeypatch, request):
+    """A run with a spare folder that is saved after every step, and whose older checkpoints are removed."""
     monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", -1)
-    every = {"keep": keep, "checkpoint_every": 1} if keep else {}
-    run = run_of(text, spare=str(tmp_path / "spare"), **every)
-    events, unlink = run.train(), Path.unlink
+    return run_of(text, spare=str(tmp_path / "spare"), **request.param)
+
+
+def test_a_run_in_its_spare_folder_leaves_the_checkpoints_of_the_failed_one(spared, tmp_path, monkeypatch):
+    run, events, unlink = spared, spared.train(), Path.unlink
     while run.trainer.steps_done < 5:
         next(events)
 
@@ -231,11 +237,8 @@ def test_a_run_in_its_spare_folder_leaves_the_checkpoints_of_the_failed_one(text
     assert [*run.folder.checkpoints()][-1] == 12 and len(run.folder.checkpoints()) <= 3
 
 
-@pytest.mark.parametrize("keep", [None, 1])
-def test_where_an_old_checkpoint_cannot_be_removed_a_run_goes_on_in_its_spare_folder(text, tmp_path, monkeypatch, keep):
-    monkeypatch.setattr("nanograd_llm.runs.run.SECONDS_UNSAVED", -1)
-    every = {"keep": keep, "checkpoint_every": 1} if keep else {}
-    run, unlink = run_of(text, spare=str(tmp_path / "spare"), **every), Path.unlink
+def test_where_an_old_checkpoint_cannot_be_removed_a_run_goes_on_in_its_spare_folder(spared, tmp_path, monkeypatch):
+    unlink = Path.unlink
 
     def failing(path, **options):
         if path.parent == tmp_path / "run" / "checkpoints":
@@ -244,7 +247,7 @@ def test_where_an_old_checkpoint_cannot_be_removed_a_run_goes_on_in_its_spare_fo
 
     monkeypatch.setattr(Path, "unlink", failing)
     with pytest.warns(UserWarning, match="cannot be removed: .*The run goes on in .*spare"):
-        list(run.train())
+        list(spared.train())
     assert 12 in RunFolder.open(tmp_path / "spare").checkpoints()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 
 import pytest
@@ -80,12 +81,34 @@ def test_samples_that_a_power_cut_damaged_do_not_stop_a_run(folder, left):
     assert folder.samples_path.read_text() == "--- step 3\none\n\n"
 
 
-@pytest.mark.parametrize("words", [["generate", "x" * 5000], ["train", "y" * 5000 + ".txt"], ["z" * 5000]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "x" * 5000],
+        ["train", "y" * 5000 + ".txt"],
+        ["z" * 5000],
+        ["train", "a word " * 700],
+        ["train", "a.txt", "--tokenizer", "q" * 400],
+        ["train", *(f"{'folder/' * 30}text-{i}.txt" for i in range(9))],
+    ],
+)
 def test_an_error_is_one_line_of_limited_length_whatever_arrived(words, capsys):
     assert main(words) in (2, 4)
     (line,) = capsys.readouterr().err.splitlines()
-    assert len(line.removeprefix("nanograd-llm: ")) <= MOST == 600
-    assert " … " in line or len(line) < MOST
+    assert len(line.removeprefix("nanograd-llm: ")) <= MOST == 300
+
+
+def test_a_long_path_in_an_error_keeps_its_beginning_its_file_and_what_is_wrong(capsys):
+    assert main(["info", f"/models/{'deep/' * 200}my-model.safetensors"]) == 4
+    assert re.fullmatch(
+        r"nanograd-llm: /models/deep/deep.*…/my-model\.safetensors: .*no such file or folder\n", capsys.readouterr().err
+    )
+
+
+def test_an_error_with_two_paths_of_usual_length_keeps_both_file_names(capsys):
+    first, second = (f"/home/someone/{'a-folder-of-texts/' * 9}{name}.svg" for name in "pq")
+    assert main(["compare", first, second]) == 4
+    assert "/p.svg" in (err := capsys.readouterr().err) and len(err) <= 315
 
 
 def test_a_run_whose_metrics_a_power_cut_left_as_nuls_can_be_read(folder):
