@@ -24,6 +24,7 @@ from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
 from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
+from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.stopping import SIGNALS, StopRequest, handling
 from nanograd_llm.runs.tables import RunConfig
 from nanograd_llm.settings import counted
@@ -118,8 +119,6 @@ class Run:
             workers = 1
         workers = task.training.workers or workers or min(cpu_count(), task.training.batch_size)  # a row for each
         self.trainer = Trainer(task.model, dataclasses.replace(task.training, workers=workers))
-        # forward and backward take 6 operations for each item and parameter (Kaplan et al. 2020)
-        self._flops = 6 * task.model.parameter_count()
         self.limit = operations_per_second()
 
     @classmethod
@@ -204,9 +203,18 @@ class Run:
         if self.task.init is not None and not self.trainer.steps_done:
             yield from self._score(stop)
         earlier: np.ndarray | None = None
-        for record in self.trainer.run(self.batch, spent=spent):
-            numbers = {**dataclasses.asdict(record), "flops": self._flops * record.items}
-            numbers["share_of_limit"] = self._flops * record.items_per_second / self.limit
+        batch: list[Any] = []  # of the current step
+        items_before = self.trainer.items_seen
+
+        def next_batch(steps_done: int) -> list[Any]:
+            batch[:] = self.batch(steps_done)
+            return batch
+
+        for record in self.trainer.run(next_batch, spent=spent):
+            items, items_before = record.items - items_before, record.items
+            flops = step_operations(self.task.model, batch, items)
+            numbers = {**dataclasses.asdict(record), "flops": flops}
+            numbers["share_of_limit"] = flops / items * record.items_per_second / self.limit
             if earlier is not None:
                 numbers |= self._norms(earlier)
             every = c.norms_every

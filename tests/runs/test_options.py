@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanograd_llm.bench.floor import flops
+from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.cli import main
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
@@ -140,8 +142,9 @@ def test_metrics_have_the_operations_and_their_share_of_the_limit(text):
     run = run_of(text, steps=2)
     list(run.train())
     first, second = records(run)
-    assert second["flops"] == 2 * first["flops"] == 6 * run.task.model.parameter_count() * second["items"]
-    share = second["flops"] / second["items"] * second["items_per_second"] / run.limit
+    of_products = flops(Workload("tiny", run.task.model.config, 4, 16))
+    assert first["flops"] == second["flops"] == of_products
+    share = second["flops"] / first["items"] * second["items_per_second"] / run.limit
     assert second["share_of_limit"] == pytest.approx(share) and 0 < share < 2
 
 
