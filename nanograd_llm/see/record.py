@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import math
 import os
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ from nanograd_llm.settings import counted, nearest
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "see", "backend", "gradcheck"))
 _OPS = os.path.join(_PACKAGE, "ops", "")
+_AT_ONCE = 2**16  # numbers that fit into a cache
 
 
 @dataclass(eq=False, repr=False)
@@ -212,8 +214,11 @@ class Record:
 
 
 def norm(a: np.ndarray) -> float:
-    """The Euclidean norm of all numbers, in float64."""
-    return float(np.linalg.norm(a.astype(np.float64).reshape(-1)))
+    """The Euclidean norm of all numbers, in float64, which a large array is converted to in parts."""
+    if a.size <= _AT_ONCE:
+        return float(np.linalg.norm(a.astype(np.float64).reshape(-1)))
+    flat = a.reshape(-1) if a.flags.c_contiguous else a.T.reshape(-1)
+    return math.hypot(*(norm(flat[start : start + _AT_ONCE]) for start in range(0, a.size, _AT_ONCE)))
 
 
 def layout_copy(a: np.ndarray) -> np.ndarray:
@@ -412,12 +417,11 @@ class _Recorder:
         self.name_outputs(nodes)
         for node, call in zip(nodes, calls):
             call.kept = self._kept(node)
+        with_hooks = [self.leaves[s] if isinstance(s, Tensor) else self.calls[s].output for s in below if s._hooks]
         self.walk_back(nodes, root, seed)
-        record = kind(self.title, calls, self.named_leaves(below), self.calls[root].output)
-        for value in record.values():
-            if value.uses and value.grad is not None:
-                value.hooked = not _same(added(value.uses), value.grad)
-        return record
+        for value in with_hooks:
+            value.hooked = bool(value.uses) and value.grad is not None and not _same(added(value.uses), value.grad)
+        return kind(self.title, calls, self.named_leaves(below), self.calls[root].output)
 
     def name_outputs(self, nodes: list[Node]) -> None:
         """Number the calls, and name their outputs by local variables; those of the package where there is one only."""
@@ -492,4 +496,4 @@ def _held(x: Any) -> Any:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    return a.dtype == b.dtype and (np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True))
