@@ -83,7 +83,8 @@ function map(i, name, more, given = {}) {
   const pick = k => { picked = { ...given, array: i, cell: k }; render(); };
   const isPicked = picked && picked.array === i && picked.key === given.key;
   const few = a.cols <= 12 && a.rows <= 16 && !a.pool, float = a.dtype.startsWith("float");
-  const rowNames = a.shape.length === 3 && a.shape[0] === 1 && a.rows === all.tokens.length && !a.pool ? all.tokens : null;
+  const texts = all.tokens.filter(text => a.shape.length === 3 && a.shape[0] === 1 && text.length === a.rows && !a.pool);
+  const rowNames = texts.length === 1 ? texts[0] : null;
   if (few) {
     const table = el("table", { role: "presentation" });
     for (let r = 0; r < a.rows; r++) {

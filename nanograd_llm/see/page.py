@@ -13,6 +13,7 @@ import html
 import inspect
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,22 @@ import numpy as np
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.record import Call, Record, Value, norm
-from nanograd_llm.see.replay import Replay, calls_below, composition, nudge, rule_agrees, terms
+from nanograd_llm.see.replay import Around, Replay, calls_below, composition, nudge, terms, wrong_places
 from nanograd_llm.see.stepper import rule_source
 
 WHOLE = 48  # entries of an array that is clickable everywhere
 TOP = 6  # the largest entries of others
 SHOWN_TERMS = 5
-_WORK = 1e8  # numbers that may be touched for terms, and for nudges
+LARGE = 2e5  # numbers of a call from which on only the largest entry of each gradient is worked out, and quickly
+_SLOPES, _REPLAYED = 1e9, 2e9  # numbers that may be computed with for terms, and for nudges
 _MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
 _CELLS, _FEW_CELLS = 2048, 800
 _COLUMNS = 96
 NOTEBOOK_BYTES, NOTEBOOK_NUMBERS = 2**20, 10**5  # of a page, and of the leaves, that a cell of a notebook shows whole
 
 
-def page(record: Record, tokens: list[str] | None = None) -> str:
-    """The HTML page of a record. tokens: names for the rows of arrays that have one for each token."""
+def page(record: Record, *tokens: list[str]) -> str:
+    """The HTML page of a record. tokens: of each text, names for the rows of arrays that have one for each token."""
     with blas_threads(1):  # many small products
         data = _Packer(record, tokens).data
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -104,7 +106,8 @@ def pooled(a: np.ndarray, cells: int) -> tuple[np.ndarray, int, int]:
     by_row = math.ceil(len(flat) / max(1, cells // columns))
     starts = np.arange(0, len(flat), by_row), np.arange(0, flat.shape[1], by_column)
     high, low = (
-        pick.reduceat(pick.reduceat(flat, starts[0], axis=0), starts[1], axis=1) for pick in (np.maximum, np.minimum)
+        pick.reduceat([pick.reduce(flat[row : row + by_row]) for row in starts[0]], starts[1], axis=1)
+        for pick in (np.maximum, np.minimum)
     )
     return np.where(np.abs(high) >= np.abs(low), high, low), by_row, by_column
 
@@ -112,20 +115,20 @@ def pooled(a: np.ndarray, cells: int) -> tuple[np.ndarray, int, int]:
 class _Packer:
     """Collects what the page shows of a record, each array once."""
 
-    def __init__(self, record: Record, tokens: list[str] | None):
+    def __init__(self, record: Record, tokens: Sequence[list[str]]):
         self.cells = _FEW_CELLS if len(record.calls) > _MANY else _CELLS
         self.arrays: list[dict[str, Any]] = []
         self.known: dict[Any, int] = {}
         self.by_id: dict[int, int] = {}
         self.alive: list[np.ndarray] = []  # what is known by its id must live
         self.rules: list[str] = []
-        self.confirmed: set[Any] = set()  # ops whose slopes by complex step have been tested by differences
-        self.terms_left = self.nudges_left = _WORK
+        self.terms_left, self.nudges_left = _SLOPES, _REPLAYED
+        self.widened: dict[int, np.ndarray] = {}
         self.data = {
             **self.pass_of(record, opens=True),
             "arrays": self.arrays,
             "rules": self.rules,
-            "tokens": tokens or [],
+            "tokens": tokens,
         }
 
     def pass_of(self, record: Record, *, opens: bool) -> dict[str, Any]:
@@ -138,9 +141,14 @@ class _Packer:
             may_open = opens and call.op.equals is not None and (len(record.calls) <= _MANY or kind not in kinds)
             kinds.add(kind)
             calls.append({**self.call(call, numbers, opens), "open": self.opened(record, call) if may_open else None})
+        nudges: dict[int, Any] = {}
+        if opens:  # sums of several uses first, then what is not far from the result
+            costs = {id(v): 1 + 2 * sum(map(_numbers, calls_below(record, v))) for v in values}
+            for value in sorted(values, key=lambda v: (len(v.uses) < 2, v.made_by is not None, costs[id(v)])):
+                nudges[id(value)] = self.nudges(record, value, costs[id(value)])
         return {
             "title": record.title,
-            "values": [self.value(record, value, opens) for value in values],
+            "values": [self.value(value, nudges.get(id(value), {})) for value in values],
             "calls": calls,
         }
 
@@ -148,7 +156,7 @@ class _Packer:
         inside = composition(record, call, Record)
         return self.pass_of(inside, opens=False)
 
-    def value(self, record: Record, value: Value, deep: bool) -> dict[str, Any]:
+    def value(self, value: Value, nudges: dict[str, Any]) -> dict[str, Any]:
         return {
             "n": value.label,
             "a": self.array(value.array),
@@ -156,11 +164,12 @@ class _Packer:
             "made": value.made_by.number if value.made_by else -1,
             "uses": [[use.call.number, use.place, self.array(use.gradient)] for use in value.uses],
             "hook": value.hooked,
-            "nudge": self.nudges(record, value) if deep else {},
+            "nudge": nudges,
         }
 
     def call(self, call: Call, numbers: dict[int, int], deep: bool) -> dict[str, Any]:
-        inputs = []
+        inputs, around = [], Around(call)
+        wrong = self.wrong(call, around)
         for i, x in enumerate(call.inputs):
             if x is not None:
                 known = {"v": numbers[id(x)]} if id(x) in numbers else {"a": self.array(x.array)}
@@ -169,8 +178,8 @@ class _Packer:
                 if sent is not None:
                     shown = {
                         "g": self.array(sent),
-                        "t": self.terms(call, i) if deep else {},
-                        "ok": self.agrees(call, i),
+                        "t": self.terms(call, i, around) if deep else {},
+                        "ok": int(i not in wrong),
                     }
                 inputs.append({"n": call.input_name(i), "i": i, **known, **shown})
         kept = [(name, x) for name, x in call.kept.items() if isinstance(x, np.ndarray)]
@@ -219,24 +228,29 @@ class _Packer:
         self.by_id[id(a)] = self.known[key]
         return self.known[key]
 
-    def entries(self, gradient: np.ndarray, x: np.ndarray) -> list[int]:
-        """The entries to work out, as places in the flat array: those with the largest gradients, all where few."""
-        places = np.arange(gradient.size)
-        if gradient.size > WHOLE:
-            sizes = np.abs(np.nan_to_num(gradient)).reshape(-1)
-            places = np.sort(np.argpartition(-sizes, TOP)[:TOP])
+    def entries(self, gradient: np.ndarray, x: np.ndarray, work: float, left: float) -> list[int]:
+        """The entries to work out, as places in the flat array: those with the largest gradients, all where few.
+
+        work: of one entry, of which there is `left`.
+        """
+        count = min(1 if work > LARGE else TOP if gradient.size > WHOLE else gradient.size, int(left / work))
+        sizes = np.abs(gradient).reshape(-1)
+        if count == 1:
+            places = np.array([int(np.argmax(sizes if np.isfinite(sizes.max()) else np.nan_to_num(sizes)))])
+        else:
+            sizes = np.nan_to_num(sizes)
+            places = np.sort(np.argpartition(-sizes, count)[:count]) if count < gradient.size else np.arange(count)
         return [int(i) for i in places if np.isfinite(x.flat[i])]
 
-    def terms(self, call: Call, place: int) -> dict[str, Any]:
+    def terms(self, call: Call, place: int, around: Around) -> dict[str, Any]:
         sent, x = call.sent[place], call.inputs[place]
         assert sent is not None and x is not None
-        work = _numbers(call)
+        work = 2 * _numbers(call)
         found: dict[str, Any] = {}
-        for flat in self.entries(sent, x.array) if work < min(_WORK / 50, self.terms_left) else ():
+        for flat in self.entries(sent, x.array, work, self.terms_left):
             self.terms_left -= work
             index = tuple(map(int, np.unravel_index(flat, sent.shape)))
-            one = terms(call, place, index, confirm=call.op not in self.confirmed)
-            self.confirmed.add(call.op)
+            one = terms(call, place, index, quick=work > LARGE, around=around)
             shown, rest = one.terms[:SHOWN_TERMS], one.terms[SHOWN_TERMS:]
             places = [int(np.ravel_multi_index(k, call.cotangent.shape)) if k else 0 for k, _, _ in shown]
             found[str(flat)] = [
@@ -248,19 +262,22 @@ class _Packer:
             ]
         return found
 
-    def agrees(self, call: Call, place: int) -> int:
-        """Do all entries of what a rule sent agree with the forward's slopes? 1 or 0; -1 where that costs too much."""
-        return int(rule_agrees(call, place)) if _numbers(call) < _WORK / 50 else -1
+    def wrong(self, call: Call, around: Around) -> list[int]:
+        """The places of the inputs whose gradients do not agree with the forward's slopes: see `wrong_places`.
 
-    def nudges(self, record: Record, value: Value) -> dict[str, Any]:
+        The gradients of a large call are compared together, along one direction.
+        """
+        places = [place for place, sent in enumerate(call.sent) if sent is not None]
+        if _numbers(call) > LARGE and (not places or around.agrees(places, 1, quick=True)):
+            return []
+        return wrong_places(call, around)
+
+    def nudges(self, record: Record, value: Value, work: float) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if value.grad is None:
+        if value.grad is None or work > self.nudges_left:
             return found
-        work = 1 + 4 * sum(map(_numbers, calls_below(record, value)))
-        if work > min(_WORK / 50, self.nudges_left):
-            return found
-        replay = Replay(record, value)
-        for flat in self.entries(value.grad, value.array):
+        replay = Replay(record, value, widened=self.widened)
+        for flat in self.entries(value.grad, value.array, work, self.nudges_left):
             self.nudges_left -= work
             index = tuple(map(int, np.unravel_index(flat, value.grad.shape)))
             one = nudge(record, value, index, replay, quick=True)

@@ -6,9 +6,10 @@ from its rule, so they tell whether the rule is right.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from nanograd_llm.see.record import Call, Record, Value, recorded
 from nanograd_llm.settings import counted
 
 Index = tuple[int, ...]
+STEP = 1e-5  # of one difference: its error is far below the rounding of float32
 _SHOWN = 8
 
 
@@ -51,26 +53,46 @@ def calls_below(record: Record, value: Value) -> list[Call]:
 
 
 class Replay:
-    """The part of a recorded forward that depends on one value, ready to be run with another array in its place."""
+    """The part of a recorded forward that depends on one value, ready to be run with another array in its place.
 
-    def __init__(self, record: Record, value: Value):
-        self.value, self.result, self.array = value, record.result, wide(value.array)
-        seed = record.result.grad
-        self.seed = np.asarray(1.0) if seed is None else wide(seed)
-        calls = calls_below(record, value)
+    result: what is computed, the result of the record if not given; it must depend on the value.
+    widened: arrays in float64 by the id of the recorded one, which several replays of a record share.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        value: Value,
+        result: Value | None = None,
+        widened: dict[int, np.ndarray] | None = None,
+    ):
+        self.value, self.result, self.array = value, result or record.result, wide(value.array)
+        self.seed = np.asarray(1.0) if self.result.grad is None else wide(self.result.grad)
+        last = self.result.made_by.number if self.result.made_by else -1
+        calls = [call for call in calls_below(record, value) if call.number <= last]
         below = {id(value), *(id(call.output) for call in calls)}
+        self.widened = {} if widened is None else widened
         self.steps: list[tuple[Call, list[Any], dict[str, Any]]] = []
         for call in calls:
-            inputs = [None if x is None else x if id(x) in below else wide(x.array) for x in call.inputs]
+            inputs = [None if x is None else x if id(x) in below else self.wide(x.array) for x in call.inputs]
             self.steps.append((call, inputs, wide_static(call)))
+
+    def wide(self, a: np.ndarray) -> np.ndarray:
+        if id(a) not in self.widened:
+            self.widened[id(a)] = wide(a)
+        return self.widened[id(a)]
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """The result, times the cotangent that backward began with, if the value were this array."""
+        return np.sum(self.computed(array) * self.seed)
+
+    def computed(self, array: np.ndarray) -> np.ndarray:
+        """The result if the value were this array."""
         values = {id(self.value): array}
         for call, inputs, static in self.steps:
             given = [values[id(x)] if isinstance(x, Value) else x for x in inputs]
             values[id(call.output)] = np.asarray(call.op(*given, **static))
-        return np.sum(values[id(self.result)] * self.seed)
+        return values[id(self.result)]
 
 
 def moved(array: np.ndarray, index: Index, t: complex) -> np.ndarray:
@@ -107,7 +129,7 @@ class Nudge:
 
 
 def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None, *, quick: bool = False) -> Nudge:
-    """Move one entry of a value and compare. quick: by two fixed steps, and by more only where these do not agree.
+    """Move one entry of a value and compare. quick: by one fixed step, and by more only where that does not agree.
 
     Raises GraphError for a value without a gradient and for an entry that is not finite.
     """
@@ -120,9 +142,8 @@ def nudge(record: Record, value: Value, index: Index, replay: Replay | None = No
         return replay(moved(replay.array, index, t))
 
     if quick:
-        step = 1e-5 * max(1.0, abs(float(value.array[index])))
-        slope, wider = ((line(h) - line(-h)) / (2 * h) for h in (step, 2 * step))
-        error = 4 * abs(slope - wider) + 1e-9 * abs(slope)
+        step = STEP * max(1.0, abs(float(value.array[index])))
+        slope, error = _difference(line, step).value, np.zeros(())
     else:
         moves = differences(line, enough=1e-7)
         slope, error = moves.value, moves.error
@@ -183,54 +204,93 @@ def at(index: Index) -> str:
     return f"[{','.join(map(str, index))}]" if index else ""
 
 
-def terms(call: Call, name: str | int, index: Index, *, confirm: bool = True) -> Terms:
-    """The chain rule for one entry of one input of a call. confirm: test the complex step by a difference.
+def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, around: Around | None = None) -> Terms:
+    """The chain rule for one entry of one input of a call. quick: see `Around.along`.
 
     Raises GraphError for an input without a gradient and for an entry that is not finite.
     """
-    place = call.place_of(name)
-    x = call.inputs[place]
-    assert x is not None
+    place, around = call.place_of(name), around or Around(call)
+    x, sent = call.inputs[place], call.sent[place]
+    assert x is not None and sent is not None
     index = require_movable(x.array, index, call.input_name(place))
-    sent = call.sent[place]
-    assert sent is not None
-    u = np.zeros(x.array.shape)
-    u[index] = 1.0
-    found, forward, rounding = _along(call, place, u, 1, confirm=confirm)
-    dy = wide(call.cotangent)
+    moves = {place: lambda t: moved(around.inputs[place], index, t)}
+    found, forward, rounding = around.along(moves, wide(sent[index]), 1, quick=quick)
     places = [tuple(map(int, k)) for k in np.argwhere(found.value != 0)]
-    entries = [(k, float(dy[k]), float(found.value[k])) for k in places]
+    entries = [(k, float(around.dy[k]), float(found.value[k])) for k in places]
     entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
-    return Terms(bar(call.input_name(place)) + at(index), dy.size, entries, float(sent[index]), found.method, rounding)
+    what = bar(call.input_name(place)) + at(index)
+    return Terms(what, around.dy.size, entries, float(sent[index]), found.method, rounding)
 
 
-def _along(
-    call: Call, place: int, u: np.ndarray, order: int, *, confirm: bool = True
-) -> tuple[Derivative, np.ndarray, float]:
-    """The slope of y as an input moves along u, ȳ·slope, and how far Σ ȳ·slope may lie from Σ x̄·u.
+class Around:
+    """A call in float64, whose inputs can be moved: how y answers, beside what the rule sent."""
 
-    order: of the norm that measures rounding: 1 where the roundings of one sum may all go the same way, 2 where u
-    gives them random signs.  confirm: as of `derivative`.
-    """
-    sent, dy, static = call.sent[place], wide(call.cotangent), wide_static(call)
-    assert sent is not None
-    inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
+    def __init__(self, call: Call):
+        self.call, self.dy, self.static = call, wide(call.cotangent), wide_static(call)
+        self.inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
+        self.largest = max(_largest(a) for a in (call.cotangent, *call.sent) if a is not None)
 
-    def line(t: complex) -> np.ndarray:
-        given = [a + t * u if i == place else a for i, a in enumerate(inputs)]
-        return np.asarray(call.op(*given, **static))
+    def along(
+        self, moves: Mapping[int, Callable[[complex], Any]], sent: np.ndarray, order: int, *, quick: bool = False
+    ) -> tuple[Derivative, np.ndarray, float]:
+        """The slope of y as inputs move, ȳ·slope, and how far Σ ȳ·slope may lie from the sum of what was sent.
 
-    found = derivative(line, confirm=confirm)
-    forward = dy * found.value
-    backward = np.multiply(wide(sent), u, where=u != 0, out=np.zeros_like(u))
-    size = max(float(np.linalg.norm(a[np.isfinite(a)], order)) for a in (forward, backward))
-    size += max(float(np.abs(a[np.isfinite(a)]).max(initial=0)) for a in (dy, *call.sent) if a is not None)
-    tolerance = 64 * float(np.finfo(sent.dtype).eps) * size + float(np.sum(np.abs(dy) * found.error))
-    if not abs(forward.sum() - backward.sum()) <= tolerance:
-        if not confirm:
-            return _along(call, place, u, order)
-        tolerance += float(np.sum(np.abs(dy) * _half_gap(line)))
-    return found, forward, tolerance
+        moves: place -> the input moved by t.  sent: what the rule sent, times how fast each entry moves.
+        order: of the norm that measures rounding: 1 where the roundings of one sum may all go the same way, 2 where
+        the moves give them random signs.  quick: by one difference, and by more only where the sums do not agree.
+        """
+
+        def line(t: complex) -> np.ndarray:
+            given = [moves[i](t) if i in moves else a for i, a in enumerate(self.inputs)]
+            return np.asarray(self.call.op(*given, **self.static))
+
+        found = _difference(line) if quick else derivative(line)
+        forward = self.dy * found.value
+        size = self.largest + max(float(np.linalg.norm(a[np.isfinite(a)], order)) for a in (forward, np.ravel(sent)))
+        eps = max(float(np.finfo(g.dtype).eps) for g in self.call.sent if g is not None)
+        tolerance = 64 * eps * size + float(np.sum(np.abs(self.dy) * found.error))
+        if not abs(forward.sum() - np.sum(sent)) <= tolerance:
+            if quick:
+                return self.along(moves, sent, order)
+            tolerance += float(np.sum(np.abs(self.dy) * _half_gap(line)))
+        return found, forward, tolerance
+
+    def agrees(self, places: list[int], directions: int = 2, *, quick: bool = False) -> bool:
+        """Are the gradients sent to these inputs right? All entries are compared at once, along random directions.
+
+        Along a direction u, Σ x̄·u and Σ ȳ·(slope of y along u) are the same number, where the slope is the forward's.
+        """
+        rng = np.random.default_rng(0)
+        for _ in range(directions):
+            moves, sent = {}, []
+            for place in places:
+                a, gradient = self.inputs[place], np.asarray(self.call.sent[place])
+                u = rng.random(a.shape) - 0.5
+                u += np.copysign(0.5, u)  # random signs, and sizes from 0.5 to 1
+                if not np.isfinite(a.sum()):
+                    u[~np.isfinite(a)] = 0.0
+                moves[place] = functools.partial(_along, a, u)
+                sent.append(np.multiply(gradient, u, where=u != 0, out=np.zeros_like(u)).reshape(-1))
+            _, forward, tolerance = self.along(moves, np.concatenate(sent), 2, quick=quick)
+            if not abs(forward.sum() - sum(part.sum() for part in sent)) <= tolerance:
+                return False
+        return True
+
+
+def _along(a: np.ndarray, u: np.ndarray, t: complex) -> np.ndarray:
+    return a + t * u
+
+
+def _difference(line: Line, step: float = STEP) -> Derivative:
+    """The slope by one central difference."""
+    value = np.asarray((line(step) - line(-step)) / (2 * step))
+    return Derivative(value, np.zeros_like(value), step, "a difference")
+
+
+def _largest(a: np.ndarray) -> float:
+    """The size of the largest entry that is finite."""
+    most = float(np.abs(a).max(initial=0))
+    return most if math.isfinite(most) else float(np.abs(a[np.isfinite(a)]).max(initial=0))
 
 
 def _half_gap(line: Line) -> np.ndarray:
@@ -241,33 +301,16 @@ def _half_gap(line: Line) -> np.ndarray:
     return np.where(bends(line, EPS), gap, 0.0)
 
 
-def rule_agrees(call: Call, name: str | int, directions: int = 2) -> bool:
-    """Is the gradient that a call sent to an input right? All entries are compared at once, along random directions.
-
-    Along a direction u, Σ x̄·u and Σ ȳ·(slope of y along u) are the same number, where the slope is the forward's.
-    """
-    place = call.place_of(name)
-    x, sent = call.inputs[place], call.sent[place]
-    assert x is not None and sent is not None
-    rng = np.random.default_rng(0)
-    for _ in range(directions):
-        u = np.where(
-            np.isfinite(x.array), rng.choice((-1.0, 1.0), x.array.shape) * rng.uniform(0.5, 1, x.array.shape), 0.0
-        )
-        _, forward, tolerance = _along(call, place, u, 2)
-        if not abs(forward.sum() - float(np.sum(wide(sent) * u))) <= tolerance:
-            return False
-    return True
+def wrong_places(call: Call, around: Around | None = None) -> list[int]:
+    """The places of the inputs to which the rule of a call sent a wrong gradient: see `Around.agrees`."""
+    around = around or Around(call)
+    places = [place for place, sent in enumerate(call.sent) if sent is not None]
+    return [place for place in places if not around.agrees([place])]
 
 
 def wrong_rules(record: Record) -> list[tuple[Call, int]]:
-    """Each call whose rule sent a wrong gradient, with the place of the input: see `rule_agrees`."""
-    return [
-        (call, place)
-        for call in record.calls
-        for place, sent in enumerate(call.sent)
-        if sent is not None and not rule_agrees(call, place)
-    ]
+    """Each call whose rule sent a wrong gradient, with the place of the input."""
+    return [(call, place) for call in record.calls for place in wrong_places(call)]
 
 
 def require_movable(array: np.ndarray, index: Any, what: str) -> Index:

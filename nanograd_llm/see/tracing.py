@@ -107,16 +107,16 @@ class Trace(Record):
 
         write_script(self, path)
 
-    def html(self, path: str | os.PathLike[str], tokens: list[str] | None = None) -> None:
+    def html(self, path: str | os.PathLike[str], *tokens: list[str]) -> None:
         """Write the pass as one HTML file to step through in a browser; it needs no network.
 
-        tokens: the pieces of the text, to name the rows of arrays that have one row for each.
+        tokens: the pieces of the text, or of several, to name the rows of arrays that have one row for each.
         Raises ConfigError unless the path ends in .html.
         """
         from nanograd_llm.files.atomic import write_atomically
         from nanograd_llm.see.page import page, require_html
 
-        write_atomically(require_html(path), page(self, tokens).encode())
+        write_atomically(require_html(path), page(self, *tokens).encode())
 
     def _repr_html_(self) -> str:
         from nanograd_llm.see.page import notebook

@@ -63,7 +63,7 @@ def test_the_code_of_the_page_is_small_and_so_are_its_files(file: Path, scalar_f
 def test_the_page_of_nano_at_16_tokens_has_at_most_3_megabytes(rng) -> None:
     model = ng.GPT(ng.GPTConfig.preset("nano"), seed=0)
     tokens, targets = rng.integers(0, 1024, (2, 1, 16))
-    with patch.object(page_module, "_WORK", 1e6):  # fewer terms; these are small
+    with patch.object(page_module, "_SLOPES", 1e6), patch.object(page_module, "_REPLAYED", 1e6):  # these are small
         assert len(page(ng.trace(model.loss, tokens, targets)).encode()) <= 3_000_000
 
 
@@ -112,11 +112,11 @@ def test_without_scripts_the_table_stands_there(gpt, file: Path) -> None:
 
 
 def test_a_notebook_shows_an_escaped_iframe_and_above_a_megabyte_the_table(gpt) -> None:
-    with patch.object(page_module, "_WORK", 0):
+    with patch.object(page_module, "_SLOPES", 0), patch.object(page_module, "_REPLAYED", 0):
         shown = gpt._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;') and "<script" not in shown
     for limit in ("NOTEBOOK_BYTES", "NOTEBOOK_NUMBERS"):
-        with patch.object(page_module, "_WORK", 0), patch.object(page_module, limit, 100):
+        with patch.object(page_module, "_SLOPES", 0), patch.object(page_module, limit, 100):
             assert gpt._repr_html_() == plain_table(gpt)
 
 
@@ -294,7 +294,7 @@ def test_a_rule_that_is_wrong_in_one_small_entry_is_marked_in_the_file(gpt) -> N
     call = gpt[4]
     sent = call.sent[1].copy()
     sent.flat[np.argmin(np.abs(sent))] += 0.1 * np.abs(sent).max()
-    with patch.object(page_module, "_WORK", 1e5), patch.object(call, "sent", [call.sent[0], sent, call.sent[2]]):
+    with patch.object(page_module, "_SLOPES", 1e5), patch.object(call, "sent", [call.sent[0], sent, call.sent[2]]):
         data = json.loads(page(gpt).split('id="data">')[1].split("</script>")[0])
     wrong = [(n, x["n"]) for n, c in enumerate(data["calls"]) for x in c["in"] if x.get("ok") == 0]
     assert wrong == [(4, "w")]
