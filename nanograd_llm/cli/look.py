@@ -5,38 +5,41 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from nanograd_llm.cli.options import Device, Model
+from nanograd_llm.cli.options import Device, Model, Target
 
 
-def look(model: Model, text: str, /, *, html: Path | None = None, device: Device = "cpu") -> None:
-    """Show how surprised a GPT is at each token of a text, what each depth would say next, and how gradients flow.
+def look(model: Model, text: str, /, *, target: Target = (), html: Path | None = None, device: Device = "cpu") -> None:
+    """Show how surprised a model is at each target, what each depth would say, and how gradients flow.
 
     Parameters
     ----------
     text
-        At least two tokens, of which each but the last predicts the next.
+        What the model reads: for a language model at least two tokens, of which each but the last predicts the next;
+        for masked words a text with [MASK]; for other tasks what their command takes.
     html
         Write a page, with the attention of every head, such as look.html.
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.cli.terminal import written
     from nanograd_llm.files.atomic import write_atomically
-    from nanograd_llm.models import GPT
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.see import trace
     from nanograd_llm.see.look import look as look_at
     from nanograd_llm.see.look import text_of, visible
     from nanograd_llm.see.page import require_html
     from nanograd_llm.see.pictures import look_page
+    from nanograd_llm.tasks.registry import reading_of
 
     path = None if html is None else require_html(html)
     use_device(device)
-    opened = open_model(model, GPT)
-    tokenizer = opened.tokenizer()
-    result = look_at(opened.model(), tokenizer.encode(text))
+    reading = reading_of(open_model(model), text, target)
+    result = look_at(trace(reading.loss, *reading.batch))
 
     def name(i: int) -> str:
-        return visible(tokenizer.decode_bytes([i]))
+        return visible(reading.outputs(int(i)))
 
+    if reading.remark:
+        print(written(reading.remark))
     print(written(text_of(result, name, shutil.get_terminal_size((100, 24)).columns)))
     if path is not None:
         write_atomically(path, look_page(result, f"{model}: {text}", name).encode())

@@ -40,6 +40,15 @@ Encoder = Annotated[
         "yours with the files of all-MiniLM-L6-v2."
     ),
 ]
+Target = Annotated[
+    tuple[str, ...],
+    Parameter(
+        help="What the model should say: the translation, the answer, the words at [MASK], or the class; what it says "
+        "itself if not given. For a model of preferences the chosen answer, then in a second --target the rejected "
+        "one; for a model of sentences a text to compare with; a language model takes none.",
+        negative=(),
+    ),
+]
 Device = Annotated[
     Literal["cpu", "cuda"],
     Parameter(help="Where to compute: cpu, or cuda for an NVIDIA GPU, which needs CuPy: see nanograd-llm doctor."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Device, Model
+from nanograd_llm.cli.options import Device, Model, Target
 
 
 def step(
@@ -12,19 +12,21 @@ def step(
     text: str,
     /,
     *,
+    target: Target = (),
     html: Path | None = None,
     script: Path | None = None,
     op: int = 0,
     device: Device = "cpu",
 ) -> None:
-    """Step through the loss of a GPT on a text and its backward pass, one op call at a time.
+    """Step through the loss of a model on a text and its backward pass, one op call at a time.
 
     The prompt takes commands like those of Python's debugger; h lists them. They may come from a pipe.
 
     Parameters
     ----------
     text
-        At least two tokens, of which each but the last predicts the next.
+        What the model reads: for a language model at least two tokens, of which each but the last predicts the next;
+        for masked words a text with [MASK]; for other tasks what their command takes.
     html
         Write the pass as a page to step through in a browser instead, such as step.html.
     script
@@ -35,18 +37,18 @@ def step(
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.cli.terminal import written
-    from nanograd_llm.models import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.see import trace
-    from nanograd_llm.see.look import tokens_and_targets, visible
+    from nanograd_llm.see.look import visible
+    from nanograd_llm.tasks.registry import reading_of
 
     use_device(device)
-    opened = open_model(model, GPT)
-    loaded, tokenizer = opened.model(), opened.tokenizer()
-    recorded = trace(loaded.loss, *tokens_and_targets(loaded, tokenizer.encode(text)))
+    reading = reading_of(open_model(model), text, target, merged=False)
+    recorded = trace(reading.loss, *reading.batch)
+    if reading.remark:
+        print(written(reading.remark))
     if html is not None:
-        pieces = [visible(piece) for _, piece in tokenizer.pieces(text)]
-        recorded.html(html, pieces[:-1])
+        recorded.html(html, *([visible(piece) for piece in pieces] for pieces in reading.texts))
         print(written(f"wrote {html}; open it in a browser"))
     if script is not None:
         recorded.script(script)

@@ -39,6 +39,20 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     """
     require_int("top", top, 1)
     require_type("model", model, BERT, "a BERT")
+    tokens, hidden = hidden_places(model, tokenizer, text, truncate=truncate)
+    ids = tokens[0]
+    unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0
+    if unknown:
+        warnings.warn(f"{counted(unknown, 'word')} of the text cannot be cut into the model's pieces", stacklevel=2)
+    probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden)[:, : tokenizer.known])
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    return [[Guess(i, _word(tokenizer, i), float(p[i])) for i in row.tolist()] for row, p in zip(best, probabilities)]
+
+
+def hidden_places(
+    model: BERT, tokenizer: Tokenizer, text: str, *, truncate: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a text with [MASK], and where that stands, both (1, T). Raises as `fill` does."""
     mask = tokenizer.special_id(MASK)
     if mask is None:
         raise ConfigError(f"this model's tokenizer has no {MASK}, so it cannot be asked for a word")
@@ -48,12 +62,7 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     if not hidden.any():
         where = "the part of the text that is kept" if MASK in text else "the text"
         raise ConfigError(f"{where} has no {MASK}; write {MASK} there in place of a word")
-    unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0
-    if unknown:
-        warnings.warn(f"{counted(unknown, 'word')} of the text cannot be cut into the model's pieces", stacklevel=2)
-    probabilities = Sampling().probabilities(hidden_logits(model, tokens, hidden)[:, : tokenizer.known])
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-    return [[Guess(i, _word(tokenizer, i), float(p[i])) for i in row.tolist()] for row, p in zip(best, probabilities)]
+    return tokens, hidden
 
 
 def hidden_logits(model: BERT, tokens: Any, hidden: np.ndarray, lengths: Any = None) -> np.ndarray:

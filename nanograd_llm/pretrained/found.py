@@ -36,6 +36,7 @@ class Found(ABC, Generic[OpenedModel]):
     """
 
     model_class: ClassVar[Any]
+    task_name: Any  # see `Opened`
     forms: ClassVar[Collection[str]] = READERS
     step: int | None = None  # not known from such files
 
@@ -81,8 +82,8 @@ class Found(ABC, Generic[OpenedModel]):
         """The sizes of the model, and the parts that its file has. Raises as `model` does."""
         return self._parts.config
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> OpenedModel:
-        """The model in evaluation mode, as `Opened.model` and `load_gpt2` say."""
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False, merged: bool = True) -> OpenedModel:
+        """The model in evaluation mode, as `Opened.model` and `load_gpt2` say; such files have no adapters to merge."""
         dtype, where = weights_dtype(dtype), str(self.path)
         (_, arrays, layout, biases), config = self._parts, self.config
         del self._parts  # otherwise weights that are converted or trained would be in memory twice

@@ -23,6 +23,7 @@ class Opened(Protocol[OpenedModel]):
 
     source: as it was given. path: the run folder, or the file of the weights. form: "run", or the kind of that file.
     step: of the checkpoint that was given, else None. model_class: of the model.
+    task_name: what the model is for: a name in `tasks.registry`.
     """
 
     source: str
@@ -32,6 +33,10 @@ class Opened(Protocol[OpenedModel]):
     model_class: type[Module]
 
     @property
+    def task_name(self) -> str:
+        """See above."""
+
+    @property
     def config(self) -> Any:
         """The sizes of the model: the config of its class."""
 
@@ -39,11 +44,12 @@ class Opened(Protocol[OpenedModel]):
     def beside(self) -> Mapping[str, bytes]:
         """Files that say how the model is used, by their names, for `save_pretrained`."""
 
-    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> OpenedModel:
+    def model(self, *, dtype: DTypeLike = "float32", strict: bool = False, merged: bool = True) -> OpenedModel:
         """The model in evaluation mode, read from its file at each call.
 
         dtype: of the parameters, float32 or float64; weights of another dtype are converted.
         strict: refuse weights that are not finite; otherwise a warning names them.
+        merged: add adapters, which a run with LoRA has, to the weights beside them; otherwise they stay adapters.
         """
 
     def tokenizer(self) -> Tokenizer:

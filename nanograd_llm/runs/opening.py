@@ -32,7 +32,6 @@ from nanograd_llm.settings import check_keys, listed, nearest, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
 from nanograd_llm.text import Tokenizer, load_tokenizer
-from nanograd_llm.text.labelled import LABELS, load_labels
 from nanograd_llm.text.template import template_files
 from nanograd_llm.training.trainer import MOMENTS
 
@@ -128,16 +127,12 @@ def open_classifier(source: str | os.PathLike[str]) -> tuple[Classifier, Tokeniz
     ConfigError for a classifier of one class.
     """
     opened = open_model(source)
-    if isinstance(opened, OpenedBERT):
-        model = opened.classifier()
-        if model.config.classes < 2:
-            raise ConfigError(f"{opened.source} has one class, so it scores texts and tells no classes apart")
-        names = opened.class_names(model.config.classes)
-        return model, opened.tokenizer(), names, opened.config.context_length
-    opened = open_model(source, Classifier)
-    names = load_labels(opened.path / LABELS, opened.config.classes)
-    window = opened.settings.get("text", {}).get("window") if isinstance(opened, OpenedRun) else None
-    return opened.model(), opened.tokenizer(), names, window or opened.config.context_length
+    if not isinstance(opened, OpenedBERT):
+        opened = open_model(source, Classifier)
+    from nanograd_llm.tasks.classification import classifier_of  # one task of those that are loaded when asked for
+
+    model, names, longest = classifier_of(opened)
+    return model, opened.tokenizer(), names, longest
 
 
 class OpenedRun:
@@ -164,6 +159,15 @@ class OpenedRun:
             return task_named(self.settings.get("run", {}).get("task", DEFAULT))
         except ConfigError as error:
             raise BadFileError(f"{self.folder.config_path} [run]: {error}") from None
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        return self.task.name
+
+    def start(self) -> Opened[Any]:
+        """The model that it started from, opened. Raises as `open_model` does, also where there is none."""
+        return open_model(self.init or "")
 
     @property
     def init(self) -> str | None:

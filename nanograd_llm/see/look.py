@@ -1,41 +1,31 @@
-"""What a GPT does with a text: its surprise token by token, its attention, and gradients read as tokens.
+"""What a model does with a text, read from a recorded loss: its surprise, its attention, and gradients read as tokens.
 
-The logit lens gives the last norm and the head the stream of an earlier depth: what would be said if the model ended
-there (nostalgebraist, "interpreting GPT: the logit lens", 2020). The gradient lens multiplies the head with the
-cotangent of the stream, reversed: which token would a small step down the gradient make likelier?
+The logit lens runs the end of the model on the stream of an earlier depth: what would be said if the model ended there
+(nostalgebraist, "interpreting GPT: the logit lens", 2020). The gradient lens multiplies the head with the cotangent of
+the stream, reversed: which token would a small step down the gradient make likelier?
 
-T tokens but for the last, which is only predicted; L blocks, D = 2L + 1 places of the stream; V vocabulary
+What a model says may be tokens or classes. What it has not is left out, and a line says so.
+
+N rows of the stream, one for each token; M targets that count; V things to say; L blocks
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm import ops
-from nanograd_llm.backend.arrays import beside
-from nanograd_llm.errors import ConfigError
-from nanograd_llm.models.gpt import GPT
-from nanograd_llm.see.record import Record, norm, recorded
-from nanograd_llm.settings import counted
+from nanograd_llm.ops.composed import split_heads, unpacked
+from nanograd_llm.see.record import Call, Record, Value, norm
+from nanograd_llm.see.replay import Replay
+from nanograd_llm.settings import IGNORE_INDEX
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def tokens_and_targets(model: GPT, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A text's ids as a batch of one for `loss`: all but the last, and for each the next.  (1, T), (1, T)
-
-    Raises ConfigError for fewer than two ids, or more than fit into the context and one more.
-    """
-    length = model.config.context_length
-    if not 2 <= len(ids) <= length + 1:
-        raise ConfigError(
-            f"the text has {counted(len(ids), 'token')}; this model can be looked at on 2 to {length + 1}"
-        )
-    row = np.asarray(ids)[None]
-    return row[:, :-1], row[:, 1:]
+_BLOCK = re.compile(r"(?P<stack>.*)\.(?P<number>\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,107 +38,183 @@ class TableUse:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class LookResult:
     """What `look` sees.
 
-    bits: (T,) surprise at each next token.  attention: L arrays (H, T, T), row looks at column.
-    lens: for each depth its name, the likeliest next token (T,) and its probability (T,).
-    gradient_lens: for each place of the stream its name, and the token (T,) that a step against the cotangent favours.
-    flow: for each place its name, the norm of the cotangent, and that of each token's part (T,).
-    uses: of the token table, the first to arrive first; table_rows: how many it has.
+    targets, bits: (M,) what should be said, and the surprise at it.  attention: (module, maps (B, H, T, S)), row looks
+        at column.
+    lens: for each depth its name, what is likeliest to be said (M,) and its probability (M,).
+    gradient_lens: for each place of the stream its name, and what (N,) a step against the cotangent makes likelier.
+    flow: for each place its name, the norm of the cotangent, and that of each token's part (N,).
+    table, uses: the name of the token table, and its uses, the first to arrive first; table_rows: how many it has.
+    missing: lines that say what is left out, and why.
     """
 
-    ids: np.ndarray
-    targets: np.ndarray
-    bits: np.ndarray
-    attention: list[np.ndarray]
-    lens: list[tuple[str, np.ndarray, np.ndarray]]
-    gradient_lens: list[tuple[str, np.ndarray]]
-    flow: list[tuple[str, float, np.ndarray]]
-    uses: list[TableUse]
-    table_rows: int
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    bits: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    attention: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    lens: list[tuple[str, np.ndarray, np.ndarray]] = field(default_factory=list)
+    gradient_lens: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    flow: list[tuple[str, float, np.ndarray]] = field(default_factory=list)
+    table: str = ""
+    uses: list[TableUse] = field(default_factory=list)
+    table_rows: int = 0
+    missing: list[str] = field(default_factory=list)
 
 
-def look(model: GPT, ids: Any) -> LookResult:
-    """Look at a GPT, in evaluation mode, reading a text of these ids. Raises ConfigError if they do not fit it.
-
-    Also where the token table is frozen, since nothing would be known of its gradient.
-    """
-    tokens, targets = tokens_and_targets(model, ids)
-    if not model.wte.requires_grad:
-        raise ConfigError("wte is frozen, so it gets no gradient: call lora.merge(model), or model.unfreeze(), first")
-    was_training = model.training
-    model.eval()
-    try:
-        seen = model.look(tokens)
-        record = recorded(model.loss, (tokens, targets), {})
-        head = model.head_table.numpy()
-        lens = []
-        for depth, state in enumerate(seen.hidden_states):
-            logits = model.ln_f(beside(state[0], model.wte.data)).numpy() @ head.T  # (T, C)·(C, V) -> (T, V)
-            p = ops.softmax(logits)
-            lens.append((f"after block {depth - 1}" if depth else "embedding", p.argmax(-1), p.max(-1)))
-    finally:
-        model.train(was_training)
-    logp = ops.log_softmax(seen.logits[0])
-    bits = -logp[np.arange(tokens.size), targets[0]] / np.log(2)
-    places = _stream(record)
-    favoured = [(name, (-cotangent @ head.T).argmax(-1)) for name, cotangent in places]
-    flow = [(name, norm(cotangent), np.linalg.norm(cotangent, axis=-1)) for name, cotangent in places]
-    attention = [maps[0] for maps in seen.attention_maps]
-    wte = record.leaves["wte"]
-    return LookResult(tokens[0], targets[0], bits, attention, lens, favoured, flow, _uses(wte), len(wte.array))
+def look(record: Record) -> LookResult:
+    """Look at a recorded loss of a model of blocks, best of one text and in evaluation mode."""
+    found = LookResult(attention=list(_attention(record)))
+    stacks = _stacks(record)
+    places = [place for stack in stacks for place in _places(record, stack, len(stacks) > 1)]
+    rows = [(name, stack, cotangent.reshape(-1, cotangent.shape[-1])) for name, stack, cotangent in places]
+    found.flow = [(name, norm(cotangent), np.linalg.norm(cotangent, axis=-1)) for name, _, cotangent in rows]
+    if not found.flow:
+        found.missing.append("No block has parameters that get a gradient, so there is no gradient flow.")
+    head = next((c for c in reversed(record.calls) if c.op.name in ("cross_entropy", "linear_cross_entropy")), None)
+    if head is None:
+        found.missing.append("The model says no tokens or classes, so there is no surprise, and no lens to read in.")
+    else:
+        _say(found, record, head, stacks[-1:], rows)
+    _table(found, record)
+    return found
 
 
-def _stream(record: Record) -> list[tuple[str, np.ndarray]]:
-    """The cotangent (T, C) of the stream into the first block and after each half of a block, the first first."""
-    first = next(call for call in record.calls if call.module.startswith("blocks.0"))
-    entry = first.inputs[0]
-    assert entry is not None and entry.grad is not None
-    places = [("into block 0", entry.grad[0])]
+def _say(found: LookResult, record: Record, head: Call, stacks: list[str], rows: list[Any]) -> None:
+    """Fill in what the model says, in the end and at each depth, and what gradients make likelier."""
+    scored, *others = [x for x in head.inputs if x is not None]
+    targets = others[-1].array.reshape(-1)
+    counts = targets != head.static.get("ignore_index", IGNORE_INDEX)
+    found.targets = targets[counts]
+    maker = scored.made_by
+    if len(others) == 2:
+        table: Any = others[0].array  # (V, C)
+    else:
+        table = maker.inputs[1].array.T if maker and maker.op.name == "linear" else None  # type: ignore[union-attr]
+
+    def logits(x: np.ndarray) -> np.ndarray:
+        x = x.reshape(-1, x.shape[-1])[counts]
+        return x @ table.T if len(others) == 2 else x  # (M, C)·(C, V) -> (M, V)
+
+    said = ops.log_softmax(logits(scored.array))
+    found.bits = -said[np.arange(len(said)), found.targets] / np.log(2)
+    for stack in stacks:
+        depths = _depths(record, stack)
+        replay = Replay(record, depths[-1][1], scored)
+        for name, value in depths:
+            p = ops.softmax(logits(replay.computed(value.array.astype(np.float64))))
+            found.lens.append((name, p.argmax(-1), p.max(-1)))
+        for name, inside, cotangent in rows:
+            if table is not None and inside == stack and cotangent.shape[-1] == table.shape[-1]:
+                found.gradient_lens.append((name, (-cotangent @ table.T).argmax(-1)))
+
+
+def _stacks(record: Record) -> list[str]:
+    """The paths of the lists of blocks, the one that the loss comes from last."""
+    found: dict[str, None] = {}
     for call in record.calls:
-        group, _, number = call.module.partition(".")
-        if call.op.name == "add" and group == "blocks" and number.isdigit():
-            half = "attention" if places[-1][0] != f"after attention {number}" else "mlp"
-            places.append((f"after {half} {number}", call.cotangent[0]))
-    return places
+        if call.op.name == "add" and (match := _BLOCK.fullmatch(call.module)):
+            found.pop(match["stack"], None)
+            found[match["stack"]] = None
+    return list(found)
 
 
-def _uses(wte: Any) -> list[TableUse]:
-    total = wte.grad.astype(np.float64)
+def _places(record: Record, stack: str, named: bool) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, stack, cotangent) of the stream into the first block and after each part of a block, the first first."""
+    of = f" of the {stack.rpartition('.')[2]}" if named else ""
+    entry = _entry(record, stack)
+    if entry.grad is not None:
+        yield f"into block 0{of}", stack, entry.grad
+    for call in record.calls:
+        match = _BLOCK.fullmatch(call.module)
+        if call.op.name == "add" and match and match["stack"] == stack:
+            part = call.inputs[1]
+            module = part.made_by.module if part is not None and part.made_by else ""
+            name = module.removeprefix(f"{call.module}.").partition(".")[0].replace("_", "-") or "an addition"
+            yield f"after {name} {match['number']}{of}", stack, call.cotangent
+
+
+def _entry(record: Record, stack: str) -> Value:
+    """What the first block of a stack is given."""
+    entry = record.inside(f"{stack}.0")[0].inputs[0]
+    assert entry is not None
+    return entry
+
+
+def _depths(record: Record, stack: str) -> list[tuple[str, Value]]:
+    """(name, value) of the stream before the first block, and after each."""
+    found, number = [("embedding", _entry(record, stack))], 0
+    while calls := record.inside(f"{stack}.{number}"):
+        found.append((f"after block {number}", calls[-1].output))
+        number += 1
+    return found
+
+
+def _attention(record: Record) -> Iterator[tuple[str, np.ndarray]]:
+    """The weights of each attention: what it makes of values that are the rows of the identity."""
+    for call in record.calls:
+        if call.op.name == "multi_head_attention":
+            x, kv, key_mask, query_mask = [None if x is None else x.array for x in (*call.inputs, None, None, None)][:4]
+            x, kv = unpacked(x, key_mask if kv is None else query_mask), unpacked(kv, key_mask)
+            q, k, _ = split_heads(x, kv, call.static["n_head"])
+            mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S)
+            kind = {name: call.static[name] for name in ("causal", "scale") if name in call.static}
+            yield call.module, np.asarray(ops.attention(q, k, np.eye(k.shape[-2], dtype=q.dtype), mask, **kind))
+
+
+def _table(found: LookResult, record: Record) -> None:
+    """Fill in the uses of the table that the first tokens are looked up in."""
+    lookup = next((call for call in record.calls if call.op.name == "embedding"), None)
+    table = None if lookup is None else lookup.inputs[0]
+    if table is None or table.grad is None:
+        found.missing.append("The token table gets no gradient, so there is nothing to divide among its uses.")
+        return
+    total = table.grad.astype(np.float64)
     whole = float(np.vdot(total, total)) or 1.0
-    return [
-        TableUse(
-            {"embedding": "lookup (embedding)"}.get(use.call.op.name, f"head ({use.call.op.name})"),
-            norm(use.gradient),
-            float(np.vdot(use.gradient.astype(np.float64), total)) / whole,
-            int(np.count_nonzero(np.any(use.gradient != 0, axis=-1))),
-        )
-        for use in wte.uses
-    ]
+    found.table, found.table_rows = table.label, len(table.array)
+    for use in table.uses:
+        kind = "lookup" if use.call.op.name == "embedding" else "head"
+        name = f"{kind} ({use.call.number} {use.call.op.name})"
+        share = float(np.vdot(use.gradient.astype(np.float64), total)) / whole
+        rows = int(np.count_nonzero(np.any(use.gradient != 0, axis=-1)))
+        found.uses.append(TableUse(name, norm(use.gradient), share, rows))
 
 
 def text_of(result: LookResult, name: Any, columns: int = 100) -> str:
-    """The result in lines of at most about so many columns, but for the attention maps. name: the text of an id."""
-    most = float(result.bits.max())
-    lines = ["how surprised it is at each token, in bits,", "and what it would say instead at each depth"]
+    """The result in lines of at most about so many columns, but for the attention maps.
+
+    name: the text of what is said, by number.
+    """
+    lines = []
     width = 14
-    depths = result.lens[-max(1, (columns - width - 10) // (width + 5)) :]  # the last, as many as there is room for
-    lines.append(f"{'next token':<{width}} {'bits':>5}    " + "".join(f"{name:<{width + 5}}" for name, _, _ in depths))
-    for i, target in enumerate(result.targets):
-        bar = BLOCKS[min(7, int(8 * result.bits[i] / (most or 1.0)))]
-        cells = "".join(f"{name(best[i]):<{width}.{width}} {p[i]:>3.0%} " for _, best, p in depths)
-        lines.append(f"{name(target):<{width}.{width}} {result.bits[i]:>5.1f} {bar}  {cells}")
-    lines += ["", "gradient flow: the norm of the stream's cotangent,", "and the tokens that a step against it favours"]
-    for (place, size, _), (_, best) in zip(result.flow, result.gradient_lens):
-        marked = [f"[{name(b)}]" if b == t else name(b) for b, t in zip(best, result.targets)]
-        lines.append(f"{place:<18} {size:>8.4f}  {' '.join(marked)[: columns - 29]}")
-    lines += ["", "the gradient of the token table, use by use"]
+    if len(result.bits):
+        most = float(result.bits.max())
+        lines = ["how surprised it is at each target, in bits,", "and what it would say instead at each depth"]
+        depths = result.lens[-max(1, (columns - width - 10) // (width + 5)) :]  # the last, as many as there is room for
+        lines.append(f"{'target':<{width}} {'bits':>5}    " + "".join(f"{name:<{width + 5}}" for name, _, _ in depths))
+        for i, target in enumerate(result.targets):
+            bar = BLOCKS[min(7, int(8 * result.bits[i] / (most or 1.0)))]
+            cells = "".join(f"{name(best[i]):<{width}.{width}} {p[i]:>3.0%} " for _, best, p in depths)
+            lines.append(f"{name(target):<{width}.{width}} {result.bits[i]:>5.1f} {bar}  {cells}")
+        lines.append("")
+    if result.flow:
+        favoured = dict(result.gradient_lens)
+        lines.append("gradient flow: the norm of the stream's cotangent,")
+        lines += ["and what a step against it makes likelier" if favoured else "by place"]
+        wide = max(len(place) for place, _, _ in result.flow)
+        for place, size, _ in result.flow:
+            best = favoured.get(place, ())
+            same = len(best) == len(result.targets)
+            marked = [f"[{name(b)}]" if same and b == result.targets[i] else name(b) for i, b in enumerate(best)]
+            lines.append(f"{place:<{wide}} {size:>8.4f}  {' '.join(marked)[: columns - wide - 11]}")
+        lines.append("")
+    if result.uses:
+        lines.append(f"the gradient of {result.table}, the token table, use by use")
     for use in result.uses:
         rows = f"in {use.rows:,} of {result.table_rows:,} rows"
         lines += [f"{use.name:<28} norm {use.norm:.4f}", f"  {use.share:.1%} of the whole along it, {rows}"]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in [*lines, *result.missing])
 
 
 def visible(piece: bytes) -> str:

@@ -25,52 +25,60 @@ _DASHES = "", "7 3", "2 3", "9 3 2 3", "12 4"
 
 
 def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str:
-    """The page of what `look` sees. name: gives the text of an id."""
-    ids, targets = [name(i) for i in result.ids], [name(i) for i in result.targets]
-    most = float(result.bits.max()) or 1.0
-    surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, result.bits)]
-    lens = [
-        (depth, [(f"{name(b)}\n{chance:.0%}", float(chance), b == t) for b, chance, t in zip(best, p, result.targets)])
-        for depth, best, p in reversed(result.lens)
-    ]
-    favoured = [
-        (place, [(name(b), 0.0, b == t) for b, t in zip(best, result.targets)])
-        for place, best in reversed(result.gradient_lens)
-    ]
-    largest = max(size for _, size, _ in result.flow) or 1.0
-    flow = "".join(
-        f'<tr><th scope="row">{place}</th><td class="num">{size:.4f}</td><td>{_bar(size / largest)}</td>'
-        f"<td>{_strip(parts)}</td></tr>"
-        for place, size, parts in result.flow
-    )
-    uses = "".join(
-        f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
-        f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
-        for use in result.uses
-    )
-    heads = "".join(
-        f'<tr><th scope="row">block {block}</th>'
-        + "".join(f"<td>{_attention(maps, head)}<br>head {head}</td>" for head, maps in enumerate(heads))
-        + "</tr>"
-        for block, heads in enumerate(result.attention)
-    )
-    return shell(
-        title,
-        f"<h1>{html.escape(title)}</h1>"
-        "<h2>how surprised it is at each token, in bits</h2>" + _table([], [("", surprise)])
-        + "<h2>attention: row looks at column; one scale, 0 to 1</h2>"
-        + f'<table class="plain">{heads}</table>'
-        + "<h2>logit lens: what each depth would say next</h2>" + _table(ids, [*lens, _truth(targets)])
-        + "<h2>gradient lens: the token that a step against the cotangent makes likelier, at each depth</h2>"
-        + _table(ids, [*favoured, _truth(targets)])
-        + "<h2>gradient flow: the norm of the stream's cotangent at each depth, and of each token's part</h2>"
-        + f'<table class="plain">{flow}</table>'
-        + f'<h2>wte.grad, use by use</h2><table class="plain">{uses}</table>',
-    )  # fmt: skip
+    """The page of what `look` sees. name: the text of what is said, by number."""
+    targets = [name(i) for i in result.targets]
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in result.missing)]
+    if targets:
+        most = float(result.bits.max()) or 1.0
+        surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, result.bits)]
+        parts += ["<h2>how surprised it is at each target, in bits</h2>", _table([], [("", surprise)])]
+    if result.attention:
+        heads = "".join(
+            f'<tr><th scope="row">{html.escape(module)}</th>'
+            + "".join(f"<td>{_attention(maps[0, head], head)}<br>head {head}</td>" for head in range(maps.shape[1]))
+            + "</tr>"
+            for module, maps in result.attention
+        )
+        parts.append("<h2>attention: row looks at column; one scale, 0 to 1</h2>" + _scrolled(heads))
+    if result.lens:
+        lens = [
+            (depth, [(f"{name(b)}\n{q:.0%}", float(q), b == t) for b, q, t in zip(best, p, result.targets)])
+            for depth, best, p in reversed(result.lens)
+        ]
+        parts += ["<h2>logit lens: what each depth would say</h2>", _table([], [*lens, _truth(targets)])]
+    if result.gradient_lens:
+        same = len(result.gradient_lens[0][1]) == len(targets)
+        favoured = [
+            (place, [(name(b), 0.0, same and b == result.targets[i]) for i, b in enumerate(best)])
+            for place, best in reversed(result.gradient_lens)
+        ]
+        title = "gradient lens: what a step against the cotangent makes likelier, at each depth, token by token"
+        parts += [f"<h2>{title}</h2>", _table([], [*favoured, *([_truth(targets)] if same else [])])]
+    if result.flow:
+        largest = max(size for _, size, _ in result.flow) or 1.0
+        flow = "".join(
+            f'<tr><th scope="row">{html.escape(place)}</th><td class="num">{size:.4f}</td>'
+            f"<td>{_bar(size / largest)}</td><td>{_strip(parts)}</td></tr>"
+            for place, size, parts in result.flow
+        )
+        parts.append("<h2>gradient flow: the norm of the stream's cotangent, and of each token's part</h2>")
+        parts.append(_scrolled(flow))
+    if result.uses:
+        uses = "".join(
+            f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
+            f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
+            for use in result.uses
+        )
+        parts += [f"<h2>the gradient of {html.escape(result.table)}, the token table, use by use</h2>", _scrolled(uses)]
+    return shell(title, "".join(parts))
+
+
+def _scrolled(rows: str) -> str:
+    return f'<div class="scroll" tabindex="0"><table class="plain">{rows}</table></div>'
 
 
 def _truth(targets: Sequence[str]) -> tuple[str, list[tuple[str, float, bool]]]:
-    return "true next", [(target, 0.0, False) for target in targets]
+    return "target", [(target, 0.0, False) for target in targets]
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[tuple[str, float, bool]]]]) -> str:

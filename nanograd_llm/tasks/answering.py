@@ -23,7 +23,18 @@ from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.questions import builtin_examples, without_manner
-from nanograd_llm.tasks.task import Report, Request, Sample, TextTask, share_of, spread
+from nanograd_llm.tasks.task import (
+    Reading,
+    Report,
+    Request,
+    Sample,
+    TextTask,
+    own_words,
+    pieces_of_ids,
+    require_targets,
+    share_of,
+    spread,
+)
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
@@ -120,6 +131,16 @@ class Answering(TextTask):
         examples: Any = cls.tables[cls.table](**request.settings[cls.table])
         training, shows = cls.training_of(request), request.is_shown
         return cls(examples, model, training, start=start, is_shown=shows, report=request.report)
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: the text is a question, and the target its answer, which alone is learned."""
+        require_targets(targets, ["the answer"])
+        model, tokenizer = opened.model(**how), opened.tokenizer()
+        (row,) = rows = rows_to_read(opened, model, text, targets)
+        remark = "" if targets else own_words(tokenizer.decode(row.answer).strip())
+        texts, batch = [pieces_of_ids(tokenizer, row.ids[:-1])], padded_rows(rows, tokenizer.end_of_text)
+        return Reading(model.loss, batch, texts, lambda i: tokenizer.decode_bytes([i]), remark)
 
     def __init__(
         self,
@@ -220,13 +241,8 @@ class Answering(TextTask):
         return np.append(self.tokenizer.encode(answer), np.int32(self.end))
 
     def padded(self, rows: Sequence[Row], learned: Sequence[int] = (ANSWER,)) -> tuple[np.ndarray, np.ndarray]:
-        """tokens and targets (N, T) of rows: the target of a token is the next one, if its role is learned."""
-        tokens = np.full((len(rows), max(len(row.ids) for row in rows) - 1), self.end, np.int32)
-        targets = np.full(tokens.shape, IGNORE_INDEX, np.int32)
-        for row, (ids, roles) in enumerate(rows):
-            tokens[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = np.where(np.isin(roles[1:], learned), ids[1:], IGNORE_INDEX)
-        return tokens, targets
+        """See `padded_rows`."""
+        return padded_rows(rows, self.end, learned)
 
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a batch before they are padded."""
@@ -321,6 +337,40 @@ class Answering(TextTask):
         """Write the tokenizer, the hash of the data and the template."""
         super().save_beside(folder)
         self.template.save(folder)
+
+
+def rows_to_read(opened: Opened[Any], model: GPT, text: str, targets: Sequence[str]) -> list[Row]:
+    """A row for each answer to a question, in the model's template; if none is given, for what the model answers.
+
+    Raises ConfigError for a question that leaves no room for an answer.
+    """
+    tokenizer, length = opened.tokenizer(), model.config.context_length
+    template = template_beside(opened.path) or Template.of("plain")
+    prompt = tokenizer.encode(template.fill(text))
+    answers = [tokenizer.encode(target) for target in targets]
+    room = length - len(prompt)
+    if room < max(map(len, answers), default=0):
+        tokens = counted(len(prompt), "token")
+        raise ConfigError(f"the question has {tokens} in its template; with its answer the model takes {length}")
+    end: Any = tokenizer.end_of_text
+    if not answers:
+        written = generate(model, prompt, max_new_tokens=room, sampling=Sampling(temperature=0), stop=end)
+        answers = [np.array(written[0], np.int32)]
+    ends = [np.append(answer, np.int32(end)) for answer in answers]
+    return [_joined([(prompt, PROMPT), (answer, ANSWER)]) for answer in ends]
+
+
+def padded_rows(rows: Sequence[Row], end: Any, learned: Sequence[int] = (ANSWER,)) -> tuple[np.ndarray, np.ndarray]:
+    """tokens and targets (N, T) of rows: the target of a token is the next one, if its role is learned.
+
+    end: the end of text, which fills up the shorter rows.
+    """
+    tokens = np.full((len(rows), max(len(row.ids) for row in rows) - 1), end, np.int32)
+    targets = np.full(tokens.shape, IGNORE_INDEX, np.int32)
+    for row, (ids, roles) in enumerate(rows):
+        tokens[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = np.where(np.isin(roles[1:], learned), ids[1:], IGNORE_INDEX)
+    return tokens, targets
 
 
 def split_by_hash(examples: list[Example], share: float, where: str) -> tuple[list[Example], list[Example]]:

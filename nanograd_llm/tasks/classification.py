@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,25 @@ from nanograd_llm.models.bert import BERT
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
 from nanograd_llm.models.heads import Classifier, ClassifierConfig
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.settings import Settings, counted, listed, setting, shown
+from nanograd_llm.pretrained.bert.load import OpenedBERT
+from nanograd_llm.settings import Settings, counted, listed, require_choice, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextTask, Tuning, first_words, share_of, spread
+from nanograd_llm.tasks.task import (
+    Reading,
+    Report,
+    Request,
+    Sample,
+    Score,
+    TextTask,
+    Tuning,
+    first_words,
+    own_words,
+    pieces_of_ids,
+    require_targets,
+    share_of,
+    spread,
+)
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
@@ -36,6 +52,21 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 1000
 LAYERS = ("all", "last", "head")
+
+
+def classifier_of(opened: Any, **how: Any) -> tuple[Classifier, list[str], int]:
+    """The classifier of an opened model, the names of its classes, and how many tokens of a text it reads.
+
+    how: for `opened.model`. Raises ConfigError for a classifier of one class.
+    """
+    if isinstance(opened, OpenedBERT):
+        model = opened.classifier(**how)
+        if model.config.classes < 2:
+            raise ConfigError(f"{opened.source} has one class, so it scores texts and tells no classes apart")
+        return model, opened.class_names(model.config.classes), opened.config.context_length
+    names = load_labels(opened.path / LABELS, opened.config.classes)
+    window = opened.settings.get("text", {}).get("window")
+    return opened.model(**how), names, window or opened.config.context_length
 
 
 class LabelledTextConfig(Settings):
@@ -134,6 +165,19 @@ class Classification(TextTask):
             words = request.text_further(cls.tuning, model.context_length)
         parts = LabelledTextConfig(**words), TuningConfig(**tuning)
         return cls(*parts, model, cls.training_of(request), start=start, report=request.report)
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: the target is the name of a class."""
+        require_targets(targets, ["the class"])
+        model, names, longest = classifier_of(opened, **how)
+        tokenizer = opened.tokenizer()
+        (ids,) = encoded([text], tokenizer, longest, truncate=True)
+        label = targets[0] if targets else names[model.probabilities([ids])[0].argmax()]
+        require_choice("target", label, names)
+        batch = ids[None], np.array([names.index(label)])
+        remark = "" if targets else own_words(label)
+        return Reading(model.loss, batch, [pieces_of_ids(tokenizer, ids)], lambda i: names[i].encode(), remark)
 
     def __init__(
         self,

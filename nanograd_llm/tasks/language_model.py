@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY, GPTConfig
 from nanograd_llm.pretrained.gpt2.tokenizer import gpt2_tokenizer, read_tokenizer
 from nanograd_llm.settings import counted, require_choice, setting, shown
 from nanograd_llm.tasks.task import (
+    Reading,
     Report,
     Request,
     Sample,
@@ -26,6 +28,8 @@ from nanograd_llm.tasks.task import (
     Tuning,
     first_words,
     model_of,
+    pieces_of_ids,
+    require_targets,
     share_of,
 )
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
@@ -180,6 +184,18 @@ class LanguageModelling(TextTask):
         text = TextConfig(**{"tokenizer": "model", **request.text_further(cls.tuning, model.context_length)})
         cls._refuse_prepared(text, request)
         return cls(text, model, cls.training_of(request), start=start, report=request.report)
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: each token but the last predicts the next. Raises ConfigError for a target."""
+        require_targets(targets, ())
+        tokenizer, length = opened.tokenizer(), opened.config.context_length
+        ids = tokenizer.encode(text)
+        if not 2 <= len(ids) <= length + 1:
+            tokens = counted(len(ids), "token")
+            raise ConfigError(f"the text has {tokens}; this model can be looked at on 2 to {length + 1}")
+        batch, pieces = (ids[None, :-1], ids[None, 1:]), pieces_of_ids(tokenizer, ids)
+        return Reading(opened.model(**how).loss, batch, [pieces[:-1]], lambda i: tokenizer.decode_bytes([i]))
 
     @staticmethod
     def _refuse_prepared(text: TextConfig, request: Request) -> None:

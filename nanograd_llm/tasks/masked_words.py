@@ -10,20 +10,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import ConfigError, ShapeError
-from nanograd_llm.inference.fill import hidden_logits
+from nanograd_llm.inference.embed import encoded
+from nanograd_llm.inference.fill import hidden_logits, hidden_places
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, Tuning, share_of, spread
+from nanograd_llm.tasks.task import (
+    Reading,
+    Report,
+    Request,
+    Sample,
+    Score,
+    TextSettings,
+    TextTask,
+    Tuning,
+    own_words,
+    pieces_of_ids,
+    require_targets,
+    share_of,
+    spread,
+)
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import split_text, text_hash
 from nanograd_llm.text.sources import read_lines, read_source
@@ -102,6 +118,28 @@ class MaskedWords(TextTask):
         model = request.config_further(config, ("dropout",), but=("context_length",), text=("vocab_size",))
         text = HidingTextConfig(**request.text_further(cls.tuning, model.context_length))
         return cls(text, hiding, model, training, start=start, report=request.report)
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: the target is the word at each [MASK] of the text."""
+        require_targets(targets, ["the words that are hidden"])
+        model, tokenizer = opened.model(**how), opened.tokenizer()
+        tokens, hidden = hidden_places(model, tokenizer, text)
+        said = hidden_logits(model, tokens, hidden)[:, : tokenizer.known].argmax(axis=1)
+        if targets:
+            whole, words = text, targets[0].split()
+            for word in words:
+                whole = whole.replace(MASK, word, 1)
+            (ids,) = encoded([whole], tokenizer, model.config.context_length)
+            if len(words) != text.count(MASK) or len(ids) != tokens.shape[1]:
+                wanted = f"the text has {text.count(MASK)} {MASK}; give as many words, each of one piece"
+                raise ConfigError(f"{wanted}; got {shown(targets[0])}")
+            said = ids[hidden[0]]
+        batch = tokens, np.full_like(tokens, IGNORE_INDEX)
+        batch[1][hidden] = said
+        remark = "" if targets else own_words(" ".join(tokenizer.decode([i]).strip() for i in said))
+        pieces = [pieces_of_ids(tokenizer, tokens[0])]
+        return Reading(model.loss, batch, pieces, lambda i: tokenizer.decode_bytes([i]), remark)
 
     def __init__(
         self,

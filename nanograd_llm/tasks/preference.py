@@ -13,6 +13,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +22,21 @@ from nanograd_llm.errors import NanogradError
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import require_int, setting
-from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row
+from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row, padded_rows, rows_to_read
 from nanograd_llm.tasks.questions import POLITE, is_polite
-from nanograd_llm.tasks.task import Report, Score, Tuning, spread
+from nanograd_llm.tasks.task import (
+    Reading,
+    Report,
+    Score,
+    Tuning,
+    model_of,
+    pieces_of_ids,
+    require_targets,
+    spread,
+)
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
 
 ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
 
@@ -59,6 +72,24 @@ class Preferences(Answering):
     hidden = {"preferences": (), "model": tuple({*GPTConfig.setting_types} - {*free})}
     examples: PreferenceConfig
     model: PreferenceGPT
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: the targets are the chosen answer and the rejected one; the reference is the start.
+
+        Raises as `open_model` does where the model that the run started from cannot be opened.
+        """
+        require_targets(targets, ["the chosen answer", "the rejected one"], needed=2)
+        run: Any = opened
+        model, tokenizer, own = run.model(**how), run.tokenizer(), run.settings["preferences"]
+        model.beta, model.supervised = own["beta"], own["supervised"]
+        rows = rows_to_read(run, model, text, targets)
+        tokens, wanted = (array[None] for array in padded_rows(rows, tokenizer.end_of_text))  # (1, 2, T)
+        start: PreferenceGPT = model_of(PreferenceGPT, model.config, run.start(), 0).eval()
+        with no_grad():
+            reference = start.log_probabilities(tokens, wanted).numpy()
+        texts = [pieces_of_ids(tokenizer, row.ids[:-1]) for row in rows]
+        return Reading(model.loss, (tokens, wanted, reference), texts, lambda i: tokenizer.decode_bytes([i]))
 
     def make_model(self, config: GPTConfig) -> PreferenceGPT:
         """The model, without weights and without dropout."""

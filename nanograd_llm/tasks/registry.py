@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.settings import require_choice
-from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.tasks.task import NamedTask, Reading
+
+if TYPE_CHECKING:
+    from nanograd_llm.pretrained.opened import Opened
 
 TASKS = {  # the module here, and the class in it
     "language-model": "language_model LanguageModelling",
@@ -16,11 +21,22 @@ TASKS = {  # the module here, and the class in it
     "preference": "preference Preferences",
 }
 DEFAULT = "language-model"
+UNTRAINED = {"similarity": "similarity Similarity"}  # of models that no task here trains
 
 
 def task_named(name: str) -> type[NamedTask]:
     """The class of a task. Raises ConfigError for a name that none has."""
     require_choice("task", name, TASKS)
-    module, kind = TASKS[name].split()
-    found: type[NamedTask] = getattr(importlib.import_module(f"nanograd_llm.tasks.{module}"), kind)
+    found: type[NamedTask] = _loaded(TASKS[name])
     return found
+
+
+def reading_of(opened: Opened[Any], text: str, targets: Sequence[str] = (), **how: Any) -> Reading:
+    """How a text becomes a batch for the loss of an opened model: see `NamedTask.reading`."""
+    found: Reading = _loaded((TASKS | UNTRAINED)[opened.task_name]).reading(opened, text, targets, **how)
+    return found
+
+
+def _loaded(place: str) -> Any:
+    module, kind = place.split()
+    return getattr(importlib.import_module(f"nanograd_llm.tasks.{module}"), kind)

@@ -23,6 +23,7 @@ from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, require_int, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import (
+    Reading,
     Report,
     Request,
     Sample,
@@ -32,6 +33,9 @@ from nanograd_llm.tasks.task import (
     first_words,
     mean_loss,
     model_of,
+    own_words,
+    pieces_of_ids,
+    require_targets,
     share_of,
     spread,
 )
@@ -132,6 +136,20 @@ class Translation(TextTask):
         free, decided = ("dropout", "label_smoothing"), ("vocabulary", "vocab_size")
         model = request.config_further(start.config, free, pairs=decided)
         return cls(PairsConfig(**{"vocabulary": "model", **pairs}), model, training, start=start, report=request.report)
+
+    @classmethod
+    def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
+        """See `NamedTask.reading`: the target is a translation of the text."""
+        require_targets(targets, ["the translation"])
+        model, tokenizer = opened.model(**how), opened.tokenizer()
+        c, source = model.config, tokenizer.encode(text)
+        made = targets or [tokenizer.decode(translate(model, source)[0])]
+        target = [*tokenizer.encode(made[0])][: c.context_length - 1]
+        target_in = [c.start_id, *target]
+        texts = [pieces_of_ids(tokenizer, ids) for ids in (source, target_in)]
+        batch = source[None], np.array([target_in]), np.array([[*target, c.end_id]])
+        remark = "" if targets else own_words(made[0])
+        return Reading(model.loss, batch, texts, lambda i: tokenizer.decode_bytes([i]), remark)
 
     def __init__(
         self,

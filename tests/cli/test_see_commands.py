@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import nanograd_llm as ng
+from nanograd_llm import inference
 from nanograd_llm.cli import main
+from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
+from nanograd_llm.pretrained.opening import save_pretrained
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.see import watch
+from nanograd_llm.tasks.registry import reading_of
 from nanograd_llm.training.trainer import Trainer
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
@@ -52,7 +59,7 @@ def test_step_writes_a_script_that_runs_by_itself(run: str, tmp_path: Path, caps
 def test_step_writes_a_page_with_the_tokens(run: str, tmp_path: Path, capsys) -> None:
     assert main(["step", run, "The cat", "--html", str(tmp_path / "step.html")]) == 0
     assert told(capsys)[0] == f"wrote {tmp_path}/step.html; open it in a browser\n"
-    assert '"tokens":["T' in (tmp_path / "step.html").read_text("utf-8")
+    assert '"tokens":[["T' in (tmp_path / "step.html").read_text("utf-8")
 
 
 def test_look_prints_the_surprise_the_flow_and_the_uses_and_writes_a_page(run: str, tmp_path: Path, capsys) -> None:
@@ -64,6 +71,140 @@ def test_look_prints_the_surprise_the_flow_and_the_uses_and_writes_a_page(run: s
     assert page.read_text("utf-8").startswith("<!doctype html>")
     assert main(["look", run, "The cat", "--html", str(tmp_path / "look.txt")]) == 2
     assert "a page ends in .html" in told(capsys)[1]
+
+
+SENTENCES = ["the cat sees the house.", "a dog sees the cat.", "the dog does not see the house."] * 4
+MARIAN = ["--no-norm-first", "--positions", "sinusoidal_halves"]  # as models of Marian have it
+PAIRS = [("the cat", "le chat"), ("the dog", "le chien"), ("a cat", "un chat"), ("a dog", "un chien")]
+
+
+@pytest.fixture(scope="module")
+def models(run: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small model of every kind that open_model opens, by name: runs of one step, and pretrained ones."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = [*TINY, "--steps", "1", "--held-out", "0.2"]
+    (folder / "lines.txt").write_text("\n".join(SENTENCES))
+    (folder / "pairs.tsv").write_text("\n".join(f"{one} {i}\t{other} {i}" for i in range(5) for one, other in PAIRS))
+    rows = ["text,label", *(f"the {word} {i},{word}" for i in range(20) for word in ("cat", "dog"))]
+    (folder / "texts.csv").write_text("\n".join(rows))
+    asked = [{"prompt": f"Say {i}.", "completion": str(i)} for i in range(9)]
+    pairs = [{"prompt": f"Say {i}.", "chosen": str(i), "rejected": "no"} for i in range(9)]
+    for name, lines in (("asked.jsonl", asked), ("pairs.jsonl", pairs)):
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    further = ["--steps", "1", "--batch-size", "2", "--init", run]
+    commands = {
+        "masked-words": ["--task", "masked-words", str(folder / "lines.txt"), "--lines", *sizes],
+        "translation": ["--task", "translation", str(folder / "pairs.tsv"), *sizes, *MARIAN],
+        "classification": ["--task", "classification", str(folder / "texts.csv"), "--vocab-size", "270", *sizes],
+        "instruction": ["--task", "instruction", str(folder / "asked.jsonl"), *further],
+        "preference": ["--task", "preference", str(folder / "pairs.jsonl"), *further],
+        "lora": ["--lora-rank", "2", "--held-out", "0.01", *further],
+    }
+    made = {"language-model": run}
+    for name, given in commands.items():
+        made[name] = str(folder / name)
+        assert main(["train", *given, "--out", made[name]]) == 0, name
+    for name in ("language-model", "masked-words", "translation"):
+        made[f"pretrained {name}"] = str(folder / f"pretrained-{name}")
+        opened = ng.open_model(made[name])
+        save_pretrained(opened.model(), made[f"pretrained {name}"], opened.tokenizer())
+    opened, plain = ng.open_model(made["masked-words"]), {"masked_word_head": False}
+    for name, kind in (("similarity", ng.BERT), ("pretrained classification", ng.BERT)):
+        made[name] = str(folder / name.replace(" ", "-"))
+        config = dataclasses.replace(opened.config, **plain, pooler=name != "similarity")
+        save_pretrained(kind(config, seed=0), made[name], opened.tokenizer())
+    weights = Path(made["pretrained classification"]) / "model.safetensors"
+    head = {"classifier.weight": np.ones((2, 16), np.float32), "classifier.bias": np.zeros(2, np.float32)}
+    write_safetensors(weights, {**{name: x.copy() for name, x in read_safetensors(weights).items()}, **head}, {})
+    return made
+
+
+# A kind of model, its text and targets, and the name that the remark, the loss and the result of `look` have.
+READ = {
+    "language-model": (["the cat"], "GPT.loss"),
+    "pretrained language-model": (["the cat"], "GPT.loss"),
+    "lora": (["the cat"], "GPT.loss"),
+    "masked-words": (["the [MASK] sees", "--target", "cat"], "BERT.loss"),
+    "pretrained masked-words": (["the [MASK] sees"], "BERT.loss"),
+    "translation": (["the cat", "--target", "le chat"], "EncoderDecoder.loss"),
+    "pretrained translation": (["the cat"], "EncoderDecoder.loss"),
+    "classification": (["the cat", "--target", "dog"], "Classifier.loss"),
+    "pretrained classification": (["the cat"], "Classifier.loss"),
+    "instruction": (["Say 1.", "--target", "1"], "GPT.loss"),
+    "preference": (["Say 1.", "--target", "1", "--target", "no"], "PreferenceGPT.loss"),
+    "similarity": (["the cat", "--target", "a dog"], "distance"),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_step_and_look_take_every_kind_of_model(kind: str, models, tmp_path: Path, monkeypatch, capsys) -> None:
+    given, loss = READ[kind]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("c\n"))
+    capsys.readouterr()
+    assert main(["step", models[kind], *given]) == 0
+    out, err = told(capsys)
+    assert f"{loss}: " in out and "every rule agrees along two random directions" in out and not err
+    assert main(["look", models[kind], *given, "--html", str(tmp_path / "look.html")]) == 0
+    seen, err = told(capsys)
+    assert "gradient flow: the norm of the stream's cotangent" in seen and "the token table, use by use" in seen
+    assert ("how surprised it is" in seen) != (kind == "similarity") != ("no surprise" not in seen) and not err
+    wanted = "--target" not in given and "language-model" not in kind and kind != "lora"
+    assert ("no --target is given" in out) == ("no --target is given" in seen) == wanted
+
+
+def test_the_loss_of_a_text_is_that_of_the_task(models) -> None:
+    def loss(kind: str, text: str, *targets: str) -> float:
+        reading = reading_of(ng.open_model(models[kind]), text, targets)
+        return float(reading.loss(*reading.batch).item())
+
+    model, tokenizer = (getattr(ng.open_model(models["instruction"]), part)() for part in ("model", "tokenizer"))
+    prompt, answer = tokenizer.encode("Say 1.\n\n"), [*tokenizer.encode("1"), tokenizer.end_of_text]
+    logp = ng.ops.log_softmax(model(np.array([[*prompt, *answer[:-1]]])).data)[0]
+    assert loss("instruction", "Say 1.", "1") == pytest.approx(-np.mean([logp[-2, answer[0]], logp[-1, answer[1]]]))
+    model, tokenizer = (getattr(ng.open_model(models["translation"]), part)() for part in ("model", "tokenizer"))
+    end, target = tokenizer.end_of_text, tokenizer.encode("le chat").tolist()
+    logp = ng.ops.log_softmax(model(tokenizer.encode("the cat")[None], np.array([[end, *target]])).data)[0]
+    assert loss("translation", "the cat", "le chat") == pytest.approx(-logp[range(3), [*target, end]].mean(), rel=1e-5)
+    vectors = inference.embed(ng.open_model(models["similarity"]).sentence_encoder(), *embedded(models["similarity"]))
+    assert loss("similarity", "the cat", "a dog") == pytest.approx(1 - vectors[0] @ vectors[1], abs=1e-5)
+    assert loss("lora", "the cat") == pytest.approx(loss("language-model", "the cat"), abs=0.1)
+
+
+def test_a_preference_begins_at_log_2_where_nothing_was_learned(models) -> None:
+    reading = reading_of(ng.open_model(models["preference"]), "Say 1.", ["1", "no"])
+    model = reading.loss.__self__
+    start = ng.open_model(models["language-model"]).model().state_dict()
+    model.load_state_dict({name: x.copy() for name, x in start.items()})
+    model.supervised = 0.0
+    assert reading.loss(*reading.batch).item() == pytest.approx(np.log(2), abs=1e-5)
+
+
+def embedded(source: str) -> Any:
+    return ng.open_model(source).tokenizer(), ["the cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("language-model", ["the cat", "--target", "x"], "this model takes no target"),
+        ("masked-words", ["the cat"], "the text has no [MASK]; write [MASK] there in place of a word"),
+        ("masked-words", ["a [MASK]", "--target", "cat dog"], "the text has 1 [MASK]; give as many words, each of one"),
+        ("classification", ["the cat", "--target", "cow"], "target must be one of cat, dog"),
+        ("preference", ["Say 1.", "--target", "1"], "--target with the chosen answer and --target with the rejected"),
+        ("similarity", ["the cat"], "give --target with another text, which it is compared with; got 0 targets"),
+        (
+            "translation",
+            ["the cat", "--target", "a", "--target", "b"],
+            "for what the model says itself; got 2 targets",
+        ),
+        ("instruction", ["Say 1. " * 9], "in its template; with its answer the model takes 16"),
+    ],
+)
+def test_a_target_that_a_task_has_no_use_for_is_refused(models, capsys, kind: str, given: list[str], said: str) -> None:
+    for command in ("step", "look"):
+        capsys.readouterr()
+        assert main([command, models[kind], *given]) == 2
+        assert said in told(capsys)[1]
 
 
 def test_plot_shows_the_curves_of_runs_and_what_watch_wrote(run: str, tmp_path: Path, capsys) -> None:

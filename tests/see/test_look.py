@@ -11,7 +11,6 @@ import pytest
 from passes import METRICS, small_gpt
 
 import nanograd_llm as ng
-from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.look import look, text_of, visible
 from nanograd_llm.see.pictures import look_page, series, training_page
 from nanograd_llm.see.watch import activations, update_ratios, watching
@@ -25,9 +24,13 @@ def model() -> Any:
     return small_gpt(n_layer=2)[0]
 
 
+def looked_at(model: Any) -> Any:
+    return look(ng.trace(model.loss, IDS[None, :-1], IDS[None, 1:]))
+
+
 @pytest.fixture(scope="module")
 def result(model) -> Any:
-    return look(model, IDS)
+    return looked_at(model)
 
 
 def test_the_mean_surprise_is_the_loss_in_bits(model, result) -> None:
@@ -59,34 +62,62 @@ def test_the_gradient_lens_names_the_token_whose_logit_rises_most_against_the_co
 
 
 def test_the_shares_of_the_table_s_uses_add_up_to_one(result) -> None:
-    assert [use.name for use in result.uses] == ["head (linear_cross_entropy)", "lookup (embedding)"]
+    assert [use.name for use in result.uses] == ["head (24 linear_cross_entropy)", "lookup (0 embedding)"]
     assert sum(use.share for use in result.uses) == pytest.approx(1, abs=1e-6)
     assert [use.rows for use in result.uses] == [5, 4] and result.table_rows == 5
 
 
-def test_a_model_is_looked_at_without_dropout_and_stays_as_it_was() -> None:
-    model = small_gpt(dropout=0.5)[0]
-    before = look(model, IDS).bits
-    assert model.training and model.dropout.training
-    assert before.tolist() == look(model, IDS).bits.tolist()
-    assert all(p.grad is None for p in model.parameters())
+def test_the_attention_maps_are_those_that_the_model_shows(model, result) -> None:
+    maps = model.look(IDS[None, :-1]).attention_maps
+    assert [module for module, _ in result.attention] == ["blocks.0.attention", "blocks.1.attention"]
+    for (_, found), expected in zip(result.attention, maps):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_model_whose_token_table_is_frozen_is_refused_with_a_remedy() -> None:
-    adapted, frozen = (small_gpt()[0] for _ in range(2))
+def test_of_an_encoder_decoder_all_attention_is_shown_and_the_lens_is_that_of_the_decoder(rng) -> None:
+    sizes = dict(vocab_size=9, context_length=6, n_layer=2, n_head=2, n_embd=8)
+    model = ng.EncoderDecoder(ng.EncoderDecoderConfig(**sizes, pad_id=0), seed=0)
+    source, target_in, target = np.array([[3, 4, 5, 0]]), np.array([[0, 6, 7]]), np.array([[6, 7, -100]])
+    result, seen = look(ng.trace(model.loss, source, target_in, target)), model.look(source, target_in)
+    expected = {f"encoder.{i}.attention": seen.encoder_maps[i] for i in range(2)}
+    expected |= {f"decoder.{i}.attention": seen.decoder_maps[i][..., :2, :2] for i in range(2)}
+    expected |= {f"decoder.{i}.cross_attention": seen.cross_maps[i][..., :2, :] for i in range(2)}
+    found = dict(result.attention)
+    assert found.keys() == expected.keys()
+    for name, maps in expected.items():
+        real = 3 if "decoder" not in name else 2  # the rest is padding, or reaches no target
+        np.testing.assert_allclose(found[name][..., :real, : maps.shape[-1]], maps[..., :real, :], atol=1e-6)
+    assert result.targets.tolist() == [6, 7] and [name for name, *_ in result.lens][0] == "embedding"
+    assert result.lens[-1][1].tolist() == seen.logits[0, :2].argmax(-1).tolist()
+    assert result.flow[0][0] == "into block 0 of the encoder" and len(result.flow) == 3 + 2 + 4 + 3
+    assert len(result.gradient_lens) == 1 + 6 and result.table == "source_table" and len(result.uses) == 3
+
+
+def test_of_a_post_norm_bert_and_a_classifier_each_depth_says_a_word_or_a_class(rng) -> None:
+    sizes = dict(vocab_size=9, context_length=6, n_layer=2, n_head=2, n_embd=8)
+    bert = ng.BERT(ng.BERTConfig(**sizes), seed=0)
+    tokens, targets = np.array([[1, 2, 3, 4]]), np.array([[-100, 5, -100, 7]])
+    result = look(ng.trace(bert.loss, tokens, targets))
+    assert result.targets.tolist() == [5, 7] and [name for name, *_ in result.lens][-1] == "after block 1"
+    assert result.lens[-1][1].tolist() == bert(tokens).data[0, [1, 3]].argmax(-1).tolist()
+    assert result.bits.mean() * np.log(2) == pytest.approx(bert.loss(tokens, targets).item(), rel=1e-6)
+    classifier = ng.models.Classifier.on(bert, 3)
+    result = look(ng.trace(classifier.loss, tokens, np.array([2])))
+    assert result.targets.tolist() == [2] and [len(best) for _, best, _ in result.lens] == [1, 1, 1]
+    assert result.lens[-1][1] == classifier(tokens).data.argmax() and result.gradient_lens[0][1].max() < 3
+    assert result.missing == []
+
+
+def test_what_a_model_has_not_is_left_out_with_a_line() -> None:
+    adapted, tokens, targets = small_gpt()
     ng.nn.lora.add(adapted, rank=2)
-    frozen.wte.requires_grad = False
-    for model in (adapted, frozen):
-        with pytest.raises(ConfigError, match=r"wte is frozen.*lora\.merge.*unfreeze"):
-            look(model, IDS)
-    ng.nn.lora.merge(adapted).unfreeze()
-    assert look(adapted, IDS).uses
-
-
-def test_a_text_that_does_not_fit_is_refused(model) -> None:
-    for ids in (IDS[:1], np.zeros(7, int)):
-        with pytest.raises(ConfigError, match="tokens?; this model can be looked at on 2 to 6"):
-            look(model, ids)
+    result = look(ng.trace(adapted.loss, tokens, targets))
+    assert result.missing == ["The token table gets no gradient, so there is nothing to divide among its uses."]
+    assert result.uses == [] and result.flow[0][0] == "after attention 0"
+    result = look(ng.trace(lambda x: (x * x).sum(), np.ones(3)))
+    assert len(result.missing) == 3 and "so there is no surprise" in text_of(result, str)
+    assert "so there is no surprise" in look_page(result, "a title", str)
+    assert result.missing[0] == "No block has parameters that get a gradient, so there is no gradient flow."
 
 
 def test_the_text_and_the_page_show_each_token_and_escape_it(result) -> None:

@@ -338,7 +338,8 @@ def serious(axe: Any, found: Opened) -> list[Any]:
 def test_the_pages_of_look_and_plot_are_quiet_and_accessible(browser, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     model = small_gpt(n_layer=2)[0]
-    result = look(model, [4, 3, 2, 0, 4, 1])
+    ids = np.array([[4, 3, 2, 0, 4, 1]])
+    result = look(ng.trace(model.loss, ids[:, :-1], ids[:, 1:]))
     layer = {"mean": 0.0, "std": 1.0, "low": -1.0, "high": 1.0, "flat": 0.5, "counts": [1, 3, 2]}
     watched = [{"step": 3, "update": {"wte": 0.01}, "activations": {"mlp": layer}}]
     pages = {

@@ -59,7 +59,14 @@ class OpenedBERT(Found[BERT]):
         has_head, has_pooler = any(name.startswith(HEAD) for name in plain), "pooler.dense.weight" in plain
         return Parts(dataclasses.replace(config, masked_word_head=has_head, pooler=has_pooler), plain, LAYOUT)
 
-    def classifier(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> Classifier:
+    @property
+    def task_name(self) -> str:
+        """What the parts in its file are for."""
+        if "classifier.bias" in READERS[self.form](self.path):
+            return "classification"
+        return "masked-words" if self.config.masked_word_head else "similarity"
+
+    def classifier(self, *, dtype: DTypeLike = "float32", strict: bool = False, merged: bool = True) -> Classifier:
         """The model with the classes of BertForSequenceClassification. Raises BadFileError if the file has none."""
         arrays = READERS[self.form](self.path)
         found = {name: x for name, x in arrays.items() if name.startswith("classifier.")}
@@ -90,7 +97,9 @@ class OpenedBERT(Found[BERT]):
             )
         return [str(names.get(str(i), i)) for i in range(classes)]
 
-    def sentence_encoder(self, *, dtype: DTypeLike = "float32", strict: bool = False) -> SentenceEncoder:
+    def sentence_encoder(
+        self, *, dtype: DTypeLike = "float32", strict: bool = False, merged: bool = True
+    ) -> SentenceEncoder:
         """The model with the pooling and the normalising of sentence-transformers; see `sentence_settings`."""
         settings = sentence_settings(self.folder)
         return SentenceEncoder(self.model(dtype=dtype, strict=strict), **settings)

@@ -59,7 +59,7 @@ def load_gpt2(source: str | os.PathLike[str], *, dtype: DTypeLike = "float32", s
 class OpenedGPT2(Found[GPT]):
     """A pretrained GPT-2 that was found: see `Found`."""
 
-    model_class = GPT
+    model_class, task_name = GPT, "language-model"
     forms = (*READERS, "nanogpt", "openai", "llmc")
 
     @functools.cached_property

@@ -35,7 +35,7 @@ def load_marian(
 class OpenedMarian(Found[EncoderDecoder]):
     """A pretrained Marian that was found: see `Found`."""
 
-    model_class = EncoderDecoder
+    model_class, task_name = EncoderDecoder, "translation"
 
     def read(self) -> Parts:
         """The arrays by the names of `LAYOUT`, without copies, and without a bias that is all zeros."""
