@@ -228,28 +228,30 @@ function forwardView(c) {
     el("h3", {}, "what comes out"), el("div", { class: "maps" }, map(y.a, "y", "", { key: "y", value: y, entry: y.n }))];
 }
 
+const gradient = value => value.made < 0 ? value.n + ".grad" : `the gradient of ${value.n}`;
+
 function sumOf(value, name, more) {
   const max = Math.max(array(value.g).max, ...value.uses.map(u => array(u[2]).max)), parts = [];
   value.uses.forEach((use, k) => {
     const user = page.calls[use[0]], input = user.in.find(x => x.i === use[1]);
     if (k) parts.push(el("span", {}, "+"));
     parts.push(map(use[2], `from ${use[0]} ${user.op}`, `as ${input.n}` + (user.module ? " in " + user.module : ""),
-      { max, key: `${name}use${k}`, value, entry: value.n, input, part: true }));
+      { max, key: `${name}use${k}`, value, entry: `the part of ${gradient(value)}`, input, part: true }));
   });
-  return el("div", { class: "maps" }, parts, el("span", {}, "="), map(value.g, name, more, { max, key: name, value, entry: value.n }));
+  return el("div", { class: "maps" }, parts, el("span", {}, "="), map(value.g, name, more, { max, key: name, value, entry: gradient(value) }));
 }
 
 function backwardView(c) {
   const y = page.values[c.y], out = [], several = y.uses.length > 1;
   const from = y.uses.length ? "from " + y.uses[0][0] + " " + callName(page.calls[y.uses[0][0]]) : "where backward begins";
   out.push(el("h3", {}, several ? `ȳ is the sum of ${y.uses.length} uses` : "ȳ, as it arrives"));
-  out.push(several ? sumOf(y, bar("y"), "") : el("div", { class: "maps" }, map(y.g, bar("y"), from, { key: bar("y"), value: y, entry: y.n })));
+  out.push(several ? sumOf(y, bar("y"), "") : el("div", { class: "maps" }, map(y.g, bar("y"), from, { key: bar("y"), value: y, entry: gradient(y) })));
   if (y.hook) out.push(el("p", { class: "soft" }, "A hook replaced this cotangent; what came after the hook is shown."));
   out.push(el("h3", {}, "what the rule sends back"), el("div", { class: "maps" }, c.in.filter(x => x.g !== undefined).map(x => {
     const value = page.values[x.v];
     return x.g === y.g && array(x.g).data.length > 1 && c.in.length > 1 && x !== c.in[0]
       ? el("p", { class: "mono" }, el("b", {}, bar(x.n)), ` to ${value.n}: ȳ, unchanged`)
-      : map(x.g, bar(x.n), "to " + value.n, { key: bar(x.n), value, entry: value.n, input: x });
+      : map(x.g, bar(x.n), "to " + value.n, { key: bar(x.n), value, entry: gradient(value), input: x });
   })));
   out.push(panel(c) || el("p", { class: "soft" }, "Click a number to see the chain rule on it, term by term, and to nudge it."));
   for (const x of c.in.filter(x => x.g !== undefined && page.values[x.v].made < 0 && page.values[x.v].uses.length > 1)) {
@@ -262,6 +264,17 @@ function backwardView(c) {
   return out;
 }
 
+/* The chain rule for entry `flat` of an input of a call, term by term. */
+function chain(user, x, flat, where) {
+  const t = x.t && x.t[flat], name = bar(x.n), line = (...parts) => el("p", { class: "mono" }, parts);
+  if (!t) return null;
+  const yShape = array(page.values[user.y].g).shape, [terms, rest, total, sent, ok] = t;
+  return [line(`${name}${where} = Σ ȳ·∂y/∂${x.n}${where}`), terms.map(([place, dy, slope]) => { const at = indexText(place, yShape);
+    return line(`ȳ${at}·∂y${at}/∂${x.n} = ${short(dy)} · ${short(slope)} = ${short(dy * slope)}`); }),
+    rest[0] ? line(`and ${rest[0]} smaller ones, in sum ${short(rest[1])}`) : null,
+    line(`= ${total}; the rule sent ${sent}: `, el("span", { class: ok ? "ok" : "bad" }, ok ? "they agree" : "they differ: the rule is wrong here"))];
+}
+
 /* The number that is picked: its chain rule and its nudge. */
 function panel(c) {
   if (!picked) return null;
@@ -269,18 +282,15 @@ function panel(c) {
   const known = { ...(x && x.t), ...(value && value.nudge) };
   const flat = a.pool ? Number(Object.keys(known).find(f => cellOf(a, Number(f)) === k) ?? -1) : flatOf(a, k);
   const where = flat < 0 ? "" : indexText(flat, a.shape), number = exact(a.data[k], a), out = [];
-  const name = x ? bar(x.n) : picked.entry || "";
+  const name = x && !picked.part ? bar(x.n) : picked.entry || "";
   out.push(el("p", { class: "mono" }, `${name}${where} = `, el("b", { id: "number" }, number),
     a.pool ? `, the largest of the entries of this cell` : ""));
   const t = x && !picked.part && x.t && x.t[flat];
-  if (t) {
-    const yShape = array(page.values[c.y].g).shape, [terms, rest, total, sent, ok] = t;
-    out.push(el("p", { class: "mono" }, `${name}${where} = Σ ȳ·∂y/∂${x.n}${where}`));
-    for (const [place, dy, slope] of terms) { const at = indexText(place, yShape);
-      out.push(el("p", { class: "mono" }, `ȳ${at}·∂y${at}/∂${x.n} = ${short(dy)} · ${short(slope)} = ${short(dy * slope)}`)); }
-    if (rest[0]) out.push(el("p", { class: "mono" }, `and ${rest[0]} smaller ones, in sum ${short(rest[1])}`));
-    out.push(el("p", { class: "mono" }, `= ${total}; the rule sent ${sent}: `,
-      el("span", { class: ok ? "ok" : "bad" }, ok ? "they agree" : "they differ: the rule is wrong here")));
+  if (t) out.push(chain(c, x, flat, where));
+  else if (value && !x && value.uses.length > 1 && flat >= 0 && picked.array === value.g) for (const [number, place, part] of value.uses) {
+    const user = page.calls[number], use = array(part);
+    out.push(el("p", {}, `${value.uses[0][2] === part ? "" : "+ "}from ${number} ${callName(user)}`, use.pool ? "" : [": ", el("b", {}, exact(use.data[k], use))]),
+      el("div", { class: "inner" }, chain(user, user.in.find(y => y.i === place), flat, where)));
   }
   const n = value && value.nudge && value.nudge[flat];
   if (n) out.push(el("p", {}, `Nudge ${value.n}${where} up and down, run the rest forward again: the result moves by `,
@@ -295,6 +305,7 @@ function panel(c) {
 }
 const pythonIndex = where => where ? "(" + where.slice(1, -1).replace(/,/g, ", ") + (where.includes(",") ? ")" : ",)") : "()";
 
+const WIDE = 256;
 /* A drawing of an expression of a few numbers, with the local slope on each edge. */
 function graph() {
   if (page.calls.length > 12 || page.values.some(v => array(v.a).data.length > 1)) return null;
@@ -305,14 +316,14 @@ function graph() {
   const first = i => page.values[i].uses.length ? Math.min(...page.values[i].uses.map(u => u[0] * 100 + u[1])) : 0;
   column.forEach(c => c.sort((i, j) => first(i) - first(j)));
   const at = new Map(), high = Math.max(...column.map(c => c.length)) * 84;
-  column.forEach((c, d) => c.forEach((i, r) => at.set(i, [10 + d * 272, (high - c.length * 84) / 2 + r * 84 + 8])));
-  const svg = el("svg", { width: column.length * 272 - 112, height: high + 10, role: "img", "aria-label": "the expression as a graph" });
+  column.forEach((c, d) => c.forEach((i, r) => at.set(i, [10 + d * WIDE, (high - c.length * 84) / 2 + r * 84 + 8])));
+  const svg = el("svg", { width: column.length * WIDE - WIDE + 150, height: high + 10, role: "img", "aria-label": "the expression as a graph" });
   page.calls.forEach((c, n) => {
     const [x1, y1] = at.get(c.y), cx = x1 - 54, cy = y1 + 31, now = n === number;
     svg.append(el("path", { d: `M${cx} ${cy}L${x1} ${cy}`, class: now ? "now" : null }));
     c.in.forEach(x => {
       if (x.v === undefined) return;
-      const [x0, y0] = at.get(x.v), sx = x0 + 130, sy = y0 + 31;
+      const [x0, y0] = at.get(x.v), sx = x0 + 118, sy = y0 + 31;
       svg.append(el("path", { d: `M${sx} ${sy}C${(sx + cx) / 2} ${sy} ${(sx + cx) / 2} ${cy} ${cx} ${cy}`, class: now ? "now" : null }));
       const t = x.t && x.t[0];
       if (t) svg.append(el("text", { x: sx + 5, y: sy + (sy > cy ? 16 : -6), class: "g" }, "× " + short(t[0][0] ? t[0][0][2] : 0)));
@@ -323,7 +334,7 @@ function graph() {
   page.values.forEach((v, i) => {
     const [x, y] = at.get(i), known = v.made < 0 || backward || v.made <= number;
     const arrived = backward && (v.made < 0 ? v.uses.some(u => u[0] >= number) : v.made >= number || v.uses.some(u => u[0] >= number));
-    svg.append(el("rect", { x, y, width: 130, height: 62, rx: 6, class: "node" }), el("text", { x: x + 9, y: y + 17, "font-weight": "bold" }, v.n.replace(/^the output of \d+ /, "").slice(0, 16)),
+    svg.append(el("rect", { x, y, width: 118, height: 62, rx: 6, class: "node" }), el("text", { x: x + 9, y: y + 17, "font-weight": "bold" }, v.n.replace(/^the output of \d+ /, "").slice(0, 14)),
       el("text", { x: x + 9, y: y + 35, class: "v" }, known ? "value " + short(array(v.a).data[0]) : ""),
       el("text", { x: x + 9, y: y + 52, class: "g" }, arrived ? "grad " + short(array(v.g).data[0]) : ""));
   });

@@ -29,6 +29,7 @@ WHOLE = 48  # entries of an array that is clickable everywhere
 TOP = 6  # the largest entries of others
 SHOWN_TERMS = 5
 LARGE = 2e5  # numbers of a call from which on only the largest entry of each gradient is worked out, and quickly
+COMPARED = 2e6  # numbers of a call up to which all its gradients are compared
 _SLOPES, _REPLAYED = 1e9, 2e9  # numbers that may be computed with for terms, and for nudges
 _MANY = 40  # calls from which on arrays are pooled more, and only the first call of each kind opens
 _CELLS, _FEW_CELLS = 2048, 800
@@ -169,7 +170,7 @@ class _Packer:
 
     def call(self, call: Call, numbers: dict[int, int], deep: bool) -> dict[str, Any]:
         inputs, around = [], Around(call)
-        wrong = self.wrong(call, around)
+        compared, wrong = _numbers(call) <= COMPARED, self.wrong(call, around)
         for i, x in enumerate(call.inputs):
             if x is not None:
                 known = {"v": numbers[id(x)]} if id(x) in numbers else {"a": self.array(x.array)}
@@ -179,7 +180,7 @@ class _Packer:
                     shown = {
                         "g": self.array(sent),
                         "t": self.terms(call, i, around) if deep else {},
-                        "ok": int(i not in wrong),
+                        "ok": int(i not in wrong) if compared else -1,
                     }
                 inputs.append({"n": call.input_name(i), "i": i, **known, **shown})
         kept = [(name, x) for name, x in call.kept.items() if isinstance(x, np.ndarray)]
@@ -265,10 +266,11 @@ class _Packer:
     def wrong(self, call: Call, around: Around) -> list[int]:
         """The places of the inputs whose gradients do not agree with the forward's slopes: see `wrong_places`.
 
-        The gradients of a large call are compared together, along one direction.
+        The gradients of a large call are compared together, along one direction; those of the largest are not.
         """
         places = [place for place, sent in enumerate(call.sent) if sent is not None]
-        if _numbers(call) > LARGE and (not places or around.agrees(places, 1, quick=True)):
+        size = _numbers(call)
+        if size > COMPARED or (size > LARGE and (not places or around.agrees(places, 1, quick=True))):
             return []
         return wrong_places(call, around)
 

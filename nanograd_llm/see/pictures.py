@@ -31,7 +31,7 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
     if targets:
         most = float(result.bits.max()) or 1.0
         surprise = [(f"{t}\n{bits:.1f}", bits / most, False) for t, bits in zip(targets, result.bits)]
-        parts += ["<h2>how surprised it is at each target, in bits</h2>", _table([], [("", surprise)])]
+        parts += ["<h2>how surprised it is at each target, in bits</h2>", _table([], [("bits", surprise)])]
     if result.attention:
         heads = "".join(
             f'<tr><th scope="row">{html.escape(module)}</th>'
@@ -216,6 +216,8 @@ def _chart(title: str, of: Sequence[tuple[Any, str, str]], log: bool) -> str:
     if not len(every):
         return f"<figure><figcaption>{title}: no steps yet</figcaption></figure>"
     low, high = every.min(axis=0), every.max(axis=0)
+    if low[1] == high[1]:  # in the middle
+        low, high = low - (0, abs(low[1]) or 1), high + (0, abs(high[1]) or 1)
     span = np.where(high > low, high - low, 1.0)
     lines = ""
     for number, curve in enumerate(curves):
@@ -223,7 +225,7 @@ def _chart(title: str, of: Sequence[tuple[Any, str, str]], log: bool) -> str:
         lines += f'<path class="line" {_dash(number)} d="M{"L".join(points)}"/>' if points else ""
     bottom, top = (f"{10**v if log else v:.3g}" for v in (low[1], high[1]))
     return (
-        f'<figure><svg width="380" height="200" role="img" aria-label="{title}, from {bottom} to {top}">'
+        f'<figure><svg width="380" height="200" viewBox="0 0 380 200" role="img" aria-label="{title}, from {bottom} to {top}">'
         f'<path class="axis" d="M60 20V170H360"/>{lines}<text x="54" y="26" text-anchor="end">{top}</text>'
         f'<text x="54" y="172" text-anchor="end">{bottom}</text><text x="60" y="188">{low[0]:,.0f}</text>'
         f'<text x="360" y="188" text-anchor="end">{high[0]:,.0f}</text></svg><figcaption>{title}</figcaption></figure>'

@@ -214,7 +214,7 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
     assert x is not None and sent is not None
     index = require_movable(x.array, index, call.input_name(place))
     moves = {place: lambda t: moved(around.inputs[place], index, t)}
-    found, forward, rounding = around.along(moves, wide(sent[index]), 1, quick=quick)
+    found, _, rounding = around.along(moves, float(sent[index]), abs(float(sent[index])), 1, quick)
     places = [tuple(map(int, k)) for k in np.argwhere(found.value != 0)]
     entries = [(k, float(around.dy[k]), float(found.value[k])) for k in places]
     entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
@@ -226,18 +226,29 @@ class Around:
     """A call in float64, whose inputs can be moved: how y answers, beside what the rule sent."""
 
     def __init__(self, call: Call):
-        self.call, self.dy, self.static = call, wide(call.cotangent), wide_static(call)
-        self.inputs: list[Any] = [None if x is None else wide(x.array) for x in call.inputs]
-        self.largest = max(_largest(a) for a in (call.cotangent, *call.sent) if a is not None)
+        self.call, self.static = call, wide_static(call)
+
+    @functools.cached_property
+    def dy(self) -> np.ndarray:
+        found: np.ndarray = wide(self.call.cotangent)
+        return found
+
+    @functools.cached_property
+    def inputs(self) -> list[Any]:
+        return [None if x is None else wide(x.array) for x in self.call.inputs]
+
+    @functools.cached_property
+    def largest(self) -> float:
+        return max(_largest(a) for a in (self.call.cotangent, *self.call.sent) if a is not None)
 
     def along(
-        self, moves: Mapping[int, Callable[[complex], Any]], sent: np.ndarray, order: int, *, quick: bool = False
+        self, moves: Mapping[int, Callable[[complex], Any]], sent: float, size: float, order: int, quick: bool = False
     ) -> tuple[Derivative, np.ndarray, float]:
-        """The slope of y as inputs move, ȳ·slope, and how far Σ ȳ·slope may lie from the sum of what was sent.
+        """The slope of y as inputs move, ȳ·slope, and how far Σ ȳ·slope may lie from `sent`.
 
-        moves: place -> the input moved by t.  sent: what the rule sent, times how fast each entry moves.
-        order: of the norm that measures rounding: 1 where the roundings of one sum may all go the same way, 2 where
-        the moves give them random signs.  quick: by one difference, and by more only where the sums do not agree.
+        moves: place -> the input moved by t.  sent: the sum of what the rule sent, times how fast each entry moves.
+        size: the norm of that, of this order: 1 where the roundings of one sum may all go the same way, 2 where the
+        moves give them random signs.  quick: by one difference, and by more only where the sums do not agree.
         """
 
         def line(t: complex) -> np.ndarray:
@@ -246,12 +257,12 @@ class Around:
 
         found = _difference(line) if quick else derivative(line)
         forward = self.dy * found.value
-        size = self.largest + max(float(np.linalg.norm(a[np.isfinite(a)], order)) for a in (forward, np.ravel(sent)))
+        whole = self.largest + max(float(np.linalg.norm(forward[np.isfinite(forward)], order)), size)
         eps = max(float(np.finfo(g.dtype).eps) for g in self.call.sent if g is not None)
-        tolerance = 64 * eps * size + float(np.sum(np.abs(self.dy) * found.error))
-        if not abs(forward.sum() - np.sum(sent)) <= tolerance:
+        tolerance = 64 * eps * whole + float(np.sum(np.abs(self.dy) * found.error))
+        if not abs(forward.sum() - sent) <= tolerance:
             if quick:
-                return self.along(moves, sent, order)
+                return self.along(moves, sent, size, order)
             tolerance += float(np.sum(np.abs(self.dy) * _half_gap(line)))
         return found, forward, tolerance
 
@@ -262,23 +273,31 @@ class Around:
         """
         rng = np.random.default_rng(0)
         for _ in range(directions):
-            moves, sent = {}, []
+            moves, sent, sizes = {}, 0.0, []
             for place in places:
                 a, gradient = self.inputs[place], np.asarray(self.call.sent[place])
-                u = rng.random(a.shape) - 0.5
+                u = rng.random(a.shape)
+                u -= 0.5
                 u += np.copysign(0.5, u)  # random signs, and sizes from 0.5 to 1
                 if not np.isfinite(a.sum()):
                     u[~np.isfinite(a)] = 0.0
+                    gradient = np.where(u != 0, gradient, 0.0)
                 moves[place] = functools.partial(_along, a, u)
-                sent.append(np.multiply(gradient, u, where=u != 0, out=np.zeros_like(u)).reshape(-1))
-            _, forward, tolerance = self.along(moves, np.concatenate(sent), 2, quick=quick)
-            if not abs(forward.sum() - sum(part.sum() for part in sent)) <= tolerance:
+                product = u * gradient
+                sent += float(product.sum())
+                sizes.append(
+                    float(np.linalg.norm(product.reshape(-1) if math.isfinite(sent) else product[np.isfinite(product)]))
+                )
+            _, forward, tolerance = self.along(moves, sent, math.hypot(*sizes), 2, quick)
+            if not abs(forward.sum() - sent) <= tolerance:
                 return False
         return True
 
 
 def _along(a: np.ndarray, u: np.ndarray, t: complex) -> np.ndarray:
-    return a + t * u
+    moved = np.asarray(u * t)
+    moved += a
+    return moved
 
 
 def _difference(line: Line, step: float = STEP) -> Derivative:
