@@ -13,6 +13,7 @@ B batch, T time, S time of a context, C channels, H heads, D = C/H; n queries, m
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,7 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         return []
     arrays = xp(q)
     padded_from = m if bounds is None else m - bounds.shape[-2]
+    real = None if bounds is None else (bounds > 0).astype(q.real.dtype)
     size = WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
     for start in range(0, n, size):
@@ -234,15 +236,10 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         seen = m if ahead is None else min(m, ahead + rows.stop)
         qt = _scaled_transpose(q[..., rows, :], 1 / divisor)
         p = k[..., :seen, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
-        if ahead is not None:
-            _bound(p[..., ahead + start :, :], _future(rows.stop - start, p.real.dtype, arrays))
-        if seen > padded_from:
-            _bound(p[..., padded_from:, :], bounds)
-        largest = _largest_key(p.real)
-        if seen > padded_from:  # a query may see no key, and -inf - -inf would be NaN
-            largest = np.maximum(largest, np.finfo(largest.dtype).min)
-        p -= largest
-        np.exp(p, out=p)
+        visible = [] if ahead is None else [(ahead + start, _not_later(rows.stop - start, p.real.dtype, arrays))]
+        if seen > padded_from:  # a query may see no key
+            visible.append((padded_from, real))
+        _exponentials(p, visible)
         total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest way to sum
         if seen > padded_from:
             total[total == 0] = 1  # the weights of a query that sees no key stay 0
@@ -261,20 +258,26 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
         return
     read = blocks[-1][1]
     dk[..., read:, :] = dv[..., read:, :] = 0
+    sums_k, sums_v = dk[..., :read, :], dv[..., :read, :]
+    if len(blocks) > 2:  # sums in arrays of their own, in C order, to which NumPy adds faster
+        sums_k, sums_v = (np.empty_like(x, order="C") for x in (sums_k, sums_v))
+    mean = np.einsum("...td,...td->...t", dy, y) * (1 / divisor)
     for rows, seen, p, mask in reversed(blocks):  # the last block sees all keys: it writes, the others add
         dyb, qb = dy[..., rows, :], q[..., rows, :]
         ds = v[..., :seen, :] @ _scaled_transpose(dyb, 1 / divisor)
         if mask is not None:
             ds *= mask
-        ds -= (np.einsum("...td,...td->...t", dyb, y[..., rows, :]) * (1 / divisor))[..., None, :]
+        ds -= mean[..., None, rows]
         ds *= p
         np.matmul(ds.swapaxes(-1, -2), k[..., :seen, :], out=dq[..., rows, :])
         if rows is blocks[-1][0]:
-            np.matmul(_masked(p, mask), dyb, out=dv[..., :seen, :])
-            np.matmul(ds, qb, out=dk[..., :seen, :])
+            np.matmul(_masked(p, mask), dyb, out=sums_v)
+            np.matmul(ds, qb, out=sums_k)
         else:
-            dv[..., :seen, :] += _masked(p, mask) @ dyb
-            dk[..., :seen, :] += ds @ qb
+            sums_v[..., :seen, :] += _masked(p, mask) @ dyb
+            sums_k[..., :seen, :] += ds @ qb
+    if len(blocks) > 2:
+        dk[..., :read, :], dv[..., :read, :] = sums_k, sums_v
 
 
 def _keys_to_read(key_mask, m, y):
@@ -301,14 +304,30 @@ def _keys_to_read(key_mask, m, y):
 
 
 @functools.lru_cache(maxsize=16)
-def _future(n, dtype, arrays):
-    """Upper bounds for scores, (keys, queries): -inf where the key comes after the query, inf elsewhere."""
-    return arrays.asarray(np.where(causal_mask(n, n).T, np.inf, -np.inf), dtype=dtype)
+def _not_later(n, dtype, arrays):
+    """1 where a key comes no later than the query, else 0.  (keys, queries)"""
+    return arrays.asarray(causal_mask(n, n).T, dtype=dtype)
 
 
-def _bound(scores, bounds):
-    """Set the scores of hidden keys to -inf, also where they are NaN; a minimum is faster than a masked copy."""
-    np.fmin(scores, bounds[..., : scores.shape[-2], :], out=scores)
+def _exponentials(p, visible):
+    """Replace the scores p by exponentials that are proportional to the softmax: 0 for hidden keys, without overflow.
+
+    visible: pairs (first, shown): the keys from `first` on are hidden where `shown` (..., keys, queries) is 0.
+    """
+    # Only for a query whose largest score is far from 0 is that score subtracted. So no bit depends on hidden keys.
+    limit = math.log(np.finfo(p.real.dtype).max) / 3
+    if xp(p) is np and -limit <= p.real.min(initial=0) and p.real.max(initial=0) <= limit:  # on a GPU this would wait
+        np.exp(p, out=p)
+        for first, shown in visible:
+            p[..., first:, :] *= shown[..., : p.shape[-2] - first, :]
+        return
+    for first, shown in visible:  # -inf also where a hidden score is NaN; a minimum is faster than a masked copy
+        scores = p[..., first:, :]
+        np.fmin(scores, np.where(shown[..., : scores.shape[-2], :], np.inf, -np.inf), out=scores)
+    largest = _largest_key(p.real)
+    finite = np.maximum(largest, np.finfo(largest.dtype).min)  # a query may see no key, and -inf - -inf would be NaN
+    p -= np.where(np.absolute(largest) <= limit, np.zeros_like(largest), finite)
+    np.exp(p, out=p)
 
 
 def _largest_key(scores):

@@ -469,6 +469,19 @@ def test_a_later_key_that_is_not_finite_changes_no_earlier_token(form, bad):
     assert np.array_equal(after[:, :-1], before[:, :-1])
 
 
+@pytest.mark.parametrize("size", [3e3, -3e3])  # of float32; an exponential of such scores overflows, or all vanish
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_query_with_large_scores_is_attended_for_as_defined_and_changes_no_other_query(causal, size):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 40, 4), dtype=np.float32)
+    k[..., 0] = 1
+    before = ops.attention(q, k, v, causal=causal)
+    q[:, 7, 0] = size
+    after = ops.attention(q, k, v, causal=causal)
+    np.testing.assert_allclose(after, composed.attention(q, k, v, causal=causal).data, rtol=2e-3, atol=2e-4)
+    others = np.arange(40) != 7
+    assert np.array_equal(after[:, others], before[:, others])
+
+
 FORMS = pytest.mark.parametrize("form", [ops.attention, composed.attention], ids=["fast", "definition"])
 LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than one block; the last keys are padding in all sequences
 LEFT = LENGTHS[:, ::-1]
