@@ -89,14 +89,14 @@ class AdamW:
 
 @on_gpu
 def _update_block(p, m, v, gradient, rates, one_minus_beta1, one_minus_beta2, decayed):
-    g = gradient * rates.scale
-    scratch = g - m
-    scratch *= one_minus_beta1
+    # only operations in place or with one number: NumPy computes those fastest
+    scratch = gradient * (one_minus_beta1 * rates.scale)
+    m *= 1 - one_minus_beta1
     m += scratch
-    g *= g
-    g -= v
-    g *= one_minus_beta2
-    v += g
+    np.multiply(gradient, math.sqrt(one_minus_beta2) * rates.scale, out=scratch)
+    scratch *= scratch
+    v *= 1 - one_minus_beta2
+    v += scratch
     np.sqrt(v, out=scratch)
     scratch += rates.eps
     np.divide(m, scratch, out=scratch)
