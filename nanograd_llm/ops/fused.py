@@ -14,7 +14,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
-from nanograd_llm.backend.arrays import as_array, beside, no_wider, xp
+from nanograd_llm.backend.arrays import aligned_like, as_array, beside, no_wider, xp
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
@@ -23,7 +23,7 @@ from nanograd_llm.ops.layout import array_like
 from nanograd_llm.ops.primitive import at_most, erf, sigmoid
 from nanograd_llm.settings import IGNORE_INDEX, require_number
 
-_CACHED = 2**17  # numbers processed at a time: what one line writes is still in the cache for the next
+_CACHED = 2**15  # numbers processed at a time: what one line writes is still in the cache for the next
 
 
 def _log_total(shifted, e, axis):
@@ -242,8 +242,8 @@ def gelu(x, *, needs):
 
 def _in_pieces(into, x, needs):
     """What into(x, y, slope) writes, a piece at a time that stays in the cache, shared out over threads."""
-    y = np.empty_like(x, order="C")
-    slope = np.empty_like(y) if any(needs) else None
+    y = aligned_like(x)
+    slope = aligned_like(x) if any(needs) else None
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
@@ -258,7 +258,7 @@ def _in_pieces(into, x, needs):
 def gelu_into(x, y, slope=None):
     """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
-        square = at_most(x * x, GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
+        square = at_most(np.square(x), GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
         h = square * (_GELU_SLOPE * _GELU_CUBE)
         h += _GELU_SLOPE
         h *= x
@@ -277,7 +277,7 @@ def gelu_into(x, y, slope=None):
 
 @gelu.backward
 def gelu_backward(dy, slope):
-    return dy * slope
+    return np.multiply(dy, slope, out=aligned_like(slope))
 
 
 @op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)
@@ -306,7 +306,7 @@ def _gelu_exact_into(x, y, slope=None):
 
 @gelu_exact.backward
 def gelu_exact_backward(dy, slope):
-    return dy * slope
+    return np.multiply(dy, slope, out=aligned_like(slope))
 
 
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)
@@ -517,7 +517,7 @@ def _logits_to_gradient(logits, chosen, weights, count, label_smoothing):
 
     def work(part):
         losses = []
-        for piece in _slices(part.start, part.stop, _at_once(logits, max(1, _CACHED // logits.shape[1]))):
+        for piece in _slices(part.start, part.stop, _at_once(logits, max(1, 4 * _CACHED // logits.shape[1]))):
             p = logits[piece]
             _, loss, row_weights = _rows_losses(p, chosen[piece], weights[piece], label_smoothing, out=p)
             _subtract_targets(p, chosen[piece], label_smoothing)
