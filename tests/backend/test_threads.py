@@ -156,3 +156,25 @@ print(found == together, len(found))
 """
     answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
     assert answer.stdout == "True 4\n", answer.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="needs a Linux with large pages")
+def test_arrays_that_a_kept_heap_makes_lie_in_a_part_of_it_that_may_have_large_pages() -> None:
+    code = """
+import numpy as np
+from nanograd_llm.backend.threads import keep_heap
+if keep_heap():
+    ones = np.ones(10**6)
+    place = ones.ctypes.data + ones.nbytes // 2
+    for line in open("/proc/self/smaps"):
+        words = line.split()
+        if "-" in words[0] and ":" not in words[0]:
+            begin, end = (int(number, 16) for number in words[0].split("-"))
+        elif words[0] == "VmFlags:" and begin <= place < end:
+            assert "hg" in words, line
+            print("found")
+else:
+    print("found")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "found\n"
