@@ -45,6 +45,7 @@ class Workers:
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
         self.team, self.count, self.pieces = team, team.size, pieces
         self.gradients = [self.flat.zeros() for _ in range(self.count)]  # one per worker; the first becomes the sum
+        self.views = [self.flat.views(gradient) for gradient in self.gradients]
         self.parameters = model.parameters()
         self.trained = [parameter.requires_grad for parameter in self.parameters]
         self.modules = [module for _, module in model.named_modules()]
@@ -99,7 +100,7 @@ class Workers:
             if module.training != is_training:
                 module.training = is_training
         losses: list[tuple[float, Any]] = []
-        views, is_first = self.flat.views(self.gradients[worker]), True
+        views, is_first = self.views[worker], True
         for piece in pieces:
             if piece.items == 0:
                 continue
