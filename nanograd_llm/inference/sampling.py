@@ -110,7 +110,7 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
     """
     logits = to_host(logits)
     best = logits.argmax(axis=-1)  # if there is a NaN, its place
-    for largest in logits[np.arange(len(best)), best]:
-        if not math.isfinite(largest):
+    for row, place in zip(logits, best):
+        if not math.isfinite(largest := row[place]):
             raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; look for NaN in the weights")
     return best

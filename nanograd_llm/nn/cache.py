@@ -15,6 +15,7 @@ class KeyValueCache:
 
     B batch, H heads, T context_length, D head size: two arrays (B, H, T, D), of which `length` positions are filled.
     In self-attention each new token fills one; in cross-attention the context fills all at the first call.
+    Both are views of `arrays` (2, B, H, T, D).
     """
 
     def __init__(
@@ -26,8 +27,8 @@ class KeyValueCache:
         dtype: np.dtype | type,
         device: str = "cpu",
     ):
-        self.keys = library(device).empty((batch, n_head, context_length, head_size), dtype=dtype)
-        self.values = np.empty_like(self.keys)
+        self.arrays = library(device).empty((2, batch, n_head, context_length, head_size), dtype=dtype)
+        self.keys, self.values = self.arrays
         self.length = 0
 
     def extend(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,11 +54,10 @@ class KeyValueCache:
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row i be what row rows[i] was; rows may be repeated or left out, as hypotheses of a beam search are."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = np.empty_like(old, shape=(len(rows), *old.shape[1:]))
-            new[:, :, : self.length] = old[beside(rows, old), :, : self.length]
-            setattr(self, name, new)
+        old = self.arrays
+        self.arrays = np.empty_like(old, shape=(2, len(rows), *old.shape[2:]))
+        self.arrays[..., : self.length, :] = old[:, beside(rows, old), :, : self.length]
+        self.keys, self.values = self.arrays
 
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
         """Views of all stored keys and values, (B, H, length, D) each."""

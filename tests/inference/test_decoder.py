@@ -55,6 +55,24 @@ def test_each_token_has_the_logits_of_the_model(form: dict[str, Any], rows: int,
         decoder(text[:, 0])
 
 
+@pytest.mark.parametrize("size", [1, 30])
+def test_scores_of_any_size_have_the_weights_of_the_model(size: float) -> None:
+    model, text = gpt(), np.random.default_rng(0).integers(13, size=(1, 9))
+    for block in model.blocks:
+        block.attention.qkv.weight.data *= size
+    caches = model.new_caches(1)
+    decoder = Decoder(model, caches)
+    scores = []
+    for n in range(9):
+        logits = decoder(text[:, n])
+        q, _, _ = np.split(decoder.blocks[0].attention.qkv.out, 3)
+        keys = caches[0].keys[0, :, : n + 1]
+        scores.append(np.abs(keys @ q.reshape(2, 8, 1)).max())
+        exact = model.next_logits(text[:, : n + 1])
+        np.testing.assert_allclose(logits, exact, rtol=0, atol=np.abs(exact).max() * 2e-13)
+    assert (max(scores) > 709) == (size == 30)  # whose exponential would overflow
+
+
 def test_the_decoder_reads_the_models_own_arrays() -> None:
     model = gpt()
     caches = model.new_caches(1)
