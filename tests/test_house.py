@@ -27,7 +27,7 @@ KNOWS["backend"] = {"errors"}
 KNOWS["files"] = {"errors", "settings"}
 KNOWS["autograd"] = {"errors", "backend"}
 KNOWS["ops"] = {"errors", "settings", "backend", "autograd"}
-KNOWS["text"] = {"errors", "settings", "files"}
+KNOWS["text"] = {"errors", "settings", "backend", "files"}
 KNOWS["nn"] = {*KNOWS["ops"], "ops"}
 KNOWS["models"] = {*KNOWS["nn"], "nn"}
 KNOWS["training"] = {*KNOWS["nn"], "nn"}  # no model, no file
@@ -317,7 +317,8 @@ def test_the_names_of_the_package_load_nothing_heavier_than_numpy(tmp_path: Path
 
 
 def test_every_name_of_a_front_door_is_found_there() -> None:
-    for door in (nanograd_llm, nanograd_llm.gradcheck):
+    doors = ("gradcheck", "models", "tasks", "text", "training")
+    for door in (nanograd_llm, *(importlib.import_module(f"nanograd_llm.{name}") for name in doors)):
         assert set(door.__all__) <= set(dir(door))
         assert all(getattr(door, name) is not None for name in door.__all__)
         with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

@@ -125,6 +125,9 @@ class Op:
             raise NanogradError(f"op {self.name} needs a formula, such as 'y = a*b'")
         rest = unicodedata.normalize("NFKD", self.adjoint).replace("\N{COMBINING OVERLINE}", _BAR)
         for name in sorted(self.differentiable, key=len, reverse=True):  # so that b does not match what is beta's
+            if (usual := name + _BAR) in rest:  # compiling patterns for each name takes longer than all the rest
+                rest = rest.replace(usual, "", 1)
+                continue
             found = next(filter(None, (re.search(form, rest) for form in _adjoint_forms(name))), None)
             if found is None:
                 alike = [other for other in self.differentiable if other[0] == name[0]]

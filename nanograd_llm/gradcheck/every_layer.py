@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import nanograd_llm.models  # noqa: F401  the package's own Modules: all that is loaded is found
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
 from nanograd_llm.backend.arrays import beside
@@ -22,6 +21,7 @@ from nanograd_llm.gradcheck.check.function import owner_of, tape_below
 from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
 from nanograd_llm.gradcheck.mutation.mutants import scaled
+from nanograd_llm.models import bert, encoder_decoder, gpt, heads, preference  # noqa: F401  so that they are found
 from nanograd_llm.nn.module import Module, Specimen
 from nanograd_llm.settings import nearest
 

@@ -6,13 +6,16 @@ N texts, K classes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanograd_llm.inference.embed import encoded
-from nanograd_llm.models.heads import Classifier
 from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
+
+if TYPE_CHECKING:
+    from nanograd_llm.models.heads import Classifier
 
 
 def classify(
@@ -27,6 +30,8 @@ def classify(
     It depends on no other text. longest: tokens that are read of a text, those of the model's context if None; a
     warning counts the texts that are longer. Raises ShapeError, with the number of the text, for one without words.
     """
+    from nanograd_llm.models.heads import Classifier
+
     require_type("model", model, Classifier, "a Classifier")
     model.eval()
     return model.probabilities(encoded(texts, tokenizer, longest or model.config.context_length, truncate=True))

@@ -20,7 +20,6 @@ from nanograd_llm.backend.arrays import beside, xp
 from nanograd_llm.backend.kernels import GPTBlockStep, has_kernels
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.models.gpt import GPT, GPTConfig
-from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.nn import Block, LayerNorm, Linear, MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS
@@ -32,6 +31,8 @@ def can_decode(model: GPT) -> bool:
 
     In `checked()` mode the answer is no, since that looks at every op.
     """
+    from nanograd_llm.models.preference import PreferenceGPT
+
     if type(model) not in (GPT, PreferenceGPT):  # which differ in their loss alone
         return False
     modules = dict(model.named_modules())

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.models.heads import SentenceEncoder
 from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
+
+if TYPE_CHECKING:
+    from nanograd_llm.models.heads import SentenceEncoder
 
 
 def embed(
@@ -27,6 +30,8 @@ def embed(
     truncate: keep the first tokens of a text that is too long.
     Raises ShapeError, with the number of the text, for one that has no words, or more tokens than the encoder takes.
     """
+    from nanograd_llm.models.heads import SentenceEncoder
+
     require_type("encoder", encoder, SentenceEncoder, "a SentenceEncoder of a BERT or a GPT")
     encoder.eval()
     return encoder.embed(encoded(texts, tokenizer, encoder.max_length, truncate=truncate))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.inference.sampling import Sampling
-from nanograd_llm.models.bert import BERT
 from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
-from nanograd_llm.text.wordpiece import MASK, UNK
+
+if TYPE_CHECKING:
+    from nanograd_llm.models.bert import BERT
 
 
 class Guess(NamedTuple):
@@ -37,6 +38,9 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     Raises ConfigError where the text has no [MASK], or the model no head to fill in words or no [MASK] to be shown,
     ShapeError where the text is longer than the model's context.
     """
+    from nanograd_llm.models.bert import BERT
+    from nanograd_llm.text.wordpiece import MASK, UNK
+
     require_int("top", top, 1)
     require_type("model", model, BERT, "a BERT")
     tokens, hidden = hidden_places(model, tokenizer, text, truncate=truncate)

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.inference.sampling import log_probabilities
-from nanograd_llm.models.encoder_decoder import EncoderDecoder
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.text import Tokenizer
+
+if TYPE_CHECKING:
+    from nanograd_llm.models.encoder_decoder import EncoderDecoder
 
 SHADES = " ░▒▓█"
 

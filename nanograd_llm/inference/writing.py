@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,9 @@ from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.text import Tokenizer
-from nanograd_llm.text.template import Template
+
+if TYPE_CHECKING:
+    from nanograd_llm.text.template import Template
 
 
 def stream_text(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import itertools
 import os
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -82,6 +81,8 @@ def _refuse_utf16(head: bytes, name: str) -> None:
 
 def _conversion(encoding: str, name: str) -> str:
     """The command that makes UTF-8 of the file of this name."""
+    import shlex  # here, because most files are UTF-8
+
     stem, ending = os.path.splitext(name)
     return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{stem}-utf8{ending}')}"
 

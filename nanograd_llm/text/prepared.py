@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -161,7 +160,9 @@ def prepare(
         if "-" in sources:  # kept, since it may be read twice
             spooled = folder / "stdin"
             with storage_errors(f"{out}: cannot keep standard input there", "make room"), open(spooled, "wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+                from shutil import copyfileobj  # here, because it loads every kind of compression
+
+                copyfileobj(sys.stdin.buffer, file)
             stack.callback(os.unlink, spooled)
             sources[sources.index("-")] = os.fspath(spooled)
         total = sum(os.path.getsize(path) for source in sources for path in files_of(source) if os.path.exists(path))
