@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # On Windows there is no fork, and on macOS it is unsafe once system libraries are in use.
 CAN_FORK = sys.platform.startswith("linux")
+ENDING = 3.0  # seconds that a spawned process has to end by itself
 
 
 @contextlib.contextmanager
@@ -122,8 +123,10 @@ class Child:
             )
 
     def close(self) -> None:
-        """Kill the process. A call in progress is lost."""
+        """End the process. A call in progress is lost, in a spawned process if it takes some seconds."""
         self.pipe.close()
+        if not isinstance(self.process, _Forked):  # killed at once, it would leak the semaphores that libraries made
+            self.process.join(ENDING)
         self.process.kill()
         self.process.join()
 

@@ -64,7 +64,7 @@ def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Re
     limit = functools.partial(Floor, w, task.backward)
     with contenders({OURS: ours, FLOOR: limit, **(task.rivals if against else {})}) as children:
         yield from warm_up(children, w.name, optional=["PyTorch compiled"])
-        seconds = race(children, rounds or w.rounds, w.burst)
+        seconds = race(children, rounds, w.burst, most=w.rounds, limit=w.limit)
         took, least = seconds[OURS], seconds[FLOOR]
         yield Figure(w.name, name, took * 1e3, "ms")
         yield Figure(w.name, f"{name}, {FLOOR}", least * 1e3, "ms")
@@ -79,5 +79,6 @@ def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Re
             yield Figure(w.name, f"{name} ÷ best of {task.kind}", took / min(rivals.values()), "ratio")
         if memory.can_measure():
             yield Figure(w.name, f"{name}, peak memory", memory.peak_of(children[OURS], w.burst) / 1e6, "MB")
-        for row in children[OURS].ask(profile, rounds or w.burst * w.rounds // 2):
+        # steps of a few seconds in all, as timing each op takes longer
+        for row in children[OURS].ask(profile, rounds or max(1, min(w.burst * w.rounds // 2, int(4 / took)))):
             yield OpTime(w.name, *row)

@@ -35,28 +35,28 @@ def bench(
     sgemv_bytes: int = SGEMV_BYTES,
 ) -> Iterator[Report]:
     """Tokens per second of a small model and of GPT-2: `count` tokens after a prompt of one token."""
-    yield from _nano(against, rounds or 8, nano or GPTConfig.preset("nano"))
-    yield from _gpt2(against, rounds or 3, gpt2 or GPTConfig.preset("gpt2"), count, sgemv_bytes)
+    yield from _nano(against, rounds, nano or GPTConfig.preset("nano"))
+    yield from _gpt2(against, rounds, gpt2 or GPTConfig.preset("gpt2"), count, sgemv_bytes)
 
 
-def _nano(against: bool, rounds: int, config: GPTConfig) -> Iterator[Report]:
+def _nano(against: bool, rounds: int | None, config: GPTConfig) -> Iterator[Report]:
     count = config.context_length - 1  # up to the end of the context, so that nothing has to be dropped from it
     makers: dict[str, Maker] = {OURS: functools.partial(decoding, config, count)}
     rivals = {f"PyTorch, threads: {n}": n for n in sorted({1, cpu_count()})} if against else {}
     makers |= {name: functools.partial(torch_gpt.decoding, config, count, n) for name, n in rivals.items()}
     with contenders(makers) as children:
         yield from warm_up(children, "decode")
-        speed = {name: count / seconds for name, seconds in race(children, rounds, 4).items()}
+        speed = {name: count / seconds for name, seconds in race(children, rounds, 4, most=8, limit=10).items()}
         for name in makers:
             yield Figure("decode", "nano" if name == OURS else f"nano, {name}", speed[name], "tokens/s")
         if rivals:
             ratio = speed[OURS] / max(speed[name] for name in rivals)
             yield Figure("decode", "nano: tokens/s ÷ best of PyTorch", ratio, "ratio")
-        for row in children[OURS].ask(profile, rounds):
+        for row in children[OURS].ask(profile, rounds or 8):
             yield OpTime("decode", *row)
 
 
-def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes: int) -> Iterator[Report]:
+def _gpt2(against: bool, rounds: int | None, config: GPTConfig, count: int, sgemv_bytes: int) -> Iterator[Report]:
     makers: dict[str, Maker] = {
         OURS: functools.partial(decoding, config, count),
         "sgemv": functools.partial(sgemv, sgemv_bytes),
@@ -66,7 +66,7 @@ def _gpt2(against: bool, rounds: int, config: GPTConfig, count: int, sgemv_bytes
         makers["transformers"] = functools.partial(torch_gpt.transformers_decoding, config, count)
     with contenders(makers) as children:
         yield from warm_up(children, "decode")
-        seconds = race(children, rounds, 2)
+        seconds = race(children, rounds, 2, most=3)
         limit = sgemv_bytes / min(seconds["sgemv"], seconds["sgemv, transposed"])
         rate = weight_bytes(config) * count / seconds[OURS]
         yield Figure("decode", "gpt2", count / seconds[OURS], "tokens/s")

@@ -37,7 +37,7 @@ def bench(
         makers[RIVAL] = functools.partial(transformers_embedding, config, count)
     with contenders(makers) as field:
         yield from warm_up(field, "embed")
-        speed = {name: count / seconds for name, seconds in race(field, rounds or 5, 1).items()}
+        speed = {name: count / seconds for name, seconds in race(field, rounds, 1, most=5).items()}
         yield Figure("embed", "sentences", speed[OURS], "sentences/s")
         if against:
             yield Figure("embed", f"sentences, {RIVAL}", speed[RIVAL], "sentences/s")

@@ -28,7 +28,7 @@ def step(against: bool, rounds: int | None = None, *, workload: Workload = GPU_S
         makers[PYTORCH] = functools.partial(torch_gpt.training_step, w, device=CUDA)
     with contenders(makers) as children:
         yield from warm_up(children, w.name)
-        seconds = race(children, rounds or w.rounds, w.burst)
+        seconds = race(children, rounds, w.burst, most=w.rounds)
         yield Figure(w.name, name, seconds[OURS] * 1e3, "ms")
         yield Figure(w.name, f"{name}, tokens", w.tokens / seconds[OURS], "tokens/s")
         if theirs := seconds.get(PYTORCH):
@@ -48,7 +48,7 @@ def decode(
         makers[TRANSFORMERS] = functools.partial(torch_gpt.transformers_decoding, c, count, CUDA)
     with contenders(makers) as children:
         yield from warm_up(children, "decode, cuda")
-        took = {name: seconds / count * 1e3 for name, seconds in race(children, rounds or 5, 2).items()}
+        took = {name: seconds / count * 1e3 for name, seconds in race(children, rounds, 2, most=5).items()}
         for name in makers:
             yield Figure("decode, cuda", "ms a token" if name == OURS else f"ms a token, {name}", took[name], "ms")
         if theirs := took.get(TRANSFORMERS):

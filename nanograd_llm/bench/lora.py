@@ -19,7 +19,7 @@ from nanograd_llm.training.trainer import Trainer
 
 NAME, OURS, LAST, ALL, THEIRS = "lora", "adapters", "the last block", "all weights", "PyTorch with PEFT"
 RANK = 8
-WORKLOAD = Workload(NAME, GPTConfig.preset("gpt2"), 2, 256, rounds=3, burst=2)  # a row for each of two cores
+WORKLOAD = Workload(NAME, GPTConfig.preset("gpt2"), 2, 256, rounds=3, burst=1, limit=10)  # a row for each of two cores
 
 
 def training_step(workload: Workload) -> Step:
@@ -85,7 +85,7 @@ def bench(
         makers[THEIRS] = functools.partial(peft_step, workload)
     with contenders(makers) as children:
         yield from warm_up(children, NAME)
-        seconds = race(children, rounds or workload.rounds, workload.burst)
+        seconds = race(children, rounds, workload.burst, most=workload.rounds, limit=workload.limit)
         for name, took in seconds.items():
             yield Figure(NAME, f"step, {name}", took * 1e3, "ms")
         yield Figure(NAME, "step ÷ training all weights", seconds[OURS] / seconds[ALL], "ratio")
@@ -101,7 +101,7 @@ def bench(
     kinds = {kind: functools.partial(decoding, workload.config, count, kind) for kind in ("none", "merged", "beside")}
     with contenders(kinds) as children:
         yield from warm_up(children, NAME)
-        seconds = race(children, rounds or workload.rounds, 2)
+        seconds = race(children, rounds, 1, most=workload.rounds, limit=workload.limit)
         for kind, took in seconds.items():
             yield Figure(NAME, f"writing, adapters {kind}", count / took, "tokens/s")
         yield Figure(NAME, "writing, merged ÷ without adapters", seconds["none"] / seconds["merged"], "ratio")

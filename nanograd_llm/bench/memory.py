@@ -28,7 +28,7 @@ def bench(
         yield Note("memory", "not measured: it needs Linux's /proc, which this machine does not have")
         return
     for workload in workloads:
-        name, steps = workload.name, rounds or max(3, 60 // workload.batch_size // workload.config.n_layer)
+        name, steps = workload.name, rounds or 3
         ours = peak(functools.partial(training_step, workload), steps)
         yield Figure("memory", f"{name} step, peak", ours / 1e6, "MB")
         if against:
@@ -47,7 +47,7 @@ def _recomputing(workload: Workload, steps: int, without: float) -> Iterator[Rep
         yield Figure("memory", f"{name} step, peak, activations recomputed", saving / 1e6, "MB")
         yield Figure("memory", f"{name}, recomputed ÷ kept: memory", saving / without, "ratio")
         yield from warm_up(children, "memory")
-        seconds = race(children, 2, steps)
+        seconds = race(children, None, min(steps, 2), most=2, limit=8)
         yield Figure("memory", f"{name}, recomputed ÷ kept: time", seconds["recomputed"] / seconds["kept"], "ratio")
 
 

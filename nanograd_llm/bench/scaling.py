@@ -34,7 +34,7 @@ def bench(against: bool, rounds: int | None = None, *, pairs: Mapping[str, Pair]
             makers[f"{size} floor"] = functools.partial(Floor, workload)
         with contenders(makers) as children:
             yield from warm_up(children, "scaling")
-            seconds = race(children, rounds or 6, 3)
+            seconds = race(children, rounds, 3, most=6, limit=10)
         ours, limit = seconds["large"] / seconds["small"], seconds["large floor"] / seconds["small floor"]
         for size in ("small", "large"):
             yield Figure("scaling", f"step, {name}: {size}", seconds[size] * 1e3, "ms")

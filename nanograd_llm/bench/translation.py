@@ -119,7 +119,7 @@ def bench(against: bool, rounds: int | None = None) -> Iterator[Report]:
     makers = {OURS: training_step} | ({THEIRS: torch_step} if against else {})
     with contenders(makers) as field:
         yield from warm_up(field, NAME)
-        seconds = race(field, rounds or ROUNDS, BURST)
+        seconds = race(field, rounds, BURST, most=ROUNDS)
     yield Figure(NAME, "step", seconds[OURS] * 1e3, "ms")
     if against:
         yield Figure(NAME, "step, PyTorch", seconds[THEIRS] * 1e3, "ms")

@@ -9,7 +9,7 @@ import numpy as np
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.backend.arrays import library, use_device
 from nanograd_llm.backend.threads import keep_heap
-from nanograd_llm.bench.race import Step
+from nanograd_llm.bench.race import SECONDS, Step
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.trainer import Trainer
@@ -17,7 +17,9 @@ from nanograd_llm.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model and the size of its batch. rounds, burst: the number of turns in a race, and of timed steps in a turn."""
+    """A model and the size of its batch. rounds, burst: the number of turns in a race at most, and of timed
+    steps in a turn. limit: seconds of a race.
+    """
 
     name: str
     config: GPTConfig
@@ -25,6 +27,7 @@ class Workload:
     length: int
     rounds: int = 5
     burst: int = 4
+    limit: float = SECONDS
 
     @property
     def tokens(self) -> int:
@@ -43,8 +46,8 @@ def _characters(context_length: int, n_layer: int, n_head: int, n_embd: int) -> 
 
 TOY = Workload("toy", _characters(64, 4, 4, 128), 12, 64, rounds=20)
 MID = Workload("mid", _characters(256, 6, 6, 384), 8, 256, rounds=6, burst=3)
-GPT2_FORWARD = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 1024, rounds=3, burst=2)
-GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=2)
+GPT2_FORWARD = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 1024, rounds=3, burst=1, limit=8)
+GPT2_STEP = Workload("gpt2", GPTConfig.preset("gpt2"), 1, 512, rounds=3, burst=1, limit=15)
 GPU_STEP = Workload("gpt2, cuda", GPTConfig.preset("gpt2"), 8, 1024, rounds=5, burst=4)
 
 

@@ -48,7 +48,7 @@ def bench(
     as_json
         Print one JSON object per line.
     rounds
-        Times that each program is measured; more is steadier. It depends on the workload if not given.
+        Times that each program is measured; more is steadier. As many as fit in a minute a workload, if not given.
     """
     from nanograd_llm.bench import BENCHMARKS, ON_GPU, machine, run
 

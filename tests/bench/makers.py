@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -25,6 +27,15 @@ def counter(start=0):
 
 def refused():
     raise ConfigError("no such thing")
+
+
+def slow():
+    return lambda: time.sleep(60)
+
+
+def with_semaphore():
+    lock = multiprocessing.Lock()
+    return lambda: lock.acquire(False)
 
 
 def broken():

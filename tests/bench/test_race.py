@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 from multiprocessing import resource_tracker
 
 import pytest
-from makers import blocked_signals, broken, counter, end_process, refused, where_and_what
+from makers import blocked_signals, broken, counter, end_process, refused, slow, where_and_what
 
 from nanograd_llm.backend.processes import spawn
+from nanograd_llm.bench import race as race_module
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.bench.race import burst, contenders, race, warm_up
 from nanograd_llm.errors import NanogradError
@@ -36,6 +39,13 @@ def test_contenders_take_turns_in_bursts_and_the_median_counts():
     }
     assert race(children, rounds=3, size=2) == {"a": 2.0, "b": 5.0}
     assert turns == [("a", 2), ("b", 2)] * 3
+
+
+@pytest.mark.parametrize(("limit", "most", "rounds"), [(0, 9, 1), (3600, 3, 3)])
+def test_a_race_without_a_number_of_rounds_ends_by_its_limit_or_at_the_most(limit, most, rounds):
+    turns: list[tuple[str, int]] = []
+    race({"a": Recorded("a", turns, iter([1.0] * 99))}, None, 2, most=most, limit=limit)
+    assert turns == [("a", 2)] * rounds
 
 
 def test_the_first_step_of_a_turn_is_not_timed():
@@ -72,6 +82,33 @@ def test_an_optional_contender_that_fails_is_removed_with_a_note():
             Note("toy", "without compiled: ZeroDivisionError: by nothing")
         ]
         assert list(children) == ["ours"]
+
+
+def test_an_optional_contender_that_takes_too_long_is_removed_and_ends(monkeypatch):
+    monkeypatch.setattr(race_module, "COMPILING", 0.1)
+    monkeypatch.setattr("nanograd_llm.backend.processes.ENDING", 0.1)
+    with contenders({"compiled": slow}) as children:
+        process = children["compiled"].process
+        assert list(warm_up(children, "toy", optional=["compiled"])) == [
+            Note("toy", "without compiled: its first steps take more than 0.1 s")
+        ]
+        assert not children and not process.is_alive()
+
+
+@pytest.mark.parametrize("end", ["pass", "raise KeyboardInterrupt"])
+def test_a_contender_leaves_no_semaphore_behind_also_after_ctrl_c(end):
+    script = f"""
+import makers, contextlib
+from nanograd_llm.backend.processes import spawn
+from nanograd_llm.bench.race import burst
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt), spawn(makers.with_semaphore) as contender:
+        contender.ask(burst, 1)
+        {end}
+"""
+    folder = os.path.dirname(__file__)
+    answer = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 def test_a_required_contender_that_fails_ends_the_race():
