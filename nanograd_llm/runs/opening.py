@@ -221,7 +221,8 @@ class OpenedRun:
         model = self.model_class(config, seed=None)
         try:
             if adapters is not None:
-                model.fresh = tuple(name for name, _ in model.named_parameters() if f"{MOMENTS[0]}{name}" in arrays)
+                trained = {name.removeprefix(kind) for name in arrays for kind in MOMENTS if name.startswith(kind)}
+                model.fresh = tuple(name for name, _ in model.named_parameters() if name in trained)
                 places = [name for name, _ in model.named_modules() if f"{name}.adapter.A" in arrays]
                 lora.add(model, **{**dataclasses.asdict(adapters), "targets": places})
             weights = {name: arrays[name] for name, _ in model.named_parameters() if name in arrays}

@@ -8,7 +8,7 @@ Kingma and Ba 2015; Loshchilov and Hutter 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +20,16 @@ from nanograd_llm.training.flat import FlatParameters
 
 
 class Rates(NamedTuple):
-    """The factors of a step: rate is that of m/(√v + eps), decay of parameters that decay, scale of the gradient."""
+    """The factors of a step: rate is that of m/(√v + eps), decay of parameters that decay, scale of the gradient.
+
+    learning_rate: η itself.
+    """
 
     rate: float
     eps: float
     decay: float
     scale: float
+    learning_rate: float
 
 
 class AdamW:
@@ -64,7 +68,7 @@ class AdamW:
             raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
         by_id = {id(p): g for p, g in zip(self.order, gradients)}
         gradient = np.concatenate([by_id[id(p)].reshape(-1) for p in self.flat.parameters])
-        self.update(self.flat.blocks(0, 1), gradient, self.next_rates(learning_rate))
+        self.share(0, 1, gradient, self.next_rates(learning_rate))
 
     def next_rates(self, learning_rate: float, scale: float = 1.0) -> Rates:
         """Count a step and compute its factors for `update`. scale: of the gradient, for clipping.
@@ -77,7 +81,16 @@ class AdamW:
         # η = learning rate * √(1-β₂ᵗ)/(1-β₁ᵗ)
         correction = math.sqrt(1 - self.beta2**self.steps)
         rate, eps = learning_rate * correction / (1 - self.beta1**self.steps), self.eps * correction
-        return Rates(rate, eps, 1 - learning_rate * self.weight_decay, scale)
+        return Rates(rate, eps, 1 - learning_rate * self.weight_decay, scale, learning_rate)
+
+    def share(self, worker: int, workers: int, gradient: np.ndarray, rates: Rates) -> None:
+        """A worker's part of the update of all parameters."""
+        self.update(self.flat.blocks(worker, workers), gradient, rates)
+
+    def moments(self) -> Iterator[tuple[str, Parameter, np.ndarray]]:
+        """What a resumed run needs: the kind, such as "adamw.m.", the parameter, and the array in its shape."""
+        for kind, array in (("adamw.m.", self.m), ("adamw.v.", self.v)):
+            yield from ((kind, p, view) for p, view in zip(self.flat.parameters, self.flat.views(array)))
 
     def update(self, blocks: Iterable[slice], gradient: np.ndarray, rates: Rates) -> None:
         """Update the parameters in these blocks of the flat layout. gradient: the whole flat gradient."""

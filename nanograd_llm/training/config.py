@@ -24,6 +24,12 @@ class TrainConfig(Settings):
     accumulate: int = setting(
         "Pieces that each worker splits its rows into, to save memory (gradient accumulation).", default=1, low=1
     )
+    optimizer: str = setting(
+        "adamw for all parameters, or muon for the matrices of linear layers and adamw for all others: fewer steps to "
+        "the same loss, but each costs more, most of all with few tokens in a batch.",
+        default="adamw",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = setting("Peak of the learning rate.", default=1e-3)
     warmup: float = setting(
         "Share of the run in which the learning rate rises to its peak.", default=0.1, high=1, below=True
@@ -35,7 +41,7 @@ class TrainConfig(Settings):
         choices=SCHEDULES,
     )
     final: float = setting("Learning rate at the end, as a share of the peak.", default=0.01, high=1)
-    weight_decay: float = setting("Weight decay of AdamW, on matrices and tables only.", default=0.1)
+    weight_decay: float = setting("Weight decay, on matrices and tables only.", default=0.1)
     beta1: float = setting(
         "AdamW's β₁: how slowly its average of the gradient changes.", default=0.9, high=1, below=True
     )

@@ -1,12 +1,13 @@
 """The trainer minimises the `loss` of any Module, one step at a time.
 
-A step is forward, backward, clip, AdamW. Everything random in it follows from (seed, step), so the same settings give
-the same run.
+A step is forward, backward, clip, and the optimizer's update. Everything random in it follows from (seed, step), so
+the same settings give the same run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 import time
@@ -21,17 +22,19 @@ from nanograd_llm.backend.arrays import allow_tf32, device_of, to_device, to_hos
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import BadFileError, DeviceError, GraphError, NanogradError, NonFiniteError
+from nanograd_llm.nn.layers import Linear
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.layout import array_like
 from nanograd_llm.settings import counted, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.training.muon import Muon
 from nanograd_llm.training.schedule import scheduled
 from nanograd_llm.training.team import Processes, make_team
 from nanograd_llm.training.workers import Workers
 
 Batches = Callable[[int], Sequence[Any]]
-MOMENTS = ("adamw.m.", "adamw.v.")  # before the name of a parameter that is trained, in a state
+MOMENTS = ("adamw.m.", "adamw.v.", "muon.u.")  # before the name of a parameter that is trained, in a state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,9 @@ class Trainer:
                 raise DeviceError("processes is True, but a model on a GPU has one worker; set processes to False")
             allow_tf32(c.allow_tf32)
         team = make_team(1 if on_gpu else c.workers, None if on_gpu else c.processes)
-        self.optimizer = AdamW(
+        linear = [m.weight for _, m in model.named_modules() if isinstance(m, Linear)]
+        make = functools.partial(Muon, matrices=linear) if c.optimizer == "muon" else AdamW
+        self.optimizer = make(
             trained,
             beta1=c.beta1,
             beta2=c.beta2,
@@ -205,11 +210,9 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """As `state_dict`, the arrays themselves."""
-        flat = self.optimizer.flat
         names = {id(p): name for name, p in self.model.named_parameters()}
         state = self.model.arrays()
-        for prefix, array in zip(MOMENTS, (self.optimizer.m, self.optimizer.v)):
-            state |= {prefix + names[id(p)]: view for p, view in zip(flat.parameters, flat.views(array))}
+        state |= {kind + names[id(p)]: view for kind, p, view in self.optimizer.moments()}
         state["steps_done"] = np.asarray(self.steps_done, dtype=np.int64)
         state["items_seen"] = np.asarray(self.items_seen, dtype=np.int64)
         return state

@@ -84,7 +84,8 @@ class Workers:
         """Take the optimizer's step with the last gradient that was computed, times `scale`."""
         rates = self.optimizer.next_rates(learning_rate, scale)
         self.half_updated = True
-        self.team.run(self.update_blocks, [(worker, rates) for worker in range(self.count)])
+        with blas_threads(1):
+            self.team.run(self.update_blocks, [(worker, rates) for worker in range(self.count)])
         self.half_updated = False
 
     @property
@@ -133,7 +134,7 @@ class Workers:
         return squares
 
     def update_blocks(self, worker: int, rates: Rates) -> None:
-        self.optimizer.update(self.flat.blocks(worker, self.count), self.gradient, rates)
+        self.optimizer.share(worker, self.count, self.gradient, rates)
 
     def _split(self, batch: Sequence[Any], key: Sequence[int]) -> list[Piece]:
         """The batch in pieces of consecutive rows of about the same cost: workers times `pieces`, at most one a row."""

@@ -1,0 +1,91 @@
+"""Muon: each matrix moves by the orthogonal matrix nearest to its mean gradient, so that all directions move alike.
+
+Jordan et al. 2024; with the decay and the scale of Liu et al. 2025 (Moonlight), by which its steps are as large as
+those of AdamW, so that both have one learning rate:
+
+    u ← μu + (1-μ)g;  p ← p - η λ p - 0.2 η √max(n, m) O(μu + (1-μ)g),  p (n, m),  O(U S Vᵀ) ≈ U Vᵀ
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.training.adamw import AdamW, Rates
+
+MOMENTUM, SCALE = 0.95, 0.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from 0.01 to 1 come between 0.68 and 1.14
+ITERATIONS = 5
+
+
+def orthogonal(matrix: Any) -> Any:
+    """About the orthogonal factor U Vᵀ of a matrix U S Vᵀ, by Newton and Schulz's iteration.  (n, m) -> (n, m)
+
+    x ← (a + b G + c G²) x with G = x xᵀ, five times. Only G, on the shorter side, and the product of the brackets are
+    computed in between: they are polynomials of the first G, so they commute.
+
+    >>> turned = np.array([[0.6, -0.8], [0.8, 0.6]])
+    >>> bool(abs(orthogonal(turned @ np.diag([3.0, 1.0])) - turned).max() < 0.35)
+    True
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / (math.sqrt(float((matrix * matrix).sum())) + 1e-30)
+    gram, product = x @ x.T, None
+    for iteration in range(ITERATIONS):
+        bracket = gram @ gram
+        bracket *= c
+        bracket += b * gram
+        bracket.reshape(-1)[:: len(bracket) + 1] += a  # on the diagonal
+        product = bracket if product is None else bracket @ product
+        if iteration < ITERATIONS - 1:
+            gram = bracket @ gram @ bracket
+    return product @ x
+
+
+class Muon(AdamW):
+    """Optimizer over `parameters`: Muon on those in `matrices`, AdamW on all others, such as tables, norms and biases.
+
+    Other arguments as for AdamW. Each worker updates whole matrices.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], *, matrices: Collection[Parameter], **settings: Any):
+        by_muon = {id(parameter) for parameter in matrices}
+        # first in the flat layout, so that the rest is one range
+        super().__init__(sorted(parameters, key=lambda p: id(p) not in by_muon), **settings)
+        self.order = list(parameters)
+        count = sum(id(p) in by_muon for p in self.flat.parameters)
+        self.matrices = self.flat.parameters[:count]
+        self.rest = sum(p.size for p in self.matrices)  # where the numbers of the other parameters begin
+        # large and small ones in turn, for workers that take every second one, third one, ...
+        self._turns = sorted(range(count), key=lambda i: -self.matrices[i].size)
+
+    def share(self, worker: int, workers: int, gradient: np.ndarray, rates: Rates) -> None:
+        gradients, averages = self.flat.views(gradient), self.flat.views(self.m)
+        for i in self._turns[worker::workers]:
+            _update_matrix(self.matrices[i].data, averages[i], gradients[i], rates)
+        blocks = [slice(max(b.start, self.rest), b.stop) for b in self.flat.blocks(worker, workers)]
+        self.update([block for block in blocks if block.start < block.stop], gradient, rates)
+
+    def moments(self) -> Iterator[tuple[str, Parameter, np.ndarray]]:
+        mine = {id(p) for p in self.matrices}
+        for kind, parameter, view in super().moments():
+            if id(parameter) not in mine:
+                yield kind, parameter, view
+            elif kind == "adamw.m.":
+                yield "muon.u.", parameter, view
+
+
+def _update_matrix(p: Any, u: Any, gradient: Any, rates: Rates) -> None:
+    g = gradient * (rates.scale * (1 - MOMENTUM))
+    u *= MOMENTUM
+    u += g
+    direction = orthogonal(MOMENTUM * u + g)
+    direction *= SCALE * math.sqrt(max(p.shape)) * rates.learning_rate
+    p *= rates.decay
+    p -= direction
