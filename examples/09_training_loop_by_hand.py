@@ -16,7 +16,7 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.inference import Sampling, evaluate, generate
 from nanograd_llm.training import AdamW, TrainConfig, Trainer, clip_by_global_norm, scheduled
 
-STEPS, T, B = 600, 16, 32
+STEPS, T, B = 400, 16, 32
 PEAK, WARMUP, MAX_NORM = 1e-2, 0.2, 0.4  # learning rate; part of the run for warm-up; largest length of a gradient
 
 # %% The text, the model

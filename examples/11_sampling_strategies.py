@@ -22,7 +22,7 @@ tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)
 T = 16
 model = ng.GPT(ng.GPTConfig(vocab_size=tokenizer.vocab_size, context_length=T, n_layer=1, n_head=4, n_embd=64), seed=0)
-trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, max_norm=0.4, steps=500))
+trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, max_norm=0.4, steps=300, workers=1))
 *_, last = trainer.run(lambda step: text.random_windows(ids, context_length=T, batch_size=32, seed=0, step=step))
 print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 

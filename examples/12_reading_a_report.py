@@ -39,7 +39,7 @@ assert (culprit.op, culprit.pattern[:17]) == ("gelu", "off by the factor")
 
 # %% In a whole GPT
 # One wrong op makes nearly every gradient before it wrong. The culprit says which module called it.
-config = ng.GPTConfig(vocab_size=11, context_length=4, n_layer=2, n_head=2, n_embd=8)
+config = ng.GPTConfig(vocab_size=11, context_length=4, n_layer=1, n_head=2, n_embd=8)
 model, ids = ng.GPT(config, seed=0), rng.integers(0, 11, (2, 5))
 with planted(ops.layernorm, "x: cross terms dropped"):
     report = gradcheck(model.loss, ids[:, :-1], ids[:, 1:], jacobian=0)  # only random directions, which is faster

@@ -25,7 +25,7 @@ train_text, held_out = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(train_text, vocab_size=512)
 ids = tokenizer.encode(train_text)
 model = ng.GPT(ng.GPTConfig(vocab_size=tokenizer.vocab_size, context_length=32, n_layer=1, n_head=4, n_embd=64), seed=0)
-trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, steps=400))
+trainer = Trainer(model, TrainConfig(learning_rate=1e-2, warmup=0.2, final=0.05, steps=250, workers=1))
 *_, last = trainer.run(lambda step: text.random_windows(ids, context_length=32, batch_size=16, seed=0, step=step))
 model.eval()
 print(f"trained for {last.step} steps, loss {last.loss:.2f}")
@@ -90,7 +90,7 @@ except ng.NanogradError as error:
 code = Path(ng.nn.__file__).with_name("attention.py").read_text("utf-8")
 loaded, code_ids = ng.load_gpt2(Path(folder.name) / "hf"), tokenizer.encode(code[:-2000])
 before = evaluate_text(loaded, code[-2000:], tokenizer).bits_per_byte
-tuning = Trainer(loaded, TrainConfig(learning_rate=3e-3, steps=60))
+tuning = Trainer(loaded, TrainConfig(learning_rate=3e-3, steps=60, workers=1))
 list(tuning.run(lambda step: text.random_windows(code_ids, context_length=32, batch_size=16, seed=1, step=step)))
 after = evaluate_text(loaded, code[-2000:], tokenizer).bits_per_byte
 print(f"\nbits per byte on held-out code: {before:.2f}, after training on other code {after:.2f}")

@@ -71,7 +71,7 @@ assert ((targets >= 0).sum(axis=1) == 1).all()
 # %% Train an encoder and a decoder on the same sentences
 # They differ in what a token may look at, and in what is asked of them.
 sizes = dict(vocab_size=tokenizer.vocab_size, context_length=T, n_layer=2, n_head=4, n_embd=32)
-config = TrainConfig(steps=300, learning_rate=5e-3)
+config = TrainConfig(steps=250, learning_rate=5e-3, workers=1)
 encoder, decoder = BERT(BERTConfig(**sizes), seed=0), ng.GPT(ng.GPTConfig(**sizes), seed=0)
 *_, last = Trainer(encoder, config).run(hide)
 print(f"encoder: loss {last.loss:.2f} at hidden words")

@@ -52,7 +52,7 @@ config = ng.EncoderDecoderConfig(
     vocab_size=tokenizer.vocab_size, context_length=8, n_layer=1, n_head=4, n_embd=64, pad_id=END
 )
 model = ng.EncoderDecoder(config)
-trainer = Trainer(model, TrainConfig(steps=500, batch_size=32, learning_rate=4e-3, beta2=0.98, workers=1))
+trainer = Trainer(model, TrainConfig(steps=400, batch_size=32, learning_rate=4e-3, beta2=0.98, workers=1))
 for record in trainer.run(batch):
     if record.step % 100 == 0:
         print(f"step {record.step}: loss {record.loss:.3f}")

@@ -55,7 +55,7 @@ def new_model():
 
 
 model = new_model()
-*_, last = Trainer(model, TrainConfig(steps=600, learning_rate=5e-3)).run(hide)
+*_, last = Trainer(model, TrainConfig(steps=400, learning_rate=5e-3, workers=1)).run(hide)
 print(f"trained for {last.step} steps, loss {last.loss:.2f}")
 
 # %% A text becomes a vector

@@ -80,7 +80,7 @@ print("logits:", model(tokens, lengths).shape)
 assert model(tokens, lengths).shape == (4, 3)
 
 # %% Train it, and ask who
-*_, last = Trainer(model, TrainConfig(steps=250, learning_rate=5e-3)).run(batch)
+*_, last = Trainer(model, TrainConfig(steps=250, learning_rate=5e-3, workers=1)).run(batch)
 found = classify(model, tokenizer, texts[held_out])  # probabilities (N, K)
 right = (found.argmax(axis=1) == doers[held_out]).mean()
 print(f"\nwho, by the model: {right:.0%} (loss {last.loss:.3f})")
@@ -109,7 +109,7 @@ assert np.abs(careless - model(tokens, lengths).data).max() > 0.1
 # --train-layers head, last and all; on a model that was trained on much text, the head alone goes far.
 frozen = new_model()
 frozen.model.freeze()
-list(Trainer(frozen, TrainConfig(steps=250, learning_rate=5e-3)).run(batch))
+list(Trainer(frozen, TrainConfig(steps=250, learning_rate=5e-3, workers=1)).run(batch))
 head_alone = (classify(frozen, tokenizer, texts[held_out]).argmax(axis=1) == doers[held_out]).mean()
 print(f"who, by a head on a fresh model: {head_alone:.0%}")
 assert head_alone < 0.9 < right

@@ -84,7 +84,7 @@ def answers(model, template):
     return [tokenizer.decode(ids) for ids in written], np.mean([len(ids) < 6 for ids in written])
 
 
-model = trained(600)
+model = trained(450)
 found, ended = answers(model, template)
 right = np.mean([answer == wanted for answer, (_, wanted) in zip(found, unseen)])
 print(f"right {right:.0%}, ended {ended:.0%}")
