@@ -38,10 +38,11 @@ myst_heading_anchors = 3
 myst_enable_extensions = []
 nb_custom_formats = {".py": "course.read"}
 nb_execution_mode = "force"
+if tags.has("python_runs_elsewhere"):  # noqa: F821  Sphinx hands `tags` to this file; see `.ci/run`
+    nb_execution_mode = "off"
+    suppress_warnings = ["myst-nb.lexer"]  # a cell's language is known once it has run
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
-if tags.has("lessons_run_elsewhere"):  # noqa: F821  Sphinx hands `tags` to this file; see `.ci/run`
-    nb_execution_excludepatterns = ["course/*"]
 nb_execution_show_tb = True
 nb_merge_streams = True
 
