@@ -1,19 +1,24 @@
-"""The site is correct: the Python of its guides runs, its commands exist, and no word of a lesson is missing."""
+"""README, CONTRIBUTING and the site are correct: Python runs, commands exist, no word of a lesson is missing."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import nanograd_llm
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
-LESSONS = sorted((DOCS.parent / "examples").glob("*.py"))
+LESSONS = sorted((ROOT / "examples").glob("*.py"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -21,12 +26,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = "\n".join(block for page in (DOCS / "index.md", *GUIDES) for block in blocks(page, "")).splitlines()
+    lines = "\n".join(block for page in (*PAGES, DOCS / "index.md", *GUIDES) for block in blocks(page, "")).splitlines()
     return [part.strip() for line in lines for part in line.split("&&") if part.strip().startswith("nanograd-llm")]
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_option_the_guides_show_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", dict.fromkeys(commands()))
+def test_every_option_that_is_shown_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from nanograd_llm.cli import main
 
     _, name, *words = shlex.split(command)
@@ -35,6 +40,28 @@ def test_every_option_the_guides_show_exists(command: str, capsys: pytest.Captur
     shown = capsys.readouterr().out
     for option in (word for word in words if word.startswith("--")):
         assert option in shown
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [(PAGES[0], ["bits_per_byte", "gradients of loss: right"]), (PAGES[1], [r"softsign .* right", "Gate .* right"])],
+)
+def test_the_python_of_a_page_runs_in_order(page: Path, printed: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-c", "\n".join(blocks(page, "python"))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert all(re.search(words, done.stdout) for words in printed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)

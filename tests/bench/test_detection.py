@@ -13,10 +13,14 @@ from nanograd_llm.bench.figures import Figure
 from nanograd_llm.gradcheck import Case
 
 
-def test_nothing_is_missed_or_doubted_in_a_small_sample():
-    found = [one for one in detection.bench(False, 1) if isinstance(one, Figure)]
+def test_nothing_is_missed_or_doubted_in_a_small_sample_and_a_table_follows(monkeypatch):
+    reports = detection.bench(False, 1)
+    found = list(itertools.islice(reports, 4))
+    assert all(isinstance(figure, Figure) for figure in found)
     assert [(figure.value, figure.unit) for figure in found[:3]] == [(0, "of 1"), (0, "of 1"), (0, "of 100")]
     assert all(figure.target.is_met(figure.value) for figure in found[:3]) and found[3].value <= 1
+    monkeypatch.setattr(detection, "_package", lambda: [ops.exp, ops.softmax])  # of the 58 rows of the table
+    assert [report.note.split()[0] for report in reports] == ["the", "op", "exp", "softmax"]
     assert " ".join(str(found[0]).split()) == "one entry of 1,000 off by a billionth, missed 0 of 1"
 
 

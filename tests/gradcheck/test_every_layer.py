@@ -20,6 +20,7 @@ for room in ("nn", "models"):
     for module in pkgutil.iter_modules(path, f"nanograd_llm.{room}."):
         importlib.import_module(module.name)
 OURS = [layer for layer in layers() if layer.__module__.startswith(("nanograd_llm.nn.", "nanograd_llm.models."))]
+MODELS = [layer for layer in OURS if layer.__module__.startswith("nanograd_llm.models.")]
 
 
 def undeclared(classes):
@@ -70,7 +71,18 @@ def test_a_loss_that_no_specimen_is_would_be_found(biased):
     assert losses_unchecked([biased]) == []
 
 
-@pytest.mark.parametrize("layer", OURS, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_the_gradients_of_a_model_are_right(model):
+    """`nanograd-llm gradcheck`, which `.ci/run` starts, also plants a mistake in each of its ops."""
+    for f, inputs in draw_specimens(model, np.random.default_rng(0), 1):
+        assert (report := gradcheck(f, *inputs)).passed, report
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [pytest.param(one, marks=pytest.mark.thorough if one in MODELS else ()) for one in OURS],
+    ids=lambda layer: layer.__name__,
+)
 def test_the_gradients_of_a_layer_are_right_and_a_mistake_in_each_of_its_ops_is_noticed(layer):
     found = check_layer(layer, order=1, cases=1)
     assert found.passed, found.problems
@@ -115,7 +127,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 
 SCALES = [0.01, 0.1, 10.0, 100.0]
-SMALL = [layer for layer in OURS if layer is GPT or layer.__module__.startswith("nanograd_llm.nn.")]
+SMALL = [layer for layer in OURS if layer is GPT or layer not in MODELS]
 
 
 def require_not_wrong(f, inputs, scale):

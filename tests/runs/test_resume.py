@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -45,6 +46,19 @@ def prepared(folder, task="language-model", **options):
     return prepare_run(folder / "run", options=options)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The last checkpoint of a run that was not stopped, for each task that is asked for; trained once."""
+
+    @functools.cache
+    def trained(task="language-model"):
+        run = prepared(tmp_path_factory.mktemp("whole"), task)
+        list(run.train())
+        return last(run.folder.path)
+
+    return trained
+
+
 def stopped(folder, task="language-model", at=3, **options):
     """The folder of a run that was stopped after a step; the run was saved then."""
     run = prepared(folder, task, **options)
@@ -81,14 +95,11 @@ def last(path):
 
 @pytest.mark.parametrize("at", [1, 4, STEPS - 1])
 @pytest.mark.parametrize("task", TASKS)
-def test_a_resumed_run_ends_with_the_bytes_of_one_that_was_not_stopped(tmp_path, task, at):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    list(prepared(tmp_path / "whole", task).train())
-    path = stopped(tmp_path / "parts", task, at)
+def test_a_resumed_run_ends_with_the_bytes_of_one_that_was_not_stopped(tmp_path, task, at, whole):
+    path = stopped(tmp_path, task, at)
     assert list(RunFolder.open(path).checkpoints())[-1] == at
     list(resume_run(path).train())
-    assert last(path) == last(tmp_path / "whole" / "run")
+    assert last(path) == whole(task)
 
 
 def test_metrics_and_samples_of_a_resumed_run_are_those_of_one_that_was_not_stopped(tmp_path):
@@ -110,9 +121,7 @@ def test_metrics_and_samples_of_a_resumed_run_are_those_of_one_that_was_not_stop
     assert samples[0] == samples[1] and samples[0].count(b"--- step") >= 2
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
-    (tmp_path / "whole").mkdir()
-    list(prepared(tmp_path / "whole").train())
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, whole):
     path = prepared(tmp_path).folder.path
     code = """
 import os, signal, sys
@@ -128,18 +137,7 @@ for event in run.train():
     again = path.parent / "again"
     assert list(RunFolder.open(again).checkpoints()) == [2, 4]
     list(resume_run(again).train())
-    assert last(again) == last(tmp_path / "whole" / "run")
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
-    path = stopped(tmp_path, at=5)
-    RunFolder.open(path).checkpoint_path(5).write_bytes(b"damaged")
-    (tmp_path / "whole").mkdir()
-    list(prepared(tmp_path / "whole").train())
-    run = resume_run(path)
-    assert (run.trainer.steps_done, run.damaged) == (4, 5)
-    list(run.train())
-    assert last(path) == last(tmp_path / "whole" / "run") and 5 not in RunFolder.open(path).checkpoints()
+    assert last(again) == whole()
 
 
 def test_the_last_checkpoint_is_written_again_where_it_was_damaged(tmp_path):
@@ -163,25 +161,21 @@ def test_a_run_is_not_written_through_a_link(tmp_path, name):
         resume_run(path)
 
 
-def test_data_that_were_moved_are_given_by_their_new_name(tmp_path):
-    (tmp_path / "whole").mkdir()
-    list(prepared(tmp_path / "whole").train())
+def test_data_that_were_moved_are_given_by_their_new_name(tmp_path, whole):
     path = stopped(tmp_path)
     (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
     with pytest.raises(StorageError, match="text.txt: no such file"):
         resume_run(path)
     list(resume_run(path, options={"file": str(tmp_path / "moved.txt")}).train())
-    assert last(path) == last(tmp_path / "whole" / "run")
+    assert last(path) == whole()
     assert RunFolder.open(path).read_config()["text"]["file"] == str(tmp_path / "moved.txt")
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
-    (tmp_path / "whole").mkdir()
-    list(prepared(tmp_path / "whole").train())
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path, whole):
     run = prepared(tmp_path)
     run.folder.close()
     list(resume_run(run.folder.path).train())
-    assert last(run.folder.path) == last(tmp_path / "whole" / "run")
+    assert last(run.folder.path) == whole()
 
 
 def test_fewer_steps_than_are_done_are_refused_with_both_numbers(tmp_path):

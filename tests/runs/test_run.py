@@ -268,14 +268,14 @@ def test_a_checkpoint_is_saved_every_few_minutes_and_the_last_two_of_them_are_ke
     assert list(RunFolder.open(tmp_path / "run").checkpoints()) == [4, 5, 6]
 
 
-@pytest.mark.parametrize(("every", "steps"), [(None, 500), (10, 40)])
+@pytest.mark.parametrize(("every", "steps"), [(None, 250), (10, 40)])
 def test_scores_take_a_tenth_of_the_steps_at_most_on_the_same_rows_each_time(tmp_path, every, steps, monkeypatch):
     """A row that is trained on costs two that are scored."""
     (tmp_path / "text.txt").write_text(" ".join(map(str, range(40_000))), "utf-8")
     monkeypatch.setattr("nanograd_llm.runs.run.LEAST_NUMBERS", 0)
     run = new_run(tmp_path, TextConfig(str(tmp_path / "text.txt"), "bytes"), short(steps=steps), evaluate_every=every)
     scored = [event.score.measured_on for event in run.train() if isinstance(event, Scored)]
-    windows = {500: 80, 40: 8}[steps]  # a fifth of 500 steps, or 10 steps, each of 4 rows; a fifth of these
+    windows = {250: 40, 40: 8}[steps]  # a fifth of 250 steps, or 10 steps, each of 4 rows; a fifth of these
     (found,) = set(scored)
     tokens = int(re.match(r"(\d+) of the [\d,]+ held-out tokens$", found)[1])
     assert (windows - 1) * 8 + 16 >= tokens > (windows - 2) * 8

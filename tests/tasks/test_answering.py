@@ -377,8 +377,9 @@ def test_a_run_made_again_from_its_config_keeps_the_turns_of_its_template(nano: 
 
 
 def test_built_in_preferences_report_the_manner_and_the_right_answers(nano: str) -> None:
-    task = preferences(nano)
-    score = task.score(4)
+    start = ng.open_model(nano)
+    of_many = dataclasses.replace(SHORT, batch_size=64)  # the reference of 3,000 pairs is computed in batches
+    score = (task := Preferences(PreferenceConfig(), start.config, of_many, start=start)).score(4)
     assert (score.name, len(task.learned), len(task.held_out)) == ("wanted manner", 2_000, 1_000)
     assert score.remark.startswith("the wanted manner is to end with ', gladly.'; the margin is how much more")
     assert [*score.also] == ["right answers", "reward accuracy", "margin", "log p chosen", "log p rejected"]

@@ -6,6 +6,7 @@ its paper writes it.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,17 @@ def fast(dtype: str, **options: Any) -> list[float]:
     return [trainer.step(*batch) for batch in batches()]
 
 
-def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    for name, op in registry.items():
-        if op.equals is not None:
-            monkeypatch.setattr(ops, name, op.equals)
-    monkeypatch.setattr(layers, "ACTIVATIONS", {"gelu": registry["gelu"].equals})
+@functools.cache
+def composed(dtype: str) -> list[float]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, op in registry.items():
+            if op.equals is not None:
+                patch.setattr(ops, name, op.equals)
+        patch.setattr(layers, "ACTIVATIONS", {"gelu": registry["gelu"].equals})
+        return steps_by_definition(dtype)
+
+
+def steps_by_definition(dtype: str) -> list[float]:
     model, c = GPT(CONFIG).astype(dtype), TrainConfig(steps=STEPS, learning_rate=1e-2)
     parameters = model.parameters()
     m, v = ([np.zeros_like(p.data) for p in parameters] for _ in range(2))
@@ -73,9 +80,9 @@ def composed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
 def test_a_hundred_fast_steps_have_the_losses_of_the_definitions(
-    options: dict[str, Any], dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], dtype: str, tolerance: float
 ) -> None:
     losses = fast(dtype, **options)
-    expected = composed(dtype, monkeypatch)
+    expected = composed(dtype)
     assert expected[-1] < 0.9 * expected[0]
     np.testing.assert_allclose(losses, expected, rtol=tolerance)

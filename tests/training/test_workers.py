@@ -101,14 +101,6 @@ def test_dropout_follows_the_key_and_the_piece() -> None:
     assert loss != workers.loss_and_gradient((tokens, targets), (7, 4))[0]
 
 
-def test_lists_give_what_arrays_give() -> None:
-    tokens, targets = batch(5, "some")
-    as_lists = split(gpt(), tokens.tolist(), targets.tolist(), count=2)
-    as_arrays = split(gpt(), tokens, targets, count=2)
-    assert as_lists[0] == as_arrays[0]
-    assert np.array_equal(as_lists[1], as_arrays[1])
-
-
 def test_a_batch_in_which_no_target_counts_is_refused() -> None:
     tokens, targets = batch(4)
     with pytest.raises(ShapeError, match="none of the tokens of this batch counts"):

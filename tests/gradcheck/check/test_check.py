@@ -14,7 +14,6 @@ from nanograd_llm.autograd.op import op as declare
 from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck
-from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.ops import composed
 
 
@@ -102,16 +101,6 @@ def test_an_all_ones_cotangent_tests_nothing_of_softmax_and_a_random_one_does(mo
     assert np.abs(wrong).max() < 1e-12  # .sum().backward() sees nothing
     assert gradcheck(lambda x: ops.softmax(x).sum(), x).passed
     assert not gradcheck(ops.softmax, x).passed
-
-
-def test_right_gradients_never_fail():
-    checked = 0
-    for op in registry.values():
-        for case in samples.draw_cases(op, np.random.default_rng(1), 6):
-            report = every_op.check_case(op, case, seed=checked)
-            assert report.passed, f"{case}\n{report}"
-            checked += 1
-    assert checked >= 300
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_the_mistakes_in_functions_that_weak_tests_do_not_notice_are_listed(scor
 
 
 def test_a_backward_rule_that_no_test_calls_is_named(score):
-    _, said = score(FUNCTIONS + STRONG_FUNCTIONS.partition("def test_slope")[0], "--gradient-mutants")
+    _, said = score(FUNCTIONS + WEAK_FUNCTIONS.partition("def test_slope")[0], "--gradient-mutants")
     assert "0 of 0 mistakes noticed: no test calls it" in said
     assert "--gradient-mutants=slope" not in said
     _, said = score(FUNCTIONS + STRONG_FUNCTIONS, "--gradient-mutants=slope")
