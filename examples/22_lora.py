@@ -39,7 +39,7 @@ def bits(model, source):
     return evaluate(model, tokenizer.encode(source), tokenizer, context_length=32).bits_per_byte
 
 
-train(model, manual, steps=250, learning_rate=8e-3)
+train(model, manual, steps=300, learning_rate=8e-3)
 folder = Path(nn.__file__).parent
 code = "\n".join((folder / name).read_text("utf-8") for name in ("attention.py", "block.py", "layers.py"))
 unseen_code, unseen_manual = (folder / "module.py").read_text("utf-8")[:8000], manual[-8000:]
@@ -59,7 +59,7 @@ assert np.array_equal(model(ids).data, logits)
 # The trainer keeps a gradient and two moments for what is trained, and backward computes no gradient of W. So large
 # models need less than half of the memory.
 trained, total = sum(p.size for p in model.trainable_parameters()), model.parameter_count()
-trainer = train(model, code, steps=150, learning_rate=2e-2)
+trainer = train(model, code, steps=250, learning_rate=2e-2)
 print(f"trained {trained:,} of {total:,} parameters; moments: {trainer.optimizer.m.size:,} numbers")
 assert trainer.optimizer.m.size == trained < total / 6
 after = bits(model, unseen_code)
