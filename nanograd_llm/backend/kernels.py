@@ -325,8 +325,11 @@ def _write_mask(mask, key, threshold, scale):
     _launch("drop", math.ceil(threads / 256), 256, mask, mask.size, *key, np.uint64(threshold), float(scale))
 
 
+FEW = 8  # sequences; with more, cuBLAS multiplies faster than the kernel for one token
+
+
 class GPTBlockStep:
-    """A block of GPT for one more token of each of a few sequences, in seven kernels: see `inference.decoder`.
+    """A block of GPT for one more token of each sequence, in seven kernels for a few: see `inference.decoder`.
 
     layers: weight and bias (or None) of the first norm, qkv, out, the second norm, up and down.
     keys, values: of the cache, (B, H, T, D). x: the residual stream (B, C), to which the block's output is added.
@@ -345,6 +348,8 @@ class GPTBlockStep:
         def linear(a: Any, layer: Any, y: Any, is_added: int = 0, is_activated: int = 0) -> Callable[..., None]:
             (w, b), (n, m) = layer, layer[0].shape
             b = arrays.zeros(m, w.dtype) if b is None else b
+            if B > FEW:
+                return functools.partial(_linear_of_many, a, w, b, y, is_added, is_activated)
             return prepared("linear_step", (-(-m // 8), B), 1024, a, w, b, y, n, m, is_added, is_activated)
 
         def norm(layer: Any, eps: float) -> Callable[..., None]:
@@ -362,6 +367,17 @@ class GPTBlockStep:
         self.attend(n)
         for run in self.after:
             run()
+
+
+def _linear_of_many(x: Any, w: Any, b: Any, y: Any, is_added: int, is_activated: int) -> None:
+    """What `linear_step` computes, by cuBLAS: y = x w + b, or y += that, or y = gelu of that."""
+    if is_added:
+        np.add(y, b, out=y)
+    else:
+        y[...] = b
+    _product(x, w, add_to=y)
+    if is_activated:
+        _gelu_into(y, y)
 
 
 QUERIES = 256  # of a block of attention: fewer would leave parts of a GPU idle, more compute more hidden scores

@@ -74,7 +74,7 @@ class Decoder:
         self.stream = _empty((*lead, model.config.n_embd), self.tokens)
         self.out = self.logits.reshape(*lead, -1)
         self.norm = _norm_step(model.ln_f, self.stream)
-        step = GPUBlockStep if can_use_kernels(model, rows) else BlockStep
+        step = GPUBlockStep if can_use_kernels(model) else BlockStep
         self.blocks = [step(block, cache, self.stream) for block, cache in zip(model.blocks, caches)]
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
@@ -249,9 +249,6 @@ class GPUBlockStep:
         self.step(self.cache.claim(1))
 
 
-FEW = 8  # sequences; with more, cuBLAS multiplies faster than the kernel for one token
-
-
-def can_use_kernels(model: GPT, rows: int) -> bool:
-    """Can `GPUBlockStep` compute the blocks of this model, for so many sequences?"""
-    return rows <= FEW and has_kernels(model.wte.data) and model.config.activation == "gelu"
+def can_use_kernels(model: GPT) -> bool:
+    """Can `GPUBlockStep` compute the blocks of this model?"""
+    return has_kernels(model.wte.data) and model.config.activation == "gelu"

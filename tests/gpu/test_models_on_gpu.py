@@ -104,7 +104,7 @@ def test_a_trainer_on_a_gpu_gives_the_same_bits_every_time() -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("prompts", [[1, 2], [[1], [4, 5, 6]]])
+@pytest.mark.parametrize("prompts", [[1, 2], [[1], [4, 5, 6]], [[n] for n in range(1, 11)]])
 def test_generation_writes_what_the_cpu_writes(prompts: Any, cache: bool) -> None:
     written = [
         generate(gpt(device), prompts, max_new_tokens=24, sampling=Sampling(temperature=0.8, seed=3), cache=cache)
