@@ -57,6 +57,8 @@ def hidden_places(
     model: BERT, tokenizer: Tokenizer, text: str, *, truncate: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a text with [MASK], and where that stands, both (1, T). Raises as `fill` does."""
+    from nanograd_llm.text.wordpiece import MASK
+
     mask = tokenizer.special_id(MASK)
     if mask is None:
         raise ConfigError(f"this model's tokenizer has no {MASK}, so it cannot be asked for a word")
