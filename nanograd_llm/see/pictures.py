@@ -225,7 +225,8 @@ def _chart(title: str, of: Sequence[tuple[Any, str, str]], log: bool) -> str:
         lines += f'<path class="line" {_dash(number)} d="M{"L".join(points)}"/>' if points else ""
     bottom, top = (f"{10**v if log else v:.3g}" for v in (low[1], high[1]))
     return (
-        f'<figure><svg width="380" height="200" viewBox="0 0 380 200" role="img" aria-label="{title}, from {bottom} to {top}">'
+        f'<figure><svg width="380" height="200" viewBox="0 0 380 200" role="img" '
+        f'aria-label="{title}, from {bottom} to {top}">'
         f'<path class="axis" d="M60 20V170H360"/>{lines}<text x="54" y="26" text-anchor="end">{top}</text>'
         f'<text x="54" y="172" text-anchor="end">{bottom}</text><text x="60" y="188">{low[0]:,.0f}</text>'
         f'<text x="360" y="188" text-anchor="end">{high[0]:,.0f}</text></svg><figcaption>{title}</figcaption></figure>'

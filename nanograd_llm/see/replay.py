@@ -184,8 +184,10 @@ class Terms:
     def __str__(self) -> str:
         zero = self.outputs - len(self.terms)
         others = f", and {zero} that are zero" if zero else ""
-        lines = [f"{self.entry} = Σ ȳ·∂y/∂{self.entry.replace(BAR, '')}: {counted(len(self.terms), 'term')}{others}"]
-        lines += [f"  ȳ{at(k)}·∂y{at(k)} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
+        x = self.entry.replace(BAR, "")
+        lines = [f"{self.entry} = Σ ȳ·∂y/∂{x}: {counted(len(self.terms), 'term')}{others}"]
+        of = f"/∂{x.partition('[')[0]}"
+        lines += [f"  ȳ{at(k)}·∂y{at(k)}{of} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
         if rest := self.terms[_SHOWN:]:
             lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
         verdict = "they agree" if self.agrees else "they differ: the rule is wrong here"
@@ -302,7 +304,9 @@ def _along(a: np.ndarray, u: np.ndarray, t: complex) -> np.ndarray:
 
 def _difference(line: Line, step: float = STEP) -> Derivative:
     """The slope by one central difference."""
-    value = np.asarray((line(step) - line(-step)) / (2 * step))
+    with np.errstate(all="ignore"):
+        ahead, behind = line(step), line(-step)
+        value = np.asarray(np.where(ahead == behind, 0.0, ahead - behind) / (2 * step))  # infinities that stay are flat
     return Derivative(value, np.zeros_like(value), step, "a difference")
 
 

@@ -300,6 +300,55 @@ def test_a_rule_that_is_wrong_in_one_small_entry_is_marked_in_the_file(gpt) -> N
     assert wrong == [(4, "w")]
 
 
+def test_of_a_large_call_the_entry_with_the_largest_gradient_is_worked_out_and_a_wrong_rule_marked(gpt) -> None:
+    def data() -> Any:
+        return json.loads(page(gpt).split('id="data">')[1].split("</script>")[0])
+
+    call = gpt[4]
+    sent = call.sent[1].copy()
+    sent.flat[np.argmin(np.abs(sent))] += 0.1 * np.abs(sent).max()
+    with patch.object(page_module, "LARGE", 10):
+        right = data()
+        with patch.object(call, "sent", [call.sent[0], sent, call.sent[2]]):
+            marked = [(n, x["n"]) for n, c in enumerate(data()["calls"]) for x in c["in"] if x.get("ok") == 0]
+        assert marked == [(4, "w")]
+    found = [(gpt[n].sent[x["i"]], x["t"]) for n, c in enumerate(right["calls"]) for x in c["in"] if "g" in x]
+    assert len(found) > 20 and all([int(place) for place in t] == [np.argmax(np.abs(g))] for g, t in found)
+    assert all(terms[4] == 1 for _, t in found for terms in t.values())
+    nudges = [(value.grad, shown["nudge"]) for value, shown in zip(gpt.values(), right["values"])]
+    assert all([int(place) for place in nudge] == [np.argmax(np.abs(grad))] for grad, nudge in nudges)
+    assert all(nudge[2] == 1 for _, some in nudges for nudge in some.values())
+
+
+def test_where_not_all_can_be_nudged_sums_of_several_uses_come_first(gpt) -> None:
+    with patch.object(page_module, "LARGE", 10), patch.object(page_module, "_REPLAYED", 3e4):
+        values = json.loads(page(gpt).split('id="data">')[1].split("</script>")[0])["values"]
+    nudged = [bool(value["nudge"]) for value in values]
+    assert all(nudged[i] for i, value in enumerate(values) if len(value["uses"]) > 1) and not all(nudged)
+
+
+@pytest.mark.browser
+def test_a_number_of_a_tied_table_is_explained_use_by_use(opened: Opened, gpt) -> None:
+    opened.press("End")
+    opened.tab.click('figure[data-name="wte.grad"] td[data-k="3"]')
+    panel = opened.tab.inner_text("#panel")
+    head, lookup = (float(str(use.gradient[0, 3])) for use in gpt.uses("wte"))
+    assert panel.startswith("wte.grad[0,3] = ") and panel.count("they agree") == 3
+    assert f"from 14 linear_cross_entropy: {head}" in panel and f"+ from 0 embedding: {lookup}" in panel
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1300])
+def test_no_page_is_wider_than_the_screen(browser, file: Path, scalar_file: Path, tmp_path: Path, width: int) -> None:
+    for path in (file, scalar_file, *plain_pages(tmp_path)):
+        found = Opened(browser, path)
+        found.tab.set_viewport_size({"width": width, "height": 700})
+        for _ in range(31):
+            assert found.tab.evaluate("document.documentElement.scrollWidth") <= width, (path, found.tab.url)
+            found.tab.keyboard.press("ArrowRight")
+        found.tab.close()
+
+
 @pytest.mark.browser
 def test_an_expression_is_drawn_with_values_gradients_and_slopes(browser, scalar_file: Path) -> None:
     found = Opened(browser, scalar_file)
@@ -337,6 +386,14 @@ def serious(axe: Any, found: Opened) -> list[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_of_look_and_plot_are_quiet_and_accessible(browser, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for path in plain_pages(tmp_path):
+        found = Opened(browser, path, color_scheme=scheme)
+        assert found.complaints == [] and len(found.requests) == 1
+        assert serious(axe, Opened(browser, path, color_scheme=scheme, bypass_csp=True)) == []
+
+
+def plain_pages(folder: Path) -> list[Path]:
+    """Pages of look and plot."""
     model = small_gpt(n_layer=2)[0]
     ids = np.array([[4, 3, 2, 0, 4, 1]])
     result = look(ng.trace(model.loss, ids[:, :-1], ids[:, 1:]))
@@ -347,7 +404,5 @@ def test_the_pages_of_look_and_plot_are_quiet_and_accessible(browser, tmp_path: 
         "plot.html": training_page({"one": METRICS, "two": METRICS}, {"one": watched}),
     }
     for name, text in pages.items():
-        (tmp_path / name).write_text(text, "utf-8")
-        found = Opened(browser, tmp_path / name, color_scheme=scheme)
-        assert found.complaints == [] and len(found.requests) == 1
-        assert serious(axe, Opened(browser, tmp_path / name, color_scheme=scheme, bypass_csp=True)) == []
+        (folder / name).write_text(text, "utf-8")
+    return [folder / name for name in pages]

@@ -29,7 +29,7 @@ def test_a_term_is_a_cotangent_times_a_slope_and_the_largest_comes_first() -> No
     found = trace.terms(0, "x", (0, 0))
     assert found.terms == [((0, 1), 10.0, 5.0), ((0, 0), 1.0, 3.0), ((0, 2), 0.0, 7.0)]
     assert found.total == found.sent == 53 and found.agrees
-    assert str(found).splitlines()[:2] == ["x̄[0,0] = Σ ȳ·∂y/∂x[0,0]: 3 terms", "  ȳ[0,1]·∂y[0,1] = 10·5 = 50"]
+    assert str(found).splitlines()[:2] == ["x̄[0,0] = Σ ȳ·∂y/∂x[0,0]: 3 terms", "  ȳ[0,1]·∂y[0,1]/∂x = 10·5 = 50"]
 
 
 @pytest.mark.parametrize("name", OPS)
