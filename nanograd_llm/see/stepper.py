@@ -28,7 +28,7 @@ l          list the calls around this one
 p x[0,3]   print an array or an entry: an input, y, or a gradient: dy, dx; or anything in the table by its name
 t x[0,3]   the terms of the chain rule that make up the entry of dx
 m x[0,3]   move the entry up and down, and compare with backward
-u wte      the gradient of a value, use by use
+u wte[4,0] the gradient of a value, or of an entry of it, use by use
 c          check each rule: its gradients beside the slopes of its forward, along random directions
 open       open a fused op into the composition it equals; up comes back
 h          this help
@@ -134,11 +134,15 @@ class Stepper:
         return str(nudge(self.trace, value, index or ()))
 
     def uses(self, rest: str) -> str:
-        value, _, _, name = self._found(rest)
-        if not isinstance(value, Value) or not value.uses:
+        value, index, _, name = self._found(rest)
+        if not isinstance(value, Value) or not value.uses or value.grad is None:
             raise GraphError(f"{name} gets its gradient from no call")
-        lines = [f"  |{norm(use.gradient):.4g}| from {use}" for use in value.uses]
-        return "\n".join([f"the gradient of {value.label} is the sum of {counted(len(value.uses), 'use')}", *lines])
+        shown, total = (lambda a: f"|{norm(a):.4g}|"), ""
+        if index:
+            index = require_index(value.array, index, name)
+            shown, total = (lambda a: f"{a[index]:.6g}"), f"{value.grad[index]:.6g}, "
+        first = f"the gradient of {value.label}{at(index or ())} is {total}the sum of {counted(len(value.uses), 'use')}"
+        return "\n".join([first, *(f"  {shown(use.gradient)} from {use}" for use in value.uses)])
 
     def checked(self, _: str) -> str:
         wrong = [f"{call.name}, to {call.input_name(place)}" for call, place in wrong_rules(self.trace)]

@@ -40,7 +40,10 @@ def gpt() -> Any:
 
 WALKS = {  # a trace, and the commands, an empty one among them
     "expression": (scalar, "n/n/n/t x/p dx//m h1/n/n/n/b/u h1/q"),
-    "gpt": (gpt, "g 12/f/n/b/g 3/f/t x[0,3,2]/m blocks.0.ln_1[0,3,2]/open/n/f/n/l/up/u wte/p dwte[4]/m wte[4,0]/h"),
+    "gpt": (
+        gpt,
+        "g 12/f/n/b/g 3/f/t x[0,3,2]/m blocks.0.ln_1[0,3,2]/open/n/f/n/l/up/u wte/u wte[4,0]/p dwte[4]/m wte[4,0]/h",
+    ),
 }
 MISTAKES = {
     "s": "there is no command 's'; h lists them",
