@@ -216,7 +216,7 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
     assert x is not None and sent is not None
     index = require_movable(x.array, index, call.input_name(place))
     moves = {place: lambda t: moved(around.inputs[place], index, t)}
-    found, _, rounding = around.along(moves, float(sent[index]), abs(float(sent[index])), 1, quick)
+    found, _, rounding = around.along(moves, float(sent[index]), _largest(sent[index]), 1, quick)
     places = [tuple(map(int, k)) for k in np.argwhere(found.value != 0)]
     entries = [(k, float(around.dy[k]), float(found.value[k])) for k in places]
     entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
