@@ -29,26 +29,15 @@ KEEP = '''class Kept(tuple):
 def keep(y, **extras):
     return Kept((y, extras))'''
 
-AS_ARRAY = f'''def as_array(x, *made_of):
-    """A scalar, which NumPy returns in place of an array without axes, as an array no wider than what it is made of."""
-    if not isinstance(x, (np.generic, int, float, complex)):
-        return x
-    x = np.asarray(x)
-    arrays = [a for a in made_of if isinstance(a, (np.ndarray, np.generic))]
-    dtypes = [a.dtype for a in arrays if a.dtype.kind == x.dtype.kind and a.dtype.kind in "fc"]
-    return x.astype(np.result_type(*dtypes)) if dtypes and {arrays.SCALARS_WIDEN} else x'''
-
 # What arrays of NumPy, on one device and in one thread, make simpler: by name, where one of these modules has it.
 _SIMPLIFIED = arrays, threads, tensor, op
 _SIMPLER = {
     "keep": "",
     "share_out": "def share_out(work, size, *_):\n    return [work(slice(0, size))]",
     "xp": "def xp(x):\n    return np",
-    "is_array": "def is_array(x):\n    return isinstance(x, (np.ndarray, np.generic))",
-    "as_array": AS_ARRAY,
-    "array_of": "def array_of(x):\n    return x",
+    "as_array": "def as_array(x, *made_of):\n    is_scalar = isinstance(x, (np.generic, int, float, complex))\n"
+    "    return no_wider(np.asarray(x), *made_of) if is_scalar else x",
     "beside": "def beside(x, like):\n    return np.asarray(x)",
-    "to_host": "def to_host(x):\n    return np.asarray(x)",
     "gpu_in_use": "gpu_in_use = False",
     "Tensor": "Tensor = ()  # no array is one: isinstance(x, ()) is False",
 }
@@ -134,6 +123,8 @@ class Sources:
 
     def simpler(self, name: str) -> str:
         """The name of one of _SIMPLER, whose definition comes along."""
+        if name == "as_array":
+            self.function(arrays.no_wider, name)
         if _SIMPLER[name] and _SIMPLER[name] not in self.text:
             self.text.append(_SIMPLER[name])
         return name
