@@ -236,9 +236,13 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         seen = m if ahead is None else min(m, ahead + rows.stop)
         qt = _scaled_transpose(q[..., rows, :], 1 / divisor)
         p = k[..., :seen, :] @ qt  # (..., keys, D)·(..., D, queries) -> (..., keys, queries)
-        visible = [] if ahead is None else [(ahead + start, _not_later(rows.stop - start, p.real.dtype, arrays))]
+        visible = []
+        if ahead is not None:
+            last = p[..., ahead + start :, :]
+            visible.append((last, _not_later(rows.stop - start, p.real.dtype, arrays)[: last.shape[-2]]))
         if seen > padded_from:  # a query may see no key
-            visible.append((padded_from, real))
+            padded = p[..., padded_from:, :]
+            visible.append((padded, real[..., : padded.shape[-2], :]))
         _exponentials(p, visible)
         total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest way to sum
         if seen > padded_from:
@@ -312,18 +316,17 @@ def _not_later(n, dtype, arrays):
 def _exponentials(p, visible):
     """Replace the scores p by exponentials that are proportional to the softmax: 0 for hidden keys, without overflow.
 
-    visible: pairs (first, shown): the keys from `first` on are hidden where `shown` (..., keys, queries) is 0.
+    visible: pairs (scores, shown): a part of p, and an array that is 0 where a key of this part is hidden, else 1.
     """
     # Only for a query whose largest score is far from 0 is that score subtracted. So no bit depends on hidden keys.
     limit = math.log(np.finfo(p.real.dtype).max) / 3
     if xp(p) is np and -limit <= p.real.min(initial=0) and p.real.max(initial=0) <= limit:  # on a GPU this would wait
         np.exp(p, out=p)
-        for first, shown in visible:
-            p[..., first:, :] *= shown[..., : p.shape[-2] - first, :]
+        for scores, shown in visible:
+            scores *= shown
         return
-    for first, shown in visible:  # -inf also where a hidden score is NaN; a minimum is faster than a masked copy
-        scores = p[..., first:, :]
-        np.fmin(scores, np.where(shown[..., : scores.shape[-2], :], np.inf, -np.inf), out=scores)
+    for scores, shown in visible:  # -inf also where a hidden score is NaN; a minimum is faster than a masked copy
+        np.fmin(scores, np.where(shown, np.inf, -np.inf), out=scores)
     largest = _largest_key(p.real)
     finite = np.maximum(largest, np.finfo(largest.dtype).min)  # a query may see no key, and -inf - -inf would be NaN
     p -= np.where(np.absolute(largest) <= limit, np.zeros_like(largest), finite)

@@ -480,6 +480,13 @@ def test_a_query_with_large_scores_is_attended_for_as_defined_and_changes_no_oth
     assert np.array_equal(after[:, others], before[:, others])
 
 
+def test_causal_attention_is_as_defined_where_all_keys_that_a_block_of_queries_adds_are_padding():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 40, 4))
+    mask = ops.sequence_mask([31, 5], 40)
+    expected = composed.attention(q, k, v, mask, causal=True).data
+    np.testing.assert_allclose(ops.attention(q, k, v, mask, causal=True), expected, rtol=1e-12, atol=1e-14)
+
+
 FORMS = pytest.mark.parametrize("form", [ops.attention, composed.attention], ids=["fast", "definition"])
 LENGTHS = ops.sequence_mask([70, 33, 0], 80)  # more queries than one block; the last keys are padding in all sequences
 LEFT = LENGTHS[:, ::-1]
