@@ -109,8 +109,8 @@ def train(
     preset: Annotated[
         Literal["nano", "distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None,
         Parameter(
-            help="Sizes of the model, and the batch size, learning rate and weight decay that suit them; nano if not "
-            f"given. Blocks x channels: {SIZES}."
+            help="Sizes of the model, and the batch size, optimizer, learning rate and weight decay that suit them; "
+            f"nano if not given. Blocks x channels: {SIZES}."
         ),
     ] = None,
     out: Path | None = None,

@@ -547,7 +547,7 @@ def test_version_is_the_packages(capsys):
         (["train", "--stpes", "3"], 2, "--stpes is no option of train; did you mean --steps? See"),
         (["train", "text.txt", "--bogus", "1"], 2, "--bogus is no option of train; see nanograd-llm train --help\n"),
         (["train", "--lr", "3"], 2, "--lr is no option of train; did you mean --learning-rate? See"),
-        (["train", "-o", "x"], 2, "-o is no option of train; did you mean --out? See"),
+        (["prepare", "text.txt", "-o", "x"], 2, "-o is no option of prepare; did you mean --out? See"),
         (["train", "--continue", "x"], 2, "no option of train; to go on with a run: nanograd-llm train --resume RUN"),
         (["resume", "runs/x"], 2, "'resume' is no command; to go on with a run: nanograd-llm train --resume RUN"),
         (["-V"], 2, "-V is no option of nanograd-llm; did you mean --version? See"),
