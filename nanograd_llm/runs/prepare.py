@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from nanograd_llm.runs.run import Run, require_same_files, require_unfinished
 from nanograd_llm.runs.tables import check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
+from nanograd_llm.tasks.language_model import LanguageModelling
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask, Report, Request, Score, Tables
 from nanograd_llm.text.sources import weighted
@@ -192,6 +194,8 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Sco
     require_same_files(task, opened.path)
     vars(task)["model"] = opened.model()
     report("scoring", 0)
+    if isinstance(task, LanguageModelling):  # whose text may be long
+        return task.score(progress=functools.partial(report, "scoring"))
     return task.score()
 
 
