@@ -408,6 +408,10 @@ class _Check:
         found, function = c.found, c.function
         if decision.is_constant(function, c.k, self.precisions, self.rng):
             c.found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
+            if not found.zero:
+                c.reason = (
+                    "the result does not change with it, and the gradient is no more than rounding leaves of zero"
+                )
         elif nearer := decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
@@ -423,7 +427,7 @@ class _Check:
         if c.shown.wrong.any():
             if c.first.why == CONTRADICTED and self.precisions.wide is None:
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
-            return "wrong", "" if c.shown.off > 0 else "it is not finite, but the function's slope is"
+            return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:
             return "cannot tell", c.reason + ("; the other entries are right" if c.found.clear else "")
         if c.found.blunt.any():
@@ -438,7 +442,7 @@ class _Check:
             return "cannot tell", "the function jumps here"
         if not all(kink.allowed for kink in c.kinks):
             return "wrong", ""
-        return "at a kink" if is_bent else "right", ""
+        return "at a kink" if is_bent else "right", c.reason
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""

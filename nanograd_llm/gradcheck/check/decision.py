@@ -95,6 +95,7 @@ def hold(
     off = np.where(sides.off <= NOTHING * sides.flow, 0.0, sides.off)
     loose = close + 4 * given.epsilon * sides.result
     open_pairs = ~(sides.agree(given) | (off <= loose) & (loose <= BLUNT * sides.scale))
+    close = np.where(sides.agree(given), close, loose)
     finite = np.isfinite(sides.numeric)
     wrong = finite & ~np.isfinite(sides.analytic)
     blunt, faint, digits = np.zeros_like(wrong), np.zeros_like(wrong), 16.0
@@ -112,7 +113,8 @@ def hold(
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
         wrong, faint = wrong & ~nothing, faint | nothing
-    parts = _part(off, sides.scale), _part(close, sides.scale)
+    shown = wrong if wrong.any() else np.ones_like(wrong)
+    parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), digits)
 
 
@@ -156,7 +158,7 @@ def _resolve(
     blunt = ~wrong & ~faint & ~(is_rounding & sharp)
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
-    off = np.where(wrong, off, far.off).astype(float)
+    off = np.where(wrong, off, np.where(far.off <= NOTHING * far.flow, 0, far.off)).astype(float)
     return _Resolved(wrong, blunt, faint, off, tolerance.astype(float), digits)
 
 
@@ -179,13 +181,14 @@ def _evidence(
     near, far = both([*function.values, v, u])
     tolerance = precisions.given.epsilon * narrow.c * far.scale + far.error
 
-    def shrinks(near_off: np.ndarray) -> np.ndarray:
-        rounding = np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
-        return far.off <= MARGIN * wide.epsilon / narrow.epsilon * rounding
+    def shrunk(near_off: np.ndarray) -> np.ndarray:
+        """What rounding leaves of these differences in wide numbers."""
+        return MARGIN * wide.epsilon / narrow.epsilon * np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
 
     equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
     steady = np.ones(sides.off.shape, bool)
-    is_rounding = equal | shrinks(near.off)
+    left = shrunk(near.off)
+    is_rounding = equal | (far.off <= left)
     flow = np.zeros((len(v), 1))
     if not equal.all():
         flow = interior(function, v)[:, None]
@@ -198,13 +201,15 @@ def _evidence(
     gross = (far.off > _GROSS * plain) & (parted <= BLUNT * far.off)
     if not (is_rounding & (near.off <= plain) | gross).all():
         again = [both(nudged([*function.values, v, u], rng)) for _ in range(_REPEATS)]
-        is_rounding = equal | shrinks(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
+        left = shrunk(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
+        is_rounding = equal | (far.off <= left)
         beyond = (near.off > plain) & _is_steady([near, *(one for one, _ in again)], 0.05)
         is_rounding &= ~beyond | (beyond.mean() < 0.5)  # one that happens to be steady is none
         steady = _is_steady([far, *(other for _, other in again)]) | (is_rounding < equal)
     if narrow == precisions.given:  # a mistake is the same in both
         steady &= equal | (parted <= 0.5 * far.off)
     steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
+    tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
     return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
 
 

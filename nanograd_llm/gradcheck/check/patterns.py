@@ -19,6 +19,7 @@ from nanograd_llm.gradcheck.check.comparison import Method, length, rows, slope
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.kinks import index_of
 from nanograd_llm.gradcheck.check.report import Entry
+from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS
 
 _FEW = 256  # entries that are looked at one by one
 
@@ -184,7 +185,7 @@ def _lost_contributions(v: np.ndarray, a: np.ndarray, g: np.ndarray, jacobian: n
     if not 0 < wrong.size * parts.shape[0] <= 2**20:
         return ""
     a, g, parts = a.reshape(-1)[wrong], g.reshape(-1)[wrong], parts[:, wrong]
-    near = 1e-6 * np.abs(g).max() + 1e-3 * np.abs(a - g)
+    near = DEPTH * EPS * np.abs(g).max() + 1e-3 * np.abs(a - g)
     several = (parts != 0).sum(axis=0) > 1
     if not several.all():
         return ""

@@ -107,7 +107,8 @@ class Finding(Shown):
 
     verdict: "right"; "wrong"; "at a kink", where the left and right derivatives by some entries (`kinks`) differ, the
         engine says one of them or a value between, and all other entries are right; "cannot tell", for this `reason`.
-    relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|; tolerance: what it may be.
+    relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|; tolerance: what rounding explains of it,
+        as far as that was measured. Of a wrong gradient both are those of the numbers that are wrong.
     method, step, why: see `derivatives.Derivative`.  compared: which numbers were compared.
     worst: the worst entry of a gradient that is wrong.  pattern: what kind of mistake it looks like.
     """
@@ -127,8 +128,14 @@ class Finding(Shown):
     pattern: str = ""
     kinks: tuple[Kink, ...] = ()
 
+    @property
+    def _is_coarse(self) -> bool:
+        """Is it right to fewer digits than a reader expects?"""
+        return self.verdict in PASSING and 1e-10 < self.tolerance < 1
+
     def __str__(self) -> str:
-        seen = f"off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
+        digits = f", so {-math.log10(self.tolerance):.0f} digits are checked" if self._is_coarse else ""
+        seen = f"off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding{digits}; {self.compared}"
         if not self.tolerance and self.verdict in PASSING:
             seen = f"where the slopes are zero the gradient is zero; {self.compared}"
         if 0 in self.shape:

@@ -307,7 +307,7 @@ def test_a_report_reads_plainly(monkeypatch):
     assert str(report).splitlines() == ["gradients of exp: NOT CHECKED", "  problem: x holds NaN, first at [1]"]
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * np.array([1.0, np.nan]))
     report = gradcheck(ops.exp, normal(2))
-    assert "x (2,): wrong, it is not finite, but the function's slope is" in str(report)
+    assert "x (2,): wrong, the gradient is not finite where the function's slope is finite" in str(report)
     assert "checked at 1 of 2 values" in str(gradcheck(ops.tanh, np.array([1.0, np.inf])))
 
 
@@ -539,3 +539,27 @@ def test_the_region_says_equal_values_once_and_how_many_inputs_are_left_out():
 
 def test_an_input_without_entries_is_not_called_right():
     assert "not checked, it has no entries" in str(gradcheck(ops.tanh, np.ones((0, 3))))
+
+
+def test_what_is_shown_as_rounding_is_what_decided():
+    for x in ([[300.0, 0, -300]], [[1e3, 1e3 + 1, 0]], [[36.0, 40]], [[1e6, -1e6]]):
+        for op in (ops.softmax, ops.log_softmax, ops.tanh, ops.gelu, ops.sin):
+            (finding,) = gradcheck(op, np.array(x)).findings
+            assert finding.verdict == "right" and finding.relative_error <= finding.tolerance, str(finding)
+
+
+def test_a_right_gradient_that_is_known_to_few_digits_says_to_how_many_it_was_checked():
+    assert "8 digits are checked" in str(gradcheck(ops.tanh, np.array([40.0, -70])))
+    assert "digits are checked" not in str(gradcheck(ops.tanh, np.array([0.3])))
+
+
+def test_no_hint_is_given_for_an_entry_that_is_off_by_less_than_any_contribution():
+    def rule(dy, y, axis):
+        g = y * (dy - (dy * y).sum(axis=axis, keepdims=True))
+        g[1] *= 1 + 1e-9
+        return g
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ops.softmax, "rule", rule)
+        (finding,) = gradcheck(ops.softmax, np.array([0.4, 0.3, 0.1])).findings
+    assert finding.verdict == "wrong" and finding.worst.index == (1,) and finding.pattern == ""
