@@ -360,8 +360,10 @@ class _Check:
         flows = self._from_infinity(c, y)
         if not c.found.finite or flows.any() or np.isnan(y).any():
             self._set_aside(c, y, v, directions, flows)
-        elif (c.found.lost or c.found.faint.any() or c.found.digits < 1) and smooth.any() and not c.found.wrong.any():
-            self._look_nearer(c, v, directions)
+        elif smooth.any() and not c.found.wrong.any():
+            is_lost = c.found.lost or c.found.faint.any() or c.found.digits < 1
+            if is_lost or c.found.hidden:
+                self._look_nearer(c, v, directions, is_lost)
         c.shown = c.found
         if singly and smooth.any() and c.found.clear and not c.part and not c.beside:
             each = v if singly == "cotangents" else dense(self.rng, (y.size,))
@@ -399,7 +401,7 @@ class _Check:
                 c.found, c.smooth, c.beside, c.first, c.method = found, rest, True, first, method
                 c.words = _compared(len(v))
 
-    def _look_nearer(self, c: _Compared, v: np.ndarray, directions: np.ndarray) -> None:
+    def _look_nearer(self, c: _Compared, v: np.ndarray, directions: np.ndarray, is_lost: bool) -> None:
         """Compare nearer to zero where the gradient is hidden by rounding, unless the function is constant."""
 
         def method_at(scaled: Scaled) -> Method:
@@ -412,12 +414,14 @@ class _Check:
                 c.reason = (
                     "the result does not change with it, and the gradient is no more than rounding leaves of zero"
                 )
-        elif nearer := decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng):
+            return
+        nearer = decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng)
+        if nearer and (is_lost or nearer[1].clear or nearer[1].wrong.any()):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
             c.words = f"{_compared(len(v))} at {c.part:g} times the inputs"
             c.words += ": here they are lost in rounding"
-        elif not found.zero and found.digits >= 1:
+        elif is_lost and not found.zero and found.digits >= 1:
             c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
 
     def _verdict(self, c: _Compared, y: np.ndarray, *, is_bent: bool) -> tuple[str, str]:

@@ -48,6 +48,7 @@ class Outcome:
     faint: both sides are beyond what rounding leaves of larger numbers, so that neither can be trusted.
     finite: are the function's slopes?  off, tolerance: the largest, as parts of the numbers compared.
     lost: is all that was compared smaller than the rounding of the result?  zero: is it zero?
+    hidden: are some differences only nothing beside what the result is elsewhere?
     digits: how many decimal digits of the engine's own numbers hold, where that was measured.
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     tolerance: float
     lost: bool
     zero: bool
+    hidden: bool
     digits: float = 16.0
 
     @property
@@ -93,6 +95,7 @@ def hold(
         sides = sides._replace(flow=np.broadcast_to(flow, sides.flow.shape))
     close = given.epsilon * given.c * sides.scale + sides.error
     off = np.where(sides.off <= NOTHING * sides.flow, 0.0, sides.off)
+    hidden = bool(((off == 0) & (sides.off > close)).any())
     loose = close + 4 * given.epsilon * sides.result
     open_pairs = ~(sides.agree(given) | (off <= loose) & (loose <= BLUNT * sides.scale))
     close = np.where(sides.agree(given), close, loose)
@@ -115,7 +118,7 @@ def hold(
         wrong, faint = wrong & ~nothing, faint | nothing
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
-    return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), digits)
+    return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
 
 
 class _Resolved(NamedTuple):
@@ -281,7 +284,7 @@ def retreat(
         found = hold(Slopes(there, k, method_at(there)), v, part * u, precisions, rng)
         if not found.finite:
             break
-        if not found.lost and (found.wrong.any() or not found.faint.any()):
+        if not (found.lost or found.hidden) and (found.wrong.any() or not found.faint.any()):
             first = first or (part, found)
             if found.wrong.any() or found.digits >= DIGITS:
                 return part, found

@@ -577,3 +577,17 @@ def test_a_function_that_overflows_on_complex_numbers_only_is_checked_by_differe
     x = np.array([1534.5, 2.0, -3.0])
     assert check_gradient(softplus, lambda x: 1 / (1 + np.exp(-x)), x).passed
     assert not check_gradient(softplus, lambda x: 1.001 / (1 + np.exp(-x)), x).passed
+
+
+@pytest.mark.parametrize("factor", [1, 2, 0, -1, 1 + 1e-6])
+def test_a_gradient_of_1e_122_is_checked_to_its_digits(factor: float) -> None:
+    def loss(x, b):
+        t = x + b
+        return (np.log(1 + np.exp(-t)) if np.iscomplexobj(t) else np.logaddexp(0, -t)).mean()
+
+    def loss_vjp(dy, x, b):
+        z = -dy / (1 + np.exp(x + b)) / x.size
+        return factor * z, z.sum(axis=0)
+
+    report = check_gradient(loss, np.array([[280.0, 281.5], [280.7, 279.9]]), np.zeros(2), vjp=loss_vjp)
+    assert [finding.verdict for finding in report.findings] == ["right" if factor == 1 else "wrong", "right"]
