@@ -151,6 +151,7 @@ class _Check:
     def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool, seconds: float):
         self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
         self.rng, self.notes = np.random.default_rng(seed), list(function.notes)
+        self.ties: list[str] = []  # what is wrong with the gradients of ties, in words
         inputs = len(function.values)
         self.progress = Progress(order * inputs + (order - 1) * order // 2, seconds)
 
@@ -172,7 +173,7 @@ class _Check:
                         self._require_repeatable(function, 8)
                         if not self.explain:
                             break
-                wrong = [finding.order for finding in findings if finding.verdict == "wrong"]
+                wrong = [finding.order for finding in findings if finding.verdict == "wrong"] + [1] * bool(self.ties)
                 if wrong and self.explain and trace and self.progress.left:
                     culprits = self._trace(min(wrong))
                 elif wrong and self.explain and trace:
@@ -252,7 +253,8 @@ class _Check:
             if order == 1:
                 cotangent = cotangents[0]
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
-                problems += kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
+                self.ties = kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
+                problems += self.ties
                 try:
                     problems += consistency.problems(
                         self.function, cotangent, self.of_all, self.rng, self._is_early, self.progress.seconds

@@ -40,7 +40,7 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
             continue
         with np.errstate(all="ignore"):
             report = check(functools.partial(op, **static), *inputs)
-        wrong = [finding for finding in report.findings if finding.verdict == "wrong"]
+        wrong = [f for f in report.findings if f.verdict == "wrong" or report.problems and f.kinks]  # as ties are
         if wrong:
             names = tuple(dict.fromkeys(finding.name for finding in wrong))
             code = getattr(inspect.unwrap(op.rule), "__code__", None)
