@@ -380,7 +380,7 @@ class _Recorder:
             found.array = array
             return found
         if id(array) not in self.arrays or not _same(self.arrays[id(array)][1].array, array):
-            copied = layout_copy(array) if is_array(array) else np.asarray(array)
+            copied = layout_copy(array) if is_array(array) and not _is_fixed(array) else np.asarray(array)
             self.arrays[id(array)] = array, Value(copied)
         found = self.arrays[id(array)][1]
         if not isinstance(source, Tensor):
@@ -495,5 +495,13 @@ def _held(x: Any) -> Any:
     return layout_copy(x) if isinstance(x, np.ndarray) else x
 
 
+def _is_fixed(x: Any) -> bool:
+    """Is this array a view of memory that nobody can write into, such as a file of weights? Then it needs no copy."""
+    while isinstance(x, np.ndarray) and not x.flags.writeable:
+        x = x.base
+    return x is not None and not isinstance(x, np.ndarray)
+
+
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and (np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True))
+    is_equal = a is b or np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)
+    return a.dtype == b.dtype and is_equal

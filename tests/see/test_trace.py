@@ -151,6 +151,17 @@ def test_a_record_keeps_its_numbers_when_the_parameters_change() -> None:
     assert float(trace.nudge("wte", (0, 0)).slope) == before[1]
 
 
+def test_weights_that_nobody_can_write_into_are_not_copied() -> None:
+    fixed = ng.Tensor(np.zeros(1), requires_grad=True)
+    fixed.data = np.frombuffer(np.array([1.0, 2.0]).tobytes())
+    asked = np.array([3.0, 4.0])
+    asked.flags.writeable = False  # its owner may change that
+    given = ng.Tensor(np.zeros(1), requires_grad=True)
+    given.data = asked[:]
+    trace = ng.trace(lambda: (fixed * given).sum())
+    assert trace["fixed"].array is fixed.data and not np.shares_memory(trace["given"].array, asked)
+
+
 def test_two_leaves_of_one_array_keep_gradients_of_their_own() -> None:
     array = np.array([1.0, 2.0])
     a, b = (ng.Tensor(array, requires_grad=True) for _ in range(2))
