@@ -81,6 +81,8 @@ const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * (c[i
 function map(i, name, more, given = {}) {
   const a = array(i), max = given.max || a.max, maps = el("div", { class: "map scroll" });
   const pick = k => { picked = { ...given, array: i, cell: k }; render(); };
+  const known = Object.keys({ ...(given.part ? {} : given.input && given.input.t), ...(given.part ? {} : given.value && given.value.nudge) });
+  const cells = new Set(known.map(flat => cellOf(a, Number(flat)))), marks = cells.size && cells.size < a.data.length;
   const isPicked = picked && picked.array === i && picked.key === given.key;
   const few = a.cols <= 12 && a.rows <= 16 && !a.pool, float = a.dtype.startsWith("float");
   const texts = all.tokens.filter(text => a.shape.length === 3 && a.shape[0] === 1 && text.length === a.rows && !a.pool);
@@ -91,7 +93,7 @@ function map(i, name, more, given = {}) {
       const row = el("tr", {}, rowNames ? el("th", { scope: "row" }, rowNames[r]) : null);
       for (let c = 0; c < a.cols; c++) {
         const k = r * a.cols + c, x = a.data[k];
-        const cell = el("td", { title: exact(x, a), "data-k": k, class: isPicked && picked.cell === k ? "sel" : null,
+        const cell = el("td", { title: exact(x, a), "data-k": k, class: (isPicked && picked.cell === k ? "sel" : "") + (marks && cells.has(k) ? " known" : ""),
           onclick: () => pick(k) }, float ? short(x) : String(x));
         if (float) { const back = colour(x, max); cell.style.background = `rgb(${back})`;
           cell.style.color = light(back) ? "#000" : "#fff"; }
@@ -100,7 +102,7 @@ function map(i, name, more, given = {}) {
       table.append(row);
     }
     maps.append(table);
-  } else maps.append(heat(a, max, isPicked ? picked.cell : -1, pick));
+  } else maps.append(heat(a, max, isPicked ? picked.cell : -1, pick, marks ? cells : []));
   const move = event => {
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -a.cols, ArrowDown: a.cols }[event.key];
     if (!by || !event.shiftKey) return;
@@ -117,7 +119,7 @@ function map(i, name, more, given = {}) {
     float && a.data.length > 1 ? el("div", { class: "scale mono" }, short(-max), el("i"), short(max), ` norm ${short(a.norm)}`) : null);
 }
 
-function heat(a, max, selected, pick) {
+function heat(a, max, selected, pick, marked) {
   const size = Math.max(3, Math.min(16, Math.floor(760 / Math.max(1, a.cols)))), high = Math.max(size, a.rows < 4 ? 14 : size);
   const canvas = el("canvas", { width: a.cols * size, height: Math.max(1, a.rows) * high, role: "img", "aria-label": "heat map" });
   const g = canvas.getContext("2d");
@@ -127,7 +129,9 @@ function heat(a, max, selected, pick) {
     if (a.data[k] < 0 && size > 5) { g.strokeStyle = light(c) ? "rgba(0,0,0,.35)" : "rgba(255,255,255,.5)"; g.beginPath();
       g.moveTo(x + size * .3, y + high / 2); g.lineTo(x + size * .7, y + high / 2); g.stroke(); }
   }
-  if (selected >= 0) { g.strokeStyle = style("--text"); g.lineWidth = 2;
+  g.strokeStyle = style("--text");
+  for (const k of marked) g.strokeRect(k % a.cols * size + .5, Math.floor(k / a.cols) * high + .5, size - 1, high - 1);
+  if (selected >= 0) { g.lineWidth = 2;
     g.strokeRect(selected % a.cols * size, Math.floor(selected / a.cols) * high, size, high); }
   const at = e => { const box = canvas.getBoundingClientRect();
     return Math.min(a.rows - 1, Math.floor((e.clientY - box.top) / high)) * a.cols + Math.min(a.cols - 1, Math.floor((e.clientX - box.left) / size)); };
@@ -253,7 +257,7 @@ function backwardView(c) {
       ? el("p", { class: "mono" }, el("b", {}, bar(x.n)), ` to ${value.n}: ȳ, unchanged`)
       : map(x.g, bar(x.n), "to " + value.n, { key: bar(x.n), value, entry: gradient(value), input: x });
   })));
-  out.push(panel(c) || el("p", { class: "soft" }, "Click a number to see the chain rule on it, term by term, and to nudge it."));
+  out.push(panel(c) || el("p", { class: "soft" }, "Click a number to see the chain rule on it, term by term, and to nudge it; in a large array, one that is framed or underlined."));
   for (const x of c.in.filter(x => x.g !== undefined && page.values[x.v].made < 0 && page.values[x.v].uses.length > 1)) {
     const value = page.values[x.v];
     out.push(el("h3", {}, `${value.n}.grad, use by use`), sumOf(value, value.n + ".grad", ""));
@@ -389,5 +393,6 @@ document.addEventListener("keydown", event => {
     End: () => goto(steps() - 1), b: flip, f: openFused, Escape: close }[event.key];
   if (done) { event.preventDefault(); done(); }
 });
+for (const name of ["beforeprint", "afterprint"]) addEventListener(name, render);  // on paper the colours are the light ones
 document.body.prepend(banner); document.body.append(live);
 render();

@@ -328,6 +328,33 @@ def test_where_not_all_can_be_nudged_sums_of_several_uses_come_first(gpt) -> Non
 
 
 @pytest.mark.browser
+def test_the_cells_that_are_worked_out_are_marked_where_not_all_are(browser, tmp_path: Path, rng) -> None:
+    x = rng.standard_normal((8, 8))
+    trace = ng.trace(lambda x: (ng.ops.tanh(x) * x).sum(), x)
+    trace.html(tmp_path / "table.html")
+    found = Opened(browser, tmp_path / "table.html")
+    found.press("End")
+    marked = found.tab.locator('figure[data-name="x̄"] td.known').evaluate_all("cells => cells.map(c => c.dataset.k)")
+    sizes = [np.abs(g).reshape(-1) for g in (trace[0].sent[0], trace.grads["x"])]
+    assert sorted(map(int, marked)) == sorted({int(i) for size in sizes for i in np.argsort(-size)[:6]})
+    found.tab.click('figure[data-name="x̄"] td.known')
+    assert "they agree" in found.tab.inner_text("#panel") and found.complaints == []
+    found.tab.close()
+
+
+@pytest.mark.browser
+def test_a_page_prints_light_with_its_colours_and_without_buttons(browser, file: Path) -> None:
+    found = Opened(browser, file, color_scheme="dark")
+    found.press("End")
+    found.tab.emulate_media(media="print")
+    style = "name => getComputedStyle(document.querySelector(name))"
+    assert found.tab.evaluate(f"({style})('body').backgroundColor") == "rgb(255, 255, 255)"
+    assert found.tab.evaluate(f"({style})('.map td').printColorAdjust") == "exact"
+    assert not found.tab.locator("header button").first.is_visible() and not found.tab.locator("nav").is_visible()
+    found.tab.close()
+
+
+@pytest.mark.browser
 def test_a_number_of_a_tied_table_is_explained_use_by_use(opened: Opened, gpt) -> None:
     opened.press("End")
     opened.tab.click('figure[data-name="wte.grad"] td[data-k="3"]')
