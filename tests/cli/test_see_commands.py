@@ -66,7 +66,7 @@ def test_look_prints_the_surprise_the_flow_and_the_uses_and_writes_a_page(run: s
     page = tmp_path / "look.html"
     assert main(["look", run, "The cat", "--html", str(page)]) == 0
     out, _ = told(capsys)
-    assert "how surprised it is" in out and "into block 0" in out and "lookup (embedding)" in out
+    assert "how surprised it is" in out and "into block 0" in out and "lookup (0 embedding)" in out
     assert out.endswith(f"wrote {page}; open it in a browser\n")
     assert page.read_text("utf-8").startswith("<!doctype html>")
     assert main(["look", run, "The cat", "--html", str(tmp_path / "look.txt")]) == 2
