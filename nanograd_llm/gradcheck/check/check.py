@@ -357,13 +357,12 @@ class _Check:
         c = _Compared(
             function, k, cotangents, order, smooth, first, method, hold(v, directions, self.precisions, self.rng)
         )
-        of = function, k, method, order, y.size, number
-        c.words, singly = self._extent(*of, by_differences=bool(first.why))
+        c.words, singly = self._extent(function, k, method, order, y.size, number, by_differences=bool(first.why))
         flows = self._from_infinity(c, y)
         if not c.found.finite or flows.any() or np.isnan(y).any():
             self._set_aside(c, y, v, directions, flows)
         elif smooth.any() and not c.found.wrong.any():
-            is_lost = c.found.lost or c.found.faint.any() or c.found.digits < 1
+            is_lost = c.found.lost or bool(c.found.faint.any()) or c.found.digits < 1
             if is_lost or c.found.hidden:
                 self._look_nearer(c, v, directions, is_lost)
         c.shown = c.found
