@@ -34,6 +34,7 @@ SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
 _NO_WIDER = "and it does not run on numbers wider than float64"
 _CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
+_GROSS = 1e-3  # a mistake of this part of a gradient, and so many times its rounding, needs no wider numbers
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
 
 
@@ -430,7 +431,8 @@ class _Check:
         if not c.found.finite:
             return "cannot tell", c.reason
         if c.shown.wrong.any():
-            if c.first.why == CONTRADICTED and self.precisions.wide is None:
+            is_gross = c.shown.off > max(_GROSS, c.shown.tolerance / _GROSS)  # as no rounding is
+            if c.first.why == CONTRADICTED and self.precisions.wide is None and not is_gross:
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
             return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:

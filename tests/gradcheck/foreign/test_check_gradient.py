@@ -591,3 +591,17 @@ def test_a_gradient_of_1e_122_is_checked_to_its_digits(factor: float) -> None:
 
     report = check_gradient(loss, np.array([[280.0, 281.5], [280.7, 279.9]]), np.zeros(2), vjp=loss_vjp)
     assert [finding.verdict for finding in report.findings] == ["right" if factor == 1 else "wrong", "right"]
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "right"), (1.05, "wrong")])
+def test_a_gross_mistake_is_found_where_only_differences_in_float64_serve(factor: float, verdict: str) -> None:
+    def normalised(x):  # np.var takes the size of complex numbers, so that no complex step serves
+        if x.real.dtype.itemsize > 8:
+            raise TypeError("no longdouble, as in JAX")
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+    def jacobian(x):
+        h, std = x - x.mean(), np.sqrt(x.var() + 1e-5)
+        return factor * ((np.eye(x.size) - 1 / x.size) / std - np.outer(h, h) / x.size / std**3)
+
+    assert verdicts(check_gradient(normalised, jacobian, X[0])) == {"x": verdict}
