@@ -37,6 +37,7 @@ from nanograd_llm.errors import (
 
 KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # parameters of a rule whose values are known in backward only
 _BAR = "\N{COMBINING MACRON}"
+HALF = np.dtype(np.float16)
 _RECEIVES = (
     "arrays, or Tensors under higher_order() and in a check of order 2: use operators, ops and methods that both have, "
     "not .data or NumPy's functions"
@@ -206,6 +207,8 @@ class Op:
                 f"{self.name} takes {self.shape_line.text}; got too many positional arguments"
                 + (f"; write {words}" if words else "")
             )
+        if any([getattr(x, "dtype", None) is HALF for x in inputs]) and self.name != "cast":
+            return self._in_single(inputs, static)
         if not any([isinstance(x, Tensor) for x in inputs]):
             inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
@@ -241,6 +244,12 @@ class Op:
             if now.watcher is not None:
                 now.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
+
+    def _in_single(self, inputs: Sequence[Any], static: dict[str, Any]) -> Any:
+        """The op on float16, whose sums overflow and lose digits: computed in float32, then rounded."""
+        dtypes = [getattr(x, "dtype", HALF) for x in inputs]
+        y = self(*(x.astype(np.float32) if getattr(x, "dtype", None) is HALF else x for x in inputs), **static)
+        return y.astype(HALF) if y.dtype == np.float32 and not any(d.kind == "f" and d != HALF for d in dtypes) else y
 
     def _on_one_device(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """The arrays of a call where the others are on a GPU: lists are copied to it, one number becomes a scalar.

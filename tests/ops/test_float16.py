@@ -1,0 +1,89 @@
+"""float16: every op and layer computes in float32 inside, so no sum overflows or loses digits that float16 can hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanograd_llm import Tensor, nn, ops
+from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.gradcheck.cases import samples
+
+V = 4000
+
+
+def as_half(x):
+    return x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+
+def with_gradients(function, arrays):
+    """The first result of a function of arrays, and the gradient of each input of floats."""
+    tensors = [
+        Tensor(x, requires_grad=True) if getattr(x, "dtype", None) in (np.float16, np.float32) else x for x in arrays
+    ]
+    y = function(*tensors)
+    y.backward(np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float16).astype(y.dtype))
+    return [y.numpy(), *(x.grad for x in tensors if isinstance(x, Tensor))]
+
+
+def agrees(function, *arrays):
+    half = [as_half(np.asarray(x)) for x in arrays]
+    single = [x.astype(np.float32) if x.dtype == np.float16 else x for x in half]
+    for found, expected in zip(with_gradients(function, half), with_gradients(function, single)):
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def random(*shape):
+    return np.random.default_rng(len(shape)).normal(size=shape)
+
+
+x, row = random(8, V), np.ones(V)
+LONG = {
+    "sum of rows": (lambda a: ops.sum(a, axis=1), np.abs(x)),
+    "sum of columns": (lambda a: ops.sum(a, axis=0), np.abs(x.T)),
+    "mean": (lambda a: ops.mean(a, axis=0), x.T + 20),
+    "var": (lambda a: ops.var(a, axis=-1), x + 20),
+    "cumsum": (lambda a: ops.cumsum(a, axis=-1), np.abs(x)),
+    "softmax": (ops.softmax, x),
+    "log_softmax": (ops.log_softmax, x),
+    "layernorm": (ops.layernorm, 10 * x + 50, row, row),
+    "layernorm of large numbers": (ops.layernorm, 3000 * x, row, row),
+    "rmsnorm": (ops.rmsnorm, 3000 * x, row),
+    "matmul": (lambda a, b: a @ b, x, random(V, 8)),
+    "einsum": (lambda a, b: ops.einsum("ij,jk->ik", a, b), x, random(V, 8)),
+    "linear": (ops.linear, x, random(V, 8), random(8)),
+    "a row that is broadcast": (lambda a, b: a + b, random(V, 8), random(8)),
+    "cross_entropy": (lambda a: ops.cross_entropy(a, np.arange(8)), 3 * x),
+    "embedding": (lambda a: ops.embedding(a, np.zeros(V, int)), random(4, 8)),
+    "attention": (lambda q, k, v: ops.attention(q, k, v, causal=True), *random(3, 2, 2, 300, 8)),
+    "gelu_exact": (ops.gelu_exact, 10 * x),
+    "gelu": (ops.gelu, 10 * x),
+    "mse": (ops.mse, 20 * x, x),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_sum_or_a_large_number_in_float16_is_as_in_float32(name):
+    agrees(*LONG[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(registry) - {"cast"}))
+def test_every_op_gives_in_float16_what_float32_gives_rounded(name):
+    op = registry[name]
+    for case in samples.draw_cases(op, np.random.default_rng(0), 3):
+        inputs, static = case.inputs, case.static
+        half = [as_half(np.asarray(a)) if isinstance(a, np.ndarray) else a for a in inputs]
+        single = [a.astype(np.float32) if getattr(a, "dtype", None) == np.float16 else a for a in half]
+        found, expected = op(*half, **static), op(*single, **static)
+        if found.dtype == np.float16:
+            assert np.array_equal(found, expected.astype(np.float16), equal_nan=True)
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(64), nn.RMSNorm(64), nn.Linear(64, 8), nn.MultiHeadAttention(64, 4)])
+def test_a_layer_of_float16_gives_float16_and_agrees_with_float32(layer):
+    numbers = random(2, 16, 64).astype(np.float16)
+    expected = layer.astype(np.float32)(numbers.astype(np.float32)).numpy()
+    found = layer.astype(np.float16)(numbers).numpy()
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
