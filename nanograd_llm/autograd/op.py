@@ -207,15 +207,17 @@ class Op:
                 f"{self.name} takes {self.shape_line.text}; got too many positional arguments"
                 + (f"; write {words}" if words else "")
             )
-        if any([getattr(x, "dtype", None) is HALF for x in inputs]) and self.name != "cast":
-            return self._in_single(inputs, static)
         if not any([isinstance(x, Tensor) for x in inputs]):
+            if any([getattr(x, "dtype", None) is HALF for x in inputs]) and self.name != "cast":
+                return self._in_single(inputs, static)
             inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
         now = modes()
         if self.equals is not None and now.higher_order:
             return self.equals(*inputs, **static)
         arrays = _operands(inputs, self._constant_places)
+        if any([type(a) is np.ndarray and a.dtype is HALF for a in arrays]) and self.name != "cast":
+            return self._in_single(inputs, static)
         if gpu_in_use:
             arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()

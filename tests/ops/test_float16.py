@@ -1,4 +1,4 @@
-"""float16: every op and layer computes in float32 inside, so no sum overflows or loses digits that float16 can hold."""
+"""float16 is computed in float32 inside, so no sum overflows or loses digits; and float32 beside a large offset."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ def as_half(x):
 
 
 def with_gradients(function, arrays):
-    """The first result of a function of arrays, and the gradient of each input of floats."""
-    tensors = [
-        Tensor(x, requires_grad=True) if getattr(x, "dtype", None) in (np.float16, np.float32) else x for x in arrays
-    ]
+    """The first result of a function of arrays, and the gradient of each input."""
+    tensors = [Tensor(x, requires_grad=True) for x in arrays]
     y = function(*tensors)
     y.backward(np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float16).astype(y.dtype))
-    return [y.numpy(), *(x.grad for x in tensors if isinstance(x, Tensor))]
+    return [y.numpy(), *(x.grad for x in tensors)]
 
 
 def agrees(function, *arrays):
@@ -87,3 +85,12 @@ def test_a_layer_of_float16_gives_float16_and_agrees_with_float32(layer):
     found = layer.astype(np.float16)(numbers).numpy()
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("C", [64, 768])
+def test_layernorm_in_float32_is_exact_beside_an_offset_of_10_000(C):
+    single = [a.astype(np.float32) for a in (random(64, C) + 10_000, random(C), random(C))]
+    for found, expected in zip(
+        *(with_gradients(ops.layernorm, a) for a in (single, [a.astype(float) for a in single]))
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
