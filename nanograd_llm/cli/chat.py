@@ -6,10 +6,11 @@ import contextlib
 import sys
 from typing import Any
 
-from nanograd_llm.cli.generate import SAMPLING, strategy_of
+from nanograd_llm.cli.generate import SAMPLING
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
 from nanograd_llm.inference import Conversation, Dialogue
+from nanograd_llm.inference.sampling import strategy_of
 from nanograd_llm.settings import printable
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
 import sys
 from typing import Annotated, Any
 
@@ -11,29 +9,13 @@ from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, options, with_options
 from nanograd_llm.cli.terminal import accept_any_input, written
-from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference import Sampling, stream_text, write_texts
-from nanograd_llm.inference.sampling import PROSE
+from nanograd_llm.inference.sampling import PROSE, strategy_of
 from nanograd_llm.inference.writing import default_prompt, unescaped
 from nanograd_llm.settings import require_int
 
 _SHOWN = {**vars(PROSE), "temperature": f"{PROSE.temperature}; 0 for a model that answers", "seed": "a random one"}
 SAMPLING = options(Sampling, "Sampling", shown=_SHOWN)
-
-
-def strategy_of(given: Given, *, answers: bool) -> Sampling:
-    """How to choose tokens: as the options say, else as suits prose, or a model that answers; by default a random seed.
-
-    Raises ConfigError for an option that changes nothing, since the likeliest token is always taken.
-    """
-    own = {"seed": secrets.randbelow(10**6)} | ({"temperature": 0} if answers else {})
-    found = dataclasses.replace(PROSE, **{**own, **given})
-    if found.temperature == 0 and (idle := [name for name in ("top_k", "top_p") if name in given]):
-        raise ConfigError(
-            f"{idle[0]} chooses among the likeliest tokens, but at temperature 0{' of a model that answers' * answers} "
-            f"the likeliest is always taken; leave {idle[0]} out, or give a --temperature above 0"
-        )
-    return found
 
 
 @with_options(sampling=SAMPLING)

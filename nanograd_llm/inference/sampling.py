@@ -5,12 +5,15 @@ V vocabulary, B batch
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.backend.arrays import to_host
-from nanograd_llm.errors import NonFiniteError
+from nanograd_llm.errors import ConfigError, NonFiniteError
 from nanograd_llm.settings import MAX_SEED, Settings, setting
 
 
@@ -87,6 +90,23 @@ class Sampling(Settings):
 
 
 PROSE = Sampling(temperature=0.8, top_p=0.95)  # with less variety, which suits the text of a small model
+
+
+def strategy_of(given: Mapping[str, Any], *, answers: bool) -> Sampling:
+    """How to choose tokens: as is given, else as suits prose, or a model that answers; by default a random seed.
+
+    Raises ConfigError for a setting that changes nothing, since the likeliest token is always taken.
+    """
+    import secrets
+
+    own = {"seed": secrets.randbelow(10**6)} | ({"temperature": 0} if answers else {})
+    found = dataclasses.replace(PROSE, **{**own, **given})
+    if found.temperature == 0 and (idle := [name for name in ("top_k", "top_p") if name in given]):
+        raise ConfigError(
+            f"{idle[0]} chooses among the likeliest tokens, but at temperature 0{' of a model that answers' * answers} "
+            f"the likeliest is always taken; leave {idle[0]} out, or give a temperature above 0"
+        )
+    return found
 
 
 def _normalised(scaled: np.ndarray) -> np.ndarray:
