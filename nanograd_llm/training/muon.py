@@ -35,7 +35,7 @@ def orthogonal(matrix: Any) -> Any:
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     a, b, c = NEWTON_SCHULZ
-    x = matrix / (math.sqrt(float((matrix * matrix).sum())) + 1e-30)
+    x = matrix / ((matrix * matrix).sum() ** 0.5 + 1e-30)  # no float(), which would wait for a GPU
     gram, product = x @ x.T, None
     for iteration in range(ITERATIONS):
         bracket = gram @ gram

@@ -361,8 +361,9 @@ def trainer(device: str, **changes: Any) -> Trainer:
     return Trainer(model, TrainConfig(**{**dict(steps=20, learning_rate=1e-2, workers=1), **changes}))
 
 
-def test_ten_training_steps_have_the_numbers_of_the_cpu_and_wait_for_the_loss_and_the_norm_only() -> None:
-    cpu, cuda = trainer("cpu", accumulate=2), trainer("cuda", accumulate=2)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_ten_training_steps_have_the_numbers_of_the_cpu_and_wait_for_the_loss_and_the_norm_only(optimizer: str) -> None:
+    cpu, cuda = [trainer(device, accumulate=2, optimizer=optimizer) for device in ("cpu", "cuda")]
     for step in range(10):
         expected = cpu.step(*batches(step))
         before = strict_cupy.state.waits
@@ -372,15 +373,16 @@ def test_ten_training_steps_have_the_numbers_of_the_cpu_and_wait_for_the_loss_an
         np.testing.assert_allclose(array, cpu.state_dict()[name], rtol=1e-7, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_a_run_begun_on_one_device_goes_on_on_the_other(first: str, second: str) -> None:
-    begun, whole = trainer(first), trainer(first)
+def test_a_run_begun_on_one_device_goes_on_on_the_other(first: str, second: str, optimizer: str) -> None:
+    begun, whole = [trainer(first, optimizer=optimizer) for _ in range(2)]
     for step in range(3):
         begun.step(*batches(step))
         whole.step(*batches(step))
     state = begun.state_dict()
     assert all(type(array) is np.ndarray for array in state.values())
-    resumed = trainer(second)
+    resumed = trainer(second, optimizer=optimizer)
     resumed.load_state_dict(state)
     for step in range(3, 6):
         assert resumed.step(*batches(step)) == pytest.approx(whole.step(*batches(step)), rel=1e-9)
