@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # On Windows there is no fork, and on macOS it is unsafe once system libraries are in use.
 CAN_FORK = sys.platform.startswith("linux")
-ENDING = 3.0  # seconds that a spawned process has to end by itself
+ENDING = 5.0  # seconds that a spawned process has to end by itself
 
 
 @contextlib.contextmanager
@@ -123,9 +123,11 @@ class Child:
             )
 
     def close(self) -> None:
-        """End the process. A call in progress is lost, in a spawned process if it takes some seconds."""
+        """End the process. A call in progress is lost."""
         self.pipe.close()
         if not isinstance(self.process, _Forked):  # killed at once, it would leak the semaphores that libraries made
+            if hasattr(signal, "SIGUSR1") and self.process.is_alive():
+                os.kill(self.process.pid, signal.SIGUSR1)
             self.process.join(ENDING)
         self.process.kill()
         self.process.join()
@@ -180,7 +182,7 @@ def spawn(make: Callable[[], Any]) -> Child:
     context = multiprocessing.get_context("spawn")
     with _starting, deferred_ctrl_c(), signals_blocked():
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, make))
+        process = context.Process(target=_serve_until_signalled, args=(there, make))
         process.start()
         there.close()
         return Child(process, here)
@@ -220,6 +222,13 @@ def _await_soon(pipe: Connection) -> None:
     until = time.perf_counter() + _SOON
     while not arrived.poll(0) and time.perf_counter() < until:
         os.sched_yield()  # to another process, if one needs this core
+
+
+def _serve_until_signalled(pipe: Connection, make: Callable[[], Any]) -> None:
+    """As `_serve`; SIGUSR1 ends a call in progress as sys.exit does, so that libraries can clean up."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
+    _serve(pipe, make)
 
 
 def as_sent(error: Exception) -> Exception:

@@ -497,6 +497,8 @@ def _held(x: Any) -> Any:
 
 def _is_fixed(x: Any) -> bool:
     """Is this array a view of memory that nobody can write into, such as a file of weights? Then it needs no copy."""
+    if not isinstance(x, np.ndarray):
+        return False
     while isinstance(x, np.ndarray) and not x.flags.writeable:
         x = x.base
     return x is not None and not isinstance(x, np.ndarray)
