@@ -462,7 +462,7 @@ def _subtract_targets(p, chosen, label_smoothing):
     p[xp(p).arange(len(chosen)), chosen] -= 1 - label_smoothing
 
 
-_BLOCK_NUMBERS = 2**23  # logits held at a time: 32 MB in float32,
+_BLOCK_NUMBERS = 2**24  # logits held at a time, unless all are kept: 64 MB in float32,
 _GPU_BLOCK_NUMBERS = 2**27  # and 512 MB on a GPU, where large products are faster
 
 
@@ -492,20 +492,22 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
     rows, arrays = _rows(x), xp(x)
     loss = arrays.zeros((), dtype=np.result_type(x, w))
     dx = np.empty_like(rows) if needs[0] else None
-    dlogits = arrays.empty((len(rows), len(w)), loss.dtype) if needs[1] and len(rows) <= rows.shape[1] else None
-    dw = None
-    blocks = max(1, math.ceil(len(rows) * len(w) / (_BLOCK_NUMBERS if arrays is np else _GPU_BLOCK_NUMBERS)))
-    for block in _slices(0, len(rows), math.ceil(len(rows) / blocks)):
+    keeps_dlogits, dw = needs[1] and len(rows) <= rows.shape[1], None
+    held = _BLOCK_NUMBERS if arrays is np else _GPU_BLOCK_NUMBERS
+    blocks = 1 if keeps_dlogits else max(1, math.ceil(len(rows) * len(w) / held))  # BLAS is fastest with many rows
+    size = math.ceil(len(rows) / blocks)
+    space = arrays.empty((size, len(w)), loss.dtype)
+    for block in _slices(0, len(rows), size):
         # (rows, C)·(C, V) -> (rows, V)
-        logits = np.matmul(rows[block], w.T, out=None if dlogits is None else dlogits[block])
+        logits = np.matmul(rows[block], w.T, out=space[: block.stop - block.start])
         losses = _logits_to_gradient(logits, chosen[block], weights[block], count, label_smoothing)
         loss = loss + as_array(sum(losses)).astype(loss.dtype)
         if dx is not None:
             np.matmul(logits, w, out=dx[block])
-        if needs[1] and dlogits is None:
+        if needs[1] and not keeps_dlogits:
             dw = logits.T @ rows[block] if dw is None else _add_product(dw, logits, rows[block])
     dx = None if dx is None else dx.reshape(x.shape)
-    return keep(loss / loss.dtype.type(count), dx=dx, dw=dw, dlogits=dlogits)
+    return keep(loss / loss.dtype.type(count), dx=dx, dw=dw, dlogits=space if keeps_dlogits else None)
 
 
 @linear_cross_entropy.backward
