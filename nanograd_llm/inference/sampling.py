@@ -60,18 +60,27 @@ class Sampling(Settings):
             scaled = (logits - largest) / self.temperature
         if self.top_k is None and self.top_p == 1:
             return _normalised(scaled)
-        order = np.argsort(-scaled, axis=-1, kind="stable")
-        ranked = np.take_along_axis(scaled, order, axis=-1)  # likeliest first
-        if self.top_k is not None:
-            ranked[:, self.top_k :] = -np.inf
-        p = _normalised(ranked)
-        if self.top_p < 1:
-            reached_before = np.cumsum(p, axis=-1) - p
-            p = np.where(reached_before < self.top_p, p, 0)
-            p /= p.sum(axis=-1, keepdims=True)
-        result = np.empty_like(p)
-        np.put_along_axis(result, order, p, axis=-1)
+        result = np.zeros_like(logits)
+        for row, numbers in enumerate(scaled):
+            places, p = self._left(numbers)
+            result[row, places] = p
         return result
+
+    def _left(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that top_k and top_p leave, likeliest first, and their probabilities.  scaled (V) -> 2 × (n)
+
+        Only as many tokens are sorted as needed: to sort all 50,257 of GPT-2 takes a fifth of the time of a token.
+        """
+        total = np.exp(scaled).sum() if self.top_k is None else None
+        count = self.top_k or FEW
+        while True:
+            places = _largest(scaled, count)[: self.top_k]
+            e = np.exp(scaled[places])
+            p = e / (e.sum() if total is None else total)
+            left = np.cumsum(p) - p < self.top_p  # those before it do not reach top_p
+            if total is None or not left[-1] or count >= len(scaled):
+                return places[left], p[left] / p[left].sum()
+            count *= 16
 
     def penalised(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """The logits with the repetition penalty.  logits (B, V), seen (B, T) ids that came before -> (B, V)"""
@@ -107,6 +116,17 @@ def strategy_of(given: Mapping[str, Any], *, answers: bool) -> Sampling:
             f"the likeliest is always taken; leave {idle[0]} out, or give a temperature above 0"
         )
     return found
+
+
+FEW = 256  # tokens that are sorted first; mostly they have the probability that is wanted
+
+
+def _largest(row: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` largest numbers, and of those equal to the last; largest first, equal ones by place."""
+    if count >= len(row):
+        return np.argsort(-row, kind="stable")
+    places = np.flatnonzero(row >= np.partition(row, -count)[-count])
+    return places[np.argsort(-row[places], kind="stable")]
 
 
 def _normalised(scaled: np.ndarray) -> np.ndarray:

@@ -92,6 +92,22 @@ def test_temperature_acts_before_top_p() -> None:
     assert probabilities(temperature=0.25, top_p=0.7) == [0, 1, 0, 0]  # 0.4⁴ is 72 % of the sum of fourth powers
 
 
+@pytest.mark.parametrize("strategy", [{"top_p": p} for p in (0.01, 0.5, 0.9, 0.999)] + [{"top_k": 300, "top_p": 0.8}])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_of_a_large_vocabulary_it_is_what_sorting_all_of_it_leaves(strategy: dict[str, Any], spread: float) -> None:
+    logits = np.round(spread * np.random.default_rng(0).standard_normal((1, 9000)), 2)  # many are equal
+    order = np.argsort(-logits[0], kind="stable")
+    p = np.exp(logits[0] - logits.max())[order]
+    p[strategy.get("top_k", len(p)) :] = 0
+    p /= p.sum()
+    p[np.cumsum(p) - p >= strategy["top_p"]] = 0
+    expected = np.zeros(len(p))
+    expected[order] = p / p.sum()
+    found = Sampling(**strategy).probabilities(logits)[0]
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_each_row_is_ranked_by_itself() -> None:
     found = Sampling(top_k=2).probabilities(np.concatenate([LOGITS, LOGITS[:, ::-1]]))
     assert np.allclose(found, [[0, 4 / 7, 0, 3 / 7], [3 / 7, 0, 4 / 7, 0]])
