@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.modes import modes
-from nanograd_llm.backend.arrays import LINE, as_array, is_array
+from nanograd_llm.backend.arrays import as_array, is_array
 from nanograd_llm.errors import DtypeError, ShapeError
 
 
@@ -122,14 +122,11 @@ def _array_ids(values: Sequence[Any]) -> set[int]:
 
 
 def _is_fresh(gradient: Any, known: set[int], gradients: Sequence[Any]) -> bool:
-    """Has the rule just made this array, or the array that it views as a whole, so that nothing else refers to it?
-
-    As a whole: but for the bytes before and after it in an array of `aligned_like`.
-    """
+    """Has the rule just made this array, or the array that it views as a whole, so that nothing else refers to it?"""
     owner = gradient
     if gradient.base is not None:
         owner = gradient.base
-        if not is_array(owner) or owner.base is not None or owner.nbytes - gradient.nbytes > LINE:
+        if not is_array(owner) or owner.base is not None or owner.size != gradient.size:
             return False
         if not gradient.flags.forc:
             return False

@@ -7,7 +7,6 @@ The only file that imports CuPy, and only once a GPU is used. NumPy's functions 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import sys
 from types import ModuleType
@@ -87,24 +86,6 @@ def beside(x: Any, like: Any) -> Any:
     if device == "cpu" and device_of(x) != "cpu":
         raise DeviceError("an array is on cuda, and the one that it is used with on cpu; move one, with .to(device)")
     return np.asarray(x) if device == "cpu" else to_device(x, device)
-
-
-LINE = 64  # bytes that a processor reads or writes at once
-
-
-def aligned_like(x: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
-    """An array in C order, on the device of x, whose numbers are still to be written.
-
-    On the CPU it begins at a multiple of 64 bytes. Where an Intel processor combines two arrays into a third, and the
-    third begins elsewhere, as most of NumPy's arrays do, it takes twice as long.
-    """
-    shape, dtype = x.shape if shape is None else shape, x.dtype if dtype is None else dtype
-    if xp(x) is not np:
-        return np.empty_like(x, shape=shape, dtype=dtype, order="C")
-    size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
-    memory = np.empty(size + LINE // itemsize, dtype)
-    start = -memory.__array_interface__["data"][0] % LINE // itemsize
-    return memory[start : start + size].reshape(shape)
 
 
 class use_device:

@@ -215,7 +215,7 @@ def _await_soon(pipe: Connection) -> None:
 
     The workers of a training step meet every few milliseconds, and reach each meeting at almost the same time.
     """
-    if not hasattr(select, "poll"):  # Windows
+    if not CAN_FORK:  # then there are no such workers
         return
     arrived = select.poll()
     arrived.register(pipe.fileno(), select.POLLIN)

@@ -39,7 +39,7 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
     ShapeError where the text is longer than the model's context.
     """
     from nanograd_llm.models.bert import BERT
-    from nanograd_llm.text.wordpiece import MASK, UNK
+    from nanograd_llm.text.wordpiece import UNK
 
     require_int("top", top, 1)
     require_type("model", model, BERT, "a BERT")

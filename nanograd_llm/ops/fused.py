@@ -14,7 +14,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
-from nanograd_llm.backend.arrays import aligned_like, as_array, beside, no_wider, xp
+from nanograd_llm.backend.arrays import as_array, beside, no_wider, xp
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
@@ -249,8 +249,8 @@ def gelu(x, *, needs):
 
 def _in_pieces(into, x, needs):
     """What into(x, y, slope) writes, a piece at a time that stays in the cache, shared out over threads."""
-    y = aligned_like(x)
-    slope = aligned_like(x) if any(needs) else None
+    y = np.empty_like(x, order="C")
+    slope = np.empty_like(y) if any(needs) else None
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
@@ -284,7 +284,7 @@ def gelu_into(x, y, slope=None):
 
 @gelu.backward
 def gelu_backward(dy, slope):
-    return np.multiply(dy, slope, out=aligned_like(slope))
+    return dy * slope
 
 
 @op("y = x*Φ(x),  Φ(x) = (1 + erf(x/√2))/2", "x̄ = ȳ*(Φ(x) + x*exp(-x²/2)/√(2π))", equals=composed.gelu_exact)
@@ -313,7 +313,7 @@ def _gelu_exact_into(x, y, slope=None):
 
 @gelu_exact.backward
 def gelu_exact_backward(dy, slope):
-    return np.multiply(dy, slope, out=aligned_like(slope))
+    return dy * slope
 
 
 @op("y = x*s,  s = 1/(1 + exp(-x))", "x̄ = ȳ*s*(1 + x*(1 - s))", equals=composed.silu)

@@ -14,7 +14,7 @@ import strict_cupy
 import nanograd_llm as ng
 from nanograd_llm import GPT, GPTConfig, Parameter, Tensor, nn, ops, use_device
 from nanograd_llm.backend import arrays
-from nanograd_llm.backend.arrays import SCALARS_WIDEN, aligned_like, beside, device_of, library, to_device, to_host, xp
+from nanograd_llm.backend.arrays import SCALARS_WIDEN, beside, device_of, library, to_device, to_host, xp
 from nanograd_llm.errors import DeviceError, DtypeError, GraphError, IndexRangeError
 
 SMALL: Any = dict(vocab_size=11, context_length=8, n_layer=1, n_head=2, n_embd=4)
@@ -237,14 +237,6 @@ def test_a_gpu_without_memory_is_one_line_that_names_the_op(x: Tensor) -> None:
     assert "\n" not in str(raised.value)
     with pytest.raises(DeviceError, match="moving .* MiB to the GPU: the GPU is out of memory"):
         Tensor(np.ones(1000), device="cuda")
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.complex128, np.longdouble])
-def test_an_aligned_array_has_the_shape_and_dtype_asked_for_and_begins_at_a_multiple_of_64_bytes(dtype: Any) -> None:
-    for shape in ((3, 5), (0, 2), (), (1000,)):
-        x = aligned_like(np.zeros(2, dtype), shape)
-        assert x.shape == shape and x.dtype == dtype and x.flags.c_contiguous and x.flags.writeable
-        assert not x.size or x.ctypes.data % 64 == 0
 
 
 def test_importing_the_package_does_not_import_cupy() -> None:
