@@ -317,7 +317,8 @@ RATES = "float64 rate, float64 eps, float64 decay, float64 scale, float64 one_mi
 
 def _update_block(p, m, v, gradient, rates, one_minus_beta1, one_minus_beta2, decayed):
     kernel = _elementwise(xp(p), f"T gradient, {RATES}, int64 decayed", "T p, T m, T v", ADAMW, "adamw")
-    kernel(gradient, *rates, one_minus_beta1, one_minus_beta2, decayed, p, m, v)
+    factors = rates.rate, rates.eps, rates.decay, rates.scale, one_minus_beta1, one_minus_beta2
+    kernel(gradient, *factors, decayed, p, m, v)
 
 
 def _write_mask(mask, key, threshold, scale):
