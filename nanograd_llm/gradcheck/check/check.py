@@ -18,7 +18,7 @@ from nanograd_llm.gradcheck.check import comparison, consistency, decision, kink
 from nanograd_llm.gradcheck.check.comparison import Method, Slopes, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.decision import DIGITS, Outcome
-from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences
+from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences, is_analytic
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
@@ -152,6 +152,7 @@ class _Check:
     def __init__(self, function: Function, order: int, seed: int, jacobian: int, explain: bool, seconds: float):
         self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
         self.rng, self.notes = np.random.default_rng(seed), list(function.notes)
+        self.not_analytic: set[int] = set()  # inputs by which a complex step gives another slope than the function has
         self.ties: list[str] = []  # what is wrong with the gradients of ties, in words
         inputs = len(function.values)
         self.progress = Progress(order * inputs + (order - 1) * order // 2, seconds)
@@ -276,6 +277,10 @@ class _Check:
                     if missed is None or missed.size:
                         bent[k] = None if missed is None else np.union1d(places, missed)
                         finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
+                if order == 1 and finding.verdict == "wrong" and finding.method == "complex step":
+                    if not self._is_analytic(target, k):
+                        self.not_analytic.add(k)
+                        finding = self._check_input(target, k, bent[k], found, y, cotangents, order)
                 yield finding
             target = Gradient(target, cotangents[0])
 
@@ -311,8 +316,13 @@ class _Check:
             found += places.tolist()
         return np.array(sorted(found), int)
 
+    def _is_analytic(self, function: Differentiable, k: int) -> bool:
+        x = function.values[k]
+        return is_analytic(line(function, function.values, k, dense(self.rng, x.shape) * sizes(x)))
+
     def _method(self, function: Differentiable, k: int, smooth: np.ndarray) -> tuple[Derivative, Method]:
-        """How slopes by input k are computed, and a first one: by complex step unless differences contradict it.
+        """How slopes by input k are computed, and a first one: by complex step unless differences contradict it, or it
+        is known that the function is not analytic.
 
         The differences are taken along the input itself, so that no entry leaves its neighbourhood. Where rounding is
         too large for them, they are taken in wider numbers.
@@ -321,7 +331,10 @@ class _Check:
         own = dense(self.rng, x.shape) * sizes(x) * smooth.reshape(x.shape)
         known = comparison.noise(function, self.precisions) if isinstance(function, Gradient) else 0.0
         along = line(function, function.values, k, own)
-        first = derivative(along, epsilon=self.precisions.given.epsilon, noise=known)
+        epsilon = self.precisions.given.epsilon
+        if k in self.not_analytic and not isinstance(function, Gradient):
+            return differences(along, epsilon=epsilon, noise=known, why=CONTRADICTED), differences
+        first = derivative(along, epsilon=epsilon, noise=known)
         if first.why and not isinstance(function, Gradient) and (wide := self.precisions.wide) is not None:
             values = [value.astype(wide.dtype) for value in function.values]
             noise = comparison.noise(function, self.precisions)

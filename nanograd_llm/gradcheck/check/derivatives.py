@@ -21,6 +21,9 @@ _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
 
 
+_CORNERS, _SEEN = 16, 64  # of a circle; times its rounding that a mean over it must differ to count
+
+
 @dataclass(frozen=True)
 class Derivative:
     """φ'(0), and how far off each entry may be (0 where only rounding is left to say).
@@ -86,6 +89,25 @@ def complex_step(line: Line) -> Derivative:
     if not np.isfinite(value).all() or value[~np.isfinite(y.real)].any():  # log(inf + inf j) is inf + 0.79j
         raise ComplexStepError("on complex numbers it is not finite")
     return Derivative(value, np.zeros_like(value), COMPLEX_STEP, "complex step")
+
+
+def is_analytic(line: Line, epsilon: float = EPS) -> bool:
+    """Is φ(0) the mean of φ over small circles around it, as it is of any analytic function?
+
+    Where φ takes sizes of complex numbers, or their conjugates, the two differ by a multiple of r² for each radius r.
+    """
+    corners = np.exp(2j * np.pi * np.arange(_CORNERS) / _CORNERS)
+    here = line(0.0)
+    off: list[np.ndarray] = []
+    for k in range(3, 40, 2):
+        off.append(np.abs(np.mean([line(2.0**-k * corner) for corner in corners], axis=0) - here))
+        if len(off) > 2:
+            far, middle, near = off[-3:]
+            is_seen = near > _SEEN * epsilon * np.abs(here).max(initial=0)
+            falls = (np.abs(far / middle - 16) < 1) & (np.abs(middle / near - 16) < 1)
+            if (is_seen & falls).any():
+                return False
+    return True
 
 
 def differences(

@@ -605,3 +605,16 @@ def test_a_gross_mistake_is_found_where_only_differences_in_float64_serve(factor
         return factor * ((np.eye(x.size) - 1 / x.size) / std - np.outer(h, h) / x.size / std**3)
 
     assert verdicts(check_gradient(normalised, jacobian, X[0])) == {"x": verdict}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "right"), (1.001, "wrong")])
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-7])
+def test_a_slope_that_np_var_loses_on_complex_numbers_is_no_mistake(spread: float, factor: float, verdict: str) -> None:
+    def normalised(x):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+    def jacobian(x):
+        h, std = x - x.mean(), np.sqrt(x.var() + 1e-5)
+        return factor * ((np.eye(x.size) - 1 / x.size) / std - np.outer(h, h) / x.size / std**3)
+
+    assert verdicts(check_gradient(normalised, jacobian, 1 + spread * X[0])) == {"x": verdict}
