@@ -10,7 +10,7 @@ from nanograd_llm.bench import memory, torch_gpt
 from nanograd_llm.bench.figures import Figure, OpTime, Report
 from nanograd_llm.bench.floor import Floor, flops
 from nanograd_llm.bench.profile import profile
-from nanograd_llm.bench.race import Maker, contenders, race, warm_up
+from nanograd_llm.bench.race import COMPILING, Maker, contenders, race, warm_up
 from nanograd_llm.bench.workloads import GPT2_FORWARD, GPT2_STEP, Workload, forward_pass, training_step
 
 OURS, FLOOR = "nanograd_llm", "matrix products alone (the floor)"
@@ -63,7 +63,7 @@ def compare(task: Task, against: bool, rounds: int | None = None) -> Iterator[Re
     ours = functools.partial(training_step if task.backward else forward_pass, w)
     limit = functools.partial(Floor, w, task.backward)
     with contenders({OURS: ours, FLOOR: limit, **(task.rivals if against else {})}) as children:
-        yield from warm_up(children, w.name, optional=["PyTorch compiled"])
+        yield from warm_up(children, w.name, ["PyTorch compiled"], None if rounds else COMPILING)
         seconds = race(children, rounds, w.burst, most=w.rounds, limit=w.limit)
         took, least = seconds[OURS], seconds[FLOOR]
         yield Figure(w.name, name, took * 1e3, "ms")

@@ -42,18 +42,20 @@ def burst(step: Step, size: int) -> list[float]:
     return seconds
 
 
-def warm_up(children: dict[str, Any], workload: str, optional: Sequence[str] = ()) -> Iterator[Note]:
+def warm_up(
+    children: dict[str, Any], workload: str, optional: Sequence[str] = (), limit: float | None = COMPILING
+) -> Iterator[Note]:
     """Let each contender do its first steps, which create and compile what later steps use.
 
-    A contender in `optional` that fails, or takes too long, is removed, and a note says why. Raises NanogradError if
-    another fails.
+    A contender in `optional` that fails, or takes more than `limit` seconds, is removed, and a note says why. Raises
+    NanogradError if another fails.
     """
     for place, name in enumerate(list(children)):
         show(f"{workload}: first steps of {name}", place / len(children))
         try:
             children[name].send(burst, 1)
-            if name in optional and not children[name].pipe.poll(COMPILING):
-                raise NanogradError(f"its first steps take more than {COMPILING:g} s")
+            if name in optional and not children[name].pipe.poll(limit):
+                raise NanogradError(f"its first steps take more than {limit:g} s; --rounds N waits for them")
             children[name].receive()
         except NanogradError as error:
             if name not in optional:

@@ -49,7 +49,7 @@ SCORED_AT_MOST = 2**20
 # nano: tuned for a minute on the built-in corpus, which is read a dozen times, so strong weight decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
 RECIPES: dict[str, dict[str, Any]] = {
-    "nano": dict(batch_size=8, optimizer="muon", learning_rate=6e-3, weight_decay=0.3),
+    "nano": dict(batch_size=8, optimizer="muon", learning_rate=6e-3, weight_decay=1.0),
     "distilgpt2": dict(batch_size=8, learning_rate=6e-4),
     "gpt2": dict(batch_size=8, learning_rate=6e-4),
     "gpt2-medium": dict(batch_size=8, learning_rate=3e-4),

@@ -13,7 +13,6 @@ import pytest
 from makers import blocked_signals, broken, counter, end_process, refused, slow, where_and_what
 
 from nanograd_llm.backend.processes import spawn
-from nanograd_llm.bench import race as race_module
 from nanograd_llm.bench.figures import Note
 from nanograd_llm.bench.race import burst, contenders, race, warm_up
 from nanograd_llm.errors import NanogradError
@@ -84,12 +83,11 @@ def test_an_optional_contender_that_fails_is_removed_with_a_note():
         assert list(children) == ["ours"]
 
 
-def test_an_optional_contender_that_takes_too_long_is_removed_and_ends(monkeypatch):
-    monkeypatch.setattr(race_module, "COMPILING", 0.1)
+def test_an_optional_contender_that_takes_too_long_is_removed_and_ends():
     with contenders({"compiled": slow}) as children:
         process = children["compiled"].process
-        assert list(warm_up(children, "toy", optional=["compiled"])) == [
-            Note("toy", "without compiled: its first steps take more than 0.1 s")
+        assert list(warm_up(children, "toy", optional=["compiled"], limit=0.1)) == [
+            Note("toy", "without compiled: its first steps take more than 0.1 s; --rounds N waits for them")
         ]
         assert not children and not process.is_alive()
 
