@@ -96,7 +96,7 @@ class LinearStep:
         self.out = _empty((*lead, self.weight.shape[1]), self.weight)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = np.dot(x, self.weight, out=self.out)
+        y = x.dot(self.weight, out=self.out)
         return y if self.bias is None else np.add(y, self.bias, out=y)
 
 
