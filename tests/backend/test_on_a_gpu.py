@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,7 @@ from nanograd_llm import (
 )
 from nanograd_llm.autograd.op import Kept, Op
 from nanograd_llm.autograd.tensor import grad, registry
+from nanograd_llm.backend import kernels
 from nanograd_llm.backend.arrays import SCALARS_WIDEN, to_device, xp
 from nanograd_llm.errors import DeviceError, GraphError, NanogradError, NonFiniteError
 from nanograd_llm.gradcheck import assert_split_invariant, check_layer, check_model, gradcheck
@@ -46,11 +48,12 @@ from nanograd_llm.gradcheck.check.promises import case_problems
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
 from nanograd_llm.gradcheck.every_op import check_case
 from nanograd_llm.inference import BeamSearch, Sampling, generate, translate
+from nanograd_llm.inference.decoder import Decoder
 from nanograd_llm.inference.fill import hidden_logits
 from nanograd_llm.models.heads import Classifier, SentenceEncoder
 from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.see.look import look
-from nanograd_llm.training import SGD, TrainConfig, Trainer, clip_by_global_norm
+from nanograd_llm.training import SGD, AdamW, TrainConfig, Trainer, clip_by_global_norm
 
 pytestmark = pytest.mark.skipif(SCALARS_WIDEN, reason="CuPy needs NumPy 2")
 
@@ -549,3 +552,67 @@ def test_a_bare_array_of_numpy_in_a_layer_is_found(layer: type[nn.Module], monke
         monkeypatch.setattr(layer, part, planted(getattr(layer, part)))
     with pytest.raises((NanogradError, TypeError), match="Unsupported type|on cuda|on cpu"):
         test_a_layer_has_the_numbers_of_the_cpu(layer)
+
+
+# The kernels
+
+
+class Kernel:
+    """In place of a kernel of CuPy: it computes nothing, but is strict about how many arguments it is called with."""
+
+    def __init__(self, declared: int, used: list[str], name: str):
+        self.declared, self.used, self.name = declared, used, name
+
+    def __call__(self, *arguments: Any) -> None:
+        if len(arguments) == 3 and isinstance(arguments[2], tuple):  # blocks, threads, arguments of a raw kernel
+            arguments = arguments[2]
+        assert len(arguments) == self.declared, f"{self.name} declares {self.declared} arguments, not {len(arguments)}"
+        self.used.append(self.name)
+
+
+@pytest.fixture
+def used(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that were called."""
+    found: list[str] = []
+
+    class RawModule:
+        def __init__(self, code: str):
+            self.code = code
+
+        def get_function(self, name: str) -> Kernel:
+            (declared,) = re.findall(rf"__global__ void {name}\((.*?)\)", self.code, re.S)
+            return Kernel(declared.count(",") + 1, found, name)
+
+    def elementwise(inputs: str, outputs: str, code: str, name: str) -> Kernel:
+        return Kernel(len(inputs.split(",")) + len(outputs.split(",")), found, name)
+
+    monkeypatch.setattr(kernels, "_product", lambda a, b, scale=1.0, add_to=None: a @ b if add_to is None else add_to)
+    monkeypatch.setattr(gpu, "RawModule", RawModule, raising=False)
+    monkeypatch.setattr(gpu, "ElementwiseKernel", elementwise, raising=False)
+    return found
+
+
+def test_every_kernel_is_called_with_the_arguments_that_it_declares(used: list[str]) -> None:
+    rng = np.random.default_rng(0)
+
+    def array(*shape: int) -> Any:
+        return Tensor(to_device(rng.standard_normal(shape).astype(np.float32), "cuda"), requires_grad=True)
+
+    x, qkv, targets = array(2, 6, 8), array(2, 6, 24), to_device(np.zeros((2, 6), int), "cuda")
+    for y in (
+        ops.gelu(x),
+        ops.layernorm(x, array(8), array(8)),
+        ops.dropout(x, rate=0.5, seed=0),
+        ops.cross_entropy(x, targets),
+        ops.linear_cross_entropy(x, array(11, 8), targets),
+        ops.multi_head_attention(qkv, n_head=2, causal=True),
+    ):
+        y.sum().backward()
+    model = GPT(GPTConfig(**GPT_SIZES), seed=0).to("cuda")
+    optimizer = AdamW(model.parameters())
+    optimizer.step([p.data for p in model.parameters()], 1e-3)
+    caches = model.eval().new_caches(1)
+    model.next_logits(np.array([[1, 2]]), caches)
+    Decoder(model, caches)(np.array([3]))
+    names = {name for name in re.findall(r"__global__ void (\w+)\(", kernels.SOURCE)} | {"gelu_and_slope", "adamw"}
+    assert names - set(used) == set()
