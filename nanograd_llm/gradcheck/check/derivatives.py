@@ -94,7 +94,7 @@ def complex_step(line: Line) -> Derivative:
 def is_analytic(line: Line, epsilon: float = EPS) -> bool:
     """Is φ(0) the mean of φ over small circles around it, as it is of any analytic function?
 
-    Where φ takes sizes of complex numbers, or their conjugates, the two differ by a multiple of r² for each radius r.
+    Where φ takes |z|² of complex numbers, or where two pieces join, they differ by a multiple of r² for each radius r.
     """
     corners = np.exp(2j * np.pi * np.arange(_CORNERS) / _CORNERS)
     here = line(0.0)

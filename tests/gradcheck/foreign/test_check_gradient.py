@@ -618,3 +618,29 @@ def test_a_slope_that_np_var_loses_on_complex_numbers_is_no_mistake(spread: floa
         return factor * ((np.eye(x.size) - 1 / x.size) / std - np.outer(h, h) / x.size / std**3)
 
     assert verdicts(check_gradient(normalised, jacobian, 1 + spread * X[0])) == {"x": verdict}
+
+
+def only_float64(x):
+    if x.real.dtype.itemsize > 8:
+        raise TypeError("no longdouble, as in JAX")
+    return x
+
+
+def test_a_bump_that_differences_step_over_makes_no_right_gradient_wrong() -> None:
+    def bump(x):
+        return np.exp(-(((x - 1) / 1e-8) ** 2))
+
+    x = np.array([1 + 5e-9, 0.3, -2.0])
+    report = check_gradient(lambda x: only_float64(x) + bump(x), lambda x: 1 - 2 * (x - 1) / 1e-16 * bump(x), x)
+    assert verdicts(report) == {"x": "cannot tell"}
+
+
+@pytest.mark.parametrize("mistake", [1e-3, 1e-6, 1e-9])
+def test_a_mistake_is_found_where_two_pieces_join_with_equal_slopes(mistake: float) -> None:
+    def huber(x):
+        return np.where(np.abs(only_float64(x).real) <= 1, x * x / 2, np.where(x.real > 0, x, -x) - 0.5)
+
+    x = np.array([1.0, 0.3, -2.0])
+    right = np.clip(x, -1, 1)
+    assert verdicts(check_gradient(huber, lambda x: right, x)) == {"x": "right"}
+    assert verdicts(check_gradient(huber, lambda x: right * (1 + mistake), x)) == {"x": "wrong"}
