@@ -44,7 +44,7 @@ assert rates[3e-3] < min(rates[3e-4], rates[3e-2])
 
 # %% The optimizer
 # AdamW makes all numbers of a matrix move alike. Most gradients of a matrix, though, lie along a few directions, and
-# those swamp the others. Muon moves all directions alike: it takes the orthogonal matrix that is nearest to the mean
+# those hide the others. Muon moves all directions alike: it takes the orthogonal matrix that is nearest to the mean
 # gradient, by some products of matrices. Here is one whose directions are its channels:
 print(orthogonal(np.diag([10.0, 1.0, 0.1])).round(2))
 assert (abs(np.diag(orthogonal(np.diag([10.0, 1.0, 0.1]))) - 1) < 0.4).all()
@@ -70,7 +70,8 @@ assert large > cosine + 0.1
 
 # %% What Muon costs
 # Its products are the same for any batch: for a matrix of n x m numbers, n ≤ m, about 4 n² m + 34 n³ operations.
-# Forward and backward take 6 n m for each token. With few tokens in a step Muon is dear, with many it costs nothing.
+# Forward and backward take 6 n m for each token. With few tokens in a step
+# Muon is expensive, with many it costs almost nothing.
 n, m = 128, 512
 for tokens in (512, 4096, 32768):
     share = (4 * n * n * m + 34 * n**3) / (6 * n * m * tokens)

@@ -183,7 +183,7 @@ class _Check:
             finally:
                 self.progress.end()
         if (took := self.progress.elapsed) > 2 * max(1.0, self.progress.seconds):
-            cannot = "the evaluations and backward passes that no check can do without take longer"
+            cannot = "the evaluations that every check needs take longer"
             self.notes.append(f"the check took {took:.0f} s instead of {self.progress.seconds:g} s: {cannot}")
         for finding in findings:
             if finding.name in function.cut and finding.order == 1 and finding.verdict != "wrong":
