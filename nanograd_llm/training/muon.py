@@ -35,7 +35,8 @@ def orthogonal(matrix: Any) -> Any:
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     a, b, c = NEWTON_SCHULZ
-    x = matrix / ((matrix * matrix).sum() ** 0.5 + 1e-30)  # no float(), which would wait for a GPU
+    # the squares of tiny numbers are 0, hence 1e-7; no float(), which would wait for a GPU
+    x = matrix / ((matrix * matrix).sum() ** 0.5 + 1e-7)
     gram, product = x @ x.T, None
     for iteration in range(ITERATIONS):
         bracket = gram @ gram
