@@ -208,16 +208,16 @@ class Op:
                 + (f"; write {words}" if words else "")
             )
         if not any([isinstance(x, Tensor) for x in inputs]):
-            if any([getattr(x, "dtype", None) is HALF for x in inputs]) and self.name != "cast":
-                return self._in_single(inputs, static)
+            if any([x.dtype == HALF for x in inputs if hasattr(x, "dtype")]) and self.name != "cast":
+                return self._in_single(inputs, inputs, static)
             inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
         now = modes()
         if self.equals is not None and now.higher_order:
             return self.equals(*inputs, **static)
         arrays = _operands(inputs, self._constant_places)
-        if any([type(a) is np.ndarray and a.dtype is HALF for a in arrays]) and self.name != "cast":
-            return self._in_single(inputs, static)
+        if any([a.dtype == HALF for a in arrays if hasattr(a, "dtype")]) and self.name != "cast":
+            return self._in_single(inputs, arrays, static)
         if gpu_in_use:
             arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()
@@ -247,11 +247,19 @@ class Op:
                 now.watcher(node, arrays, static, where)
         return Tensor._recorded(y, node)
 
-    def _in_single(self, inputs: Sequence[Any], static: dict[str, Any]) -> Any:
-        """The op on float16, whose sums overflow and lose digits: computed in float32, then rounded."""
-        dtypes = [getattr(x, "dtype", HALF) for x in inputs]
-        y = self(*(x.astype(np.float32) if getattr(x, "dtype", None) is HALF else x for x in inputs), **static)
-        return y.astype(HALF) if y.dtype == np.float32 and not any(d.kind == "f" and d != HALF for d in dtypes) else y
+    def _in_single(self, inputs: Sequence[Any], arrays: Sequence[Any], static: dict[str, Any]) -> Any:
+        """The op on float16, whose sums overflow and lose digits: computed in float32, then rounded.
+
+        A result that NumPy would give another dtype, such as that of float16 and int16, is not rounded.
+        """
+        y = self(*[x.astype(np.float32) if getattr(x, "dtype", "") == HALF else x for x in inputs], **static)
+        if y.dtype != np.float32:
+            return y
+        constants = () if self.variadic else self._constant_places
+        beside = [a for i, a in enumerate(arrays) if a is not None and i not in constants]
+        beside = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in beside]
+        dtype = np.result_type(*[a if isinstance(a, np.generic) else getattr(a, "dtype", a) for a in beside])
+        return y.astype(HALF) if dtype == HALF else y
 
     def _on_one_device(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """The arrays of a call where the others are on a GPU: lists are copied to it, one number becomes a scalar.

@@ -123,6 +123,14 @@ def test_an_op_of_plain_arrays_computes_on_the_gpu() -> None:
         close(f(to_device(x, "cuda")), f(x))
 
 
+def test_float16_is_computed_in_float32_on_a_gpu_too() -> None:
+    rows = (200 * np.random.default_rng(0).standard_normal((3, 64))).astype(np.float16)
+    arrays = rows, np.ones(64, np.float16), np.zeros(64, np.float16)
+    expected = ops.layernorm(*arrays)
+    close(ops.layernorm(*(to_device(a, "cuda") for a in arrays)), expected, 1e-3)
+    close(ops.layernorm(*(Tensor(a, device="cuda") for a in arrays)).data, expected, 1e-3)
+
+
 def test_functions_made_of_ops_have_the_numbers_of_the_cpu() -> None:
     rng = np.random.default_rng(0)
     x, ids, other = rng.standard_normal((3, 4)), rng.integers(0, 4, (3, 2)), rng.random((3, 4))

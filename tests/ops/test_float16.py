@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -74,8 +76,39 @@ def test_every_op_gives_in_float16_what_float32_gives_rounded(name):
         half = [as_half(np.asarray(a)) if isinstance(a, np.ndarray) else a for a in inputs]
         single = [a.astype(np.float32) if getattr(a, "dtype", None) == np.float16 else a for a in half]
         found, expected = op(*half, **static), op(*single, **static)
-        if found.dtype == np.float16:
-            assert np.array_equal(found, expected.astype(np.float16), equal_nan=True)
+        assert found.dtype == (np.float16 if expected.dtype == np.float32 else expected.dtype)
+        assert np.array_equal(found, expected.astype(found.dtype), equal_nan=True)
+
+
+HALF = np.arange(3, dtype=np.float16)
+
+
+@pytest.mark.parametrize("other", [2, 2.0, True, np.float16(2), np.arange(3, dtype=np.int8), HALF > 0, HALF])
+@pytest.mark.parametrize("op", [ops.add, ops.multiply])
+def test_the_dtype_is_float16_where_it_is_in_numpy(op, other):
+    assert op(HALF, other).dtype == op(Tensor(HALF), other).dtype == (HALF + other).dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("op", [ops.add, ops.multiply, ops.matmul, ops.mse])
+def test_beside_a_wider_array_the_dtype_is_as_in_numpy(op, dtype):
+    other = np.arange(3).astype(dtype)
+    assert op(HALF, other).dtype == op(Tensor(HALF), other).dtype == (HALF + other).dtype
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.float64(2), [2.0, 2.0, 2.0]])
+def test_a_number_or_list_beside_a_tensor_of_float16_takes_its_dtype(number):
+    assert (Tensor(HALF) * number).dtype == np.float16
+
+
+def test_float16_that_was_pickled_is_computed_in_float32_too():
+    rows = (200 * random(3, 64)).astype(np.float16)
+    ones, zeros = np.ones(64, np.float16), np.zeros(64, np.float16)
+    pickled = pickle.loads(pickle.dumps([rows, ones, zeros]))
+    assert pickled[0].dtype is not rows.dtype
+    expected = ops.layernorm(rows, ones, zeros)
+    np.testing.assert_array_equal(ops.layernorm(*pickled), expected)
+    np.testing.assert_array_equal(ops.layernorm(*map(Tensor, pickled)).data, expected)
 
 
 @pytest.mark.parametrize("layer", [nn.LayerNorm(64), nn.RMSNorm(64), nn.Linear(64, 8), nn.MultiHeadAttention(64, 4)])
