@@ -38,6 +38,7 @@ from nanograd_llm.errors import (
 KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # parameters of a rule whose values are known in backward only
 _BAR = "\N{COMBINING MACRON}"
 HALF = np.dtype(np.float16)
+HALF_CHAR = HALF.char
 _RECEIVES = (
     "arrays, or Tensors under higher_order() and in a check of order 2: use operators, ops and methods that both have, "
     "not .data or NumPy's functions"
@@ -207,17 +208,22 @@ class Op:
                 f"{self.name} takes {self.shape_line.text}; got too many positional arguments"
                 + (f"; write {words}" if words else "")
             )
-        if not any([isinstance(x, Tensor) for x in inputs]):
-            if any([x.dtype == HALF for x in inputs if hasattr(x, "dtype")]) and self.name != "cast":
-                return self._in_single(inputs, inputs, static)
+        for x in inputs:  # here and below a loop takes half the time of any([...])
+            if isinstance(x, Tensor):
+                break
+        else:
+            for x in inputs:
+                if hasattr(x, "dtype") and x.dtype == HALF and self.name != "cast":
+                    return self._in_single(inputs, inputs, static)
             inputs = tuple(self._on_one_device(inputs, inputs)) if gpu_in_use else inputs
             return self._forward(inputs, static, ())[0]
         now = modes()
         if self.equals is not None and now.higher_order:
             return self.equals(*inputs, **static)
         arrays = _operands(inputs, self._constant_places)
-        if any([a.dtype == HALF for a in arrays if hasattr(a, "dtype")]) and self.name != "cast":
-            return self._in_single(inputs, arrays, static)
+        for a in arrays:
+            if hasattr(a, "dtype") and a.dtype.char == HALF_CHAR and self.name != "cast":
+                return self._in_single(inputs, arrays, static)
         if gpu_in_use:
             arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()
