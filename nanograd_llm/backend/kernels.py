@@ -79,13 +79,15 @@ __device__ void add_exp(T x, T& largest, T& sum) {         // sum = Σ exp(x - l
 
 extern "C" __global__ void layernorm(const T* x, const T* w, const T* b, T* y, T* xhat, T* r, Int C, double eps) {
   x += blockIdx.x * C; y += blockIdx.x * C; xhat += blockIdx.x * C;
-  T sum = 0, squares = 0;
+  T sum = 0, rest = 0, squares = 0;
   EACH(i, C) sum += x[i];
   const T mean = sum_of_block(sum) / C;
-  EACH(i, C) squares += (x[i] - mean) * (x[i] - mean);
+  EACH(i, C) rest += x[i] - mean;                          // of a mean far from 0, the rounding is seen
+  const T rounding = sum_of_block(rest) / C;
+  EACH(i, C) { const T centred = x[i] - mean - rounding; squares += centred * centred; }
   const T scale = 1 / sqrt(sum_of_block(squares) / C + T(eps));
   EACH(i, C) {
-    const T h = (x[i] - mean) * scale;
+    const T h = (x[i] - mean - rounding) * scale;
     xhat[i] = h;
     y[i] = h * w[i] + b[i];
   }

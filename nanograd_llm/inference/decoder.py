@@ -23,6 +23,7 @@ from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.nn import Block, LayerNorm, Linear, MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS
+from nanograd_llm.ops.fused import FAR
 
 
 def can_decode(model: GPT) -> bool:
@@ -110,6 +111,7 @@ class NormStep:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = np.subtract(x, np.dot(x, self.mean), out=self.out)
+        np.subtract(y, np.dot(y, self.mean), out=y)  # the rounding of a mean far from 0
         r = np.dot(np.multiply(y, y, out=self.square), self.mean)  # the variance, (B, 1)
         np.sqrt(np.add(r, self.eps, out=r), out=r)
         np.divide(y, r, out=y)
@@ -128,7 +130,11 @@ class OneNormStep:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y, number = self.out, self.number
         np.subtract(x, x.dot(self.mean, number), out=y)
-        number[()] = math.sqrt(y.dot(y) / y.size + self.eps)
+        variance, mean = y.dot(y) / y.size, number.item()
+        if mean * mean > FAR**2 * variance:  # then its rounding is seen
+            np.subtract(y, y.dot(self.mean, number), out=y)
+            variance = y.dot(y) / y.size
+        number[()] = math.sqrt(variance + self.eps)
         np.divide(y, number, out=y)
         np.multiply(y, self.weight, out=y)
         return np.add(y, self.bias, out=y)
@@ -210,8 +216,8 @@ class OneAttentionStep:
         if not scores.dot(scores) < LARGE**2:
             np.subtract(p, np.maximum.reduce(p, axis=2, keepdims=True), out=p)
         np.exp(p, out=p)
+        np.divide(p, np.add.reduce(p, axis=2, keepdims=True), out=p)  # before p, perhaps 1e34, multiplies values
         np.matmul(p, self.values[:, :n], out=self.mixed)  # (H, 1, n)·(H, n, D) -> (H, 1, D)
-        np.divide(self.mixed, np.add.reduce(p, axis=2, keepdims=True), out=self.mixed)
         return self.out(self.joined)
 
 

@@ -168,17 +168,19 @@ def layernorm(x, w, b, *, eps=1e-5):
     return keep(y.reshape(x.shape), xhat=xhat, r=r)
 
 
-FAR = 32  # standard deviations of a row from 0 to its mean
+FAR = 32  # standard deviations of a row from 0 to its mean: the rounding of such a mean is seen beside the deviations
 
 
 @on_gpu
 def _normalise(rows, w, b, eps):
     means, eps = _row_means(rows), rows.real.dtype.type(eps)
     xhat = rows - means
-    r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + eps)
-    if (np.abs(means) * r.real > FAR).any():  # the rounding of such a mean is seen beside the deviations
-        xhat -= _row_means(xhat)
-        r = 1 / np.sqrt(_row_mean_products(xhat, xhat) + eps)
+    deviation = np.sqrt(_row_mean_products(xhat, xhat) + eps)
+    far = np.flatnonzero(np.abs(means) > FAR * deviation.real)
+    if far.size:
+        xhat[far] = centred = xhat[far] - _row_means(xhat[far])
+        deviation[far] = np.sqrt(_row_mean_products(centred, centred) + eps)
+    r = 1 / deviation
     xhat *= r
     return _add_into(xhat * w, b), xhat, r
 

@@ -109,6 +109,13 @@ def test_a_fused_op_is_exact_on_large_inputs(name: str, rng: np.random.Generator
     require_as_exact(results(op, case, "cuda", "float32"), cpu, exact, name)
 
 
+def test_layernorm_is_exact_beside_an_offset_of_10_000(rng: np.random.Generator) -> None:
+    case = Case((rng.standard_normal((50, 768)) + 10_000, rng.standard_normal(768), rng.standard_normal(768)), {})
+    case = case.astype("float32")
+    cpu, exact = results(ops.layernorm, case, "cpu", "float32"), results(ops.layernorm, case, "cpu", "float64")
+    require_as_exact(results(ops.layernorm, case, "cuda", "float32"), cpu, exact, "")
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_linear_cross_entropy_is_exact_for_a_large_vocabulary(smoothing: float, rng: np.random.Generator) -> None:
     x, w, targets = rng.standard_normal((40, 24)), rng.standard_normal((50257, 24)), rng.integers(50257, size=40)

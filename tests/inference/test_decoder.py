@@ -11,7 +11,7 @@ import pytest
 from nanograd_llm import GPT, GPTConfig, Tensor, checked
 from nanograd_llm.errors import NonFiniteError, ShapeError
 from nanograd_llm.inference import Sampling, generate
-from nanograd_llm.inference.decoder import Decoder, can_decode
+from nanograd_llm.inference.decoder import Decoder, NormStep, OneNormStep, can_decode
 from nanograd_llm.nn import MLP, Block, Dropout, LayerNorm
 
 SIZES = dict(vocab_size=13, context_length=9, n_layer=3, n_head=2, n_embd=16)
@@ -71,6 +71,32 @@ def test_scores_of_any_size_have_the_weights_of_the_model(size: float) -> None:
         exact = model.next_logits(text[:, : n + 1])
         np.testing.assert_allclose(logits, exact, rtol=0, atol=np.abs(exact).max() * 2e-13)
     assert (max(scores) > 709) == (size == 30)  # whose exponential would overflow
+
+
+@pytest.mark.parametrize("score", [62.0, 70.0, 78.0, 86.0])
+def test_large_values_do_not_overflow_beside_large_scores(score: float) -> None:
+    model = gpt("float32")
+    qkv = model.blocks[0].attention.qkv
+    qkv.weight.data[...] = 0
+    assert qkv.bias is not None
+    queries, keys, values = qkv.bias.data.reshape(3, 2, 8)
+    queries[...] = keys[...] = [[np.sqrt(score / np.sqrt(8))], [0]]  # the score of one head, and of the other
+    values[...] = 1e5
+    model.blocks[0].attention.out.weight.data /= 1e5
+    caches = model.new_caches(1)
+    decoder, text = Decoder(model, caches), np.arange(9)[None]
+    for n in range(3):
+        exact = model.next_logits(text[:, : n + 1])
+        np.testing.assert_allclose(decoder(text[:, n]), exact, rtol=0, atol=np.abs(exact).max() * 1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_row_beside_a_large_offset_is_normalised_as_in_the_model(rows: int) -> None:
+    rng, layer = np.random.default_rng(5), LayerNorm(768)
+    x = (rng.standard_normal((rows, 768)) + 10_000).astype(np.float32)
+    found = OneNormStep(layer, x[0])(x[0]) if rows == 1 else NormStep(layer, x)(x)
+    exact = layer.astype(np.float64)(x.astype(np.float64)).data
+    np.testing.assert_allclose(found.reshape(exact.shape), exact, rtol=0, atol=5e-6)
 
 
 def test_the_decoder_reads_the_models_own_arrays() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from nanograd_llm import Tensor, nn, ops
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.gradcheck.cases import samples
+from nanograd_llm.ops import composed
 
 V = 4000
 
@@ -120,10 +122,26 @@ def test_a_layer_of_float16_gives_float16_and_agrees_with_float32(layer):
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("layernorm", [ops.layernorm, composed.layernorm])
 @pytest.mark.parametrize("C", [64, 768])
-def test_layernorm_in_float32_is_exact_beside_an_offset_of_10_000(C):
+def test_layernorm_in_float32_is_exact_beside_an_offset_of_10_000(C, layernorm):
     single = [a.astype(np.float32) for a in (random(64, C) + 10_000, random(C), random(C))]
-    for found, expected in zip(
-        *(with_gradients(ops.layernorm, a) for a in (single, [a.astype(float) for a in single]))
-    ):
+    for found, expected in zip(*(with_gradients(layernorm, a) for a in (single, [a.astype(float) for a in single]))):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_a_row_beside_a_large_offset_changes_no_bit_of_the_other_rows():
+    rows, w, b = (a.astype(np.float32) for a in (random(5, 64), random(64), random(64)))
+    alone = ops.layernorm(rows, w, b)
+    rows[2] += 10_000
+    together = ops.layernorm(rows, w, b)
+    np.testing.assert_array_equal(np.delete(together, 2, axis=0), np.delete(alone, 2, axis=0))
+
+
+@pytest.mark.parametrize("factor", [1, random(64)])
+def test_layernorm_of_the_largest_numbers_of_float32_gives_no_warning(factor):
+    rows = (np.full((2, 64), 1.5 * 2.0**127) * np.sign(factor)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = ops.layernorm(rows, np.ones(64, np.float32), np.zeros(64, np.float32))
+    assert np.isfinite(y).all()
