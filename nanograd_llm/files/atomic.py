@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from pathlib import Path  # at run time where a path is made, because most programs open no file
 
@@ -88,7 +93,8 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder for files that belong together; if the block raises nothing, they are moved to `folder`.
 
     A `folder` that does not exist appears in one step, with all files. Into an existing one they are moved one by one,
-    and nothing is overwritten. If anything fails, all of them are removed, with every folder that was created.
+    and nothing is overwritten. If anything fails, all of them are removed, with every folder that was created. What a
+    killed process left there is removed first.
     """
     from pathlib import Path
 
@@ -96,19 +102,22 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     above = [path for path in folder.parents if not path.exists()]
     temporary = (folder if folder.exists() else folder.parent) / _random_name()
     moved: list[Path] = []
+    _remove_leftovers(temporary.parent)
     try:
-        with storage_errors(f"{folder}: cannot create the folder", "choose another place"):
-            temporary.mkdir(parents=True)
-        yield temporary
-        remedy = "nothing there was changed; choose another folder"
-        with storage_errors(f"{folder}: cannot move the files there", remedy):
-            if folder.exists():
-                for path in sorted(temporary.iterdir()):
-                    _move_to_new(path, folder / path.name)
-                    moved.append(folder / path.name)
-                temporary.rmdir()
-            else:
-                os.rename(temporary, folder)
+        with contextlib.ExitStack() as stack:
+            with storage_errors(f"{folder}: cannot create the folder", "choose another place"):
+                temporary.mkdir(parents=True)
+                stack.enter_context(_locked(temporary))
+            yield temporary
+            remedy = "nothing there was changed; choose another folder"
+            with storage_errors(f"{folder}: cannot move the files there", remedy):
+                if folder.exists():
+                    for path in sorted(temporary.iterdir()):
+                        _move_to_new(path, folder / path.name)
+                        moved.append(folder / path.name)
+                    temporary.rmdir()
+                else:
+                    os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
         for path in [*moved, *sorted(temporary.rglob("*"), reverse=True), temporary, *above]:
             with contextlib.suppress(OSError):  # the first error is the one to report
@@ -161,6 +170,36 @@ def storage_errors(what: str, remedy: str) -> Iterator[None]:
 
 def _random_name() -> str:
     return f".{os.urandom(8).hex()}.tmp"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which ends with its process; yields whether it was free, False if it has no locks."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = True
+        except OSError:  # held, or a file system without locks
+            is_free = False
+        yield is_free
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of killed processes in `folder`, which nobody holds. A failure changes nothing."""
+    from shutil import rmtree
+
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError), _locked(path) as is_free:  # a link is none of ours: OSError
+                    if is_free:
+                        rmtree(path)
 
 
 def _move_to_new(path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -306,6 +307,44 @@ def test_files_can_be_written_together_on_a_disk_without_hard_links(
     with written_together(tmp_path) as p:
         (p / "a").write_text("ours")
     assert (tmp_path / "a").read_text() == "ours"
+
+
+def killed_while_writing_together(folder: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with written_together(folder) as place:
+            (place / "half").write_text("ours")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_killed_process_left_is_removed_by_the_next_one_also_if_that_fails(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "deep" / "new", tmp_path):
+        killed_while_writing_together(folder)
+        assert [*tmp_path.rglob(".*.tmp/half")]
+        with pytest.raises(KeyboardInterrupt), written_together(folder):
+            raise KeyboardInterrupt
+        assert not [*tmp_path.rglob(".*.tmp")]
+    killed_while_writing_together(tmp_path / "new")
+    write_two(tmp_path / "new")
+    assert sorted(os.listdir(tmp_path)) == ["deep", "new"] and sorted(os.listdir(tmp_path / "new")) == [
+        "first",
+        "second",
+    ]
+
+
+def test_what_another_process_is_writing_and_what_a_link_leads_to_are_not_removed(tmp_path: Path) -> None:
+    victim, link, file = tmp_path / "victim", tmp_path / f".{16 * '0'}.tmp", tmp_path / f".{16 * '1'}.tmp"
+    victim.mkdir()
+    (victim / "mine").touch()
+    link.symlink_to(victim)
+    file.touch()
+    with written_together(tmp_path / "first") as first:
+        (first / "a").touch()
+        write_two(tmp_path / "second")
+        assert (first / "a").exists()
+    assert (tmp_path / "first" / "a").exists() and (victim / "mine").exists() and link.is_symlink() and file.exists()
 
 
 def test_the_parent_of_every_new_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

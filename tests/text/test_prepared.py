@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import pickle
+import signal
 import sys
 import tracemalloc
 
@@ -159,6 +162,20 @@ def test_a_source_that_is_no_text_leaves_nothing(tmp_path, source):
     with pytest.raises(BadFileError, match="bad.txt is not UTF-8: byte 0xff at offset 50"):
         prepare([source, str(tmp_path / "bad.txt")], tmp_path / "data", "bytes")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_killed_prepare_left_is_removed_by_the_next_one_also_if_that_fails(tmp_path, source):
+    before = sorted(tmp_path.iterdir())
+    for others, left in ((["no such file"], []), ([source], [tmp_path / "data"])):
+        child = os.fork()
+        if child == 0:
+            prepare([source], tmp_path / "data", "bytes", report=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        os.waitpid(child, 0)
+        assert [*tmp_path.glob(".*.tmp/train.bin")]
+        with contextlib.nullcontext() if left else pytest.raises(StorageError):
+            prepare(others, tmp_path / "data", "bytes")
+        assert sorted(tmp_path.iterdir()) == sorted(before + left)
 
 
 def test_prepared_files_are_not_written_over(prepared, source):
