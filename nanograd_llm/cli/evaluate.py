@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from nanograd_llm.cli.options import Device, Model
-from nanograd_llm.cli.terminal import waiting, written
+from nanograd_llm.cli.terminal import waiting
 from nanograd_llm.settings import counted, printable
 
 SHOWN = 20  # documents in the table at most
@@ -53,12 +53,12 @@ def evaluate(
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.runs.prepare import score_run
     from nanograd_llm.text.examples import read_choices
-    from nanograd_llm.text.sources import LEFT_OUT, named_texts
+    from nanograd_llm.text.sources import named_texts
 
     use_device(device)
     if not texts and not choices:
-        with waiting("reading the held-out data") as progress:
-            score = score_run(model, lambda doing, share: progress(share, doing))
+        with waiting("reading the held-out data") as tell:
+            score = score_run(model, tell)
         print(f"{score}\nover {score.measured_on}")
         return
     opened = open_model(model)
@@ -67,29 +67,20 @@ def evaluate(
             f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
             "a GPT, on texts; a run of another task is scored on what it held out: give no text"
         )
-    with waiting("reading") as progress:
+    with waiting("opening the model") as tell:
         tokenizer, loaded = opened.tokenizer(), opened.model()
         if choices:
             questions = [question for path in choices for question in read_choices(path)]
-            answered = answer_choices(
-                loaded, tokenizer, questions, progress=lambda share: progress(share, "answering the questions")
-            )
-        scored, left_out = [], []
-
-        def report(doing: str, share: float) -> None:
-            progress(share, doing)
-            if doing.startswith(LEFT_OUT):
-                left_out.append(doing)
-
-        for path, content in (named for text in texts for named in named_texts(text, report)):
-            tell = functools.partial(progress, title=f"scoring {path}")
-            scored.append(score_text(loaded, content, tokenizer, name=path, stride=stride, progress=tell))
+            progress = functools.partial(tell, "answering the questions")
+            answered = answer_choices(loaded, tokenizer, questions, progress=progress)
+        scored = []
+        for path, content in (named for text in texts for named in named_texts(text, tell)):
+            progress = functools.partial(tell, f"scoring {path}")
+            scored.append(score_text(loaded, content, tokenizer, name=path, stride=stride, progress=progress))
     if choices:
         print(answered)
     if not scored:
         return
-    for line in left_out:
-        print(written(line))
     if len(scored) > 1:
         _table([(name, evaluation_of([text])) for name, text in zip(short_names([t.name for t in scored]), scored)])
     found, between = evaluation_of(scored), interval(scored)

@@ -60,7 +60,7 @@ def prepare(
         if near and not Path(tokenizer).exists():
             raise ConfigError(f"tokenizer must be one of {', '.join(KINDS)}, or a model; did you mean {near}?")
         made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
-    with waiting("starting", lines=True) as tell:
+    with waiting("starting") as tell:
         found = prepare_texts(
             sources,
             out,
@@ -68,7 +68,7 @@ def prepare(
             vocab_size=vocab_size or 1024,
             held_out=held_out,
             seed=seed,
-            report=lambda doing, share: tell(share, doing),
+            report=tell,
         )
     print(row("tokenizer", found["prepared"]["tokenizer"]))
     for name, part in (("train", found["train"]), ("held out", found["val"])):

@@ -6,37 +6,40 @@ import contextlib
 import io
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from nanograd_llm.settings import printable
 
+LINE_EVERY = 10.0  # seconds between the lines of progress where there is no terminal
+
 
 @contextlib.contextmanager
-def waiting(title: str, *, lines: bool = False) -> Iterator[Callable[..., object]]:
-    """Show on stderr, if it is a terminal, a progress bar with the seconds while this block runs.
+def waiting(doing: str) -> Iterator[Callable[[str, float], object]]:
+    """Show on stderr what is being done while this block runs: on a terminal a bar, elsewhere a line now and then.
 
-    Yields a function that sets the share that is done and, if given, another title.
-    lines: where stderr is no terminal, print each new title as a line on stdout; otherwise nothing is shown there.
+    Yields a function that takes what is being done now, and the share of it that is done.
     """
     if not sys.stderr.isatty():
-        titles = {title}
+        last = time.monotonic()
 
-        def print_title(share: float, title: str = title) -> None:
-            if lines and title not in titles:
-                titles.add(title)
-                print(written(title), flush=True)
+        def print_line(doing: str, share: float) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                print(f"{printable(doing)}: {share:.0%}", file=sys.stderr, flush=True)
 
-        yield print_title
+        yield print_line
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(printable(title), total=None)
+        task = bar.add_task(printable(doing), total=None)
 
-        def update(share: float, title: str = title) -> None:
-            bar.update(task, total=1 if share else None, completed=share, description=printable(title))
+        def update(doing: str, share: float) -> None:
+            bar.update(task, total=1 if share else None, completed=share, description=printable(doing))
 
         yield update
 

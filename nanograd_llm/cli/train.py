@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import time
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -20,13 +20,12 @@ from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
 from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resume_run
-from nanograd_llm.runs.tables import tables_of
+from nanograd_llm.runs.run import Event
+from nanograd_llm.runs.tables import defaults_of, tables_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
-from nanograd_llm.tasks.language_model import LanguageModelling
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import NamedTask
-from nanograd_llm.training.config import TrainConfig
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
 EXAMPLES = {  # for the help page of a task
@@ -55,29 +54,17 @@ EXAMPLES = {  # for the help page of a task
         "train --task preference --init runs/tuned-1 --show-batch",
     ],
 }
-SLOW_START = 0.2  # share of the time from which it is said that reading took it
 SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
 
 def _fields(task: type[NamedTask]) -> dict[str, Any]:
-    """The options of a task by name. The help of each has its default, also that with --init."""
-    shown = {name: value for name, value in task.fresh.items() if name != "vocab_size"}
-    if task.presets:
-        shown = {name: f"the preset's, {value} for {task.presets[0]}" for name, value in shown.items()}
-    further: dict[str, Any] = task.tuning.described()
-    for name in {*shown, *further} & {*TrainConfig.setting_types, "context_length"}:
-        usual = getattr(TrainConfig, name, None)
-        other = further.get(name, usual)
-        before = shown.get(name, usual) if task.fresh else other
-        shown[name] = f"{before}" if str(before) == str(other) else f"{before}; {other} with --init"
-    shown["learning_rate"] += "; ten times that for adapters"
-    shown |= {"steps": None, "minutes": 1.0, "lora_rank": None}
+    """The options of a task by name."""
     found: dict[str, Any] = {}
     for table, kind in tables_of(task).items():
         # "model" and "prepared" are tokenizers that init or the text brings
         without = {"file", "model", "prepared", *task.hidden.get(table, ())}
         title, prefix = SECTIONS.get(table, table.capitalize()), PREFIXED.get(table, "")
-        found |= fields_of(kind, title, without=without, shown=shown, prefix=prefix)
+        found |= fields_of(kind, title, without=without, shown=defaults_of(task), prefix=prefix)
     return found
 
 
@@ -89,16 +76,17 @@ def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
     words = [part for word in arguments for part in word.split("=", 1)]
     name = words[words.index("--task") + 1] if "--task" in words[:-1] else DEFAULT
     task = task_named(name)
-    page = FunctionType(train.__code__, train.__globals__, "train", train.__defaults__)
-    page.__kwdefaults__, page.__doc__ = train.__kwdefaults__, (train.__doc__ or "").replace(DEFAULT, name)
     table = next(kind for kind in task.tables.values() if "file" in kind.setting_types)
-    own = {
+    page = functools.wraps(train)(lambda: 0)
+    page.__doc__ = (train.__doc__ or "").replace(DEFAULT, name)
+    hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
+    unseen = {name: Annotated[str | None, Parameter(show=False)] for name in hidden if hidden[name]}
+    page.__annotations__ = {
+        **train.__annotations__,
+        **unseen,
         "files": Annotated[str, Parameter(help=table.__dataclass_fields__["file"].metadata["help"])],
         "settings": as_options("Options", _fields(task)),
     }
-    hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
-    own |= {name: Annotated[str | None, Parameter(show=False)] for name, is_hidden in hidden.items() if is_hidden}
-    page.__annotations__ = {**train.__annotations__, **own}
     return page, EXAMPLES.get(name, [])
 
 
@@ -157,59 +145,40 @@ def train(
     options = {**settings, **({"file": files[0]} if len(files) == 1 else {"data": files} if files else {})}
     if show_batch and resume is not None:
         raise ConfigError("--show-batch shows what a new run begins with; leave --resume out")
-    if show_batch:
-        with waiting("starting") as tell:
-            task = prepare_task(
-                options=options, file=config, preset=preset, report=lambda doing, share: tell(share, doing)
-            )
-        print(written(task.show_batch()))
-        return 0
-    with waiting("starting", lines=True) as tell:
-
-        def report(doing: str, share: float) -> None:
-            tell(share, doing)
-
-        if resume is None:
-            prepared = prepare_run(out, options=options, file=config, preset=preset, report=report)
+    with waiting("starting") as tell:
+        if show_batch:
+            batch = prepare_task(options=options, file=config, preset=preset, report=tell).show_batch()
+        elif resume is None:
+            run = prepare_run(out, options=options, file=config, preset=preset, report=tell)
         else:
             given = {"--config": config, "--preset": preset, "--out": out}
             if beside := [name for name, value in given.items() if value is not None]:
                 raise ConfigError(f"--resume takes the {beside[0].strip('-')} from the run; leave {beside[0]} out")
-            prepared = resume_run(resume, options=options, report=report)
-            damaged = f"; the checkpoint of step {prepared.damaged} is damaged" if prepared.damaged else ""
-            step = prepared.trainer.steps_done
-            print(written(row("resumed", f"{prepared.folder.path} from step {step}{damaged}")))
-    if isinstance(prepared.task, LanguageModelling) and (table := _table_among(files)):
-        print(written(row("note", f"{table} is learned as plain text; --task classification learns its labels")))
-    spent += time.monotonic() - began - prepared.task.untimed
-    if (minutes := prepared.trainer.config.minutes) and spent > SLOW_START * 60 * minutes:
-        can_prepare = isinstance(prepared.task, LanguageModelling) and not prepared.task.text.is_prepared
-        remedy = "nanograd-llm prepare does this once" if can_prepare else "give more --minutes"
-        print(row("note", f"{spent:.3g} s of {60 * minutes:.3g} s went into reading the data; {remedy}"))
+            run = resume_run(resume, options=options, report=tell)
+    if show_batch:
+        print(written(batch))
+        return 0
+    if resume is not None:
+        damaged = f"; the checkpoint of step {run.damaged} is damaged" if run.damaged else ""
+        print(written(row("resumed", f"{run.folder.path} from step {run.trainer.steps_done}{damaged}")))
+    spent += time.monotonic() - began - run.task.untimed
+    folder = shlex.quote(str(run.folder.path))
     try:
-        with contextlib.closing(prepared.train(spent=spent)) as events:
+        with contextlib.closing(run.train(spent=spent)) as events:
+            shown: Iterator[Event] = events
             if watch:
                 from nanograd_llm.see.watch import watching
 
-                model = prepared.task.model
-                code = show(prepared, watching(events, model, prepared.batch, watch, prepared.append_watched))
-            else:
-                code = show(prepared, events)
+                shown = watching(events, run.task.model, run.batch, watch, run.append_watched)
+            code = show(run, shown)
     except KeyboardInterrupt as error:
-        saved = prepared.folder.checkpoints()
+        saved = run.folder.checkpoints()
         if not saved:
             raise
         where = str(error) or f"The weights of step {max(saved)} are in {saved[max(saved)]}"
-        again = f"nanograd-llm train --resume {shlex.quote(str(prepared.folder.path))}"
-        raise KeyboardInterrupt(f"{where}; to go on: {again}") from None
-    folder = shlex.quote(str(prepared.folder.path))
-    example = shlex.quote(prepared.task.example())
-    print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {prepared.task.used_by} {folder} {example}"))
-    if prepared.stopped_by is not None:
+        raise KeyboardInterrupt(f"{where}; to go on: nanograd-llm train --resume {folder}") from None
+    following = f"{run.task.used_by} {folder} {shlex.quote(run.task.example())}"
+    print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {following}"))
+    if run.stopped_by is not None:
         print(written(f"to go on:   nanograd-llm train --resume {folder}"))
     return code
-
-
-def _table_among(files: Sequence[str]) -> str:
-    """The first of these files that is a table, such as one of labelled texts; "" if none is."""
-    return next((file for file in files if file.lower().endswith((".csv", ".tsv"))), "")

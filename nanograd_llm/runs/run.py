@@ -56,6 +56,7 @@ class Saved:
     path: Path
 
 
+SLOW_START = 0.2  # share of the time from which it is said that reading took it
 SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
@@ -170,6 +171,10 @@ class Run:
         without a last score. A second Ctrl-C interrupts a step as well; then the run only saves, and raises
         KeyboardInterrupt with the path. If anything else ends the run, the weights are saved first, if they are finite.
         """
+        minutes = self.trainer.config.minutes
+        if minutes and spent > SLOW_START * 60 * minutes:
+            remedy = "give more minutes, or let `nanograd-llm prepare` read a text once"
+            warnings.warn(f"{spent:.3g} s of {60 * minutes:.3g} s went into reading the data; {remedy}", stacklevel=2)
         spent += self.seconds
         self._began = time.monotonic() - spent
         stop = StopRequest(self.on_stop)

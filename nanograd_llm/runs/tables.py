@@ -62,6 +62,21 @@ def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:
     return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
 
 
+def defaults_of(task: type[NamedTask]) -> dict[str, str | None]:
+    """What to show as the default of each setting for which this task, or a model to start from, has another one."""
+    fresh: dict[str, Any] = {name: value for name, value in task.fresh.items() if name != "vocab_size"}
+    if task.presets:
+        fresh = {name: f"the preset's, {value} for {task.presets[0]}" for name, value in fresh.items()}
+    tuned, shown = task.tuning.described(), fresh
+    for name in {*fresh, *tuned} & {*TrainConfig.setting_types, "context_length"}:
+        usual = getattr(TrainConfig, name, None)
+        other = tuned.get(name, usual)
+        before = fresh.get(name, usual) if task.fresh else other
+        shown[name] = f"{before}" if str(before) == str(other) else f"{before}; {other} with --init"
+    shown["learning_rate"] += "; ten times that for adapters"
+    return {**shown, "steps": None, "minutes": "1.0", "lora_rank": None}
+
+
 def check_tables(
     task: type[NamedTask], content: dict[str, dict[str, Any]], path: str | os.PathLike[str], *, others: bool = False
 ) -> None:

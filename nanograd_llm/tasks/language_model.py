@@ -302,12 +302,16 @@ class LanguageModelling(TextTask):
         """The text, the tokenizer and the model."""
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
-        return {
+        tables = [name for name in self.text.sources if str(name).lower().endswith((".csv", ".tsv"))]
+        found = {
             "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nul_remark(self._nuls)}",
             "held out": f"{'' if self.text.is_prepared else f'its last {self.text.held_out:.0%}: '}{self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": self.sizes(),
         }
+        if tables:
+            found["note"] = f"{tables[0]} is learned as plain text; --task classification learns its labels"
+        return found
 
     def _shortage(self) -> str:
         """A remark if the vocabulary is smaller than was asked for."""

@@ -8,6 +8,7 @@ import operator
 import os
 import re
 import sys
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -22,7 +23,6 @@ from nanograd_llm.text.corpora import decoded_blocks
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**36  # bytes that a gzip file may hold
 BLOCK = 2**20  # bytes that are read at once
-LEFT_OUT = "left out "  # how a report of files begins that are no text
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 
 
@@ -40,9 +40,9 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     report: called with what is being read, and the share that is done.
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
-    Files come in the order of their names. In a folder, hidden files are left out, and files that are no text; `report`
-    says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError for what
-    is no text, ConfigError for a prepared folder.
+    Files come in the order of their names. In a folder, hidden files are left out, and files that are no text: a
+    warning says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError
+    for what is no text, ConfigError for a prepared folder.
     """
     return (text for _, text in _named(source, report, size))
 
@@ -82,7 +82,8 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
         each = [first + (f" (and {len(more):,} more)" if more else "") for first, *more in skipped.values()]
-        report(f"{LEFT_OUT}{sum(map(len, skipped.values()))} of {len(paths)} files: {'; '.join(each)}", 1)
+        count = sum(map(len, skipped.values()))
+        warnings.warn(f"left out {count} of {len(paths)} files: {'; '.join(each)}", stacklevel=2)
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:

@@ -94,7 +94,7 @@ def test_a_title_with_control_characters_and_markup_is_shown_as_it_is(monkeypatc
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     with waiting("reading [red]a\x1b]0;b") as update:
-        update(0.5, "reading [bold]c\x1b]0;d")
+        update("reading [bold]c\x1b]0;d", 0.5)
     shown = screen.getvalue()
     assert "[red]a\\x1b]0;b" in shown and "[bold]c\\x1b]0;d" in shown and "\x1b]0" not in shown
 

@@ -226,8 +226,8 @@ def test_eval_leaves_files_of_a_folder_out_that_are_no_text_and_says_so(run, cap
     (tmp_path / "__init__.py").touch()
     capsys.readouterr()
     assert main(["eval", str(run / "run"), str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "left out 2 of 4 files: " in out and "logo.png is not UTF-8" in out and "__init__.py is empty" in out
+    out, err = capsys.readouterr()
+    assert "left out 2 of 4 files: " in err and "logo.png is not UTF-8" in err and "__init__.py is empty" in err
     assert f" {os.path.join('more', 'one.txt')} " in out and " two.jsonl " in out
     assert f"{len('the cat sat') + len('on the') + 3 + len('mat')} bytes" in out
 

@@ -25,19 +25,19 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_all_its_texts_in_order_and_names_what_is_no_text(folder):
-    told = []
-    assert read_source(str(folder), lambda doing, share: told.append(doing)) == "first\n\n\nsecond\n\n\nthird"
-    assert told[-1].startswith(f"left out 1 of 4 files: {folder}/logo.png is not UTF-8: byte 0x89")
+    with pytest.warns(UserWarning, match=f"^left out 1 of 4 files: {folder}/logo.png is not UTF-8: byte 0x89"):
+        assert read_source(str(folder)) == "first\n\n\nsecond\n\n\nthird"
 
 
 def test_files_of_a_folder_that_are_no_text_are_counted_by_reason(folder):
     for name in ("a", "b", "c"):
         (folder / f"{name}.py").touch()
     (folder / "d.jsonl").write_text('{"text": "one"}\n{"words": "two"}\n')
-    told = []
-    read_source(str(folder), lambda doing, share: told.append(doing))
-    assert "left out 5 of 8 files: " in told[-1] and "a.py is empty; expected text (and 2 more)" in told[-1]
-    assert "logo.png is not UTF-8" in told[-1] and "d.jsonl, line 2: expected an object" in told[-1]
+    with pytest.warns(UserWarning) as told:
+        read_source(str(folder))
+    (message,) = [str(warning.message) for warning in told]
+    assert "left out 5 of 8 files: " in message and "a.py is empty; expected text (and 2 more)" in message
+    assert "logo.png is not UTF-8" in message and "d.jsonl, line 2: expected an object" in message
 
 
 def test_the_texts_of_each_file_come_as_one_with_its_path(folder):
