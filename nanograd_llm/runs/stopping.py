@@ -20,6 +20,7 @@ BURST = 0.5  # seconds
 
 Computed = TypeVar("Computed")
 _arrived = [-math.inf]  # when this process got its last signal, whichever handler saw it
+_timing = threading.Lock()  # held while a handler reads and sets that: a signal may come within the handler of another
 
 
 class Interrupted(BaseException):
@@ -35,8 +36,14 @@ def handling(numbers: Iterable[signal.Signals], handle: Callable[[int, Any], obj
     """
 
     def handle_first(number: int, frame: Any) -> None:
-        before, _arrived[0] = _arrived[0], time.monotonic()
-        if _arrived[0] - before >= BURST:
+        if not _timing.acquire(blocking=False):
+            return
+        try:
+            before, now = _arrived[0], time.monotonic()
+            _arrived[0] = now
+        finally:
+            _timing.release()
+        if now - before >= BURST:
             handle(number, frame)
 
     before: dict[signal.Signals, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nanograd_llm.cli import main
-from nanograd_llm.runs import RunFolder
+from nanograd_llm.runs import RunFolder, stopping
 from nanograd_llm.runs.prepare import prepare_run  # noqa: F401  before the forks, which are then faster
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -71,6 +73,24 @@ def bursts(folder: Path, seeds: range, record_property) -> None:
 
 def test_a_burst_of_ctrl_c_counts_as_one_and_loses_no_step(tmp_path, record_property, long_bursts):
     bursts(tmp_path, range(12), record_property)
+
+
+def test_a_signal_within_the_handler_of_the_one_before_it_counts_as_one_with_that(monkeypatch):
+    handled = []
+    monkeypatch.setattr(stopping, "_arrived", [-math.inf])
+
+    def now() -> float:
+        if len(calls) < 2:
+            calls.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    calls: list[int] = []
+    with stopping.handling([signal.SIGINT], lambda *_: handled.append(1)):
+        monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=now))
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.undo()
+    assert calls and len(handled) == 1
 
 
 def test_info_shows_the_steps_that_a_checkpoint_has(tmp_path, capsys):
