@@ -131,6 +131,9 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in STDIN and "-" in arguments and "--" not in arguments:
         # standard input, which would be taken for an option
         arguments = [*(word for word in arguments if word != "-"), "--", "-"]
+        if sys.stdin.isatty():  # typed before a bar is shown, which would be drawn over it
+            _say("type or paste the text; Ctrl-D at the beginning of a line ends it")
+            sys.stdin = io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), "utf-8")
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -230,6 +231,24 @@ def test_eval_leaves_files_of_a_folder_out_that_are_no_text_and_says_so(run, cap
     assert "left out 2 of 4 files: " in err and "logo.png is not UTF-8" in err and "__init__.py is empty" in err
     assert f" {os.path.join('more', 'one.txt')} " in out and " two.jsonl " in out
     assert f"{len('the cat sat') + len('on the') + 3 + len('mat')} bytes" in out
+
+
+def test_what_is_typed_as_standard_input_is_read_before_anything_else_is_shown(run, capsys, monkeypatch):
+    capsys.readouterr()
+    keyboard = io.TextIOWrapper(io.BytesIO(b"the cat sat on the mat\n"))
+    monkeypatch.setattr(keyboard, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", keyboard)
+    assert main(["eval", str(run / "run"), "-"]) == 0
+    out, err = capsys.readouterr()
+    assert "23 bytes" in out and err == "nanograd-llm: type or paste the text; Ctrl-D at the beginning of a line ends it\n"
+
+
+def test_eval_without_a_terminal_says_now_and_then_how_far_it_is(run, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr("nanograd_llm.cli.terminal.LINE_EVERY", 0.0)
+    assert main(["eval", str(run / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert "scoring: 100%\n" in err and "scoring" not in out
 
 
 def test_eval_without_a_text_scores_all_that_was_held_out(run, capsys):
