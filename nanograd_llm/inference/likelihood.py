@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.settings import counted
-from nanograd_llm.text import IGNORE_INDEX, Tokenizer, count_windows, sliding_windows
+from nanograd_llm.text import Tokenizer
 from nanograd_llm.text.windows import require_stride
 
 Progress = Callable[[float], object]
@@ -74,23 +75,10 @@ def token_losses(
     model: GPT, ids: np.ndarray, *, context_length: int, stride: int, progress: Progress | None = None
 ) -> np.ndarray:
     """The loss of every id but the first.  ids (N,) -> (N - 1,) float64, nats"""
-    model.eval()
-    losses = np.empty(len(ids) - 1)
-    rows = np.arange(count_windows(ids, context_length=context_length, stride=stride))
-    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // context_length)
-    for start in range(0, len(rows), at_once):
-        batch = rows[start : start + at_once]
-        tokens, targets = sliding_windows(
-            ids, context_length=context_length, stride=stride, count_once=True, rows=batch
-        )
-        places = np.minimum(batch * stride, len(ids) - context_length - 1)[:, None] + np.arange(context_length)
-        counts = targets != IGNORE_INDEX
-        with no_grad():
-            logits = model(tokens)[counts].numpy()
-        losses[places[counts]] = -_of(logits, targets[counts])[0]
-        if progress is not None:
-            progress((start + len(batch)) / len(rows))
-    return losses
+    last = len(ids) - 1
+    ends = [0, *range(context_length, last, stride), last]  # of the windows; each scores what is behind the one before
+    rows = [(ids[end - context_length : end + 1], end - before) for before, end in itertools.pairwise(ends)]
+    return -np.concatenate([found for found, _ in _scored(model, rows, progress)])
 
 
 def interval(texts: Sequence[ScoredText], seed: int = 0) -> tuple[float, float] | None:
@@ -127,29 +115,13 @@ def log_likelihoods(
     It is greedy if every token of it is the likeliest one. A context that is too long loses its beginning.
     Raises ShapeError for an empty context or continuation, or a continuation longer than the model's context.
     """
-    T = model.config.context_length
-    model.eval()
-    rows, found = [], []
+    T, rows = model.config.context_length, []
     for number, (context, continuation) in enumerate(pairs):
         if not len(context) or not 0 < len(continuation) <= T:
             sizes = f"a context of {counted(len(context), 'token')} and a continuation of {len(continuation)}"
             raise ShapeError(f"pair {number} has {sizes}; the model takes at least 1 and from 1 to {T}")
         rows.append((np.array([*context, *continuation])[-T - 1 :], len(continuation)))
-    longest = max((len(ids) for ids, _ in rows), default=1)
-    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // longest)
-    for start in range(0, len(rows), at_once):
-        batch = rows[start : start + at_once]
-        tokens = np.zeros((len(batch), max(len(ids) for ids, _ in batch) - 1), np.int64)  # padded behind: unseen
-        for row, (ids, _) in zip(tokens, batch):
-            row[: len(ids) - 1] = ids[:-1]
-        with no_grad():
-            logits = model(tokens).numpy()
-        for i, (ids, length) in enumerate(batch):
-            likelihoods, greedy = _of(logits[i, len(ids) - 1 - length : len(ids) - 1], ids[-length:])
-            found.append((float(likelihoods.sum()), bool(greedy.all())))
-        if progress is not None:
-            progress((start + len(batch)) / len(rows))
-    return found
+    return [(float(found.sum()), bool(greedy.all())) for found, greedy in _scored(model, rows, progress)]
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -212,11 +184,26 @@ def answer_choices(
     return Choices(len(questions), right, per_character)
 
 
-def _of(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probability of each target, and whether it is the likeliest.  logits (N, V), targets (N,)"""
-    found = np.empty(len(targets))
-    for start in range(0, len(targets), 256):  # a block in float64 at a time
-        block = slice(start, start + 256)
-        rows = log_probabilities(logits[block])
-        found[block] = rows[np.arange(len(rows)), targets[block]]
-    return found, logits.argmax(axis=-1) == targets
+def _scored(
+    model: GPT, rows: Sequence[tuple[np.ndarray, int]], progress: Progress | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each row of ids, and how many of its last ids count: their log-probabilities, and which are the likeliest."""
+    model.eval()
+    longest = max((len(ids) - 1 for ids, _ in rows), default=1)
+    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // longest)
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
+        tokens = np.zeros((len(batch), max(len(ids) for ids, _ in batch) - 1), np.int64)  # padded behind: unseen
+        for row, (ids, _) in zip(tokens, batch):
+            row[: len(ids) - 1] = ids[:-1]
+        with no_grad():
+            logits = model(tokens).numpy()
+        for given, (ids, count) in zip(logits, batch):
+            given, targets = given[len(ids) - 1 - count : len(ids) - 1], ids[-count:]
+            found = np.empty(count)
+            for first in range(0, count, 256):  # a block in float64 at a time
+                block = slice(first, first + 256)
+                found[block] = np.take_along_axis(log_probabilities(given[block]), targets[block, None], -1)[:, 0]
+            yield found, given.argmax(axis=-1) == targets
+        if progress is not None:
+            progress((start + len(batch)) / len(rows))

@@ -240,7 +240,9 @@ def test_what_is_typed_as_standard_input_is_read_before_anything_else_is_shown(r
     monkeypatch.setattr(sys, "stdin", keyboard)
     assert main(["eval", str(run / "run"), "-"]) == 0
     out, err = capsys.readouterr()
-    assert "23 bytes" in out and err == "nanograd-llm: type or paste the text; Ctrl-D at the beginning of a line ends it\n"
+    assert (
+        "23 bytes" in out and err == "nanograd-llm: type or paste the text; Ctrl-D at the beginning of a line ends it\n"
+    )
 
 
 def test_eval_without_a_terminal_says_now_and_then_how_far_it_is(run, capsys, monkeypatch):
