@@ -8,6 +8,7 @@ prepared.toml                what was prepared: counts, bytes, the split, a SHA-
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
@@ -160,9 +161,7 @@ def prepare(
         if "-" in sources:  # kept, since it may be read twice
             spooled = folder / "stdin"
             with storage_errors(f"{out}: cannot keep standard input there", "make room"), open(spooled, "wb") as file:
-                from shutil import copyfileobj  # here, because it loads every kind of compression
-
-                copyfileobj(sys.stdin.buffer, file)
+                file.writelines(iter(lambda: sys.stdin.buffer.read(AT_ONCE), b""))
             stack.callback(os.unlink, spooled)
             sources[sources.index("-")] = os.fspath(spooled)
         total = sum(os.path.getsize(path) for source in sources for path in files_of(source) if os.path.exists(path))
@@ -180,15 +179,20 @@ def prepare(
             learned = itertools.islice(texts("reading for the tokenizer"), None, None, every)
             tokenizer = make_tokenizer(tokenizer, learned, vocab_size, report)
         name = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        files = [stack.enter_context(_Writing(folder / f"{part}.bin", part, DTYPES[name])) for part in PARTS]
+        writing = functools.partial(storage_errors, f"{out}: cannot write", "nothing was kept; make room")
+        with writing():
+            files = [_Writing(folder, part, DTYPES[name], stack) for part in PARTS]
         for i, (text, ids) in enumerate(_encoded(texts("encoding"), tokenizer)):
-            files[_is_held_out(i, held_out, seed)].add(text, ids)
+            with writing():
+                files[_is_held_out(i, held_out, seed)].add(text, ids)
         for part in files:
-            if not part.tokens:
+            if not part.counts["tokens"]:
                 use = "train on" if part is files[0] else "score"
                 raise ConfigError(
                     f"held_out={held_out:g} of {i + 1} texts leaves none to {use}; give another share, or more texts"
                 )
+        with writing():
+            counts = {part.name: part.table() for part in files}
         tables = {
             "prepared": {
                 "sources": " ".join(names),
@@ -198,7 +202,7 @@ def prepare(
                 "held_out": held_out,
                 "seed": seed,
             },
-            **{part.name: part.close() for part in files},
+            **counts,
         }
         tokenizer.save(folder / TOKENIZER)
         write_toml(folder / DESCRIPTION, tables)
@@ -216,42 +220,27 @@ def make_tokenizer(
 
 
 class _Writing:
-    """A token file that is written; its counts."""
+    """The token file of a part that is written; its counts."""
 
-    def __init__(self, path: Path, name: str, dtype: str):
+    def __init__(self, folder: Path, name: str, dtype: str, stack: contextlib.ExitStack):
         import hashlib
 
-        self.path, self.name, self.dtype = path, name, dtype
-        self.texts = self.tokens = self.bytes = self.nuls = 0
-        self.digest = hashlib.sha256()
-
-    def __enter__(self) -> _Writing:
-        with self._errors():
-            self.file = open(self.path, "wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def _errors(self) -> Any:
-        return storage_errors(f"{self.path}: cannot write", "nothing was kept; make room or choose another folder")
+        self.name, self.dtype, self.digest = name, dtype, hashlib.sha256()
+        self.counts = {"texts": 0, "tokens": 0, "bytes": 0, "nuls": 0}
+        self.file = stack.enter_context(open(folder / f"{name}.bin", "wb"))
 
     def add(self, text: str, ids: NDArray[np.integer]) -> None:
         data = ids.astype(self.dtype).tobytes()
-        self.texts, self.tokens = self.texts + 1, self.tokens + len(ids)
-        self.bytes += len(well_formed(text).encode())
-        self.nuls += text.count("\0")
+        more = 1, len(ids), len(well_formed(text).encode()), text.count("\0")
+        self.counts = {name: count + further for (name, count), further in zip(self.counts.items(), more)}
         self.digest.update(data)
-        with self._errors():
-            self.file.write(data)
+        self.file.write(data)
 
-    def close(self) -> dict[str, Any]:
-        """Write all to the disk; returns the counts."""
-        with self._errors():
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        counts = {"texts": self.texts, "tokens": self.tokens, "bytes": self.bytes, "nuls": self.nuls}
-        return {**counts, "sha256": self.digest.hexdigest()}
+    def table(self) -> dict[str, Any]:
+        """The counts and the hash; all is on the disk then."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return {**self.counts, "sha256": self.digest.hexdigest()}
 
 
 def _is_held_out(number: int, held_out: float, seed: int) -> bool:
