@@ -8,7 +8,6 @@ prepared.toml                what was prepared: counts, bytes, the split, a SHA-
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import sys
@@ -156,11 +155,12 @@ def prepare(
         raise ConfigError("prepare needs at least one source; give files or folders")
     if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
         raise ConfigError(f"{out}: already holds a prepared text; choose another folder")
-    with written_together(out) as folder, contextlib.ExitStack() as stack:
+    writing = storage_errors(f"{out}: cannot write", "nothing was kept; make room")
+    with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
         names, sources = list(sources), list(sources)
         if "-" in sources:  # kept, since it may be read twice
             spooled = folder / "stdin"
-            with storage_errors(f"{out}: cannot keep standard input there", "make room"), open(spooled, "wb") as file:
+            with open(spooled, "wb") as file:
                 file.writelines(iter(lambda: sys.stdin.buffer.read(AT_ONCE), b""))
             stack.callback(os.unlink, spooled)
             sources[sources.index("-")] = os.fspath(spooled)
@@ -179,20 +179,15 @@ def prepare(
             learned = itertools.islice(texts("reading for the tokenizer"), None, None, every)
             tokenizer = make_tokenizer(tokenizer, learned, vocab_size, report)
         name = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        writing = functools.partial(storage_errors, f"{out}: cannot write", "nothing was kept; make room")
-        with writing():
-            files = [_Writing(folder, part, DTYPES[name], stack) for part in PARTS]
+        files = [_Writing(folder, part, DTYPES[name], stack) for part in PARTS]
         for i, (text, ids) in enumerate(_encoded(texts("encoding"), tokenizer)):
-            with writing():
-                files[_is_held_out(i, held_out, seed)].add(text, ids)
+            files[_is_held_out(i, held_out, seed)].add(text, ids)
         for part in files:
             if not part.counts["tokens"]:
                 use = "train on" if part is files[0] else "score"
                 raise ConfigError(
                     f"held_out={held_out:g} of {i + 1} texts leaves none to {use}; give another share, or more texts"
                 )
-        with writing():
-            counts = {part.name: part.table() for part in files}
         tables = {
             "prepared": {
                 "sources": " ".join(names),
@@ -202,7 +197,7 @@ def prepare(
                 "held_out": held_out,
                 "seed": seed,
             },
-            **counts,
+            **{part.name: part.table() for part in files},
         }
         tokenizer.save(folder / TOKENIZER)
         write_toml(folder / DESCRIPTION, tables)

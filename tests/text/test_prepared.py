@@ -178,6 +178,20 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next_one_also_if_that_fail
         assert sorted(tmp_path.iterdir()) == sorted(before + left)
 
 
+@pytest.mark.parametrize("limit", [10, 3000])
+def test_where_the_disk_is_full_one_error_says_so_and_nothing_is_left(tmp_path, source, limit):
+    resource = pytest.importorskip("resource")  # a limit for files stands for a full disk
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="data: cannot write: File too large; nothing was kept; make room"):
+            prepare([source], tmp_path / "data", "bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_prepared_files_are_not_written_over(prepared, source):
     with pytest.raises(ConfigError, match="already holds a prepared text"):
         prepare([source], prepared, "bytes")
