@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,23 @@ def test_where_the_disk_is_full_a_run_goes_on_in_its_spare_folder(text, tmp_path
     assert [record["step"] for record in records(run)] == [*range(1, 13)]
     monkeypatch.undo()
     list(resume_run(tmp_path / "spare", options={"steps": 14}).train())
+
+
+@pytest.mark.parametrize("has_spare", [False, True])
+def test_where_the_folder_vanishes_a_run_goes_on_in_its_spare_folder_or_says_so(text, tmp_path, has_spare):
+    spare = {"spare": str(tmp_path / "spare")} if has_spare else {}
+    run = run_of(text, checkpoint_every=5, **spare)
+    events = run.train()
+    while run.trainer.steps_done < 6:
+        next(events)
+    shutil.rmtree(tmp_path / "run")
+    if has_spare:
+        with pytest.warns(UserWarning, match="No such file or directory.* The run goes on in .*spare"):
+            list(events)
+        assert max(RunFolder.open(tmp_path / "spare").checkpoints()) == 12
+    else:
+        with pytest.raises(StorageError, match="No such file or directory"):
+            list(events)
 
 
 def test_a_spare_folder_that_cannot_be_used_is_refused_before_training(text, tmp_path):
