@@ -24,11 +24,10 @@ from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.settings import require_number, require_seed
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import well_formed
-from nanograd_llm.text.sources import PARTS, documents, files_of
+from nanograd_llm.text.sources import DESCRIPTION, PARTS, documents, files_of
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOKENIZER = "nanograd_tokenizer.json"
-DESCRIPTION = "prepared.toml"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 LONGEST, SHORTEST = 2**18, 2**9  # characters of a part of a long text
 LEARNED = 2**26  # characters that a tokenizer learns from at most, spread evenly over the text

@@ -24,6 +24,7 @@ BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**36  # bytes that a gzip file may hold
 BLOCK = 2**20  # bytes that are read at once
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
+DESCRIPTION = "prepared.toml"
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
@@ -87,8 +88,13 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Is this a folder with token files?"""
-    return all(os.path.isfile(os.path.join(path, f"{part}.bin")) for part in PARTS)
+    """Is this a folder with token files? Raises BadFileError where one of them is missing."""
+    names = [f"{part}.bin" for part in PARTS]
+    there = [name for name in (*names, DESCRIPTION) if os.path.isfile(os.path.join(path, name))]
+    missing = [name for name in names if name not in there]
+    if there and missing:  # or else its description would be learned as a text
+        raise BadFileError(f"{path}: is a prepared folder without {' and '.join(missing)}; prepare it again")
+    return bool(there)
 
 
 def weighted(source: str) -> tuple[str, float | None]:

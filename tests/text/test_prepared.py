@@ -318,6 +318,19 @@ def test_a_folder_of_nanogpt_is_trained_on_as_it_is(tmp_path):
     assert is_prepared(tmp_path / "char") and letters.describe()["held out"] == "300 tokens"
 
 
+@pytest.mark.parametrize("kept", [{"train.bin", "prepared.toml"}, {"val.bin"}, {"prepared.toml"}])
+def test_a_prepared_folder_that_lacks_a_token_file_is_refused_not_learned_as_text(kept, tmp_path):
+    folder = nanogpt_folder(tmp_path / "char", "abcde")
+    (folder / "prepared.toml").write_text("[prepared]\n")
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    missing = " and ".join(name for name in ("train.bin", "val.bin") if name not in kept)
+    for read in (lambda: TextConfig(str(folder)).is_prepared, lambda: [*documents(str(folder))]):
+        with pytest.raises(BadFileError, match=f"is a prepared folder without {missing}; prepare it again"):
+            read()
+
+
 def test_code_in_a_meta_pkl_does_not_run(tmp_path):
     folder = nanogpt_folder(tmp_path / "char", "abcde")
 
