@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nanograd_llm.backend.threads import pinned_blas
-from nanograd_llm.cli.terminal import row
+from nanograd_llm.cli.terminal import row, written
 from nanograd_llm.runs.compare import sparkline
 from nanograd_llm.runs.progress import QUOTE, Bar, numbers
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
@@ -31,7 +32,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
-    run.on_stop, measured_on, remark = _say_stopping, "", ""
+    run.on_stop, measured_on, remark, share = _say_stopping, "", "", 1.0
     losses: list[float] = []
     display = (Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
@@ -44,7 +45,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
                     measured_on = event.score.measured_on
                     display.say(f"scored on {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
-                remark = event.score.remark and f"{event.score.figure_of(event.score.metrics())}: {event.score.remark}"
+                share, figure = event.score.share, event.score.figure_of(event.score.metrics())
+                remark = event.score.remark and f"{figure}, on {measured_on}: {event.score.remark}"
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
                 display.quote(event.sample.text.strip())
@@ -53,7 +55,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
     if losses:
         print(row("loss", f"{sparkline(np.array(losses))} {losses[0]:.3f} to {losses[-1]:.3f}"))
     if measured_on:
-        print(row("scored on", f"{measured_on}, at the last"))
+        more = f"; nanograd-llm eval {shlex.quote(str(run.folder.path))} scores more" if share < 1 else ""
+        print(written(row("scored on", f"{measured_on}, at the last{more}")))
     if rate := run.suggested_rate():
         print(row("rate", f"the loss fell fastest at a learning rate of {rate:.2g}; try --learning-rate {rate:.1g}"))
     if run.is_stuck:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,14 +278,23 @@ class Classification(TextTask):
         accuracy = 100 * float((guesses == targets).mean())
         baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
         loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
-        better = [f"{name} ({found:.1f} %)" for name, found in baselines.items() if found >= accuracy]
-        remark = f"no better than {' and '.join(better)}: the order of words did not help" if better else ""
+        remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy})
         return Score(
             *("accuracy", accuracy, {**baselines, "loss": loss}, share_of(len(which), total, "held-out text")),
             percent=("accuracy", *baselines),
             remark=remark,
             share=len(which) / total,
         )
+
+    def _remark(self, better: Mapping[str, float]) -> str:
+        """Which baselines are not exceeded, and what may help. better: their accuracies."""
+        if not better:
+            return ""
+        seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
+        names = " and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
+        c = self.training
+        longer = f"--minutes {5 * c.minutes:g}" if c.minutes else f"--steps {5 * c.steps}"
+        return f"not above {names}; train longer, e.g. {longer}"
 
     def sample(self, *, last: bool = False) -> Sample:
         """A held-out text, its label and what the model says; at the last a table of the classes, and a picture."""

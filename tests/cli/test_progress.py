@@ -50,8 +50,23 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     scores = [Scored(1, score), Scored(2, score)]
     assert show(cast(Run, run), iter(scores)) == 0
     out = capsys.readouterr().out
-    assert "\naccuracy 27.0 %: no better than majority (27.0 %)" in out
+    assert "\naccuracy 27.0 %, on all that is held out: no better than majority (27.0 %)" in out
     assert out.rindex("scored on   all that is held out") > out.rindex("step      2: held out")
+    assert "eval" not in out
+
+
+def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys: pytest.CaptureFixture[str]) -> None:
+    score = Score("accuracy", 58.8, {}, "64 of the 734 held-out texts", percent=["accuracy"], remark="low", share=0.09)
+    task = SimpleNamespace(
+        describe=dict, training=SimpleNamespace(batch_size=1), model=SimpleNamespace(loss_items="texts")
+    )
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "config": SimpleNamespace(keep=None)}
+    folder = SimpleNamespace(path="runs/my text")
+    run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), folder=folder, **ends)
+    show(cast(Run, run), iter([Scored(1, score)]))
+    out = capsys.readouterr().out
+    assert "\naccuracy 58.8 %, on 64 of the 734 held-out texts: low" in out
+    assert "64 of the 734 held-out texts, at the last; nanograd-llm eval 'runs/my text' scores more\n" in out
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,18 @@ def test_naive_bayes_is_what_its_definition_gives() -> None:
     assert bayes.guess(["A, a!", "c", "unknown words"]).tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize(("length", "remedy"), [({"steps": 2}, "--steps 10"), ({"minutes": 0.5}, "--minutes 2.5")])
+def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_longer(
+    length: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    texts = [(f"{'red' if i % 2 else 'blue'} {i:03}", "warm" if i % 2 else "cold") for i in range(60)]  # words decide
+    given = {**{name: value for name, value in FRESH.items() if name != "steps"}, **length}
+    task = prepare_run(tmp_path / "run", options={**given, "file": written(tmp_path / "x.csv", texts)}).task
+    remark = task.score().remark
+    assert "naive Bayes (100.0 %), which sees only word counts" in remark
+    assert remark.startswith("not above ") and remark.endswith(f"; train longer, e.g. {remedy}")
+
+
 def test_the_picture_and_the_table_have_every_class_and_count() -> None:
     names = ["<a> & b", "c", "d"]
     matrix = confusion_matrix(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1]), 3)
