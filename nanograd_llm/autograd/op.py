@@ -101,6 +101,11 @@ class Op:
         """Names of the inputs that a gradient can go to."""
         return [name for name in self.inputs if name not in self.constants]
 
+    @property
+    def keeps(self) -> list[str]:
+        """Names of the parameters of the rule that the forward computes and passes to `keep`."""
+        return [name for kind, name in self._plan if kind == "kept"]
+
     def _declared_shapes(self) -> ShapeLine:
         if self.__doc__ is None and sys.flags.optimize > 1:
             raise NanogradError("python -OO strips docstrings, and those of ops hold their shape lines; use python -O")

@@ -47,11 +47,12 @@ def step(
     recorded = trace(reading.loss, *reading.batch)
     if reading.remark:
         print(written(reading.remark))
+    tokens = [[visible(piece) for piece in pieces] for pieces in reading.texts]
     if html is not None:
-        recorded.html(html, *([visible(piece) for piece in pieces] for pieces in reading.texts))
+        recorded.html(html, *tokens)
         print(written(f"wrote {html}; open it in a browser"))
     if script is not None:
         recorded.script(script)
         print(written(f"wrote {script} and {script.with_suffix('.npz').name}; run it: python {script}"))
     if html is script is None:
-        recorded.step(op)
+        recorded.step(op, tokens=tokens)

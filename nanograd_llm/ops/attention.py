@@ -102,7 +102,7 @@ def attention_backward(dy, y, q, k, v, parts, scale):
 
 @op(
     "y = merge(attention(q, k, v)),  q, k, v = heads of x; or q = heads of x and k, v = heads of kv",
-    "x̄, k̄v̄ = the adjoints of q, k, v, side by side",
+    "x̄, k̄v̄ = q̄, k̄ and v̄ side by side,  q̄ = s̄ k/√D,  k̄ = s̄ᵀ q/√D,  v̄ = pᵀ ȳ,  s̄ = p*(p̄ - Σ p̄*p),  p̄ = ȳ vᵀ",
     equals=composed.multi_head_attention,
     constants=("key_mask", "query_mask"),
     samples=lambda draw: [

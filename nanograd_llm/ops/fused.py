@@ -470,7 +470,7 @@ _GPU_BLOCK_NUMBERS = 2**27  # and 512 MB on a GPU, where large products are fast
 
 @op(
     "y = cross_entropy(x wᵀ, targets)",
-    "x̄ = l̄ w;  w̄ = l̄ᵀ x,  l̄ = cross_entropy's",
+    "x̄ = l̄ w;  w̄ = l̄ᵀ x,  l̄ = ȳ/n*(softmax(x wᵀ) - onehot(target)), 0 where ignored",
     equals=composed.linear_cross_entropy,
     constants=("targets",),
     samples=lambda draw: [
@@ -514,7 +514,8 @@ def linear_cross_entropy(x, w, targets, *, ignore_index=IGNORE_INDEX, label_smoo
 
 @linear_cross_entropy.backward
 def linear_cross_entropy_backward(dy, x, dx, dw, dlogits, needs, into):
-    # the gradients may be large: no copy is made where ȳ is 1; a GPU multiplies in less time than it takes to ask
+    # the forward has computed dx, dw and dlogits for ȳ = 1, and they may be large: no copy is made where ȳ is 1; a GPU
+    # multiplies in less time than it takes to ask
     is_one = xp(dy) is np and dy == 1
     dx, dw = (kept if kept is None or is_one else dy * kept for kept in (dx, dw))
     if dlogits is not None and needs[1]:

@@ -14,16 +14,22 @@ function el(tag, given, ...children) {
   return node;
 }
 
+function bytesOf(base64) {
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+  return bytes;
+}
+
 /* An array of the file: its cells in rows, and what they stand for. */
 function array(i) {
   if (!decoded.has(i)) {
-    const a = all.arrays[i], text = atob(a.b), bytes = new Uint8Array(text.length);
-    for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+    const a = all.arrays[i], bytes = bytesOf(a.b);
+    const places = a.o && { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array }[a.ob];
     const single = /float(32|16)/.test(a.d);
     const data = single ? new Float32Array(bytes.buffer) : new Float64Array(bytes.buffer);
     let max = 0, sum = 0;
     for (const x of data) { if (Number.isFinite(x)) { max = Math.max(max, Math.abs(x)); sum += x * x; } }
-    decoded.set(i, { id: i, shape: a.s, dtype: a.d, rows: a.g[0], cols: a.g[1], data, max, single, pool: a.p,
+    decoded.set(i, { id: i, shape: a.s, dtype: a.d, rows: a.g[0], cols: a.g[1], data, max, single, pool: a.p, places: places && new places(bytesOf(a.o).buffer),
       norm: a.norm === undefined ? Math.sqrt(sum) : Number(a.norm) });
   }
   return decoded.get(i);
@@ -58,8 +64,12 @@ function indexText(flat, shape) {
 
 const columns = a => a.shape.length > 1 ? a.shape[a.shape.length - 1] : a.rows > 1 ? 64 : a.shape.length ? a.shape[0] : 1;
 
-/* Where cell k of the table begins in the flat array, and the cell of a flat place. */
-const flatOf = (a, k) => a.pool ? -1 : k;
+/* The place in the flat array of the entry that cell k shows, and the cell of a flat place. */
+function flatOf(a, k) {
+  if (!a.pool) return k;
+  const place = a.places[k], row = Math.floor(k / a.cols) * a.pool[0] + Math.floor(place / a.pool[1]);
+  return row * columns(a) + k % a.cols * a.pool[1] + place % a.pool[1];
+}
 function cellOf(a, flat) {
   if (!a.pool) return flat;
   const width = columns(a);
@@ -110,12 +120,12 @@ function map(i, name, more, given = {}) {
     const k = isPicked ? picked.cell + by : 0;
     if (k >= 0 && k < a.data.length) { pick(k); const f = document.querySelector(`figure[data-key="${given.key}"]`); if (f) f.focus(); }
   };
-  const kind = a.pool ? `, each cell the largest of ${a.pool[0]}×${a.pool[1]}` : "";
+  const kind = a.pool ? `each cell shows the largest in size of ${a.pool[0]}×${a.pool[1]} entries` : "";
   const label = `${name}, shape ${shapeText(a.shape)}, ${a.dtype}, norm ${short(a.norm)}. Shift and arrows pick an entry.`;
   return el("figure", { tabindex: 0, role: "group", "aria-label": label, "data-key": given.key, "data-array": i, onkeydown: move,
     "data-name": name },
-    el("figcaption", {}, el("b", {}, name), " ", el("span", { class: "soft mono" }, (a.shape.length ? shapeText(a.shape) + " " : "")
-      + a.dtype + kind + (more ? " " + more : ""))), maps,
+    el("figcaption", {}, el("b", {}, name), " ", el("span", { class: "soft mono" },
+      [(a.shape.length ? shapeText(a.shape) + " " : "") + a.dtype, more, kind].filter(Boolean).join("; "))), maps,
     float && a.data.length > 1 ? el("div", { class: "scale mono" }, short(-max), el("i"), short(max), ` norm ${short(a.norm)}`) : null);
 }
 
@@ -177,10 +187,11 @@ const isWrong = x => x.ok === 0 || Object.values(x.t || {}).some(t => !t[4]);
 /* What the marks of the list mean, and which rules were compared. */
 function legend() {
   const sent = page.calls.flatMap(c => c.in.filter(x => x.g !== undefined));
+  const dtype = array(page.values[page.calls[page.calls.length - 1].y].g).dtype;
   const wrong = page.calls.filter(c => c.in.some(isWrong)).length, left = sent.filter(x => x.ok < 0).length;
   return el("p", { class: "soft legend" }, "A bar is the norm of the gradient that arrives. Each rule's gradients were compared, all entries at once, ",
     "with the slopes of its forward along two random directions: ",
-    wrong ? el("span", { class: "bad" }, `${wrong} of ${page.calls.length} calls have a wrong rule, marked ≠`) : el("span", { class: "ok" }, "they agree"),
+    wrong ? el("span", { class: "bad" }, `${wrong} of ${page.calls.length} calls ${wrong > 1 ? "have" : "has"} a wrong rule, marked ≠`) : el("span", { class: "ok" }, `they agree within the rounding of ${dtype}`),
     left ? `; ${left} of ${sent.length} gradients are too large for that and were not compared.` : ".");
 }
 
@@ -229,8 +240,10 @@ function forwardView(c) {
   const y = page.values[c.y];
   return [el("h3", {}, "what goes in"), el("div", { class: "maps" }, c.in.map(x => inputMap(c, x, "in"))),
     c.static.length ? el("p", { class: "mono soft" }, c.static.join(", ")) : null,
-    el("h3", {}, "what comes out"), el("div", { class: "maps" }, map(y.a, "y", "", { key: "y", value: y, entry: y.n }))];
+    el("h3", {}, "what comes out"), el("div", { class: "maps" }, map(y.a, "y", "", { key: "y", value: y, entry: y.n })),
+    forwardSource(c, "the source of the forward")];
 }
+const forwardSource = (c, title) => el("details", {}, el("summary", {}, title), el("pre", { tabindex: 0 }, all.sources[c.forward]));
 
 const gradient = value => value.made < 0 ? value.n + ".grad" : `the gradient of ${value.n}`;
 
@@ -262,7 +275,8 @@ function backwardView(c) {
     const value = page.values[x.v];
     out.push(el("h3", {}, `${value.n}.grad, use by use`), sumOf(value, value.n + ".grad", ""));
   }
-  out.push(el("h3", {}, "the rule"), el("div", { class: "mono soft" }, c.ruleat), el("pre", { tabindex: 0 }, all.rules[c.rule]));
+  out.push(el("h3", {}, "the rule"), el("div", { class: "mono soft" }, c.ruleat), el("pre", { tabindex: 0 }, all.sources[c.rule]));
+  if (c.keeps.length) out.push(forwardSource(c, `the source of the forward, which has computed ${c.keeps.join(", ")}`));
   if (c.kept.length) out.push(el("details", {}, el("summary", {}, "what it had at hand"),
     el("div", { class: "maps" }, c.kept.map(([name, i]) => map(i, name, "", { key: "kept" + name })))));
   return out;
@@ -272,11 +286,26 @@ function backwardView(c) {
 function chain(user, x, flat, where) {
   const t = x.t && x.t[flat], name = bar(x.n), line = (...parts) => el("p", { class: "mono" }, parts);
   if (!t) return null;
-  const yShape = array(page.values[user.y].g).shape, [terms, rest, total, sent, ok] = t;
+  const yShape = array(page.values[user.y].g).shape, [terms, rest, total, sent, ok, off] = t;
   return [line(`${name}${where} = Σ ȳ·∂y/∂${x.n}${where}`), terms.map(([place, dy, slope]) => { const at = indexText(place, yShape);
     return line(`ȳ${at}·∂y${at}/∂${x.n} = ${short(dy)} · ${short(slope)} = ${short(dy * slope)}`); }),
     rest[0] ? line(`and ${rest[0]} smaller ones, in sum ${short(rest[1])}`) : null,
-    line(`= ${total}; the rule sent ${sent}: `, el("span", { class: ok ? "ok" : "bad" }, ok ? "they agree" : "they differ: the rule is wrong here"))];
+    line(`= ${total}; the rule sent ${sent}: `, el("span", { class: ok ? "ok" : "bad" },
+      ok ? `they agree within the rounding of ${off}` : "they differ: the rule is wrong here"))];
+}
+
+/* Why the gradient of a value differs from what a nudge of it finds: something on the way from it to the result. */
+function onTheWay(value) {
+  const below = new Set([value]), wrong = [];
+  for (const c of page.calls) {
+    const through = c.in.filter(x => x.v !== undefined && below.has(page.values[x.v]));
+    if (!through.length || page.values[c.y] === value) continue;
+    below.add(page.values[c.y]);
+    if (through.some(isWrong)) wrong.push(`${page.calls.indexOf(c)} ${c.op}`);
+  }
+  if ([...below].some(v => v.hook)) return "a hook replaced a gradient on the way from the result to here";
+  return wrong.length ? `this gradient came through a wrong rule: that of ${wrong.join(", ")}`
+    : "a rule between here and the result is wrong";
 }
 
 /* The number that is picked: its chain rule and its nudge. */
@@ -284,14 +313,15 @@ function panel(c) {
   if (!picked) return null;
   const a = array(picked.array), value = picked.value, x = picked.input, k = picked.cell;
   const known = { ...(x && x.t), ...(value && value.nudge) };
-  const flat = a.pool ? Number(Object.keys(known).find(f => cellOf(a, Number(f)) === k) ?? -1) : flatOf(a, k);
-  const where = flat < 0 ? "" : indexText(flat, a.shape), number = exact(a.data[k], a), out = [];
+  const here = flatOf(a, k), number = exact(a.data[k], a), out = [];
+  const flat = Number([here, ...Object.keys(known)].find(f => f in known && cellOf(a, Number(f)) === k) ?? here);
+  const where = indexText(flat, a.shape);
   const name = x && !picked.part ? bar(x.n) : picked.entry || "";
-  out.push(el("p", { class: "mono" }, `${name}${where} = `, el("b", { id: "number" }, number),
-    a.pool ? `, the largest of the entries of this cell` : ""));
+  out.push(el("p", { class: "mono" }, `${name}${indexText(here, a.shape)} = `, el("b", { id: "number" }, number),
+    a.pool ? `, the largest in size of the ${a.pool[0]}×${a.pool[1]} entries of this cell` : ""));
   const t = x && !picked.part && x.t && x.t[flat];
   if (t) out.push(chain(c, x, flat, where));
-  else if (value && !x && value.uses.length > 1 && flat >= 0 && picked.array === value.g) for (const [number, place, part] of value.uses) {
+  else if (value && !x && value.uses.length > 1 && picked.array === value.g) for (const [number, place, part] of value.uses) {
     const user = page.calls[number], use = array(part);
     out.push(el("p", {}, `${value.uses[0][2] === part ? "" : "+ "}from ${number} ${callName(user)}`, use.pool ? "" : [": ", el("b", {}, exact(use.data[k], use))]),
       el("div", { class: "inner" }, chain(user, user.in.find(y => y.i === place), flat, where)));
@@ -299,11 +329,11 @@ function panel(c) {
   const n = value && value.nudge && value.nudge[flat];
   if (n) out.push(el("p", {}, `Nudge ${value.n}${where} up and down, run the rest forward again: the result moves by `,
     el("b", {}, short(n[0])), " per unit; backward says ", el("b", {}, short(n[1])), ": ",
-    el("span", { class: n[2] ? "ok" : "bad" }, n[2] ? "they agree" : "they differ"),
+    el("span", { class: n[2] ? "ok" : "bad" }, (n[2] ? "they agree within" : "they differ by more than") + ` the rounding of ${n[3]}`),
+    n[2] ? "" : `: ${onTheWay(value)}`,
     value.uses.length > 1 ? ` (the whole gradient of ${value.n}: all ${value.uses.length} uses together)` : ""));
-  if (!t && !n && value && !picked.part) out.push(el("p", { class: "soft" }, flat < 0
-    ? "Only the largest entries of a large array are worked out in this file."
-    : "Not worked out in this file. In Python: ", flat < 0 ? "" : el("code", {}, x
+  if (!t && !n && value && !picked.part) out.push(el("p", { class: "soft" },
+    "Of a large array only the entries with the largest gradients are worked out in this file. In Python: ", el("code", {}, x
       ? `trace.terms(${c.n}, "${x.n}", ${pythonIndex(where)})` : `trace.nudge(${value.made < 0 ? `"${value.n}"` : value.made}, ${pythonIndex(where)})`)));
   return el("div", { class: "panel", id: "panel" }, out);
 }
@@ -354,10 +384,10 @@ function head() {
     button("first step", "M3 3h2v12H3zM15 3v12L6 9z", () => goto(0), !step), button("step back", "M13 3v12L4 9z", () => goto(step - 1), !step),
     button("next step", "M5 3v12l9-6z", () => goto(step + 1), step === last), button("last step", "M13 3h2v12h-2zM3 3v12l9-6z", () => goto(last), step === last),
     el("b", { id: "where" }, `${backward ? "backward" : "forward"} ${backward ? page.calls.length - number : number + 1} of ${page.calls.length}`),
-    button("go to the other pass", ["forward ⇄ backward ", el("kbd", {}, "b")], flip),
+    button("go to the other pass", ["forward ⇄ backward ", el("kbd", {}, "f")], flip),
     above.length ? button("back to the fused op", ["close ", el("kbd", {}, "Esc")], () => { picked = null; close(); }) : null,
     button("light or dark", "M9 2a7 7 0 1 0 0 14zM9 2a7 7 0 0 1 0 14v-1.5a5.5 5.5 0 0 0 0-11z", theme),
-    el("span", { class: "soft keys" }, el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " step ", el("kbd", {}, "f"), " open a fused op"));
+    el("span", { class: "soft keys" }, el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " step"));
 }
 function theme() {
   const now = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -376,8 +406,9 @@ function render() {
     el("div", { class: "call" }, graph(), el("h2", {}, `${backward ? "backward through" : "forward:"} ${c.op} `,
       el("span", { class: "soft mono" }, c.module ? "in " + c.module : "")),
       el("div", { class: "mono soft" }, `${c.at} ${c.src}`), el("div", {}, c.doc), formula(c.f, names, backward),
-      backward ? formula(c.adj, names) : null, backward ? backwardView(c) : forwardView(c), backward ? null : panel(c),
-      c.open ? el("p", {}, el("button", { onclick: openFused }, `open ${c.op}: the ${c.open.calls.length} ops it equals `, el("kbd", {}, "f"))) : null)));
+      backward ? formula(c.adj, names) : null,
+      c.open ? el("p", {}, el("button", { onclick: openFused }, `open ${c.op}: the ${c.open.calls.length} ops it equals `, el("kbd", {}, "o"))) : null,
+      backward ? backwardView(c) : forwardView(c), backward ? null : panel(c))));
   const nav = main.querySelector("nav"), now = nav.querySelector("[aria-current]");
   nav.scrollTop = scrolled;
   if (now && (now.offsetTop < nav.scrollTop || now.offsetTop > nav.scrollTop + nav.clientHeight - 40)) nav.scrollTop = now.offsetTop - 80;
@@ -390,7 +421,7 @@ function render() {
 document.addEventListener("keydown", event => {
   if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   const done = { ArrowRight: () => goto(place() + 1), ArrowLeft: () => goto(place() - 1), Home: () => goto(0),
-    End: () => goto(steps() - 1), b: flip, f: openFused, Escape: close }[event.key];
+    End: () => goto(steps() - 1), n: () => goto(place() + 1), b: () => goto(place() - 1), f: flip, o: openFused, Escape: close }[event.key];
   if (done) { event.preventDefault(); done(); }
 });
 for (const name of ["beforeprint", "afterprint"]) addEventListener(name, render);  // on paper the colours are the light ones

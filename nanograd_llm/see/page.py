@@ -23,7 +23,7 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import Around, Replay, calls_below, composition, nudge, terms, wrong_places
-from nanograd_llm.see.stepper import rule_source
+from nanograd_llm.see.source import source_lines
 
 WHOLE = 48  # entries of an array that is clickable everywhere
 TOP = 6  # the largest entries of others
@@ -91,26 +91,31 @@ def plain_table(record: Record) -> str:
     return f'<h1>{html.escape(record.title)}</h1>\n<table class="plain"><tr>{head}</tr>{rows}</table>'
 
 
-def pooled(a: np.ndarray, cells: int) -> tuple[np.ndarray, int, int]:
-    """The array as a table of at most about so many cells, and how many rows and columns of it one cell stands for.
+def pooled(a: np.ndarray, cells: int) -> tuple[np.ndarray, int, int, np.ndarray | None]:
+    """The array as a table of at most about so many cells, how many rows and columns of it one cell stands for, places.
 
     Rows are along all axes but the last; a long array of one axis is folded into rows. Each cell has the entry of
-    largest size among those it stands for, with its sign.
+    largest size among those it stands for, with its sign. places: which of them that is, counted row by row; None where
+    each cell stands for one entry.
     """
     flat = a.reshape(-1, a.shape[-1]) if a.ndim > 1 and a.size else a.reshape(1, -1)
     if len(flat) == 1 and flat.shape[1] > _COLUMNS and flat.shape[1] % 64 == 0:
         flat = flat.reshape(-1, 64)
     if flat.size <= cells or not flat.size:
-        return flat, 1, 1
+        return flat, 1, 1, None
     by_column = math.ceil(flat.shape[1] / _COLUMNS)
     columns = math.ceil(flat.shape[1] / by_column)
     by_row = math.ceil(len(flat) / max(1, cells // columns))
-    starts = np.arange(0, len(flat), by_row), np.arange(0, flat.shape[1], by_column)
-    high, low = (
-        pick.reduceat([pick.reduce(flat[row : row + by_row]) for row in starts[0]], starts[1], axis=1)
-        for pick in (np.maximum, np.minimum)
-    )
-    return np.where(np.abs(high) >= np.abs(low), high, low), by_row, by_column
+    table = np.empty((math.ceil(len(flat) / by_row), columns), flat.dtype)
+    places = np.empty(table.shape, np.min_scalar_type(by_row * by_column - 1))
+    for r in range(len(table)):
+        rows = flat[r * by_row : (r + 1) * by_row]
+        full = np.zeros((len(rows), columns * by_column), flat.dtype)  # the last cell of a row may lack columns
+        full[:, : flat.shape[1]] = rows
+        blocks = full.reshape(len(rows), columns, by_column).swapaxes(0, 1).reshape(columns, -1)
+        places[r] = np.abs(blocks).argmax(axis=1)
+        table[r] = blocks[np.arange(columns), places[r]]
+    return table, by_row, by_column, places
 
 
 class _Packer:
@@ -122,13 +127,13 @@ class _Packer:
         self.known: dict[Any, int] = {}
         self.by_id: dict[int, int] = {}
         self.alive: list[np.ndarray] = []  # what is known by its id must live
-        self.rules: list[str] = []
+        self.sources: list[str] = []
         self.terms_left, self.nudges_left = _SLOPES, _REPLAYED
         self.widened: dict[int, np.ndarray] = {}
         self.data = {
             **self.pass_of(record, opens=True),
             "arrays": self.arrays,
-            "rules": self.rules,
+            "sources": self.sources,
             "tokens": tokens,
         }
 
@@ -195,16 +200,18 @@ class _Packer:
             "in": inputs,
             "static": [f"{name} = {value!r:.60}" for name, value in call.static.items()],
             "y": numbers[id(call.output)],
-            "rule": self.rule(call),
+            "forward": self.source(call.op.forward),
+            "keeps": call.op.keeps,
+            "rule": self.source(call.op.rule),
             "ruleat": call.rule_place,
             "kept": [[name, self.array(x)] for name, x in kept],
         }
 
-    def rule(self, call: Call) -> int:
-        source = "\n".join(rule_source(call))
-        if source not in self.rules:
-            self.rules.append(source)
-        return self.rules.index(source)
+    def source(self, f: Any) -> int:
+        source = "\n".join(source_lines(f))
+        if source not in self.sources:
+            self.sources.append(source)
+        return self.sources.index(source)
 
     def array(self, a: np.ndarray) -> int:
         if id(a) in self.by_id:
@@ -212,16 +219,18 @@ class _Packer:
         content: Any = id(a) if a.size > 2**20 else hashlib.sha1(np.ascontiguousarray(a).tobytes()).digest()
         key = a.shape, a.dtype.str, content
         if key not in self.known:
-            table, rows, columns = pooled(a, self.cells)
+            table, rows, columns, places = pooled(a, self.cells)
             packed = table.astype("<f4" if a.dtype.itemsize <= 4 and a.dtype.kind == "f" else "<f8")
             self.known[key] = len(self.arrays)
-            more = {"p": [rows, columns], "norm": _short(norm(a))} if rows * columns > 1 else {}
+            more: dict[str, Any] = {}
+            if places is not None:
+                more = {"p": [rows, columns], "norm": _short(norm(a)), "o": _base64(places), "ob": places.itemsize}
             self.arrays.append(
                 {
                     "s": a.shape,
                     "d": str(a.dtype),
                     "g": table.shape,
-                    "b": base64.b64encode(np.ascontiguousarray(packed).tobytes()).decode(),
+                    "b": _base64(packed),
                     **more,
                 }
             )
@@ -260,6 +269,7 @@ class _Packer:
                 _short(one.total, 9),
                 _short(one.sent, 9),
                 int(one.agrees),
+                _short(one.tolerance, 1),
             ]
         return found
 
@@ -283,13 +293,18 @@ class _Packer:
             self.nudges_left -= work
             index = tuple(map(int, np.unravel_index(flat, value.grad.shape)))
             one = nudge(record, value, index, replay, quick=True)
-            found[str(flat)] = [_short(one.slope), _short(one.backward), int(one.agrees)]
+            found[str(flat)] = [_short(one.slope), _short(one.backward), int(one.agrees), _short(one.tolerance, 1)]
         return found
 
 
 def _numbers(call: Call) -> int:
     """How many numbers go into a call and come out."""
     return call.output.array.size + sum(x.array.size for x in call.inputs if x is not None)
+
+
+def _base64(a: np.ndarray) -> str:
+    little = np.ascontiguousarray(a, a.dtype.newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode()
 
 
 def _short(x: float, digits: int = 6) -> float | str:

@@ -427,7 +427,10 @@ class _Recorder:
         """Number the calls, and name their outputs by local variables; those of the package where there is one only."""
         named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
         counts = Counter(name for _, name, _ in named.values())
-        last = {self.calls[node].module: node for node in nodes}  # whose output is the module's
+        last: dict[str, Node] = {}  # of each module the last call in it or in its parts, whose output is the module's
+        for node in nodes:
+            parts = self.calls[node].module.split(".")
+            last |= {".".join(parts[: i + 1]): node for i in range(len(parts))}
         for number, node in enumerate(nodes):
             call, (_, name, is_user) = self.calls[node], named.get(id(node), (None, "", False))
             call.number = number

@@ -121,7 +121,12 @@ class Nudge:
         return abs(self.slope - self.backward) <= self.tolerance
 
     def __str__(self) -> str:
-        verdict = "they agree" if self.agrees else f"they differ, by more than the rounding of {self.tolerance:.1g}"
+        verdict = f"they agree within the rounding of {self.tolerance:.1g}"
+        if not self.agrees:
+            verdict = (
+                f"they differ by more than the rounding of {self.tolerance:.1g}: a hook or a wrong rule on the way back"
+                " from the result has changed the gradient; c in trace.step() names wrong rules"
+            )
         return (
             f"{self.entry} is {self.before:.6g}. Move it up and down and run the rest forward again: the result moves "
             f"by {self.slope:.6g} per unit; backward says {self.backward:.6g}: {verdict}"
@@ -190,7 +195,8 @@ class Terms:
         lines += [f"  ȳ{at(k)}·∂y{at(k)}{of} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
         if rest := self.terms[_SHOWN:]:
             lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
-        verdict = "they agree" if self.agrees else "they differ: the rule is wrong here"
+        close = f"they agree within the rounding of {self.tolerance:.1g}"
+        verdict = close if self.agrees else "they differ: the rule is wrong here"
         return "\n".join([*lines, f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}"])
 
 

@@ -13,7 +13,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,40 @@ _VALUE_OF = '''def value_of(forward, **static):
         return y[0] if type(y) is Kept else y
 
     return call'''
+
+
+def source_lines(f: Any) -> list[str]:
+    """The lines of a function's source, then of the functions of its file that it calls, and of those that they call.
+
+    One line that says so where its source is not in a file.
+    """
+    lines: list[str] = []
+    for part in _called(inspect.unwrap(f), []):
+        try:
+            source = textwrap.dedent(inspect.getsource(part)).rstrip().splitlines()
+        except (OSError, TypeError):
+            source = ["(its source is not in a file)"]
+        lines += ["", *source] if lines else source
+    return lines
+
+
+def _called(f: Any, found: list[Any]) -> list[Any]:
+    """The functions found so far, then f and those of its file that it calls."""
+    found.append(f)
+    for name in _mentioned(f.__code__) if isinstance(f, FunctionType) else ():
+        other = f.__globals__.get(name)
+        other = inspect.unwrap(other) if callable(other) and not isinstance(other, op.Op) else None
+        if isinstance(other, FunctionType) and other not in found and inspect.getfile(other) == inspect.getfile(f):
+            _called(other, found)
+    return found
+
+
+def _mentioned(code: CodeType) -> Iterator[str]:
+    """The global names in a function, and in the functions inside it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _mentioned(inner)
 
 
 class Sources:

@@ -5,11 +5,10 @@ The steps are the calls in the order of the forward, then the same calls in the 
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,27 @@ import numpy as np
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms, wrong_rules
+from nanograd_llm.see.source import source_lines
 from nanograd_llm.settings import counted
 
 HELP = """\
-n          the next step: forward through the calls, then backward through them
-b          the step before
+n          the next step: forward through the calls, then backward through them; n 3 takes three
+b          the step before; b 3 goes three back
 f          the other pass: from the forward of this call to its backward, or back
 g 12       go to call 12
 l          list the calls around this one
-p x[0,3]   print an array or an entry: an input, y, or a gradient: dy, dx; or anything in the table by its name
-t x[0,3]   the terms of the chain rule that make up the entry of dx
-m x[0,3]   move the entry up and down, and compare with backward
+s          the source of this call's forward, with the functions that it calls
+p x[0,3]   print an array or an entry: an input, y, a gradient: dy, dx; or by name anything in the table: wte, wte.grad
+t x[0,3]   the terms of the chain rule that make up the entry of dx, which this call alone sent to x
+m x[0,3]   move the entry of x up and down, and compare with its whole gradient, from all calls that use it
 u wte[4,0] the gradient of a value, or of an entry of it, use by use
 c          check each rule: its gradients beside the slopes of its forward, along random directions
-open       open a fused op into the composition it equals; up comes back
+o          open a fused op into the composition it equals; up comes back
 h          this help
-q          quit; an empty line repeats the last command"""
+q          quit; an empty line repeats the last command
+Of a large array |21.86| is shown, its norm: the square root of the sum of its squares. x̄, in commands dx, is the
+gradient of the result with respect to x."""
+PROMPT = "(step) "
 _FEW = 12
 _REFERENCE = re.compile(r"(?P<name>[^\[\]]+?)\s*(?:\[(?P<index>[^\]]*)\])?")
 
@@ -40,11 +44,11 @@ _REFERENCE = re.compile(r"(?P<name>[^\[\]]+?)\s*(?:\[(?P<index>[^\]]*)\])?")
 class Stepper:
     """A position in a trace, and the commands that move it or print what is there.
 
-    number: of the call.  backward: is this the call's backward?
+    number: of the call.  backward: is this the call's backward?  tokens: of each text its pieces, shown beside the ids.
     """
 
-    def __init__(self, trace: Record, number: int = 0):
-        self.trace, self.backward = trace, False
+    def __init__(self, trace: Record, number: int = 0, tokens: Sequence[Sequence[str]] = ()):
+        self.trace, self.backward, self.tokens = trace, False, tokens
         self.number = trace.call(number).number
         self.above: list[tuple[Record, int, bool]] = []
 
@@ -53,15 +57,14 @@ class Stepper:
         return self.trace.calls[self.number]
 
     def run(self, lines: Iterable[str], write: Callable[[str], Any], echo: bool) -> None:
-        """Obey these lines until q. echo: write each as well, since it does not come from a keyboard."""
-        write(f"{self.trace.title}: {len(self.trace.calls)} op calls; h for help\n{self.shown()}\n")
+        """Obey these lines until q. echo: write the prompt and the line as well, since it comes from no keyboard."""
+        write(f"{self.trace.title}: {counted(len(self.trace.calls), 'op call')}; h for help\n{self.shown()}\n")
         last = ""
         lines = iter(lines)
         while True:
-            write("(step) ")
             line = next(lines, None)
             if echo:
-                write((line or "").strip() + "\n")
+                write(f"{PROMPT}{(line or '').strip()}\n")
             elif line is None:
                 write("\n")
             if line is None or line.strip() in ("q", "quit", "exit"):
@@ -77,24 +80,30 @@ class Stepper:
         word, _, rest = line.partition(" ")
         commands: dict[str, Callable[[str], str]] = {
             **{"n": self.next, "b": self.back, "f": self.flip, "g": self.go, "l": self.listed, "p": self.printed},
-            **{"t": self.terms, "m": self.nudge, "u": self.uses, "c": self.checked, "open": self.open, "up": self.up},
+            **{"t": self.terms, "m": self.nudge, "u": self.uses, "c": self.checked, "s": self.source, "up": self.up},
+            **{"o": self.open, "open": self.open},
             **{"h": lambda _: HELP, "help": lambda _: HELP, "": lambda _: self.shown()},
         }
         if word not in commands:
             raise GraphError(f"there is no command {word!r}; h lists them")
+        if rest.strip() and word not in {*"nbgptmu"}:
+            raise GraphError(f"{word} takes nothing after it; got {rest.strip()!r}")
         return commands[word](rest.strip())
 
-    def next(self, _: str) -> str:
-        return self._moved(1)
+    def next(self, rest: str) -> str:
+        return self._moved(rest, 1)
 
-    def back(self, _: str) -> str:
-        return self._moved(-1)
+    def back(self, rest: str) -> str:
+        return self._moved(rest, -1)
 
-    def _moved(self, by: int) -> str:
+    def _moved(self, rest: str, way: int) -> str:
+        if rest and not (rest.isascii() and rest.isdigit()):
+            raise GraphError(f"expected a number of steps, such as n 3; got {rest!r}")
         count = len(self.trace.calls)
-        place = (2 * count - 1 - self.number if self.backward else self.number) + by
-        if not 0 <= place < 2 * count:
-            return "this is the last step" if by > 0 else "this is the first step"
+        now = 2 * count - 1 - self.number if self.backward else self.number
+        place = max(0, min(2 * count - 1, now + way * int(rest or 1)))
+        if place == now and rest != "0":
+            return "this is the last step" if way > 0 else "this is the first step"
         self.backward, self.number = place >= count, min(place, 2 * count - 1 - place)
         return self.shown()
 
@@ -147,14 +156,18 @@ class Stepper:
     def checked(self, _: str) -> str:
         wrong = [f"{call.name}, to {call.input_name(place)}" for call, place in wrong_rules(self.trace)]
         if not wrong:
-            return "every rule agrees along two random directions"
+            return f"every rule agrees along two random directions, within the rounding of {self.call.cotangent.dtype}"
         return "\n".join(["wrong are the gradients that these send:", *wrong])
+
+    def source(self, _: str) -> str:
+        call = self.call
+        return "\n".join([f"the forward of {call.op.name}", *_quoted(call.op.forward)])
 
     def open(self, _: str) -> str:
         opened = composition(self.trace, self.call, type(self.trace))
         self.above.append((self.trace, self.number, self.backward))
         self.trace, self.number = opened, len(opened.calls) - 1 if self.backward else 0
-        return f"{opened.title}: {len(opened.calls)} op calls; up comes back\n{self.shown()}"
+        return f"{opened.title}: {counted(len(opened.calls), 'op call')}; up comes back\n{self.shown()}"
 
     def up(self, _: str) -> str:
         if not self.above:
@@ -175,6 +188,10 @@ class Stepper:
         here = {**call.kept, **here}
         if name in here:
             return here[name], index, False, name
+        whole = name.removesuffix(".grad")
+        if whole != name and not self.trace.named(name):
+            value = here[whole] if isinstance(here.get(whole), Value) else self.trace.value(whole)
+            return value, index, True, name
         try:
             return self.trace.value(int(name) if name.isdigit() else name), index, False, name
         except NanogradError as error:
@@ -188,22 +205,34 @@ class Stepper:
 
     def _forward(self) -> Iterator[str]:
         call = self.call
-        yield f"-> forward {call.name}"
+        yield f"-> forward {call.name}{self._opens()}"
         yield f"   {call.call_place}: {call.source}"
         yield f"   {call.op.formula}"
         for i, x in enumerate(call.inputs):
             if x is not None:
-                yield from _line(call.input_name(i), x.array, _from(x))
+                yield from _line(call.input_name(i), x.array, _from(x) or self._text(x.array))
         for name, value in call.static.items():
             yield f"   {name} = {value!r:.80}"
         yield from _line("y", call.output.array, f"is {call.output.name}" if call.output.name else "")
 
+    def _opens(self) -> str:
+        return "  (fused: o opens it)" if self.call.op.equals is not None else ""
+
+    def _text(self, ids: np.ndarray) -> str:
+        """The pieces of the text whose tokens these are."""
+        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1):
+            return ""
+        fitting = [text for text in self.tokens if len(text) == ids.size]
+        return f"text {' '.join(fitting[0])}" if len(fitting) == 1 else ""
+
     def _backward(self) -> Iterator[str]:
         call = self.call
-        yield f"<- backward {call.name}"
+        yield f"<- backward {call.name}{self._opens()}"
         yield f"   {call.op.adjoint}"
         yield f"   {call.rule_place}"
-        yield from (f"   | {line}" for line in rule_source(call))
+        yield from _quoted(call.op.rule)
+        if call.op.keeps:
+            yield f"   {', '.join(call.op.keeps)}: computed in the forward; s shows its source"
         uses = call.output.uses
         origin = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {counted(len(uses), 'use')}"
         yield from _line(bar("y"), call.cotangent, origin or "where backward begins")
@@ -214,14 +243,18 @@ class Stepper:
                 yield from _line(bar(call.input_name(i)), sent, f"to {x.label}")
 
 
-def step(trace: Record, number: int = 0, commands: Iterable[str] | None = None) -> None:
+def step(
+    trace: Record, number: int = 0, commands: Iterable[str] | None = None, tokens: Sequence[Sequence[str]] = ()
+) -> None:
     """Step through a trace with these commands, or those from standard input: see HELP."""
     is_typed = commands is None and sys.stdin.isatty()
 
     def typed() -> Iterator[str]:
+        with contextlib.suppress(ImportError):  # with it, arrows edit the line and bring back earlier ones
+            import readline  # noqa: F401
         while True:
             try:
-                yield input()
+                yield input(PROMPT)
             except EOFError:
                 return
 
@@ -229,15 +262,12 @@ def step(trace: Record, number: int = 0, commands: Iterable[str] | None = None) 
         print(text, end="", flush=True)
 
     lines = commands if commands is not None else typed() if is_typed else sys.stdin
-    Stepper(trace, number).run(lines, write, echo=not is_typed)
+    Stepper(trace, number, tokens).run(lines, write, echo=not is_typed)
 
 
-def rule_source(call: Call) -> list[str]:
-    """The lines of the rule's source, or one line that says that there is none."""
-    try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(call.op.rule))).rstrip().splitlines()  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return ["(its source is not in a file)"]
+def _quoted(f: Any) -> Iterator[str]:
+    """The source of a function and of the functions that it calls, as quoted lines."""
+    return (f"   | {line}".rstrip() for line in source_lines(f))
 
 
 def _parsed(rest: str) -> tuple[str, Any]:

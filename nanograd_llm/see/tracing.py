@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
 from nanograd_llm.see.record import Call, Record, Use, Value, norm, recorded
+from nanograd_llm.settings import counted
 
 
 def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
@@ -21,7 +22,8 @@ def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any
         trace.terms(12, "x", (0, 3, 2))         # one number of a gradient, term by term
 
     f: any function of Tensors; an op, a module or its loss. Floats and arrays of floats become leaves, float64 ones of
-        Python floats. Parameters of a model are leaves as well; their `.grad` does not change.
+        Python floats; an integer is a constant: write 3.0 to get a gradient for 3. Parameters of a model are leaves as
+        well; their `.grad` does not change.
     cotangent: of the result; optional where that is a scalar.
 
     The numbers are those of an untraced pass, bit for bit, on one BLAS thread. A model on a GPU is recorded there; the
@@ -50,7 +52,8 @@ class Trace(Record):
     """
 
     def __repr__(self) -> str:
-        return f"{self.title}: {len(self.calls)} op calls, {len(self.leaves)} leaves\n{table(self.calls)}"
+        leaves = counted(len(self.leaves), "leaf", "leaves")
+        return f"{self.title}: {counted(len(self.calls), 'op call')}, {leaves}\n{table(self.calls)}"
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -84,14 +87,15 @@ class Trace(Record):
         found: Trace = replay.composition(self, self.call(number), type(self))
         return found
 
-    def step(self, number: int = 0, commands: Iterable[str] | None = None) -> None:
+    def step(self, number: int = 0, commands: Iterable[str] | None = None, tokens: Sequence[list[str]] = ()) -> None:
         """Step through the pass in the terminal, from call `number` on, with commands like those of pdb; h lists them.
 
         commands: such as ["n", "p x"]; if not given they come from standard input, which may be a pipe.
+        tokens: the pieces of the text, or of several, to show beside the ids, as in `html`.
         """
         from nanograd_llm.see.stepper import step
 
-        step(self, number, commands)
+        step(self, number, commands, tokens)
 
     def shadow(self) -> replay.Shadow:
         """A run in float64 beside the recorded one: how many digits each call has lost, itself and in all."""

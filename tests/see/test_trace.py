@@ -120,6 +120,19 @@ def test_a_call_a_value_and_a_use_are_shown_in_a_line() -> None:
     assert repr(trace.uses("h1")) == "[<use in 1 add, as a: (), norm 0.7864>]"
 
 
+def test_the_output_of_a_module_is_that_of_its_last_part() -> None:
+    model = ng.models.Classifier.on(small_gpt()[0], 3)
+    trace = ng.trace(model.loss, np.array([[4, 0, 3, 2, 4]]), np.array([1]))
+    stream, last = trace[2].output, trace.value("model")
+    assert stream.label == "the output of 2 add" and last is trace["model"][-1].output
+    assert last.label == last.made_by.module == "model.ln_f"
+
+
+def test_a_trace_of_one_call_and_one_leaf_is_counted_right_and_an_integer_is_no_leaf() -> None:
+    trace = ng.trace(lambda x, n: x * n, 2.0, 3)
+    assert repr(trace).startswith("<lambda>: 1 op call, 1 leaf\n") and trace.grads == {"x": 3.0}
+
+
 def test_a_name_that_a_loop_gives_to_several_values_is_refused_with_their_numbers() -> None:
     def f(x, w):
         h = x
