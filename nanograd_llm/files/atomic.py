@@ -53,7 +53,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
 
     path = Path(path)
     temporary = path.parent / _random_name()
-    with storage_errors(f"{path}: cannot write", "nothing there was changed; make room or choose another folder"):
+    remedy = "make room or choose another folder" if os.path.isdir(path.parent) else "make its folder first"
+    with storage_errors(f"{path}: cannot write", f"nothing there was changed; {remedy}"):
         mode = _permissions(path)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

@@ -53,6 +53,13 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int 
     monkeypatch.setattr(os, call, refusing)
 
 
+def test_a_missing_folder_is_said_to_be_made_first(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match="No such file or directory; nothing there was changed; make its folder first"
+    ):
+        write_atomically(tmp_path / "none" / "file", b"content")
+
+
 def test_a_written_file_holds_the_content_and_no_other_file_is_left(tmp_path: Path) -> None:
     for content in (b"first", b"", b"second" * 100_000):
         write_atomically(tmp_path / "file", content)
