@@ -201,7 +201,8 @@ def text_of(result: LookResult, name: Any, columns: int = 100) -> str:
     if result.flow:
         favoured = dict(result.gradient_lens)
         lines.append("gradient flow: the norm of the stream's cotangent,")
-        lines += ["and what a step against it makes likelier" if favoured else "by place"]
+        lines += ["and what a step against it makes likelier, token by token,"] if favoured else ["by place"]
+        lines += ["in [ ] where that is the target"] if favoured else []
         wide = max(len(place) for place, _, _ in result.flow)
         for place, size, _ in result.flow:
             best = favoured.get(place, ())
@@ -210,10 +211,11 @@ def text_of(result: LookResult, name: Any, columns: int = 100) -> str:
             lines.append(f"{place:<{wide}} {size:>8.4f}  {' '.join(marked)[: columns - wide - 11]}")
         lines.append("")
     if result.uses:
-        lines.append(f"the gradient of {result.table}, the token table, use by use")
+        lines += [f"the gradient of {result.table}, the token table, use by use:"]
+        lines += ["% is its share of the whole gradient, in the direction", "of the whole; the shares add up to 100%"]
     for use in result.uses:
         rows = f"in {use.rows:,} of {result.table_rows:,} rows"
-        lines += [f"{use.name:<28} norm {use.norm:.4f}", f"  {use.share:.1%} of the whole along it, {rows}"]
+        lines += [f"{use.name:<28} norm {use.norm:.4f}", f"  {use.share:.1%} of the whole, {rows}"]
     return "\n".join(line.rstrip() for line in [*lines, *result.missing])
 
 

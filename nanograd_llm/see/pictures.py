@@ -45,7 +45,10 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
             (depth, [(f"{name(b)}\n{q:.0%}", float(q), b == t) for b, q, t in zip(best, p, result.targets)])
             for depth, best, p in reversed(result.lens)
         ]
-        parts += ["<h2>logit lens: what each depth would say</h2>", _table([], [*lens, _truth(targets)])]
+        parts += [
+            "<h2>logit lens: what each depth would say, framed where that is the target</h2>",
+            _table([], [*lens, _truth(targets)]),
+        ]
     if result.gradient_lens:
         same = len(result.gradient_lens[0][1]) == len(targets)
         favoured = [
@@ -66,7 +69,7 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
     if result.uses:
         uses = "".join(
             f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
-            f"<td>{use.share:.1%} of the whole, along it</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
+            f"<td>{use.share:.1%} of the whole, in its direction</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
             for use in result.uses
         )
         parts += [f"<h2>the gradient of {html.escape(result.table)}, the token table, use by use</h2>", _scrolled(uses)]
