@@ -12,37 +12,38 @@ from nanograd_llm import ops
 # %% An expression, and its gradient by hand
 # Three numbers go in, and one comes out:
 #
-#     h1 = a*b         h2 = h1 + c         L = tanh h2
+#     h1 = r*s         h2 = h1 + t         L = tanh h2
 #
 # Go backward from L. Each line is the rule of one op, applied to the gradient that the line above it gives:
 #
 #     L̄  = 1                                     the gradient of L with respect to itself
 #     h̄2 = L̄*(1 - L²)                            tanh
-#     h̄1 = h̄2,  c̄ = h̄2                           the sum passes it on
-#     ā  = h̄1*b,  b̄ = h̄1*a                       the product swaps its inputs
+#     h̄1 = h̄2,  t̄ = h̄2                           the sum passes it on
+#     r̄  = h̄1*s,  s̄ = h̄1*r                       the product swaps its inputs
 
 
-def expression(a, b, c):
-    h1 = a * b
-    h2 = h1 + c
+def expression(r, s, t):
+    h1 = r * s
+    h2 = h1 + t
     return ops.tanh(h2)
 
 
-a, b, c = 2.0, -0.5, 1.5
-L = np.tanh(a * b + c)
+r, s, t = 2.0, -0.5, 1.5
+L = np.tanh(r * s + t)
 h2_bar = 1 - L**2
-a_bar, b_bar, c_bar = h2_bar * b, h2_bar * a, h2_bar
-print(f"by hand: ā = {a_bar:.4f}, b̄ = {b_bar:.4f}, c̄ = {c_bar:.4f}")
+r_bar, s_bar, t_bar = h2_bar * s, h2_bar * r, h2_bar
+print(f"by hand: r̄ = {r_bar:.4f}, s̄ = {s_bar:.4f}, t̄ = {t_bar:.4f}")
 
 # %% The same, recorded
 # A trace has a table of the op calls: |y| is the size of what came out, |ȳ| that of the gradient which arrived there.
-trace = ng.trace(expression, a, b, c)
+trace = ng.trace(expression, r, s, t)
 print(trace)
-assert np.allclose([trace.grads["a"], trace.grads["b"], trace.grads["c"]], [a_bar, b_bar, c_bar])
+assert np.allclose([trace.grads["r"], trace.grads["s"], trace.grads["t"]], [r_bar, s_bar, t_bar])
 
 # %% Step along it
 # `trace.step()` is a prompt. `n` takes the next step: three forward, then the same three backward. Here the commands
 # are given instead of typed: from call 2 turn to its backward, then two steps on. Each step shows the rule's own lines.
+# A rule calls its inputs a, b or x, whatever you call yours: "to r" says which of yours it means.
 trace.step(2, commands=["f", "n", "n"])
 
 # %% Ask a number where it came from
