@@ -96,6 +96,15 @@ print("x̄, W̄ and v̄ are the same numbers by the engine")
 # warning that says so.
 assert tW.grad is not None
 
+# The tape keeps the arrays themselves, not copies. A write into one between forward and backward, here into x.data,
+# gives wrong gradients without a word: 2x = 2 has become 4. So update weights after backward. Inside `ng.checked()`
+# such a write raises an error.
+leaf = ng.Tensor(np.ones(3), requires_grad=True)
+y = leaf * leaf
+leaf.data += 1
+y.sum().backward()
+assert np.array_equal(leaf.grad, [4, 4, 4])
+
 # %% Why the newest entry comes first
 # A rule must not run before its ȳ is complete. ȳ is complete when the walk has met every use of y. All uses of y were
 # recorded after y itself. So if the walk goes from the newest entry to the oldest, every ȳ is complete in time.

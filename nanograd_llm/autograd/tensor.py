@@ -136,8 +136,9 @@ class Tensor:
     has its leaf's dtype. Python numbers, lists and NumPy scalars take the dtype of the other operand. Comparisons give
     plain boolean arrays, since there is nothing to differentiate. Item assignment raises GraphError. Inside
     `no_grad()`, `+=` and the other augmented assignments update a parameter's array in place. Update after backward:
-    backward needs the numbers that the forward used. It raises GraphError after such an assignment; a write into
-    `.data` is detected only inside `checked()`.
+    backward needs the numbers that the forward used. It raises GraphError after such an assignment. A write into the
+    array itself (`x.data += 1`, or `a[:] = 5` where x = Tensor(a), which does not copy) is not seen: the gradients are
+    wrong without a word, but inside `checked()` it raises an error.
 
     Raises DtypeError for objects, strings, and for integers, booleans or complex numbers that require a gradient.
     """
@@ -549,8 +550,9 @@ def grad(
         arrays, which saves the memory of a second set. If an error is raised, their contents are undefined.
 
     Returns an array for a Tensor, a list of arrays for a sequence, each of its Tensor's shape and dtype; under
-    `higher_order()` Tensors that can be differentiated again. The gradient is zero if y does not depend on the Tensor.
-    No `.grad` changes. Raises GraphError, ShapeError and DtypeError as `Tensor.backward` does.
+    `higher_order()` Tensors that can be differentiated again. A Tensor that y does not depend on gets zeros, without an
+    error (PyTorch raises one unless allow_unused=True). No `.grad` changes. Raises GraphError, ShapeError and
+    DtypeError as `Tensor.backward` does.
     """
     if "create_graph" in other:
         raise SignatureError(f"grad has no create_graph; {_TWICE}")
