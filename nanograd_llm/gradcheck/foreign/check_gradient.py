@@ -258,10 +258,8 @@ def _defaults(f: Any, count: int) -> list[str]:
 def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
     """The functions that compute a wrong gradient, and where they are written; of a network, those of its layers."""
     found = list(itertools.islice(_in_layers(foreign), MOST)) if isinstance(foreign, Layer) else []
-    if found:
-        yield from found
-        return
-    for name, rule in foreign.rules.items():
+    yield from found
+    for name, rule in foreign.rules.items() if not found else ():
         code = getattr(inspect.unwrap(rule), "__code__", None)
         if code is not None:
             place = f"computed by {name}" + (", or by another of these" if len(foreign.rules) > 1 else "")
@@ -280,6 +278,5 @@ def _in_layers(network: Layer) -> Iterator[Culprit]:
         yield from (dataclasses.replace(culprit, op=f"{name}, {culprit.op}") for culprit in report.culprits)
         right += [name] if report.passed else []
     if right:
-        network.notes[f"right by themselves, with the inputs that they get in {network.label}: {', '.join(right)}"] = (
-            None
-        )
+        where = f"with the inputs that they get in {network.label}"
+        network.notes[f"right by themselves, {where}: {', '.join(right)}"] = None

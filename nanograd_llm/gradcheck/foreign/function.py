@@ -139,9 +139,7 @@ class Foreign:
         result = self.guarded(lambda: function(*self.inputs.having(iter(natives))), arrays, who)
         for name, x, a in zip(self.names, natives, before):
             now = self.library.to_numpy(x)
-            if not (
-                np.array_equal(now, a) or np.array_equal(now, a, equal_nan=True)
-            ):  # which takes three times as long
+            if not any(np.array_equal(now, a, equal_nan=nan) for nan in (False, True)):  # with NaN it takes longer
                 raise InPlaceError(
                     f"{who or self.label} writes into {name}, which belongs to its caller; write into a copy"
                 )
@@ -272,9 +270,19 @@ class WithGradient(Foreign):
 class _AfterForward(Foreign):
     """The rule is called directly after f, which may have stored something for it."""
 
+    def called(self, arrays: Arrays) -> tuple[Any, Callable[..., Any]]:
+        """The result for these arrays, and the rule that belongs to this call."""
+        return self.applied(self.call, arrays), self.rule
+
     def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
         """between: called after f and before the rule."""
-        raise NotImplementedError
+        with self.library.context():
+            result, rule = self.called(arrays)
+            cotangent = self.cotangent(dy, result)
+            if between:
+                between()
+            returned = self.applied(functools.partial(self.ruled, rule, cotangent), arrays, who=self.who)
+            return self.gradients(returned, arrays)
 
     def changes_when_interleaved(self, seed: int) -> bool:
         """Does the rule give something else where f was called with other inputs in between?"""
@@ -293,14 +301,6 @@ class WithVjp(_AfterForward):
     """The rule is `vjp(cotangent, *inputs)`."""
 
     form = "vjp"
-
-    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
-        with self.library.context():
-            cotangent = self.cotangent(dy, self.applied(self.call, arrays))
-            if between:
-                between()
-            returned = self.applied(functools.partial(self.ruled, self.rule, cotangent), arrays, who=self.who)
-            return self.gradients(returned, arrays)
 
     def problems(self, seed: int) -> Iterator[str]:
         if self.changes_when_interleaved(seed):  # a layer with a cache is like that, and right where it is used so
@@ -326,14 +326,9 @@ class WithCache(_AfterForward):
             )
         return returned
 
-    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
-        with self.library.context():
-            result, cache = self.applied(self._with_cache, arrays)
-            cotangent = self.cotangent(dy, result)
-            if between:
-                between()
-            returned = self.applied(lambda *_: self.ruled(self.rule, cotangent, cache), arrays, who=self.who)
-            return self.gradients(returned, arrays)
+    def called(self, arrays: Arrays) -> tuple[Any, Callable[..., Any]]:
+        result, cache = self.applied(self._with_cache, arrays)
+        return result, lambda dy, *_: self.rule(dy, cache)
 
     def problems(self, seed: int) -> Iterator[str]:
         if self.changes_when_interleaved(seed):

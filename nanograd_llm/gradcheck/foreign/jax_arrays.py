@@ -55,11 +55,8 @@ class Jax(Library):
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        if hasattr(jax, "enable_x64"):
-            in_64_bits = jax.enable_x64(True)
-        else:
-            in_64_bits = jax.experimental.enable_x64()
-        with in_64_bits, warnings.catch_warnings():
+        in_64_bits = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+        with in_64_bits(True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Casting from complex to real")  # then differences are taken
             yield
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,24 +38,22 @@ class Layer(Foreign):
     ):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
         self._constants: list[str] = []  # float arrays that move the result, for which no gradient is stored
-        self._integers: list[str] = []  # arrays of integers for which one is stored
         self._places: dict[str, tuple[Path, Path | None]] = {}
         self._parameters = self._found(inputs)
         super().__init__(layer.forward, [self._parameters, *inputs], ["", *names], library, layer.backward)
+        self.inputs.integers = self._given.integers
         self.names[: len(self._parameters)] = self._parameters
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
         self._unused = unused
-        known = [path_name(layer, path) for path, _ in float_arrays(layer)]
+        known = [path_name(layer, path) for path, _ in arrays_of(layer)]
         if unknown := [name for name in unused if name not in known]:
             hint = f"; did you mean {near!r}?" if (near := nearest(unknown[0], known)) else ""
             raise NanogradError(f"unused= names {unknown[0]!r}, which {self.label} does not have{hint}")
 
     def unchecked(self) -> Iterator[str]:
         yield from super().unchecked()
-        for name in self._integers:
-            yield f"{name} is integer, so its gradient was not checked: give floats"
         names = [name for name in self._constants if name not in self._unused]
         if names:
             owner, dot, last = names[0].rpartition(".")
@@ -93,7 +91,8 @@ class Layer(Foreign):
 
             return recorded
 
-        for path, part in _layers_in(network):
+        others = _found_in(network, lambda part: part is not network and is_layer(part) and hasattr(part, "__dict__"))
+        for path, part in list(others):
             vars(part)["forward"] = recording(path, part.forward)
         network.forward(*copy.deepcopy(self._inputs_as_given))
         for path, inputs in calls.items():
@@ -102,19 +101,20 @@ class Layer(Foreign):
     def _found(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """The layer's parameters by name, and in `_places` where each and its gradient lie; found by one call."""
         layer = copy.deepcopy(self.layer)
-        before = dict(float_arrays(layer))
+        before = dict(arrays_of(layer))
         try:
             result = layer.forward(*copy.deepcopy(inputs))
             if result is None:
                 raise NanogradError(f"{type(layer).__name__}.forward returned None; return the output")
             used = {path: a for path, a in before.items() if get_at(layer, path) is a}  # others are what forward stores
-            returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(_ones(result))
+            ones = rebuilt(result, iter([np.ones_like(leaf) for _, leaf in leaves(result)]))
+            returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(ones)
         except NanogradError:
             raise
         except Exception as error:
             what = f"{type(layer).__name__} raised {type(error).__name__}"
             raise NanogradError(f"{what}: {first_line(error)}") from error
-        after = [path for path, _ in float_arrays(layer)]
+        after = [path for path, _ in arrays_of(layer)]
         for path, a in used.items():
             gradient = next((place for place in after if _is_gradient_of(place, path)), None)
             if gradient is not None and not any(a is used[other] for other, _ in self._places.values()):
@@ -129,10 +129,9 @@ class Layer(Foreign):
             for path, a in used.items()
             if id(a) not in matched and path not in gradients and self._moves(path, inputs)
         ]
-        integers = [path for path, _ in arrays_of(self.layer, "iu")]
-        self._integers = [
-            path_name(layer, path) for path in integers if any(_is_gradient_of(place, path) for place in after)
-        ]
+        for path, _ in arrays_of(self.layer, "iu"):
+            if any(_is_gradient_of(place, path) for place in after):
+                self._given.integers[path_name(layer, path)] = None
         return {name: used[path] for name, (path, _) in self._places.items()}
 
     def _moves(self, path: Path, inputs: Sequence[Any]) -> bool:
@@ -146,7 +145,7 @@ class Layer(Foreign):
     def _with(self, parameters: dict[str, Any]) -> Any:
         """A copy of the layer with these parameters, and with gradients that are zero."""
         layer = copy.deepcopy(self.layer)
-        arrays = dict(float_arrays(layer))
+        arrays = dict(arrays_of(layer))
         new = {}
         for name, (path, gradient) in self._places.items():
             new[id(arrays[path])] = parameters[name]
@@ -188,13 +187,8 @@ def _takes_nothing(backward: Any) -> bool:
 def _scaled(returned: Any, cotangent: Any, who: str) -> Any:
     if np.ndim(cotangent) != 0:
         raise NanogradError(f"{who} takes no cotangent, but the result has shape {np.shape(cotangent)}; give it one")
-    return (
-        [cotangent * g for g in returned] if isinstance(returned, (tuple, list)) else cotangent * np.asarray(returned)
-    )
-
-
-def _ones(result: Any) -> Any:
-    return rebuilt(result, iter([np.ones_like(leaf) for _, leaf in leaves(result)]))
+    many = isinstance(returned, (tuple, list))
+    return [cotangent * g for g in returned] if many else cotangent * np.asarray(returned)
 
 
 def _parts(value: Any) -> list[tuple[str | int, Any]]:
@@ -205,30 +199,20 @@ def _parts(value: Any) -> list[tuple[str | int, Any]]:
     return list(vars(value).items()) if hasattr(value, "__dict__") and not callable(getattr(value, "mro", None)) else []
 
 
-def float_arrays(value: Any) -> Iterator[tuple[Path, np.ndarray]]:
-    """Every float array in an object's attributes, in its lists, dicts and objects, and where it lies."""
-    return arrays_of(value, "f")
+def arrays_of(value: Any, kinds: str = "f") -> Iterator[tuple[Path, np.ndarray]]:
+    """Every array of these kinds in an object's attributes, in its lists, dicts and objects, and where it lies."""
+    return _found_in(value, lambda part: isinstance(part, np.ndarray) and part.dtype.kind in kinds)
 
 
-def arrays_of(
-    value: Any, kinds: str, path: Path = (), seen: frozenset[int] = frozenset()
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """The same of arrays of these kinds."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in kinds:
-            yield path, value
-    elif id(value) not in seen:
-        for key, part in _parts(value):
-            yield from arrays_of(part, kinds, (*path, key), seen | {id(value)})
-
-
-def _layers_in(value: Any, path: Path = (), seen: frozenset[int] = frozenset()) -> Iterator[tuple[Path, Any]]:
-    """The layers that an object holds, but not those within them, and where they lie."""
-    if path and is_layer(value) and hasattr(value, "__dict__"):
+def _found_in(
+    value: Any, is_wanted: Callable[[Any], bool], path: Path = (), seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[Path, Any]]:
+    """What is wanted of that, but nothing within it."""
+    if is_wanted(value):
         yield path, value
     elif id(value) not in seen and not isinstance(value, np.ndarray):
         for key, part in _parts(value):
-            yield from _layers_in(part, (*path, key), seen | {id(value)})
+            yield from _found_in(part, is_wanted, (*path, key), seen | {id(value)})
 
 
 def get_at(value: Any, path: Path) -> Any:
@@ -246,15 +230,12 @@ def set_at(value: Any, path: Path, new: Any) -> None:
 
 
 def _is_gradient_of(place: Path, path: Path) -> bool:
-    pairs = list(zip(place, path))
-    return len(place) == len(path) and place != path and all(g == p or _names_gradient(g, p) for g, p in pairs)
+    def fits(g: str, p: str) -> bool:
+        return g in [form.format(p) for form in _FORMS] or g in _GRADIENTS and p in _PARAMETERS
 
-
-def _names_gradient(g: str | int, p: str | int) -> bool:
-    if not isinstance(g, str) or not isinstance(p, str):
-        return False
-    g, p = g.lower(), p.lower()
-    return g in [form.format(p) for form in _FORMS] or (g in _GRADIENTS and p in _PARAMETERS)
+    pairs = zip(place, path)
+    is_near = all(g == p or isinstance(g, str) and isinstance(p, str) and fits(g.lower(), p.lower()) for g, p in pairs)
+    return len(place) == len(path) and place != path and is_near
 
 
 def path_name(layer: Any, path: Path) -> str:

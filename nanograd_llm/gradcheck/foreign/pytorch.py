@@ -22,8 +22,6 @@ from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 
-_NARROW = (torch.float16, torch.bfloat16)
-
 
 class Torch(Library):
     """Tensors. Where some inputs require a gradient only those are checked, else all of floats.
@@ -45,7 +43,7 @@ class Torch(Library):
     def to_numpy(self, leaf: Any) -> np.ndarray:
         if not isinstance(leaf, torch.Tensor):
             return np.asarray(leaf)
-        if leaf.dtype in _NARROW:
+        if leaf.dtype in (torch.float16, torch.bfloat16):
             raise DtypeError(f"a tensor is {leaf.dtype}, too coarse to check a gradient; use float64 or float32")
         return leaf.numpy(force=True)
 
@@ -103,7 +101,8 @@ class Autograd(Foreign):
         parameters = dict(self._caller.named_parameters())
         checked = {name: p for name, p in parameters.items() if p.requires_grad}
         self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
-        names = _apply_names(function, len(inputs)) if is_own else input_names(f, len(inputs))
+        has_context = is_own and function.setup_context is torch.autograd.Function.setup_context  # which is no input
+        names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
         super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
         self.names[: len(checked)] = [name.removeprefix("its.").removeprefix("its ") for name in checked]
         self.label = label(function if is_own else f)
@@ -111,9 +110,8 @@ class Autograd(Foreign):
 
     def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
         dtype = torch.get_default_dtype()
-        constants = {
-            name: x.to(dtype if x.is_floating_point() else x.dtype, copy=True) for name, x in self._constants.items()
-        }
+        own = [(name, x, dtype if x.is_floating_point() else x.dtype) for name, x in self._constants.items()]
+        constants = {name: x.to(kind, copy=True) for name, x, kind in own}
         return torch.func.functional_call(self._caller, {**constants, **parameters}, inputs)
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
@@ -170,9 +168,3 @@ class _Caller(torch.nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self._call[0](*inputs)
-
-
-def _apply_names(function: Any, count: int) -> list[str]:
-    """What the forward of a torch.autograd.Function calls its inputs; ctx is none."""
-    has_context = function.setup_context is torch.autograd.Function.setup_context
-    return input_names(function.forward, count + has_context)[has_context:]

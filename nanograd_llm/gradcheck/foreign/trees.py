@@ -22,15 +22,8 @@ def branches(value: Any) -> Parts | None:
 
     A list of numbers is one array, not a list of parts.
     """
-    if isinstance(value, dict):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
-    if not isinstance(value, (list, tuple)):
-        opened = _opened(value)
-        return opened and opened[0]
-    if is_array_like(value):
-        return None
-    fields = getattr(value, "_fields", None)  # of a named tuple
-    return [(f".{fields[i]}" if fields else f"[{i}]", part) for i, part in enumerate(value)]
+    opened = _opened(value)
+    return opened and opened[0]
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,19 +38,19 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def rebuilt(value: Any, new: Iterator[Any]) -> Any:
     """The same tree with other leaves."""
-    parts = branches(value)
-    if parts is None:
-        return next(new)
-    made = [rebuilt(part, new) for _, part in parts]
-    if isinstance(value, dict):
-        return dict(zip(value, made))
-    if not isinstance(value, (list, tuple)):
-        opened = _opened(value)
-        return opened and opened[1](made)
-    return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    opened = _opened(value)
+    return opened[1]([rebuilt(part, new) for _, part in opened[0]]) if opened else next(new)
 
 
 def _opened(value: Any) -> Opened | None:
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", part) for key, part in value.items()], lambda parts: dict(zip(value, parts))
+    if isinstance(value, (list, tuple)):
+        if is_array_like(value):
+            return None
+        fields, kind = getattr(value, "_fields", None), type(value)  # of a named tuple
+        named = [(f".{fields[i]}" if fields else f"[{i}]", part) for i, part in enumerate(value)]
+        return named, kind if fields is None else lambda parts: kind(*parts)
     for opener in openers:
         if opened := opener(value):
             return opened

@@ -19,7 +19,7 @@ import numpy as np
 from nanograd_llm.errors import SignatureError
 from nanograd_llm.gradcheck.check.promises import ERRORS
 from nanograd_llm.gradcheck.foreign.check_gradient import library_of
-from nanograd_llm.gradcheck.foreign.layers import Path, float_arrays, get_at, path_name
+from nanograd_llm.gradcheck.foreign.layers import Path, arrays_of, get_at, path_name
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 from nanograd_llm.gradcheck.mutation import mutants
 from nanograd_llm.gradcheck.mutation.mutants import Call, Mutant
@@ -57,7 +57,7 @@ def backward_rule(function: Any = None, *, cotangent: str | None = "") -> Any:
     if not inspect.isfunction(function):
         raise SignatureError(f"backward_rule takes a function that computes gradients; got {function!r:.100}")
     rule = BackwardRule(function, cotangent)
-    backward_rules[function.__module__, rule.name] = rule
+    backward_rules[rule.__module__, rule.name] = rule
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -74,6 +74,7 @@ class BackwardRule:
 
     def __init__(self, function: Callable[..., Any], cotangent: str | None):
         self.function = self.rule = function
+        self.__module__ = function.__module__  # as an Op has it
         self.name = function.__qualname__.rpartition("<locals>.")[2]
         self.signature = inspect.signature(function)
         names = list(self.signature.parameters)
@@ -166,10 +167,10 @@ class _FunctionCall:
         self._rule, self._owner = rule, bound.arguments.get(rule.owner)
         self._library, _ = library_of([x for _, x in leaves([*bound.arguments.values()])], [])
         self._arguments = {name: _copied(x) for name, x in bound.arguments.items()}
-        before = {path: (a, a.copy()) for path, a in float_arrays(self._owner)}
+        before = {path: (a, a.copy()) for path, a in arrays_of(self._owner)}
         self.returned = rule.function(*args, **kwargs)
         self._stored: list[Path] = []
-        for path, a in float_arrays(self._owner):
+        for path, a in arrays_of(self._owner):
             known, numbers = before.get(path, (None, None))
             if a is not known or not np.array_equal(a, numbers, equal_nan=True):  # type: ignore[arg-type]
                 self._stored.append(path)

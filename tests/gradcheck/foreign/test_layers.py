@@ -386,7 +386,7 @@ def test_a_stored_gradient_in_float32_is_compared_as_float32(dtype: type, factor
     report = check_gradient(layer, X.astype(dtype))
     assert {finding.name: finding.verdict for finding in report.findings}["W"] == verdict, report
     assert not report.problems
-    assert any("a gradient that Narrow gives is float32" in note for note in report.notes)
+    assert any("the gradient of W that Narrow gives is float32" in note for note in report.notes)
 
 
 def test_a_parameter_in_a_dict_is_to_be_stored_in_grads() -> None:
@@ -418,3 +418,16 @@ def test_a_layer_whose_backward_has_another_name_is_refused_by_that_name() -> No
         check_gradient(Typo(), np.ones(3))
     with pytest.raises(NanogradError, match="Linear is a layer, which computes its gradient by its own backward"):
         check_gradient(Linear(), np.cos, X)
+
+
+def test_an_integer_input_of_a_layer_whose_backward_returns_a_gradient_for_it_does_not_pass():
+    class Product:
+        def forward(self, x, k):
+            self.x, self.k = x, k
+            return x * k
+
+        def backward(self, dy):
+            return dy * self.k, dy * self.x
+
+    report = check_gradient(Product(), X, np.arange(4))
+    assert report.problems == ("k is integer, so its gradient was not checked: give floats",) and not report.passed
