@@ -165,8 +165,7 @@ def cost_of_model(model: Any, *, order: int = 1) -> str:
 
 
 def _batch_of(model: Any, seed: int) -> tuple[Any, ...]:
-    batch: tuple[Any, ...] = model.example_batch(Draw(np.random.default_rng(seed)))
-    return batch
+    return tuple(model.example_batch(Draw(np.random.default_rng(seed))))
 
 
 def _ops_of(f: Callable[..., Tensor], inputs: tuple[Any, ...]) -> set[Op]:

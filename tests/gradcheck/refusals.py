@@ -13,7 +13,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import Op
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.gradcheck.cases.samples import Case, differentiated, labels
+from nanograd_llm.gradcheck.cases.samples import Case, axis_names, differentiated
 
 
 def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -27,7 +27,7 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
         return
     names = op.inputs * len(case.inputs) if op.variadic else op.inputs
     places = [i for i, _ in differentiated(op, case)]
-    named = [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
+    named = axis_names(op, case)
     lead = {i: sum(isinstance(label, int) for label in named[i]) for i in places}
     made = 0
     for i in places:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.backend.arrays import on_default_device
 from nanograd_llm.errors import NanogradError
@@ -214,7 +213,7 @@ def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool
 
 def emptied(op: Op, case: Case, choices: Choices) -> Case:
     """The case with one size of the shape line made zero, or as it was where the op refuses that or has no answer."""
-    named = _labelled(op, case)
+    named = axis_names(op, case)
     known = sorted({label for labelled in named for label in labelled}, key=str)
     if not known or not all(np.size(x) for x in case.inputs if x is not None):
         return case
@@ -236,7 +235,7 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
 def enlarged(op: Op, case: Case, label: Any, size: int) -> Case:
     """The case repeated along the axes that the shape line names so, until it holds about `size` numbers; as it was
     where the op refuses that."""
-    shapes = [list(zip(np.shape(x), labelled)) for x, labelled in zip(case.inputs, _labelled(op, case))]
+    shapes = [list(zip(np.shape(x), labelled)) for x, labelled in zip(case.inputs, axis_names(op, case))]
     longest = max((n for shape in shapes for n, at in shape if at == label), default=0)
     grows = [[at == label and n == longest for n, at in shape] for shape in shapes]  # others of one are broadcast
     growing = sum(np.size(x) for x, axes in zip(case.inputs, grows) if any(axes))
@@ -254,7 +253,7 @@ def sweeps(op: Op, drawn: Sequence[Case], rng: np.random.Generator) -> Iterator[
     users: dict[Any, list[Case]] = {}
     drawn = [case for case in drawn if all(np.size(x) for x in case.inputs if x is not None)]
     for case in drawn:
-        for label in {label for labelled in _labelled(op, case) for label in labelled}:
+        for label in {label for labelled in axis_names(op, case) for label in labelled}:
             users.setdefault(label, []).append(case)
     known = sorted(users, key=str) or [""]
     for number, region in zip(range(max(len(known), len(SWEEPS)) if drawn else 0), itertools.cycle(SWEEPS)):
@@ -309,45 +308,37 @@ def moved(op: Op, case: Case, region: str, choices: Choices) -> Case:
 
 
 def _in_region(x: np.ndarray, region: str, rng: np.random.Generator) -> np.ndarray:
-    if region == "scaled":
-        return x * 10 ** rng.uniform(-3, 3)
-    if region == "spread":
-        return x * rng.uniform(3, 6)
-    if region == "offset":
-        return x + rng.choice([-1, 1]) * 10 ** rng.uniform(0, 6)
-    if region == "mixed":
-        return x * 10 ** rng.uniform(-3, 3, x.shape)
-    if region == "saturated":
-        return x * 10 ** rng.uniform(1.5, 2.5)
-    if region == "large products":
-        common = np.random.default_rng(x.shape[-1:]).standard_normal(x.shape[-1:])  # the same for all inputs
-        return x + 10 ** rng.uniform(0, 2) * common
-    if region == "nearly constant":
-        return rng.standard_normal(x.shape[:-1] + (1,) * (x.ndim > 0)) + x * 10 ** rng.uniform(-9, -3)
-    if region == "equal":
-        return np.full_like(x, rng.standard_normal())
-    if region in SWEEPS:
+    if region in SWEEPS and region != "equal":
         at = rng.permutation((np.arange(x.size) + rng.uniform(0.2, 0.8, x.size)) / max(1, x.size)).reshape(x.shape)
         low, high = SWEEPS[region]
         return 20 * at - 10 if low == high else rng.choice([-1.0, 1.0], x.shape) * 10 ** (low + (high - low) * at)
-    tied = np.rint(x)
-    return tied if region == "ties" else tied * (1 + 10 ** rng.uniform(-12, -6) * rng.standard_normal(x.shape))
+    row, normal = x.shape[:-1] + (1,) * (x.ndim > 0), np.random.default_rng(x.shape[-1:]).standard_normal
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "scaled": lambda: x * 10 ** rng.uniform(-3, 3),
+        "spread": lambda: x * rng.uniform(3, 6),
+        "offset": lambda: x + rng.choice([-1, 1]) * 10 ** rng.uniform(0, 6),
+        "mixed": lambda: x * 10 ** rng.uniform(-3, 3, x.shape),
+        "saturated": lambda: x * 10 ** rng.uniform(1.5, 2.5),
+        "large products": lambda: x + 10 ** rng.uniform(0, 2) * normal(x.shape[-1:]),  # the same for all inputs
+        "nearly constant": lambda: rng.standard_normal(row) + x * 10 ** rng.uniform(-9, -3),
+        "equal": lambda: np.full_like(x, rng.standard_normal()),
+        "ties": lambda: np.rint(x),
+        "near ties": lambda: np.rint(x) * (1 + 10 ** rng.uniform(-12, -6) * rng.standard_normal(x.shape)),
+    }
+    return ways[region]()
 
 
-def _labelled(op: Op, case: Case) -> list[list[Any]]:
-    """For each input the labels of its axes."""
-    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
-    return [labels(op.shape_line, name, x) for name, x in zip(names, case.inputs)]
-
-
-def labels(line: ShapeLine, name: str, x: Any) -> list[Any]:
-    """The line's name for each axis of this input, or its place from the right among the leading axes."""
-    ndim = np.ndim(x) if x is not None else 0
-    tokens = [token for token in line.inputs[name] if token not in ("*", "...", "?")]
-    if len(tokens) > ndim:
-        tokens = [token for token in tokens if not token.endswith("?")]
-    leading = ndim - len(tokens)
-    return [*range(-leading, 0), *(token.removesuffix("?") for token in tokens)][:ndim]
+def axis_names(op: Op, case: Case) -> list[list[Any]]:
+    """For each input the shape line's name of each axis, or its place from the right among the leading axes."""
+    found = []
+    for name, x in zip(op.inputs * len(case.inputs) if op.variadic else op.inputs, case.inputs):
+        ndim = np.ndim(x) if x is not None else 0
+        tokens = [token for token in op.shape_line.inputs[name] if token not in ("*", "...", "?")]
+        if len(tokens) > ndim:
+            tokens = [token for token in tokens if not token.endswith("?")]
+        leading = range(len(tokens) - ndim, 0)
+        found.append([*leading, *(token.removesuffix("?") for token in tokens)][:ndim])
+    return found
 
 
 def varied(op: Op, case: Case, choices: Choices) -> Case:

@@ -134,17 +134,14 @@ def mutants_and_cases(op: Op) -> tuple[list[Mutant], list[Case]]:
         with mutant.planted():
             wrong = [gradients_of(op, case) for case in drawn]
         changes.append((mutant, change(right, wrong)))
-        by_case[mutant] = [_largest(change([r], [w])) for r, w in zip(right, wrong)]
+        found_in = (change([r], [w]) for r, w in zip(right, wrong))
+        by_case[mutant] = [0.0 if by is None else float(np.abs(by).max(initial=0)) for by in found_in]
     found = distinct(changes)
     chosen: list[int] = []
     for sizes in (by_case[mutant] for mutant in found):
         if not any(sizes[place] >= max(sizes) / 2 for place in chosen):
             chosen.append(int(np.argmax(sizes)))
     return found, [drawn[place] for place in chosen]
-
-
-def _largest(change: np.ndarray | None) -> float:
-    return 0.0 if change is None else float(np.abs(change).max(initial=0))
 
 
 def distinct(changes: Sequence[tuple[Mutant, np.ndarray | None]]) -> list[Mutant]:

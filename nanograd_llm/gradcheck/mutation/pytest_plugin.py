@@ -156,7 +156,7 @@ class GradientMutants:
         if self.wanted == "all":
             return known
         if self.wanted == "own":
-            own = [op for op in known if _module_of(op).partition(".")[0] != "nanograd_llm"]
+            own = [op for op in known if op.__module__.partition(".")[0] != "nanograd_llm"]
             if not own:
                 raise pytest.UsageError(
                     "these tests declare no op and no @backward_rule of their own; name ops to plant mistakes in, such "
@@ -238,10 +238,6 @@ class GradientMutants:
     def _percent(self) -> float:
         noticed, total = self._noticed()
         return 100 * noticed / total if total else 0.0
-
-
-def _module_of(op: Op | BackwardRule) -> str:
-    return op.function.__module__ if isinstance(op, BackwardRule) else op.__module__
 
 
 @contextlib.contextmanager
