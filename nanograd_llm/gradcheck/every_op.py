@@ -16,7 +16,7 @@ from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check import rounding
 from nanograd_llm.gradcheck.check.check import gradcheck
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
-from nanograd_llm.gradcheck.check.report import NOTHING, GradientError, Report, Shown
+from nanograd_llm.gradcheck.check.report import NOTHING, Checked, GradientError, Report
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants_and_cases
 from nanograd_llm.settings import require_int, require_seed, require_type
 
@@ -32,7 +32,7 @@ class OpError(NanogradError, AssertionError):
 
 
 @dataclass(frozen=True, repr=False)
-class OpSummary(Shown):
+class OpSummary(Checked):
     """A line of the table, for one op or layer: the largest relative error at each order, how many mutants were planted
     in its rules, which of these the check let through, and in words whatever is wrong."""
 
@@ -77,7 +77,7 @@ def table_head(order: int) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class Summary(Shown):
+class Summary(Checked):
     """What `check_all` found, op by op, layer by layer; `str` makes a table of it."""
 
     ops: tuple[OpSummary, ...]

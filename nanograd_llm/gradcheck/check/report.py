@@ -29,6 +29,17 @@ class Shown:
         return str(self)
 
 
+class Checked(Shown):
+    """What a check returns: true where it `passed`, so that `assert gradcheck(...)` is a test."""
+
+    @property
+    def passed(self) -> bool:
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
 @dataclass(frozen=True, repr=False)
 class Entry(Shown):
     """One entry of a gradient: as the rule computes it, and as computed from values of the function.
@@ -158,7 +169,7 @@ class Finding(Shown):
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Shown):
+class Report(Checked):
     """The outcome of a gradient check: a Finding for each input and order. `print(report)` reads well, rich's too.
 
     problems: what is wrong beyond the gradients' values, in words.  culprits: the rules at fault.

@@ -53,13 +53,15 @@ class Inputs:
 
     def _entries(self, returned: Any, places: Sequence[int], who: str) -> dict[int, Any]:
         """What was returned for each input that is checked."""
-        if returned is None:
+        if returned is None and places:
             raise NanogradError(f"{who} returned None; return one array for each input")
         parts = branches(returned) if isinstance(returned, (list, tuple)) else None
         if parts is not None and len(parts) == len(self._inputs):
             return {i: part for i, (_, part) in enumerate(parts)}
         if parts is not None and len(parts) == len(places):
             return {i: part for i, (_, part) in zip(places, parts)}
+        if not places and not parts:  # of a layer whose parameters alone are checked: it may return nothing
+            return {0: returned} if self._inputs else {}
         if len(places) == 1 and (parts is None or branches(self._inputs[places[0]]) is not None):
             return {places[0]: returned}
         if isinstance(returned, (list, tuple)) and len(returned) in (len(places), len(self._inputs)):  # of numbers

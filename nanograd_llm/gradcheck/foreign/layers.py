@@ -172,7 +172,7 @@ class Layer(Foreign):
         if len(stored) < len(self._places):  # returned behind those of the inputs
             count = len(returned) - len(self._places)
             stored, returned = list(returned[count:]), returned[:count]
-        return stored + (self._given.gradients(returned, self.who) if self._given.values else [])
+        return stored + self._given.gradients(returned, self.who)
 
 
 def is_layer(f: Any) -> bool:

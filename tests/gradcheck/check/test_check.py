@@ -13,7 +13,16 @@ from nanograd_llm import nn, ops
 from nanograd_llm.autograd.op import op as declare
 from nanograd_llm.autograd.tensor import Parameter, Tensor, grad, registry
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError, SignatureError
-from nanograd_llm.gradcheck import GradientError, assert_gradients, every_op, gradcheck
+from nanograd_llm.gradcheck import (
+    GradientError,
+    OpSummary,
+    Summary,
+    assert_gradients,
+    check_gradient,
+    check_op,
+    every_op,
+    gradcheck,
+)
 from nanograd_llm.ops import composed
 
 
@@ -563,3 +572,14 @@ def test_no_hint_is_given_for_an_entry_that_is_off_by_less_than_any_contribution
         patched.setattr(ops.softmax, "rule", rule)
         (finding,) = gradcheck(ops.softmax, np.array([0.4, 0.3, 0.1])).findings
     assert finding.verdict == "wrong" and finding.worst.index == (1,) and finding.pattern == ""
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_report_is_true_where_it_passed(factor):
+    x = np.array([0.3, 0.4])
+    assert bool(check_gradient(np.sin, lambda x: factor * np.cos(x), x)) is (factor == 1)
+
+
+def test_summaries_are_true_where_they_passed():
+    assert check_op(ops.sin, cases=2)
+    assert not OpSummary("sin", 2, (0.0,), 0, (), ("wrong",)) and not Summary(())

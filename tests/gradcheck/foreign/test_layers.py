@@ -386,7 +386,7 @@ def test_a_stored_gradient_in_float32_is_compared_as_float32(dtype: type, factor
     report = check_gradient(layer, X.astype(dtype))
     assert {finding.name: finding.verdict for finding in report.findings}["W"] == verdict, report
     assert not report.problems
-    assert any("the gradient of W that Narrow gives is float32" in note for note in report.notes)
+    assert any("gradient of W that Narrow gives is float32" in note for note in report.notes)
 
 
 def test_a_parameter_in_a_dict_is_to_be_stored_in_grads() -> None:
@@ -420,14 +420,52 @@ def test_a_layer_whose_backward_has_another_name_is_refused_by_that_name() -> No
         check_gradient(Linear(), np.cos, X)
 
 
-def test_an_integer_input_of_a_layer_whose_backward_returns_a_gradient_for_it_does_not_pass():
-    class Product:
-        def forward(self, x, k):
-            self.x, self.k = x, k
-            return x * k
+class Product:
+    """x @ W, whose gradient by x is 99 times what comes from upstream."""
+
+    def __init__(self):
+        self.W = R.normal(size=(2, 2))
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W
+
+    def backward(self, dy):
+        self.dW = self.x.T @ dy
+        return 99 * dy
+
+
+def test_a_gradient_that_a_layer_returns_for_an_integer_input_does_not_pass() -> None:
+    report = check_gradient(Product(), np.array([[3, 4], [1, 2]]))
+    assert report.problems == ("x is integer, so its gradient was not checked: give floats",) and not report.passed
+
+
+def test_a_gradient_for_an_integer_input_beside_a_float_one_does_not_pass() -> None:
+    class Power(Product):
+        def forward(self, x, n):
+            self.n = n
+            return super().forward(x) ** n
 
         def backward(self, dy):
-            return dy * self.k, dy * self.x
+            y = self.x @ self.W
+            dy = self.n * y ** (self.n - 1) * dy
+            self.dW = self.x.T @ dy
+            return dy @ self.W.T, np.ones_like(y)
 
-    report = check_gradient(Product(), X, np.arange(4))
-    assert report.problems == ("k is integer, so its gradient was not checked: give floats",) and not report.passed
+    report = check_gradient(Power(), np.array([[3.0, 4.0], [1.0, 2.0]]), 2)
+    assert report.problems == ("n is integer, so its gradient was not checked: give floats",)
+
+
+@pytest.mark.parametrize("returned", [None, (), 0.0])
+def test_a_layer_of_integers_alone_may_return_no_gradient_of_them(returned) -> None:
+    class Rows(Product):
+        def forward(self, ids):
+            self.ids = ids
+            return self.W[ids]
+
+        def backward(self, dy):
+            self.dW = np.zeros_like(self.W)
+            np.add.at(self.dW, self.ids, dy)
+            return returned
+
+    assert check_gradient(Rows(), np.array([1, 0, 1])).passed
