@@ -153,6 +153,7 @@ class _Check:
         self.function, self.order, self.seed, self.jacobian, self.explain = function, order, seed, jacobian, explain
         self.rng, self.notes = np.random.default_rng(seed), list(function.notes)
         self.not_analytic: set[int] = set()  # inputs by which a complex step gives another slope than the function has
+        self._is_grainy = functools.cache(functools.partial(comparison.is_grainy, function))
         self.ties: list[str] = []  # what is wrong with the gradients of ties, in words
         inputs = len(function.values)
         self.progress = Progress(order * inputs + (order - 1) * order // 2, seconds)
@@ -166,7 +167,7 @@ class _Check:
             epsilon, depth, self.calls, narrow = function.tape()
             self.notes += narrow
             c = DEPTH + 16 * max(0, depth - 1)
-            self.of_all = self.precisions = Precisions(epsilon, c, lambda dtype: function.tape(dtype)[0])
+            self.of_all = self.precisions = self._precisions(epsilon, c)
             self.of_each = [self._precisions_of(k, c) if narrow else self.of_all for k in range(len(function.values))]
             try:
                 for finding in self._findings(problems):
@@ -197,9 +198,12 @@ class _Check:
         notes = dict.fromkeys([*self.notes, *empty, *self._region()])
         return Report(function.label, tuple(findings), tuple(problems), tuple(culprits), tuple(notes))
 
+    def _precisions(self, epsilon: float, c: float, k: int | None = None) -> Precisions:
+        return Precisions(epsilon, c, lambda dtype: self.function.tape(dtype, k)[0], self._is_grainy)
+
     def _precisions_of(self, k: int, c: float) -> Precisions:
         """Those of input k alone: a narrow gradient of another input leaves them as they are."""
-        return Precisions(self.function.tape(k=k)[0], c, lambda dtype: self.function.tape(dtype, k)[0])
+        return self._precisions(self.function.tape(k=k)[0], c, k)
 
     def _region(self) -> list[str]:
         """Where the points lie that were checked: beyond, nothing is known."""
@@ -392,6 +396,8 @@ class _Check:
         worst, pattern = None, ""
         if verdict == "wrong" and not c.shown.wrong.any():
             pattern = "at a kink it is neither of the two slopes nor a value between"
+            worst_kink = max(c.kinks, key=lambda kink: kink.off)
+            c.shown = dataclasses.replace(c.shown, off=worst_kink.off, tolerance=worst_kink.tolerance)
         elif verdict == "wrong" and self.explain:
             worst, pattern = self._explained(c, y)
         elif verdict in PASSING:
@@ -502,21 +508,24 @@ class _Check:
         """Note where the function is straight around the inputs, though not nearer to zero, as where it saturates."""
         values, k, given = c.function.values, c.k, self.precisions.given
 
-        def change(part: float) -> float:
-            """By which part of them do the slopes along u change where the input is a little larger?"""
+        def change(part: float, method: Method) -> float:
+            """By which part of them do the slopes along u change, at least, where the input is a little larger?"""
             points = ([*values[:k], part * t * values[k], *values[k + 1 :]] for t in (1.0, 1.125))
-            one, other = (c.method(line(c.function, point, k, part * u)).value for point in points)
-            return float(np.max(np.abs(one - other), initial=0) / (np.max(np.abs(one), initial=0) or 1.0))
+            one, other = (method(line(c.function, point, k, part * u)) for point in points)
+            changes = np.abs(one.value - other.value) - one.error - other.error
+            return float(np.max(changes, initial=0) / (np.max(np.abs(one.value), initial=0) or 1.0))
 
         if (
             c.order > 1
             or c.part
             or not values[k].any()
             or not self.progress.left
-            or change(1.0) > given.c * given.epsilon
+            or change(1.0, c.method) > given.c * given.epsilon
         ):
             return
-        if any(change(4.0**-step) > _CURVED for step in (2, 3, 5)):
+        # here a complex step may do, and be wrong nearer to zero: exp(-|x|) is analytic where it is nothing
+        nearer = functools.partial(differences, enough=_CURVED / 100, epsilon=given.epsilon)
+        if any(change(4.0**-step, nearer) > _CURVED for step in (2, 3, 5)):
             self.notes.append(
                 f"at these values of {c.function.names[k]} the function is flat or straight, and nearer to zero it is "
                 "not: terms of the gradient that vanish here were not compared; check smaller values too"

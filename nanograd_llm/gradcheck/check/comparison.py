@@ -21,15 +21,18 @@ from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
 from nanograd_llm.autograd.tensor import array_of, origin
 from nanograd_llm.backend.arrays import beside
-from nanograd_llm.gradcheck.check.derivatives import Derivative, Line
+from nanograd_llm.gradcheck.check.derivatives import ComplexStepError, Derivative, Line, complex_step
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled, grad
-from nanograd_llm.gradcheck.check.rounding import Precision, Precisions
+from nanograd_llm.gradcheck.check.rounding import EPS, MARGIN, Precision, Precisions
 
 BLUNT = 1e-6  # a number with a larger relative error than this says nothing
 NOTHING = 1e-40  # a slope below this part of the result is zero: a complex step leaves 1e-60
 _POINTS = 8  # of a line whose values are kept, at least: the six of one step, and two of the next;
 _KEPT = 2**20  # more, up to so many numbers
 NEARER = 10  # times that the inputs are divided by four, to leave the region where a function saturates
+_ASIDE = (2.0**-10, -(2.0**-11), 2.0**-9)  # parts of the inputs by which lines lie beside them
+_SHORT = np.arange(8) * 0.7  # of float64's last digits: points of such a line
+_LOUD = 16  # roundings that bend a line at least, if it is to be looked at
 RETREATS = (*range(1, NEARER + 1), 25, 40, 55)  # and more, while all is lost
 
 Method = Callable[..., Derivative]  # of a Line and the epsilon of its numbers
@@ -144,6 +147,38 @@ def noise(function: Differentiable, precisions: Precisions) -> np.ndarray | floa
             found = np.maximum(found, np.where(np.isfinite(off), off, 0.0).astype(float) / narrow.epsilon)
         precisions.noise[function] = found
     return precisions.noise[function]
+
+
+def is_grainy(function: Differentiable, dtype: Any) -> bool:
+    """Do results of this wider dtype move by steps of float64's last digit, as where a number passes a `float()`?
+
+    Along a line of a few such digits any other function is straight, up to rounding inside it: how large that is shows
+    in float64. The lines lie a little away from the inputs, where no kink is.
+    """
+    rng = np.random.default_rng(0)
+    u = [dense(rng, x.shape) for x in function.values]
+
+    def at(where: float) -> list[np.ndarray]:
+        return [x * (1 + where * np.sign(d)) for x, d in zip(function.values, u)]
+
+    def along(t: complex) -> np.ndarray:
+        return function.evaluate([x.astype(dtype) + t * sizes(x) * d for x, d in zip(at(_ASIDE[0]), u)])
+
+    with contextlib.suppress(ComplexStepError):
+        complex_step(along)
+        return False
+    seen = np.stack([along(EPS * t) for t in _SHORT])
+    size, bend = np.abs(seen).max(axis=0), np.abs(np.diff(seen, 2, axis=0)).max(axis=0)
+    epsilon = float(np.finfo(dtype).eps)
+    if not (loud := bend > _LOUD * epsilon * size).any():
+        return False
+    points = [at(where) for where in _ASIDE]
+    wide, narrow = (
+        np.stack([function.evaluate([x.astype(kind) for x in point]) for point in points])
+        for kind in (dtype, np.float64)
+    )
+    inside = np.abs(wide - narrow).max(axis=0) / EPS
+    return bool((bend > MARGIN * epsilon * np.maximum(size, inside))[loud].mean() > 0.5)
 
 
 def compare(slopes: Slopes, values: Sequence[np.ndarray], v: np.ndarray, u: np.ndarray, precision: Precision) -> Sides:

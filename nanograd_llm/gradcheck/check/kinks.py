@@ -100,7 +100,10 @@ def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Pr
 
 
 def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:
-    """The function to both sides of one entry of input k. v: flat cotangents in rows; the first is reported."""
+    """The function to both sides of one entry of input k. v: flat cotangents in rows, for each of which it is tested.
+
+    Reported are the slopes of the one number of the result that bends; of several, those of Σ v y for the first v.
+    """
     x, wide = function.values[k], precisions.wide
     values: Sequence[np.ndarray] = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
     epsilon = precisions.given.epsilon if wide is None else wide.epsilon
@@ -119,10 +122,18 @@ def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisi
         highs = np.maximum(v * left, v * right).sum(axis=1)
         part = 1e-6 if epsilon <= EPS else 0.1  # float32 leaves a digit of slopes to one side
         near = part * (np.abs(v) @ (np.abs(left) + np.abs(right)))
-    cotangents = [row.reshape(shape) for row in v]
-    a = np.array([g[k].reshape(-1)[place] for g in gradients(function, function.values, cotangents)])
-    allowed = jumps or bool(((lows - near <= a) & (a <= highs + near)).all())
-    return Kink(index_of(place, x.shape), float(v[0] @ left), float(v[0] @ right), float(a[0]), allowed, jumps)
+    moved = np.flatnonzero((left != 0) | (right != 0))
+    first = np.where(np.arange(left.size) == moved[0], 1.0, 0.0) if moved.size == 1 else v[0]
+    cotangents = [row.reshape(shape) for row in (*v, first)]
+    *a, shown = (float(g[k].reshape(-1)[place]) for g in gradients(function, function.values, cotangents))
+    beyond = np.maximum(lows - a, a - highs)
+    allowed = jumps or bool((beyond <= near).all())
+    size = np.abs(a) + np.abs(v) @ np.maximum(np.abs(left), np.abs(right))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        off = 0.0 if allowed else float(np.nanmax(beyond / size))
+    words = "" if moved.size == 1 else "of the sum of all results, each times a random ȳ"
+    slopes = float(first @ left), float(first @ right)
+    return Kink(index_of(place, x.shape), *slopes, shown, allowed, jumps, off, part, words)
 
 
 def ties(
@@ -158,6 +169,7 @@ def ties(
         if bends(along, epsilon).any():
             continue
         slope = differences(along, epsilon=epsilon)
+        of, ones = ("the result", v.item()) if v.size == 1 else ("the sum of all results, each times a random ȳ,", 1.0)
         numeric = float(v @ slope.value.reshape(-1))
         a = gradients(function, function.values, [v.reshape(slope.value.shape)])[0]
         analytic = float(sum((g * d).sum() for g, d in zip(a, together)))
@@ -167,8 +179,8 @@ def ties(
                 f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for k, p in places
             )
             found.append(
-                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / unit:.6g}; moved together "
-                f"they change the result with slope {numeric / unit:.6g}: give it to one of them, or divide it"
+                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / (ones * unit):.6g}; moved together "
+                f"they change {of} with slope {numeric / (ones * unit):.6g}: give it to one of them, or divide it"
             )
     return found
 

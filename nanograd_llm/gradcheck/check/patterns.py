@@ -21,6 +21,7 @@ from nanograd_llm.gradcheck.check.kinks import index_of
 from nanograd_llm.gradcheck.check.report import Entry
 from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS
 
+_SMALL = 1e-6  # entries below this part of the largest need not show a factor
 _FEW = 256  # entries that are looked at one by one
 
 
@@ -30,20 +31,8 @@ def worst_entry(
     """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched.
 
     seconds: so many entries are looked at one by one as take no longer.
-    Of a result that is one number it is shown for ȳ = 1, as on paper, if the gradient is off there too.
+    Where it moves one number of the result only, it is shown for ȳ = 1 there, as on paper, if it is off so too.
     """
-    if cotangent.size == 1 and (cotangent != 1).any():
-        one, other = (
-            _worst_entry(function, k, v, method, places, seconds) for v in (np.ones_like(cotangent), cotangent)
-        )
-        shows = one is None or other is None or one.off >= 0.5 * other.off / float(np.abs(cotangent).max())
-        return one if shows else other
-    return _worst_entry(function, k, cotangent, method, places, seconds)
-
-
-def _worst_entry(
-    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray, seconds: float
-) -> Entry | None:
     x, few = function.values[k], _FEW
     analytic = gradients(function, function.values, [cotangent])[0][k].reshape(-1)
 
@@ -60,9 +49,20 @@ def _worst_entry(
     slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
     off = np.abs(analytic[places] - slopes)
     worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-    found = float(analytic[places[worst]]), float(slopes[worst])
+    place = int(places[worst])
+    index = index_of(place, x.shape)
+    of_each = slope(function, function.values, k, [place], length(x), method).value.reshape(-1) / length(x)
+    moved = np.flatnonzero(of_each) if of_each.any() or x.shape != cotangent.shape else np.array([place])
+    if moved.size == 1 or cotangent.size == 1:
+        j = int(moved[0]) if moved.size else 0
+        one = np.where(np.arange(cotangent.size) == j, 1.0, 0.0).reshape(cotangent.shape)
+        at_one = float(gradients(function, function.values, [one])[0][k].reshape(-1)[place])
+        shown = f"1 at {list(index_of(j, cotangent.shape))} and 0 elsewhere" if cotangent.size > 1 else "1"
+        entry = Entry(index, at_one, float(of_each[j]), shown)
+        if not entry.off < 0.5 * off[worst] / abs(cotangent.reshape(-1)[j]):  # nor where it is not finite
+            return entry
     shown = f"{cotangent.item():.6g}" if cotangent.size == 1 else ""
-    return Entry(index_of(places[worst], x.shape), *found, shown)
+    return Entry(index, float(analytic[place]), float(slopes[worst]), shown)
 
 
 def pattern(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray, method: Method) -> str:
@@ -92,17 +92,20 @@ def recognise(
     if not a.any():
         return "no gradient arrives at all"
     if not g.any():
-        return "the function does not depend on this input, yet it has a gradient"
+        return "the function's slope is zero here, as where it moves in steps or ignores the input; the gradient is not"
     off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
+    wanted = factor * g
+    # of each entry a part: rows of different sizes may have different factors, of which the largest row hides others
+    spread = np.max(np.abs(a - wanted) / np.maximum(np.abs(wanted), _SMALL * np.abs(wanted).max()))
     other = _other(a, off, others) if x.size == 1 else ""  # then a factor explains everything
     kinds = [
         ("; ".join(filter(None, ("the sign is wrong", other))), -g),
         ("what comes from upstream is ignored: the rule takes ȳ to be one", jacobian.sum(0).reshape(x.shape)),
-        ("; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other))), factor * g),
         ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
     known = [(np.abs(a - wanted).max(), words) for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian))]
+    known.insert(2, (spread * off, "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other)))))
     for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
         if words := next((words for left, words in known if left <= part * off), ""):
             return words

@@ -44,7 +44,7 @@ class Checked(Shown):
 class Entry(Shown):
     """One entry of a gradient: as the rule computes it, and as computed from values of the function.
 
-    cotangent: ȳ where the result is one number, in words. The gradient is that of Σ ȳ y.
+    cotangent: ȳ in words, where it is not random. The gradient is that of Σ ȳ y.
     """
 
     index: tuple[int, ...]
@@ -58,7 +58,9 @@ class Entry(Shown):
         return abs(self.analytic - self.numeric)
 
     def __str__(self) -> str:
-        ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
+        ratio = "undefined"
+        if self.numeric:
+            ratio = f"{self.analytic / self.numeric:.10g} (off by {self.off / abs(self.numeric):.1e} of it)"
         place = f"worst at {list(self.index)}: " if self.index else ""
         given = f", for ȳ = {self.cotangent}" if self.cotangent else ", for a random ȳ"
         return (
@@ -70,7 +72,8 @@ class Entry(Shown):
 class Kink(Shown):
     """An entry of an input at which the function bends; allowed: is the gradient one of the slopes, or between them?
 
-    jump: the function itself jumps there, and has no slopes.
+    jump: the function itself jumps there, and has no slopes.  off: how far the gradient is beyond them, as a part of
+    their sizes; tolerance: what is allowed of it.  of: what slopes and gradient are those of, where it is not plain.
     """
 
     index: tuple[int, ...]
@@ -79,17 +82,21 @@ class Kink(Shown):
     analytic: float
     allowed: bool
     jump: bool = False
+    off: float = 0.0
+    tolerance: float = 0.0
+    of: str = ""
 
     def __str__(self) -> str:
+        at = f" at {list(self.index)}" if self.index else ""
         if self.jump:
-            return f"jump at {list(self.index)}: the function has other values to the left and to the right of it"
+            return f"jump{at}: the function has other values to the left and to the right of it"
         near = 1e-6 * (abs(self.left) + abs(self.right))
         picked = "a value between" if self.allowed else "neither of them nor a value between"
         for slope, words in ((self.right, "the slope from the right"), (self.left, "the slope from the left")):
             picked = words if self.allowed and abs(self.analytic - slope) <= near else picked
         return (
-            f"kink at {list(self.index)}: slope {self.left:.6g} to the left, {self.right:.6g} to the right; the "
-            f"gradient is {self.analytic:.6g}, {picked}"
+            f"kink{at}: slope {self.left:.6g} to the left, {self.right:.6g} to the right; the gradient is "
+            f"{self.analytic:.6g}, {picked}" + (f" ({self.of})" if self.of else "")
         )
 
 
@@ -162,7 +169,7 @@ class Finding(Shown):
             lines.append(str(self.worst))
         if self.pattern:
             lines.append(f"looks like: {self.pattern}")
-        lines += map(str, self.kinks[:4])
+        lines += map(str, sorted(self.kinks, key=lambda kink: kink.allowed)[:4])
         if len(self.kinks) > 4:
             lines.append(f"and {len(self.kinks) - 4} more kinks")
         return "\n    ".join(lines)

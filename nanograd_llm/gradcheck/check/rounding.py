@@ -37,18 +37,25 @@ class Precisions:
     """The numbers that a function can be computed in.
 
     given: float64, as it is checked.  epsilon_for: of a dtype, the ε of the narrowest float on the function's tape when
-    its inputs have this dtype; raises whatever the function raises.  noise: of functions: see `comparison.noise`.
+    its inputs have this dtype; raises whatever the function raises.  is_grainy: see `comparison`.  noise: of functions: see `comparison.noise`.
     """
 
-    def __init__(self, epsilon: float, c: float, epsilon_for: Callable[[Any], float]):
+    def __init__(
+        self,
+        epsilon: float,
+        c: float,
+        epsilon_for: Callable[[Any], float],
+        is_grainy: Callable[[Any], bool] = lambda dtype: False,
+    ):
         self.given = Precision(np.float64, epsilon, c)
         self.noise: dict[Any, np.ndarray | float] = {}
-        self._epsilon_for = epsilon_for
+        self._epsilon_for, self._is_grainy = epsilon_for, is_grainy
 
     @functools.cached_property
     def wide(self) -> Precision | None:
         """NumPy's longdouble, where that is wider than float64 and the function computes in it throughout."""
-        return self._of(np.longdouble, lambda epsilon: epsilon * WIDER <= self.given.epsilon)
+        wide = self._of(np.longdouble, lambda epsilon: epsilon * WIDER <= self.given.epsilon)
+        return None if wide is None or self._is_grainy(wide.dtype) else wide
 
     @functools.cached_property
     def pair(self) -> tuple[Precision, Precision] | None:

@@ -644,3 +644,84 @@ def test_a_mistake_is_found_where_two_pieces_join_with_equal_slopes(mistake: flo
     right = np.clip(x, -1, 1)
     assert verdicts(check_gradient(huber, lambda x: right, x)) == {"x": "right"}
     assert verdicts(check_gradient(huber, lambda x: right * (1 + mistake), x)) == {"x": "wrong"}
+
+
+def by_its_length(x):
+    return x / float(np.sqrt((x * x).sum()))
+
+
+def by_its_length_vjp(dy, x):
+    n = np.sqrt((x * x).sum())
+    y = x / n
+    return (dy - y * (dy * y).sum()) / n
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "right"), (1 + 1e-6, "wrong"), (1.001, "wrong"), (1.01, "wrong")]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_float_inside_a_function_hides_no_mistake_of_a_millionth(factor, verdict, seed):
+    x = np.random.default_rng(seed).normal(size=(3, 4))
+    report = check_gradient(by_its_length, x, vjp=lambda dy, x: factor * by_its_length_vjp(dy, x), seed=seed)
+    assert report.findings[0].verdict == verdict, report
+
+
+def test_a_kink_of_a_number_is_shown_with_the_slopes_on_paper():
+    text = str(check_gradient(lambda x: abs(x), lambda x: 3.0, 0.0))
+    assert "kink: slope -1 to the left, 1 to the right; the gradient is 3, neither" in text
+    assert "wrong, off by 5.0e-01 where 1.0e-06 is rounding" in text
+
+
+def test_a_kink_of_an_array_is_shown_with_the_slopes_of_its_own_entry():
+    text = str(check_gradient(np.abs, lambda x: np.where(x == 0, 5, np.sign(x)), np.array([0.0, 1.0])))
+    assert "kink at [0]: slope -1 to the left, 1 to the right; the gradient is 5, neither" in text
+    assert "wrong, off by 6.7e-01 where 1.0e-06 is rounding" in text
+
+
+def test_ties_are_shown_with_the_slope_on_paper():
+    problems = check_gradient(np.max, lambda x: (x == x.max()) * 1.0, np.array([2.0, 2.0, 1.0])).problems
+    assert "add up to 2; moved together they change the result with slope 1:" in problems[0]
+
+
+def test_the_worst_entry_of_a_function_of_each_entry_is_the_number_of_the_gradient():
+    text = str(check_gradient(np.square, lambda x: x, np.array([1.0, 2.0])))
+    assert "the gradient is 2, the function gives 4, ratio 0.5 (off by 5.0e-01 of it), for ȳ = 1 at [1]" in text
+
+
+def test_no_factor_is_named_where_each_row_has_its_own():
+    x = np.random.default_rng(1).normal(size=(3, 4)) * [[0.00387], [0.00469], [0.00062]]
+    without_length = lambda dy, x: np.sqrt((x * x).sum(-1, keepdims=True)) * by_rows_vjp(dy, x)  # noqa: E731
+    assert "factor" not in str(check_gradient(by_rows, x, vjp=without_length))
+
+
+def by_rows(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))
+
+
+def by_rows_vjp(dy, x):
+    n = np.sqrt((x * x).sum(-1, keepdims=True))
+    y = x / n
+    return (dy - y * (dy * y).sum(-1, keepdims=True)) / n
+
+
+TARGETS = np.array([0.0, 1, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("f", "gradient"),
+    [
+        (
+            lambda z: (np.maximum(z, 0) - z * TARGETS + np.log1p(np.exp(-np.abs(z)))).mean(),
+            lambda z: ((z > 0) - TARGETS) / 6,
+        ),
+        (lambda z: z / (1 + np.exp(-z)), lambda z: (z > 0) * 1.0),
+    ],
+)
+def test_a_function_that_saturates_at_all_inputs_gets_a_note_also_where_it_is_analytic_there(f, gradient):
+    report = check_gradient(f, gradient, np.array([1500.0, -900, 400, -1200, 700, -300]))
+    assert report.passed and any("is flat or straight, and nearer to zero it is not" in note for note in report.notes)
+
+
+def test_a_function_that_moves_in_steps_is_not_called_independent_of_its_input():
+    text = str(check_gradient(np.floor, lambda x: np.ones_like(x), np.array([0.3, 1.2])))
+    assert "looks like: the function's slope is zero here, as where it moves in steps" in text
