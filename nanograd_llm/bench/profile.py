@@ -14,7 +14,15 @@ from typing import Any
 
 from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.bench.race import Step
-from nanograd_llm.inference.decoder import AttentionStep, BlockStep, Decoder, LinearStep, NormStep, OneNormStep
+from nanograd_llm.inference.decoder import (
+    AttentionStep,
+    BlockStep,
+    Decoder,
+    LinearStep,
+    NormStep,
+    OneAttentionStep,
+    OneNormStep,
+)
 from nanograd_llm.nn import KeyValueCache
 from nanograd_llm.training.workers import Workers
 
@@ -27,6 +35,7 @@ PARTS: list[tuple[type, str, str]] = [
     (NormStep, "__call__", "layernorm, one token"),
     (OneNormStep, "__call__", "layernorm, one token"),
     (AttentionStep, "__call__", "attention, one token"),
+    (OneAttentionStep, "__call__", "attention, one token"),
     (BlockStep, "__call__", "activation and sums, one token"),
     (Decoder, "__call__", "embedding and head, one token"),
     (KeyValueCache, "extend", "key-value cache"),

@@ -42,7 +42,6 @@ def test_the_parts_of_a_decoded_token_are_listed():
         "attention, one token": 3 * 2,
         "activation and sums, one token": 3 * 2,
         "embedding and head, one token": 3,
-        "key-value cache": 3 * 2,
     }
 
 

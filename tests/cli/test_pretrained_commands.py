@@ -312,11 +312,11 @@ def test_a_run_with_init_and_no_folder_is_named_tuned(forms, text, tmp_path, cap
     ("arguments", "code", "said"),
     [
         (["train", "--init", "MODEL", "--n-layer", "3"], 2, "--init takes --n-layer from the model; leave that out"),
-        (["train", "--init", "MODEL", "--preset", "nano"], 2, "init takes preset from the model"),
+        (["train", "--init", "MODEL", "--preset", "nano"], 2, "init takes --preset from the model"),
         (
             ["train", "--init", "MODEL", "--tokenizer", "bytes", "--vocab-size", "300"],
             2,
-            "--init takes --vocab-size, tokenizer from",
+            "--init takes --vocab-size, --tokenizer from",
         ),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "17"], 2, "--context-length is 17 for a window, but"),
         (["train", "TEXT", "--init", "MODEL", "--context-length", "0"], 2, "--context-length must be an integer of at"),

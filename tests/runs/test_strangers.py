@@ -56,7 +56,7 @@ def test_of_metrics_of_a_million_lines_little_is_read(folder, capsys):
         tracemalloc.stop()
     assert steps["loss"] == 3.25 and score["bits_per_byte"] == 2.5
     assert main(["info", str(folder.path.parent)]) == 0
-    assert "1 step, loss 3.250; 2.500 bits per byte at step 0" in capsys.readouterr().out
+    assert "no checkpoint; 2.500 bits per byte at step 0" in capsys.readouterr().out
 
 
 def test_metrics_of_gigabytes_of_nothing_are_refused_before_they_are_read(folder):
