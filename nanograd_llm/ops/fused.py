@@ -176,8 +176,9 @@ def _normalise(rows, w, b, eps):
     means, eps = _row_means(rows), rows.real.dtype.type(eps)
     xhat = rows - means
     deviation = np.sqrt(_row_mean_products(xhat, xhat) + eps)
-    far = np.flatnonzero(np.abs(means) > FAR * deviation.real)
-    if far.size:
+    is_far = np.abs(means) > FAR * deviation.real
+    far = np.flatnonzero(is_far) if xp(rows) is np else slice(None)  # a GPU would have to be waited for
+    if isinstance(far, slice) or far.size:
         xhat[far] = centred = xhat[far] - _row_means(xhat[far])
         deviation[far] = np.sqrt(_row_mean_products(centred, centred) + eps)
     r = 1 / deviation
