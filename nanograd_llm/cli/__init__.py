@@ -183,11 +183,16 @@ def _in_one_line(message: str) -> str:
     '/deep…/text.txt: no such file; check the path'
     >>> len(_in_one_line("xyz" * 1000)), _in_one_line("two\\nlines")
     (300, 'two lines')
+    >>> len(_in_one_line("many words " * 10**5))  # in time that grows with the words, not with their square
+    300
     """
     words = printable(message).split()
+    excess = len(" ".join(words)) - MOST
     for place, word in enumerate(words):
-        excess = len(" ".join(words)) - MOST
+        if excess <= 0:
+            break
         words[place] = _shortened(word, max(LEAST, len(word) - excess))
+        excess -= len(word) - len(words[place])
     line = " ".join(words)
     return line if len(line) <= MOST else f"{line[: MOST // 2 - 3]} … {line[-MOST // 2 :]}"
 

@@ -73,7 +73,7 @@ def test_scores_of_any_size_have_the_weights_of_the_model(size: float) -> None:
     assert (max(scores) > 709) == (size == 30)  # whose exponential would overflow
 
 
-@pytest.mark.parametrize("score", [62.0, 70.0, 78.0, 86.0])
+@pytest.mark.parametrize("score", [62.0, 70.0, 78.0, 86.0, 95.0])
 def test_large_values_do_not_overflow_beside_large_scores(score: float) -> None:
     model = gpt("float32")
     qkv = model.blocks[0].attention.qkv
