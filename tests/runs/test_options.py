@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.bench.floor import flops
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.cli import main
 from nanograd_llm.errors import StorageError
+from nanograd_llm.models.heads import Classifier
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.compare import history, loss_picture, loss_png
+from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.runs.run import Scored
 from nanograd_llm.training import scheduled
@@ -137,6 +140,19 @@ def test_norms_of_gradients_and_updates_are_written_on_request_and_are_right(tex
     assert np.hypot.reduce(gradients) == pytest.approx(having[0]["gradient_norm"], rel=1e-5)
     assert np.hypot.reduce(updates) == pytest.approx(update, rel=1e-5)
     assert len(gradients) == len(updates) == len(run.task.model.parameters())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_table_of_the_words_is_counted_where_words_are_predicted(frozen):
+    gpt = GPT(GPTConfig(vocab_size=1000, context_length=8, n_layer=1, n_head=2, n_embd=8))
+    if frozen:
+        gpt.freeze()
+    classifier = Classifier.on(gpt, 2)
+    tokens, targets = np.zeros((2, 3, 8), int), np.zeros(3, int)
+    forward_and_back = 4 if frozen else 6
+    of_blocks = forward_and_back * 12 * 8 * 8 * 24 + 12 * 24 * 8 * 8 // 2
+    assert step_operations(gpt, (tokens[0], tokens[1]), 24) == of_blocks + forward_and_back * 1000 * 8 * 24
+    assert step_operations(classifier, (tokens[0], targets), 3) == of_blocks + 6 * 8 * 2 * 24
 
 
 def test_metrics_have_the_operations_and_their_share_of_the_limit(text):
