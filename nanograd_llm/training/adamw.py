@@ -20,10 +20,7 @@ from nanograd_llm.training.flat import FlatParameters
 
 
 class Rates(NamedTuple):
-    """The factors of a step: rate is that of m/(√v + eps), decay of parameters that decay, scale of the gradient.
-
-    learning_rate: η itself.
-    """
+    """The factors of a step: rate is that of m/(√v + eps), decay of parameters that decay, scale of the gradient."""
 
     rate: float
     eps: float
@@ -38,6 +35,8 @@ class AdamW:
     m and v are flat arrays in the layout of `flat`, as is the gradient that `update` takes; `step` takes a list of
     gradients in the order of the parameters given. shared: see `FlatParameters`.
     """
+
+    start = 0  # where in the flat layout v begins: in a subclass, after parameters that need none
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class AdamW:
             raise NanogradError("AdamW got no parameters; give it model.parameters() of a model that has some")
         self.flat = FlatParameters(self.order, shared=shared)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m, self.v = self.flat.zeros(), self.flat.zeros()
+        self.m, self.v = self.flat.zeros(), self.flat.zeros(self.start)
         self.steps = 0
 
     def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
@@ -90,12 +89,14 @@ class AdamW:
     def moments(self) -> Iterator[tuple[str, Parameter, np.ndarray]]:
         """What a resumed run needs: the kind, such as "adamw.m.", the parameter, and the array in its shape."""
         for kind, array in (("adamw.m.", self.m), ("adamw.v.", self.v)):
-            yield from ((kind, p, view) for p, view in zip(self.flat.parameters, self.flat.views(array)))
+            views = self.flat.views(array)
+            yield from ((kind, p, view) for p, view in zip(self.flat.parameters[-len(views) :], views))
 
     def update(self, blocks: Iterable[slice], gradient: np.ndarray, rates: Rates) -> None:
         """Update the parameters in these blocks of the flat layout. gradient: the whole flat gradient."""
         for block in blocks:
-            p, m, v, g = (array[block] for array in (self.flat.data, self.m, self.v, gradient))
+            p, m, g = (array[block] for array in (self.flat.data, self.m, gradient))
+            v = self.v[block.start - self.start : block.stop - self.start]
             decayed = max(0, self.flat.decayed - block.start)
             _update_block(p, m, v, g, rates, 1 - self.beta1, 1 - self.beta2, decayed)
 

@@ -26,7 +26,8 @@ class TrainConfig(Settings):
     )
     optimizer: str = setting(
         "adamw for all parameters, or muon for the matrices of linear layers and adamw for all others: fewer steps to "
-        "the same loss, but each costs more, most of all with few tokens in a batch.",
+        "the same loss, but each costs more, most of all with few tokens in a batch. The adapters of LoRA are always "
+        "trained by adamw.",
         default="adamw",
         choices=("adamw", "muon"),
     )

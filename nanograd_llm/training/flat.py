@@ -37,18 +37,19 @@ class FlatParameters:
             view[...] = parameter.data
             parameter.data = view
 
-    def zeros(self) -> np.ndarray:
-        """An array of this layout, for a gradient or a moment, on the device of the parameters."""
+    def zeros(self, start: int = 0) -> np.ndarray:
+        """An array of this layout from `start` on, for a gradient or a moment, on the device of the parameters."""
+        count = self.size - start
         if not self.shared:
-            return library(self.device).zeros(self.size, self.dtype)
+            return library(self.device).zeros(count, self.dtype)
         import mmap
 
-        size = max(1, self.size * self.dtype.itemsize)
+        size = max(1, count * self.dtype.itemsize)
         try:
             memory = mmap.mmap(-1, size)  # anonymous memory, which a fork shares
         except OSError as error:
             raise MemoryError(f"cannot allocate {size / 2**20:,.0f} MiB of shared memory: {error.strerror}") from None
-        return np.frombuffer(memory, dtype=self.dtype, count=self.size)
+        return np.frombuffer(memory, dtype=self.dtype, count=count)
 
     def blocks(self, worker: int, workers: int) -> list[slice]:
         """A worker's share of the layout, in blocks that fit the cache; on a GPU one block for all."""
@@ -65,6 +66,9 @@ class FlatParameters:
             )
 
     def views(self, array: np.ndarray) -> list[np.ndarray]:
-        """The part of a flat array that belongs to each parameter, in the parameter's shape."""
-        ends = np.cumsum([p.size for p in self.parameters])
-        return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends)]
+        """The part of a flat array that belongs to each parameter, in the parameter's shape.
+
+        An array that starts later has the parameters that end in it.
+        """
+        ends = np.cumsum([p.size for p in self.parameters]) - (self.size - len(array))
+        return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends) if end >= p.size]

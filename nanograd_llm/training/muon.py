@@ -57,12 +57,12 @@ class Muon(AdamW):
 
     def __init__(self, parameters: Sequence[Parameter], *, matrices: Collection[Parameter], **settings: Any):
         by_muon = {id(parameter) for parameter in matrices}
+        self.start = sum(p.size for p in parameters if id(p) in by_muon)  # behind them are AdamW's parameters
         # first in the flat layout, so that the rest is one range
         super().__init__(sorted(parameters, key=lambda p: id(p) not in by_muon), **settings)
         self.order = list(parameters)
         count = sum(id(p) in by_muon for p in self.flat.parameters)
         self.matrices = self.flat.parameters[:count]
-        self.rest = sum(p.size for p in self.matrices)  # where the numbers of the other parameters begin
         # large and small ones in turn, for workers that take every second one, third one, ...
         self._turns = sorted(range(count), key=lambda i: -self.matrices[i].size)
 
@@ -70,16 +70,13 @@ class Muon(AdamW):
         gradients, averages = self.flat.views(gradient), self.flat.views(self.m)
         for i in self._turns[worker::workers]:
             _update_matrix(self.matrices[i].data, averages[i], gradients[i], rates)
-        blocks = [slice(max(b.start, self.rest), b.stop) for b in self.flat.blocks(worker, workers)]
+        blocks = [slice(max(b.start, self.start), b.stop) for b in self.flat.blocks(worker, workers)]
         self.update([block for block in blocks if block.start < block.stop], gradient, rates)
 
     def moments(self) -> Iterator[tuple[str, Parameter, np.ndarray]]:
         mine = {id(p) for p in self.matrices}
         for kind, parameter, view in super().moments():
-            if id(parameter) not in mine:
-                yield kind, parameter, view
-            elif kind == "adamw.m.":
-                yield "muon.u.", parameter, view
+            yield "muon.u." if id(parameter) in mine else kind, parameter, view
 
 
 def _update_matrix(p: Any, u: Any, gradient: Any, rates: Rates) -> None:

@@ -145,9 +145,9 @@ def test_norms_of_gradients_and_updates_are_written_on_request_and_are_right(tex
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_table_of_the_words_is_counted_where_words_are_predicted(frozen):
     gpt = GPT(GPTConfig(vocab_size=1000, context_length=8, n_layer=1, n_head=2, n_embd=8))
-    if frozen:
-        gpt.freeze()
     classifier = Classifier.on(gpt, 2)
+    for model in (gpt, classifier.model) if frozen else ():
+        model.freeze()
     tokens, targets = np.zeros((2, 3, 8), int), np.zeros(3, int)
     forward_and_back = 4 if frozen else 6
     of_blocks = forward_and_back * 12 * 8 * 8 * 24 + 12 * 24 * 8 * 8 // 2

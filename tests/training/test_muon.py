@@ -115,6 +115,21 @@ def test_a_resumed_run_has_the_same_bits(settings):
     }
 
 
+def test_a_matrix_has_no_average_of_squares():
+    optimizer = trained(1).optimizer
+    assert optimizer.v.size == optimizer.m.size - sum(p.size for p in optimizer.matrices)
+    assert sum(view.size for kind, _, view in optimizer.moments() if kind == "adamw.v.") == optimizer.v.size
+
+
+def test_the_first_averages_of_other_parameters_are_those_of_adamw():
+    adamw = Trainer(GPT(CONFIG, seed=0), TrainConfig(steps=9))
+    adamw.step(*batches(0))
+    expected = adamw.state_dict()
+    for name, average in trained(1).state_dict().items():
+        if name.startswith("adamw."):
+            np.testing.assert_array_equal(average, expected[name])
+
+
 def test_threads_and_processes_give_the_same_bits():
     states = [trained(3, workers=2, processes=kind).state_dict() for kind in (False, None)]
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
