@@ -215,7 +215,7 @@ def _await_soon(pipe: Connection) -> None:
 
     The workers of a training step meet every few milliseconds, and reach each meeting at almost the same time.
     """
-    if not CAN_FORK:  # then there are no such workers
+    if not CAN_FORK or not hasattr(select, "poll"):  # then there are no such workers; gevent takes poll away
         return
     arrived = select.poll()
     arrived.register(pipe.fileno(), select.POLLIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nanograd_llm.backend import processes
 from nanograd_llm.backend.processes import CAN_FORK, Child, as_sent, deferred_ctrl_c, fork, signals_blocked
 from nanograd_llm.errors import NanogradError, ShapeError, WorkerError
 
@@ -45,6 +47,11 @@ def test_signals_are_blocked_within_the_block_only() -> None:
 
 
 # Functions that a child process computes
+
+
+def plus_late(held: int, x: int) -> int:
+    time.sleep(5 * processes._SOON)
+    return held + x
 
 
 def plus(held: int, x: int) -> int:
@@ -243,3 +250,34 @@ def test_a_child_has_no_open_pipe_of_another_child() -> None:
     assert second.ask(plus, 1) == 8
     first.close()
     second.close()
+
+
+@needs_fork
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_a_message_is_received_at_once_and_after_the_time_without_sleep(
+    has_poll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_poll:
+        monkeypatch.delattr(select, "poll")
+    with fork(lambda: 10) as child:
+        assert child.ask(plus, 1) == 11  # the child awaits it
+        time.sleep(5 * processes._SOON)
+        assert child.ask(plus, 2) == 12  # and goes to sleep
+        assert child.ask(plus_late, 3) == 13  # this process goes to sleep
+
+
+@needs_fork
+def test_waiting_for_a_message_ends_with_the_message_or_after_a_while() -> None:
+    from multiprocessing import Pipe
+
+    here, there = Pipe()
+    with here, there:
+        processes._await_soon(here)
+        assert not here.poll()
+        there.send("message")
+        processes._await_soon(here)
+        assert here.recv() == "message"
+        there.close()
+        processes._await_soon(here)
+        with pytest.raises(EOFError):
+            here.recv()
