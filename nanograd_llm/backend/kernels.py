@@ -386,17 +386,18 @@ def _linear_of_many(x: Any, w: Any, b: Any, y: Any, is_added: int, is_activated:
 QUERIES = 256  # of a block of attention: fewer would leave parts of a GPU idle, more compute more hidden scores
 
 
-def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
+def _attend_blocks(q, k, v, y, shown, dropped, ahead, divisor, recorded):
     q, k, v = map(_contiguous, (q, k, v))
     n, m = q.shape[-2], k.shape[-2]
+    bounds = None if shown is None else np.where(shown > 0, np.inf, -np.inf).astype(q.dtype).swapaxes(-1, -2)
     blocks = []
     for start in range(0, n, QUERIES):
         rows = slice(start, min(start + QUERIES, n))
         seen = m if ahead is None else min(m, ahead + rows.stop)
         p = _product(q[..., rows, :], k[..., :seen, :].swapaxes(-1, -2), 1 / divisor)  # (..., queries, keys)
-        if bounds is not None and seen > m - bounds.shape[-2]:
-            hidden = p[..., m - bounds.shape[-2] :]
-            np.fmin(hidden, bounds[..., : hidden.shape[-1], :].swapaxes(-1, -2), out=hidden)
+        if bounds is not None and seen > m - bounds.shape[-1]:
+            padded = p[..., m - bounds.shape[-1] :]
+            np.fmin(padded, bounds[..., : padded.shape[-1]], out=padded)
         before = -1 if ahead is None else ahead + start
         _launch("softmax", p.size // seen, _threads(seen), p, p.shape[-2], seen, before)
         mask = None if dropped is None else dropped[..., :seen, rows].swapaxes(-1, -2)

@@ -184,11 +184,11 @@ def _attend(q, k, v, key_mask, y, causal, scale, dropout, seed, recorded):
     divisor = score_divisor(q, scale)
     if causal and n > m:
         raise ShapeError(f"causal attention got {n} queries and {m} keys; give at least as many keys as queries")
-    read, bounds = _keys_to_read(key_mask, m, y)
+    read, shown = _keys_to_read(key_mask, m, y)
     dropped = dropout_mask((*q.shape[:-1], m), y, dropout, seed).swapaxes(-1, -2) if dropout else None
 
     def work(heads):
-        arrays = (q, k[..., :read, :], v[..., :read, :], y, bounds, dropped)
+        arrays = (q, k[..., :read, :], v[..., :read, :], y, shown, dropped)
         arrays = (None if x is None else _select_heads(x, heads) for x in arrays)
         return heads, _attend_blocks(*arrays, m - n if causal else None, divisor, recorded)
 
@@ -217,7 +217,7 @@ def _select_heads(x, heads):
 
 
 @on_gpu
-def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
+def _attend_blocks(q, k, v, y, shown, dropped, ahead, divisor, recorded):
     """Write the attention of these heads into y; return (rows, number of keys seen, p, dropout mask) of each block.
 
     ahead: the number of keys before the first query's own; None if queries see later keys as well.
@@ -227,8 +227,7 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
         y[...] = 0
         return []
     arrays = xp(q)
-    padded_from = m if bounds is None else m - bounds.shape[-2]
-    real = None if bounds is None else (bounds > 0).astype(q.real.dtype)
+    padded_from = m if shown is None else m - shown.shape[-2]
     size = WHOLE_BLOCK if ahead is None else BLOCK
     blocks = []
     for start in range(0, n, size):
@@ -242,7 +241,7 @@ def _attend_blocks(q, k, v, y, bounds, dropped, ahead, divisor, recorded):
             visible.append((last, _not_later(rows.stop - start, p.real.dtype, arrays)[: last.shape[-2]]))
         if seen > padded_from:  # a query may see no key
             padded = p[..., padded_from:, :]
-            visible.append((padded, real[..., : padded.shape[-2], :]))
+            visible.append((padded, shown[..., : padded.shape[-2], :]))
         _exponentials(p, visible)
         total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest way to sum
         if seen > padded_from:
@@ -285,10 +284,10 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
 
 
 def _keys_to_read(key_mask, m, y):
-    """(read, bounds): all keys from `read` on are padding; `bounds` are upper bounds for the scores of keys before it.
+    """(read, shown): all keys from `read` on are padding; `shown` tells which keys before it are not.
 
-    bounds (..., keys, 1) start at the first key that is padding in any sequence: -inf where a key is padding, inf
-    elsewhere. None if no key before `read` is padding. Raises DtypeError or ShapeError if the key_mask does not fit.
+    shown (..., keys, 1) starts at the first key that is padding in any sequence: 0 where a key is padding, else 1.
+    None if no key before `read` is padding. Raises DtypeError or ShapeError if the key_mask does not fit.
     """
     if key_mask is None:
         return m, None
@@ -303,8 +302,8 @@ def _keys_to_read(key_mask, m, y):
     first = int(padding[0]) if padding.size else m
     if first >= read:
         return read, None
-    bounds = np.where(key_mask[..., first:read, None], np.inf, -np.inf).astype(y.real.dtype)
-    return read, np.broadcast_to(beside(bounds, y), (*y.shape[:-2], *bounds.shape[-2:]))
+    shown = key_mask[..., first:read, None].astype(y.real.dtype)
+    return read, np.broadcast_to(beside(shown, y), (*y.shape[:-2], *shown.shape[-2:]))
 
 
 @functools.lru_cache(maxsize=16)
