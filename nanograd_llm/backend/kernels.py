@@ -328,7 +328,7 @@ def _write_mask(mask, key, threshold, scale):
     _launch("drop", math.ceil(threads / 256), 256, mask, mask.size, *key, np.uint64(threshold), float(scale))
 
 
-FEW = 8  # sequences; with more, cuBLAS multiplies faster than the kernel for one token
+FEW_SEQUENCES = 8  # with more, cuBLAS multiplies faster than the kernel for one token
 
 
 class GPTBlockStep:
@@ -351,7 +351,7 @@ class GPTBlockStep:
         def linear(a: Any, layer: Any, y: Any, is_added: int = 0, is_activated: int = 0) -> Callable[..., None]:
             (w, b), (n, m) = layer, layer[0].shape
             b = arrays.zeros(m, w.dtype) if b is None else b
-            if B > FEW:
+            if B > FEW_SEQUENCES:
                 return functools.partial(_linear_of_many, a, w, b, y, is_added, is_activated)
             return prepared("linear_step", (-(-m // 8), B), 1024, a, w, b, y, n, m, is_added, is_activated)
 

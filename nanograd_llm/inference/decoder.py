@@ -23,7 +23,7 @@ from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.nn import Block, LayerNorm, Linear, MultiHeadAttention
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import ACTIVATIONS
-from nanograd_llm.ops.fused import FAR
+from nanograd_llm.ops.fused import FAR, GELU_CUBE, GELU_SLOPE
 
 
 def can_decode(model: GPT) -> bool:
@@ -148,8 +148,8 @@ class GeluStep:
     """`ops.gelu` in fewer calls: its (1 + tanh u)/2 is 1/(1 + exp(-2u))."""
 
     def __init__(self, x: np.ndarray):
-        slope = -2 * math.sqrt(2 / math.pi)
-        self.cube, self.slope, self.one = (np.array(value, x.dtype) for value in (0.044715 * slope, slope, 1))
+        slope = -2 * GELU_SLOPE
+        self.cube, self.slope, self.one = (np.array(value, x.dtype) for value in (GELU_CUBE * slope, slope, 1))
         self.out = np.empty_like(x)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

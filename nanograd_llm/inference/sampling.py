@@ -62,24 +62,24 @@ class Sampling(Settings):
             return _normalised(scaled)
         result = np.zeros_like(logits)
         for row, numbers in enumerate(scaled):
-            places, p = self._left(numbers)
+            places, p = self._kept(numbers)
             result[row, places] = p
         return result
 
-    def _left(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that top_k and top_p leave, likeliest first, and their probabilities.  scaled (V) -> 2 × (n)
+    def _kept(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that top_k and top_p keep, likeliest first, and their probabilities.  scaled (V) -> 2 × (n)
 
         Only as many tokens are sorted as needed: to sort all 50,257 of GPT-2 takes a fifth of the time of a token.
         """
         total = np.exp(scaled).sum() if self.top_k is None else None
-        count = self.top_k or FEW
+        count = self.top_k or FEW_TOKENS
         while True:
             places = _largest(scaled, count)[: self.top_k]
             e = np.exp(scaled[places])
             p = e / (e.sum() if total is None else total)
-            left = np.cumsum(p) - p < self.top_p  # those before it do not reach top_p
-            if total is None or not left[-1] or count >= len(scaled):
-                return places[left], p[left] / p[left].sum()
+            kept = np.cumsum(p) - p < self.top_p  # those before it do not reach top_p
+            if total is None or not kept[-1] or count >= len(scaled):
+                return places[kept], p[kept] / p[kept].sum()
             count *= 16
 
     def penalised(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def strategy_of(given: Mapping[str, Any], *, answers: bool) -> Sampling:
     return found
 
 
-FEW = 256  # tokens that are sorted first; mostly they have the probability that is wanted
+FEW_TOKENS = 256  # so many are sorted first; mostly they have the probability that is wanted
 
 
 def _largest(row: np.ndarray, count: int) -> np.ndarray:

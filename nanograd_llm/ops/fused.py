@@ -233,8 +233,8 @@ def rmsnorm_backward(dy, w, xhat, r):
     return g.reshape(dy.shape), np.einsum("nc,nc->c", rows, xhat)
 
 
-_GELU_SLOPE = math.sqrt(2 / math.pi)
-_GELU_CUBE = 0.044715
+GELU_SLOPE = math.sqrt(2 / math.pi)
+GELU_CUBE = 0.044715
 
 
 @op(
@@ -269,16 +269,16 @@ def gelu_into(x, y, slope=None):
     """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
     with np.errstate(over="ignore"):
         square = at_most(np.square(x), GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
-        h = square * (_GELU_SLOPE * _GELU_CUBE)
-        h += _GELU_SLOPE
+        h = square * (GELU_SLOPE * GELU_CUBE)
+        h += GELU_SLOPE
         h *= x
     np.tanh(h, out=h)
     h *= 0.5
     h += 0.5
     np.multiply(x, h, out=y)
     if slope is not None:
-        square *= 6 * _GELU_SLOPE * _GELU_CUBE
-        square += 2 * _GELU_SLOPE
+        square *= 6 * GELU_SLOPE * GELU_CUBE
+        square += 2 * GELU_SLOPE
         np.subtract(1, h, out=slope)
         slope *= y  # before the square, so that a large x is multiplied by 0 and not by infinity
         slope *= square
