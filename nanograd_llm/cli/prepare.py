@@ -10,8 +10,6 @@ from cyclopts import Parameter
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.settings import counted, nearest
 
-KINDS = ("bpe", "bytes", "characters")
-
 
 def prepare(
     sources: Annotated[list[str], Parameter(consume_multiple=True)],
@@ -45,31 +43,18 @@ def prepare(
     seed
         Chooses which texts are held out.
     """
-    from nanograd_llm.errors import ConfigError
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import Tokenizer
     from nanograd_llm.text import prepare as prepare_texts
     from nanograd_llm.text.corpora import nul_remark
+    from nanograd_llm.text.prepared import KINDS
 
-    if vocab_size is not None and tokenizer != "bpe":
-        raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {tokenizer}; leave it out")
     made: Tokenizer | str = tokenizer
-    if tokenizer not in KINDS:
-        near = nearest(tokenizer, KINDS)
-        if near and not Path(tokenizer).exists():
-            raise ConfigError(f"tokenizer must be one of {', '.join(KINDS)}, or a model; did you mean {near}?")
+    if tokenizer not in KINDS and (Path(tokenizer).exists() or not nearest(tokenizer, KINDS)):
         made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
     with waiting("starting") as tell:
-        found = prepare_texts(
-            sources,
-            out,
-            made,
-            vocab_size=vocab_size or 1024,
-            held_out=held_out,
-            seed=seed,
-            report=tell,
-        )
+        found = prepare_texts(sources, out, made, vocab_size=vocab_size, held_out=held_out, seed=seed, report=tell)
     print(row("tokenizer", found["prepared"]["tokenizer"]))
     for name, part in (("train", found["train"]), ("held out", found["val"])):
         sizes = f"{counted(part['tokens'], 'token')}, {counted(part['bytes'], 'byte')}"

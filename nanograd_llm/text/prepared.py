@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.files.atomic import regular_file, storage_errors, written_together
 from nanograd_llm.files.toml import read_toml, write_toml
-from nanograd_llm.settings import require_number, require_seed
+from nanograd_llm.settings import require_choice, require_number, require_seed
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import well_formed
 from nanograd_llm.text.sources import DESCRIPTION, PARTS, documents, files_of
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOKENIZER = "nanograd_tokenizer.json"
+KINDS = ("bpe", "bytes", "characters")  # of tokenizers that are made of the texts
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 LONGEST, SHORTEST = 2**18, 2**9  # characters of a part of a long text
 LEARNED = 2**26  # characters that a tokenizer learns from at most, spread evenly over the text
@@ -134,20 +135,24 @@ def prepare(
     out: str | os.PathLike[str],
     tokenizer: Tokenizer | str = "bpe",
     *,
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
     held_out: float = 0.1,
     seed: int = 0,
     report: Report = lambda doing, share: None,
 ) -> dict[str, dict[str, Any]]:
     """Turn the texts of `sources` into a prepared folder `out`, and return its description.
 
-    tokenizer: one that exists, or "bpe" (of `vocab_size`), "characters" or "bytes", which is made of the texts.
+    tokenizer: one that exists, or one of KINDS, which is made of the texts. vocab_size: of bpe; 1024 if not given.
     held_out: the share of the texts for val.bin: one, chosen by `seed`, of every 1 / held_out. Of a file that is long
         for the whole, its parts are texts, cut between lines. A text ends with the end-of-text token, if there is one.
 
     Texts are read one after the other, twice if a tokenizer is made of them. `out` appears as a whole, or not at all.
     Raises ConfigError for a share that leaves nothing to train on or to score, StorageError, BadFileError for a source.
     """
+    if isinstance(tokenizer, str):
+        require_choice("tokenizer", tokenizer, KINDS)
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {tokenizer}; leave it out")
     require_number("held_out", held_out, 1e-6, 0.9)
     require_seed(seed)
     if not sources:
@@ -176,7 +181,7 @@ def prepare(
         if isinstance(tokenizer, str):
             every = max(1, -(-total // LEARNED)) if tokenizer == "bpe" else 1
             learned = itertools.islice(texts("reading for the tokenizer"), None, None, every)
-            tokenizer = make_tokenizer(tokenizer, learned, vocab_size, report)
+            tokenizer = make_tokenizer(tokenizer, learned, vocab_size or 1024, report)
         name = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         files = [_Writing(folder, part, DTYPES[name], stack) for part in PARTS]
         for i, (text, ids) in enumerate(_encoded(texts("encoding"), tokenizer)):

@@ -103,12 +103,20 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(tmp_path, source):
 
 @pytest.mark.parametrize("kind", ["bpe", "characters"])
 def test_a_tokenizer_is_made_of_all_texts(tmp_path, source, kind):
-    prepare([source], tmp_path / "data", kind, vocab_size=280)
+    prepare([source], tmp_path / "data", kind, vocab_size=280 if kind == "bpe" else None)
     tokenizer = load_tokenizer(tmp_path / "data" / "nanograd_tokenizer.json")
     train, val = open_prepared([tmp_path / "data"], tokenizer.vocab_size)
     assert tokenizer.decode(train[:20]) in TEXTS[0] + TEXTS[1]
     if kind == "bpe":
         assert tokenizer.has_same_ids(BPETokenizer.train(TEXTS, 280))
+
+
+def test_a_tokenizer_that_is_none_of_the_kinds_is_refused(tmp_path, source):
+    with pytest.raises(ConfigError, match="tokenizer must be one of bpe, bytes, characters; got 'bpee'; did you mean"):
+        prepare([source], tmp_path / "data", "bpee")
+    with pytest.raises(ConfigError, match="vocab_size applies to the tokenizer bpe, not to bytes"):
+        prepare([source], tmp_path / "data", "bytes", vocab_size=300)
+    assert not (tmp_path / "data").exists()
 
 
 def test_no_source_is_refused(tmp_path):
