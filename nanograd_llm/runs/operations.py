@@ -19,10 +19,10 @@ def step_operations(model: Any, batch: Sequence[np.ndarray], items: int) -> int:
     takes 12·S·C in each layer, half of that where it is causal (Chowdhery et al. 2022, appendix B). Padding takes none,
     but for that of the rows in S.
     """
-    c, costs = model.config, model.loss_costs(*batch)
+    costs = model.loss_costs(*batch)
     source = target = int(np.sum(costs)) if np.max(costs) > 1 else batch[0].size  # tokens
     if isinstance(model, EncoderDecoder):
-        source = int(np.count_nonzero(batch[0] != c.pad_id))
+        source = int(np.count_nonzero(batch[0] != model.config.pad_id))
         target -= source
     elif len(batch) > 2 and batch[2].ndim == 1:  # the lengths of the rows
         source = target = int(batch[2].sum())
@@ -37,5 +37,5 @@ def step_operations(model: Any, batch: Sequence[np.ndarray], items: int) -> int:
         if isinstance(module, MultiHeadAttention):
             tokens = source if name.startswith("encoder.") else target
             others = batch[-1 if name.startswith("decoder.") and not module.cross else 0].shape[-1]
-            count += 12 * tokens * others * c.n_embd // (2 if module.causal else 1)
+            count += 12 * tokens * others * module.out.weight.shape[1] // (2 if module.causal else 1)
     return count
