@@ -20,7 +20,7 @@ from nanograd_llm.nn import lora
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run, require_same_files, require_unfinished
-from nanograd_llm.runs.tables import check_tables, tables_of
+from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.language_model import LanguageModelling
@@ -48,8 +48,6 @@ CHANGEABLE = (
     "processes",
 )
 PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
-# The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
-HIGHER_RATE = 10
 
 PathLike = str | os.PathLike[str]
 
@@ -148,7 +146,8 @@ def _prepared(
     if start is not None and made.init is None:
         raise ConfigError(f"the task {task.name} does not start from a model; leave init out")
     if adapters is not None and "learning_rate" not in settings["train"]:
-        made.training = dataclasses.replace(made.training, learning_rate=HIGHER_RATE * made.training.learning_rate)
+        rate = min(HIGHER_RATE * made.training.learning_rate, HIGHEST_RATE)
+        made.training = dataclasses.replace(made.training, learning_rate=rate)
     name = "tuned" if start else preset or (*task.presets, task.name)[0]
     return made, name, {"adapters": adapters, **settings["run"]}
 

@@ -89,11 +89,17 @@ def test_a_run_with_adapters_can_be_trained_further_and_made_again(adapted: Path
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_adapters_learn_at_ten_times_the_rate_of_all_weights_unless_one_is_given(base: Path, tmp_path: Path) -> None:
-    options = {**FAST, "file": text(tmp_path, BIRDS), "init": str(base)}
+@pytest.mark.parametrize(("width", "rate"), [(192, 10 * 2e-4), (16, 6e-3)])  # of 16, ten times would be 0.024
+def test_adapters_learn_at_ten_times_the_rate_of_all_weights_but_at_most_at_one_that_spoils_nothing(
+    width: int, rate: float, tmp_path: Path
+) -> None:
+    options = {**FAST, "file": text(tmp_path, BIRDS)}
+    list(prepare_run(tmp_path / "base", options={**options, "n_embd": width, "n_layer": 1, "steps": 1}).train())
+    options |= {"init": str(tmp_path / "base")}
     whole = prepare_run(tmp_path / "whole", options=options).task.training
     with_adapters = prepare_run(tmp_path / "lora", options={**options, "lora_rank": 2}).task.training
-    assert with_adapters == dataclasses.replace(whole, learning_rate=10 * whole.learning_rate)
+    assert with_adapters.learning_rate == pytest.approx(rate)
+    assert with_adapters == dataclasses.replace(whole, learning_rate=with_adapters.learning_rate)
 
 
 def test_a_fresh_head_is_trained_beside_the_adapters(base: Path, tmp_path: Path) -> None:
