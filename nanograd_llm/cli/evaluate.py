@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from nanograd_llm.cli.options import Device, Model
-from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.cli.terminal import waiting, written
 from nanograd_llm.settings import counted, printable
 
 SHOWN = 20  # documents in the table at most
@@ -21,6 +21,7 @@ def evaluate(
     /,
     *texts: str,
     stride: int | None = None,
+    rows: int | None = None,
     top: int = 0,
     choices: Annotated[list[str], Parameter(consume_multiple=True, negative=())] = [],  # noqa: B006  as it is shown
     device: Device = "cpu",
@@ -35,10 +36,14 @@ def evaluate(
     ----------
     texts
         UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .jsonl or .gz files, or - for standard
-        input, as for train. Each file is a line of a table.
+        input, as for train. Each file is a line of a table. Or a folder that `nanograd-llm prepare` made, for its
+        held-out part.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
+    rows
+        Score only N windows of a text, or N of the held-out texts or pairs: evenly spread, and always the same, as
+        during training; all if not given.
     top
         Show the N tokens with the highest losses, each after its context.
     choices
@@ -47,18 +52,42 @@ def evaluate(
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import ConfigError
-    from nanograd_llm.inference import answer_choices, evaluation_of, hardest, interval, score_text
+    from nanograd_llm.inference import (
+        answer_choices,
+        evaluation_of,
+        hardest,
+        interval,
+        score_text,
+        score_windows,
+    )
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.compare import short_names
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.runs.prepare import score_run
+    from nanograd_llm.settings import require_int
+    from nanograd_llm.tasks.language_model import require_tokenizer
     from nanograd_llm.text.examples import read_choices
-    from nanograd_llm.text.sources import named_texts
+    from nanograd_llm.text.prepared import open_prepared
+    from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts
 
+    require_int("top", top, 0)
+    if rows is not None:
+        require_int("rows", rows, 1)
+    prepared = [text for text in texts if is_prepared(text)]
+    if prepared and len(texts) > 1:
+        raise ConfigError(f"{prepared[0]} is a prepared folder, which is scored by itself; give it alone")
+    if top and (rows or prepared):
+        raise ConfigError("top is for all of a text, and neither for rows nor for a prepared folder; leave it out")
     use_device(device)
     if not texts and not choices:
         with waiting("reading the held-out data") as tell:
-            score = score_run(model, tell)
+
+            def report(doing: str, share: float) -> None:
+                tell(doing, share)
+                if doing.startswith("scoring") and not share:
+                    print(written(doing), flush=True)
+
+            score = score_run(model, report, rows)
         print(f"{score}\nover {score.measured_on}")
         return
     opened = open_model(model)
@@ -73,17 +102,39 @@ def evaluate(
             questions = [question for path in choices for question in read_choices(path)]
             progress = functools.partial(tell, "answering the questions")
             answered = answer_choices(loaded, tokenizer, questions, progress=progress)
-        scored = []
-        for path, content in (named for text in texts for named in named_texts(text, tell)):
-            progress = functools.partial(tell, f"scoring {path}")
-            scored.append(score_text(loaded, content, tokenizer, name=path, stride=stride, progress=progress))
+        scored: list[Any] = []
+        found, between = None, None
+        if prepared:
+            require_tokenizer(prepared[0], tokenizer, opened.source)
+            ids: Any = open_prepared(prepared, tokenizer.vocab_size)[1]
+            print(written(f"scoring the held-out part of {prepared[0]}, {counted(len(ids), 'token')}"), flush=True)
+            progress = functools.partial(tell, f"scoring {prepared[0]}")
+            found = score_windows(loaded, ids, tokenizer, stride=stride, windows=rows, progress=progress)
+        elif texts:
+            contents = [named for text in texts for named in named_texts(text, tell)]
+            total, done = sum(len(content) for _, content in contents), 0
+            part = "" if rows is None else f"{counted(rows, 'window')} of "
+            whole = f"{counted(len(contents), 'text')}, {counted(total, 'character')}"
+            print(written(f"scoring {part}{whole}"), flush=True)
+            if rows is not None:
+                ids = tokenizer.encode(BETWEEN.join(content for _, content in contents))
+                progress = functools.partial(tell, "scoring")
+                found = score_windows(loaded, ids, tokenizer, stride=stride, windows=rows, progress=progress)
+            for path, content in contents if rows is None else ():
+
+                def advance(share: float, path: str = path, before: int = done, size: int = len(content)) -> None:
+                    tell(f"scoring {path}", (before + share * size) / max(1, total))
+
+                scored.append(score_text(loaded, content, tokenizer, name=path, stride=stride, progress=advance))
+                done += len(content)
     if choices:
         print(answered)
-    if not scored:
-        return
     if len(scored) > 1:
         _table([(name, evaluation_of([text])) for name, text in zip(short_names([t.name for t in scored]), scored)])
-    found, between = evaluation_of(scored), interval(scored)
+    if scored:
+        found, between = evaluation_of(scored), interval(scored)
+    if found is None:
+        return
     within = "" if between is None else f"  (95 %: {between[0]:.4f} to {between[1]:.4f})"
     print(
         f"loss           {found.loss:.4f} nats per token\n"

@@ -16,7 +16,8 @@ LINE_EVERY = 10.0  # seconds between the lines of progress where there is no ter
 
 @contextlib.contextmanager
 def waiting(doing: str) -> Iterator[Callable[[str, float], object]]:
-    """Show on stderr what is being done while this block runs: on a terminal a bar, elsewhere a line now and then.
+    """Show on stderr what is being done while this block runs: on a terminal a bar with the seconds, and those left,
+    elsewhere a line now and then.
 
     Yields a function that takes what is being done now, and the share of it that is done.
     """
@@ -32,13 +33,18 @@ def waiting(doing: str) -> Iterator[Callable[[str, float], object]]:
         yield print_line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(printable(doing), total=None)
+    left = TimeRemainingColumn(), TextColumn("left")
+    with Progress(*columns, *left, console=Console(stderr=True), transient=True) as bar:
+        task, before = bar.add_task(printable(doing), total=None), 0.0
 
         def update(doing: str, share: float) -> None:
+            nonlocal before
+            if share < before:  # something else begins; the clock of what is done would stand still
+                bar.reset(task, total=None)
+            before = share
             bar.update(task, total=1 if share else None, completed=share, description=printable(doing))
 
         yield update

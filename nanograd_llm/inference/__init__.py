@@ -2,7 +2,7 @@
 
 from nanograd_llm.inference.classify import classify
 from nanograd_llm.inference.embed import embed, nearest
-from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text, evaluation_of
+from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text, evaluation_of, score_windows
 from nanograd_llm.inference.fill import Guess, fill
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.harness import harness_model
@@ -32,6 +32,7 @@ __all__ = [
     "log_likelihoods",
     "nearest",
     "score_text",
+    "score_windows",
     "show_attention",
     "stream",
     "stream_text",

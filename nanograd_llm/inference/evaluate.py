@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.errors import NonFiniteError
-from nanograd_llm.inference.likelihood import ScoredText, score_text
+from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.inference.likelihood import LOGITS_AT_ONCE, TOKENS_AT_ONCE, ScoredText, score_text
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
 from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
+from nanograd_llm.text.windows import require_stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,31 @@ def evaluate(
             if progress is not None:
                 progress((start + len(batch)) / len(rows))
     return _evaluation(nats, count, size)
+
+
+def score_windows(
+    model: GPT,
+    ids: np.ndarray | TokenFiles,
+    tokenizer: Tokenizer,
+    *,
+    stride: int | None = None,
+    windows: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> Evaluation:
+    """Score a text, given as ids (N), in windows of the model's context, or of the text if that is shorter.
+
+    stride: half a window if not given. windows, progress: as for `evaluate`. Raises ConfigError for a stride outside
+    the window, ShapeError for fewer than two ids.
+    """
+    if len(ids) < 2:
+        raise ShapeError(f"a text of {counted(len(ids), 'token')} has none to score; give a longer one")
+    length = min(model.config.context_length, len(ids) - 1)
+    if stride is None:
+        stride = max(1, length // 2)
+    require_stride(stride, model.config.context_length)
+    settings: Any = {"context_length": length, "stride": min(stride, length), "windows": windows}
+    at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // length)
+    return evaluate(model, ids, tokenizer, **settings, batch_size=at_once, progress=progress)
 
 
 def evaluate_text(

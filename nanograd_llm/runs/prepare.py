@@ -21,7 +21,7 @@ from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run, require_same_files, require_unfinished
 from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, tables_of
-from nanograd_llm.settings import check_keys, check_settings, require_choice
+from nanograd_llm.settings import check_keys, check_settings, counted, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.language_model import LanguageModelling
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
@@ -179,9 +179,10 @@ def resume_run(
         raise
 
 
-def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Score:
+def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None) -> Score:
     """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
 
+    rows: score only this many windows, texts or pairs, evenly spread and always the same, as during training.
     Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
     """
     from nanograd_llm.runs.opening import OpenedRun, open_model  # which knows every format of pretrained models
@@ -192,10 +193,14 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None) -> Sco
     task = _made_again(opened.folder, {}, report)[0]
     require_same_files(task, opened.path)
     vars(task)["model"] = opened.model()
-    report("scoring", 0)
+    part = "" if rows is None else f"{counted(rows, 'row')} of "
+    scoring = f"scoring {part}what is held out"
+    if "held out" in (described := task.describe()):
+        scoring += f", {described['held out']}"
+    report(scoring, 0)
     if isinstance(task, LanguageModelling):  # whose text may be long
-        return task.score(progress=functools.partial(report, "scoring"))
-    return task.score()
+        return task.score(rows, progress=functools.partial(report, scoring))
+    return task.score(rows)
 
 
 def _require_spare(spare: str | None, out: PathLike | None) -> None:

@@ -142,6 +142,17 @@ def pieces_of(text: str, size: int) -> list[str]:
     return [text[start : start + length] for start in starts]
 
 
+def tokenizer_of(folder: str) -> Tokenizer:
+    """The tokenizer of a prepared folder."""
+    return read_tokenizer(folder) or gpt2_tokenizer()
+
+
+def require_tokenizer(folder: str, tokenizer: Tokenizer, source: str) -> None:
+    """Raise ConfigError unless the ids of a prepared folder mean what they do to this tokenizer, that of `source`."""
+    if not tokenizer.has_same_ids(found := tokenizer_of(folder)):
+        raise ConfigError(f"{folder} was prepared with {found}, not the tokenizer of {source}; prepare it again")
+
+
 class LanguageModelling(TextTask):
     """A GPT predicts the next token at every place of random windows of a text; a `Task`.
 
@@ -251,14 +262,9 @@ class LanguageModelling(TextTask):
         folders = [str(source) for source in self.text.sources]
         if others := [folder for folder in folders if not is_prepared(folder)]:
             raise ConfigError(f"{others[0]} is not prepared, but other sources are; prepare all, or none")
-        tokenizers = [read_tokenizer(folder) or gpt2_tokenizer() for folder in folders]
-        self.tokenizer = tokenizers[0] if start is None else start.tokenizer()
-        for folder, tokenizer in zip(folders, tokenizers):
-            if not self.tokenizer.has_same_ids(tokenizer):
-                other = folders[0] if start is None else start.source
-                raise ConfigError(
-                    f"{folder} was prepared with {tokenizer}, not the tokenizer of {other}; prepare it again"
-                )
+        self.tokenizer = tokenizer_of(folders[0]) if start is None else start.tokenizer()
+        for folder in folders:
+            require_tokenizer(folder, self.tokenizer, folders[0] if start is None else start.source)
         digests = [prepared_hash(folder, report) for folder in folders]
         self.digest = digests[0] if len(folders) == 1 else text_hash(*digests)
         V = self.tokenizer.vocab_size

@@ -139,3 +139,21 @@ def test_in_a_notebook_one_bar_is_redrawn_and_every_event_is_passed_on(monkeypat
     events = [RECORD, "a score", dataclasses.replace(RECORD, loss=1.5, progress=1.0)]
     assert list(shown(iter(events), "tokens")) == events
     assert len(cells) == 1 and "100%" in cells[0][-1] and "loss 1.500" in cells[0][-1]
+
+
+def test_the_time_of_what_is_done_runs_on_after_something_else_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar that reached its end once stays at the time of then, unless it begins again."""
+    made: list[Progress] = []
+
+    class Kept(Progress):
+        def __init__(self, *columns: object, **settings: object) -> None:
+            super().__init__(*columns, **settings)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr("rich.progress.Progress", Kept)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True, write=len, flush=lambda: None))
+    with waiting("reading") as tell:
+        tell("reading", 1.0)
+        assert made[0].tasks[0].finished
+        tell("scoring", 0.25)
+        assert not made[0].tasks[0].finished and made[0].tasks[0].completed == 0.25

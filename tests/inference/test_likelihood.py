@@ -32,8 +32,11 @@ from nanograd_llm.inference import (
 )
 from nanograd_llm.inference.likelihood import RESAMPLES, ScoredText, encode_pair, token_losses
 from nanograd_llm.inference.writing import before_stop
+from nanograd_llm.runs.opening import open_model
+from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.text import ByteTokenizer, CharTokenizer
 from nanograd_llm.text.examples import read_choices
+from nanograd_llm.text.prepared import prepare
 
 BYTES = ByteTokenizer()
 TEXT = "It was — häufig — a naïve text, and then some more of it."
@@ -250,7 +253,7 @@ def test_eval_without_a_terminal_says_now_and_then_how_far_it_is(run, capsys, mo
     monkeypatch.setattr("nanograd_llm.cli.terminal.LINE_EVERY", 0.0)
     assert main(["eval", str(run / "run")]) == 0
     out, err = capsys.readouterr()
-    assert "scoring: 100%\n" in err and "scoring" not in out
+    assert "373 tokens: 100%\n" in err and "scoring" not in out
 
 
 def test_eval_without_a_text_scores_all_that_was_held_out(run, capsys):
@@ -335,3 +338,41 @@ def test_the_adapter_is_refused_without_the_harness(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(ConfigError, match="pip install lm-eval"):
         harness.harness_model(model, BYTES)
+
+
+def test_eval_of_some_rows_is_the_score_that_training_gives_on_as_many(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), "--rows", "4"]) == 0
+    first, score, over = capsys.readouterr().out.splitlines()
+    assert first.startswith("scoring 4 rows of what is held out, its last 10%: ")
+    task = prepare_run(run / "again", file=run / "run" / "config.toml").task
+    vars(task)["model"] = open_model(run / "run").model()
+    assert score == str(task.score(4)) and over == f"over {task.score(4).measured_on}"
+
+
+def test_eval_of_some_windows_of_a_text_scores_each_of_their_bytes_once(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), str(run / "texts"), "--rows", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("scoring 3 windows of 3 texts, 3,720 characters\n") and "95 %" not in out
+    assert "over           29 tokens, 29 bytes" in out  # a window of 16, half of one, and what is left for the last
+
+
+def test_eval_of_a_prepared_folder_scores_its_held_out_part_by_the_tokenizer_that_made_it(run, capsys, tmp_path):
+    prepare([str(run / "texts")], tmp_path / "data", ByteTokenizer(), held_out=0.4)
+    capsys.readouterr()
+    assert main(["eval", str(run / "run"), str(tmp_path / "data")]) == 0
+    held_out = (tmp_path / "data" / "val.bin").stat().st_size // 2
+    out = capsys.readouterr().out
+    assert out.startswith(f"scoring the held-out part of {tmp_path / 'data'}, {held_out:,} tokens\n")
+    assert f"over           {held_out - 1:,} tokens" in out
+    prepare([str(run / "texts")], tmp_path / "other", "characters", held_out=0.4)
+    for arguments, said in [
+        ([tmp_path / "other"], "was prepared with CharTokenizer"),
+        ([tmp_path / "data", run / "texts"], "which is scored by itself; give it alone"),
+        ([tmp_path / "data", "--top", "1"], "leave it out"),
+        ([run / "texts", "--top", "-1"], "--top must be an integer of at least 0; got -1"),
+        ([run / "texts", "--rows", "0"], "--rows must be an integer of at least 1; got 0"),
+    ]:
+        assert main(["eval", str(run / "run"), *map(str, arguments)]) == 2
+        assert said in capsys.readouterr().err
