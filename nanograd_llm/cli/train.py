@@ -173,9 +173,9 @@ def train(
             code = show(run, shown)
     except KeyboardInterrupt as error:
         saved = run.folder.checkpoints()
-        if not saved:
-            raise
-        where = str(error) or f"The weights of step {max(saved)} are in {saved[max(saved)]}"
+        where = str(error) or "No step was done, so nothing is saved"
+        if saved and not str(error):
+            where = f"The weights of step {max(saved)} are in {saved[max(saved)]}"
         raise KeyboardInterrupt(f"{where}; to go on: nanograd-llm train --resume {folder}") from None
     following = f"{run.task.used_by} {folder} {shlex.quote(run.task.example())}"
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {following}"))
