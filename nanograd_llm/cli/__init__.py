@@ -55,7 +55,8 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "doctor": ["doctor"],
 }
 MOST, LEAST = 300, 40  # characters of an error, and of a word in it that is shortened
-STDIN = "train", "generate", "eval", "prepare"  # where the argument - is standard input
+# where the argument - is standard input
+STDIN = {*"train generate eval prepare translate fill classify tokenize embed search".split()}
 MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
 
 
@@ -129,8 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
         shown.usage = usage(arguments[0], shown.default_command)
     app.default_parameter = Parameter(converter=_convert)
     if arguments and arguments[0] in STDIN and "-" in arguments and "--" not in arguments:
-        # standard input, which would be taken for an option
-        arguments = [*(word for word in arguments if word != "-"), "--", "-"]
+        arguments = _with_stdin(arguments)
         if sys.stdin.isatty():  # typed before a bar is shown, which would be drawn over it
             _say("type or paste the text; Ctrl-D at the beginning of a line ends it")
             sys.stdin = io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), "utf-8")
@@ -147,6 +147,21 @@ def _run(arguments: Sequence[str]) -> int:
         raise BrokenPipeError from error
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
+
+
+def _with_stdin(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each - for standard input where it is not taken for an option.
+
+    >>> _with_stdin(["classify", "runs/a", "-", "--top", "2"]), _with_stdin(["classify", "runs/a", "--file", "-"])
+    (['classify', 'runs/a', '--top', '2', '--', '-'], ['classify', 'runs/a', '--file=-'])
+    """
+    words: list[str] = []
+    for word in arguments:
+        if word == "-" and words[-1:] == ["--file"]:
+            words[-1] += "=-"
+        else:
+            words.append(word)
+    return [*(word for word in words if word != "-"), "--", "-"] if "-" in words else words
 
 
 def _swapped(arguments: Sequence[str]) -> str:

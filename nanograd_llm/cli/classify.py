@@ -14,9 +14,9 @@ def classify(model: Labeller, /, *texts: str, file: Path | None = None, top: int
     Parameters
     ----------
     texts
-        The texts, each in quotes.
+        The texts, each in quotes; if there are none, or for -, the lines that are piped in.
     file
-        A UTF-8 file with more texts, a line each; blank lines are left out.
+        A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
     top
         Classes to show for each.
     """

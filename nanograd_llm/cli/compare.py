@@ -32,7 +32,7 @@ def compare(
     from rich.table import Column, Table
 
     from nanograd_llm.files.atomic import require_replaceable, write_atomically
-    from nanograd_llm.files.png import PNG_BEGINS
+    from nanograd_llm.files.png import PNG_BEGINS, require_matplotlib
     from nanograd_llm.runs.compare import (
         SVG_BEGINS,
         differences,
@@ -48,6 +48,7 @@ def compare(
         require_replaceable(svg, ".svg", SVG_BEGINS)
     if png is not None:
         require_replaceable(png, ".png", PNG_BEGINS)
+        require_matplotlib()
     histories = [history(path) for path in runs]
     found = {
         "last score": [one.figure or "none" for one in histories],

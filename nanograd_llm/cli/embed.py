@@ -22,9 +22,9 @@ def embed(
     Parameters
     ----------
     texts
-        The texts, each in quotes.
+        The texts, each in quotes; if there are none, or for -, the lines that are piped in.
     file
-        A UTF-8 file with more texts, a line each; blank lines are left out.
+        A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
     out
         A file of NumPy to write, such as vectors.npy: a row for each text. Only another .npy is replaced.
     truncate

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from nanograd_llm.cli.options import Device, Filler
+from nanograd_llm.cli.options import Device, Filler, given_text
 from nanograd_llm.settings import printable
 
 
-def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False, device: Device = "cpu") -> None:
+def fill(
+    model: Filler, text: str | None = None, /, *, top: int = 5, truncate: bool = False, device: Device = "cpu"
+) -> None:
     """Show the likeliest words for each [MASK] of a text, with their probabilities.
 
     Parameters
     ----------
     text
-        A text with [MASK] in place of a word, or of several.
+        A text with [MASK] in place of a word, or of several; if not given, or -, what is piped in.
     top
         Words to show for each.
     truncate
@@ -23,6 +25,7 @@ def fill(model: Filler, text: str, /, *, top: int = 5, truncate: bool = False, d
     from nanograd_llm.models import BERT
     from nanograd_llm.runs.opening import open_model
 
+    text = given_text(text, "fill")
     use_device(device)
     opened = open_model(model, BERT)
     tokenizer, loaded = opened.tokenizer(), opened.model()

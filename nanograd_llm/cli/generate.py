@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, options, with_options
-from nanograd_llm.cli.terminal import accept_any_input, written
+from nanograd_llm.cli.terminal import text_or_piped, written
 from nanograd_llm.inference import Sampling, stream_text, write_texts
 from nanograd_llm.inference.sampling import PROSE, strategy_of
 from nanograd_llm.inference.writing import default_prompt, unescaped
@@ -65,9 +65,7 @@ def generate(
     use_device(device)
     opened = open_model(model, GPT)
     tokenizer, loaded = opened.tokenizer(), opened.model()
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        accept_any_input()
-        prompt = sys.stdin.read().removesuffix("\n")
+    prompt = text_or_piped(prompt)
     template = template_beside(opened.path) if prompt and not raw else None
     prompt = prompt or default_prompt(tokenizer)
     ids = tokenizer.encode(prompt if template is None else template.fill(prompt))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from cyclopts import Group, Parameter
 
+from nanograd_llm.cli.terminal import text_or_piped
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import Settings
 
@@ -109,10 +110,25 @@ def _section(title: str) -> Group:
 
 
 def given_texts(texts: Sequence[str], file: Path | None, purpose: str) -> list[str]:
-    """The texts of the command line, then the lines of the file. Raises ConfigError where there are none."""
+    """The texts of the command line, then the lines of the file; "-", or nothing, is what is piped in, a text a line.
+
+    Raises ConfigError where there are none.
+    """
     from nanograd_llm.text import read_lines
 
-    lines = [*texts, *(read_lines(file) if file is not None else ())]
+    lines = [text for text in texts if text != "-"]
+    if "-" in (*texts, str(file)) or not (texts or file):
+        lines += [line.strip() for line in (text_or_piped(None) or "").splitlines() if line.strip()]
+    lines += read_lines(file) if file is not None and str(file) != "-" else ()
     if not lines:
-        raise ConfigError(f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line")
+        raise ConfigError(
+            f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line, or pipe lines in"
+        )
     return lines
+
+
+def given_text(text: str | None, purpose: str) -> str:
+    """The text of the command line, or what is piped in. Raises ConfigError where there is none."""
+    if (found := text_or_piped(text)) is None or (text is None and not found):
+        raise ConfigError(f"there is nothing to {purpose}; give TEXT in quotes, or pipe it in")
+    return found

@@ -29,7 +29,7 @@ def plot(
     """
     from nanograd_llm.cli.terminal import row, written
     from nanograd_llm.files.atomic import require_replaceable, write_atomically
-    from nanograd_llm.files.png import PNG_BEGINS
+    from nanograd_llm.files.png import PNG_BEGINS, require_matplotlib
     from nanograd_llm.runs.compare import sparkline
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.see.page import require_html
@@ -38,6 +38,7 @@ def plot(
     path = None if html is None else require_html(html)
     if png is not None:
         require_replaceable(png, ".png", PNG_BEGINS)
+        require_matplotlib()
     folders = [RunFolder.open(Path(run)) for run in runs]
     metrics = {run: folder.read_metrics() for run, folder in zip(runs, folders)}
     width = max(8, min(48, shutil.get_terminal_size((100, 24)).columns - 34))

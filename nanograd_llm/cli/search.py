@@ -18,7 +18,7 @@ def search(
     query
         What to look for, such as a question.
     file
-        A UTF-8 file with a text on each line; blank lines are left out.
+        A UTF-8 file with a text on each line, or - for standard input; blank lines are left out.
     top
         Lines to show.
     truncate

@@ -57,6 +57,14 @@ def accept_any_input() -> None:
             sys.stdin.reconfigure(errors="replace")
 
 
+def text_or_piped(text: str | None) -> str | None:
+    """A text of the command line; what is piped in where that is "-" or not given; None where nothing is piped."""
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        accept_any_input()
+        return sys.stdin.read().removesuffix("\n")
+    return text
+
+
 def written(text: str) -> str:
     """A text for stdout: `printable` if that is a terminal, unchanged if it is a file or a pipe."""
     return printable(text) if sys.stdout.isatty() else text

@@ -16,7 +16,7 @@ def tokenize(
     Parameters
     ----------
     text
-        The text to split. Put one that begins with a dash last, after " -- ".
+        The text to split; if not given, or -, what is piped in. Put one that begins with a dash last, after " -- ".
     model
         Use the tokenizer of this model: the folder of a run, or a pretrained model; if not given GPT-2, or
         bytes where that is not on this machine and cannot be fetched.
@@ -27,7 +27,8 @@ def tokenize(
     """
     import warnings
 
-    from nanograd_llm.errors import ConfigError, StorageError
+    from nanograd_llm.cli.options import given_text
+    from nanograd_llm.errors import StorageError
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.settings import counted, require_int
@@ -47,10 +48,9 @@ def tokenize(
     if show_merges is not None:
         require_int("show_merges", show_merges, 1)
         print(tokenizer.show_merges(show_merges) or f"{tokenizer} has no merges")
-    if text is None:
-        if show_merges is None:
-            raise ConfigError("tokenize needs TEXT, or --show-merges N")
+    if text is None and show_merges is not None:
         return
+    text = given_text(text, "tokenize")
     pieces = tokenizer.pieces(text, allow_special=special)
     width = max((len(readable(piece)) for _, piece in pieces), default=0)
     for i, piece in pieces:

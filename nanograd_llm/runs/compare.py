@@ -16,7 +16,7 @@ import numpy as np
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.atomic import read_bytes
-from nanograd_llm.files.png import png_of
+from nanograd_llm.files.png import png_of, smoothed
 from nanograd_llm.runs.folder import RunFolder
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Score
@@ -147,13 +147,6 @@ def sparkline(values: np.ndarray, width: int = 24) -> str:
     low, high = values.min(), values.max()
     heights = np.rint(7 * (values - low) / (high - low if high > low else 1)).astype(int)
     return "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-
-
-def smoothed(values: np.ndarray, points: int) -> np.ndarray:
-    """At most this many means of neighbouring values, along axis 0."""
-    if len(values) <= points:
-        return values
-    return np.array([part.mean(axis=0) for part in np.array_split(values, points)])
 
 
 def loss_picture(histories: Sequence[History]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.files.png import png_of
+from nanograd_llm.files.png import png_of, smoothed
 from nanograd_llm.see.look import LookResult
 from nanograd_llm.see.page import shell
 
@@ -147,7 +147,7 @@ def training_png(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mappi
     heights = [7.0, *(height for _, height, *_ in pictures)]
 
     def draw(figure: Any) -> None:
-        from matplotlib.ticker import LogFormatter
+        from matplotlib.ticker import LogFormatter, MaxNLocator
 
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         panels = parts[0].subplots(2, 3)
@@ -159,6 +159,7 @@ def training_png(runs: Mapping[str, Sequence[Mapping[str, Any]]], watched: Mappi
                 values = np.maximum(curve[:, 1], 1e-12) if log else curve[:, 1]
                 axes.plot(curve[:, 0], values, linestyle=style, label=f" {name:.80}")
             axes.set(title=title, yscale="log" if log else "linear")
+            axes.xaxis.set_major_locator(MaxNLocator(4))  # more numbers of items would touch each other
             if log:  # its own labels are mathematics
                 axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
         panels[1, 2].axis("off")
@@ -203,9 +204,7 @@ def series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> np.ndarray:
         known = {**record, "seconds": seconds}
         rows.append((float(known[x]), float(known[y])))
     found = np.array(rows).reshape(-1, 2)
-    found = found[np.isfinite(found).all(axis=1)]
-    parts = np.array_split(found, POINTS) if len(found) > POINTS else [found[i : i + 1] for i in range(len(found))]
-    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+    return smoothed(found[np.isfinite(found).all(axis=1)], POINTS)
 
 
 def _dash(number: int) -> str:

@@ -171,6 +171,13 @@ def test_each_setting_out_of_range_is_named_as_its_option(task, tmp_path, capsys
             assert f"{option} must be" in (err := printed(capsys)[1]), err
 
 
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_a_text_to_tokenize_is_read_from_a_pipe(arguments, run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
+    assert main(["tokenize", *arguments, "--model", str(run)]) == 0
+    assert "2 bytes" in printed(capsys)[0]
+
+
 def test_a_second_ctrl_c_between_two_steps_names_the_checkpoint(tmp_path, capsys, monkeypatch):
     def interrupted(_run, events):
         next(events)

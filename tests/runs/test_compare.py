@@ -11,8 +11,9 @@ import pytest
 
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError
+from nanograd_llm.files.png import smoothed
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.compare import differences, history, loss_picture, remarks, smoothed, sparkline
+from nanograd_llm.runs.compare import differences, history, loss_picture, remarks, sparkline
 from nanograd_llm.runs.prepare import prepare_run
 
 SIZES = {"n_layer": 1, "n_head": 2, "context_length": 8, "tokenizer": "bytes", "workers": 1, "steps": 6}
@@ -89,6 +90,7 @@ def test_a_run_without_a_step_has_an_empty_picture(tmp_path):
 def test_losses_that_are_not_finite_leave_a_gap(runs):
     losses = np.array([2.0, np.nan, 1.0, np.inf])
     assert sparkline(losses) == "█▁"
+    assert np.array_equal(smoothed(np.arange(329.0), 200), [*np.arange(0.5, 327, 2), 328])  # two steps each
     assert len(smoothed(np.arange(1000.0), 10)) == 10 and smoothed(np.arange(1000.0), 10).mean() == 499.5
 
 

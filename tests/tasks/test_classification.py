@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -314,7 +315,8 @@ def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, t
             task(tmp_path, **{"file": file, **setting})
 
 
-def test_commands_say_what_is_missing_in_one_line(run: Path, bert: str, capsys: Any) -> None:
+def test_commands_say_what_is_missing_in_one_line(run: Path, bert: str, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     for words, code, said in (
         (["classify", str(run)], 2, "there is nothing to classify; give texts in quotes, or --file"),
         (["classify", str(run), "a", " "], 2, "text 2 is ' ', which has no words; leave it out"),
@@ -329,6 +331,13 @@ def test_commands_say_what_is_missing_in_one_line(run: Path, bert: str, capsys: 
 
 
 # The parts
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"], ["--file", "-"]])
+def test_texts_to_classify_are_read_from_a_pipe(arguments: list[str], run: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cat new old dog\n\ndog new old cat\n"))
+    assert main(["classify", str(run), *arguments, "--top", "1"]) == 0
+    assert re.findall(r"^(\w+): ", capsys.readouterr().out, flags=re.M) == ["cats", "dogs"]
 
 
 def test_naive_bayes_is_what_its_definition_gives() -> None:
