@@ -69,7 +69,8 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
     if result.uses:
         uses = "".join(
             f'<tr><th scope="row">{html.escape(use.name)}</th><td>norm {use.norm:.4f}</td>'
-            f"<td>{use.share:.1%} of the whole, in its direction</td><td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
+            f"<td>{use.share:.1%} of the whole, in its direction</td>"
+            f"<td>{use.rows:,} of {result.table_rows:,} rows</td></tr>"
             for use in result.uses
         )
         parts += [f"<h2>the gradient of {html.escape(result.table)}, the token table, use by use</h2>", _scrolled(uses)]

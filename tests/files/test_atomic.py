@@ -54,9 +54,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int 
 
 
 def test_a_missing_folder_is_said_to_be_made_first(tmp_path: Path) -> None:
-    with pytest.raises(
-        StorageError, match="No such file or directory; nothing there was changed; make its folder first"
-    ):
+    with pytest.raises(StorageError, match="No such file .*; make its folder first"):
         write_atomically(tmp_path / "none" / "file", b"content")
 
 
