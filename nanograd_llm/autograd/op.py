@@ -242,7 +242,7 @@ class Op:
         if not isinstance(y, np.ndarray):
             y = as_array(y, *arrays)
             if not is_array(y):
-                raise GraphError(f"the forward of {self.name} returned a {type(y).__name__}; it must return an array")
+                raise GraphError(f"the forward of {self.name} returned {type(y).__name__}; it must return an array")
         if is_traced:
             y, where = as_input(y, shown, arrays), place(self.name, arrays, ".".join(now.modules))
             if now.checked:

@@ -426,7 +426,7 @@ def test_a_forward_that_returns_no_array_is_refused(result):
     def made(x, w):
         return result
 
-    with pytest.raises(GraphError, match="the forward of made returned a .*; it must return an array"):
+    with pytest.raises(GraphError, match="the forward of made returned .*; it must return an array"):
         declare("x (*), w (*) -> y (*)", made)(leaf([1.0]), 1.0)
 
 

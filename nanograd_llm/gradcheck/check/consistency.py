@@ -116,7 +116,8 @@ def problems(
     for words, alike in first.items():
         names = [function.names[pair.k] for pair in alike]
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        found.append(words.format(shown, max(pair.off for pair in alike)))
+        largest = max(np.abs(p.expected[np.isfinite(p.expected)]).max(initial=0) for p in alike)
+        found.append(words.format(shown, max(pair.off for pair in alike), largest))
     return found or (_in_float32(function, cotangent, flow, precisions, rng) if is_early() else [])
 
 
@@ -142,11 +143,14 @@ def _pairs(
     for k, leaf in enumerate(leaves[:_ALONE] if len(leaves) > 1 else ()):
         yield _Pair(k, words, together[k], grad(y, leaf, cotangent, retain_graph=True), False)
     for factor in _FACTORS:
-        words = f"a cotangent {factor:.0e} times as large does not make the gradient so, for {{}}: off by {{:.1e}}"
+        words = (
+            f"the rule is not linear in ȳ: for {factor:.0e} ȳ the gradient of {{}} is not {factor:.0e} times that for "
+            "ȳ; they differ by up to {:.1e}, where the largest entry is {:.1e}"
+        )
         yield from each(words, of((factor * cotangent).astype(y.dtype)), factor)
     some = rng.random(y.shape) < 0.5
     parts = [of(np.where(mask, cotangent, 0).astype(y.dtype)) for mask in (some, ~some)]
-    words = "the gradients of {} for two parts of a cotangent do not add up to that for the whole: off by {:.1e}"
+    words = "the rule is not linear in ȳ: the gradients of {} for two parts of ȳ do not add up to that for ȳ, by {:.1e}"
     yield from each(words, [a + b for a, b in zip(*parts)])
     words = "the gradient of {} depends on how the inputs and the cotangent lie in memory, by up to {:.1e}"
     for layout in ("negative strides", "fortran"):

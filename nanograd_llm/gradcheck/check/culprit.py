@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from nanograd_llm.autograd.modes import watched
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.backend.arrays import is_array
+from nanograd_llm.gradcheck.check.function import place_of
 from nanograd_llm.gradcheck.check.report import Culprit, Report
 
 MOST = 3  # culprits to name
@@ -43,7 +43,6 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
         wrong = [f for f in report.findings if f.verdict == "wrong" or report.problems and f.kinks]  # as ties are
         if wrong:
             names = tuple(dict.fromkeys(finding.name for finding in wrong))
-            code = getattr(inspect.unwrap(op.rule), "__code__", None)
-            rule = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(op.rule)
+            rule = place_of(op.rule) or repr(op.rule)
             found[key] = Culprit(op.name, place, rule, names, wrong[0].pattern)
     return list(found.values()), len(calls)

@@ -328,6 +328,12 @@ def label(f: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
+def place_of(f: Callable[..., Any]) -> str:
+    """The file and line where a function is written; nothing for a builtin."""
+    code = getattr(inspect.unwrap(f), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
 def input_names(f: Callable[..., Any], count: int) -> list[str]:
     """What the function calls its first `count` inputs, as far as it says so."""
     parameters, inner = [], getattr(f, "func", f)

@@ -179,8 +179,9 @@ def ties(
                 f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for k, p in places
             )
             found.append(
-                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / (ones * unit):.6g}; moved together "
-                f"they change {of} with slope {numeric / (ones * unit):.6g}: give it to one of them, or divide it"
+                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / (ones * unit):.6g}; moved "
+                f"together they change {of} with slope {numeric / (ones * unit):.6g}: give it to one of them, or "
+                "divide it"
             )
     return found
 

@@ -94,9 +94,9 @@ def recognise(
     if not g.any():
         return "the function's slope is zero here, as where it moves in steps or ignores the input; the gradient is not"
     off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
-    wanted = factor * g
+    scaled = factor * g
     # of each entry a part: rows of different sizes may have different factors, of which the largest row hides others
-    spread = np.max(np.abs(a - wanted) / np.maximum(np.abs(wanted), _SMALL * np.abs(wanted).max()))
+    spread = np.max(np.abs(a - scaled) / np.maximum(np.abs(scaled), _SMALL * np.abs(scaled).max()))
     other = _other(a, off, others) if x.size == 1 else ""  # then a factor explains everything
     kinds = [
         ("; ".join(filter(None, ("the sign is wrong", other))), -g),
@@ -105,7 +105,8 @@ def recognise(
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
     known = [(np.abs(a - wanted).max(), words) for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian))]
-    known.insert(2, (spread * off, "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other)))))
+    words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other)))
+    known.insert(2, (max(spread * off, np.abs(a - scaled).max()), words))
     for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
         if words := next((words for left, words in known if left <= part * off), ""):
             return words

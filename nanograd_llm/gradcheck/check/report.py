@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanograd_llm.errors import NanogradError
@@ -152,8 +152,8 @@ class Finding(Shown):
         return self.verdict in PASSING and 1e-10 < self.tolerance < 1
 
     def __str__(self) -> str:
-        digits = f", so {-math.log10(self.tolerance):.0f} digits are checked" if self._is_coarse else ""
-        seen = f"off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding{digits}; {self.compared}"
+        digits = f"to about {-math.log10(self.tolerance):.0f} digits: " if self._is_coarse else ""
+        seen = f"{digits}off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
         if not self.tolerance and self.verdict in PASSING:
             seen = f"where the slopes are zero the gradient is zero; {self.compared}"
         if 0 in self.shape:
@@ -163,8 +163,6 @@ class Finding(Shown):
         if self.reason:
             seen = f"because {self.reason}" if self.verdict == "cannot tell" else self.reason
         lines = [f"{self.name} {self.shape if self.shape else '(a number)'}: {self.verdict}, {seen}"]
-        if self.why:
-            lines.append(f"by differences, step {self.step:.0e}, because {self.why}")
         if self.worst is not None:
             lines.append(str(self.worst))
         if self.pattern:
@@ -203,7 +201,9 @@ class Report(Checked):
         if self.problems and not self.findings or NOTHING in self.problems:
             verdict = "NOT CHECKED"
         lines = [f"gradients of {self.function}: {verdict}"]
-        for head, items in (("problem", self.problems), ("culprit", self.culprits)):
+        patterns = {finding.pattern for finding in self.findings}
+        culprits = [replace(c, pattern="") if c.pattern in patterns else c for c in self.culprits]
+        for head, items in (("problem", self.problems), ("culprit", culprits)):
             lines += ["  " + line for item in items for line in f"{head}: {item}".splitlines()]
         for order in sorted({f.order for f in self.findings}):
             findings = [f for f in self.findings if f.order == order]
@@ -214,8 +214,11 @@ class Report(Checked):
             lines += [indent + line for f in findings if f not in left_out for line in str(f).splitlines()]
             if left_out:
                 lines.append(f"{indent}and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
-        methods = dict.fromkeys(f.method for f in self.findings if f.step)
-        how = [f"slopes of the function by {' and '.join(methods)}, from its values alone"] if methods else []
+        by = (f"{f.method}, because {f.why}" if f.why else f.method for f in self.findings if f.step)
+        methods = dict.fromkeys(by)
+        how = [f"slopes of the function from its values alone, by {' and '.join(methods)}"] if methods else []
+        if any(f.verdict == "wrong" for f in self.findings):
+            how.append("off by: the largest difference of gradient and slope, divided by all terms that add up in both")
         return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 
     def __rich__(self) -> Any:

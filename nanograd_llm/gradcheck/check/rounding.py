@@ -37,7 +37,8 @@ class Precisions:
     """The numbers that a function can be computed in.
 
     given: float64, as it is checked.  epsilon_for: of a dtype, the ε of the narrowest float on the function's tape when
-    its inputs have this dtype; raises whatever the function raises.  is_grainy: see `comparison`.  noise: of functions: see `comparison.noise`.
+    its inputs have this dtype; raises whatever the function raises.  is_grainy, and noise (of functions): see
+    `comparison`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import InPlaceError, NanogradError, SignatureError
 from nanograd_llm.gradcheck.check.check import JACOBIAN, SECONDS, gradcheck, quiet
 from nanograd_llm.gradcheck.check.culprit import MOST
-from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
+from nanograd_llm.gradcheck.check.function import input_names, label, owner_of, place_of
 from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.inputs import described
@@ -260,10 +260,9 @@ def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
     found = list(itertools.islice(_in_layers(foreign), MOST)) if isinstance(foreign, Layer) else []
     yield from found
     for name, rule in foreign.rules.items() if not found else ():
-        code = getattr(inspect.unwrap(rule), "__code__", None)
-        if code is not None:
+        if where := place_of(rule):
             place = f"computed by {name}" + (", or by another of these" if len(foreign.rules) > 1 else "")
-            yield Culprit(foreign.label, place, f"{code.co_filename}:{code.co_firstlineno}", names)
+            yield Culprit(foreign.label, place, where, names)
 
 
 def _in_layers(network: Layer) -> Iterator[Culprit]:

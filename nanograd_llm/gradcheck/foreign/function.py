@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NanogradError, ShapeError
-from nanograd_llm.gradcheck.check.function import label
+from nanograd_llm.gradcheck.check.function import label, place_of
 from nanograd_llm.gradcheck.foreign.inputs import Inputs, described
 from nanograd_llm.gradcheck.foreign.library import Library, first_line, is_wider
 from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
@@ -142,6 +142,7 @@ class Foreign:
             if not any(np.array_equal(now, a, equal_nan=nan) for nan in (False, True)):  # with NaN it takes longer
                 raise InPlaceError(
                     f"{who or self.label} writes into {name}, which belongs to its caller; write into a copy"
+                    + (f"; it is written at {place}" if (place := place_of(self.rule if who else self.f)) else "")
                 )
         return result
 

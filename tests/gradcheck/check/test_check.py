@@ -558,8 +558,8 @@ def test_what_is_shown_as_rounding_is_what_decided():
 
 
 def test_a_right_gradient_that_is_known_to_few_digits_says_to_how_many_it_was_checked():
-    assert "8 digits are checked" in str(gradcheck(ops.tanh, np.array([40.0, -70])))
-    assert "digits are checked" not in str(gradcheck(ops.tanh, np.array([0.3])))
+    assert "right, to about 8 digits: off by" in str(gradcheck(ops.tanh, np.array([40.0, -70])))
+    assert "digits" not in str(gradcheck(ops.tanh, np.array([0.3])))
 
 
 def test_no_hint_is_given_for_an_entry_that_is_off_by_less_than_any_contribution():
@@ -578,6 +578,43 @@ def test_no_hint_is_given_for_an_entry_that_is_off_by_less_than_any_contribution
 def test_a_report_is_true_where_it_passed(factor):
     x = np.array([0.3, 0.4])
     assert bool(check_gradient(np.sin, lambda x: factor * np.cos(x), x)) is (factor == 1)
+
+
+def test_a_call_that_breaks_its_shape_line_is_named_where_the_rule_cannot_run():
+    @declare("y = x w", "x̄ = ȳ wᵀ;  w̄ = xᵀ ȳ")
+    def project(x, w):
+        """A product.  x (N, D), w (D, E) -> y (N, E)"""
+        return x @ w
+
+    project.backward(lambda dy, x, w: (dy @ w.T, x.T @ dy))
+    report = gradcheck(project, np.ones((2, 2, 3)), np.ones((3, 4)))
+    assert "test_check.py:" in report.problems[0] and "breaks the shape line x (N, D)" in report.problems[0]
+    assert report.problems[1].startswith("with these shapes no more can be checked: in the rule of project")
+
+
+def test_for_a_function_of_numpy_the_right_check_is_named():
+    with pytest.raises(SignatureError, match=r"np.tanh is a function of NumPy.* check_gradient\(np.tanh, "):
+        gradcheck(np.tanh, np.ones(3))
+
+
+def test_what_off_by_means_is_said_where_a_gradient_is_wrong():
+    x = np.array([0.3, 0.4])
+    assert "off by: the largest difference" in str(check_gradient(np.sin, lambda x: 2 * np.cos(x), x))
+
+
+def test_why_differences_are_taken_is_said_once():
+    def halves(a, b, c):
+        return np.array(float((a * b * c).sum()))
+
+    x = np.array([0.3, 0.4])
+    text = str(check_gradient(halves, lambda a, b, c: (b * c, a * c, a * b), x, x, x))
+    assert text.count("because on complex numbers") == 1
+
+
+def test_a_pattern_is_said_once_for_an_input_and_its_rule(monkeypatch):
+    monkeypatch.setattr(registry["sin"], "rule", lambda dy, x: 2 * dy * ops.cos(x))
+    report = gradcheck(ops.sin, np.array([0.3, 0.4]))
+    assert report.culprits[0].pattern and str(report).count("looks like") == 1
 
 
 def test_summaries_are_true_where_they_passed():

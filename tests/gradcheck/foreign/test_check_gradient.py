@@ -290,7 +290,7 @@ def test_a_function_that_writes_into_its_input_is_a_problem() -> None:
     before = X.copy()
     report = check_gradient(shifted, np.exp, X)
     assert not report.passed
-    assert report.problems == ("shifted writes into x, which belongs to its caller; write into a copy",)
+    assert report.problems[0].startswith("shifted writes into x, which belongs to its caller; write into a copy")
     assert np.array_equal(X, before)
 
 
@@ -725,3 +725,17 @@ def test_a_function_that_saturates_at_all_inputs_gets_a_note_also_where_it_is_an
 def test_a_function_that_moves_in_steps_is_not_called_independent_of_its_input():
     text = str(check_gradient(np.floor, lambda x: np.ones_like(x), np.array([0.3, 1.2])))
     assert "looks like: the function's slope is zero here, as where it moves in steps" in text
+
+
+def test_where_a_function_that_writes_into_its_input_is_written_is_said():
+    def centred(x):
+        x -= x.mean()
+        return x
+
+    problem = check_gradient(centred, lambda x: np.ones_like(x), np.array([1.0, 2.0])).problems[0]
+    assert re.search(r"centred writes into x, .* it is written at .*test_check_gradient.py:\d+$", problem)
+
+
+def test_a_rule_that_is_not_linear_says_for_which_cotangent_and_how_large_the_gradient_is():
+    problems = check_gradient(np.sin, X, vjp=lambda dy, x: np.abs(dy) * np.cos(x)).problems
+    assert re.search(r"not linear in ȳ: for -1e\+00 ȳ the gradient of x is not -1e\+00 times", problems[0]), problems
