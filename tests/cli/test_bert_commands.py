@@ -64,7 +64,9 @@ def test_train_says_what_is_learned_the_baseline_and_the_next_command(lines: Pat
     assert re.search(r"lines\.txt: 27 rows, 3 rows held out", out)
     score = r"hidden pieces right [\d.]+ % \(loss [\d.]+, unigrams [\d.]+ %, loss of unigrams [\d.]+\)"
     assert re.search(rf"step +2: held out {score}", out)
-    assert re.search(r"%, on .*: no better than unigrams \([\d.]+ %\), which know only how frequent each piece is\n", out)
+    assert re.search(
+        r"%, on .*: no better than unigrams \([\d.]+ %\), which know only how frequent each piece is\n", out
+    )
     assert f"nanograd-llm fill {out_folder} '" in out and "[MASK]" in out.splitlines()[-1]
 
 

@@ -187,10 +187,8 @@ class _Check:
                         if not self.explain:
                             break
                 wrong = [finding.order for finding in findings if finding.verdict == "wrong"] + [1] * bool(self.ties)
-                if wrong and self.explain and trace and self.progress.left:
+                if wrong and self.explain and trace:
                     culprits = self._trace(min(wrong))
-                elif wrong and self.explain and trace:
-                    self.notes.append("there was no time to look for the op calls at fault: give seconds= for it")
             finally:
                 self.progress.end()
         if (took := self.progress.elapsed) > 2 * max(1.0, self.progress.seconds):
@@ -217,27 +215,25 @@ class _Check:
 
     def _region(self) -> list[str]:
         """Where the points lie that were checked: beyond, nothing is known."""
-        given = zip(self.function.names, self.function.values)
-        inputs = [(n, x[np.isfinite(x)], f" of {x.size:,}" * (not np.isfinite(x).all())) for n, x in given]
-        parts = [
-            f"{name} = {x.min():.4g}"
-            if x.size == 1 and not of
-            else f"{x.size:,}{of} values of {name} "
-            + (f"between {x.min():.4g} and {x.max():.4g}" if x.min() < x.max() else f"that are all {x.min():.4g}")
-            for name, x, of in inputs
-            if x.size
-        ]
+        parts = []
+        for name, values in zip(self.function.names, self.function.values):
+            if (x := values[np.isfinite(values)]).size:
+                of = f" of {values.size:,}" * (x.size < values.size)
+                among = f"between {x.min():.4g} and {x.max():.4g}"
+                among = among if x.min() < x.max() else f"that are all {x.min():.4g}"
+                parts.append(f"{x.size:,}{of} values of {name} {among}" if values.size > 1 else f"{name} = {x[0]:.4g}")
         more = f", and {len(parts) - 4} more inputs" if len(parts) > 4 else ""
         return [f"checked at {', '.join(parts[:4])}{more}"] if parts else []
 
     def _trace(self, order: int) -> list[Culprit]:
         """The op calls on the tape that are wrong by themselves at this order; a note where none is."""
+        if not self.progress.left:
+            self.notes.append("there was no time to look for the op calls at fault: give seconds= for it")
+            return []
 
         def check(f: Callable[..., Tensor], *inputs: Any) -> Report:
-            check = _Check(
-                Function(f, inputs), order, self.seed, self.jacobian, self.explain, max(1.0, self.progress.left) / 8
-            )
-            return check.report(trace=False)
+            seconds = max(1.0, self.progress.left) / 8
+            return _Check(Function(f, inputs), order, self.seed, self.jacobian, True, seconds).report(trace=False)
 
         found, calls = culprits(lambda: self.function.record(self.function.values)[0], check)
         if not found:
@@ -272,9 +268,8 @@ class _Check:
                 self.ties = kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
                 problems += self.ties
                 try:
-                    problems += consistency.problems(
-                        self.function, cotangent, self.of_all, self.rng, self._is_early, self.progress.seconds
-                    )
+                    how = self.of_all, self.rng, self._is_early, self.progress.seconds
+                    problems += consistency.problems(self.function, cotangent, *how)
                 except Varying as varying:
                     problems.append(str(varying))
                     return
@@ -292,7 +287,8 @@ class _Check:
                         bent[k] = None if missed is None else np.union1d(places, missed)
                         finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
                 if order == 1 and finding.verdict == "wrong" and finding.method == "complex step":
-                    if not self._is_analytic(target, k):
+                    x = target.values[k]
+                    if not is_analytic(line(target, target.values, k, dense(self.rng, x.shape) * sizes(x))):
                         self.not_analytic.add(k)
                         again = self._check_input(target, k, bent[k], found, y, cotangents, order)
                         if again.verdict in PASSING or again.relative_error <= again.tolerance:
@@ -303,10 +299,8 @@ class _Check:
     def _is_early(self) -> bool:
         """Is there time to test more of what holds of any gradient?  A note says where there is none."""
         if self.progress.left < max(1.0, self.progress.seconds) / 2:
-            self.notes.append(
-                f"in {self.progress.seconds:g} s not all was tested that holds of any gradient, such as that it is "
-                "linear in its cotangent: give seconds= for it"
-            )
+            such_as = "that holds of any gradient, such as that it is linear in its cotangent: give seconds= for it"
+            self.notes.append(f"in {self.progress.seconds:g} s not all was tested {such_as}")
             return False
         return True
 
@@ -331,10 +325,6 @@ class _Check:
                 return None
             found += places.tolist()
         return np.array(sorted(found), int)
-
-    def _is_analytic(self, function: Differentiable, k: int) -> bool:
-        x = function.values[k]
-        return is_analytic(line(function, function.values, k, dense(self.rng, x.shape) * sizes(x)))
 
     def _method(self, function: Differentiable, k: int, smooth: np.ndarray) -> tuple[Derivative, Method]:
         """How slopes by input k are computed, and a first one: by complex step unless differences contradict it, or it
@@ -384,10 +374,9 @@ class _Check:
         reach = sizes(x) if first.why else np.minimum(length(x), _FAR * sizes(x))
         directions = rows([dense(self.rng, x.shape) * reach for _ in range(number)]) * smooth
         hold, v = functools.partial(decision.hold, Slopes(function, k, method)), rows(cotangents[:number])
-        c = _Compared(
-            function, k, cotangents, order, smooth, first, method, hold(v, directions, self.precisions, self.rng)
-        )
-        c.words, singly = self._extent(function, k, method, order, y.size, number, by_differences=bool(first.why))
+        found = hold(v, directions, self.precisions, self.rng)
+        c = _Compared(function, k, cotangents, order, smooth, first, method, found)
+        c.words, singly = self._extent(c, y.size, _compared(number))
         flows = self._from_infinity(c, y)
         if not c.found.finite or flows.any() or np.isnan(y).any():
             self._set_aside(c, y, v, directions, flows)
@@ -413,9 +402,7 @@ class _Check:
         elif verdict in PASSING:
             self._note_digits(c)
             self._note_straight(c, dense(np.random.default_rng(self.seed), x.shape) * reach * smooth.reshape(x.shape))
-        why = (
-            c.first.why if order == 1 and c.found.finite else ""
-        )  # rules need no complex numbers, so beyond it is always so
+        why = c.first.why if order == 1 and c.found.finite else ""  # beyond the first order it is always so
         shown = c.shown.off, c.shown.tolerance, c.first.method, c.first.step, c.words, why, reason, worst, pattern
         return Finding(order, function.names[k], x.shape, verdict, *shown, c.kinks)
 
@@ -443,17 +430,14 @@ class _Check:
         found, function = c.found, c.function
         if decision.is_constant(function, c.k, self.precisions, self.rng):
             c.found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
-            if not found.zero:
-                c.reason = (
-                    "the result does not change with it, and the gradient is no more than rounding leaves of zero"
-                )
+            is_small = "the result does not change with it, and the gradient is no more than rounding leaves of zero"
+            c.reason = "" if found.zero else is_small
             return
         nearer = decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng)
         if nearer and (is_lost or nearer[1].clear or nearer[1].wrong.any()):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
-            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs"
-            c.words += ": here they are lost in rounding"
+            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs: here they are lost in rounding"
         elif is_lost and not found.zero and found.digits >= 1:
             c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
 
@@ -473,10 +457,8 @@ class _Check:
             reason = "rounding inside the function hides more than a millionth of the gradient"
             return "cannot tell", reason + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
         if c.found.faint.any():
-            return (
-                "cannot tell",
-                "the gradient is smaller than what rounding leaves of larger numbers, here and nearer to zero",
-            )
+            what = "the gradient is smaller than what rounding leaves of larger numbers"
+            return "cannot tell", f"{what}, here and nearer to zero"
         if any(kink.jump for kink in c.kinks):
             return "cannot tell", "the function jumps here"
         if not all(kink.allowed for kink in c.kinks):
@@ -544,22 +526,18 @@ class _Check:
     @staticmethod
     def _not_finite(c: _Compared, y: np.ndarray) -> tuple[str, list[int]]:
         """Where the function's own numbers are not finite, in words; the entries by which it has no finite slope."""
-        words, x = "the function's own numbers are not finite", c.function.values[c.k]
+        x, k, where = c.function.values[c.k], c.k, " along a direction"
 
         def slope(place: int) -> np.ndarray:
-            found = comparison.slope(c.function, c.function.values, c.k, place, length(x), c.method).value
-            return found[np.isfinite(y)]
+            return comparison.slope(c.function, c.function.values, k, place, length(x), c.method).value[np.isfinite(y)]
 
         places = [place for place in range(min(x.size, _BY_DIFFERENCES)) if not np.isfinite(slope(place)).all()]
         if len(bad := np.argwhere(~np.isfinite(y))):
-            return f"{words}: its result is {y[tuple(bad[0])]} at {bad[0].tolist()}", places
-        if places:
+            where = f": its result is {y[tuple(bad[0])]} at {bad[0].tolist()}"
+        elif places:
             at = f" at {list(kinks.index_of(places[0], x.shape))}" if x.ndim else ""
-            return (
-                f"{words}: it has no finite slope{at}, where {c.function.names[c.k]} is {x.flat[places[0]]:.6g}",
-                places,
-            )
-        return f"{words} along a direction", places
+            where = f": it has no finite slope{at}, where {c.function.names[k]} is {x.flat[places[0]]:.6g}"
+        return f"the function's own numbers are not finite{where}", places
 
     @staticmethod
     def _from_infinity(c: _Compared, y: np.ndarray) -> np.ndarray:
@@ -569,24 +547,14 @@ class _Check:
             return np.zeros(c.smooth.size)
         return gradients(c.function, c.function.values, [c.cotangents[0] * ~np.isfinite(y)])[0][c.k].reshape(-1)
 
-    def _extent(
-        self,
-        function: Differentiable,
-        k: int,
-        method: Method,
-        order: int,
-        results: int,
-        number: int,
-        *,
-        by_differences: bool,
-    ) -> tuple[str, str]:
+    def _extent(self, c: _Compared, results: int, directions: str) -> tuple[str, str]:
         """What is compared, in words, and whether entries are moved singly: for each result, for the cotangents."""
-        entries, directions = function.values[k].size, _compared(number)
+        entries, by_differences = c.function.values[c.k].size, bool(c.first.why)
         size = results * entries
-        if order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
+        if c.order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
         begin = self.progress.elapsed
-        comparison.slope(function, function.values, k, 0, 0.0, method)
+        comparison.slope(c.function, c.function.values, c.k, 0, 0.0, c.method)
         takes = _SHARE * entries * (self.progress.elapsed - begin)
         left_out = f"{directions}; all {entries:,} entries would take {entries:,} evaluations"
         if takes > self.progress.share:

@@ -66,9 +66,6 @@ class Sides(NamedTuple):
         with np.errstate(invalid="ignore"):
             return np.abs(self.analytic - self.numeric)
 
-    def pick(self, pairs: Any) -> Sides:
-        return Sides(*(side[pairs] for side in self))
-
     def agree(self, precision: Precision) -> np.ndarray:
         """Which pairs agree to rounding, as sharply as can be: no further look is needed."""
         close = precision.epsilon * precision.c * self.scale + self.error

@@ -188,10 +188,8 @@ def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: floa
     passes = [grad(y, leaves, cotangent, retain_graph=True) for _ in range(2)]
     for name, a, b in zip(function.names, *passes):
         if not np.array_equal(a, b, equal_nan=True):
-            off = f"{np.nanmax(np.abs(a - b)):.1e}"
-            raise Varying(
-                f"two backward passes over one tape give {name} gradients that differ, by up to {off}: {_WHY}"
-            )
+            differ = f"gradients that differ, by up to {np.nanmax(np.abs(a - b)):.1e}"
+            raise Varying(f"two backward passes over one tape give {name} {differ}: {_WHY}")
     end, number_of_calls = time.monotonic() + seconds, function.tape()[2]
     seed = beside(cotangent.astype(y.dtype), y.data)
     for node, dy, found in walk(origin(y), seed, Sums({*map(origin, leaves)}), retain=True):
@@ -252,9 +250,8 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
             return [f"the rule of {seen[-1].op} {_WRITES}: {seen[-1].place}"]
         message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
         raise GraphError(message) from error
-    if writing := [f"the rule of {at.op} {_WRITES}: {at.place}" for at in seen if at.writes][:1]:
-        return writing
-    return [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan][:1]
+    found = [f"the rule of {at.op} {_WRITES}: {at.place}" for at in seen if at.writes]
+    return [*found, *(f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan)][:1]
 
 
 def _in_float32(
@@ -266,7 +263,6 @@ def _in_float32(
     """
     epsilon = float(np.finfo(np.float32).eps)
     values, v = [x.astype(np.float32) for x in function.values], cotangent.astype(np.float32)
-
     factors = (1.0, *_FACTORS[:2])
 
     def differences(values: Sequence[np.ndarray]) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +37,8 @@ DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
 _GROSS = 1e3  # times as large as what rounding explains
+# wrong, blunt, faint, off, tolerance of each pair, and digits: see `Outcome`
+_Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def hold(
     if open_pairs.any():
         some_v, some_u = open_pairs.any(axis=1), open_pairs.any(axis=0)
         chosen = np.ix_(some_v, some_u)
-        some = sides.pick(chosen)
+        some = Sides(*(side[chosen] for side in sides))
         found = _resolve(slopes, v[some_v], _columns(u, some_u), some, precisions, rng, is_exact)
         mask = open_pairs[chosen]
         for part, whole in zip(found[:3], (wrong, blunt, faint)):
@@ -119,15 +120,6 @@ def hold(
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
-
-
-class _Resolved(NamedTuple):
-    wrong: np.ndarray
-    blunt: np.ndarray
-    faint: np.ndarray
-    off: np.ndarray
-    tolerance: np.ndarray
-    digits: float
 
 
 def _resolve(
@@ -162,7 +154,7 @@ def _resolve(
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
     off = np.where(wrong, off, np.where(far.off <= NOTHING * far.flow, 0, far.off)).astype(float)
-    return _Resolved(wrong, blunt, faint, off, tolerance.astype(float), digits)
+    return wrong, blunt, faint, off, tolerance.astype(float), digits
 
 
 def _evidence(
@@ -234,17 +226,13 @@ def _measured(
     bound = given.epsilon * (given.c * scale + 4 * result) + error
     tolerance = bound + np.ptp(off, axis=0)
     off = np.abs(off)
-    is_right = (off.max(axis=0) <= tolerance) & (tolerance <= coarsest(given) * scale)
+    coarsest = max(BLUNT, float(np.cbrt(given.epsilon)))  # in float32 what central differences leave
+    is_right = (off.max(axis=0) <= tolerance) & (tolerance <= coarsest * scale)
     faint = ~is_right & (sides.off <= sides.negligible(given))
     wrong = ~is_right & ~faint & (off.min(axis=0) > 4 * bound) & _is_steady(seen)
     part = _part(np.where(is_right, tolerance, 0), scale)
     digits = min(16.0, -np.log10(part)) if part else 16.0
-    return _Resolved(wrong, ~(is_right | faint | wrong), faint, sides.off, tolerance, digits)
-
-
-def coarsest(given: Precision) -> float:
-    """The part of itself to which a slope must be known: a millionth, or in float32 what central differences leave."""
-    return max(BLUNT, float(np.cbrt(given.epsilon)))
+    return wrong, ~(is_right | faint | wrong), faint, sides.off, tolerance, digits
 
 
 def _is_steady(seen: Sequence[Sides], part: float = 0.5) -> np.ndarray:

@@ -19,8 +19,6 @@ COMPLEX_STEP = 1e-30
 CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
-
-
 _CORNERS, _SEEN = 16, 64  # of a circle; times its rounding that a mean over it must differ to count
 
 
@@ -125,7 +123,7 @@ def differences(
     noise: how far rounding inside φ moves it, as a multiple of epsilon, where that is known.
     Errors are inf where no rung was usable.
     """
-    rungs = _rungs(epsilon)
+    rungs = _RUNGS if epsilon >= EPS else _WIDE_RUNGS
     value = before = _central(line, rungs[0])[0]
     error = change_before = np.full_like(value, np.inf)
     for step in rungs[1:]:
@@ -146,17 +144,13 @@ def differences(
     return Derivative(value, error, step, "differences", why)
 
 
-def _rungs(epsilon: float) -> tuple[float, ...]:
-    return _RUNGS if epsilon >= EPS else _WIDE_RUNGS
-
-
 def _nearest(line: Line, epsilon: float, noise: np.ndarray | float, size: float) -> tuple[np.ndarray, np.ndarray]:
     """A slope by the shortest step that leaves two digits of it, or of this size, and how coarse each entry is.
 
     To what lies nearby, a kink or all that varies, all farther steps are blind in the same way. The slope is inf where
     no step does.
     """
-    for step in reversed(_rungs(epsilon)):
+    for step in reversed(_RUNGS if epsilon >= EPS else _WIDE_RUNGS):
         slope, largest = _central(line, step)
         whole = max(size, float(np.abs(slope[np.isfinite(slope)]).max(initial=0)))
         coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * whole

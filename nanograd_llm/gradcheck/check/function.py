@@ -61,9 +61,7 @@ class Function:
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], unused: Sequence[str] = ()):
         if not callable(f):
             raise DtypeError(f"a function to check is an op, a closure, a Module, ...; got {f!r:.100}")
-        self.f = f
-        self.inputs = list(inputs)
-        self.label = label(f)
+        self.f, self.inputs, self.label = f, list(inputs), label(f)
         names = input_names(f, len(inputs))
         constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
         self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
@@ -104,10 +102,6 @@ class Function:
             "with requires_grad=True"
         )
 
-    def held_by_name(self) -> dict[str, Tensor]:
-        """The leaves that the function uses without being given them."""
-        return dict(zip(self.names[len(self._places) :], self.held))
-
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
         """Give the leaves that are held their own arrays back in the end."""
@@ -127,16 +121,13 @@ class Function:
         """
         y, leaves = self.record([value.astype(dtype) for value in self.values])
         below = tape_below(y)
-        narrow = _narrow_gradients(
-            y, dict(zip(leaves, self.names)), [node for node in below if not isinstance(node, Tensor)]
-        )
+        nodes = [source for source in below if not isinstance(source, Tensor)]
+        narrow = _narrow_gradients(y, dict(zip(leaves, self.names)), nodes)
         depths: dict[int, int] = {}
-        for node in sorted((s for s in below if not isinstance(s, Tensor)), key=lambda node: node.order):
+        for node in sorted(nodes, key=lambda node: node.order):
             depths[id(node)] = 1 + max((depths.get(id(source), 0) for source in node.sources), default=0)
         dtypes = [source.dtype for source in [y, *below]]
-        dtypes += [
-            dtype for _, dtype, source in narrow if k is None or any(leaves[k] is below for below in _below(source))
-        ]
+        dtypes += [dtype for _, dtype, at in narrow if k is None or any(leaves[k] is other for other in _below(at))]
         epsilon = max(float(np.finfo(dtype).eps) for dtype in dtypes)
         return epsilon, max(depths.values(), default=0), len(depths), [words for words, _, _ in narrow]
 

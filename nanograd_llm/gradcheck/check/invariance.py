@@ -108,12 +108,22 @@ def _hold(
     rng: np.random.Generator,
 ) -> None:
     """Raise SplitError where one of these layouts gives something else than the batch as it is."""
-    held, total = function.held_by_name(), count(*batch)
+    held, total = dict(zip(function.names, function.held)), count(*batch)  # f is given no inputs
     arrays = [leaf.numpy() for leaf in function.held]
     epsilon = max(float(np.finfo(a.dtype).eps) for a in arrays)
 
     def evaluate(pieces: Sequence[_Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return _evaluate(loss, function.held, [(count(*piece) / total, piece) for piece in pieces])
+        """Loss and gradients over pieces, each with its share, together; and the sum of the sizes of what each adds."""
+        sums = sizes = [np.zeros(())] * (1 + len(function.held))
+        for piece in pieces:
+            if share := count(*piece) / total:
+                y = loss(*piece)
+                if not isinstance(y, Tensor) or y.shape != ():
+                    raise GraphError(f"a loss is a Tensor of one number; this one is {y!r}")
+                parts = [share * part for part in (y.numpy(), *grad(y, function.held))]
+                sums = [s + part for s, part in zip(sums, parts)]
+                sizes = [s + np.abs(part) for s, part in zip(sizes, parts)]
+        return sums, sizes
 
     whole, _ = evaluate([batch])
     _, terms = evaluate([tuple([x[None] for x in row]) for row in zip(*batch)])
@@ -145,22 +155,6 @@ def _hold(
                 )
 
 
-def _evaluate(
-    loss: Callable[..., Tensor], leaves: Sequence[Tensor], pieces: Sequence[tuple[float, _Batch]]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Loss and gradients over pieces, each with its share, together; and the sum of the sizes of what each adds."""
-    sums = sizes = [np.zeros(())] * (1 + len(leaves))
-    for share, piece in pieces:
-        if share:
-            y = loss(*piece)
-            if not isinstance(y, Tensor) or y.shape != ():
-                raise GraphError(f"a loss is a Tensor of one number; this one is {y!r}")
-            parts = [share * part for part in (y.numpy(), *grad(y, leaves))]
-            sums = [s + part for s, part in zip(sums, parts)]
-            sizes = [s + np.abs(part) for s, part in zip(sizes, parts)]
-    return sums, sizes
-
-
 def _layouts(batch: _Batch, rng: np.random.Generator) -> Iterator[_Layout]:
     """Each way to lay out the batch in words, and the pieces it makes."""
 
@@ -186,7 +180,5 @@ def _padded(batch: _Batch, axis: int, width: tuple[int, int], rng: np.random.Gen
     new = np.pad(np.zeros(tokens.shape, bool), widths[: tokens.ndim], constant_values=True)
     padded = np.pad(tokens, widths[: tokens.ndim])
     padded[new] = rng.choice(tokens.reshape(-1), int(new.sum()))
-    more = [
-        np.pad(part, [*widths[:1], *[(0, 0)] * (part.ndim - 1)], constant_values=tokens.shape[-1]) for part in others
-    ]
+    more = [np.pad(x, [*widths[:1], *[(0, 0)] * (x.ndim - 1)], constant_values=tokens.shape[-1]) for x in others]
     return padded, np.pad(targets, widths[: targets.ndim], constant_values=IGNORE_INDEX), *more

@@ -148,12 +148,8 @@ def ties(
         return []
     wide, found = precisions.wide, []
     values = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
-    flat = [x.reshape(-1) for x in function.values]
-    entries = [
-        (float(flat[k][place]), k, int(place))
-        for k, places in enumerate(bent)
-        for place in (() if places is None else places)
-    ]
+    known = [(k, int(place)) for k, places in enumerate(bent) if places is not None for place in places]
+    entries = [(float(function.values[k].reshape(-1)[place]), k, place) for k, place in known]
     for value in sorted({value for value, _, _ in entries})[:_TIES]:
         places = [(k, place) for at, k, place in entries if at == value]
         if len(places) < 2:

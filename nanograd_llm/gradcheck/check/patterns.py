@@ -130,7 +130,11 @@ def _moved(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    repeated = _broadcast_axes(x.shape, y.shape)
+    """For each axis, and for all together, along which x was repeated if it was broadcast, a sum that was forgotten."""
+    extra = y.ndim - x.ndim
+    if extra < 0 or any(n not in (1, m) for n, m in zip(x.shape, y.shape[extra:])):
+        return
+    repeated = [i for i, m in enumerate(y.shape) if m > 1 and (i < extra or x.shape[i - extra] == 1)]
     for axes in [*((axis,) for axis in repeated), *([tuple(repeated)] if len(repeated) > 1 else [])]:
         for place, index in (("first", 0), ("last", -1)):
             kept = np.zeros_like(v)
@@ -159,14 +163,6 @@ def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]
         return words
     is_plain = abs(factor) <= 4 and abs(factor - Fraction(factor).limit_denominator(4)) <= 1e-9
     return words if is_plain else ""
-
-
-def _broadcast_axes(shape: tuple[int, ...], result: tuple[int, ...]) -> list[int]:
-    """Axes of the result along which an input of this shape was repeated, if it was broadcast."""
-    extra = len(result) - len(shape)
-    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, result[extra:])):
-        return []
-    return [i for i, m in enumerate(result) if m > 1 and (i < extra or shape[i - extra] == 1)]
 
 
 def _zeros(a: np.ndarray, g: np.ndarray, off: float) -> str:

@@ -38,16 +38,14 @@ class Progress:
         if self.elapsed > self._shown_next and sys.stderr.isatty():
             self._shown_next = self.elapsed + _EVERY
             left = self.elapsed / max(1, self.done) * (self.total - self.done)
-            print(
-                f"\r\033[Kgradcheck: {name}, {self.done + 1} of {self.total}, about {left:.0f} s left",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-            self._is_shown = True
+            self._show(f"gradcheck: {name}, {self.done + 1} of {self.total}, about {left:.0f} s left")
         self.done += 1
         self._next = self.elapsed
 
     def end(self) -> None:
         if self._is_shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._show("")
+
+    def _show(self, line: str) -> None:
+        self._is_shown = True
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

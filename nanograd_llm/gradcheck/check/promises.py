@@ -32,11 +32,9 @@ def case_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     """What, apart from the numbers of its gradients, is wrong with a call of an op."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing: cases have axes of zero
-        found = dtype_problems(op, case)
-        found += needs_problems(op, case, seed)
+        found = dtype_problems(op, case) + needs_problems(op, case, seed)
         if not case.region:  # in other regions rounding may be larger than these allow
-            for problems in (layout_problems, sharing_problems, equality_problems):
-                found += problems(op, case, seed)
+            found += [p for of in (layout_problems, sharing_problems, equality_problems) for p in of(op, case, seed)]
     return [f"{case}: {problem}" for problem in found]
 
 

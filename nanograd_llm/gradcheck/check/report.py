@@ -62,10 +62,9 @@ class Entry(Shown):
         if self.numeric:
             ratio = f"{self.analytic / self.numeric:.10g} (off by {self.off / abs(self.numeric):.1e} of it)"
         place = f"worst at {list(self.index)}: " if self.index else ""
-        given = f", for ȳ = {self.cotangent}" if self.cotangent else ", for a random ȳ"
-        return (
-            f"{place}the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}, ratio {ratio}{given}"
-        )
+        given = f"for ȳ = {self.cotangent}" if self.cotangent else "for a random ȳ"
+        both = f"the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}"
+        return f"{place}{both}, ratio {ratio}, {given}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,13 +145,9 @@ class Finding(Shown):
     pattern: str = ""
     kinks: tuple[Kink, ...] = ()
 
-    @property
-    def _is_coarse(self) -> bool:
-        """Is it right to fewer digits than a reader expects?"""
-        return self.verdict in PASSING and 1e-10 < self.tolerance < 1
-
     def __str__(self) -> str:
-        digits = f"to about {-math.log10(self.tolerance):.0f} digits: " if self._is_coarse else ""
+        is_coarse = self.verdict in PASSING and 1e-10 < self.tolerance < 1  # fewer digits than a reader expects
+        digits = f"to about {-math.log10(self.tolerance):.0f} digits: " if is_coarse else ""
         seen = f"{digits}off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
         if not self.tolerance and self.verdict in PASSING:
             seen = f"where the slopes are zero the gradient is zero; {self.compared}"

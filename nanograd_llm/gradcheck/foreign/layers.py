@@ -38,10 +38,10 @@ class Layer(Foreign):
     ):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
         self._constants: list[str] = []  # float arrays that move the result, for which no gradient is stored
+        self._integers: list[str] = []  # arrays of integers for which one is stored
         self._places: dict[str, tuple[Path, Path | None]] = {}
         self._parameters = self._found(inputs)
         super().__init__(layer.forward, [self._parameters, *inputs], ["", *names], library, layer.backward)
-        self.inputs.integers = self._given.integers
         self.names[: len(self._parameters)] = self._parameters
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
@@ -53,7 +53,8 @@ class Layer(Foreign):
             raise NanogradError(f"unused= names {unknown[0]!r}, which {self.label} does not have{hint}")
 
     def unchecked(self) -> Iterator[str]:
-        yield from super().unchecked()
+        for name in (*self._given.integers, *self._integers):
+            yield f"{name} is integer, so its gradient was not checked: give floats"
         names = [name for name in self._constants if name not in self._unused]
         if names:
             owner, dot, last = names[0].rpartition(".")
@@ -129,9 +130,10 @@ class Layer(Foreign):
             for path, a in used.items()
             if id(a) not in matched and path not in gradients and self._moves(path, inputs)
         ]
-        for path, _ in arrays_of(self.layer, "iu"):
-            if any(_is_gradient_of(place, path) for place in after):
-                self._given.integers[path_name(layer, path)] = None
+        integers = [path for path, _ in arrays_of(self.layer, "iu")]
+        self._integers = [
+            path_name(layer, path) for path in integers if any(_is_gradient_of(place, path) for place in after)
+        ]
         return {name: used[path] for name, (path, _) in self._places.items()}
 
     def _moves(self, path: Path, inputs: Sequence[Any]) -> bool:

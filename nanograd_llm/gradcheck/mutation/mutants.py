@@ -291,10 +291,9 @@ def _first_slice(call: Call) -> list[Any]:
     shape = np.shape(array_of(call.shown))
     absent = call.dy.ndim - len(shape)
     kept = np.ones(call.dy.shape, dtype=bool)
-    if absent >= 0:
-        for axis, n in enumerate((1,) * absent + shape):
-            if n == 1:
-                kept &= np.indices(call.dy.shape)[axis] == 0
+    for axis, n in enumerate((1,) * absent + shape if absent >= 0 else ()):
+        if n == 1:
+            kept &= np.indices(call.dy.shape)[axis] == 0
     return call.where(kept)
 
 
