@@ -171,7 +171,7 @@ def test_the_report_says_where_the_worst_entry_is_and_by_how_much(monkeypatch):
 def test_the_gradient_of_one_number_is_shown_as_on_paper(monkeypatch):
     monkeypatch.setattr(registry["multiply"], "rule", lambda dy, a, b, needs: (dy * b, 3 * dy * a))
     worst = gradcheck(ops.multiply, 2.0, -5.0).findings[1].worst
-    assert str(worst) == "the gradient is 6, the function gives 2, ratio 3, for ȳ = 1"
+    assert str(worst) == "the gradient is 6, the function gives 2, ratio 3 (off by 2.0e+00 of it), for ȳ = 1"
 
 
 def test_numbers_for_a_random_cotangent_say_so_and_those_of_a_rule_that_is_right_for_one_name_it(monkeypatch):
@@ -311,7 +311,7 @@ def test_a_report_reads_plainly(monkeypatch):
     assert lines[0] == "gradients of exp: right"
     assert lines[1].startswith("  x (3, 4): right, off by ") and lines[1].endswith("is rounding; each entry compared")
     assert lines[2] == "  order 2, the gradient of the gradient:"
-    assert lines[-1] == "  note: slopes of the function by complex step and differences, from its values alone"
+    assert lines[-1] == "  note: slopes of the function from its values alone, by complex step and differences"
     report = gradcheck(ops.exp, np.array([1.0, np.nan]))
     assert str(report).splitlines() == ["gradients of exp: NOT CHECKED", "  problem: x holds NaN, first at [1]"]
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * np.array([1.0, np.nan]))
@@ -608,7 +608,7 @@ def test_why_differences_are_taken_is_said_once():
 
     x = np.array([0.3, 0.4])
     text = str(check_gradient(halves, lambda a, b, c: (b * c, a * c, a * b), x, x, x))
-    assert text.count("because on complex numbers") == 1
+    assert text.count("because") == 1
 
 
 def test_a_pattern_is_said_once_for_an_input_and_its_rule(monkeypatch):
