@@ -11,6 +11,7 @@ from nanograd_llm.cli.terminal import row, written
 from nanograd_llm.settings import printable
 
 ABREAST = 3  # runs that are shown as columns, where the screen has room; more are rows
+SHORTEST = 10  # characters for the names of runs, in a table
 
 
 def compare(
@@ -68,7 +69,17 @@ def compare(
         table = Table(*(Column(name, overflow="fold") for name in ("run", *found)))
         for cells in zip(names, *found.values()):
             table.add_row(*map(printable, cells))
-    console.print(table)
+    others = Table(*found)  # the names of runs may be cut in a table, words not
+    for cells in zip(*found.values()):
+        others.add_row(*map(printable, cells))
+    if are_rows and console.measure(others).minimum + SHORTEST > console.width:
+        for number, name in enumerate(names):
+            print(written(name))
+            for key, values in {**settings, **found}.items():
+                print(f"  {written(key)}: {written(values[number])}")
+        settings = {}
+    else:
+        console.print(table)
     if are_rows and settings:
         print("The settings in which they differ:")
         for number, name in enumerate(names):

@@ -57,7 +57,7 @@ def generate(
         Continue the prompt as it is, without a template.
     """
     from nanograd_llm.backend.arrays import use_device
-    from nanograd_llm.errors import ShapeError
+    from nanograd_llm.errors import ConfigError, ShapeError
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.template import template_beside
@@ -78,6 +78,8 @@ def generate(
             )
         ids = ids[-context:]
     strategy = strategy_of(sampling, answers=template is not None)
+    if n > 1 and strategy.temperature == 0:
+        raise ConfigError(f"n is {n}, but at temperature 0 each text is the same; leave n out, or give a temperature")
     ends = [unescaped(text) for text in stop]
     settings: Any = {"max_new_tokens": max_new_tokens, "sampling": strategy, "cache": cache, "stop": ends}
     begin = prompt if template is None else ""

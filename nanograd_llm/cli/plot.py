@@ -39,8 +39,8 @@ def plot(
     if png is not None:
         require_replaceable(png, ".png", PNG_BEGINS)
         require_matplotlib()
-    folders = [RunFolder.open(Path(run)) for run in runs]
-    metrics = {run: folder.read_metrics() for run, folder in zip(runs, folders)}
+    folders = {run: RunFolder.open(Path(run)) for run in runs}
+    metrics = {run: folder.read_metrics() for run, folder in folders.items()}
     width = max(8, min(48, shutil.get_terminal_size((100, 24)).columns - 34))
     for run, records in metrics.items():
         print(written(run))
@@ -48,7 +48,9 @@ def plot(
             curve = series(records, "step", key)[:, 1]
             ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
             print(written(row(f"  {title}", sparkline(curve, width) + ends)))
-    watched = {run: folder.read_watched() for run, folder in zip(runs, folders)}
+        if lost := folders[run].lost_metrics(records):
+            print(written(lost))
+    watched = {run: folder.read_watched() for run, folder in folders.items()}
     if path is not None:
         write_atomically(path, training_page(metrics, watched).encode())
         print(written(f"wrote {path}; open it in a browser"))

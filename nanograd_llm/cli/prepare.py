@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from nanograd_llm.cli.terminal import row, waiting, written
-from nanograd_llm.settings import counted, nearest
+from nanograd_llm.settings import counted, nearest, shown
 
 
 def prepare(
@@ -43,7 +44,9 @@ def prepare(
     seed
         Chooses which texts are held out.
     """
+    from nanograd_llm.errors import ConfigError
     from nanograd_llm.pretrained import gpt2_tokenizer
+    from nanograd_llm.pretrained.hub import KNOWN
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text import Tokenizer
     from nanograd_llm.text import prepare as prepare_texts
@@ -51,7 +54,11 @@ def prepare(
     from nanograd_llm.text.prepared import KINDS
 
     made: Tokenizer | str = tokenizer
-    if tokenizer not in KINDS and (Path(tokenizer).exists() or not nearest(tokenizer, KINDS)):
+    if tokenizer not in KINDS:
+        if tokenizer not in KNOWN and "/" not in tokenizer and not Path(tokenizer).exists():
+            near = nearest(tokenizer, KINDS)
+            hint = f"; did you mean {near}?" if near else f"; got {shown(tokenizer)}"
+            raise ConfigError(f"tokenizer must be one of {', '.join(KINDS)}, or a model, such as a run or gpt2{hint}")
         made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
     with waiting("starting") as tell:
         found = prepare_texts(sources, out, made, vocab_size=vocab_size, held_out=held_out, seed=seed, report=tell)
@@ -59,4 +66,4 @@ def prepare(
     for name, part in (("train", found["train"]), ("held out", found["val"])):
         sizes = f"{counted(part['tokens'], 'token')}, {counted(part['bytes'], 'byte')}"
         print(row(name, f"{counted(part['texts'], 'text')}: {sizes}{nul_remark(part['nuls'])}"))
-    print(written(f"wrote {out}; next: nanograd-llm train {out}"))
+    print(written(f"wrote {out}; next: nanograd-llm train {shlex.quote(str(out))}"))

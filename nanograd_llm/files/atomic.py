@@ -139,7 +139,7 @@ def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
         if _permissions(Path(path)) is None:  # checked before opening: to open a device can have effects
-            raise StorageError(f"{path}: no such file")
+            raise StorageError(f"{path}: no such file; check the path")
         with open(path, "rb", opener=_open_without_waiting) as file:
             _require_regular(path, os.fstat(file.fileno()))  # the file may have been replaced in between
             yield file

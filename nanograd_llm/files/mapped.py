@@ -105,5 +105,5 @@ def _require_inside(data: NDArray[np.uint8], offset: int, size: int, where: str)
     if not 0 <= offset <= offset + size <= len(data):
         raise BadFileError(
             f"{where}: needs bytes {offset:,} to {offset + size:,}, but there are {len(data):,}; "
-            "the file is cut short or damaged: fetch it again"
+            "the file is cut short or damaged: use a whole copy of it"
         )

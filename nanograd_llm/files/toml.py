@@ -41,7 +41,9 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     try:
         tables = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long, nested too deeply
-        raise BadFileError(f"{path}: is not valid TOML: {str(error):.200}") from error
+        raise BadFileError(
+            f"{path}: is not valid TOML: {str(error):.150}; correct that place, or bring the file back"
+        ) from error
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise BadFileError(

@@ -36,7 +36,7 @@ class History:
     step. seconds: (N,) spent in steps by then. losses: (N,) of each step.
     held_out: (K, 3) items, seconds and the loss on held-out data. figure: the last score in words, "" without one.
     rates: (N,) the learning rates. text: the hash of what was learned from and held out, "" where it is not known.
-    share: of the held-out data that the last score is on, nan where it is not known.
+    share: of the held-out data that the last score is on, nan where it is not known. lost: see `lost_metrics`.
     """
 
     path: str
@@ -49,6 +49,7 @@ class History:
     rates: np.ndarray
     text: str
     share: float
+    lost: str = ""
 
     @property
     def decades(self) -> np.ndarray:
@@ -77,7 +78,8 @@ def history(path: str | os.PathLike[str]) -> History:
     taken: list[tuple[float, float, float, float]] = []
     scored: list[tuple[float, float, float]] = []
     figure, share = "", math.nan
-    for record in folder.read_metrics():
+    records = folder.read_metrics()
+    for record in records:
         items, seconds = taken[-1][:2] if taken else (0.0, 0.0)
         if "loss" in record:
             try:
@@ -99,7 +101,8 @@ def history(path: str | os.PathLike[str]) -> History:
     after, seconds_at, losses, rates = np.array(taken, float).reshape(-1, 4).T
     held_out = np.array(scored, float).reshape(-1, 3)
     text = read_bytes(folder.hash_path, at_most=10_000)[:64].decode("latin-1") if folder.hash_path.exists() else ""
-    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure, rates, text, share)
+    lost = folder.lost_metrics(records)
+    return History(str(folder.path), settings, after, seconds_at, losses, held_out, figure, rates, text, share, lost)
 
 
 def differences(histories: Sequence[History]) -> dict[str, list[str]]:
@@ -117,6 +120,7 @@ def remarks(histories: Sequence[History]) -> list[str]:
         found.append("The runs have different data (text.sha256), so their scores are on different held-out data.")
     if len({*shares} - {"unknown"}) > 1:
         found.append(f"Their last scores cover different shares of what is held out: {', '.join(shares)}.")
+    found += [one.lost for one in histories if one.lost]
     if found:
         found.append("Compare the scores with care; nanograd-llm eval scores a model on a text that you give.")
     return found

@@ -21,7 +21,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -186,6 +186,13 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             if len(last) == 2:
                 break
         return last.get(True, {}), last.get(False, {})
+
+    def lost_metrics(self, records: Sequence[Mapping[str, float]]) -> str:
+        """Which steps the metrics lack that a checkpoint is of, in words; "" if none.  records: of `read_metrics`"""
+        last, saved = max((record["step"] for record in records), default=0), max(self.checkpoints(), default=0)
+        if saved <= last:
+            return ""
+        return f"{self.metrics_path}: was cut or deleted: it ends at step {last:g}, a checkpoint is of step {saved}"
 
     def append_watched(self, record: Mapping[str, Any]) -> None:
         """Add one line to watch.jsonl: a `step`, and the tables `update` and `activations` of it."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +233,8 @@ def _made_again(
     task = task_named(written.get("run", {}).get("task", DEFAULT))
     if fixed := [name for name in options if name not in CHANGEABLE]:
         raise ConfigError(
-            f"resume takes {', '.join(fixed)} from the run; leave that out (--init {path} starts another run)"
+            f"resume takes {', '.join(fixed)} from the run; leave that out (--init {shlex.quote(str(path))} starts "
+            "another run)"
         )
     sources = [source for table in written.values() for source in (table.get("file"), *table.get("data", ()))]
     if "-" in sources and not {"file", "data"} & {*options}:
@@ -252,7 +254,13 @@ def _made_again(
     start = None if source is None else _opened(source)
     nothing: dict[str, dict[str, Any]] = {table: {} for table in given}
     request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
-    return task.made(request), settings, _adapters_of(settings["lora"], source)
+    try:
+        return task.made(request), settings, _adapters_of(settings["lora"], source)
+    except StorageError as error:
+        if not is_resumed or {"file", "data"} & {*options}:
+            raise
+        again = f"nanograd-llm train FILE --resume {shlex.quote(str(path))}"
+        raise StorageError(f"{error}; if the data were moved, say to where: {again}") from error.__cause__
 
 
 def _opened(source: str) -> Opened:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import tempfile
 import time
@@ -138,7 +139,8 @@ class Run:
             seconds = float(metadata.get("seconds", 0))
         except (KeyError, ValueError):
             raise BadFileError(
-                f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init {folder.path}"
+                f"{folder.checkpoint_path(step)}: was saved by a version that cannot resume; use --init "
+                f"{shlex.quote(str(folder.path))}"
             ) from None
         require_unfinished(folder, step, seconds, task.training.steps, task.training.minutes)
         run._set_up(task, adapters, settings, workers or None)
@@ -424,7 +426,7 @@ def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int,
         raise ConfigError(f"{folder.path}: {more}; give more steps, with --steps")
     if minutes is not None and seconds >= 60 * minutes:
         raise ConfigError(
-            f"{folder.path}: the {minutes:g} minutes of this run are over; give more minutes, with --minutes"
+            f"{folder.path}: the time of this run, {counted(minutes, 'minute')}, is over; give more, with --minutes"
         )
 
 
@@ -444,5 +446,5 @@ def require_same_files(task: Task, folder: Path) -> None:
                 what = "its data have changed" if made.name == HASH_NAME else f"its {made.name} would be another one"
                 raise ConfigError(
                     f"{folder}: {what} since the run began; bring back the data that it learned from, or train it "
-                    f"further on others with --init {folder}"
+                    f"further on others with --init {shlex.quote(str(folder))}"
                 )

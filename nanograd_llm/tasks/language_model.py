@@ -183,6 +183,11 @@ class LanguageModelling(TextTask):
         if start is None:
             preset, text = request.preset or cls.presets[0], TextConfig(**words)
             cls._refuse_prepared(text, request)
+            if request.written["text"].get("tokenizer") == text.tokenizer == "prepared" and not text.is_prepared:
+                raise ConfigError(
+                    f'{request.file} has tokenizer = "prepared", but {text.sources[0] or "the built-in corpus"} is no '
+                    "prepared folder; give one, or another tokenizer"
+                )
             if "vocab_size" in request.asked["text"] and text.tokenizer != "bpe":
                 raise ConfigError(f"vocab_size applies to the tokenizer bpe, not to {text.tokenizer}; leave it out")
             if "vocab_size" in request.asked["model"] or "vocab_size" in sizes.keys() - words.keys():

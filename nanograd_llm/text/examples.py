@@ -59,7 +59,7 @@ def read_choices(path: str | os.PathLike[str]) -> list[tuple[str, list[str], int
         number = int(label) if isinstance(label, str) and label.isdecimal() else label
         is_list = isinstance(endings, list) and len(endings) > 1 and all(isinstance(one, str) for one in endings)
         if not (isinstance(context, str) and is_list and type(number) is int and 0 <= number < len(endings)):
-            expected = 'a string "ctx", strings "endings" and the number of the right one as "label"'
+            expected = 'a string "ctx", strings "endings" and as "label" the number of the right one, from 0'
             raise BadFileError(f"{where}: expected {expected}; got {shown(row, 80)}")
         found.append((context, endings, number))
     return found

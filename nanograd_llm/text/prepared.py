@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import regular_file, storage_errors, written_together
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.settings import require_choice, require_number, require_seed
@@ -158,7 +158,7 @@ def prepare(
     if not sources:
         raise ConfigError("prepare needs at least one source; give files or folders")
     if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
-        raise ConfigError(f"{out}: already holds a prepared text; choose another folder")
+        raise StorageError(f"{out}: already holds a prepared text; choose another folder")
     writing = storage_errors(f"{out}: cannot write", "nothing was kept; make room")
     with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
         names, sources = list(sources), list(sources)

@@ -38,5 +38,5 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         if type(declared) is not int or declared != tokenizer.vocab_size:
             raise ConfigError(f"its vocab_size is {shown(declared)}, but it has {tokenizer.vocab_size} tokens")
     except ConfigError as error:
-        raise BadFileError(f"{where}: {error}") from error
+        raise BadFileError(f"{where}: {error}; bring the file back, or train again") from error
     return tokenizer

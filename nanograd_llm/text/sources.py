@@ -123,7 +123,9 @@ def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, sh
 
 
 def files_of(source: str) -> Iterator[str]:
-    """The paths of the files of a source. Raises StorageError for a folder that cannot be listed."""
+    """The paths of the files of a source. Raises StorageError for a folder that cannot be listed, and a
+    pattern without a match.
+    """
     if os.path.isdir(source):
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
             for folder, folders, names in os.walk(source):
@@ -132,6 +134,8 @@ def files_of(source: str) -> Iterator[str]:
                 yield from (path for path in found if os.path.isfile(path))
         return
     matched = [] if os.path.exists(source) else sorted(glob.glob(source, recursive=True))
+    if not matched and glob.has_magic(source) and not os.path.lexists(source):
+        raise StorageError(f"{source}: no file matches this pattern; check it, and put quotes around it")
     yield from (path for path in matched if os.path.isfile(path)) if matched else [source]
 
 

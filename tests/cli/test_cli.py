@@ -171,6 +171,38 @@ def test_each_setting_out_of_range_is_named_as_its_option(task, tmp_path, capsys
             assert f"{option} must be" in (err := printed(capsys)[1]), err
 
 
+def test_several_texts_at_temperature_zero_are_refused(run, capsys):
+    assert main(["generate", str(run), "The", "--n", "2", "--temperature", "0"]) == 2
+    assert "--n is 2, but at temperature 0 each text is the same; leave --n out" in printed(capsys)[1]
+
+
+def test_a_run_whose_text_was_moved_says_how_to_go_on_and_does(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    out = tmp_path / "a run"
+    assert main(["train", str(text), "--steps", "2", "--out", str(out), *TINY]) == 0
+    moved = text.rename(tmp_path / "moved.txt")
+    printed(capsys)
+    assert main(["train", "--resume", str(out), "--steps", "3"]) == 4
+    assert f"say to where: nanograd-llm train FILE --resume '{out}'" in printed(capsys)[1]
+    assert main(["train", str(moved), "--resume", str(out), "--steps", "3"]) == 0
+
+
+def test_a_config_of_a_prepared_text_with_another_text_is_named(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    (tmp_path / "x.toml").write_text('[text]\ntokenizer = "prepared"\n')
+    arguments = [
+        "train",
+        str(tmp_path / "text.txt"),
+        "--config",
+        str(tmp_path / "x.toml"),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert main(arguments) == 2
+    assert 'x.toml has tokenizer = "prepared", but' in printed(capsys)[1]
+
+
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_a_text_to_tokenize_is_read_from_a_pipe(arguments, run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
@@ -587,13 +619,20 @@ def test_version_is_the_packages(capsys):
         ),
         (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options; see"),
         (["generate", "r", "- a"], 2, "'- a' is no option of generate; put a text that begins with a dash last, after"),
+        (
+            ["prepare", "x.txt", "--out", "new", "--tokenizer", "wordpiece"],
+            2,
+            "must be one of bpe, bytes, characters, or",
+        ),
+        (["train", "no*such.txt"], 4, "no*such.txt: no file matches this pattern; check it"),
+        (["train", "nowhere.txt"], 4, "nowhere.txt: no such file; check the path"),
         (["tokenize", "-a"], 2, "'-a' is no option of tokenize; put a text that begins with a dash last, after --"),
         (["generate", "r", "--", "-x", "--seed", "5"], 2, "--seed comes after --, where everything is text; put"),
         (["generate", "r", "a", "--", "-x"], 2, "'-x': too many words; generate takes MODEL and PROMPT; put"),
         (["train", "--steps", "0"], 2, "steps must be an integer of at least 1; got 0"),
         (["train", "--steps", "1", "--minutes", "1"], 2, "--steps and --minutes are both given"),
         (["train", "a.txt", "--data", "b.txt"], 2, "FILE and --data are both given"),
-        (["prepare", "a.txt", "--out", "d", "--tokenizer", "byte"], 2, "bpe, bytes, characters, or a model; did you"),
+        (["prepare", "a.txt", "--out", "d", "--tokenizer", "byte"], 2, "such as a run or gpt2; did you mean bytes?"),
         (["train", "--minutes", "nan"], 2, "minutes must be a finite number"),
         (["train", "--learning-rate", "1e999"], 2, "--learning-rate must be a finite number"),
         (["train", "--checkpoint-every", "0"], 2, "--checkpoint-every must be an integer of at least 1; got 0"),

@@ -150,6 +150,27 @@ def test_compare_writes_over_no_file_but_its_own_picture(name, runs, tmp_path, c
         assert main(["compare", *map(str, runs), "--svg", str(tmp_path / "own.svg")]) == 0
 
 
+@pytest.mark.parametrize("width", [42, 30])
+def test_compare_on_a_narrow_terminal_shows_lines_and_breaks_no_word(width, runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["compare", *map(str, runs)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    for path, n_embd in zip(runs, (8, 16)):
+        at = out.index(path.name)
+        assert f"  model.n_embd: {n_embd}" in out[at:] and "  steps: 6" in out[at:]
+
+
+@pytest.mark.parametrize("command", ["compare", "plot"])
+def test_metrics_that_were_cut_or_deleted_are_remarked_on(command, runs, tmp_path, capsys):
+    cut = shutil.copytree(runs[0], tmp_path / "cut")
+    (cut / "metrics.jsonl").unlink()
+    assert main([command, str(runs[0])]) == 0
+    assert "deleted" not in capsys.readouterr().out
+    assert main([command, str(cut)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "metrics.jsonl: was cut or deleted: it ends at step 0, a checkpoint is of step 6" in out
+
+
 def test_compare_of_what_is_no_run_is_one_line(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 4
     assert "is not a run of nanograd_llm" in capsys.readouterr().err

@@ -208,7 +208,7 @@ def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
     events = run.train()
     assert run.seconds / 3600 <= next(events).progress < 1
     events.close()
-    with pytest.raises(ConfigError, match="the 0.001 minutes of this run are over; give more minutes"):
+    with pytest.raises(ConfigError, match="the time of this run, 0.001 minutes, is over; give more, with --minutes"):
         resume_run(path, options={"minutes": 0.001})
 
 

@@ -201,7 +201,7 @@ def test_where_the_disk_is_full_one_error_says_so_and_nothing_is_left(tmp_path, 
 
 
 def test_prepared_files_are_not_written_over(prepared, source):
-    with pytest.raises(ConfigError, match="already holds a prepared text"):
+    with pytest.raises(StorageError, match="already holds a prepared text"):
         prepare([source], prepared, "bytes")
 
 

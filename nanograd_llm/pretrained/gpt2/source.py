@@ -62,7 +62,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
             hint = f"did you mean {near!r}?" if near else f"known names are {', '.join(KNOWN)}"
             raise StorageError(f"{name!r} is neither a file nor a folder here, nor a known name of a model; {hint}")
         return _in_folder(find_by_name(name))
-    raise StorageError(f"{path}: no such file or folder")
+    raise StorageError(f"{path}: no such file or folder; check the path")
 
 
 def _in_folder(folder: Path) -> Source:
