@@ -56,9 +56,9 @@ def _log_total(shifted, axis):
 
 def layernorm(x, w, b, *, eps=1e-5):
     centred = x - mean(x, axis=-1, keepdims=True)
-    centred = centred - mean(centred, axis=-1, keepdims=True)  # 0, but for the rounding of a mean far from 0
-    variance = mean(centred * centred, axis=-1, keepdims=True)
-    return centred / sqrt(variance + eps) * w + b
+    exact = centred - mean(centred, axis=-1, keepdims=True)  # without the rounding of a mean far from 0
+    variance = mean(exact * exact, axis=-1, keepdims=True)
+    return exact / sqrt(variance + eps) * w + b
 
 
 def rmsnorm(x, w, *, eps=1e-5):

@@ -174,11 +174,12 @@ FAR = 32  # standard deviations of a row from 0 to its mean: the rounding of suc
 @on_gpu
 def _normalise(rows, w, b, eps):
     means, eps = _row_means(rows), rows.real.dtype.type(eps)
-    xhat = rows - means
+    xhat, on_cpu = rows - means, isinstance(rows, np.ndarray)
+    if not on_cpu:  # all rows, as a choice of rows would wait for the GPU
+        xhat -= _row_means(xhat)
     deviation = np.sqrt(_row_mean_products(xhat, xhat) + eps)
-    is_far = np.abs(means) > FAR * deviation.real
-    far = np.flatnonzero(is_far) if xp(rows) is np else slice(None)  # a GPU would have to be waited for
-    if isinstance(far, slice) or far.size:
+    far = np.flatnonzero(np.abs(means) > FAR * deviation.real) if on_cpu else ()
+    if len(far):
         xhat[far] = centred = xhat[far] - _row_means(xhat[far])
         deviation[far] = np.sqrt(_row_mean_products(centred, centred) + eps)
     r = 1 / deviation
