@@ -56,7 +56,7 @@ def _log_total(shifted, axis):
 
 def layernorm(x, w, b, *, eps=1e-5):
     centred = x - mean(x, axis=-1, keepdims=True)
-    exact = centred - mean(centred, axis=-1, keepdims=True)  # without the rounding of a mean far from 0
+    exact = centred - mean(array_of(centred), axis=-1, keepdims=True)  # the rounding of a mean far from 0, a constant
     variance = mean(exact * exact, axis=-1, keepdims=True)
     return exact / sqrt(variance + eps) * w + b
 

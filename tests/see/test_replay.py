@@ -167,11 +167,11 @@ def test_every_fused_op_opens_into_the_composition_it_equals(name: str) -> None:
 
 def test_an_opened_op_has_its_lines_in_the_composition_and_none_opens_a_primitive(gpt) -> None:
     opened = gpt.open(3)
-    assert opened.title == "layernorm, opened" and len(opened) == 11
+    assert opened.title == "layernorm, opened" and len(opened) == 10
     assert all(call.file.endswith("composed.py") for call in opened.calls)
     assert opened["centred"].made_by.source == "centred = x - mean(x, axis=-1, keepdims=True)"
     with pytest.raises(GraphError, match="multiply is made of no other ops: read its rule in"):
-        opened.open(4)
+        opened.open(3)
 
 
 def test_the_shadow_of_a_float32_gpt_has_its_digits_and_that_of_float64_loses_none(gpt) -> None:
