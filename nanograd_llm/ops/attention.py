@@ -13,7 +13,6 @@ B batch, T time, S time of a context, C channels, H heads, D = C/H; n queries, m
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -318,7 +317,7 @@ def _exponentials(p, visible):
     visible: pairs (scores, shown): a part of p, and an array that is 0 where a key of this part is hidden, else 1.
     """
     # Only for a query whose largest score is far from 0 is that score subtracted. So no bit depends on hidden keys.
-    limit = math.log(np.finfo(p.real.dtype).max) / 3
+    limit = float(np.log(np.finfo(p.real.dtype).max)) / 3  # math.log knows no longdouble
     if xp(p) is np and -limit <= p.real.min(initial=0) and p.real.max(initial=0) <= limit:  # on a GPU this would wait
         np.exp(p, out=p)
         for scores, shown in visible:

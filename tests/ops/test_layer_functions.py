@@ -666,3 +666,10 @@ def test_an_invalid_reduction_or_weight_is_refused(form):
         form(logits, targets, weight=[1.0, 2.0, 3.0], label_smoothing=0.1)
     with pytest.raises(ShapeError, match="a mean needs at least one"):
         form(logits, targets, weight=[0.0, 0.0, 3.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.longdouble])
+def test_scores_far_above_the_largest_exponent_are_subtracted_in_every_dtype(dtype: type) -> None:
+    far = dtype(2 * np.log(np.finfo(dtype).max))
+    q, k, v = (np.array(x, dtype) for x in ([[far]], [[1], [-1], [1]], [[2], [5], [4]]))
+    np.testing.assert_allclose(ops.attention(q, k, v, scale=1.0), [[3]], rtol=1e-6)
