@@ -47,8 +47,8 @@ def evaluate(
     top
         Show the N tokens with the highest losses, each after its context.
     choices
-        Answer questions in place of a text: a .jsonl of HellaSwag's form, with "ctx", "endings" and "label" on each
-        line; none if not given.
+        Answer questions in place of a text: a .jsonl of HellaSwag's form, each line such as
+        {"ctx": "the cat", "endings": ["flew", "sat"], "label": 1}; labels count from 0; none if not given.
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.errors import ConfigError

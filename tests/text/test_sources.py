@@ -58,7 +58,7 @@ def test_a_pattern_gives_the_files_that_match(folder):
 def test_a_file_that_is_no_text_is_refused_where_it_was_asked_for(folder):
     with pytest.raises(BadFileError, match="logo.png is not UTF-8"):
         read_source(f"{folder}/*.png")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="no file matches this pattern; check it"):
         read_source(f"{folder}/*.tex")
 
 
