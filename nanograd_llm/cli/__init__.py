@@ -192,7 +192,7 @@ def _fail(message: str, code: int) -> int:
 
 def _in_one_line(message: str) -> str:
     """A message on one line of at most MOST characters: long words lose their middles, the first ones first, as the
-    remedy is at the end; if that is not enough, so does the line.
+    remedy is at the end; if that is not enough, so does the line. A path at the very end is to be copied: it stays.
 
     >>> _in_one_line(f"/{'deep/' * 60}text.txt: no such file; check the path")[-45:]
     '/deep…/text.txt: no such file; check the path'
@@ -206,7 +206,8 @@ def _in_one_line(message: str) -> str:
     for place, word in enumerate(words):
         if excess <= 0:
             break
-        words[place] = _shortened(word, max(LEAST, len(word) - excess))
+        least = LEAST if place < len(words) - 1 else MOST // 2
+        words[place] = _shortened(word, max(least, len(word) - excess))
         excess -= len(word) - len(words[place])
     line = " ".join(words)
     return line if len(line) <= MOST else f"{line[: MOST // 2 - 3]} … {line[-MOST // 2 :]}"

@@ -77,7 +77,7 @@ def defaults_of(task: type[NamedTask]) -> dict[str, str | None]:
         other = tuned.get(name, usual)
         before = fresh.get(name, usual) if task.fresh else other
         shown[name] = f"{before}" if str(before) == str(other) else f"{before}; {other} with --init"
-    shown["learning_rate"] += f"; {HIGHER_RATE} times that for adapters, at most {HIGHEST_RATE:g}"
+    shown["learning_rate"] += f"; ten times that for adapters, at most {HIGHEST_RATE:g}"
     return {**shown, "steps": None, "minutes": "1.0", "lora_rank": None}
 
 
