@@ -100,9 +100,8 @@ def test_an_error_is_one_line_of_limited_length_whatever_arrived(words, capsys):
 
 def test_a_long_path_in_an_error_keeps_its_beginning_its_file_and_what_is_wrong(capsys):
     assert main(["info", f"/models/{'deep/' * 200}my-model.safetensors"]) == 4
-    assert re.fullmatch(
-        r"nanograd-llm: /models/deep/deep.*…/my-model\.safetensors: .*no such file or folder; check the path\n", capsys.readouterr().err
-    )
+    kept = r"nanograd-llm: /models/deep/deep.*…/my-model\.safetensors: .*no such file or folder; check the path\n"
+    assert re.fullmatch(kept, capsys.readouterr().err)
 
 
 def test_an_error_with_two_paths_of_usual_length_keeps_both_file_names(capsys):
