@@ -97,9 +97,10 @@ def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) ->
     made: list[Specimen] = []
     while len(drawn) < count:
         made = list(layer.specimens(Draw(rng))) if layer.specimens else []
-        if not made:
+        if not made or not all(isinstance(pair, tuple) and isinstance(pair[-1], tuple) for pair in made):
+            found = "no specimens" if not made else "specimens in another form"
             raise NanogradError(
-                f"{layer.__name__} declares no specimens; write {layer.__name__}.specimens = lambda draw: "
+                f"{layer.__name__} declares {found}; write {layer.__name__}.specimens = lambda draw: "
                 "[(a module, or its loss, and a tuple of inputs), ...]"
             )
         for f, _ in made:

@@ -121,6 +121,13 @@ def test_a_layer_without_specimens_is_refused_with_the_line_to_write(biased, dec
         check_layer(biased)
 
 
+@pytest.mark.parametrize("wrong", [lambda f, x: [(f, x)], lambda f, x: (f, (x,))], ids=["no tuple", "no list"])
+def test_specimens_in_another_form_are_refused_with_the_line_to_write(biased, wrong):
+    biased.specimens = lambda draw: wrong(biased(), draw(2, 3))
+    with pytest.raises(NanogradError, match=r"declares specimens in another form; write Biased\.specimens = lambda"):
+        check_layer(biased)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="there is no op or layer 'Blok'; did you mean 'Block'"):
         check_all(["Blok"])

@@ -486,7 +486,7 @@ class _Check:
         name, digits = c.function.names[c.k], f"{c.found.digits:.0f}"
         if c.part:
             where = f"{c.part:g} times the inputs; at the inputs themselves it is smaller than rounding"
-            self.notes.append(f"the gradient of {name} was compared at {where}")
+            self.notes.append(f"{'the gradient of ' * c.order}{name} was compared at {where}")
         elif c.found.digits >= DIGITS or c.order > 1:
             return
         elif self.precisions.pair is None:

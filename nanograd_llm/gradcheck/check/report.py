@@ -58,9 +58,7 @@ class Entry(Shown):
         return abs(self.analytic - self.numeric)
 
     def __str__(self) -> str:
-        ratio = "undefined"
-        if self.numeric:
-            ratio = f"{self.analytic / self.numeric:.10g} (off by {self.off / abs(self.numeric):.1e} of it)"
+        ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
         place = f"worst at {list(self.index)}: " if self.index else ""
         given = f"for ȳ = {self.cotangent}" if self.cotangent else "for a random ȳ"
         both = f"the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}"
