@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NonFiniteError, ShapeError
-from nanograd_llm.inference.likelihood import LOGITS_AT_ONCE, TOKENS_AT_ONCE, ScoredText, score_text
+from nanograd_llm.inference.likelihood import LOGITS_AT_ONCE, TOKENS_AT_ONCE, ScoredText, score_text, windows_of
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
 from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
-from nanograd_llm.text.windows import require_stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +88,18 @@ def score_windows(
     """
     if len(ids) < 2:
         raise ShapeError(f"a text of {counted(len(ids), 'token')} has none to score; give a longer one")
-    length = min(model.config.context_length, len(ids) - 1)
-    if stride is None:
-        stride = max(1, length // 2)
-    require_stride(stride, model.config.context_length)
-    settings: Any = {"context_length": length, "stride": min(stride, length), "windows": windows}
+    length, stride = windows_of(model, ids, stride)
     at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // length)
-    return evaluate(model, ids, tokenizer, **settings, batch_size=at_once, progress=progress)
+    return evaluate(
+        model,
+        ids,
+        tokenizer,
+        context_length=length,
+        stride=stride,
+        windows=windows,
+        batch_size=at_once,
+        progress=progress,
+    )
 
 
 def evaluate_text(

@@ -9,7 +9,7 @@ import dataclasses
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 import numpy as np
 
@@ -61,14 +61,23 @@ def score_text(
         ids = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids])
     if len(ids) < 2:
         raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
-    window = min(model.config.context_length, len(ids) - 1)
-    if stride is None:
-        stride = max(1, window // 2)
-    require_stride(stride, model.config.context_length)
-    losses = token_losses(model, ids, context_length=window, stride=min(stride, window), progress=progress)
+    window, stride = windows_of(model, ids, stride)
+    losses = token_losses(model, ids, context_length=window, stride=stride, progress=progress)
     occurring, places = np.unique(ids[1:], return_inverse=True)
     sizes = np.array([len(tokenizer.decode_bytes([i])) for i in occurring])[places]
     return ScoredText(name, ids[1:], losses, sizes, window)
+
+
+def windows_of(model: GPT, ids: Sized, stride: int | None) -> tuple[int, int]:
+    """How long the windows of a text (N ids) are, and how far they move: half a window if `stride` is None.
+
+    Raises ConfigError for a stride that is not from 1 to the model's context.
+    """
+    window = min(model.config.context_length, len(ids) - 1)
+    if stride is None:
+        return window, max(1, window // 2)
+    require_stride(stride, model.config.context_length)
+    return window, min(stride, window)
 
 
 def token_losses(
