@@ -10,6 +10,7 @@ import pytest
 
 from nanograd_llm import Tensor, nn, ops
 from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.backend.arrays import SCALARS_WIDEN
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.ops import composed
 
@@ -94,6 +95,8 @@ def test_the_dtype_is_float16_where_it_is_in_numpy(op, other):
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("op", [ops.add, ops.multiply, ops.matmul, ops.mse])
 def test_beside_a_wider_array_the_dtype_is_as_in_numpy(op, dtype):
+    if SCALARS_WIDEN and op is ops.matmul:
+        pytest.skip("NumPy 1 takes the dtype of a result without axes from its value")
     other = np.arange(3).astype(dtype)
     assert op(HALF, other).dtype == op(Tensor(HALF), other).dtype == (HALF + other).dtype
 
