@@ -205,5 +205,5 @@ def test_what_a_prepared_folder_has_decided_is_refused_also_with_a_model_to_star
     list(prepare_run(tmp_path / "base", options={**sizes, "file": str(tmp_path / "data")}).train())
     options = {"file": str(tmp_path / "data"), "init": str(tmp_path / "base"), "steps": 1}
     prepare_run(tmp_path / "further", options=options)
-    with pytest.raises(ConfigError, match="was prepared with its own held_out; leave held_out out"):
+    with pytest.raises(ConfigError, match="own tokenizer and held-out part; leave held_out out"):
         prepare_run(tmp_path / "other", options={**options, "held_out": 0.4})
