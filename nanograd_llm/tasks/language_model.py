@@ -218,7 +218,8 @@ class LanguageModelling(TextTask):
         """Raise ConfigError where settings are asked for that a prepared folder has decided."""
         asked = {"tokenizer", "vocab_size", "held_out"} & {*request.asked["text"]}
         if asked and text.is_prepared:
-            raise ConfigError(f"{text.sources[0]} was prepared with its own tokenizer and held-out part; leave {min(asked)} out")
+            decided = f"{text.sources[0]} was prepared with its own tokenizer and held-out part"
+            raise ConfigError(f"{decided}; leave {min(asked)} out")
 
     def __init__(
         self,

@@ -365,7 +365,7 @@ def test_sources_that_do_not_fit_together_are_refused(tmp_path, prepared, source
             LanguageModelling(TextConfig(data=data), SIZES, SHORT)
     for option in ("tokenizer", "vocab_size", "held_out"):
         value = {"tokenizer": "bytes", "vocab_size": 300, "held_out": 0.2}[option]
-        with pytest.raises(ConfigError, match=f"was prepared with its own tokenizer and held-out part; leave {option} out"):
+        with pytest.raises(ConfigError, match=f"own tokenizer and held-out part; leave {option} out"):
             prepare_run(tmp_path / "run", options={"file": str(prepared), option: value, "steps": 1})
     with pytest.raises(ConfigError, match="takes every window once, so leave the weights of data out"):
         TextConfig(data=["a:1", "b:2"], epochs=True)
