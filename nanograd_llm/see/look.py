@@ -4,7 +4,8 @@ The logit lens runs the end of the model on the stream of an earlier depth: what
 (nostalgebraist, "interpreting GPT: the logit lens", 2020). The gradient lens multiplies the head with the cotangent of
 the stream, reversed: which token would a small step down the gradient make likelier?
 
-What a model says may be tokens or classes. What it has not is left out, and a line says so.
+What a model says may be tokens or classes. A part that a model does not have is left
+out, and a line says so.
 
 N rows of the stream, one for each token; M targets that count; V things to say; L blocks
 """
@@ -70,11 +71,15 @@ def look(record: Record) -> LookResult:
     places = [place for stack in stacks for place in _places(record, stack, len(stacks) > 1)]
     rows = [(name, stack, cotangent.reshape(-1, cotangent.shape[-1])) for name, stack, cotangent in places]
     found.flow = [(name, norm(cotangent), np.linalg.norm(cotangent, axis=-1)) for name, _, cotangent in rows]
+    for stack in stacks:
+        if _entry(record, stack) is None:
+            first = _numbers(record, stack)[0]
+            found.missing.append(f"What comes into {stack}.{first} gets no gradient, so flow and lens begin after it.")
     if not found.flow:
         found.missing.append("No block has parameters that get a gradient, so there is no gradient flow.")
     head = next((c for c in reversed(record.calls) if c.op.name in ("cross_entropy", "linear_cross_entropy")), None)
     if head is None:
-        found.missing.append("The model says no tokens or classes, so there is no surprise, and no lens to read in.")
+        found.missing.append("The loss compares no tokens or classes with targets: there is no surprise and no lens.")
     else:
         _say(found, record, head, stacks[-1:], rows)
     _table(found, record)
@@ -123,8 +128,7 @@ def _stacks(record: Record) -> list[str]:
 def _places(record: Record, stack: str, named: bool) -> Iterator[tuple[str, str, np.ndarray]]:
     """(name, stack, cotangent) of the stream into the first block and after each part of a block, the first first."""
     of = f" of the {stack.rpartition('.')[2]}" if named else ""
-    entry = _entry(record, stack)
-    if entry.grad is not None:
+    if (entry := _entry(record, stack)) is not None and entry.grad is not None:
         yield f"into block 0{of}", stack, entry.grad
     for call in record.calls:
         match = _BLOCK.fullmatch(call.module)
@@ -135,20 +139,25 @@ def _places(record: Record, stack: str, named: bool) -> Iterator[tuple[str, str,
             yield f"after {name} {match['number']}{of}", stack, call.cotangent
 
 
-def _entry(record: Record, stack: str) -> Value:
-    """What the first block of a stack is given."""
-    entry = record.inside(f"{stack}.0")[0].inputs[0]
-    assert entry is not None
-    return entry
+def _numbers(record: Record, stack: str) -> list[int]:
+    """The numbers of the blocks that were recorded: frozen ones before the first that learns were not."""
+    modules = (call.module.removeprefix(f"{stack}.") for call in record.calls if call.module.startswith(f"{stack}."))
+    return sorted({int(number) for number in (module.partition(".")[0] for module in modules) if number.isdigit()})
+
+
+def _entry(record: Record, stack: str) -> Value | None:
+    """The stream into block 0: what its first sum adds to. None where that gets no gradient, so was not recorded."""
+    calls = record.inside(f"{stack}.0")
+    entry = next((call.inputs[0] for call in calls if call.op.name == "add" and call.module == f"{stack}.0"), None)
+    is_inside = entry is not None and entry.made_by is not None and entry.made_by in calls
+    return None if entry is None or entry.grad is None or is_inside else entry
 
 
 def _depths(record: Record, stack: str) -> list[tuple[str, Value]]:
     """(name, value) of the stream before the first block, and after each."""
-    found, number = [("embedding", _entry(record, stack))], 0
-    while calls := record.inside(f"{stack}.{number}"):
-        found.append((f"after block {number}", calls[-1].output))
-        number += 1
-    return found
+    entry = _entry(record, stack)
+    found = [] if entry is None else [("embedding", entry)]
+    return found + [(f"after block {n}", record.inside(f"{stack}.{n}")[-1].output) for n in _numbers(record, stack)]
 
 
 def _attention(record: Record) -> Iterator[tuple[str, np.ndarray]]:

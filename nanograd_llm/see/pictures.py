@@ -34,10 +34,11 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
         parts += ["<h2>how surprised it is at each target, in bits</h2>", _table([], [("bits", surprise)])]
     if result.attention:
         heads = "".join(
-            f'<tr><th scope="row">{html.escape(module)}</th>'
-            + "".join(f"<td>{_attention(maps[0, head], head)}<br>head {head}</td>" for head in range(maps.shape[1]))
+            f'<tr><th scope="row">{html.escape(module)}{f", text {row + 1}" if len(maps) > 1 else ""}</th>'
+            + "".join(f"<td>{_attention(head, i)}<br>head {i}</td>" for i, head in enumerate(of_text))
             + "</tr>"
             for module, maps in result.attention
+            for row, of_text in enumerate(maps)
         )
         parts.append("<h2>attention: row looks at column; one scale, 0 to 1</h2>" + _scrolled(heads))
     if result.lens:
@@ -55,8 +56,8 @@ def look_page(result: LookResult, title: str, name: Callable[[int], str]) -> str
             (place, [(name(b), 0.0, same and b == result.targets[i]) for i, b in enumerate(best)])
             for place, best in reversed(result.gradient_lens)
         ]
-        title = "gradient lens: what a step against the cotangent makes likelier, at each depth, token by token"
-        parts += [f"<h2>{title}</h2>", _table([], [*favoured, *([_truth(targets)] if same else [])])]
+        heading = "gradient lens: what a step against the cotangent makes likelier, at each depth, token by token"
+        parts += [f"<h2>{heading}</h2>", _table([], [*favoured, *([_truth(targets)] if same else [])])]
     if result.flow:
         largest = max(size for _, size, _ in result.flow) or 1.0
         flow = "".join(

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import linecache
 import math
+import mmap
 import os
 import sys
 from collections import Counter
@@ -504,7 +505,7 @@ def _is_fixed(x: Any) -> bool:
         return False
     while isinstance(x, np.ndarray) and not x.flags.writeable:
         x = x.base
-    return x is not None and not isinstance(x, np.ndarray)
+    return isinstance(x.obj if isinstance(x, memoryview) else x, (bytes, mmap.mmap))
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -130,10 +130,14 @@ class MaskedWords(TextTask):
             whole, words = text, targets[0].split()
             for word in words:
                 whole = whole.replace(MASK, word, 1)
-            (ids,) = encoded([whole], tokenizer, model.config.context_length)
-            if len(words) != text.count(MASK) or len(ids) != tokens.shape[1]:
-                wanted = f"the text has {text.count(MASK)} {MASK}; give as many words, each of one piece"
+            (ids,) = encoded([whole], tokenizer, model.config.context_length, allow_special=True)
+            if len(words) != text.count(MASK):
+                wanted = f"the text has {text.count(MASK)} {MASK}; give as many words"
                 raise ConfigError(f"{wanted}; got {shown(targets[0])}")
+            if len(ids) != tokens.shape[1] or (ids != tokens[0])[~hidden[0]].any():
+                raise ConfigError(
+                    f"with {shown(targets[0])} the text is cut into other pieces; give words of one piece each"
+                )
             said = ids[hidden[0]]
         batch = tokens, np.full_like(tokens, IGNORE_INDEX)
         batch[1][hidden] = said

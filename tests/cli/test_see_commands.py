@@ -190,7 +190,7 @@ def embedded(source: str) -> Any:
     [
         ("language-model", ["the cat", "--target", "x"], "this model takes no target"),
         ("masked-words", ["the cat"], "the text has no [MASK]; write [MASK] there in place of a word"),
-        ("masked-words", ["a [MASK]", "--target", "cat dog"], "the text has 1 [MASK]; give as many words, each of one"),
+        ("masked-words", ["a [MASK]", "--target", "cat dog"], "the text has 1 [MASK]; give as many words; got"),
         ("classification", ["the cat", "--target", "cow"], "target must be one of cat, dog"),
         ("preference", ["Say 1.", "--target", "1"], "--target with the chosen answer and --target with the rejected"),
         ("similarity", ["the cat"], "give --target with another text, which it is compared with; got 0 targets"),

@@ -112,12 +112,34 @@ def test_what_a_model_has_not_is_left_out_with_a_line() -> None:
     adapted, tokens, targets = small_gpt()
     ng.nn.lora.add(adapted, rank=2)
     result = look(ng.trace(adapted.loss, tokens, targets))
-    assert result.missing == ["The token table gets no gradient, so there is nothing to divide among its uses."]
+    assert result.missing == [
+        "What comes into blocks.0 gets no gradient, so flow and lens begin after it.",
+        "The token table gets no gradient, so there is nothing to divide among its uses.",
+    ]
     assert result.uses == [] and result.flow[0][0] == "after attention 0"
     result = look(ng.trace(lambda x: (x * x).sum(), np.ones(3)))
-    assert len(result.missing) == 3 and "so there is no surprise" in text_of(result, str)
-    assert "so there is no surprise" in look_page(result, "a title", str)
+    assert len(result.missing) == 3 and "there is no surprise" in text_of(result, str)
+    assert "there is no surprise" in look_page(result, "a title", str)
     assert result.missing[0] == "No block has parameters that get a gradient, so there is no gradient flow."
+
+
+def test_of_a_model_that_learns_in_part_what_is_recorded_is_looked_at() -> None:
+    whole, tokens, targets = small_gpt(n_layer=2)
+    expected = look(ng.trace(whole.loss, tokens, targets))
+    whole.freeze()
+    whole.blocks[1].unfreeze()
+    found = look(ng.trace(whole.loss, tokens, targets))
+    assert "What comes into blocks.1 gets no gradient, so flow and lens begin after it." in found.missing
+    assert [name for name, *_ in found.lens] == ["after block 1"] and [name for name, *_ in expected.lens][:1] == [
+        "embedding"
+    ]
+    np.testing.assert_array_equal(found.lens[-1][1], expected.lens[-1][1])
+    assert [name for name, *_ in found.flow] == ["after attention 1", "after mlp 1"]
+
+
+def test_the_attention_of_each_of_several_texts_is_shown(model) -> None:
+    page = look_page(look(ng.trace(model.loss, *[np.array([[1, 2, 3], [3, 2, 1]])] * 2)), "two texts", str)
+    assert "<title>two texts</title>" in page and page.count(", text 2<") == 2
 
 
 def test_the_text_and_the_page_show_each_token_and_escape_it(result) -> None:
