@@ -305,9 +305,9 @@ def test_an_entry_is_picked_and_announced_with_the_keyboard_alone(opened: Opened
 @pytest.mark.browser
 def test_a_fused_op_opens_into_the_ops_it_equals_and_closes(opened: Opened) -> None:
     opened.press("Home", *["ArrowRight"] * 3)
-    assert opened.press("o") == "forward 1 of 9: forward: mean"
+    assert opened.press("o") == "forward 1 of 10: forward: mean"
     assert opened.tab.inner_text("h1") == "GPT.loss › layernorm, opened"
-    assert opened.press("End") == "backward 9 of 9: backward through mean"
+    assert opened.press("End") == "backward 10 of 10: backward through mean"
     assert opened.press("Escape").startswith("backward 12 of 15")
 
 
