@@ -99,9 +99,10 @@ def checked(enabled: bool = True) -> Iterator[None]:
 
 
 def watched(watcher: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
-    """Inside this block `watcher(node, arrays, static, place)` is called after every recorded op call.
+    """Inside this block `watcher(node, y, arrays, static, place)` is called after every recorded op call.
 
-    Its arguments: the node on the tape, the op's arrays and static arguments, and a description of the call's place.
+    Its arguments: the node on the tape, the op's result, its arrays and static arguments, and a description of the
+    call's place.
     """
     return _set(watcher=watcher)
 

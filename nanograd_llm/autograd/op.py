@@ -255,7 +255,7 @@ class Op:
                 saved = [a for a in map(array_of, _flat(node.saved)) if is_array(a) and not isinstance(a, np.generic)]
                 node.guard = Guard(where, saved)
             if now.watcher is not None:
-                now.watcher(node, arrays, static, where)
+                now.watcher(node, y, arrays, static, where)
         return Tensor._recorded(y, node)
 
     def _in_single(self, inputs: Sequence[Any], arrays: Sequence[Any], static: dict[str, Any]) -> Any:

@@ -359,7 +359,7 @@ class _Recorder:
             finally:
                 sys.setprofile(None)
 
-    def note(self, node: Node, arrays: Any, static: Any, place: str) -> None:
+    def note(self, node: Node, y: Any, arrays: Any, static: Any, place: str) -> None:
         frame: Any = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(self.hidden):
             frame = frame.f_back

@@ -179,7 +179,7 @@ def test_under_higher_order_nothing_is_recomputed(x: Tensor) -> None:
 
 def test_checked_and_watched_see_every_op_of_a_recomputed_module(x: Tensor) -> None:
     seen: list[str] = []
-    with watched(lambda node, arrays, static, place: seen.append(node.op.name)):
+    with watched(lambda node, y, arrays, static, place: seen.append(node.op.name)):
         recompute(mlp(), x)
     assert seen == ["linear", "gelu", "linear"]
     model = gpt(recompute_activations=True)

@@ -11,22 +11,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.autograd.modes import watched
+from nanograd_llm.autograd.modes import higher_order, watched
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
-from nanograd_llm.autograd.tensor import array_of, origin
-from nanograd_llm.backend.arrays import beside
+from nanograd_llm.autograd.tensor import Tensor, array_of, origin
+from nanograd_llm.backend.arrays import beside, to_host
 from nanograd_llm.gradcheck.check.derivatives import ComplexStepError, Derivative, Line, complex_step
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled, grad
 from nanograd_llm.gradcheck.check.rounding import EPS, MARGIN, Precision, Precisions
 
 BLUNT = 1e-6  # a number with a larger relative error than this says nothing
 NOTHING = 1e-40  # a slope below this part of the result is zero: a complex step leaves 1e-60
+_TIMES = 3  # that all numbers are moved, to see how far that moves gradients
 _POINTS = 8  # of a line whose values are kept, at least: the six of one step, and two of the next;
 _KEPT = 2**20  # more, up to so many numbers
 NEARER = 10  # times that the inputs are divided by four, to leave the region where a function saturates
@@ -99,7 +100,7 @@ def interior(function: Differentiable, v: np.ndarray, parts: Sequence[float] = (
     """
     calls: dict[Any, tuple[Sequence[Any], Any]] = {}
 
-    def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+    def note(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
         calls[node] = arrays, static
 
     @functools.cache
@@ -124,6 +125,37 @@ def interior(function: Differentiable, v: np.ndarray, parts: Sequence[float] = (
                 size = np.abs(array_of(a) * b)
                 found[i] = max(found[i], float(size[np.isfinite(size)].sum()))
     return found
+
+
+def perturbed(
+    function: Differentiable, values: Sequence[np.ndarray], v: np.ndarray, epsilon: float, rng: np.random.Generator
+) -> list[list[list[np.ndarray]]]:
+    """Some times, for each cotangent (a row of v), the gradients, where every number on the way is moved by about ε.
+
+    So they tell what rounding to ε can do to them, which the size of the result does not where numbers cancel within.
+    Fused ops run as the compositions they equal, so numbers inside them are moved too. Where a rule takes no Tensors,
+    the inputs alone are moved.
+    """
+
+    def move(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+        if y.base is None and all(y is not a for a in arrays):  # no view of an input, which was moved before
+            y *= beside((1 + epsilon * rng.uniform(-2, 2, y.shape)).astype(y.dtype), y)
+
+    def gradients_at(point: Sequence[np.ndarray], **how: bool) -> list[list[np.ndarray]]:
+        y, leaves = function.record(point)
+        cotangents = [Tensor(row.reshape(y.shape).astype(y.dtype), device=y.device, **how) for row in v]
+        found = [grad(y, leaves, cotangent, retain_graph=True) for cotangent in cotangents]
+        return [[to_host(array_of(g)) for g in row] for row in found]
+
+    seen = []
+    for _ in range(_TIMES):
+        point = [x * (1 + epsilon * rng.uniform(-2, 2, x.shape)).astype(x.dtype) for x in values]
+        try:
+            with higher_order(), watched(move):
+                seen.append(gradients_at(point, requires_grad=True))
+        except Exception:  # a user's rule may take no Tensors, and raise whatever it likes
+            seen.append(gradients_at(point))
+    return seen
 
 
 def _finite_sizes(y: np.ndarray) -> np.ndarray:
@@ -166,6 +198,7 @@ def is_grainy(function: Differentiable, dtype: Any) -> bool:
         return False
     seen = np.stack([along(EPS * t) for t in _SHORT])
     size, bend = np.abs(seen).max(axis=0), np.abs(np.diff(seen, 2, axis=0)).max(axis=0)
+    size = np.maximum(size, np.abs(np.diff(seen, axis=0)).max(axis=0) / (EPS * _SHORT[1]))  # its inputs are rounded too
     epsilon = float(np.finfo(dtype).eps)
     if not (loud := bend > _LOUD * epsilon * size).any():
         return False
@@ -246,5 +279,10 @@ def sizes(x: np.ndarray) -> np.ndarray:
     return np.where((own > 0) & np.isfinite(own), own, length(x))
 
 
-def rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def rows(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack([a.reshape(-1) for a in arrays])
+
+
+def along(a: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Each gradient (a row of a) times each direction (a row of u, or each of its numbers by itself)."""
+    return a @ u.T if u.ndim == 2 else a[:, np.flatnonzero(u)] * u[np.flatnonzero(u)]

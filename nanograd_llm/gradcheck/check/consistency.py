@@ -23,7 +23,7 @@ from nanograd_llm.autograd.tensor import Tensor, origin
 from nanograd_llm.backend.arrays import beside, is_array, to_host, xp
 from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import laid_out
-from nanograd_llm.gradcheck.check.comparison import dense, interior, length, reach, sizes
+from nanograd_llm.gradcheck.check.comparison import dense, interior, length, perturbed, reach, sizes
 from nanograd_llm.gradcheck.check.function import Function, Gradient, Varying, grad, gradients
 from nanograd_llm.gradcheck.check.rounding import DEPTH, MARGIN, Precision, Precisions, nudged
 from nanograd_llm.ops import concatenate
@@ -37,7 +37,6 @@ _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls 
 _SHARE = 1 / 50  # which take no larger part of a check's seconds
 _WHY = "the rule draws random numbers or changes what it keeps; make it repeatable, and check again"
 _WRITES = "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
-_MOVED = 3  # times that inputs are moved by units of float32's last place, to see how much that moves the gradient
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
 
@@ -236,7 +235,7 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
     """One backward pass that says which rule writes into its cotangent, raises, or makes a NaN of numbers."""
     seen: list[_Watch] = []
 
-    def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+    def note(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
         node.guard = _Watch(node.op.name, place, seen)
 
     with watched(note):
@@ -263,7 +262,7 @@ def _in_float32(
     """
     epsilon = float(np.finfo(np.float32).eps)
     values, v = [x.astype(np.float32) for x in function.values], cotangent.astype(np.float32)
-    factors = (1.0, *_FACTORS[:2])
+    exact, factors = [x.astype(np.float64) for x in values], (1.0, *_FACTORS[:2])
 
     def differences(values: Sequence[np.ndarray]) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
         """For each factor of the cotangent the gradients in float32 less those in float64; and the latter."""
@@ -278,7 +277,7 @@ def _in_float32(
         return []
     found: dict[int, str] = {}
     near: list[list[list[np.ndarray]]] = []
-    moved: list[list[np.ndarray]] = []  # gradients in float64, of inputs moved by what float32 rounds away
+    moved: list[list[list[np.ndarray]]] = []
     for number, k in itertools.product(range(len(factors)), range(len(wide))):
         name, x, d = function.names[k], function.values[k], offs[number][k]
         u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
@@ -286,8 +285,8 @@ def _in_float32(
         if k in found or not np.isfinite(d).all() or not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         rounding += DEPTH * epsilon * reach(function, k, cotangent.reshape(1, -1), precisions, rng)
-        moved = moved or [differences(nudged(values, rng, far=1.0))[1] for _ in range(_MOVED)]
-        rounding += DEPTH * np.max([np.abs(u @ (other[k] - wide[k]).reshape(-1)) for other in moved], axis=0)
+        moved = moved or perturbed(function, exact, v.reshape(1, -1).astype(np.float64), epsilon, rng)
+        rounding += DEPTH * np.max([np.abs(u @ (other[0][k] - wide[k]).reshape(-1)) for other in moved], axis=0)
         if not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         near = near or [differences(nudged(values, rng, far=far))[0] for far in _FAR]

@@ -24,7 +24,7 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
     """
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = []
 
-    def note(node: Any, arrays: Any, static: dict[str, Any], place: str) -> None:
+    def note(node: Any, y: Any, arrays: Any, static: dict[str, Any], place: str) -> None:
         inputs = tuple(
             Tensor(a, requires_grad=source is not None) if is_array(a) and a.dtype.kind == "f" else a
             for a, source in zip(arrays, node.sources)

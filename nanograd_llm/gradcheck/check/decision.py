@@ -22,20 +22,24 @@ from nanograd_llm.gradcheck.check.comparison import (
     Method,
     Sides,
     Slopes,
+    along,
     compare,
     interior,
     length,
     noise,
+    perturbed,
     reach,
+    rows,
     sizes,
 )
 from nanograd_llm.gradcheck.check.derivatives import differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
-from nanograd_llm.gradcheck.check.rounding import MARGIN, Precision, Precisions, nudged
+from nanograd_llm.gradcheck.check.rounding import EPS, MARGIN, Precision, Precisions, nudged
 
 DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 has 16
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
+_FURTHER, _FURTHEST = 16, 1e-3  # times the relative difference that points are moved to see it again, and at most
 _GROSS = 1e3  # times as large as what rounding explains
 # wrong, blunt, faint, off, tolerance of each pair, and digits: see `Outcome`
 _Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
@@ -169,6 +173,8 @@ def _evidence(
     def both(point: Sequence[np.ndarray]) -> tuple[Sides, Sides]:
         *values, v, u = point
         one, other = (compare(slopes, values, v, u, precision) for precision in (narrow, wide))
+        # differences in wide numbers serve narrow ones as well: what is left of their rounding is the gradient's
+        one = one._replace(numeric=np.where(one.error > other.error, other.numeric, one.numeric))
         return one._replace(flow=sides.flow), other._replace(
             flow=sides.flow, result=np.maximum(other.result, sides.result)
         )
@@ -199,6 +205,8 @@ def _evidence(
         left = shrunk(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
         is_rounding = equal | (far.off <= left)
         beyond = (near.off > plain) & _is_steady([near, *(one for one, _ in again)], 0.05)
+        if beyond.any():
+            beyond &= _is_of_the_rule(slopes, v, u, near, plain, narrow, wide, rng)
         is_rounding &= ~beyond | (beyond.mean() < 0.5)  # one that happens to be steady is none
         steady = _is_steady([far, *(other for _, other in again)]) | (is_rounding < equal)
     if narrow == precisions.given:  # a mistake is the same in both
@@ -206,6 +214,32 @@ def _evidence(
     steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
     tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
     return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
+
+
+def _is_of_the_rule(
+    slopes: Slopes,
+    v: np.ndarray,
+    u: np.ndarray,
+    near: Sides,
+    plain: np.ndarray,
+    narrow: Precision,
+    wide: Precision,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Which differences, equal to nothing in wide numbers, are more than rounding in narrow ones can be?
+
+    Rounding on the way to the gradient is tried out. And it comes out otherwise at points that are moved relatively by
+    more than the difference is: where numbers cancel to a few units of their last place, a shorter step changes none.
+    """
+    function, k, _ = slopes
+    moved = perturbed(function, [x.astype(wide.dtype) for x in function.values], v, narrow.epsilon, rng)
+    found = near.off > plain + MARGIN * np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+    part = _part(near.off[found], near.scale[found])
+    far = min(_FURTHER * part, _FURTHEST) / EPS
+    if found.any() and far > 1:
+        points = [nudged([*function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS)]
+        found &= _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
+    return found
 
 
 def _measured(

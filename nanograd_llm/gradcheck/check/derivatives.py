@@ -5,6 +5,7 @@ A line is φ(t) = f(x + t u), a function of one number that returns an array; wa
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def differences(
     Halving the step makes the truncation error 64 times smaller and the round-off twice as large. What one rung
     changes, plus the round-off to expect, is the error estimate of the finer one; where that is smallest, stop, as in
     C. J. F. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Advances in Engineering Software 4 (1982).
-    A change that is small by chance is held against the change before it.
+    A change that is small by chance is held against the change before it. The points x + tu are rounded too, which
+    moves φ by about ε of its slope, since u is as large as x.
 
     enough: stop as soon as the errors are below this part of the largest entry.
     epsilon: the machine epsilon of what φ computes in; wider numbers than float64 allow far shorter steps.
@@ -126,11 +128,12 @@ def differences(
     rungs = _RUNGS if epsilon >= EPS else _WIDE_RUNGS
     value = before = _central(line, rungs[0])[0]
     error = change_before = np.full_like(value, np.inf)
-    for step in rungs[1:]:
+    for longer, step in itertools.pairwise(rungs):
         slope, largest = _central(line, step)
-        roundoff = 8 * epsilon * np.maximum(largest, noise) / step
+        known = np.where(np.isfinite(slope), np.abs(slope), 0.0)
+        roundoff = 8 * epsilon * np.maximum(np.maximum(largest, noise), known) / step
         change = np.where(np.isfinite(slope - before), np.abs(slope - before), np.inf)
-        estimate = np.maximum(change, change_before / 64) + roundoff
+        estimate = np.maximum(change, change_before * (step / longer) ** 6) + roundoff
         better = estimate < error
         value, error = np.where(better, slope, value), np.where(better, estimate, error)
         if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():

@@ -72,7 +72,7 @@ class Function:
         broken: dict[str, None] = {}
         widened: list[str] = []
 
-        def note(node: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
+        def note(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
             if problem := node.op.shape_complaint(arrays, static, node.shape, place):
                 broken[problem] = None
             for dtype in (a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"):

@@ -96,9 +96,9 @@ def widened(bound: Any, off: Any, again: Callable[[], Any]) -> Any:
     return wide
 
 
-def nudged(arrays: Sequence[Any], rng: np.random.Generator, *, far: float = 2.0**12) -> list[Any]:
-    """Every float moved by a few units in its last place, or by up to `far` of them: few may leave a rounding as is."""
-    size = far ** rng.uniform()
+def nudged(arrays: Sequence[Any], rng: np.random.Generator, *, near: float = 1.0, far: float = 2.0**12) -> list[Any]:
+    """Every float moved by about `near` to `far` units in its last place: few may leave a rounding as is."""
+    size = near * (far / near) ** rng.uniform()
     return [
         np.asarray(a * (1 + size * np.finfo(a.dtype).eps * rng.uniform(-2, 2, a.shape)), dtype=a.dtype)
         if isinstance(a, np.ndarray) and a.dtype.kind == "f"
