@@ -18,7 +18,7 @@ Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
 CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
-_RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22))  # u is as large as x, so these are parts of x
+_RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22, 25, 28))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
 _CORNERS, _SEEN = 16, 64  # of a circle; times its rounding that a mean over it must differ to count
 
