@@ -55,6 +55,78 @@ def test_a_right_gradient_is_called_right_without_a_warning(name):
     assert report.passed, report
 
 
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_vjp(dy, x):
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x * x))
+
+
+def softmax(x):
+    e = np.exp(x - x.real.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def softmax_vjp(dy, x):
+    y = softmax(x)
+    return y * (dy - (y * dy).sum(-1, keepdims=True))
+
+
+LARGE_SCORES = (
+    [[-0.00503, -18.8, -1.31, 0.0524], [0.002, 32.1, 583, 251], [-0.00736, -0.117, -0.0941, 4.16]],
+    [[-1240, 0.372, -16.8, -31.9], [-1190, 1.85, 1.33, -24.1]],
+    [[-0.0592, 1.29, -25, -96.3, -0.382], [33.1, -0.0232, 855, -100, 17.6]],
+)
+CANCELS_WITHIN = {  # to a few units of the last place, in one kind of number, and at all points nearby
+    "gelu, in float32": (ops.gelu, None, [-37.3, -5.411, -202]),
+    "gelu, in float64": (ops.gelu, None, [-4.350357572363772, -233.59481292775618, -33.271766349781025]),
+    "attention": (lambda q, k, v: ops.attention(q, k, v, causal=False), None, *LARGE_SCORES),
+    "gelu in NumPy": (gelu, gelu_vjp, [-4.558851793515838, -648.1392263791842, -642.3811479776061]),
+    "softmax in NumPy": (softmax, softmax_vjp, [11.680000265971398, 0.012702697998490905, -6339.4913786255]),
+}
+
+
+@pytest.mark.parametrize("name", CANCELS_WITHIN)
+def test_what_cancels_within_a_function_is_rounding(name):
+    f, vjp, *inputs = CANCELS_WITHIN[name]
+    inputs = [np.array(x, float) for x in inputs]
+    for seed in range(6):
+        report = gradcheck(f, *inputs, seed=seed) if vjp is None else check_gradient(f, *inputs, vjp=vjp, seed=seed)
+        assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+
+def layer_norm_vjp(dy, x):
+    y = layer_norm(x)
+    return (dy - dy.mean(-1, keepdims=True) - y * (dy * y).mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+
+def log_det(a):
+    return np.linalg.slogdet(a)[1]
+
+
+ILL_CONDITIONED = {  # none is analytic: their slopes are found by differences
+    "layer norm": (layer_norm, layer_norm_vjp, normal(3, 4) + 1e6),
+    "std": (np.std, lambda dy, x: dy * (x - x.mean()) / x.size / np.std(x), normal(3, 4) + 1e6),
+    "the rest of a division": (lambda x: np.mod(x, 1), lambda dy, x: dy, 1e4 * normal(5)),
+    "log det": (log_det, lambda dy, a: dy * np.linalg.inv(a).T, np.ones((4, 4)) + 1e-4 * normal(4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ILL_CONDITIONED)
+def test_differences_tell_right_from_wrong_far_from_zero(name):
+    f, vjp, x = ILL_CONDITIONED[name]
+    assert check_gradient(f, x, vjp=vjp).passed
+    for factor in (2, 1.01, 1 + 1e-4, 1 + 2e-6):
+        report = check_gradient(f, x, vjp=lambda dy, x, factor=factor: factor * vjp(dy, x))
+        assert report.findings[0].verdict == "wrong", report
+
+
 @pytest.mark.parametrize("name", [name for name in RIGHT if name != "sort"])
 def test_a_right_gradient_is_not_called_wrong_at_second_order(name):
     f, *inputs = RIGHT[name]
