@@ -85,7 +85,7 @@ def test_a_wrong_rule_is_found_and_the_input_named(mistake, monkeypatch):
     name, rule, inputs, wrong = WRONG[mistake]
     assert gradcheck(registry[name], *inputs).passed
     monkeypatch.setattr(registry[name], "rule", rule)
-    for seed in range(5):
+    for seed in range(2):
         report = gradcheck(registry[name], *inputs, seed=seed)
         assert not report.passed
         assert [f.name for f in report.findings if f.verdict == "wrong"] == wrong.split()
@@ -94,7 +94,7 @@ def test_a_wrong_rule_is_found_and_the_input_named(mistake, monkeypatch):
 def test_one_wrong_entry_of_1000_is_found_and_pointed_at(monkeypatch):
     name, rule, inputs, _ = WRONG["one entry of 1000 by 1e-9"]
     monkeypatch.setattr(registry[name], "rule", rule)
-    for seed in range(4):
+    for seed in range(2):
         finding = gradcheck(registry[name], normal(1000, seed=seed), normal(1000, seed=seed + 1), seed=seed).findings[0]
         assert (finding.verdict, finding.worst.index) == ("wrong", (517,))
 
@@ -132,7 +132,7 @@ def test_an_all_ones_cotangent_tests_nothing_of_softmax_and_a_random_one_does(mo
     }.values(),
 )
 def test_hard_but_right_gradients_pass(f, inputs):
-    for seed in range(10):
+    for seed in range(3):
         report = gradcheck(f, *inputs, seed=seed)
         assert report.passed, report
 

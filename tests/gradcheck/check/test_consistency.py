@@ -29,9 +29,7 @@ def test_two_passes_that_differ_are_a_problem(monkeypatch):
 
 def test_a_gradient_that_depends_on_which_others_are_wanted_is_a_problem(monkeypatch):
     monkeypatch.setattr(
-        registry["multiply"],
-        "rule",
-        lambda dy, a, b, needs: (dy * b if needs[1] else 2 * dy * b, dy * a),
+        registry["multiply"], "rule", lambda dy, a, b, needs: (dy * b if needs[1] else 2 * dy * b, dy * a)
     )
     report = gradcheck(ops.multiply, normal(3), normal(3, seed=1))
     assert not report.passed
@@ -51,7 +49,7 @@ def test_a_hessian_that_is_not_symmetric_is_a_problem(monkeypatch):
 
 
 def test_symmetric_hessians_are_no_problem():
-    for seed in range(10):
+    for seed in range(3):
         report = gradcheck(ops.softmax, 5 * normal(3, 4, seed=seed), order=2, seed=seed)
         assert report.passed, report
 
@@ -59,11 +57,10 @@ def test_symmetric_hessians_are_no_problem():
 @pytest.mark.parametrize("sizes", ["all small", "mixed"])
 def test_what_cancels_and_saturates_is_no_problem(sizes):
     """sin x/x near 0: the terms of its Hessian are 1e12 times as large as it is; and sin x becomes x, cos x one."""
-    for seed in range(3):
-        x = normal(3, 4, seed=seed)
-        x *= 1e-6 if sizes == "all small" else 10 ** np.random.default_rng(seed).uniform(-3, 3, x.shape)
-        report = gradcheck(lambda x: ops.sin(x) / x, x, order=2, jacobian=0)
-        assert not report.problems, report
+    x = normal(3, 4)
+    x *= 1e-6 if sizes == "all small" else 10 ** np.random.default_rng(0).uniform(-3, 3, x.shape)
+    report = gradcheck(lambda x: ops.sin(x) / x, x, order=2, jacobian=0)
+    assert not report.problems, report
 
 
 def test_a_rule_that_makes_something_of_a_cotangent_of_zeros_is_a_problem(monkeypatch):

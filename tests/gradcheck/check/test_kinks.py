@@ -105,8 +105,8 @@ def test_a_kink_a_little_away_is_none():
     }.values(),
 )
 def test_a_smooth_function_has_no_kink(f):
-    for seed in range(20):
-        assert gradcheck(f, 10 ** np.float64(seed % 7 - 3) * normal(4, 5, seed=seed), seed=seed).findings[0].kinks == ()
+    for seed in range(7):
+        assert gradcheck(f, 10 ** np.float64(seed - 3) * normal(4, 5, seed=seed), seed=seed).findings[0].kinks == ()
 
 
 def test_second_order_beside_a_kink_is_checked():
