@@ -175,10 +175,7 @@ def drifting_rule():
 
 
 def test_a_result_wider_than_its_inputs_is_reported():
-    with (
-        checked(),
-        pytest.raises(DtypeError, match=r"the result of drifts\(\(2,\)\), called at .* widened to float64"),
-    ):
+    with checked(), pytest.raises(DtypeError, match=r"the result of drifts\(\(2,\)\), called at .* widened to float64"):
         drifting_forward()(leaf([1.0, 2.0]))
 
 

@@ -203,12 +203,7 @@ NO_DRIVER = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is in
             13,
             r"built for CUDA 13, .* supports CUDA 12: pip uninstall cupy-cuda13x, then pip install \"cupy-cuda12x",
         ),
-        (
-            RuntimeError("cudaErrorNoDevice"),
-            13,
-            12,
-            "NoDevice; .*; else check nvidia-smi and CUDA_VISIBLE_DEVICES",
-        ),
+        (RuntimeError("cudaErrorNoDevice"), 13, 12, "NoDevice; .*; else check nvidia-smi and CUDA_VISIBLE_DEVICES"),
         (ImportError("no\nlibnvrtc.so"), 13, 12, r'no libnvrtc\.so; .*pip install "cupy-cuda12x\[ctk\]"'),
     ],
 )

@@ -194,11 +194,7 @@ def embedded(source: str) -> Any:
         ("classification", ["the cat", "--target", "cow"], "target must be one of cat, dog"),
         ("preference", ["Say 1.", "--target", "1"], "--target with the chosen answer and --target with the rejected"),
         ("similarity", ["the cat"], "give --target with another text, which it is compared with; got 0 targets"),
-        (
-            "translation",
-            ["the cat", "--target", "a", "--target", "b"],
-            "for what the model says itself; got 2 targets",
-        ),
+        ("translation", ["the cat", "--target", "a", "--target", "b"], "for what the model says itself; got 2 targets"),
         ("instruction", ["Say 1. " * 9], "in its template; with its answer the model takes 16"),
     ],
 )

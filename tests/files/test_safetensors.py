@@ -14,12 +14,7 @@ from oracle import read_watched
 from safetensors.numpy import load_file, save_file
 
 from nanograd_llm.errors import BadFileError, DtypeError
-from nanograd_llm.files.safetensors import (
-    DTYPES,
-    read_safetensors,
-    read_safetensors_with_metadata,
-    write_safetensors,
-)
+from nanograd_llm.files.safetensors import DTYPES, read_safetensors, read_safetensors_with_metadata, write_safetensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

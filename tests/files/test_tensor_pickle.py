@@ -20,10 +20,7 @@ from oracle import arrays_of
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.files.tensor_pickle import MAX_INSTRUCTIONS, Unread, read_tensor_pickle
 
-STORAGES = {
-    "0": np.arange(6, dtype="<f4").view(np.uint8),
-    "1": np.array([0x3F80, 0x4000], "<u2").view(np.uint8),
-}
+STORAGES = {"0": np.arange(6, dtype="<f4").view(np.uint8), "1": np.array([0x3F80, 0x4000], "<u2").view(np.uint8)}
 ORDERED = b"ccollections\nOrderedDict\n)R"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 

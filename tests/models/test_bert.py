@@ -230,12 +230,7 @@ def test_two_workers_give_the_gradient_of_one(tokens: np.ndarray, targets: np.nd
 @pytest.mark.parametrize(
     ("tokens", "given", "error", "message"),
     [
-        (
-            np.zeros((1, 9), int),
-            {},
-            ShapeError,
-            "context_length is 8 but 9 tokens were given; pass only the first",
-        ),
+        (np.zeros((1, 9), int), {}, ShapeError, "context_length is 8 but 9 tokens were given; pass only the first"),
         (np.zeros(5, int), {}, ShapeError, r"tokens must be \(B, T\); got shape \(5,\); use tokens\[None\]"),
         ("The ", {}, DtypeError, "tokens are integer ids"),
         (np.array([[0, 13]]), {}, IndexRangeError, "token ids must be from 0 to 12; got 0 to 13"),

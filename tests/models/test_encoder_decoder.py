@@ -240,12 +240,7 @@ def test_sinusoids_are_sines_and_cosines_in_turn_or_in_halves() -> None:
 @pytest.mark.parametrize(
     ("source", "target_in", "error", "said"),
     [
-        (
-            np.ones((1, 9), int),
-            TARGET_IN[:1],
-            ShapeError,
-            "is 8 but 9 tokens were given; give a shorter source",
-        ),
+        (np.ones((1, 9), int), TARGET_IN[:1], ShapeError, "is 8 but 9 tokens were given; give a shorter source"),
         (SOURCE[:1], np.ones((1, 9), int), ShapeError, "is 8 but 9 tokens were given; give a shorter target"),
         (SOURCE[:1], np.ones((1, 0), int), ShapeError, "a target begins with start_id"),
         (SOURCE[:1] + 9, TARGET_IN[:1], IndexRangeError, "token ids must be from 0 to 10; got 10 to 14"),
@@ -258,8 +253,7 @@ def test_what_the_model_cannot_take_is_refused(source: Any, target_in: Any, erro
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("n_layer", 0), ("positions", "rotary"), ("label_smoothing", 1.0), ("n_head", 3)],
+    ("field", "value"), [("n_layer", 0), ("positions", "rotary"), ("label_smoothing", 1.0), ("n_head", 3)]
 )
 def test_a_size_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):

@@ -8,13 +8,7 @@ import pytest
 
 from nanograd_llm.errors import BadFileError
 from nanograd_llm.models import GPTConfig
-from nanograd_llm.pretrained.gpt2.config import (
-    from_hugging_face,
-    from_llmc,
-    from_nanogpt,
-    from_openai,
-    to_hugging_face,
-)
+from nanograd_llm.pretrained.gpt2.config import from_hugging_face, from_llmc, from_nanogpt, from_openai, to_hugging_face
 
 SIZES = dict(vocab_size=11, context_length=7, n_layer=2, n_head=2, n_embd=4)
 

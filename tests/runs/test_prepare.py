@@ -108,10 +108,7 @@ def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: An
         ("[modle]\nn_layer = 1", ": unknown 'modle', did you mean 'model'?"),
         ("[model]\nn_layers = 1", " [model]: unknown 'n_layers', did you mean 'n_layer'?"),
         ("[model]\nn_layer = 1.5", " [model]: n_layer must be an integer of at least 1; got 1.5"),
-        (
-            '[train]\nlearning_rate = "fast"',
-            " [train]: learning_rate must be a finite number with 0 ≤",
-        ),
+        ('[train]\nlearning_rate = "fast"', " [train]: learning_rate must be a finite number with 0 ≤"),
         ("[train]\nlearning_rate = 1e999", " [train]: learning_rate must be a finite number"),
         ("[train]\nbatch_size = true", " [train]: batch_size must be an integer of at least 1; got True"),
         (
@@ -120,10 +117,7 @@ def test_a_run_by_the_clock_has_no_steps_in_its_config(tmp_path: Path, asked: An
         ),
         ("[text]\nfile = 3", " [text]: file must be a string; got 3"),
         ("[run]\ncheckpoint_every = 0", " [run]: checkpoint_every must be an integer of at least 1; got 0"),
-        (
-            "[train]\nsteps = 3\nminutes = 1",
-            " [train]: steps and minutes are both given; give the length",
-        ),
+        ("[train]\nsteps = 3\nminutes = 1", " [train]: steps and minutes are both given; give the length"),
     ],
 )
 def test_a_wrong_setting_in_a_file_is_a_bad_file_that_names_file_table_and_setting(

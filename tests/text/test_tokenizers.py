@@ -13,14 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, IndexRangeError, ShapeError, StorageError
-from nanograd_llm.text import (
-    END_OF_TEXT,
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    builtin_corpus,
-    load_tokenizer,
-)
+from nanograd_llm.text import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, builtin_corpus, load_tokenizer
 from nanograd_llm.text.bpe import SPLIT_PATTERN
 from nanograd_llm.text.corpora import well_formed
 

@@ -101,13 +101,7 @@ WRONG = {
         "b",
         "a sum over axes 0, 2 of the result, along which the input is used again, is missing: only its first part",
     ),
-    "upstream's size": (
-        "exp",
-        lambda dy, y: abs(dy) * y,
-        (normal(2, 3),),
-        "x",
-        "arrives without its sign",
-    ),
+    "upstream's size": ("exp", lambda dy, y: abs(dy) * y, (normal(2, 3),), "x", "arrives without its sign"),
     "one lost": (
         "embedding",
         all_but_the_last_row,

@@ -259,11 +259,7 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
         ((np.tanh, X, tanh_slope), {}, "tanh raised TypeError: .*; give it directly behind the function, as in"),
         ((np.tanh,), {}, "the gradient of tanh is missing, and tanh raised TypeError: .*; give it directly behind"),
         ((np.sin, np.cos, Tensor(X)), {}, "an input is a Tensor of this package, .*; give check_gradient its .data"),
-        (
-            (ops.tanh, X),
-            {},
-            r"tanh is an op of this engine, which gradcheck checks: gradcheck\(ops.tanh, ...\)",
-        ),
+        ((ops.tanh, X), {}, r"tanh is an op of this engine, which gradcheck checks: gradcheck\(ops.tanh, ...\)"),
         (
             (np.tanh, X),
             {"vjp": lambda x: x},

@@ -76,11 +76,7 @@ def test_a_wrong_function_that_torch_passes_in_fast_mode_is_caught(torch: Any) -
 @pytest.mark.parametrize("factor", [1, 1 + 1e-9])
 def test_an_autograd_function_is_checked_by_complex_step(torch: Any, x: Any, form: str, factor: float) -> None:
     square = scaled_square(torch, factor)
-    f = {
-        "the class": square,
-        "its apply": square.apply,
-        "a function": lambda x: square.apply(x).sum(dim=0),
-    }
+    f = {"the class": square, "its apply": square.apply, "a function": lambda x: square.apply(x).sum(dim=0)}
     report = check_gradient(f[form], x)
     assert verdicts(report) == {"x": "right" if factor == 1 else "wrong"}
     assert report.findings[0].method == "complex step"

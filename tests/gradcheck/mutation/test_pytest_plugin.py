@@ -272,17 +272,9 @@ def test_without_the_option_nothing_happens(score):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (
-            SOFT + STRONG,
-            ["--gradient-mutants=sofmax"],
-            "no op or @backward_rule 'sofmax'; did you mean 'softmax'?",
-        ),
+        (SOFT + STRONG, ["--gradient-mutants=sofmax"], "no op or @backward_rule 'sofmax'; did you mean 'softmax'?"),
         (SOFT + STRONG, ["--gradient-mutants", "."], "'.' is a path; write --gradient-mutants=own ."),
-        (
-            "def test_x(): pass",
-            ["--gradient-mutants"],
-            "these tests declare no op and no @backward_rule of their own;",
-        ),
+        ("def test_x(): pass", ["--gradient-mutants"], "these tests declare no op and no @backward_rule of their own;"),
         (SOFT + STRONG, ["--gradient-mutants", "--gradient-mutants-min=101"], "a percentage from 0 to 100; got 101"),
         (SOFT + STRONG, ["--gradient-mutants-min=100"], "-min does nothing without --gradient-mutants"),
         (SOFT + STRONG, ["--gradient-mutants-min=0"], "-min does nothing without --gradient-mutants"),
