@@ -244,14 +244,6 @@ def test_the_help_of_a_command_for_another_model_does_not_name_gpt2(name, capsys
     assert "gpt2" not in out and "folder of a run" in " ".join(out.replace("│", " ").split())
 
 
-def test_generate_with_temperature_zero_needs_no_seed(run, capsys):
-    texts = set()
-    for seed in "12":
-        main(["generate", str(run), "The", "--temperature", "0", "--seed", seed, "--max-new-tokens", "5"])
-        texts.add(printed(capsys)[0])
-    assert len(texts) == 1
-
-
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_a_choice_among_tokens_at_temperature_zero_is_refused(command, run, capsys):
     words = [command, str(run), *(["The"] if command == "generate" else []), "--temperature", "0", "--top-k", "5"]
