@@ -126,8 +126,9 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         kinked = [case for case in kinked if not case.region]
     for number, case in enumerate([*drawn, *kinked]):
         try:
-            whole = {"jacobian": 0} if case.size >= samples.MANY // 2 else {}
-            report = check_case(op, case, order=order if case in deep else 1, seed=seed + number, **whole)
+            how: dict[str, Any] = {"jacobian": 0} if case.size >= samples.MANY // 2 else {}
+            how["explain"] = len(problems) < PROBLEMS_SHOWN
+            report = check_case(op, case, order=order if case in deep else 1, seed=seed + number, **how)
             at_kinks = number >= len(drawn)  # where "cannot tell" is no fault, and nothing else is forgiven
             if not at_kinks:
                 errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
