@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import numpy as np
@@ -17,8 +18,14 @@ from nanograd_llm.gradcheck import Mutant, draw_cases, mutants
 NAMES = [name for name, op in registry.items() if op.__module__.startswith("nanograd_llm.")]
 
 
+@functools.cache
+def planned(name: str) -> list[Mutant]:
+    """The mutants of an op of the package."""
+    return mutants(registry[name])
+
+
 def named(of: Op, name: str) -> Mutant:
-    (found,) = [mutant for mutant in mutants(of) if mutant.name == name]
+    (found,) = [mutant for mutant in planned(of.name) if mutant.name == name]
     return found
 
 
@@ -28,7 +35,7 @@ def leaf(rng, *shape):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_op_has_its_mistakes_each_with_a_name_and_one_of_them_small(name):
-    found = mutants(registry[name])
+    found = planned(name)
     names = [mutant.name for mutant in found]
     assert len(set(names)) == len(names) >= 7
     assert len({mutant.description for mutant in found}) == len(found)
@@ -67,7 +74,7 @@ def test_every_op_has_its_mistakes_each_with_a_name_and_one_of_them_small(name):
     ],
 )
 def test_the_mistakes_that_people_make_are_there(name, mistake):
-    assert mistake in [mutant.name for mutant in mutants(registry[name])]
+    assert mistake in [mutant.name for mutant in planned(name)]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,7 @@ def test_the_mistakes_that_people_make_are_there(name, mistake):
     ],
 )
 def test_a_mistake_that_changes_nothing_or_the_same_as_another_is_left_out(name, mistake):
-    assert mistake not in [mutant.name for mutant in mutants(registry[name])]
+    assert mistake not in [mutant.name for mutant in planned(name)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +97,7 @@ def test_every_mistake_changes_a_gradient_and_is_removed_afterwards(name):
     of = registry[name]
     drawn = list(draw_cases(of, np.random.default_rng(0), 72))
     before = of.rule, of._plan, list(of._plan)
-    for mutant in mutants(of):
+    for mutant in planned(name):
         assert any(differs(mutant, case) for case in drawn), mutant.name
     assert (of.rule, of._plan, list(of._plan)) == before
 
@@ -195,7 +202,7 @@ def test_mistakes_are_the_same_under_higher_order(name):
     of = registry[name]
     case = max(list(draw_cases(of, np.random.default_rng(0), 12)), key=lambda case: case.size)
     call, arrays = case.on(of)
-    for mutant in mutants(of):
+    for mutant in planned(name):
         leaves = [Tensor(x, requires_grad=True) for x in arrays]
         with mutant.planted(), higher_order():
             y = call(*leaves)
