@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from nanograd_llm.gradcheck.check.comparison import line
-from nanograd_llm.gradcheck.check.derivatives import ComplexStepError, complex_step, derivative, differences
+from nanograd_llm.gradcheck.check.derivatives import (
+    ComplexStepError,
+    complex_step,
+    derivative,
+    differences,
+    is_analytic,
+)
 
 EPS = np.finfo(np.float64).eps
 SMOOTH = {  # φ and φ'(0), with several entries of different size
@@ -71,6 +77,26 @@ def test_what_does_not_run_on_complex_numbers_is_differenced_and_says_why(line, 
     assert found.method == "differences"
     assert why in found.why
     np.testing.assert_allclose(found.value, differences(line).value)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_an_analytic_function_is_one_by_at_most_four_circles(name):
+    points = []
+    assert is_analytic(lambda t: points.append(t) or np.asarray(SMOOTH[name][0](t)))
+    assert len(points) <= 1 + 4 * 16
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda t: np.asarray(np.real(1 + t) * (1 + t)),
+        lambda t: np.asarray(1 + t + 1e-3 * np.abs(t) ** 2),
+        lambda t: np.asarray(np.where(np.abs(t) > 2.0**-6, np.nan, 1 + np.abs(t) ** 2)),  # not finite on larger circles
+    ],
+)
+def test_a_function_that_is_not_analytic_is_found(line):
+    with np.errstate(invalid="ignore"):
+        assert not is_analytic(line)
 
 
 def test_complex_step_refuses_a_real_result():
