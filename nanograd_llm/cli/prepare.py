@@ -30,8 +30,8 @@ def prepare(
     Parameters
     ----------
     sources
-        What to read: UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .jsonl or .gz files, or -
-        for standard input.
+        What to read: UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files
+        (FILE.jsonl#FIELD for another field than "text"), or - for standard input.
     out
         The folder to make.
     tokenizer

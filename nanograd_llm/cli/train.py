@@ -117,9 +117,9 @@ def train(
     Parameters
     ----------
     files
-        What to learn from: a UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz
-        file, - for standard input, several of these, or folders that `nanograd-llm prepare` made. If not given: the
-        reference manual that comes with Python.
+        What to learn from: a UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .gz or .jsonl
+        file (FILE.jsonl#FIELD for another field than "text"), - for standard input, several of these, or folders that
+        `nanograd-llm prepare` made. If not given: the reference manual that comes with Python.
     config
         A TOML file of settings, in the form of a run's config.toml. The config.toml of a run makes the run again.
         Options override it.

@@ -18,7 +18,7 @@ from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, counted, setting, shown
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import save_hash
-from nanograd_llm.text.sources import weighted
+from nanograd_llm.text.sources import weighted, with_field
 from nanograd_llm.text.tokenizers import Tokenizer
 from nanograd_llm.training.config import TrainConfig
 
@@ -279,8 +279,9 @@ class TextSettings(Settings):
     """Which text, as every task of one has it. Raises ConfigError that names the field."""
 
     file: str | None = setting(
-        'A UTF-8 text, a folder, a pattern in quotes such as "docs/**/*.md", a .jsonl or .gz file, or - for standard '
-        "input; Python's reference manual, or for masked-words built-in sentences, if not given.",
+        'A UTF-8 text, a folder, a pattern in quotes such as "docs/**/*.md", a .gz or .jsonl file (FILE.jsonl#FIELD '
+        'for another field than "text"), or - for standard input; Python\'s reference manual, or for masked-words '
+        "built-in sentences, if not given.",
         default=None,
     )
     _: dataclasses.KW_ONLY
@@ -417,9 +418,9 @@ def mean_loss(model: Module, batches: Iterable[tuple[Any, ...]]) -> float:
 def absolute_path(source: str) -> str:
     """An absolute path, since config.toml may be used in another folder; a name that is no path is unchanged.
 
-    A weight behind it stays.
+    A field and a weight behind it stay.
     """
-    path = weighted(source)[0]
+    path = with_field(weighted(source)[0])[0]
     is_path = os.path.exists(path) or glob.has_magic(path)
     return os.path.abspath(path) + source.removeprefix(path) if is_path else source
 

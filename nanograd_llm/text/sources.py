@@ -37,7 +37,7 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
 
     source: a UTF-8 file; a folder, for all files in it and below; a pattern such as "docs/**/*.md"; "-" for standard
         input. A name that ends in .gz is unpacked; a name in .jsonl holds an object on each line, with its text under
-        "text".
+        "text", or under the name behind a #: see `with_field`.
     report: called with what is being read, and the share that is done.
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
@@ -62,20 +62,20 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
         blocks = decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input")
         yield from ((source, text) for text in _parts(blocks, size))
         return
-    found, paths = 0, list(files_of(source))
+    field, found, paths = with_field(source)[1], 0, list(files_of(source))
     skipped: dict[str, list[str]] = {}  # what was said of files, by its reason
     for i, path in enumerate(paths):
         if i:
             report(f"reading {source}", i / len(paths))
         if os.path.isdir(source):
             try:
-                for _ in _documents(path, size):  # all of a file is a text, or none of it is taken
+                for _ in _documents(path, field, size):  # all of a file is a text, or none of it is taken
                     pass
             except BadFileError as error:
                 reason = re.sub(r"^[:, ]*(line \d+: )?", "", str(error).removeprefix(path))
                 skipped.setdefault(re.split("[:;]", reason)[0], []).append(str(error))
                 continue
-        for text in _documents(path, size):
+        for text in _documents(path, field, size):
             found += 1
             yield path, text
     if not found:
@@ -109,6 +109,16 @@ def weighted(source: str) -> tuple[str, float | None]:
     return name, float(weight)
 
 
+def with_field(source: str) -> tuple[str, str]:
+    """A source and the field of its .jsonl files that holds the text, which is behind a #; "text" if there is none.
+
+    >>> with_field("chats/*.jsonl#body"), with_field("chats.jsonl.gz"), with_field("notes#1.txt")
+    (('chats/*.jsonl', 'body'), ('chats.jsonl.gz', 'text'), ('notes#1.txt', 'text'))
+    """
+    found = None if os.path.lexists(source) else re.fullmatch(r"(.+\.jsonl(?:\.gz)?)#(.+)", source, re.DOTALL)
+    return (found[1], found[2]) if found else (source, "text")
+
+
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:
     """The lines of a source that are not blank. source, report: as for `read_source`.
 
@@ -126,6 +136,7 @@ def files_of(source: str) -> Iterator[str]:
     """The paths of the files of a source. Raises StorageError for a folder that cannot be listed, and a
     pattern without a match.
     """
+    source = with_field(source)[0]
     if os.path.isdir(source):
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
             for folder, folders, names in os.walk(source):
@@ -139,17 +150,21 @@ def files_of(source: str) -> Iterator[str]:
     yield from (path for path in matched if os.path.isfile(path)) if matched else [source]
 
 
-def _documents(path: str, size: int | None) -> Iterator[str]:
-    """The texts in one file, or parts of them."""
+def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
+    """The texts in one file, or parts of them.  field: of JSON lines"""
     with regular_file(path) as file:
         blocks = decoded_blocks(_unpacked(file, path) if path.endswith(".gz") else _read_blocks(file), path)
         if not path.removesuffix(".gz").endswith(".jsonl"):
             yield from _parts(blocks, size)
             return
         for where, row in json_lines(_lines(blocks), path):
-            if not isinstance(row.get("text"), str):
-                raise BadFileError(f'{where}: expected an object with a string "text"; it has {listed([*row])}')
-            yield from _parts([row["text"]], size)
+            if not isinstance(row.get(field), str):
+                fields = [name for name in row if isinstance(row[name], str)] or ["FIELD"]
+                raise BadFileError(
+                    f'{where}: has no text under "{field}"; its fields are {listed([*row])}; name the one with the '
+                    f"text behind a #: {path}#{fields[0]}"
+                )
+            yield from _parts([row[field]], size)
 
 
 def _read_blocks(file: BinaryIO) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.tasks.task import absolute_path
 from nanograd_llm.text import read_source
 from nanograd_llm.text.sources import named_texts
 
@@ -37,7 +38,7 @@ def test_files_of_a_folder_that_are_no_text_are_counted_by_reason(folder):
         read_source(str(folder))
     (message,) = [str(warning.message) for warning in told]
     assert "left out 5 of 8 files: " in message and "a.py is empty; expected text (and 2 more)" in message
-    assert "logo.png is not UTF-8" in message and "d.jsonl, line 2: expected an object" in message
+    assert "logo.png is not UTF-8" in message and "d.jsonl, line 2: has no text" in message
 
 
 def test_the_texts_of_each_file_come_as_one_with_its_path(folder):
@@ -66,7 +67,7 @@ def test_a_folder_without_text_is_refused(tmp_path):
     with pytest.raises(StorageError, match="has no text among 0 files"):
         read_source(str(tmp_path))
     (tmp_path / "a.jsonl").write_text("{}")
-    with pytest.raises(StorageError, match="has no text among 1 file; .*a.jsonl, line 1: expected an object"):
+    with pytest.raises(StorageError, match="has no text among 1 file; .*a.jsonl, line 1: has no text"):
         read_source(str(tmp_path))
 
 
@@ -77,6 +78,28 @@ def test_json_lines_and_gzip_are_unpacked(tmp_path):
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"plain"))
     assert read_source(f"{tmp_path}/a.jsonl") == read_source(f"{tmp_path}/b.jsonl.gz") == "one\n\n\nzwei ö"
     assert read_source(f"{tmp_path}/c.txt.gz") == "plain"
+
+
+def test_another_field_of_json_lines_is_named_behind_a_hash(tmp_path, monkeypatch):
+    rows = [{"body": "one", "id": 1}, {"body": "two", "id": 2}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert read_source(f"{tmp_path}/a.jsonl#body") == read_source(f"{tmp_path}/b.jsonl.gz#body") == "one\n\n\ntwo"
+    assert read_source(f"{tmp_path}/*.jsonl#body") == "one\n\n\ntwo"
+    monkeypatch.chdir(tmp_path)
+    assert absolute_path("a.jsonl#body:0.5") == f"{tmp_path}/a.jsonl#body:0.5"
+    (tmp_path / "a.jsonl#id").write_text("a name may hold a hash")
+    assert read_source(f"{tmp_path}/a.jsonl#id") == "a name may hold a hash"
+
+
+def test_a_missing_field_of_json_lines_is_refused_with_those_there_are(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 3, "body": "one"}\n')
+    with pytest.raises(
+        BadFileError, match=r"""line 1: has no text under "text"; its fields are 'id', 'body'; """
+    ) as told:
+        read_source(f"{tmp_path}/a.jsonl")
+    assert str(told.value).endswith(f"name the one with the text behind a #: {tmp_path}/a.jsonl#body")
 
 
 @pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "[" * 100_000])
