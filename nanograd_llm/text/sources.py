@@ -22,7 +22,7 @@ from nanograd_llm.text.corpora import decoded_blocks
 
 BETWEEN = "\n\n\n"  # documents, as between the topics of the built-in corpus
 MOST = 2**36  # bytes that a gzip file may hold
-BLOCK = 2**20  # bytes that are read at once
+BLOCK = 2**16  # bytes that are read at once; buffers of a megabyte, of ever new sizes, leave holes in the heap
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 DESCRIPTION = "prepared.toml"
 
@@ -190,13 +190,17 @@ def _unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
 
 def _lines(blocks: Iterable[str]) -> Iterator[bytes]:
     """The lines of a text; one that is far too long for a row is given as it is so far."""
-    rest = ""
+    parts, size = list[str](), 0  # of the line that is not at its end yet
     for block in blocks:
-        *lines, rest = (rest + block).split("\n")
-        yield from (line.encode() for line in lines)
-        if len(rest) > BYTES_A_VALUE * MAX_ROW_VALUES:
+        first, *lines = block.split("\n")
+        for line in lines:
+            yield "".join([*parts, first]).encode()
+            parts, size, first = [], 0, line
+        parts.append(first)
+        size += len(first)
+        if size > BYTES_A_VALUE * MAX_ROW_VALUES:
             break
-    yield rest.encode()
+    yield "".join(parts).encode()
 
 
 def _parts(blocks: Iterable[str], size: int | None) -> Iterator[str]:

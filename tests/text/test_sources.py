@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.tasks.task import absolute_path
-from nanograd_llm.text import read_source
+from nanograd_llm.text import read_source, sources
 from nanograd_llm.text.sources import named_texts
 
 
@@ -78,6 +78,13 @@ def test_json_lines_and_gzip_are_unpacked(tmp_path):
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"plain"))
     assert read_source(f"{tmp_path}/a.jsonl") == read_source(f"{tmp_path}/b.jsonl.gz") == "one\n\n\nzwei ö"
     assert read_source(f"{tmp_path}/c.txt.gz") == "plain"
+
+
+def test_a_line_of_json_may_be_longer_than_many_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK", 5)
+    texts = ["one", "a long text " * 40, "", "ö" * 30]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    assert list(sources.documents(f"{tmp_path}/a.jsonl")) == texts
 
 
 def test_another_field_of_json_lines_is_named_behind_a_hash(tmp_path, monkeypatch):
