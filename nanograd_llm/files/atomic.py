@@ -22,7 +22,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from pathlib import Path  # at run time where a path is made, because most programs open no file
 
-TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of unfinished files and folders
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(tmp|done)")  # names of unfinished files and folders
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -95,9 +95,10 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     A `folder` that does not exist appears in one step, with all files. Into an existing one they are moved one by one,
     and nothing is overwritten. If anything fails, all of them are removed, with every folder that was created. What a
-    killed process left there is removed first.
+    killed process left there is removed first; until then `require_complete` refuses the folder.
     """
     from pathlib import Path
+    from shutil import rmtree
 
     folder = Path(folder)
     above = [path for path in folder.parents if not path.exists()]
@@ -113,14 +114,22 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
             remedy = "nothing there was changed; choose another folder"
             with storage_errors(f"{folder}: cannot move the files there", remedy):
                 if folder.exists():
-                    for path in sorted(temporary.iterdir()):
-                        _move_to_new(path, folder / path.name)
-                        moved.append(folder / path.name)
-                    temporary.rmdir()
+                    for path in sorted(temporary.rglob("*")):  # a folder before what is in it
+                        target = folder / path.relative_to(temporary)
+                        if path.is_file():
+                            _link_to_new(path, target)
+                        elif not target.exists():
+                            target.mkdir()
+                        else:
+                            continue
+                        moved.append(target)
+                    _sync_folders(folder, [folder])
+                    os.rename(temporary, done := temporary.with_suffix(".done"))  # from here on they are complete
+                    rmtree(done, ignore_errors=True)
                 else:
                     os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
-        for path in [*moved, *sorted(temporary.rglob("*"), reverse=True), temporary, *above]:
+        for path in [*reversed(moved), *sorted(temporary.rglob("*"), reverse=True), temporary, *above]:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, StorageError):
@@ -191,8 +200,31 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def require_complete(folder: str | os.PathLike[str]) -> None:
+    """Raise BadFileError where only some of the files that were to be `written_together` are in a folder."""
+    from pathlib import Path
+
+    with contextlib.suppress(OSError):
+        for temporary in Path(folder).iterdir():
+            if TEMPORARY.fullmatch(temporary.name) and (found := _moved_from(temporary)):
+                raise BadFileError(
+                    f"{folder}: has {found[0].name}, but perhaps not all files that belong to it: the program that "
+                    "wrote them was killed; write them again, which removes these"
+                )
+
+
+def _moved_from(temporary: Path) -> list[Path]:
+    """The files of a temporary folder that the folder around it already has as well; none of one that is done."""
+    paths = sorted(temporary.rglob("*")) if temporary.suffix == ".tmp" else ()
+    pairs = [(path, temporary.parent / path.relative_to(temporary)) for path in paths]
+    return [target for path, target in pairs if target.is_file() and path.samefile(target)]
+
+
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of killed processes in `folder`, which nobody holds. A failure changes nothing."""
+    """Remove the temporary folders of killed processes in `folder`, which nobody holds, and what was moved from them.
+
+    A failure changes nothing.
+    """
     from shutil import rmtree
 
     with contextlib.suppress(OSError):
@@ -200,19 +232,22 @@ def _remove_leftovers(folder: Path) -> None:
             if TEMPORARY.fullmatch(path.name):
                 with contextlib.suppress(OSError), _locked(path) as is_free:  # a link is none of ours: OSError
                     if is_free:
+                        for moved in _moved_from(path):
+                            moved.unlink()
                         rmtree(path)
 
 
-def _move_to_new(path: Path, target: Path) -> None:
-    """Rename `path` to `target`, which must not exist. Safe if several processes do so at the same time."""
+def _link_to_new(path: Path, target: Path) -> None:
+    """Give a file a second name, `target`, which must not exist; or that name only, where there are no hard links.
+
+    Safe if several processes do so at the same time.
+    """
     try:
         os.link(path, target)
     except FileExistsError:
         raise StorageError(f"{target}: already exists; choose another folder, or remove it first") from None
     except OSError:  # a file system without hard links
         os.rename(path, target)
-    else:
-        path.unlink()
 
 
 def _sync_folders(written: Path, folders: Iterable[Path]) -> None:

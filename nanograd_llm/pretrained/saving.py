@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import ConfigError, StorageError
-from nanograd_llm.files.atomic import storage_errors, write_atomically, written_together
+from nanograd_llm.files.atomic import write_atomically, written_together
 from nanograd_llm.files.npz import write_npz
 from nanograd_llm.files.safetensors import write_safetensors
 from nanograd_llm.nn.module import Module
@@ -52,11 +52,9 @@ def write_folder(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {settings['vocab_size']}; give the model's "
             "own tokenizer"
         )
-    with storage_errors(f"{folder}: cannot read", "choose another folder"):
-        held = names_of_a_model(folder, with_tokenizer=tokenizer is not None) if folder.is_dir() else []
-    if held:
-        raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")
     with written_together(folder) as place:
+        if held := names_of_a_model(folder, with_tokenizer=tokenizer is not None) if folder.is_dir() else []:
+            raise StorageError(f"{folder}: already holds {held[0]}; choose another folder, or remove it first")
         dtype = next(iter(arrays.values())).dtype.name
         write_atomically(place / "config.json", json.dumps({**settings, "dtype": dtype}, indent=2).encode() + b"\n")
         if tokenizer is not None:

@@ -157,10 +157,10 @@ def prepare(
     require_seed(seed)
     if not sources:
         raise ConfigError("prepare needs at least one source; give files or folders")
-    if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
-        raise StorageError(f"{out}: already holds a prepared text; choose another folder")
     writing = storage_errors(f"{out}: cannot write", "nothing was kept; make room")
     with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
+        if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
+            raise StorageError(f"{out}: already holds a prepared text; choose another folder")
         names, sources = list(sources), list(sources)
         if "-" in sources:  # kept, since it may be read twice
             spooled = folder / "stdin"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.files.atomic import regular_file, storage_errors
+from nanograd_llm.files.atomic import regular_file, require_complete, storage_errors
 from nanograd_llm.files.json import BYTES_A_VALUE, MAX_ROW_VALUES, json_lines
 from nanograd_llm.settings import counted, listed
 from nanograd_llm.text.bpe import Report
@@ -88,7 +88,9 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Is this a folder with token files? Raises BadFileError where one of them is missing."""
+    """Is this a folder with token files? Raises BadFileError where one is missing, and as `require_complete`."""
+    if os.path.isdir(path):
+        require_complete(path)
     names = [f"{part}.bin" for part in PARTS]
     there = [name for name in (*names, DESCRIPTION) if os.path.isfile(os.path.join(path, name))]
     missing = [name for name in names if name not in there]

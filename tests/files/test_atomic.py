@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import nanograd_llm.files.atomic
-from nanograd_llm.errors import StorageError
-from nanograd_llm.files.atomic import read_bytes, write_atomically, written_together
+from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.files.atomic import read_bytes, require_complete, write_atomically, written_together
 
 PACKAGE_HOME = str(Path(nanograd_llm.files.atomic.__file__).parents[1])
 
@@ -337,6 +339,44 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one_also_if_that_fail
         "first",
         "second",
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("call", ["link", "mkdir", "rename", "fsync", "rmdir", "unlink"])
+def test_files_moved_into_a_folder_are_all_there_or_refused_wherever_the_process_is_killed(
+    tmp_path: Path, call: str, record_property: Callable[[str, object], None]
+) -> None:
+    names = [Path("a"), Path("deep/b"), Path("z")]
+    for after in itertools.count():
+        (folder := tmp_path / str(after)).mkdir()
+        (folder / "mine").write_text("mine")
+        if (child := os.fork()) == 0:
+            with written_together(folder) as place:
+                (place / "deep").mkdir()
+                for name in names:
+                    (place / name).write_text("ours")
+                works, original = iter(range(after)), getattr(os, call)
+
+                def dying(*args: object, **more: object) -> object:
+                    return original(*args, **more) if next(works, None) is not None else os._exit(9)  # noqa: B023
+
+                setattr(os, call, dying)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        there = [name for name in names if (folder / name).exists()]
+        try:
+            require_complete(folder)
+            assert there in ([], names)
+        except BadFileError as error:
+            assert there and f"has {there[0].name}, but perhaps not all" in str(error)
+            with written_together(folder) as place:
+                (place / "other").touch()
+            assert not any((folder / name).exists() for name in names)
+        assert (folder / "mine").read_text() == "mine"
+        if code == 0:
+            break
+    record_property("kill points", after)
+    assert after >= 1
 
 
 def test_what_another_process_is_writing_and_what_a_link_leads_to_are_not_removed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import read_bytes, storage_errors
+from nanograd_llm.files.atomic import read_bytes, require_complete, storage_errors
 from nanograd_llm.files.mapped import map_file
 from nanograd_llm.files.shards import beside
 from nanograd_llm.pretrained import weights
@@ -66,6 +66,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
 
 
 def _in_folder(folder: Path) -> Source:
+    require_complete(folder)
     if (folder / "hparams.json").exists() and (folder / POINTER).is_file():
         pointed = _pointed(folder / POINTER)
         if pointed is not None:
