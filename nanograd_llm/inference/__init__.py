@@ -2,7 +2,7 @@
 
 from nanograd_llm.inference.classify import classify
 from nanograd_llm.inference.embed import embed, nearest
-from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text, evaluation_of, score_windows
+from nanograd_llm.inference.evaluate import Evaluation, evaluate, evaluate_text, score_texts, score_windows
 from nanograd_llm.inference.fill import Guess, fill
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.harness import harness_model
@@ -23,7 +23,6 @@ __all__ = [
     "embed",
     "evaluate",
     "evaluate_text",
-    "evaluation_of",
     "fill",
     "generate",
     "hardest",
@@ -32,6 +31,7 @@ __all__ = [
     "log_likelihoods",
     "nearest",
     "score_text",
+    "score_texts",
     "score_windows",
     "show_attention",
     "stream",

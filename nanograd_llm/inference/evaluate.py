@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NonFiniteError, ShapeError
-from nanograd_llm.inference.likelihood import LOGITS_AT_ONCE, TOKENS_AT_ONCE, ScoredText, score_text, windows_of
+from nanograd_llm.inference.likelihood import (
+    LOGITS_AT_ONCE,
+    TOKENS_AT_ONCE,
+    Hard,
+    ScoredText,
+    hardest,
+    interval,
+    score_text,
+    windows_of,
+)
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
@@ -19,13 +29,26 @@ from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """loss: nats per token. perplexity: e**loss. bits_per_byte: of UTF-8, comparable between tokenizers."""
+    """loss: nats per token. perplexity: e**loss. bits_per_byte: of UTF-8, comparable between tokenizers.
+
+    interval: of 95 %, of the bits per byte; None where it is not known.
+    """
 
     loss: float
     perplexity: float
     bits_per_byte: float
     tokens: int
     bytes: int
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        within = "" if self.interval is None else "  (95 %: {:.4f} to {:.4f})".format(*self.interval)
+        return (
+            f"loss           {self.loss:.4f} nats per token\n"
+            f"perplexity     {self.perplexity:.2f}\n"
+            f"bits per byte  {self.bits_per_byte:.4f}{within}\n"
+            f"over           {counted(self.tokens, 'token')}, {counted(self.bytes, 'byte')}"
+        )
 
 
 def evaluate(
@@ -111,14 +134,49 @@ def evaluate_text(
     progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
     """Score a text, each token once: see `score_text`, which has these arguments and gives the loss of every token."""
-    found = score_text(model, text, tokenizer, stride=stride, progress=progress)
-    return evaluation_of([found])
+    return evaluation_of(score_text(model, text, tokenizer, stride=stride, progress=progress))
 
 
-def evaluation_of(texts: Sequence[ScoredText]) -> Evaluation:
-    """The figures of scored texts together, each token with the same weight."""
-    count, size = sum(len(text.losses) for text in texts), int(sum(text.sizes.sum() for text in texts))
-    return _evaluation(float(sum(text.losses.sum() for text in texts)), count, size)
+def evaluation_of(text: ScoredText) -> Evaluation:
+    """The figures of a scored text."""
+    return _evaluation(float(text.losses.sum()), len(text.losses), int(text.sizes.sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScores:
+    """What `score_texts` found: the figures of all texts together, those of each by its name, and the hardest tokens.
+
+    In those of all together each token has the same weight.
+    """
+
+    whole: Evaluation
+    each: Sequence[tuple[str, Evaluation]] = ()
+    hardest: Sequence[Hard] = ()
+
+
+def score_texts(
+    model: GPT,
+    texts: Iterable[tuple[str, str]],
+    tokenizer: Tokenizer,
+    *,
+    stride: int | None = None,
+    top: int = 0,
+    progress: Callable[[str, float], object] = lambda name, share: None,
+) -> TextScores:
+    """Score texts one after the other, each after its name, so that together they may be larger than the memory.
+
+    stride: as for `score_text`. top: how many of the hardest tokens to find. progress: called with the name of a text
+    and the share of it that is done. Raises as `score_text` does.
+    """
+    each, blocks, hard = [], [], list[Hard]()
+    for name, text in texts:
+        found = score_text(model, text, tokenizer, stride=stride, progress=functools.partial(progress, name))
+        each.append((name, evaluation_of(found)))
+        blocks.append(found.blocks())
+        hard = sorted([*hard, *hardest(found, tokenizer, top)], key=lambda token: -token.loss)[:top]
+    rows = np.concatenate(blocks)
+    whole = _evaluation(float(rows[:, 0].sum()), sum(one.tokens for _, one in each), int(rows[:, 1].sum()))
+    return TextScores(dataclasses.replace(whole, interval=interval(rows)), each, hard)
 
 
 def _evaluation(nats: float, count: int, size: int) -> Evaluation:

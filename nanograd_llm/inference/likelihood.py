@@ -6,12 +6,13 @@ The schemes are those of EleutherAI's lm-evaluation-harness, so its figures can 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError, ShapeError
@@ -24,30 +25,37 @@ from nanograd_llm.text.windows import require_stride
 Progress = Callable[[float], object]
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 2**23  # bound the memory
 RESAMPLES = 1000
+BEFORE = 60  # characters of context that are shown before a token
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredText:
     """The tokens of a text that were scored.  ids (N,), losses (N,) nats, sizes (N,) bytes
 
-    name: of the text. block: tokens of a window, for `interval`.
+    block: tokens of a window.
     """
 
-    name: str
     ids: np.ndarray
     losses: np.ndarray
     sizes: np.ndarray
     block: int
 
+    def blocks(self) -> np.ndarray:
+        """The nats and the bytes of each window that begins where the one before ends.  -> (blocks, 2)"""
+        starts = range(0, len(self.losses), self.block)
+        return np.stack([np.add.reduceat(values, starts) for values in (self.losses, self.sizes)], axis=1)
+
+
+class Hard(NamedTuple):
+    """A token that a model found hard: its loss in nats, the text before it, and its own."""
+
+    loss: float
+    before: str
+    token: str
+
 
 def score_text(
-    model: GPT,
-    text: str,
-    tokenizer: Tokenizer,
-    *,
-    name: str = "",
-    stride: int | None = None,
-    progress: Progress | None = None,
+    model: GPT, text: str, tokenizer: Tokenizer, *, stride: int | None = None, progress: Progress | None = None
 ) -> ScoredText:
     """Score a text over sliding windows as long as the model's context, or as the text if that is shorter.
 
@@ -65,7 +73,7 @@ def score_text(
     losses = token_losses(model, ids, context_length=window, stride=stride, progress=progress)
     occurring, places = np.unique(ids[1:], return_inverse=True)
     sizes = np.array([len(tokenizer.decode_bytes([i])) for i in occurring])[places]
-    return ScoredText(name, ids[1:], losses, sizes, window)
+    return ScoredText(ids[1:], losses, sizes, window)
 
 
 def windows_of(model: GPT, ids: Sized, stride: int | None) -> tuple[int, int]:
@@ -90,30 +98,29 @@ def token_losses(
     return -np.concatenate([found for found, _ in _scored(model, rows, progress)])
 
 
-def interval(texts: Sequence[ScoredText], seed: int = 0) -> tuple[float, float] | None:
-    """A 95 % interval of the bits per byte, by resampling blocks of tokens (the bootstrap); None for a single block.
+def interval(blocks: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
+    """A 95 % interval of the bits per byte, by resampling blocks of tokens (the bootstrap); None for less than two.
 
-    Neighbouring tokens are alike, so blocks as long as a window are drawn, not tokens (Künsch 1989).
+    blocks (N, 2): nats and bytes, as `ScoredText.blocks` gives them. Neighbouring tokens are alike, so blocks as long
+    as a window are drawn, not tokens (Künsch 1989).
     """
-    rows = [
-        (text.losses[i : i + text.block].sum(), text.sizes[i : i + text.block].sum())
-        for text in texts
-        for i in range(0, len(text.losses), text.block)
-    ]
+    rng, rows = np.random.default_rng(seed), np.asarray(blocks)
     if len(rows) < 2:
         return None
-    rng, blocks = np.random.default_rng(seed), np.array(rows)
     size = (10, len(rows))  # few at once, which bounds the memory
-    drawn = [blocks[rng.integers(len(rows), size=size)].sum(axis=1) for _ in range(RESAMPLES // 10)]
+    drawn = [rows[rng.integers(len(rows), size=size)].sum(axis=1) for _ in range(RESAMPLES // 10)]
     nats, sizes = np.concatenate(drawn).T
     low, high = np.quantile(nats / np.log(2) / np.maximum(sizes, 1), [0.025, 0.975])
     return float(low), float(high)
 
 
-def hardest(texts: Sequence[ScoredText], count: int) -> list[tuple[ScoredText, int]]:
-    """The tokens with the highest losses, each as its text and its place there, the hardest first."""
-    places = ((text, place) for text in texts for place in range(len(text.losses)))
-    return heapq.nlargest(count, places, key=lambda found: found[0].losses[found[1]])
+def hardest(text: ScoredText, tokenizer: Tokenizer, count: int) -> list[Hard]:
+    """The tokens of a text with the highest losses, the hardest first."""
+    found = []
+    for place in np.argsort(-text.losses, kind="stable")[:count].tolist():
+        before = tokenizer.decode(text.ids[max(0, place - BEFORE) : place])[-BEFORE:]
+        found.append(Hard(float(text.losses[place]), before, tokenizer.decode(text.ids[place : place + 1])))
+    return found
 
 
 def log_likelihoods(
@@ -161,15 +168,27 @@ class Choices:
     right_per_character: int
 
     def __str__(self) -> str:
-        """
-        >>> print(Choices(4, 1, 2))
-        right by likelihood 25.0 % ± 25.0, per character 50.0 % ± 28.9, of 4 questions
+        """With Wilson's intervals of 95 %.
+
+        >>> print(Choices(4, 0, 2))
+        right by likelihood 0.0 % (95 %: 0.0 to 49.0), per character 50.0 % (95 %: 15.0 to 85.0), of 4 questions
         """
         shares = []
         for right in (self.right, self.right_per_character):
-            p, n = right / self.questions, self.questions
-            shares.append(f"{p:.1%} ± {100 * math.sqrt(p * (1 - p) / max(1, n - 1)):.1f}".replace("%", " %"))
+            low, high = (100 * end for end in share_interval(right, self.questions))
+            shares.append(f"{100 * right / self.questions:.1f} % (95 %: {low:.1f} to {high:.1f})")
         return f"right by likelihood {shares[0]}, per character {shares[1]}, of {counted(self.questions, 'question')}"
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """A 95 % interval of a share, by the score test (Wilson 1927), which fits few and extreme counts as well.
+
+    >>> [round(end, 3) for end in share_interval(2, 2)]
+    [0.342, 1.0]
+    """
+    p, z = count / of, 1.959964
+    middle, half = p + z**2 / (2 * of), z * math.sqrt(p * (1 - p) / of + (z / (2 * of)) ** 2)
+    return max(0.0, (middle - half) / (1 + z**2 / of)), min(1.0, (middle + half) / (1 + z**2 / of))
 
 
 def answer_choices(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -20,13 +19,12 @@ from nanograd_llm.files.toml import read_toml
 from nanograd_llm.nn import lora
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
-from nanograd_llm.runs.run import Run, require_same_files, require_unfinished
+from nanograd_llm.runs.run import Run, require_unfinished
 from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, tables_of
-from nanograd_llm.settings import check_keys, check_settings, counted, require_choice
+from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
-from nanograd_llm.tasks.language_model import LanguageModelling
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import NamedTask, Report, Request, Score, Tables
+from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
 from nanograd_llm.text.sources import weighted
 from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
@@ -170,7 +168,7 @@ def resume_run(
     options = options or {}
     folder = RunFolder.resume(path)
     try:
-        task, settings, adapters = _made_again(folder, options, report, is_resumed=True)
+        task, settings, adapters = made_again(folder, options, report, is_resumed=True)
         run = Run.resumed(folder, task, adapters, **settings["run"])
         if options:
             run.write_config()
@@ -178,30 +176,6 @@ def resume_run(
     except BaseException:
         folder.close()
         raise
-
-
-def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None) -> Score:
-    """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
-
-    rows: score only this many windows, texts or pairs, evenly spread and always the same, as during training.
-    Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
-    """
-    from nanograd_llm.runs.opening import OpenedRun, open_model  # which knows every format of pretrained models
-
-    opened = open_model(path)
-    if not isinstance(opened, OpenedRun):
-        raise ConfigError(f"{opened.source} is no run, so it has nothing that is held out; give a text")
-    task = _made_again(opened.folder, {}, report)[0]
-    require_same_files(task, opened.path)
-    vars(task)["model"] = opened.model()
-    part = "" if rows is None else f"{counted(rows, 'row')} of "
-    scoring = f"scoring {part}what is held out"
-    if "held out" in (described := task.describe()):
-        scoring += f", {described['held out']}"
-    report(scoring, 0)
-    if isinstance(task, LanguageModelling):  # whose text may be long
-        return task.score(rows, progress=functools.partial(report, scoring))
-    return task.score(rows)
 
 
 def _require_spare(spare: str | None, out: PathLike | None) -> None:
@@ -225,7 +199,7 @@ def _require_unfinished(folder: RunFolder, train: Mapping[str, Any]) -> None:
     require_unfinished(folder, step, seconds, train.get("steps", TrainConfig.steps), train.get("minutes"))
 
 
-def _made_again(
+def made_again(
     folder: RunFolder, options: Mapping[str, Any], report: Report, is_resumed: bool = False
 ) -> tuple[NamedTask, dict[str, dict[str, Any]], LoRAConfig | None]:
     """The task of a run, made of its settings again, these settings with the `options`, and those of its adapters."""

@@ -289,8 +289,7 @@ class Answering(TextTask):
 
     def portions(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The rows, as many at a time as are computed together."""
-        size = max(1, AT_ONCE // self.max_length)
-        return (rows[start : start + size] for start in range(0, len(rows), size))
+        return self.at_a_time(max(1, AT_ONCE // self.max_length), rows)
 
     def measured_on(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Which part of the held-out rows that is, in words and as a number: two fields of a Score."""

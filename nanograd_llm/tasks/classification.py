@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
 MOST_CLASSES = 1000
+SCORED_AT_ONCE = 250
 LAYERS = ("all", "last", "head")
 
 
@@ -272,7 +273,8 @@ class Classification(TextTask):
         total = len(self.held_out_rows)
         which = np.unique(spread(total, rows))
         self.model.eval()
-        p, targets = self.model.probabilities([self.held_out_rows[i] for i in which]), self.held_out_targets[which]
+        parts, targets = self.at_a_time(SCORED_AT_ONCE, which), self.held_out_targets[which]
+        p = np.concatenate([self.model.probabilities([self.held_out_rows[i] for i in some]) for some in parts])
         guesses = p.argmax(axis=1)
         self._judged = confusion_matrix(targets, guesses, len(self.names))
         accuracy = 100 * float((guesses == targets).mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -340,11 +340,11 @@ class LanguageModelling(TextTask):
             return mixed_windows(self.rows, self.text.weights, **settings)
         return (epoch_windows if self.text.epochs else random_windows)(self.rows[0], **settings)
 
-    def score(self, rows: int | None = None, progress: Callable[[float], object] | None = None) -> Score:
-        """Bits per byte of the held-out text, in windows that overlap by half.  progress: as for `evaluate`"""
+    def score(self, rows: int | None = None) -> Score:
+        """Bits per byte of the held-out text, in windows that overlap by half."""
         T, ids, total = self.context_length, self.held_out_ids, len(self.held_out_ids) - 1
         sizes: Any = {"context_length": T, "stride": max(1, T // 2), "windows": rows}
-        found = evaluate(self.model, ids, self.tokenizer, **sizes, progress=progress)
+        found = evaluate(self.model, ids, self.tokenizer, **sizes, progress=self.progress)
         also = {"loss": found.loss, "perplexity": found.perplexity}
         measured_on = share_of(found.tokens, total, "held-out token")
         remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""

@@ -271,8 +271,7 @@ class MaskedWords(TextTask):
         """For each target that counts: its loss in nats, and whether it is the likeliest piece."""
         self.model.eval()
         nats, right, size = [], [], max(1, SCORE_TOKENS // tokens.shape[1])
-        for start in range(0, len(tokens), size):
-            rows = slice(start, start + size)
+        for rows in self.at_a_time(size, np.arange(len(tokens))):
             hidden = targets[rows] != IGNORE_INDEX
             log_p = log_probabilities(self._logits(tokens[rows], hidden, lengths[rows]))
             wanted = targets[rows][hidden]

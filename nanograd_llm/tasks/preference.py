@@ -147,7 +147,7 @@ class Preferences(Answering):
         """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""
         which = spread(len(self.held_out), rows)
         chosen = [self.held_out[i] for i in which]
-        log_p = self._log_probabilities(chosen)
+        log_p = self._log_probabilities(chosen, self.progress)
         rewards = self.model.beta * (log_p - self.held_out_reference[which])
         margins = rewards[:, 0] - rewards[:, 1]
         also = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -252,6 +252,7 @@ class NamedTask(Task, Protocol):
     hidden: those of them that are no options of the command line, by table. A `file` is the command's argument.
     model_class: what it trains; `model_class(config, seed=None)` has no weights yet.
     presets: the names of sizes that are known, the first for where none is given; () where there are none.
+    progress: called with the share of a score that is done; may be replaced.
     fresh: settings of a fresh model where they are not given, by name. tuning: of a model that is trained further.
     """
 
@@ -261,6 +262,7 @@ class NamedTask(Task, Protocol):
     presets: ClassVar[tuple[str, ...]]
     fresh: ClassVar[Mapping[str, Any]]
     tuning: ClassVar[Tuning]
+    progress: Callable[[float], object]
 
     @classmethod
     def made(cls, request: Request) -> NamedTask:
@@ -309,6 +311,7 @@ class TextTask:
     is being done, and the share of it that is done. parts: the settings but for the model's, by table.
     builtin: what the text is where no file is given.
     digest: a hash of what is learned from and scored, by which a resumed run knows its data.
+    progress: called with the share of a score that is done; may be replaced.
     """
 
     builtin: ClassVar[str]
@@ -321,6 +324,7 @@ class TextTask:
     untimed = 0.0
     tokenizer: Tokenizer
     model: Any
+    progress: Callable[[float], object] = staticmethod(lambda share: None)
 
     @classmethod
     def training_of(cls, request: Request) -> TrainConfig:
@@ -368,6 +372,12 @@ class TextTask:
         """The sizes of the model, for a person."""
         sizes = ", ".join(f"{name}={getattr(self.model.config, name)}" for name in SIZES)
         return f"{sizes}: {self.model.parameter_count():,} parameters"
+
+    def at_a_time(self, size: int, rows: Any) -> Iterator[Any]:
+        """The rows, so many of them at a time; tells `progress` after each."""
+        for end in range(size, len(rows) + size, size):
+            yield rows[end - size : end]
+            self.progress(min(1.0, end / len(rows)))
 
     def save_beside(self, folder: Path) -> None:
         """Write the tokenizer, and the hash of the data."""

@@ -243,8 +243,8 @@ class Translation(TextTask):
     def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
         """The share that is exactly right, the share of the words that is right in its place, and the outputs."""
         outputs: list[list[int]] = []
-        for start in range(0, len(rows), SCORED_AT_ONCE):
-            outputs += translate(self.model, [pairs.sources[i] for i in rows[start : start + SCORED_AT_ONCE]])
+        for some in self.at_a_time(SCORED_AT_ONCE, rows):
+            outputs += translate(self.model, [pairs.sources[i] for i in some])
         references = [pairs.targets[i].tolist() for i in rows]
         right = sum(a == b for one, other in zip(outputs, references) for a, b in zip(one, other))
         total = sum(max(len(one), len(other)) for one, other in zip(outputs, references))

@@ -20,13 +20,14 @@ from nanograd_llm.inference import (
     Sampling,
     answer_choices,
     evaluate,
-    evaluation_of,
+    evaluate_text,
     generate,
     hardest,
     harness,
     interval,
     log_likelihoods,
     score_text,
+    score_texts,
     stream_text,
     write_texts,
 )
@@ -34,6 +35,7 @@ from nanograd_llm.inference.likelihood import RESAMPLES, ScoredText, encode_pair
 from nanograd_llm.inference.writing import before_stop
 from nanograd_llm.runs.opening import open_model
 from nanograd_llm.runs.prepare import prepare_run
+from nanograd_llm.runs.scoring import score_run
 from nanograd_llm.text import ByteTokenizer, CharTokenizer
 from nanograd_llm.text.examples import read_choices
 from nanograd_llm.text.prepared import prepare
@@ -80,12 +82,11 @@ def test_a_text_shorter_than_the_stride_is_scored_in_one_window_and_only_a_strid
 
 
 def test_the_bytes_of_scored_texts_are_all_bytes_of_them(model):
-    texts = [score_text(model, text, BYTES) for text in (TEXT, "another one")]
-    found = evaluation_of(texts)
+    found = score_texts(model, [("first", TEXT), ("second", "another one")], BYTES).whole
     assert found.bytes == found.tokens == len(TEXT.encode()) + 11
     characters = CharTokenizer.train(TEXT)
     small = GPT(GPTConfig(vocab_size=characters.vocab_size, context_length=8, n_layer=1, n_head=1, n_embd=8))
-    assert evaluation_of([score_text(small, TEXT, characters)]).bytes == len(TEXT[1:].encode())
+    assert evaluate_text(small, TEXT, characters).bytes == len(TEXT[1:].encode())
 
 
 def test_the_interval_holds_the_score_and_has_its_width():
@@ -93,20 +94,20 @@ def test_the_interval_holds_the_score_and_has_its_width():
     covered = 0
     for seed in range(200):
         losses = rng.exponential(math.log(2), size=(60, 10)).ravel()  # a mean of one bit
-        text = ScoredText("", np.zeros(600, int), losses, np.ones(600, int), 10)
-        low, high = interval([text], seed)
+        text = ScoredText(np.zeros(600, int), losses, np.ones(600, int), 10)
+        low, high = interval(text.blocks(), seed)
         assert low < losses.mean() / math.log(2) < high
         covered += low < 1 < high
     assert 0.88 * 200 < covered <= 200 and RESAMPLES >= 1000
-    assert interval([ScoredText("", np.zeros(5, int), np.ones(5), np.ones(5, int), 10)]) is None
+    assert interval(ScoredText(np.zeros(5, int), np.ones(5), np.ones(5, int), 10).blocks()) is None
 
 
 def test_the_interval_and_the_hardest_tokens_of_a_long_text_need_little_memory():
-    text = ScoredText("", np.zeros(40_000, int), np.linspace(1, 2, 40_000), np.ones(40_000, int), 10)
+    text = ScoredText(np.zeros(40_000, int), np.linspace(1, 2, 40_000), np.ones(40_000, int), 10)
     tracemalloc.start()
     try:
-        interval([text])
-        hardest([text], 0), hardest([text], 5)
+        interval(text.blocks())
+        hardest(text, BYTES, 0), hardest(text, BYTES, 5)
         assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:
         tracemalloc.stop()
@@ -124,11 +125,21 @@ def test_only_the_tokens_that_a_text_has_are_decoded_for_their_sizes(model):
     assert decoded == [97, 98, 99]
 
 
-def test_the_hardest_tokens_come_first(model):
-    texts = [score_text(model, text, BYTES, name=text) for text in ("abc", "defg")]
-    found = hardest(texts, 3)
-    losses = [text.losses[place] for text, place in found]
-    assert losses == sorted(np.concatenate([text.losses for text in texts]), reverse=True)[:3]
+def test_the_hardest_tokens_of_several_texts_come_first_and_no_text_is_read_before_it_is_scored(model):
+    texts = {"one": "abc", "two": "defg"}
+    waiting, done = list(texts.items()), list[str]()
+
+    def read():
+        while waiting:
+            assert len(done) == 2 - len(waiting)  # each is scored before the next is read
+            yield waiting.pop(0)
+
+    found = score_texts(model, read(), BYTES, top=3, progress=lambda name, share: share == 1 and done.append(name))
+    alone = {name: score_text(model, text, BYTES) for name, text in texts.items()}
+    losses = sorted(np.concatenate([text.losses for text in alone.values()]), reverse=True)
+    assert [token.loss for token in found.hardest] == losses[:3] and done == [*texts]
+    assert all(token.before + token.token in "abc defg" for token in found.hardest)
+    assert found.each == [(name, evaluate_text(model, text, BYTES)) for name, text in texts.items()]
 
 
 def test_continuations_of_different_lengths_have_the_likelihoods_of_one_at_a_time(model):
@@ -254,6 +265,20 @@ def test_eval_without_a_terminal_says_now_and_then_how_far_it_is(run, capsys, mo
     assert main(["eval", str(run / "run")]) == 0
     out, err = capsys.readouterr()
     assert "373 tokens: 100%\n" in err and out.count("scoring") == 1
+
+
+AT_ONCE = {"translation": "translation.SCORED_AT_ONCE", "masked-words": "masked_words.SCORE_TOKENS"}
+
+
+@pytest.mark.parametrize("task", AT_ONCE)
+def test_eval_of_a_run_of_any_task_says_how_far_it_is(tmp_path, monkeypatch, task):
+    monkeypatch.setattr(f"nanograd_llm.tasks.{AT_ONCE[task]}", 4)
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 4, "steps": 1, "batch_size": 2, "workers": 1, "evaluate_every": 1}
+    run = prepare_run(tmp_path / "run", options={"task": task, **sizes})
+    next(run.train())
+    shares = []
+    score_run(tmp_path / "run", lambda doing, share: doing.startswith("scoring") and shares.append(share), 12)
+    assert len(shares) > 2 and shares[-1] == 1
 
 
 def test_eval_without_a_text_scores_all_that_was_held_out(run, capsys):

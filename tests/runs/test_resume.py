@@ -15,7 +15,8 @@ import pytest
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.runs import RunFolder
-from nanograd_llm.runs.prepare import prepare_run, resume_run, score_run
+from nanograd_llm.runs.prepare import prepare_run, resume_run
+from nanograd_llm.runs.scoring import score_run
 
 LINES = [f"the {a} cat {b} the {c} dog\tle chat {a} {b} le chien {c}" for a in "xyz" for b in "uvw" for c in "pqrs"]
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.2, "seed": 3, "workers": 2, "batch_size": 6}

@@ -1,0 +1,129 @@
+"""Score a run on what it held out, or any language model on texts, a part of them, or a prepared folder."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from nanograd_llm.errors import ConfigError
+from nanograd_llm.files.atomic import storage_errors
+from nanograd_llm.inference.evaluate import TextScores, score_texts, score_windows
+from nanograd_llm.inference.likelihood import Choices, answer_choices
+from nanograd_llm.models.gpt import GPT
+from nanograd_llm.runs.opening import OpenedRun, open_model
+from nanograd_llm.runs.prepare import made_again
+from nanograd_llm.runs.run import require_same_files
+from nanograd_llm.settings import counted, require_int
+from nanograd_llm.tasks.language_model import require_tokenizer
+from nanograd_llm.tasks.task import Report, Score
+from nanograd_llm.text import Tokenizer
+from nanograd_llm.text.examples import read_choices
+from nanograd_llm.text.prepared import TokenFiles, open_prepared
+from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, with_field
+
+PathLike = str | os.PathLike[str]
+
+
+def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None) -> Score:
+    """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
+
+    rows: score only this many windows, texts or pairs, evenly spread and always the same, as during training.
+    Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
+    """
+    opened = open_model(path)
+    if not isinstance(opened, OpenedRun):
+        raise ConfigError(f"{opened.source} is no run, so it has nothing that is held out; give a text")
+    task = made_again(opened.folder, {}, report)[0]
+    require_same_files(task, opened.path)
+    vars(task)["model"] = opened.model()
+    part = "" if rows is None else f"{counted(rows, 'row')} of "
+    scoring = f"scoring {part}what is held out"
+    if "held out" in (described := task.describe()):
+        scoring += f", {described['held out']}"
+    report(scoring, 0)
+    task.progress = functools.partial(report, scoring)
+    return task.score(rows)
+
+
+def score_model(
+    source: PathLike,
+    texts: Sequence[str],
+    choices: Sequence[PathLike] = (),
+    *,
+    stride: int | None = None,
+    rows: int | None = None,
+    top: int = 0,
+    report: Report = lambda doing, share: None,
+) -> tuple[TextScores | None, Choices | None]:
+    """Score the language model at `source` on texts, read one after the other, and on questions; None for none of them.
+
+    texts: sources as for `named_texts`; or a prepared folder, for its held-out part. choices: files as `read_choices`
+    takes them. stride, top: as for `score_texts`. rows: score only so many windows of all texts together, evenly spread
+    and always the same. report: called with what is done, and the share of it; with 0 when something begins.
+    Raises as these do, as `open_model` does, and ConfigError for a model that is no GPT, or a mix of these.
+    """
+    require_int("top", top, 0)
+    if rows is not None:
+        require_int("rows", rows, 1)
+    prepared = [text for text in texts if is_prepared(text)]
+    if prepared and len(texts) > 1:
+        raise ConfigError(f"{prepared[0]} is a prepared folder, which is scored by itself; give it alone")
+    if top and (rows or prepared):
+        raise ConfigError("top is for all of a text, and neither for rows nor for a prepared folder; leave it out")
+    opened = open_model(source)
+    if not issubclass(opened.model_class, GPT):
+        raise ConfigError(
+            f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
+            "a GPT, on texts; a run of another task is scored on what it held out: give no text"
+        )
+    tokenizer, model = opened.tokenizer(), opened.model()
+    part, found, answered = "" if rows is None else f"{counted(rows, 'window')} of ", None, None
+    if choices:
+        questions = [question for path in choices for question in read_choices(path)]
+        progress = functools.partial(report, "answering the questions")
+        answered = answer_choices(model, tokenizer, questions, progress=progress)
+    if prepared:
+        require_tokenizer(prepared[0], tokenizer, opened.source)
+        ids = open_prepared(prepared, tokenizer.vocab_size)[1]
+        doing = f"scoring {part}the held-out part of {prepared[0]}, {counted(len(ids), 'token')}"
+        report(doing, 0)
+        progress = functools.partial(report, doing)
+        found = TextScores(score_windows(model, ids, tokenizer, stride=stride, windows=rows, progress=progress))
+    elif texts:
+        sizes, piped = dict[str, int](), list[tuple[str, str]]()
+        for text in texts:  # all are read before the first is scored, so that a wrong one is found out at once
+            for path, content in named_texts(text, report):
+                sizes[path + text.removeprefix(with_field(text)[0])] = len(content)
+                piped += [(path, content)] if path == "-" else []
+        total, before = sum(sizes.values()), 0
+        report(f"scoring {part}{counted(len(sizes), 'text')}, {counted(total, 'character')}", 0)
+        named = ((name, content) for name in sizes for _, content in (piped if name == "-" else named_texts(name)))
+        if rows is None:
+
+            def advance(name: str, share: float) -> None:
+                nonlocal before
+                report(f"scoring {name}", (before + share * sizes[name]) / total)
+                before += sizes[name] if share == 1 else 0
+
+            found = score_texts(model, named, tokenizer, stride=stride, top=top, progress=advance)
+        else:
+            progress = functools.partial(report, "scoring")
+            with _stored(named, tokenizer) as ids:
+                found = TextScores(score_windows(model, ids, tokenizer, stride=stride, windows=rows, progress=progress))
+    return found, answered
+
+
+@contextlib.contextmanager
+def _stored(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[TokenFiles]:
+    """The ids of texts, each after its name, in a temporary file, as they may be larger than the memory."""
+    with tempfile.TemporaryDirectory() as folder, storage_errors(f"{folder}: cannot write", "make room"):
+        path, between = Path(folder, "ids"), ""
+        with open(path, "wb") as file:
+            for _, text in texts:
+                file.write(tokenizer.encode(between + text).astype("<u4").tobytes())
+                between = BETWEEN
+        yield TokenFiles([(path, "uint32")], tokenizer.vocab_size)
