@@ -1,7 +1,7 @@
 """Runs: train a task and store the results in a folder; open any model, of a run or pretrained.
 
-Read `checkpoints`, `folder`, `tables`, `run`, `progress`, `prepare`, `compare`, `opening`, `scoring`. Each name is loaded
-when it is first used: opening needs the formats of pretrained models, which training does not.
+Read `checkpoints`, `folder`, `tables`, `run`, `progress`, `prepare`, `compare`, `opening`, `scoring`. Each name is
+loaded when it is first used: opening needs the formats of pretrained models, which training does not.
 """
 
 from typing import TYPE_CHECKING
