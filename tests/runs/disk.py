@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ class Disk:
     """Records calls of `os` below `folder`, and fails at the call number `point` in one of the ways.
 
     calls: (name, path, data) of each so far. An append through a Python file is an open and a write.
+    copies: a folder in which to keep what `folder` holds before each call and in the middle of it: what a process that
+        is killed there leaves; each different state once, under its number.
     """
 
-    def __init__(self, folder: Path, point: int = -1, way: str = "before"):
-        self.folder, self.point, self.way = os.path.abspath(folder), point, way
+    def __init__(self, folder: Path, point: int = -1, way: str = "before", copies: Path | None = None):
+        self.folder, self.point, self.way, self.copies = os.path.abspath(folder), point, way, copies
+        self.states: set[tuple[tuple[str, bytes], ...]] = set()
         self.calls: list[tuple[str, str, Any]] = []
         self.names: dict[int, str] = {}  # paths of open files
         self.real = {name: getattr(os, name) for name in (*CALLS, "close")}
@@ -66,6 +70,11 @@ class Disk:
     def _call(self, name: str, path: Any, data: Any, act: Any, half: Any = None) -> Any:
         """Do the call, unless it is the one that fails."""
         self.calls.append((name, str(path), data))
+        self.keep_copy()
+        if self.copies is not None and half is not None:
+            done = half()
+            self.keep_copy()
+            return done + act(done)
         if len(self.calls) - 1 != self.point:
             return act()
         if self.way in ("EIO", "ENOSPC"):
@@ -75,6 +84,15 @@ class Disk:
         elif self.way != "before":
             act()
         os._exit(KILLED)
+
+    def keep_copy(self) -> None:
+        """Keep what the folder holds now."""
+        if self.copies is not None:
+            paths = [path for path in sorted(Path(self.folder).rglob("*")) if path.is_file()]
+            state = tuple((str(path), path.read_bytes()) for path in paths)
+            if state not in self.states:
+                shutil.copytree(self.folder, self.copies / str(len(self.states)))
+                self.states.add(state)
 
     def _open(self, path: Any, flags: int, *rest: Any, **more: Any) -> int:
         is_written = flags & (os.O_WRONLY | os.O_RDWR) or Path(os.fspath(path)).is_dir()
@@ -88,11 +106,11 @@ class Disk:
         if file not in self.names:
             return int(self.real["write"](file, data))
         write, half = self.real["write"], max(1, len(data) // 2)
-        return int(
-            self._call(
-                "write", self.names[file], bytes(data), lambda: write(file, data), lambda: write(file, data[:half])
-            )
-        )
+
+        def rest(done: int = 0) -> int:
+            return int(write(file, data[done:]))
+
+        return int(self._call("write", self.names[file], bytes(data), rest, lambda: write(file, data[:half])))
 
     def _fsync(self, file: int) -> None:
         if file in self.names:

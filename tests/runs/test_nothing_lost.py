@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -15,13 +16,22 @@ from pathlib import Path
 import pytest
 from disk import KILLED, WAYS, Disk, after_power_loss
 
-from nanograd_llm.errors import NanogradError
+from nanograd_llm.errors import NanogradError, StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 
 STEPS = 6
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 4, "context_length": 8, "tokenizer": "bytes", "batch_size": 4}
 OPTIONS = {**SIZES, "dropout": 0.1, "workers": 1, "processes": False, "accumulate": 2, "epochs": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Samples are left out, and syncs, which no process sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nanograd_llm.tasks.language_model.generate", lambda model, prompt, **_: [prompt])
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +67,20 @@ def copied(whole: Path, path: Path) -> Path:
     return path
 
 
-def calls_of_a_run(whole: Path, path: Path, **options: object) -> list:
-    disk = Disk(copied(whole, path))
+def calls_of_a_run(whole: Path, path: Path, copies: Path | None = None, **options: object) -> list:
+    disk = Disk(copied(whole, path), copies=copies)
     gone_on(path, disk, **options)
+    disk.keep_copy()
     return disk.calls
+
+
+def ends_as(expected: str, path: Path) -> None:
+    """Whatever a run left in this folder, it ends with the expected bits."""
+    if not RunFolder.open(path).checkpoint_path(STEPS).exists():
+        gone_on(path)
+        assert not [*path.rglob(".*.tmp")]
+    assert final(path) == expected, path
+    shutil.rmtree(path)
 
 
 def failed(path: Path, point: int, way: str) -> int:
@@ -89,24 +109,38 @@ def fails_at(whole: Path, tmp_path: Path, points: list[tuple[int, str]], record_
             way,
             code,
         )
-        if not RunFolder.open(path).checkpoint_path(STEPS).exists():
-            gone_on(path)
-            assert not [*path.rglob(".*.tmp")]
-        assert final(path) == expected, (point, way)
-        shutil.rmtree(path)
+        ends_as(expected, path)
     record_property("kill points", len(points))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_that_dies_at_some_call_of_the_disk_ends_with_the_same_bits(whole, tmp_path, record_property):
-    count = len(calls_of_a_run(whole, tmp_path / "counted"))
-    assert count > 60
-    points = [(point, WAYS[(point // 6) % len(WAYS)]) for point in range(0, count, 6)]
-    fails_at(whole, tmp_path, points, record_property)
+def test_a_run_that_is_killed_before_in_or_after_any_call_of_the_disk_ends_with_the_same_bits(
+    whole, tmp_path, record_property
+):
+    count, expected = len(calls_of_a_run(whole, tmp_path / "run", tmp_path / "copies")), final(whole / "whole")
+    assert count > 100 and len(states := [*(tmp_path / "copies").iterdir()]) > 150
+    for path in states:
+        ends_as(expected, path)
+    record_property("kill points", 3 * count)
+
+
+@pytest.mark.parametrize("way", ["EIO", "ENOSPC"])
+def test_a_run_in_which_any_call_of_the_disk_fails_says_so_and_can_go_on_to_the_same_bits(
+    whole, tmp_path, record_property, way
+):
+    count, expected = len(calls_of_a_run(whole, tmp_path / "counted")), final(whole / "whole")
+    for point in range(count):
+        path = copied(whole, tmp_path / str(point))
+        with contextlib.suppress(StorageError):
+            gone_on(path, Disk(path, point, way))
+        ends_as(expected, path)
+    record_property("kill points", count)
 
 
 @pytest.mark.thorough
-def test_a_run_that_dies_at_any_call_of_the_disk_in_any_way_ends_with_the_same_bits(whole, tmp_path, record_property):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_dies_at_any_call_of_the_disk_in_any_way_leaves_a_run_that_goes_on(
+    whole, tmp_path, record_property
+):
     count = len(calls_of_a_run(whole, tmp_path / "counted"))
     fails_at(whole, tmp_path, [(point, way) for point in range(count) for way in WAYS], record_property)
 
