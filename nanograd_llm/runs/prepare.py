@@ -42,6 +42,7 @@ CHANGEABLE = (
     "keep",
     "patience",
     "norms_every",
+    "long_samples",
     "spare",
     "workers",
     "processes",

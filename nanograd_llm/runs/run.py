@@ -377,7 +377,8 @@ class Run:
         return rows, score
 
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
-        if (sample := stop.interruptible(lambda: self.task.sample(last=last))) is not None:
+        is_long = last or self.config.long_samples
+        if (sample := stop.interruptible(lambda: self.task.sample(last=is_long))) is not None:
             for name, content in sample.files.items():
                 self._stored(lambda: write_atomically(self.folder.path / name, content.encode()))  # noqa: B023
             text = f"{sample.title}:\n{sample.text}"

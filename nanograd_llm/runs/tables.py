@@ -54,6 +54,9 @@ class RunConfig(Settings):
         "Train on the first batch alone, again and again: a model and a task without a fault learn it by heart.",
         default=False,
     )
+    long_samples: bool = setting(
+        "Let each sample during training be as long as that at the end; otherwise they are short.", default=False
+    )
     spare: str | None = setting(
         "A folder, best on another disk, in which the run goes on if its own folder cannot be written to; none if not "
         "given.",

@@ -20,7 +20,7 @@ from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.compare import history, loss_picture, loss_png
 from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.prepare import prepare_run, resume_run
-from nanograd_llm.runs.run import Scored
+from nanograd_llm.runs.run import Sampled, Scored
 from nanograd_llm.training import scheduled
 from nanograd_llm.training.schedule import SCHEDULES
 
@@ -113,6 +113,15 @@ def test_a_resumed_run_compares_losses_on_the_same_rows_as_before(text):
     scored = [event.score.metrics()["held_out_loss"] for event in run.train() if isinstance(event, Scored)]
     assert run.losses[12] != scored[-1]  # the last score is on more rows
     assert resume_run(run.folder.path, options={"steps": 14}).losses == run.losses
+
+
+def test_samples_during_training_are_short_unless_long_ones_are_asked_for(text):
+    sizes = []
+    for long_samples in (False, True):
+        options = {**SIZES, "file": text, "steps": 3, "evaluate_every": 1, "long_samples": long_samples}
+        run = prepare_run(f"{text}-{long_samples}", options=options)
+        sizes.append([len(event.sample.text) for event in run.train() if isinstance(event, Sampled)])
+    assert max(sizes[0][:-1]) <= 60 < 100 < min(sizes[1][:-1]) and len(sizes[0]) == len(sizes[1]) > 2
 
 
 def test_a_model_learns_same_batch_by_heart(text):
