@@ -21,6 +21,7 @@ from nanograd_llm.inference.likelihood import (
     score_text,
     windows_of,
 )
+from nanograd_llm.inference.sampling import NOT_FINITE
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
 from nanograd_llm.settings import counted, require_int
@@ -181,7 +182,7 @@ def score_texts(
 
 def _evaluation(nats: float, count: int, size: int) -> Evaluation:
     if not math.isfinite(nats):
-        raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; look for NaN in the weights")
+        raise NonFiniteError(f"the loss on {counted(count, 'token')} is {nats / count}; {NOT_FINITE}")
     loss = nats / count
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e**710 overflows
     return Evaluation(loss, perplexity, nats / math.log(2) / max(1, size), count, size)

@@ -98,6 +98,7 @@ class Sampling(Settings):
         return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1)
 
 
+NOT_FINITE = "look for NaN in the weights, and for weights that are too large, as after too high a learning rate"
 PROSE = Sampling(temperature=0.8, top_p=0.95)  # with less variety, which suits the text of a small model
 
 
@@ -152,5 +153,5 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
     best = logits.argmax(axis=-1)  # if there is a NaN, its place
     for row, place in zip(logits, best):
         if not math.isfinite(largest := row[place]):
-            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; look for NaN in the weights")
+            raise NonFiniteError(f"the largest of {logits.shape[-1]} logits is {largest}; {NOT_FINITE}")
     return best

@@ -260,6 +260,7 @@ class Run:
         on as many as take some tenths of a second, so that a short run has a figure worth having as well.
         """
 
+        @np.errstate(all="ignore")  # a number that is not finite shows in the score
         def compute() -> tuple[Score, float | None]:
             if self._rows is None:
                 self._rows = self._rows_to_score()
@@ -377,8 +378,8 @@ class Run:
         return rows, score
 
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
-        is_long = last or self.config.long_samples
-        if (sample := stop.interruptible(lambda: self.task.sample(last=is_long))) is not None:
+        sampled = np.errstate(all="ignore")(self.task.sample)
+        if (sample := stop.interruptible(lambda: sampled(last=last or self.config.long_samples))) is not None:
             for name, content in sample.files.items():
                 self._stored(lambda: write_atomically(self.folder.path / name, content.encode()))  # noqa: B023
             text = f"{sample.title}:\n{sample.text}"

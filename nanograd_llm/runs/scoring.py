@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.inference.evaluate import TextScores, score_texts, score_windows
@@ -28,6 +30,7 @@ from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, with_fi
 PathLike = str | os.PathLike[str]
 
 
+@np.errstate(all="ignore")  # a number that is not finite shows in the score
 def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None) -> Score:
     """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
 
@@ -49,6 +52,7 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: 
     return task.score(rows)
 
 
+@np.errstate(all="ignore")
 def score_model(
     source: PathLike,
     texts: Sequence[str],

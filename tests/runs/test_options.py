@@ -14,13 +14,14 @@ from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.bench.floor import flops
 from nanograd_llm.bench.workloads import Workload
 from nanograd_llm.cli import main
-from nanograd_llm.errors import StorageError
+from nanograd_llm.errors import NonFiniteError, StorageError
 from nanograd_llm.models.heads import Classifier
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.compare import history, loss_picture, loss_png
 from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.runs.run import Sampled, Scored
+from nanograd_llm.runs.scoring import score_model, score_run
 from nanograd_llm.training import scheduled
 from nanograd_llm.training.schedule import SCHEDULES
 
@@ -113,6 +114,16 @@ def test_a_resumed_run_compares_losses_on_the_same_rows_as_before(text):
     scored = [event.score.metrics()["held_out_loss"] for event in run.train() if isinstance(event, Scored)]
     assert run.losses[12] != scored[-1]  # the last score is on more rows
     assert resume_run(run.folder.path, options={"steps": 14}).losses == run.losses
+
+
+def test_a_run_that_diverges_says_so_once_without_warnings_of_numpy(text, recwarn):
+    run = run_of(text, evaluate_every=1, learning_rate=1e5)
+    with pytest.raises(NonFiniteError, match="learning rate"):
+        list(run.train())
+    for score in (lambda: score_run(run.folder.path), lambda: score_model(run.folder.path, [text])):
+        with pytest.raises(NonFiniteError, match="too high a learning rate"):
+            score()
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
 def test_samples_during_training_are_short_unless_long_ones_are_asked_for(text):
