@@ -73,7 +73,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
 
 def _say_stopping(number: signal.Signals, interrupts: bool) -> None:
     """Written directly to stderr, since this runs within the handler of the signal."""
-    again = b"; press Ctrl-C again to leave this step out and stop" if number is signal.SIGINT else b""
+    again = b"; press Ctrl-C again to stop at once" if number is signal.SIGINT else b""
     doing = b"stopping now" if interrupts else b"stopping after this step, then saving" + again
     with contextlib.suppress(OSError):  # a closed terminal
         os.write(2, b"\n" + doing + b"\n")

@@ -173,7 +173,7 @@ def train(
             code = show(run, shown)
     except KeyboardInterrupt as error:
         saved = run.folder.checkpoints()
-        where = str(error) or "No step was done, so nothing is saved"
+        where = str(error) or "No checkpoint was saved yet"
         if saved and not str(error):
             where = f"The weights of step {max(saved)} are in {saved[max(saved)]}"
         raise KeyboardInterrupt(f"{where}; to go on: nanograd-llm train --resume {folder}") from None

@@ -58,6 +58,7 @@ class Saved:
 
 
 SLOW_START = 0.2  # share of the time from which it is said that reading took it
+SAVED_AT_ONCE = 2**27  # bytes of a checkpoint that is written in about a second
 SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
@@ -170,8 +171,9 @@ class Run:
         """Train to the end; yields events as they happen. spent: seconds of the time limit that this process used up.
 
         On Ctrl-C, SIGTERM or SIGHUP the run finishes its current step, or interrupts a score, then saves and ends
-        without a last score. A second Ctrl-C interrupts a step as well; then the run only saves, and raises
-        KeyboardInterrupt with the path. If anything else ends the run, the weights are saved first, if they are finite.
+        without a last score. A second Ctrl-C interrupts a step as well, and raises KeyboardInterrupt: with the path of
+        what it saved, or with nothing where that would take long; the checkpoint before is whole. If anything else ends
+        the run, the weights are saved first, if they are finite.
         """
         minutes = self.trainer.config.minutes
         if minutes and spent > SLOW_START * 60 * minutes:
@@ -184,7 +186,9 @@ class Run:
             try:
                 yield from self._train(stop, spent)
             except BaseException as error:  # also Ctrl-C, or the end of the caller's loop, as at a closed pipe
-                if not (self._is_unsaved() and self.trainer.is_whole and self._is_finite()):
+                is_slow = 3 * self.trainer.optimizer.flat.data.nbytes > SAVED_AT_ONCE  # with its two moments
+                is_impatient = is_slow and isinstance(error, KeyboardInterrupt)
+                if is_impatient or not (self._is_unsaved() and self.trainer.is_whole and self._is_finite()):
                     raise
                 saved = self._save()
                 if isinstance(error, (NonFiniteError, WorkerError, KeyboardInterrupt)):

@@ -232,7 +232,7 @@ def test_a_second_ctrl_c_during_the_first_step_says_that_nothing_is_saved_and_ho
     monkeypatch.setattr("nanograd_llm.cli.train.show", interrupted)
     assert main(["train", "--steps", "2", "--out", str(tmp_path / "run"), *TINY]) == 130
     resume = f"nanograd-llm train --resume {tmp_path / 'run'}"
-    assert f"stopped. No step was done, so nothing is saved; to go on: {resume}" in printed(capsys)[1]
+    assert f"stopped. No checkpoint was saved yet; to go on: {resume}" in printed(capsys)[1]
     monkeypatch.undo()
     assert main(resume.split()[1:]) == 0
 
@@ -751,7 +751,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number, code):
     assert process.returncode == code, err
     assert "saved" in out
     assert out.endswith(f"to go on:   nanograd-llm train --resume {tmp_path / 'run'}\n")
-    again = "; press Ctrl-C again to leave this step out and stop" if number == signal.SIGINT else ""
+    again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
     assert err == f"\nstopping after this step, then saving{again}\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 

@@ -344,6 +344,22 @@ def test_a_second_ctrl_c_ends_at_once_and_the_error_says_where_the_weights_are(t
     assert steps == [0, 1, 2] and list(RunFolder.open(tmp_path / "run").checkpoints()) == [2]
 
 
+def test_a_second_ctrl_c_leaves_a_large_model_unsaved_with_the_previous_checkpoint_whole(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("nanograd_llm.runs.run.SAVED_AT_ONCE", 1)
+    run = new_run(tmp_path, text, short(steps=1000), checkpoint_every=2)
+    batch = run.task.batch
+
+    def pressed_twice(step):
+        for _ in range(2 * (step == 3)):
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(step)
+
+    monkeypatch.setattr(run.task, "batch", pressed_twice)
+    with pytest.raises(KeyboardInterrupt):
+        list(run.train())
+    assert RunFolder.open(tmp_path / "run").newest_whole()[0] == 2
+
+
 def test_a_third_ctrl_c_leaves_at_once_with_the_previous_checkpoint_whole(tmp_path, text, monkeypatch):
     run = new_run(tmp_path, text, short(steps=1000), checkpoint_every=2)
     batch, fsync = run.task.batch, os.fsync
