@@ -118,10 +118,10 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
                         target = folder / path.relative_to(temporary)
                         if path.is_file():
                             _link_to_new(path, target)
-                        elif not target.exists():
-                            target.mkdir()
-                        else:
+                        elif target.is_dir() and not target.is_symlink():  # a link would lead elsewhere
                             continue
+                        else:
+                            target.mkdir()
                         moved.append(target)
                     _sync_folders(folder, [folder])
                     os.rename(temporary, done := temporary.with_suffix(".done"))  # from here on they are complete

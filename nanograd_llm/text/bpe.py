@@ -70,6 +70,7 @@ def train_bpe(
     for one in texts_of(text):
         counts.update(regex.findall(SPLIT_PATTERN, well_formed(one)))
     words = {word.encode("utf-8"): n for word, n in counts.items()}
+    del counts  # of a text of many words it is large
     pieces = list(BYTES)
     merges: list[tuple[bytes, bytes]] = []
     for left, right in learn_merges(words, len(BYTES), vocab_size - 1 - len(BYTES), report):

@@ -307,6 +307,16 @@ def test_files_written_together_do_not_replace_a_file_that_appeared_meanwhile(tm
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "theirs"}
 
 
+def test_files_written_together_do_not_go_through_a_link_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folder := tmp_path / "folder").mkdir()
+    (folder / "deep").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="cannot move the files there"), written_together(folder) as p:
+        (p / "deep").mkdir()
+        (p / "deep" / "a").touch()
+    assert not [*(tmp_path / "elsewhere").iterdir()] and [path.name for path in folder.iterdir()] == ["deep"]
+
+
 def test_files_can_be_written_together_on_a_disk_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

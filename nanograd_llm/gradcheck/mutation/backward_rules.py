@@ -148,11 +148,12 @@ class FunctionMutant(Mutant):
             call = _FunctionCall(rule, args, kwargs)
             return call.returned if call.call is None else call.put(call.with_mistake(self))
 
-        before, rule.rule = rule.rule, mistaken
-        try:
-            yield
-        finally:
-            rule.rule = before
+        with mutants.only_one(rule):
+            before, rule.rule = rule.rule, mistaken
+            try:
+                yield
+            finally:
+                rule.rule = before
 
 
 class _FunctionCall:

@@ -55,6 +55,18 @@ class Call:
 
 
 Mistake = Callable[[Call], list[Any]]
+_planted: dict[int, object] = {}  # by the id of an op, the block that has a mistake planted in it
+
+
+@contextlib.contextmanager
+def only_one(op: Any) -> Iterator[None]:
+    """Raise GraphError where another block, also of another thread, has a mistake planted in this op."""
+    if _planted.setdefault(id(op), block := object()) is not block:
+        raise GraphError(f"{op.name} has a mistake planted in it already; wait until that block ends")
+    try:
+        yield
+    finally:
+        del _planted[id(op)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,23 +92,24 @@ class Mutant:
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
         """Inside this block the op's rule makes the mistake, in every thread. The rule is restored in any case."""
-        op, rule, plan = self.op, self.op.rule, self.op._plan
-        if rule is None:
-            raise GraphError(f"op {op.name} has no rule any more, as when {self.name!r} was made; write one")
+        with only_one(op := self.op):
+            rule, plan = op.rule, op._plan
+            if rule is None:
+                raise GraphError(f"op {op.name} has no rule any more, as when {self.name!r} was made; write one")
 
-        @functools.wraps(rule)
-        def mistaken(dy: Any, *saved: Any) -> tuple[Any, ...]:
-            call = Call(rule, dy, saved[: len(plan)], *saved[len(plan) :])
-            if self._shown and len(saved) == len(plan):
-                return tuple(call.gradients)  # recorded before the mistake was planted
-            return tuple(self.gradients(call))
+            @functools.wraps(rule)
+            def mistaken(dy: Any, *saved: Any) -> tuple[Any, ...]:
+                call = Call(rule, dy, saved[: len(plan)], *saved[len(plan) :])
+                if self._shown and len(saved) == len(plan):
+                    return tuple(call.gradients)  # recorded before the mistake was planted
+                return tuple(self.gradients(call))
 
-        op.rule = mistaken
-        op._plan = [*plan, op._resolve(self._shown)] if self._shown else plan
-        try:
-            yield
-        finally:
-            op.rule, op._plan = rule, plan
+            op.rule = mistaken
+            op._plan = [*plan, op._resolve(self._shown)] if self._shown else plan
+            try:
+                yield
+            finally:
+                op.rule, op._plan = rule, plan
 
 
 def scaled(op: Op, factor: Any, place: int | None = None) -> Mutant:

@@ -136,6 +136,17 @@ def test_the_mistake_is_made_in_every_thread(rng):
     np.testing.assert_array_equal(found[0], 2 * np.exp(x.data))
 
 
+def test_a_second_mistake_in_an_op_is_refused_while_the_first_is_there():
+    rule = ops.exp.rule
+    first, second = (named(ops.exp, name).planted() for name in ("x: sign", "x: factor 2"))
+    with first:
+        with pytest.raises(GraphError, match="exp has a mistake planted in it already; wait until that block ends"):
+            second.__enter__()
+    with named(ops.exp, "x: factor 2").planted():
+        pass
+    assert ops.exp.rule is rule
+
+
 def test_a_small_mistake_is_one_part_in_a_billion(rng):
     x = leaf(rng, 3)
     with named(ops.exp, "x: scaled by 1 + 1e-9").planted():
