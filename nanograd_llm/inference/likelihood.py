@@ -171,12 +171,12 @@ class Choices:
         """With Wilson's intervals of 95 %.
 
         >>> print(Choices(4, 0, 2))
-        right by likelihood 0.0 % (95 %: 0.0 to 49.0), per character 50.0 % (95 %: 15.0 to 85.0), of 4 questions
+        right by likelihood 0.0 % (95 %: 0.0 to 49.0), per character 50.0 % (15.0 to 85.0), of 4 questions
         """
-        shares = []
+        shares = list[str]()
         for right in (self.right, self.right_per_character):
             low, high = (100 * end for end in share_interval(right, self.questions))
-            shares.append(f"{100 * right / self.questions:.1f} % (95 %: {low:.1f} to {high:.1f})")
+            shares.append(f"{100 * right / self.questions:.1f} % ({'' if shares else '95 %: '}{low:.1f} to {high:.1f})")
         return f"right by likelihood {shares[0]}, per character {shares[1]}, of {counted(self.questions, 'question')}"
 
 

@@ -243,7 +243,8 @@ class Run:
             if stop.requested or self.is_stuck:
                 break
             if c.checkpoint_every is not None and record.step % c.checkpoint_every == 0:
-                yield self._save()
+                if self._is_unsaved():  # the best of several is saved with its score
+                    yield self._save()
             elif c.checkpoint_every is None and time.monotonic() - saved > SECONDS_UNSAVED:
                 yield self._save()
                 saved = time.monotonic()

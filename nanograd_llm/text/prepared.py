@@ -173,7 +173,7 @@ def prepare(
 
         def texts(doing: str) -> Iterator[str]:
             done = 0
-            for text in itertools.chain.from_iterable(documents(source, report, size) for source in sources):
+            for text in itertools.chain.from_iterable(documents(source, size=size) for source in sources):
                 report(doing, min(1.0, done / max(1, total)))
                 done += len(text)
                 yield text

@@ -161,10 +161,12 @@ def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
             return
         for where, row in json_lines(_lines(blocks), path):
             if not isinstance(row.get(field), str):
-                fields = [name for name in row if isinstance(row[name], str)] or ["FIELD"]
+                longest = max(
+                    row, key=lambda name: len(row[name]) if isinstance(row[name], str) else -1, default="FIELD"
+                )
                 raise BadFileError(
                     f'{where}: has no text under "{field}"; its fields are {listed([*row])}; name the one with the '
-                    f"text behind a #: {path}#{fields[0]}"
+                    f"text behind a #: {path}#{longest}"
                 )
             yield from _parts([row[field]], size)
 

@@ -101,9 +101,9 @@ def test_another_field_of_json_lines_is_named_behind_a_hash(tmp_path, monkeypatc
 
 
 def test_a_missing_field_of_json_lines_is_refused_with_those_there_are(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": 3, "body": "one"}\n')
+    (tmp_path / "a.jsonl").write_text('{"id": 3, "by": "", "body": "one"}\n')
     with pytest.raises(
-        BadFileError, match=r"""line 1: has no text under "text"; its fields are 'id', 'body'; """
+        BadFileError, match=r"""line 1: has no text under "text"; its fields are 'id', 'by', 'body'; """
     ) as told:
         read_source(f"{tmp_path}/a.jsonl")
     assert str(told.value).endswith(f"name the one with the text behind a #: {tmp_path}/a.jsonl#body")
