@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.models.bert import BERT
@@ -263,8 +262,7 @@ class Classification(TextTask):
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens (B, T), targets (B,), lengths (B,) of a step."""
-        c = self.training
-        chosen = generator(c.seed, step).integers(len(self.rows), size=c.batch_size)
+        chosen = self.drawn(step, len(self.rows))
         tokens, lengths = padded([self.rows[i] for i in chosen])
         return tokens, self.targets[chosen], lengths
 

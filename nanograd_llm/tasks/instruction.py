@@ -9,8 +9,9 @@ import dataclasses
 
 import numpy as np
 
+from nanograd_llm.backend.randomness import generator
 from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
-from nanograd_llm.settings import require_int, setting
+from nanograd_llm.settings import setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
 from nanograd_llm.tasks.task import Score, Tuning, mean_loss, spread
@@ -46,11 +47,10 @@ class Instructions(Answering):
 
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a step, each of some questions."""
-        require_int("step", step, 0)
         c, turns = self.training, self.examples.turns
-        rng = np.random.default_rng((c.seed, step))
-        drawn = rng.integers(len(self.learned), size=(c.batch_size, turns))
-        return [self._joined(some[:count]) for some, count in zip(drawn, rng.integers(1, turns + 1, c.batch_size))]
+        drawn = self.drawn(step, len(self.learned), turns).reshape(c.batch_size, turns)
+        counts = generator(c.seed, step).integers(1, turns + 1, c.batch_size)
+        return [self._joined(some[:count]) for some, count in zip(drawn, counts)]
 
     def _joined(self, which: np.ndarray) -> Row:
         """These rows one after the other, as many of them as there is room for."""

@@ -208,10 +208,8 @@ class MaskedWords(TextTask):
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and targets (B, T), lengths (B,) of a step."""
-        c = self.training
-        rng = generator(c.seed, step)
-        tokens, words, lengths = self._take(self.learned, rng.integers(len(self.learned), size=c.batch_size))
-        h = self.hiding
+        tokens, words, lengths = self._take(self.learned, self.drawn(step, len(self.learned)))
+        rng, h = generator(self.training.seed, step), self.hiding
         return *self._hide(tokens, words, rng, h.hidden, h.as_mask, h.as_random), lengths
 
     def _hide(

@@ -21,7 +21,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.models.preference import PreferenceGPT
-from nanograd_llm.settings import require_int, setting
+from nanograd_llm.settings import setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row, padded_rows, rows_to_read
 from nanograd_llm.tasks.questions import POLITE, is_polite
 from nanograd_llm.tasks.task import (
@@ -126,22 +126,17 @@ class Preferences(Answering):
         tokens, targets = self.padded([row for pair in pairs for row in pair])
         return tokens.reshape(len(pairs), 2, -1), targets.reshape(len(pairs), 2, -1)
 
-    def _drawn(self, step: int) -> np.ndarray:
-        require_int("step", step, 0)
-        c = self.training
-        return np.random.default_rng((c.seed, step)).integers(len(self.learned), size=c.batch_size)
-
     def rows_of(self, step: int) -> list[Row]:
         """The rows of a step, the chosen answer of each pair before the rejected one."""
-        return [row for i in self._drawn(step) for row in self.learned[i]]
+        return [row for i in self.drawn(step, len(self.learned)) for row in self.learned[i]]
 
     def texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """tokens and targets (B, 2, T) of a step."""
-        return self.padded_pairs([self.learned[i] for i in self._drawn(step)])
+        return self.padded_pairs([self.learned[i] for i in self.drawn(step, len(self.learned))])
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and targets (B, 2, T), reference (B, 2) of a step, a pure function of the seed and the step."""
-        return *self.texts(step), self.learned_reference[self._drawn(step)]
+        return *self.texts(step), self.learned_reference[self.drawn(step, len(self.learned))]
 
     def score(self, rows: int | None = None) -> Score:
         """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""

@@ -20,6 +20,7 @@ from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import save_hash
 from nanograd_llm.text.sources import weighted, with_field
 from nanograd_llm.text.tokenizers import Tokenizer
+from nanograd_llm.text.windows import epoch_rows
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -367,6 +368,14 @@ class TextTask:
         """Use the tokenizer of the model to start from, or train one."""
         report("reading the tokenizer" if start else "training the tokenizer", 0)
         self.tokenizer = start.tokenizer() if start else train()
+
+    def drawn(self, step: int, rows: int, each: int = 1) -> np.ndarray:
+        """Which of so many rows a step learns from: in an epoch each comes once.  -> (B * each,)
+
+        each: rows that make one of the batch. A pure function of the seed and the step.
+        """
+        c = self.training
+        return epoch_rows(rows, batch_size=c.batch_size * each, seed=c.seed, step=step)[0]
 
     def sizes(self) -> str:
         """The sizes of the model, for a person."""

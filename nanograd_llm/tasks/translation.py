@@ -20,7 +20,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.translate import show_attention, translate
 from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, require_int, setting, shown
+from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.task import (
     Reading,
@@ -217,10 +217,7 @@ class Translation(TextTask):
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, target_in, target) of a step, a pure function of the seed and the step."""
-        require_int("step", step, 0)
-        c = self.training
-        rows = np.random.default_rng((c.seed, step)).integers(len(self.learned.sources), size=c.batch_size)
-        return self.learned.batch(rows, self.end)
+        return self.learned.batch(self.drawn(step, len(self.learned.sources)), self.end)
 
     def score(self, rows: int | None = None) -> Score:
         """How many of the translations, each word the likeliest, are exactly the reference."""

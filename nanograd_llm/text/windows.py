@@ -71,13 +71,29 @@ def epoch_windows(ids: ArrayLike | TokenFiles, *, context_length: int, batch_siz
     """
     row = _ids(ids, context_length)
     count = (len(row) - 1) // context_length
-    numbers = step * batch_size + np.arange(batch_size)
-    starts = np.empty_like(numbers)
-    for epoch in {*(numbers // count).tolist()}:
-        here, rng = numbers // count == epoch, np.random.default_rng((seed, epoch))
-        first, keys = rng.integers(len(row) - count * context_length), rng.integers(2**63, size=4, dtype=np.uint64)
-        starts[here] = first + context_length * shuffled(numbers[here] % count, count, keys)
+    numbers, epochs = epoch_rows(count, batch_size=batch_size, seed=seed, step=step)
+    starts = context_length * numbers
+    for epoch in {*epochs.tolist()}:
+        first = np.random.default_rng((seed, epoch, 1)).integers(len(row) - count * context_length)
+        starts[epochs == epoch] += first
     return _windows(row, starts, context_length)
+
+
+def epoch_rows(count: int, *, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the rows of a batch, below `count`, and the epoch of each, both (B,).
+
+    In an epoch every row comes once, in an order that depends only on the seed and the number of the epoch.
+
+    >>> sorted(int(i) for step in range(3) for i in epoch_rows(6, batch_size=2, seed=0, step=step)[0])
+    [0, 1, 2, 3, 4, 5]
+    """
+    require_int("step", step, 0)
+    places = step * batch_size + np.arange(batch_size)
+    numbers, epochs = places % count, places // count
+    for epoch in {*epochs.tolist()}:
+        keys = np.random.default_rng((seed, epoch)).integers(2**63, size=4, dtype=np.uint64)
+        numbers[epochs == epoch] = shuffled(numbers[epochs == epoch], count, keys)
+    return numbers, epochs
 
 
 def shuffled(numbers: NDArray[np.integer], count: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
