@@ -21,6 +21,7 @@ from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded, real_tokens, token_ids
+from nanograd_llm.models.transformer import take_arrays
 from nanograd_llm.nn.layers import Dropout, Linear, Unfilled
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.composed import count_targets, unpacked
@@ -129,9 +130,7 @@ class Classifier(Module):
         """
         start = "" if isinstance(model, Classifier) else "model."
         self.astype(model.parameters()[0].dtype)
-        arrays, own = {f"{start}{name}": x for name, x in model.arrays().items()}, self.arrays()
-        self.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
-        self.fresh = tuple(name for name in own if name not in arrays)
+        take_arrays(self, {f"{start}{name}": x for name, x in model.arrays().items()})
 
     def top(self, blocks: int = 0) -> list[Module]:
         """The head, with the pooler where that is used; and so many of the last blocks, then with the last norm."""

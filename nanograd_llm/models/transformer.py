@@ -6,7 +6,7 @@ B batch, T time, C channels (n_embd), H heads, V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.nn.attention import head_size
 from nanograd_llm.nn.block import Block
 from nanograd_llm.nn.layers import ACTIVATIONS, Unfilled
+from nanograd_llm.nn.module import Module
 from nanograd_llm.settings import Settings, require_seed, require_type, setting
 
 
@@ -51,6 +52,16 @@ def fresh(config: Any, kind: type[TransformerConfig], seed: int | None) -> Any:
         return Unfilled()
     require_seed(seed)
     return np.random.default_rng(seed)
+
+
+def take_arrays(model: Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give the parameters of a model these arrays, by name, without a copy; others, such as a head, keep theirs.
+
+    Those are `fresh` from then on. An array that the model has no parameter for is left out.
+    """
+    own = model.arrays()
+    model.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
+    model.fresh = tuple(name for name in own if name not in arrays)
 
 
 class ShownByShapes:

@@ -23,18 +23,8 @@ from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.questions import builtin_examples, without_manner
-from nanograd_llm.tasks.task import (
-    Reading,
-    Report,
-    Request,
-    Sample,
-    TextTask,
-    own_words,
-    pieces_of_ids,
-    require_targets,
-    share_of,
-    spread,
-)
+from nanograd_llm.tasks.reading import Reading, require_targets
+from nanograd_llm.tasks.task import Report, Request, Sample, TextTask, share_of, spread
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
@@ -138,9 +128,8 @@ class Answering(TextTask):
         require_targets(targets, ["the answer"])
         model, tokenizer = opened.model(**how), opened.tokenizer()
         (row,) = rows = rows_to_read(opened, model, text, targets)
-        remark = "" if targets else own_words(tokenizer.decode(row.answer).strip())
-        texts, batch = [pieces_of_ids(tokenizer, row.ids[:-1])], padded_rows(rows, tokenizer.end_of_text)
-        return Reading(model.loss, batch, texts, lambda i: tokenizer.decode_bytes([i]), remark)
+        said = None if targets else tokenizer.decode(row.answer).strip()
+        return Reading.of(model.loss, padded_rows(rows, tokenizer.end_of_text), tokenizer, row.ids[:-1], said=said)
 
     def __init__(
         self,

@@ -26,18 +26,16 @@ from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.settings import Settings, counted, listed, require_choice, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
+from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import (
-    Reading,
     Report,
     Request,
     Sample,
     Score,
+    TextSettings,
     TextTask,
     Tuning,
     first_words,
-    own_words,
-    pieces_of_ids,
-    require_targets,
     share_of,
     spread,
 )
@@ -69,7 +67,7 @@ def classifier_of(opened: Any, **how: Any) -> tuple[Classifier, list[str], int]:
     return opened.model(**how), names, window or opened.config.context_length
 
 
-class LabelledTextConfig(Settings):
+class LabelledTextConfig(TextSettings):
     """Which texts, and where their labels are. Raises ConfigError naming the field that cannot be."""
 
     file: str | None = setting(
@@ -176,8 +174,8 @@ class Classification(TextTask):
         label = targets[0] if targets else names[model.probabilities([ids])[0].argmax()]
         require_choice("target", label, names)
         batch = ids[None], np.array([names.index(label)])
-        remark = "" if targets else own_words(label)
-        return Reading(model.loss, batch, [pieces_of_ids(tokenizer, ids)], lambda i: names[i].encode(), remark)
+        said = None if targets else label
+        return Reading.of(model.loss, batch, tokenizer, ids, outputs=lambda i: names[i].encode(), said=said)
 
     def __init__(
         self,
@@ -189,9 +187,7 @@ class Classification(TextTask):
         start: Opened | None = None,
         report: Report = lambda doing, share: None,
     ):
-        self.longest = model.context_length if text.window is None else text.window
-        if self.longest > model.context_length:
-            raise ConfigError(f"{self.longest} tokens are to be read of a text; the model takes {model.context_length}")
+        self.longest = text.length(model.context_length)
         super().__init__(training, start, report, text=text, tuning=tuning)
         self.text = text
         learned, held_out = text.read()

@@ -17,8 +17,8 @@ from nanograd_llm.inference.sampling import PROSE
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY, GPTConfig
 from nanograd_llm.pretrained.gpt2.tokenizer import gpt2_tokenizer, read_tokenizer
 from nanograd_llm.settings import counted, require_choice, setting, shown
+from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import (
-    Reading,
     Report,
     Request,
     Sample,
@@ -28,8 +28,6 @@ from nanograd_llm.tasks.task import (
     Tuning,
     first_words,
     model_of,
-    pieces_of_ids,
-    require_targets,
     share_of,
 )
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
@@ -210,8 +208,7 @@ class LanguageModelling(TextTask):
         if not 2 <= len(ids) <= length + 1:
             tokens = counted(len(ids), "token")
             raise ConfigError(f"the text has {tokens}; this model can be looked at on 2 to {length + 1}")
-        batch, pieces = (ids[None, :-1], ids[None, 1:]), pieces_of_ids(tokenizer, ids)
-        return Reading(opened.model(**how).loss, batch, [pieces[:-1]], lambda i: tokenizer.decode_bytes([i]))
+        return Reading.of(opened.model(**how).loss, (ids[None, :-1], ids[None, 1:]), tokenizer, ids[:-1])
 
     @staticmethod
     def _refuse_prepared(text: TextConfig, request: Request) -> None:

@@ -23,23 +23,11 @@ from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.bert import BERT, BERTConfig
 from nanograd_llm.models.gpt import GPT, GPTConfig
 from nanograd_llm.models.inputs import padded
+from nanograd_llm.models.transformer import take_arrays
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
-from nanograd_llm.tasks.task import (
-    Reading,
-    Report,
-    Request,
-    Sample,
-    Score,
-    TextSettings,
-    TextTask,
-    Tuning,
-    own_words,
-    pieces_of_ids,
-    require_targets,
-    share_of,
-    spread,
-)
+from nanograd_llm.tasks.reading import Reading, require_targets
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, Tuning, share_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import split_text, text_hash
 from nanograd_llm.text.sources import read_lines, read_source
@@ -127,11 +115,11 @@ class MaskedWords(TextTask):
         tokens, hidden = hidden_places(model, tokenizer, text)
         said = hidden_logits(model, tokens, hidden)[:, : tokenizer.known].argmax(axis=1)
         if targets:
-            whole, words = text, targets[0].split()
-            for word in words:
+            whole, given = text, targets[0].split()
+            for word in given:
                 whole = whole.replace(MASK, word, 1)
             (ids,) = encoded([whole], tokenizer, model.config.context_length, allow_special=True)
-            if len(words) != text.count(MASK):
+            if len(given) != text.count(MASK):
                 wanted = f"the text has {text.count(MASK)} {MASK}; give as many words"
                 raise ConfigError(f"{wanted}; got {shown(targets[0])}")
             if len(ids) != tokens.shape[1] or (ids != tokens[0])[~hidden[0]].any():
@@ -141,9 +129,8 @@ class MaskedWords(TextTask):
             said = ids[hidden[0]]
         batch = tokens, np.full_like(tokens, IGNORE_INDEX)
         batch[1][hidden] = said
-        remark = "" if targets else own_words(" ".join(tokenizer.decode([i]).strip() for i in said))
-        pieces = [pieces_of_ids(tokenizer, tokens[0])]
-        return Reading(model.loss, batch, pieces, lambda i: tokenizer.decode_bytes([i]), remark)
+        words = None if targets else " ".join(tokenizer.decode([i]).strip() for i in said)
+        return Reading.of(model.loss, batch, tokenizer, tokens[0], said=words)
 
     def __init__(
         self,
@@ -333,15 +320,11 @@ def _config_of(config: Any) -> BERTConfig:
 
 
 def _take_weights(model: BERT, start: Any) -> None:
-    """Copy the parameters that the start has as well; the others, such as a head, keep their fresh values."""
-    arrays, own = start.state_dict(), model.state_dict()
+    """Use the weights of the start; what it lacks, such as a head, stays fresh, and [MASK] begins as the mean token."""
+    arrays = start.state_dict()
     if isinstance(start, GPT):
         arrays = {name.replace("ln_f.", "norm."): x for name, x in arrays.items()}
-        own["wtype"][...] = 0
-    rows = len(arrays["wte"])
-    own["wte"][:rows] = arrays["wte"]
-    own["wte"][rows:] = arrays["wte"].mean(axis=0)  # [MASK], if it is new
-    for name, x in own.items():
-        if name in arrays and name != "wte":
-            x[...] = arrays[name]
-    model.fresh = tuple(name for name in own if name not in arrays)
+        model.wtype.data[...] = 0
+    table = arrays["wte"]
+    missing = np.tile(table.mean(axis=0), (model.config.vocab_size - len(table), 1))
+    take_arrays(model, {**arrays, "wte": np.concatenate([table, missing])})

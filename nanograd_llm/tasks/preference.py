@@ -24,16 +24,8 @@ from nanograd_llm.models.preference import PreferenceGPT
 from nanograd_llm.settings import setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row, padded_rows, rows_to_read
 from nanograd_llm.tasks.questions import POLITE, is_polite
-from nanograd_llm.tasks.task import (
-    Reading,
-    Report,
-    Score,
-    Tuning,
-    model_of,
-    pieces_of_ids,
-    require_targets,
-    spread,
-)
+from nanograd_llm.tasks.reading import Reading, require_targets
+from nanograd_llm.tasks.task import Report, Score, Tuning, model_of, spread
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
@@ -88,8 +80,7 @@ class Preferences(Answering):
         start: PreferenceGPT = model_of(PreferenceGPT, model.config, run.start(), 0).eval()
         with no_grad():
             reference = start.log_probabilities(tokens, wanted).numpy()
-        texts = [pieces_of_ids(tokenizer, row.ids[:-1]) for row in rows]
-        return Reading(model.loss, (tokens, wanted, reference), texts, lambda i: tokenizer.decode_bytes([i]))
+        return Reading.of(model.loss, (tokens, wanted, reference), tokenizer, *(row.ids[:-1] for row in rows))
 
     def make_model(self, config: GPTConfig) -> PreferenceGPT:
         """The model, without weights and without dropout."""

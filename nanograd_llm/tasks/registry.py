@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.settings import require_choice
-from nanograd_llm.tasks.task import NamedTask, Reading
+from nanograd_llm.tasks.reading import Reading
+from nanograd_llm.tasks.task import NamedTask
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened

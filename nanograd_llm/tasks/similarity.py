@@ -11,7 +11,7 @@ from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.models.inputs import padded
-from nanograd_llm.tasks.task import Reading, pieces_of_ids, require_targets
+from nanograd_llm.tasks.reading import Reading, require_targets
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
@@ -31,5 +31,4 @@ class Similarity:
             a, b = model(tokens, lengths)  # each (C,)
             return 1.0 - ops.sum(a * b) / ops.sqrt(ops.sum(a * a) * ops.sum(b * b))
 
-        texts = [pieces_of_ids(tokenizer, row) for row in rows]
-        return Reading(distance, padded(rows), texts, lambda i: b"")
+        return Reading.of(distance, padded(rows), tokenizer, *rows, outputs=lambda i: b"")

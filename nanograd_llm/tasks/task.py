@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import Settings, counted, setting, shown
+from nanograd_llm.settings import Settings, counted, setting
+from nanograd_llm.tasks.reading import Reading
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import save_hash
 from nanograd_llm.text.sources import weighted, with_field
@@ -90,22 +90,6 @@ class Sample:
     title: str
     text: str
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """A text as a batch of one row for the loss of a model, in evaluation mode: what `step` and `look` look at.
-
-    loss: the model's, of the arrays of `batch`. texts: the tokens of each text that the model reads, as bytes.
-    outputs: the bytes of each thing that the model can say, by number: of a token, or of the name of a class.
-    remark: what the model was taken to be expected to say, where the caller did not tell.
-    """
-
-    loss: Callable[..., Tensor]
-    batch: tuple[Any, ...]
-    texts: Sequence[Sequence[bytes]]
-    outputs: Callable[[int], bytes]
-    remark: str = ""
 
 
 class Task(Protocol):
@@ -401,26 +385,6 @@ def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> A
     model = kind(config, seed=None)
     model.load_state_dict(start.model().state_dict(), assign=True)
     return model
-
-
-def require_targets(targets: Sequence[str], known: Sequence[str], needed: int = 0) -> None:
-    """Raise ConfigError unless there are as many targets as `known` has, in words, or none, or at least `needed`."""
-    if len(targets) not in {needed, len(known)}:
-        takes = "this model takes no target: the text says what comes next"
-        if known:
-            takes = f"give {' and '.join(f'--target with {what}' for what in known)}"
-            takes += "" if needed else ", or none, for what the model says itself"
-        raise ConfigError(f"{takes}; got {counted(len(targets), 'target')}")
-
-
-def own_words(said: str) -> str:
-    """The remark of a `Reading` whose target the model has made itself."""
-    return f"no --target is given, so the target is what the model says itself: {shown(said, 100)}"
-
-
-def pieces_of_ids(tokenizer: Tokenizer, ids: Iterable[Any]) -> list[bytes]:
-    """The bytes of each token."""
-    return [tokenizer.decode_bytes([int(i)]) for i in ids]
 
 
 def mean_loss(model: Module, batches: Iterable[tuple[Any, ...]]) -> float:

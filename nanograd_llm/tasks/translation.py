@@ -22,8 +22,8 @@ from nanograd_llm.models.encoder_decoder import EncoderDecoder, EncoderDecoderCo
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
+from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import (
-    Reading,
     Report,
     Request,
     Sample,
@@ -33,9 +33,6 @@ from nanograd_llm.tasks.task import (
     first_words,
     mean_loss,
     model_of,
-    own_words,
-    pieces_of_ids,
-    require_targets,
     share_of,
     spread,
 )
@@ -146,10 +143,8 @@ class Translation(TextTask):
         made = targets or [tokenizer.decode(translate(model, source)[0])]
         target = [*tokenizer.encode(made[0])][: c.context_length - 1]
         target_in = [c.start_id, *target]
-        texts = [pieces_of_ids(tokenizer, ids) for ids in (source, target_in)]
         batch = source[None], np.array([target_in]), np.array([[*target, c.end_id]])
-        remark = "" if targets else own_words(made[0])
-        return Reading(model.loss, batch, texts, lambda i: tokenizer.decode_bytes([i]), remark)
+        return Reading.of(model.loss, batch, tokenizer, source, target_in, said=None if targets else made[0])
 
     def __init__(
         self,

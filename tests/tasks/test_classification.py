@@ -302,7 +302,7 @@ def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, t
         ({"n_layer": 2}, "init takes n_layer from the model"),
         ({"vocab_size": 300}, "init takes vocab_size from the model"),
         ({"pooling": "last"}, "init takes pooling, mean, from the classifier"),
-        ({"context_length": 17}, "17 tokens are to be read of a text; the model takes 16"),
+        ({"context_length": 17}, "context_length is 17 for a window, but the model takes at most 16 tokens"),
     ):
         with pytest.raises(ConfigError, match=said):
             prepare_run(tmp_path / "x", options={**TINY, "file": file, "init": str(run), **setting})
