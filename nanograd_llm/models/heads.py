@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,16 +156,12 @@ class Classifier(Module):
         return count_targets(batch[1])
 
     def probabilities(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """Of each class for each text, in their order; records nothing.  N sequences of ids -> array (N, K)
+        """Of each class for each text; see `in_batches`.  N sequences of ids -> array (N, K)"""
 
-        Texts of about one length make a batch, of about batch_tokens tokens.
-        """
-        require_int("batch_tokens", batch_tokens, 1)
-        found = np.empty((len(texts), self.config.classes), self.model.wte.dtype)
-        with no_grad():
-            for places in batches_by_length([len(text) for text in texts], batch_tokens):
-                found[places] = ops.softmax(self(*padded([texts[place] for place in places]))).numpy()
-        return found
+        def compute(*batch: np.ndarray) -> Tensor:
+            return ops.softmax(self(*batch))
+
+        return in_batches(compute, texts, self.model, self.config.classes, batch_tokens)
 
     def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
         """See `Module.example_batch`: (tokens, targets, lengths)"""
@@ -199,25 +195,32 @@ class SentenceEncoder(Module):
         return x / ops.sqrt(ops.sum(x * x, axis=-1, keepdims=True) + 1e-24) if self.normalise else x
 
     def embed(self, texts: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """The vector of each text, in their order; records nothing.  N sequences of ids -> array (N, C)
+        """The vector of each text; see `in_batches`.  N sequences of ids -> array (N, C)"""
+        return in_batches(self, texts, self.model, self.model.config.n_embd, batch_tokens)
 
-        Texts of like length make a batch, of at most batch_tokens tokens unless one text is longer. No padding is
-        computed but in attention. Threads share out the batches, which all take about as long.
-        """
-        require_int("batch_tokens", batch_tokens, 1)
-        keep_heap()
-        rows = [np.asarray(text) for text in texts]
-        vectors = np.empty((len(rows), self.model.config.n_embd), self.model.wte.dtype)
-        batches = batches_by_length([len(row) for row in rows], batch_tokens, cpu_count())
-        remaining = iter(batches)
 
-        def work(_: slice) -> None:
-            with no_grad():
-                for places in remaining:  # each thread takes the next batch that none has taken
-                    vectors[places] = self(*padded([rows[place] for place in places])).numpy()
+def in_batches(
+    compute: Callable[..., Tensor], texts: Sequence[Any], model: BERT | GPT, width: int, batch_tokens: int
+) -> np.ndarray:
+    """What compute(tokens, lengths) makes of each text, in their order; records nothing.  N texts -> array (N, width)
 
-        share_out(work, len(batches), sum(map(len, rows)) * vectors.shape[1], self.model.wte.data)
-        return vectors
+    model: what it is computed with. Texts of like length make a batch, of at most batch_tokens tokens unless one text
+    is longer. No padding is computed but in attention. Threads share out the batches, which all take about as long.
+    """
+    require_int("batch_tokens", batch_tokens, 1)
+    keep_heap()
+    rows = [np.asarray(text) for text in texts]
+    found = np.empty((len(rows), width), model.wte.dtype)
+    batches = batches_by_length([len(row) for row in rows], batch_tokens, cpu_count())
+    remaining = iter(batches)
+
+    def work(_: slice) -> None:
+        with no_grad():
+            for places in remaining:  # each thread takes the next batch that none has taken
+                found[places] = compute(*padded([rows[place] for place in places])).numpy()
+
+    share_out(work, len(batches), sum(map(len, rows)) * model.config.n_embd, model.wte.data)
+    return found
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, threads: int = 1) -> list[list[int]]:

@@ -113,7 +113,7 @@ class Answering(TextTask):
         start = request.start
         if start is None:
             raise ConfigError(
-                f"the task {cls.name} starts from a trained model; give it with init, such as runs/nano-1"
+                f"the task {cls.name} starts from a trained model, such as runs/nano-1; give it with init"
             )
         request.require_start(GPT)
         request.refuse(model={*request.asked["model"]} - {*cls.free})

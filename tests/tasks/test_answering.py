@@ -301,7 +301,7 @@ def lines(*lines: str) -> Any:
 
 
 def test_a_task_of_answers_needs_a_gpt_with_an_end_of_text(nano: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the task instruction starts from a trained model; give it with init"):
+    with pytest.raises(ConfigError, match=r"starts from a trained model, such as runs/nano-1; give it with init$"):
         prepare_task(options={"task": "instruction"})
     with pytest.raises(ConfigError, match="init takes n_layer from the model"):
         prepare_task({"model": {"n_layer": 3}}, options={"task": "instruction", "init": nano})
