@@ -106,6 +106,9 @@ class Op:
         """Names of the parameters of the rule that the forward computes and passes to `keep`."""
         return [name for kind, name in self._plan if kind == "kept"]
 
+    def _input_name(self, i: int) -> str:
+        return f"{self.inputs[0]}[{i}]" if self.variadic else self.inputs[i]
+
     def _declared_shapes(self) -> ShapeLine:
         if self.__doc__ is None and sys.flags.optimize > 1:
             raise NanogradError("python -OO strips docstrings, and those of ops hold their shape lines; use python -O")
@@ -161,7 +164,7 @@ class Op:
         NumPy's functions do not. An error raised in the rule is raised with the op's name added.
 
         The engine may add into an array that the rule returns, or give it to the user as `.grad`. Return a new array, a
-        view of one, the cotangent or a saved array; keep no other reference to it.
+        view of one, the cotangent or a saved array; keep no other reference to it. A second rule replaces the first.
         """
         parameters = [*inspect.signature(rule).parameters]
         if not parameters:
@@ -411,17 +414,19 @@ class Op:
         given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places
         if len(given) != len(places):
-            came = "nothing" if given == (None,) else f"{len(given)} gradient{'s' * (len(given) != 1)}"
-            raise GraphError(
-                f"the rule of {self.name} returned {came} for {len(places)} inputs; return one gradient for each"
+            came = (
+                "nothing" if len(given) == 1 and given[0] is None else f"{len(given)} gradient{'s' * (len(given) != 1)}"
             )
+            takes = f"{len(places)} input{'s' * (len(places) != 1)} ({', '.join(map(self._input_name, places))})"
+            raise GraphError(f"the rule of {self.name} returned {came} for {takes}; return one gradient for each")
         gradients: list[Any] = [None] * len(needs)
         for i, gradient in zip(places, given):
             if needs[i]:
                 gradients[i] = gradient if isinstance(gradient, np.ndarray) else as_array(gradient, cotangent)
                 if not hasattr(gradients[i], "dtype"):
                     raise GraphError(
-                        f"the rule of {self.name} returned {gradient!r} for input {i}, which needs a gradient"
+                        f"the rule of {self.name} returned {gradient!r:.100} for {self._input_name(i)}, which needs a "
+                        "gradient"
                     )
                 if modes().higher_order and not isinstance(gradient, Tensor):  # a constant
                     gradients[i] = Tensor._recorded(gradients[i], None)
@@ -446,7 +451,7 @@ class Op:
         if y.dtype.kind == "f" and not np.isfinite(y).all():
             for i, a in enumerate(arrays):  # an input that holds NaN is the cause, such as a parameter
                 if is_array(a) and a.dtype.kind == "f" and np.isnan(a).any():
-                    name = f"input {i}" if self.variadic else f"the input {self.inputs[i]}"
+                    name = f"the input {self._input_name(i)}"
                     parameter = parameter_name(a)
                     require_finite(a, f"{parameter and f'the parameter {parameter}, '}{name} of {where}", [a])
         require_finite(y, f"the result of {where}", arrays)

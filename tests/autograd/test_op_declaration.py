@@ -271,13 +271,6 @@ def test_a_rule_may_return_a_list():
     assert grad(made(x, w), [x, w]) == [2, 3]
 
 
-@pytest.mark.parametrize("gradients", [(1.0,), (1.0, 1.0, 1.0), ()])
-def test_a_rule_with_the_wrong_number_of_gradients_is_refused(gradients):
-    made = with_rule(lambda dy: gradients)
-    with pytest.raises(GraphError, match=f"the rule of made returned {len(gradients)} gradients? for 2 inputs"):
-        made(leaf(1.0), leaf(2.0)).backward()
-
-
 @pytest.mark.parametrize(
     ("rule", "mode", "error", "words"),
     [
@@ -306,16 +299,19 @@ def test_an_error_of_another_class_in_a_rule_is_not_changed():
         with_rule(rule)(leaf(1.0), leaf(2.0)).backward()
 
 
-def test_a_single_gradient_for_two_inputs_is_refused():
-    with pytest.raises(GraphError, match="returned 1 gradient for 2 inputs; return one gradient for each"):
-        with_rule(lambda dy: dy)(leaf(1.0), leaf(2.0)).backward()
-
-
-def test_a_rule_that_returns_nothing_is_refused():
-    with pytest.raises(
-        GraphError, match="the rule of made returned nothing for 2 inputs; return one gradient for each"
-    ):
-        with_rule(lambda dy: None)(leaf(1.0), leaf(2.0)).backward()
+@pytest.mark.parametrize(
+    ("rule", "came"),
+    [
+        (lambda dy: dy, "1 gradient"),
+        (lambda dy: (dy,) * 3, "3 gradients"),
+        (lambda dy: None, "nothing"),
+        (lambda dy: (), "0 gradients"),
+    ],
+)
+@pytest.mark.parametrize("x", [1.0, [1.0, 2.0]], ids=["a number", "an array"])
+def test_a_rule_that_returns_another_number_of_gradients_is_refused(rule, came, x):
+    with pytest.raises(GraphError, match=rf"returned {came} for 2 inputs \(x, w\); return one gradient for each"):
+        with_rule(rule)(leaf(x), leaf(2.0)).sum().backward()
 
 
 def test_data_of_an_array_in_a_rule_is_explained():
@@ -343,7 +339,7 @@ def test_a_gradient_that_was_broadcast_is_summed_to_its_inputs_shape(shape, rng)
 @pytest.mark.parametrize("gradient", [None, "text", [1.0, 2.0]])
 def test_a_gradient_that_is_not_an_array_is_refused(gradient):
     made = with_rule(lambda dy: (gradient, dy))
-    with pytest.raises(GraphError, match="the rule of made returned .* for input 0, which needs a gradient"):
+    with pytest.raises(GraphError, match="the rule of made returned .* for x, which needs a gradient"):
         made(leaf([1.0, 2.0]), leaf([1.0, 2.0])).sum().backward()
 
 
