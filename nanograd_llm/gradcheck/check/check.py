@@ -19,7 +19,16 @@ from nanograd_llm.gradcheck.check.comparison import Method, Slopes, dense, lengt
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.decision import DIGITS, Outcome
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences, is_analytic
-from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
+from nanograd_llm.gradcheck.check.function import (
+    Differentiable,
+    Function,
+    Gradient,
+    Scaled,
+    Varying,
+    as_names,
+    gradients,
+    label,
+)
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
@@ -89,11 +98,15 @@ def gradcheck(
         raise SignatureError(
             f"{name} is a function of NumPy, which check_gradient checks: check_gradient({name}, its gradient, ...)"
         )
+    packages = {base.__module__.partition(".")[0] for x in (f, *inputs) for base in type(x).__mro__}
+    if other := packages & {"torch", "jax", "jaxlib"}:
+        library = "PyTorch" if "torch" in other else "JAX"
+        raise SignatureError(f"{label(f)} is a function of {library}: check_gradient takes it, with the same arguments")
     if arguments:
         f = functools.partial(f, **arguments)
     with quiet():
         try:
-            function = Function(f, inputs, unused)
+            function = Function(f, inputs, as_names(unused))
         except InPlaceError as error:
             return Report(label(f), (), (str(error),))
         nan = [(name, np.argwhere(np.isnan(x))) for name, x in zip(function.names, function.values)]

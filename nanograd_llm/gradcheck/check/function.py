@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ from nanograd_llm.autograd.tensor import Tensor, array_of, origin
 from nanograd_llm.backend.arrays import beside, default_device, device_of, is_array, to_device, to_host
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
+from nanograd_llm.settings import listed, nearest
 
 
 class Varying(Exception):
@@ -274,8 +275,7 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> 
     Left out are those that are frozen, or said to be unused.
     """
     named = _parameters_of(f)
-    if unknown := [name for name in unused if name not in named]:
-        raise ConfigError(f"unused= names {unknown}, which {label(f)} does not have as parameters")
+    require_unused(unused, [*named], label(f))
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
     listed = {name: leaf for name, leaf in named.items() if leaf.requires_grad and name not in unused}
@@ -283,6 +283,19 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> 
     held = {name: leaf for name, leaf in listed.items() if id(leaf) in found or name in cut}
     others = [leaf for key, leaf in found.items() if all(leaf is not parameter for parameter in named.values())]
     return held | {f"leaf {i}": leaf for i, leaf in enumerate(others)}, cut
+
+
+def as_names(unused: Any) -> list[Any]:
+    """What `unused=` got, as a list: of one name where it got that name alone."""
+    return [unused] if isinstance(unused, str) or not isinstance(unused, Iterable) else [*unused]
+
+
+def require_unused(unused: Sequence[Any], known: Sequence[str], who: str) -> None:
+    """Raise ConfigError unless `unused=` names some of these."""
+    if unknown := [name for name in unused if name not in known]:
+        near = nearest(str(unknown[0]), known)
+        hint = f"; did you mean {near!r}?" if near else f"; it may name {listed(known)}" if known else ""
+        raise ConfigError(f"unused= names {unknown[0]!r}, which {who} does not have{hint}")
 
 
 def _parameters_of(f: Any) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.errors import InPlaceError, NanogradError, SignatureError
 from nanograd_llm.gradcheck.check.check import JACOBIAN, SECONDS, gradcheck, quiet
 from nanograd_llm.gradcheck.check.culprit import MOST
-from nanograd_llm.gradcheck.check.function import input_names, label, owner_of, place_of
+from nanograd_llm.gradcheck.check.function import as_names, input_names, label, owner_of, place_of, require_unused
 from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.inputs import described
@@ -35,6 +35,10 @@ _MISSING = (
     "give it directly behind the function, as in check_gradient(np.sin, np.cos, x), or as gradient=, vjp=, backward=; "
     "a function of this package's Tensors is checked by gradcheck"
 )
+_NATIVE = {
+    "torch": "; a function of PyTorch takes torch.tensor(x)",
+    "jax": "; a function of JAX takes jax.numpy.array(x)",
+}
 
 
 @quiet()
@@ -49,6 +53,7 @@ def check_gradient(
     explain: bool = True,
     seconds: float = SECONDS,
     unused: Sequence[str] = (),
+    **other: Any,
 ) -> Report:
     """Check the gradient of any function in any library, with the verdicts and reports of `gradcheck`.
 
@@ -69,8 +74,8 @@ def check_gradient(
         number; for an f that returns an array the derivative of each entry, if f maps each entry by itself, or the
         Jacobian, of shape y.shape + x.shape. The cotangent of an f that returns a tuple is a tuple.
     seed, jacobian, explain, seconds: see `gradcheck`.
-    unused: names of float arrays of a layer that are constants. Any other that moves the result, and for which backward
-        stores no gradient, is a problem.
+    unused: names of float inputs, such as targets, and of float arrays of a layer, that are constants. Any other that
+        moves the result, and for which no gradient is returned or stored, is wrong or a problem.
 
     A layer's parameters are checked as well: float arrays for which backward stores a gradient, `W` and `dW`,
     `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of a torch Module.
@@ -79,6 +84,10 @@ def check_gradient(
     if there is nothing to check, or if f gives other numbers when it is called again. A function that writes into its
     input, and a cache that a later call overwrites, are problems in the report.
     """
+    if other:
+        known = [p.name for p in inspect.signature(check_gradient).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        takes = f"it takes {', '.join(f'{name}=' for name in known)}; give arguments of f by functools.partial"
+        raise SignatureError(f"check_gradient has no {', '.join(other)}; {takes}")
     if "jax" in sys.modules:  # so that the classes that are registered there are opened
         importlib.import_module("nanograd_llm.gradcheck.foreign.jax_arrays")
     with_copies = iter([copy.copy(x) if isinstance(x, np.ndarray) else x for _, x in leaves([*inputs])])
@@ -91,7 +100,9 @@ def check_gradient(
             "an input is a Tensor of this package, whose functions gradcheck checks; give check_gradient its .data"
         )
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
+    unused = as_names(unused)
     foreign = _foreign(f, inputs, unused, {name: rule for name, rule in rules.items() if rule is not None})
+    require_unused(unused, foreign.may_be_unused(), foreign.label)
     if kept := _defaults(f, len(inputs)):
         foreign.notes[f"checked with {', '.join(kept)} only: to check other values, give them as inputs"] = None
 
@@ -108,13 +119,14 @@ def check_gradient(
     except InPlaceError as error:
         return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
     wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
+    doubts = [note for note, name in foreign.doubts.items() if name in wrong or wrong and not name]
     faulty = wrong or tuple(finding.name for finding in found.findings if found.problems and finding.kinks)
     culprits = tuple(_culprits(foreign, faulty) if faulty and explain else ())
     return dataclasses.replace(
         found,
         problems=problems,
         culprits=culprits,
-        notes=(*found.notes, *foreign.notes, *(foreign.doubts if wrong else ())),
+        notes=(*found.notes, *foreign.notes, *doubts),
     )
 
 
@@ -162,31 +174,35 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     if len(rules) > 1:
         raise SignatureError(f"a gradient is given once; got {' and '.join(f'{name}=' for name in rules)}")
     if not callable(f) and not is_layer(f):
+        kind = type(f)
         lacks = next((name for name in ("backward", "forward") if not callable(getattr(f, name, None))), "")
-        near = nearest(lacks, (name for name in dir(f) if callable(getattr(f, name, None))))
+        near = nearest(lacks, (name for name in dir(kind) if callable(getattr(kind, name, None))))
         what = f"; its {lacks} is missing" + (f": is it {near}?" if near else "") if hasattr(f, "__dict__") else ""
-        raise SignatureError(f"check_gradient takes a function or a layer first; got {f!r:.100}{what}")
+        rest = [*rules.values(), *inputs]
+        what = "; the function comes first" if any(callable(x) or is_layer(x) for x in rest) and not near else what
+        raise SignatureError(f"check_gradient takes a function or a layer first; got {described(f)}{what}")
+    if isinstance(f, type) and callable(getattr(f, "forward", None)) and not hasattr(f, "setup_context"):
+        raise SignatureError(f"{label(f)} is a class; give a layer that is made: check_gradient({label(f)}(...), x)")
     if rules and not callable(f):
         what = "computes its gradient by its own backward: leave the other out, or give its forward as the function"
         raise SignatureError(f"{label(f)} is a layer, which {what}")
     if isinstance(f, Op):
         name = "ops." * (getattr(ops, f.name, None) is f) + f.name
         raise SignatureError(f"{f.name} is an op of this engine, which gradcheck checks: gradcheck({name}, ...)")
-    if unused and not is_layer(f):
-        raise SignatureError(f"unused= names arrays of a layer with forward and backward; {label(f)} is none")
-    missing = _MISSING
+    missing = _MISSING + "".join(hint for name, hint in _NATIVE.items() if name in sys.modules)
     if len(inputs) > 1 and isinstance(inputs[0], np.ndarray) and inputs[0].shape == np.shape(inputs[1]):
-        missing = f"if the first array is the gradient, give the function that computes it, not its result; {_MISSING}"
+        missing = f"if the first array is the gradient, give the function that computes it, not its result; {missing}"
     names = input_names(f, len(inputs))
     library, autograd = library_of([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))
     owner = getattr(f, "__self__", None)
     if is_layer(owner) and f == owner.forward and rule == owner.backward:  # type: ignore[union-attr]
         f, rule = owner, None
-    if rule is None and is_layer(f):
-        return Layer(f, inputs, names, library, unused)
-    if rule is None and autograd is None:
+    if rule is None and autograd is None and not is_layer(f):
         library, autograd = library_of([_result(f, inputs, missing)], inputs)  # of NumPy arrays, but computes in JAX
+    library.unused = unused
+    if rule is None and is_layer(f):
+        return Layer(f, inputs, names, library)
     if rule is None and autograd is not None:
         return autograd(f, inputs, library)
     if rule is None:
@@ -209,8 +225,6 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
 
 def _result(f: Callable[..., Any], inputs: Sequence[Any], missing: str) -> Any:
     """What f returns. Raises SignatureError where it raises an exception: the call may be meant otherwise."""
-    if isinstance(f, type) and callable(getattr(f, "forward", None)):
-        raise SignatureError(f"{label(f)} is a class; give a layer that is made: check_gradient({label(f)}(...), x)")
     try:
         return f(*inputs)
     except Exception as error:

@@ -26,7 +26,8 @@ class Foreign:
 
     rule: the function that computes the gradient; f itself if its library does.
     narrow: hand on results as float32, for a function that computes in float32 whatever comes.
-    notes: for the report, in words.  doubts: notes that are shown only if a gradient is wrong.
+    notes: for the report, in words.  doubts: notes that are shown only if the gradient of the input of this name, or
+        for "" any gradient, is wrong.
     """
 
     form = ""  # under which name the rule was given
@@ -44,17 +45,20 @@ class Foreign:
         self.rules = {self.who: rule}  # what may be at fault where a gradient is wrong, by name
         self.inputs = Inputs(inputs, names, library)
         self.names, self.values = self.inputs.names, self.inputs.values
-        if not self.values:
-            came = ", ".join(map(described, inputs)) or "none"
-            raise GraphError(f"{self.label} has no input to check; it got {came}; give it float arrays or floats")
         self.narrow = False
         self.notes: dict[str, None] = {}
-        self.doubts: dict[str, None] = {}
+        self.doubts: dict[str, str] = {}
         self._narrowest_gradient: np.dtype = np.dtype(np.longdouble)
         self._is_wide = True  # are longdouble inputs computed with throughout?
 
     def settle(self) -> None:
-        """Find out whether f runs on float64 arrays, or only on the float32 arrays that it was given."""
+        """Find out whether f runs on float64 arrays, or only on the float32 arrays that it was given.
+
+        Raises GraphError where there is nothing to check.
+        """
+        if not self.values:
+            came = ", ".join(described(x) for x in self.inputs.constants) or "none"
+            raise GraphError(f"{self.label} has no input to check; it got {came}; give it float arrays or floats")
         try:
             self.run([a.astype(np.float64) for a in self.values])
         except InPlaceError:
@@ -101,6 +105,10 @@ class Foreign:
     def problems(self, seed: int) -> Iterator[str]:
         """What is wrong apart from the numbers of the gradient, in words; less important things are noted."""
         yield from ()
+
+    def may_be_unused(self) -> list[str]:
+        """The names that `unused=` may hold."""
+        return self.inputs.all_names
 
     def unchecked(self) -> Iterator[str]:
         """What was not checked although a gradient of it was given, in words."""
@@ -197,13 +205,16 @@ class Foreign:
         for g, x, name in zip(self.chosen(returned), arrays, self.names):
             shape = x.shape if result is None else result + x.shape
             array = np.zeros(shape, x.dtype) if g is None else self.library.to_numpy(g)
+            if g is None:
+                constant = f"if {name} is a constant, pass unused={[name]}"
+                self.doubts[f"{self.who} {self.gave(name)} None for {name}: {constant}"] = name
             if array.dtype.kind not in "fiu":
                 raise NanogradError(f"{self.who} returned {described(g)} for {name}; a gradient is a float array")
             if array.shape != shape and array.shape == x.shape == result:
                 self.doubts[
                     f"{self.who} returns one number for each entry of {name}: taken as the derivative of each entry of "
                     "the result by the entry at its own place; where the result mixes entries, write vjp(dy, *inputs)"
-                ] = None
+                ] = name
             elif array.shape != shape:
                 hint = "; sum over the axes along which it was repeated" if array.size > x.size else ""
                 expected = f"{shape}{hint}"

@@ -10,20 +10,29 @@ import numpy as np
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.foreign.library import Library
 from nanograd_llm.gradcheck.foreign.trees import branches, is_array_like, leaves, rebuilt
+from nanograd_llm.settings import counted
 
 
 class Inputs:
     """Inputs that may be lists, tuples and dicts of arrays.
 
-    names, values, originals: of the float arrays among them, which are checked; everything else is a constant.
-    integers: names of constants that are integers, for which a gradient came all the same.
+    names, values, originals: of the float arrays among them, which are checked.
+    constants: all others.  integers: names of those that are integers, for which a gradient came all the same.
+    all_names: of the inputs, and of the parts of each.
     """
 
     def __init__(self, inputs: Sequence[Any], names: Sequence[str], library: Library):
         self._inputs, self._input_names, self._library = list(inputs), list(names), library
-        self._leaves = [pair for x, name in zip(inputs, names) for pair in leaves(x, name)]
-        self._checked = [library.is_checked(leaf, name) for name, leaf in self._leaves]
+        trees = [(name, [*leaves(x, name)]) for x, name in zip(inputs, names)]
+        self._leaves = [pair for _, tree in trees for pair in tree]
+        self._checked = [
+            not {whole, name} & {*library.unused} and library.is_checked(leaf, name)
+            for whole, tree in trees
+            for name, leaf in tree
+        ]
+        self.all_names = [*dict.fromkeys([*names, *(name for name, _ in self._leaves)])]
         checked = [pair for pair, is_checked in zip(self._leaves, self._checked) if is_checked]
+        self.constants = [leaf for (_, leaf), is_checked in zip(self._leaves, self._checked) if not is_checked]
         self.integers: dict[str, None] = {}
         self.names = [name for name, _ in checked]
         self.originals = [leaf for _, leaf in checked]
@@ -66,9 +75,11 @@ class Inputs:
             return {places[0]: returned}
         if isinstance(returned, (list, tuple)) and len(returned) in (len(places), len(self._inputs)):  # of numbers
             return dict(zip(places if len(returned) == len(places) else range(len(returned)), returned))
-        names = ", ".join(self._input_names[i] for i in places)
+        names = [self._input_names[i] for i in places]
+        constant = f", or name inputs that are constants, as in unused={names[-1:]}" if len(names) > 1 else ""
         raise NanogradError(
-            f"{who} returned {described(returned)} for {len(places)} inputs ({names}); return one array for each"
+            f"{who} returned {described(returned)} for {counted(len(places), 'input')} ({', '.join(names)}); return "
+            f"one array for each{constant}"
         )
 
 

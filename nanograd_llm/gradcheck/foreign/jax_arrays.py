@@ -73,6 +73,7 @@ class Autograd(Foreign):
             self.names[:] = [name.removeprefix(".") for name in self.names]
             self.label = label(f)
         self.who = f"jax.vjp of {self.label}"
+        self.doubts["no gradient goes through jax.lax.stop_gradient"] = ""
         self.rules = {"its bwd": f.bwd} if isinstance(f, jax.custom_vjp) else {}
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:

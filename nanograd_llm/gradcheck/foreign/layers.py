@@ -18,7 +18,6 @@ from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.inputs import Inputs
 from nanograd_llm.gradcheck.foreign.library import Library, first_line
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
-from nanograd_llm.settings import nearest
 
 Path = tuple[str | int, ...]
 _FORMS = ("d{}", "d_{}", "g_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")
@@ -33,9 +32,7 @@ class Layer(Foreign):
     `backward` may also return the gradients of the parameters, behind those of the inputs and in their order.
     """
 
-    def __init__(
-        self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library, unused: Sequence[str] = ()
-    ):
+    def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
         self._constants: list[str] = []  # float arrays that move the result, for which no gradient is stored
         self._integers: list[str] = []  # arrays of integers for which one is stored
@@ -46,16 +43,14 @@ class Layer(Foreign):
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
-        self._unused = unused
-        known = [path_name(layer, path) for path, _ in arrays_of(layer)]
-        if unknown := [name for name in unused if name not in known]:
-            hint = f"; did you mean {near!r}?" if (near := nearest(unknown[0], known)) else ""
-            raise NanogradError(f"unused= names {unknown[0]!r}, which {self.label} does not have{hint}")
+
+    def may_be_unused(self) -> list[str]:
+        return [*self._given.all_names, *(path_name(self.layer, path) for path, _ in arrays_of(self.layer))]
 
     def unchecked(self) -> Iterator[str]:
         for name in (*self._given.integers, *self._integers):
             yield f"{name} is integer, so its gradient was not checked: give floats"
-        names = [name for name in self._constants if name not in self._unused]
+        names = [name for name in self._constants if name not in self.library.unused]
         if names:
             owner, dot, last = names[0].rpartition(".")
             attribute, bracket, key = last.partition("[")

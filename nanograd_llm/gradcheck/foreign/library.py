@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ class Library:
     """NumPy; the libraries of other arrays derive from it."""
 
     only: np.dtype | None = None  # the dtype without which the function does not run
+    unused: Sequence[str] = ()  # names of inputs that are constants
 
     def is_checked(self, leaf: Any, name: str) -> bool:
         """Is this input differentiated, rather than a constant? Raises DtypeError for complex numbers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -99,14 +100,21 @@ class Autograd(Foreign):
         is_own = isinstance(function, type) and issubclass(function, torch.autograd.Function)
         self._caller = _Caller(function.apply if is_own else f)
         parameters = dict(self._caller.named_parameters())
-        checked = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._parameters = {name: name.removeprefix("its.").removeprefix("its ") for name in parameters}
+        checked = {n: p for n, p in parameters.items() if p.requires_grad and self._parameters[n] not in library.unused}
         self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
         has_context = is_own and function.setup_context is torch.autograd.Function.setup_context  # which is no input
         names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
         super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
-        self.names[: len(checked)] = [name.removeprefix("its.").removeprefix("its ") for name in checked]
+        self.names[: len(checked)] = [self._parameters[name] for name in checked]
         self.label = label(function if is_own else f)
         self.who = f"the backward of {self.label}"
+        self._writers: dict[str, None] = {}  # Functions whose backward writes into its cotangent
+        self._passes = itertools.count()
+        self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
+
+    def may_be_unused(self) -> list[str]:
+        return [*self._parameters.values(), *self.inputs.all_names]
 
     def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
         dtype = torch.get_default_dtype()
@@ -124,10 +132,15 @@ class Autograd(Foreign):
                 return [np.zeros_like(a) for a in arrays]
             results, cotangents = zip(*pairs)
             self._look_at(results, natives)
+            torch.default_generator.manual_seed(next(self._passes))  # so that a backward that draws numbers varies
             gradients = self.guarded(
                 lambda: torch.autograd.grad(results, natives, cotangents, allow_unused=True), arrays, self.who
             )
             return self.gradients(list(gradients), arrays)
+
+    def problems(self, seed: int) -> Iterator[str]:
+        for name in self._writers:
+            yield f"{name} writes into its cotangent, which other inputs may share; copy it first"
 
     def chosen(self, returned: list[Any]) -> list[Any]:
         return returned
@@ -145,8 +158,24 @@ class Autograd(Foreign):
         if others:
             shapes = ", ".join(str(tuple(x.shape)) for x in others[:4])
             self.notes[f"not checked, as they are no inputs: tensors {shapes}, which require a gradient"] = None
-        own = [node._forward_cls for node in found if isinstance(node, torch.autograd.function.BackwardCFunction)]
-        self.rules = {f"{function.__name__}.backward": function.backward for function in own}
+        own = [node for node in found if isinstance(node, torch.autograd.function.BackwardCFunction)]
+        self.rules = {f"{node._forward_cls.__name__}.backward": node._forward_cls.backward for node in own}
+        for node in own:
+            self._watch(node)
+
+    def _watch(self, node: Any) -> None:
+        """Note where the backward of a Function writes into its cotangent."""
+        versions: list[int] = []
+
+        def before(cotangents: Any) -> None:
+            versions[:] = [v._version for v in cotangents if v is not None]
+
+        def after(gradients: Any, cotangents: Any) -> None:
+            if versions != [v._version for v in cotangents if v is not None]:
+                self._writers[f"{node._forward_cls.__name__}.backward"] = None
+
+        node.register_prehook(before)
+        node.register_hook(after)
 
 
 class _Caller(torch.nn.Module):

@@ -241,7 +241,13 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
             {},
             r"the gradient is called as gradient\(\*inputs\), .* or backward= if it is called as backward\(dy, cache\)",
         ),
-        ((np.tanh, tanh_slope, X), {"unused": ["W"]}, "unused= names arrays of a layer"),
+        ((np.tanh, tanh_slope, X), {"unused": ["W"]}, "unused= names 'W', which tanh does not have"),
+        ((affine, affine_vjp, X, W, B), {"unused": [1]}, "unused= names 1, .*; it may name 'x', 'w', 'b'"),
+        (
+            (affine, X, W, B),
+            {"vjp": lambda dy, x, w, b: dy @ w.T},
+            r"for 3 inputs \(x, w, b\); return .* each, or name inputs that are constants, as in unused=\['b'\]",
+        ),
         ((np.sin, np.cos), {}, "sin has no input to check; it got none"),
         ((np.sin, np.cos, 1j * X), {}, "is complex; give its real and imaginary parts"),
         (
@@ -250,7 +256,13 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
             "the gradient of sin is missing: give it directly behind the function, .* gradient=, vjp=, backward=",
         ),
         ((np.sin, np.cos, X), {"vjp": np.cos}, "a gradient is given once; got gradient= and vjp="),
-        ((3, X), {}, "takes a function or a layer first; got 3"),
+        ((3, X), {}, "takes a function or a layer first; got a value of type int"),
+        ((X, np.sin), {}, r"got an array of float64 \(3, 4\); the function comes first$"),
+        (
+            (np.tanh, X),
+            {"grad": tanh_slope},
+            "check_gradient has no grad; it takes gradient=, .* functools.partial",
+        ),
         (
             (np.sin, X),
             {"backward": lambda dy, cache: dy},
@@ -276,6 +288,39 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
 def test_a_call_that_has_no_meaning_is_one_clear_error(arguments: Any, how: Any, message: str) -> None:
     with pytest.raises((GraphError, DtypeError, SignatureError, NanogradError), match=message):
         check_gradient(*arguments, **how)
+
+
+def squares(y, target):
+    return ((y - target) ** 2).mean()
+
+
+@pytest.mark.parametrize("unused", [["target"], "target"])
+@pytest.mark.parametrize("returned", [lambda g: g, lambda g: (g, None)], ids=["alone", "with None"])
+@pytest.mark.parametrize("form", ["gradient", "vjp", "backward"])
+def test_a_float_input_that_is_unused_needs_no_gradient(form: str, returned: Any, unused: Any) -> None:
+    def gradient(y, target):
+        return returned(2 * (y - target) / y.size)
+
+    def vjp(dy, y, target):
+        return returned(dy * 2 * (y - target) / y.size)
+
+    if form == "backward":
+        report = check_gradient(
+            lambda y, target: (squares(y, target), (y, target)),
+            X,
+            X + 1,
+            backward=lambda dy, both: vjp(dy, *both),
+            unused=unused,
+        )
+    else:
+        report = check_gradient(squares, X, X + 1, **{form: {"gradient": gradient, "vjp": vjp}[form]}, unused=unused)
+    assert report.passed and [*verdicts(report)] == ["y"]
+
+
+def test_none_for_a_float_input_that_moves_the_result_is_wrong_and_says_how_to_name_a_constant() -> None:
+    report = check_gradient(squares, lambda y, target: (2 * (y - target) / y.size, None), X, X + 1)
+    assert verdicts(report) == {"y": "right", "target": "wrong"}
+    assert any("returned None for target: if target is a constant, pass unused=['target']" in n for n in report.notes)
 
 
 def test_a_function_that_writes_into_its_input_is_a_problem() -> None:

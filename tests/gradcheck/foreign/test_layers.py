@@ -406,6 +406,22 @@ def test_a_parameter_in_a_dict_is_to_be_stored_in_grads() -> None:
         check_gradient(Forgets(), np.ones((3, 4)), unused=["parms['W']"])
 
 
+def test_a_float_target_of_a_loss_may_be_named_unused() -> None:
+    class Squares:
+        def forward(self, y, target):
+            self.off = y - target
+            return (self.off**2).mean()
+
+        def backward(self, dy=1.0):
+            return dy * 2 * self.off / self.off.size
+
+    x = R.normal(size=(3, 4))
+    report = check_gradient(Squares(), x, x + 1, unused=["target"])
+    assert report.passed and [finding.name for finding in report.findings] == ["y"]
+    with pytest.raises(NanogradError, match=r"or name inputs that are constants, as in unused=\['target'\]"):
+        check_gradient(Squares(), x, x + 1)
+
+
 def test_a_layer_whose_backward_has_another_name_is_refused_by_that_name() -> None:
     class Typo:
         def forward(self, x):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm.errors import DtypeError, GraphError, NanogradError
-from nanograd_llm.gradcheck import check_gradient
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, SignatureError
+from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 pytestmark = pytest.mark.parity
 
@@ -123,6 +123,47 @@ def test_a_parameter_that_no_gradient_reaches_is_wrong(torch: Any, x: Any) -> No
     wrong = {name for name, verdict in verdicts(report).items() if verdict == "wrong"}
     assert wrong == {"a.weight", "a.bias", "x"}
     assert "no gradient arrives at all" in str(report)
+    assert "no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()" in report.notes
+    assert "a.bias" not in verdicts(check_gradient(Cut(), x, unused=["a.bias"]))
+
+
+@pytest.mark.parametrize("function", ["the Function", "part of a function"])
+def test_a_backward_that_writes_into_its_cotangent_is_a_problem(torch: Any, x: Any, function: str) -> None:
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            dy[x < 0] = 0
+            return dy
+
+    f = Relu if function == "the Function" else lambda x: Relu.apply(x).sin()
+    report = check_gradient(f, x)
+    assert set(verdicts(report).values()) == {"right"} and not report.passed
+    (problem,) = report.problems
+    assert problem.startswith("Relu.backward writes into its cotangent")
+
+
+def test_a_backward_that_draws_random_numbers_does_not_pass(torch: Any, x: Any) -> None:
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return dy * x.cos() * (1 + 1e-7 * torch.rand(1))
+
+    state = torch.get_rng_state()
+    (problem,) = check_gradient(Sine, x).problems
+    assert "two backward passes over one tape" in problem and "draws random numbers" in problem
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_layers_that_refuse_complex_numbers_are_checked_by_differences(torch: Any, x: Any) -> None:
@@ -190,8 +231,17 @@ def test_what_cannot_be_checked_is_one_clear_error(torch: Any, x: Any) -> None:
         check_gradient(lambda x: x.argmax(), x)
     with pytest.raises(DtypeError, match="bfloat16, too coarse to check a gradient; use float64 or float32"):
         check_gradient(lambda x: x.bfloat16(), x)
-    with pytest.raises(GraphError, match="no input to check"):
+    with pytest.raises(GraphError, match="sin has no input to check; it got an array of torch.int64"):
         check_gradient(torch.sin, torch.arange(3))
+    with pytest.raises(SignatureError, match=r"takes a function or a layer first; got an array of torch.float32"):
+        check_gradient(x, torch.sin)
+    with pytest.raises(SignatureError, match=r"Linear is a class; give a layer that is made"):
+        check_gradient(torch.nn.Linear, x)
+    with pytest.raises(SignatureError, match=r"must be Tensor.*; a function of PyTorch takes torch.tensor\(x\)"):
+        check_gradient(torch.tanh, np.ones(3))
+    for f in (torch.tanh, torch.nn.Linear(4, 2), lambda x: 2 * x):
+        with pytest.raises(SignatureError, match=r"is a function of PyTorch: check_gradient takes it"):
+            gradcheck(f, x)
     Narrow = type("Narrow", (scaled_square(torch, 1),), {"backward": staticmethod(lambda ctx, dy: dy[:2])})
     with pytest.raises(NanogradError, match=r"the backward of Narrow raised RuntimeError: .*got \[2, 4\] but expected"):
         check_gradient(Narrow, x)
