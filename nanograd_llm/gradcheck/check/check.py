@@ -30,7 +30,17 @@ from nanograd_llm.gradcheck.check.function import (
     label,
 )
 from nanograd_llm.gradcheck.check.progress import Progress
-from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
+from nanograd_llm.gradcheck.check.report import (
+    NOTHING,
+    PASSING,
+    Culprit,
+    Entry,
+    Finding,
+    GradientError,
+    Kink,
+    Report,
+    told_apart,
+)
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
 from nanograd_llm.settings import require_int, require_number, require_seed
 
@@ -232,8 +242,8 @@ class _Check:
         for name, values in zip(self.function.names, self.function.values):
             if (x := values[np.isfinite(values)]).size:
                 of = f" of {values.size:,}" * (x.size < values.size)
-                among = f"between {x.min():.4g} and {x.max():.4g}"
-                among = among if x.min() < x.max() else f"that are all {x.min():.4g}"
+                low, high = told_apart(x.min(), x.max(), 4)
+                among = f"between {low} and {high}" if x.min() < x.max() else f"that are all {low}"
                 parts.append(f"{x.size:,}{of} values of {name} {among}" if values.size > 1 else f"{name} = {x[0]:.4g}")
         more = f", and {len(parts) - 4} more inputs" if len(parts) > 4 else ""
         return [f"checked at {', '.join(parts[:4])}{more}"] if parts else []
@@ -500,7 +510,7 @@ class _Check:
         if c.part:
             where = f"{c.part:g} times the inputs; at the inputs themselves it is smaller than rounding"
             self.notes.append(f"{'the gradient of ' * c.order}{name} was compared at {where}")
-        elif c.found.digits >= DIGITS or c.order > 1:
+        elif c.found.digits >= DIGITS or c.order > 1 or c.reason:  # which says that it is zero
             return
         elif self.precisions.pair is None:
             hides = "rounding inside the function hides smaller mistakes"
@@ -546,7 +556,7 @@ class _Check:
 
         places = [place for place in range(min(x.size, _BY_DIFFERENCES)) if not np.isfinite(slope(place)).all()]
         if len(bad := np.argwhere(~np.isfinite(y))):
-            where = f": its result is {y[tuple(bad[0])]} at {bad[0].tolist()}"
+            where = f": its result is {y[tuple(bad[0])]}" + (f" at {bad[0].tolist()}" if y.ndim else "")
         elif places:
             at = f" at {list(kinks.index_of(places[0], x.shape))}" if x.ndim else ""
             where = f": it has no finite slope{at}, where {c.function.names[k]} is {x.flat[places[0]]:.6g}"
@@ -569,11 +579,16 @@ class _Check:
         begin = self.progress.elapsed
         comparison.slope(c.function, c.function.values, c.k, 0, 0.0, c.method)
         takes = _SHARE * entries * (self.progress.elapsed - begin)
-        left_out = f"{directions}; all {entries:,} entries would take {entries:,} evaluations"
-        if takes > self.progress.share:
-            return f"{left_out}, about {takes:.0f} s: give seconds= for them", ""
         if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
-            return "each entry compared", "results"
-        if size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
-            return f"each entry compared for {DIRECTIONS} random ȳ", "cotangents"
-        return left_out, ""
+            words, singly = "each entry compared", "results"
+        elif size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
+            words, singly = f"each entry compared for {DIRECTIONS} random ȳ", "cotangents"
+        else:
+            is_few = size <= _ENTRIES and not (by_differences and entries > _BY_DIFFERENCES)
+            needs = f"give jacobian={size}" if is_few else "take smaller inputs"
+            return f"{directions}; all {entries:,} entries would take {entries:,} evaluations: {needs} for them", ""
+        if takes > self.progress.share:
+            needs = f"seconds={self.progress.needed(takes)}"
+            all_take = f"all {entries:,} entries would take {entries:,} evaluations, about {takes:.0f} s"
+            return f"{directions}; {all_take}: give {needs} for them", ""
+        return words, singly

@@ -250,7 +250,9 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
         message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
         raise GraphError(message) from error
     found = [f"the rule of {at.op} {_WRITES}: {at.place}" for at in seen if at.writes]
-    return [*found, *(f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan)][:1]
+    if np.isfinite(to_host(y.data)).all():  # else the forward overflowed, and each input's verdict says so
+        found += [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan]
+    return found[:1]
 
 
 def _in_float32(

@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from nanograd_llm.gradcheck.check import report
 from nanograd_llm.gradcheck.check.comparison import Method, length, rows, slope
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.kinks import index_of
@@ -104,13 +105,19 @@ def recognise(
         ("what comes from upstream arrives without its sign", (np.abs(v).reshape(-1) @ jacobian).reshape(x.shape)),
         *((f"it is the gradient of {name}", other) for name, other in others.items()),
     ]
-    known = [(np.abs(a - wanted).max(), words) for words, wanted in (*kinds, *_moved(g), *_unsummed(x, y, v, jacobian))]
+    known = [
+        (np.abs(a - wanted).max(), words)
+        for words, wanted in (*kinds, *_moved(g), *_turned(x, v, jacobian), *_unsummed(x, y, v, jacobian))
+    ]
     words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other)))
     known.insert(2, (max(spread * off, np.abs(a - scaled).max()), words))
     for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
         if words := next((words for left, words in known if left <= part * off), ""):
             return words
-    return _zeros(a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g)
+    if words := _zeros(x, a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g):
+        return words
+    wrong = np.abs(a - g) > max(1e-6 * off, DEPTH * EPS * np.abs(g).max())
+    return "" if wrong.all() else f"no known mistake; {_number_of(wrong)} wrong{_which(wrong, x)}"
 
 
 def _other(a: np.ndarray, off: float, others: Mapping[str, np.ndarray]) -> str:
@@ -129,6 +136,19 @@ def _moved(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             yield f"it is shifted by one place along axis {axis}", np.roll(g, step, axis)
 
 
+def _turned(x: np.ndarray, v: np.ndarray, jacobian: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The gradients of rules that run along some axes from the wrong end."""
+    axes = [(axis,) for axis in range(x.ndim)] + [(x.ndim - 2, x.ndim - 1)] * (x.ndim > 1)
+    for some in axes if x.ndim == v.ndim else ():
+        turned = (np.flip(v, some).reshape(-1) @ jacobian).reshape(x.shape)
+        words = f"it runs along {_named(some)} from the wrong end, as where a cumsum or kernel is not reversed"
+        yield words, np.flip(turned, some)
+
+
+def _named(axes: tuple[int, ...]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+
+
 def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """For each axis, and for all together, along which x was repeated if it was broadcast, a sum that was forgotten."""
     extra = y.ndim - x.ndim
@@ -140,14 +160,13 @@ def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray)
             kept = np.zeros_like(v)
             where = tuple(index if axis in axes else slice(None) for axis in range(y.ndim))
             kept[where] = v[where]
-            over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
-            words = f"a sum over {over} of the result, along which the input is used again, is missing: "
+            words = f"a sum over {_named(axes)} of the result, along which the input is used again, is missing: "
             yield f"{words}only its {place} part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
 
 
 def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
     """A constant factor, and what it may come from. For a single number only a plain one."""
-    words = f"off by the factor {factor:.10g}"
+    words = f"off by the factor {report.factor(factor)}"
     sizes = {n: f"an axis of size {n}" for n in (*shape, *result)}
     sizes.setdefault(math.prod(shape), f"all {math.prod(shape)} entries")
     for n in (n for n in sizes if n > 2):
@@ -165,17 +184,31 @@ def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]
     return words if is_plain else ""
 
 
-def _zeros(a: np.ndarray, g: np.ndarray, off: float) -> str:
+def _zeros(x: np.ndarray, a: np.ndarray, g: np.ndarray, off: float) -> str:
     """Are the wrong entries those that are zero?"""
     wrong = np.abs(a - g) > 1e-3 * off
     if a[wrong].any():
         return ""
-    words = f"{int(wrong.sum())} of {wrong.size} entries are zero that should not be"
+    return f"{_number_of(wrong)} zero that should not be{_which(wrong, x)}"
+
+
+def _number_of(wrong: np.ndarray) -> str:
+    return f"{int(wrong.sum())} of {wrong.size} entries {'is' if wrong.sum() == 1 else 'are'}"
+
+
+def _which(wrong: np.ndarray, x: np.ndarray) -> str:
+    """Which entries these are: all on one place of an axis, or beyond a value of the input, or else their places."""
     for axis in range(wrong.ndim):
         places = np.unique(np.nonzero(wrong)[axis])
-        if wrong.shape[axis] > 1 and places.size == 1:
-            return f"{words}, all at {places[0]} on axis {axis}"
-    return words
+        if wrong.sum() > 1 and wrong.shape[axis] > 1 and places.size == 1:
+            return f", all at {places[0]} on axis {axis}"
+    for of, size in (("", x), ("the size of ", np.abs(x))):
+        some, rest = size[wrong], size[~wrong]
+        if min(some.size, rest.size) > 1 and (some.min() > rest.max() or some.max() < rest.min()):
+            than = f"above {rest.max():.4g}" if some.min() > rest.max() else f"below {rest.min():.4g}"
+            return f", those where {of}the input is {than}"
+    shown = ", ".join(str(place) for place in np.argwhere(wrong)[:4].tolist())
+    return f": {shown}" + (", ..." if wrong.sum() > 4 else "")
 
 
 def _lost_contributions(v: np.ndarray, a: np.ndarray, g: np.ndarray, jacobian: np.ndarray, off: float) -> str:

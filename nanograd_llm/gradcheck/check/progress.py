@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -32,6 +33,11 @@ class Progress:
         later = self.total - self.done
         spare = self.seconds - self.elapsed - later * (self.elapsed - self._next)
         return max(0.0, spare) / (later + 1)
+
+    def needed(self, takes: float) -> int:
+        """Seconds for the whole check with which this input's share is so many."""
+        later = self.total - self.done
+        return math.ceil(1.25 * (self.elapsed + later * (self.elapsed - self._next) + takes * (later + 1)))
 
     def next(self, name: str) -> None:
         """The check of this input begins."""

@@ -40,6 +40,19 @@ class Checked(Shown):
         return self.passed
 
 
+def told_apart(a: float, b: float, least: int) -> tuple[str, str]:
+    """Two numbers with so many digits at least, and with as many more as show that they differ."""
+    off, size = abs(a - b), max(abs(a), abs(b))
+    digits = least if not 0 < off < size < math.inf else max(least, min(17, 2 + math.ceil(-math.log10(off / size))))
+    return f"{a + 0.0:.{digits}g}", f"{b + 0.0:.{digits}g}"  # + 0.0: no -0
+
+
+def factor(value: float) -> str:
+    """A factor; one near 1 by how far it is from 1."""
+    off = value - 1
+    return f"1 {'-' if off < 0 else '+'} {abs(off):.1e}" if 0 < abs(off) < 1e-8 else f"{value:.10g}"
+
+
 @dataclass(frozen=True, repr=False)
 class Entry(Shown):
     """One entry of a gradient: as the rule computes it, and as computed from values of the function.
@@ -58,11 +71,12 @@ class Entry(Shown):
         return abs(self.analytic - self.numeric)
 
     def __str__(self) -> str:
-        ratio = f"{self.analytic / self.numeric:.10g}" if self.numeric else "undefined"
         place = f"worst at {list(self.index)}: " if self.index else ""
         given = f"for ȳ = {self.cotangent}" if self.cotangent else "for a random ȳ"
-        both = f"the gradient is {self.analytic:.12g}, the function gives {self.numeric:.12g}"
-        return f"{place}{both}, ratio {ratio}, {given}"
+        analytic, numeric = told_apart(self.analytic, self.numeric, 12)
+        ratio = self.analytic / self.numeric if self.numeric else 0.0
+        shown = f"ratio {factor(ratio)}, " if 1e-9 < abs(ratio) < 1e9 else ""  # others say nothing
+        return f"{place}the gradient is {analytic}, the function gives {numeric}, {shown}{given}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,10 +162,15 @@ class Finding(Shown):
         digits = f"to about {-math.log10(self.tolerance):.0f} digits: " if is_coarse else ""
         seen = f"{digits}off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
         if not self.tolerance and self.verdict in PASSING:
-            seen = f"where the slopes are zero the gradient is zero; {self.compared}"
+            elsewhere = " elsewhere" if self.kinks else ""
+            seen = f"the function's slopes and the gradient are zero{elsewhere}; {self.compared}"
+            if len(self.kinks) == math.prod(self.shape):
+                seen = "as every entry is"
+        if self.tolerance >= 1 and self.verdict in PASSING:
+            seen = f"the gradient is no more than rounding leaves of zero; {self.compared}"
         if 0 in self.shape:
             return f"{self.name} {self.shape}: not checked, it has no entries"
-        if self.worst is not None and not math.isfinite(self.worst.analytic):
+        if not math.isfinite(self.worst.analytic if self.worst else self.relative_error):
             seen = f"not finite; {self.compared}"
         if self.reason:
             seen = f"because {self.reason}" if self.verdict == "cannot tell" else self.reason
@@ -207,11 +226,16 @@ class Report(Checked):
             lines += [indent + line for f in findings if f not in left_out for line in str(f).splitlines()]
             if left_out:
                 lines.append(f"{indent}and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
-        by = (f"{f.method}, because {f.why}" if f.why else f.method for f in self.findings if f.step)
-        methods = dict.fromkeys(by)
-        how = [f"slopes of the function from its values alone, by {' and '.join(methods)}"] if methods else []
+        used = [f for f in self.findings if f.step]
+        plain = dict.fromkeys(f.method for f in used if not f.why)
+        others = dict.fromkeys(f"{f.method}, because {f.why}" for f in used if f.why)
+        methods = [*([" and ".join(plain)] if plain else []), *others]
+        how = [f"slopes of the function from its values alone, by {'; by '.join(methods)}"] if methods else []
         if any(f.verdict == "wrong" for f in self.findings):
-            how.append("off by: the largest difference of gradient and slope, divided by all terms that add up in both")
+            how.append(
+                "off by: the largest difference of gradient and slope, as a part of all terms that add up in both; for "
+                "one entry, see its ratio"
+            )
         return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 
     def __rich__(self) -> Any:

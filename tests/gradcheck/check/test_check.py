@@ -23,6 +23,7 @@ from nanograd_llm.gradcheck import (
     every_op,
     gradcheck,
 )
+from nanograd_llm.gradcheck.check.report import Entry, Finding, Kink, Report
 from nanograd_llm.ops import composed
 
 
@@ -172,6 +173,67 @@ def test_the_gradient_of_one_number_is_shown_as_on_paper(monkeypatch):
     monkeypatch.setattr(registry["multiply"], "rule", lambda dy, a, b, needs: (dy * b, 3 * dy * a))
     worst = gradcheck(ops.multiply, 2.0, -5.0).findings[1].worst
     assert str(worst) == "the gradient is 6, the function gives 2, ratio 3, for ȳ = 1"
+
+
+@pytest.mark.parametrize(
+    ("analytic", "numeric", "words"),
+    [
+        (0.25, 0.25 * (1 + 1e-12), "the gradient is 0.25, the function gives 0.25000000000025, ratio 1 - 1.0e-12"),
+        (1e-3, 2e-17, "the gradient is 0.001, the function gives 2e-17, for a"),
+        (-0.0, 3.0, "the gradient is 0, the function gives 3, for a"),
+        (np.nan, 3.0, "the gradient is nan, the function gives 3, for a"),
+    ],
+)
+def test_an_entry_shows_as_many_digits_as_differ_and_a_ratio_that_says_something(analytic, numeric, words):
+    assert words in str(Entry((), analytic, numeric))
+
+
+def test_a_range_of_inputs_shows_as_many_digits_as_differ():
+    assert "values of x between 1 and 1.0001" in str(gradcheck(ops.exp, np.array([1.0, 1.0001])))
+
+
+def test_each_method_and_its_reason_is_one_part_of_the_note():
+    coarse = Finding(1, "x", (3,), "right", 0.0, 1e-14, "differences", 1e-3, "each entry compared", why="it says so")
+    fine = Finding(1, "w", (3,), "right", 0.0, 1e-14, "complex step", 1e-30, "each entry compared")
+    text = str(Report("f", (coarse, fine)))
+    assert "from its values alone, by complex step; by differences, because it says so" in text
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "kinks", "words"),
+    [
+        (2.0, (), "right, the gradient is no more than rounding leaves of zero; each entry compared"),
+        (0.0, (), "right, the function's slopes and the gradient are zero; each entry compared"),
+        (0.0, (Kink((0,), -1, 1, 0, True),), "at a kink, the function's slopes and the gradient are zero elsewhere;"),
+        (0.0, (Kink((0,), -1, 1, 0, True),) * 2, "at a kink, as every entry is"),
+    ],
+)
+def test_a_gradient_of_zero_is_called_that(tolerance, kinks, words):
+    verdict = "at a kink" if kinks else "right"
+    finding = Finding(1, "x", (2,), verdict, 0.7, tolerance, "", 0.0, "each entry compared", kinks=kinks)
+    assert words in str(finding)
+
+
+def test_a_gradient_that_is_zero_up_to_rounding_is_right_without_a_note_on_its_digits():
+    def normalised(x, b):
+        off = (x + b) - (x + b).mean(axis=0)
+        return off / ops.sqrt((off * off).mean(axis=0))
+
+    report = gradcheck(normalised, normal(6, 4), normal(4))
+    assert "the result does not change with it" in report.findings[1].reason
+    assert report.passed and not any("digits" in note for note in report.notes)
+
+
+def test_where_the_forward_overflows_the_rule_is_not_blamed(own_op):
+    @own_op("y = log(1 + exp x)", "x̄ = ȳ*exp x/(1 + exp x)")
+    def softplus(x):
+        """Softplus.  x (*) -> y (*)"""
+        return np.log1p(np.exp(x))
+
+    softplus.backward(lambda dy, x: dy * ops.exp(x) / (1 + ops.exp(x)))
+    report = gradcheck(softplus, np.array([1.0, 1000.0, -2.0]))
+    assert not report.problems and "its result is inf at [1]; the other entries are right" in str(report)
+    assert gradcheck(softplus, np.array(1000.0)).findings[0].reason.endswith("its result is inf")
 
 
 def test_numbers_for_a_random_cotangent_say_so_and_those_of_a_rule_that_is_right_for_one_name_it(monkeypatch):
@@ -571,7 +633,8 @@ def test_no_hint_is_given_for_an_entry_that_is_off_by_less_than_any_contribution
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ops.softmax, "rule", rule)
         (finding,) = gradcheck(ops.softmax, np.array([0.4, 0.3, 0.1])).findings
-    assert finding.verdict == "wrong" and finding.worst.index == (1,) and finding.pattern == ""
+    assert finding.verdict == "wrong" and finding.worst.index == (1,)
+    assert finding.pattern == "no known mistake; 1 of 3 entries is wrong: [1]"
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])

@@ -126,7 +126,11 @@ def test_a_rich_report_has_its_verdict_in_colour():
     [
         (3, "each entry compared"),
         (1000, "each entry compared for 4 random ȳ"),
-        (10000, "4 random directions compared; all 10,000 entries would take 10,000 evaluations"),
+        (
+            10000,
+            "4 random directions compared; all 10,000 entries would take 10,000 evaluations: take smaller inputs for "
+            "them",
+        ),
     ],
 )
 def test_the_report_says_which_numbers_were_compared_and_what_all_would_have_cost(size, said):

@@ -39,7 +39,7 @@ def all_but_the_last_row(dy, w_shape, ids, onto):
 # op, the wrong rule, inputs, the input it makes wrong, words of the report
 WRONG = {
     "a factor": ("exp", lambda dy, y: 2 * dy * y, (normal(2, 3),), "x", "off by the factor 2"),
-    "a tiny factor": ("exp", lambda dy, y: dy * y * (1 + 1e-9), (normal(2, 3),), "x", "off by the factor 1.000000001"),
+    "a tiny factor": ("exp", lambda dy, y: dy * y * (1 + 1e-9), (normal(2, 3),), "x", "off by the factor 1 + 1.0e-09"),
     "a sign": ("subtract", lambda dy, needs: (dy, dy), (normal(2, 3), normal(2, 3)), "b", "the sign is wrong"),
     "a mean for a sum": (
         "mean",
@@ -54,6 +54,27 @@ WRONG = {
         (normal(7),),
         "x",
         "the gradient divides by n - 1 for an axis of size 7, the function by n",
+    ),
+    "beyond a value": (
+        "exp",
+        lambda dy, y: dy * np.where(y > 1, y * y, y),
+        (np.array([-2.0, 1.0, -0.5, 3.0, 0.25]),),
+        "x",
+        "no known mistake; 3 of 5 entries are wrong, those where the input is above -0.5",
+    ),
+    "beyond a size": (
+        "tanh",
+        lambda dy, y: dy * np.where(y * y > 0.5, y, 1 - y * y),
+        (np.array([[-2.0, 0.1, 0.5], [3.0, -0.25, 4.0]]),),
+        "x",
+        "3 of 6 entries are wrong, those where the size of the input is above 0.5",
+    ),
+    "some places": (
+        "exp",
+        lambda dy, y: dy * y * [1, 1.5, 1, 1, 1.25],
+        (np.array([3.0, 1.0, -1.0, 2.0, 0.0]),),
+        "x",
+        "2 of 5 entries are wrong: [1], [4]",
     ),
     "nothing": ("tanh", lambda dy, y: dy * 0, (normal(4),), "x", "no gradient arrives"),
     "not finite": ("tanh", lambda dy, y: dy * np.nan, (normal(4),), "x", "not finite"),
@@ -141,6 +162,12 @@ def test_a_mistake_is_recognised(mistake, monkeypatch):
         finding = next(f for f in gradcheck(registry[name], *inputs, seed=seed).findings if f.name == wrong)
         assert finding.verdict == "wrong"
         assert words in finding.pattern, finding
+
+
+def test_a_rule_that_runs_from_the_wrong_end_is_recognised(monkeypatch):
+    monkeypatch.setattr(registry["cumsum"], "rule", lambda dy, axis: np.cumsum(dy, axis=axis))
+    (finding,) = gradcheck(ops.cumsum, normal(2, 4), axis=1).findings
+    assert "it runs along axis 1 from the wrong end" in finding.pattern
 
 
 def test_where_nothing_explains_a_mistake_nothing_is_claimed(monkeypatch):

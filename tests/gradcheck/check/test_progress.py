@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,6 +47,10 @@ def test_moving_an_entry_by_differences_is_known_to_take_many_evaluations(monkey
         return x * x
 
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    report = gradcheck(f, np.random.default_rng(0).standard_normal(60), seconds=30)
-    assert report.passed and "give seconds= for them" in report.findings[0].compared, report
+    x = np.random.default_rng(0).standard_normal(60)
+    report = gradcheck(f, x, seconds=30)
+    assert report.passed and (needs := re.search(r"give seconds=(\d+) for them", report.findings[0].compared)), report
     assert now[0] <= 30
+    now[0] = 0.0
+    whole = gradcheck(f, x, seconds=int(needs[1]))
+    assert whole.findings[0].compared == "each entry compared" and now[0] <= int(needs[1]), whole
