@@ -34,7 +34,7 @@ class GraphError(NanogradError, RuntimeError):
 
 
 class InPlaceError(GraphError):
-    """An op's forward wrote into an array that it was given, which is the caller's or another op's."""
+    """An op's forward or rule wrote into an array that it was given, which is the caller's or another op's."""
 
 
 class NonFiniteError(NanogradError, ArithmeticError):

@@ -36,6 +36,7 @@ from nanograd_llm.errors import (
 )
 
 KNOWN_IN_BACKWARD = ("needs", "into", "onto")  # parameters of a rule whose values are known in backward only
+WRITES = "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
 _BAR = "\N{COMBINING MACRON}"
 HALF = np.dtype(np.float16)
 HALF_CHAR = HALF.char
@@ -410,6 +411,8 @@ class Op:
             if error_class is None or str(error).startswith("in the rule of "):
                 raise
             received = self._received(error, cotangent, saved)
+            if "read-only" in str(error):
+                raise InPlaceError(f"in the rule of {self.name}: it {WRITES} ({error}) {received}") from error
             raise error_class(f"in the rule of {self.name}: {error} {received}") from error
         given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         places = range(len(needs)) if self.variadic else self._differentiable_places

@@ -267,14 +267,18 @@ class _Check:
 
     def _require_repeatable(self, target: Differentiable, times: int) -> np.ndarray:
         """The function's result. Raises GraphError where it is another one when it is computed again."""
-        noise = random_uses()
+        noise, is_steady = random_uses(), True
         y = target.evaluate(target.values)
-        if random_uses() > noise or any(
-            not np.array_equal(y, target.evaluate(target.values), equal_nan=True) for _ in range(times)
-        ):
+        is_noisy = random_uses() > noise
+        for _ in range(0 if is_noisy else times):
+            is_steady = is_steady and np.array_equal(y, target.evaluate(target.values), equal_nan=True)
+        if is_noisy or not is_steady:
+            what = "" if isinstance(target, Function) else "the gradient of "
+            cause = "it has dropout: give that a seed, or call it inside `with noise(seed):`"
+            if not is_noisy:
+                cause = "it draws NumPy's random numbers, makes a Parameter in each call, or changes what it keeps"
             raise GraphError(
-                f"{self.function.label} gives other numbers when it is called again with the same inputs; make it "
-                "repeatable, e.g. give its dropout a seed, or call it inside `with noise(seed):`"
+                f"{what}{self.function.label} gives other numbers when it is called again with the same inputs; {cause}"
             )
         return y
 
@@ -283,7 +287,12 @@ class _Check:
         target: Differentiable = self.function
         bent: list[np.ndarray | None] = []
         for order in range(1, self.order + 1):
-            y = self._require_repeatable(target, 1)
+            try:
+                y = self._require_repeatable(target, 1)
+            except NanogradError:
+                if problems:  # found at an earlier order: the cause of this one
+                    return
+                raise
             cotangents = [dense(self.rng, y.shape) for _ in range(DIRECTIONS)]
             if order == 1:
                 cotangent = cotangents[0]

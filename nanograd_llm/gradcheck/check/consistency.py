@@ -17,6 +17,7 @@ import numpy as np
 
 from nanograd_llm.autograd.checked import read_only
 from nanograd_llm.autograd.modes import higher_order, watched
+from nanograd_llm.autograd.op import WRITES
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
 from nanograd_llm.autograd.tensor import Tensor, origin
@@ -36,7 +37,6 @@ _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at ag
 _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
 _SHARE = 1 / 50  # which take no larger part of a check's seconds
 _WHY = "the rule draws random numbers or changes what it keeps; make it repeatable, and check again"
-_WRITES = "writes into its cotangent, which other inputs may share, or into what the tape keeps; copy it first"
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
 
 
@@ -246,10 +246,10 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
         if not seen or isinstance(error, NanogradError) and "read-only" not in str(error):
             raise
         if "read-only" in str(error):
-            return [f"the rule of {seen[-1].op} {_WRITES}: {seen[-1].place}"]
+            return [f"the rule of {seen[-1].op} {WRITES}: {seen[-1].place}"]
         message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
         raise GraphError(message) from error
-    found = [f"the rule of {at.op} {_WRITES}: {at.place}" for at in seen if at.writes]
+    found = [f"the rule of {at.op} {WRITES}: {at.place}" for at in seen if at.writes]
     if np.isfinite(to_host(y.data)).all():  # else the forward overflowed, and each input's verdict says so
         found += [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan]
     return found[:1]

@@ -479,7 +479,7 @@ def test_the_same_seed_gives_the_same_report():
             lambda x: x * np.random.default_rng().standard_normal(3),
             (normal(3),),
             GraphError,
-            "other numbers",
+            "other numbers .* it draws NumPy's random numbers, makes a Parameter in each call",
         ),
     }.values(),
 )
