@@ -71,12 +71,12 @@ def _fields(task: type[NamedTask]) -> dict[str, Any]:
 def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
     """The command with the options of one task alone, that of --task, for its help page; and examples of that task.
 
-    There are none for a language model, whose examples are those of the command.
+    A language model has none, since its examples are those of the command.
     """
     words = [part for word in arguments for part in word.split("=", 1)]
     name = words[words.index("--task") + 1] if "--task" in words[:-1] else DEFAULT
     task = task_named(name)
-    table = next(kind for kind in task.tables.values() if "file" in kind.setting_types)
+    files = [kind.__dataclass_fields__["file"] for kind in task.tables.values() if "file" in kind.setting_types]
     page = functools.wraps(train)(lambda: 0)
     page.__doc__ = (train.__doc__ or "").replace(DEFAULT, name)
     hidden = {"preset": not task.presets, "show_batch": not issubclass(task, Answering)}
@@ -84,10 +84,10 @@ def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
     page.__annotations__ = {
         **train.__annotations__,
         **unseen,
-        "files": Annotated[str, Parameter(help=table.__dataclass_fields__["file"].metadata["help"])],
+        "files": Annotated[str, Parameter(help=files[0].metadata["help"]) if files else Parameter(show=False)],
         "settings": as_options("Options", _fields(task)),
     }
-    return page, EXAMPLES.get(name, [])
+    return page, EXAMPLES.get(name, [] if name == DEFAULT else [f"train --task {name}"])
 
 
 @with_options(settings=as_options("Options", ChainMap(*map(_fields, map(task_named, TASKS)))))
@@ -177,7 +177,8 @@ def train(
         if saved and not str(error):
             where = f"The weights of step {max(saved)} are in {saved[max(saved)]}"
         raise KeyboardInterrupt(f"{where}; to go on: nanograd-llm train --resume {folder}") from None
-    following = f"{run.task.used_by} {folder} {shlex.quote(run.task.example())}"
+    example = run.task.example()
+    following = f"{run.task.used_by} {folder}" + (f" {shlex.quote(example)}" if example else "")
     print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {following}"))
     if run.stopped_by is not None:
         print(written(f"to go on:   nanograd-llm train --resume {folder}"))

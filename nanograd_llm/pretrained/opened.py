@@ -78,12 +78,15 @@ def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
 
 def require_plausible(config: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
     """Raise BadFileError for sizes that a file of these arrays cannot have: the model would take all memory."""
-    widest = max(config.n_embd, config.n_inner or 4 * config.n_embd)  # each layer has a bias of this size
-    numbers = max(config.n_layer * widest, config.vocab_size)  # a table has a row for each token
+    if hasattr(config, "n_layer"):
+        layers, widest = config.n_layer, max(config.n_embd, config.n_inner or 4 * config.n_embd)  # that of a bias
+        numbers = max(layers * widest, config.vocab_size)  # a table has a row for each token
+    else:
+        layers, numbers = 1, max((size for size in vars(config).values() if isinstance(size, int)), default=0)
     present = sum(x.size for x in arrays.values())
-    if config.n_layer > MAX_LAYERS or numbers > present + 2**20:
+    if layers > MAX_LAYERS or numbers > present + 2**20:
         raise BadFileError(
-            f"{where}: its sizes need over {numbers:,} numbers in {config.n_layer:,} layers; the file has {present:,}"
+            f"{where}: its sizes need over {numbers:,} numbers in {layers:,} layers; the file has {present:,}"
         )
 
 

@@ -28,9 +28,9 @@ from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
 from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.stopping import SIGNALS, StopRequest, handling
 from nanograd_llm.runs.tables import RunConfig
-from nanograd_llm.settings import counted
+from nanograd_llm.settings import counted, require_type
 from nanograd_llm.tasks.task import Sample, Score, Task
-from nanograd_llm.training.trainer import StepRecord, Trainer
+from nanograd_llm.training.trainer import StepRecord, Trainer, required_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,10 @@ class Run:
     def _set_up(
         self, task: Task, adapters: lora.LoRAConfig | None, settings: dict[str, Any], workers: int | None = None
     ) -> None:
+        needed = [*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))]
+        if missing := [name for name in needed if not hasattr(task, name)]:
+            found = f"{type(task).__name__} has no {', no '.join(missing)}"
+            raise ConfigError(f"this is no task: {found}; derive it from NamedTask, which has defaults of most")
         self.task, self.adapters = task, adapters
         self.config = RunConfig(task.name, task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early
@@ -200,7 +204,7 @@ class Run:
 
     def batch(self, steps_done: int) -> tuple[Any, ...]:
         """The arrays that the step after so many steps trains on."""
-        return self.task.batch(0 if self.config.same_batch else steps_done)
+        return tuple(required_batch(self.task.batch(0 if self.config.same_batch else steps_done)))
 
     def append_watched(self, record: dict[str, Any]) -> None:
         """Add what `train --watch` found to the folder."""
@@ -269,12 +273,12 @@ class Run:
         def compute() -> tuple[Score, float | None]:
             if self._rows is None:
                 self._rows = self._rows_to_score()
-            score = self.task.score(self._rows)
+            score = self._scored_on(self._rows)
             loss = score.metrics().get("held_out_loss")  # on the same rows each time
             if last and (minutes := self.trainer.config.minutes):
                 _, score = self._most_rows(self._rows, score, 3 * minutes)
             elif last and self._rows < (rows := self._last_rows()):
-                score = self.task.score(rows)
+                score = self._scored_on(rows)
             return score, loss
 
         if (found := stop.interruptible(compute)) is not None:
@@ -290,6 +294,11 @@ class Run:
                 self.losses[scored.step] = loss
                 if self.config.keep is not None and self.best == scored.step and self._is_unsaved():
                     yield self._save()
+
+    def _scored_on(self, rows: int) -> Score:
+        score = self.task.score(rows)
+        require_type("the score of a task", score, Score, 'a Score, such as Score("accuracy", 0.5)')
+        return score
 
     @property
     def best(self) -> int | None:
@@ -365,7 +374,7 @@ class Run:
             return max(LEAST_ROWS, steps * c.batch_size // 5)
         if done:
             return max(LEAST_ROWS, done * c.batch_size // 5)
-        first = self.task.score(LEAST_ROWS)  # no step has been timed yet
+        first = self._scored_on(LEAST_ROWS)  # no step has been timed yet
         return self._most_rows(LEAST_ROWS, first, 60 * c.minutes / 100)[0]
 
     def _last_rows(self) -> int:
@@ -376,7 +385,7 @@ class Run:
         """How many rows were scored last, and their score: twice as many each time, until the seconds are over."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            before, score = score, self.task.score(2 * rows)
+            before, score = score, self._scored_on(2 * rows)
             if score.measured_on == before.measured_on:  # all rows that are held out
                 break
             rows *= 2

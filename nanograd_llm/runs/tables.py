@@ -74,13 +74,14 @@ def defaults_of(task: type[NamedTask]) -> dict[str, str | None]:
     fresh: dict[str, Any] = {name: value for name, value in task.fresh.items() if name != "vocab_size"}
     if task.presets:
         fresh = {name: f"the preset's, {value} for {task.presets[0]}" for name, value in fresh.items()}
-    tuned, shown = task.tuning.described(), fresh
+    tuned, shown = {} if task.tuning is None else task.tuning.described(), fresh
     for name in {*fresh, *tuned} & {*TrainConfig.setting_types, "context_length"}:
         usual = getattr(TrainConfig, name, None)
         other = tuned.get(name, usual)
         before = fresh.get(name, usual) if task.fresh else other
-        shown[name] = f"{before}" if str(before) == str(other) else f"{before}; {other} with --init"
-    shown["learning_rate"] += f"; ten times that for adapters, at most {HIGHEST_RATE:g}"
+        shown[name] = f"{before}" if not tuned or str(before) == str(other) else f"{before}; {other} with --init"
+    if tuned:
+        shown["learning_rate"] += f"; ten times that for adapters, at most {HIGHEST_RATE:g}"
     return {**shown, "steps": None, "minutes": "1.0", "lora_rank": None}
 
 

@@ -98,7 +98,6 @@ class Answering(TextTask):
     Raises ConfigError for a model without an end of text, ShapeError for rows that are too long, or that teach nothing.
     """
 
-    name: ClassVar[str]
     table: ClassVar[str]  # the name of its settings
     tables: ClassVar[Mapping[str, type[Settings]]]
     pairs: ClassVar[bool]  # does an example have a rejected answer?

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import require_choice
 from nanograd_llm.tasks.reading import Reading
 from nanograd_llm.tasks.task import NamedTask
@@ -13,7 +14,7 @@ from nanograd_llm.tasks.task import NamedTask
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
-TASKS = {  # the module here, and the class in it
+TASKS: dict[str, str | type[NamedTask]] = {  # the module here and the class in it, or a class of yours
     "language-model": "language_model LanguageModelling",
     "translation": "translation Translation",
     "masked-words": "masked_words MaskedWords",
@@ -26,9 +27,18 @@ UNTRAINED = {"similarity": "similarity Similarity"}  # of models that no task he
 
 
 def task_named(name: str) -> type[NamedTask]:
-    """The class of a task. Raises ConfigError for a name that none has."""
+    """The class of a task. Raises ConfigError for a name that none has, and for a class that is not complete."""
     require_choice("task", name, TASKS)
     found: type[NamedTask] = _loaded(TASKS[name])
+    where = f"the class {found.__name__} of the task {name}"
+    if not issubclass(found, NamedTask):
+        raise ConfigError(f"{where} is no NamedTask; write class {found.__name__}(NamedTask)")
+    missing = [known for known in ("name", "tables", "model_class") if not hasattr(found, known)]
+    missing += sorted(found.__abstractmethods__)
+    missing += [] if "tables" in missing or "model" in found.tables else ['"model" in its tables']
+    if missing or found.name != name:
+        problem = f"has no {', no '.join(missing)}" if missing else f"has the name {found.name!r}"
+        raise ConfigError(f"{where} {problem}; see NamedTask in tasks/task.py")
     return found
 
 
@@ -38,6 +48,8 @@ def reading_of(opened: Opened[Any], text: str, targets: Sequence[str] = (), **ho
     return found
 
 
-def _loaded(place: str) -> Any:
+def _loaded(place: str | type[NamedTask]) -> Any:
+    if not isinstance(place, str):
+        return place
     module, kind = place.split()
     return getattr(importlib.import_module(f"nanograd_llm.tasks.{module}"), kind)

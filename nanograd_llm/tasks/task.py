@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import glob
 import os
@@ -230,36 +231,101 @@ class Tuning:
         return {"learning_rate": f"{self.rate:g}{by_width}", "batch_size": sizes, **self.also, **window}
 
 
-class NamedTask(Task, Protocol):
-    """A task that `train --task NAME` makes; all that is asked of its class.
+class NamedTask(abc.ABC):
+    """Base class of a task that `train --task NAME` makes: its class says what is not as here.
+
+    It has at least a name, tables, model_class, and the methods batch and score.
 
     tables: the kinds of settings that it has besides [run] and [train], by table; [model] is the model's config.
     hidden: those of them that are no options of the command line, by table. A `file` is the command's argument.
     model_class: what it trains; `model_class(config, seed=None)` has no weights yet.
     presets: the names of sizes that are known, the first for where none is given; () where there are none.
+    fresh: settings of a fresh model where they are not given, by name. tuning: of a model that is trained further; None
+        where the task does not start from a model.
+    parts: the settings but for the model's, by table.
     progress: called with the share of a score that is done; may be replaced.
-    fresh: settings of a fresh model where they are not given, by name. tuning: of a model that is trained further.
     """
 
+    name: str
+    used_by: str = "eval"
     tables: ClassVar[Mapping[str, type[Settings]]]
-    hidden: ClassVar[Mapping[str, Collection[str]]]
+    hidden: ClassVar[Mapping[str, Collection[str]]] = {}
     model_class: ClassVar[type[Any]]
-    presets: ClassVar[tuple[str, ...]]
-    fresh: ClassVar[Mapping[str, Any]]
-    tuning: ClassVar[Tuning]
-    progress: Callable[[float], object]
+    presets: ClassVar[tuple[str, ...]] = ()
+    fresh: ClassVar[Mapping[str, Any]] = {}
+    tuning: ClassVar[Tuning | None] = None
+    training: TrainConfig
+    model: Any
+    parts: Mapping[str, Any]
+    init: str | None = None
+    untimed = 0.0
+    progress: Callable[[float], object] = staticmethod(lambda share: None)
 
     @classmethod
     def made(cls, request: Request) -> NamedTask:
         """The task of these settings, with its model and its data. Raises ConfigError where they do not fit."""
+        return cls(cls.training_of(request), **{table: cls.part(request, table) for table in cls.tables})
+
+    def __init__(self, training: TrainConfig, **parts: Any):
+        self.training, self.parts = training, parts
+        self.model = self.model_class(parts.pop("model"), seed=training.seed)
+
+    @classmethod
+    def training_of(cls, request: Request) -> TrainConfig:
+        """The settings [train], and what suits the task where they are not given."""
+        if request.start is None or cls.tuning is None:
+            return cls.part(request, "train")
+        return TrainConfig(**{**cls.tuning.settings(request.start.config.n_embd), **request.settings["train"]})
+
+    @classmethod
+    def part(cls, request: Request, table: str, **own: Any) -> Any:
+        """The settings of a table; those of `own`, and what suits a fresh model, where they are not given."""
+        kind: Any = {**cls.tables, "train": TrainConfig}[table]
+        fresh = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
+        return kind(**{**own, **fresh, **request.settings[table]})
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """All settings but [train], as tables for config.toml."""
+        parts = {**self.parts, "model": self.model.config}
+        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        for table in tables.values():
+            for key, value in table.items():
+                if key in FILES and value:
+                    table[key] = absolute_path(value) if isinstance(value, str) else [*map(absolute_path, value)]
+        return tables
+
+    def describe(self) -> Mapping[str, str]:
+        """See `Task.describe`."""
+        return {"model": f"{type(self.model).__name__}: {self.model.parameter_count():,} parameters"}
+
+    @abc.abstractmethod
+    def batch(self, step: int) -> tuple[Any, ...]:
+        """See `Task.batch`."""
+
+    @abc.abstractmethod
+    def score(self, rows: int | None = None) -> Score:
+        """See `Task.score`."""
+
+    def sample(self, *, last: bool = False) -> Sample | None:
+        """See `Task.sample`: here there is nothing to show."""
+        return None
+
+    def example(self) -> str:
+        """See `Task.example`: here the command needs none."""
+        return ""
+
+    def save_beside(self, folder: Path) -> None:  # noqa: B027
+        """See `Task.save_beside`: here nothing but the weights belongs to the model."""
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
         """How a text becomes a batch for the loss of a model that was trained for this task.
 
         targets: what the model should say; if there are none, what it says itself. how: for `opened.model`.
-        Raises ConfigError for targets that the task has no use for, and for a text that does not fit.
+        Raises ConfigError for targets that the task has no use for, for a text that does not fit, and here always.
         """
+        raise ConfigError(f"{opened.source} is of the task {cls.name}, which reads no text; give another model")
 
 
 class TextSettings(Settings):
@@ -289,43 +355,24 @@ class TextSettings(Settings):
         return self.window or context_length
 
 
-class TextTask:
+class TextTask(NamedTask):
     """What the tasks that learn from texts share: what they tell, and what they save.
 
     training: how, and for how long. start: a model to train further, as `open_model` gives it. report: called with what
-    is being done, and the share of it that is done. parts: the settings but for the model's, by table.
+    is being done, and the share of it that is done.
     builtin: what the text is where no file is given.
     digest: a hash of what is learned from and scored, by which a resumed run knows its data.
-    progress: called with the share of a score that is done; may be replaced.
     """
 
     builtin: ClassVar[str]
-    tables: ClassVar[Mapping[str, type[Settings]]]
-    presets: ClassVar[tuple[str, ...]] = ()
-    fresh: ClassVar[Mapping[str, Any]] = {}
     tuning: ClassVar[Tuning]
-    parts: Mapping[str, Any]
     digest: str
-    untimed = 0.0
     tokenizer: Tokenizer
-    model: Any
-    progress: Callable[[float], object] = staticmethod(lambda share: None)
-
-    @classmethod
-    def training_of(cls, request: Request) -> TrainConfig:
-        """The settings [train], and what suits the task where they are not given."""
-        start, names = request.start, TrainConfig.setting_types
-        own = {name: value for name, value in cls.fresh.items() if name in names}
-        if start is not None:
-            own = cls.tuning.settings(start.config.n_embd)
-        return TrainConfig(**{**own, **request.settings["train"]})
 
     @classmethod
     def fresh_config(cls, request: Request) -> Any:
         """The config of a fresh model: the settings [model], and what suits the task where they are not given."""
-        kind: Any = cls.tables["model"]
-        own = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
-        return kind(**{"vocab_size": 1, **own, **request.settings["model"]})  # the tokenizer decides its vocab_size
+        return cls.part(request, "model", vocab_size=1)  # the tokenizer decides its vocab_size
 
     def __init__(self, training: TrainConfig, start: Opened | None, report: Report, **parts: Any):
         self.training, self.parts = training, parts
@@ -336,17 +383,6 @@ class TextTask:
     def named_source(self) -> str:
         """What is learned from, for a person."""
         return next(iter(self.parts.values())).file or f"the built-in {self.builtin}"
-
-    @property
-    def config(self) -> dict[str, dict[str, Any]]:
-        """All settings but [train], as tables for config.toml."""
-        parts = {**self.parts, "model": self.model.config}
-        tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
-        for table in tables.values():
-            for key, value in table.items():
-                if key in FILES and value:
-                    table[key] = absolute_path(value) if isinstance(value, str) else [*map(absolute_path, value)]
-        return tables
 
     def take_tokenizer(self, start: Opened | None, report: Report, train: Callable[[], Tokenizer]) -> None:
         """Use the tokenizer of the model to start from, or train one."""

@@ -55,6 +55,12 @@ class StepRecord:
     progress: float
 
 
+def required_batch(batch: Any) -> Sequence[Any]:
+    """The batch itself. Raises DtypeError where it is no tuple, such as one array, whose rows are no arrays."""
+    require_type("a batch", batch, (tuple, list), "a tuple of arrays, such as (x, y), or (x,) for one")
+    return batch  # type: ignore[no-any-return]
+
+
 class Trainer:
     """Trains the parameters of `model` that are not frozen, to minimise `model.loss(*batch)`.
 
@@ -81,7 +87,9 @@ class Trainer:
         if not trained:
             frozen = len(model.parameters())
             found = f"all its {frozen} parameters are frozen" if frozen else "it has no parameters"
-            remedy = "unfreeze() the parts to train" if frozen else "assign Parameter(array) to an attribute of it"
+            remedy = (
+                "unfreeze() the parts to train" if frozen else "assign Parameter(array) to an attribute in __init__"
+            )
             raise GraphError(f"this {type(model).__name__} has nothing to train: {found}; {remedy}")
         self.model = model
         self.config = c = config or TrainConfig()
@@ -136,9 +144,9 @@ class Trainer:
 
         progress = self._steps_progress if minutes is None else clock_progress
         if minutes is not None and not self.steps_done:  # at least one step, even if the time is over
-            yield self._step(batches(0), progress)
+            yield self._step(required_batch(batches(0)), progress)
         while progress(self.steps_done) < 1:
-            yield self._step(batches(self.steps_done), progress)
+            yield self._step(required_batch(batches(self.steps_done)), progress)
 
     def _steps_progress(self, step: int) -> float:
         """The share of the run that is done after `step` steps."""

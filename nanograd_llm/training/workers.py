@@ -57,6 +57,7 @@ class Workers:
 
     def restart(self) -> None:
         """Start again with the model as it is now, after all its parameters were written."""
+        self.is_complete = False  # were all parameters of the model there when its loss was first computed?
         self.half_updated = False  # after a failed update some blocks are a step ahead of others
         self.team.start(self)
 
@@ -111,6 +112,7 @@ class Workers:
                 y = self.model.loss(*piece.arrays)
                 if not isinstance(y, Tensor) or y.shape != ():
                     raise ShapeError(f"loss must return a Tensor of one number, such as a mean; it returned {y!r:.100}")
+                self._require_complete()
                 cotangent = np.full_like(y.data, share)
                 if is_first:
                     grad(y, self.flat.parameters, cotangent, out=views)
@@ -152,6 +154,15 @@ class Workers:
         ends = [0, *_fair_ends(np.broadcast_to(self.model.loss_costs(*arrays), rows), number)]
         parts = [tuple([array[a:b] for array in arrays]) for a, b in zip(ends, ends[1:])]
         return [Piece((*key, n), part, int(self.model.loss_count(*part))) for n, part in enumerate(parts)]
+
+    def _require_complete(self) -> None:
+        """Raise GraphError where the first loss has made a parameter, which the optimizer does not have."""
+        if not self.is_complete:
+            known = {*map(id, self.parameters)}
+            if late := [name for name, parameter in self.model.named_parameters() if id(parameter) not in known]:
+                made = f"the parameter {', '.join(late)} was made after the trainer, which would not train it"
+                raise GraphError(f"{made}; make it in __init__, or make the trainer later")
+            self.is_complete = True
 
     def _require_usable(self) -> None:
         """Raise if the workers are those of another process, or parameters were frozen, unfrozen or replaced."""

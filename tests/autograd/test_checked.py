@@ -468,9 +468,7 @@ def test_a_rule_that_writes_into_its_cotangent_fails_at_that_line():
     x = leaf([1.0])
     with checked():
         y = doubles(x) + x  # both get the same cotangent
-        with pytest.raises(
-            InPlaceError, match=r"in the rule of doubles: it writes into its cotangent, .* copy it first"
-        ):
+        with pytest.raises(InPlaceError, match="in the rule of doubles: it writes into its cotangent, .* copy it"):
             y.backward([1.0])
 
 

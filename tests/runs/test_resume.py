@@ -17,6 +17,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.runs.scoring import score_run
+from nanograd_llm.tasks import registry
 
 LINES = [f"the {a} cat {b} the {c} dog\tle chat {a} {b} le chien {c}" for a in "xyz" for b in "uvw" for c in "pqrs"]
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.2, "seed": 3, "workers": 2, "batch_size": 6}
@@ -25,6 +26,10 @@ TASKS = {
     "masked-words": {"context_length": 16, "vocab_size": 200, **SIZES},
     "translation": SIZES,
     "classification": {"context_length": 16, "vocab_size": 300, **SIZES},
+}
+FURTHER = {  # a row of data of the tasks that go on from a model
+    "instruction": {"prompt": "{0} {1}", "completion": "{0}."},
+    "preference": {"prompt": "{0} {1}", "chosen": "{0}.", "rejected": "{1}."},
 }
 DATA = {  # the name of a file, and what is in it
     "translation": ("text.tsv", "\n".join(LINES)),
@@ -70,16 +75,19 @@ def stopped(folder, task="language-model", at=3, **options):
     return run.folder.path
 
 
-def test_a_resumed_preference_run_keeps_its_reference_also_where_its_start_was_trained_further(tmp_path):
+def test_every_task_is_resumed_in_a_test_of_this_file():
+    assert {*TASKS, *FURTHER} == {*registry.TASKS}
+
+
+@pytest.mark.parametrize("task", FURTHER)
+def test_a_resumed_run_keeps_its_start_also_where_that_was_trained_further(tmp_path, task):
     base = prepared(tmp_path, "language-model", steps=3, context_length=64)
     list(base.train())
-    pairs = [
-        json.dumps({"prompt": f"{a} {b}", "chosen": f"{a}.", "rejected": f"{b}."}) for a in "abcdef" for b in "xyz"
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs), "utf-8")
-    options = {"task": "preference", "init": str(base.folder.path), "steps": 4, "batch_size": 4, "workers": 2}
+    rows = [json.dumps({k: form.format(a, b) for k, form in FURTHER[task].items()}) for a in "abcdef" for b in "xyz"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf-8")
+    options = {"task": task, "init": str(base.folder.path), "steps": 4, "batch_size": 4, "workers": 2}
     for name, stop in (("whole", 4), ("parts", 2)):
-        run = prepare_run(tmp_path / name, options={**options, "file": str(tmp_path / "pairs.jsonl")})
+        run = prepare_run(tmp_path / name, options={**options, "file": str(tmp_path / "rows.jsonl")})
         events = run.train()
         while run.trainer.steps_done < stop:
             next(events)

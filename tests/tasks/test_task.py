@@ -1,6 +1,14 @@
 import numpy as np
+import pytest
 
-from nanograd_llm.tasks import Score
+from nanograd_llm import Parameter, nn, open_model
+from nanograd_llm.cli import main
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError
+from nanograd_llm.runs import Run
+from nanograd_llm.runs.prepare import prepare_run, resume_run
+from nanograd_llm.settings import Settings, setting
+from nanograd_llm.tasks import NamedTask, Score, task_named
+from nanograd_llm.tasks.registry import TASKS
 from nanograd_llm.tasks.task import TextTask
 from nanograd_llm.training import TrainConfig
 
@@ -21,3 +29,108 @@ def test_a_task_learns_from_every_row_once_before_it_learns_from_one_again_and_e
     assert sorted(first) == sorted(second) == [*range(10)] and first != second
     assert task.drawn(2, 10).tolist() == drawn[8:12].tolist()  # whatever was drawn before
     assert sorted(task.drawn(0, 6, each=3).tolist()) == sorted([*range(6)] * 2)
+
+
+class LineConfig(Settings):
+    size: int = setting("Numbers in an x.", default=3, low=1)
+
+
+class Line(nn.Module):
+    def __init__(self, config, *, seed=None):
+        self.config, self.w = config, Parameter(np.zeros(config.size, np.float32))
+
+    def loss(self, x, y):
+        error = x @ self.w - y
+        return (error * error).mean()
+
+
+class Regression(NamedTask):
+    """A task that says no more than a task must."""
+
+    name, model_class, tables = "regression", Line, {"model": LineConfig}
+
+    def batch(self, step):
+        x = np.random.default_rng(step).normal(size=(8, self.model.config.size)).astype(np.float32)
+        return x, x @ np.ones(x.shape[1], np.float32)
+
+    def score(self, rows=None):
+        return Score("largest error", float(np.abs(self.model.w.data - 1).max()))
+
+
+@pytest.fixture
+def regression(monkeypatch):
+    """Registers a class, Regression if none is given, as the task of this name."""
+
+    def register(kind=Regression):
+        monkeypatch.setitem(TASKS, "regression", kind)
+
+    return register
+
+
+def test_a_task_that_says_only_what_it_must_is_trained_resumed_opened_and_scored_by_its_name(
+    regression, tmp_path, capsys, monkeypatch
+):
+    regression()
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--task", "regression", "--steps", "20", "--learning-rate", "0.3", "--workers", "1"]) == 0
+    assert "Next:       nanograd-llm eval runs/regression-1\n" in capsys.readouterr().out
+    list(resume_run("runs/regression-1", options={"steps": 40}).train())
+    opened = open_model("runs/regression-1")
+    assert opened.config == LineConfig(size=3) and np.abs(opened.model().w.data - 1).max() < 0.5
+    assert main(["eval", "runs/regression-1"]) == main(["info", "runs/regression-1"]) == 0
+    assert main(["train", "--task", "regression", "--help"]) == 0
+    assert "largest error" in (shown := capsys.readouterr().out) and "nanograd-llm train --task regression" in shown
+    for command in ("step", "look"):
+        assert main([command, "runs/regression-1", "a text"]) == 2
+        assert "the task regression, which reads no text" in capsys.readouterr().err
+    assert main(["train", "--task", "regression", "--init", "runs/regression-1"]) == 2
+    assert "the task regression does not start from a model" in capsys.readouterr().err
+    settings = tmp_path / "runs/regression-1/config.toml"
+    settings.write_text(settings.read_text("utf-8").replace("size = 3\n", "size = 2000000000\n"), "utf-8")
+    with pytest.raises(BadFileError, match="its sizes need over 2,000,000,000 numbers"):
+        open_model("runs/regression-1").model()
+
+
+def without(*names, **others):
+    """The attributes of Regression but for these."""
+    return {k: v for k, v in vars(Regression).items() if k[0] != "_" and k not in names} | others
+
+
+@pytest.mark.parametrize(
+    ("bases", "attributes", "words"),
+    [
+        ((), {}, r"is no NamedTask; write class Mine\(NamedTask\)"),
+        ((NamedTask,), {}, "has no name, no tables, no model_class, no batch, no score; see NamedTask"),
+        ((NamedTask,), without("score"), "has no score; see NamedTask"),
+        ((NamedTask,), without(tables={}), 'has no "model" in its tables'),
+        ((NamedTask,), without(name="another"), "has the name 'another'"),
+    ],
+)
+def test_the_class_of_a_task_is_refused_by_what_it_lacks(regression, bases, attributes, words):
+    regression(type("Mine", bases, attributes))
+    with pytest.raises(ConfigError, match=f"the class Mine of the task regression {words}"):
+        task_named("regression")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"score": lambda self, rows=None: 0.5}, r"the score of a task must be a Score, such as Score\(.*; got 0.5"),
+        ({"batch": lambda self, step: np.ones((8, 3))}, r"a batch must be a tuple of arrays, .*; got ndarray"),
+    ],
+)
+def test_a_batch_or_a_score_in_another_form_is_refused_with_the_form(regression, tmp_path, wrong, words):
+    regression(type("Mine", (Regression,), wrong))
+    with pytest.raises(DtypeError, match=words):
+        list(prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1}).train())
+
+
+def test_what_is_no_task_is_refused_by_what_it_lacks(tmp_path):
+    part = type("Part", (), dict(name="part", training=TrainConfig(), model=Line(LineConfig())))()
+    with pytest.raises(ConfigError, match="Part has no init, no used_by, no untimed, no config, .* no save_beside; "):
+        Run(tmp_path / "run", part)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_class_of_every_task_is_complete(name):
+    assert task_named(name).name == name

@@ -18,6 +18,7 @@ from nanograd_llm.backend.processes import CAN_FORK
 from nanograd_llm.errors import (
     BadFileError,
     ConfigError,
+    DtypeError,
     GraphError,
     IndexRangeError,
     NonFiniteError,
@@ -548,6 +549,25 @@ def test_a_model_with_nothing_to_train_is_refused(model: nn.Module, said: str) -
 
 def six(step: int, rows: int = 6) -> np.ndarray:
     return np.random.default_rng(step).integers(11, size=(2, rows, 8))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"workers": 2, "processes": False}, pytest.param({"workers": 2}, marks=needs_fork)]
+)
+def test_a_parameter_that_the_loss_makes_is_refused_since_it_would_not_be_trained(options: dict[str, Any]) -> None:
+    class Late(Line):
+        def loss(self, *batch: Any) -> Any:
+            self.late = self.__dict__.get("late") or nn.Linear(1, 1)
+            return super().loss(*batch)
+
+    trainer = Trainer(Late(), TrainConfig(steps=1, **options))
+    with pytest.raises(GraphError, match="the parameter late.weight, late.bias was made after the trainer"):
+        trainer.step(np.ones((4, 1)), np.ones((4, 1)))
+
+
+def test_a_batch_that_is_one_array_is_refused_with_the_form() -> None:
+    with pytest.raises(DtypeError, match=r"a batch must be a tuple of arrays, .* or \(x,\) for one; got ndarray"):
+        next(Trainer(Line(), TrainConfig(steps=1)).run(lambda step: np.ones((3, 1))))
 
 
 @needs_fork
