@@ -25,7 +25,7 @@ from nanograd_llm.runs.tables import defaults_of, tables_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.tasks.task import Task
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
 EXAMPLES = {  # for the help page of a task
@@ -57,7 +57,7 @@ EXAMPLES = {  # for the help page of a task
 SECTIONS = {"train": "Training", "lora": "LoRA"}  # the titles that are not the table's name
 
 
-def _fields(task: type[NamedTask]) -> dict[str, Any]:
+def _fields(task: type[Task]) -> dict[str, Any]:
     """The options of a task by name."""
     found: dict[str, Any] = {}
     for table, kind in tables_of(task).items():

@@ -30,7 +30,7 @@ from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
 from nanograd_llm.runs.tables import check_tables
 from nanograd_llm.settings import check_keys, listed, nearest, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.tasks.task import Task
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.text.template import template_files
 from nanograd_llm.training.trainer import MOMENTS
@@ -153,7 +153,7 @@ class OpenedRun:
         return f"OpenedRun({self.source!r})"
 
     @functools.cached_property
-    def task(self) -> type[NamedTask]:
+    def task(self) -> type[Task]:
         """What it was trained for: a language model where config.toml does not say it."""
         try:
             return task_named(self.settings.get("run", {}).get("task", DEFAULT))

@@ -24,7 +24,7 @@ from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, ta
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import NamedTask, Report, Request, Tables
+from nanograd_llm.tasks.task import Report, Request, Tables, Task
 from nanograd_llm.text.sources import weighted
 from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
 
@@ -52,7 +52,7 @@ PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the
 PathLike = str | os.PathLike[str]
 
 
-def options_of(task: type[NamedTask]) -> dict[str, str]:
+def options_of(task: type[Task]) -> dict[str, str]:
     """The settings that the command line has for this task: the name of each option, and its table."""
     return {
         f"{PREFIXED.get(table, '')}{name}": table
@@ -118,7 +118,7 @@ def _prepared(
     report: Report,
     out: PathLike | None,
     is_shown: bool = False,
-) -> tuple[NamedTask, str, dict[str, Any]]:
+) -> tuple[Task, str, dict[str, Any]]:
     """The task of these settings, a name for its runs, and the settings of the run."""
     content = {} if file is None else read_toml(file)
     task = _task_of(options.get("task") or asked.get("run", {}).get("task"), content, file)
@@ -202,7 +202,7 @@ def _require_unfinished(folder: RunFolder, train: Mapping[str, Any]) -> None:
 
 def made_again(
     folder: RunFolder, options: Mapping[str, Any], report: Report, is_resumed: bool = False
-) -> tuple[NamedTask, dict[str, dict[str, Any]], LoRAConfig | None]:
+) -> tuple[Task, dict[str, dict[str, Any]], LoRAConfig | None]:
     """The task of a run, made of its settings again, these settings with the `options`, and those of its adapters."""
     path, written = folder.path, read_settings(folder.config_path)
     task = task_named(written.get("run", {}).get("task", DEFAULT))
@@ -248,7 +248,7 @@ def _opened(source: str) -> Opened:
     return opened
 
 
-def _by_table(task: type[NamedTask], asked: Tables, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _by_table(task: type[Task], asked: Tables, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the caller gives, each setting checked, by table: every table of the task."""
     tables = tables_of(task)
     check_keys(asked, tables, "asked")
@@ -293,7 +293,7 @@ def _with_one_length(train: dict[str, Any], given: Collection[str]) -> dict[str,
     return train if LENGTHS & {*train} else {**train, "minutes": 1.0}
 
 
-def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[NamedTask]:
+def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[Task]:
     """The task that is asked for by name, or that a settings file is of."""
     found = content.get("run", {}).get("task", DEFAULT)
     if name is not None and content and name != found and {*content} - {"run", "train"}:
@@ -306,7 +306,7 @@ def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[N
         raise
 
 
-def _table_of(option: str, task: type[NamedTask]) -> str:
+def _table_of(option: str, task: type[Task]) -> str:
     known = options_of(task)
     if option not in known:
         others = [other for other in TASKS if option in options_of(task_named(other))]
@@ -322,7 +322,7 @@ def read_settings(path: PathLike) -> dict[str, dict[str, Any]]:
     return _checked(_task_of(None, content, path), content, path)
 
 
-def _checked(task: type[NamedTask], content: dict[str, dict[str, Any]], path: PathLike) -> dict[str, dict[str, Any]]:
+def _checked(task: type[Task], content: dict[str, dict[str, Any]], path: PathLike) -> dict[str, dict[str, Any]]:
     check_tables(task, content, path)
     if content.get("train", {}).keys() >= LENGTHS:
         raise BadFileError(f"{path} [train]: {TWO_LENGTHS}")

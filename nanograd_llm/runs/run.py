@@ -100,10 +100,7 @@ class Run:
     def _set_up(
         self, task: Task, adapters: lora.LoRAConfig | None, settings: dict[str, Any], workers: int | None = None
     ) -> None:
-        needed = [*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))]
-        if missing := [name for name in needed if not hasattr(task, name)]:
-            found = f"{type(task).__name__} has no {', no '.join(missing)}"
-            raise ConfigError(f"this is no task: {found}; derive it from NamedTask, which has defaults of most")
+        require_type("task", task, Task, "a Task, which nanograd_llm.tasks has")
         self.task, self.adapters = task, adapters
         self.config = RunConfig(task.name, task.init, **settings)
         self.stopped_by: signal.Signals | None = None  # the signal that ended training early

@@ -9,7 +9,7 @@ from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings, setting
 from nanograd_llm.tasks.registry import DEFAULT, TASKS
-from nanograd_llm.tasks.task import NamedTask
+from nanograd_llm.tasks.task import Task
 from nanograd_llm.training.config import TrainConfig
 
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
@@ -64,12 +64,12 @@ class RunConfig(Settings):
     )
 
 
-def tables_of(task: type[NamedTask]) -> dict[str, type[Settings]]:
+def tables_of(task: type[Task]) -> dict[str, type[Settings]]:
     """The kinds of settings that a run of this task has, by table, in the order of its config.toml."""
     return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
 
 
-def defaults_of(task: type[NamedTask]) -> dict[str, str | None]:
+def defaults_of(task: type[Task]) -> dict[str, str | None]:
     """What to show as the default of each setting for which this task, or a model to start from, has another one."""
     fresh: dict[str, Any] = {name: value for name, value in task.fresh.items() if name != "vocab_size"}
     if task.presets:
@@ -86,7 +86,7 @@ def defaults_of(task: type[NamedTask]) -> dict[str, str | None]:
 
 
 def check_tables(
-    task: type[NamedTask], content: dict[str, dict[str, Any]], path: str | os.PathLike[str], *, others: bool = False
+    task: type[Task], content: dict[str, dict[str, Any]], path: str | os.PathLike[str], *, others: bool = False
 ) -> None:
     """Raise BadFileError, with the file and the setting, where the content of a settings file cannot be.
 

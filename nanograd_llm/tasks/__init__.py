@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nanograd_llm.tasks.masked_words import HidingConfig, HidingTextConfig, MaskedWords
     from nanograd_llm.tasks.preference import PreferenceConfig, Preferences
     from nanograd_llm.tasks.registry import TASKS, task_named
-    from nanograd_llm.tasks.task import NamedTask, Request, Sample, Score, Task
+    from nanograd_llm.tasks.task import Request, Sample, Score, Task
     from nanograd_llm.tasks.translation import PairsConfig, Translation
 
 __getattr__, __dir__, __all__ = lazily(
@@ -29,6 +29,6 @@ __getattr__, __dir__, __all__ = lazily(
         "preference": "PreferenceConfig Preferences",
         "registry": "TASKS task_named",
         "translation": "PairsConfig Translation",
-        "task": "NamedTask Request Sample Score Task",
+        "task": "Request Sample Score Task",
     },
 )

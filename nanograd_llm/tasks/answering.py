@@ -108,7 +108,7 @@ class Answering(TextTask):
 
     @classmethod
     def made(cls, request: Request) -> Any:
-        """See `NamedTask.made`."""
+        """See `Task.made`."""
         start = request.start
         if start is None:
             raise ConfigError(
@@ -123,7 +123,7 @@ class Answering(TextTask):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the text is a question, and the target its answer, which alone is learned."""
+        """See `Task.reading`: the text is a question, and the target its answer, which alone is learned."""
         require_targets(targets, ["the answer"])
         model, tokenizer = opened.model(**how), opened.tokenizer()
         (row,) = rows = rows_to_read(opened, model, text, targets)

@@ -145,7 +145,7 @@ class Classification(TextTask):
 
     @classmethod
     def made(cls, request: Request) -> Classification:
-        """See `NamedTask.made`. With a start, context_length is what is read of a text: the sizes are the model's."""
+        """See `Task.made`. With a start, context_length is what is read of a text: the sizes are the model's."""
         words, tuning, sizes = (request.settings[table] for table in cls.tables)
         start = request.start
         if start is None:
@@ -166,7 +166,7 @@ class Classification(TextTask):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the target is the name of a class."""
+        """See `Task.reading`: the target is the name of a class."""
         require_targets(targets, ["the class"])
         model, names, longest = classifier_of(opened, **how)
         tokenizer = opened.tokenizer()

@@ -175,7 +175,7 @@ class LanguageModelling(TextTask):
 
     @classmethod
     def made(cls, request: Request) -> LanguageModelling:
-        """See `NamedTask.made`. With a start, context_length is that of a window: the sizes are the model's."""
+        """See `Task.made`. With a start, context_length is that of a window: the sizes are the model's."""
         words, sizes, train = (request.settings[table] for table in ("text", "model", "train"))
         start = request.start
         if start is None:
@@ -201,7 +201,7 @@ class LanguageModelling(TextTask):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: each token but the last predicts the next. Raises ConfigError for a target."""
+        """See `Task.reading`: each token but the last predicts the next. Raises ConfigError for a target."""
         require_targets(targets, ())
         tokenizer, length = opened.tokenizer(), opened.config.context_length
         ids = tokenizer.encode(text)

@@ -94,7 +94,7 @@ class MaskedWords(TextTask):
 
     @classmethod
     def made(cls, request: Request) -> MaskedWords:
-        """See `NamedTask.made`. With a start, context_length is that of a row: the sizes are the model's."""
+        """See `Task.made`. With a start, context_length is that of a row: the sizes are the model's."""
         words, hiding, start = request.settings["text"], HidingConfig(**request.settings["hiding"]), request.start
         training = cls.training_of(request)
         if start is None:
@@ -109,7 +109,7 @@ class MaskedWords(TextTask):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the target is the word at each [MASK] of the text."""
+        """See `Task.reading`: the target is the word at each [MASK] of the text."""
         require_targets(targets, ["the words that are hidden"])
         model, tokenizer = opened.model(**how), opened.tokenizer()
         tokens, hidden = hidden_places(model, tokenizer, text)

@@ -67,7 +67,7 @@ class Preferences(Answering):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the targets are the chosen answer and the rejected one; the reference is the start.
+        """See `Task.reading`: the targets are the chosen answer and the rejected one; the reference is the start.
 
         Raises as `open_model` does where the model that the run started from cannot be opened.
         """

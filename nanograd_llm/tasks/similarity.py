@@ -22,7 +22,7 @@ class Similarity:
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the target is another text, and the loss 1 - the cosine of the two."""
+        """See `Task.reading`: the target is another text, and the loss 1 - the cosine of the two."""
         require_targets(targets, ["another text, which it is compared with"], needed=1)
         model, tokenizer = opened.sentence_encoder(**how), opened.tokenizer()  # type: ignore[attr-defined]
         rows = encoded([text, *targets], tokenizer, model.max_length)

@@ -8,7 +8,7 @@ import glob
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -91,46 +91,6 @@ class Sample:
     title: str
     text: str
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-class Task(Protocol):
-    """What a model is trained to do: to make its `loss(*batch)` smaller.
-
-    name: of the task. training: how, and for how long. used_by: the command that uses the model.
-    init: where the weights come from, which are then scored before the first step as well; None for fresh ones.
-    untimed: seconds that the task took to compute what it is trained with, which do not count in the run's minutes.
-    """
-
-    name: str
-    training: TrainConfig
-    init: str | None
-    used_by: str
-    untimed: float
-
-    @property
-    def model(self) -> Module: ...
-
-    @property
-    def config(self) -> Mapping[str, Mapping[str, Any]]:
-        """All other settings, as tables for the config.toml of the run."""
-
-    def describe(self) -> Mapping[str, str]:
-        """Lines for a person, by name: what the model learns, from what, and how large it is."""
-
-    def batch(self, step: int) -> tuple[Any, ...]:
-        """The arrays of a step, a pure function of the seed and the step."""
-
-    def score(self, rows: int | None = None) -> Score:
-        """The score on held-out data. rows: score only this many rows, always the same; None for all."""
-
-    def sample(self, *, last: bool = False) -> Sample | None:
-        """A sample of what the model makes, a longer one if it is the `last`; None if there is nothing to show."""
-
-    def example(self) -> str:
-        """An argument for the command `used_by`: a text that does not begin with a dash."""
-
-    def save_beside(self, folder: Path) -> None:
-        """Write into the run folder what belongs to the model, such as its tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,19 +191,23 @@ class Tuning:
         return {"learning_rate": f"{self.rate:g}{by_width}", "batch_size": sizes, **self.also, **window}
 
 
-class NamedTask(abc.ABC):
-    """Base class of a task that `train --task NAME` makes: its class says what is not as here.
+class Task(abc.ABC):
+    """What a model is trained to do: to make its `loss(*batch)` smaller. The base class of every task.
 
-    It has at least a name, tables, model_class, and the methods batch and score.
+    A class of tasks has at least a name, tables, model_class, and the methods batch and score. The rest has defaults:
+    they suit a task that starts from fresh weights, and has nothing but these beside its settings.
 
     tables: the kinds of settings that it has besides [run] and [train], by table; [model] is the model's config.
     hidden: those of them that are no options of the command line, by table. A `file` is the command's argument.
-    model_class: what it trains; `model_class(config, seed=None)` has no weights yet.
+    model_class: what it trains; `model_class(config, seed=None)` has no weights yet. The model has its `config`.
     presets: the names of sizes that are known, the first for where none is given; () where there are none.
     fresh: settings of a fresh model where they are not given, by name. tuning: of a model that is trained further; None
         where the task does not start from a model.
-    parts: the settings but for the model's, by table.
+    used_by: the command that uses the model.
     progress: called with the share of a score that is done; may be replaced.
+    training: how, and for how long. parts: the other settings but for the model's, by table.
+    init: where the weights come from, which are then scored before the first step as well; None for fresh ones.
+    untimed: seconds that the task took to compute what it is trained with, which do not count in the run's minutes.
     """
 
     name: str
@@ -262,7 +226,7 @@ class NamedTask(abc.ABC):
     progress: Callable[[float], object] = staticmethod(lambda share: None)
 
     @classmethod
-    def made(cls, request: Request) -> NamedTask:
+    def made(cls, request: Request) -> Task:
         """The task of these settings, with its model and its data. Raises ConfigError where they do not fit."""
         return cls(cls.training_of(request), **{table: cls.part(request, table) for table in cls.tables})
 
@@ -296,27 +260,27 @@ class NamedTask(abc.ABC):
         return tables
 
     def describe(self) -> Mapping[str, str]:
-        """See `Task.describe`."""
+        """Lines for a person, by name: what the model learns, from what, and how large it is."""
         return {"model": f"{type(self.model).__name__}: {self.model.parameter_count():,} parameters"}
 
     @abc.abstractmethod
     def batch(self, step: int) -> tuple[Any, ...]:
-        """See `Task.batch`."""
+        """The arrays of a step, a pure function of the seed and the step."""
 
     @abc.abstractmethod
     def score(self, rows: int | None = None) -> Score:
-        """See `Task.score`."""
+        """The score on held-out data. rows: score only this many rows, always the same; None for all."""
 
     def sample(self, *, last: bool = False) -> Sample | None:
-        """See `Task.sample`: here there is nothing to show."""
+        """A sample of what the model makes, a longer one if it is the `last`; None if there is nothing to show."""
         return None
 
     def example(self) -> str:
-        """See `Task.example`: here the command needs none."""
+        """An argument for the command `used_by`: a text that does not begin with a dash; "" for none."""
         return ""
 
     def save_beside(self, folder: Path) -> None:  # noqa: B027
-        """See `Task.save_beside`: here nothing but the weights belongs to the model."""
+        """Write into the run folder what belongs to the model, such as its tokenizer."""
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
@@ -355,7 +319,7 @@ class TextSettings(Settings):
         return self.window or context_length
 
 
-class TextTask(NamedTask):
+class TextTask(Task):
     """What the tasks that learn from texts share: what they tell, and what they save.
 
     training: how, and for how long. start: a model to train further, as `open_model` gives it. report: called with what

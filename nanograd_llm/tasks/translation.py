@@ -122,7 +122,7 @@ class Translation(TextTask):
 
     @classmethod
     def made(cls, request: Request) -> Translation:
-        """See `NamedTask.made`."""
+        """See `Task.made`."""
         pairs, start, training = request.settings["pairs"], request.start, cls.training_of(request)
         if start is None:
             if "vocab_size" in request.asked["pairs"] and pairs.get("vocabulary") != "bpe":
@@ -136,7 +136,7 @@ class Translation(TextTask):
 
     @classmethod
     def reading(cls, opened: Opened[Any], text: str, targets: Sequence[str], **how: Any) -> Reading:
-        """See `NamedTask.reading`: the target is a translation of the text."""
+        """See `Task.reading`: the target is a translation of the text."""
         require_targets(targets, ["the translation"])
         model, tokenizer = opened.model(**how), opened.tokenizer()
         c, source = model.config, tokenizer.encode(text)

@@ -17,7 +17,7 @@ from nanograd_llm.runs import RunFolder, open_model
 from nanograd_llm.runs.prepare import prepare_run
 from nanograd_llm.runs.run import Run, Sampled, Saved, Scored
 from nanograd_llm.runs.stopping import SIGNALS
-from nanograd_llm.tasks import LanguageModelling, Score, TextConfig
+from nanograd_llm.tasks import LanguageModelling, Score, Task, TextConfig
 from nanograd_llm.training import StepRecord, TrainConfig
 
 TINY = GPTConfig(vocab_size=1, context_length=16, n_layer=1, n_head=2, n_embd=16)
@@ -123,17 +123,13 @@ def test_after_a_full_disk_at_the_start_the_same_folder_can_be_tried_again(tmp_p
     assert open_model(tmp_path / "run").tokenizer().vocab_size == 275
 
 
-class Line:
-    """The smallest task: a line through the origin, with no text, no tokenizer and nothing to see."""
+class Line(Task):
+    """A task that no settings make: a line through the origin, with no text, no tokenizer and nothing to see."""
 
-    name, init, used_by, untimed = "line", None, "predict", 0.0
-    config = {"line": {"slope": 3.0}}
+    name, used_by, config = "line", "predict", {"line": {"slope": 3.0}}
 
     def __init__(self, training):
         self.training, self.model = training, Slope()
-
-    def describe(self):
-        return {"line": "y = 3x"}
 
     def batch(self, step):
         x = np.random.default_rng(step).normal(size=(4, 1)).astype(np.float32)
@@ -141,12 +137,6 @@ class Line:
 
     def score(self, rows=None):
         return Score("distance", abs(float(self.model.slope.data[0]) - 3))
-
-    def sample(self, *, last=False):
-        return None
-
-    def example(self):
-        return "2.5"
 
     def save_beside(self, folder):
         (folder / "slope.txt").write_text("3", encoding="utf-8")

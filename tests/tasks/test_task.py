@@ -7,7 +7,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, DtypeError
 from nanograd_llm.runs import Run
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.settings import Settings, setting
-from nanograd_llm.tasks import NamedTask, Score, task_named
+from nanograd_llm.tasks import Score, Task, task_named
 from nanograd_llm.tasks.registry import TASKS
 from nanograd_llm.tasks.task import TextTask
 from nanograd_llm.training import TrainConfig
@@ -44,7 +44,7 @@ class Line(nn.Module):
         return (error * error).mean()
 
 
-class Regression(NamedTask):
+class Regression(Task):
     """A task that says no more than a task must."""
 
     name, model_class, tables = "regression", Line, {"model": LineConfig}
@@ -99,11 +99,11 @@ def without(*names, **others):
 @pytest.mark.parametrize(
     ("bases", "attributes", "words"),
     [
-        ((), {}, r"is no NamedTask; write class Mine\(NamedTask\)"),
-        ((NamedTask,), {}, "has no name, no tables, no model_class, no batch, no score; see NamedTask"),
-        ((NamedTask,), without("score"), "has no score; see NamedTask"),
-        ((NamedTask,), without(tables={}), 'has no "model" in its tables'),
-        ((NamedTask,), without(name="another"), "has the name 'another'"),
+        ((), {}, r"is no Task; write class Mine\(Task\)"),
+        ((Task,), {}, "has no name, no tables, no model_class, no batch, no score; see Task"),
+        ((Task,), without("score"), "has no score; see Task"),
+        ((Task,), without(tables={}), 'has no "model" in its tables'),
+        ((Task,), without(name="another"), "has the name 'another'"),
     ],
 )
 def test_the_class_of_a_task_is_refused_by_what_it_lacks(regression, bases, attributes, words):
@@ -125,10 +125,9 @@ def test_a_batch_or_a_score_in_another_form_is_refused_with_the_form(regression,
         list(prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1}).train())
 
 
-def test_what_is_no_task_is_refused_by_what_it_lacks(tmp_path):
-    part = type("Part", (), dict(name="part", training=TrainConfig(), model=Line(LineConfig())))()
-    with pytest.raises(ConfigError, match="Part has no init, no used_by, no untimed, no config, .* no save_beside; "):
-        Run(tmp_path / "run", part)
+def test_what_is_no_task_is_refused(tmp_path):
+    with pytest.raises(DtypeError, match="task must be a Task, which nanograd_llm.tasks has; got"):
+        Run(tmp_path / "run", Line(LineConfig()))
 
 
 @pytest.mark.parametrize("name", TASKS)
