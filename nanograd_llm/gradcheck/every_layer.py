@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
-from nanograd_llm.backend.arrays import beside
+from nanograd_llm.backend.arrays import beside, is_array
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import Draw
@@ -51,6 +53,8 @@ def check_each(
     wanted: list[str] = []
     for name in known if names is None else names:
         if not (keys := keys_of(name, known)):
+            if name in {layer.__name__ for layer in layers()}:
+                raise _undeclared(name)
             near = nearest(name, known)
             raise ConfigError(f"there is no op or layer {name!r}" + (f"; did you mean {near!r}?" if near else ""))
         wanted += keys
@@ -82,13 +86,54 @@ def check_layer(
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
+        problems += _split_problems(f, inputs)
     users: dict[Op, list[Specimen]] = {}
     for specimen in sorted(drawn, key=_numbers):
         for op in _ops_of(*specimen):
             users.setdefault(op, []).append(specimen)
     survivors = [] if problems else [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems))
+    notes = dict.fromkeys(note for specimen in drawn for note in _notes(*specimen))
+    return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes))
+
+
+@contextlib.contextmanager
+def _evaluating(f: Callable[..., Any]) -> Iterator[Any]:
+    """Inside this block the module that f is, or whose loss, is in evaluation mode, without dropout."""
+    before = [(module, module.training) for module in owner_of(f).modules()]
+    owner_of(f).eval()
+    yield owner_of(f)
+    for module, was_training in before:
+        module.training = was_training
+
+
+def _split_problems(f: Any, batch: tuple[Any, ...]) -> list[str]:
+    """In words: where the loss of a batch is not the mean of those of its halves, each weighted by its count."""
+    is_loss = getattr(f.f, "__func__", None) is type(owner_of(f.f)).loss
+    if not is_loss or not all(map(np.ndim, batch)) or len({*map(len, batch)}) > 1 or len(batch[0]) < 2:
+        return []
+    halves = [tuple(np.array_split(x, 2)[part] for x in batch) for part in (0, 1)]
+    with _evaluating(f.f) as model:
+        counts = [model.loss_count(*half) for half in halves]
+        parts = [count * f(*half).item() for half, count in zip(halves, counts) if count]
+        whole, mean = f(*batch).item(), sum(parts) / max(1, sum(counts))
+    if not sum(counts) or abs(whole - mean) <= 1e-4 * (abs(whole) + sum(map(abs, parts)) / sum(counts)):
+        return []
+    return [
+        f"the loss of a batch is {whole:.4g}, but that of its halves {mean:.4g}, weighted by loss_count ({counts[0]} "
+        f"and {counts[1]}), so training depends on the number of workers: return the mean over what loss_count counts"
+    ]
+
+
+def _notes(f: Any, inputs: tuple[Any, ...]) -> Iterator[str]:
+    """In words: what is no mistake in a gradient, but seldom meant."""
+    with _evaluating(f.f) as model:
+        if ops.dropout in _ops_of(f, inputs):
+            yield "it drops in evaluation mode as well; use nn.Dropout, which also draws another mask in each call"
+    for path, module in model.named_modules(type(model).__name__):
+        for name, x in vars(module).items():
+            if is_array(x) and x.dtype.kind == "f" and name not in module._buffers:
+                yield f"{path}.{name} is an array and no Parameter, so it is neither trained nor saved"
 
 
 def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) -> list[Specimen]:
@@ -96,19 +141,22 @@ def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) ->
     drawn: list[Specimen] = []
     made: list[Specimen] = []
     while len(drawn) < count:
+        if layer.specimens is not None and not callable(layer.specimens):
+            raise _undeclared(layer.__name__, "specimens that are no function")
         made = list(layer.specimens(Draw(rng))) if layer.specimens else []
         if not made or not all(isinstance(pair, tuple) and isinstance(pair[-1], tuple) for pair in made):
-            found = "no specimens" if not made else "specimens in another form"
-            raise NanogradError(
-                f"{layer.__name__} declares {found}; write {layer.__name__}.specimens = lambda draw: "
-                "[(a module, or its loss, and a tuple of inputs), ...]"
-            )
+            raise _undeclared(layer.__name__, "specimens in another form" if made else "no specimens")
         for f, _ in made:
             for parameter in owner_of(f).parameters():  # as they start, many are all zeros or ones
                 numbers = 0.5 * rng.standard_normal(parameter.shape) + (parameter.numpy() == 1)
                 parameter.data = beside(numbers, parameter.data)
         drawn += [(_Repeatable(f, len(drawn) + number), inputs) for number, (f, inputs) in enumerate(made)]
     return drawn[: max(count, len(made))]
+
+
+def _undeclared(name: str, found: str = "no specimens") -> NanogradError:
+    form = f"{name}.specimens = lambda draw: [(a module, or its loss, and a tuple of inputs), ...]"
+    return NanogradError(f"{name} declares {found}; write {form}")
 
 
 def _of_instance(module: Module, inputs: tuple[Any, ...], rng: np.random.Generator, count: int) -> list[Specimen]:

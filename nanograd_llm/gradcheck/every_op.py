@@ -57,11 +57,11 @@ class OpSummary(Checked):
         return f"blind to {', '.join(self.survivors)}: take more cases" if self.survivors else "right"
 
     def __str__(self) -> str:
-        """The line, and below it what is wrong, once, and the notes."""
+        """The line, and below it the notes, and what is wrong, once."""
         more = len(self.problems) - 1
         first = "".join("\n    " + line for problem in self.problems[:1] for line in problem.splitlines())
         notes = "".join(f"\n    note: {note}" for note in self.notes)
-        return self.line + first + (f"\n    and {more} more cases" if more > 0 else "") + notes
+        return self.line + notes + first + (f"\n    and {more} more cases" if more > 0 else "")
 
     @property
     def line(self) -> str:
@@ -88,9 +88,10 @@ class Summary(Checked):
 
     @property
     def conclusion(self) -> str:
-        """What stands under the table: all that is wrong, and how many are right."""
+        """What stands under the table: the notes, all that is wrong, and how many are right."""
         lines = []
         for op in self.ops:
+            lines += [f"{op.name}: note: {note}\n" for note in op.notes]
             lines += [f"{op.name}: {problem}\n" for problem in op.problems[:PROBLEMS_SHOWN]]
             if len(op.problems) > PROBLEMS_SHOWN:
                 lines.append(f"{op.name}: and {len(op.problems) - PROBLEMS_SHOWN} more\n")

@@ -109,6 +109,40 @@ def test_a_layer_of_ones_own_is_checked_as_it_is_or_by_name(biased):
     assert found.passed and found.name == "Biased"
 
 
+@pytest.mark.parametrize(
+    ("loss", "is_mean"),
+    [
+        (lambda y: (y * y).mean(), True),
+        (lambda y: (y * y).sum(), False),
+        (lambda y: (y * y).sum() / 2, False),
+        (lambda y: nn.Dropout(0.5).eval()(y).mean(), True),
+    ],
+)
+def test_a_loss_that_is_no_mean_over_its_batch_is_wrong(biased, loss, is_mean):
+    biased.loss = lambda self, x: loss(self(x))
+    biased.specimens = lambda draw: [(biased().loss, (draw(5, 3),))]
+    found = check_layer(biased, cases=1)
+    assert found.passed == is_mean
+    assert is_mean or "so training depends on the number of workers" in found.problems[0]
+
+
+def test_dropout_in_evaluation_mode_and_an_array_that_is_not_trained_are_noted(biased):
+    class Mine(biased):
+        def __init__(self):
+            super().__init__()
+            self.parts, self.drop = [biased()], nn.Dropout(0.5)
+            self.parts[0].scale = np.ones(3)
+            self.register_buffer("mean", np.ones(3))
+
+        def forward(self, x):
+            return ops.dropout(self.drop(self.parts[0](super().forward(x))), rate=0.5)
+
+    assert check_layer(Mine(), np.ones((2, 3)), cases=1).notes == (
+        "it drops in evaluation mode as well; use nn.Dropout, which also draws another mask in each call",
+        "Mine.parts.0.scale is an array and no Parameter, so it is neither trained nor saved",
+    )
+
+
 def test_a_wrong_rule_below_a_layer_is_wrong_and_named(biased, monkeypatch):
     biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
     rule = registry["tanh"].rule
@@ -127,11 +161,27 @@ def test_a_layer_without_specimens_is_refused_with_the_line_to_write(biased, dec
         check_layer(biased)
 
 
-@pytest.mark.parametrize("wrong", [lambda f, x: [(f, x)], lambda f, x: (f, (x,))], ids=["no tuple", "no list"])
-def test_specimens_in_another_form_are_refused_with_the_line_to_write(biased, wrong):
-    biased.specimens = lambda draw: wrong(biased(), draw(2, 3))
-    with pytest.raises(NanogradError, match=r"declares specimens in another form; write Biased\.specimens = lambda"):
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (lambda draw, f: [(f(), draw(2, 3))], "specimens in another form"),
+        (lambda draw, f: (f(), (draw(2, 3),)), "specimens in another form"),
+        ([1], "specimens that are no function"),
+    ],
+    ids=["no tuple", "no list", "no function"],
+)
+def test_specimens_in_another_form_are_refused_with_the_line_to_write(biased, wrong, what):
+    biased.specimens = (lambda draw: wrong(draw, biased)) if callable(wrong) else wrong
+    with pytest.raises(NanogradError, match=rf"declares {what}; write Biased\.specimens = lambda"):
         check_layer(biased)
+
+
+def test_a_class_without_specimens_that_is_asked_for_by_name_is_refused_with_the_line_to_write():
+    class Undeclared(nn.Linear):  # those of its base are of another class
+        pass
+
+    with pytest.raises(NanogradError, match="Undeclared declares no specimens; write"):
+        check_all(["Undeclared"])
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
