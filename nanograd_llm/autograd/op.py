@@ -94,6 +94,7 @@ class Op:
         self.wants_needs = self.static_defaults.pop("needs", None) is not None
         self._constant_places = frozenset(i for i, name in enumerate(self.inputs) if name in self.constants)
         self._differentiable_places = [i for i in range(len(self.inputs)) if i not in self._constant_places]
+        self._require_cases()
         self.shape_line = self._declared_shapes()
         self._require_adjoints()
 
@@ -110,6 +111,18 @@ class Op:
     def _input_name(self, i: int) -> str:
         return f"{self.inputs[0]}[{i}]" if self.variadic else self.inputs[i]
 
+    def _require_cases(self) -> None:
+        """Raise SignatureError where `samples` or `domain` is in another form."""
+        if self.samples is not None and not callable(self.samples):
+            form = "samples=lambda draw: [((draw(3, 4),), {'axis': 0})]"
+            raise SignatureError(f"op {self.name}: samples is a function of a draw, such as {form}")
+        if not isinstance(self.domain, Mapping) or not {*self.domain} <= {*self.inputs}:
+            form = f"domain={{'{self.inputs[0]}': (0.5, 2.0)}}"
+            raise SignatureError(
+                f"op {self.name}: domain has intervals by input ({', '.join(self.inputs)}), such as {form}; got "
+                f"{self.domain!r:.100}"
+            )
+
     def _declared_shapes(self) -> ShapeLine:
         if self.__doc__ is None and sys.flags.optimize > 1:
             raise NanogradError("python -OO strips docstrings, and those of ops hold their shape lines; use python -O")
@@ -120,8 +133,10 @@ class Op:
             raise ShapeError(
                 f"op {self.name} needs a shape line in its docstring, such as 'x (..., C) -> y (..., C)'{hint}"
             )
-        if list(line.inputs) != self.inputs:
-            raise ShapeError(f"op {self.name}: the shape line names {list(line.inputs)}, the function {self.inputs}")
+        if (named := list(line.inputs)) != self.inputs:
+            rest = self.inputs[len(named) :] if self.inputs[: len(named)] == named else []
+            remedy = f"; write * before {rest[0]} if it is a static argument" if rest else ""
+            raise ShapeError(f"op {self.name}: the shape line names {named}, the function {self.inputs}{remedy}")
         for token in line.unbound() - set(self.static_defaults):
             raise ShapeError(f"op {self.name}: no input and no static argument defines {token} in {line.text!r}")
         for name in {"y", *KNOWN_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:

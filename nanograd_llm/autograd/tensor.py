@@ -486,8 +486,9 @@ class Tensor:
 
 def _refusal(called: str, name: str, instead: str = "") -> DtypeError:
     """The error where np.CALLED, such as np.linalg.norm or np.add.reduce, of this last name or ufunc got a Tensor."""
-    op = f"ops.{name}(...)" if name in registry else _INSTEAD_OF_NUMPY.get(name)
-    found = _INSTEAD_OF_NUMPY.get(called, op) or "other ops, or .data if no gradient is needed"
+    own = {name: f"ops.{name}(...)"} if name in registry else {}
+    known = _INSTEAD_OF_NUMPY | own
+    found = known.get(called) or known.get(name) or "other ops, or .data if no gradient is needed"
     return DtypeError(f"np.{called} does not take a Tensor, whose tape it would lose; {instead or f'use {found}'}")
 
 

@@ -55,6 +55,30 @@ def test_a_shape_line_that_names_other_inputs_is_refused(doc):
         declare(doc)
 
 
+def test_a_static_argument_without_a_star_is_refused_with_where_to_write_it():
+    with pytest.raises(ShapeError, match=r"names \['x'\], the function \['x', 'axis'\]; write \* before axis if it is"):
+
+        @op("y = x", "x̄ = ȳ")
+        def made(x, axis=0):
+            """x (*) -> y (*)"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"samples": [1]}, "samples is a function of a draw, such as samples=lambda draw"),
+        ({"domain": (0.5, 2.0)}, r"domain has intervals by input \(x\), .*; got \(0.5, 2.0\)"),
+        ({"domain": {"z": (0.5, 2.0)}}, r"domain has intervals by input \(x\), .*; got \{'z'"),
+    ],
+)
+def test_cases_in_another_form_are_refused_with_the_form(wrong, words):
+    with pytest.raises(SignatureError, match=f"op made: {words}"):
+
+        @op("y = x", "x̄ = ȳ", **wrong)
+        def made(x):
+            """x (*) -> y (*)"""
+
+
 @pytest.mark.parametrize("output", ["C", "n, C", "* - axis", "shape", "n?"])
 def test_a_shape_line_whose_output_is_undefined_is_refused(output):
     with pytest.raises(ShapeError, match="op made: no input and no static argument defines .* in"):

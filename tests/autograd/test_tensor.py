@@ -12,6 +12,7 @@ import pytest
 
 import nanograd_llm
 from nanograd_llm import Parameter, Tensor, grad, hessian, jacobian, nn, no_grad, ops, value_and_grad
+from nanograd_llm.autograd import tensor
 from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError, SignatureError
 
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
@@ -562,6 +563,14 @@ def test_numpys_comparisons_and_shapes_take_tensors():
 
 
 SAME_IN_NUMPY = sorted(name for name in vars(ops) if callable(getattr(np, name, None)) and name != "tril")
+
+
+def test_an_op_is_named_before_what_was_to_be_written_without_it(monkeypatch):
+    with pytest.raises(DtypeError, match="use indexing"):
+        np.diagonal(leaf([[0.5]]))
+    monkeypatch.setitem(tensor.registry, "diagonal", None)
+    with pytest.raises(DtypeError, match=r"use ops.diagonal\("):
+        np.diagonal(leaf([[0.5]]))
 
 
 @pytest.mark.parametrize("name", SAME_IN_NUMPY)

@@ -117,6 +117,11 @@ class OutOfMemoryError(MemoryError):
 OutOfMemoryError.__module__ = "cupy.cuda.memory"
 
 
+def _unknown(name: str, table: str) -> TypeError:
+    where = f"if CuPy has it, add it to {table} of tests/backend/strict_cupy.py"
+    return TypeError(f"the stand-in for CuPy does not know numpy.{name}; {where}")
+
+
 def unwrapped(x: Any) -> Any:
     """The NumPy arrays of arrays, also in lists; raises for a NumPy array, which CuPy would refuse."""
     if isinstance(x, ndarray):
@@ -227,7 +232,7 @@ class ndarray:
     def __array_function__(self, function: Any, _types: Any, args: Any, options: dict[str, Any]) -> Any:
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name not in {*FUNCTIONS, *CREATED}:
-            return NotImplemented
+            raise _unknown(name, "FUNCTIONS")
         if name in CREATED:  # with like=
             return getattr(installed_module(), name)(*args, **options)
         return call(function, FUNCTIONS[name], args, options)
@@ -238,7 +243,9 @@ class ndarray:
             return NotImplemented
         arrays = [unwrapped(x) for x in inputs]
         name = ufunc.__name__
-        if name not in UFUNCS or (name in REAL_ONLY and any(np.iscomplexobj(x) for x in arrays)):
+        if name not in UFUNCS:
+            raise _unknown(name, "UFUNCS")
+        if name in REAL_ONLY and any(np.iscomplexobj(x) for x in arrays):
             return NotImplemented
         if method == "at" and name in ("add", "maximum", "minimum"):
             target, index, *values = arrays

@@ -21,7 +21,8 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
 
     An input with a size of its own where the line has one name for several; with fewer axes than the line names; with
     leading axes that do not broadcast; and each static argument given, unless it is a switch, as text. Where none of
-    this can be wrong, an input of text, but for ops of any number of inputs. A case without numbers in it gives none.
+    this can be wrong, a static argument that is not given as text, or else an input of text, but for ops of any number
+    of inputs. A case without numbers in it gives none.
     """
     if not all(np.size(x) for x in case.inputs if x is not None):
         return
@@ -47,7 +48,7 @@ def bad_calls(op: Op, case: Case) -> Iterator[tuple[str, tuple[Any, ...], dict[s
         apart = {k: np.ones((n, *case.inputs[k].shape[lead[k] :])) for k, n in ((i, 2), (j, 3))}
         yield f"{names[i]} and {names[j]} with leading axes 2 and 3", _with(case, apart), case.static
         made += 1
-    for name, value in case.static.items():
+    for name, value in (case.static if made or case.static else op.static_defaults).items():
         if not isinstance(value, bool):
             yield f"{name} as text", case.inputs, {**case.static, name: "nonsense"}
             made += 1

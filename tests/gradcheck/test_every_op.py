@@ -274,3 +274,15 @@ def test_a_static_argument_that_no_case_varies_is_noted():
     varied = ng.op("y = a*x", "x̄ = ȳ", samples=lambda draw: [((draw(2),), {"a": 3.0})])(scaled.forward)
     varied.backward(lambda dy: dy)
     assert not check_op(varied, cases=20).passed
+
+
+def test_a_domain_is_advised_where_a_result_is_not_finite():
+    @ng.op("y = log x", "x̄ = ȳ/x")
+    def logarithm(x):
+        """x (*) -> y (*)"""
+        return np.log(x)
+
+    logarithm.backward(lambda dy, x: dy / x)
+    with np.errstate(all="ignore"):
+        (note,) = check_op(logarithm, cases=5).notes
+    assert "give the interval that it is for, as domain={'x': (0.5, 2.0)}" in note
