@@ -1,4 +1,7 @@
-"""Complete models, built from the layers of `nn`. Each name is loaded when it is first used."""
+"""Complete models, built from the layers of `nn`. Each name is loaded when it is first used.
+
+Read `gpt`, then `transformer`, what it shares with `bert` and `encoder_decoder`; then `heads` and `preference`.
+"""
 
 from typing import TYPE_CHECKING
 

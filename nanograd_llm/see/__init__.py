@@ -1,4 +1,7 @@
-"""See backprop happen: record a pass, step through it, open a fused op, move a number, export a script or a page."""
+"""See backprop happen: record a pass, step through it, open a fused op, move a number, export a script or a page.
+
+Read `record` and `tracing`, then what shows a record: `stepper`, `page`, `script`, `replay`, `look`.
+"""
 
 from nanograd_llm.backend.lazy import lazily
 

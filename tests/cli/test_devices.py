@@ -24,7 +24,8 @@ def without_gpu(monkeypatch):
 @pytest.mark.parametrize("command", sorted(COMPUTING))
 def test_a_command_that_computes_has_the_option_device(command, capsys):
     assert main([command, "--help"]) == 0
-    assert "--device" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--device" in shown, "give it the option Device; if it computes nothing with a model, leave it out above"
 
 
 @pytest.mark.parametrize(
