@@ -7,6 +7,7 @@ The only file that imports CuPy, and only once a GPU is used. NumPy's functions 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from types import ModuleType
@@ -31,6 +32,12 @@ def xp(x: Any) -> ModuleType:
         gpu_in_use.add("cuda")
         return cupy
     return np
+
+
+@functools.lru_cache(maxsize=64)
+def constant(size: int, number: Any, dtype: Any, arrays: Any) -> Any:
+    """An array of `size` equal numbers of the library `arrays`, made once: nobody may write into it."""
+    return arrays.full(size, number, dtype)
 
 
 def is_array(x: Any) -> bool:

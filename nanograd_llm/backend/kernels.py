@@ -460,7 +460,7 @@ def as_cublas(x: Any) -> tuple[Any, int, int, int]:
 
 
 KERNELS = {
-    "gelu_into": _gelu_into,
+    "_gelu_into": _gelu_into,
     "_normalise": _normalise,
     "_normalise_backward": _normalise_backward,
     "_logits_to_gradient": _logits_to_gradient,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
-from nanograd_llm.backend.arrays import beside, to_host, xp
+from nanograd_llm.backend.arrays import beside, constant, to_host, xp
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
@@ -242,7 +242,7 @@ def _attend_blocks(q, k, v, y, shown, dropped, ahead, divisor, recorded):
             padded = p[..., padded_from:, :]
             visible.append((padded, shown[..., : padded.shape[-2], :]))
         _exponentials(p, visible)
-        total = arrays.ones(seen, p.dtype) @ p  # a product with ones is the fastest way to sum
+        total = constant(seen, 1, p.dtype, arrays) @ p  # a product with ones is the fastest way to sum
         if seen > padded_from:
             total[total == 0] = 1  # the weights of a query that sees no key stay 0
         p *= 1 / total[..., None, :]
@@ -317,7 +317,7 @@ def _exponentials(p, visible):
     visible: pairs (scores, shown): a part of p, and an array that is 0 where a key of this part is hidden, else 1.
     """
     # Only for a query whose largest score is far from 0 is that score subtracted. So no bit depends on hidden keys.
-    limit = float(np.log(np.finfo(p.real.dtype).max)) / 3  # math.log knows no longdouble
+    limit = _safe_score(p.real.dtype)
     if xp(p) is np and -limit <= p.real.min(initial=0) and p.real.max(initial=0) <= limit:  # on a GPU this would wait
         np.exp(p, out=p)
         for scores, shown in visible:
@@ -329,6 +329,12 @@ def _exponentials(p, visible):
     finite = np.maximum(largest, np.finfo(largest.dtype).min)  # a query may see no key, and -inf - -inf would be NaN
     p -= np.where(np.absolute(largest) <= limit, np.zeros_like(largest), finite)
     np.exp(p, out=p)
+
+
+@functools.lru_cache(maxsize=8)
+def _safe_score(dtype):
+    """A score whose exponential is neither too large nor too small for this dtype, nor is that of minus the score."""
+    return float(np.log(np.finfo(dtype).max)) / 3  # math.log knows no longdouble
 
 
 def _largest_key(scores):

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanograd_llm.autograd.op import keep, op
 from nanograd_llm.autograd.shapes import axes_of, require_row_of
-from nanograd_llm.backend.arrays import as_array, beside, no_wider, xp
+from nanograd_llm.backend.arrays import as_array, beside, constant, no_wider, xp
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.ops import composed
@@ -117,22 +117,23 @@ def _rows(x):
 
 
 def _row_means(x):
-    """⟨x⟩ of x (N, C) as a column, 0 if C = 0; a product with a vector is the fastest way to sum."""
-    return (x @ xp(x).full(x.shape[-1], 1 / x.dtype.type(x.shape[-1] or 1), dtype=x.dtype))[:, None]
+    """⟨x⟩ of x (N, C), 0 if C = 0; a product with a vector is the fastest way to sum.  (N, C) -> (N)"""
+    C = x.shape[-1]
+    return x @ constant(C, 1 / x.dtype.type(C or 1), x.dtype, xp(x))
 
 
 def _row_mean_products(a, b):
-    """⟨a*b⟩ of a, b (N, C) as a column, 0 if C = 0."""
-    return (np.einsum("nc,nc->n", a, b) / a.dtype.type(a.shape[-1] or 1))[:, None]
+    """⟨a*b⟩ of a, b (N, C), 0 if C = 0.  2 × (N, C) -> (N)"""
+    return np.einsum("nc,nc->n", a, b) / a.dtype.type(a.shape[-1] or 1)
 
 
 def _column_sums(x):
-    return xp(x).ones(len(x), dtype=x.dtype) @ x
+    return constant(len(x), 1, x.dtype, xp(x)) @ x
 
 
 def _add_into(y, b):
     """y + b, written into y unless b has a wider dtype."""
-    return np.add(y, b, out=y if np.result_type(y, b) == y.dtype else None)
+    return np.add(y, b, out=y if b.dtype == y.dtype or np.result_type(y, b) == y.dtype else None)
 
 
 def _norm_samples(draw):
@@ -173,18 +174,40 @@ FAR = 32  # standard deviations of a row from 0 to its mean: the rounding of suc
 
 @on_gpu
 def _normalise(rows, w, b, eps):
-    means, eps = _row_means(rows), rows.real.dtype.type(eps)
-    xhat, on_cpu = rows - means, isinstance(rows, np.ndarray)
+    y, xhat = np.empty_like(rows, dtype=np.result_type(rows, w, b), order="C"), np.empty_like(rows, order="C")
+    r = np.empty_like(rows, shape=(len(rows), 1))
+    pieces = _row_pieces(rows)
+
+    def work(numbers):
+        for piece in pieces[numbers]:
+            _normalise_piece(rows[piece], w, b, eps, y[piece], xhat[piece], r[piece])
+
+    share_out(work, len(pieces), 4 * rows.size, rows)
+    return y, xhat, r
+
+
+def _normalise_piece(rows, w, b, eps, y, xhat, r):
+    mean, on_cpu = _row_means(rows), isinstance(rows, np.ndarray)
+    np.subtract(rows, mean[:, None], out=xhat)
     if not on_cpu:  # all rows, as a choice of rows would wait for the GPU
-        xhat -= _row_means(xhat)
-    deviation = np.sqrt(_row_mean_products(xhat, xhat) + eps)
-    far = np.flatnonzero(np.abs(means) > FAR * deviation.real) if on_cpu else ()
-    if len(far):
-        xhat[far] = centred = xhat[far] - _row_means(xhat[far])
-        deviation[far] = np.sqrt(_row_mean_products(centred, centred) + eps)
-    r = 1 / deviation
+        xhat -= _row_means(xhat)[:, None]
+    deviation = _deviations(xhat, eps)
+    limit = FAR * float(deviation.real.min()) if on_cpu else 0.0
+    if on_cpu and not np.vdot(mean, mean).real <= limit * limit:  # else no row is far
+        far = np.flatnonzero(np.abs(mean) > FAR * deviation.real)
+        xhat[far] = centred = xhat[far] - _row_means(xhat[far])[:, None]
+        deviation[far] = _deviations(centred, eps)
+    np.divide(1, deviation, out=r[:, 0])
     xhat *= r
-    return _add_into(xhat * w, b), xhat, r
+    np.multiply(xhat, w, out=y)
+    y += b
+
+
+def _deviations(centred, eps):
+    """√(⟨x²⟩ + ε) of x (N, C).  (N, C) -> (N)"""
+    variance = _row_mean_products(centred, centred)
+    variance += variance.real.dtype.type(eps)
+    return np.sqrt(variance, out=variance)
 
 
 @layernorm.backward
@@ -195,16 +218,29 @@ def layernorm_backward(dy, w, xhat, r):
 
 @on_gpu
 def _normalise_backward(rows, w, xhat, r):
+    dx = np.empty_like(rows, dtype=np.result_type(rows, w), order="C")
+    pieces = _row_pieces(rows)
+    sums = np.empty_like(rows, shape=(2, len(pieces), len(w)))  # of w̄ and b̄, for each piece
+    share = w / w.dtype.type(len(w) or 1)
+
+    def work(numbers):
+        for i in range(numbers.start, numbers.stop):
+            piece = pieces[i]
+            _normalise_piece_backward(rows[piece], w, share, xhat[piece], r[piece], dx[piece], sums[:, i])
+
+    share_out(work, len(pieces), 4 * rows.size, rows)
+    return (dx, *(sums[:, 0] if len(pieces) == 1 else sums.sum(axis=1)))
+
+
+def _normalise_piece_backward(rows, w, share, xhat, r, dx, sums):
     product = rows * xhat
-    dw, db = _column_sums(product), _column_sums(rows)
-    share = w / w.dtype.type(len(w))
+    sums[0], sums[1] = _column_sums(product), _column_sums(rows)
     mean, mean_product = (rows @ share)[:, None], (product @ share)[:, None]  # ⟨g⟩ and ⟨g*x̂⟩
     np.multiply(xhat, mean_product, out=product)
     product += mean
-    g = rows * w
-    g -= product
-    g *= r
-    return g, dw, db
+    np.multiply(rows, w, out=dx)
+    dx -= product
+    dx *= r
 
 
 @op(
@@ -220,7 +256,7 @@ def rmsnorm(x, w, *, eps=1e-5):
     """
     require_row_of(x, w=w)
     rows = _rows(x)
-    r = 1 / np.sqrt(_row_mean_products(rows, rows) + x.real.dtype.type(eps))
+    r = 1 / _deviations(rows, eps)[:, None]
     xhat = rows * r
     return keep((xhat * w).reshape(x.shape), xhat=xhat, r=r)
 
@@ -229,7 +265,7 @@ def rmsnorm(x, w, *, eps=1e-5):
 def rmsnorm_backward(dy, w, xhat, r):
     rows = _rows(dy)
     g = rows * w
-    g -= xhat * _row_mean_products(g, xhat)
+    g -= xhat * _row_mean_products(g, xhat)[:, None]
     g *= r
     return g.reshape(dy.shape), np.einsum("nc,nc->c", rows, xhat)
 
@@ -248,7 +284,7 @@ def gelu(x, *, needs):
 
     The slope is computed together with the result, so that the tape saves one array instead of two.
     """
-    return _in_pieces(gelu_into, array_like(x), needs)
+    return _in_pieces(_gelu_into, array_like(x), needs)
 
 
 def _in_pieces(into, x, needs):
@@ -261,18 +297,17 @@ def _in_pieces(into, x, needs):
         for piece in _slices(part.start, part.stop, _at_once(x, _CACHED)):
             into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
 
-    share_out(work, x.size, 4 * x.size, x)
+    with np.errstate(over="ignore"):
+        share_out(work, x.size, 4 * x.size, x)
     return keep(y, slope=slope)
 
 
 @on_gpu
-def gelu_into(x, y, slope=None):
-    """Write the result of `gelu` into y, and its slope into `slope` unless that is None."""
-    with np.errstate(over="ignore"):
-        square = at_most(np.square(x), GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
-        h = square * (GELU_SLOPE * GELU_CUBE)
-        h += GELU_SLOPE
-        h *= x
+def _gelu_into(x, y, slope=None):
+    square = at_most(np.square(x), GELU_FLAT**2)  # beyond it h is 0 or 1 for any square
+    h = square * (GELU_SLOPE * GELU_CUBE)
+    h += GELU_SLOPE
+    h *= x
     np.tanh(h, out=h)
     h *= 0.5
     h += 0.5
@@ -551,6 +586,11 @@ def _add_product(dw, dlogits, rows):
 
     share_out(work, len(dw), dw.size, dw)
     return dw
+
+
+def _row_pieces(rows):
+    """Slices of rows that stay in the cache while several lines work on them."""
+    return _slices(0, len(rows), _at_once(rows, 2 * _CACHED // max(1, rows.shape[1])))
 
 
 def _at_once(x, cached):
