@@ -252,9 +252,10 @@ class Op:
             arrays = self._on_one_device(inputs, arrays)
         needs: tuple[bool, ...] = ()
         if now.recording:
-            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
-            if self._constant_places:
-                needs = tuple([need and i not in self._constant_places for i, need in enumerate(needs)])
+            constants = self._constant_places
+            needs = tuple(
+                [isinstance(x, Tensor) and x.requires_grad and i not in constants for i, x in enumerate(inputs)]
+            )
         is_traced = now.tracing_calls  # then the forward gets read-only views
         shown = [read_only(a) if isinstance(a, np.ndarray) else a for a in arrays] if is_traced else arrays
         y, kept = self._forward(shown, static, needs)
@@ -324,7 +325,10 @@ class Op:
             if not needs:  # without Tensors, inputs may be lists
                 arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
             if self.equals is not None:
-                arrays = [a if i in self._constant_places else _as_float(a) for i, a in enumerate(arrays)]
+                arrays = [
+                    a if (type(a) is np.ndarray and a.dtype.kind == "f") or i in self._constant_places else _as_float(a)
+                    for i, a in enumerate(arrays)
+                ]
             y = self.forward(*arrays, **static)
         except NanogradError:
             raise
@@ -438,16 +442,20 @@ class Op:
             takes = f"{len(places)} input{'s' * (len(places) != 1)} ({', '.join(map(self._input_name, places))})"
             raise GraphError(f"the rule of {self.name} returned {came} for {takes}; return one gradient for each")
         gradients: list[Any] = [None] * len(needs)
+        higher_order = modes().higher_order
         for i, gradient in zip(places, given):
-            if needs[i]:
-                gradients[i] = gradient if isinstance(gradient, np.ndarray) else as_array(gradient, cotangent)
-                if not hasattr(gradients[i], "dtype"):
+            if not needs[i]:
+                continue
+            if not isinstance(gradient, np.ndarray):
+                gradient = as_array(gradient, cotangent)
+                if not hasattr(gradient, "dtype"):
                     raise GraphError(
                         f"the rule of {self.name} returned {gradient!r:.100} for {self._input_name(i)}, which needs a "
                         "gradient"
                     )
-                if modes().higher_order and not isinstance(gradient, Tensor):  # a constant
-                    gradients[i] = Tensor._recorded(gradients[i], None)
+            if higher_order and not isinstance(gradient, Tensor):  # a constant
+                gradient = Tensor._recorded(gradient, None)
+            gradients[i] = gradient
         return gradients
 
     def _received(self, error: Exception, cotangent: Any, saved: Sequence[Any]) -> str:

@@ -77,14 +77,14 @@ class Sums:
 
     def into(self, sources: Sequence[Any]) -> list[Any]:
         """For each input of a call the array of `out` to write its gradient into, if that is the first; else None."""
-        return [self.out[s] if self._is_open(s, sources) and s not in self.pending else None for s in sources]
+        return [self.out[s] if s not in self.pending and self._is_open(s, sources) else None for s in sources]
 
     def onto(self, sources: Sequence[Any]) -> list[Any]:
         """For each input of a call the array of `out` to add its gradient to, if that is not the first; else None."""
-        return [self.out[s] if self._is_open(s, sources) and s in self.pending else None for s in sources]
+        return [self.out[s] if s in self.pending and self._is_open(s, sources) else None for s in sources]
 
     def _is_open(self, source: Any, sources: Sequence[Any]) -> bool:
-        return source in self.out and sum([source is other for other in sources]) == 1
+        return source in self.out and [id(other) for other in sources].count(id(source)) == 1
 
     def total(self, leaf: Any) -> Any:
         """The sum at a leaf, as an array that nothing else refers to."""
