@@ -27,7 +27,8 @@ from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_d
 from nanograd_llm.ops.layout import causal_mask, getitem
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
-WHOLE_BLOCK = 64  # queries of a block where every query sees every key
+WHOLE_BLOCK = 64  # queries of a block where every query sees every key, or where there are more keys than MANY
+MANY = 512  # up to so many keys BLAS multiplies a block as it lies, without rearranging it first
 
 PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
 
@@ -227,7 +228,9 @@ def _attend_blocks(q, k, v, y, shown, dropped, ahead, divisor, recorded):
         return []
     arrays = xp(q)
     padded_from = m if shown is None else m - shown.shape[-2]
-    size = WHOLE_BLOCK if ahead is None else BLOCK
+    size = WHOLE_BLOCK if ahead is None or m > MANY else BLOCK
+    if n > 2 * size:  # then it pays to put the rows of each head side by side, since each block reads them
+        k, v = k.copy(), v.copy()
     blocks = []
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
@@ -262,6 +265,7 @@ def _backward_blocks(dy, y, q, k, v, dq, dk, dv, blocks, divisor):
     dk[..., read:, :] = dv[..., read:, :] = 0
     sums_k, sums_v = dk[..., :read, :], dv[..., :read, :]
     if len(blocks) > 2:  # sums in arrays of their own, in C order, to which NumPy adds faster
+        k, v = k.copy(), v.copy()
         sums_k, sums_v = (np.empty_like(x, order="C") for x in (sums_k, sums_v))
     mean = np.einsum("...td,...td->...t", dy, y) * (1 / divisor)
     for rows, seen, p, mask in reversed(blocks):  # the last block sees all keys: it writes, the others add
