@@ -27,7 +27,7 @@ from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_d
 from nanograd_llm.ops.layout import causal_mask, getitem
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
-WHOLE_BLOCK = 64  # queries of a block where every query sees every key, or where there are more keys than MANY
+WHOLE_BLOCK = 64  # of one where every query sees every key, and where there are no more keys, or more than MANY
 MANY = 512  # up to so many keys BLAS multiplies a block as it lies, without rearranging it first
 
 PADDED = np.array([[True, True, False, False], [False, True, True, True], [False] * 4])  # for samples
@@ -228,7 +228,7 @@ def _attend_blocks(q, k, v, y, shown, dropped, ahead, divisor, recorded):
         return []
     arrays = xp(q)
     padded_from = m if shown is None else m - shown.shape[-2]
-    size = WHOLE_BLOCK if ahead is None or m > MANY else BLOCK
+    size = BLOCK if ahead is not None and WHOLE_BLOCK < m <= MANY else WHOLE_BLOCK
     if n > 2 * size:  # then it pays to put the rows of each head side by side, since each block reads them
         k, v = k.copy(), v.copy()
     blocks = []
