@@ -23,8 +23,8 @@ from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.backend.threads import share_out
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.ops import composed
-from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, score_divisor, split_heads, unpacked
-from nanograd_llm.ops.layout import causal_mask, getitem
+from nanograd_llm.ops.composed import dropout_mask, head_size, heads_of, packed, score_divisor, split_heads, unpacked
+from nanograd_llm.ops.layout import causal_mask
 
 BLOCK = 32  # queries of a causal block: smaller blocks compute fewer hidden scores, larger ones use BLAS better
 WHOLE_BLOCK = 64  # of one where every query sees every key, and where there are no more keys, or more than MANY
@@ -141,9 +141,7 @@ def multi_head_attention(
     key_mask = None if key_mask is None else key_mask[:, None]  # (B, S) -> (B, 1, S), for every head
     (into,) = heads_of(y, 1, n_head)  # (B, T, C) -> (B, H, T, D)
     parts = _attend(q, k, v, key_mask, into, causal, scale, dropout, seed, any(needs))
-    return keep(
-        getitem(y, index=query_mask) if is_packed[0] else y, padded=(x, kv, y), is_packed=is_packed, parts=parts
-    )
+    return keep(packed(y, query_mask) if is_packed[0] else y, padded=(x, kv, y), is_packed=is_packed, parts=parts)
 
 
 @multi_head_attention.backward
@@ -154,8 +152,8 @@ def multi_head_attention_backward(dy, key_mask, query_mask, padded, is_packed, p
     dx, dkv = (None if z is None else np.empty_like(z, order="C") for z in (x, kv))
     dy, y = (heads_of(z, 1, n_head)[0] for z in (dy, y))
     _attend_backward(dy, y, *split_heads(x, kv, n_head), parts, scale, *split_heads(dx, dkv, n_head))
-    dx = getitem(dx, index=query_mask) if is_packed[0] else dx
-    return dx, getitem(dkv, index=key_mask) if is_packed[1] else dkv
+    dx = packed(dx, query_mask) if is_packed[0] else dx
+    return dx, packed(dkv, key_mask) if is_packed[1] else dkv
 
 
 def sequence_mask(lengths: Any, size: int) -> np.ndarray:
