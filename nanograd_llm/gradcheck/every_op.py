@@ -119,7 +119,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
-    problems, errors = [], [0.0] * order
+    problems, errors = list[str](), [0.0] * order
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, drawn, rng)

@@ -1,3 +1,6 @@
+import functools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -22,13 +25,13 @@ def test_the_metrics_of_a_score_say_which_numbers_are_percentages_and_the_figure
 
 
 def test_a_task_learns_from_every_row_once_before_it_learns_from_one_again_and_each_time_in_another_order():
-    task = object.__new__(TextTask)
-    task.training = TrainConfig(batch_size=4, steps=10)
-    drawn = np.concatenate([task.drawn(step, 10) for step in range(5)])  # (20,): two epochs of ten rows
+    task = SimpleNamespace(training=TrainConfig(batch_size=4, steps=10))
+    draw = functools.partial(TextTask.drawn, task)
+    drawn = np.concatenate([draw(step, 10) for step in range(5)])  # (20,): two epochs of ten rows
     first, second = drawn[:10].tolist(), drawn[10:].tolist()
     assert sorted(first) == sorted(second) == [*range(10)] and first != second
-    assert task.drawn(2, 10).tolist() == drawn[8:12].tolist()  # whatever was drawn before
-    assert sorted(task.drawn(0, 6, each=3).tolist()) == sorted([*range(6)] * 2)
+    assert draw(2, 10).tolist() == drawn[8:12].tolist()  # whatever was drawn before
+    assert sorted(draw(0, 6, each=3).tolist()) == sorted([*range(6)] * 2)
 
 
 class LineConfig(Settings):
