@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,18 +56,19 @@ class Call:
 
 
 Mistake = Callable[[Call], list[Any]]
-_planted: dict[int, object] = {}  # by the id of an op, the block that has a mistake planted in it
+_locks: dict[int, Any] = {}  # by the id of an op, held while a mistake is planted in it
 
 
 @contextlib.contextmanager
 def only_one(op: Any) -> Iterator[None]:
-    """Raise GraphError where another block, also of another thread, has a mistake planted in this op."""
-    if _planted.setdefault(id(op), block := object()) is not block:
-        raise GraphError(f"{op.name} has a mistake planted in it already; wait until that block ends")
+    """Raise GraphError where another thread has a mistake planted in this op. Blocks of one thread may be nested."""
+    lock = _locks.setdefault(id(op), threading.RLock())
+    if not lock.acquire(blocking=False):
+        raise GraphError(f"{op.name} has a mistake planted in it by another thread; wait until that block ends")
     try:
         yield
     finally:
-        del _planted[id(op)]
+        lock.release()
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,15 +136,23 @@ def test_the_mistake_is_made_in_every_thread(rng):
     np.testing.assert_array_equal(found[0], 2 * np.exp(x.data))
 
 
-def test_a_second_mistake_in_an_op_is_refused_while_the_first_is_there():
-    rule = ops.exp.rule
-    first, second = (named(ops.exp, name).planted() for name in ("x: sign", "x: factor 2"))
-    with first:
-        with pytest.raises(GraphError, match="exp has a mistake planted in it already; wait until that block ends"):
-            second.__enter__()
-    with named(ops.exp, "x: factor 2").planted():
-        pass
-    assert ops.exp.rule is rule
+def test_a_second_mistake_in_an_op_is_refused_in_another_thread_and_within_the_first_one_is_undone_before_it(rng):
+    rule, x = ops.exp.rule, leaf(rng, 3)
+    first, second = (named(ops.exp, name) for name in ("x: sign", "x: factor 2"))
+    refused = []
+
+    def plant():
+        with pytest.raises(GraphError, match="exp has a mistake planted in it by another thread; wait until that"):
+            second.planted().__enter__()
+        refused.append(True)
+
+    with first.planted():
+        (thread := threading.Thread(target=plant)).start()
+        thread.join()
+        with second.planted():
+            np.testing.assert_array_equal(grad(ops.exp(x).sum(), x), -2 * np.exp(x.data))
+        np.testing.assert_array_equal(grad(ops.exp(x).sum(), x), -np.exp(x.data))
+    assert refused and ops.exp.rule is rule
 
 
 def test_a_small_mistake_is_one_part_in_a_billion(rng):
