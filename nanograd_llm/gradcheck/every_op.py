@@ -57,11 +57,12 @@ class OpSummary(Checked):
         return f"blind to {', '.join(self.survivors)}: take more cases" if self.survivors else "right"
 
     def __str__(self) -> str:
-        """The line, and below it the notes, and what is wrong, once."""
+        """The head of the table and the line, and below it the notes, and what is wrong, once."""
         more = len(self.problems) - 1
         first = "".join("\n    " + line for problem in self.problems[:1] for line in problem.splitlines())
         notes = "".join(f"\n    note: {note}" for note in self.notes)
-        return self.line + notes + first + (f"\n    and {more} more cases" if more > 0 else "")
+        rest = f"\n    and {more} more cases" if more > 0 else ""
+        return f"{table_head(len(self.errors))}\n{self.line}{notes}{first}{rest}"
 
     @property
     def line(self) -> str:

@@ -132,7 +132,7 @@ class Call:
         names = [self.input_name(i) for i in range(len(self.inputs))]
         place = name if isinstance(name, int) else names.index(name) if name in names else -1
         if not 0 <= place < len(names) or not self.needs[place]:
-            known = ", ".join(n for n, need in zip(names, self.needs) if need)
+            known = "its inputs " + ", ".join(n for n, need in zip(names, self.needs) if need)
             raise GraphError(f"call {self.number} ({self.op.name}) sends no gradient to {name!r}, only to {known}")
         return place
 

@@ -275,5 +275,5 @@ def test_an_entry_outside_an_array_is_refused(gpt) -> None:
     for ask in (masked.nudge, lambda name, index: masked.terms(0, name, index)):
         with pytest.raises(GraphError, match=r"x\[1\] is -inf; only a finite entry can be moved"):
             ask("x", 1)
-    with pytest.raises(GraphError, match="sends no gradient to 'targets', only to x, w"):
+    with pytest.raises(GraphError, match="sends no gradient to 'targets', only to its inputs x, w"):
         gpt.terms(14, "targets", (0, 0))

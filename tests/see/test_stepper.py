@@ -58,7 +58,7 @@ MISTAKES = {
     "p": "expected a name, or a name and an index, such as x[0,3]; got ''",
     "p x[0": "expected a name, or a name and an index, such as x[0,3]; got 'x[0'",
     "p a[3]": "a has shape (); an entry of it needs 0 indices; got (3,)",
-    "t c": "call 0 (multiply) sends no gradient to 'c', only to a, b",
+    "t c": "call 0 (multiply) sends no gradient to 'c', only to its inputs a, b",
     "m needs": "needs is no value of the forward; move an input, y, or something by its name",
     "u 2": "2 gets its gradient from no call",
     "b": "this is the first step",

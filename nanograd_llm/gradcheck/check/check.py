@@ -274,9 +274,9 @@ class _Check:
             is_steady = is_steady and np.array_equal(y, target.evaluate(target.values), equal_nan=True)
         if is_noisy or not is_steady:
             what = "" if isinstance(target, Function) else "the gradient of "
-            cause = "it has dropout: give that a seed, or call it inside `with noise(seed):`"
+            cause = "give its dropout a seed, or call it inside nanograd_llm.backend.randomness.noise(seed)"
             if not is_noisy:
-                cause = "it draws NumPy's random numbers, makes a Parameter in each call, or changes what it keeps"
+                cause = "seed its random numbers in each call, as by np.random.default_rng(0); make no Parameter in it"
             raise GraphError(
                 f"{what}{self.function.label} gives other numbers when it is called again with the same inputs; {cause}"
             )

@@ -93,6 +93,9 @@ class Function:
         self.notes = [f"{dtype} inputs were checked as float64 copies" for dtype in promoted]
         self.notes += widened[:1] if promoted else []
         self.notes += [f"{name} is declared a constant: no gradient goes to it" for name in names if name in constants]
+        beside = [(name, x) for i, (name, x) in enumerate(zip(names, inputs)) if i not in self._places]
+        integers = [name for name, x in beside if name not in constants and _is_integer(x)]
+        self.notes += [f"not checked, as they hold integers: {', '.join(integers)}"] if integers else []
         self.values = [a.astype(np.float64) for a in arrays]
 
     def _nothing_to_check(self) -> GraphError:
@@ -215,6 +218,10 @@ Differentiable = Function | Gradient | Scaled
 def _device_for(x: Any, otherwise: str) -> str:
     """Where an input is: a Tensor stays where it is, and so does an array on a GPU."""
     return device_of(array_of(x)) if isinstance(x, Tensor) or device_of(x) != "cpu" else otherwise
+
+
+def _is_integer(x: Any) -> bool:
+    return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")
 
 
 def _is_checked(x: Any) -> bool:
@@ -348,7 +355,7 @@ def input_names(f: Callable[..., Any], count: int) -> list[str]:
         try:
             signature.bind_partial(*f.args, **f.keywords)
         except TypeError as error:
-            own = "gradcheck's own are order=, seed=, jacobian=, explain="
+            own = "gradcheck's own are order=, seed=, jacobian=, explain=, seconds=, unused="
             raise SignatureError(f"{label(f)} {error}; {own}") from None
         parameters = parameters[len(f.args) :]
     names = []

@@ -220,7 +220,12 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
             f"{label(rule)}{inspect.signature(rule)} does not take them; give it as {others}"
         )
     kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
-    return kind(f, inputs, names, library, rule)
+    made = kind(f, inputs, names, library, rule)
+    first = input_names(rule, 1)[0]
+    if form == "vjp" and first in names and first.isidentifier():  # not "input 0", of builtins
+        words = f"{made.who} is called as vjp(dy, *inputs): its first argument, here {first}, is the cotangent"
+        made.doubts[words] = ""
+    return made
 
 
 def _result(f: Callable[..., Any], inputs: Sequence[Any], missing: str) -> Any:
