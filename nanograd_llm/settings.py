@@ -247,6 +247,17 @@ def counted(count: float, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def told_apart(a: float, b: float, least: int) -> tuple[str, str]:
+    """Two numbers with so many digits at least, and with as many more as show that they differ.
+
+    >>> told_apart(1000.0, 1000.002, 4)
+    ('1000', '1000.002')
+    """
+    off, size = abs(a - b), max(abs(a), abs(b))
+    digits = least if not 0 < off < size < math.inf else max(least, min(17, 2 + math.ceil(-math.log10(off / size))))
+    return f"{a + 0.0:.{digits}g}", f"{b + 0.0:.{digits}g}"  # + 0.0: no -0
+
+
 # What moves the cursor, colours, rings, or reverses the direction of writing: control characters but tab and line end.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

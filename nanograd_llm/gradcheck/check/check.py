@@ -19,30 +19,11 @@ from nanograd_llm.gradcheck.check.comparison import Method, Slopes, dense, lengt
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.decision import DIGITS, Outcome
 from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences, is_analytic
-from nanograd_llm.gradcheck.check.function import (
-    Differentiable,
-    Function,
-    Gradient,
-    Scaled,
-    Varying,
-    as_names,
-    gradients,
-    label,
-)
+from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
-from nanograd_llm.gradcheck.check.report import (
-    NOTHING,
-    PASSING,
-    Culprit,
-    Entry,
-    Finding,
-    GradientError,
-    Kink,
-    Report,
-    told_apart,
-)
+from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
-from nanograd_llm.settings import require_int, require_number, require_seed
+from nanograd_llm.settings import require_int, require_number, require_seed, told_apart
 
 DIRECTIONS = 4
 JACOBIAN = 4096  # entries that a Jacobian may have to be compared whole
@@ -116,7 +97,7 @@ def gradcheck(
         f = functools.partial(f, **arguments)
     with quiet():
         try:
-            function = Function(f, inputs, as_names(unused))
+            function = Function(f, inputs, unused)
         except InPlaceError as error:
             return Report(label(f), (), (str(error),))
         nan = [(name, np.argwhere(np.isnan(x))) for name, x in zip(function.names, function.values)]
@@ -588,16 +569,17 @@ class _Check:
         begin = self.progress.elapsed
         comparison.slope(c.function, c.function.values, c.k, 0, 0.0, c.method)
         takes = _SHARE * entries * (self.progress.elapsed - begin)
-        if size <= self.jacobian and not (by_differences and entries > _BY_DIFFERENCES):
+        may_be_moved = not (by_differences and entries > _BY_DIFFERENCES)
+        words, singly, needs, time = "", "", "take smaller inputs", ""
+        if size <= self.jacobian and may_be_moved:
             words, singly = "each entry compared", "results"
         elif size <= _ENTRIES and entries * self.calls <= _CALLS and not by_differences:
             words, singly = f"each entry compared for {DIRECTIONS} random ȳ", "cotangents"
-        else:
-            is_few = size <= _ENTRIES and not (by_differences and entries > _BY_DIFFERENCES)
-            needs = f"give jacobian={size}" if is_few else "take smaller inputs"
-            return f"{directions}; all {entries:,} entries would take {entries:,} evaluations: {needs} for them", ""
-        if takes > self.progress.share:
-            needs = f"seconds={self.progress.needed(takes)}"
-            all_take = f"all {entries:,} entries would take {entries:,} evaluations, about {takes:.0f} s"
-            return f"{directions}; {all_take}: give {needs} for them", ""
+        elif size <= _ENTRIES and may_be_moved:
+            needs = f"give jacobian={size}"
+        if singly and takes > self.progress.share:
+            singly, needs, time = "", f"give seconds={self.progress.needed(takes)}", f", about {takes:.0f} s"
+        if not singly:
+            all_take = f"all {entries:,} entries would take {entries:,} evaluations{time}"
+            words = f"{directions}; {all_take}: {needs} for them"
         return words, singly

@@ -93,8 +93,7 @@ class Function:
         self.notes = [f"{dtype} inputs were checked as float64 copies" for dtype in promoted]
         self.notes += widened[:1] if promoted else []
         self.notes += [f"{name} is declared a constant: no gradient goes to it" for name in names if name in constants]
-        beside = [(name, x) for i, (name, x) in enumerate(zip(names, inputs)) if i not in self._places]
-        integers = [name for name, x in beside if name not in constants and _is_integer(x)]
+        integers = [name for name, x in zip(names, inputs) if name not in constants and is_integer(x)]
         self.notes += [f"not checked, as they hold integers: {', '.join(integers)}"] if integers else []
         self.values = [a.astype(np.float64) for a in arrays]
 
@@ -220,7 +219,8 @@ def _device_for(x: Any, otherwise: str) -> str:
     return device_of(array_of(x)) if isinstance(x, Tensor) or device_of(x) != "cpu" else otherwise
 
 
-def _is_integer(x: Any) -> bool:
+def is_integer(x: Any) -> bool:
+    """Is it an array or scalar of integers?"""
     return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")
 
 
@@ -282,6 +282,7 @@ def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> 
     Left out are those that are frozen, or said to be unused.
     """
     named = _parameters_of(f)
+    unused = as_names(unused)
     require_unused(unused, [*named], label(f))
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}

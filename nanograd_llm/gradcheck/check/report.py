@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.settings import printable
+from nanograd_llm.settings import printable, told_apart
 
 PASSING = ("right", "at a kink")
 NOTHING = "nothing was checked: no input has entries"
@@ -38,13 +38,6 @@ class Checked(Shown):
 
     def __bool__(self) -> bool:
         return self.passed
-
-
-def told_apart(a: float, b: float, least: int) -> tuple[str, str]:
-    """Two numbers with so many digits at least, and with as many more as show that they differ."""
-    off, size = abs(a - b), max(abs(a), abs(b))
-    digits = least if not 0 < off < size < math.inf else max(least, min(17, 2 + math.ceil(-math.log10(off / size))))
-    return f"{a + 0.0:.{digits}g}", f"{b + 0.0:.{digits}g}"  # + 0.0: no -0
 
 
 def factor(value: float) -> str:
@@ -226,10 +219,8 @@ class Report(Checked):
             lines += [indent + line for f in findings if f not in left_out for line in str(f).splitlines()]
             if left_out:
                 lines.append(f"{indent}and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
-        used = [f for f in self.findings if f.step]
-        plain = dict.fromkeys(f.method for f in used if not f.why)
-        others = dict.fromkeys(f"{f.method}, because {f.why}" for f in used if f.why)
-        methods = [*([" and ".join(plain)] if plain else []), *others]
+        by = (f"{f.method}, because {f.why}" if f.why else f.method for f in self.findings if f.step)
+        methods = sorted(dict.fromkeys(by), key=lambda method: "because" in method)
         how = [f"slopes of the function from its values alone, by {'; by '.join(methods)}"] if methods else []
         if any(f.verdict == "wrong" for f in self.findings):
             how.append(

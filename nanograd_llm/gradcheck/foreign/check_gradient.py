@@ -35,10 +35,7 @@ _MISSING = (
     "give it directly behind the function, as in check_gradient(np.sin, np.cos, x), or as gradient=, vjp=, backward=; "
     "a function of this package's Tensors is checked by gradcheck"
 )
-_NATIVE = {
-    "torch": "; a function of PyTorch takes torch.tensor(x)",
-    "jax": "; a function of JAX takes jax.numpy.array(x)",
-}
+_NATIVE = {"torch": "PyTorch takes torch.tensor(x)", "jax": "JAX takes jax.numpy.array(x)"}
 
 
 @quiet()
@@ -102,7 +99,7 @@ def check_gradient(
     rules = {"gradient": gradient, "vjp": vjp, "backward": backward}
     unused = as_names(unused)
     foreign = _foreign(f, inputs, unused, {name: rule for name, rule in rules.items() if rule is not None})
-    require_unused(unused, foreign.may_be_unused(), foreign.label)
+    require_unused(unused, foreign.may_be_unused, foreign.label)
     if kept := _defaults(f, len(inputs)):
         foreign.notes[f"checked with {', '.join(kept)} only: to check other values, give them as inputs"] = None
 
@@ -189,7 +186,7 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     if isinstance(f, Op):
         name = "ops." * (getattr(ops, f.name, None) is f) + f.name
         raise SignatureError(f"{f.name} is an op of this engine, which gradcheck checks: gradcheck({name}, ...)")
-    missing = _MISSING + "".join(hint for name, hint in _NATIVE.items() if name in sys.modules)
+    missing = _MISSING + "".join(f"; a function of {hint}" for name, hint in _NATIVE.items() if name in sys.modules)
     if len(inputs) > 1 and isinstance(inputs[0], np.ndarray) and inputs[0].shape == np.shape(inputs[1]):
         missing = f"if the first array is the gradient, give the function that computes it, not its result; {missing}"
     names = input_names(f, len(inputs))

@@ -27,7 +27,7 @@ class Foreign:
     rule: the function that computes the gradient; f itself if its library does.
     narrow: hand on results as float32, for a function that computes in float32 whatever comes.
     notes: for the report, in words.  doubts: notes that are shown only if the gradient of the input of this name, or
-        for "" any gradient, is wrong.
+        for "" any gradient, is wrong.  may_be_unused: the names that `unused=` may hold.
     """
 
     form = ""  # under which name the rule was given
@@ -45,6 +45,7 @@ class Foreign:
         self.rules = {self.who: rule}  # what may be at fault where a gradient is wrong, by name
         self.inputs = Inputs(inputs, names, library)
         self.names, self.values = self.inputs.names, self.inputs.values
+        self.may_be_unused = self.inputs.all_names
         self.narrow = False
         self.notes: dict[str, None] = {}
         self.doubts: dict[str, str] = {}
@@ -105,10 +106,6 @@ class Foreign:
     def problems(self, seed: int) -> Iterator[str]:
         """What is wrong apart from the numbers of the gradient, in words; less important things are noted."""
         yield from ()
-
-    def may_be_unused(self) -> list[str]:
-        """The names that `unused=` may hold."""
-        return self.inputs.all_names
 
     def unchecked(self) -> Iterator[str]:
         """What was not checked although a gradient of it was given, in words."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.check.function import is_integer
 from nanograd_llm.gradcheck.foreign.library import Library
 from nanograd_llm.gradcheck.foreign.trees import branches, is_array_like, leaves, rebuilt
 from nanograd_llm.settings import counted
@@ -23,13 +24,10 @@ class Inputs:
 
     def __init__(self, inputs: Sequence[Any], names: Sequence[str], library: Library):
         self._inputs, self._input_names, self._library = list(inputs), list(names), library
-        trees = [(name, [*leaves(x, name)]) for x, name in zip(inputs, names)]
-        self._leaves = [pair for _, tree in trees for pair in tree]
-        self._checked = [
-            not {whole, name} & {*library.unused} and library.is_checked(leaf, name)
-            for whole, tree in trees
-            for name, leaf in tree
-        ]
+        self._leaves = [pair for x, name in zip(inputs, names) for pair in leaves(x, name)]
+        whole = (leaves(x, name) for x, name in zip(inputs, names) if name in library.unused)
+        unused = {*library.unused, *(name for tree in whole for name, _ in tree)}
+        self._checked = [name not in unused and library.is_checked(leaf, name) for name, leaf in self._leaves]
         self.all_names = [*dict.fromkeys([*names, *(name for name, _ in self._leaves)])]
         checked = [pair for pair, is_checked in zip(self._leaves, self._checked) if is_checked]
         self.constants = [leaf for (_, leaf), is_checked in zip(self._leaves, self._checked) if not is_checked]
@@ -56,7 +54,7 @@ class Inputs:
         for i, (x, name) in enumerate(zip(self._inputs, self._input_names)):
             found += _like(x, entries.get(i), name, who)
         for (name, x), g, is_checked in zip(self._leaves, found, self._checked):
-            if not is_checked and _is_integer(x) and _is_nonzero(g):
+            if not is_checked and (isinstance(x, int) or is_integer(x)) and _is_nonzero(g):
                 self.integers[name] = None
         return [g for g, is_checked in zip(found, self._checked) if is_checked]
 
@@ -81,10 +79,6 @@ class Inputs:
             f"{who} returned {described(returned)} for {counted(len(places), 'input')} ({', '.join(names)}); return "
             f"one array for each{constant}"
         )
-
-
-def _is_integer(x: Any) -> bool:
-    return isinstance(x, (int, np.integer)) or getattr(getattr(x, "dtype", None), "kind", "") in "iu"
 
 
 def _is_nonzero(g: Any) -> bool:

@@ -43,9 +43,7 @@ class Layer(Foreign):
         self.label = type(layer).__name__
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
-
-    def may_be_unused(self) -> list[str]:
-        return [*self._given.all_names, *(path_name(self.layer, path) for path, _ in arrays_of(self.layer))]
+        self.may_be_unused = [*self._given.all_names, *(path_name(layer, path) for path, _ in arrays_of(layer))]
 
     def unchecked(self) -> Iterator[str]:
         for name in (*self._given.integers, *self._integers):

@@ -100,21 +100,19 @@ class Autograd(Foreign):
         is_own = isinstance(function, type) and issubclass(function, torch.autograd.Function)
         self._caller = _Caller(function.apply if is_own else f)
         parameters = dict(self._caller.named_parameters())
-        self._parameters = {name: name.removeprefix("its.").removeprefix("its ") for name in parameters}
-        checked = {n: p for n, p in parameters.items() if p.requires_grad and self._parameters[n] not in library.unused}
+        shown = {name: name.removeprefix("its.").removeprefix("its ") for name in parameters}
+        checked = {n: p for n, p in parameters.items() if p.requires_grad and shown[n] not in library.unused}
         self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
         has_context = is_own and function.setup_context is torch.autograd.Function.setup_context  # which is no input
         names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
         super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
-        self.names[: len(checked)] = [self._parameters[name] for name in checked]
+        self.names[: len(checked)] = [shown[name] for name in checked]
+        self.may_be_unused += shown.values()
         self.label = label(function if is_own else f)
         self.who = f"the backward of {self.label}"
         self._writers: dict[str, None] = {}  # Functions whose backward writes into its cotangent
         self._passes = itertools.count()
         self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
-
-    def may_be_unused(self) -> list[str]:
-        return [*self._parameters.values(), *self.inputs.all_names]
 
     def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
         dtype = torch.get_default_dtype()
@@ -165,16 +163,15 @@ class Autograd(Foreign):
 
     def _watch(self, node: Any) -> None:
         """Note where the backward of a Function writes into its cotangent."""
-        versions: list[int] = []
+        name, before = f"{node._forward_cls.__name__}.backward", list[int]()
 
-        def before(cotangents: Any) -> None:
-            versions[:] = [v._version for v in cotangents if v is not None]
+        def versions(cotangents: Any) -> list[int]:
+            return [v._version for v in cotangents if v is not None]
 
         def after(gradients: Any, cotangents: Any) -> None:
-            if versions != [v._version for v in cotangents if v is not None]:
-                self._writers[f"{node._forward_cls.__name__}.backward"] = None
+            self._writers |= {name: None} if versions(cotangents) != before else {}
 
-        node.register_prehook(before)
+        node.register_prehook(lambda cotangents: before.extend(versions(cotangents)))
         node.register_hook(after)
 
 

@@ -379,7 +379,7 @@ def test_a_report_reads_plainly(monkeypatch):
     assert lines[0] == "gradients of exp: right"
     assert lines[1].startswith("  x (3, 4): right, off by ") and lines[1].endswith("is rounding; each entry compared")
     assert lines[2] == "  order 2, the gradient of the gradient:"
-    assert lines[-1] == "  note: slopes of the function from its values alone, by complex step and differences"
+    assert lines[-1] == "  note: slopes of the function from its values alone, by complex step; by differences"
     report = gradcheck(ops.exp, np.array([1.0, np.nan]))
     assert str(report).splitlines() == ["gradients of exp: NOT CHECKED", "  problem: x holds NaN, first at [1]"]
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * np.array([1.0, np.nan]))
