@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm.errors import DtypeError, NanogradError
-from nanograd_llm.gradcheck import check_gradient
+from nanograd_llm.errors import DtypeError, NanogradError, SignatureError
+from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 pytestmark = pytest.mark.parity
 
@@ -110,6 +110,7 @@ def test_numpy_arrays_may_be_given_and_the_configuration_stays(jax: Any) -> None
 def test_a_gradient_that_is_stopped_is_wrong(jax: Any, x: Any) -> None:
     report = check_gradient(lambda x: jax.lax.stop_gradient(x) * x, x)
     assert "looks like: off by the factor 0.5" in str(report)
+    assert "no gradient goes through jax.lax.stop_gradient" in report.notes
 
 
 def test_a_function_that_refuses_complex_numbers_is_checked_by_differences(jax: Any, x: Any) -> None:
@@ -132,3 +133,7 @@ def test_what_cannot_be_checked_is_one_clear_error(jax: Any, x: Any) -> None:
         check_gradient(lambda x: x @ x, x)
     with pytest.raises(DtypeError, match="bfloat16, too coarse"):
         check_gradient(lambda x: x.astype("bfloat16"), x)
+    with pytest.raises(SignatureError, match=r"is missing: .*; a function of JAX takes jax.numpy.array\(x\)"):
+        check_gradient(lambda x: jax.lax.stop_gradient(x) * x, np.ones(3))
+    with pytest.raises(SignatureError, match="sin is a function of JAX: check_gradient takes it"):
+        gradcheck(jax.numpy.sin, x)
