@@ -43,7 +43,7 @@ def _samples(draw):
     yield (draw(3, 3), draw(4, 3), draw(2, 4, 2), PADDED[:, None]), causal
     yield (draw(1, 3, 4), draw(1, 3, 4), draw(1, 3, 4)), {**causal, **dropped}
     yield (draw(3, 4), draw(4, 4), draw(3, 4, 4), PADDED[:1]), {**full, **dropped}
-    yield (draw(BLOCK + 3, 2), draw(BLOCK + 5, 2), draw(BLOCK + 5, 1)), causal
+    yield (draw(WHOLE_BLOCK + 3, 1), draw(WHOLE_BLOCK + 5, 1), draw(WHOLE_BLOCK + 5, 1)), causal
     yield (draw(2, WHOLE_BLOCK + 1, 1), draw(2, 3, 1), draw(2, 3, 1), PADDED[:2, :3]), full
 
 
@@ -107,7 +107,7 @@ def attention_backward(dy, y, q, k, v, parts, scale):
     constants=("key_mask", "query_mask"),
     samples=lambda draw: [
         ((draw(2, 3, 12), None, None), {"n_head": 2, "causal": True}),
-        ((draw(1, BLOCK + 2, 6), None, None), {"n_head": 1, "causal": True}),
+        ((draw(1, WHOLE_BLOCK + 2, 3), None, None), {"n_head": 1, "causal": True}),
         ((draw(2, 3, 12), None, None), {"n_head": 4, "causal": True, "dropout": 0.4, "seed": (3,)}),
         ((draw(3, 4, 6), None, PADDED), {"n_head": 2, "causal": False, "scale": 0.7}),
         ((draw(3, 4, 6), None, PADDED), {"n_head": 1, "causal": True}),

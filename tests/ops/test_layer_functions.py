@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import sys
 import tracemalloc
 import warnings
 
@@ -14,6 +15,7 @@ import pytest
 from nanograd_llm import ops
 from nanograd_llm.autograd.modes import higher_order
 from nanograd_llm.autograd.tensor import Tensor, array_of, grad, registry
+from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, ShapeError
 from nanograd_llm.ops import composed
 
@@ -285,6 +287,34 @@ def test_linear_cross_entropy_in_many_blocks_equals_one(monkeypatch, channels, f
     blocks = ops.linear_cross_entropy(x, w, targets, label_smoothing=0.1)
     for found, value in zip([blocks.item(), *grad(blocks, wanted)], expected):
         np.testing.assert_allclose(found, value, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layernorm_in_pieces_equals_its_definition_whatever_the_threads(monkeypatch, threads):
+    monkeypatch.setattr("nanograd_llm.ops.fused._CACHED", 4)  # two rows at a time
+    monkeypatch.setattr("nanograd_llm.backend.threads._WORTH_THREADS", 0)
+    rng = np.random.default_rng(0)
+    x, w, b = (leaf(rng.standard_normal(shape)) for shape in ((7, 4), 4, 4))
+    x.data[3] += 1e9  # a row whose mean is far from 0, in the second piece
+    cotangent = rng.standard_normal((7, 4))
+    with blas_threads(threads):
+        y = ops.layernorm(x, w, b)
+        found = [y.data, *grad(y, [x, w, b], cotangent)]
+    defined = composed.layernorm(x, w, b)
+    for one, other in zip(found, [defined.data, *grad(defined, [x, w, b], cotangent)]):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("many", [512, 100])  # blocks of 32 queries, and of 64
+def test_attention_to_many_keys_equals_its_definition(monkeypatch, many):
+    monkeypatch.setattr(sys.modules[ops.attention.__module__], "MANY", many)
+    rng = np.random.default_rng(0)
+    q, k, v = inputs = [leaf(rng.standard_normal((2, 150, 3))) for _ in range(3)]
+    cotangent = rng.standard_normal((2, 150, 3))
+    y, defined = ops.attention(q, k, v, causal=True), composed.attention(q, k, v, causal=True)
+    np.testing.assert_allclose(y.data, defined.data, rtol=1e-12, atol=1e-14)
+    for one, other in zip(grad(y, inputs, cotangent), grad(defined, inputs, cotangent)):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)
 
 
 def test_attention_computes_no_gradient_or_value_from_the_future():
