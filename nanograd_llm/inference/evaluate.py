@@ -15,7 +15,6 @@ from nanograd_llm.inference.likelihood import (
     LOGITS_AT_ONCE,
     TOKENS_AT_ONCE,
     Hard,
-    ScoredText,
     hardest,
     interval,
     score_text,
@@ -134,13 +133,9 @@ def evaluate_text(
     stride: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Evaluation:
-    """Score a text, each token once: see `score_text`, which has these arguments and gives the loss of every token."""
-    return evaluation_of(score_text(model, text, tokenizer, stride=stride, progress=progress))
-
-
-def evaluation_of(text: ScoredText) -> Evaluation:
-    """The figures of a scored text."""
-    return _evaluation(float(text.losses.sum()), len(text.losses), int(text.sizes.sum()))
+    """Score a text, each token once, with an interval: see `score_text`, which gives the loss of every token."""
+    tell = (lambda _, share: progress(share)) if progress else (lambda *_: None)
+    return score_texts(model, [("", text)], tokenizer, stride=stride, progress=tell).whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +167,7 @@ def score_texts(
     each, blocks, hard = [], [], list[Hard]()
     for name, text in texts:
         found = score_text(model, text, tokenizer, stride=stride, progress=functools.partial(progress, name))
-        each.append((name, evaluation_of(found)))
+        each.append((name, _evaluation(float(found.losses.sum()), len(found.losses), int(found.sizes.sum()))))
         blocks.append(found.blocks())
         hard = sorted([*hard, *hardest(found, tokenizer, top)], key=lambda token: -token.loss)[:top]
     rows = np.concatenate(blocks)

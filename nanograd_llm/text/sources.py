@@ -161,9 +161,8 @@ def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
             return
         for where, row in json_lines(_lines(blocks), path):
             if not isinstance(row.get(field), str):
-                longest = max(
-                    row, key=lambda name: len(row[name]) if isinstance(row[name], str) else -1, default="FIELD"
-                )
+                sizes = {name: len(value) for name, value in row.items() if isinstance(value, str)}
+                longest = max(sizes, key=sizes.__getitem__, default="FIELD")
                 raise BadFileError(
                     f'{where}: has no text under "{field}"; its fields are {listed([*row])}; name the one with the '
                     f"text behind a #: {path}#{longest}"

@@ -139,7 +139,7 @@ def test_the_hardest_tokens_of_several_texts_come_first_and_no_text_is_read_befo
     losses = sorted(np.concatenate([text.losses for text in alone.values()]), reverse=True)
     assert [token.loss for token in found.hardest] == losses[:3] and done == [*texts]
     assert all(token.before + token.token in "abc defg" for token in found.hardest)
-    assert found.each == [(name, evaluate_text(model, text, BYTES)) for name, text in texts.items()]
+    assert [(name, one.loss) for name, one in found.each] == [(name, t.losses.mean()) for name, t in alone.items()]
 
 
 def test_continuations_of_different_lengths_have_the_likelihoods_of_one_at_a_time(model):
