@@ -6,6 +6,7 @@ If the machine stops at any moment, a reader finds the old content or the new co
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import stat
@@ -22,6 +23,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from pathlib import Path  # at run time where a path is made, because most programs open no file
 
+MOST = 1000  # files that are written together; a stranger's folder may hold more
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(tmp|done)")  # names of unfinished files and folders
 
 
@@ -215,7 +217,7 @@ def require_complete(folder: str | os.PathLike[str]) -> None:
 
 def _moved_from(temporary: Path) -> list[Path]:
     """The files of a temporary folder that the folder around it already has as well; none of one that is done."""
-    paths = sorted(temporary.rglob("*")) if temporary.suffix == ".tmp" else ()
+    paths = sorted(itertools.islice(temporary.rglob("*"), MOST)) if temporary.suffix == ".tmp" else ()
     pairs = [(path, temporary.parent / path.relative_to(temporary)) for path in paths]
     return [target for path, target in pairs if target.is_file() and path.samefile(target)]
 
