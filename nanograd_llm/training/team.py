@@ -36,13 +36,30 @@ class Threads:
         """Nothing to do: threads use the owner itself."""
 
     def run(self, method: Method, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Returns method(*task) for every task, in order. No task is still running when this returns or raises."""
+        """Returns method(*task) for every task, in order. No task is still running when this returns or raises.
+
+        Ctrl-C ends the tasks of all threads at their next line of Python.
+        """
         from concurrent.futures import wait
 
-        running = [self.pool.submit(method, *task) for task in tasks[1:]]
+        at_work: set[int] = set()
+
+        def work(*task: Any) -> Any:
+            at_work.add(threading.get_ident())
+            try:
+                return method(*task)
+            finally:
+                at_work.discard(threading.get_ident())
+
+        running = [self.pool.submit(work, *task) for task in tasks[1:]]
         try:
             first = method(*tasks[0])
             wait(running)
+        except KeyboardInterrupt:
+            for future in running:
+                future.cancel()  # if it has not begun
+            _interrupt([*at_work])
+            raise
         finally:
             wait(running)  # again, in case Ctrl-C or an error interrupted the lines above
         return [first, *(running.pop(0).result() for _ in tasks[1:])]  # popped: an exception must not refer to itself
@@ -80,6 +97,15 @@ class Processes:
 
     def __str__(self) -> str:
         return f"{self.size} processes"
+
+
+def _interrupt(threads: Sequence[int]) -> None:
+    """Raise KeyboardInterrupt in these threads, which CPython alone can; elsewhere they end by themselves."""
+    import ctypes
+
+    if sys.implementation.name == "cpython":
+        for thread in threads:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
 
 def _copy_of(owner: object) -> object:

@@ -137,6 +137,29 @@ def test_an_interrupted_call_leaves_no_thread_running() -> None:
     assert ended == [1]
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="no other Python can interrupt a thread")
+def test_ctrl_c_ends_the_work_of_every_thread_at_once_and_the_next_call_works() -> None:
+    begun, ended = threading.Event(), list[int]()
+
+    class Owner:
+        def work(self, n: int) -> None:
+            if n == 0:
+                begun.wait()
+                raise KeyboardInterrupt
+            begun.set()
+            for _ in range(10**10):  # minutes
+                pass
+            ended.append(n)
+
+        def number(self, n: int) -> int:
+            return n
+
+    team, owner = Threads(2), Owner()
+    with pytest.raises(KeyboardInterrupt):
+        team.run(owner.work, [(0,), (1,)])
+    assert ended == [] and team.run(owner.number, [(0,), (1,)]) == [0, 1]
+
+
 @needs_fork
 def test_a_fork_waits_for_threads_that_set_blas_threads() -> None:
     stop = threading.Event()
