@@ -45,7 +45,9 @@ class PreferenceConfig(ExamplesConfig):
     )
     beta: float = setting("Holds the model near what it was before: the larger, the nearer.", default=0.1, low=1e-6)
     supervised: float = setting(
-        "Weight of a second term, the loss of the chosen answer, which keeps its probability from falling.", default=1.0
+        "Weight of a second term, the loss of the chosen answer, which keeps its probability from falling, and what it "
+        "says right.",
+        default=4.0,
     )
 
 
@@ -57,7 +59,7 @@ class Preferences(Answering):
     """
 
     name, table, pairs = "preference", "preferences", True
-    tuning, most = Tuning(3e-6, power=2, batch_sizes=(16, 4)), (2_000, 1_000)
+    tuning, most = Tuning(1.5e-6, power=2, batch_sizes=(16, 4)), (2_000, 1_000)
     model_class = PreferenceGPT
     free = ("recompute_activations",)
     tables = {"preferences": PreferenceConfig, "model": GPTConfig}
