@@ -37,10 +37,10 @@ from nanograd_llm.pretrained.gpt2 import names as gpt2_names
 from nanograd_llm.pretrained.layout import Layout
 from nanograd_llm.pretrained.marian import names as marian_names
 from nanograd_llm.pretrained.opened import require_finite
-from nanograd_llm.pretrained.weights import read_settings
+from nanograd_llm.pretrained.weights import ADAPTER, read_settings
 from nanograd_llm.settings import listed, require_type, shown
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER
 PREFIX = "base_model.model."
 HEADS = ("classifier", "score")  # what PEFT saves of a classifier, as far as it is there
 # What may be trained as a whole of a classifier on a BERT: its name in modules_to_save, the name here, and in the file.
@@ -211,7 +211,8 @@ def load_lora(model: Module, folder: str | os.PathLike[str]) -> Module:
     problems += [f"{name} {x.shape} is extra" for name, x in sorted(arrays.items())]
     if problems or not adapters:
         found = listed(problems) or "it has no adapters"
-        raise BadFileError(f"{path}: does not fit this {type(model).__name__}: {found}")
+        fault = f"{path}: does not fit this {type(model).__name__}: {found}"
+        raise BadFileError(f"{fault}; give it to the model that it was trained on")
     lora.attach(model, adapters)
     for parameter, x in saved.items():
         parameter.data = to_device(x.astype(parameter.dtype), parameter.device)

@@ -35,6 +35,7 @@ FILES = {  # in the order in which a folder is searched, the same as Hugging Fac
     "pytorch_model.bin.index.json": "sharded torch",
     "model.npz": "numpy",
 }
+ADAPTER = "adapter_config.json"  # of an adapter of PEFT
 ENDINGS = {name[name.index(".") :]: form for name, form in FILES.items()} | {".pth": "torch", ".ckpt": "torch"}
 
 
@@ -52,8 +53,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def refuse_adapter(folder: Path) -> None:
     """Raise BadFileError if there is an adapter of peft beside the weights, which would change the model."""
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         raise BadFileError(
-            f"{folder / 'adapter_config.json'}: there is an adapter beside the weights; move it into a folder of its "
+            f"{folder / ADAPTER}: there is an adapter beside the weights; move it into a folder of its "
             "own, and give it to the model with ng.load_lora(model, folder)"
         )

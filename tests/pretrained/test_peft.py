@@ -109,6 +109,9 @@ def test_an_adapter_for_another_model_is_refused_with_the_names_and_shapes(adapt
         BadFileError, match=r"does not fit this BERT: '.*h.0.attn.c_attn.lora_A.weight \(2, 6\) is extra"
     ):
         ng.load_lora(MODELS["BERT"]()[0], adapter)
+    assert str(found.value).endswith("; give it to the model that it was trained on")
+    with pytest.raises(BadFileError, match="holds an adapter of PEFT, which is no model; give it to its model with"):
+        ng.open_model(adapter)
 
 
 def without(end: str) -> Any:

@@ -87,6 +87,9 @@ def _in_folder(folder: Path) -> Source:
         return Source("llmc", folder / llmc[0])
     if (folder / "config.toml").exists():
         raise BadFileError(f"{folder}: holds a run of nanograd_llm; open it with nanograd_llm.open_model")
+    if (folder / weights.ADAPTER).exists():
+        remedy = "give it to its model with ng.load_lora(model, folder)"
+        raise BadFileError(f"{folder}: holds an adapter of PEFT, which is no model; {remedy}")
     raise StorageError(
         f"{folder}: holds no run of nanograd_llm, and no weights of GPT-2; looked for {', '.join(FILES)} and "
         "gpt2_124M.bin"
