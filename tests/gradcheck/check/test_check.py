@@ -485,7 +485,7 @@ def test_the_same_seed_gives_the_same_report():
             lambda x: x * np.random.default_rng().standard_normal(3),
             (normal(3),),
             GraphError,
-            "other numbers .* it draws NumPy's random numbers, makes a Parameter in each call",
+            "other numbers .* seed its random numbers in each call, as by np.random.default_rng\\(0\\)",
         ),
     }.values(),
 )
