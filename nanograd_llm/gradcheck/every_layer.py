@@ -14,7 +14,7 @@ import numpy as np
 from nanograd_llm import ops
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
-from nanograd_llm.backend.arrays import beside, is_array
+from nanograd_llm.backend.arrays import beside, is_array, on_default_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import Draw
@@ -101,10 +101,11 @@ def check_layer(
 def _evaluating(f: Callable[..., Any]) -> Iterator[Any]:
     """Inside this block the module that f is, or whose loss, is in evaluation mode, without dropout."""
     before = [(module, module.training) for module in owner_of(f).modules()]
-    owner_of(f).eval()
-    yield owner_of(f)
-    for module, was_training in before:
-        module.training = was_training
+    try:
+        yield owner_of(f).eval()
+    finally:
+        for module, was_training in before:
+            module.training = was_training
 
 
 def _split_problems(f: Any, batch: tuple[Any, ...]) -> list[str]:
@@ -115,8 +116,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...]) -> list[str]:
     halves = [tuple(np.array_split(x, 2)[part] for x in batch) for part in (0, 1)]
     with _evaluating(f.f) as model:
         counts = [model.loss_count(*half) for half in halves]
-        parts = [count * f(*half).item() for half, count in zip(halves, counts) if count]
-        whole, mean = f(*batch).item(), sum(parts) / max(1, sum(counts))
+        parts = [count * f(*map(on_default_device, half)).item() for half, count in zip(halves, counts) if count]
+        whole, mean = f(*map(on_default_device, batch)).item(), sum(parts) / max(1, sum(counts))
     if not sum(counts) or abs(whole - mean) <= 1e-4 * (abs(whole) + sum(map(abs, parts)) / sum(counts)):
         return []
     return [
