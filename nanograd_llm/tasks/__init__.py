@@ -1,8 +1,8 @@
 """Tasks: what a model can be trained to do. A task has the model, its batches, its score and a sample of its work.
 
-Read `task`, the contract, which `runs` trains and saves; `registry`, the tasks by name; then `language_model`,
-`masked_words`, `translation`, `classification`; `answering`, and on it `instruction` and `preference`. Each name is
-loaded when it is first used.
+Read `task`, the contract, which `runs` trains and saves; `text_task`, what tasks of texts share; `registry`, the tasks
+by name; then `language_model`, `masked_words`, `translation`, `classification`; `answering`, and on it `instruction`
+and `preference`. Each name is loaded when it is first used.
 """
 
 from typing import TYPE_CHECKING

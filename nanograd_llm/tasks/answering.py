@@ -24,7 +24,8 @@ from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.questions import builtin_examples, without_manner
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import Report, Request, Sample, TextTask, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample
+from nanograd_llm.tasks.text_task import TextTask, part_of, spread
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
@@ -281,9 +282,7 @@ class Answering(TextTask):
 
     def measured_on(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Which part of the held-out rows that is, in words and as a number: two fields of a Score."""
-        count, total = len(rows), len(self.held_out)
-        words = share_of(count, total, f"held-out {'pair' if self.pairs else 'question'}")
-        return {"measured_on": words, "share": count / total}
+        return part_of(len(rows), len(self.held_out), f"held-out {'pair' if self.pairs else 'question'}")
 
     def answers(self, rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
         """What the model answers, always the likeliest token, and whether it ended within twice the longest answer."""

@@ -27,18 +27,8 @@ from nanograd_llm.settings import Settings, counted, listed, require_choice, set
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import (
-    Report,
-    Request,
-    Sample,
-    Score,
-    TextSettings,
-    TextTask,
-    Tuning,
-    first_words,
-    share_of,
-    spread,
-)
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
+from nanograd_llm.tasks.text_task import TextSettings, TextTask, first_words, part_of, spread
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
@@ -275,12 +265,8 @@ class Classification(TextTask):
         baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
         loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
         remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy})
-        return Score(
-            *("accuracy", accuracy, {**baselines, "loss": loss}, share_of(len(which), total, "held-out text")),
-            percent=("accuracy", *baselines),
-            remark=remark,
-            share=len(which) / total,
-        )
+        also, part = {**baselines, "loss": loss}, part_of(len(which), total, "held-out text")
+        return Score("accuracy", accuracy, also, **part, percent=("accuracy", *baselines), remark=remark)
 
     def _remark(self, better: Mapping[str, float]) -> str:
         """Which baselines are not exceeded, and what may help. better: their accuracies."""

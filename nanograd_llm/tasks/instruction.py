@@ -14,7 +14,8 @@ from nanograd_llm.models.gpt import TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import setting
 from nanograd_llm.tasks.answering import ANSWER, PROMPT, Answering, ExamplesConfig, Row
 from nanograd_llm.tasks.questions import COUNT
-from nanograd_llm.tasks.task import Score, Tuning, mean_loss, spread
+from nanograd_llm.tasks.task import Score, Tuning
+from nanograd_llm.tasks.text_task import mean_loss, spread
 
 
 class InstructionConfig(ExamplesConfig):

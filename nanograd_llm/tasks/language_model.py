@@ -18,18 +18,8 @@ from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY, GPTConfig
 from nanograd_llm.pretrained.gpt2.tokenizer import gpt2_tokenizer, read_tokenizer
 from nanograd_llm.settings import counted, require_choice, setting, shown
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import (
-    Report,
-    Request,
-    Sample,
-    Score,
-    TextSettings,
-    TextTask,
-    Tuning,
-    first_words,
-    model_of,
-    share_of,
-)
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
+from nanograd_llm.tasks.text_task import TextSettings, TextTask, first_words, model_of, part_of
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, nul_remark, split_text, text_hash
 from nanograd_llm.text.prepared import TokenFiles, make_tokenizer, open_prepared, prepared_hash
@@ -343,12 +333,12 @@ class LanguageModelling(TextTask):
         sizes: Any = {"context_length": T, "stride": max(1, T // 2), "windows": rows}
         found = evaluate(self.model, ids, self.tokenizer, **sizes, progress=self.progress)
         also = {"loss": found.loss, "perplexity": found.perplexity}
-        measured_on = share_of(found.tokens, total, "held-out token")
+        part = part_of(found.tokens, total, "held-out token")
         remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""
         if self._share < 1:
-            measured_on += ", which are pieces of a longer text"
-        share = self._share * found.tokens / total
-        return Score("bits per byte", found.bits_per_byte, also, measured_on, remark=remark, share=share)
+            part["measured_on"] += ", which are pieces of a longer text"
+            part["share"] *= self._share
+        return Score("bits per byte", found.bits_per_byte, also, **part, remark=remark)
 
     def _remark(self, bits_per_byte: float) -> str:
         """What a model of the built-in corpus writes at this score, and how to get a better one."""

@@ -27,7 +27,8 @@ from nanograd_llm.models.transformer import take_arrays
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import Report, Request, Sample, Score, TextSettings, TextTask, Tuning, share_of, spread
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
+from nanograd_llm.tasks.text_task import TextSettings, TextTask, part_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import split_text, text_hash
 from nanograd_llm.text.sources import read_lines, read_source
@@ -233,15 +234,15 @@ class MaskedWords(TextTask):
         }
         if self.text.file is None:
             also["/".join(AGREEMENT)] = self._agreement(tokens, lengths)
-        measured_on = f"{len(hidden):,} hidden pieces in {share_of(len(which), total, 'held-out row')}"
+        part = part_of(len(which), total, "held-out row")
+        part["measured_on"] = f"{len(hidden):,} hidden pieces in {part['measured_on']}"
         name, figure = "hidden pieces right", 100 * float(right.mean())
         remark = "unigrams are a baseline, which knows only how frequent each piece is"
         if figure <= also["unigrams"]:
             remark = f"no better than unigrams ({also['unigrams']:.1f} %), which know only how frequent each piece is"
         if self.text.file is None:
             remark += f"; {'/'.join(AGREEMENT)} is the share of these words, each hidden alone, that is right"
-        percent, share = (name, "unigrams", "/".join(AGREEMENT)), len(which) / total
-        return Score(name, figure, also, measured_on, percent=percent, remark=remark, share=share)
+        return Score(name, figure, also, **part, percent=(name, "unigrams", "/".join(AGREEMENT)), remark=remark)
 
     def _agreement(self, tokens: np.ndarray, lengths: np.ndarray) -> float:
         """How many of the words of AGREEMENT are filled in rightly, in %, each hidden alone."""

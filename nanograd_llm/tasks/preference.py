@@ -25,7 +25,8 @@ from nanograd_llm.settings import setting
 from nanograd_llm.tasks.answering import Answering, ExamplesConfig, Row, padded_rows, rows_to_read
 from nanograd_llm.tasks.questions import POLITE, is_polite
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import Report, Score, Tuning, model_of, spread
+from nanograd_llm.tasks.task import Report, Score, Tuning
+from nanograd_llm.tasks.text_task import model_of, spread
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened

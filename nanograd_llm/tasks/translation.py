@@ -23,19 +23,8 @@ from nanograd_llm.models.inputs import padded
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
 from nanograd_llm.tasks.grammar import builtin_pairs
 from nanograd_llm.tasks.reading import Reading, require_targets
-from nanograd_llm.tasks.task import (
-    Report,
-    Request,
-    Sample,
-    Score,
-    TextTask,
-    Tuning,
-    first_words,
-    mean_loss,
-    model_of,
-    share_of,
-    spread,
-)
+from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
+from nanograd_llm.tasks.text_task import TextTask, first_words, mean_loss, model_of, part_of, spread
 from nanograd_llm.text import BPETokenizer, Tokenizer, WordTokenizer
 from nanograd_llm.text.corpora import text_hash, warn_of_repeated
 from nanograd_llm.text.pairs import Pairs, read_pairs
@@ -227,10 +216,9 @@ class Translation(TextTask):
             if importlib.util.find_spec("sacrebleu"):
                 also["BLEU"] = _bleu(outputs, [self.tokenizer.decode(self.held_out.targets[i]) for i in chosen])
             also["loss"] = self._loss(chosen)
-        total = len(self.held_out.sources)
-        measured_on = share_of(len(chosen), total, "held-out pair")
+        part = part_of(len(chosen), len(self.held_out.sources), "held-out pair")
         percent = ("exact match", "word accuracy", "never seen together")
-        return Score("exact match", 100 * exact, also, measured_on, percent=percent, share=len(chosen) / total)
+        return Score("exact match", 100 * exact, also, **part, percent=percent)
 
     def _translated(self, pairs: _Encoded, rows: np.ndarray) -> tuple[float, float, list[str]]:
         """The share that is exactly right, the share of the words that is right in its place, and the outputs."""

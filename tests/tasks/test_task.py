@@ -12,7 +12,7 @@ from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.tasks import Score, Task, task_named
 from nanograd_llm.tasks.registry import TASKS
-from nanograd_llm.tasks.task import TextTask
+from nanograd_llm.tasks.text_task import TextTask
 from nanograd_llm.training import TrainConfig
 
 
