@@ -37,7 +37,10 @@ def xp(x: Any) -> ModuleType:
 @functools.lru_cache(maxsize=64)
 def constant(size: int, number: Any, dtype: Any, arrays: Any) -> Any:
     """An array of `size` equal numbers of the library `arrays`, made once: nobody may write into it."""
-    return arrays.full(size, number, dtype)
+    made = arrays.full(size, number, dtype)
+    if arrays is np:
+        made.flags.writeable = False
+    return made
 
 
 def is_array(x: Any) -> bool:

@@ -294,11 +294,11 @@ def _in_pieces(into, x, needs):
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1)
 
     def work(part):
-        for piece in _slices(part.start, part.stop, _at_once(x, _CACHED)):
-            into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
+        with np.errstate(over="ignore"):  # of this thread
+            for piece in _slices(part.start, part.stop, _at_once(x, _CACHED)):
+                into(flat_x[piece], flat_y[piece], None if flat_slope is None else flat_slope[piece])
 
-    with np.errstate(over="ignore"):
-        share_out(work, x.size, 4 * x.size, x)
+    share_out(work, x.size, 4 * x.size, x)
     return keep(y, slope=slope)
 
 
