@@ -175,7 +175,7 @@ def _bind(
 def require_row_of(x: Any, **vectors: Any) -> None:
     """Raise ShapeError unless each vector has the shape of a row of x. NumPy would broadcast other shapes."""
     for name, vector in vectors.items():
-        if getattr(vector, "shape", ()) != x.shape[-1:]:
+        if getattr(vector, "shape", ()) != getattr(x, "shape", ())[-1:]:
             raise ShapeError(
                 f"{name} has shape {np.shape(vector)}; expected {np.shape(x)[-1:]}, as a row of {np.shape(x)}"
             )

@@ -289,6 +289,11 @@ def test_linear_cross_entropy_in_many_blocks_equals_one(monkeypatch, channels, f
         np.testing.assert_allclose(found, value, rtol=1e-13, atol=1e-16)
 
 
+def test_layernorm_of_a_number_is_refused():
+    with pytest.raises(ShapeError, match="w has shape"):
+        ops.layernorm(5.0, np.ones(3), np.ones(3))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_layernorm_in_pieces_equals_its_definition_whatever_the_threads(monkeypatch, threads):
     monkeypatch.setattr("nanograd_llm.ops.fused._CACHED", 4)  # two rows at a time
