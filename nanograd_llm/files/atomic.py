@@ -125,9 +125,9 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
                         else:
                             target.mkdir()
                         moved.append(target)
-                    _sync_folders(folder, [folder])
-                    os.rename(temporary, done := temporary.with_suffix(".done"))  # from here on they are complete
-                    rmtree(done, ignore_errors=True)
+                    _sync([folder, *(path for path in moved if path.is_dir())])
+                    os.rename(temporary, temporary.with_suffix(".done"))  # from here on they are complete
+                    moved.clear()
                 else:
                     os.rename(temporary, folder)
     except BaseException as error:  # also Ctrl-C
@@ -137,6 +137,7 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, StorageError):
             raise StorageError(str(error).replace(str(temporary), str(folder))) from error.__cause__
         raise
+    rmtree(temporary.with_suffix(".done"), ignore_errors=True)
     _sync_folders(folder, [folder, folder.parent, *(path.parent for path in above)])
 
 
@@ -203,15 +204,18 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def require_complete(folder: str | os.PathLike[str]) -> None:
-    """Raise BadFileError where only some of the files that were to be `written_together` are in a folder."""
+    """Raise BadFileError where only some of the files that were to be `written_together` are in a folder.
+
+    On a file system without hard links, where they are renamed instead, this does not show.
+    """
     from pathlib import Path
 
     with contextlib.suppress(OSError):
         for temporary in Path(folder).iterdir():
             if TEMPORARY.fullmatch(temporary.name) and (found := _moved_from(temporary)):
                 raise BadFileError(
-                    f"{folder}: has {found[0].name}, but perhaps not all files that belong to it: the program that "
-                    "wrote them was killed; write them again, which removes these"
+                    f"{folder}: has {found[0].name}, but perhaps not all files that belong to it: they are being "
+                    f"written, or the program was killed; write them again, or remove them and {temporary.name}"
                 )
 
 
@@ -253,16 +257,21 @@ def _link_to_new(path: Path, target: Path) -> None:
 
 
 def _sync_folders(written: Path, folders: Iterable[Path]) -> None:
+    """Sync the entries of the folders that `written` is in."""
+    with storage_errors(f"{written}: written, but a power loss may undo it", "check the disk"):
+        _sync(folders)
+
+
+def _sync(folders: Iterable[Path]) -> None:
     """Sync the entries of these folders (new, renamed, removed names) to disk."""
     if os.name == "nt":  # Windows cannot open a folder as a file; its file system keeps a journal of names
         return
-    with storage_errors(f"{written}: written, but a power loss may undo it", "check the disk"):
-        for folder in dict.fromkeys(folders):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+    for folder in dict.fromkeys(folders):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _permissions(path: Path) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
-from nanograd_llm.errors import NonFiniteError, ShapeError
+from nanograd_llm.errors import ConfigError, NonFiniteError, ShapeError
 from nanograd_llm.inference.likelihood import (
     LOGITS_AT_ONCE,
     TOKENS_AT_ONCE,
@@ -170,6 +170,8 @@ def score_texts(
         each.append((name, _evaluation(float(found.losses.sum()), len(found.losses), int(found.sizes.sum()))))
         blocks.append(found.blocks())
         hard = sorted([*hard, *hardest(found, tokenizer, top)], key=lambda token: -token.loss)[:top]
+    if not blocks:
+        raise ConfigError("there is no text to score; give at least one")
     rows = np.concatenate(blocks)
     whole = _evaluation(float(rows[:, 0].sum()), sum(one.tokens for _, one in each), int(rows[:, 1].sum()))
     return TextScores(dataclasses.replace(whole, interval=interval(rows)), each, hard)

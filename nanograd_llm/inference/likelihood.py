@@ -116,8 +116,8 @@ def interval(blocks: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
 
 def hardest(text: ScoredText, tokenizer: Tokenizer, count: int) -> list[Hard]:
     """The tokens of a text with the highest losses, the hardest first."""
-    found = []
-    for place in np.argsort(-text.losses, kind="stable")[:count].tolist():
+    found = list[Hard]()
+    for place in np.argsort(-text.losses, kind="stable")[:count].tolist() if count else ():
         before = tokenizer.decode(text.ids[max(0, place - BEFORE) : place])[-BEFORE:]
         found.append(Hard(float(text.losses[place]), before, tokenizer.decode(text.ids[place : place + 1])))
     return found

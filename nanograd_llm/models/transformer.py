@@ -55,12 +55,14 @@ def fresh(config: Any, kind: type[TransformerConfig], seed: int | None) -> Any:
 
 
 def take_arrays(model: Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give the parameters of a model these arrays, by name, without a copy; others, such as a head, keep theirs.
+    """Give the parameters of a model these arrays, by name, in their own dtype; others, such as a head, keep theirs.
 
     Those are `fresh` from then on. An array that the model has no parameter for is left out.
     """
     own = model.arrays()
-    model.load_state_dict({name: arrays.get(name, x) for name, x in own.items()}, assign=True)
+    model.load_state_dict(
+        {name: arrays.get(name, x).astype(x.dtype, copy=False) for name, x in own.items()}, assign=True
+    )
     model.fresh = tuple(name for name in own if name not in arrays)
 
 

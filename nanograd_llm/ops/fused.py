@@ -128,7 +128,7 @@ def _row_mean_products(a, b):
 
 
 def _column_sums(x):
-    return constant(len(x), 1, x.dtype, xp(x)) @ x
+    return xp(x).ones(len(x), dtype=x.dtype) @ x
 
 
 def _add_into(y, b):

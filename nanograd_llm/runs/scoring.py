@@ -98,14 +98,15 @@ def score_model(
         progress = functools.partial(report, doing)
         found = TextScores(score_windows(model, ids, tokenizer, stride=stride, windows=rows, progress=progress))
     elif texts:
-        sizes, piped = dict[str, int](), list[tuple[str, str]]()
+        sizes, names, piped = dict[str, int](), list[str](), list[tuple[str, str]]()
         for text in texts:  # all are read before the first is scored, so that a wrong one is found out at once
             for path, content in named_texts(text, report):
-                sizes[path + text.removeprefix(with_field(text)[0])] = len(content)
+                names.append(name := path + text.removeprefix(with_field(text)[0]))
+                sizes[name] = len(content)
                 piped += [(path, content)] if path == "-" else []
-        total, before = sum(sizes.values()), 0
-        report(f"scoring {part}{counted(len(sizes), 'text')}, {counted(total, 'character')}", 0)
-        named = ((name, content) for name in sizes for _, content in (piped if name == "-" else named_texts(name)))
+        total, before = sum(sizes[name] for name in names), 0
+        report(f"scoring {part}{counted(len(names), 'text')}, {counted(total, 'character')}", 0)
+        named = ((name, content) for name in names for _, content in (piped if name == "-" else named_texts(name)))
         if rows is None:
 
             def advance(name: str, share: float) -> None:

@@ -117,7 +117,7 @@ def with_field(source: str) -> tuple[str, str]:
     >>> with_field("chats/*.jsonl#body"), with_field("chats.jsonl.gz"), with_field("notes#1.txt")
     (('chats/*.jsonl', 'body'), ('chats.jsonl.gz', 'text'), ('notes#1.txt', 'text'))
     """
-    found = None if os.path.lexists(source) else re.fullmatch(r"(.+\.jsonl(?:\.gz)?)#(.+)", source, re.DOTALL)
+    found = None if os.path.lexists(source) else re.fullmatch(r"(.+\.jsonl(?:\.gz)?)#([^/\\]+)", source, re.DOTALL)
     return (found[1], found[2]) if found else (source, "text")
 
 

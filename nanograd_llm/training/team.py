@@ -42,14 +42,16 @@ class Threads:
         """
         from concurrent.futures import wait
 
-        at_work: set[int] = set()
+        at_work, lock = set[int](), threading.Lock()  # so that no thread is interrupted once its task has ended
 
         def work(*task: Any) -> Any:
-            at_work.add(threading.get_ident())
+            with lock:
+                at_work.add(threading.get_ident())
             try:
                 return method(*task)
             finally:
-                at_work.discard(threading.get_ident())
+                with lock:
+                    at_work.discard(threading.get_ident())
 
         running = [self.pool.submit(work, *task) for task in tasks[1:]]
         try:
@@ -58,7 +60,8 @@ class Threads:
         except KeyboardInterrupt:
             for future in running:
                 future.cancel()  # if it has not begun
-            _interrupt([*at_work])
+            with lock:
+                _interrupt([*at_work])
             raise
         finally:
             wait(running)  # again, in case Ctrl-C or an error interrupted the lines above

@@ -138,7 +138,10 @@ def perturbed(
     """
 
     def move(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
-        if y.base is None and all(y is not a for a in arrays):  # no view of an input, which was moved before
+        is_view = y.base is not None
+        if is_view and isinstance(y, np.ndarray):  # of an input, which was moved before, or of an array of the op's own
+            is_view = any(np.may_share_memory(y, a) for a in arrays if isinstance(a, np.ndarray))
+        if not is_view and all(y is not a for a in arrays):
             y *= beside((1 + epsilon * rng.uniform(-2, 2, y.shape)).astype(y.dtype), y)
 
     def gradients_at(point: Sequence[np.ndarray], **how: bool) -> list[list[np.ndarray]]:

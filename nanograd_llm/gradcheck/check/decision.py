@@ -233,12 +233,13 @@ def _is_of_the_rule(
     """
     function, k, _ = slopes
     moved = perturbed(function, [x.astype(wide.dtype) for x in function.values], v, narrow.epsilon, rng)
-    found = near.off > plain + MARGIN * np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+    left = plain + MARGIN * np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+    found, gross = near.off > left, near.off > _GROSS * left  # rounding to fewer digits is steady at no other point
     part = _part(near.off[found], near.scale[found])
     far = min(_FURTHER * part, _FURTHEST) / EPS
     if found.any() and far > 1:
         points = [nudged([*function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS)]
-        found &= _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
+        found &= gross | _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
     return found
 
 

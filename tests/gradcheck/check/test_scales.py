@@ -98,6 +98,22 @@ def test_what_cancels_within_a_function_is_rounding(name):
         assert not report.problems and all(finding.verdict != "wrong" for finding in report.findings), report
 
 
+COARSE = {
+    "float16": lambda g: g.astype(np.float16).astype(float),
+    "float32": lambda g: g.astype(np.float32).astype(float),
+    "three digits": lambda g: np.round(g, 3),
+}
+
+
+@pytest.mark.parametrize("name", COARSE)
+@pytest.mark.parametrize("shape", [(5,), (40, 40)])
+def test_a_rule_that_is_coarse_in_float64_alone_is_wrong(name, shape):
+    def rule(x):
+        return COARSE[name](np.cos(x)) if x.dtype == np.float64 else np.cos(x)
+
+    assert check_gradient(np.sin, rule, normal(*shape)).findings[0].verdict == "wrong"
+
+
 def layer_norm(x):
     return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
 
