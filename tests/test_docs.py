@@ -44,7 +44,7 @@ def test_every_option_that_is_shown_exists(command: str, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [(PAGES[0], ["bits_per_byte", "gradients of loss: right"]), (PAGES[1], [r"softsign .* right", "Gate .* right"])],
+    [(PAGES[0], ["bits per byte", "gradients of loss: right"]), (PAGES[1], [r"softsign .* right", "Gate .* right"])],
 )
 def test_the_python_of_a_page_runs_in_order(page: Path, printed: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}

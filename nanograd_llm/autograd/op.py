@@ -108,7 +108,8 @@ class Op:
         """Names of the parameters of the rule that the forward computes and passes to `keep`."""
         return [name for kind, name in self._plan if kind == "kept"]
 
-    def _input_name(self, i: int) -> str:
+    def input_name(self, i: int) -> str:
+        """What the op's function calls its input number i."""
         return f"{self.inputs[0]}[{i}]" if self.variadic else self.inputs[i]
 
     def _require_cases(self) -> None:
@@ -439,7 +440,7 @@ class Op:
             came = (
                 "nothing" if len(given) == 1 and given[0] is None else f"{len(given)} gradient{'s' * (len(given) != 1)}"
             )
-            takes = f"{len(places)} input{'s' * (len(places) != 1)} ({', '.join(map(self._input_name, places))})"
+            takes = f"{len(places)} input{'s' * (len(places) != 1)} ({', '.join(map(self.input_name, places))})"
             raise GraphError(f"the rule of {self.name} returned {came} for {takes}; return one gradient for each")
         gradients: list[Any] = [None] * len(needs)
         higher_order = modes().higher_order
@@ -450,7 +451,7 @@ class Op:
                 gradient = as_array(gradient, cotangent)
                 if not hasattr(gradient, "dtype"):
                     raise GraphError(
-                        f"the rule of {self.name} returned {gradient!r:.100} for {self._input_name(i)}, which needs a "
+                        f"the rule of {self.name} returned {gradient!r:.100} for {self.input_name(i)}, which needs a "
                         "gradient"
                     )
             if higher_order and not isinstance(gradient, Tensor):  # a constant
@@ -477,7 +478,7 @@ class Op:
         if y.dtype.kind == "f" and not np.isfinite(y).all():
             for i, a in enumerate(arrays):  # an input that holds NaN is the cause, such as a parameter
                 if is_array(a) and a.dtype.kind == "f" and np.isnan(a).any():
-                    name = f"the input {self._input_name(i)}"
+                    name = f"the input {self.input_name(i)}"
                     parameter = parameter_name(a)
                     require_finite(a, f"{parameter and f'the parameter {parameter}, '}{name} of {where}", [a])
         require_finite(y, f"the result of {where}", arrays)

@@ -93,20 +93,21 @@ def _pull_back(node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) 
         node.guard.gradients(gradients, node.sources, [cotangent, *node.saved])
     for i, (source, gradient) in enumerate(zip(node.sources, gradients)):
         if gradient is not None and (gradient.shape != source.shape or gradient.dtype != source.dtype):
-            gradients[i] = _fit(gradient, source, node.op.name)
+            gradients[i] = _fit(gradient, source, node.op, i)
     return gradients
 
 
-def _fit(gradient: Any, source: Any, name: str) -> Any:
+def _fit(gradient: Any, source: Any, op: Any, i: int) -> Any:
     """Undo broadcasting, which used one number in many places: sum over the repeated axes. Then cast to the dtype."""
     shape = source.shape
     if gradient.shape != shape:
         extra = gradient.ndim - len(shape)
         if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:])):
             raise ShapeError(
-                f"the rule of {name} returned a gradient of shape {gradient.shape} for an input of shape {shape}"
+                f"the rule of {op.name} returned a gradient of shape {gradient.shape} for its input "
+                f"{op.input_name(i)} of shape {shape}"
             )
-        repeated = (i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1)
+        repeated = (axis + extra for axis, n in enumerate(shape) if n == 1 and gradient.shape[axis + extra] != 1)
         gradient = gradient.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
     return gradient if gradient.dtype == source.dtype else gradient.astype(source.dtype)
 

@@ -120,7 +120,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
-    problems, errors = list[str](), [0.0] * order
+    problems, broken, errors = list[str](), list[str](), [0.0] * order  # broken: the promises of a right gradient
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, drawn, rng)
@@ -137,9 +137,10 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             is_wrong = bool(report.problems) or any(found.verdict == "wrong" for found in report.findings)
             if is_wrong or not (report.passed or at_kinks):
                 problems.append(f"{case}: {report}")
-            problems += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
+            broken += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
         except ERRORS as error:
             problems.append(f"{case}: it raises {type(error).__name__}: {error}")
+    problems += broken
     planted = [] if problems else planted
     survivors = surviving_mutants(planted, drawn)
     kept = [

@@ -257,7 +257,7 @@ class _Check:
             what = "" if isinstance(target, Function) else "the gradient of "
             cause = "give its dropout a seed, or call it inside nanograd_llm.backend.randomness.noise(seed)"
             if not is_noisy:
-                cause = "seed its random numbers in each call, as by np.random.default_rng(0); make no Parameter in it"
+                cause = "seed its random numbers in each call, as by np.random.default_rng(0)"
             raise GraphError(
                 f"{what}{self.function.label} gives other numbers when it is called again with the same inputs; {cause}"
             )
@@ -375,7 +375,7 @@ class _Check:
         """bent: places of the kinks, also of those found at lower orders.  kinks_here: of those found at this one."""
         x = function.values[k]
         if bent is None or kinks_here is None:
-            reason = f"the function bends by more than {kinks.MOST} entries here, or in a way that no entry explains"
+            reason = f"the function bends by more than {kinks.MOST} entries here, or so much that rounding hides how"
             of = (function.names[k], x.shape, "cannot tell", 0.0, 0.0, "differences", 0.0, "nothing")
             return Finding(order, *of, reason=reason)
         smooth = np.ones(x.size, bool)
@@ -513,11 +513,14 @@ class _Check:
         """Note where the function is straight around the inputs, though not nearer to zero, as where it saturates."""
         values, k, given = c.function.values, c.k, self.precisions.given
 
-        def change(part: float, method: Method) -> float:
-            """By which part of them do the slopes along u change, at least, where the input is a little larger?"""
+        def change(part: float, method: Method, errors: int = -1) -> float:
+            """By which part of them do the slopes along u change, at least, where the input is a little larger?
+
+            errors: 1 to say how much at most.
+            """
             points = ([*values[:k], part * t * values[k], *values[k + 1 :]] for t in (1.0, 1.125))
             one, other = (method(line(c.function, point, k, part * u)) for point in points)
-            changes = np.abs(one.value - other.value) - one.error - other.error
+            changes = np.abs(one.value - other.value) + errors * (one.error + other.error)
             return float(np.max(changes, initial=0) / (np.max(np.abs(one.value), initial=0) or 1.0))
 
         if (
@@ -526,6 +529,7 @@ class _Check:
             or not values[k].any()
             or not self.progress.left
             or change(1.0, c.method) > given.c * given.epsilon
+            or change(1.0, c.method, errors=1) > _CURVED
         ):
             return
         # here a complex step may do, and be wrong nearer to zero: exp(-|x|) is analytic where it is nothing

@@ -278,6 +278,8 @@ def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
     for name, rule in foreign.rules.items() if not found else ():
         if where := place_of(rule):
             place = f"computed by {name}" + (", or by another of these" if len(foreign.rules) > 1 else "")
+            if name.endswith(".backward") and name != f"{foreign.label}.backward":
+                place += ", or lost around it, as by .detach()"
             yield Culprit(foreign.label, place, where, names)
 
 
