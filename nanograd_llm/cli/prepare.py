@@ -33,7 +33,7 @@ def prepare(
         What to read: UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files
         (FILE.jsonl#FIELD for another field than "text"), or - for standard input.
     out
-        The folder to make.
+        The folder to make, which is new or empty.
     tokenizer
         bpe or characters, made of the texts; bytes; or a model whose tokenizer to use: the folder of a run, or a
         pretrained model, such as gpt2.

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
-from nanograd_llm.files.atomic import regular_file, storage_errors, written_together
+from nanograd_llm.files.atomic import TEMPORARY, regular_file, storage_errors, written_together
 from nanograd_llm.files.toml import read_toml, write_toml
-from nanograd_llm.settings import require_choice, require_number, require_seed
+from nanograd_llm.settings import counted, require_choice, require_number, require_seed
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import well_formed
 from nanograd_llm.text.sources import DESCRIPTION, PARTS, documents, files_of
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOKENIZER = "nanograd_tokenizer.json"
+ENDINGS = (".bin", ".json", ".toml", ".pkl", "merges.txt", "vocab.bpe")  # of the files that a prepared folder may have
 KINDS = ("bpe", "bytes", "characters")  # of tokenizers that are made of the texts
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 LONGEST, SHORTEST = 2**18, 2**9  # characters of a part of a long text
@@ -92,12 +94,23 @@ class TokenFiles:
 
 
 def open_prepared(folders: Sequence[str | os.PathLike[str]], vocab_size: int) -> tuple[TokenFiles, TokenFiles]:
-    """The ids to train on and those held out, of prepared folders together. Raises as `TokenFiles` and `described`."""
+    """The ids to train on and those held out, of prepared folders together: a warning names other files there.
+
+    Raises as `TokenFiles` and `described`.
+    """
     dtypes = [described(folder).get("prepared", {}).get("dtype", "uint16") for folder in folders]
     train, val = (
         TokenFiles([(Path(folder, f"{part}.bin"), dtype) for folder, dtype in zip(folders, dtypes)], vocab_size)
         for part in PARTS
     )
+    for folder in folders:
+        if others := [path for path in files_of(os.fspath(folder)) if not path.endswith(ENDINGS)]:
+            count = counted(len(others), "other file")
+            warnings.warn(
+                f"{folder}: is a prepared folder: its train.bin and val.bin are taken, and not {count} in it, such as "
+                f"{others[0]}; to learn from those, move them to another folder",
+                stacklevel=2,
+            )
     return train, val
 
 
@@ -146,7 +159,8 @@ def prepare(
     held_out: the share of the texts for val.bin: one, chosen by `seed`, of every 1 / held_out. Of a file that is long
         for the whole, its parts are texts, cut between lines. A text ends with the end-of-text token, if there is one.
 
-    Texts are read one after the other, twice if a tokenizer is made of them. `out` appears as a whole, or not at all.
+    Texts are read one after the other, twice if a tokenizer is made of them. `out`, which must be new or
+    empty, appears as a whole, or not at all.
     Raises ConfigError for a share that leaves nothing to train on or to score, StorageError, BadFileError for a source.
     """
     if isinstance(tokenizer, str):
@@ -159,8 +173,9 @@ def prepare(
         raise ConfigError("prepare needs at least one source; give files or folders")
     writing = storage_errors(f"{out}: cannot write", "nothing was kept; make room")
     with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
-        if os.path.lexists(Path(out, f"{PARTS[0]}.bin")):
-            raise StorageError(f"{out}: already holds a prepared text; choose another folder")
+        if held := {path.name for path in Path(out).glob("*") if not TEMPORARY.fullmatch(path.name)}:
+            what = "already holds a prepared text" if DESCRIPTION in held else f"is not empty (it has {min(held)})"
+            raise StorageError(f"{out}: {what}; choose another folder")
         names, sources = list(sources), list(sources)
         if "-" in sources:  # kept, since it may be read twice
             spooled = folder / "stdin"

@@ -205,6 +205,20 @@ def test_prepared_files_are_not_written_over(prepared, source):
         prepare([source], prepared, "bytes")
 
 
+def test_a_folder_that_holds_anything_is_refused_before_a_text_is_read(tmp_path, source, prepared):
+    with pytest.raises(StorageError, match=r"is not empty \(it has data\); choose another folder"):
+        prepare(["no such file"], tmp_path, "bytes")
+    (tmp_path / "empty").mkdir()
+    prepare([source], tmp_path / "empty", "bytes")
+    assert is_prepared(tmp_path / "empty")
+
+
+def test_texts_beside_prepared_files_are_not_read_and_a_warning_names_them(prepared):
+    (prepared / "notes.md").write_text("a text")
+    with pytest.warns(UserWarning, match=f"train.bin and val.bin are taken, and not 1 other file.*{prepared}/notes.md"):
+        open_prepared([prepared], 257)
+
+
 def test_windows_of_files_are_those_of_their_ids(prepared):
     train, _ = open_prepared([prepared], 257)
     for take in (random_windows, epoch_windows):
