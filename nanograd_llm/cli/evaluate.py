@@ -60,11 +60,11 @@ def evaluate(
             if doing.startswith("scoring") and not share:
                 print(written(doing), flush=True)
 
-        if not texts and not choices:
+        if is_run := not (texts or choices or stride is not None or top):
             score = score_run(model, report, rows)
         else:
             found, answered = score_model(model, texts, choices, stride=stride, rows=rows, top=top, report=report)
-    if not texts and not choices:
+    if is_run:
         print(f"{score}\nover {score.measured_on}")
         return
     if answered is not None:

@@ -37,6 +37,8 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: 
     rows: score only this many windows, texts or pairs, evenly spread and always the same, as during training.
     Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
     """
+    if rows is not None:
+        require_int("rows", rows, 1)
     opened = open_model(path)
     if not isinstance(opened, OpenedRun):
         raise ConfigError(f"{opened.source} is no run, so it has nothing that is held out; give a text")
@@ -71,8 +73,11 @@ def score_model(
     Raises as these do, as `open_model` does, and ConfigError for a model that is no GPT, or a mix of these.
     """
     require_int("top", top, 0)
-    if rows is not None:
-        require_int("rows", rows, 1)
+    for name, value in (("rows", rows), ("stride", stride)):
+        if value is not None:
+            require_int(name, value, 1)
+    if not texts and (name := "top" if top else "stride" if stride else "rows" if rows else ""):
+        raise ConfigError(f"{name} is for a text, and none is given; give one, or leave {name} out")
     prepared = [text for text in texts if is_prepared(text)]
     if prepared and len(texts) > 1:
         raise ConfigError(f"{prepared[0]} is a prepared folder, which is scored by itself; give it alone")

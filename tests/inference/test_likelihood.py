@@ -398,6 +398,10 @@ def test_eval_of_a_prepared_folder_scores_its_held_out_part_by_the_tokenizer_tha
         ([tmp_path / "data", "--top", "1"], "leave it out"),
         ([run / "texts", "--top", "-1"], "--top must be an integer of at least 0; got -1"),
         ([run / "texts", "--rows", "0"], "--rows must be an integer of at least 1; got 0"),
+        (["--rows", "0"], "--rows must be an integer of at least 1; got 0"),
+        (["--top", "1"], "--top is for a text, and none is given; give one, or leave --top out"),
+        (["--stride", "4"], "--stride is for a text, and none is given; give one, or leave --stride out"),
     ]:
         assert main(["eval", str(run / "run"), *map(str, arguments)]) == 2
-        assert said in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert said in err and not out
