@@ -264,16 +264,18 @@ class Classification(TextTask):
         accuracy = 100 * float((guesses == targets).mean())
         baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
         loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
-        remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy})
+        remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy}, accuracy == 100)
         also, part = {**baselines, "loss": loss}, part_of(len(which), total, "held-out text")
         return Score("accuracy", accuracy, also, **part, percent=("accuracy", *baselines), remark=remark)
 
-    def _remark(self, better: Mapping[str, float]) -> str:
+    def _remark(self, better: Mapping[str, float], is_perfect: bool) -> str:
         """Which baselines are not exceeded, and what may help. better: their accuracies."""
         if not better:
             return ""
         seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
         names = " and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
+        if is_perfect:
+            return f"as perfect as {names}: the held-out texts do not tell them apart"
         c = self.training
         longer = f"--minutes {5 * c.minutes:g}" if c.minutes else f"--steps {5 * c.steps}"
         return f"not above {names}; train longer, e.g. {longer}"

@@ -359,6 +359,10 @@ def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_l
     remark = task.score().remark
     assert "naive Bayes (100.0 %), which sees only word counts" in remark
     assert remark.startswith("not above ") and remark.endswith(f"; train longer, e.g. {remedy}")
+    task.model.probabilities = lambda rows: np.eye(2)[task.held_out_targets]
+    assert task.score().remark == (
+        "as perfect as naive Bayes (100.0 %), which sees only word counts: the held-out texts do not tell them apart"
+    )
 
 
 def test_the_picture_and_the_table_have_every_class_and_count() -> None:
