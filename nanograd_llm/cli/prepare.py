@@ -35,8 +35,8 @@ def prepare(
     out
         The folder to make, which is new or empty.
     tokenizer
-        bpe or characters, made of the texts; bytes; or a model whose tokenizer to use: the folder of a run, or a
-        pretrained model, such as gpt2.
+        bpe or characters, made of the texts; bytes; or whose tokenizer to use: the folder of a run, a prepared
+        folder, or a pretrained model, such as gpt2.
     vocab_size
         Tokens that bpe learns; 1024 if not given. GPT-2 has 50257.
     held_out
@@ -48,10 +48,12 @@ def prepare(
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.pretrained.hub import KNOWN
     from nanograd_llm.runs.opening import open_model
+    from nanograd_llm.tasks.language_model import tokenizer_of
     from nanograd_llm.text import Tokenizer
     from nanograd_llm.text import prepare as prepare_texts
     from nanograd_llm.text.corpora import nul_remark
     from nanograd_llm.text.prepared import KINDS
+    from nanograd_llm.text.sources import is_prepared
 
     made: Tokenizer | str = tokenizer
     if tokenizer not in KINDS:
@@ -59,7 +61,10 @@ def prepare(
             near = nearest(tokenizer, KINDS)
             hint = f"; did you mean {near}?" if near else f"; got {shown(tokenizer)}"
             raise ConfigError(f"tokenizer must be one of {', '.join(KINDS)}, or a model, such as a run or gpt2{hint}")
-        made = gpt2_tokenizer() if tokenizer == "gpt2" else open_model(tokenizer).tokenizer()
+        if tokenizer != "gpt2":
+            made = tokenizer_of(tokenizer) if is_prepared(tokenizer) else open_model(tokenizer).tokenizer()
+        else:
+            made = gpt2_tokenizer()
     with waiting("starting") as tell:
         found = prepare_texts(sources, out, made, vocab_size=vocab_size, held_out=held_out, seed=seed, report=tell)
     print(row("tokenizer", found["prepared"]["tokenizer"]))

@@ -70,7 +70,8 @@ def as_typed(message: str, options: Iterable[str]) -> str:
                 rf"|(?<= and ){found}(?= are)|^{found}=True|(?<=leave ){found}(?= out)|(?<=set ){found}(?= to )"
                 rf"|(?<=with ){found}$|(?<=weights of ){found}\b"
             )
-        message = re.sub(places, option, message)
+        # a repr, such as BPETokenizer(vocab_size=400), stays
+        message = re.sub(rf"(\w\([^()]*\))|(?:{places})", lambda found: found[1] or option, message)
     return re.sub(r"\bfile(?= and --data are both given)", "FILE", message)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,9 @@ def tokenizer_of(folder: str) -> Tokenizer:
 def require_tokenizer(folder: str, tokenizer: Tokenizer, source: str) -> None:
     """Raise ConfigError unless the ids of a prepared folder mean what they do to this tokenizer, that of `source`."""
     if not tokenizer.has_same_ids(found := tokenizer_of(folder)):
-        raise ConfigError(f"{folder} was prepared with {found}, not the tokenizer of {source}; prepare it again")
+        kind = f"another {found} than that" if repr(found) == repr(tokenizer) else f"{found}, not the tokenizer"
+        remedy = f"prepare it with --tokenizer {shlex.quote(source)}"
+        raise ConfigError(f"{folder} was prepared with {kind} of {source}; {remedy}")
 
 
 class LanguageModelling(TextTask):

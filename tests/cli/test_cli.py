@@ -146,6 +146,7 @@ def test_train_reads_standard_input(tmp_path, capsys, monkeypatch):
         ("lora_rank trains adapters beside a model; say which one with init", "--lora-rank trains .* with --init$"),
         ("tokenizer must be one of bpe; got 'init'", "^--tokenizer must be one of bpe; got 'init'$"),
         ("file and data are both given; give one", "^FILE and --data are both given"),
+        ("d holds BPETokenizer(vocab_size=400) and not init", r"^d holds BPETokenizer\(vocab_size=400\) and not init$"),
         ("processes=True needs Linux", "^--processes needs Linux"),
         ("workers is 4, but a GPU has one worker; set workers to 1", "^--workers is 4, .*; set --workers to 1$"),
         (

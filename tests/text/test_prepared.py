@@ -14,6 +14,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
 from nanograd_llm.models.gpt import GPTConfig
 from nanograd_llm.runs.prepare import prepare_run, resume_run
@@ -385,6 +386,44 @@ def test_sources_that_do_not_fit_together_are_refused(tmp_path, prepared, source
         TextConfig(data=["a:1", "b:2"], epochs=True)
     with pytest.raises(ConfigError, match="file and data are both given"):
         TextConfig("a", data=["a:1"])
+
+
+def test_another_tokenizer_of_the_same_size_is_called_that_with_a_remedy_that_works(tmp_path, capsys):
+    for name, text in (("a", "the cat sat\n"), ("b", "a dog ran\n")):
+        (tmp_path / f"{name}.txt").write_text(text * 200)
+        arguments = [
+            "prepare",
+            str(tmp_path / f"{name}.txt"),
+            "--out",
+            str(tmp_path / name),
+            "--vocab-size",
+            "260",
+            "--held-out",
+            "0.3",
+        ]
+        assert main(arguments) == 0
+    both = [str(tmp_path / "a"), str(tmp_path / "b")]
+    capsys.readouterr()
+    assert main(["train", *both, "--out", str(tmp_path / "run")]) == 2
+    said = f"{both[1]} was prepared with another BPETokenizer(vocab_size=260) than that of {both[0]}; prepare it with "
+    assert said + f"--tokenizer {both[0]}" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "prepare",
+                str(tmp_path / "b.txt"),
+                "--out",
+                str(tmp_path / "c"),
+                "--tokenizer",
+                both[0],
+                "--held-out",
+                "0.3",
+            ]
+        )
+        == 0
+    )
+    tokenizers = [load_tokenizer(tmp_path / name / "nanograd_tokenizer.json") for name in "ac"]
+    assert tokenizers[0].has_same_ids(tokenizers[1])
 
 
 def test_several_texts_are_trained_on_together_by_weight_or_by_length(tmp_path):
