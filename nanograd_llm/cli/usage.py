@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -70,9 +71,14 @@ def as_typed(message: str, options: Iterable[str]) -> str:
                 rf"|(?<= and ){found}(?= are)|^{found}=True|(?<=leave ){found}(?= out)|(?<=set ){found}(?= to )"
                 rf"|(?<=with ){found}$|(?<=weights of ){found}\b"
             )
-        # a repr, such as BPETokenizer(vocab_size=400), stays
-        message = re.sub(rf"(\w\([^()]*\))|(?:{places})", lambda found: found[1] or option, message)
+        reprs = r"(?P<repr>\w\([^()]*\))"  # such as BPETokenizer(vocab_size=400), which stays
+        renamed: Callable[[re.Match[str]], str] = functools.partial(_renamed, option)
+        message = re.sub(f"{reprs}|(?:{places})", renamed, message)
     return re.sub(r"\bfile(?= and --data are both given)", "FILE", message)
+
+
+def _renamed(option: str, found: re.Match[str]) -> str:
+    return found["repr"] or option
 
 
 def _fault(error: CycloptsError) -> str:
