@@ -41,8 +41,8 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     report: called with what is being read, and the share that is done.
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
-    Files come in the order of their names. In a folder, hidden files are left out, and files that are no text: a
-    warning says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError
+    Files come in the order of their names. In a folder, hidden files are left out. Of a folder or a pattern, files
+    that are no text are left out: a warning says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError
     for what is no text, ConfigError for a prepared folder.
     """
     return (text for _, text in _named(source, report, size))
@@ -67,7 +67,7 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
     for i, path in enumerate(paths):
         if i:
             report(f"reading {source}", i / len(paths))
-        if os.path.isdir(source):
+        if paths != [with_field(source)[0]]:  # of a folder or a pattern, so that nobody named this file
             try:
                 for _ in _documents(path, field, size):  # all of a file is a text, or none of it is taken
                     pass
