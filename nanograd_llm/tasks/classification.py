@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanograd_llm.errors import BadFileError, ConfigError
+from nanograd_llm.errors import BadFileError, ConfigError, ShapeError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.models.bert import BERT
 from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
@@ -93,7 +93,7 @@ class LabelledTextConfig(TextSettings):
         for text, label in found:  # decided by the text alone, so that more texts change no side
             parts[zlib.crc32(text.encode()) < self.held_out * 2**32].append((text, label))
         if not all(parts):
-            raise BadFileError(
+            raise ShapeError(
                 f"{self.file}: has {counted(len(found), 'different text')}, of which held_out={self.held_out} leaves "
                 f"{len(parts[0])} to train on and {len(parts[1])} to score; give more texts, or another held_out"
             )
