@@ -42,8 +42,8 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out. Of a folder or a pattern, files
-    that are no text are left out: a warning says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError
-    for what is no text, ConfigError for a prepared folder.
+    that are no text are left out: a warning says how many, and of each reason the first. Raises StorageError if there
+    is nothing to read, BadFileError for what is no text, ConfigError for a prepared folder.
     """
     return (text for _, text in _named(source, report, size))
 
