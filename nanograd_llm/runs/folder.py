@@ -31,6 +31,7 @@ from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import TEMPORARY, read_bytes, regular_file, storage_errors, write_atomically
 from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.runs.checkpoints import load_checkpoint, save_checkpoint
+from nanograd_llm.settings import listed, nearest
 
 try:
     import fcntl
@@ -92,11 +93,17 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
         run = cls(path)
-        with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
-            held = os.listdir(run.path)
+        try:
+            with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
+                held = os.listdir(run.path)
+        except StorageError:
+            if meant := run_meant(run.path):
+                raise StorageError(f"{run.path}: {meant}") from None
+            raise
         missing = [part.name for part in (run.config_path, run.checkpoints_path) if part.name not in held]
         if missing:
-            raise StorageError(f"{run.path}: is not a run of nanograd_llm: it has no {', no '.join(missing)}")
+            fault = f"is not a run of nanograd_llm: it has no {', no '.join(missing)}"
+            raise StorageError(f"{run.path}: {run_meant(run.path) or fault}")
         return run
 
     @classmethod
@@ -391,6 +398,24 @@ def _record(line: bytes, where: str) -> dict[str, float]:
         return {name: _number(name, value) for name, value in {"step": None, **record}.items()}
     except (ValueError, OverflowError, RecursionError) as error:
         raise BadFileError(f"{where}: not a metrics record: {error}") from error
+
+
+def run_meant(path: Path) -> str:
+    """Which run was meant by a folder of runs, or by the name of a run without its folder; "" if that is not known."""
+    if os.path.exists(inside := "runs" / path / "config.toml"):
+        return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
+        near = nearest(path.name, sorted(os.listdir(path.parent))) if path.parent.is_dir() and not path.exists() else ""
+        if near and os.path.exists(inside := path.parent / near / "config.toml"):
+            return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
+        beside = [] if path.parent.is_dir() else sorted(os.listdir(path.parent.parent))
+        if os.path.exists(inside := path.parent.parent / nearest(path.parent.name, beside) / path.name / "config.toml"):
+            return f"no such run; did you mean {inside.parent}?"
+    with contextlib.suppress(OSError):
+        if runs := sorted(found.parent.name for found in path.glob("*/config.toml")):
+            return f"is a folder of runs; it holds {listed(runs)}; give one of them, such as {path / runs[0]}"
+    return ""
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -26,9 +25,9 @@ from nanograd_llm.pretrained.opened import (
     weights_dtype,
 )
 from nanograd_llm.pretrained.opening import open_pretrained
-from nanograd_llm.runs.folder import RunFolder, run_of_checkpoint
+from nanograd_llm.runs.folder import RunFolder, run_meant, run_of_checkpoint
 from nanograd_llm.runs.tables import check_tables
-from nanograd_llm.settings import check_keys, listed, nearest, require_type
+from nanograd_llm.settings import check_keys, require_type
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Task
 from nanograd_llm.text import Tokenizer, load_tokenizer
@@ -64,7 +63,7 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
         try:
             opened = open_pretrained(source)
         except (BadFileError, StorageError) as error:
-            if meant := _run_meant(folder):
+            if meant := run_meant(folder):
                 raise type(error)(f"{folder}: {meant}") from None
             raise
     if not issubclass(opened.model_class, kind):
@@ -74,24 +73,6 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
             f"{opened.source} is a model of the class {opened.model_class.__name__}; expected {kind.__name__}{remedy}"
         )
     return opened
-
-
-def _run_meant(path: Path) -> str:
-    """Which run was meant by a folder of runs, or by the name of a run without its folder; "" if that is not known."""
-    if os.path.exists(inside := "runs" / path / "config.toml"):
-        return f"no such run; did you mean {inside.parent}?"
-    with contextlib.suppress(OSError):
-        near = nearest(path.name, sorted(os.listdir(path.parent))) if path.parent.is_dir() and not path.exists() else ""
-        if near and os.path.exists(inside := path.parent / near / "config.toml"):
-            return f"no such run; did you mean {inside.parent}?"
-    with contextlib.suppress(OSError):
-        beside = [] if path.parent.is_dir() else sorted(os.listdir(path.parent.parent))
-        if os.path.exists(inside := path.parent.parent / nearest(path.parent.name, beside) / path.name / "config.toml"):
-            return f"no such run; did you mean {inside.parent}?"
-    with contextlib.suppress(OSError):
-        if runs := sorted(found.parent.name for found in path.glob("*/config.toml")):
-            return f"is a folder of runs; it holds {listed(runs)}; give one of them, such as {path / runs[0]}"
-    return ""
 
 
 def open_encoder(source: str | os.PathLike[str]) -> tuple[SentenceEncoder, Tokenizer]:

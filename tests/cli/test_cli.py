@@ -277,6 +277,10 @@ def no_network():
         (["generate", "runs/tin", "x"], "runs/tin: no such run; did you mean runs/tiny?"),
         (["generate", "run/tiny", "x"], "run/tiny: no such run; did you mean runs/tiny?"),
         (["generate", "runs", "x"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
+        (["compare", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
+        (["plot", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
+        (["train", "--resume", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
+        (["plot", "tiny"], "tiny: no such run; did you mean runs/tiny?"),
         (["generate", "The cafe", "runs/tiny"], "MODEL comes first: nanograd-llm generate runs/tiny 'The cafe'"),
     ],
 )
