@@ -114,6 +114,9 @@ def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
     rows = [np.asarray(p) for p in (prompts if several else [prompts])]
     for row, ids in enumerate(rows):
         if ids.ndim != 1 or not ids.size:
-            raise ShapeError(f"prompt {row} has shape {ids.shape}; give a row of at least one id, such as end-of-text")
+            raise ShapeError(
+                f"prompt {row} has shape {ids.shape}; give a row of at least one id, such as end-of-text, or what "
+                "tokenizer.encode(text) gives"
+            )
         check_ids(ids, model.config.vocab_size, "token id")
     return rows
