@@ -32,6 +32,7 @@ def search(
     lines = read_lines(file)
     use_device(device)
     encoder, tokenizer = open_encoder(model)
-    vectors = inference.embed(encoder, tokenizer, [*lines, query], truncate=truncate)
-    for place, cosine in inference.nearest(vectors[:-1], vectors[-1], top):
+    (sought,) = inference.embed(encoder, tokenizer, [query], truncate=truncate, name="the query")
+    vectors = inference.embed(encoder, tokenizer, lines, truncate=truncate)
+    for place, cosine in inference.nearest(vectors, sought, top):
         print(written(f"{cosine:6.3f}  {lines[place]}"))

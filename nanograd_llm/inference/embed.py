@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 def embed(
-    encoder: SentenceEncoder, tokenizer: Tokenizer, texts: Sequence[str], *, truncate: bool = False
+    encoder: SentenceEncoder, tokenizer: Tokenizer, texts: Sequence[str], *, truncate: bool = False, name: str = ""
 ) -> np.ndarray:
     """The vector of each text, of length 1 where the encoder normalises.  N texts -> array (N, C)
 
         vectors = embed(SentenceEncoder(model), tokenizer, ["the cat sleeps", "a sleeping cat"])
 
     A vector does not depend on the other texts: those of the same length are computed together, without padding.
-    truncate: keep the first tokens of a text that is too long.
+    truncate: keep the first tokens of a text that is too long. name: of a single text, for errors.
     Raises ShapeError, with the number of the text, for one that has no words, or more tokens than the encoder takes.
     """
     from nanograd_llm.models.heads import SentenceEncoder
 
     require_type("encoder", encoder, SentenceEncoder, "a SentenceEncoder of a BERT or a GPT")
     encoder.eval()
-    return encoder.embed(encoded(texts, tokenizer, encoder.max_length, truncate=truncate))
+    return encoder.embed(encoded(texts, tokenizer, encoder.max_length, truncate=truncate, name=name))
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, top: int = 5) -> list[tuple[int, float]]:
@@ -49,23 +49,30 @@ def nearest(vectors: np.ndarray, query: np.ndarray, top: int = 5) -> list[tuple[
 
 
 def encoded(
-    texts: Sequence[str], tokenizer: Tokenizer, longest: int, *, truncate: bool = False, allow_special: bool = False
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    longest: int,
+    *,
+    truncate: bool = False,
+    allow_special: bool = False,
+    name: str = "",
 ) -> list[np.ndarray]:
     """The ids of each text, wrapped as the model expects them.
 
     longest: tokens that the model takes. truncate: keep the first of a longer text; a warning counts these texts.
-    allow_special: as for `encode`.
+    allow_special: as for `encode`. name: of a single text, for errors.
     Raises ShapeError, with the number of the text, for one that has no tokens, or more than that.
     """
     around = len(tokenizer.wrap([]))
     found, cut = [], 0
     for number, text in enumerate(texts, 1):
+        what = name or f"text {number}"
         ids = tokenizer.encode(text, allow_special=allow_special)
         if not len(ids) or not text.strip():
-            raise ShapeError(f"text {number} is {text!r:.60}, which has no words; leave it out")
+            raise ShapeError(f"{what} is {text!r:.60}, which has no words; leave it out")
         if len(ids) + around > longest and not truncate:
             raise ShapeError(
-                f"text {number} has {len(ids) + around} tokens, and the model takes {longest}; shorten it, "
+                f"{what} has {len(ids) + around} tokens, and the model takes {longest}; shorten it, "
                 "or give --truncate (truncate=True) to keep its first tokens"
             )
         found.append(tokenizer.wrap(ids[: longest - around]))
