@@ -103,9 +103,11 @@ def test_an_unwritable_place_is_found_when_the_run_is_made(
 def test_a_folder_that_is_no_run_is_refused_naming_what_is_missing(tmp_path: Path, run: RunFolder) -> None:
     with pytest.raises(StorageError, match="No such file or directory"):
         RunFolder.open(tmp_path / "none")
-    with pytest.raises(StorageError, match=r"it has no config.toml, no checkpoints"):
+    with pytest.raises(StorageError, match=f"is a folder of runs; it holds 'run'; .* such as {run.path}"):
         RunFolder.open(tmp_path)
     run.config_path.unlink()
+    with pytest.raises(StorageError, match=r"it has no config.toml, no checkpoints"):
+        RunFolder.open(tmp_path)
     with pytest.raises(StorageError, match=r"it has no config.toml$"):
         RunFolder.open(run.path)
 
