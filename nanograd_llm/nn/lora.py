@@ -129,8 +129,11 @@ def _is_fresh(model: Module, name: str) -> bool:
     return any(f"{name}.".startswith(f"{part}.") for part in model.fresh)
 
 
-def targeted(model: Module, targets: Iterable[str] | None) -> dict[str, Linear]:
-    """The Linears that these targets of `add` name, by name. Raises ConfigError for a target that is not there."""
+def targeted(model: Module, targets: Iterable[str] | None, rank: int = 1) -> dict[str, Linear]:
+    """The Linears that these targets of `add` name, by name.
+
+    Raises ConfigError for a target that is not there, and a rank above that of every one of their matrices.
+    """
     modules = dict(model.named_modules())
     linears = {name: x for name, x in modules.items() if isinstance(x, Linear)}
     known = {name: x for name, x in linears.items() if not _is_fresh(model, f"{name}.weight")}
@@ -147,6 +150,8 @@ def targeted(model: Module, targets: Iterable[str] | None) -> dict[str, Linear]:
         found = [name for name in known if any(name in names for names in matches.values())]
     if not found:
         raise ConfigError(f"targets names no Linear of this {type(model).__name__}; leave it out, for all")
+    if rank > (most := max(min(known[name].weight.shape) for name in found)):
+        raise ConfigError(f"rank is {rank}, and no matrix of the targets has one above {most}; give {most} or less")
     return {name: known[name] for name in found}
 
 

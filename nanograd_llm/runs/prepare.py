@@ -141,10 +141,13 @@ def _prepared(
     start = None if source is None else _opened(source)
     if adapters is not None and start is not None and start.model_class is task.model_class:
         with _named_as_options():  # before the work of making the task
-            lora.targeted(start.model_class(start.config, seed=None), adapters.target_names)
+            lora.targeted(start.model_class(start.config, seed=None), adapters.target_names, adapters.rank)
     made = task.made(Request(settings, given, written, str(file), preset, start, report, is_shown))
     if start is not None and made.init is None:
         raise ConfigError(f"the task {task.name} does not start from a model; leave init out")
+    if adapters is not None:
+        with _named_as_options():  # of a task that gives the model another head
+            lora.targeted(made.model, adapters.target_names, adapters.rank)
     if adapters is not None and "learning_rate" not in settings["train"]:
         rate = min(HIGHER_RATE * made.training.learning_rate, HIGHEST_RATE)
         made.training = dataclasses.replace(made.training, learning_rate=rate)
@@ -272,7 +275,7 @@ def _named_as_options() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if str(error).startswith("targets"):
+        if str(error).startswith(("targets", "rank")):
             raise ConfigError(f"{PREFIXED['lora']}{error}") from None
         raise
 
