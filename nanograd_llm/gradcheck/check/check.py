@@ -178,6 +178,7 @@ class _Check:
         findings: list[Finding] = []
         culprits: list[Culprit] = []
         with function.borrowed():
+            self.early = consistency.first_passes(function, self.seed, self.progress.seconds)
             epsilon, depth, self.calls, narrow = function.tape()
             self.notes += narrow
             c = DEPTH + 16 * max(0, depth - 1)
@@ -281,7 +282,7 @@ class _Check:
                 self.ties = kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
                 problems += self.ties
                 try:
-                    how = self.of_all, self.rng, self._is_early, self.progress.seconds
+                    how = self.of_all, self.rng, self._is_early, self.progress.seconds, self.early
                     problems += consistency.problems(self.function, cotangent, *how)
                 except Varying as varying:
                     problems.append(str(varying))

@@ -7,6 +7,7 @@ sum. Two uses of an input add up. A rule does not write into its cotangent, and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
@@ -35,6 +36,7 @@ _SHOWN = 8  # names of inputs in one line
 _DIRECTIONS = 4  # along which gradients in float32 are compared
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
 _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
+_FIRST = 6  # backward passes at most whose gradients are kept to compare later ones with
 _SHARE = 1 / 50  # which take no larger part of a check's seconds
 _WHY = "the rule draws random numbers or changes what it keeps; make it repeatable, and check again"
 _FAR = (2.0**6, 2.0**13) * 4  # units in the last place, up to which float32 inputs are moved to compare again
@@ -66,17 +68,18 @@ def problems(
     rng: np.random.Generator,
     is_early: Callable[[], bool] = lambda: True,
     seconds: float = 1.0,
+    early: Early | None = None,
 ) -> list[str]:
     """In words: each pair of `_pairs` that is not equal, and what `_guarded` and `_in_float32` find.
 
-    is_early: is there time for one more pair?  seconds: of the whole check.
-    Raises Varying where two backward passes over one tape differ.
+    is_early: is there time for one more pair?  seconds: of the whole check.  early: see `Early`.
+    Raises Varying where two backward passes over one tape differ, or one of the early ones from one of these.
     """
     if not is_early() or not function.record(function.values)[0].requires_grad:
         return []
     if found := _guarded(function, cotangent):
         return found
-    _require_repeatable(function, cotangent, _SHARE * seconds)
+    _require_repeatable(function, cotangent, _SHARE * seconds, early)
     seed, flow = int(rng.integers(2**32)), float(interior(function, cotangent.reshape(1, -1))[0])
     points = _nearby(function.values, [cotangent], rng)
 
@@ -178,8 +181,28 @@ def _pairs(
     yield from each(words, of(cotangent), is_exact=True)
 
 
-def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: float) -> None:
-    """Two backward passes over one tape, and more calls of each rule on it by itself, must give the same bits.
+class Early(NamedTuple):
+    """The gradients of a check's first backward passes, for this cotangent: they must be those of later ones."""
+
+    cotangent: np.ndarray
+    passes: list[list[np.ndarray]]
+
+
+def first_passes(function: Function, seed: int, seconds: float) -> Early:
+    """The gradients of backward passes over one tape, before anything else calls a rule: several, or one where they
+    take longer than their share of the check's seconds. None from where a rule raises: later that is a problem."""
+    y, leaves = function.record([x.copy() for x in function.values])  # copies: a wrong rule may write into them
+    early, end = Early(dense(np.random.default_rng(seed), y.shape), []), time.monotonic() + _SHARE * seconds
+    with contextlib.suppress(Exception):
+        while y.requires_grad and len(early.passes) < _FIRST and not (early.passes and time.monotonic() > end):
+            found = grad(y, leaves, early.cotangent.copy(), retain_graph=True)
+            early.passes.append([np.array(a) for a in found])
+    return early
+
+
+def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: float, early: Early | None) -> None:
+    """Two backward passes over one tape must give the same bits, and so must the early ones and a later one, and more
+    calls of each rule by itself.
 
     The rules are not called again after so many seconds.
     """
@@ -189,6 +212,12 @@ def _require_repeatable(function: Function, cotangent: np.ndarray, seconds: floa
         if not np.array_equal(a, b, equal_nan=True):
             differ = f"gradients that differ, by up to {np.nanmax(np.abs(a - b)):.1e}"
             raise Varying(f"two backward passes over one tape give {name} {differ}: {_WHY}")
+    late = grad(y, leaves, early.cotangent, retain_graph=True) if early is not None and early.passes else []
+    for number, found in enumerate(early.passes if early is not None else (), start=1):
+        for name, a, b in zip(function.names, found, late):
+            if not np.array_equal(a, b, equal_nan=True):
+                differ = f"is {np.nanmax(np.abs(a - b)):.1e} away from that of a later one"
+                raise Varying(f"the gradient of {name} in backward pass {number} of the check {differ}: {_WHY}")
     end, number_of_calls = time.monotonic() + seconds, function.tape()[2]
     seed = beside(cotangent.astype(y.dtype), y.data)
     for node, dy, found in walk(origin(y), seed, Sums({*map(origin, leaves)}), retain=True):

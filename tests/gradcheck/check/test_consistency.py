@@ -27,6 +27,22 @@ def test_two_passes_that_differ_are_a_problem(monkeypatch):
     assert "two backward passes" in str(report)
 
 
+@pytest.mark.parametrize("call", [1, 2, 5, 6])
+def test_a_mistake_in_only_one_of_the_first_calls_is_a_problem(call, monkeypatch):
+    right, calls = registry["matmul"].rule, []
+
+    def wrong_once(*received):
+        calls.append(1)
+        factor = 1 + 1e-6 * (len(calls) == call)
+        return tuple(None if g is None else g * factor for g in right(*received))
+
+    monkeypatch.setattr(registry["matmul"], "rule", wrong_once)
+    report = gradcheck(ops.matmul, normal(3, 4), normal(4, 2))
+    assert not report.passed
+    assert f"in backward pass {call} of the check" in str(report)
+    assert gradcheck(ops.matmul, normal(3, 4), normal(4, 2)).passed
+
+
 def test_a_gradient_that_depends_on_which_others_are_wanted_is_a_problem(monkeypatch):
     monkeypatch.setattr(
         registry["multiply"], "rule", lambda dy, a, b, needs: (dy * b if needs[1] else 2 * dy * b, dy * a)
