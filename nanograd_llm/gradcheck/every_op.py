@@ -22,6 +22,7 @@ from nanograd_llm.settings import require_int, require_seed, require_type
 
 CASES = 200
 _KINKED = 8  # cases whose numbers lie at kinks, at least: so many meet each kink
+_DERIVED_FROM = 12  # cases of a shape line, of which others are derived; else its samples
 PROBLEMS_SHOWN = 3  # of one op
 HIGHER_ORDER_CASES = 6  # beyond first order a case costs a hundred times as much, so only so many,
 HIGHER_ORDER_SIZE = 128  # and only those that hold no more numbers, are checked there
@@ -104,8 +105,8 @@ class Summary(Checked):
 
 
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
-    """Check an op on `cases` cases: those in which its mutants show, and random ones (at least one for each
-    sample of an op that declares samples).
+    """Check an op on `cases` cases: those in which its mutants show, those of `samples.derived`, and random ones (at
+    least one for each sample of an op that declares samples).
 
     Its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what `promises` and the
     shape line say; every mutant is caught. Raises ConfigError unless `cases` and `order` are integers of at least 1.
@@ -116,7 +117,8 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
     planted, telling = mutants_and_cases(op)
-    drawn = [*samples.draw_cases(op, rng, max(1, cases - len(telling))), *telling]
+    more = samples.derived(op, samples.draw_cases(op, rng, _DERIVED_FROM if op.samples is None else 1))[: cases // 2]
+    drawn = [*samples.draw_cases(op, rng, max(1, cases - len(telling) - len(more))), *more, *telling]
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)

@@ -21,6 +21,7 @@ from nanograd_llm.backend.arrays import on_default_device
 from nanograd_llm.errors import NanogradError
 
 _GAP = 0.04
+_SMALL = 128  # numbers in a case, at most, of which others are derived
 _KEPT_APART = 64  # numbers in a draw, at most, that are kept apart: more would spread too far
 
 LAYOUTS = ("contiguous", "fortran", "negative strides", "zero strides", "every other", "read-only")
@@ -230,6 +231,85 @@ def emptied(op: Op, case: Case, choices: Choices) -> Case:
         except (NanogradError, ArithmeticError, RuntimeWarning):
             return case
     return empty
+
+
+def derived(op: Op, cases: Iterable[Case]) -> list[Case]:
+    """Cases made of these, one for each way of `_derivations` that the op takes: of another case for each way."""
+    ways: dict[Any, list[tuple[Case, Case]]] = {}
+    for case in cases:
+        sizes = {n for x in case.inputs for n in np.shape(x)}
+        if case.size <= _SMALL and 0 not in sizes and max(sizes, default=0) > 1:
+            for way, other in _derivations(op, case):
+                ways.setdefault(way, []).append((case, other))
+    found: list[Case] = []
+    for number, pairs in enumerate(ways.values()):
+        turned = pairs[number % len(pairs) :] + pairs[: number % len(pairs)]
+        taken = (other for case, other in turned if _where_defined(op, case, other) is other)
+        found += itertools.islice(taken, 1)
+    return found
+
+
+def _derivations(op: Op, case: Case) -> Iterator[tuple[Any, Case]]:
+    """Other cases made of one, each with a name for the way, whether or not the op takes it.
+
+    A size is cut to 1, or to the next smaller one; all sizes are 1; the leading axes are gone, or there are one or two
+    more; int32 takes the place of int64; numbers of a positive domain are negative; axes count from the other end.
+    """
+    sizes = sorted({n for x in case.inputs for n in np.shape(x) if n > 1})
+
+    def cut(lengths: dict[int, int]) -> Case:
+        places = [tuple(slice(lengths.get(n, n)) for n in np.shape(x)) for x in case.inputs]
+        return replace(case, inputs=tuple(x[at].copy() if at else x for x, at in zip(case.inputs, places)))
+
+    for place, (size, smaller) in enumerate(zip(sizes, [1, *sizes])):
+        yield ("one", place), cut({size: 1})
+        if place:
+            yield ("equal", place), cut({size: smaller})
+    yield "ones", cut(dict.fromkeys(sizes, 1))
+    names = op.inputs * len(case.inputs) if op.variadic else op.inputs
+    stars = [op.shape_line.inputs[name][:1] for name in names]
+    leading = [
+        sum(isinstance(label, int) for label in labelled) * (star in (["*"], ["..."])) if np.ndim(x) else 0
+        for x, star, labelled in zip(case.inputs, stars, axis_names(op, case))
+    ]
+    if most := max(leading, default=0):
+        gone = [max(0, count - (star == ["*"])) for star, count in zip(stars, leading)]
+        fewer = (np.array(x[(0,) * count]) if count else x for x, count in zip(case.inputs, gone))
+        yield "fewer axes", replace(case, inputs=tuple(fewer))
+        more = case.inputs
+        for added in (1, 2):
+            more = tuple(_doubled(x) if count == most else x for x, count in zip(more, leading))
+            yield ("more axes", added), replace(case, inputs=more)
+    if any(
+        _is_int64(part) for x in (*case.inputs, *case.static.values()) for part in (x if isinstance(x, tuple) else [x])
+    ):
+        static = {name: _narrow(value) for name, value in case.static.items()}
+        yield "int32", replace(case, inputs=tuple(map(_narrow, case.inputs)), static=static)
+    positive = {i for i, name in differentiated(op, case) if op.domain.get(names[i], (0,))[0] > 0}
+    if positive:
+        inputs = tuple(-x if i in positive else x for i, x in enumerate(case.inputs))
+        yield "negative", replace(case, inputs=inputs)
+    axis, ndim = case.static.get("axis"), np.ndim(case.inputs[0])
+    if isinstance(axis, (int, tuple)) and axis != ():
+        flipped = [a - ndim if a >= 0 else a + ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
+        axis = tuple(flipped) if isinstance(axis, tuple) else flipped[0]
+        yield ("axis", axis), replace(case, static={**case.static, "axis": axis})
+
+
+def _doubled(x: np.ndarray) -> np.ndarray:
+    """x and an array of other numbers, or of the same integers in another order."""
+    return np.stack([x, 0.875 * x if _is_float(x) else np.flip(x)])
+
+
+def _narrow(x: Any) -> Any:
+    """Arrays of int64 as int32."""
+    if isinstance(x, tuple):
+        return tuple(map(_narrow, x))
+    return x.astype(np.int32) if _is_int64(x) else x
+
+
+def _is_int64(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.int64
 
 
 def enlarged(op: Op, case: Case, label: Any, size: int) -> Case:

@@ -8,7 +8,7 @@ import pytest
 from nanograd_llm import ops
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck import Case, Draw, draw_cases
-from nanograd_llm.gradcheck.cases.samples import MANY, SWEEPS, sweeps
+from nanograd_llm.gradcheck.cases.samples import MANY, SWEEPS, derived, sweeps
 
 
 def drawn(of, count=60, seed=0):
@@ -146,3 +146,39 @@ def test_every_axis_of_the_shape_line_is_once_long():
     ]
     assert {axis for a, _ in sizes for axis in range(-len(a), 0) if a[axis] > 100} >= {-1, -2}
     assert any(b[-1] > 100 for _, b in sizes)
+
+
+def test_other_shapes_are_derived_from_the_cases_of_an_op():
+    found = derived(ops.attention, drawn(ops.attention, 1))
+    queries, keys = zip(*((case.inputs[0].shape, case.inputs[1].shape) for case in found))
+    assert {len(shape) for shape in queries} >= {2, 3, 4, 5}
+    assert any(shape[-2] == 1 for shape in keys)
+    squares = [case.inputs for case in derived(ops.matmul, drawn(ops.matmul, 12))]
+    assert any(a.ndim > 1 and a.shape[-1] == a.shape[-2] > 1 for a, _ in squares)
+
+
+def test_derived_copies_along_a_leading_axis_differ():
+    (most,) = [case for case in derived(ops.layernorm, drawn(ops.layernorm, 1)) if case.inputs[0].ndim == 5]
+    assert not np.array_equal(*most.inputs[0])
+    assert all(x.ndim == 1 for x in most.inputs[1:])
+
+
+def test_derived_cases_have_ids_of_int32_axes_from_the_other_end_and_negative_divisors():
+    ids = [case.inputs[1] for case in derived(ops.embedding, drawn(ops.embedding, 1))]
+    assert any(x.dtype == np.int32 for x in ids) and any(x.ndim == 3 for x in ids)
+    assert any("dtype=int32" in str(case) for case in derived(ops.getitem, drawn(ops.getitem, 1)))
+    assert -2 in [case.static.get("axis") for case in derived(ops.softmax, drawn(ops.softmax, 1))]
+    assert any((case.inputs[1] < 0).any() for case in derived(ops.divide, drawn(ops.divide, 12)))
+
+
+def test_cases_that_an_op_refuses_are_not_derived(own_op):
+    @own_op("y = log x", "x̄ = ȳ/x", domain={"x": (0.5, 2.0)})
+    def of_two_rows(x):
+        """Of two rows.  x (n, m) -> y (n, m)"""
+        if len(x) != 2:
+            raise NanogradError("expected two rows")
+        return np.log(x)
+
+    found = derived(of_two_rows, [Case((np.full((2, 3), 1.5),))])
+    assert [case.inputs[0].shape for case in found] == [(2, 1), (2, 2)]
+    assert all((case.inputs[0] > 0).all() for case in found)
