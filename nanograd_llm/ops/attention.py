@@ -114,6 +114,7 @@ def attention_backward(dy, y, q, k, v, parts, scale):
         ((draw(2, 3, 4), draw(2, 2, 8), None), {"n_head": 2, "causal": False}),
         ((draw(3, 2, 2), draw(3, 4, 4), PADDED), {"n_head": 2, "causal": False, "dropout": 0.4, "seed": (3,)}),
         ((draw(5, 6), None, PADDED), {"n_head": 2, "causal": True}),
+        ((draw(1, 2, 9), None, None), {"n_head": 3, "causal": False}),
         ((draw(5, 2), draw(5, 4), PADDED, PADDED[:, ::-1]), {"n_head": 1, "causal": False}),
         ((draw(3, 2, 2), draw(5, 4), PADDED), {"n_head": 2, "causal": False}),
     ],

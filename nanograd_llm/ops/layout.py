@@ -123,7 +123,7 @@ def squeeze_backward(dy, x_shape):
     "y = x₁, x₂, … joined along axis",
     "x̄ᵢ = the part of ȳ where xᵢ went",
     samples=lambda draw: [
-        ((draw(2, 3), draw(1, 3), draw(0, 3)), {"axis": 0}),
+        ((draw(2, 3), draw(1, 3), draw(0, 3), draw(2, 3)), {"axis": 0}),
         ((draw(2, 3), draw(2, 1)), {"axis": -1}),
         ((draw(2),), {}),
     ],
@@ -142,7 +142,7 @@ def concatenate_backward(dy, xs_shape, axis):
 @op(
     "y = x₁, x₂, … stacked along a new axis",
     "x̄ᵢ = ȳ at place i of it",
-    samples=lambda draw: [((draw(2, 3), draw(2, 3)), {"axis": axis}) for axis in (0, 1, -1)],
+    samples=lambda draw: [((draw(2, 3), draw(2, 3)), {"axis": axis}) for axis in (0, 1, -1)] + [((draw(3),), {})],
 )
 def stack(*xs, axis=0):
     """Join along a new axis; takes several inputs, or one list of them.  xs (*) -> y (?)"""
@@ -188,11 +188,11 @@ def _along(axis: int, ndim: int, start: int, end: int) -> tuple[slice, ...]:
 
 
 def _indices(draw: Any) -> Any:
-    rows, columns = np.array([2, 0, 2]), np.array([[1], [3]])
+    rows, columns = np.array([-1, 0, -1]), np.array([[1], [3]])
     masks = draw(4, 5) > 0
     for index in [1, -1, slice(1, 3), slice(None, None, -2), (..., 2), (None, 0), (slice(1, 3), -1), rows, (rows, 1)]:
         yield (draw(4, 5),), {"index": index}
-    for index in [(columns, rows), (slice(None), rows), masks, [3, 3, 3, 0]]:
+    for index in [(columns, rows), (slice(None), rows), masks, [3, 3, 3, 0], slice(None, None, 2), ..., ()]:
         yield (draw(4, 5),), {"index": index}
 
 

@@ -82,7 +82,16 @@ def negative_backward(dy):
     return -dy
 
 
-@op("y = a^b", "ā = ȳ*b*a^(b-1);  b̄ = ȳ*y*log a", domain={"a": (0.5, 2.0)})
+def _powers(draw: Any) -> Iterable[Any]:
+    for a, b in [((3, 4), (3, 4)), ((2, 3, 1), (4,)), ((), (2,)), ((2, 3), ()), ((1, 4), (2, 1)), ((2, 0), (1, 1))]:
+        yield (draw.within(0.5, 2.0, a), draw(*b)), {}
+    yield (np.array([1.0, 2.0, 1.5]), draw(2, 3)), {}
+    yield (draw.within(0.5, 2.0, (2, 4)), np.array([0.0, 1.0, 2.0, -1.0])), {}
+    for whole in (2, -1, 3):  # a number gets no gradient: that of the exponent of a negative base is NaN
+        yield (-draw.within(0.5, 2.0, (2, 3)), whole), {}
+
+
+@op("y = a^b", "ā = ȳ*b*a^(b-1);  b̄ = ȳ*y*log a", domain={"a": (0.5, 2.0)}, samples=_powers)
 def power(a, b):
     """Elementwise power; a negative base with a fractional exponent gives NaN, as in NumPy.
 
@@ -353,7 +362,11 @@ def _share(wins, ties, dy):
     "y = a where condition, else b",
     "ā = ȳ where condition, else 0;  b̄ = 0 where condition, else ȳ",
     constants=("condition",),
-    samples=lambda draw: [((draw(3, 4) > 0, draw(3, 4), draw(4)), {}), ((draw(2, 1) > 0, draw(), draw(2, 3)), {})],
+    samples=lambda draw: [
+        ((draw(3, 4) > 0, draw(3, 4), draw(4)), {}),
+        ((draw(2, 1) > 0, draw(), draw(2, 3)), {}),
+        ((draw(3) > 0, draw(2, 3), draw(2, 3)), {}),
+    ],
 )
 def where(condition, a, b):
     """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)"""
@@ -388,6 +401,8 @@ def clip_backward(dy, x, y):
 def _over_axes(draw: Any) -> Iterable[Any]:
     for axis, keepdims in [(None, False), (None, True), (0, False), (-1, True), ((0, 2), False), ((1, -1), True)]:
         yield (draw(2, 3, 4),), {"axis": axis, "keepdims": keepdims}
+    yield (draw(2, 3, 4),), {"axis": ()}
+    yield (draw(2, 3, 4),), {"axis": -2}
     yield (draw(),), {}
     yield (draw(3, 0),), {"axis": 0}
 
@@ -418,10 +433,16 @@ def mean_backward(dy, x_shape, axis, keepdims):
     return broadcast_to(_with_axes(dy, axis, keepdims, len(x_shape)) / n, shape=x_shape)
 
 
+def _with_infinity(draw: Any, infinity: float) -> list[Any]:
+    x = draw(2, 3)
+    x[0, 1:] = infinity
+    return [*list(_over_axes(draw))[:-1], ((x,), {"axis": -1})]
+
+
 @op(
     "y = max x over axis",
     "x̄ = ȳ at the largest x, shared evenly by ties",
-    samples=lambda draw: list(_over_axes(draw))[:-1],
+    samples=lambda draw: _with_infinity(draw, -np.inf),
 )
 def max(x, *, axis=None, keepdims=False):
     """Maximum over one axis, several, or all (None).  x (*) -> y (* - axis)"""
@@ -439,7 +460,7 @@ def max_backward(dy, x, y, axis, keepdims):
 @op(
     "y = min x over axis",
     "x̄ = ȳ at the smallest x, shared evenly by ties",
-    samples=lambda draw: list(_over_axes(draw))[:-1],
+    samples=lambda draw: _with_infinity(draw, np.inf),
 )
 def min(x, *, axis=None, keepdims=False):
     """Minimum over one axis, several, or all (None).  x (*) -> y (* - axis)"""
@@ -452,7 +473,9 @@ min.backward(max_backward)
 @op(
     "y = Σ (x - ⟨x⟩)² / (n - ddof) over axis",
     "x̄ = 2ȳ*(x - ⟨x⟩)/(n - ddof)",
-    samples=lambda draw: [(x, {**static, "ddof": i % 2}) for i, (x, static) in enumerate([*_over_axes(draw)][:-2])],
+    samples=lambda draw: [
+        (x, {**static, "ddof": ddof}) for (x, static), ddof in zip(_over_axes(draw), (0, 1, 0, 2, 1, 0, 0, 1))
+    ],
 )
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Variance over one axis, several, or all (None); ddof=1 divides by n - 1.  x (*) -> y (* - axis)"""
@@ -528,6 +551,7 @@ def matmul_backward(dy, a, b, needs):
         ((draw(2, 3, 2),), {"subscripts": "ijk->kj"}),
         ((draw(2, 3), draw(2), draw(4)), {"subscripts": "ij,i,k->ik"}),
         ((draw(3), draw(3)), {"subscripts": "i,i"}),
+        ((draw(3, 3), draw(3, 3)), {"subscripts": "ij,jk->ik"}),
     ],
 )
 def contract(*xs, subscripts):
