@@ -274,15 +274,14 @@ def _derivations(op: Op, case: Case) -> Iterator[tuple[Any, Case]]:
     ]
     if most := max(leading, default=0):
         gone = [max(0, count - (star == ["*"])) for star, count in zip(stars, leading)]
-        fewer = (np.array(x[(0,) * count]) if count else x for x, count in zip(case.inputs, gone))
+        fewer = (np.array(x[(-1,) * count]) if count else x for x, count in zip(case.inputs, gone))
         yield "fewer axes", replace(case, inputs=tuple(fewer))
         more = case.inputs
         for added in (1, 2):
             more = tuple(_doubled(x) if count == most else x for x, count in zip(more, leading))
             yield ("more axes", added), replace(case, inputs=more)
-    if any(
-        _is_int64(part) for x in (*case.inputs, *case.static.values()) for part in (x if isinstance(x, tuple) else [x])
-    ):
+    held = [x if isinstance(x, tuple) else (x,) for x in (*case.inputs, *case.static.values())]
+    if any(map(_is_int64, itertools.chain(*held))):
         static = {name: _narrow(value) for name, value in case.static.items()}
         yield "int32", replace(case, inputs=tuple(map(_narrow, case.inputs)), static=static)
     positive = {i for i, name in differentiated(op, case) if op.domain.get(names[i], (0,))[0] > 0}
