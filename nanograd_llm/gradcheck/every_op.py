@@ -118,14 +118,15 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     rng = np.random.default_rng(seed)
     planted, telling = mutants_and_cases(op)
     more = samples.derived(op, samples.draw_cases(op, rng, _DERIVED_FROM if op.samples is None else 1))[: cases // 2]
-    drawn = [*samples.draw_cases(op, rng, max(1, cases - len(telling) - len(more))), *more, *telling]
+    whole = [*samples.draw_cases(op, rng, max(1, cases - len(telling) - len(more))), *telling]
+    drawn = [*whole, *more]
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
     problems, broken, errors = list[str](), list[str](), [0.0] * order  # broken: the promises of a right gradient
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
-    kinked += samples.sweeps(op, drawn, rng)
+    kinked += samples.sweeps(op, whole, rng)  # with fewer axes, of which each then grows more
     if not rounding.has_wider_numbers():  # far from zero, they alone tell rounding from a mistake
         kinked = [case for case in kinked if not case.region]
     for number, case in enumerate([*drawn, *kinked]):

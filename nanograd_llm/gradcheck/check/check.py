@@ -443,7 +443,7 @@ class _Check:
 
         found, function = c.found, c.function
         if decision.is_constant(function, c.k, self.precisions, self.rng):
-            c.found = dataclasses.replace(found, faint=np.zeros_like(found.faint))
+            c.found = dataclasses.replace(found, off=0.0, faint=np.zeros_like(found.faint))
             is_small = "the result does not change with it, and the gradient is no more than rounding leaves of zero"
             c.reason = "" if found.zero else is_small
             return
