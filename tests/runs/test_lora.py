@@ -197,7 +197,10 @@ def test_convert_gives_merged_weights_or_the_adapter_alone(adapted: Path, tmp_pa
         ({"lora_rank": 0, "init": True}, "rank must be an integer of at least 1"),
         ({"lora_rank": 2, "lora_alpha": 0.0, "init": True}, "alpha is 0"),
         ({"lora_rank": 9999, "init": True}, r"^lora_rank is 9999, and no matrix of the targets has one above (\d+); "),
-        ({"lora_rank": 9999, "init": True, "task": "classification", "file": None}, "^lora_rank is 9999, and no matrix"),
+        (
+            {"lora_rank": 9999, "init": True, "task": "classification", "file": None},
+            "^lora_rank is 9999, and no matrix",
+        ),
         ({"lora_rank": 2, "lora_targets": "dwn", "init": True}, "unknown 'dwn', did you mean 'down'"),
         (
             {"lora_rank": 2, "lora_targets": "foo", "init": True},
