@@ -178,8 +178,10 @@ class _Check:
         findings: list[Finding] = []
         culprits: list[Culprit] = []
         with function.borrowed():
-            self.early = consistency.first_passes(function, self.seed, self.progress.seconds)
-            epsilon, depth, self.calls, narrow = function.tape()
+            recorded = function.record([x.copy() for x in function.values])  # a wrong rule may write into them
+            self.early = consistency.first_passes(*recorded, self.seed, self.progress.seconds)
+            epsilon, depth, self.calls, narrow = function.tape(recorded=recorded)
+            del recorded
             self.notes += narrow
             c = DEPTH + 16 * max(0, depth - 1)
             self.of_all = self.precisions = self._precisions(epsilon, c)
@@ -514,28 +516,23 @@ class _Check:
         """Note where the function is straight around the inputs, though not nearer to zero, as where it saturates."""
         values, k, given = c.function.values, c.k, self.precisions.given
 
-        def change(part: float, method: Method, errors: int = -1) -> float:
-            """By which part of them do the slopes along u change, at least, where the input is a little larger?
-
-            errors: 1 to say how much at most.
-            """
+        def change(part: float, method: Method) -> tuple[float, float]:
+            """By which part of them do the slopes along u change, at least and at most, where the input is a little
+            larger?"""
             points = ([*values[:k], part * t * values[k], *values[k + 1 :]] for t in (1.0, 1.125))
             one, other = (method(line(c.function, point, k, part * u)) for point in points)
-            changes = np.abs(one.value - other.value) + errors * (one.error + other.error)
-            return float(np.max(changes, initial=0) / (np.max(np.abs(one.value), initial=0) or 1.0))
+            changes, errors = np.abs(one.value - other.value), one.error + other.error
+            size = float(np.max(np.abs(one.value), initial=0)) or 1.0
+            return float(np.max(changes - errors, initial=0)) / size, float(np.max(changes + errors, initial=0)) / size
 
-        if (
-            c.order > 1
-            or c.part
-            or not values[k].any()
-            or not self.progress.left
-            or change(1.0, c.method) > given.c * given.epsilon
-            or change(1.0, c.method, errors=1) > _CURVED
-        ):
+        if c.order > 1 or c.part or not values[k].any() or not self.progress.left:
+            return
+        least, most = change(1.0, c.method)
+        if least > given.c * given.epsilon or most > _CURVED:
             return
         # here a complex step may do, and be wrong nearer to zero: exp(-|x|) is analytic where it is nothing
         nearer = functools.partial(differences, enough=_CURVED / 100, epsilon=given.epsilon)
-        if any(change(4.0**-step, nearer) > _CURVED for step in (2, 3, 5)):
+        if any(change(4.0**-step, nearer)[0] > _CURVED for step in (2, 3, 5)):
             self.notes.append(
                 f"at these values of {c.function.names[k]} the function is flat or straight, and nearer to zero it is "
                 "not: terms of the gradient that vanish here were not compared; check smaller values too"

@@ -188,10 +188,9 @@ class Early(NamedTuple):
     passes: list[list[np.ndarray]]
 
 
-def first_passes(function: Function, seed: int, seconds: float) -> Early:
+def first_passes(y: Tensor, leaves: list[Tensor], seed: int, seconds: float) -> Early:
     """The gradients of backward passes over one tape, before anything else calls a rule: several, or one where they
     take longer than their share of the check's seconds. None from where a rule raises: later that is a problem."""
-    y, leaves = function.record([x.copy() for x in function.values])  # copies: a wrong rule may write into them
     early, end = Early(dense(np.random.default_rng(seed), y.shape), []), time.monotonic() + _SHARE * seconds
     with contextlib.suppress(Exception):
         while y.requires_grad and len(early.passes) < _FIRST and not (early.passes and time.monotonic() > end):

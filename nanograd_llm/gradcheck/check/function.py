@@ -115,14 +115,16 @@ class Function:
             for leaf, data in zip(self.held, before):
                 leaf.data = data
 
-    def tape(self, dtype: Any = np.float64, k: int | None = None) -> tuple[float, int, int, list[str]]:
+    def tape(
+        self, dtype: Any = np.float64, k: int | None = None, recorded: tuple[Tensor, list[Tensor]] | None = None
+    ) -> tuple[float, int, int, list[str]]:
         """The machine epsilon of the narrowest float that the function and its rules compute in when the inputs have
         this dtype (they may convert them); the number of ops in the longest chain of them, and of all op calls; and
         which rule returns a gradient narrower than its input, in words.
 
-        k: the input whose gradient is meant; without it, those of all.
+        k: the input whose gradient is meant; without it, those of all. recorded: what `record` gave for this dtype.
         """
-        y, leaves = self.record([value.astype(dtype) for value in self.values])
+        y, leaves = recorded or self.record([value.astype(dtype) for value in self.values])
         below = tape_below(y)
         nodes = [source for source in below if not isinstance(source, Tensor)]
         narrow = _narrow_gradients(y, dict(zip(leaves, self.names)), nodes)

@@ -189,6 +189,8 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     missing = _MISSING + "".join(f"; a function of {hint}" for name, hint in _NATIVE.items() if name in sys.modules)
     if len(inputs) > 1 and isinstance(inputs[0], np.ndarray) and inputs[0].shape == np.shape(inputs[1]):
         missing = f"if the first array is the gradient, give the function that computes it, not its result; {missing}"
+    if callable(getattr(f, "backward", None)) and not callable(getattr(f, "forward", None)):
+        missing = f"{label(f)} has a backward and no forward; rename its __call__ to forward"
     names = input_names(f, len(inputs))
     library, autograd = library_of([f, owner_of(f), *(x for _, x in leaves(list(inputs)))], inputs)
     form, rule = next(iter(rules.items()), ("", None))

@@ -229,6 +229,20 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
         check_gradient(f, np.cos, X)
 
 
+def test_a_bent_function_of_float32_is_not_called_straight() -> None:
+    report = check_gradient(lambda x: np.tanh(x.astype(np.float32)), tanh_slope, np.array([0.3, 0.9]))
+    assert report.passed and not any("straight" in note for note in report.notes)
+
+
+class Called:
+    """A loss of the form that is called, and has no forward."""
+
+    def __call__(self, x: Any) -> Any:
+        return (x * x).mean()
+
+    def backward(self) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("arguments", "how", "message"),
     [
@@ -269,6 +283,7 @@ def test_a_result_that_is_no_float_is_one_clear_error(f: Any, came: str) -> None
             r"sin returned an array .*; with backward= it returns a pair",
         ),
         ((np.tanh, X, tanh_slope), {}, "tanh raised TypeError: .*; give it directly behind the function, as in"),
+        ((Called(), X), {}, "Called has a backward and no forward; rename its __call__ to forward"),
         ((np.tanh,), {}, "the gradient of tanh is missing, and tanh raised TypeError: .*; give it directly behind"),
         ((np.sin, np.cos, Tensor(X)), {}, "an input is a Tensor of this package, .*; give check_gradient its .data"),
         ((ops.tanh, X), {}, r"tanh is an op of this engine, which gradcheck checks: gradcheck\(ops.tanh, ...\)"),
