@@ -37,11 +37,17 @@ def step(
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.cli.terminal import written
+    from nanograd_llm.files.atomic import require_folder
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.see import trace
     from nanograd_llm.see.look import visible
+    from nanograd_llm.see.page import require_html
     from nanograd_llm.tasks.registry import reading_of
 
+    if html is not None:
+        require_html(html)
+    if script is not None:
+        require_folder(script)
     use_device(device)
     reading = reading_of(open_model(model), text, target, merged=False)
     recorded = trace(reading.loss, *reading.batch)

@@ -76,6 +76,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     _sync_folders(path, [path.parent])
 
 
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError unless a file can be written to the folder of `path`: to find that out before the work."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        fault = "cannot be written to" if os.path.isdir(folder) else "is not there"
+        raise StorageError(f"{path}: cannot write: the folder {folder} {fault}; make it, or choose another name")
+
+
 def require_replaceable(path: str | os.PathLike[str], ending: str, begins: bytes) -> None:
     """Raise StorageError unless `path` ends in `ending`, and what is there is missing or a file of the same kind.
 
@@ -83,6 +91,7 @@ def require_replaceable(path: str | os.PathLike[str], ending: str, begins: bytes
     """
     if not os.fspath(path).endswith(ending):
         raise StorageError(f"{path}: does not end in {ending}; give a name that does, as that is what is written")
+    require_folder(path)
     if not os.path.lexists(path):
         return
     with regular_file(path) as file:

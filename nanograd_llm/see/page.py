@@ -21,6 +21,7 @@ import numpy as np
 
 from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import ConfigError
+from nanograd_llm.files.atomic import require_folder
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import Around, Replay, calls_below, composition, nudge, terms, wrong_places
 from nanograd_llm.see.source import source_lines
@@ -324,7 +325,8 @@ def notebook(record: Record) -> str:
 
 
 def require_html(path: Any) -> Path:
-    """The path. Raises ConfigError unless it ends in .html."""
+    """The path. Raises ConfigError unless it ends in .html, StorageError unless its folder can be written to."""
     if Path(path).suffix != ".html":
         raise ConfigError(f"a page ends in .html; got {path}")
+    require_folder(path)
     return Path(path)

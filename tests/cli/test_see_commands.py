@@ -75,6 +75,14 @@ def test_look_prints_the_surprise_the_flow_and_the_uses_and_writes_a_page(run: s
     assert "a page ends in .html" in told(capsys)[1]
 
 
+@pytest.mark.parametrize("command", [["look", "--html"], ["step", "--html"], ["step", "--script"], ["plot", "--png"]])
+def test_a_file_in_a_folder_that_is_not_there_is_refused_before_the_work(command: list[str], tmp_path: Path, capsys):
+    path = tmp_path / "none" / f"a.{command[1].removeprefix('--').replace('script', 'py')}"
+    assert main([command[0], "no run", *["the cat"][: command[0] != "plot"], command[1], str(path)]) == 4
+    said = f"{path}: cannot write: the folder {path.parent} is not there; make it, or choose another name"
+    assert said in told(capsys)[1]
+
+
 SENTENCES = ["the cat sees the house.", "a dog sees the cat.", "the dog does not see the house."] * 4
 MARIAN = ["--no-norm-first", "--positions", "sinusoidal_halves"]  # as models of Marian have it
 PAIRS = [("the cat", "le chat"), ("the dog", "le chien"), ("a cat", "un chat"), ("a dog", "un chien")]
