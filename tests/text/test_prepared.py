@@ -388,40 +388,20 @@ def test_sources_that_do_not_fit_together_are_refused(tmp_path, prepared, source
         TextConfig("a", data=["a:1"])
 
 
-def test_another_tokenizer_of_the_same_size_is_called_that_with_a_remedy_that_works(tmp_path, capsys):
+def test_another_tokenizer_of_the_same_size_is_called_that_with_a_remedy_that_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # short paths: an error has at most 300 characters
+
+    def prepare(name, out, *how):
+        return main(["prepare", f"{name}.txt", "--out", out, "--held-out", "0.3", *how])
+
     for name, text in (("a", "the cat sat\n"), ("b", "a dog ran\n")):
         (tmp_path / f"{name}.txt").write_text(text * 200)
-        arguments = [
-            "prepare",
-            str(tmp_path / f"{name}.txt"),
-            "--out",
-            str(tmp_path / name),
-            "--vocab-size",
-            "260",
-            "--held-out",
-            "0.3",
-        ]
-        assert main(arguments) == 0
-    both = [str(tmp_path / "a"), str(tmp_path / "b")]
+        assert prepare(name, name, "--vocab-size", "260") == 0
     capsys.readouterr()
-    assert main(["train", *both, "--out", str(tmp_path / "run")]) == 2
-    said = f"{both[1]} was prepared with another BPETokenizer(vocab_size=260) than that of {both[0]}; prepare it with "
-    assert said + f"--tokenizer {both[0]}" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "prepare",
-                str(tmp_path / "b.txt"),
-                "--out",
-                str(tmp_path / "c"),
-                "--tokenizer",
-                both[0],
-                "--held-out",
-                "0.3",
-            ]
-        )
-        == 0
-    )
+    assert main(["train", "a", "b", "--out", "run"]) == 2
+    said = "b was prepared with another BPETokenizer(vocab_size=260) than that of a; prepare it with --tokenizer a"
+    assert said in capsys.readouterr().err
+    assert prepare("b", "c", "--tokenizer", "a") == 0
     tokenizers = [load_tokenizer(tmp_path / name / "nanograd_tokenizer.json") for name in "ac"]
     assert tokenizers[0].has_same_ids(tokenizers[1])
 
