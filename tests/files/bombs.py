@@ -99,9 +99,9 @@ BOMBS = {
     ),
     "torch: a nest of tuples before 1.6": lambda: legacy(version=b")" + b"\x85" * (MAX_INSTRUCTIONS - 2) + b"."),
     "torch: very many storages before 1.6": lambda: legacy(
-        b"(" + b"".join(STORAGE % n for n in range(16_000)) + b"t.",
-        keys=b"](" + b"".join(b"X\5\0\0\0%05d" % n for n in range(16_000)) + b"e.",
-        data=b"\0" * 8 * 16_000,
+        b"(" + b"".join(STORAGE % n for n in range(10_000)) + b"t.",
+        keys=b"](" + b"".join(b"X\5\0\0\0%05d" % n for n in range(10_000)) + b"e.",
+        data=b"\0" * 8 * 10_000,
     ),
     "torch: one large storage before 1.6": lambda: legacy(
         b"(X\7\0\0\0storagectorch\nBFloat16Storage\nX\1\0\0\0" + b"0X\0\0\0\0J\0\0\0\1tQ.",
