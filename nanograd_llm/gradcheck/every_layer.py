@@ -80,20 +80,20 @@ def check_layer(
     rng, count = np.random.default_rng(seed), max(1, cases // LAYER_SHARE)
     drawn = draw_specimens(layer, rng, count) if isinstance(layer, type) else _of_instance(layer, inputs, rng, count)
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
-    problems, errors = [], [0.0] * order
+    problems, notes, errors = list[str](), dict[str, None](), [0.0] * order
     for number, (f, inputs) in enumerate(drawn):
         report = gradcheck(f, *inputs, order=order if f is smallest[0] else 1, seed=seed + number)
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
-        problems += _split_problems(f, inputs)
+        problems += _split_problems(f, inputs, notes)
     users: dict[Op, list[Specimen]] = {}
     for specimen in sorted(drawn, key=_numbers):
         for op in _ops_of(*specimen):
             users.setdefault(op, []).append(specimen)
     survivors = [] if problems else [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    notes = dict.fromkeys(note for specimen in drawn for note in _notes(*specimen))
+    notes.update(dict.fromkeys(note for specimen in drawn for note in _notes(*specimen)))
     return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes))
 
 
@@ -108,8 +108,11 @@ def _evaluating(f: Callable[..., Any]) -> Iterator[Any]:
             module.training = was_training
 
 
-def _split_problems(f: Any, batch: tuple[Any, ...]) -> list[str]:
-    """In words: where the loss of a batch is not the mean of those of its halves, each weighted by its count."""
+def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> list[str]:
+    """In words: where the loss of a batch is not the mean of those of its halves, each weighted by its count.
+
+    A loss that cannot be computed of half a batch, as one that compares its rows, gets a note.
+    """
     is_loss = getattr(f.f, "__func__", None) is type(owner_of(f.f)).loss
     if not is_loss or not all(map(np.ndim, batch)) or len({*map(len, batch)}) > 1 or len(batch[0]) < 2:
         return []
@@ -118,7 +121,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...]) -> list[str]:
         counts = [model.loss_count(*half) for half in halves]
         try:
             parts = [count * f(*map(on_default_device, half)).item() for half, count in zip(halves, counts) if count]
-        except Exception:  # a loss that needs more rows than half a batch has, as one that compares them
+        except Exception as error:  # the loss is the user's
+            notes[f"its loss of half a batch raises {type(error).__name__}: train it with one worker"] = None
             return []
         whole, mean = f(*map(on_default_device, batch)).item(), sum(parts) / max(1, sum(counts))
     if not sum(counts) or abs(whole - mean) <= 1e-4 * (abs(whole) + sum(map(abs, parts)) / sum(counts)):

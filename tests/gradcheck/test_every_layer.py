@@ -143,6 +143,22 @@ def test_dropout_in_evaluation_mode_and_an_array_that_is_not_trained_are_noted(b
     )
 
 
+def test_a_loss_that_half_a_batch_is_too_small_for_is_right_and_noted():
+    class Contrastive(nn.Module):
+        def __init__(self):
+            self.w = Parameter(np.ones((3, 3)))
+
+        def loss(self, x, targets):
+            if len(x) < 2:
+                raise ValueError("two rows are needed")
+            return ((x @ self.w) * (x @ self.w)).mean()
+
+    Contrastive.specimens = staticmethod(lambda draw: [(Contrastive().loss, (draw(2, 3), np.array([0, 1])))])
+    found = check_layer(Contrastive, order=1, cases=1)
+    assert found.passed
+    assert found.notes == ("its loss of half a batch raises ValueError: train it with one worker",)
+
+
 def test_a_wrong_rule_below_a_layer_is_wrong_and_named(biased, monkeypatch):
     biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
     rule = registry["tanh"].rule
