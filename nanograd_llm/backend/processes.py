@@ -226,9 +226,13 @@ def _await_soon(pipe: Connection) -> None:
 
 def _serve_until_signalled(pipe: Connection, make: Callable[[], Any]) -> None:
     """As `_serve`; SIGUSR1 ends a call in progress as sys.exit does, so that libraries can clean up."""
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
-    _serve(pipe, make)
+    if not hasattr(signal, "SIGUSR1"):
+        return _serve(pipe, make)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
+    try:
+        _serve(pipe, make)
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sys.exit inside an exit handler would print a traceback
 
 
 def as_sent(error: Exception) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,12 @@ def refused():
 
 def slow():
     return lambda: time.sleep(60)
+
+
+def signalled_late():
+    """A step of a process that gets the signal of `close` when it is already on its way to its end."""
+    atexit.register(os.kill, os.getpid(), signal.SIGUSR1)
+    return lambda: None
 
 
 def with_semaphore():

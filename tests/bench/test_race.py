@@ -10,7 +10,7 @@ import sys
 from multiprocessing import resource_tracker
 
 import pytest
-from makers import blocked_signals, broken, counter, end_process, refused, slow, where_and_what
+from makers import blocked_signals, broken, counter, end_process, refused, signalled_late, slow, where_and_what
 
 from nanograd_llm.backend.processes import spawn
 from nanograd_llm.bench.figures import Note
@@ -107,6 +107,13 @@ if __name__ == "__main__":
     folder = os.path.dirname(__file__)
     answer = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=60)
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+def test_a_contender_that_ends_by_itself_prints_no_traceback(capfd):
+    with spawn(signalled_late) as contender:
+        assert contender.ask(callable)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_required_contender_that_fails_ends_the_race():
