@@ -33,6 +33,7 @@ def torch_of(threads: int = 0) -> Any:
 
 def _model(c: GPTConfig) -> Any:
     """A GPT; its `blocks` can also be called one by one with a cache."""
+    import torch
     import torch.nn.functional as F
     from torch import nn
 
@@ -70,7 +71,12 @@ def _model(c: GPTConfig) -> Any:
                 x = block(x)
             return F.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), targets.flatten())
 
-    return Model()
+    model = Model()
+    with torch.no_grad():  # PyTorch's own embeddings are so large that it would compute with subnormal numbers
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+    return model
 
 
 def training_step(workload: Workload, compiled: bool = False, device: str = "cpu") -> Step:
