@@ -201,6 +201,9 @@ class _Check:
         if (took := self.progress.elapsed) > 2 * max(1.0, self.progress.seconds):
             cannot = "the evaluations that every check needs take longer"
             self.notes.append(f"the check took {took:.0f} s instead of {self.progress.seconds:g} s: {cannot}")
+        if function.outside:
+            raised = function.outside.partition("\n")[0]
+            self.notes.append(f"points farther away were left out, where it is not defined: {raised:.200}")
         for finding in findings:
             if finding.name in function.cut and finding.order == 1 and finding.verdict != "wrong":
                 problems.append(

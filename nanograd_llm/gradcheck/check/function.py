@@ -18,7 +18,7 @@ from nanograd_llm.autograd import tensor
 from nanograd_llm.autograd.modes import higher_order, no_grad, watched
 from nanograd_llm.autograd.tensor import Tensor, array_of, origin
 from nanograd_llm.backend.arrays import beside, default_device, device_of, is_array, to_device, to_host
-from nanograd_llm.errors import ConfigError, DtypeError, GraphError, ShapeError, SignatureError
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.ops import concatenate
 from nanograd_llm.settings import listed, nearest
 
@@ -56,6 +56,7 @@ class Function:
     shape_problems: which op calls on the tape break their op's shape line, in words.
     cut: names of a module's parameters that no gradient reaches. Those named in `unused` are left alone.
     notes: which inputs are float64 copies, and which op call is the first to widen such an input, in words.
+    shape: of its result. outside: what it raised where a check moved its values out of its domain.
     Raises InPlaceError where an op's forward writes into its input.
     """
 
@@ -82,7 +83,7 @@ class Function:
 
         with watched(note):  # where a forward that writes into its input is refused
             y, leaves = self.record(given)
-        self.shape_problems = list(broken)
+        self.shape_problems, self.shape, self.outside = list(broken), y.shape, ""
         held, self.cut = _held(f, y, leaves, unused)
         self.held = list(held.values())
         self.names = [names[i] for i in self._places] + list(held)
@@ -148,13 +149,30 @@ class Function:
         return self._run(leaves[: len(self._places)], values), list(leaves)
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The result's numbers; one of the arrays may be complex."""
-        if any(np.iscomplexobj(value) for value in values):
+        """The result's numbers; one of the arrays may be complex. NaN where the function raises, though it does not at
+        the point to check: that lies outside its domain, as a matrix that is not positive definite."""
+
+        def compute() -> np.ndarray:
+            if not any(map(np.iscomplexobj, values)):
+                return self.record(values)[0].numpy()
             wide = np.result_type(*[value.dtype for value in values], np.complex64)
-            values = [value.astype(wide) for value in values]  # all: forwards may add up in place
+            every = [value.astype(wide) for value in values]  # all: forwards may add up in place
             with no_grad():
-                return self._run(self._leaves(values), values).numpy()
-        return self.record(values)[0].numpy()
+                return self._run(self._leaves(every), every).numpy()
+
+        return self.inside(compute, values, self.shape)
+
+    def inside(self, compute: Callable[[], np.ndarray], values: Sequence[np.ndarray], shape: Any) -> np.ndarray:
+        """What `compute` gives; NaN of this shape where these values are outside the function's domain."""
+        try:
+            return compute()
+        except Varying:
+            raise
+        except Exception as error:  # the function is a user's, and may raise whatever it likes
+            if all(map(np.array_equal, map(np.real, values), self.values)):
+                raise
+            self.outside = str(error) if isinstance(error, NanogradError) else f"{type(error).__name__}: {error}"
+            return np.full(shape, np.nan)
 
     def _leaves(self, values: Sequence[np.ndarray], **how: bool) -> list[Tensor]:
         return [Tensor(value, device=device, **how) for value, device in zip(values, self._devices)]
@@ -187,6 +205,7 @@ class Gradient:
 
     def __init__(self, function: Differentiable, cotangent: np.ndarray):
         self.function = function
+        self.inside: Callable[..., np.ndarray] = function.inside
         self.values: list[np.ndarray] = [*function.values, cotangent]
         order = sum(name.startswith("cotangent") for name in function.names)
         self.names: list[str] = [*function.names, "cotangent" + "'" * order]
@@ -199,8 +218,11 @@ class Gradient:
             return concatenate([part.reshape(-1) for part in parts]), [*leaves, cotangent]
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        (parts,) = gradients(self.function, values[:-1], [values[-1]])
-        return np.concatenate([part.reshape(-1) for part in parts])
+        def compute() -> np.ndarray:
+            (parts,) = gradients(self.function, values[:-1], [values[-1]])
+            return np.concatenate([part.reshape(-1) for part in parts])
+
+        return self.inside(compute, values[:-1], sum(value.size for value in values[:-1]))
 
 
 class Scaled:
@@ -211,6 +233,7 @@ class Scaled:
         self.names: list[str] = function.names
         self.record: Callable[..., tuple[Tensor, list[Tensor]]] = function.record
         self.evaluate: Callable[..., np.ndarray] = function.evaluate
+        self.inside: Callable[..., np.ndarray] = function.inside
 
 
 Differentiable = Function | Gradient | Scaled

@@ -87,8 +87,8 @@ def check_gradient(
         raise SignatureError(f"check_gradient has no {', '.join(other)}; {takes}")
     if "jax" in sys.modules:  # so that the classes that are registered there are opened
         importlib.import_module("nanograd_llm.gradcheck.foreign.jax_arrays")
-    with_copies = iter([copy.copy(x) if isinstance(x, np.ndarray) else x for _, x in leaves([*inputs])])
-    inputs = tuple(rebuilt(x, with_copies) for x in inputs)  # f may write into them
+    own = iter([copy.copy(x) if isinstance(x, np.ndarray) else x for one in inputs for _, x in leaves(one)])
+    inputs = tuple(rebuilt(x, own) for x in inputs)  # f may write into them
     if inputs and gradient is None and callable(inputs[0]) and branches(inputs[0]) is None:
         gradient, *rest = inputs
         inputs = tuple(rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import subprocess
@@ -804,3 +805,35 @@ def test_where_a_function_that_writes_into_its_input_is_written_is_said():
 def test_a_rule_that_is_not_linear_says_for_which_cotangent_and_how_large_the_gradient_is():
     problems = check_gradient(np.sin, X, vjp=lambda dy, x: np.abs(dy) * np.cos(x)).problems
     assert re.search(r"not linear in ȳ: for -1e\+00 ȳ the gradient of x is not -1e\+00 times", problems[0]), problems
+
+
+def cholesky_vjp(dy, a):
+    """I. Murray, "Differentiation of the Cholesky decomposition" (2016); NumPy reads the lower triangle alone."""
+    lower = np.linalg.cholesky(a)
+    inner, inverse = np.tril(lower.T @ dy), np.linalg.inv(lower)
+    np.fill_diagonal(inner, np.diag(inner) / 2)
+    whole = inverse.T @ inner @ inverse
+    return np.tril(whole + whole.T) - np.diag(np.diag(whole))
+
+
+def entropy(p):
+    assert np.isclose(p.sum(), 1), "probabilities must sum to one"
+    return -(p * np.log(p)).sum()
+
+
+B4 = R.normal(size=(4, 4))
+PARTLY_DEFINED = [
+    (np.linalg.cholesky, {"vjp": cholesky_vjp}, B4 @ B4.T + np.eye(4)),
+    (math.acos, {"gradient": lambda x: -1 / math.sqrt(1 - x * x)}, 0.9),
+    (entropy, {"gradient": lambda p: -np.log(p) - 1}, np.array([0.2, 0.3, 0.5])),
+]
+
+
+@pytest.mark.parametrize(("f", "how", "x"), PARTLY_DEFINED, ids=["cholesky", "acos", "entropy"])
+def test_a_function_that_raises_where_it_is_not_defined_is_checked_nearer_by(f, how, x):
+    ((form, rule),) = how.items()
+    report = check_gradient(f, x, **how)
+    assert report.passed, report
+    assert any("points farther away were left out, where it is not defined" in note for note in report.notes)
+    wrong = check_gradient(f, x, **{form: lambda *arrays: 1.1 * rule(*arrays)})
+    assert [finding.verdict for finding in wrong.findings] == ["wrong"]
