@@ -96,7 +96,7 @@ def hold(
     lost = bool((sides.scale <= given.epsilon * sides.flow).all())
     if not sides.agree(given).all():
         through = reach(function, k, v, precisions, rng)[:, None]
-        flow = np.maximum(through, sides.scale.max(initial=0))
+        flow = np.maximum(through, sides.scale.max(axis=1, initial=0, keepdims=True))
         sides = sides._replace(flow=np.broadcast_to(flow, sides.flow.shape))
     close = given.epsilon * given.c * sides.scale + sides.error
     off = np.where(sides.off <= NOTHING * sides.flow, 0.0, sides.off)
@@ -121,6 +121,13 @@ def hold(
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
         wrong, faint = wrong & ~nothing, faint | nothing
+        if (faint & (sides.off > BLUNT * sides.scale)).any():
+            some_v, some_u = faint.any(axis=1), faint.any(axis=0)
+            chosen = np.ix_(some_v, some_u)
+            some = Sides(*(side[chosen] for side in sides))
+            firm = _is_firm(slopes, v[some_v], _columns(u, some_u), some, through[some_v], precisions, rng)
+            wrong[chosen] |= firm & faint[chosen]
+            faint &= ~wrong
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
@@ -241,6 +248,35 @@ def _is_of_the_rule(
         points = [nudged([*function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS)]
         found &= gross | _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
     return found
+
+
+def _is_firm(
+    slopes: Slopes,
+    v: np.ndarray,
+    u: np.ndarray,
+    sides: Sides,
+    through: np.ndarray,
+    precisions: Precisions,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Which differences are mistakes, although rounding of the result could hide them?
+
+    A gradient beside far larger numbers need not be made of them: that of exp at 1 has all its digits beside exp at 40.
+    So where it is off by a large part of itself, by the same in wider numbers, and no rounding on the way moves it so
+    far, the result's own rounding is no excuse.
+    """
+    given, wide, (function, k, _) = precisions.given, precisions.wide, slopes
+    if wide is None or sides.error.any():
+        return np.zeros(sides.off.shape, bool)
+    far = compare(slopes, function.values, v, u, wide)
+    parted = np.abs((sides.analytic - sides.numeric) - (far.analytic - far.numeric))
+    firm = (parted <= BLUNT * sides.off) & (sides.off > BLUNT * np.maximum(sides.scale, far.scale))
+    firm &= far.off > 8 * wide.epsilon * (far.result + through)
+    if firm.any():
+        moved = perturbed(function, function.values, v, given.epsilon, rng)
+        left = np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+        firm &= sides.off > MARGIN * (left + given.epsilon * given.c * sides.scale)
+    return firm
 
 
 def _measured(
