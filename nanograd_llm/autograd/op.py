@@ -95,6 +95,7 @@ class Op:
         self._constant_places = frozenset(i for i, name in enumerate(self.inputs) if name in self.constants)
         self._differentiable_places = [i for i in range(len(self.inputs)) if i not in self._constant_places]
         self._require_cases()
+        self._require_same_arguments()
         self.shape_line = self._declared_shapes()
         self._require_adjoints()
 
@@ -122,6 +123,21 @@ class Op:
             raise SignatureError(
                 f"op {self.name}: domain has intervals by input ({', '.join(self.inputs)}), such as {form}; got "
                 f"{self.domain!r:.100}"
+            )
+
+    def _require_same_arguments(self) -> None:
+        """Raise SignatureError where `equals` takes other arguments, or has other defaults."""
+        if self.equals is None:
+            return
+        if not callable(self.equals):
+            raise SignatureError(f"op {self.name}: equals is a function of ops; got {self.equals!r:.100}")
+        takes = inspect.signature(self.equals)
+        mine = inspect.signature(self.forward)
+        mine = mine.replace(parameters=[p for p in mine.parameters.values() if p.name != "needs"])
+        if _arguments(takes) != _arguments(mine):
+            raise SignatureError(
+                f"op {self.name} takes {mine.replace(return_annotation=mine.empty)}, and the composition in equals= "
+                f"{takes.replace(return_annotation=takes.empty)}; give both the same arguments and defaults"
             )
 
     def _declared_shapes(self) -> ShapeLine:
@@ -581,6 +597,13 @@ def _load_op(module: str, qualname: str) -> Op:
     if found is None:
         raise NanogradError(f"the pickled op {qualname} is not in {module}; define it at the top level of that module")
     return found
+
+
+def _arguments(signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:
+    """Kind and default of the positional arguments, whose names may differ; the others by name."""
+    parameters, by_name = signature.parameters.values(), inspect.Parameter.KEYWORD_ONLY
+    positional = [(p.kind, p.default) for p in parameters if p.kind is not by_name]
+    return positional, {p.name: p.default for p in parameters if p.kind is by_name}
 
 
 def _adjoint_forms(name: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from nanograd_llm.backend.randomness import drop_at_random
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.ops.layout import causal_mask, check_ids, getitem, scatter
 from nanograd_llm.ops.primitive import clip, erf, exp, log1p, matmul, mean, sigmoid, sqrt, sum, tanh, where
-from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number
+from nanograd_llm.settings import IGNORE_INDEX, require_choice, require_number, require_type
 
 GELU_FLAT = 64  # beyond it a GELU is x or 0 to the last bit; limiting |x| to it keeps x³ from overflowing
 
@@ -241,6 +241,7 @@ def flat_targets(
 
     Raises ShapeError if the shapes do not fit or no target counts, IndexRangeError for an id outside 0..V-1.
     """
+    require_type("ignore_index", ignore_index, (int, np.integer), "an integer")
     targets = to_host(array_of(targets))
     if targets.shape != logits_shape[:-1]:
         raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")

@@ -138,7 +138,7 @@ def _add_into(y, b):
 
 def _norm_samples(draw):
     for lead, C in [((2, 3), 4), ((5,), 7), ((), 3), ((0,), 2)]:
-        yield (draw(*lead, C), draw(C), draw(C)), {}
+        yield (draw(*lead, C), draw(C), draw(C)), {"eps": 0.1} if C == 7 else {}
 
 
 @op(
@@ -416,6 +416,7 @@ def _target_samples(draw):
     yield (draw(2, 3, 5), targets), {"reduction": "sum", "weight": np.array([0.5, 1.0, 2.0, 1.5, 0.7])}
     yield (draw(2, 3, 5), targets), {"reduction": "none"}
     yield (draw(1, 5), np.array([2])), {}
+    yield (draw(2, 4), np.array([2, 0])), {"ignore_index": 0}
     masked = draw(3, 4)
     masked[0, 1:3] = masked[1] = -np.inf
     yield (masked, np.array([3, IGNORE_INDEX, 0])), {}

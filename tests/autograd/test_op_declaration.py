@@ -512,3 +512,19 @@ def test_a_rule_whose_cotangent_does_not_come_first_is_told_that_the_first_is_th
     made = with_rule(lambda x, dy: (dy, dy))
     with pytest.raises(GraphError, match=r"behind the cotangent, which is the first \(here 'x'\), .* it keeps none"):
         made(leaf([1.0]), 2.0)
+
+
+    [
+        (lambda x, *, eps=1e-5: x, r"takes \(x, \*, eps=0.1\), and the composition in equals= \(x, \*, eps=1e-05\)"),
+        (lambda x, *, epsilon=0.1: x, r"equals= \(x, \*, epsilon=0.1\); give both the same arguments and defaults"),
+        ("composed", "equals is a function of ops; got 'composed'"),
+    ],
+    ids=["another default", "another name", "no function"],
+)
+def test_a_composition_with_other_arguments_is_refused(equals, words):
+    def made(x, *, eps=0.1, needs):
+        """x (*) -> y (*)"""
+        return x
+
+    with pytest.raises(SignatureError, match=f"op made.*{words}"):
+        op("y = x", "x̄ = ȳ", equals=equals)(made)

@@ -27,6 +27,18 @@ def test_every_op_has_a_rule_and_inputs_that_it_can_be_checked_with():
         assert registry[name].rule is not None and drawn(name), name
 
 
+def test_every_op_is_handed_out_by_the_package_of_ops():
+    assert [name for name in NAMES if getattr(nanograd_llm.ops, name, None) is not registry[name]] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if registry[name].static_defaults])
+def test_every_static_argument_takes_another_value_than_its_default_in_some_case(name):
+    cases = list(samples.draw_cases(registry[name], np.random.default_rng(0), 60))
+    for argument, default in registry[name].static_defaults.items():
+        is_varied = any(repr(case.static.get(argument, default)) != repr(default) for case in cases)
+        assert is_varied, f"{argument} is {default!r} in all cases; vary it in samples="
+
+
 @functools.cache
 def drawn(name: str) -> list[Case]:
     return list(samples.draw_cases(registry[name], np.random.default_rng(0), 8))

@@ -165,9 +165,9 @@ def _tensors(case: Case, wanted: Sequence[tuple[int, str]]) -> list[Any]:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b; infinities that are the same do not differ, and a NaN is as far as can be."""
+    """a - b; what is infinite or NaN in both does not differ, and a NaN in one is as far as can be."""
     with np.errstate(invalid="ignore"):
-        difference = np.where(a == b, 0.0, a - b)
+        difference = np.where((a == b) | np.isnan(a) & np.isnan(b), 0.0, a - b)
     return np.where(np.isnan(difference), np.inf, difference)
 
 
