@@ -110,6 +110,7 @@ def load_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
 
 def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[str, object]) -> Found:
     rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **form)  # type: ignore[arg-type]
+    line = 1  # where the row begins; quotes may hold ends of lines
     try:
         header = [name.strip() for name in next(rows, [])]
         between = next((sign for sign in ";\t|," if len(header) == 1 and sign in header[0]), "")
@@ -117,16 +118,22 @@ def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[st
             expected = "a tab" if form else "a comma; name it .tsv" if between == "\t" else "a comma"
             raise BadFileError(f"{path}: has {between!r} between its columns; expected {expected}; save it so")
         columns = [_column(name, header, f"{path}") for name in (text, label)]
+        line = rows.line_num + 1
         for row in rows:
             if row and len(row) != len(header):
                 raise BadFileError(
-                    f"{path}, line {rows.line_num}: has {counted(len(row), 'column')}, and the header "
+                    f"{path}, line {line}: has {counted(len(row), 'column')}, and the header "
                     f"{len(header)}; " + ("a text has no tab" if form else "put a text that holds a comma in quotes")
                 )
             if row:
-                yield f"{path}, line {rows.line_num}", row[columns[0]], row[columns[1]]
+                yield f"{path}, line {line}", row[columns[0]], row[columns[1]]
+            line = rows.line_num + 1
     except csv.Error as error:
-        raise BadFileError(f"{path}, line {rows.line_num}: {error}") from error
+        end = rows.line_num
+        of = f"; the row goes on to line {end:,}, so a quote may not be closed" if end > line else ""
+        raise BadFileError(
+            f"{path}, line {line}: {error}{of}; close each quote, and write a quote inside a text twice"
+        ) from error
 
 
 def _column(name: str, header: list[str], where: str) -> int:

@@ -60,7 +60,14 @@ def test_a_label_may_be_a_number_and_another_column_may_be_there_twice(tmp_path:
         ("x.csv", "text,label\na,b\nc,d,e\n", r"line 3: has 3 columns, and the header 2; put a text that holds a "),
         ("x.csv", "text,label\na\n", r"line 2: has 1 column, and the header 2"),
         ("x.tsv", "text\tlabel\na\tb\tc\n", r"line 2: has 3 columns, and the header 2; a text has no tab"),
-        ("x.csv", 'text,label\n"a,b\n', r"line 2: unexpected end of data"),
+        ("x.csv", 'text,label\n"a,b\n', r"line 2: unexpected end of data; close each quote, and write a quote inside"),
+        (
+            "x.csv",
+            'text,label\na,b\n"c,d\ne,f\n',
+            r"line 3: unexpected end.* goes on to line 4, so a quote may not be ",
+        ),
+        ("x.csv", 'text,label\n"c,d\ne,f\n"g",h\n', r"line 2: ',' expected after .*; the row goes on to line 4, so"),
+        ("x.csv", 'text,label\n"a\nb",c\n"c\nd",e,f\n', r"line 4: has 3 columns, and the header 2"),
         ("x.csv", 'text,label\n"a" b,c\n', r"line 2: ',' expected after '\"'"),
         (
             "x.csv",
