@@ -8,7 +8,7 @@ from typing import Any
 
 from nanograd_llm.cli.generate import SAMPLING
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, with_options
-from nanograd_llm.cli.terminal import accept_any_input, written
+from nanograd_llm.cli.terminal import keep_bytes_of_stdin, piped, written
 from nanograd_llm.inference import Conversation, Dialogue
 from nanograd_llm.inference.sampling import strategy_of
 from nanograd_llm.settings import printable
@@ -27,7 +27,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
         Tokens of a reply; it ends earlier at an empty line, or if the model ends the text.
     """
     from nanograd_llm.backend.arrays import use_device
-    from nanograd_llm.errors import IndexRangeError
+    from nanograd_llm.errors import BadFileError, IndexRangeError
     from nanograd_llm.models.gpt import GPT
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.text.template import template_beside
@@ -43,7 +43,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
         conversation = Conversation(loaded, tokenizer, **settings)
     else:
         conversation = Dialogue(loaded, tokenizer, template, **settings)
-    accept_any_input()
+    keep_bytes_of_stdin()
     prompt = ""
     if sys.stdin.isatty():
         does = "continues" if template is None else "answers"
@@ -58,8 +58,8 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
             print(end="\n" if prompt else "")
             break
         try:
-            tokenizer.encode(line)
-        except IndexRangeError as error:  # a character that the model does not know; the next line may be fine
+            tokenizer.encode(line := piped(line, "this line"))
+        except (BadFileError, IndexRangeError) as error:  # not UTF-8, or not known to the model; the next may be fine
             print(f"nanograd-llm: {printable(str(error))}", file=sys.stderr)
             continue
         with contextlib.closing(conversation.reply(line)) as reply:

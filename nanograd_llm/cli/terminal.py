@@ -50,18 +50,28 @@ def waiting(doing: str) -> Iterator[Callable[[str, float], object]]:
         yield update
 
 
-def accept_any_input() -> None:
-    """Let bytes on stdin that are not UTF-8 become U+FFFD."""
+def keep_bytes_of_stdin() -> None:
+    """Let stdin be read as UTF-8, with bytes that are not kept for `piped`, which refuses them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # the calling program has already read from it
-            sys.stdin.reconfigure(errors="replace")
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def piped(text: str, name: str = "standard input") -> str:
+    """What was read after `keep_bytes_of_stdin`. Raises BadFileError if it is not UTF-8."""
+    from nanograd_llm.text.corpora import decoded
+
+    return decoded(text.encode("utf-8", "surrogateescape"), name) if text else ""
 
 
 def text_or_piped(text: str | None) -> str | None:
-    """A text of the command line; what is piped in where that is "-" or not given; None where nothing is piped."""
+    """A text of the command line; what is piped in where that is "-" or not given; None where nothing is piped.
+
+    Raises BadFileError if what is piped in is not UTF-8.
+    """
     if text == "-" or (text is None and not sys.stdin.isatty()):
-        accept_any_input()
-        return sys.stdin.read().removesuffix("\n")
+        keep_bytes_of_stdin()
+        return piped(sys.stdin.read()).removesuffix("\n")
     return text
 
 

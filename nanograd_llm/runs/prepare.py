@@ -315,7 +315,8 @@ def _table_of(option: str, task: type[Task]) -> str:
         others = [other for other in TASKS if option in options_of(task_named(other))]
         if not others:
             check_keys([option], known, "options")
-        raise ConfigError(f"{option} is for the task {' or '.join(others)}; this run is of the task {task.name}")
+        noun = "task" if len(others) == 1 else "tasks"
+        raise ConfigError(f"{option} is for the {noun} {', '.join(others)}; this run is of the task {task.name}")
     return known[option]
 
 

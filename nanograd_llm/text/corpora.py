@@ -80,9 +80,11 @@ def _refuse_utf16(head: bytes, name: str) -> None:
 
 
 def _conversion(encoding: str, name: str) -> str:
-    """The command that makes UTF-8 of the file of this name."""
+    """The command that makes UTF-8 of the file of this name; without names where it is no file, as standard input."""
     import shlex  # here, because most files are UTF-8
 
+    if not os.path.exists(name):
+        return f"iconv -f {encoding} -t UTF-8"
     stem, ending = os.path.splitext(name)
     return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{stem}-utf8{ending}')}"
 

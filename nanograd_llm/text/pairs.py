@@ -36,7 +36,8 @@ def read_pairs(path: PathLike, target: PathLike | None = None) -> Pairs:
         sources, targets = map(_lines, (path, target))
         if len(sources) != len(targets):
             raise BadFileError(
-                f"{path} has {len(sources):,} lines and {target} {len(targets):,}; each line must have its translation"
+                f"{path} has {len(sources):,} lines and {target} has {len(targets):,}; line N of one must be the "
+                "translation of line N of the other"
             )
         return _complete(enumerate(zip(sources, targets), 1), f"{path} and {target}")
     if kind == ".po":

@@ -810,18 +810,32 @@ def test_a_chat_without_stdin_ends(run):
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
-def test_a_line_that_is_not_utf_8_is_read_with_replacement_characters_and_the_chat_continues(run):
-    replies = []
-    for said in (b"a\xff\nb\n", "a\ufffd\nb\n".encode()):
+def test_a_line_that_is_not_utf_8_is_an_error_and_the_chat_continues(run):
+    found = []
+    for said in (b"a\xff\nb\n", b"b\n"):
         process = subprocess.run(
-            command("chat", str(run), "--max-new-tokens", "5", "--seed", "0"),
-            input=said,
-            capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            command("chat", str(run), "--max-new-tokens", "5", "--seed", "0"), input=said, capture_output=True
         )
-        assert (process.returncode, process.stderr) == (0, b"")
-        replies.append(process.stdout)
-    assert replies[0] == replies[1] != b""
+        assert process.returncode == 0
+        found.append((process.stdout, process.stderr))
+    assert found[0][0] == found[1][0] != b"" and found[1][1] == b""
+    said = (
+        b"nanograd-llm: this line is not UTF-8: byte 0xff at offset 1 (invalid start byte); convert it to UTF-8 first"
+    )
+    assert found[0][1].startswith(said) and found[0][1].count(b"\n") == 1
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("arguments", [("generate", "RUN"), ("tokenize", "-", "--model", "RUN")])
+def test_a_piped_text_that_is_not_utf_8_is_a_bad_file(arguments, locale, run):
+    words = [str(run) if word == "RUN" else word for word in arguments]
+    how = {"capture_output": True, "env": {**os.environ, "LC_ALL": locale}}
+    process = subprocess.run(command(*words), input=b"caf\xe9", **how)
+    assert (process.returncode, process.stdout) == (3, b"")
+    assert process.stderr == (
+        b"nanograd-llm: standard input is not UTF-8: byte 0xe9 at offset 3 (unexpected end of data); convert it to UTF-8 "
+        b"first, for example: iconv -f WINDOWS-1252 -t UTF-8\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--steps", "--n-layer", "--seed"])

@@ -108,7 +108,7 @@ def test_a_file_that_holds_no_pairs_is_refused(tmp_path: Path, name: str, conten
 def test_files_of_different_length_are_refused_with_both(tmp_path: Path) -> None:
     (tmp_path / "x.en").write_text("a\nb\n", "utf-8")
     (tmp_path / "x.fr").write_text("a\n", "utf-8")
-    with pytest.raises(BadFileError, match=r"x.en has 2 lines and .*x.fr 1; each line must have its translation"):
+    with pytest.raises(BadFileError, match=r"x.en has 2 lines and .*x.fr has 1; line N of one must be the translation"):
         read_pairs(tmp_path / "x.en", tmp_path / "x.fr")
     (tmp_path / "x.fr").write_text("a\n\n", "utf-8")
     with pytest.raises(BadFileError, match="line 2: the target is empty"):
