@@ -61,8 +61,10 @@ def _fields(task: type[Task]) -> dict[str, Any]:
     """The options of a task by name."""
     found: dict[str, Any] = {}
     for table, kind in tables_of(task).items():
+        if table == "lora" and task.tuning is None:
+            continue
         # "model" and "prepared" are tokenizers that init or the text brings
-        without = {"file", "model", "prepared", *task.hidden.get(table, ())}
+        without = {"file", "model", "prepared", *task.hidden.get(table, ()), *(["init"] if task.tuning is None else ())}
         title, prefix = SECTIONS.get(table, table.capitalize()), PREFIXED.get(table, "")
         found |= fields_of(kind, title, without=without, shown=defaults_of(task), prefix=prefix)
     return found

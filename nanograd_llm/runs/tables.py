@@ -77,7 +77,7 @@ def defaults_of(task: type[Task]) -> dict[str, str | None]:
     tuned, shown = {} if task.tuning is None else task.tuning.described(), fresh
     for name in {*fresh, *tuned} & {*TrainConfig.setting_types, "context_length"}:
         usual = getattr(TrainConfig, name, None)
-        other = tuned.get(name, usual)
+        other = tuned.get(name, usual or "the model's")
         before = fresh.get(name, usual) if task.fresh else other
         shown[name] = f"{before}" if not tuned or str(before) == str(other) else f"{before}; {other} with --init"
     if tuned:

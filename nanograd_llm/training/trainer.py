@@ -121,7 +121,10 @@ class Trainer:
         return f"Trainer({type(self.model).__name__}, step {self.steps_done} of {self.config.steps}, {self.workers})"
 
     def step(self, *batch: Any) -> float:
-        """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows"""
+        """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows
+
+        After the `steps` of the config it can go on: the learning rate stays what it was in the last step.
+        """
         return self._step(batch, self._steps_progress).loss
 
     def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:

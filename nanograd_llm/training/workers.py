@@ -76,7 +76,13 @@ class Workers:
         training = [module.training for module in self.modules]
         with blas_threads(1 if shares > 1 else self.count):
             tasks = [(worker, pieces[worker::shares], count, training, modes().checked) for worker in range(shares)]
-            losses = self.team.run(self.compute_share, tasks)
+            try:
+                losses = self.team.run(self.compute_share, tasks)
+            except ShapeError as error:
+                if len(pieces) > 1:
+                    whole = ", ".join(str(array_like(array).shape) for array in batch)
+                    error.args = (f"{error}; these are shapes of a worker's rows; the whole batch has {whole}",)
+                raise
             with np.errstate(over="ignore"):  # a sum of squares that overflows is infinite, which the caller checks
                 squares = self.team.run(self.add_shares, [(worker, shares) for worker in range(self.count)])
         return sum(losses), math.sqrt(sum(squares)), count

@@ -515,7 +515,12 @@ def test_help_shows_every_default(capsys):
 
 OF_ONE_TASK = {
     "language-model": ("--tokenizer", "--preset", "[default: the preset's, 8 for nano; 8 with --init]"),
-    "translation": ("--label-smoothing", "--beta2", "[default: 0.002; 0.0003 with --init; ten times"),
+    "translation": (
+        "--label-smoothing",
+        "--beta2",
+        "[default: 0.002; 0.0003 with --init; ten times",
+        "[default: 64; the model's with --init]",
+    ),
     "masked-words": ("--as-mask", "[default: 64; at most 128 with --init]", "[default: 64; 16 with --init]"),
     "classification": ("--label-column", "--pooling", "with a folder for each"),
     "instruction": ("--include-prompt", "--show-batch", "[default: 32, or 8 for more than 256 channels]"),
@@ -819,9 +824,7 @@ def test_a_line_that_is_not_utf_8_is_an_error_and_the_chat_continues(run):
         assert process.returncode == 0
         found.append((process.stdout, process.stderr))
     assert found[0][0] == found[1][0] != b"" and found[1][1] == b""
-    said = (
-        b"nanograd-llm: this line is not UTF-8: byte 0xff at offset 1 (invalid start byte); convert it to UTF-8 first"
-    )
+    said = b"nanograd-llm: this line is not UTF-8: byte 0xff at offset 1 (invalid start byte); convert it to UTF-8"
     assert found[0][1].startswith(said) and found[0][1].count(b"\n") == 1
 
 
@@ -833,8 +836,8 @@ def test_a_piped_text_that_is_not_utf_8_is_a_bad_file(arguments, locale, run):
     process = subprocess.run(command(*words), input=b"caf\xe9", **how)
     assert (process.returncode, process.stdout) == (3, b"")
     assert process.stderr == (
-        b"nanograd-llm: standard input is not UTF-8: byte 0xe9 at offset 3 (unexpected end of data); convert it to UTF-8 "
-        b"first, for example: iconv -f WINDOWS-1252 -t UTF-8\n"
+        b"nanograd-llm: standard input is not UTF-8: byte 0xe9 at offset 3 (unexpected end of data); convert it to "
+        b"UTF-8 first, for example: iconv -f WINDOWS-1252 -t UTF-8\n"
     )
 
 

@@ -83,6 +83,7 @@ def test_a_task_that_says_only_what_it_must_is_trained_resumed_opened_and_scored
     assert main(["eval", "runs/regression-1"]) == main(["info", "runs/regression-1"]) == 0
     assert main(["train", "--task", "regression", "--help"]) == 0
     assert "largest error" in (shown := capsys.readouterr().out) and "nanograd-llm train --task regression" in shown
+    assert "--init STR" not in shown and "--lora" not in shown
     for command in ("step", "look"):
         assert main([command, "runs/regression-1", "a text"]) == 2
         assert "the task regression, which reads no text" in capsys.readouterr().err

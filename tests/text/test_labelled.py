@@ -64,7 +64,7 @@ def test_a_label_may_be_a_number_and_another_column_may_be_there_twice(tmp_path:
         (
             "x.csv",
             'text,label\na,b\n"c,d\ne,f\n',
-            r"line 3: unexpected end.* goes on to line 4, so a quote may not be ",
+            r"line 3: unexpected end.* goes on to line 4, so a quote may",
         ),
         ("x.csv", 'text,label\n"c,d\ne,f\n"g",h\n', r"line 2: ',' expected after .*; the row goes on to line 4, so"),
         ("x.csv", 'text,label\n"a\nb",c\n"c\nd",e,f\n', r"line 4: has 3 columns, and the header 2"),

@@ -120,6 +120,18 @@ def test_arrays_that_cannot_be_split_together_are_refused(arrays: list[Any], sha
         team(gpt(), 2).loss_and_gradient(arrays, KEY)
 
 
+@pytest.mark.parametrize(("count", "pieces"), [(2, 1), (1, 2)])
+def test_an_error_about_shapes_of_some_rows_has_those_of_the_whole_batch(count: int, pieces: int) -> None:
+    tokens, targets = batch(4)
+    with pytest.raises(ShapeError) as caught:
+        team(gpt(), count, pieces).loss_and_gradient((tokens, targets[:, :3]), KEY)
+    whole = f"{tokens.shape}, {targets[:, :3].shape}"
+    assert str(caught.value).endswith(f"; these are shapes of a worker's rows; the whole batch has {whole}")
+    with pytest.raises(ShapeError) as caught:
+        team(gpt(), 1).loss_and_gradient((tokens, targets[:, :3]), KEY)
+    assert "whole batch" not in str(caught.value)
+
+
 class Changed(Module):
     """A GPT whose loss is a function that the test gives."""
 
