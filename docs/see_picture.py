@@ -21,10 +21,11 @@ with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
     page = Path(folder) / "step.html"
     trace.html(page, ["the", "cat", "sat", "on", "the"])
     browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-    tab = browser.new_page(viewport={"width": 960, "height": 620})
+    tab = browser.new_page(viewport={"width": 960, "height": 640})
     tab.goto(page.as_uri())
     for key in ("End", *["ArrowLeft"] * 3):  # the backward of the first norm
         tab.keyboard.press(key)
     tab.click('figure[data-name="x̄"] td[data-k="10"]')
+    tab.evaluate("scrollTo(0, 0)")  # the click may have scrolled
     tab.screenshot(path=Path(__file__).parent / "see.jpg", type="jpeg", quality=55)
     browser.close()
