@@ -27,7 +27,7 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
     Parameters
     ----------
     verify
-        Of a run with LoRA, prove two things instead: with the adapters off it is the model it started from, bit for
+        Of a run with LoRA, verify two things instead: with the adapters off it is the model it started from, bit for
         bit; and merged it is the same within rounding. Exit code 1 if not.
     """
     if verify:

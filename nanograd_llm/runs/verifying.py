@@ -1,4 +1,4 @@
-"""A proof for a run with LoRA: adapters off, it is its base, bit for bit; merged, it is the same within rounding."""
+"""Verify a run with LoRA: with adapters off it is its base, bit for bit; merged, it is the same within rounding."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Verified:
         return not self.differing and self.merged_off <= self.limit
 
     def __str__(self) -> str:
-        faults = ["adapters off, it is not its base"] if self.differing else []
-        faults += [] if self.merged_off <= self.limit else ["merged, it differs by more than rounding"]
+        faults = ["with its adapters off the run is not its base"] if self.differing else []
+        faults += [] if self.merged_off <= self.limit else ["merged, its results differ by more than rounding"]
         return (
             f"adapters off: of {self.numbers:,} weights and results on a random text, {self.differing:,} differ in a "
             f"bit from those of {self.base}\n"
-            f"merged: the adapters change a result by up to {self.effect:.3g}; merged they do the same within "
-            f"{self.merged_off:.1e}, where rounding may be {self.limit:.1e}\n"
+            f"merged: the adapters change a result by up to {self.effect:.3g}; after the merge results differ by up to "
+            f"{self.merged_off:.1e}, and rounding may be {self.limit:.1e}\n"
             + (
-                f"NOT proved: {', and '.join(faults)}"
+                f"NOT verified: {', and '.join(faults)}"
                 if faults
-                else "proved: off, it is its base; merged, it is the same"
+                else "verified: with its adapters off the run is its base; merged, it gives the same results"
             )
         )
 

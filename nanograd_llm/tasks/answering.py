@@ -22,7 +22,7 @@ from nanograd_llm.inference.generate import generate
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT, TRAINING_ONLY, GPTConfig
 from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, shown
-from nanograd_llm.tasks.questions import builtin_examples, without_manner
+from nanograd_llm.tasks.questions import builtin_examples, without_politeness
 from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import Report, Request, Sample
 from nanograd_llm.tasks.text_task import TextTask, part_of, spread
@@ -210,7 +210,7 @@ class Answering(TextTask):
                 self.left_out += 1
         if not found:
             raise ShapeError(
-                f"{self.source}: no row fits into {self.max_length} tokens, with its template; give shorter ones, or "
+                f"{self.source}: no row fits into {self.max_length} tokens, with its template; give shorter rows, or "
                 "start from a model of a larger context"
             )
         return found
@@ -308,9 +308,9 @@ class Answering(TextTask):
         return self.tokenizer.decode(row.answer).strip()
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Is it the reference? One to a built-in question may be in either manner."""
+        """Is it the reference? One to a built-in question may be polite or not."""
         if self.examples.file is None:
-            return without_manner(answer) == without_manner(self.reference(row))
+            return without_politeness(answer) == without_politeness(self.reference(row))
         return answer == self.reference(row)
 
     def example(self) -> str:

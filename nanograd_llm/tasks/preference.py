@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-4  # of a log-probability of an answer, or a millionth of it if that is more
 
-MEANING = "the margin is how much more the chosen answer has gained than the rejected one"
+MEANING = "the margin is the reward of the chosen answer minus that of the rejected one"
 
 
 class PreferenceConfig(ExamplesConfig):
@@ -133,7 +133,7 @@ class Preferences(Answering):
         return *self.texts(step), self.learned_reference[self.drawn(step, len(self.learned))]
 
     def score(self, rows: int | None = None) -> Score:
-        """Rewards of held-out pairs; of the built-in ones first how many answers have the manner, and are right."""
+        """Rewards of held-out pairs; of the built-in ones first how many answers are polite, and right."""
         which = spread(len(self.held_out), rows)
         chosen = [self.held_out[i] for i in which]
         log_p = self._log_probabilities(chosen, self.progress)
@@ -145,12 +145,12 @@ class Preferences(Answering):
             "log p chosen": float(log_p[:, 0].mean()),
             "log p rejected": float(log_p[:, 1].mean()),
         }
-        names = ("wanted manner", "right answers", "reward accuracy")
+        names = ("polite answers", "right answers", "reward accuracy")
         if self.examples.file is not None:
             return Score(names[2], also.pop(names[2]), also, **self.measured_on(chosen), percent=names, remark=MEANING)
         answers = [answer for answer, _ in self.answers([row for row, _ in chosen])]
         right = [self.is_right(answer, row) for answer, (_, row) in zip(answers, chosen)]
         also = {names[1]: 100 * float(np.mean(right))} | also
-        manner = 100 * float(np.mean([is_polite(answer) for answer in answers]))
-        remark = f"the wanted manner is to end with {POLITE!r}; {MEANING}"
-        return Score(names[0], manner, also, **self.measured_on(chosen), percent=names, remark=remark)
+        polite = 100 * float(np.mean([is_polite(answer) for answer in answers]))
+        remark = f"a polite answer ends with {POLITE!r}; {MEANING}"
+        return Score(names[0], polite, also, **self.measured_on(chosen), percent=names, remark=remark)

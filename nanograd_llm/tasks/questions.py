@@ -1,7 +1,7 @@
 """The built-in questions, whose answers Python computes: what to do with two to four digits.
 
 They are small enough for a model that has learned to write for a minute, and need more than memory: to sort, to count,
-to choose, to spell. Half of the answers are curt, half are polite: two manners, of which preferences choose one.
+to choose, to spell. Half of the answers are short, half are polite; preference pairs choose the polite one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nanograd_llm.text.examples import Example, Turn
 WORDS = "zero one two three four five six seven eight nine".split()
 BRACKETS = ("list", "[", "]"), ("tuple", "(", ")"), ("set", "{", "}")
 COUNT = 25_000  # that are drawn; short ones occur more than once
-POLITE = ", gladly."  # the end of an answer in the manner that the built-in pairs prefer
+POLITE = ", gladly."  # the end of a polite answer, which the built-in pairs prefer
 
 
 def builtin_examples(count: int = COUNT, *, pairs: bool = False, seed: int = 0) -> list[Example]:
@@ -33,17 +33,17 @@ def builtin_examples(count: int = COUNT, *, pairs: bool = False, seed: int = 0) 
 
 
 def is_polite(answer: str) -> bool:
-    """Is it in the manner that the built-in pairs prefer?"""
+    """Does it end as the built-in pairs prefer?"""
     return answer.endswith(POLITE)
 
 
-def without_manner(answer: str) -> str:
-    """What is answered, in either manner."""
+def without_politeness(answer: str) -> str:
+    """The short form of an answer."""
     return answer.removesuffix(POLITE)
 
 
 def question(rng: random.Random) -> tuple[str, str]:
-    """A question and its answer, in the curt manner."""
+    """A question and its answer, in the short form."""
     digits = [rng.randrange(10) for _ in range(rng.randrange(2, 5))]
     row, kind, wording = " ".join(map(str, digits)), rng.randrange(8), rng.randrange(2)
     if kind == 0:

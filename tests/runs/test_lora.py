@@ -132,7 +132,7 @@ def test_verify_proves_that_adapters_off_are_the_base_and_merged_ones_the_same(a
     assert 0 < found.merged_off < found.limit < found.effect / 100
     assert command(["info", "--verify", str(adapted)]) == 0
     out = capsys.readouterr().out
-    assert ", 0 differ in a bit from those of" in out and "\nproved: " in out
+    assert ", 0 differ in a bit from those of" in out and "\nverified: " in out
 
 
 def test_verify_allows_the_rounding_that_the_model_has_and_no_more(
@@ -158,7 +158,7 @@ def test_verify_allows_the_rounding_that_the_model_has_and_no_more(
     monkeypatch.setattr(lora, "merge", merged_wrongly)
     capsys.readouterr()
     assert command(["info", "--verify", str(copy)]) == 1
-    assert "\nNOT proved: merged, it differs by more than rounding" in capsys.readouterr().out
+    assert "\nNOT verified: merged, its results differ by more than rounding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["a frozen weight has moved", "the base is another one"])

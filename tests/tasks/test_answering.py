@@ -67,7 +67,7 @@ def preferences(nano: str, **settings: Any) -> Preferences:
 
 def test_the_answers_to_the_built_in_questions_are_right() -> None:
     turns = [turn for (turn,), _ in questions.builtin_examples(5_000)]
-    asked = {turn.instruction: questions.without_manner(turn.answer) for turn in turns}
+    asked = {turn.instruction: questions.without_politeness(turn.answer) for turn in turns}
     kinds = {
         "Sort ": lambda digits: " ".join(sorted(digits)),
         "Write ": lambda digits: None,
@@ -87,13 +87,13 @@ def test_the_answers_to_the_built_in_questions_are_right() -> None:
     assert len(literals) > 300 and all(type(eval(text[0])).__name__ == given for text, given in literals if text)
 
 
-def test_half_of_the_answers_are_in_the_manner_that_the_pairs_prefer() -> None:
+def test_half_of_the_answers_are_polite_as_the_pairs_prefer() -> None:
     answers = [turns[0].answer for turns, _ in questions.builtin_examples(1_000)]
     assert 450 < sum(map(questions.is_polite, answers)) < 550
     ((turn,), rejected) = questions.builtin_examples(1, pairs=True)[0]
     assert turn.answer == f"{rejected}, gladly."
     assert questions.is_polite(turn.answer) and not questions.is_polite(rejected)
-    assert questions.without_manner(turn.answer) == questions.without_manner(rejected) == rejected
+    assert questions.without_politeness(turn.answer) == questions.without_politeness(rejected) == rejected
 
 
 # What is learned
@@ -380,8 +380,8 @@ def test_built_in_preferences_report_the_manner_and_the_right_answers(nano: str)
     start = ng.open_model(nano)
     of_many = dataclasses.replace(SHORT, batch_size=64)  # the reference of 3,000 pairs is computed in batches
     score = (task := Preferences(PreferenceConfig(), start.config, of_many, start=start)).score(4)
-    assert (score.name, len(task.learned), len(task.held_out)) == ("wanted manner", 2_000, 1_000)
-    assert score.remark.startswith("the wanted manner is to end with ', gladly.'; the margin is how much more")
+    assert (score.name, len(task.learned), len(task.held_out)) == ("polite answers", 2_000, 1_000)
+    assert score.remark.startswith("a polite answer ends with ', gladly.'; the margin is the reward")
     assert [*score.also] == ["right answers", "reward accuracy", "margin", "log p chosen", "log p rejected"]
     assert score.also["reward accuracy"] == 0 and abs(score.also["margin"]) < 1e-5
 
