@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
         arguments = [*arguments[1:2], "--help"]
     app = App(
         name="nanograd-llm",
-        help="Train a GPT in NumPy, from scratch or from GPT-2, and let it write.",
+        help="Train a GPT in NumPy, from scratch or from GPT-2, and generate text with it.",
         version=__version__,
         help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
         suppress_keyboard_interrupt=False,  # main handles it

@@ -48,7 +48,8 @@ def bench(
     as_json
         Print one JSON object per line.
     rounds
-        Times that each program is measured; more is steadier. As many as fit in a minute a workload, if not given.
+        How often each program is measured; more gives steadier figures. If not given, as often as fits in a minute for
+        each workload.
     """
     from nanograd_llm.bench import BENCHMARKS, ON_GPU, machine, run
 

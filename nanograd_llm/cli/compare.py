@@ -24,8 +24,8 @@ def compare(
     runs
         Folders of runs.
     svg
-        A file for a picture of the losses, against items and against time, such as losses.svg. Only an earlier picture
-        is replaced.
+        A file for a picture of the losses, against items and against time, such as losses.svg. An existing file
+        is replaced only if it is such a picture.
     png
         The same picture as PNG, which needs matplotlib.
     """

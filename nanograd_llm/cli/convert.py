@@ -27,7 +27,7 @@ def convert(
         hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load. peft: the adapters of a
         run with LoRA alone, for PeftModel.from_pretrained; the other forms get them merged into the weights.
     out
-        The folder to write; MODEL-TO here if not given.
+        The folder to write; if not given, MODEL-TO in the current folder.
     dtype
         The dtype of the weights that are written.
     with_tokenizer

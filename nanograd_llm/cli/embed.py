@@ -26,7 +26,8 @@ def embed(
     file
         A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
     out
-        A file of NumPy to write, such as vectors.npy: a row for each text. Only another .npy is replaced.
+        The file of NumPy to write, such as vectors.npy, with a row for each text. An existing file is replaced only if
+        it is a .npy.
     truncate
         Keep the first tokens of a text that is too long for the model.
     """

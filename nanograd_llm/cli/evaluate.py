@@ -21,7 +21,7 @@ def evaluate(
     stride: int | None = None,
     rows: int | None = None,
     top: int = 0,
-    choices: Annotated[list[str], Parameter(consume_multiple=True, negative=())] = [],  # noqa: B006  as it is shown
+    choices: Annotated[list[str], Parameter(consume_multiple=True, negative=(), show_default=False)] = [],  # noqa: B006
     device: Device = "cpu",
 ) -> None:
     """Score a model on texts: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.

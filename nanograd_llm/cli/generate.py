@@ -26,7 +26,7 @@ def generate(
     *,
     max_new_tokens: int = 200,
     n: int = 1,
-    stop: Annotated[list[str], Parameter(consume_multiple=True, negative=())] = [],  # noqa: B006  as it is shown
+    stop: Annotated[list[str], Parameter(consume_multiple=True, negative=(), show_default=False)] = [],  # noqa: B006
     truncate: bool = False,
     cache: bool = True,
     raw: bool = False,
@@ -48,9 +48,9 @@ def generate(
     n
         Texts to write, each after the same prompt.
     stop
-        Texts that end what is written, such as "\\n\\n"; they are left out; none if not given.
+        End before the first of these texts, such as "\\n\\n"; none if not given.
     truncate
-        Of a prompt longer than the model's context, use the end; otherwise it is refused.
+        If the prompt is longer than the model's context, use its end; otherwise it is refused.
     cache
         Keep keys and values instead of computing them again, which is faster; the text is the same.
     raw

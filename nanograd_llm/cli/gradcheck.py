@@ -58,7 +58,7 @@ def gradcheck(
         Console(highlight=False).print(report, soft_wrap=True)
         return 0 if report.passed else 1
     if thorough and cases is not None:
-        raise ConfigError("--thorough is 5,000 cases and --cases another number; give one of them")
+        raise ConfigError("--thorough means 5,000 cases, and --cases gives another number; give one of them")
     count = 5000 if thorough else 200 if cases is None else cases
     order = 2 if order is None else order
     found: list[OpSummary] = []

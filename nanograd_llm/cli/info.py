@@ -27,8 +27,8 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
     Parameters
     ----------
     verify
-        Of a run with LoRA, verify two things instead: with the adapters off it is the model it started from, bit for
-        bit; and merged it is the same within rounding. Exit code 1 if not.
+        Check a run with LoRA instead: with its adapters off it is the model that it started from, bit for bit; merged,
+        it gives the same results within rounding. Exit code 1 if not.
     """
     if verify:
         from nanograd_llm.runs.verifying import verify as verify_run

@@ -9,7 +9,7 @@ from nanograd_llm.cli.options import Device, Model, Target
 
 
 def look(model: Model, text: str, /, *, target: Target = (), html: Path | None = None, device: Device = "cpu") -> None:
-    """Show how surprised a model is at each target, what each depth would say, and how gradients flow.
+    """Show the loss of a model at each target in bits, what it would predict after each block, and its gradients.
 
     Parameters
     ----------

@@ -23,9 +23,10 @@ def plot(
     runs
         Folders of runs.
     html
-        Write a page with the loss against steps, items and time, such as plot.html; else the curves are lines of text.
+        Write a page with the loss against steps, items and time, such as plot.html; if not given, the curves are
+        lines of text.
     png
-        The same as a picture, such as plot.png, which needs matplotlib. Only an earlier picture is replaced.
+        The same as a picture, such as plot.png, which needs matplotlib. Only a PNG is replaced.
     """
     from nanograd_llm.cli.terminal import row, written
     from nanograd_llm.files.atomic import require_replaceable, write_atomically

@@ -35,12 +35,12 @@ def prepare(
     out
         The folder to make, which is new or empty.
     tokenizer
-        bpe or characters, made of the texts; bytes; or whose tokenizer to use: the folder of a run, a prepared
-        folder, or a pretrained model, such as gpt2.
+        bpe or characters, trained on the texts; bytes; or the tokenizer of a run, of a prepared folder (give the
+        folder), or of a pretrained model, such as gpt2.
     vocab_size
         Tokens that bpe learns; 1024 if not given. GPT-2 has 50257.
     held_out
-        Share of the texts that is scored and never trained on. Of a long file, parts are texts.
+        Share of the texts that is scored and never trained on. The parts of a long file count as texts.
     seed
         Chooses which texts are held out.
     """

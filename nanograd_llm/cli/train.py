@@ -110,10 +110,10 @@ def train(
     watch: int = 0,
     settings: Given = NOTHING,
 ) -> int:
-    """Train a model on a text, from fresh weights or a model's, then score it on what is held out and show its work.
+    """Train a model on a text, from fresh weights or those of a model; score it on held-out text and show a sample.
 
-    Without arguments a GPT learns to write: the built-in corpus, a tokenizer trained on it, the preset nano, one
-    minute. This page has the options of the task language-model. Other tasks have other options, which
+    Without arguments it trains a GPT of the preset nano for one minute on the built-in corpus, with a tokenizer
+    trained on it. This page has the options of the task language-model. Other tasks have other options, which
     `nanograd-llm train --task NAME --help` shows.
 
     Parameters
@@ -129,8 +129,8 @@ def train(
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.
     resume
-        The folder of a run that was stopped, to go on with it. Beside this, give only options of its length, workers
-        and saving, such as --steps for a longer run, and FILE if the file was moved.
+        The folder of a run that was stopped, to go on with it. With this, give only options of length, workers and
+        saving, such as --steps for a longer run, and FILE if the file was moved.
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.

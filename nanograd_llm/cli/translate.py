@@ -18,7 +18,7 @@ def translate(
     Parameters
     ----------
     text
-        What to translate; if not given, or -, what is piped in. One that begins with a dash goes last, behind " -- ".
+        What to translate; if not given, or -, what is piped in. Put one that begins with a dash last, after " -- ".
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models.encoder_decoder import EncoderDecoder

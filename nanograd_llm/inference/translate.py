@@ -32,7 +32,7 @@ SHADES = " ░▒▓█"
 class BeamSearch(Settings):
     """How a translation is looked for. Raises ConfigError naming the field that cannot be."""
 
-    beam: int = setting("Translations kept while writing; 1 takes the likeliest word always.", default=1, low=1)
+    beam: int = setting("Translations kept while writing; 1 always takes the likeliest word.", default=1, low=1)
     alpha: float = setting(
         "Divide the score of a finished translation by its length to this power: more gives longer ones.", default=1.0
     )

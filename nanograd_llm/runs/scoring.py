@@ -41,7 +41,7 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: 
         require_int("rows", rows, 1)
     opened = open_model(path)
     if not isinstance(opened, OpenedRun):
-        raise ConfigError(f"{opened.source} is no run, so it has nothing that is held out; give a text")
+        raise ConfigError(f"{opened.source} is not a run, so it has no held-out text; give a text")
     task = made_again(opened.folder, {}, report)[0]
     require_same_files(task, opened.path)
     vars(task)["model"] = opened.model()
@@ -82,7 +82,7 @@ def score_model(
     if prepared and len(texts) > 1:
         raise ConfigError(f"{prepared[0]} is a prepared folder, which is scored by itself; give it alone")
     if top and (rows or prepared):
-        raise ConfigError("top is for all of a text, and neither for rows nor for a prepared folder; leave it out")
+        raise ConfigError("top needs all of a text: it cannot be used with rows or a prepared folder; leave it out")
     opened = open_model(source)
     if not issubclass(opened.model_class, GPT):
         raise ConfigError(

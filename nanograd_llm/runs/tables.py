@@ -51,7 +51,7 @@ class RunConfig(Settings):
         low=1,
     )
     same_batch: bool = setting(
-        "Train on the first batch alone, again and again: a model and a task without a fault learn it by heart.",
+        "Train on the first batch alone, as a test: a model and a task without a fault learn it by heart.",
         default=False,
     )
     long_samples: bool = setting(

@@ -139,13 +139,13 @@ class Stepper:
     def nudge(self, rest: str) -> str:
         value, index, _, _ = self._found(rest)
         if not isinstance(value, Value):
-            raise GraphError(f"{rest} is no value of the forward; move an input, y, or something by its name")
+            raise GraphError(f"{rest} is not a value of the forward pass; move an input, y, or a value by its name")
         return str(nudge(self.trace, value, index or ()))
 
     def uses(self, rest: str) -> str:
         value, index, _, name = self._found(rest)
         if not isinstance(value, Value) or not value.uses or value.grad is None:
-            raise GraphError(f"{name} gets its gradient from no call")
+            raise GraphError(f"no call sends a gradient to {name}")
         shown, total = (lambda a: f"|{norm(a):.4g}|"), ""
         if index:
             index = require_index(value.array, index, name)

@@ -337,7 +337,7 @@ def rows_to_read(opened: Opened[Any], model: GPT, text: str, targets: Sequence[s
     room = length - len(prompt)
     if room < max(map(len, answers), default=0):
         tokens = counted(len(prompt), "token")
-        raise ConfigError(f"the question has {tokens} in its template; with its answer the model takes {length}")
+        raise ConfigError(f"the question has {tokens} with its template; the model takes {length} with the answer")
     end: Any = tokenizer.end_of_text
     if not answers:
         written = generate(model, prompt, max_new_tokens=room, sampling=Sampling(temperature=0), stop=end)

@@ -50,7 +50,7 @@ def classifier_of(opened: Any, **how: Any) -> tuple[Classifier, list[str], int]:
     if isinstance(opened, OpenedBERT):
         model = opened.classifier(**how)
         if model.config.classes < 2:
-            raise ConfigError(f"{opened.source} has one class, so it scores texts and tells no classes apart")
+            raise ConfigError(f"{opened.source} has one class: it gives a text a score and no class")
         return model, opened.class_names(model.config.classes), opened.config.context_length
     names = load_labels(opened.path / LABELS, opened.config.classes)
     window = opened.settings.get("text", {}).get("window")
@@ -85,7 +85,7 @@ class LabelledTextConfig(TextSettings):
             scored = [(text, label) for text, label in other if text not in learned]
             if len(scored) < len(other):
                 both = counted(len(other) - len(scored), "text")
-                warnings.warn(f"{self.held_out_file}: {both} of it in {self.file} as well, so not scored", stacklevel=2)
+                warnings.warn(f"{self.held_out_file}: {both} also in {self.file}, not scored", stacklevel=2)
             if not scored:
                 raise BadFileError(f"{self.held_out_file}: all its texts are in {self.file} as well; give others")
             return found, scored

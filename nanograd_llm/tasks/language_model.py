@@ -84,7 +84,7 @@ class TextConfig(TextSettings):
         if self.data is not None and self.file is not None:
             raise ConfigError("file and data are both given; give all sources in one of them")
         if self.weights is not None and self.epochs:
-            raise ConfigError("epochs takes every window once, so leave the weights of data out")
+            raise ConfigError("epochs takes every window once, whatever the weights of data; leave one of them out")
 
     @property
     def sources(self) -> list[str | None]:
@@ -200,7 +200,7 @@ class LanguageModelling(TextTask):
         ids = tokenizer.encode(text)
         if not 2 <= len(ids) <= length + 1:
             tokens = counted(len(ids), "token")
-            raise ConfigError(f"the text has {tokens}; this model can be looked at on 2 to {length + 1}")
+            raise ConfigError(f"the text has {tokens}; this model takes 2 to {length + 1}")
         return Reading.of(opened.model(**how).loss, (ids[None, :-1], ids[None, 1:]), tokenizer, ids[:-1])
 
     @staticmethod

@@ -171,7 +171,7 @@ class MaskedWords(TextTask):
         cut = (ids[at : at + room] for ids in map(self.tokenizer.encode, texts) for at in range(0, len(ids), room))
         rows = [self.tokenizer.wrap(row) for row in cut if not self.is_special[row].all()]
         if not rows:
-            raise ShapeError(f"{self.source}: no words to hide, learned from or held out; give a longer text")
+            raise ShapeError(f"{self.source}: a part, learned or held out, has no words to hide; give more text")
         return rows
 
     def _take(self, rows: list[np.ndarray], which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -115,7 +115,7 @@ class Translation(TextTask):
         pairs, start, training = request.settings["pairs"], request.start, cls.training_of(request)
         if start is None:
             if "vocab_size" in request.asked["pairs"] and pairs.get("vocabulary") != "bpe":
-                raise ConfigError("vocab_size is for the vocabulary bpe; words are as many as there are")
+                raise ConfigError("vocab_size is for the vocabulary bpe; one of words has all words of the text")
             model, fit = cls.fresh_config(request), "context_length" not in request.settings["model"]
             return cls(PairsConfig(**pairs), model, training, fit_context=fit, report=request.report)
         request.require_start(EncoderDecoder)
@@ -146,7 +146,7 @@ class Translation(TextTask):
         report: Report = lambda doing, share: None,
     ):
         if (start is None) != (pairs.vocabulary != "model"):
-            raise ConfigError(f'vocabulary must be "model" with a start and only then; got {pairs.vocabulary!r}')
+            raise ConfigError(f'vocabulary must be "model" if (and only if) there is a start; got {pairs.vocabulary!r}')
         super().__init__(training, start, report, pairs=pairs)
         self.pairs = pairs
         learned, held_out, unseen = pairs.read()

@@ -95,7 +95,7 @@ def _translated(entries: Iterator[_Entry], path: PathLike) -> Pairs:
         count = sum(left_out.values())
         warnings.warn(f"{path}: {count:,} of {len(found) + count:,} entries are left out: {told}", stacklevel=3)
     if not found:
-        raise BadFileError(f"{path}: has no entry left to learn from")
+        raise BadFileError(f"{path}: no entry is left to learn from")
     return found
 
 
@@ -129,7 +129,7 @@ def _mo_entries(path: PathLike) -> Iterator[_Entry]:
     data = read_bytes(path)
     order = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}.get(data[:4])
     if order is None:
-        raise BadFileError(f"{path}: is no .mo: it begins with {data[:4]!r}")
+        raise BadFileError(f"{path}: is not a .mo file: it begins with {data[:4]!r}")
     try:
         _, _, count, *tables = struct.unpack_from(f"{order}5I", data)
         for i in range(count):

@@ -171,7 +171,7 @@ def prepare(
     require_seed(seed)
     if not sources:
         raise ConfigError("prepare needs at least one source; give files or folders")
-    writing = storage_errors(f"{out}: cannot write", "nothing was kept; make room")
+    writing = storage_errors(f"{out}: cannot write", "nothing was written; free some space")
     with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
         if held := {path.name for path in Path(out).glob("*") if not TEMPORARY.fullmatch(path.name)}:
             what = "already holds a prepared text" if DESCRIPTION in held else f"is not empty (it has {min(held)})"

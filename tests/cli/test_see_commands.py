@@ -203,7 +203,7 @@ def embedded(source: str) -> Any:
         ("preference", ["Say 1.", "--target", "1"], "--target with the chosen answer and --target with the rejected"),
         ("similarity", ["the cat"], "give --target with another text, which it is compared with; got 0 targets"),
         ("translation", ["the cat", "--target", "a", "--target", "b"], "for what the model says itself; got 2 targets"),
-        ("instruction", ["Say 1. " * 9], "in its template; with its answer the model takes 16"),
+        ("instruction", ["Say 1. " * 9], "with its template; the model takes 16 with the answer"),
     ],
 )
 def test_a_target_that_a_task_has_no_use_for_is_refused(models, capsys, kind: str, given: list[str], said: str) -> None:
@@ -303,7 +303,7 @@ def test_a_watched_run_that_was_killed_goes_on_and_can_be_plotted(tmp_path: Path
 def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Path, capsys) -> None:
     for text in ("T", "a long text " * 20):
         assert main(["step", run, text]) == 2
-        assert "; this model can be looked at on 2 to 17" in told(capsys)[1]
+        assert "; this model takes 2 to 17" in told(capsys)[1]
     assert main(["step", run, "The cat", "--op", "99"]) == 2
     assert "there is no call 99; they are numbered from 0 to 14" in told(capsys)[1]
     assert main(["step", run, "The cat", "--script", str(tmp_path / "a.txt")]) == 2

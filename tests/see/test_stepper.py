@@ -59,8 +59,8 @@ MISTAKES = {
     "p x[0": "expected a name, or a name and an index, such as x[0,3]; got 'x[0'",
     "p a[3]": "a has shape (); an entry of it needs 0 indices; got (3,)",
     "t c": "call 0 (multiply) sends no gradient to 'c', only to its inputs a, b",
-    "m needs": "needs is no value of the forward; move an input, y, or something by its name",
-    "u 2": "2 gets its gradient from no call",
+    "m needs": "needs is not a value of the forward pass; move an input, y, or a value by its name",
+    "u 2": "no call sends a gradient to 2",
     "b": "this is the first step",
     "p nothing": "nothing is called 'nothing'; here are a, b, needs, y, dy, da, db",
 }

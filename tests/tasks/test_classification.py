@@ -187,10 +187,10 @@ def test_a_classifier_of_transformers_is_used_with_the_names_it_gives_its_classe
     assert sorted(re.findall(r"(\S+): [\d.]+%", capsys.readouterr().out)) == said
 
 
-def test_a_head_of_one_class_is_loaded_but_tells_no_classes_apart(bert: str, tmp_path: Path) -> None:
+def test_a_head_of_one_class_is_loaded_but_does_not_classify(bert: str, tmp_path: Path) -> None:
     folder = of_transformers(bert, tmp_path / "scorer", classes=1)
     assert OpenedBERT(folder).classifier()(np.array([[1, 2]])).shape == (1, 1)
-    with pytest.raises(ConfigError, match="scorer has one class, so it scores texts and tells no classes apart"):
+    with pytest.raises(ConfigError, match="scorer has one class: it gives a text a score and no class"):
         open_classifier(folder)
 
 
@@ -254,7 +254,7 @@ def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
     labels = sorted({label for _, label in rows()})
     unseen = [(f"words that are new {i}", labels[i % 2]) for i in range(6)]
     held_out = written(tmp_path / "y.csv", [*unseen, *rows(4)])
-    with pytest.warns(UserWarning, match=r"y.csv: 4 texts of it in .* as well, so not scored"):
+    with pytest.warns(UserWarning, match=r"y.csv: 4 texts also in .*, not scored"):
         made = task(tmp_path, file=file, held_out_file=held_out)
     assert (len(made.rows), len(made.held_out_rows)) == (240, 6)
     assert made.config["text"]["held_out_file"] == held_out

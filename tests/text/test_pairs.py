@@ -93,8 +93,8 @@ def test_a_mo_gives_its_pairs_as_gettext_reads_them(tmp_path: Path, order: str) 
         ("x.tsv", "a\tb\tc\n", "line 1: has 2 tabs"),
         ("x.txt", "a\n", "x.txt: pairs come from a .tsv, .po or .mo; for two files of lines"),
         ("x.po", 'msgid "a\n', "x.po, line 1: '\"a' is not as in a .po"),
-        ("x.po", 'msgid "a"\nmsgstr ""\n', "x.po: has no entry left to learn from"),
-        ("x.mo", "abcdefgh", "x.mo: is no .mo: it begins with b'abcd'"),
+        ("x.po", 'msgid "a"\nmsgstr ""\n', "x.po: no entry is left to learn from"),
+        ("x.mo", "abcdefgh", "x.mo: is not a .mo file: it begins with b'abcd'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*left out")

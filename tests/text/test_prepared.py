@@ -194,7 +194,7 @@ def test_where_the_disk_is_full_one_error_says_so_and_nothing_is_left(tmp_path, 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        with pytest.raises(StorageError, match="data: cannot write: File too large; nothing was kept; make room"):
+        with pytest.raises(StorageError, match="cannot write: File too large; nothing was written; free some space"):
             prepare([source], tmp_path / "data", "bytes")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -382,7 +382,7 @@ def test_sources_that_do_not_fit_together_are_refused(tmp_path, prepared, source
         value = {"tokenizer": "bytes", "vocab_size": 300, "held_out": 0.2}[option]
         with pytest.raises(ConfigError, match=f"own tokenizer and held-out part; leave {option} out"):
             prepare_run(tmp_path / "run", options={"file": str(prepared), option: value, "steps": 1})
-    with pytest.raises(ConfigError, match="takes every window once, so leave the weights of data out"):
+    with pytest.raises(ConfigError, match="takes every window once, whatever the weights of data; leave one"):
         TextConfig(data=["a:1", "b:2"], epochs=True)
     with pytest.raises(ConfigError, match="file and data are both given"):
         TextConfig("a", data=["a:1"])
