@@ -59,8 +59,9 @@ assert check_gradient(Linear(), X).passed
 
 
 # %% A cache that is handed on
-# Where the forward returns (result, cache) and the backward takes (dy, cache), the argument is `backward=`. A buffer
-# that a later call writes into is found, although each gradient is right when it is computed at once.
+# If the forward returns (result, cache) and the backward takes (dy, cache), give the backward as `backward=`. The
+# check also finds a buffer that a later call overwrites, although each gradient is right if backward follows its
+# forward at once.
 buffer = np.empty_like(X)
 
 

@@ -1,7 +1,7 @@
 """16  An encoder sees both sides: what it can know of a word that a decoder cannot.
 
-The one idea: a decoder such as a GPT hides the future, since it is to predict it; an encoder is given the whole text,
-and lets every token look at all of it. So it can use what comes later, and therefore cannot be asked what comes next.
+The one idea: a decoder such as a GPT hides later tokens, because it must predict them. In an encoder every token looks
+at the whole text. So an encoder can use what comes later, but it cannot predict what comes next.
 """
 
 # B batch, T time, V vocabulary
@@ -12,9 +12,9 @@ import nanograd_llm as ng
 from nanograd_llm.nn import Block, LayerNorm, Linear, Module
 from nanograd_llm.training import TrainConfig, Trainer
 
-# %% A question whose answer stands behind it
-# A row holds a mark, then digits. Where the mark stands, a reader is asked for the row's last digit; at a digit, for
-# the digit before it. The first question looks into the future, the second into the past.
+# %% A question whose answer comes later
+# A row holds a mark, then digits. At the mark the target is the last digit of the row; at a digit it is the digit
+# before. So the first question is about a later token, the second about an earlier one.
 DIGITS, T = 4, 6
 MARK = DIGITS  # the id of the mark
 
@@ -73,15 +73,15 @@ for name, causal in (("decoder", True), ("encoder", False)):
     found[name] = right(reader, *batch(10**6))
     print(f"{name}: right at the mark {found[name][0]:4.0%}, at the digits {found[name][1]:4.0%}")
 
-# %% The past is known to both, the future to the encoder alone
-# At the mark the decoder has seen nothing but the mark: it can only guess one of four digits.
+# %% Both know earlier tokens, only the encoder knows later ones
+# At the mark the decoder has seen only the mark, so it can only guess one of four digits.
 assert found["encoder"][0] > 0.95 and found["encoder"][1] > 0.95
 assert found["decoder"][1] > 0.95
 assert found["decoder"][0] < 0.6
 
-# %% The other side of it: an encoder has read the answer
-# Change the last digit. The decoder's answers before it keep their bits; every answer of the encoder may change. So the
-# question "what comes next?" needs a decoder: an encoder would look it up.
+# %% The disadvantage: an encoder has read the answer
+# Change the last digit. The answers of the decoder before it stay the same, bit for bit; every answer of the encoder
+# may change. So only a decoder can learn to predict the next token: an encoder sees it in its input.
 changed = tokens.copy()
 changed[:, -1] = (changed[:, -1] + 1) % DIGITS
 for causal in (True, False):

@@ -1,7 +1,7 @@
-"""17  Masked words: an encoder fills in a word from what stands on both its sides.
+"""17  Masked words: an encoder fills in a word from the words on both sides.
 
 The one idea: a decoder reads from left to right, so it chooses "a" or "an" before it knows the noun. An encoder sees
-the whole sentence. Hide words and let it fill them in: this is all that BERT learns from, and no label is needed.
+the whole sentence. Hide words and let it fill them in: so BERT learns, and it needs no labels.
 """
 
 # B batch, T time
@@ -37,8 +37,8 @@ sentences = [sentence() for _ in range(4000)]
 print(sentences[0])
 
 # %% Text becomes pieces
-# WordPiece cuts a word into the longest pieces that it knows; ## continues a word. [CLS] and [SEP] stand around a text,
-# and [MASK] stands for a hidden word.
+# WordPiece cuts a word into the longest pieces that it knows; ## continues a word. [CLS] is put before a text and
+# [SEP] after it. [MASK] is put in place of a hidden word.
 tokenizer = WordPieceTokenizer.train("\n".join(sentences), vocab_size=200)
 pieces = [tokenizer.vocab[i] for i in tokenizer.encode("An owl, catdog")]
 print(pieces)
@@ -47,8 +47,8 @@ rows = np.stack([tokenizer.wrap(tokenizer.encode(text)) for text in sentences]) 
 T = rows.shape[1]
 
 # %% Hide a word of each sentence
-# The targets are the words that were hidden, and -100, which does not count, elsewhere. Most hidden words become
-# [MASK]. Some become another word, and some stay, so that the model does not take every word that it sees for right.
+# The targets are the hidden words; elsewhere they are -100, which does not count. Most hidden words become [MASK].
+# Some become another word, and some stay, so that the model does not trust every word that it sees.
 # Devlin et al. hide 15 % of the words: 80 % of these become [MASK], 10 % become a random word, and 10 % stay.
 
 
@@ -69,7 +69,7 @@ print(tokenizer.decode(tokens[0]), "<-", [tokenizer.vocab[i] for i in targets[0]
 assert ((targets >= 0).sum(axis=1) == 1).all()
 
 # %% Train an encoder and a decoder on the same sentences
-# They differ in what a token may look at, and in what is asked of them.
+# They differ in which tokens a token may look at, and in the targets.
 sizes = dict(vocab_size=tokenizer.vocab_size, context_length=T, n_layer=2, n_head=4, n_embd=32)
 config = TrainConfig(steps=250, learning_rate=5e-3, workers=1)
 encoder, decoder = BERT(BERTConfig(**sizes), seed=0), ng.GPT(ng.GPTConfig(**sizes), seed=0)
@@ -87,7 +87,8 @@ def next_words(step):
 print(f"decoder: loss {last.loss:.2f} at next words")
 
 # %% Who knows the article?
-# Sentences that were never seen. The encoder gets the article hidden; the decoder gets what stands before it.
+# Here are sentences that neither has seen. The encoder gets the sentence with the article hidden; the decoder gets
+# the words before the article.
 encoder.eval(), decoder.eval()
 fresh = np.stack([tokenizer.wrap(tokenizer.encode(sentence())) for _ in range(500)])
 place, wanted = 4, fresh[:, 4].copy()  # the second article
@@ -98,7 +99,7 @@ seen_left = (decoder(fresh[:, :place]).data[:, -1].argmax(axis=-1) == wanted).me
 print(f'\nright articles: encoder {seen_both:.0%}, decoder {seen_left:.0%}; "some" alone is right half the time')
 assert seen_both > 0.97 and seen_left < 0.6
 
-# The attention maps say where it looked: the article at the noun behind it.
+# The attention maps show where the encoder looked: from the article at the noun after it.
 maps = encoder.look(shown[:1]).attention_maps
 strongest = max(float(heads[0, :, place, place + 1].max()) for heads in maps)
 print(f"of the attention of the hidden article, a head gives {strongest:.0%} to the noun behind it")
@@ -106,8 +107,8 @@ assert all(np.triu(heads[0, 0], k=1).any() for heads in maps)  # an encoder's ma
 assert not any(np.triu(heads[0, 0], k=1).any() for heads in decoder.look(fresh[:1]).attention_maps)
 
 # %% Fill in
-# The same from a text; `nanograd-llm fill` does this with any BERT. `nanograd-llm train --task masked-words` trains one
-# in a minute, on whole words of several pieces and rows of different lengths.
+# Now from a text; `nanograd-llm fill` does this with any BERT. `nanograd-llm train --task masked-words` trains one in
+# a minute, and also handles words of several pieces and rows of different lengths.
 for text in ("[MASK] owl sees some dogs", "some cats [MASK] an egg"):
     (guesses,) = fill(encoder, tokenizer, text, top=2)
     print(f"{text:>26}:", ", ".join(f"{guess.word} {guess.probability:.0%}" for guess in guesses))

@@ -1,8 +1,8 @@
 """18  A decoder looks at an encoder: a translation, and a picture of where each of its words came from.
 
-The one idea: to write a target from a source, an encoder reads the source, both sides of each word, and a decoder
-writes the target from left to right. Cross-attention is the bridge: queries from the target, keys and values from the
-source. This is the transformer as it was first published (Vaswani et al. 2017).
+The one idea: an encoder reads the source, where each word sees both sides, and a decoder writes the target from left to
+right. Cross-attention connects them: queries from the target, keys and values from the source. This is the transformer
+as it was first published (Vaswani et al. 2017).
 """
 
 # B batch, S source time, T target time, H heads
@@ -14,8 +14,8 @@ from nanograd_llm.inference import BeamSearch, show_attention, translate
 from nanograd_llm.text import WordTokenizer
 from nanograd_llm.training import TrainConfig, Trainer
 
-# %% A language that is English, turned round
-# The target says the words in the other order, in capitals. Word for word would be easy; here order matters as well.
+# %% A language that is English in reverse
+# The target has the words in reverse order, in capitals. So the model must learn the order as well as the words.
 WORDS = "a red cat sees the old dog near some green trees".split()
 tokenizer = WordTokenizer.train(["\n".join([*WORDS, *map(str.upper, WORDS)])])
 END = tokenizer.end_of_text  # begins a target, ends it, and fills up a shorter source
@@ -27,8 +27,8 @@ def pair(rng):
 
 
 # %% What a batch is: teacher forcing
-# The decoder is given the right target up to each place (`target_in`, which begins with a start), and is to say the
-# next token (`target`, which ends with an end). At inference it will be given its own words instead.
+# At each place the decoder gets the right target up to there (`target_in`, which begins with a start token) and
+# predicts the next token (`target`, which ends with an end token). At inference it gets its own words instead.
 def batch(step):
     """(source, target_in, target), filled up to the longest: (B, S), (B, T), (B, T)"""
     rng = np.random.default_rng(step)
@@ -57,8 +57,9 @@ for record in trainer.run(batch):
     if record.step % 100 == 0:
         print(f"step {record.step}: loss {record.loss:.3f}")
 
-# %% It translates sentences that it never saw
-# Greedy takes the likeliest word each time; a beam keeps several translations and takes the best that is finished.
+# %% It translates sentences that it has not seen
+# Greedy decoding takes the likeliest word each time. Beam search keeps several translations and takes the best one
+# that is finished.
 rng = np.random.default_rng(10**6)
 unseen = [pair(rng) for _ in range(50)]
 rows = [tokenizer.encode(english) for english, _ in unseen]
@@ -69,8 +70,9 @@ for search in (BeamSearch(), BeamSearch(beam=4)):
     assert exact > 0.9
 
 # %% Where did each word come from?
-# `look` computes as the model does and shows every attention map. The mean over the heads of the cross-attention says
-# which words of the source each word of the target was made from: here a line from corner to corner, turned round.
+# `look` does the computation of the model and shows every attention map. The mean of the cross-attention over the
+# heads shows which words of the source each word of the target was made from: here a diagonal, because the order is
+# reversed.
 words = "the old cat sees some green dog".split()
 ids = tokenizer.encode(" ".join(words))
 (output,) = translate(model, ids)
@@ -80,11 +82,11 @@ print(show_attention(tokenizer.decode(output).split(), words, cross[:-1]))
 assert tokenizer.decode(output) == " ".join(words[::-1]).upper()
 assert (cross[:-1].argmax(axis=1) == np.arange(len(words))[::-1]).mean() > 0.7
 
-# The other two kinds of maps: the encoder sees both sides, the decoder only what it has written.
+# There are two more kinds of maps: in the encoder a word sees both sides, in the decoder only the words before it.
 assert (look.encoder_maps[0][0, 0] > 0).all()
 assert not np.triu(look.decoder_maps[0][0, 0], 1).any()
 
 # %% Padding changes nothing, and the source is read once
-# A row's translation depends neither on its neighbours nor on what fills it up. The keys and values of the source are
-# computed at the first word and kept, as those of the words written so far are.
+# The translation of a row does not depend on the other rows or on the padding. The keys and values of the source are
+# computed at the first word and kept, and so are those of the words that are written.
 assert translate(model, rows) == [translate(model, row)[0] for row in rows] == translate(model, rows, cache=False)

@@ -1,7 +1,8 @@
 """19  What an embedding is good for: texts as vectors, near each other where they mean the same.
 
-The one idea: to fill in hidden words, a model must find out which words go together. Its hidden states then hold this
-knowledge. Their mean is one vector for a text, and texts about the same thing lie close, even if they share no word.
+The one idea: to fill in hidden words, a model must learn which words occur together. Its hidden states then contain
+this knowledge. Their mean is one vector for a text. Texts about the same subject have similar vectors, even if they
+share no word.
 """
 
 # N texts, T time, C channels
@@ -14,7 +15,7 @@ from nanograd_llm.text import WordPieceTokenizer
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A world with three subjects
-# Every sentence is about one of them: somebody does something to something.
+# Every sentence is about one of them, and has a subject, a verb and an object.
 WORLD = {
     "kitchen": ["cook baker guest", "bakes eats tastes cuts", "bread cake soup apple onion"],
     "sea": ["sailor captain pirate", "steers paints sinks repairs", "boat ship harbour anchor sail"],
@@ -33,7 +34,8 @@ sentences = [sentence(SUBJECTS[label]) for label in labels]
 print(sentences[0], "|", sentences[1])
 
 # %% Learn which words go together, from the sentences alone
-# As in 17_masked_words.py: one word of each is hidden. No subject is named; the labels above are only to check with.
+# As in 17_masked_words.py, one word of each sentence is hidden. The model does not get the labels above; they are
+# only for checking.
 tokenizer = WordPieceTokenizer.train("\n".join(sentences), vocab_size=300)
 rows = np.stack([tokenizer.wrap(tokenizer.encode(text)) for text in sentences])  # (N, T)
 N, T = rows.shape
@@ -84,8 +86,8 @@ for place, cosine in found:
     assert library[place].split()[1] in WORLD["kitchen"][0].split()
 
 # %% Learn from few examples
-# Three sentences with a label are enough to sort the others: each gets the label of its nearest neighbour. Before
-# training, the model's vectors know nothing but which words two texts share.
+# Three labelled sentences are enough to classify the others: each gets the label of its nearest neighbour. Before
+# training, the vectors only show which words two texts share.
 
 
 def sorted_rightly(encoder):

@@ -1,8 +1,8 @@
-"""20  A class for a text: a head on a model, and the counting of words that it must beat.
+"""20  A class for a text: a head on a model, compared with counting words.
 
-The one idea: a model makes a vector of a text, and one matrix turns that into a number for each class. Whether this was
-worth it, only a simpler way can tell: count the words. Where the words decide, counting is as good. Where their order
-decides, it is not.
+The one idea: a model turns a text into a vector, and one matrix turns the vector into a number for each class. To see
+whether the model is needed, compare it with a simpler method: counting words. If the class depends on the words alone,
+counting is as good. If it depends on their order, it is not.
 """
 
 # B batch, T time, K classes
@@ -43,7 +43,7 @@ learned, held_out = slice(0, 2500), slice(2500, 3000)
 print(texts[0], "|", WHO[doers[0]], "|", WHERE[places[0]])
 
 # %% Count the words
-# Naive Bayes: how often has a word been in the texts of each class? The order of the words is not known to it.
+# Naive Bayes counts how often a word occurs in the texts of each class. It does not see the order of the words.
 
 
 def by_words(classes):
@@ -90,9 +90,9 @@ for text in ("the dog hears the cat in the street", "the dog is heard by the cat
     (p,) = classify(model, tokenizer, [text])
     print(f"{text:>46}:", ", ".join(f"{who} {share:.0%}" for who, share in zip(WHO, p)))
 
-# %% Neither padding nor neighbours matter
-# A text gets the same class alone, among longer ones, and whatever stands behind its end. The check tries it all, with
-# the gradient.
+# %% Padding and other texts have no effect
+# A text gets the same class alone or among longer texts, and with any padding. The check tries all of this, with the
+# gradients.
 long = "the old old dog is seen by the bird in the garden"
 together, alone = classify(model, tokenizer, [texts[0], long])[0], classify(model, tokenizer, texts[:1])[0]
 assert np.allclose(together, alone, atol=1e-5)
@@ -104,9 +104,9 @@ careless = model(np.pad(tokens, ((0, 0), (0, 3)))).data  # without lengths
 print("\nlogits that change with the padding:", np.abs(careless - model(tokens, lengths).data).max().round(1))
 assert np.abs(careless - model(tokens, lengths).data).max() > 0.1
 
-# %% What must learn: the head alone, or all of the model?
-# A head on a model that knows nothing can only count words as well. `nanograd-llm train --task classification` has
-# --train-layers head, last and all; on a model that was trained on much text, the head alone goes far.
+# %% What to train: the head alone, or all of the model?
+# A head on an untrained model can do no more than count words. `nanograd-llm train --task classification` has
+# --train-layers head, last and all. On a model that was trained on much text, the head alone is often enough.
 frozen = new_model()
 frozen.model.freeze()
 list(Trainer(frozen, TrainConfig(steps=250, learning_rate=5e-3, workers=1)).run(batch))

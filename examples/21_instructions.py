@@ -1,7 +1,8 @@
 """21  Instructions: a model that continues text learns to answer a question, and to stop.
 
-The one idea: nothing about the model changes, only what it is shown and which tokens count. A row is a prompt, an
-answer and an end of text. The loss counts the answer and its end; the prompt is read, but it is not learned.
+The one idea: the model stays the same; only the texts and the tokens that count are different. A row is a prompt, an
+answer and an end of text. The loss counts the answer and its end. The model reads the prompt, but does not learn to
+write it.
 """
 
 # B batch, T time
@@ -17,7 +18,7 @@ from nanograd_llm.text.template import Template
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% Questions whose answers can be checked
-# A hundred are held out: no question is on both sides, else they would be no test.
+# A hundred are held out. No question is in both parts; otherwise this would not be a test.
 rng = np.random.default_rng(0)
 PLACES = {"1st": 0, "2nd": 1, "3rd": 2}
 pairs = [
@@ -30,8 +31,8 @@ unseen, learned = pairs[:100], pairs[100:]
 print(learned[0], f"and {len(learned) - 1} more; {len(unseen)} are held out")
 
 # %% A row, and what of it counts
-# The template is the text around a question. Prompt and answer become tokens apart: a token that crossed the border
-# would be half prompt and half answer, and at inference, when only the prompt is there, it could not occur.
+# The template is the text around a question. Prompt and answer are tokenized separately. Otherwise a token could be
+# half prompt and half answer, and at inference, with the prompt alone, there is no such token.
 tokenizer, template = ByteTokenizer(), Template("{instruction}\n")
 END = tokenizer.end_of_text
 merging = BPETokenizer.train("so it ends. " * 9, vocab_size=264)
@@ -67,7 +68,7 @@ def batch(step, **settings):
     return tokens, targets
 
 
-# %% Train, and ask what was never asked
+# %% Train, and ask new questions
 def trained(steps, **settings):
     model = ng.GPT(ng.GPTConfig(vocab_size=257, context_length=40, n_layer=2, n_head=4, n_embd=32), seed=0)
     *_, last = Trainer(model, TrainConfig(steps=steps, learning_rate=1e-2, workers=1)).run(
@@ -91,15 +92,16 @@ print(f"right {right:.0%}, ended {ended:.0%}")
 assert right > 0.9 and ended == 1
 
 # %% An end that is not learned never comes
-# The commonest mistake: the end of text is used for padding as well, and is left out of the loss with it. Whatever the
-# model answers, it goes on.
+# A common mistake: the end of text is also the padding, and so it is left out of the loss. Then the model does not
+# stop after its answer.
 endless = trained(100, learn_the_end=False)
 found, ended = answers(endless, template)
 print(f"ended {ended:.0%}: {found[0]!r}")
 assert ended < 0.1
 
-# %% Another template is another language
-# The model has seen questions in one form. So the form is saved beside its weights, and used whenever it is asked.
+# %% With another template it does not understand
+# The model has seen questions in one template. So the template is saved beside its weights, and used for every
+# question.
 found, _ = answers(model, Template("Please tell me the {instruction}!\n"))
 other = np.mean([answer == wanted for answer, (_, wanted) in zip(found, unseen)])
 print(f"right in another template: {other:.0%}")

@@ -1,6 +1,6 @@
-"""22  LoRA: a model learns something new beside its weights, which stay as they are, bit for bit.
+"""22  LoRA: a model learns with small additions to its weights, which stay the same, bit for bit.
 
-The one idea: what fine-tuning adds to a matrix can be a product of two thin ones. W stays frozen; only A and B learn:
+The one idea: fine-tuning can add to a matrix the product of two thin matrices. W stays frozen; only A and B learn:
 
     y = x W + b + α/r·(x A) B        W (n, m), A (n, r), B (r, m), with r far smaller than n and m
 """
@@ -18,8 +18,8 @@ from nanograd_llm.inference import evaluate
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% A model to adapt
-# As in lesson 9: a small GPT learns Python's reference manual for a few seconds. Then it is to learn something else:
-# the source of this package, which it writes badly as yet.
+# As in lesson 9, a small GPT learns Python's reference manual for a few seconds. Then it will learn something else:
+# the source of this package, which it predicts badly so far.
 manual, _ = text.split_text(text.builtin_corpus())
 tokenizer = text.BPETokenizer.train(manual, vocab_size=512)
 model = ng.GPT(ng.GPTConfig(vocab_size=512, context_length=32, n_layer=2, n_head=4, n_embd=64), seed=0)
@@ -56,8 +56,8 @@ print(f"W {qkv.weight.shape}, A {qkv.adapter.A.shape}, B {qkv.adapter.B.shape}")
 assert np.array_equal(model(ids).data, logits)
 
 # %% Only these are trained
-# The trainer keeps a gradient and two moments for what is trained, and backward computes no gradient of W. So large
-# models need less than half of the memory.
+# The trainer keeps a gradient and two moments for the trained parameters only, and backward does not compute the
+# gradient of W. So training a large model takes less than half of the memory.
 trained, total = sum(p.size for p in model.trainable_parameters()), model.parameter_count()
 trainer = train(model, code, steps=250, learning_rate=2e-2)
 print(f"trained {trained:,} of {total:,} parameters; moments: {trainer.optimizer.m.size:,} numbers")
@@ -67,14 +67,14 @@ print(f"bits per byte: manual {bits(model, unseen_manual):.2f}, code {after:.2f}
 assert after < before - 0.15
 
 # %% Off: the model of before
-# W has not moved, so without its adapters the model is the old one. Nothing is forgotten that cannot be had again.
+# W has not changed. So without its adapters the model is the old one, and what it knew is still there.
 with nn.lora.off(model):
     assert all(np.array_equal(x, weights[name]) for name, x in model.state_dict().items())
     assert np.array_equal(model(ids).data, logits)
     print(f"off: {bits(model, unseen_code):.2f} for code, as before, bit for bit")
 
 # %% The rank
-# What the adapters add to W is a matrix of rank r at most, however large W is. Its singular values show it.
+# The adapters add to W a matrix of rank r at most, however large W is. Its singular values show this.
 values = np.linalg.svd(qkv.adapter.matrix(), compute_uv=False)
 print("singular values of α/r·A B:", ", ".join(f"{value:.3f}" for value in values[:10]))
 assert values[7] > 100 * values[8]
@@ -100,4 +100,4 @@ difference, effect = np.abs(model(ids).data - adapted).max(), np.abs(adapted - l
 print(f"the adapters change a logit by up to {effect:.1f}; merging by up to {difference:.0e}")
 assert difference < 1e-5 * effect
 place.cleanup()
-# `nanograd-llm train --init RUN --lora-rank 8` does the same for any task, and `info --verify` proves both facts.
+# `nanograd-llm train --init RUN --lora-rank 8` does the same for any task, and `info --verify` tests both facts.

@@ -1,8 +1,8 @@
 """23  Preferences: of two right answers, a model learns to give the one that people want.
 
-The one idea: nobody says what the best answer is, only which of two is better. The loss makes the chosen one gain more
-on what the model gave it before than the rejected one does (DPO, Rafailov et al. 2023). No reward model is needed: how
-much an answer has gained is its reward.
+The one idea: people do not say what the best answer is, only which of two is better. The reward of an answer is how
+much its log-probability has increased since the start. The loss makes the reward of the chosen answer larger than that
+of the rejected one (DPO, Rafailov et al. 2023). No reward model is needed.
 """
 
 # B pairs, T time
@@ -17,8 +17,8 @@ from nanograd_llm.models import PreferenceGPT
 from nanograd_llm.text import ByteTokenizer
 from nanograd_llm.training import TrainConfig, Trainer
 
-# %% A model with two manners
-# It answers in words or in a letter, as it happens: half of what it learned from was so, half so.
+# %% A model with two forms of answers
+# It answers in words or with a single letter: half of the answers that it has learned from have each form.
 rng = np.random.default_rng(0)
 tokenizer = ByteTokenizer()
 END = tokenizer.end_of_text
@@ -57,7 +57,7 @@ model.load_state_dict(gpt.state_dict())
 
 
 def report(model):
-    """The shares of the answers that are in words, and that are right in either manner."""
+    """The shares of the answers that are in words, and that are right in either form."""
     prompts = [tokenizer.encode(text) for text, _ in unseen]
     sampling = Sampling(temperature=1.0)
     written = [
@@ -89,8 +89,8 @@ for place, target in enumerate(targets[0, 0]):
 assert abs(by_hand - reference[0, 0]) < 1e-4
 
 # %% The loss begins at log 2
-# Nothing has gained yet, so each answer is as much preferred as the other: -log sigmoid(0). A loss that begins
-# elsewhere has another reference, or dropout.
+# At the start all rewards are 0, so the loss is -log sigmoid(0) = log 2. If it is not, the reference is wrong, or
+# dropout is on.
 plain = PreferenceGPT(config, seed=0, beta=0.1)
 plain.load_state_dict(model.state_dict())
 first = plain.loss(tokens[:32], targets[:32], reference[:32]).item()
@@ -98,9 +98,9 @@ print(f"first loss {first:.6f}, log 2 is {np.log(2):.6f}")
 assert abs(first - np.log(2)) < 1e-5
 
 
-# %% Learn which is wanted
-# With `supervised`, the loss of the chosen answer is added, so that its own probability does not fall: the loss of the
-# pairs alone looks only at the difference, and falls as well when both become unlikely.
+# %% Learn which form is preferred
+# The loss of the pairs sees only the difference, so it also falls when both answers become unlikely. `supervised`
+# adds the loss of the chosen answer, so that its probability does not fall.
 def batch(step):
     """tokens, targets (B, 2, T), reference (B, 2)"""
     chosen = np.random.default_rng(step).integers(len(tokens), size=32)
@@ -119,7 +119,7 @@ for name, trained in (("pairs alone", plain), ("and supervised", model)):
     assert won > 0.95 and after[0] > 0.9
 
 # %% What it cost
-# The manner was learned from pairs; whether the answers are still right must be looked at, on questions that are new.
-# `nanograd-llm train --task preference --init RUN` reports both before and after.
+# The model has learned the form from pairs. Test with new questions whether its answers are still right.
+# `nanograd-llm train --task preference --init RUN` reports both numbers before and after training.
 print(f"right answers: {before[1]:.0%} before, {after[1]:.0%} after")
 assert after[1] > before[1] - 0.1

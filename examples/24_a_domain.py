@@ -1,7 +1,7 @@
-"""24  A domain: a model that knows one thing against a model that knows another.
+"""24  A domain: a model trained on one kind of text, compared with a general model.
 
-The one idea: at equal size, a model is good at what it has read. A small one that has read nothing but its domain beats
-a general one there, and tuning the general one closes most of the gap, at the price of what it knew before.
+The one idea: of models of equal size, the one that was trained on a domain is better there than a general one. Tuning
+the general model on the domain closes most of the gap, but then it forgets some of what it knew.
 """
 
 # B batch, T time
@@ -16,8 +16,8 @@ from nanograd_llm.text.labelled import builtin_docstrings
 from nanograd_llm.training import TrainConfig, Trainer
 
 # %% Three texts
-# One is general: sentences from many programs. One domain is narrower, the reference manual of Python. The other domain
-# is no English at all: what the interpreter runs, its instructions one by one.
+# One is general: sentences from many programs. One domain is narrower: the reference manual of Python. The other
+# domain is not English: the bytecode instructions of Python programs.
 
 
 def instructions(code):
@@ -48,8 +48,8 @@ for name, (learned, _) in parts.items():
     print(f"{name:>12}: {len(learned):,} characters, such as {learned[5000:5050]!r}")
 
 # %% Models of one size
-# Each text gets a model of the sizes of nano, which reads it for as long, with a tokenizer of its own. The figure is
-# bits per byte of the held-out part, which is fair whatever the tokens are.
+# Each text gets a model with the sizes of nano, the same number of steps, and a tokenizer of its own. The score is
+# bits per byte of the held-out part, so different tokenizers can be compared.
 STEPS = 120
 
 
@@ -77,7 +77,7 @@ tokenizers = {name: ng.text.BPETokenizer.train(learned, vocab_size=512) for name
 models = {name: (trained(name, tokenizers[name]), tokenizers[name]) for name in parts}
 
 # %% The general model, tuned
-# It goes on from its own weights, with its own tokenizer, which was not made for this text.
+# It starts from the weights and the tokenizer of the general model. This tokenizer was not made for the new text.
 general, tokenizer = models["general"]
 weights = general.state_dict()
 for name in ("manual", "instructions"):
@@ -99,10 +99,10 @@ gaps = {domain: table["general"][domain] - table[domain][domain] for domain in (
 print("\nwhat the domain's own model saves:", {domain: round(gap, 2) for domain, gap in gaps.items()})
 assert gaps["instructions"] > gaps["manual"]
 
-# %% What this shows, and what not
-# It holds for models of one size; the tuned one has read twice as long as each of the others. It does not say that a
-# small model beats a large one: GPT-2, with 124 million weights, has read so much English that no nano model predicts a
-# manual as well. Nor does a low figure say that a model understands its domain.
+# %% What this shows and what it does not show
+# This is true for models of one size, and the tuned one has had twice as many steps. It does not show that a small
+# model is better than a large one: GPT-2, with 124 million weights, has read so much English that no nano predicts a
+# manual as well. And a low score does not show that a model understands its domain.
 share = (table["general"]["manual"] - table["tuned on manual"]["manual"]) / gaps["manual"]
 print(f"tuning closes {share:.0%} of the gap on the manual")
 assert share > 0.5

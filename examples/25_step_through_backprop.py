@@ -57,8 +57,8 @@ print(terms)
 assert terms.agrees and len(terms.terms) == 3  # every probability depends on every x
 
 # %% Nudge a number
-# The gradient claims how fast the result answers to a change. So make the change: move one entry up and down, run the
-# rest of the forward again, and compare.
+# The gradient says how fast the result changes with this number. Test it: move one entry up and down, run the rest of
+# the forward pass again, and compare.
 nudge = trace.nudge("x", 1)
 print(nudge)
 assert nudge.agrees

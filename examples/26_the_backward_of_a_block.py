@@ -52,7 +52,7 @@ def exercise_1_backward():
 trace.check({"logits": exercise_1_backward})
 
 # %% Solution 1
-# Where a target has probability 1, nothing is left to gain, and the gradient is 0.
+# If a target already has probability 1, the gradient is 0.
 
 
 def solution_1_backward():
@@ -68,7 +68,7 @@ d_hidden = d_logits @ wte  # (T, V)·(V, C) -> (T, C)
 d_wte_head = d_logits.T @ hidden  # (V, T)·(T, C) -> (V, C)
 assert trace.check({"hidden": d_hidden})
 
-# This is not the whole gradient of the table. What is said about it?
+# This is not the whole gradient of the table. What does the check say about it?
 assert not trace.check({"wte": d_wte_head})
 
 # %% Exercise 2: the last norm
@@ -93,7 +93,8 @@ def exercise_2_backward():
 trace.check({"blocks.0": exercise_2_backward})
 
 # %% Solution 2
-# Without the two means the row would move as a whole, or become longer. The norm undoes both, so they have no effect.
+# Shifting the whole row, or making it longer, does not change y, because the norm undoes both. The two means take
+# these directions out of the gradient.
 
 
 def norm_backward(d_y, x, w):

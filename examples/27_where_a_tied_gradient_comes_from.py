@@ -1,7 +1,6 @@
 """27  Where a tied gradient comes from: the token table is used twice, so its gradient is the sum of two.
 
-The one idea: a gradient is a sum over uses, and `trace.uses` keeps its parts. So you can ask which use teaches a weight
-what.
+The one idea: a gradient is a sum over uses, and `trace.uses` keeps its parts. So you can see what each use contributes.
 """
 
 # V vocabulary, C channels
@@ -48,8 +47,8 @@ assert np.array_equal(np.flatnonzero(np.any(lookup.gradient != 0, axis=1)), read
 assert np.all(np.any(head.gradient != 0, axis=1))
 
 # %% The same with two tables
-# Untie them: a second table, with the same numbers, serves as the head. Now each has a gradient of its own. They are
-# the two parts from above, to the last bit. Tying adds nothing but the sum.
+# Untie them: a second table, with the same numbers, is the head. Now each table has its own gradient. The two
+# gradients are the two parts from above, to the last bit. So tying only adds them.
 untied = ng.GPT(ng.GPTConfig(**{**vars(model.config), "tie_word_embeddings": False}), seed=0)
 untied.load_state_dict({**model.state_dict(), "head": model.wte.data})
 apart = ng.trace(untied.loss, tokens, targets)
@@ -57,18 +56,19 @@ assert np.array_equal(apart.grads["head"], head.gradient)
 assert np.array_equal(apart.grads["wte"], lookup.gradient)
 
 # %% What the head says about one token
-# Row i of the head's part is the mean over positions of (p - 1 at the target)*hidden. For a token that is not among the
-# targets it is p*hidden: a push away from what the model was thinking, as strong as the model believed in it.
+# Row i of the head's part is the mean over positions of (p - 1 at the target)*hidden. For a token that is never a
+# target it is the mean of p*hidden. A step against it moves the row away from the hidden states, and further if
+# the model thought this token probable.
 hidden = trace.value("ln_f").array[0]  # (T, C)
 p = ng.ops.softmax(hidden @ model.wte.data.T)  # (T, V)
 one = int(np.setdiff1d(np.arange(400), [*read, *targets[0]])[0])
 by_hand = p[:, one] @ hidden / len(hidden)  # (T)·(T, C) -> (C)
 assert np.allclose(by_hand, trace.grads["wte"][one], atol=1e-7)
-print(f"row {one} was neither read nor wanted; its gradient by hand is right")
+print(f"row {one} is neither an input nor a target; its gradient by hand is right")
 
 # %% After training
-# The same sentence again. The two uses still pull at the same rows, but no longer with the same strength. At first the
-# model knows nothing of what it reads; later, most of what is left to learn is what to say.
+# The same sentence again. Both uses still change the same rows, but the ratio of their sizes is different: after
+# training, more of the gradient comes from the head.
 trainer = Trainer(model, TrainConfig(steps=150, batch_size=12, learning_rate=8e-3))
 for step in range(150):
     trainer.step(*text.random_windows(ids, context_length=32, batch_size=12, seed=0, step=step))
@@ -78,8 +78,8 @@ assert np.array_equal(head.gradient + lookup.gradient, trace.grads["wte"])
 assert np.array_equal(np.flatnonzero(np.any(lookup.gradient != 0, axis=1)), read)
 
 # %% One number, explained completely
-# Take the entry of the lookup's part that is largest. Its terms: what arrived at each position where the token stands.
-# Its nudge moves the entry of the table itself, and so both uses together.
+# Take the largest entry of the lookup's part. It has a term for each position where the token occurs: the gradient that
+# arrived there. `nudge` moves the entry of the table itself, and so both uses together.
 row, column = np.unravel_index(np.argmax(np.abs(lookup.gradient)), model.wte.shape)
 terms, nudge = trace.terms(0, "w", (row, column)), trace.nudge("wte", (row, column))
 print(terms)

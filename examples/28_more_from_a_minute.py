@@ -1,7 +1,7 @@
 """28  More from a minute: what rate, optimizer, schedule and first weights give in the same number of steps.
 
-The one idea: a run ends early, so what counts is how far a step goes. Each change below is
-judged by the bits per byte of a text that was held out.
+The one idea: the number of steps is small, so each step must reach as far as it can. Each change below is judged by the
+bits per byte of held-out text.
 """
 
 # B batch, T time
@@ -35,17 +35,18 @@ def bits_per_byte(shrunk=1.0, **settings):
 
 
 # %% The learning rate
-# Too small a rate does not come far, too large a one jumps about. So the rate is the first thing to look for, in steps
-# of a factor of three or ten. Here it stays constant after a warm-up.
+# With a rate that is too small, the model learns slowly; with one that is too large, the loss jumps up and down. So
+# try rates first, each three or ten times the one before. Here the rate stays constant after a warm-up.
 rates = {rate: bits_per_byte(learning_rate=rate, schedule="constant") for rate in (3e-4, 3e-3, 3e-2)}
 for rate, bits in rates.items():
     print(f"adamw, constant at {rate:<22g} {bits:.3f} bits per byte")
 assert rates[3e-3] < min(rates[3e-4], rates[3e-2])
 
 # %% The optimizer
-# AdamW makes all numbers of a matrix move alike. Most gradients of a matrix, though, lie along a few directions, and
-# those hide the others. Muon moves all directions alike: it takes the orthogonal matrix that is nearest to the mean
-# gradient, by some products of matrices. Here is one whose directions are its channels:
+# AdamW moves all numbers of a matrix by about the same amount. But most of a gradient lies along a few directions of
+# the matrix, so the other directions hardly move. Muon moves all directions by the same amount: by some products of
+# matrices it finds the orthogonal matrix that is nearest to the mean gradient. Here is a matrix whose directions are
+# its channels:
 print(orthogonal(np.diag([10.0, 1.0, 0.1])).round(2))
 assert (abs(np.diag(orthogonal(np.diag([10.0, 1.0, 0.1]))) - 1) < 0.4).all()
 
@@ -54,8 +55,9 @@ print(f"muon,  constant at 0.03                   {muon:.3f} bits per byte")
 assert muon < min(rates.values()) - 0.1
 
 # %% The schedule
-# A large rate goes far, a small one settles. A schedule has both, one after the other. What it gives grows with the
-# length of the run; in one as short as this it is little, and for AdamW at its best rate even a loss.
+# A large rate makes fast progress, a small one makes the last improvements. A schedule uses one after the other. It
+# helps more in longer runs. In this short run it helps little, and with AdamW at its best rate the score is even
+# worse.
 cosine = bits_per_byte(learning_rate=3e-2, optimizer="muon")
 print(f"muon,  half a cosine down from 0.03       {cosine:.3f} bits per byte")
 assert cosine < muon + 0.1
