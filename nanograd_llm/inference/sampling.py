@@ -35,7 +35,7 @@ class Sampling(Settings):
         high=1,
     )
     repetition_penalty: float = setting(
-        "Makes tokens that came before less likely: a positive logit of theirs is divided by this, a negative one "
+        "Makes tokens that occurred before less likely: their positive logits are divided by this, negative ones "
         "multiplied (Keskar et al. 2019); 1 for no penalty.",
         default=1.0,
         low=1e-3,

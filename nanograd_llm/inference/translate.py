@@ -34,7 +34,8 @@ class BeamSearch(Settings):
 
     beam: int = setting("Translations kept while writing; 1 always takes the likeliest word.", default=1, low=1)
     alpha: float = setting(
-        "Divide the score of a finished translation by its length to this power: more gives longer ones.", default=1.0
+        "Divide the score of a finished translation by its length to this power; a higher power gives longer ones.",
+        default=1.0,
     )
     max_new_tokens: int | None = setting(
         "Tokens of a translation at most; as many as the model takes if not given.", default=None, low=1

@@ -35,8 +35,8 @@ class BERTConfig(TransformerConfig):
     activation: str = setting("Of the MLPs and the head.", default="gelu_exact", choices=ACTIVATIONS)
     type_vocab_size: int = setting("Kinds of tokens, such as first and second sentence.", default=2, low=1)
     norm_first: bool = setting(
-        "Normalise what enters each part of a block, as GPT-2 does, and the last result; else the sum of the vectors, "
-        "and what leaves each part, as BERT does.",
+        "Put layer norms before each part of a block and at the end, as GPT-2 does; else after the embedding and "
+        "after each part, as BERT does.",
         default=False,
     )
     masked_word_head: bool = setting("Have the head that fills in words.", default=True)

@@ -40,7 +40,7 @@ class EncoderDecoderConfig(TransformerConfig):
     n_decoder_layer: int | None = setting("Blocks of the decoder; n_layer if not given.", default=None, low=1)
     norm_first: bool = setting("Normalise what enters each part of a block; else what leaves it.", default=True)
     positions: str = setting(
-        "How positions are encoded: sines and cosines, alternating or in two halves, or learned vectors.",
+        "How positions are encoded: sines and cosines, alternating (sinusoidal) or in two halves, or learned vectors.",
         default="sinusoidal",
         choices=POSITIONS,
     )

@@ -65,7 +65,8 @@ class ClassifierConfig(GPTConfig, BERTConfig):
     encoder: str = setting("What reads the text: a gpt or a bert.", default="gpt", choices=ENCODERS)
     classes: int = setting("How many classes there are; 1 for a head that gives a score.", default=2, low=1)
     pooling: str = setting(
-        "What of a text decides its class: the mean of its tokens, the first, the last, or pooled, by a BERT's pooler.",
+        "The vector of a text: the mean over its tokens, the first token, the last token, or pooled, from a BERT's "
+        "pooler.",
         default="mean",
         choices=POOLINGS,
     )

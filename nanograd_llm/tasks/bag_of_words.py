@@ -1,4 +1,4 @@
-"""The baseline of a classifier: which class do the words of a text speak for, whatever their order?
+"""The baseline of a classifier: the most probable class by the words of a text, without their order.
 
 Naive Bayes: words are drawn independently, each with the frequency that it has in the texts of a class.
 """

@@ -69,7 +69,8 @@ class LabelledTextConfig(TextSettings):
     label_column: str = setting("The name of the column of their labels.", default="label")
     held_out: float = setting("Share of the texts that is scored, never trained on.", default=0.2, low=0.001, high=0.9)
     held_out_file: str | None = setting(
-        "Score the texts of this file, which is like FILE; a share of FILE's own if not given.", default=None
+        "Score the texts of this file, which has the form of FILE; if not given, a share of FILE is held out.",
+        default=None,
     )
     vocab_size: int = setting("Tokens of the bpe that a fresh model gets.", default=1024, low=257)
     window: int | None = setting("Tokens that are read of a text; the model's context if None.", default=None, low=3)

@@ -1,6 +1,6 @@
 """The built-in parallel text: a grammar that makes each English sentence together with its French translation.
 
-What makes it worth learning is what French does and English does not: articles, adjectives and possessives agree with
+What must be learned is what French does and English does not: articles, adjectives and possessives agree with
 the noun; most adjectives follow it; words change before a vowel (vieux, vieil; ma, mon; le, l'); de + le is du; ne and
 pas stand around the verb, and after them un becomes de. A word may depend on words to both sides, and order differs.
 """

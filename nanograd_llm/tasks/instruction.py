@@ -23,8 +23,8 @@ class InstructionConfig(ExamplesConfig):
 
     include_prompt: bool = setting("Count the tokens of the prompt in the loss as well.", default=False)
     turns: int = setting(
-        "A row is 1 to N questions with their answers, drawn at random, as many as there is room for: so the model "
-        "learns to answer later questions of a chat as well.",
+        "Put 1 to N questions with their answers into a row, drawn at random, so that the model also learns to "
+        "answer the later questions of a chat.",
         default=1,
         low=1,
     )

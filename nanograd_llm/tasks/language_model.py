@@ -69,13 +69,14 @@ class TextConfig(TextSettings):
     )
 
     data: tuple[str, ...] | None = setting(
-        "Several sources in place of one: files, folders, patterns, or else prepared folders; each with the weight "
-        "behind a colon by which windows are drawn from it, such as a.txt:0.7 b:0.3, or all without one; one source if "
+        "Several sources in place of one: files, folders, patterns, or prepared folders. All may have a weight after "
+        "a colon, such as a.txt:0.7 b:0.3; windows are drawn in proportion to it. One source if "
         "not given.",
         default=None,
     )
     epochs: bool = setting(
-        "Take every window of the text once, in random order, before any comes again; otherwise at random places.",
+        "Take every window of the text once, in random order, before any comes again; otherwise windows are at "
+        "random places.",
         default=False,
     )
 

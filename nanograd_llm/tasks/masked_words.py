@@ -1,7 +1,7 @@
-"""Masked words: words of a text are hidden, and a BERT learns to fill them in from what stands on both sides.
+"""Masked words: words of a text are hidden, and a BERT learns to fill them in from the words on both sides.
 
-Of the words that are hidden, most become [MASK], some a random word, and some stay, so that the model cannot take a
-word for granted where it sees one (Devlin et al. 2018). Words are hidden whole, with all their pieces.
+Of the words that are hidden, most become [MASK], some a random word, and some stay, so that the model does not
+trust every word that it sees (Devlin et al. 2018). Words are hidden whole, with all their pieces.
 """
 
 # B batch, T time, N rows

@@ -1,7 +1,7 @@
-"""Preferences: of two answers to a question, a GPT learns to give the one that is wanted (DPO; see `PreferenceGPT`).
+"""Preferences: of two answers to a question, a GPT learns to prefer the chosen one (DPO; see `PreferenceGPT`).
 
-How far it goes from what it was is held by a reference, the model before training: the log-probabilities that this
-gives to all answers are computed once. It is the same model, in evaluation mode, so the loss of the pairs begins at
+The reference is the model before training: the log-probabilities that it gives to all answers are computed once. They
+keep the trained model near to what it was. They are computed in evaluation mode, so the loss of the pairs begins at
 log 2.
 """
 
@@ -46,8 +46,7 @@ class PreferenceConfig(ExamplesConfig):
     )
     beta: float = setting("Holds the model near what it was before: the larger, the nearer.", default=0.1, low=1e-6)
     supervised: float = setting(
-        "Weight of a second term, the loss of the chosen answer, which keeps its probability from falling, and what it "
-        "says right.",
+        "Weight of the loss of the chosen answer, which is added so that its probability does not fall.",
         default=4.0,
     )
 

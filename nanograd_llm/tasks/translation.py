@@ -41,13 +41,13 @@ class PairsConfig(Settings):
     """Which pairs, and how they become ids. Raises ConfigError naming the field that cannot be."""
 
     file: str | None = setting(
-        "A .tsv, .po or .mo, or the lines of the source; an English-French grammar if not given.", default=None
+        "A .tsv, .po or .mo, or a file of source lines; an English-French grammar if not given.", default=None
     )
     target: str | None = setting(
         "A file whose lines are the translations of those of FILE; FILE has both if not given.", default=None
     )
     vocabulary: str = setting(
-        "words, of both languages together, or bpe, trained on both; a run with init has that of its model.",
+        "words of both languages, or bpe trained on both; with init, the vocabulary is that of the model.",
         default="words",
         choices=("words", "bpe", "model"),
     )

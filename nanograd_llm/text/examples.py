@@ -3,7 +3,7 @@
 instruction, output; perhaps input     Alpaca's form
 prompt, completion                     each a text, or messages of a chat
 messages                               of a chat, with a role and a content; the last is the answer
-chosen, rejected                       in place of the answer: one that is wanted, and one that is not
+chosen, rejected                       in place of the answer: the better one and the other one
 """
 
 from __future__ import annotations

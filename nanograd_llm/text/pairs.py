@@ -2,7 +2,7 @@
 
 .tsv        a line for each pair, a tab between the two
 .po, .mo    translations of a program, as gettext keeps them
-two files   whose lines belong together
+two files   line by line, source and target
 """
 
 from __future__ import annotations

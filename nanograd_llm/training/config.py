@@ -36,15 +36,15 @@ class TrainConfig(Settings):
         "Share of the run in which the learning rate rises to its peak.", default=0.1, high=1, below=True
     )
     schedule: str = setting(
-        "How the learning rate goes on from its peak; range rises to it from a 100,000th, to find a good one: such a "
-        "run ends when the loss explodes.",
+        "How the learning rate changes after its peak. range tests learning rates: it rises from a 100,000th of the "
+        "peak to the peak, and the run ends when the loss explodes.",
         default="cosine",
         choices=SCHEDULES,
     )
     final: float = setting("Learning rate at the end, as a share of the peak.", default=0.01, high=1)
     weight_decay: float = setting("Weight decay, on matrices and tables only.", default=0.1)
     beta1: float = setting(
-        "AdamW's β₁: how slowly its average of the gradient changes.", default=0.9, high=1, below=True
+        "AdamW's β₁: the larger, the slower its average of the gradient changes.", default=0.9, high=1, below=True
     )
     beta2: float = setting("β₂: the same for its average of the squared gradient.", default=0.95, high=1, below=True)
     eps: float = setting("Added to AdamW's denominator, so that it is never 0.", default=1e-8, low=1e-16)
@@ -52,9 +52,9 @@ class TrainConfig(Settings):
     seed: int = setting("Seed of the initial weights, the batches and dropout.", default=0, high=MAX_SEED)
     workers: int = setting("Workers that the rows of a batch are split over; 0 for one per core.", default=0)
     processes: bool | None = setting(
-        "Use forked processes as workers, which are faster for small models, or threads; the bits are the same. "
-        "Processes on Linux (not in a notebook, a thread, a process of a pool, or beside other threads) and threads "
-        "elsewhere if not given.",
+        "Use forked processes as workers, which are faster for small models, or threads; the results are the same. "
+        "Processes on Linux, but threads in a notebook, a thread, a process of a pool or beside other threads, and on "
+        "other systems, if not given.",
         default=None,
     )
 
