@@ -1,4 +1,4 @@
-"""Embedding: a text becomes a vector, near those of texts that are like it, so that texts can be searched by meaning.
+"""Embedding: a text becomes a vector, near those of similar texts, so that texts can be searched by meaning.
 
 N texts, C channels
 """

@@ -1,4 +1,4 @@
-"""Filling in: which words does a BERT expect where [MASK] stands?
+"""Filling in: the words that a BERT expects at each [MASK].
 
 B batch, T time, V vocabulary, N places
 """

@@ -1,4 +1,4 @@
-"""BERT, exactly: every token sees every other one, and learns to fill in words that were hidden.
+"""BERT: every token sees every other one, and the model learns to fill in words that were hidden.
 
 The encoder: word, position and type vectors, a norm, post-norm blocks without a causal mask. On top of it, if wanted, a
 head that fills in words, and a pooler, which makes one vector of a text.

@@ -1,7 +1,7 @@
 """The encoder-decoder: an encoder reads a source, a decoder that looks at it writes the target, a token at a time.
 
-Vaswani et al., "Attention Is All You Need" (2017). With `norm_first` the norms stand before each part, and one after
-each stack, as is usual since; without it, they stand as in the paper, and in Marian's models.
+Vaswani et al., "Attention Is All You Need" (2017). With `norm_first` a norm is before each part, and one after
+each stack, as is usual today; without it, norms are where the paper and Marian's models have them.
 
 B batch, S source time, T target time, C channels (n_embd), H heads, V vocabulary
 """

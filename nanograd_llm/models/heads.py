@@ -1,4 +1,4 @@
-"""What stands on an encoder to say something of a whole text: its class, or a vector to compare it by.
+"""Heads for a whole text on an encoder: its class, or a vector to compare it with other texts.
 
 B batch, T time, C channels, K classes
 """

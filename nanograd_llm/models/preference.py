@@ -1,4 +1,4 @@
-"""A GPT that learns which of two answers is wanted, by direct preference optimization.
+"""A GPT that learns to prefer the chosen one of two answers, by direct preference optimization.
 
 Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (2023).
 

@@ -1,4 +1,4 @@
-"""How a question is put to a model that learned to answer: the text around it, saved in a file beside the model."""
+"""The template of a model that answers questions: the text around a question, saved in a file beside the model."""
 
 from __future__ import annotations
 

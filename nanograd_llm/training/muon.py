@@ -1,7 +1,7 @@
 """Muon: each matrix moves by the orthogonal matrix nearest to its mean gradient, so that all directions move alike.
 
-Jordan et al. 2024; with the decay and the scale of Liu et al. 2025 (Moonlight), by which its steps are as large as
-those of AdamW, so that both have one learning rate:
+Jordan et al. 2024; with the decay and the scale of Liu et al. 2025 (Moonlight), which makes its steps as large as
+those of AdamW, so that both can have the same learning rate:
 
     u ← μu + (1-μ)g;  p ← p - η λ p - 0.2 η √max(n, m) O(μu + (1-μ)g),  p (n, m),  O(U S Vᵀ) ≈ U Vᵀ
 """
