@@ -241,15 +241,15 @@ class Translation(TextTask):
         source, reference = self.held_out.sources[0], self.held_out.targets[0]
         (output,) = translate(self.model, source)
         wrote = self.tokenizer.decode(output) or "(nothing)"
-        told = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {wrote}"]
+        lines = [f"reference   {self.tokenizer.decode(reference)}", f"it writes   {wrote}"]
         if last:
             context = self.model.config.context_length  # which an output that does not end fills
             look = self.model.look(source[None], [[self.end, *output][:context]])
             heads = look.cross_maps[-1][0].mean(axis=0)  # (H, T, S) -> (T, S)
             made, given = ([self.tokenizer.decode([i]) for i in ids] for ids in ([*output, self.end][:context], source))
-            told += ["each word, and where the last block looked:", show_attention(made[:SHOWN], given, heads[:SHOWN])]
-            told += [f"... and {len(made) - SHOWN} more"] if len(made) > SHOWN else []
-        return Sample(f"of {self.tokenizer.decode(source)!r}", "\n".join(told))
+            lines += ["each word, and where the last block looked:", show_attention(made[:SHOWN], given, heads[:SHOWN])]
+            lines += [f"... and {len(made) - SHOWN} more"] if len(made) > SHOWN else []
+        return Sample(f"of {self.tokenizer.decode(source)!r}", "\n".join(lines))
 
     def example(self) -> str:
         """A sentence to translate."""

@@ -91,9 +91,9 @@ def _translated(entries: Iterator[_Entry], path: PathLike) -> Pairs:
         elif source:  # the entry without one is the header
             found.append((source, target))
     if any(left_out.values()):
-        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        counts = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
         count = sum(left_out.values())
-        warnings.warn(f"{path}: {count:,} of {len(found) + count:,} entries are left out: {told}", stacklevel=3)
+        warnings.warn(f"{path}: {count:,} of {len(found) + count:,} entries are left out: {counts}", stacklevel=3)
     if not found:
         raise BadFileError(f"{path}: no entry is left to learn from")
     return found
