@@ -55,8 +55,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
     if losses:
         print(row("loss", f"{sparkline(np.array(losses))} {losses[0]:.3f} to {losses[-1]:.3f}"))
     if measured_on:
-        more = f"; nanograd-llm eval {shlex.quote(str(run.folder.path))} scores more" if share < 1 else ""
-        print(written(row("scored on", f"{measured_on}, at the last{more}")))
+        more = f"; nanograd-llm eval {shlex.quote(str(run.folder.path))} scores all" if share < 1 else ""
+        print(written(row("scored on", f"{measured_on}, in the last score{more}")))
     if rate := run.suggested_rate():
         print(row("rate", f"the loss fell fastest at a learning rate of {rate:.2g}; try --learning-rate {rate:.1g}"))
     if run.is_stuck:

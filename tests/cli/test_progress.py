@@ -66,7 +66,7 @@ def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys
     show(cast(Run, run), iter([Scored(1, score)]))
     out = capsys.readouterr().out
     assert "\naccuracy 58.8 %, on 64 of the 734 held-out texts: low" in out
-    assert "64 of the 734 held-out texts, at the last; nanograd-llm eval 'runs/my text' scores more\n" in out
+    assert "64 of the 734 held-out texts, in the last score; nanograd-llm eval 'runs/my text' scores all\n" in out
 
 
 @pytest.mark.parametrize(
