@@ -7,6 +7,7 @@ import math
 import pytest
 
 from nanograd_llm.training import scheduled
+from nanograd_llm.training.schedule import SCHEDULES
 
 
 def rate(progress: float, **changes: float) -> float:
@@ -48,3 +49,9 @@ def test_without_warm_up_it_starts_at_the_peak() -> None:
 
 def test_a_final_share_of_one_keeps_the_peak() -> None:
     assert {rate(p / 10, final=1.0) for p in range(1, 11)} == {0.4}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_after_the_end_of_a_run_the_rate_stays_that_of_the_last_step(schedule: str) -> None:
+    rates = [scheduled(schedule, progress, peak=0.1, warmup=0.1, final=0.02) for progress in (1.0, 1.5, 3.0)]
+    assert rates[0] == rates[1] == rates[2] > 0
