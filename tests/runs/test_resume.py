@@ -246,7 +246,7 @@ def test_a_run_whose_data_have_changed_is_not_scored_on_others(tmp_path, task, c
 
 def test_a_model_that_is_no_run_has_nothing_held_out(capsys):
     assert main(["eval", str(Path(__file__).parents[1] / "fixtures" / "safetensors_float32")]) == 2
-    assert "is no run, so it has nothing that is held out; give a text" in capsys.readouterr().err
+    assert "is not a run, so it has no held-out text; give a text" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_other_weights_of_its_data(tmp_path):
