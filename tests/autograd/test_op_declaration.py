@@ -514,6 +514,8 @@ def test_a_rule_whose_cotangent_does_not_come_first_is_told_that_the_first_is_th
         made(leaf([1.0]), 2.0)
 
 
+@pytest.mark.parametrize(
+    ("equals", "words"),
     [
         (lambda x, *, eps=1e-5: x, r"takes \(x, \*, eps=0.1\), and the composition in equals= \(x, \*, eps=1e-05\)"),
         (lambda x, *, epsilon=0.1: x, r"equals= \(x, \*, epsilon=0.1\); give both the same arguments and defaults"),
