@@ -178,8 +178,7 @@ class _Check:
         findings: list[Finding] = []
         culprits: list[Culprit] = []
         with function.borrowed():
-            recorded = function.record([x.copy() for x in function.values])  # a wrong rule may write into them
-            self.early = consistency.first_passes(*recorded, self.seed, self.progress.seconds)
+            self.early, recorded = consistency.first_passes(function, self.rng, self.progress.seconds)
             epsilon, depth, self.calls, narrow = function.tape(recorded=recorded)
             del recorded
             self.notes += narrow
@@ -280,20 +279,20 @@ class _Check:
                 if problems:  # found at an earlier order: the cause of this one
                     return
                 raise
-            cotangents = [dense(self.rng, y.shape) for _ in range(DIRECTIONS)]
+            cotangents = [self.early.cotangent] if order == 1 else []
+            cotangents += [dense(self.rng, y.shape) for _ in range(DIRECTIONS - len(cotangents))]
             if order == 1:
-                cotangent = cotangents[0]
                 bent = [self._kinks(target, k) for k in range(len(target.values))]
-                self.ties = kinks.ties(self.function, bent, cotangent.reshape(-1), self.of_all)
+                self.ties = kinks.ties(self.function, bent, self.early.cotangent.reshape(-1), self.of_all)
                 problems += self.ties
                 try:
-                    how = self.of_all, self.rng, self._is_early, self.progress.seconds, self.early
-                    problems += consistency.problems(self.function, cotangent, *how)
+                    how = self.of_all, self.rng, self._is_early, self.progress.seconds
+                    problems += consistency.problems(self.function, self.early, *how)
                 except Varying as varying:
                     problems.append(str(varying))
                     return
             elif order == 2:
-                problems += consistency.asymmetry(self.function, cotangent, self.of_all, self.rng)
+                problems += consistency.asymmetry(self.function, self.early.cotangent, self.of_all, self.rng)
             bent += [np.zeros(0, int)] * (len(target.values) - len(bent))  # a gradient is linear in its cotangent
             for k, places in enumerate(bent):
                 self.progress.next(target.names[k])

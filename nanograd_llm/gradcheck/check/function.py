@@ -52,7 +52,7 @@ class Function:
     The latter, such as a model's parameters, are found on the tape. While a check runs (`borrowed`) their arrays are
     swapped for others, so nothing else may use them meanwhile.
 
-    values: the point to check at, float64.  names: of these values.
+    values: the point to check at, float64.  names: of these values.  shape: of the result.
     shape_problems: which op calls on the tape break their op's shape line, in words.
     cut: names of a module's parameters that no gradient reaches. Those named in `unused` are left alone.
     notes: which inputs are float64 copies, and which op call is the first to widen such an input, in words.

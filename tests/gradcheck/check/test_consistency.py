@@ -7,7 +7,7 @@ import pytest
 
 from nanograd_llm import Tensor, ops
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.gradcheck import gradcheck
+from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 
 def normal(*shape, seed=0):
@@ -41,6 +41,84 @@ def test_a_mistake_in_only_one_of_the_first_calls_is_a_problem(call, monkeypatch
     assert not report.passed
     assert f"in backward pass {call} of the check" in str(report)
     assert gradcheck(ops.matmul, normal(3, 4), normal(4, 2)).passed
+
+
+COTANGENTS = {
+    "clipped at 1e8": lambda dy: np.clip(dy, -1e8, 1e8),
+    "below 1e-12 flushed": lambda dy: np.where(np.abs(dy) < 1e-12, 0, dy),
+    "below a millionth of the largest flushed to zero": lambda dy: np.where(
+        np.abs(dy) < 1e-6 * np.abs(dy).max(), 0, dy
+    ),
+    "its length kept below 1e9": lambda dy: dy * min(1, 1e9 / max(1, np.sqrt((dy * dy).sum()))),
+}
+
+
+@pytest.mark.parametrize("name", COTANGENTS)
+def test_a_rule_is_linear_over_24_orders_of_magnitude(name, monkeypatch):
+    right = registry["cumsum"].rule
+    monkeypatch.setattr(registry["cumsum"], "rule", lambda dy, axis: right(COTANGENTS[name](dy), axis))
+    assert "the rule is not linear in ȳ" in gradcheck(ops.cumsum, normal(3, 4), axis=-1).problems[0]
+
+
+def in_float32(change):
+    return lambda rule: lambda dy, *saved: change(rule(dy, *saved), dy) if dy.dtype == np.float32 else rule(dy, *saved)
+
+
+def last_row(g, dy):
+    return np.concatenate([g[:-1], g[-1:] * np.float32(1 + 1e-5)])
+
+
+NARROW = {
+    "a sum larger by 1e-5": (ops.sum, in_float32(lambda g, dy: g * np.float32(1 + 1e-5))),
+    "a tanh smaller by 3e-6": (ops.tanh, in_float32(lambda g, dy: g * np.float32(1 - 3e-6))),
+    "a last row larger by 1e-5": (ops.sin, in_float32(last_row)),
+    "larger by 1e-2 where the cotangent is not contiguous": (
+        ops.tanh,
+        in_float32(lambda g, dy: g if dy.flags.c_contiguous else g * np.float32(1.01)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_small_mistake_in_float32_alone_is_a_problem(name, monkeypatch):
+    op, make = NARROW[name]
+    arguments = {"axis": -1} if op is ops.sum else {}
+    assert gradcheck(op, normal(3, 4), **arguments).passed
+    monkeypatch.setattr(op, "rule", make(op.rule))
+    assert gradcheck(op, normal(3, 4), **arguments).problems[0].startswith("in float32")
+
+
+def test_a_rule_that_computes_in_the_dtype_of_its_first_call_is_wrong(monkeypatch):
+    kept = []
+
+    def rule(dy, x):
+        kept.append(dy.dtype)
+        return (dy.astype(kept[0]) / x.astype(kept[0])).astype(dy.dtype)
+
+    monkeypatch.setattr(registry["log"], "rule", rule)
+    assert not gradcheck(ops.log, np.abs(normal(3))).passed
+
+
+def test_a_rule_that_returns_an_array_that_it_keeps_is_a_problem(monkeypatch):
+    right, zeros = registry["relu"].rule, np.zeros(3)
+
+    def rule(dy, x):
+        return right(dy, x) if (x > 0).any() or dy.dtype != zeros.dtype or dy.shape != (3,) else zeros
+
+    monkeypatch.setattr(registry["relu"], "rule", rule)
+    report = gradcheck(ops.relu, -np.abs(normal(3)))
+    assert "the rule of relu gives another gradient in a later call" in report.problems[0]
+
+
+def test_a_right_gradient_in_float16_is_no_problem():
+    def tanh(x):
+        return np.tanh(x.astype(np.float16) if x.dtype.kind == "f" else x)
+
+    for scale in (0.1, 1, 3):
+        report = check_gradient(
+            tanh, scale * normal(3, 4), vjp=lambda dy, x: (dy * (1 - tanh(x) ** 2)).astype(np.float16)
+        )
+        assert not report.problems and report.findings[0].verdict != "wrong", report
 
 
 def test_a_gradient_that_depends_on_which_others_are_wanted_is_a_problem(monkeypatch):
