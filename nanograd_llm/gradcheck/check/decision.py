@@ -89,7 +89,8 @@ def hold(
     rounding of float64 is a mistake. If not, it may come from constants in the function that are no wider.
     """
     function, k, _ = slopes
-    v, given = np.diag(v) if v.ndim == 1 else v, precisions.given
+    is_by_result = v.ndim == 1
+    v, given = np.diag(v) if is_by_result else v, precisions.given
     if slopes.method is differences:
         slopes = slopes._replace(method=functools.partial(differences, noise=noise(function, precisions)))
     sides = compare(slopes, function.values, v, u, given)
@@ -121,16 +122,44 @@ def hold(
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
         wrong, faint = wrong & ~nothing, faint | nothing
+        if is_by_result and faint.any() and precisions.wide is not None:
+            differ = faint & _known_to_differ(slopes, v, u, precisions)
+            off, wrong, faint = np.where(differ, sides.off, off), wrong | differ, faint & ~differ
         if (faint & (sides.off > BLUNT * sides.scale)).any():
             some_v, some_u = faint.any(axis=1), faint.any(axis=0)
             chosen = np.ix_(some_v, some_u)
             some = Sides(*(side[chosen] for side in sides))
             firm = _is_firm(slopes, v[some_v], _columns(u, some_u), some, through[some_v], precisions, rng)
-            wrong[chosen] |= firm & faint[chosen]
+            firm &= faint[chosen]
+            wrong[chosen] |= firm
+            off[chosen] = np.where(firm, some.off, off[chosen])
             faint &= ~wrong
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
+
+
+def _known_to_differ(slopes: Slopes, v: np.ndarray, u: np.ndarray, precisions: Precisions) -> np.ndarray:
+    """Which pairs differ by more than rounding though nothing is lost to rounding there, however small they are?
+
+    Result, gradient and slope are not zero, and narrow and wide numbers have all their digits in common. Differences
+    witness that the slope is right: so near zero nothing else has. Each cotangent has one number that is not zero.
+    """
+    function, k, _ = slopes
+    assert precisions.pair is not None
+    narrow, wide = precisions.pair
+    y = np.abs(function.evaluate(function.values)).reshape(-1)
+    is_known = (y > 0) & (np.reshape(noise(function, precisions), -1) <= narrow.c * y)
+    near, far = (compare(slopes, function.values, v, u, precision) for precision in (narrow, wide))
+    found = is_known[v.any(axis=0)][:, None] & (near.error == 0)
+    for one, other in ((near.analytic, far.analytic), (near.numeric, far.numeric)):
+        found &= (other != 0) & (np.abs(one - other) <= narrow.epsilon * narrow.c * np.abs(other))
+    found &= far.off > narrow.epsilon * (narrow.c * far.scale + 4 * far.result)
+    if (columns := found.any(axis=0)).any():
+        by_differences = slopes._replace(method=differences)
+        witness = compare(by_differences, function.values, v, _columns(u, columns), narrow)
+        found[:, columns] &= np.abs(witness.numeric - near.numeric[:, columns]) <= 0.1 * far.off[:, columns]
+    return found
 
 
 def _resolve(

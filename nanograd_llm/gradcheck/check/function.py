@@ -56,7 +56,7 @@ class Function:
     shape_problems: which op calls on the tape break their op's shape line, in words.
     cut: names of a module's parameters that no gradient reaches. Those named in `unused` are left alone.
     notes: which inputs are float64 copies, and which op call is the first to widen such an input, in words.
-    shape: of its result. outside: what it raised where a check moved its values out of its domain.
+    outside: what it raised where a check moved its values out of its domain.
     Raises InPlaceError where an op's forward writes into its input.
     """
 

@@ -49,7 +49,8 @@ def worst_entry(
         return None
     slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
     off = np.abs(analytic[places] - slopes)
-    worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+    more = np.where(off > DEPTH * EPS * np.abs(slopes), off, 0)  # than rounding of an entry, which may be tiny
+    worst = int(np.argmax(np.where(np.isfinite(off), more if more.any() else off, np.inf)))
     place = int(places[worst])
     index = index_of(place, x.shape)
     of_each = slope(function, function.values, k, [place], length(x), method).value.reshape(-1) / length(x)
@@ -94,7 +95,10 @@ def recognise(
         return "no gradient arrives at all"
     if not g.any():
         return "the function's slope is zero here, as where it moves in steps or ignores the input; the gradient is not"
-    off, factor = np.abs(a - g).max(), float(np.vdot(a, g) / np.vdot(g, g))
+    off, rounding = np.abs(a - g).max(), DEPTH * EPS * np.abs(g)
+    if off <= rounding.max():  # entries are wrong that are tiny beside others
+        return _unknown(np.abs(a - g) > rounding, x)
+    factor = float(np.vdot(a, g) / np.vdot(g, g))
     scaled = factor * g
     # of each entry a part: rows of different sizes may have different factors, of which the largest row hides others
     spread = np.max(np.abs(a - scaled) / np.maximum(np.abs(scaled), _SMALL * np.abs(scaled).max()))
@@ -116,7 +120,10 @@ def recognise(
             return words
     if words := _zeros(x, a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g):
         return words
-    wrong = np.abs(a - g) > max(1e-6 * off, DEPTH * EPS * np.abs(g).max())
+    return _unknown(np.abs(a - g) > max(1e-6 * off, rounding.max()), x)
+
+
+def _unknown(wrong: np.ndarray, x: np.ndarray) -> str:
     return "" if wrong.all() else f"no known mistake; {_number_of(wrong)} wrong{_which(wrong, x)}"
 
 

@@ -169,6 +169,28 @@ def test_without_wider_numbers_a_right_gradient_is_at_worst_in_doubt(monkeypatch
     assert gradcheck(ops.exp, normal(3)).findings[0].verdict == "wrong"
 
 
+TINY = {"exp": [0.0, -40, -1], "softmax": [0.0, -60, -1], "silu": [1.0, -42, -1]}
+
+
+@pytest.mark.parametrize("factor", [2, 0.9, 1 + 1e-6])
+@pytest.mark.parametrize("name", TINY)
+def test_an_entry_far_below_the_rounding_of_others_is_compared_with_itself(name, factor, monkeypatch):
+    op, x = registry[name], TINY[name]
+    report = gradcheck(op, np.array(x))
+    assert report.passed and not any("not seen" in note for note in report.notes)
+    right = op.rule
+    monkeypatch.setattr(op, "rule", lambda dy, *saved: right(dy, *saved) * np.where(np.arange(3) == 1, factor, 1))
+    (finding,) = gradcheck(op, np.array(x)).findings
+    assert finding.verdict == "wrong" and finding.worst.index == (1,) and "1 of 3 entries is wrong" in finding.pattern
+
+
+def test_an_entry_too_small_to_be_compared_gets_a_note(monkeypatch):
+    right = ops.exp.rule
+    monkeypatch.setattr(ops.exp, "rule", lambda dy, y: right(dy, y) * np.where(y < 1e-50, 2, 1))
+    notes = gradcheck(ops.exp, np.array([0.0, -120, -1])).notes
+    assert any("entries of the gradient of x differ" in note and "not seen" in note for note in notes)
+
+
 def test_a_jump_cannot_be_told():
     finding = gradcheck(lambda x: Tensor(np.floor(x.data)) * x, np.array([4.0])).findings[0]
     assert finding.verdict == "cannot tell" and "jumps" in finding.reason and "jump at [0]" in str(finding)
