@@ -23,7 +23,7 @@ from nanograd_llm.gradcheck.check.function import Differentiable, Function, Grad
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
 from nanograd_llm.gradcheck.check.rounding import DEPTH, Precisions
-from nanograd_llm.settings import require_int, require_number, require_seed, told_apart
+from nanograd_llm.settings import counted, require_int, require_number, require_seed, told_apart
 
 DIRECTIONS = 4
 JACOBIAN = 4096  # entries that a Jacobian may have to be compared whole
@@ -475,8 +475,7 @@ class _Check:
         if c.beside:
             return "cannot tell", c.reason + ("; the other entries are right" if c.found.clear else "")
         if c.found.blunt.any():
-            reason = "rounding inside the function hides more than a millionth of the gradient"
-            return "cannot tell", reason + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
+            return "cannot tell", self._hidden(c.shown)
         if c.found.faint.any():
             what = "the gradient is smaller than what rounding leaves of larger numbers"
             return "cannot tell", f"{what}, here and nearer to zero"
@@ -485,6 +484,15 @@ class _Check:
         if not all(kink.allowed for kink in c.kinks):
             return "wrong", ""
         return "at a kink" if is_bent else "right", c.reason
+
+    def _hidden(self, found: Outcome) -> str:
+        """How much of a gradient can be compared, in words, where that is not enough to call it right."""
+        if found.off < 0.1:
+            digits = counted(min(15, max(1, round(-np.log10(found.off or 1e-15)))), "digit")
+            known = f"gradient and slope agree to about {digits}; the rest may be rounding inside the function"
+        else:
+            known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
+        return known + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
 
     def _is_wrong_by_complex_step(self, c: _Compared) -> bool:
         """Does a complex step contradict the gradient too? Differences may step over what a function does nearby."""

@@ -194,6 +194,14 @@ def _resolve(
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
     off = np.where(wrong, off, np.where(far.off <= NOTHING * far.flow, 0, far.off)).astype(float)
+    if blunt.any():  # as a nearly singular matrix, which in float32 is another one: measure rounding in float64 alone
+        *doubts, measured_off, measured_tolerance, measured_digits = _measured(
+            slopes, v, u, sides, precisions.given, rng
+        )
+        if (known := blunt & ~np.any(doubts, axis=0)).any():
+            blunt &= ~known
+            off, tolerance = np.where(known, [measured_off, measured_tolerance], [off, tolerance])
+            digits = min(digits, measured_digits)
     return wrong, blunt, faint, off, tolerance.astype(float), digits
 
 

@@ -6,6 +6,7 @@ A line is φ(t) = f(x + t u), a function of one number that returns an array; wa
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ COMPLEX_STEP = 1e-30
 CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22, 25, 28))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
+_SHORT_RUNGS = tuple(2.0**-k for k in range(31, 44, 3))  # where a function turns within the others, as near a pole
 _CORNERS, _SEEN = 16, 64  # of a circle; times its rounding that a mean over it must differ to count
 
 
@@ -131,22 +133,36 @@ def differences(
     enough: stop as soon as the errors are below this part of the largest entry.
     epsilon: the machine epsilon of what φ computes in; wider numbers than float64 allow far shorter steps.
     noise: how far rounding inside φ moves it, as a multiple of epsilon, where that is known.
-    Errors are inf where no rung was usable.
+    Errors are inf where no rung was usable. Differences miss a slope where φ turns within the step, as log|t - 1e-10|
+    does within all that are longer: this shows in φ(0), and is then part of the error.
     """
-    rungs = _RUNGS if epsilon >= EPS else _WIDE_RUNGS
+    rungs = _RUNGS + _SHORT_RUNGS * (epsilon == EPS) if epsilon >= EPS else _WIDE_RUNGS
+    here = line(0.0)
     value = before = _central(line, rungs[0])[0]
     error = change_before = np.full_like(value, np.inf)
+    bend_before = _bend(line, rungs[0], here)[0]
+    was_missed = np.zeros(np.shape(value), bool)
+    missed = 0.0  # the last step that has missed something
     for longer, step in itertools.pairwise(rungs):
+        if step in _SHORT_RUNGS and epsilon == EPS and not step >= missed / 64 > 0:
+            break
         slope, largest = _central(line, step)
+        bend, rise = _bend(line, step, here)
+        # it falls slower than at a kink, and is as large as the change: longer steps have missed what is here, too
+        is_missed = (bend > 0.75 * math.sqrt(step / longer) * bend_before) & (bend > rise / 16)
+        is_missed &= bend > 64 * epsilon * np.maximum(largest, noise)
         known = np.where(np.isfinite(slope), np.abs(slope), 0.0)
         roundoff = 8 * epsilon * np.maximum(np.maximum(largest, noise), known) / step
         change = np.where(np.isfinite(slope - before), np.abs(slope - before), np.inf)
         estimate = np.maximum(change, change_before * (step / longer) ** 6) + roundoff
+        error = np.where(is_missed, np.inf, error)
+        estimate = np.where(is_missed | was_missed, estimate + 4 * bend / step, estimate)
+        missed = step if is_missed.any() else missed
         better = estimate < error
         value, error = np.where(better, slope, value), np.where(better, estimate, error)
         if (estimate <= 4 * roundoff).all() or (error <= enough * np.abs(value).max(initial=0)).all():
             break
-        before, change_before = slope, change
+        before, change_before, bend_before, was_missed = slope, change, bend, is_missed
     if not enough:
         near, coarse = _nearest(line, epsilon, noise, np.abs(value).max(initial=0))
         is_known = np.isfinite(value) & np.isfinite(near)
@@ -168,6 +184,14 @@ def _nearest(line: Line, epsilon: float, noise: np.ndarray | float, size: float)
         if coarse.max(initial=0) <= 0.01 * whole:
             return slope, coarse
     return np.full_like(slope, np.inf), coarse
+
+
+def _bend(line: Line, step: float, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """|φ(h) + φ(-h) - 2φ(0)| and |φ(h) - φ(-h)|; 0 where φ is not finite."""
+    with np.errstate(all="ignore"):
+        ahead, behind = line(step), line(-step)
+        bend, rise = np.abs(ahead + behind - 2 * here), np.abs(ahead - behind)
+    return np.where(np.isfinite(bend), bend, 0.0), np.where(np.isfinite(rise), rise, 0.0)
 
 
 def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:

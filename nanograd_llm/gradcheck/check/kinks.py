@@ -21,6 +21,7 @@ from nanograd_llm.gradcheck.check.report import Kink
 from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
 
 _FAR = 8.0  # a kink nearer than `_near`, relative to x, counts; one farther than this many times that does not
+_SHORT = 2.0**-20  # times the step of `_near`: there a kink bends as much, and a function near a pole does not
 _PART = 1e-4  # at a kink the two slopes differ by more than this part of them
 MOST = 64  # kinks to look for, at most
 _TIES = 16  # groups of equal entries to look at
@@ -49,6 +50,9 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
         kinks = (np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound[..., None])
         if kinks.any():
             kinks &= np.abs(near) > widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
+            short, shorter = (np.abs(second(step * near_step)) for step in (_SHORT, _SHORT / 8))
+            falls = (shorter > short / 20) & (shorter < short / 3)  # as where a smooth function turns, and no kink does
+            kinks &= ~(falls & (short < np.abs(near) / 4))
         return kinks[..., 0] | _jumps(line, near_step, epsilon, noise)
 
 

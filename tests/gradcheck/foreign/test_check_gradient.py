@@ -692,13 +692,17 @@ def only_float64(x):
     return x
 
 
-def test_a_bump_that_differences_step_over_makes_no_right_gradient_wrong() -> None:
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "right"), (1.01, "wrong")])
+def test_differences_find_a_bump_of_the_width_of_their_steps(factor: float, verdict: str) -> None:
     def bump(x):
         return np.exp(-(((x - 1) / 1e-8) ** 2))
 
     x = np.array([1 + 5e-9, 0.3, -2.0])
-    report = check_gradient(lambda x: only_float64(x) + bump(x), lambda x: 1 - 2 * (x - 1) / 1e-16 * bump(x), x)
-    assert verdicts(report) == {"x": "cannot tell"}
+
+    def gradient(x):
+        return factor * (1 - 2 * (x - 1) / 1e-16 * bump(x))
+
+    assert verdicts(check_gradient(lambda x: only_float64(x) + bump(x), gradient, x)) == {"x": verdict}
 
 
 @pytest.mark.parametrize("mistake", [1e-3, 1e-6, 1e-9])
@@ -837,3 +841,34 @@ def test_a_function_that_raises_where_it_is_not_defined_is_checked_nearer_by(f, 
     assert any("points farther away were left out, where it is not defined" in note for note in report.notes)
     wrong = check_gradient(f, x, **{form: lambda *arrays: 1.1 * rule(*arrays)})
     assert [finding.verdict for finding in wrong.findings] == ["wrong"]
+
+
+def nearly_singular(condition: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    q, p = (np.linalg.qr(rng.normal(size=(4, 4)))[0] for _ in range(2))
+    return q @ np.diag(np.logspace(0, -np.log10(condition), 4)) @ p
+
+
+@pytest.mark.parametrize("condition", [1e6, 1e8, 1e10, 1e12])
+def test_right_gradients_of_a_nearly_singular_matrix_are_not_called_wrong(condition):
+    a = nearly_singular(condition, 1)
+    report = check_gradient(lambda a: np.linalg.slogdet(a)[1], lambda a: np.linalg.inv(a).T, a)
+    assert report.findings[0].verdict == "right" if condition == 1e6 else "wrong" not in str(report), report
+    assert "bends" not in str(report) and "kink" not in str(report)
+
+
+@pytest.mark.parametrize(("condition", "seed"), [(1e8, 0), (1e10, 0), (1e12, 0), (1e12, 1)])
+def test_the_gradient_of_a_badly_conditioned_inverse_is_right_to_as_many_digits_as_hold(condition, seed):
+    def vjp(dy, a, factor=1.0):
+        return -factor * np.linalg.inv(a).T @ dy @ np.linalg.inv(a).T
+
+    a = nearly_singular(condition, seed)
+    assert check_gradient(np.linalg.inv, a, vjp=vjp).passed
+    wrong = check_gradient(np.linalg.inv, a, vjp=functools.partial(vjp, factor=1.01), explain=False)
+    assert wrong.findings[0].verdict == "wrong"
+
+
+def test_a_remainder_at_a_million_is_right_for_every_seed():
+    for seed in range(6):
+        x = np.random.default_rng(seed).normal(size=5) * 1e6
+        assert check_gradient(lambda x: np.mod(x, 7.0), np.ones_like, x, seed=seed).passed
