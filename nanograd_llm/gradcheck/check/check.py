@@ -466,6 +466,8 @@ class _Check:
         """The verdict, and its reason in words where the numbers do not say it."""
         if not c.found.finite:
             return "cannot tell", c.reason
+        if (c.shown.wrong | c.shown.blunt).any() and not c.part and self._moves_in_steps(c):
+            return "cannot tell", kinks.IN_STEPS
         if c.shown.wrong.any():
             is_gross = c.shown.off > max(_GROSS, c.shown.tolerance / _GROSS)  # rounding is never so large
             is_doubtful = c.first.why == CONTRADICTED and self.precisions.wide is None
@@ -484,6 +486,10 @@ class _Check:
         if not all(kink.allowed for kink in c.kinks):
             return "wrong", ""
         return "at a kink" if is_bent else "right", c.reason
+
+    def _moves_in_steps(self, c: _Compared) -> bool:
+        x = c.function.values[c.k]
+        return kinks.moves_in_steps(c.function, c.k, dense(self.rng, x.shape) * sizes(x), self.precisions)
 
     def _hidden(self, found: Outcome) -> str:
         """How much of a gradient can be compared, in words, where that is not enough to call it right."""

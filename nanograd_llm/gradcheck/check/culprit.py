@@ -12,6 +12,7 @@ from nanograd_llm.autograd.modes import watched
 from nanograd_llm.autograd.tensor import Tensor
 from nanograd_llm.backend.arrays import is_array
 from nanograd_llm.gradcheck.check.function import place_of
+from nanograd_llm.gradcheck.check.kinks import IN_STEPS
 from nanograd_llm.gradcheck.check.report import Culprit, Report
 
 MOST = 3  # culprits to name
@@ -41,8 +42,9 @@ def culprits(record: Callable[[], Tensor], check: Callable[..., Report]) -> tupl
         with np.errstate(all="ignore"):
             report = check(functools.partial(op, **static), *inputs)
         wrong = [f for f in report.findings if f.verdict == "wrong" or report.problems and f.kinks]  # as ties are
+        wrong = wrong or [f for f in report.findings if f.reason == IN_STEPS]
         if wrong:
             names = tuple(dict.fromkeys(finding.name for finding in wrong))
             rule = place_of(op.rule) or repr(op.rule)
-            found[key] = Culprit(op.name, place, rule, names, wrong[0].pattern)
+            found[key] = Culprit(op.name, place, rule, names, wrong[0].pattern or wrong[0].reason)
     return list(found.values()), len(calls)

@@ -25,6 +25,10 @@ _SHORT = 2.0**-20  # times the step of `_near`: there a kink bends as much, and 
 _PART = 1e-4  # at a kink the two slopes differ by more than this part of them
 MOST = 64  # kinks to look for, at most
 _TIES = 16  # groups of equal entries to look at
+IN_STEPS = (
+    "the function moves in steps, as round does: between them its slope is 0, and the gradient is not; no slopes can "
+    "judge a straight-through estimate"
+)
 
 
 def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
@@ -101,6 +105,34 @@ def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Pr
         else:
             groups += [half for half in np.array_split(group, 2) if has_kink(half)]
     return np.array(sorted(found), dtype=int) if found else None  # all together bend it, no single one does
+
+
+def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, precisions: Precisions) -> bool:
+    """Is the function flat at nearly all points, here, to both sides, nearer to zero and farther, and yet not constant?
+
+    No smooth function changes so much over the whole line, and so little at every point of it.
+    """
+    epsilon, values = precisions.given.epsilon, function.values
+    h = _near(epsilon)
+    seen: list[np.ndarray] = []
+    changes: list[np.ndarray] = []
+    noise = comparison.noise(function, precisions)
+    for part in (1.0, 0.11, 0.013, 0.0017, 37.0, 1100.0):
+        along = line(function, [part * x for x in values], k, part * direction)
+        for t in (0.0, 0.37, -0.53, 1.19, -1.61, 2.23, -2.71):
+            y, change = along(t).reshape(-1), np.abs(along(t + h) - along(t - h)).reshape(-1)
+            bound = 64 * epsilon * np.maximum(np.abs(y), np.reshape(noise, -1))
+            if not np.isfinite(y).all():
+                continue
+            if not seen and (change > bound).any():  # at the first point most functions are told
+                return False
+            seen.append(y)
+            changes.append(change / np.maximum(bound, np.finfo(float).tiny))
+    if not seen:
+        return False
+    bounds = 64 * epsilon * np.maximum(np.abs(seen).max(axis=0), np.reshape(noise, -1))
+    moving = np.ptp(seen, axis=0) > 4 * bounds / h
+    return bool(moving.any() and (np.array(changes)[:, moving] <= 1).mean(axis=0).min() > 0.75)
 
 
 def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:

@@ -94,7 +94,7 @@ def recognise(
     if not a.any():
         return "no gradient arrives at all"
     if not g.any():
-        return "the function's slope is zero here, as where it moves in steps or ignores the input; the gradient is not"
+        return "the function does not change with this input here: its slope is zero, and the gradient is not"
     off, rounding = np.abs(a - g).max(), DEPTH * EPS * np.abs(g)
     if off <= rounding.max():  # entries are wrong that are tiny beside others
         return _unknown(np.abs(a - g) > rounding, x)

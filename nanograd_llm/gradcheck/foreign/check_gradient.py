@@ -22,6 +22,7 @@ from nanograd_llm.errors import InPlaceError, NanogradError, SignatureError
 from nanograd_llm.gradcheck.check.check import JACOBIAN, SECONDS, gradcheck, quiet
 from nanograd_llm.gradcheck.check.culprit import MOST
 from nanograd_llm.gradcheck.check.function import as_names, input_names, label, owner_of, place_of, require_unused
+from nanograd_llm.gradcheck.check.kinks import IN_STEPS
 from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.inputs import described
@@ -275,7 +276,7 @@ def _defaults(f: Any, count: int) -> list[str]:
 
 def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
     """The functions that compute a wrong gradient, and where they are written; of a network, those of its layers."""
-    found = list(itertools.islice(_in_layers(foreign), MOST)) if isinstance(foreign, Layer) else []
+    found = list(itertools.islice(_in_parts(foreign), MOST)) if hasattr(foreign, "held") else []
     yield from found
     for name, rule in foreign.rules.items() if not found else ():
         if where := place_of(rule):
@@ -285,17 +286,27 @@ def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
             yield Culprit(foreign.label, place, where, names)
 
 
-def _in_layers(network: Layer) -> Iterator[Culprit]:
-    """The culprits in the layers that a network holds, each checked by itself with the inputs that it gets there."""
-    right = []
-    for name, layer, inputs in network.held():
+def _in_parts(whole: Any) -> Iterator[Culprit]:
+    """The culprits in the layers that a network holds, or in the torch.autograd.Functions that a function applies: each
+    is checked by itself with the inputs that it gets there."""
+    right, in_doubt = [], False
+    for name, part, inputs in whole.held():
         try:
-            report = check_gradient(layer, *inputs)
+            report = check_gradient(part, *inputs)
         except NanogradError as error:
-            network.notes[f"{name} could not be checked by itself: {first_line(error)}"] = None
+            whole.notes[f"{name} could not be checked by itself: {first_line(error)}"] = None
+            in_doubt = True
             continue
-        yield from (dataclasses.replace(culprit, op=f"{name}, {culprit.op}") for culprit in report.culprits)
+        for culprit in report.culprits:
+            yield culprit if culprit.op == name else dataclasses.replace(culprit, op=f"{name}, {culprit.op}")
+        if steps := [f for f in report.findings if f.reason == IN_STEPS]:
+            names = tuple(f.name for f in steps)
+            place = f"computed by {name}.backward"
+            yield Culprit(name, place, place_of(part.backward) or repr(part.backward), names, IN_STEPS)
         right += [name] if report.passed else []
+        in_doubt |= not report.passed
+    if right and not in_doubt and not isinstance(whole, Layer):
+        whole.rules = {}  # what is wrong lies between them
     if right:
-        where = f"with the inputs that they get in {network.label}"
-        network.notes[f"right by themselves, {where}: {', '.join(right)}"] = None
+        where = f"with the inputs that they get in {whole.label}"
+        whole.notes[f"right by themselves, {where}: {', '.join(right)}"] = None

@@ -103,13 +103,14 @@ class Autograd(Foreign):
         shown = {name: name.removeprefix("its.").removeprefix("its ") for name in parameters}
         checked = {n: p for n, p in parameters.items() if p.requires_grad and shown[n] not in library.unused}
         self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
-        has_context = is_own and function.setup_context is torch.autograd.Function.setup_context  # which is no input
+        self._is_own, has_context = is_own, is_own and _takes_context(function)
         names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
         super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
         self.names[: len(checked)] = [shown[name] for name in checked]
         self.may_be_unused += shown.values()
         self.label = label(function if is_own else f)
         self.who = f"the backward of {self.label}"
+        self.functions: dict[Any, None] = {}  # the torch.autograd.Functions on the way
         self._writers: dict[str, None] = {}  # Functions whose backward writes into its cotangent
         self._passes = itertools.count()
         self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
@@ -143,6 +144,34 @@ class Autograd(Foreign):
     def chosen(self, returned: list[Any]) -> list[Any]:
         return returned
 
+    def held(self) -> Iterator[tuple[str, Any, Sequence[Any]]]:
+        """The torch.autograd.Functions that f applies: the name of each, itself, and the inputs of its first call."""
+        calls: dict[Any, Sequence[Any]] = {}
+
+        def recording(function: Any) -> Any:
+            forward, has_context = function.forward, _takes_context(function)
+
+            def recorded(*inputs: Any) -> Any:
+                given = inputs[has_context:]
+                calls.setdefault(function, [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in given])
+                return forward(*inputs)
+
+            return staticmethod(recorded)
+
+        own = {function: vars(function).get("forward") for function in self.functions if not self._is_own}
+        try:
+            for function in own:
+                function.forward = recording(function)
+            self.run([a.astype(np.float64) for a in self.values])
+        finally:
+            for function, forward in own.items():
+                if forward is None:  # it is inherited
+                    del function.forward
+                else:
+                    function.forward = forward
+        for function, inputs in calls.items():
+            yield function.__name__, function, inputs
+
     def _look_at(self, results: Sequence[torch.Tensor], natives: Sequence[torch.Tensor]) -> None:
         """Note the torch.autograd.Functions on the way, and the tensors that require a gradient and are not checked."""
         known, stack = {id(x) for x in natives}, [y.grad_fn for y in results]
@@ -157,6 +186,7 @@ class Autograd(Foreign):
             shapes = ", ".join(str(tuple(x.shape)) for x in others[:4])
             self.notes[f"not checked, as they are no inputs: tensors {shapes}, which require a gradient"] = None
         own = [node for node in found if isinstance(node, torch.autograd.function.BackwardCFunction)]
+        self.functions = dict.fromkeys(node._forward_cls for node in own)
         self.rules = {f"{node._forward_cls.__name__}.backward": node._forward_cls.backward for node in own}
         for node in own:
             self._watch(node)
@@ -173,6 +203,11 @@ class Autograd(Foreign):
 
         node.register_prehook(lambda cotangents: before.extend(versions(cotangents)))
         node.register_hook(after)
+
+
+def _takes_context(function: Any) -> bool:
+    """Is the first argument of this torch.autograd.Function's forward its context, which is no input?"""
+    return function.setup_context is torch.autograd.Function.setup_context
 
 
 class _Caller(torch.nn.Module):

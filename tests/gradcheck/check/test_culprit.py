@@ -167,3 +167,19 @@ def test_of_many_wrong_inputs_the_first_are_shown_in_full_and_the_others_named(m
 def test_an_input_of_a_module_has_the_name_that_its_forward_gives_it():
     report = gradcheck(nn.MLP(4, rng=np.random.default_rng(0)), normal(3, 4))
     assert report.findings[0].name == "x"
+
+
+def test_an_op_with_a_straight_through_estimate_is_named_where_the_function_is_wrong_by_it(own_op):
+    @own_op("y = round x", "x̄ = ȳ")
+    def rounded(x):
+        """Nearest integers.  x (*) -> y (*)"""
+        return np.round(x)
+
+    @rounded.backward
+    def rounded_backward(dy):
+        return dy
+
+    x = np.array([0.3, 1.2, -1.7])
+    assert "moves in steps" in gradcheck(rounded, x).findings[0].reason
+    (culprit,) = gradcheck(lambda x: (rounded(x) - x) * x, x).culprits
+    assert culprit.op == "rounded" and "moves in steps" in culprit.pattern

@@ -792,9 +792,18 @@ def test_a_function_that_saturates_at_all_inputs_gets_a_note_also_where_it_is_an
     assert report.passed and any("is flat or straight, and nearer to zero it is not" in note for note in report.notes)
 
 
-def test_a_function_that_moves_in_steps_is_not_called_independent_of_its_input():
-    text = str(check_gradient(np.floor, lambda x: np.ones_like(x), np.array([0.3, 1.2])))
-    assert "looks like: the function's slope is zero here, as where it moves in steps" in text
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("f", [np.round, np.floor, np.sign, lambda x: np.where(x > 0, 1.0, 0.0)])
+def test_a_straight_through_estimate_of_a_function_that_moves_in_steps_cannot_be_told(f, scale):
+    x = scale * np.array([0.3007, 1.2003, -1.7001])
+    (finding,) = check_gradient(f, np.ones_like, x).findings
+    assert finding.verdict == "cannot tell" and "moves in steps" in finding.reason
+    assert check_gradient(f, np.zeros_like, x).passed
+
+
+@pytest.mark.parametrize("f", [lambda x: np.maximum(x, 0), lambda x: 0 * x + 3, lambda x: np.tanh(300 * x)])
+def test_a_gradient_where_the_function_only_rests_is_wrong(f):
+    assert verdicts(check_gradient(f, np.ones_like, np.array([-0.4, -1.2]))) == {"x": "wrong"}
 
 
 def test_where_a_function_that_writes_into_its_input_is_written_is_said():

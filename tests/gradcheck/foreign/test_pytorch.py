@@ -247,3 +247,60 @@ def test_what_cannot_be_checked_is_one_clear_error(torch: Any, x: Any) -> None:
         check_gradient(Narrow, x)
     report = check_gradient(lambda x: x.mul_(2), x)
     assert "writes into x, which belongs to its caller" in report.problems[0]
+
+
+@pytest.fixture
+def own_functions(torch):
+    class Squared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 2 * ctx.saved_tensors[0] * dy
+
+    class WrongCube(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(inputs[0])
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 2 * ctx.saved_tensors[0] ** 2 * dy
+
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.round(x)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy
+
+    return Squared, WrongCube, Rounded
+
+
+@pytest.mark.parametrize(("place", "culprits"), [(0, []), (1, ["WrongCube"]), (2, ["Rounded"])])
+def test_each_function_on_the_way_is_checked_by_itself(torch, own_functions, place, culprits):
+    squared, wrong_cube, rounded = own_functions
+    functions = [
+        lambda x: squared.apply(x) * x.detach(),
+        lambda x: wrong_cube.apply(squared.apply(x)),
+        lambda x: rounded.apply(x) * squared.apply(x),
+    ]
+    forwards = [vars(function)["forward"] for function in own_functions]
+    report = check_gradient(functions[place], torch.tensor([0.3, -1.2, 2.1]))
+    assert [culprit.op for culprit in report.culprits] == culprits
+    assert any(note.startswith("right by themselves") and note.endswith(": Squared") for note in report.notes)
+    assert forwards == [vars(function)["forward"] for function in own_functions]
+
+
+def test_a_straight_through_estimate_is_told_as_that(torch, own_functions):
+    (finding,) = check_gradient(own_functions[2], torch.tensor([0.3, -1.2, 2.1])).findings
+    assert finding.verdict == "cannot tell" and "moves in steps" in finding.reason
