@@ -214,10 +214,11 @@ def _foreign(f: Any, inputs: Sequence[Any], unused: Sequence[str], rules: dict[s
     count = {"gradient": len(inputs), "vjp": len(inputs) + 1, "backward": 2}[form]
     if not _takes(rule, count):
         others = " or ".join(f"{name}= if it is called as {call}" for name, call in _CALLS.items() if name != form)
+        lacks = ": is the cotangent dy, its first argument, missing?" if _takes(rule, count - 1) else ""
         given = "the gradient" if form == "gradient" else f"{form}="  # which may have been given without its name
         raise SignatureError(
             f"{given} is called as {_CALLS[form]}, here with {count} argument{'s' * (count != 1)}; "
-            f"{label(rule)}{inspect.signature(rule)} does not take them; give it as {others}"
+            f"{label(rule)}{inspect.signature(rule)} does not take them{lacks}; give it as {others}"
         )
     kind = {"gradient": WithGradient, "vjp": WithVjp, "backward": WithCache}[form]
     made = kind(f, inputs, names, library, rule)

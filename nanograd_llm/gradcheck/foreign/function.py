@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -170,7 +172,10 @@ class Foreign:
                 raise NanogradError(f"{type(error).__name__}: {first_line(error)}") from error
             what = f"{who or self.label} raised {type(error).__name__}: {first_line(error)}"
             came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in zip(self.names, arrays))
-            raise NanogradError(f"{what} (it got {came})") from error
+            of = getattr(inspect.unwrap(self.rule if who else self.f), "__code__", None)
+            lines = [at for at in traceback.extract_tb(error.__traceback__) if of and at.filename == of.co_filename]
+            where = f"; raised at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+            raise NanogradError(f"{what} (it got {came}){where}") from error
 
     def ruled(self, rule: Callable[..., Any], cotangent: Any, *arguments: Any) -> Any:
         """rule(cotangent, *arguments); a note where it writes into the cotangent."""

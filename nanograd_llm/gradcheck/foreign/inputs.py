@@ -44,8 +44,9 @@ class Inputs:
     def gradients(self, returned: Any, who: str) -> list[Any]:
         """What a function returned as the gradient of each value; None where it says that there is none.
 
-        It may be a list or tuple with an entry for each input, or for each that is checked; for a single one also the
-        entry itself. The entry for a list or dict of arrays has the same form. Raises NanogradError for anything else.
+        It may be a list or tuple with an entry for each input, or for each that is checked, or a dict of these by the
+        inputs' names; for a single one also the entry itself. The entry for a list or dict of arrays has the same form.
+        Raises NanogradError for anything else.
         """
         flags = iter(self._checked)
         places = [i for i, x in enumerate(self._inputs) if any([next(flags) for _ in leaves(x)])]
@@ -62,6 +63,9 @@ class Inputs:
         """What was returned for each input that is checked."""
         if returned is None and places:
             raise NanogradError(f"{who} returned None; return one array for each input")
+        by_name = {self._input_names[i]: i for i in places}
+        if isinstance(returned, dict) and len(places) > 1 and {*returned} == {*by_name}:
+            return {i: returned[name] for name, i in by_name.items()}
         parts = branches(returned) if isinstance(returned, (list, tuple)) else None
         if parts is not None and len(parts) == len(self._inputs):
             return {i: part for i, (_, part) in enumerate(parts)}

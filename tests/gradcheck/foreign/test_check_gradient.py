@@ -881,3 +881,29 @@ def test_a_remainder_at_a_million_is_right_for_every_seed():
     for seed in range(6):
         x = np.random.default_rng(seed).normal(size=5) * 1e6
         assert check_gradient(lambda x: np.mod(x, 7.0), np.ones_like, x, seed=seed).passed
+
+
+def test_gradients_may_come_in_a_dict_by_the_names_of_the_inputs():
+    def vjp(dy, x, w, factor=1.0):
+        return {"w": factor * dy * x, "x": dy * w}
+
+    x, w = np.array([0.3, -1.2]), np.array([2.0, 0.7])
+    assert check_gradient(lambda x, w: x * w, x, w, vjp=vjp).passed
+    assert verdicts(check_gradient(lambda x, w: x * w, x, w, vjp=functools.partial(vjp, factor=2.0))) == {
+        "x": "right",
+        "w": "wrong",
+    }
+
+
+def test_an_error_in_a_rule_says_its_line():
+    def vjp(dy, x):
+        return dy.sum(axis=5)
+
+    line = vjp.__code__.co_firstlineno + 1
+    with pytest.raises(NanogradError, match=rf"raised AxisError.*raised at .*test_check_gradient.py:{line}"):
+        check_gradient(np.tanh, np.ones(3), vjp=vjp)
+
+
+def test_a_rule_without_a_cotangent_is_asked_for_it():
+    with pytest.raises(SignatureError, match="is the cotangent dy, its first argument, missing"):
+        check_gradient(np.tanh, np.ones(3), vjp=lambda x: 1 - np.tanh(x) ** 2)
