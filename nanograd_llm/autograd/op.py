@@ -113,6 +113,11 @@ class Op:
         """What the op's function calls its input number i."""
         return f"{self.inputs[0]}[{i}]" if self.variadic else self.inputs[i]
 
+    def broadcasts(self, i: int, shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+        """May the op have broadcast its input number i from `shape` to `whole`, which NumPy could do?"""
+        name = self.inputs[0] if self.variadic else self.inputs[i]
+        return self.shape_line.broadcasts(name, shape, whole, beside=self.variadic)
+
     def _require_cases(self) -> None:
         """Raise SignatureError where `samples` or `domain` is in another form."""
         if self.samples is not None and not callable(self.samples):
@@ -545,7 +550,7 @@ def op(
     Positional parameters of the forward are inputs, keyword-only parameters are static arguments; a keyword-only
     `needs` receives a bool for each input: does it need a gradient? The docstring contains the shape line (see
     `shapes`). The rule returns the gradient of each differentiable input, in order, or None for one that `needs` says
-    is not needed; the engine undoes broadcasting.
+    is not needed; the engine undoes broadcasting, where the shape line has it.
 
     formula: what the op computes.
     adjoint: the adjoint of each input: its name with a bar over the first letter or over the whole name, in Greek

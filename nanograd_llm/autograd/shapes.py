@@ -14,6 +14,7 @@ A name such as C is a size, the same wherever the name appears. The other tokens
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,23 @@ class ShapeLine:
             else:
                 shape.append(int(token) if token.isdigit() else bound[token])
         return tuple(shape)
+
+    def broadcasts(self, name: str, shape: tuple[int, ...], whole: tuple[int, ...], beside: bool = False) -> bool:
+        """Does the line let the op broadcast the input of this name from `shape` to `whole`, which NumPy could do?
+
+        Broadcasting adds axes that something else has: a static argument that is a shape, or another input (`beside`:
+        one of the same name). Both have leading axes `*` or `...`, or both end with the same names.
+        """
+        tokens = self.inputs[name]
+        if tokens == ["?"]:
+            return True
+        named = len([*itertools.takewhile(lambda t: t not in ("*", "...") and t[-1] != "?", reversed(tokens))])
+        others = [other for key, other in self.inputs.items() if key != name]
+        if shape[len(shape) - named :] != whole[len(whole) - named :]:
+            return False
+        if named == len(tokens):
+            return any(len(other) > named and other[len(other) - named :] == tokens for other in others)
+        return beside or any(t[:1] in (["*"], ["..."], ["?"]) for t in others) or bool(self.unbound() - {"axis"})
 
     def draw(self, rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
         """Random input shapes that match the line: small sizes, with broadcasting where '*' or '...' allow it."""

@@ -98,14 +98,19 @@ def _pull_back(node: Node, cotangent: Any, needs: tuple[bool, ...], sums: Sums) 
 
 
 def _fit(gradient: Any, source: Any, op: Any, i: int) -> Any:
-    """Undo broadcasting, which used one number in many places: sum over the repeated axes. Then cast to the dtype."""
+    """Undo broadcasting, which used one number in many places: sum over the repeated axes. Then cast to the dtype.
+
+    Raises ShapeError for a shape that broadcasting does not explain.
+    """
     shape = source.shape
     if gradient.shape != shape:
         extra = gradient.ndim - len(shape)
-        if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:])):
+        fits = extra >= 0 and all(n in (1, m) for n, m in zip(shape, gradient.shape[extra:]))
+        if not fits or not op.broadcasts(i, shape, gradient.shape):
+            sums = "; a gradient has the shape of its input: sum it over the other axes" if fits else ""
             raise ShapeError(
                 f"the rule of {op.name} returned a gradient of shape {gradient.shape} for its input "
-                f"{op.input_name(i)} of shape {shape}"
+                f"{op.input_name(i)} of shape {shape}{sums}"
             )
         repeated = (axis + extra for axis, n in enumerate(shape) if n == 1 and gradient.shape[axis + extra] != 1)
         gradient = gradient.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)

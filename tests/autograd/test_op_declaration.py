@@ -343,6 +343,18 @@ def test_data_of_an_array_in_a_rule_is_explained():
         with_rule(lambda dy, x: (dy * x.data**2, dy))(leaf(1.0), leaf(2.0)).backward()
 
 
+@pytest.mark.parametrize("axis", [0, -2])
+def test_a_rule_must_sum_over_the_copies_that_its_op_makes(axis):
+    def forward(x):
+        return np.stack([x, 2 * x], axis)
+
+    forward.__doc__ = "Two rows.  x (C) -> y (2, C)" if axis == 0 else "Two rows.  x (..., C) -> y (..., 2, C)"
+    rows = op("y = (x, 2x)", "x̄ = ȳ₀ + 2ȳ₁")(forward)
+    rows.backward(lambda dy: dy * np.array([[1.0], [2.0]]))
+    with pytest.raises(ShapeError, match=r"gradient of shape \(2, 4\) for its input x of shape \(4,\).*sum it over"):
+        rows(leaf(np.ones(4))).sum().backward()
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 1), (4, 2, 3, 4), (), (1, 3)])
 def test_a_gradient_that_does_not_sum_to_its_inputs_shape_is_refused(shape):
     made = with_rule(lambda dy: (np.ones(shape, np.float32), dy))

@@ -217,3 +217,26 @@ def test_axes_are_numbered_from_zero(ndim, data):
 def test_an_axis_that_does_not_exist_is_refused(axis, said):
     with pytest.raises(ShapeError, match=said):
         axes_of(axis, 2)
+
+
+# Broadcasting
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "shape", "whole", "expected"),
+    [
+        ("a (*), b (*) -> y (*)", "b", (3,), (2, 3), True),
+        ("a (*), b (*) -> y (*)", "b", (1, 3), (2, 3), True),
+        ("x (N, D), b (D) -> y (N, D)", "b", (3,), (2, 3), True),  # NumPy's rule, written by names
+        ("a (..., n?, k), b (..., k, m?) -> y (..., n?, m?)", "b", (3, 2), (4, 3, 2), True),
+        ("x (*) -> y (shape)", "x", (3,), (2, 3), True),
+        ("x (?) -> y (?)", "x", (3,), (2, 3), True),
+        ("x (C) -> y (3, C)", "x", (4,), (3, 4), False),
+        ("a (N), b (K) -> y (N, K)", "b", (4,), (3, 4), False),
+        ("x (..., C) -> y (..., 3, C)", "x", (4,), (3, 4), False),
+        ("x (*) -> y (*)", "x", (1,), (5,), False),
+        ("a (..., C), b (..., C) -> y (..., C)", "a", (1,), (5,), False),  # C is one size
+    ],
+)
+def test_a_line_says_which_inputs_an_op_can_broadcast(line, name, shape, whole, expected):
+    assert ShapeLine(line).broadcasts(name, shape, whole) is expected
