@@ -114,8 +114,8 @@ s = ng.Tensor(rng.standard_normal(D), requires_grad=True)
 s_bar = ng.grad(x * s, s, cotangent=y_bar)
 assert np.allclose(s_bar, (y_bar * x.data).sum(axis=0))
 
-# In this package the engine sums over the copies that NumPy's broadcasting made, for every op. So the rule of a product
-# does not have to. Copies that an op makes itself are not broadcasting: its rule must sum over them (exercises 1 and 2).
+# In this package the engine sums over the copies of broadcasting, for every op. So the rule of a product does not have
+# to. An op that makes copies itself must sum over them in its rule (exercises 1 and 2).
 
 # %% A matrix product uses every weight once per row
 # A linear layer computes y = x W, and all rows of the batch use the same W.

@@ -69,6 +69,9 @@ def walk_back(y, cotangent=1.0):
             x.grad = gradient if x.grad is None else x.grad + gradient
 
 
+# Why not `x.grad += gradient`? It writes into the array. The rule of `add` returns dy twice, so two gradients can be
+# one array, and a write into one would change the other. `x.grad + gradient` makes a new array.
+
 # That is the whole engine. Try it on a network of two layers: loss = Σ (tanh(x W) v)².
 x, W, v = (rng.standard_normal(shape) for shape in [(5, 3), (3, 4), (4, 1)])  # (N, D), (D, H), (H, 1)
 small_x, small_W, small_v = Value(x), Value(W), Value(v)
@@ -253,7 +256,8 @@ print()
 attempt(exercise_1, np.array([1.0, -2.0]), np.array([0.5, 3.0]))
 
 # %% Exercise 2: a walk with two mistakes
-# The walk below has two mistakes. Correct them. It is tried on y = Σ (x + tanh x)*x, which uses x three times.
+# The walk below has two mistakes. Correct them. It is tried on y = Σ (a² + a + tanh x) with a = 2x, which uses x twice
+# and a three times.
 
 
 def exercise_2_walk(y, cotangent):
@@ -265,19 +269,22 @@ def exercise_2_walk(y, cotangent):
             x.grad = gradient  # not yet right
 
 
-def three_uses(x):
-    return total(multiply(add(x, tanh(x)), x))
+def many_uses(x):
+    b = tanh(x)
+    a = multiply(Value(2.0), x)
+    squares = multiply(a, a)
+    return total(add(squares, add(a, b)))
 
 
-@ng.op("y = Σ (x + tanh x)*x", "x̄ by the walk of the exercise")
+@ng.op("y = Σ 4x² + 2x + tanh x", "x̄ by the walk of the exercise")
 def exercise_2(x):
-    """A function that uses x three times.  x (C) -> y ()"""
-    return ((x + np.tanh(x)) * x).sum()
+    """A function with several paths from x.  x (C) -> y ()"""
+    return (4 * x * x + 2 * x + np.tanh(x)).sum()
 
 
 @exercise_2.backward
 def exercise_2_backward(dy, x):
-    return small_tape_gradients(exercise_2_walk, three_uses, dy, x)
+    return small_tape_gradients(exercise_2_walk, many_uses, dy, x)
 
 
 attempt(exercise_2, np.array([0.5, -1.0, 2.0]))
@@ -311,15 +318,15 @@ assert attempt(solution_1, np.array([1.0, -2.0]), np.array([0.5, 3.0]))
 # The walk must read `reversed(tape)`. Where a gradient is already there, it must add. So the solution is `walk_back`.
 
 
-@ng.op("y = Σ (x + tanh x)*x", "x̄ by walk_back")
+@ng.op("y = Σ 4x² + 2x + tanh x", "x̄ by walk_back")
 def solution_2(x):
-    """A function that uses x three times.  x (C) -> y ()"""
-    return ((x + np.tanh(x)) * x).sum()
+    """A function with several paths from x.  x (C) -> y ()"""
+    return (4 * x * x + 2 * x + np.tanh(x)).sum()
 
 
 @solution_2.backward
 def solution_2_backward(dy, x):
-    return small_tape_gradients(walk_back, three_uses, dy, x)
+    return small_tape_gradients(walk_back, many_uses, dy, x)
 
 
 assert attempt(solution_2, np.array([0.5, -1.0, 2.0]))

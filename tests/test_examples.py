@@ -18,6 +18,7 @@ import nanograd_llm
 
 COURSE = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 LESSONS = [path for path in COURSE if "# %% Exercise" in path.read_text(encoding="utf-8")]
+IN_PLACE = " x.grad = gradient if x.grad is None else x.grad.__iadd__(gradient)  # not"
 GLOSSARY = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text(encoding="utf-8")
 each_example = pytest.mark.parametrize("example", COURSE, ids=lambda path: path.stem)
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
@@ -103,12 +104,37 @@ def test_the_python_of_the_glossary_runs() -> None:
     exec(compile("\n".join(blocks), "glossary.md", "exec"), {})
 
 
+@pytest.mark.parametrize(("body", "said"), [("raise ValueError('mine')", "mine"), ("return None", "nothing|None")])
 @each_lesson
-def test_an_exercise_that_raises_does_not_end_the_lesson(lesson: Path, tmp_path: Path) -> None:
+def test_an_exercise_that_raises_or_returns_nothing_does_not_end_the_lesson(
+    lesson: Path, body: str, said: str, tmp_path: Path
+) -> None:
     source = lesson.read_text(encoding="utf-8")
-    broken, count = re.subn(r"(?m)^(def exercise_1_backward.*)$", r"\1\n    raise ValueError('mine')", source)
+    broken, count = re.subn(r"(?m)^(def exercise_1_backward.*)$", rf"\1\n    {body}", source)
     (tmp_path / "lesson.py").write_text(broken, encoding="utf-8")
     answer = run(tmp_path / "lesson.py", tmp_path)
     assert count == 1 and answer.returncode == 0, answer.stderr
-    assert re.search(r"(?m)^Exercise 1: not yet right: .*mine", answer.stdout)
+    assert re.search(rf"(?m)^Exercise 1: not yet right(: |\n  ).*({said})", answer.stdout)
     assert "Solution 1: right" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("lesson", "number", "changes"),
+    [
+        ("02", 1, {"return dy[0]  # not": "return np.stack([dy[0], 2 * dy[1], 2 * x * dy[2]])  # not"}),
+        ("04", 2, {"in tape:  # not": "in reversed(tape):  # not", " x.grad = gradient  # not": IN_PLACE}),
+    ],
+    ids=["no sum over the rows", "a write into a gradient that two inputs share"],
+)
+def test_an_answer_that_is_right_by_luck_only_is_not_called_right(
+    lesson: str, number: int, changes: dict[str, str], tmp_path: Path
+) -> None:
+    (path,) = (path for path in LESSONS if path.stem.startswith(lesson))
+    source = path.read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "lesson.py").write_text(source, encoding="utf-8")
+    answer = run(tmp_path / "lesson.py", tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert f"Exercise {number}: not yet right" in answer.stdout

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from nanograd_llm.autograd.checked import read_only
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
 from nanograd_llm.see.record import Call, Record, Use, Value, norm, recorded
@@ -149,10 +151,21 @@ class Trace(Record):
         if callable(mine):
             name = mine.__name__.removesuffix("_backward").replace("_", " ").capitalize()
             try:
-                mine = mine()
+                mine = _on_read_only_arrays(mine)()
             except Exception as error:  # whatever a half-written function raises
-                return False, f"{name}: not yet right: {error}"
+                shared = (
+                    "it writes into an array that it has not made; use a copy: " if "read-only" in str(error) else ""
+                )
+                return False, f"{name}: not yet right: {shared}{error}"
         return replay.compare(self, name, value, mine)
+
+
+def _on_read_only_arrays(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with read-only views of the arrays among its globals, which the rest of a lesson uses as well."""
+    if not isinstance(f, types.FunctionType):
+        return f
+    shown = {name: read_only(x) if isinstance(x, np.ndarray) else x for name, x in f.__globals__.items()}
+    return types.FunctionType(f.__code__, shown, f.__name__, f.__defaults__, f.__closure__)
 
 
 def table(calls: Any) -> str:

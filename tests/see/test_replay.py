@@ -268,6 +268,24 @@ def test_an_exercise_may_be_a_function_whose_error_is_printed(capsys) -> None:
     assert capsys.readouterr().out == "Exercise 1: not yet right: mine\nSolution 1: right\n  exact, to the last bit\n"
 
 
+SHARED = np.array([6.0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda: None, "nothing was returned; expected the gradient, an array of shape (1,)"),
+        (lambda: "6", "no array of numbers was returned"),
+        (lambda: [[1.0], [1.0, 2.0]], "no array of numbers was returned"),
+        (lambda: SHARED.__iadd__(0), "it writes into an array that it has not made; use a copy"),
+    ],
+    ids=["nothing", "a text", "rows of two lengths", "a write into an array of the lesson"],
+)
+def test_an_answer_that_is_no_gradient_is_said_in_one_line(answer, said, capsys) -> None:
+    assert not ng.trace(lambda x: x * x, np.array([3.0]), cotangent=np.ones(1)).check({"x": answer})
+    assert said in capsys.readouterr().out and SHARED.flags.writeable
+
+
 def test_an_entry_outside_an_array_is_refused(gpt) -> None:
     with pytest.raises(IndexRangeError, match=r"index 5 is out of range for axis 0 of wte, which has shape \(5, 8\)"):
         gpt.nudge("wte", (5, 0))
