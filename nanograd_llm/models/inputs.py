@@ -5,6 +5,7 @@ B batch, T time
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,10 +48,32 @@ def reaching_targets(tokens: Any, targets: Any) -> np.ndarray | None:
     [[1, 1, 1, 0], [1, 0, 0, 0]]
     """
     counted = to_host(array_of(targets)) != IGNORE_INDEX
-    if counted.shape != np.shape(array_of(tokens)):
+    if counted.shape != np.shape(array_of(tokens)) or not counted.ndim:
         return None
     reaching = np.logical_or.accumulate(counted[..., ::-1], axis=-1)[..., ::-1]
     return reaching if reaching.any() and not reaching.all() else None
+
+
+def warn_of_unshifted(tokens: Any, targets: Any) -> None:
+    """Warn where each target that counts is the token at its own place, and not the next one.  Both (B, T)
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warn_of_unshifted(np.array([[5, 6, 7]]), np.array([[6, 7, 8]]))
+    ...     warn_of_unshifted(np.array([[5, 6, 7]]), np.array([[5, 6, 7]]))
+    >>> len(caught)
+    1
+    """
+    ids, wanted = np.asarray(to_host(array_of(tokens))), np.asarray(to_host(array_of(targets)))
+    if ids.shape != wanted.shape or ids.ndim != 2:
+        return
+    counted = wanted != IGNORE_INDEX
+    if (wanted == ids)[counted].all() and (ids[:, 1:] != wanted[:, :-1])[counted[:, :-1]].any():
+        warnings.warn(
+            "the targets are the tokens themselves, so the model learns only to copy; the targets of a GPT are the "
+            "next tokens: tokens = ids[:, :-1] and targets = ids[:, 1:]",
+            stacklevel=3,
+        )
 
 
 def real_tokens(shape: tuple[int, ...], lengths: Any, key_mask: Any) -> np.ndarray | None:

@@ -563,3 +563,15 @@ def test_a_trainer_takes_a_gpt_whose_loss_has_other_arrays(kind: type[GPT], toke
     arrays = (tokens,) if kind is CopyingGPT else (tokens, targets, np.ones(3))
     trainer = Trainer(kind(GPTConfig(**SIZES)), TrainConfig(steps=1, workers=2))
     assert trainer.step(*arrays) == pytest.approx(GPT(GPTConfig(**SIZES)).loss(*(arrays * 2)[:2]).item(), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ignored", [0, 3], ids=["all", "those that count"])
+def test_targets_that_are_not_shifted_give_a_warning(ignored: int) -> None:
+    model = GPT(GPTConfig(vocab_size=11, context_length=8, n_layer=1, n_head=2, n_embd=8), seed=0)
+    ids = np.array([[1, 2, 3, 4, 5, 6], [4, 4, 4, 4, 4, 4]])
+    targets = np.where(np.arange(6) < ignored, -100, ids)
+    with pytest.warns(UserWarning, match="the targets are the tokens themselves"):
+        model.loss(ids, targets)
+    model.loss(ids[:, :-1], ids[:, 1:])
+    model.loss(ids[1:], ids[1:])  # one token again and again: also the next ones
