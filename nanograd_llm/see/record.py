@@ -255,6 +255,11 @@ def recorded(
     """
     if modes().higher_order:
         raise GraphError("trace records a first backward pass; call it outside higher_order()")
+    if not callable(f):
+        raise GraphError(
+            f"trace takes a function and its arguments, such as ng.trace(model.loss, tokens, targets); got a "
+            f"{type(f).__name__}"
+        )
     names = input_names(f, len(args))
     constants = f.constants if isinstance(f, Op) else ()
     given = [_as_leaf(x) if name not in constants else x for name, x in zip(names, args)]
@@ -263,9 +268,11 @@ def recorded(
         y = f(*given, **named)
         if not isinstance(y, Tensor) or not y.requires_grad:
             came = f"a {type(y).__name__}" if not isinstance(y, Tensor) else "a Tensor that needs no gradient"
+            whole = next((x for x in args if type(x) is int), None)
+            hint = "" if whole is None else f"; an integer is a constant: write {float(whole)} for {whole}"
             raise GraphError(
                 f"{label(f)} returned {came}; trace needs a Tensor computed from floats, float arrays or Tensors that "
-                "require a gradient"
+                f"require a gradient{hint}"
             )
         if cotangent is None and y.shape != ():
             raise ShapeError(f"{label(f)} returned shape {y.shape}; give trace(..., cotangent=an array of that shape)")

@@ -108,6 +108,7 @@ class Nudge:
 
     entry: the entry in words.  before: its number.  slope: the change of the result per unit of it, by central
     differences of replayed forwards.  backward: the gradient of the entry.  tolerance: the rounding to expect.
+    uses: of the value, all of which move.
     """
 
     entry: str
@@ -115,6 +116,7 @@ class Nudge:
     slope: float
     backward: float
     tolerance: float
+    uses: int = 1
 
     @property
     def agrees(self) -> bool:
@@ -128,8 +130,8 @@ class Nudge:
                 " from the result has changed the gradient; c in trace.step() names wrong rules"
             )
         return (
-            f"{self.entry} is {self.before:.6g}. Move it up and down and run the rest forward again: the result moves "
-            f"by {self.slope:.6g} per unit; backward says {self.backward:.6g}: {verdict}"
+            f"{self.entry} is {self.before:.6g}. Move it up and down{_in_all(self.uses)} and run the rest forward "
+            f"again: the result moves by {self.slope:.6g} per unit; backward says {self.backward:.6g}: {verdict}"
         )
 
 
@@ -155,7 +157,7 @@ def nudge(record: Record, value: Value, index: Index, replay: Replay | None = No
     rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * float(np.abs(value.grad).max())
     entry = value.label + at(index)
     numbers = float(value.array[index]), float(slope), float(value.grad[index])
-    found = Nudge(entry, *numbers, rounding + float(error))
+    found = Nudge(entry, *numbers, rounding + float(error), len(value.uses))
     if found.agrees:
         return found
     if quick:
@@ -169,6 +171,7 @@ class Terms:
 
     entry: x̄[i] in words.  outputs: the size of y.  terms: (k, ȳ[k], ∂y[k]/∂x[i]) where the slope is not 0, the largest
     product first.  sent: what the rule sent.  method: how the slopes were found.  tolerance: the rounding to expect.
+    uses: of x, of which this call is one.
     """
 
     entry: str
@@ -177,6 +180,7 @@ class Terms:
     sent: float
     method: str
     tolerance: float
+    uses: int = 1
 
     @property
     def total(self) -> float:
@@ -197,7 +201,14 @@ class Terms:
             lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
         close = f"they agree within the rounding of {self.tolerance:.1g}"
         verdict = close if self.agrees else "they differ: the rule is wrong here"
-        return "\n".join([*lines, f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}"])
+        lines.append(f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}")
+        if self.uses > 1:
+            lines.append(f"  this use is one of {self.uses}: the whole gradient is the sum of what they send")
+        return "\n".join(lines)
+
+
+def _in_all(uses: int) -> str:
+    return f", in all {uses} uses," if uses > 1 else ""
 
 
 BAR = "\N{COMBINING MACRON}"
@@ -227,7 +238,7 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
     entries = [(k, float(around.dy[k]), float(found.value[k])) for k in places]
     entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
     what = bar(call.input_name(place)) + at(index)
-    return Terms(what, around.dy.size, entries, float(sent[index]), found.method, rounding)
+    return Terms(what, around.dy.size, entries, float(sent[index]), found.method, rounding, len(x.uses))
 
 
 class Around:
@@ -489,10 +500,7 @@ def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, s
         mine = np.asarray("")
     if mine.dtype.kind not in "fiub":
         got = "nothing" if mine.dtype == object and mine.ndim == 0 and mine.item() is None else "no array of numbers"
-        return (
-            False,
-            f"{name}: not yet right\n  {got} was returned; expected the gradient, an array of shape {right.shape}",
-        )
+        return False, f"{name}: not yet right\n  {got} was returned; the gradient is an array of shape {right.shape}"
     scale = float(np.abs(right).max(initial=0))
     eps = float(np.finfo(right.dtype).eps)
 

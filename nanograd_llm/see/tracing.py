@@ -153,10 +153,8 @@ class Trace(Record):
             try:
                 mine = _on_read_only_arrays(mine)()
             except Exception as error:  # whatever a half-written function raises
-                shared = (
-                    "it writes into an array that it has not made; use a copy: " if "read-only" in str(error) else ""
-                )
-                return False, f"{name}: not yet right: {shared}{error}"
+                why = "it writes into an array that it has not made; use a copy: " if "read-only" in str(error) else ""
+                return False, f"{name}: not yet right: {why}{error}"
         return replay.compare(self, name, value, mine)
 
 

@@ -274,7 +274,7 @@ SHARED = np.array([6.0])
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda: None, "nothing was returned; expected the gradient, an array of shape (1,)"),
+        (lambda: None, "nothing was returned; the gradient is an array of shape (1,)"),
         (lambda: "6", "no array of numbers was returned"),
         (lambda: [[1.0], [1.0, 2.0]], "no array of numbers was returned"),
         (lambda: SHARED.__iadd__(0), "it writes into an array that it has not made; use a copy"),

@@ -270,3 +270,10 @@ def test_the_walk_by_hand_would_notice_a_wrong_record() -> None:
     trace.calls[1].sent[0] = trace.calls[1].sent[0] * (1 + 1e-15)
     assert differences(trace, expression, args, 1.0) == ["a gradient of 1 add"]
     assert len(by_hand(expression, args, 1.0)[1]) == 3
+
+
+def test_a_result_or_an_integer_in_place_of_a_function_and_a_float_is_explained() -> None:
+    with pytest.raises(GraphError, match="trace takes a function and its arguments, .*; got a Tensor"):
+        ng.trace(ng.Tensor(2.0))
+    with pytest.raises(GraphError, match="an integer is a constant: write 3.0 for 3"):
+        ng.trace(lambda w: w * w, 3)
