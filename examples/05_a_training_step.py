@@ -78,6 +78,9 @@ after = model.loss(x, targets)
 print(f"\none step: the loss of this batch goes from {loss.item():.4f} to {after.item():.4f}")
 assert after.item() < loss.item()
 
+# `.grad` is a NumPy array and not a Tensor: it has no `.data` that you could use and no `.zero_()`. Start again by
+# `zero_grad`, or by `parameter.grad = None`.
+#
 # The update writes into `.data`, the array of the parameter. The Tensor remains the same object, so it remains a part
 # of the model. NumPy arithmetic is never recorded, and `no_grad` makes sure that nothing else in the block is. Update
 # only after `backward`: the tape keeps the arrays themselves, and backward would compute with the changed numbers.

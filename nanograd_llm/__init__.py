@@ -48,6 +48,6 @@ __getattr__, __dir__, __all__ = lazily(
     {  # PyTorch's names
         **{"tensor": "ng.Tensor(...)", "cat": "ng.ops.concatenate", "SGD": "ng.training.SGD", "Module": "ng.nn.Module"},
         **dict.fromkeys(("zeros", "ones", "randn", "arange"), "ng.Tensor of an array of NumPy's function"),
-        **{"AdamW": "ng.training.AdamW", "optim": "ng.training", "save": "ng.runs.save_checkpoint or np.savez"},
+        **{"AdamW": "ng.training.AdamW", "optim": "ng.training", "save": "ng.save_gpt2 or ng.save_bert"},
     },
 )

@@ -127,7 +127,8 @@ def _comparison(compare: Callable[[Any, Any], Array]) -> Callable[[Tensor, Any],
 class Tensor:
     """An array that can be differentiated.
 
-    data: anything that NumPy can convert to an array. Python floats and lists of them become float32; arrays, and
+    data: anything that NumPy can convert to an array. An array is not copied: an update of `.data` in place changes the
+        caller's array as well; give a.copy() to keep it. Python floats and lists of them become float32; arrays, and
         lists of arrays, keep their dtype.
     requires_grad: make this a leaf, whose gradient `backward` adds to `.grad`; the dtype must be a real float.
     device: "cpu", or "cuda" for a GPU, which needs CuPy; by default that of `use_device`, or where the array is.
@@ -183,7 +184,10 @@ class Tensor:
 
     @property
     def grad(self) -> Array | None:
-        """The gradient that backward has added up, for a leaf; of a computed Tensor only after `retain_grad()`."""
+        """The gradient that backward has added up, for a leaf; of a computed Tensor only after `retain_grad()`.
+
+        It is an array and no Tensor, or None: write `x.grad`, not `x.grad.data`, and `x.grad = None` to start again.
+        """
         if self._grad is None and self._node is not None and self._node.retained is None:
             warnings.warn(
                 f"backward keeps no .grad of a computed Tensor (this one was made by {self._node.op.name}); call its "
@@ -268,7 +272,7 @@ class Tensor:
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """A Tensor of the same array that has no tape and requires no gradient."""
+        """A Tensor of the same array, shared and not copied, that has no tape and requires no gradient."""
         return Tensor._recorded(self.data, None)
 
     def backward(self, cotangent: Any = None, *, retain_graph: bool = False, **other: Any) -> None:

@@ -17,7 +17,7 @@ from nanograd_llm.ops.composed import count_targets
 
 Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
 _INSTEAD = {  # PyTorch's name -> what to use
-    "cuda": "to('cuda')",
+    **{"cuda": "to('cuda')", "save": "ng.save_gpt2 or ng.save_bert"},
     **{"generate": "ng.inference.generate(model, ids)", "named_children": "named_modules()", "children": "modules()"},
     **{
         "register_parameter": "an attribute that is an ng.Parameter",
