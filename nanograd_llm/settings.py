@@ -19,7 +19,7 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from nanograd_llm.errors import ConfigError, DtypeError
+from nanograd_llm.errors import ConfigError, DtypeError, SignatureError
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform  # comes with every type checker; in Python since 3.11
@@ -173,6 +173,14 @@ def check_keys(table: Iterable[str], allowed: Iterable[str], where: str) -> None
         complaints.append(f"unknown {key!r}, {hint}")
     if complaints:
         raise ConfigError(f"{where}: {'; '.join(complaints)}")
+
+
+def unknown_argument(owner: str, name: str, allowed: Iterable[str], instead: str = "") -> SignatureError:
+    """The error for an argument that `owner` does not have. instead: what to write, if that is known."""
+    names = list(allowed)
+    near = nearest(name, names)
+    hint = instead or (f"did you mean {near}=?" if near else f"allowed are {', '.join(f'{n}=' for n in names)}")
+    return SignatureError(f"{owner} has no argument {name}=; {hint}")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

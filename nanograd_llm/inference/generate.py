@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.backend.randomness import generator
-from nanograd_llm.errors import ShapeError
+from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
-from nanograd_llm.settings import require_int
+from nanograd_llm.settings import require_int, unknown_argument
 
 
 def generate(
@@ -30,6 +30,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: int | Collection[int] = (),
     cache: bool = True,
+    **other: Any,
 ) -> list[list[int]]:
     """Continue each prompt; returns the new ids of each, cut before the first stop id.
 
@@ -40,6 +41,7 @@ def generate(
     for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError if the largest logit is not
     finite.
     """
+    _require_known(other, "generate", "max_new_tokens sampling stop cache")
     rows = _rows(prompts, model)
     ends = stop if isinstance(stop, Collection) else (stop,)
     written: list[list[int]] = [[] for _ in rows]
@@ -62,11 +64,13 @@ def stream(
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
     cache: bool = True,
+    **other: Any,
 ) -> Iterator[list[int | None]]:
     """As `generate`, one token at a time: yields a list with the new id of each row, or None.
 
     It is None while a longer prompt of the row is still being read, and after the row has its max_new_tokens.
     """
+    _require_known(other, "stream", "max_new_tokens sampling cache")
     require_int("max_new_tokens", max_new_tokens, 0)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
@@ -102,6 +106,13 @@ def stream(
         yield ids
 
 
+def _require_known(other: dict[str, Any], owner: str, known: str) -> None:
+    for name, value in other.items():
+        is_sampling = name in Sampling.setting_types
+        instead = f"give sampling=ng.inference.Sampling({name}={value!r:.50})" if is_sampling else ""
+        raise unknown_argument(owner, name, known.split(), instead)
+
+
 def _window_start(n: int, context_length: int) -> int:
     """Where the window that predicts token n begins: at 0, or at a multiple of half the context."""
     half = max(1, context_length // 2)
@@ -110,6 +121,8 @@ def _window_start(n: int, context_length: int) -> int:
 
 def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
     """The prompts as checked arrays of ids, one per row."""
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], str)):
+        raise DtypeError("a prompt is a row of ids, got a str; encode it first: tokenizer.encode(text)")
     several = len(prompts) > 0 and np.ndim(prompts[0]) > 0
     rows = [np.asarray(p) for p in (prompts if several else [prompts])]
     for row, ids in enumerate(rows):

@@ -206,6 +206,8 @@ def _windows(row: Row, starts: NDArray[np.integer], context_length: int) -> Batc
 def _ids(ids: ArrayLike | TokenFiles, context_length: int) -> Row:
     """`ids` as an array of one row that is long enough for a window."""
     require_int("context_length", context_length, 1)
+    if isinstance(ids, str):
+        raise DtypeError("ids must be one row of integers, got a str; encode it first: tokenizer.encode(text)")
     row: Row = ids if isinstance(ids, TokenFiles) else np.asarray(ids)
     if not isinstance(row, TokenFiles) and row.ndim != 1:
         raise ShapeError(f"ids must be one row (N,), got shape {row.shape}")

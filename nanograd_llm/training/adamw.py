@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.kernels import on_gpu
-from nanograd_llm.errors import NanogradError, ShapeError
-from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.errors import NanogradError
+from nanograd_llm.training.flat import FlatParameters, require_known, require_one_each
 
 
 class Rates(NamedTuple):
@@ -47,7 +47,9 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         shared: bool = False,
+        **other: Any,
     ):
+        require_known(other, type(self).__name__, "beta1 beta2 eps weight_decay")
         self.order = list(parameters)
         if not self.order:
             raise NanogradError("AdamW got no parameters; give it model.parameters() of a model that has some")
@@ -59,12 +61,11 @@ class AdamW:
     def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
         """Update every parameter. gradients: one for each parameter, in the order given.
 
-        Raises ShapeError if a gradient has another shape than its parameter, GraphError if a parameter left `flat`.
+        Raises ShapeError if a gradient has another shape than its parameter, GraphError for one that is None or if a
+        parameter left `flat`.
         """
         gradients = list(gradients)
-        shapes, expected = [g.shape for g in gradients], [p.shape for p in self.order]
-        if shapes != expected:
-            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
+        require_one_each(gradients, self.order)
         by_id = {id(p): g for p, g in zip(self.order, gradients)}
         gradient = np.concatenate([by_id[id(p)].reshape(-1) for p in self.flat.parameters])
         self.share(0, 1, gradient, self.next_rates(learning_rate))

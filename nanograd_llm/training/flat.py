@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.arrays import library
-from nanograd_llm.errors import DeviceError, DtypeError, GraphError
+from nanograd_llm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from nanograd_llm.settings import unknown_argument
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
 
@@ -72,3 +74,23 @@ class FlatParameters:
         """
         ends = np.cumsum([p.size for p in self.parameters]) - (self.size - len(array))
         return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends) if end >= p.size]
+
+
+def require_known(other: Mapping[str, Any], owner: str, known: str) -> None:
+    """Raise SignatureError for an argument that an optimizer does not have."""
+    for name in other:
+        at_step = "the learning rate is given to each step: step(gradients, learning_rate)"
+        raise unknown_argument(owner, name, known.split(), at_step if name in ("lr", "learning_rate") else "")
+
+
+def require_one_each(gradients: Sequence[Any], parameters: Sequence[Parameter]) -> None:
+    """Raise ShapeError unless there is a gradient of its shape for each parameter; GraphError for one that is None."""
+    for i, gradient in enumerate(gradients):
+        if gradient is None:
+            raise GraphError(
+                f"the gradient of parameter {i} is None: no backward has reached it since .grad was last set to None; "
+                "call loss.backward() before step"
+            )
+    shapes, expected = [np.shape(g) for g in gradients], [p.shape for p in parameters]
+    if shapes != expected:
+        raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")

@@ -8,12 +8,14 @@ Polyak 1964; Sutskever et al. 2013, in PyTorch's form, whose velocity does not c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import NanogradError, ShapeError
+from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import require_number
+from nanograd_llm.training.flat import require_known, require_one_each
 
 
 class SGD:
@@ -22,7 +24,10 @@ class SGD:
     `step` takes a list of gradients in the order of the parameters, as AdamW's does.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], *, momentum: float = 0.0, weight_decay: float = 0.0):
+    def __init__(
+        self, parameters: Sequence[Parameter], *, momentum: float = 0.0, weight_decay: float = 0.0, **other: Any
+    ):
+        require_known(other, "SGD", "momentum weight_decay")
         require_number("momentum", momentum, 0, 1, below=True)
         require_number("weight_decay", weight_decay, 0)
         self.parameters = list(parameters)
@@ -34,11 +39,9 @@ class SGD:
     def step(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
         """Update every parameter. gradients: one for each parameter, in the order given.
 
-        Raises ShapeError if a gradient has another shape than its parameter.
+        Raises ShapeError if a gradient has another shape than its parameter, GraphError for one that is None.
         """
-        shapes, expected = [np.shape(g) for g in gradients], [p.shape for p in self.parameters]
-        if shapes != expected:
-            raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")
+        require_one_each(gradients, self.parameters)
         for p, velocity, gradient in zip(self.parameters, self.velocities, gradients):
             velocity *= self.momentum
             velocity += gradient

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig
-from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError, SignatureError
 from nanograd_llm.inference import Sampling, generate, stream
 
 GREEDY = Sampling(temperature=0)
@@ -202,7 +202,7 @@ def test_ids_come_in_any_sequence_and_go_as_integers(prompts: Any) -> None:
         ([[1], []], ShapeError, r"prompt 1 has shape \(0,\)"),
         (np.zeros((1, 2, 3), int), ShapeError, r"prompt 0 has shape \(2, 3\)"),
         (np.zeros((0, 3), int), ShapeError, r"prompt 0 has shape \(0, 3\)"),
-        ("hello", ShapeError, r"prompt 0 has shape \(\); .*, or what tokenizer.encode\(text\) gives"),
+        ("hello", DtypeError, r"got a str; encode it first: tokenizer.encode\(text\)"),
         ([1, 13], IndexRangeError, "token ids must be from 0 to 12; got 1 to 13"),
         ([[1], [-1]], IndexRangeError, "token ids must be from 0 to 12; got -1 to -1"),
         ([1.0], DtypeError, "token ids must be integers; got float64"),
@@ -226,3 +226,14 @@ def test_a_model_that_gives_nan_writes_nothing() -> None:
     model.ln_f.bias.data[0] = np.nan
     with pytest.raises(NonFiniteError, match="look for NaN in the weights"):
         generate(model, [1], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("write", [generate, lambda *args, **named: next(stream(*args, **named))])
+def test_arguments_of_sampling_and_texts_are_refused_with_what_to_write(write: Any) -> None:
+    with pytest.raises(SignatureError, match=r"temperature=; give sampling=ng.inference.Sampling\(temperature=0\)"):
+        write(gpt(), [1], temperature=0)
+    with pytest.raises(SignatureError, match="did you mean max_new_tokens="):
+        write(gpt(), [1], max_tokens=3)
+    for text in ("The", ["The"]):
+        with pytest.raises(DtypeError, match="got a str; encode it first"):
+            write(gpt(), text)

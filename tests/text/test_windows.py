@@ -177,3 +177,9 @@ def test_chosen_windows_are_those_rows_of_all_windows(size: int, stride: int) ->
     for rows in ([0], [len(tokens) - 1], range(0, len(tokens), 2)):
         some, wanted = sliding_windows(range(size), **settings, rows=np.array(rows))  # type: ignore[arg-type]
         assert np.array_equal(some, tokens[rows]) and np.array_equal(wanted, targets[rows])
+
+
+@pytest.mark.parametrize("windows", [draw, lambda ids: count_windows(ids, context_length=4, stride=4)])
+def test_a_text_in_place_of_ids_is_refused(windows):
+    with pytest.raises(DtypeError, match="got a str; encode it first"):
+        windows("some text, not encoded")

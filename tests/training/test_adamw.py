@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nanograd_llm import NanogradError, Parameter
-from nanograd_llm.errors import DtypeError, GraphError, ShapeError
-from nanograd_llm.training import AdamW, clip_by_global_norm
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
+from nanograd_llm.training import SGD, AdamW, clip_by_global_norm
 from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 SHAPES = [(5,), (4, 3), (), (2, 3, 2), (1, 7), (3,)]
@@ -205,3 +205,11 @@ def test_a_step_is_refused_where_a_parameter_has_left_the_flat_array() -> None:
 def test_without_parameters_it_is_refused():
     with pytest.raises(NanogradError, match="AdamW got no parameters"):
         AdamW([])
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_gradient_that_is_missing_and_an_unknown_argument_are_said(kind: Any) -> None:
+    with pytest.raises(GraphError, match=r"gradient of parameter 1 is None.*call loss.backward\(\) before step"):
+        kind(parameters(shapes=[(2,), (3,)])).step([np.zeros(2), None], 0.1)
+    with pytest.raises(SignatureError, match=r"has no argument lr=; .* step\(gradients, learning_rate\)"):
+        kind(parameters(), lr=0.1)
