@@ -270,6 +270,26 @@ def told_apart(a: float, b: float, least: int) -> tuple[str, str]:
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+def wrapped(text: str, columns: int) -> str:
+    """The text with lines of at most so many columns, broken at spaces where there are any; the rest is indented.
+
+    >>> print(wrapped("  self.wpe[start : start + length]", 20))
+      self.wpe[start :
+        start + length]
+    """
+    import textwrap  # here, because most commands wrap nothing
+
+    def folded(line: str) -> str:
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        indent = indent if len(indent) < columns // 2 else ""
+        if len(line) <= columns:
+            return line
+        words = textwrap.TextWrapper(columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        return words.fill(line)
+
+    return "\n".join(map(folded, text.split("\n")))
+
+
 def printable(text: str) -> str:
     r"""A text from a model or a file, made safe for a terminal: each control character becomes its Python escape.
 

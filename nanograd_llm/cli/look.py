@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from nanograd_llm.cli.options import Device, Model, Target
@@ -28,6 +29,7 @@ def look(model: Model, text: str, /, *, target: Target = (), html: Path | None =
     from nanograd_llm.see.look import text_of, visible
     from nanograd_llm.see.page import require_html
     from nanograd_llm.see.pictures import look_page
+    from nanograd_llm.settings import wrapped
     from nanograd_llm.tasks.registry import reading_of
 
     path = None if html is None else require_html(html)
@@ -40,7 +42,9 @@ def look(model: Model, text: str, /, *, target: Target = (), html: Path | None =
 
     if reading.remark:
         print(written(reading.remark))
-    print(written(text_of(result, name, shutil.get_terminal_size((100, 24)).columns)))
+    columns = shutil.get_terminal_size((100, 24)).columns
+    shown = text_of(result, name, columns)
+    print(written(wrapped(shown, columns) if sys.stdout.isatty() else shown))
     if path is not None:
         write_atomically(path, look_page(result, f"{model}: {text}", name).encode())
         print(written(f"wrote {path}; open it in a browser"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms, wrong_rules
 from nanograd_llm.see.source import source_lines
-from nanograd_llm.settings import counted
+from nanograd_llm.settings import counted, wrapped
 
 HELP = """\
 n          the next step: forward through the calls, then backward through them; n 3 takes three
@@ -259,7 +260,8 @@ def step(
                 return
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print(wrapped(text, columns) if columns else text, end="", flush=True)
 
     lines = commands if commands is not None else typed() if is_typed else sys.stdin
     Stepper(trace, number, tokens).run(lines, write, echo=not is_typed)

@@ -189,3 +189,18 @@ def test_the_help_names_every_command() -> None:
 if __name__ == "__main__":
     for name, (make, commands) in WALKS.items():
         (FOLDER / f"{name}.txt").write_text(transcript(make(), commands), "utf-8")
+
+
+@pytest.mark.parametrize("columns", [42, 80])
+def test_on_a_terminal_lines_are_broken_between_words(columns: int, monkeypatch, capsys) -> None:
+    trace = gpt()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    trace.step(0, ["n"] * 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= columns or " " not in line.strip() for line in lines)
+    assert len(lines) > 4
+    words = {word for line in lines for word in line.split()}
+    monkeypatch.undo()
+    trace.step(0, ["n"] * 3)
+    assert words == {*capsys.readouterr().out.split()}
