@@ -7,10 +7,12 @@ import itertools
 import operator
 import os
 import re
+import shlex
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
@@ -25,6 +27,8 @@ MOST = 2**36  # bytes that a gzip file may hold
 BLOCK = 2**16  # bytes that are read at once; buffers of a megabyte, of ever new sizes, leave holes in the heap
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 DESCRIPTION = "prepared.toml"
+# of a model that this package or transformers saved
+_WEIGHTS = re.compile(r".*\.safetensors|(pytorch|adapter)_model.*\.bin|model\.npz")
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
@@ -42,8 +46,9 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
     Files come in the order of their names. In a folder, hidden files are left out. Of a folder or a pattern, files
-    that are no text are left out: a warning says how many, and of each reason the first. Raises StorageError if there
-    is nothing to read, BadFileError for what is no text, ConfigError for a prepared folder.
+    that are no text are left out, and so are the folders of runs and models in it, whose files a program wrote: a
+    warning says how many, and of each reason the first. Raises StorageError if there is nothing to read, BadFileError
+    for what is no text, ConfigError for the folder of a run or a model, and for a prepared one.
     """
     return (text for _, text in _named(source, report, size))
 
@@ -62,7 +67,8 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
         blocks = decoded_blocks(_read_blocks(sys.stdin.buffer), "standard input")
         yield from ((source, text) for text in _parts(blocks, size))
         return
-    field, found, paths = with_field(source)[1], 0, list(files_of(source))
+    folders: list[str] = []  # that are left out
+    field, found, paths = with_field(source)[1], 0, list(files_of(source, folders.append))
     skipped: dict[str, list[str]] = {}  # what was said of files, by its reason
     for i, path in enumerate(paths):
         if i:
@@ -79,12 +85,31 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
             found += 1
             yield path, text
     if not found:
-        why = f"; {next(iter(skipped.values()))[0]}" if skipped else ""
+        why = f"; {next(iter(skipped.values()))[0]}" if skipped else _left_out(folders)
         raise StorageError(f"{source}: has no text among {counted(len(paths), 'file')}{why}")
     if skipped:
         each = [first + (f" (and {len(more):,} more)" if more else "") for first, *more in skipped.values()]
         count = sum(map(len, skipped.values()))
-        warnings.warn(f"left out {count} of {len(paths)} files: {'; '.join(each)}", stacklevel=2)
+        warnings.warn(f"left out {count} of {len(paths)} files: {'; '.join(each)}{_left_out(folders)}", stacklevel=2)
+    elif folders:
+        warnings.warn(_left_out(folders).removeprefix("; "), stacklevel=2)
+
+
+def _left_out(folders: Sequence[str]) -> str:
+    """What to add to a line about a source of which these folders are left out."""
+    more = f" (and {len(folders) - 1:,} more)" if len(folders) > 1 else ""
+    return f"; left out the folder {folders[0]}, which is {_written(folders[0])}, no text{more}" if folders else ""
+
+
+def _written(folder: str) -> str:
+    """What a folder is whose files a program wrote, in words: a run, a model, or a prepared folder; "" for others."""
+    names = {*os.listdir(folder)}
+    if names >= {"config.toml", "checkpoints"}:
+        return "a run"
+    if DESCRIPTION in names:
+        return "a prepared folder"
+    is_model = names & {"config.json", "adapter_config.json"} and any(map(_WEIGHTS.fullmatch, names))
+    return "the folder of a model" if is_model else ""
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
@@ -134,22 +159,48 @@ def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, sh
     return [line for line in lines if line]
 
 
-def files_of(source: str) -> Iterator[str]:
-    """The paths of the files of a source. Raises StorageError for a folder that cannot be listed, and a
-    pattern without a match.
+def files_of(source: str, leave_out: Callable[[str], object] = lambda folder: None) -> Iterator[str]:
+    """The paths of the files of a source, without those in the folders of runs and models, which `leave_out` gets.
+
+    Raises StorageError for a folder that cannot be listed, and a pattern without a match; ConfigError for a folder
+    that is itself a run or a model.
     """
     source = with_field(source)[0]
     if os.path.isdir(source):
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
+            if (what := _written(source)) and what != "a prepared folder":
+                raise ConfigError(
+                    f"{source}: is {what}, no text; --init {shlex.quote(source)} trains it further; if there are texts "
+                    f'in it, name them: "{os.path.join(source, "*.txt")}"'
+                )
             for folder, folders, names in os.walk(source):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                inside = [os.path.join(folder, name) for name in sorted(folders) if not name.startswith(".")]
+                folders[:] = [os.path.basename(path) for path in inside if not _is_left_out(path, leave_out)]
                 found = [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
                 yield from (path for path in found if os.path.isfile(path))
         return
     matched = [] if os.path.exists(source) else sorted(glob.glob(source, recursive=True))
     if not matched and glob.has_magic(source) and not os.path.lexists(source):
         raise StorageError(f"{source}: no file matches this pattern; check it, and put quotes around it")
-    yield from (path for path in matched if os.path.isfile(path)) if matched else [source]
+    if not matched:
+        yield source
+        return
+    named = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(source).parts))
+    known: dict[Path, bool] = {}  # is this folder left out?
+    with storage_errors(f"{source}: cannot list a folder", "check its permissions"):
+        for path in matched:
+            above = [place for place in reversed(Path(path).parents) if named in place.parents]  # that nobody named
+            for place in above:
+                if place not in known:
+                    known[place] = known.get(place.parent, False) or _is_left_out(str(place), leave_out)
+            if os.path.isfile(path) and not (above and known[above[-1]]):
+                yield path
+
+
+def _is_left_out(folder: str, leave_out: Callable[[str], object]) -> bool:
+    if is_written := bool(_written(folder)):
+        leave_out(folder)
+    return is_written
 
 
 def _documents(path: str, field: str, size: int | None) -> Iterator[str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from nanograd_llm.errors import BadFileError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.tasks.task import absolute_path
 from nanograd_llm.text import read_source, sources
 from nanograd_llm.text.sources import named_texts
@@ -129,3 +129,29 @@ def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
 def test_standard_input_is_read(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped ö".encode())))
     assert read_source("-") == "piped ö"
+
+
+def test_the_folders_of_runs_and_models_in_a_folder_are_no_text(folder):
+    written = {"nano-1": ("config.toml", "samples.txt", "checkpoints/a.txt"), "gpt2": ("config.json", "merges.txt")}
+    for name, files in (written | {"data": ("prepared.toml", "train.bin"), "settings": ("config.json",)}).items():
+        for file in files:
+            (folder / "runs" / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "runs" / name / file).write_text(f"of {name}")
+    (folder / "runs" / "gpt2" / "model.safetensors").write_text("weights")
+    (folder / "logo.png").unlink()
+    runs = folder / "runs"
+    with pytest.warns(
+        UserWarning, match=f"^left out the folder {runs}/data, .* prepared folder, no text .and 2 more.$"
+    ):
+        assert read_source(str(folder)) == "first\n\n\nsecond\n\n\nthird\n\n\nof settings"
+    with pytest.warns(UserWarning, match=f"^left out the folder {runs}/gpt2, .* of a model, no text .and 1 more.$"):
+        assert read_source(f"{folder}/**/*.txt") == "second\n\n\nthird"
+    assert read_source(f"{runs}/nano-1/*.txt") == read_source(f"{runs}/nano-1/samples.txt") == "of nano-1"
+
+
+@pytest.mark.parametrize("files", [("config.toml", "checkpoints"), ("config.json", "model.safetensors")])
+def test_the_folder_of_a_run_or_model_is_not_taken_for_texts(tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("written")
+    with pytest.raises(ConfigError, match=r"no text; --init .* trains it further; .* name them: \".*\*\.txt\"$"):
+        read_source(str(tmp_path))
