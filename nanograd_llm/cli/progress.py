@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -46,7 +47,10 @@ def show(run: Run, events: Iterator[Event]) -> int:
                     display.say(f"scored on {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
                 share, figure = event.score.share, event.score.figure_of(event.score.metrics())
-                remark = event.score.remark and f"{figure}, on {measured_on}: {event.score.remark}"
+                meaning = event.score.remark
+                if not math.isfinite(event.score.figure):
+                    meaning = "not a finite number, so it says nothing about the model"
+                remark = meaning and f"{figure}, on {measured_on}: {meaning}"
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
                 display.quote(event.sample.text.strip())

@@ -24,7 +24,7 @@ from nanograd_llm.runs.run import Event
 from nanograd_llm.runs.tables import defaults_of, tables_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
-from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.tasks.registry import DEFAULT, complete_tasks, task_named
 from nanograd_llm.tasks.task import Task
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
@@ -92,7 +92,7 @@ def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
     return page, EXAMPLES.get(name, [] if name == DEFAULT else [f"train --task {name}"])
 
 
-@with_options(settings=as_options("Options", ChainMap(*map(_fields, map(task_named, TASKS)))))
+@with_options(settings=as_options("Options", ChainMap(*map(_fields, complete_tasks()))))
 def train(
     *files: str,
     config: Path | None = None,

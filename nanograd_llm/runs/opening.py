@@ -28,7 +28,7 @@ from nanograd_llm.pretrained.opening import open_pretrained
 from nanograd_llm.runs.folder import RunFolder, run_meant, run_of_checkpoint
 from nanograd_llm.runs.tables import check_tables
 from nanograd_llm.settings import check_keys, require_type
-from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.tasks.registry import DEFAULT, complete_tasks, task_named
 from nanograd_llm.tasks.task import Task
 from nanograd_llm.text import Tokenizer, load_tokenizer
 from nanograd_llm.text.template import template_files
@@ -67,7 +67,7 @@ def open_model(source: str | os.PathLike[str], kind: type[Module] = Module) -> O
                 raise type(error)(f"{folder}: {meant}") from None
             raise
     if not issubclass(opened.model_class, kind):
-        tasks = [task for task in map(task_named, TASKS) if task.model_class is opened.model_class]
+        tasks = [task for task in complete_tasks() if task.model_class is opened.model_class]
         remedy = f"; use nanograd-llm {tasks[0].used_by}" if tasks else ""
         raise ConfigError(
             f"{opened.source} is a model of the class {opened.model_class.__name__}; expected {kind.__name__}{remedy}"

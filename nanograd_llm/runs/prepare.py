@@ -23,7 +23,7 @@ from nanograd_llm.runs.run import Run, require_unfinished
 from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, tables_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
-from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.tasks.registry import DEFAULT, complete_tasks, task_named
 from nanograd_llm.tasks.task import Report, Request, Tables, Task
 from nanograd_llm.text.sources import weighted
 from nanograd_llm.training.config import TWO_LENGTHS, TrainConfig
@@ -312,7 +312,7 @@ def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[T
 def _table_of(option: str, task: type[Task]) -> str:
     known = options_of(task)
     if option not in known:
-        others = [other for other in TASKS if option in options_of(task_named(other))]
+        others = [other.name for other in complete_tasks() if option in options_of(other)]
         if not others:
             check_keys([option], known, "options")
         noun = "task" if len(others) == 1 else "tasks"

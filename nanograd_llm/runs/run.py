@@ -29,7 +29,7 @@ from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.stopping import SIGNALS, StopRequest, handling
 from nanograd_llm.runs.tables import RunConfig
 from nanograd_llm.settings import counted, require_type
-from nanograd_llm.tasks.task import Sample, Score, Task
+from nanograd_llm.tasks.task import SAME_ROWS, Sample, Score, Task
 from nanograd_llm.training.trainer import StepRecord, Trainer, required_batch
 
 
@@ -63,7 +63,6 @@ SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
 LAST_ROWS = 128  # that the last score of a run of steps is computed on at least, if the model is small
-SAME_ROWS = "held_out_loss_on_the_same_rows"  # as every score of the run, where the last one is on more rows
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Stored = TypeVar("Stored")
@@ -300,7 +299,8 @@ class Run:
     @property
     def best(self) -> int | None:
         """The step with the lowest loss on held-out data, the first of several; None without one."""
-        return min(self.losses, key=lambda step: (self.losses[step], step), default=None)
+        finite = {step: math.inf if math.isnan(loss) else loss for step, loss in self.losses.items()}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
 
     @property
     def is_stuck(self) -> bool:

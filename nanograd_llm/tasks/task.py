@@ -7,22 +7,27 @@ import dataclasses
 import glob
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import Settings
+from nanograd_llm.settings import Settings, require_type
 from nanograd_llm.tasks.reading import Reading
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.sources import weighted, with_field
 from nanograd_llm.training.config import TrainConfig
+from nanograd_llm.training.trainer import StepRecord
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
 
 Tables = Mapping[str, Mapping[str, Any]]  # settings by table and name
 FILES = ("file", "target", "held_out_file", "data")  # settings that are paths, or several with weights
+SAME_ROWS = "held_out_loss_on_the_same_rows"  # as every score of the run, where the last one is on more rows
+# what else a run writes into metrics.jsonl
+TAKEN = {*StepRecord.__dataclass_fields__, "flops", "share_of_limit", "scored_share", SAME_ROWS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Score:
     percent: names of the numbers that are percentages.
     remark: what the figure means, where that is known.
     share: of the held-out data, how much was scored.
+    Raises ConfigError for a name that metrics.jsonl has already, such as "loss"; DtypeError for what is no number.
     """
 
     name: str
@@ -43,6 +49,19 @@ class Score:
     percent: Collection[str] = ()
     remark: str = ""
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, number in {self.name: self.figure, **self.also}.items():
+            require_type("the name of a score", name, str, "a str")
+            require_type(f"the score {name!r}", number, Real, "a number, such as float(loss.data)")
+        names = self.metrics()
+        if taken := sorted(TAKEN & {*names}):
+            raise ConfigError(
+                f"a score has the name {taken[0]!r}, which metrics.jsonl has already; give it another name, such as "
+                f"'held-out {taken[0]}'"
+            )
+        if len(names) <= len(self.also):
+            raise ConfigError(f"two numbers of the score {self.name!r} have one name in metrics.jsonl; rename one")
 
     def __str__(self) -> str:
         """
@@ -239,11 +258,18 @@ class Task(abc.ABC):
         """The settings of a table; those of `own`, and what suits a fresh model, where they are not given."""
         kind: Any = {**cls.tables, "train": TrainConfig}[table]
         fresh = {name: value for name, value in cls.fresh.items() if name in kind.setting_types}
-        return kind(**{**own, **fresh, **request.settings[table]})
+        given = {**own, **fresh, **request.settings[table]}
+        needed = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in given]:
+            raise ConfigError(f"the task {cls.name} needs a value for {', '.join(missing)}; give it")
+        return kind(**given)
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
-        """All settings but [train], as tables for config.toml."""
+        """All settings but [train], as tables for config.toml. Raises ConfigError for a model without a config."""
+        if not hasattr(self.model, "config"):
+            found = f"the model {type(self.model).__name__} of the task {self.name}"
+            raise ConfigError(f"{found} has no config; write self.config = config in its __init__")
         parts = {**self.parts, "model": self.model.config}
         tables = {name: dataclasses.asdict(part) for name, part in parts.items()}
         for table in tables.values():

@@ -1,17 +1,18 @@
 import functools
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from nanograd_llm import Parameter, nn, open_model
+from nanograd_llm import Parameter, Tensor, nn, open_model
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError
 from nanograd_llm.runs import Run
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.tasks import Score, Task, task_named
-from nanograd_llm.tasks.registry import TASKS
+from nanograd_llm.tasks.registry import TASKS, complete_tasks
 from nanograd_llm.tasks.text_task import TextTask
 from nanograd_llm.training import TrainConfig
 
@@ -108,12 +109,71 @@ def without(*names, **others):
         ((Task,), without("score"), "has no score; see Task"),
         ((Task,), without(tables={}), 'has no "model" in its tables'),
         ((Task,), without(name="another"), "has the name 'another'"),
+        ((Task,), without(score=lambda self: None), r": its .* too many .*; write def score\(self, rows=None\)"),
+        ((Task,), without(batch=lambda self: None), r": its .* too many .*; write def batch\(self, step\)"),
+        (
+            (Task,),
+            without(model_class=type("Old", (Line,), {"__init__": lambda self, config: None})),
+            r": its model Old .* 'seed'; write def __init__\(self, config, \*, seed=None\)",
+        ),
     ],
 )
 def test_the_class_of_a_task_is_refused_by_what_it_lacks(regression, bases, attributes, words):
     regression(type("Mine", bases, attributes))
-    with pytest.raises(ConfigError, match=f"the class Mine of the task regression {words}"):
+    with pytest.raises(ConfigError, match=f"the class Mine of the task regression ?{words}"):
         task_named("regression")
+    assert [task.name for task in complete_tasks()] == [name for name in TASKS if name != "regression"]
+
+
+class Sizes(Settings):
+    width: int = setting("Numbers in an x.")
+
+
+class Bare(Line):
+    def __init__(self, config, *, seed=None):
+        self.w = Parameter(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"tables": {"model": Sizes}}, "the task regression needs a value for width; give it"),
+        ({"model_class": Bare}, "task regression, Bare, has no config; write self.config = config"),
+    ],
+)
+def test_a_model_without_its_sizes_or_its_config_is_refused_before_training(regression, tmp_path, attributes, words):
+    regression(type("Mine", (Regression,), attributes))
+    with pytest.raises(ConfigError, match=words):
+        prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1})
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_a_task_that_the_program_does_not_know_is_said_to_be_known_in_the_script_that_adds_it():
+    with pytest.raises(ConfigError, match="got 'regression'; a task of your own is known in the script that adds it"):
+        task_named("regression")
+
+
+@pytest.mark.parametrize("name", ["step", "loss", "learning rate", "scored_share"])
+def test_a_score_does_not_take_the_name_of_another_number_of_the_metrics(name):
+    with pytest.raises(ConfigError, match=f"the name '{name.replace(' ', '_')}', which metrics.jsonl has already"):
+        Score(name, 0.5)
+    assert Score("held-out " + name, 0.5).metrics()
+
+
+def test_a_score_is_of_numbers_with_a_name_each():
+    with pytest.raises(DtypeError, match=r"the score 'error' must be a number, such as float\(loss.data\); got Tensor"):
+        Score("error", Tensor(1.0))
+    with pytest.raises(ConfigError, match="two numbers of the score 'held out loss' have one name"):
+        Score("held out loss", 0.5, {"loss": 0.5})
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(regression, tmp_path):
+    losses = itertools.chain([float("nan"), 2.0, 1.0, float("nan")], itertools.repeat(3.0))
+    regression(type("Mine", (Regression,), {"score": lambda self, rows=None: Score("x", 1, {"loss": next(losses)})}))
+    settings = {"task": "regression", "steps": 9, "evaluate_every": 1, "patience": 2, "workers": 1}
+    run = prepare_run(tmp_path / "run", options=settings)
+    list(run.train())
+    assert run.best == 3 and run.is_stuck
 
 
 @pytest.mark.parametrize(
