@@ -63,6 +63,7 @@ SECONDS_UNSAVED = 300  # between checkpoints, if checkpoint_every is not given
 UNTRAINED = {"workers": "0", "rows": "0"}  # the metadata of a run that ended before its first checkpoint
 LEAST_ROWS = 8  # that a score is computed on
 LAST_ROWS = 128  # that the last score of a run of steps is computed on at least, if the model is small
+RISEN = 1.05  # times the lowest loss on held-out data: above that the last one is worse, not only by chance
 LEAST_NUMBERS = 300_000_000  # parameters times rows, which take some tenths of a second
 
 Stored = TypeVar("Stored")
@@ -307,6 +308,24 @@ class Run:
         """Have so many scores as `patience` in a row not been better than the best?"""
         after = [step for step in self.losses if step > (self.best or 0)]
         return self.config.patience is not None and len(after) >= self.config.patience
+
+    def overfitting(self) -> str:
+        """Where the loss on held-out data ends clearly above its lowest, what that means and what helps; "" elsewhere.
+
+        The losses are on the same rows.
+        """
+        best, last = self.best, max(self.losses, default=0)
+        if best is None or not self.losses[last] > RISEN * self.losses[best]:
+            return ""
+        found = (
+            f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), and is {self.losses[last]:.3f} now"
+        )
+        if not best:
+            return f"{found}: this training made the model worse; try a lower --learning-rate, or fewer steps"
+        saved = self.folder.checkpoints()
+        remedy = f"the model of step {best} is {saved[best]}" if best in saved else "--keep 1 also saves the best model"
+        dropout = " or --dropout 0.2" if "dropout" in type(self.task.model.config).__dataclass_fields__ else ""
+        return f"{found}: it learns its text by heart; {remedy}, --patience 2 stops early, more text{dropout} helps"
 
     def suggested_rate(self) -> float | None:
         """Of a run with the schedule range, the learning rate at which the loss fell fastest; None for another run.

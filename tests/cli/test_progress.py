@@ -45,7 +45,8 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     score = Score("accuracy", 26.96, {}, percent=["accuracy"], remark="no better than majority (27.0 %)")
     training = SimpleNamespace(batch_size=1)
     task = SimpleNamespace(describe=dict, training=training, model=SimpleNamespace(loss_items="texts"))
-    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "config": SimpleNamespace(keep=None)}
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str}
+    ends["config"] = SimpleNamespace(keep=None)
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
     scores = [Scored(1, score), Scored(2, score)]
     assert show(cast(Run, run), iter(scores)) == 0
@@ -60,7 +61,8 @@ def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys
     task = SimpleNamespace(
         describe=dict, training=SimpleNamespace(batch_size=1), model=SimpleNamespace(loss_items="texts")
     )
-    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "config": SimpleNamespace(keep=None)}
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str}
+    ends["config"] = SimpleNamespace(keep=None)
     folder = SimpleNamespace(path="runs/my text")
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), folder=folder, **ends)
     show(cast(Run, run), iter([Scored(1, score)]))

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,7 +139,7 @@ class Bare(Line):
     ("attributes", "words"),
     [
         ({"tables": {"model": Sizes}}, "the task regression needs a value for width; give it"),
-        ({"model_class": Bare}, "task regression, Bare, has no config; write self.config = config"),
+        ({"model_class": Bare}, "the model Bare of the task regression has no config; write self.config = config"),
     ],
 )
 def test_a_model_without_its_sizes_or_its_config_is_refused_before_training(regression, tmp_path, attributes, words):
@@ -197,3 +198,30 @@ def test_what_is_no_task_is_refused(tmp_path):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_class_of_every_task_is_complete(name):
     assert task_named(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "words"),
+    [
+        ([2.0, 1.0, 1.2], {}, "lowest at step 2 .1.000., and is 1.200 now: .* by heart; --keep 1 also saves the best"),
+        (
+            [2.0, 1.0, 1.2],
+            {"keep": 1},
+            "the model of step 2 is .*/step-00000002.safetensors, --patience",
+        ),
+        ([2.0, 1.0, 1.02], {}, "^$"),
+    ],
+)
+def test_a_run_says_at_its_end_that_the_held_out_loss_has_risen_and_what_helps(
+    regression, tmp_path, losses, settings, words
+):
+    def score(self, rows=None):
+        return Score("x", 1, {"loss": losses[min(step, len(losses)) - 1]})
+
+    step = 0
+    regression(type("Mine", (Regression,), {"score": score}))
+    options = {"task": "regression", "steps": 3, "evaluate_every": 1, "workers": 1, **settings}
+    run = prepare_run(tmp_path / "run", options=options)
+    for event in run.train():
+        step = getattr(event, "step", step)
+    assert re.search(words, run.overfitting())
