@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
+import shlex
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.files.atomic import storage_errors
+from nanograd_llm.files.atomic import read_bytes, storage_errors
 from nanograd_llm.inference.evaluate import TextScores, score_texts, score_windows
 from nanograd_llm.inference.likelihood import Choices, answer_choices
 from nanograd_llm.models.gpt import GPT
@@ -25,7 +28,7 @@ from nanograd_llm.tasks.task import Report, Score
 from nanograd_llm.text import Tokenizer
 from nanograd_llm.text.examples import read_choices
 from nanograd_llm.text.prepared import TokenFiles, open_prepared
-from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, with_field
+from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, weighted, with_field
 
 PathLike = str | os.PathLike[str]
 
@@ -105,10 +108,19 @@ def score_model(
     elif texts:
         sizes, names, piped = dict[str, int](), list[str](), list[tuple[str, str]]()
         for text in texts:  # all are read before the first is scored, so that a wrong one is found out at once
+            digest, between = hashlib.sha256(), ""
             for path, content in named_texts(text, report):
+                digest.update((between + content).encode())
+                between = BETWEEN
                 names.append(name := path + text.removeprefix(with_field(text)[0]))
                 sizes[name] = len(content)
                 piped += [(path, content)] if path == "-" else []
+            if isinstance(opened, OpenedRun) and _is_trained_on(opened, text, digest.hexdigest()):
+                warnings.warn(
+                    f"{text}: this run was trained on it, so the score flatters the model; nanograd-llm eval "
+                    f"{shlex.quote(opened.source)} scores what was held out",
+                    stacklevel=2,
+                )
         total, before = sum(sizes[name] for name in names), 0
         report(f"scoring {part}{counted(len(names), 'text')}, {counted(total, 'character')}", 0)
         named = ((name, content) for name in names for _, content in (piped if name == "-" else named_texts(name)))
@@ -125,6 +137,15 @@ def score_model(
             with _stored(named, tokenizer) as ids:
                 found = TextScores(score_windows(model, ids, tokenizer, stride=stride, windows=rows, progress=progress))
     return found, answered
+
+
+def _is_trained_on(run: OpenedRun, text: str, digest: str) -> bool:
+    """Has a run learned from this text: from its path, a folder that it is in, or from the same characters?"""
+    sources = [source for table in run.settings.values() for source in (table.get("file"), *table.get("data", ()))]
+    learned = {os.path.realpath(with_field(weighted(source)[0])[0]) for source in sources if source}
+    place = Path(os.path.realpath(with_field(text)[0]))
+    known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
+    return digest.encode() == known or bool(learned & {*map(str, (place, *place.parents))})
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import tracemalloc
 import types
@@ -231,6 +232,20 @@ def test_eval_shows_a_line_for_each_text_the_interval_and_the_hardest_tokens(run
     assert len(out.rstrip().splitlines()[-2:]) == 2 and " -> " in out.splitlines()[-1]
     total = sum((run / "texts" / f"{i}.txt").stat().st_size for i in range(3))
     assert f"{total:,} bytes" in out
+
+
+def test_eval_says_of_a_text_that_the_run_was_trained_on_it_whatever_its_name(run, capsys, tmp_path):
+    shutil.copytree(run / "texts", tmp_path / "copy")
+    (tmp_path / "other.txt").write_text("another text: the cat sat on the mat\n" * 40)
+    capsys.readouterr()
+    for text in (run / "texts", run / "texts" / "0.txt", tmp_path / "copy"):
+        assert main(["eval", str(run / "run"), str(text)]) == 0
+        told = (
+            f"{text}: this run was trained on it, so the score flatters the model; nanograd-llm eval {run}/run scores"
+        )
+        assert told in capsys.readouterr().err
+    assert main(["eval", str(run / "run"), str(tmp_path / "other.txt")]) == 0
+    assert "trained on" not in capsys.readouterr().err
 
 
 def test_eval_leaves_files_of_a_folder_out_that_are_no_text_and_says_so(run, capsys, tmp_path):
