@@ -66,22 +66,21 @@ def _fetched(repository: str, name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise StorageError(_advice(repository, name, "huggingface_hub is not installed to download it")) from None
+        raise StorageError(_advice(repository, name, "pip install huggingface_hub to download it")) from None
     try:
         for weights in (SAFETENSORS, TORCH):
             folder = Path(snapshot_download(repository, allow_patterns=[*BESIDE, *weights]))
             if any((folder / file).exists() for file in _WEIGHTS):
                 return folder
     except (OSError, ValueError, RuntimeError) as error:  # base classes of the hub's errors and of network errors
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        raise StorageError(_advice(repository, name, f"the download failed: {reason}")) from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:80]
+        raise StorageError(_advice(repository, name, f"the download failed: {reason}; try again")) from None
     raise StorageError(f"{repository}: has no weights that can be read; looked for {', '.join(_WEIGHTS)}")
 
 
 def _advice(repository: str, name: str, reason: str) -> str:
-    size = f", {KNOWN[name][1] / 1e6:,.0f} MB" if name in KNOWN else ""
+    size = f" ({KNOWN[name][1] / 1e6:,.0f} MB)" if name in KNOWN else ""
     return (
-        f"{name}: there is no such path, it is not in the cache {cache_folder()}, and {reason}. With a network, "
-        f"`pip install huggingface_hub` and try again. Or download config.json, vocab.json, merges.txt and "
-        f"model.safetensors{size} from https://huggingface.co/{repository} into one folder, and give its path"
+        f"{name}: no such path, and not in the cache {cache_folder()}; {reason}, or give a folder with the files "
+        f"of https://huggingface.co/{repository}{size}"
     )

@@ -11,6 +11,7 @@ import functools
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -123,9 +124,17 @@ class Trainer:
     def step(self, *batch: Any) -> float:
         """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows
 
-        After the `steps` of the config it can go on: the learning rate stays what it was in the last step.
+        Past the `steps` of the config, the learning rate stays at its last value; the first such step warns, unless the
+        schedule is constant.
         """
-        return self._step(batch, self._steps_progress).loss
+        record = self._step(batch, self._steps_progress)
+        if record.step == self.config.steps + 1 and self.config.schedule != "constant":
+            warnings.warn(
+                f"step {record.step:,} of {self.config.steps:,}: the schedule is over, and the learning rate stays at "
+                f"{record.learning_rate:.3g}; give TrainConfig more steps",
+                stacklevel=2,
+            )
+        return record.loss
 
     def run(self, batches: Batches, *, spent: float = 0.0) -> Iterator[StepRecord]:
         """Take steps until `steps` of the config are done, or its `minutes` are over; yields a record after each.
@@ -184,10 +193,10 @@ class Trainer:
     def _raise_non_finite(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op with the first bad number, and what brought it: batch or parameter."""
         found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
-        cause = "No single op overflows when the step is replayed: the sum of squares does"
+        cause = "The gradient is too large: the sum of its squares overflows. Lower learning_rate"
         given = {f"array {i} of the batch": array_like(array) for i, array in enumerate(batch)}
         given |= {f"parameter {name}": parameter.data for name, parameter in self.model.named_parameters()}
-        advice = "A lower learning rate may help"
+        advice = "A lower learning_rate may help"
         try:
             for what, array in given.items():
                 require_finite(array, what, [array])  # -inf may be a mask

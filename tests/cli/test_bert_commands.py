@@ -146,7 +146,7 @@ def test_a_bert_does_not_continue_a_text(run: str, capsys) -> None:
         (["embed", "RUN", "--file", "BLANK"], 3, "has blank lines only"),
         (["search", "RUN", "", "--file", "LINES"], 2, "the query is '', which has no words; leave it out"),
         (["search", "RUN", "cats " * 40, "--file", "LINES"], 2, "the query has"),
-        (["search", "MiniLM", "a", "--file", "LINES"], 4, "name: sentence-transformers/all-MiniLM-L6-v2"),
+        (["search", "MiniLM", "a", "--file", "LINES"], 4, "name, such as sentence-transformers/all-MiniLM-L6-v2"),
         (["search", "RUN", "a", "--file", "NUL"], 3, "has NUL characters in it"),
         (["search", "RUN", "a"], 2, "search needs --file"),
         (["search", "RUN", "a", "--file", "missing.txt"], 4, "missing.txt"),

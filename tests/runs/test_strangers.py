@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tracemalloc
 
 import pytest
@@ -96,6 +97,22 @@ def test_an_error_is_one_line_of_limited_length_whatever_arrived(words, capsys):
     assert main(words) in (2, 4)
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line.removeprefix("nanograd-llm: ")) <= MOST == 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "gpt2-xl", "x"],
+        ["embed", "sentence-transformers/all-MiniLM-L6-v2", "x"],
+        ["train", "--init", "MiniLM"],
+    ],
+)
+def test_the_advice_on_a_model_that_is_not_here_is_shown_whole(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", "/home/someone/.cache/huggingface/hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 4
+    assert "…" not in (err := capsys.readouterr().err) and "or " in err
 
 
 def test_a_long_path_in_an_error_keeps_its_beginning_its_file_and_what_is_wrong(capsys):

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -322,7 +323,7 @@ class Formula(nn.Module):
     ("formula", "start", "message"),
     [
         (lambda w: ops.sqrt(w).mean(), 0.0, r"the loss is 0\.0 .*gradient of input 0 of sqrt\(\(4,\)\), called at"),
-        (lambda w: (w * 1e30).sum(), 1.0, "the loss is .* No single op overflows .* the sum of squares does"),
+        (lambda w: (w * 1e30).sum(), 1.0, "the loss is .* the sum of its squares overflows. Lower learning_rate"),
         (lambda w: ops.log(w).sum(), -1.0, r"the loss is nan .*the result of log\(\(4,\)\), called at"),
     ],
 )
@@ -774,3 +775,14 @@ def test_a_step_while_another_thread_is_in_one_is_refused_and_does_not_change_it
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{field} (must be|is 13, but batch_size is 12)"):
         TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("schedule", "count"), [("cosine", 1), ("constant", 0)])
+def test_the_first_step_after_the_schedule_warns(schedule: str, count: int) -> None:
+    trained = make(steps=3, schedule=schedule, learning_rate=0.1, final=0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for step in range(6):
+            trained.step(*batches(step))
+    words = "step 4 of 3: the schedule is over, and the learning rate stays at 0.01; give TrainConfig more steps"
+    assert [str(warning.message) for warning in told] == [words] * count

