@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 running.clear()  # from here on Ctrl-C does nothing: the error of the first one is being shown
         except NanogradError as error:
-            return _fail(_swapped(words) or str(error), error.exit_code)
+            swapped = _swapped(words)
+            return _fail(swapped or str(error), 2 if swapped else error.exit_code)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141

@@ -56,7 +56,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
                 display.quote(event.sample.text.strip())
             elif isinstance(event, Saved):
                 display.say(f"step {event.step:>6}: saved {event.path}")
-    if losses:
+    if losses:  # of the whole run, also of what came before it was resumed
+        losses = [record["loss"] for record in run.folder.read_metrics() if "loss" in record]
         print(row("loss", f"{sparkline(np.array(losses))} {losses[0]:.3f} to {losses[-1]:.3f}"))
     if measured_on:
         more = f"; nanograd-llm eval {shlex.quote(str(run.folder.path))} scores all" if share < 1 else ""

@@ -25,10 +25,12 @@ def tokenize(
     show_merges
         Show the first N merges of the tokenizer.
     """
+    import os
+    import shlex
     import warnings
 
     from nanograd_llm.cli.options import given_text
-    from nanograd_llm.errors import StorageError
+    from nanograd_llm.errors import ConfigError, StorageError
     from nanograd_llm.pretrained import gpt2_tokenizer
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.settings import counted, require_int
@@ -51,6 +53,8 @@ def tokenize(
     if text is None and show_merges is not None:
         return
     text = given_text(text, "tokenize")
+    if os.path.isdir(text):
+        raise ConfigError(f"{text} is a folder, not a text; its tokenizer is used with --model {shlex.quote(text)}")
     pieces = tokenizer.pieces(text, allow_special=special)
     width = max((len(readable(piece)) for _, piece in pieces), default=0)
     for i, piece in pieces:

@@ -155,7 +155,8 @@ def train(
         else:
             given = {"--config": config, "--preset": preset, "--out": out}
             if beside := [name for name, value in given.items() if value is not None]:
-                raise ConfigError(f"--resume takes the {beside[0].strip('-')} from the run; leave {beside[0]} out")
+                another = f"(--init {shlex.quote(str(resume))} starts another run)"
+                raise ConfigError(f"--resume takes {', '.join(beside)} from the run; leave that out {another}")
             run = resume_run(resume, options=options, report=tell)
     if show_batch:
         print(written(batch))

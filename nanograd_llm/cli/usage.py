@@ -137,7 +137,11 @@ def _unknown_option(word: str, options: list[str], command: str) -> str:
 def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
     kinds = inspect.signature(error.target).parameters.values() if error.target is not None else ()
     takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
-    what = f"takes {' and '.join(takes)}; put quotes around a text with spaces" if takes else "takes only options"
+    options = [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    model = ", and a model with --model" if "model" in options else ""
+    what = (
+        f"takes {' and '.join(takes)}{model}; put quotes around a text with spaces" if takes else "takes only options"
+    )
     return f"{', '.join(map(_shown, words))}: too many words; {command} {what}"
 
 

@@ -95,7 +95,7 @@ def _parsed(text: bytes, where: str, max_values: int) -> Any:
     except ValueError as error:  # from json, from UTF-8, and from the functions below
         why = str(error)
         if isinstance(error, json.JSONDecodeError) and error.lineno == 1:  # `where` may have a line of its own
-            why = f"{error.msg}, at column {error.colno:,}"
+            why = f"{error.msg.removesuffix(' at').removesuffix(' starting')}, at column {error.colno:,}"
         raise BadFileError(f"{where}: not valid JSON: {why:.200}") from None
 
 

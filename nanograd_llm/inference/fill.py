@@ -67,7 +67,8 @@ def hidden_places(
     tokens, hidden = ids[None], ids[None] == mask
     if not hidden.any():
         where = "the part of the text that is kept" if MASK in text else "the text"
-        raise ConfigError(f"{where} has no {MASK}; write {MASK} there in place of a word")
+        case = ", in capital letters," if MASK.lower() in text.lower() else ""
+        raise ConfigError(f"{where} has no {MASK}; write {MASK}{case} there in place of a word")
     return tokens, hidden
 
 

@@ -282,13 +282,14 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         try:
             return load_checkpoint(known[step])
         except BadFileError as error:
-            hint = "no older checkpoint is whole"
+            fault, hint = f"{known[step]}: is damaged: {str(error).removeprefix(f'{known[step]}: ')}", ""
             for older, path in reversed(known.items()):
                 with contextlib.suppress(BadFileError, StorageError):
                     if older < step and load_checkpoint(path):
-                        hint = f"step {older} is whole: give its file, {path}"
+                        hint = f"step {older} is whole: give its file, {path}"  # at the end, where it is shown whole
                         break
-            raise BadFileError(f"{error}; {hint}") from error
+            resume = f"train --resume {self.path} goes on from an older one; " if hint and step == max(known) else ""
+            raise BadFileError(f"{resume}{fault}; {hint or 'no older checkpoint is whole'}") from error
 
     def _refuse_content(self) -> list[Path]:
         """Raise StorageError unless the folder is new or empty; returns the temporary files of a killed process."""

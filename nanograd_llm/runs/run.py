@@ -462,11 +462,13 @@ def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int,
         )
 
 
-def require_same_files(task: Task, folder: Path) -> None:
+def require_same_files(task: Task, folder: Path, remedy: str = "") -> None:
     """Raise ConfigError where what the task saves beside its model differs from what lies in the folder.
 
-    Data are compared by their hash; they may have another name by now.
+    Data are compared by their hash; they may have another name by now. remedy: what helps where they have changed, in
+    place of training further.
     """
+    further = f", or train it further on others with --init {shlex.quote(str(folder))}"
     with tempfile.TemporaryDirectory() as name:
         task.save_beside(Path(name))
         for made in sorted(Path(name).iterdir()):
@@ -476,7 +478,5 @@ def require_same_files(task: Task, folder: Path) -> None:
                 found, before = found[:64], before[:64]
             if found != before:
                 what = "its data have changed" if made.name == HASH_NAME else f"its {made.name} would be another one"
-                raise ConfigError(
-                    f"{folder}: {what} since the run began; bring back the data that it learned from, or train it "
-                    f"further on others with --init {shlex.quote(str(folder))}"
-                )
+                back = "bring back the data that it learned from"
+                raise ConfigError(f"{folder}: {what} since the run began; {back}{remedy or further}")

@@ -46,7 +46,8 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: 
     if not isinstance(opened, OpenedRun):
         raise ConfigError(f"{opened.source} is not a run, so it has no held-out text; give a text")
     task = made_again(opened.folder, {}, report)[0]
-    require_same_files(task, opened.path)
+    remedy = ", or give another text to score" if issubclass(opened.model_class, GPT) else ", to score the same again"
+    require_same_files(task, opened.path, remedy)
     vars(task)["model"] = opened.model()
     part = "" if rows is None else f"{counted(rows, 'row')} of "
     scoring = f"scoring {part}what is held out"

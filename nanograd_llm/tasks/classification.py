@@ -276,7 +276,7 @@ class Classification(TextTask):
         seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
         names = " and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
         if is_perfect:
-            return f"as perfect as {names}: the held-out texts do not tell them apart"
+            return f"all held-out texts are right, as they are for {names}: only harder texts show which is better"
         c = self.training
         longer = f"--minutes {5 * c.minutes:g}" if c.minutes else f"--steps {5 * c.steps}"
         return f"not above {names}; train longer, e.g. {longer}"

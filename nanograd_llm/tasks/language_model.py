@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LEARNED_A_MINUTE = 2**24  # more than the fastest model reads
 LEARNED_AT_LEAST = TOKENIZER_SAMPLE = 2**22
 SCORED_AT_MOST = 2**20
+TINY = 16  # tokens, too few to learn from whatever the settings
 
 # nano: tuned for a minute on the built-in corpus, which is read a dozen times, so strong weight decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
@@ -295,10 +296,11 @@ class LanguageModelling(TextTask):
                 last += ", or the tokenizer bytes, which makes more tokens"
             else:
                 last = f"or {last}"
+            is_hopeless = part == "trained on" and len(ids) <= TINY
+            settings = "" if is_hopeless else f", a smaller context_length, {last}"
             raise ShapeError(
-                f"{self.source}: the part to be {part} has {counted(len(ids), 'token')}; "
-                f"windows of {self.context_length} need at least {self.context_length + 1}; give a longer text, a "
-                f"smaller context_length, {last}"
+                f"{self.source}: the part to be {part} has {counted(len(ids), 'token')}; windows of "
+                f"{self.context_length} need at least {self.context_length + 1}; give a longer text{settings}"
             )
 
     def describe(self) -> dict[str, str]:

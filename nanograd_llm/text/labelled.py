@@ -117,7 +117,7 @@ def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[st
         if between:
             expected = "a tab" if form else "a comma; name it .tsv" if between == "\t" else "a comma"
             raise BadFileError(f"{path}: has {between!r} between its columns; expected {expected}; save it so")
-        columns = [_column(name, header, f"{path}") for name in (text, label)]
+        columns = [_column(name, header, f"{path}", True) for name in (text, label)]
         line = rows.line_num + 1
         for row in rows:
             if row and len(row) != len(header):
@@ -136,21 +136,22 @@ def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[st
         ) from error
 
 
-def _column(name: str, header: list[str], where: str) -> int:
+def _column(name: str, header: list[str], where: str, is_table: bool) -> int:
     """The place of a column. Raises BadFileError, with the names there are, unless it is there once."""
     if header.count(name) != 1:
         near = nearest(name, header)
         why = f"two columns are named {name!r}; rename one" if name in header else f"has no column {name!r}"
         hint = f" (did you mean {near!r}?)" if near and near != name else ""
-        raise BadFileError(
-            f"{where}: {why}; it has {listed(header)}{hint}; --text-column and --label-column say which to take"
+        names = (
+            f"the first line must name the columns; it has {listed(header)}" if is_table else f"it has {listed(header)}"
         )
+        raise BadFileError(f"{where}: {why}; {names}{hint}; --text-column and --label-column say which to take")
     return header.index(name)
 
 
 def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
     for where, row in json_lines(read_text(path).encode().split(b"\n"), str(path)):
-        one, name = (row[[*row][_column(key, [*row], where)]] for key in (text, label))
+        one, name = (row[[*row][_column(key, [*row], where, False)]] for key in (text, label))
         if not isinstance(one, str) or not isinstance(name, (str, int)):
             raise BadFileError(
                 f"{where}: {text} is {shown(one, 40)} and {label} {shown(name, 40)}; expected a string, and a "

@@ -85,9 +85,11 @@ def test_a_text_too_long_is_refused_or_cut() -> None:
         fill(MODEL, WORDS, "cat " * 20 + "[MASK]", truncate=True)
 
 
-@pytest.mark.parametrize("text", ["the cat", "the [mask] sees", "the MASK"])
-def test_a_text_without_a_mask_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^the text has no \[MASK\]; write \[MASK\] there in place of a word"):
+@pytest.mark.parametrize(
+    ("text", "case"), [("the cat", ""), ("the [mask] sees", ", in capital letters,"), ("the MASK", "")]
+)
+def test_a_text_without_a_mask_is_refused(text: str, case: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^the text has no \[MASK\]; write \[MASK\]{case} there in place of a word"):
         fill(MODEL, WORDS, text)
 
 

@@ -68,10 +68,18 @@ def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: Tex
     assert len(long.text) > len(short.text) > 0
 
 
-def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (9, "8 tokens; windows of 16 need at least 17; give a longer text$"),
+        (18, "16 tokens; windows of 16 need at least 17; give a longer text$"),
+        (19, "2 tokens; windows of 16 need at least 17; give a longer text, .*, or a larger held_out$"),
+    ],
+)
+def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, size: int, said: str) -> None:
     path = tmp_path / "short.txt"
-    path.write_text("too short", encoding="utf-8")
-    with pytest.raises(ShapeError, match="8 tokens; windows of 16 need at least 17; .*, or a smaller held_out$"):
+    path.write_text("s" * size, encoding="utf-8")
+    with pytest.raises(ShapeError, match=said):
         LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
 
 
