@@ -32,7 +32,7 @@ _CALLS = 8192  # and while that takes no more op calls than this
 _BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes dozens of evaluations
 SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
-_NO_WIDER = "and it does not run on numbers wider than float64"
+_NO_WIDER = "and it or its gradient does not compute in numbers wider than float64"
 _CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
 _GROSS = 1e-3  # a mistake of this part of a gradient, and so many times its rounding, needs no wider numbers
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
@@ -380,7 +380,8 @@ class _Check:
         """bent: places of the kinks, also of those found at lower orders.  kinks_here: of those found at this one."""
         x = function.values[k]
         if bent is None or kinks_here is None:
-            reason = f"the function bends by more than {kinks.MOST} entries here, or so much that rounding hides how"
+            by = f"by more than {kinks.MOST} entries" if x.size > kinks.MOST else "where its entries move together"
+            reason = f"the function bends here {by}, or so much that rounding hides how"
             of = (function.names[k], x.shape, "cannot tell", 0.0, 0.0, "differences", 0.0, "nothing")
             return Finding(order, *of, reason=reason)
         smooth = np.ones(x.size, bool)

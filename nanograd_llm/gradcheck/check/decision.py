@@ -34,15 +34,15 @@ from nanograd_llm.gradcheck.check.comparison import (
 )
 from nanograd_llm.gradcheck.check.derivatives import differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
-from nanograd_llm.gradcheck.check.rounding import EPS, MARGIN, Precision, Precisions, nudged
+from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS, MARGIN, Precision, Precisions, nudged
 
 DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 has 16
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
 _FURTHER, _FURTHEST = 16, 1e-3  # times the relative difference that points are moved to see it again, and at most
 _GROSS = 1e3  # times as large as what rounding explains
-# wrong, blunt, faint, off, tolerance of each pair, and digits: see `Outcome`
-_Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
+# wrong, blunt, faint, off, tolerance, scale of each pair, and digits: see `Outcome`
+_Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def hold(
     close = np.where(sides.agree(given), close, loose)
     finite = np.isfinite(sides.numeric)
     wrong = finite & ~np.isfinite(sides.analytic)
-    blunt, faint, digits = np.zeros_like(wrong), np.zeros_like(wrong), 16.0
+    blunt, faint, scale, digits = np.zeros_like(wrong), np.zeros_like(wrong), np.array(sides.scale), 16.0
     open_pairs &= finite & ~wrong
     if open_pairs.any():
         some_v, some_u = open_pairs.any(axis=1), open_pairs.any(axis=0)
@@ -118,7 +118,7 @@ def hold(
         for part, whole in zip(found[:3], (wrong, blunt, faint)):
             whole[chosen] |= part & mask
         off[chosen], close[chosen] = np.where(mask, found[3], off[chosen]), np.where(mask, found[4], close[chosen])
-        digits = found[5]
+        scale[chosen], digits = np.where(mask, np.maximum(scale[chosen], found[5]), scale[chosen]), found[6]
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
         wrong, faint = wrong & ~nothing, faint | nothing
@@ -135,7 +135,7 @@ def hold(
             off[chosen] = np.where(firm, some.off, off[chosen])
             faint &= ~wrong
     shown = wrong if wrong.any() else np.ones_like(wrong)
-    parts = _part(off[shown], sides.scale[shown]), _part(close[shown], sides.scale[shown])
+    parts = _part(off[shown], scale[shown]), _part(close[shown], scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
 
 
@@ -194,15 +194,17 @@ def _resolve(
     moved = float(_part(np.where(is_rounding, engine, 0), far.scale))
     digits = min(16.0, max(0.0, -np.log10(moved))) if moved > 0 else 16.0
     off = np.where(wrong, off, np.where(far.off <= NOTHING * far.flow, 0, far.off)).astype(float)
+    scale = far.scale.astype(float)
     if blunt.any():  # as a nearly singular matrix, which in float32 is another one: measure rounding in float64 alone
-        *doubts, measured_off, measured_tolerance, measured_digits = _measured(
+        *doubts, measured_off, measured_tolerance, measured_scale, measured_digits = _measured(
             slopes, v, u, sides, precisions.given, rng
         )
         if (known := blunt & ~np.any(doubts, axis=0)).any():
             blunt &= ~known
-            off, tolerance = np.where(known, [measured_off, measured_tolerance], [off, tolerance])
+            measured = [measured_off, measured_tolerance, measured_scale]
+            off, tolerance, scale = np.where(known, measured, [off, tolerance, scale])
             digits = min(digits, measured_digits)
-    return wrong, blunt, faint, off, tolerance.astype(float), digits
+    return wrong, blunt, faint, off, tolerance.astype(float), scale, digits
 
 
 def _evidence(
@@ -246,9 +248,14 @@ def _evidence(
     gross = (far.off > _GROSS * plain) & (parted <= BLUNT * far.off)
     if not (is_rounding & (near.off <= plain) | gross).all():
         again = [both(nudged([*function.values, v, u], rng)) for _ in range(_REPEATS)]
-        left = shrunk(np.fmax.reduce([near.off, *(one.off for one, _ in again)]))
+        nearby = [near, *(one for one, _ in again)]
+        if narrow != precisions.given and not near.error.any():  # last digits of float64 are none of float32
+            points = [x.astype(narrow.dtype) for x in (*function.values, v, u)]
+            moved = [nudged(points, rng, far=16.0) for _ in range(_REPEATS)]
+            nearby = [near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in moved)]
+        left = shrunk(np.fmax.reduce([one.off for one in nearby]))
         is_rounding = equal | (far.off <= left)
-        beyond = (near.off > plain) & _is_steady([near, *(one for one, _ in again)], 0.05)
+        beyond = (near.off > plain) & _is_steady(nearby, 0.05)
         if beyond.any():
             beyond &= _is_of_the_rule(slopes, v, u, near, plain, narrow, wide, rng)
         is_rounding &= ~beyond | (beyond.mean() < 0.5)  # one that happens to be steady is none
@@ -256,6 +263,13 @@ def _evidence(
     if narrow == precisions.given:  # a mistake is the same in both
         steady &= equal | (parted <= 0.5 * far.off)
     steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
+    if (steady & ~is_rounding & (far.off > tolerance)).any():
+        # rounding of the inputs moves both sides as much, and that of a sum of a few may be the same at all points
+        points = [x.astype(wide.dtype) for x in (*function.values, v, u)]
+        others = [both(nudged(points, rng, near=DEPTH, far=DEPTH))[1] for _ in range(2)]
+        by_rounding = np.max([np.abs(other.numeric - far.numeric) for other in others], axis=0)
+        left = np.maximum(left, by_rounding)
+        is_rounding = is_rounding | (far.off <= by_rounding)
     tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
     return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
 
@@ -340,7 +354,7 @@ def _measured(
     wrong = ~is_right & ~faint & (off.min(axis=0) > 4 * bound) & _is_steady(seen)
     part = _part(np.where(is_right, tolerance, 0), scale)
     digits = min(16.0, -np.log10(part)) if part else 16.0
-    return wrong, ~(is_right | faint | wrong), faint, sides.off, tolerance, digits
+    return wrong, ~(is_right | faint | wrong), faint, sides.off, tolerance, scale, digits
 
 
 def _is_steady(seen: Sequence[Sides], part: float = 0.5) -> np.ndarray:

@@ -57,6 +57,10 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
             short, shorter = (np.abs(second(step * near_step)) for step in (_SHORT, _SHORT / 8))
             falls = (shorter > short / 20) & (shorter < short / 3)  # as where a smooth function turns, and no kink does
             kinks &= ~(falls & (short < np.abs(near) / 4))
+        if kinks.any():  # a shorter step does not meet one that lies a little away
+            step = _nearer(epsilon)
+            rounding = 16 * epsilon * np.maximum(np.maximum(np.abs(here), noise), slopes / near_step) / step
+            kinks &= np.abs(second(step)) + rounding[..., None] > np.abs(near) / 2
         return kinks[..., 0] | _jumps(line, near_step, epsilon, noise)
 
 
@@ -65,12 +69,20 @@ def _near(epsilon: float) -> float:
     return 2.0**-11 if epsilon > EPS else 2.0**-20 if epsilon == EPS else 2.0**-41
 
 
+def _nearer(epsilon: float) -> float:
+    """How near it must be where rounding lets that be seen: farther than the differences of `derivatives` reach."""
+    return _near(epsilon) / (16 if epsilon >= EPS else 1)
+
+
 def _jumps(line: Line, h: float, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
-    """Is φ(h) - φ(-h) as large as φ(8h) - φ(-8h), and larger than rounding?"""
+    """Is φ(h) - φ(-h) larger than rounding, and as large with a longer step and with a shorter one?"""
     ahead, behind = line(h), line(-h)
-    step, farther = np.abs(ahead - behind), np.abs(line(8 * h) - line(-8 * h))
+    step = np.abs(ahead - behind)
     rounding = 64 * epsilon * np.maximum(np.abs(ahead) + np.abs(behind), noise)
-    return np.isfinite(step) & (np.abs(farther - step) <= step / 3) & (step > rounding)
+    found = np.isfinite(step) & (step > rounding)
+    for other in (8 * h, _nearer(epsilon)):
+        found = found & (np.abs(np.abs(line(other) - line(-other)) - step) <= step / 3) if found.any() else found
+    return found
 
 
 def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Precisions) -> np.ndarray | None:

@@ -7,6 +7,7 @@ import pytest
 
 from nanograd_llm.gradcheck.check.comparison import line
 from nanograd_llm.gradcheck.check.derivatives import (
+    CONTRADICTED,
     ComplexStepError,
     complex_step,
     derivative,
@@ -133,3 +134,22 @@ def test_differences_do_not_step_over_a_pole(far):
     found = differences(lambda t: np.log(np.abs(np.array([t - far, 1 + t]))))
     assert (np.abs(found.value - [-1 / far, 1.0]) <= found.error).all()
     assert found.error[1] < 1e-9
+
+
+AWAY = 2e-7  # where it bends, as a part of its input: all but the shortest steps meet that
+
+
+def test_short_steps_outvote_longer_ones_that_agree_that_the_function_is_flat():
+    found = differences(lambda t: np.abs(np.array([AWAY, -AWAY]) + t))
+    assert (np.abs(found.value - [1, -1]) <= found.error).all() and (found.error <= 1e-5).all()
+
+
+def test_a_complex_step_that_only_long_steps_confirm_is_not_taken():
+    found = derivative(lambda t: np.abs(AWAY + np.asarray(t)) + 0 * t)
+    assert (found.method, found.why) == ("differences", CONTRADICTED)
+    assert abs(found.value - 1) <= found.error <= 1e-5
+
+
+def test_rounding_inside_a_function_contradicts_no_complex_step():
+    found = derivative(lambda t: (1e7 + np.array([1.0, 2.0]) * (1 + t)) - 1e7)
+    assert found.method == "complex step"

@@ -736,6 +736,59 @@ def test_a_float_inside_a_function_hides_no_mistake_of_a_millionth(factor, verdi
     assert report.findings[0].verdict == verdict, report
 
 
+@pytest.mark.parametrize(("bend", "x"), [(1000.0, 1000.0001), (1e6, 1e6 + 0.05), (-1e6, -1e6 + 0.05)])
+def test_half_of_a_gradient_is_wrong_where_the_function_bends_a_little_away(bend, x):
+    def relu(p):
+        return np.maximum(p - bend, 0).sum()
+
+    assert verdicts(check_gradient(relu, lambda p: np.array([1.0]), np.array([x]))) == {"p": "right"}
+    report = check_gradient(relu, lambda p: np.array([0.5]), np.array([x]))
+    assert verdicts(report) == {"p": "wrong"} and report.findings[0].kinks == ()
+    assert report.findings[0].worst.numeric == pytest.approx(1, rel=1e-6)
+
+
+FAR = 1e6
+
+
+def huber(p):
+    d = np.abs(p - FAR)
+    return np.where(d < 0.01, (p - FAR) ** 2 / 0.02, d - 0.005).sum()
+
+
+FAR_FROM_ZERO = {
+    "absolute": (lambda p: np.abs(p - FAR).sum(), lambda p: np.sign(p - FAR), [3.0, -3.0]),
+    "huber": (huber, lambda p: np.clip((p - FAR) / 0.01, -1, 1), [0.3, -3.0]),
+    "quantile": (
+        lambda p: np.maximum(0.9 * (p - FAR), -0.1 * (p - FAR)).mean(),
+        lambda p: np.where(p > FAR, 0.9, -0.1) / p.size,
+        [1.0, -0.3, 0.2, -2.0],
+    ),
+    "pooling": (lambda p: only_float64(p).reshape(-1, 2).max(1).sum(), None, [0.3, -0.2, 0.5, 1.2, -0.7, 0.9, -2, 1]),
+}
+
+
+@pytest.mark.parametrize(("f", "gradient", "away"), FAR_FROM_ZERO.values(), ids=FAR_FROM_ZERO)
+def test_slopes_of_a_function_that_bends_nearby_are_known_far_from_zero(f, gradient, away):
+    x = FAR + np.array(away)
+    right = gradient(x) if gradient else (x == np.repeat(x.reshape(-1, 2).max(1), 2)) * 1.0
+    assert verdicts(check_gradient(f, lambda p: right, x)) == {"p": "right"}
+    wrong = check_gradient(f, lambda p: right * np.where(np.arange(x.size) == 1, 1.01, 1) + 1e-2 * (right == 0), x)
+    assert verdicts(wrong) == {"p": "wrong"} and wrong.findings[0].relative_error <= 1
+    assert wrong.findings[0].worst.numeric == pytest.approx(right[wrong.findings[0].worst.index], abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 1e3, 1e4])
+def test_a_softmax_without_complex_numbers_is_known_at_an_offset(offset):
+    def real(x):
+        return softmax(only_float64(np.array([float(v) for v in x.reshape(-1)]).reshape(x.shape)))
+
+    def vjp(dy, x, factor=1.0):
+        return factor * softmax_vjp(dy, x)
+
+    assert verdicts(check_gradient(real, X + offset, vjp=vjp)) == {"x": "right"}
+    assert verdicts(check_gradient(real, X + offset, vjp=functools.partial(vjp, factor=1 + 1e-5))) == {"x": "wrong"}
+
+
 def test_a_kink_of_a_number_is_shown_with_the_slopes_on_paper():
     text = str(check_gradient(lambda x: abs(x), lambda x: 3.0, 0.0))
     assert "kink: slope -1 to the left, 1 to the right; the gradient is 3, neither" in text

@@ -304,3 +304,20 @@ def test_each_function_on_the_way_is_checked_by_itself(torch, own_functions, pla
 def test_a_straight_through_estimate_is_told_as_that(torch, own_functions):
     (finding,) = check_gradient(own_functions[2], torch.tensor([0.3, -1.2, 2.1])).findings
     assert finding.verdict == "cannot tell" and "moves in steps" in finding.reason
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_batch_norm_far_from_zero_is_right_though_the_mean_of_complex_numbers_is_rounded_otherwise(torch, seed):
+    def normalised(x):
+        d = x - x.mean(0)
+        return d / torch.sqrt((d**2).mean(0) + 1e-5)
+
+    x = torch.tensor(np.random.default_rng(seed).normal(size=(5, 3)) + 1e4)
+    assert check_gradient(normalised, x).passed
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4, 1e5])
+def test_what_pytorch_does_not_compute_on_complex_numbers_is_known_far_from_zero(torch, offset):
+    x = torch.tensor(np.random.default_rng(0).normal(size=(2, 2, 6)) + offset)
+    assert check_gradient(torch.nn.MaxPool1d(2), x).passed
+    assert check_gradient(lambda x: torch.softmax(x, -1), x[0]).passed
