@@ -359,6 +359,8 @@ class _Check:
         if k in self.not_analytic and not isinstance(function, Gradient):
             return differences(along, epsilon=epsilon, noise=known, why=CONTRADICTED), differences
         first = derivative(along, epsilon=epsilon, noise=known)
+        if first.why == CONTRADICTED and known is not (known := comparison.noise(function, self.precisions)):
+            first = derivative(along, epsilon=epsilon, noise=known)  # short steps meet rounding inside the function
         if first.why and not isinstance(function, Gradient) and (wide := self.precisions.wide) is not None:
             values = [value.astype(wide.dtype) for value in function.values]
             noise = comparison.noise(function, self.precisions)
@@ -483,7 +485,7 @@ class _Check:
             what = "the gradient is smaller than what rounding leaves of larger numbers"
             return "cannot tell", f"{what}, here and nearer to zero"
         if any(kink.jump for kink in c.kinks):
-            return "cannot tell", "the function jumps here"
+            return "cannot tell", "the function jumps here, or bends again and again"
         if not all(kink.allowed for kink in c.kinks):
             return "wrong", ""
         return "at a kink" if is_bent else "right", c.reason

@@ -173,7 +173,7 @@ def noise(function: Differentiable, precisions: Precisions) -> np.ndarray | floa
     if function not in precisions.noise:
         narrow, wide = precisions.pair
         found: np.ndarray | float = 0.0
-        for t in (0.0, 2.0**-12, -(2.0**-9)):
+        for t in (0.0, 0.00023, -0.0019):  # points with many digits, so that they are rounded
             x = [value.astype(narrow.dtype) * (1 + t) for value in function.values]
             off = np.abs(function.evaluate([value.astype(wide.dtype) for value in x]) - function.evaluate(x))
             found = np.maximum(found, np.where(np.isfinite(off), off, 0.0).astype(float) / narrow.epsilon)

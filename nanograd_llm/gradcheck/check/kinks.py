@@ -162,10 +162,15 @@ def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisi
     along = line(function, values, k, u.reshape(x.shape))
     with np.errstate(all="ignore"):
         shape = along(0.0).shape
-        behind, here, ahead, twice, twice_behind = (along(t * h).reshape(-1) for t in (-1, 0, 1, 2, -2))
-        right = (4 * ahead - 3 * here - twice) / (2 * h * size)  # exact to second order in h
-        left = (3 * here - 4 * behind + twice_behind) / (2 * h * size)
-        jumps = bool(_jumps(along, h, epsilon).any())
+
+        def one_sided(h: float) -> np.ndarray:
+            """To the left and to the right, exact to second order in h."""
+            behind, here, ahead, twice, twice_behind = (along(t * h).reshape(-1) for t in (-1, 0, 1, 2, -2))
+            return np.stack([3 * here - 4 * behind + twice_behind, 4 * ahead - 3 * here - twice]) / (2 * h * size)
+
+        left, right = both = one_sided(h)
+        change, whole = (np.abs(v) @ np.abs(a).sum(axis=0) for a in (one_sided(h / 2) - both, both))
+        jumps = bool(_jumps(along, h, epsilon).any() or (change > 0.2 * whole).any())  # slopes do not change with h
         lows = np.minimum(v * left, v * right).sum(axis=1)
         highs = np.maximum(v * left, v * right).sum(axis=1)
         part = 1e-6 if epsilon <= EPS else 0.1  # float32 leaves a digit of slopes to one side

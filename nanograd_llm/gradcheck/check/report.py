@@ -93,7 +93,7 @@ class Kink(Shown):
     def __str__(self) -> str:
         at = f" at {list(self.index)}" if self.index else ""
         if self.jump:
-            return f"jump{at}: the function has other values to the left and to the right of it"
+            return f"jump{at}: the function has other values on both sides of it, or bends again and again"
         near = 1e-6 * (abs(self.left) + abs(self.right))
         picked = "a value between" if self.allowed else "neither of them nor a value between"
         for slope, words in ((self.right, "the slope from the right"), (self.left, "the slope from the left")):
