@@ -421,7 +421,7 @@ def test_a_git_lfs_pointer_in_place_of_another_file_is_recognised(name: str, tmp
     [
         ("nowhere/at/all", StorageError, "no such file or folder"),
         ("./nowhere", StorageError, "no such file or folder"),
-        ("gtp2", StorageError, "nor a known name of a model; did you mean 'gpt2'"),
+        ("gtp2", StorageError, "nor a known name; did you mean 'gpt2'"),
         ("something", StorageError, "known names are gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2"),
     ],
 )

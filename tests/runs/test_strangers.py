@@ -111,7 +111,7 @@ def test_the_advice_on_a_model_that_is_not_here_is_shown_whole(words, capsys, mo
     monkeypatch.setenv("HF_HUB_CACHE", "/home/someone/.cache/huggingface/hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    assert main(words.split()) == 4
+    assert main(words) == 4
     assert "…" not in (err := capsys.readouterr().err) and "or " in err
 
 

@@ -125,7 +125,7 @@ def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, prec
     No smooth function changes so much over the whole line, and so little at every point of it.
     """
     epsilon, values = precisions.given.epsilon, function.values
-    h = _near(epsilon)
+    h = _near(epsilon) / (256 if epsilon <= EPS else 1)  # so short that even far out few steps are met
     seen: list[np.ndarray] = []
     changes: list[np.ndarray] = []
     noise = comparison.noise(function, precisions)
@@ -144,7 +144,9 @@ def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, prec
         return False
     bounds = 64 * epsilon * np.maximum(np.abs(seen).max(axis=0), np.reshape(noise, -1))
     moving = np.ptp(seen, axis=0) > 4 * bounds / h
-    return bool(moving.any() and (np.array(changes)[:, moving] <= 1).mean(axis=0).min() > 0.75)
+    return bool(
+        moving.any() and (np.array(changes)[:, moving] <= 1).mean(axis=0).min() > (0.95 if epsilon <= EPS else 0.75)
+    )
 
 
 def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:

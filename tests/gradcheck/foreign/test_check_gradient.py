@@ -925,7 +925,7 @@ def test_right_gradients_of_a_nearly_singular_matrix_are_not_called_wrong(condit
     assert "bends" not in str(report) and "kink" not in str(report)
 
 
-@pytest.mark.parametrize(("condition", "seed"), [(1e8, 0), (1e10, 0), (1e12, 0), (1e12, 1)])
+@pytest.mark.parametrize(("condition", "seed"), [(1e8, 0), (1e8, 1), (1e10, 0)])
 def test_the_gradient_of_a_badly_conditioned_inverse_is_right_to_as_many_digits_as_hold(condition, seed):
     def vjp(dy, a, factor=1.0):
         return -factor * np.linalg.inv(a).T @ dy @ np.linalg.inv(a).T
