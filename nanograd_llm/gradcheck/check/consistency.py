@@ -47,6 +47,7 @@ _NARROW = (
 )
 _DIRECTIONS = 4  # along which they are compared
 _AROUND = 4  # points where one that is off by a part of itself is looked at again
+_MEANT = 1e-4  # part of the result that flows through what is so compared, at least
 _NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
 _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
 _FIRST = 6  # backward passes at most whose gradients are kept to compare later ones with
@@ -378,6 +379,7 @@ def _in_float32(
         """By which parts of itself is gradient k, or a row or column of it, wrong?"""
         off = _parts(offs[number][k] * wide[k], wide[k])
         is_wrong = (np.abs(off) > epsilon * precisions.given.c / 4) & (np.abs(off) < 0.5)
+        is_wrong &= _sums(np.abs(wide[k] * values[k])) > _MEANT * flow  # else it is what far larger numbers leave
         with contextlib.suppress(Exception):  # f is the user's: at other points it may raise whatever it likes
             for place in range(_AROUND):
                 if not is_wrong.any():
@@ -420,12 +422,17 @@ def _in_float32(
 
 
 def _parts(products: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """The sum of the products over that of g²: of all entries, of each row and of each column of more than a few."""
+    """The sum of the products over that of g²: see `_sums`."""
+    return _sums(products) / _sums(g * g)
+
+
+def _sums(a: np.ndarray) -> np.ndarray:
+    """Over all entries, over each row, and over each column, where it has more than a few."""
     axes: list[Any] = [None]
     axes += [
-        at for at in (tuple(range(1, g.ndim)), tuple(range(g.ndim - 1))) if at and math.prod(g.shape[i] for i in at) > 3
+        at for at in (tuple(range(1, a.ndim)), tuple(range(a.ndim - 1))) if at and math.prod(a.shape[i] for i in at) > 3
     ]
-    return np.concatenate([np.reshape(products.sum(axis=at) / (g * g).sum(axis=at), -1) for at in axes])
+    return np.concatenate([np.reshape(a.sum(axis=at), -1) for at in axes])
 
 
 def asymmetry(function: Function, cotangent: np.ndarray, precisions: Precisions, rng: np.random.Generator) -> list[str]:

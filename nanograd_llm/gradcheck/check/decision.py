@@ -40,6 +40,7 @@ DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
 _FURTHER, _FURTHEST = 16, 1e-3  # times the relative difference that points are moved to see it again, and at most
+_MOVED = 4  # times that the spread of a few gradients is exceeded by another one
 _GROSS = 1e3  # times as large as what rounding explains
 # wrong, blunt, faint, off, tolerance, scale of each pair, and digits: see `Outcome`
 _Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
@@ -97,7 +98,7 @@ def hold(
     lost = bool((sides.scale <= given.epsilon * sides.flow).all())
     if not sides.agree(given).all():
         through = reach(function, k, v, precisions, rng)[:, None]
-        flow = np.maximum(through, sides.scale.max(axis=1, initial=0, keepdims=True))
+        flow = np.maximum(through, sides.scale.max(initial=0))
         sides = sides._replace(flow=np.broadcast_to(flow, sides.flow.shape))
     close = given.epsilon * given.c * sides.scale + sides.error
     off = np.where(sides.off <= NOTHING * sides.flow, 0.0, sides.off)
@@ -121,19 +122,15 @@ def hold(
         scale[chosen], digits = np.where(mask, np.maximum(scale[chosen], found[5]), scale[chosen]), found[6]
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
+        if (doubtful := wrong & ~nothing & (sides.off <= BLUNT * through)).any():
+            some_v, some_u = doubtful.any(axis=1), doubtful.any(axis=0)
+            left = _left_by_rounding(slopes, v[some_v], _columns(u, some_u), given, rng)
+            chosen = np.ix_(some_v, some_u)
+            nothing[chosen] |= doubtful[chosen] & (sides.off[chosen] <= _MOVED * left)
         wrong, faint = wrong & ~nothing, faint | nothing
         if is_by_result and faint.any() and precisions.wide is not None:
             differ = faint & _known_to_differ(slopes, v, u, precisions)
             off, wrong, faint = np.where(differ, sides.off, off), wrong | differ, faint & ~differ
-        if (faint & (sides.off > BLUNT * sides.scale)).any():
-            some_v, some_u = faint.any(axis=1), faint.any(axis=0)
-            chosen = np.ix_(some_v, some_u)
-            some = Sides(*(side[chosen] for side in sides))
-            firm = _is_firm(slopes, v[some_v], _columns(u, some_u), some, through[some_v], precisions, rng)
-            firm &= faint[chosen]
-            wrong[chosen] |= firm
-            off[chosen] = np.where(firm, some.off, off[chosen])
-            faint &= ~wrong
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], scale[shown]), _part(close[shown], scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
@@ -301,33 +298,14 @@ def _is_of_the_rule(
     return found
 
 
-def _is_firm(
-    slopes: Slopes,
-    v: np.ndarray,
-    u: np.ndarray,
-    sides: Sides,
-    through: np.ndarray,
-    precisions: Precisions,
-    rng: np.random.Generator,
+def _left_by_rounding(
+    slopes: Slopes, v: np.ndarray, u: np.ndarray, given: Precision, rng: np.random.Generator
 ) -> np.ndarray:
-    """Which differences are mistakes, although rounding of the result could hide them?
-
-    A gradient beside far larger numbers need not be made of them: that of exp at 1 has all its digits beside exp at 40.
-    So where it is off by a large part of itself, by the same in wider numbers, and no rounding on the way moves it so
-    far, the result's own rounding is no excuse.
-    """
-    given, wide, (function, k, _) = precisions.given, precisions.wide, slopes
-    if wide is None or sides.error.any():
-        return np.zeros(sides.off.shape, bool)
-    far = compare(slopes, function.values, v, u, wide)
-    parted = np.abs((sides.analytic - sides.numeric) - (far.analytic - far.numeric))
-    firm = (parted <= BLUNT * sides.off) & (sides.off > BLUNT * np.maximum(sides.scale, far.scale))
-    firm &= far.off > 8 * wide.epsilon * (far.result + through)
-    if firm.any():
-        moved = perturbed(function, function.values, v, given.epsilon, rng)
-        left = np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
-        firm &= sides.off > MARGIN * (left + given.epsilon * given.c * sides.scale)
-    return firm
+    """How far the gradient of each pair moves where every number on the way to it is moved by about ε."""
+    function, k, _ = slopes
+    moved = perturbed(function, function.values, v, given.epsilon, rng)
+    spread: np.ndarray = np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+    return spread
 
 
 def _measured(
