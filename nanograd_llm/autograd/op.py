@@ -210,6 +210,11 @@ class Op:
                 f"the rule of {self.name} takes no argument; the first is the cotangent: "
                 f"{self.name}_backward(dy, {', '.join(self.inputs)})"
             )
+        if parameters[0] in self.inputs:
+            raise SignatureError(
+                f"the first parameter of a rule is the cotangent, and {parameters[0]!r} is an input of {self.name}; "
+                f"write {self.name}_backward(dy, {', '.join(self.inputs)})"
+            )
         self._plan = [self._resolve(name) for name in parameters[1:]]  # the first is the cotangent
         self._open = [(i, kind) for i, (kind, _) in enumerate(self._plan) if kind in KNOWN_IN_BACKWARD]
         self.rule = rule

@@ -126,10 +126,13 @@ class ShapeLine:
             return True
         named = len([*itertools.takewhile(lambda t: t not in ("*", "...") and t[-1] != "?", reversed(tokens))])
         others = [other for key, other in self.inputs.items() if key != name]
-        if shape[len(shape) - named :] != whole[len(whole) - named :]:
+        last = tokens[len(tokens) - named :]
+        pairs = zip(last, shape[len(shape) - named :], whole[len(whole) - named :])
+        if any(n != m and token != "1" for token, n, m in pairs):
             return False
         if named == len(tokens):
-            return any(len(other) > named and other[len(other) - named :] == tokens for other in others)
+            ends = [other[len(other) - named :] for other in others if len(other) > named or "1" in last]
+            return any(len(end) == named and all(t in (o, "1") for t, o in zip(last, end)) for end in ends)
         return beside or any(t[:1] in (["*"], ["..."], ["?"]) for t in others) or bool(self.unbound() - {"axis"})
 
     def draw(self, rng: np.random.Generator) -> dict[str, tuple[int, ...]]:

@@ -52,8 +52,8 @@ def tokenize(
         print(tokenizer.show_merges(show_merges) or f"{tokenizer} has no merges")
     if text is None and show_merges is not None:
         return
-    text = given_text(text, "tokenize")
-    if os.path.isdir(text):
+    typed, text = text, given_text(text, "tokenize")
+    if model is None and typed == text and os.path.isdir(text):
         raise ConfigError(f"{text} is a folder, not a text; its tokenizer is used with --model {shlex.quote(text)}")
     pieces = tokenizer.pieces(text, allow_special=special)
     width = max((len(readable(piece)) for _, piece in pieces), default=0)

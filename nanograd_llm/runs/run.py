@@ -315,7 +315,7 @@ class Run:
         The losses are on the same rows.
         """
         best, last = self.best, max(self.losses, default=0)
-        if best is None or not self.losses[last] > RISEN * self.losses[best]:
+        if best is None or not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""
         found = (
             f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), and is {self.losses[last]:.3f} now"
@@ -325,7 +325,7 @@ class Run:
         saved = self.folder.checkpoints()
         remedy = f"the model of step {best} is {saved[best]}" if best in saved else "--keep 1 also saves the best model"
         dropout = " or --dropout 0.2" if "dropout" in type(self.task.model.config).__dataclass_fields__ else ""
-        return f"{found}: it learns its text by heart; {remedy}, --patience 2 stops early, more text{dropout} helps"
+        return f"{found}: it learns its data by heart; {remedy}, --patience 2 stops early, more data{dropout} helps"
 
     def suggested_rate(self) -> float | None:
         """Of a run with the schedule range, the learning rate at which the loss fell fastest; None for another run.

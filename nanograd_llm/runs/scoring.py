@@ -146,7 +146,8 @@ def _is_trained_on(run: OpenedRun, text: str, digest: str) -> bool:
     learned = {os.path.realpath(with_field(weighted(source)[0])[0]) for source in sources if source}
     place = Path(os.path.realpath(with_field(text)[0]))
     known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
-    return digest.encode() == known or bool(learned & {*map(str, (place, *place.parents))})
+    is_of_them = text != "-" and bool(learned & {*map(str, (place, *place.parents))})
+    return digest.encode() == known or is_of_them
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from nanograd_llm.files.atomic import storage_errors, write_atomically
 from nanograd_llm.files.json import json_lines, read_json_file
 from nanograd_llm.settings import counted, listed, nearest, shown
 from nanograd_llm.text.corpora import read_text, warn_of_repeated, well_formed
+from nanograd_llm.text.sources import written
 
 Labelled = list[tuple[str, str]]  # (text, label)
 Found = Iterator[tuple[str, str, str]]  # where, text, label
@@ -160,10 +161,16 @@ def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
         yield where, one, str(name)
 
 
+def _holds_runs(inside: Sequence[Path]) -> bool:
+    """Is all that a folder holds runs and models, as of `runs/` beside the folders of the labels?"""
+    return bool(inside) and all(one.is_dir() and written(str(one)) for one in inside)
+
+
 def _of_folder(path: Path) -> Found:
     with storage_errors(f"{path}: cannot be listed", "check the path and its permissions"):
         folders = sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
         files = [(one, sorted(file for file in one.iterdir() if file.name[0] != ".")) for one in folders]
+    files = [(one, inside) for one, inside in files if not _holds_runs(inside)]
     if not any(inside for _, inside in files):
         raise BadFileError(f"{path}: has no folders with files in them; expected a folder for each label")
     for folder, inside in files:

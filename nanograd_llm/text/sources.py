@@ -98,10 +98,10 @@ def _named(source: str, report: Report, size: int | None) -> Iterator[tuple[str,
 def _left_out(folders: Sequence[str]) -> str:
     """What to add to a line about a source of which these folders are left out."""
     more = f" (and {len(folders) - 1:,} more)" if len(folders) > 1 else ""
-    return f"; left out the folder {folders[0]}, which is {_written(folders[0])}, no text{more}" if folders else ""
+    return f"; left out the folder {folders[0]}, which is {written(folders[0])}, no text{more}" if folders else ""
 
 
-def _written(folder: str) -> str:
+def written(folder: str) -> str:
     """What a folder is whose files a program wrote, in words: a run, a model, or a prepared folder; "" for others."""
     names = {*os.listdir(folder)}
     if names >= {"config.toml", "checkpoints"}:
@@ -168,7 +168,7 @@ def files_of(source: str, leave_out: Callable[[str], object] = lambda folder: No
     source = with_field(source)[0]
     if os.path.isdir(source):
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
-            if (what := _written(source)) and what != "a prepared folder":
+            if (what := written(source)) and what != "a prepared folder":
                 raise ConfigError(
                     f"{source}: is {what}, no text; --init {shlex.quote(source)} trains it further; if there are texts "
                     f'in it, name them: "{os.path.join(source, "*.txt")}"'
@@ -198,7 +198,7 @@ def files_of(source: str, leave_out: Callable[[str], object] = lambda folder: No
 
 
 def _is_left_out(folder: str, leave_out: Callable[[str], object]) -> bool:
-    if is_written := bool(_written(folder)):
+    if is_written := bool(written(folder)):
         leave_out(folder)
     return is_written
 

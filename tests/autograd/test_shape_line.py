@@ -231,6 +231,8 @@ def test_an_axis_that_does_not_exist_is_refused(axis, said):
         ("a (..., n?, k), b (..., k, m?) -> y (..., n?, m?)", "b", (3, 2), (4, 3, 2), True),
         ("x (*) -> y (shape)", "x", (3,), (2, 3), True),
         ("x (?) -> y (?)", "x", (3,), (2, 3), True),
+        ("x (B, C), g (1, C) -> y (B, C)", "g", (1, 4), (3, 4), True),
+        ("x (..., C), m (..., 1) -> y (..., C)", "m", (3, 1), (3, 4), True),
         ("x (C) -> y (3, C)", "x", (4,), (3, 4), False),
         ("a (N), b (K) -> y (N, K)", "b", (4,), (3, 4), False),
         ("x (..., C) -> y (..., 3, C)", "x", (4,), (3, 4), False),

