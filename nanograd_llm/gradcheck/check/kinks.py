@@ -31,6 +31,9 @@ IN_STEPS = (
 )
 
 
+_HALVINGS = 40  # of the way between two points
+
+
 def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
     """Which entries of φ have a kink or a jump at 0: a boolean for each.
 
@@ -120,14 +123,13 @@ def find(function: Differentiable, k: int, direction: np.ndarray, precisions: Pr
 
 
 def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, precisions: Precisions) -> bool:
-    """Is the function flat at nearly all points, here, to both sides, nearer to zero and farther, and yet not constant?
-
-    No smooth function changes so much over the whole line, and so little at every point of it.
-    """
+    """Is the function flat at nearly all points, here, to both sides, nearer to zero and farther, and does it jump
+    somewhere between two of them?"""
     epsilon, values = precisions.given.epsilon, function.values
     h = _near(epsilon) / (256 if epsilon <= EPS else 1)  # so short that even far out few steps are met
     seen: list[np.ndarray] = []
     changes: list[np.ndarray] = []
+    points: list[list[np.ndarray]] = []
     noise = comparison.noise(function, precisions)
     for part in (1.0, 0.11, 0.013, 0.0017, 37.0, 1100.0):
         along = line(function, [part * x for x in values], k, part * direction)
@@ -139,14 +141,35 @@ def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, prec
             if not seen and (change > bound).any():  # at the first point most functions are told
                 return False
             seen.append(y)
+            points.append([part * (x + t * direction) if i == k else part * x for i, x in enumerate(values)])
             changes.append(change / np.maximum(bound, np.finfo(float).tiny))
     if not seen:
         return False
     bounds = 64 * epsilon * np.maximum(np.abs(seen).max(axis=0), np.reshape(noise, -1))
     moving = np.ptp(seen, axis=0) > 4 * bounds / h
-    return bool(
-        moving.any() and (np.array(changes)[:, moving] <= 1).mean(axis=0).min() > (0.95 if epsilon <= EPS else 0.75)
-    )
+    flat = (np.array(changes)[:, moving] <= 1).mean(axis=0)
+    if not moving.any() or flat.min() <= (0.95 if epsilon <= EPS else 0.75):
+        return False
+    place = int(np.flatnonzero(moving)[0])
+    low, high = (int(pick([y[place] for y in seen])) for pick in (np.argmin, np.argmax))
+    return _jumps_between(function, points[low], points[high], place)
+
+
+def _jumps_between(function: Differentiable, a: list[np.ndarray], b: list[np.ndarray], place: int) -> bool:
+    """Is one number of the result still another one at two points that are as good as the same, between a and b?
+
+    Of each half of the way, the one with the larger change is halved again: a ramp gets flat, a step stays.
+    """
+    one, other = (function.evaluate(point).reshape(-1)[place] for point in (a, b))
+    whole = abs(other - one)
+    for _ in range(_HALVINGS):
+        middle = [(p + q) / 2 for p, q in zip(a, b)]
+        y = function.evaluate(middle).reshape(-1)[place]
+        if abs(y - one) < abs(other - y):
+            a, one = middle, y
+        else:
+            b, other = middle, y
+    return bool(abs(other - one) > whole * 2.0 ** (-0.75 * _HALVINGS))
 
 
 def look_at(function: Differentiable, k: int, place: int, v: np.ndarray, precisions: Precisions) -> Kink:

@@ -843,7 +843,16 @@ def test_a_straight_through_estimate_of_a_function_that_moves_in_steps_cannot_be
     assert check_gradient(f, np.zeros_like, x).passed
 
 
-@pytest.mark.parametrize("f", [lambda x: np.maximum(x, 0), lambda x: 0 * x + 3, lambda x: np.tanh(300 * x)])
+RESTING = [
+    lambda x: np.maximum(x, 0),
+    lambda x: 0 * x + 3,
+    lambda x: np.tanh(300 * x),
+    lambda x: np.minimum(np.maximum(x - 5, 0), 1),
+    lambda x: np.clip(1e3 * x, 0, 1),
+]
+
+
+@pytest.mark.parametrize("f", RESTING)
 def test_a_gradient_where_the_function_only_rests_is_wrong(f):
     assert verdicts(check_gradient(f, np.ones_like, np.array([-0.4, -1.2]))) == {"x": "wrong"}
 
