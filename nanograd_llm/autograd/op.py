@@ -182,7 +182,8 @@ class Op:
                 count = unicodedata.normalize("NFKD", self.adjoint).count(name[0] + _BAR) or "no"
                 raise NanogradError(
                     f"op {self.name}: its adjoints {self.adjoint!r} have {count} {name[0]}{_BAR} for input "
-                    f"{', '.join(map(repr, alike))}; write one for each, as {name[0]}{_BAR}, {name}_bar or d{name}"
+                    f"{', '.join(map(repr, alike))}; write one for each, as {name[0]}{_BAR}, {name}_bar or d{name}; "
+                    f"or constants=({name!r},) where no gradient goes to it"
                 )
             rest = rest[: found.start()] + rest[found.end() :]
 

@@ -41,6 +41,7 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
     **dict.fromkeys(("amax", "fmax", "maximum.reduce"), "ops.max(...), or ops.maximum(...) of two"),
     **dict.fromkeys(("amin", "fmin", "minimum.reduce"), "ops.min(...), or ops.minimum(...) of two"),
     **dict.fromkeys(("add.reduce", "nansum"), "ops.sum(...)"),
+    "add.at": "ops.scatter(values, index=ids, shape=x.shape), which adds up what falls on one place",
     **dict.fromkeys(("multiply.reduce", "product"), "ops.prod(...)"),
     **dict.fromkeys(("dot", "vdot"), "ops.matmul(...)"),
     **dict.fromkeys(("outer", "multiply.outer", "inner", "tensordot", "trace"), "ops.einsum(...)"),

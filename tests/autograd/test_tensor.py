@@ -657,3 +657,8 @@ def test_jacobian_and_hessian_by_hand():
     assert jacobian(lambda x: Tensor(np.ones((3, 1))), x).tolist() == [[[0, 0]]] * 3
     assert hessian(lambda x: x[0] * x[0] * x[1], x).tolist() == [[6, 4], [4, 0]]
     assert hessian(lambda x: x.sum(), x).tolist() == [[0, 0], [0, 0]]
+
+
+def test_adding_at_places_names_the_op_that_does_it():
+    with pytest.raises(DtypeError, match=r"np.add.at does not take a Tensor, .*; use ops.scatter\(values, index=ids"):
+        np.add.at(np.zeros(3), np.array([0, 0]), Tensor([1.0, 2.0], requires_grad=True))
