@@ -40,7 +40,6 @@ DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
 _FURTHER, _FURTHEST = 16, 1e-3  # times the relative difference that points are moved to see it again, and at most
-_MOVED = 4  # times that the spread of a few gradients is exceeded by another one
 _GROSS = 1e3  # times as large as what rounding explains
 # wrong, blunt, faint, off, tolerance, scale of each pair, and digits: see `Outcome`
 _Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
@@ -122,11 +121,6 @@ def hold(
         scale[chosen], digits = np.where(mask, np.maximum(scale[chosen], found[5]), scale[chosen]), found[6]
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
-        if (doubtful := wrong & ~nothing & (sides.off <= BLUNT * through)).any():
-            some_v, some_u = doubtful.any(axis=1), doubtful.any(axis=0)
-            left = _left_by_rounding(slopes, v[some_v], _columns(u, some_u), given, rng)
-            chosen = np.ix_(some_v, some_u)
-            nothing[chosen] |= doubtful[chosen] & (sides.off[chosen] <= _MOVED * left)
         wrong, faint = wrong & ~nothing, faint | nothing
         if is_by_result and faint.any() and precisions.wide is not None:
             differ = faint & _known_to_differ(slopes, v, u, precisions)
@@ -296,16 +290,6 @@ def _is_of_the_rule(
         points = [nudged([*function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS)]
         found &= gross | _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
     return found
-
-
-def _left_by_rounding(
-    slopes: Slopes, v: np.ndarray, u: np.ndarray, given: Precision, rng: np.random.Generator
-) -> np.ndarray:
-    """How far the gradient of each pair moves where every number on the way to it is moved by about ε."""
-    function, k, _ = slopes
-    moved = perturbed(function, function.values, v, given.epsilon, rng)
-    spread: np.ndarray = np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
-    return spread
 
 
 def _measured(
