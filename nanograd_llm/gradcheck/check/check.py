@@ -365,8 +365,6 @@ class _Check:
         if k in self.not_analytic and not isinstance(function, Gradient):
             return differences(along, epsilon=epsilon, noise=known, why=CONTRADICTED), differences
         first = derivative(along, epsilon=epsilon, noise=known)
-        if first.why and known is not (known := comparison.noise(function, self.precisions)):
-            first = derivative(along, epsilon=epsilon, noise=known)  # short steps meet rounding inside the function
         if first.why and not isinstance(function, Gradient) and (wide := self.precisions.wide) is not None:
             values = [value.astype(wide.dtype) for value in function.values]
             noise = comparison.noise(function, self.precisions)

@@ -149,8 +149,11 @@ class Function:
         return self._run(leaves[: len(self._places)], values), list(leaves)
 
     def evaluate(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The result's numbers; one of the arrays may be complex. NaN where the function raises, though it does not at
-        the point to check: that lies outside its domain, as a matrix that is not positive definite."""
+        """The result's numbers; one of the arrays may be complex.
+
+        NaN at real numbers where the function raises, though it does not at the point to check: they lie outside its
+        domain, as a matrix that is not positive definite.
+        """
 
         def compute() -> np.ndarray:
             if not any(map(np.iscomplexobj, values)):

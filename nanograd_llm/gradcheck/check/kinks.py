@@ -21,7 +21,6 @@ from nanograd_llm.gradcheck.check.report import Kink
 from nanograd_llm.gradcheck.check.rounding import EPS, Precisions, widened
 
 _FAR = 8.0  # a kink nearer than `_near`, relative to x, counts; one farther than this many times that does not
-_SHORT = 2.0**-20  # times the step of `_near`: there a kink bends as much, and a function near a pole does not
 _PART = 1e-4  # at a kink the two slopes differ by more than this part of them
 MOST = 64  # kinks to look for, at most
 _TIES = 16  # groups of equal entries to look at
@@ -57,9 +56,6 @@ def bends(line: Line, epsilon: float, noise: np.ndarray | float = 0.0) -> np.nda
         kinks = (np.abs(far - near) <= np.abs(near) / 3) & (np.abs(near) > bound[..., None])
         if kinks.any():
             kinks &= np.abs(near) > widened(bound[..., None], near, lambda: second(near_step, next(shifts)))
-            short, shorter = (np.abs(second(step * near_step)) for step in (_SHORT, _SHORT / 8))
-            falls = (shorter > short / 20) & (shorter < short / 3)  # as where a smooth function turns, and no kink does
-            kinks &= ~(falls & (short < np.abs(near) / 4))
         if kinks.any():  # a shorter step does not meet one that lies a little away
             step = _nearer(epsilon)
             rounding = 16 * epsilon * np.maximum(np.maximum(np.abs(here), noise), slopes / near_step) / step
@@ -138,7 +134,7 @@ def moves_in_steps(function: Differentiable, k: int, direction: np.ndarray, prec
             bound = 64 * epsilon * np.maximum(np.abs(y), np.reshape(noise, -1))
             if not np.isfinite(y).all():
                 continue
-            if not seen and (change > bound).any():  # at the first point most functions are told
+            if not seen and (change > bound).any():  # it moves at the first point: no step function
                 return False
             seen.append(y)
             points.append([part * (x + t * direction) if i == k else part * x for i, x in enumerate(values)])
