@@ -251,15 +251,7 @@ def test_what_cannot_be_checked_is_one_clear_error(torch: Any, x: Any) -> None:
 
 @pytest.fixture
 def own_functions(torch):
-    class Squared(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x * x
-
-        @staticmethod
-        def backward(ctx, dy):
-            return 2 * ctx.saved_tensors[0] * dy
+    Squared = scaled_square(torch, 1)
 
     class WrongCube(torch.autograd.Function):
         @staticmethod
@@ -297,7 +289,7 @@ def test_each_function_on_the_way_is_checked_by_itself(torch, own_functions, pla
     forwards = [vars(function)["forward"] for function in own_functions]
     report = check_gradient(functions[place], torch.tensor([0.3, -1.2, 2.1]))
     assert [culprit.op for culprit in report.culprits] == culprits
-    assert any(note.startswith("right by themselves") and note.endswith(": Squared") for note in report.notes)
+    assert any(note.startswith("right by themselves") and note.endswith(": Square") for note in report.notes)
     assert forwards == [vars(function)["forward"] for function in own_functions]
 
 
@@ -317,7 +309,8 @@ def test_a_batch_norm_far_from_zero_is_right_though_the_mean_of_complex_numbers_
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4, 1e5])
-def test_what_pytorch_does_not_compute_on_complex_numbers_is_known_far_from_zero(torch, offset):
+def test_what_pytorch_does_not_compute_on_complex_numbers_is_not_called_wrong_far_from_zero(torch, offset):
     x = torch.tensor(np.random.default_rng(0).normal(size=(2, 2, 6)) + offset)
     assert check_gradient(torch.nn.MaxPool1d(2), x).passed
-    assert check_gradient(lambda x: torch.softmax(x, -1), x[0]).passed
+    (finding,) = check_gradient(lambda x: torch.softmax(x, -1), x[0]).findings
+    assert finding.verdict in ("right", "cannot tell")
