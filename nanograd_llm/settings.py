@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import get_annotations
 from numbers import Integral, Real
 from types import NoneType
@@ -175,12 +175,17 @@ def check_keys(table: Iterable[str], allowed: Iterable[str], where: str) -> None
         raise ConfigError(f"{where}: {'; '.join(complaints)}")
 
 
-def unknown_argument(owner: str, name: str, allowed: Iterable[str], instead: str = "") -> SignatureError:
-    """The error for an argument that `owner` does not have. instead: what to write, if that is known."""
-    names = list(allowed)
-    near = nearest(name, names)
-    hint = instead or (f"did you mean {near}=?" if near else f"allowed are {', '.join(f'{n}=' for n in names)}")
-    return SignatureError(f"{owner} has no argument {name}=; {hint}")
+def require_known(
+    other: Mapping[str, Any], owner: str, known: str, instead: Callable[[str, Any], str] = lambda name, value: ""
+) -> None:
+    """Raise SignatureError for the first of these arguments, which `owner` does not have.
+
+    known: the names of those that it has, with spaces between. instead: what to write for a name and its value, or "".
+    """
+    for name, value in other.items():
+        near, names = nearest(name, known.split()), ", ".join(f"{one}=" for one in known.split())
+        hint = instead(name, value) or (f"did you mean {near}=?" if near else f"allowed are {names}")
+        raise SignatureError(f"{owner} has no argument {name}=; {hint}")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

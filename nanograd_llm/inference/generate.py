@@ -19,7 +19,7 @@ from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
-from nanograd_llm.settings import require_int, unknown_argument
+from nanograd_llm.settings import require_int, require_known
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
     for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError if the largest logit is not
     finite.
     """
-    _require_known(other, "generate", "max_new_tokens sampling stop cache")
+    require_known(other, "generate", "max_new_tokens sampling stop cache", _in_sampling)
     rows = _rows(prompts, model)
     ends = stop if isinstance(stop, Collection) else (stop,)
     written: list[list[int]] = [[] for _ in rows]
@@ -70,7 +70,7 @@ def stream(
 
     It is None while a longer prompt of the row is still being read, and after the row has its max_new_tokens.
     """
-    _require_known(other, "stream", "max_new_tokens sampling cache")
+    require_known(other, "stream", "max_new_tokens sampling cache", _in_sampling)
     require_int("max_new_tokens", max_new_tokens, 0)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
@@ -106,11 +106,9 @@ def stream(
         yield ids
 
 
-def _require_known(other: dict[str, Any], owner: str, known: str) -> None:
-    for name, value in other.items():
-        is_sampling = name in Sampling.setting_types
-        instead = f"give sampling=ng.inference.Sampling({name}={value!r:.50})" if is_sampling else ""
-        raise unknown_argument(owner, name, known.split(), instead)
+def _in_sampling(name: str, value: Any) -> str:
+    """How to give an argument that is a setting of `Sampling`; "" for another."""
+    return f"give sampling=ng.inference.Sampling({name}={value!r:.50})" if name in Sampling.setting_types else ""
 
 
 def _window_start(n: int, context_length: int) -> int:

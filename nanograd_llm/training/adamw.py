@@ -16,7 +16,8 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.kernels import on_gpu
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.training.flat import FlatParameters, require_known, require_one_each
+from nanograd_llm.settings import require_known
+from nanograd_llm.training.flat import FlatParameters, at_step, require_one_each
 
 
 class Rates(NamedTuple):
@@ -49,7 +50,7 @@ class AdamW:
         shared: bool = False,
         **other: Any,
     ):
-        require_known(other, type(self).__name__, "beta1 beta2 eps weight_decay")
+        require_known(other, type(self).__name__, "beta1 beta2 eps weight_decay", at_step)
         self.order = list(parameters)
         if not self.order:
             raise NanogradError("AdamW got no parameters; give it model.parameters() of a model that has some")

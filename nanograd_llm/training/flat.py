@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.arrays import library
 from nanograd_llm.errors import DeviceError, DtypeError, GraphError, ShapeError
-from nanograd_llm.settings import unknown_argument
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
 
@@ -76,11 +75,10 @@ class FlatParameters:
         return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends) if end >= p.size]
 
 
-def require_known(other: Mapping[str, Any], owner: str, known: str) -> None:
-    """Raise SignatureError for an argument that an optimizer does not have."""
-    for name in other:
-        at_step = "the learning rate is given to each step: step(gradients, learning_rate)"
-        raise unknown_argument(owner, name, known.split(), at_step if name in ("lr", "learning_rate") else "")
+def at_step(name: str, value: Any) -> str:
+    """Where an optimizer gets the learning rate, in words; "" for another argument."""
+    is_rate = name in ("lr", "learning_rate")
+    return "the learning rate is given to each step: step(gradients, learning_rate)" if is_rate else ""
 
 
 def require_one_each(gradients: Sequence[Any], parameters: Sequence[Parameter]) -> None:

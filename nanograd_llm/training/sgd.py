@@ -14,8 +14,8 @@ import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.errors import NanogradError
-from nanograd_llm.settings import require_number
-from nanograd_llm.training.flat import require_known, require_one_each
+from nanograd_llm.settings import require_known, require_number
+from nanograd_llm.training.flat import at_step, require_one_each
 
 
 class SGD:
@@ -27,7 +27,7 @@ class SGD:
     def __init__(
         self, parameters: Sequence[Parameter], *, momentum: float = 0.0, weight_decay: float = 0.0, **other: Any
     ):
-        require_known(other, "SGD", "momentum weight_decay")
+        require_known(other, "SGD", "momentum weight_decay", at_step)
         require_number("momentum", momentum, 0, 1, below=True)
         require_number("weight_decay", weight_decay, 0)
         self.parameters = list(parameters)
