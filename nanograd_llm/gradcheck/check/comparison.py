@@ -137,12 +137,18 @@ def perturbed(
     the inputs alone are moved.
     """
 
+    def about_one(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return 1 + (epsilon * rng.uniform(-2, 2, shape)).astype(dtype)  # which float64 cannot hold for wider numbers
+
     def move(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
         is_view = y.base is not None
         if is_view and isinstance(y, np.ndarray):  # of an input, which was moved before, or of an array of the op's own
             is_view = any(np.may_share_memory(y, a) for a in arrays if isinstance(a, np.ndarray))
         if not is_view and all(y is not a for a in arrays):
-            y *= beside((1 + epsilon * rng.uniform(-2, 2, y.shape)).astype(y.dtype), y)
+            given = [to_host(a).reshape(-1) for a in arrays if getattr(a, "dtype", None) == y.dtype]
+            limits = [0, *(number for number in static.values() if isinstance(number, (int, float)))]
+            if not np.isin(to_host(y), np.concatenate([*given, limits])).all():  # clip, max and others round nothing
+                y *= beside(about_one(y.shape, y.dtype), y)
 
     def gradients_at(point: Sequence[np.ndarray], **how: bool) -> list[list[np.ndarray]]:
         y, leaves = function.record(point)
@@ -152,7 +158,7 @@ def perturbed(
 
     seen = []
     for _ in range(_TIMES):
-        point = [x * (1 + epsilon * rng.uniform(-2, 2, x.shape)).astype(x.dtype) for x in values]
+        point = [x * about_one(x.shape, x.dtype) for x in values]
         try:
             with higher_order(), watched(move):
                 seen.append(gradients_at(point, requires_grad=True))

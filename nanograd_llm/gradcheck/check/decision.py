@@ -122,12 +122,34 @@ def hold(
         # a difference that is nothing beside what flows through the same results, as where a function saturates
         nothing = wrong & open_pairs & (sides.off <= given.epsilon * (4 * sides.result + given.c * through))
         wrong, faint = wrong & ~nothing, faint | nothing
+        left = _left_by_rounding(slopes, v, u, wrong & (sides.off <= BLUNT * through), precisions, rng)
+        wrong, faint = wrong & ~left, faint | left
         if is_by_result and faint.any() and precisions.wide is not None:
             differ = faint & _known_to_differ(slopes, v, u, precisions)
             off, wrong, faint = np.where(differ, sides.off, off), wrong | differ, faint & ~differ
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], scale[shown]), _part(close[shown], scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
+
+
+def _left_by_rounding(
+    slopes: Slopes, v: np.ndarray, u: np.ndarray, wrong: np.ndarray, precisions: Precisions, rng: np.random.Generator
+) -> np.ndarray:
+    """Which of these differences may rounding to the widest numbers leave, though it leaves them at all points nearby?
+
+    As in softmax of large scores: the gradient is a difference of numbers that are equal to all digits, times the
+    scores. So every number on the way is moved by about its last digit, which shows how far that moves the gradient.
+    """
+    left = np.zeros_like(wrong)
+    if wrong.any() and precisions.pair is not None:
+        function, k, _ = slopes
+        wide, some = precisions.pair[1], wrong.any(axis=1)
+        values = [x.astype(wide.dtype) for x in function.values]
+        far = compare(slopes, values, v[some], u, wide)
+        moved = perturbed(function, values, v[some], wide.epsilon, rng)
+        spread = np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
+        left[some] = wrong[some] & (far.off <= MARGIN * spread)
+    return left
 
 
 def _known_to_differ(slopes: Slopes, v: np.ndarray, u: np.ndarray, precisions: Precisions) -> np.ndarray:
