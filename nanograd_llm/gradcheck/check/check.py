@@ -34,7 +34,6 @@ SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
 _NO_WIDER = "and it or its gradient does not compute in numbers wider than float64"
 _CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
-_GROSS = 1e-3  # a mistake of this part of a gradient, and so many times its rounding, needs no wider numbers
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
 
 
@@ -476,9 +475,7 @@ class _Check:
         if (c.shown.wrong | c.shown.blunt).any() and not c.part and self._moves_in_steps(c):
             return "cannot tell", kinks.IN_STEPS
         if c.shown.wrong.any():
-            is_gross = c.shown.off > max(_GROSS, c.shown.tolerance / _GROSS)  # rounding is never so large
-            is_doubtful = c.first.why == CONTRADICTED and self.precisions.wide is None
-            if is_doubtful and not (is_gross and self._is_wrong_by_complex_step(c)):
+            if c.first.why == CONTRADICTED and self.precisions.wide is None and self._may_be_analytic(c):
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
             return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:
@@ -507,12 +504,10 @@ class _Check:
             known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
         return known + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
 
-    def _is_wrong_by_complex_step(self, c: _Compared) -> bool:
-        """Does a complex step contradict the gradient too? Differences may step over what a function does nearby."""
-        directions = rows([dense(self.rng, c.smooth.shape) * sizes(c.function.values[c.k]).reshape(-1)]) * c.smooth
-        slopes = Slopes(c.function, c.k, functools.partial(derivative, confirm=False))
-        sides = comparison.compare(slopes, c.function.values, rows(c.cotangents[:1]), directions, self.precisions.given)
-        return not sides.agree(self.precisions.given).all()
+    def _may_be_analytic(self, c: _Compared) -> bool:
+        """May a complex step be right, where differences step over what the function does nearby?"""
+        x = c.function.values[c.k]
+        return is_analytic(line(c.function, c.function.values, c.k, dense(self.rng, x.shape) * sizes(x)))
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""

@@ -968,3 +968,12 @@ def test_the_log_determinant_near_the_identity_is_never_called_wrong(scale):
             lambda x: np.linalg.slogdet(x.T @ x + np.eye(2))[1], lambda x: 2 * x @ np.linalg.inv(x.T @ x + np.eye(2)), x
         )
         assert verdicts(report) != {"x": "wrong"}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("size", [np.linalg.norm, lambda x: np.abs(x).sum(), lambda x: np.std(x)])
+def test_a_size_taken_as_constant_is_wrong_though_a_complex_step_agrees_with_it(size: Any, scale: float) -> None:
+    """The size of complex numbers is a real number, so a complex step takes it for constant as well."""
+    x = scale * np.random.default_rng(0).normal(size=5)
+    report = check_gradient(lambda x: x / size(only_float64(x)), lambda dy, x: dy / size(x), x)
+    assert verdicts(report) == {"x": "wrong"}
