@@ -415,8 +415,8 @@ class _Check:
             by_entry = hold(each, reach.reshape(-1) * smooth, self.precisions, self.rng, functools.cache(is_exact))
             c.shown = by_entry if by_entry.wrong.any() else c.found
             if by_entry.hidden or by_entry.faint.any():
-                less = "by less than rounding leaves of larger numbers: mistakes in them are not seen"
-                self.notes.append(f"entries of the gradient of {function.names[k]} differ from the slopes {less}")
+                less = "so little that it may be rounding: mistakes as small as that are not seen"
+                self.notes.append(f"some entries of the gradient of {function.names[k]} differ from the slopes {less}")
         c.kinks = tuple(kinks.look_at(function, k, int(place), v, self.precisions) for place in kinks_here)
         verdict, reason = self._verdict(c, y, is_bent=bool(bent.size))
         worst, pattern = None, ""
