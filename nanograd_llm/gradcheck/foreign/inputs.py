@@ -63,9 +63,10 @@ class Inputs:
         """What was returned for each input that is checked."""
         if returned is None and places:
             raise NanogradError(f"{who} returned None; return one array for each input")
-        by_name = {self._input_names[i]: i for i in places}
-        if isinstance(returned, dict) and len(places) > 1 and {*returned} == {*by_name}:
-            return {i: returned[name] for name, i in by_name.items()}
+        at = {self._input_names[i]: i for i in places}
+        is_by_name = isinstance(returned, dict) and not any(isinstance(self._inputs[i], dict) for i in places)
+        if is_by_name and {*returned} == {*at}:
+            return {i: returned[name] for name, i in at.items()}
         parts = branches(returned) if isinstance(returned, (list, tuple)) else None
         if parts is not None and len(parts) == len(self._inputs):
             return {i: part for i, (_, part) in enumerate(parts)}
@@ -73,15 +74,16 @@ class Inputs:
             return {i: part for i, (_, part) in zip(places, parts)}
         if not places and not parts:  # of a layer whose parameters alone are checked: it may return nothing
             return {0: returned} if self._inputs else {}
-        if len(places) == 1 and (parts is None or branches(self._inputs[places[0]]) is not None):
+        if len(places) == 1 and not is_by_name and (parts is None or branches(self._inputs[places[0]]) is not None):
             return {places[0]: returned}
         if isinstance(returned, (list, tuple)) and len(returned) in (len(places), len(self._inputs)):  # of numbers
             return dict(zip(places if len(returned) == len(places) else range(len(returned)), returned))
         names = [self._input_names[i] for i in places]
+        by_name = ", or a dict by these names" if is_by_name else ""
         constant = f", or name inputs that are constants, as in unused={names[-1:]}" if len(names) > 1 else ""
         raise NanogradError(
             f"{who} returned {described(returned)} for {counted(len(places), 'input')} ({', '.join(names)}); return "
-            f"one array for each{constant}"
+            f"one array for each{by_name}{constant}"
         )
 
 

@@ -977,3 +977,10 @@ def test_a_size_taken_as_constant_is_wrong_though_a_complex_step_agrees_with_it(
     x = scale * np.random.default_rng(0).normal(size=5)
     report = check_gradient(lambda x: x / size(only_float64(x)), lambda dy, x: dy / size(x), x)
     assert verdicts(report) == {"x": "wrong"}
+
+
+def test_a_dict_of_gradients_has_the_names_of_the_inputs_also_of_one() -> None:
+    a = np.array([0.5, -2.0])
+    assert verdicts(check_gradient(lambda a: a * a, lambda dy, a: {"a": 2 * dy * a}, a)) == {"a": "right"}
+    with pytest.raises(NanogradError, match=r"for 1 input \(a\); return one array for each, or a dict by these names"):
+        check_gradient(lambda a: a * a, lambda dy, a: {"da": 2 * dy * a}, a)
