@@ -24,6 +24,7 @@ from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS
 
 _SMALL = 1e-6  # entries below this part of the largest need not show a factor
 _FEW = 256  # entries that are looked at one by one
+_SHORT = 4  # an axis whose size is a factor that formulas have too
 
 
 def worst_entry(
@@ -184,7 +185,7 @@ def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]
             ((n - 1) / n, f"the gradient divides by n for {sizes[n]}, the function by n - 1"),
         ):
             if abs(factor - value) <= 1e-9 * value:
-                return f"{words}: {meaning}"
+                return f"{words}: {'a constant of the rule, or ' if n <= _SHORT else ''}{meaning}"
     if math.prod(shape) > 1 or not math.isfinite(factor):
         return words
     is_plain = abs(factor) <= 4 and abs(factor - Fraction(factor).limit_denominator(4)) <= 1e-9
