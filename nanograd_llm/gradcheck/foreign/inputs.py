@@ -38,7 +38,9 @@ class Inputs:
 
     def having(self, values: Iterator[Any]) -> list[Any]:
         """The inputs with these in the places of the values."""
-        new = iter([next(values) if checked else leaf for (_, leaf), checked in zip(self._leaves, self._checked)])
+        constant = self._library.constant
+        pairs = zip(self._leaves, self._checked)
+        new = iter([next(values) if checked else constant(leaf) for (_, leaf), checked in pairs])
         return [rebuilt(x, new) for x in self._inputs]
 
     def gradients(self, returned: Any, who: str) -> list[Any]:

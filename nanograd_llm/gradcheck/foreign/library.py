@@ -39,6 +39,10 @@ class Library:
         """The array as what `like` is. A number stays a number, of NumPy's type."""
         return array if isinstance(like, np.ndarray) or array.ndim else array[()]
 
+    def constant(self, leaf: Any) -> Any:
+        """An input that is not checked, as functions of this library take it."""
+        return leaf
+
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """In which functions of this library are called."""
         return contextlib.nullcontext()

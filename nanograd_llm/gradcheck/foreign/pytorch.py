@@ -53,6 +53,10 @@ class Torch(Library):
             raise DtypeError(f"PyTorch has no {array.dtype}; use float64")
         return torch.tensor(array, device=getattr(like, "device", None))
 
+    def constant(self, leaf: Any) -> Any:
+        is_float = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+        return self.native(leaf, leaf) if is_float else leaf  # as one that is checked
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         dtype, random, threads = torch.get_default_dtype(), torch.get_rng_state(), torch.get_num_threads()

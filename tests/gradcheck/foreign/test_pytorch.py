@@ -314,3 +314,18 @@ def test_what_pytorch_does_not_compute_on_complex_numbers_is_not_called_wrong_fa
     assert check_gradient(torch.nn.MaxPool1d(2), x).passed
     (finding,) = check_gradient(lambda x: torch.softmax(x, -1), x[0]).findings
     assert finding.verdict in ("right", "cannot tell")
+
+
+def test_a_numpy_array_of_floats_is_a_tensor_for_the_function_also_where_it_is_a_constant(torch):
+    class Masked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, mask):
+            ctx.save_for_backward(mask)
+            return x * mask
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * ctx.saved_tensors[0], None
+
+    x, mask = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.0, 1.0])
+    assert check_gradient(Masked, x, mask, unused=["mask"]).passed
