@@ -244,7 +244,9 @@ def flat_targets(
     require_type("ignore_index", ignore_index, (int, np.integer), "an integer")
     targets = to_host(array_of(targets))
     if targets.shape != logits_shape[:-1]:
-        raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; expected {logits_shape[:-1]}")
+        swapped = "; logits come first" if logits_shape == targets.shape[:-1] else ""
+        expected = f"expected {logits_shape[:-1]}{swapped}"
+        raise ShapeError(f"targets {targets.shape} do not fit logits {logits_shape}; {expected}")
     flat = targets.reshape(-1)
     counted = flat != ignore_index
     chosen = check_ids(np.where(counted, flat, 0), logits_shape[-1], "target id")

@@ -233,6 +233,8 @@ def test_invalid_targets_are_refused(form):
         form(logits, np.array([0.0, 1.0]))
     with pytest.raises(ShapeError, match=r"expected \(2,\)"):
         form(logits, np.array([[0, 1]]))
+    with pytest.raises(ShapeError, match="logits come first"):
+        form(np.array([0, 1]), logits)
     with pytest.raises(ShapeError, match="none of 2 targets counts"):
         form(logits, np.array([-100, -100]))
 
