@@ -93,6 +93,11 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         Raises StorageError if there is no such folder, or if it is no run (naming what is missing).
         """
         run = cls(path)
+        if run.path.is_file():
+            own = run_of_checkpoint(run.path)
+            raise StorageError(
+                f"{run.path}: is a file; expected the folder of a run, such as {own[0] if own else 'runs/nano-1'}"
+            )
         try:
             with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
                 held = os.listdir(run.path)
@@ -288,8 +293,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
                     if older < step and load_checkpoint(path):
                         hint = f"step {older} is whole: give its file, {path}"  # at the end, where it is shown whole
                         break
-            resume = f"train --resume {self.path} goes on from an older one; " if hint and step == max(known) else ""
-            raise BadFileError(f"{resume}{fault}; {hint or 'no older checkpoint is whole'}") from error
+            resume = f"train --resume {self.path} goes on from step {older}; " if hint and step == max(known) else ""
+            raise BadFileError(f"{fault}; {resume}{hint or 'no older checkpoint is whole'}") from error
 
     def _refuse_content(self) -> list[Path]:
         """Raise StorageError unless the folder is new or empty; returns the temporary files of a killed process."""

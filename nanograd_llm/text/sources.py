@@ -170,8 +170,8 @@ def files_of(source: str, leave_out: Callable[[str], object] = lambda folder: No
         with storage_errors(f"{source}: cannot list the folder", "check its permissions"):
             if (what := written(source)) and what != "a prepared folder":
                 raise ConfigError(
-                    f"{source}: is {what}, no text; --init {shlex.quote(source)} trains it further; if there are texts "
-                    f'in it, name them: "{os.path.join(source, "*.txt")}"'
+                    f"{source}: is {what}, no text; train --init {shlex.quote(source)} trains it further; if there are "
+                    f'texts in it, name them: "{os.path.join(source, "*.txt")}"'
                 )
             for folder, folders, names in os.walk(source):
                 inside = [os.path.join(folder, name) for name in sorted(folders) if not name.startswith(".")]

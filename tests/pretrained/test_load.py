@@ -432,7 +432,9 @@ def test_a_source_that_is_neither_path_nor_name_is_refused(name: str, error: typ
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n")
-    with pytest.raises(BadFileError, match=r"its name is not that of a file of weights; expected one that"):
+    with pytest.raises(
+        BadFileError, match=r"weights.h5: is no model; expected a folder, or a file of weights, whose name ends in"
+    ):
         ng.load_gpt2(tmp_path / "weights.h5")
     with pytest.raises(BadFileError, match="not a checkpoint of nanoGPT, which holds model and model_args"):
         shutil.copy(FIXTURES / "bin_float32" / "pytorch_model.bin", tmp_path / "ckpt.pt")

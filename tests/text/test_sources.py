@@ -153,5 +153,5 @@ def test_the_folders_of_runs_and_models_in_a_folder_are_no_text(folder):
 def test_the_folder_of_a_run_or_model_is_not_taken_for_texts(tmp_path, files):
     for name in files:
         (tmp_path / name).write_text("written")
-    with pytest.raises(ConfigError, match=r"no text; --init .* trains it further; .* name them: \".*\*\.txt\"$"):
+    with pytest.raises(ConfigError, match=r"no text; train --init .* trains it further; .* name them: \".*\*\.txt\"$"):
         read_source(str(tmp_path))

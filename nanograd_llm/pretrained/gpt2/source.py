@@ -154,6 +154,6 @@ def _form_of_file(path: Path) -> str:
     if by_name:
         return by_name
     raise BadFileError(
-        f"{path}: its name is not that of a file of weights; expected one that ends in .safetensors, .bin, .pth, "
+        f"{path}: is no model; expected a folder, or a file of weights, whose name ends in .safetensors, .bin, .pth, "
         ".ckpt, .pt, .npz, .index or .index.json"
     )
