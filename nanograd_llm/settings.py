@@ -32,6 +32,36 @@ else:
 IGNORE_INDEX = -100  # a target of this value is left out of every loss, here as in PyTorch
 MAX_INT = 2**31 - 1
 MAX_SEED = 2**64 - 1
+OTHER_NAMES = {  # what settings and arguments are called in nanoGPT, PyTorch, transformers and the like
+    "n_layer": "num_layers num_hidden_layers layers depth",
+    "n_head": "num_heads num_attention_heads heads",
+    "n_embd": "hidden_size embed_dim embedding_dim emb_dim d_model width dim",
+    "context_length": "block_size seq_len seq_length sequence_length max_seq_len max_seq_length n_ctx n_positions "
+    "max_position_embeddings",
+    "steps": "max_iters iters iterations max_steps num_steps epoch epochs n_epochs num_epochs num_train_epochs",
+    "batch_size": "bs micro_batch_size per_device_train_batch_size",
+    "accumulate": "gradient_accumulation_steps grad_accum",
+    "learning_rate": "lr max_lr",
+    "schedule": "lr_scheduler lr_scheduler_type",
+    "warmup": "warmup_iters warmup_steps warmup_ratio",
+    "max_norm": "grad_clip clip clip_grad_norm max_grad_norm",
+    "evaluate_every": "eval_interval eval_every eval_steps",
+    "checkpoint_every": "save_interval save_every save_steps",
+    "keep": "save_total_limit",
+    "held_out": "validation validation_split val_split test_size",
+    "workers": "threads num_threads num_workers",
+    "device": "gpu cuda",
+    "init": "model weights init_from pretrained base_model model_name_or_path",
+    "resume": "resume_from_checkpoint",
+    "out": "output output_dir out_dir save_dir",
+    "max_new_tokens": "max_tokens max_length num_tokens tokens length",
+    "n": "samples num_samples num_return_sequences",
+    "beam": "num_beams",
+    "prompt": "start text",
+    "query": "text",
+    "files": "input text corpus dataset data_dir train_file",
+    "sources": "file files input text corpus dataset data_dir",
+}
 
 
 def setting(
@@ -204,19 +234,28 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The allowed name most similar to `name`, with the same letters or these initials; "" if there is none.
+    """The allowed name that was meant by `name`, as far as can be told; "" otherwise.
 
-    Case does not matter.
+    In this order: the one that other programs call so, the only one that begins so, one that is similar, one with the
+    same letters, and the only one with these initials. Case does not matter, nor whether words are joined by - or _.
 
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
+    >>> nearest("block-size", ["vocab_size", "context_length"]), nearest("temp", ["top_k", "temperature"])
+    ('context_length', 'temperature')
     """
     import difflib  # here, because most names are right
 
-    by_folded = {choice.casefold(): choice for choice in allowed}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.7)
-    by_initials = ["".join(part[:1] for part in re.split("[-_]", choice)) == name.casefold() for choice in by_folded]
-    close += [choice for choice in by_folded if sorted(choice) == sorted(name.casefold())]
+    def folded(word: str) -> str:
+        return word.casefold().replace("-", "_")
+
+    word, by_folded = folded(name), {folded(choice): choice for choice in allowed}
+    close = [choice for choice in by_folded if word in OTHER_NAMES.get(choice, "").split()]
+    begun = [choice for choice in by_folded if len(word) > 2 and choice.startswith(word)]
+    close += begun if len(begun) == 1 else []
+    close += difflib.get_close_matches(word, by_folded, n=1, cutoff=0.7)
+    by_initials = ["".join(part[:1] for part in choice.split("_")) == word for choice in by_folded]
+    close += [choice for choice in by_folded if sorted(choice) == sorted(word)]
     close += [choice for choice, fits in zip(by_folded, by_initials) if fits and sum(by_initials) == 1]
     return by_folded[close[0]] if close else ""
 

@@ -57,7 +57,8 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
 MOST, LEAST = 300, 40  # characters of an error, and of a word in it that is shortened
 # where the argument - is standard input
 STDIN = {*"train generate eval prepare translate fill classify tokenize embed search".split()}
-MODEL_FIRST = "generate", "translate", "fill", "classify", "embed", "search", "eval", "step", "look"
+PIPED = "generate", "translate", "fill", "classify", "embed"  # which take a text after the model, or from a pipe
+MODEL_FIRST = *PIPED, "search", "eval", "step", "look"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.usage import as_typed, explained, usage
+    from nanograd_llm.cli.usage import as_typed, explained, flag_before, usage
 
     if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
         arguments = [*arguments[1:2], "--help"]
@@ -142,6 +143,8 @@ def _run(arguments: Sequence[str]) -> int:
     except NanogradError as error:
         if error.exit_code != 3:  # which names the settings of a file
             known = app[arguments[0]].assemble_argument_collection()
+            if misread := flag_before(str(error).partition(": no such file")[0], arguments, known):
+                return _fail(misread, 2)
             error.args = (as_typed(str(error), [name for argument in known for name in argument.names]),)
         raise
     except SystemExit as error:  # how rich ends if the reader of its output has ended
@@ -166,11 +169,17 @@ def _with_stdin(arguments: Sequence[str]) -> list[str]:
 
 
 def _swapped(arguments: Sequence[str]) -> str:
-    """What to say where a run is given after a text instead of before it; "" elsewhere."""
-    if len(arguments) < 3 or arguments[0] not in MODEL_FIRST or os.path.exists(arguments[1]):
+    """What to say where a model is given after a text or a file instead of before it; "" elsewhere."""
+    from nanograd_llm.text.sources import written
+
+    if len(arguments) < 3 or arguments[0] not in MODEL_FIRST or not os.path.isdir(arguments[2]):
         return ""
-    is_run = os.path.exists(os.path.join(arguments[2], "config.toml"))
-    return f"MODEL comes first: nanograd-llm {shlex.join([arguments[0], arguments[2], arguments[1]])}" if is_run else ""
+    name, first, model = arguments[:3]
+    if not written(model) or (os.path.isdir(first) and written(first)):
+        return ""
+    is_content = os.path.isfile(first) and name in PIPED  # a file in place of the text in it
+    right = shlex.join([name, model]) + (f" < {shlex.quote(first)}" if is_content else f" {shlex.quote(first)}")
+    return f"MODEL comes first: nanograd-llm {right}"
 
 
 def _convert(kind: Any, tokens: Sequence[Any]) -> Any:

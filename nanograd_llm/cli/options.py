@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from cyclopts import Group, Parameter
 
-from nanograd_llm.cli.terminal import text_or_piped
+from nanograd_llm.cli.terminal import text_or_piped, warn_of_file
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.settings import Settings
 
@@ -118,6 +118,8 @@ def given_texts(texts: Sequence[str], file: Path | None, purpose: str) -> list[s
     from nanograd_llm.text import read_lines
 
     lines = [text for text in texts if text != "-"]
+    for text in lines:
+        warn_of_file(text)
     if "-" in (*texts, str(file)) or not (texts or file):
         lines += [line.strip() for line in (text_or_piped(None) or "").splitlines() if line.strip()]
     lines += read_lines(file) if file is not None and str(file) != "-" else ()

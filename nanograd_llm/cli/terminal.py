@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 from nanograd_llm.settings import printable
@@ -72,7 +75,16 @@ def text_or_piped(text: str | None) -> str | None:
     if text == "-" or (text is None and not sys.stdin.isatty()):
         keep_bytes_of_stdin()
         return piped(sys.stdin.read()).removesuffix("\n")
+    if text is not None:
+        warn_of_file(text)
     return text
+
+
+def warn_of_file(text: str) -> None:
+    """Warn where a text of the command line is the name of a file."""
+    if os.path.isfile(text):
+        how = f"to give what is in it, end the command with - < {shlex.quote(text)}"
+        warnings.warn(f"{text} is taken as a text, though there is a file of this name; {how}", stacklevel=3)
 
 
 def written(text: str) -> str:

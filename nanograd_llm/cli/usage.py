@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -18,8 +18,9 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from nanograd_llm.settings import nearest
+from nanograd_llm.settings import OTHER_NAMES, nearest
 
+PLACED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL  # given without an option
 RESUMING = "to go on with a run: nanograd-llm train --resume RUN"
 
 
@@ -99,7 +100,7 @@ def _fault(error: CycloptsError) -> str:
                 return f"{word} comes after --, where everything is text; put options before --, and the text last"
             return _too_many([word], error, command)
         names = [name for argument in error.argument_collection for name in argument.names]
-        return _unknown_option(word, [*names, "--help"], command)
+        return _unknown_option(word, [*names, "--help"], command, error.target)
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return _too_many(error.unused_tokens, error, command)
     if isinstance(error, RepeatArgumentError):
@@ -118,15 +119,31 @@ def _fault(error: CycloptsError) -> str:
     return str(error).rstrip(".")
 
 
-def _unknown_option(word: str, options: list[str], command: str) -> str:
-    """An unknown option; the nearest is suggested, for a single letter the only one that begins with it."""
+def flag_before(word: str, arguments: Sequence[str], known: Iterable[Any]) -> str:
+    """What to say of a word that was taken for a file, where it stands after an option without a value; "" elsewhere.
+
+    known: the arguments of the command, as cyclopts has them.
+    """
+    flags = {name for argument in known if bool in (argument.hint, *get_args(argument.hint)) for name in argument.names}
+    for flag in [before for before, after in zip(arguments, arguments[1:]) if after == word and before in flags]:
+        near = nearest(flag.strip("-"), OTHER_NAMES)
+        hint = f"did you mean --{near.replace('_', '-')}?" if near else f"leave {word} out"
+        return f"{flag} takes no value, and {word} is no file; {hint}"
+    return ""
+
+
+def _unknown_option(word: str, options: list[str], command: str, target: Callable[..., Any] | None = None) -> str:
+    """An unknown option; what was meant is suggested, for a single letter the only one that begins with it."""
     short = word.strip("-").lower()
     if short in ("resume", "continue"):
         return f"{word} is no option of {command}; {RESUMING}"
     names = {name.strip("-"): name for name in options if name.startswith("--")}
     first = [name for name in names if name[0] == short]
-    known = [name for name in names if not name.startswith("lora-")] if short == "lr" else names  # not --lora-rank
-    near = nearest(short, known) if word.startswith("--") else first[0] if len(first) == 1 else ""
+    places = [parameter.name for parameter in _kinds(target) if parameter.kind in PLACED]
+    near = nearest(short, [*places, *names]) if word.startswith("--") else first[0] if len(first) == 1 else ""
+    if near in places:
+        form = usage(command, target).removeprefix("Usage: ") if target else ""
+        return f"{word} is no option of {command}; give {near.upper()} without an option: {form}"
     if near:
         return f"{word} is no option of {command}; did you mean {names[near]}?"
     if word.startswith("--") and " " not in word:
@@ -134,8 +151,12 @@ def _unknown_option(word: str, options: list[str], command: str) -> str:
     return f"{_shown(word)} is no option of {command}; put a text that begins with a dash last, after --"
 
 
+def _kinds(target: Callable[..., Any] | None) -> Iterable[inspect.Parameter]:
+    return inspect.signature(target).parameters.values() if target is not None else ()
+
+
 def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
-    kinds = inspect.signature(error.target).parameters.values() if error.target is not None else ()
+    kinds = _kinds(error.target)
     takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
     options = [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     model = ", and a model with --model" if "model" in options else ""

@@ -600,6 +600,19 @@ def test_version_is_the_packages(capsys):
         (["train", "--stpes", "3"], 2, "--stpes is no option of train; did you mean --steps? See"),
         (["train", "text.txt", "--bogus", "1"], 2, "--bogus is no option of train; see nanograd-llm train --help\n"),
         (["train", "--lr", "3"], 2, "--lr is no option of train; did you mean --learning-rate? See"),
+        (["train", "--block-size", "3"], 2, "did you mean --context-length? See"),
+        (["train", "--block_size", "3"], 2, "did you mean --context-length? See"),
+        (["train", "--batch", "3"], 2, "did you mean --batch-size? See"),
+        (["train", "--max_iters", "3"], 2, "did you mean --steps? See"),
+        (["train", "--epochs", "3"], 2, "--epochs takes no value, and 3 is no file; did you mean --steps?"),
+        (["train", "--same-batch", "true"], 2, "--same-batch takes no value, and true is no file; leave true out"),
+        (["generate", "r", "--temp", "3"], 2, "did you mean --temperature? See"),
+        (["generate", "r", "--num_samples", "3"], 2, "did you mean --n? See"),
+        (
+            ["generate", "--model", "r"],
+            2,
+            "give MODEL without an option: nanograd-llm generate [OPTIONS] MODEL",
+        ),
         (["prepare", "text.txt", "-o", "x"], 2, "-o is no option of prepare; did you mean --out? See"),
         (["train", "--continue", "x"], 2, "no option of train; to go on with a run: nanograd-llm train --resume RUN"),
         (["resume", "runs/x"], 2, "'resume' is no command; to go on with a run: nanograd-llm train --resume RUN"),
@@ -653,6 +666,27 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_p
     _, err = printed(capsys)
     assert said in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "right"), [("eval", "{} text.txt"), ("generate", "{} < text.txt")])
+def test_a_file_before_the_model_is_refused_with_the_right_order(command, right, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the cat", encoding="utf-8")
+    assert main([command, "text.txt", str(run)]) == 2
+    assert f"MODEL comes first: nanograd-llm {command} {right.format(run)}\n" in printed(capsys)[1]
+
+
+def test_the_name_of_a_file_in_place_of_a_text_is_warned_of(run, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat", encoding="utf-8")
+    assert main(["classify", str(run), str(tmp_path / "text.txt")]) == 2  # as this run is no classifier
+    assert "text.txt is taken as a text, though there is a file of this name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["plot"], ["compare"], ["train", "--resume"]])
+def test_a_file_in_place_of_a_run_is_named_as_that(arguments, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat", encoding="utf-8")
+    assert main([*arguments, str(tmp_path / "text.txt")]) == 4
+    assert "text.txt: is a file; expected the folder of a run" in printed(capsys)[1]
 
 
 def test_an_unknown_lora_target_is_refused_before_the_text_is_read_with_the_near_name(run, tmp_path, capsys):
