@@ -68,9 +68,9 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(f"stopped early: {counted(run.config.patience or 0, 'score')} in a row were not better")
     if run.config.keep is not None and run.best in (saved := run.folder.checkpoints()):
         print(row("best", str(saved[run.best])))
-    if run.stopped_by is None:
-        for closing in filter(None, (remark, run.overfitting())):
-            print(written(closing))
+    # to train longer is no advice for a model that learns its data by heart
+    if run.stopped_by is None and (closing := run.overfitting() or remark):
+        print(written(closing))
     if run.stopped_by is not None:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")

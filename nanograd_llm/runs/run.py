@@ -315,7 +315,9 @@ class Run:
         The losses are on the same rows.
         """
         best, last = self.best, max(self.losses, default=0)
-        if best is None or not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
+        if best is None or not math.isfinite(self.losses[last]):
+            return ""
+        if not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""
         found = (
             f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), and is {self.losses[last]:.3f} now"

@@ -210,6 +210,7 @@ def test_the_class_of_every_task_is_complete(name):
             "the model of step 2 is .*/step-00000002.safetensors, --patience",
         ),
         ([2.0, 1.0, 1.02], {}, "^$"),
+        ([2.0, 1.0, float("inf")], {}, "^$"),
     ],
 )
 def test_a_run_says_at_its_end_that_the_held_out_loss_has_risen_and_what_helps(
