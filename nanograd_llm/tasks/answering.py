@@ -105,7 +105,7 @@ class Answering(TextTask):
     pairs: ClassVar[bool]  # does an example have a rejected answer?
     free: ClassVar[Collection[str]] = TRAINING_ONLY  # settings of the model that may differ from the start's
     most: ClassVar[tuple[int, int]]  # of the built-in questions: how many are learned and held out at most
-    used_by, builtin = "generate", "questions"
+    used_by, builtin = "chat", "questions"
     model_class: ClassVar[type[GPT]] = GPT
 
     @classmethod
@@ -164,7 +164,6 @@ class Answering(TextTask):
         self.digest = text_hash(repr(learned), repr(held_out))
         turns = max(len(one.turns) for one in learned)
         self.template = dataclasses.replace(own, turns=max(turns, own.turns if self.pairs else 1))
-        self.first = learned[0].turns[-1].instruction
         report("encoding the rows", 0)
         self.shortened = self.left_out = 0
         self.learned, self.held_out = self._fitting(learned), self._fitting(held_out)
@@ -313,12 +312,6 @@ class Answering(TextTask):
         if self.examples.file is None:
             return without_politeness(answer) == without_politeness(self.reference(row))
         return answer == self.reference(row)
-
-    def example(self) -> str:
-        """A question."""
-        if self.examples.file is None:
-            return "Sort 3 1 2."
-        return self.first.strip("- \n").partition("\n")[0] or "Hello"
 
     def save_beside(self, folder: Path) -> None:
         """Write the tokenizer, the hash of the data and the template."""

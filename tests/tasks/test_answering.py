@@ -356,6 +356,7 @@ def test_a_model_learns_the_wanted_answers_and_says_what_that_cost(nano: str, tm
     assert "step      0: held out reward accuracy 0.0 % (margin " in out
     assert "step     60: held out reward accuracy 100.0 % (margin " in out and "log p chosen -" in out
     assert "it answers yes" in out
+    assert f"\nNext:       nanograd-llm chat {run}\n" in out
     assert main(["generate", run, "Say yes 3."]) == 0
     assert capsys.readouterr().out == "yes\n"
     (tmp_path / "text.txt").write_text("Say yes 3.\n\nyes")
