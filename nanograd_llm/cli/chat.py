@@ -8,7 +8,7 @@ from typing import Any
 
 from nanograd_llm.cli.generate import SAMPLING
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, with_options
-from nanograd_llm.cli.terminal import keep_bytes_of_stdin, piped, written
+from nanograd_llm.cli.terminal import keep_bytes_of_stdin, piped, write_pieces
 from nanograd_llm.inference import Conversation, Dialogue
 from nanograd_llm.inference.sampling import strategy_of
 from nanograd_llm.settings import printable
@@ -65,8 +65,7 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
             continue
         with contextlib.closing(conversation.reply(line)) as reply:
             try:
-                for piece in reply:
-                    print(written(piece), end="", flush=True)
+                write_pieces(reply)
             except KeyboardInterrupt:
                 if not prompt:
                     raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from nanograd_llm.cli.options import NOTHING, Device, Given, Model, options, with_options
-from nanograd_llm.cli.terminal import text_or_piped, written
+from nanograd_llm.cli.terminal import text_or_piped, write_pieces
 from nanograd_llm.inference import Sampling, stream_text, write_texts
 from nanograd_llm.inference.sampling import PROSE, strategy_of
 from nanograd_llm.inference.writing import default_prompt, unescaped
@@ -85,12 +86,10 @@ def generate(
     begin = prompt if template is None else ""
     if n > 1:
         for number, text in enumerate(write_texts(loaded, tokenizer, [ids] * n, **settings), 1):
-            print(written(f"--- {number}\n{begin}{text}"), flush=True)
+            write_pieces([f"--- {number}\n{begin}{text}\n"])
     else:
         pieces = stream_text(loaded, tokenizer, ids, **settings)
-        print(written(begin + next(pieces, "")), end="", flush=True)  # an error comes before it
-        for piece in pieces:
-            print(written(piece), end="", flush=True)
+        write_pieces(itertools.chain([begin + next(pieces, "")], pieces))  # an error comes before the prompt
         print(flush=True)
     if "seed" not in sampling and strategy.temperature > 0:
         print(f"to get this text again, add --seed {strategy.seed}", file=sys.stderr)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nanograd_llm.settings import printable
 
+_WORD = re.compile(r"[^\S\n]*(\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+(?=[\s\u2e80-\uffff]))")
 LINE_EVERY = 10.0  # seconds between the lines of progress where there is no terminal
 
 
@@ -90,6 +92,39 @@ def warn_of_file(text: str) -> None:
 def written(text: str) -> str:
     """A text for stdout: `printable` if that is a terminal, unchanged if it is a file or a pipe."""
     return printable(text) if sys.stdout.isatty() else text
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """Print a text to stdout while it comes. On a terminal a line ends between words; each is shown when it is whole.
+
+    A word that is longer than a line is cut, and Chinese or Japanese after any character.
+    """
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        return
+    from rich.cells import cell_len
+
+    width, column, rest = shutil.get_terminal_size().columns, 0, ""
+
+    def write(part: str) -> None:
+        nonlocal column
+        if 0 < column and column + cell_len(part.rstrip("\n")) > width:
+            part, column = f"\n{part.lstrip(' ')}", 0
+        print(part, end="", flush=True)
+        column = 0 if part.endswith("\n") else column + cell_len(part.lstrip("\n"))
+
+    try:
+        for piece in pieces:
+            rest += printable(piece)
+            while found := _WORD.match(rest):
+                write(found[0])
+                rest = rest[found.end() :]
+            if cell_len(rest) > width:
+                write(rest)
+                rest, column = "", column % width
+    finally:  # also where Ctrl-C ends it
+        write(rest)
 
 
 def row(name: str, value: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nanograd_llm.cli.progress import _Lines, show
-from nanograd_llm.cli.terminal import waiting
+from nanograd_llm.cli.terminal import waiting, write_pieces
 from nanograd_llm.gradcheck import Report
 from nanograd_llm.runs.progress import Bar, shown
 from nanograd_llm.runs.run import Run, Scored
@@ -173,3 +173,25 @@ def test_the_time_of_what_is_done_runs_on_after_something_else_was_done(monkeypa
         assert made[0].tasks[0].finished
         tell("scoring", 0.25)
         assert not made[0].tasks[0].finished and made[0].tasks[0].completed == 0.25
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        (
+            ["The stat", "ement ", "is", " a", " statement.\n\n", "  An", "d"],
+            ["The", "statement", "is a", "statement.", "", "  And"],
+        ),
+        (["x", "yz" * 8, " and on"], ["xyzyzyzyzyzyzyzyz", "and on"]),
+        (["\u6f22\u5b57" * 4, "\u6f22 a"], ["\u6f22\u5b57" * 2 + "\u6f22", "\u5b57\u6f22\u5b57\u6f22 a"]),
+        (["a ten chr", "s and"], ["a ten chrs", "and"]),
+        ([], [""]),
+    ],
+)
+def test_on_a_terminal_a_text_that_is_generated_breaks_between_its_words(pieces, lines, monkeypatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", "10")
+    write_pieces(pieces)
+    assert screen.getvalue().split("\n") == lines

@@ -264,7 +264,7 @@ def test_a_model_learns_to_answer_and_to_end_and_its_template_goes_with_it(
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "held out exact match 100.0 % (answers that end 100.0 %, loss" in out
-    assert "reference  yes" in out and "it answers yes" in out and f"nanograd-llm generate {run} 'Say " in out
+    assert "reference  yes" in out and "it answers yes" in out and f"nanograd-llm chat {run}\n" in out
     assert template_beside(run) == Template("Q: {instruction}\nA:")
     assert main(["generate", run, "Say no 7."]) == 0
     assert capsys.readouterr().out == "no\n"
