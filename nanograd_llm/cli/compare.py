@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nanograd_llm.cli.terminal import row, written
+from nanograd_llm.cli.terminal import folded, row, written
 from nanograd_llm.settings import printable
 
 ABREAST = 3  # runs that are shown as columns, where the screen has room; more are rows
@@ -76,7 +76,7 @@ def compare(
         for number, name in enumerate(names):
             print(written(name))
             for key, values in {**settings, **found}.items():
-                print(f"  {written(key)}: {written(values[number])}")
+                print(folded(f"  {key}: {values[number]}"))
         settings = {}
     else:
         console.print(table)
@@ -86,7 +86,7 @@ def compare(
             own = [f"{key.partition('.')[2]}={values[number]}" for key, values in settings.items() if values[number]]
             print(row(name, ", ".join(own)))
     for remark in remarks(histories):
-        print(remark)
+        print(folded(remark))
     if svg is not None:
         write_atomically(svg, loss_picture(histories).encode())
         print(written(f"wrote {svg}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 from nanograd_llm.cli.options import Device, Model, Target
@@ -21,7 +20,7 @@ def look(model: Model, text: str, /, *, target: Target = (), html: Path | None =
         Write a page, with the attention of every head, such as look.html.
     """
     from nanograd_llm.backend.arrays import use_device
-    from nanograd_llm.cli.terminal import written
+    from nanograd_llm.cli.terminal import folded, written
     from nanograd_llm.files.atomic import write_atomically
     from nanograd_llm.runs.opening import open_model
     from nanograd_llm.see import trace
@@ -29,7 +28,6 @@ def look(model: Model, text: str, /, *, target: Target = (), html: Path | None =
     from nanograd_llm.see.look import text_of, visible
     from nanograd_llm.see.page import require_html
     from nanograd_llm.see.pictures import look_page
-    from nanograd_llm.settings import wrapped
     from nanograd_llm.tasks.registry import reading_of
 
     path = None if html is None else require_html(html)
@@ -41,10 +39,9 @@ def look(model: Model, text: str, /, *, target: Target = (), html: Path | None =
         return visible(reading.outputs(int(i)))
 
     if reading.remark:
-        print(written(reading.remark))
+        print(folded(reading.remark))
     columns = shutil.get_terminal_size((100, 24)).columns
-    shown = text_of(result, name, columns)
-    print(written(wrapped(shown, columns) if sys.stdout.isatty() else shown))
+    print(folded(text_of(result, name, columns)))
     if path is not None:
         write_atomically(path, look_page(result, f"{model}: {text}", name).encode())
         print(written(f"wrote {path}; open it in a browser"))

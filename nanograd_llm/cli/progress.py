@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nanograd_llm.backend.threads import pinned_blas
-from nanograd_llm.cli.terminal import row, written
+from nanograd_llm.cli.terminal import folded, row, written
 from nanograd_llm.runs.compare import sparkline
 from nanograd_llm.runs.progress import QUOTE, Bar, numbers
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
@@ -70,7 +70,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(row("best", str(saved[run.best])))
     # to train longer is no advice for a model that learns its data by heart
     if run.stopped_by is None and (closing := run.overfitting() or remark):
-        print(written(closing))
+        print(folded(closing))
     if run.stopped_by is not None:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")

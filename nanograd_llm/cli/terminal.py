@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from nanograd_llm.settings import printable
+from nanograd_llm.settings import printable, wrapped
 
 _WORD = re.compile(r"[^\S\n]*(\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+(?=[\s\u2e80-\uffff]))")
 LINE_EVERY = 10.0  # seconds between the lines of progress where there is no terminal
@@ -92,6 +92,11 @@ def warn_of_file(text: str) -> None:
 def written(text: str) -> str:
     """A text for stdout: `printable` if that is a terminal, unchanged if it is a file or a pipe."""
     return printable(text) if sys.stdout.isatty() else text
+
+
+def folded(text: str) -> str:
+    """As `written`, for sentences: on a terminal their lines end between words."""
+    return wrapped(printable(text), shutil.get_terminal_size().columns) if sys.stdout.isatty() else text
 
 
 def write_pieces(pieces: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nanograd_llm.cli.progress import _Lines, show
-from nanograd_llm.cli.terminal import waiting, write_pieces
+from nanograd_llm.cli.terminal import folded, waiting, write_pieces
 from nanograd_llm.gradcheck import Report
 from nanograd_llm.runs.progress import Bar, shown
 from nanograd_llm.runs.run import Run, Scored
@@ -195,3 +195,12 @@ def test_on_a_terminal_a_text_that_is_generated_breaks_between_its_words(pieces,
     monkeypatch.setenv("COLUMNS", "10")
     write_pieces(pieces)
     assert screen.getvalue().split("\n") == lines
+
+
+def test_on_a_terminal_a_remark_breaks_between_its_words_and_elsewhere_it_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stdout", screen)
+    assert folded("the held-out loss is higher now") == "the held-out loss is higher now"
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    assert folded("the held-out loss is higher now") == "the held-out loss is\n  higher now"
