@@ -34,8 +34,8 @@ def evaluate(
     ----------
     texts
         UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files (FILE.jsonl#FIELD
-        for another field than "text"), or - for standard input, as for train. Each file is a line of a table. Or a
-        folder that `nanograd-llm prepare` made, for its held-out part.
+        for another field than "text"), a column of a table as FILE.csv#COLUMN, or - for standard input, as for train.
+        Each file is a line of what is printed. Or a folder that `nanograd-llm prepare` made, for its held-out part.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.

@@ -31,7 +31,8 @@ def prepare(
     ----------
     sources
         What to read: UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files
-        (FILE.jsonl#FIELD for another field than "text"), or - for standard input.
+        (FILE.jsonl#FIELD for another field than "text"), a column of a table as FILE.csv#COLUMN, or - for standard
+        input.
     out
         The folder to make, which is new or empty.
     tokenizer

@@ -120,8 +120,9 @@ def train(
     ----------
     files
         What to learn from: a UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .gz or .jsonl
-        file (FILE.jsonl#FIELD for another field than "text"), - for standard input, several of these, or folders that
-        `nanograd-llm prepare` made. If not given: the reference manual that comes with Python.
+        file (FILE.jsonl#FIELD for another field than "text"), a column of a table as FILE.csv#COLUMN, - for standard
+        input, several of these, or folders that `nanograd-llm prepare` made. If not given: the reference manual that
+        comes with Python.
     config
         A TOML file of settings, in the form of a run's config.toml. The config.toml of a run makes the run again.
         Options override it.

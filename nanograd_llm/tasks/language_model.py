@@ -307,7 +307,7 @@ class LanguageModelling(TextTask):
         """The text, the tokenizer and the model."""
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
-        tables = [name for name in self.text.sources if str(name).lower().endswith((".csv", ".tsv"))]
+        tables = [name for name in map(str, self.text.sources) if name.lower().endswith((".csv", ".tsv"))]
         found = {
             "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nul_remark(self._nuls)}",
             "held out": f"{'' if self.text.is_prepared else f'its last {self.text.held_out:.0%}: '}{self._held_out}",
@@ -315,7 +315,8 @@ class LanguageModelling(TextTask):
             "model": self.sizes(),
         }
         if tables:
-            found["note"] = f"{tables[0]} is learned as plain text; --task classification learns its labels"
+            column = "" if tables[0].lower().endswith(".tsv") else f"{tables[0]}#COLUMN learns one column; "
+            found["note"] = f"{tables[0]} is learned as plain text; {column}--task classification learns its labels"
         return found
 
     def _shortage(self) -> str:

@@ -31,8 +31,8 @@ class TextSettings(Settings):
 
     file: str | None = setting(
         'A UTF-8 text, a folder, a pattern in quotes such as "docs/**/*.md", a .gz or .jsonl file (FILE.jsonl#FIELD '
-        'for another field than "text"), or - for standard input; Python\'s reference manual, or for masked-words '
-        "built-in sentences, if not given.",
+        'for another field than "text"), a column of a table as FILE.csv#COLUMN, or - for standard input; Python\'s '
+        "reference manual, or for masked-words built-in sentences, if not given.",
         default=None,
     )
     _: dataclasses.KW_ONLY

@@ -9,7 +9,6 @@ folder   a folder in it for each label, and a file in that for each text
 from __future__ import annotations
 
 import ast
-import csv
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, StorageError
 from nanograd_llm.files.atomic import storage_errors, write_atomically
+from nanograd_llm.files.csv import csv_rows
 from nanograd_llm.files.json import json_lines, read_json_file
 from nanograd_llm.settings import counted, listed, nearest, shown
 from nanograd_llm.text.corpora import read_text, warn_of_repeated, well_formed
@@ -73,7 +73,7 @@ def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str =
     elif kind == ".jsonl":
         rows = _of_objects(path, text, label)
     elif kind in (".csv", ".tsv"):
-        rows = _of_table(path, text, label, {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {})
+        rows = _of_table(path, text, label, kind == ".tsv")
     else:
         raise BadFileError(
             f"{path}: labelled texts come from a .csv, .tsv or .jsonl, or a folder with a folder for each label"
@@ -109,32 +109,11 @@ def load_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
     return names
 
 
-def _of_table(path: str | os.PathLike[str], text: str, label: str, form: dict[str, object]) -> Found:
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **form)  # type: ignore[arg-type]
-    line = 1  # where the row begins; quotes may hold ends of lines
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        between = next((sign for sign in ";\t|," if len(header) == 1 and sign in header[0]), "")
-        if between:
-            expected = "a tab" if form else "a comma; name it .tsv" if between == "\t" else "a comma"
-            raise BadFileError(f"{path}: has {between!r} between its columns; expected {expected}; save it so")
-        columns = [_column(name, header, f"{path}", True) for name in (text, label)]
-        line = rows.line_num + 1
-        for row in rows:
-            if row and len(row) != len(header):
-                raise BadFileError(
-                    f"{path}, line {line}: has {counted(len(row), 'column')}, and the header "
-                    f"{len(header)}; " + ("a text has no tab" if form else "put a text that holds a comma in quotes")
-                )
-            if row:
-                yield f"{path}, line {line}", row[columns[0]], row[columns[1]]
-            line = rows.line_num + 1
-    except csv.Error as error:
-        end = rows.line_num
-        of = f"; the row goes on to line {end:,}, so a quote may not be closed" if end > line else ""
-        raise BadFileError(
-            f"{path}, line {line}: {error}{of}; close each quote, and write a quote inside a text twice"
-        ) from error
+def _of_table(path: str | os.PathLike[str], text: str, label: str, tabs: bool) -> Found:
+    rows = csv_rows(io.StringIO(read_text(path), newline=""), str(path), tabs=tabs)
+    _, header = next(rows)
+    columns = [_column(name, header, f"{path}", True) for name in (text, label)]
+    yield from ((where, row[columns[0]], row[columns[1]]) for where, row in rows)
 
 
 def _column(name: str, header: list[str], where: str, is_table: bool) -> int:

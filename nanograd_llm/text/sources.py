@@ -11,12 +11,13 @@ import shlex
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from nanograd_llm.errors import BadFileError, ConfigError, StorageError
 from nanograd_llm.files.atomic import regular_file, require_complete, storage_errors
+from nanograd_llm.files.csv import csv_rows
 from nanograd_llm.files.json import BYTES_A_VALUE, MAX_ROW_VALUES, json_lines
 from nanograd_llm.settings import counted, listed
 from nanograd_llm.text.bpe import Report
@@ -41,7 +42,7 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
 
     source: a UTF-8 file; a folder, for all files in it and below; a pattern such as "docs/**/*.md"; "-" for standard
         input. A name that ends in .gz is unpacked; a name in .jsonl holds an object on each line, with its text under
-        "text", or under the name behind a #: see `with_field`.
+        "text", or under the name behind a #; of a .csv with a # only that column is read: see `with_field`.
     report: called with what is being read, and the share that is done.
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
@@ -137,13 +138,14 @@ def weighted(source: str) -> tuple[str, float | None]:
 
 
 def with_field(source: str) -> tuple[str, str]:
-    """A source and the field of its .jsonl files that holds the text, which is behind a #; "text" if there is none.
+    """A source and what is behind its #: the field of its .jsonl files, or the column of its .csv files, with the text.
 
-    >>> with_field("chats/*.jsonl#body"), with_field("chats.jsonl.gz"), with_field("notes#1.txt")
-    (('chats/*.jsonl', 'body'), ('chats.jsonl.gz', 'text'), ('notes#1.txt', 'text'))
+    >>> with_field("chats/*.jsonl#body"), with_field("chats.csv.gz#body"), with_field("notes#1.txt")
+    (('chats/*.jsonl', 'body'), ('chats.csv.gz', 'body'), ('notes#1.txt', ''))
     """
-    found = None if os.path.lexists(source) else re.fullmatch(r"(.+\.jsonl(?:\.gz)?)#([^/\\]+)", source, re.DOTALL)
-    return (found[1], found[2]) if found else (source, "text")
+    form = r"(.+\.(?:jsonl|csv)(?:\.gz)?)#([^/\\]+)"
+    found = None if os.path.lexists(source) else re.fullmatch(form, source, re.DOTALL)
+    return (found[1], found[2]) if found else (source, "")
 
 
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:
@@ -204,21 +206,29 @@ def _is_left_out(folder: str, leave_out: Callable[[str], object]) -> bool:
 
 
 def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
-    """The texts in one file, or parts of them.  field: of JSON lines"""
+    """The texts in one file, or parts of them.  field: of JSON lines, or of a table; "" for "text", or all of it"""
     with regular_file(path) as file:
         blocks = decoded_blocks(_unpacked(file, path) if path.endswith(".gz") else _read_blocks(file), path)
-        if not path.removesuffix(".gz").endswith(".jsonl"):
+        kind = os.path.splitext(path.removesuffix(".gz"))[1]
+        rows: Iterable[tuple[str, Mapping[str, object]]]
+        if kind == ".jsonl":
+            rows, field = json_lines(_lines(blocks), path), field or "text"
+        elif kind == ".csv" and field:
+            table = csv_rows((f"{line.decode()}\n" for line in _lines(blocks)), path)
+            header = next(table)[1]
+            rows = ((where, dict(zip(header, row))) for where, row in table)
+        else:
             yield from _parts(blocks, size)
             return
-        for where, row in json_lines(_lines(blocks), path):
-            if not isinstance(row.get(field), str):
+        for where, row in rows:
+            if not isinstance(text := row.get(field), str):
                 sizes = {name: len(value) for name, value in row.items() if isinstance(value, str)}
                 longest = max(sizes, key=sizes.__getitem__, default="FIELD")
                 raise BadFileError(
                     f'{where}: has no text under "{field}"; its fields are {listed([*row])}; name the one with the '
                     f"text behind a #: {path}#{longest}"
                 )
-            yield from _parts([row[field]], size)
+            yield from _parts([text], size)
 
 
 def _read_blocks(file: BinaryIO) -> Iterator[bytes]:

@@ -112,6 +112,21 @@ def test_a_missing_field_of_json_lines_is_refused_with_those_there_are(tmp_path)
     assert str(told.value).endswith(f"name the one with the text behind a #: {tmp_path}/a.jsonl#body")
 
 
+def test_a_column_of_a_table_is_a_text_for_each_row_if_it_is_named_and_the_table_one_text_otherwise(tmp_path):
+    rows = 'id,body\n1,"one,\n ""two"""\n\n2,zwei ö\n'
+    (tmp_path / "a.csv").write_text(rows, "utf-8")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + rows.replace("\n", "\r\n").encode()))
+    for name in ("a.csv#body", "b.csv.gz#body", "a*.csv#body"):
+        first, second = sources.documents(f"{tmp_path}/{name}")
+        assert first.replace("\r", "") == 'one,\n "two"' and second == "zwei ö"
+    assert read_source(f"{tmp_path}/a.csv") == rows
+    with pytest.raises(BadFileError, match=r'a.csv, line 2: has no text under "text"; its fields are .*a.csv#body$'):
+        read_source(f"{tmp_path}/a.csv#text")
+    (tmp_path / "c.csv").write_text(rows + "3,a,b\n", "utf-8")
+    with pytest.raises(BadFileError, match="c.csv, line 6: has 3 columns, and the header 2; put a text that holds a"):
+        read_source(f"{tmp_path}/c.csv#body")
+
+
 @pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "[" * 100_000])
 def test_a_json_line_without_text_is_named_by_its_number(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")

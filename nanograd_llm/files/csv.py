@@ -1,0 +1,43 @@
+"""Tables of text from files that are not trusted: .csv and .tsv."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+
+from nanograd_llm.errors import BadFileError
+from nanograd_llm.settings import counted
+
+
+def csv_rows(lines: Iterable[str], name: str, *, tabs: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """The header of a table, then its rows, each with "NAME, line 3", where it begins; blank lines are left out.
+
+    lines: each with its end. tabs: are there tabs between the columns, and no quotes?
+    Raises BadFileError, with the place, for another sign between the columns, and a row that does not fit the header.
+    """
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    rows = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
+    line = 1  # where the row begins; quotes may hold ends of lines
+    try:
+        header = [column.strip() for column in next(rows, [])]
+        between = next((sign for sign in ";\t|," if len(header) == 1 and sign in header[0]), "")
+        if between:
+            expected = "a tab" if tabs else "a comma; name it .tsv" if between == "\t" else "a comma"
+            raise BadFileError(f"{name}: has {between!r} between its columns; expected {expected}; save it so")
+        yield name, header
+        line = rows.line_num + 1
+        for row in rows:
+            if row and len(row) != len(header):
+                raise BadFileError(
+                    f"{name}, line {line}: has {counted(len(row), 'column')}, and the header "
+                    f"{len(header)}; " + ("a text has no tab" if tabs else "put a text that holds a comma in quotes")
+                )
+            if row:
+                yield f"{name}, line {line}", row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        end = rows.line_num
+        of = f"; the row goes on to line {end:,}, so a quote may not be closed" if end > line else ""
+        raise BadFileError(
+            f"{name}, line {line}: {error}{of}; close each quote, and write a quote inside a text twice"
+        ) from error
