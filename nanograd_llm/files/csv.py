@@ -15,8 +15,9 @@ def csv_rows(lines: Iterable[str], name: str, *, tabs: bool = False) -> Iterator
     lines: each with its end. tabs: are there tabs between the columns, and no quotes?
     Raises BadFileError, with the place, for another sign between the columns, and a row that does not fit the header.
     """
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    rows = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
+    rows = csv.reader(lines, strict=True)
+    if tabs:
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     line = 1  # where the row begins; quotes may hold ends of lines
     try:
         header = [column.strip() for column in next(rows, [])]
