@@ -88,21 +88,32 @@ def setting(
 class Settings:
     """Base class of settings: a derived class is a frozen dataclass whose fields are checked when it is made.
 
-    A field is a bool, int, float, str, or one of these and None, or tuple[str, ...] and None. Checks of several fields
-    together go into
-    `__post_init__`, after `super().__post_init__()`. Raises ConfigError that names the field, its value and what is
-    allowed, or the nearest field for an unknown name.
+    A field is a bool, int, float, str, tuple[str, ...], or one of these and None. Checks of several fields together go
+    into `__post_init__`, after `super().__post_init__()`. Raises ConfigError that names the field, its value and what
+    is allowed, or the nearest field for an unknown name; where the class is declared, for a field that is none of this.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # for type checkers: this is a dataclass
     setting_types: ClassVar[dict[str, tuple[type, bool]]]  # by field: its type, and whether it may be None
 
     def __init_subclass__(cls) -> None:
-        dataclasses.dataclass(frozen=True)(cls)
-        bases = reversed(cls.__mro__)  # typing.get_type_hints refuses the marker KW_ONLY in Python 3.10
-        hints = {name: hint for base in bases for name, hint in get_annotations(base, eval_str=True).items()}
-        kinds = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in dataclasses.fields(cls)}
-        cls.setting_types = {name: (kind[0], NoneType in kind) for name, kind in kinds.items()}
+        form = 'write NAME: TYPE = setting("what it means", default=VALUE)'
+        try:
+            dataclasses.dataclass(frozen=True)(cls)
+            bases = reversed(cls.__mro__)  # typing.get_type_hints refuses the marker KW_ONLY in Python 3.10
+            hints = {name: hint for base in bases for name, hint in get_annotations(base, eval_str=True).items()}
+        except (NameError, TypeError, ValueError) as error:  # such as a type that is not known, or a list as default
+            raise ConfigError(f"{cls.__name__}: {str(error).partition(': use ')[0]}; {form}") from None
+        cls.setting_types = {}
+        for field in dataclasses.fields(cls):
+            if "help" not in field.metadata:
+                raise ConfigError(f"{cls.__name__}.{field.name} is declared without setting(); {form}")
+            parts = get_args(hint := hints[field.name])
+            kind, *more = [one for one in parts if one is not NoneType] if NoneType in parts else [hint]
+            if more or kind not in (bool, int, float, str, tuple[str, ...]):
+                known = "bool, int, float, str, tuple[str, ...], or one of these | None"
+                raise ConfigError(f"{cls.__name__}.{field.name} has the type {hint}; expected {known}")
+            cls.setting_types[field.name] = kind, NoneType in parts
 
     def __new__(cls, *_: Any, **given: Any) -> Any:
         check_keys(given, cls.setting_types, cls.__name__)

@@ -231,3 +231,19 @@ KINDS = [ng.GPTConfig, ng.training.TrainConfig, TextConfig, ng.inference.Samplin
 def test_every_setting_has_its_help_in_a_sentence(kind: type[Settings]) -> None:
     helps = [field.metadata["help"] for field in dataclasses.fields(kind)]
     assert all(help[-1] == "." and len(help) > 5 for help in helps)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "said"),
+    [
+        ("int", 3, r"Mine.size is declared without setting\(\); write NAME: TYPE = setting"),
+        ("list", [], r"Mine: mutable default .* for field size is not allowed; write"),
+        ("Unknown", setting("Numbers.", default=3), "Mine: name 'Unknown' is not defined; write"),
+        (None, setting("Numbers.", default=3), "Mine: 'size' is a field but has no type annotation; write"),
+        (list[int], setting("Numbers.", default=None), r"Mine.size has the type list\[int\]; expected bool, int"),
+        (int | str, setting("Numbers.", default=3), "Mine.size has the type int | str; expected bool, int"),
+    ],
+)
+def test_a_field_that_cannot_be_a_setting_is_refused_where_its_class_is_declared(hint, value, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        type("Mine", (Settings,), {"__annotations__": {} if hint is None else {"size": hint}, "size": value})

@@ -19,12 +19,12 @@ from nanograd_llm.cli.progress import show
 from nanograd_llm.cli.terminal import row, waiting, written
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.models.gpt import PRESETS
-from nanograd_llm.runs.prepare import PREFIXED, prepare_run, prepare_task, resume_run
+from nanograd_llm.runs.prepare import prepare_run, prepare_task, resume_run
 from nanograd_llm.runs.run import Event
-from nanograd_llm.runs.tables import defaults_of, tables_of
+from nanograd_llm.runs.tables import PREFIXED, defaults_of, tables_of, task_of
 from nanograd_llm.settings import require_int
 from nanograd_llm.tasks.answering import Answering
-from nanograd_llm.tasks.registry import DEFAULT, complete_tasks, task_named
+from nanograd_llm.tasks.registry import DEFAULT, complete_tasks
 from nanograd_llm.tasks.task import Task
 
 SIZES = ", ".join(f"{name} {sizes['n_layer']} x {sizes['n_embd']}" for name, sizes in PRESETS.items())
@@ -77,7 +77,7 @@ def help_of(arguments: Sequence[str]) -> tuple[Callable[..., int], list[str]]:
     """
     words = [part for word in arguments for part in word.split("=", 1)]
     name = words[words.index("--task") + 1] if "--task" in words[:-1] else DEFAULT
-    task = task_named(name)
+    task = task_of(name)
     files = [kind.__dataclass_fields__["file"] for kind in task.tables.values() if "file" in kind.setting_types]
     page = functools.wraps(train)(lambda: 0)
     page.__doc__ = (train.__doc__ or "").replace(DEFAULT, name)

@@ -20,7 +20,7 @@ from nanograd_llm.nn import lora
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.runs.folder import RunFolder, require_writable
 from nanograd_llm.runs.run import Run, require_unfinished
-from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, check_tables, tables_of
+from nanograd_llm.runs.tables import HIGHER_RATE, HIGHEST_RATE, PREFIXED, check_tables, tables_of, task_of
 from nanograd_llm.settings import check_keys, check_settings, require_choice
 from nanograd_llm.tasks.answering import Answering
 from nanograd_llm.tasks.registry import DEFAULT, complete_tasks, task_named
@@ -47,7 +47,6 @@ CHANGEABLE = (
     "workers",
     "processes",
 )
-PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
 
 PathLike = str | os.PathLike[str]
 
@@ -302,7 +301,7 @@ def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[T
     if name is not None and content and name != found and {*content} - {"run", "train"}:
         raise ConfigError(f"task is {name}, but {file} is of the task {found}; leave one of them out")
     try:
-        return task_named(found if name is None else name)
+        return task_of(found if name is None else name)
     except ConfigError as error:
         if name is None:
             raise BadFileError(f"{file} [run]: {error}") from None

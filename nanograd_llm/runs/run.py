@@ -112,6 +112,8 @@ class Run:
         self.losses: dict[int, float] = {}  # on held-out data, by step
         self._lowest = math.inf  # loss of a step
         self.no_adapter = ""  # why the folder has no adapter in PEFT's form, where the model has adapters
+        if not hasattr(task, "model"):
+            raise ConfigError(f"the task {task.name} has no model; call super().__init__ in its __init__")
         if adapters is not None:
             if len(task.model.trainable_parameters()) < len(task.model.parameters()):
                 raise ConfigError("lora_rank freezes the model, and the task freezes some of it: leave one of them out")
@@ -412,6 +414,7 @@ class Run:
     def _sample(self, stop: StopRequest, *, last: bool = False) -> Iterator[Sampled]:
         sampled = np.errstate(all="ignore")(self.task.sample)
         if (sample := stop.interruptible(lambda: sampled(last=last or self.config.long_samples))) is not None:
+            require_type("the sample of a task", sample, Sample, "a Sample, or None")
             for name, content in sample.files.items():
                 self._stored(lambda: write_atomically(self.folder.path / name, content.encode()))  # noqa: B023
             text = f"{sample.title}:\n{sample.text}"

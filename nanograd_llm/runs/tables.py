@@ -8,13 +8,15 @@ from typing import Any
 from nanograd_llm.errors import BadFileError, ConfigError
 from nanograd_llm.nn.lora import LoRAConfig
 from nanograd_llm.settings import Settings, check_keys, check_settings, setting
-from nanograd_llm.tasks.registry import DEFAULT, TASKS
+from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 from nanograd_llm.tasks.task import Task
 from nanograd_llm.training.config import TrainConfig
 
 # The learning rate of adapters ÷ that of all weights, which suits LoRA (Schulman et al. 2025, "LoRA Without Regret").
 # Schulman et al. fit no model narrower than 1,000 channels; on nano a rate above HIGHEST_RATE spoils a classifier.
 HIGHER_RATE, HIGHEST_RATE = 10, 6e-3
+PREFIXED = {"lora": "lora_"}  # tables whose settings have other names among the options
+COMMAND = ("files", "config", "preset", "out", "resume", "show_batch", "device", "watch", "help")  # its other options
 
 
 class RunConfig(Settings):
@@ -67,6 +69,23 @@ class RunConfig(Settings):
 def tables_of(task: type[Task]) -> dict[str, type[Settings]]:
     """The kinds of settings that a run of this task has, by table, in the order of its config.toml."""
     return {"run": RunConfig, **task.tables, "train": TrainConfig, "lora": LoRAConfig}
+
+
+def task_of(name: str) -> type[Task]:
+    """The class of a task, as `task_named`. Raises ConfigError also where an option of it has a name that is taken."""
+    task = task_named(name)
+    tables: dict[str, type[Settings]] = {"run": RunConfig, "train": TrainConfig, "lora": LoRAConfig}
+    where: dict[str, str] = dict.fromkeys(COMMAND, "train itself")
+    for table, kind in [*tables.items(), *task.tables.items()]:
+        if table in task.tables and table in tables:
+            raise ConfigError(f"the task {name} has a table {table!r}, which every run has; give it another name")
+        for option in kind.setting_types.keys() - {*task.hidden.get(table, ())}:
+            option = f"{PREFIXED.get(table, '')}{option}"
+            if option in where:
+                own = f"{kind.__name__}.{option} of the task {name}"
+                raise ConfigError(f"{own} has a name that {where[option]} has already; rename it")
+            where[option] = f"[{table}]"
+    return task
 
 
 def defaults_of(task: type[Task]) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -18,12 +19,13 @@ from nanograd_llm.autograd.tensor import registry
 from nanograd_llm.backend.processes import CAN_FORK
 from nanograd_llm.cli import COMMANDS, main
 from nanograd_llm.cli.terminal import row
+from nanograd_llm.cli.train import train
 from nanograd_llm.cli.usage import as_typed
 from nanograd_llm.errors import StorageError
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
-from nanograd_llm.runs.prepare import PREFIXED, options_of
-from nanograd_llm.runs.tables import tables_of
+from nanograd_llm.runs.prepare import options_of
+from nanograd_llm.runs.tables import COMMAND, PREFIXED, tables_of
 from nanograd_llm.tasks.registry import TASKS, task_named
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
@@ -916,6 +918,10 @@ def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):
     config.write_text(config.read_text("utf-8").replace("n_head", "foo"), "utf-8")
     assert main(["info", str(tmp_path / "run")]) == 3
     assert printed(capsys)[1].count("config.toml") == 1
+
+
+def test_the_names_that_a_setting_of_a_task_cannot_have_are_those_of_train():
+    assert {*inspect.signature(train).parameters} - {"settings"} == {*COMMAND} - {"help"}
 
 
 def test_a_negative_seed_of_a_check_is_refused(capsys):

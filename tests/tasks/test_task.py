@@ -11,6 +11,7 @@ from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError
 from nanograd_llm.runs import Run
 from nanograd_llm.runs.prepare import prepare_run, resume_run
+from nanograd_llm.runs.tables import task_of
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.tasks import Score, Task, task_named
 from nanograd_llm.tasks.registry import TASKS, complete_tasks
@@ -105,7 +106,7 @@ def without(*names, **others):
 @pytest.mark.parametrize(
     ("bases", "attributes", "words"),
     [
-        ((), {}, r"is no Task; write class Mine\(Task\)"),
+        ((), {}, r"is no Task; write class NAME\(Task\)"),
         ((Task,), {}, "has no name, no tables, no model_class, no batch, no score; see Task"),
         ((Task,), without("score"), "has no score; see Task"),
         ((Task,), without(tables={}), 'has no "model" in its tables'),
@@ -117,12 +118,28 @@ def without(*names, **others):
             without(model_class=type("Old", (Line,), {"__init__": lambda self, config: None})),
             r": its model Old .* 'seed'; write def __init__\(self, config, \*, seed=None\)",
         ),
+        ((Task,), without(name=3), ": its name must be a str; got 3"),
+        ((Task,), without(tables=None), ": its tables must be a dict of Settings classes by table; got None"),
+        ((Task,), without(tables={"model": Line}), ": its tables must be a dict of Settings"),
+        ((Task,), without(model_class=lambda config: None), ": its model_class must be a class that is derived"),
+        ((Task,), without(hidden=["size"]), ": its hidden must be a dict of tuples of names by table"),
+        ((Task,), without(fresh=["size"]), ": its fresh must be a dict of settings by name"),
+        ((Task,), without(presets="small"), ": its presets must be a tuple of names; got 'small'"),
+        ((Task,), without(tuning={"rate": 1}), ": its tuning must be a Tuning, or None"),
+        ((Task,), without(used_by=None), ": its used_by must be a str, the name of a command"),
+        ((Task,), without(batch=np.ones(3)), r": its batch must be a method; .*; write def batch\(self, step\)"),
+        ((Task,), without(sample=lambda self: None), r": its sample .*; write def sample\(self, \*, last=False\)"),
     ],
 )
 def test_the_class_of_a_task_is_refused_by_what_it_lacks(regression, bases, attributes, words):
     regression(type("Mine", bases, attributes))
     with pytest.raises(ConfigError, match=f"the class Mine of the task regression ?{words}"):
         task_named("regression")
+    assert [task.name for task in complete_tasks()] == [name for name in TASKS if name != "regression"]
+
+
+def test_a_class_that_cannot_be_loaded_does_not_stop_the_other_tasks(regression):
+    regression("no_such_module Mine")
     assert [task.name for task in complete_tasks()] == [name for name in TASKS if name != "regression"]
 
 
@@ -139,6 +156,7 @@ class Bare(Line):
     ("attributes", "words"),
     [
         ({"tables": {"model": Sizes}}, "the task regression needs a value for width; give it"),
+        ({"__init__": lambda self, training, **parts: None}, "the task regression has no model; call super"),
         ({"model_class": Bare}, "the model Bare of the task regression has no config; write self.config = config"),
     ],
 )
@@ -182,9 +200,10 @@ def test_a_loss_that_is_no_number_is_never_the_best(regression, tmp_path):
     [
         ({"score": lambda self, rows=None: 0.5}, r"the score of a task must be a Score, such as Score\(.*; got 0.5"),
         ({"batch": lambda self, step: np.ones((8, 3))}, r"a batch must be a tuple of arrays, .*; got ndarray"),
+        ({"sample": lambda self, *, last=False: "it says"}, "the sample of a task must be a Sample, or None; got 'it"),
     ],
 )
-def test_a_batch_or_a_score_in_another_form_is_refused_with_the_form(regression, tmp_path, wrong, words):
+def test_a_batch_a_score_or_a_sample_in_another_form_is_refused_with_the_form(regression, tmp_path, wrong, words):
     regression(type("Mine", (Regression,), wrong))
     with pytest.raises(DtypeError, match=words):
         list(prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1}).train())
@@ -195,9 +214,17 @@ def test_what_is_no_task_is_refused(tmp_path):
         Run(tmp_path / "run", Line(LineConfig()))
 
 
+@pytest.mark.parametrize("option", ["steps", "out", "init", "watch", "lora_rank"])
+def test_a_setting_of_a_task_with_a_name_that_train_has_is_refused(regression, tmp_path, capsys, option):
+    own = {"__annotations__": {option: "int"}, option: setting("A number.", default=3)}
+    regression(type("Mine", (Regression,), {"tables": {"model": type("Own", (LineConfig,), own)}}))
+    assert main(["train", "--task", "regression", "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    assert f"Own.{option} of the task regression has a name that " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_the_class_of_every_task_is_complete(name):
-    assert task_named(name).name == name
+    assert task_of(name).name == name
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 import nanograd_llm as ng
 from nanograd_llm.cli import main
 from nanograd_llm.errors import BadFileError, ConfigError, IndexRangeError, ShapeError
-from nanograd_llm.runs.prepare import PREFIXED, options_of, prepare_run
-from nanograd_llm.runs.tables import tables_of
+from nanograd_llm.runs.prepare import options_of, prepare_run
+from nanograd_llm.runs.tables import PREFIXED, tables_of
 from nanograd_llm.tasks import TASKS, PairsConfig, Translation, grammar, task_named
 from nanograd_llm.training import TrainConfig
 
