@@ -19,8 +19,8 @@ def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", s
     """Take turns with a model: you write a line, it writes the next. An empty line adds nothing.
 
     Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text;
-    it does not answer questions. One that was trained on instructions answers them; it
-    sees as many earlier turns as a row of its training had.
+    it does not answer questions. One that was trained on instructions answers them. It sees as many earlier turns as
+    it was trained with.
 
     Parameters
     ----------

@@ -26,8 +26,8 @@ def evaluate(
 ) -> None:
     """Score a model on texts: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
-    Without a text, a run of any task is scored on what it held out. The interval is of 95 %, from resampled
-    blocks. With the tokenizer characters, which has no end-of-text token to put first, the first character is not
+    Without a text, a run of any task is scored on what it held out. The interval is a 95 % interval, from
+    resampled blocks. The tokenizer characters has no end-of-text token to put first, so the first character is not
     scored.
 
     Parameters

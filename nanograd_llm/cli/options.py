@@ -37,7 +37,7 @@ Labeller = Annotated[
 Encoder = Annotated[
     str,
     Parameter(
-        help="The folder of a run, or of a pretrained model, best of a BERT for sentences: such as MiniLM, a folder of "
+        help="The folder of a run, or of a pretrained model. A BERT for sentences is best, such as MiniLM: a folder of "
         "yours with the files of all-MiniLM-L6-v2."
     ),
 ]

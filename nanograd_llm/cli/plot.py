@@ -16,7 +16,7 @@ def plot(
     html: Path | None = None,
     png: Path | None = None,
 ) -> None:
-    """Show the curves of runs: loss, learning rate and norm of the gradient; of `train --watch` also its layers.
+    """Show the curves of runs: loss, learning rate and norm of the gradient; after `train --watch` also of its layers.
 
     Parameters
     ----------
