@@ -19,7 +19,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import to_host, xp
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.models.inputs import reaching_targets, real_tokens, token_ids
+from nanograd_llm.models.inputs import reaching_targets, real_tokens, token_ids, warn_of_shift
 from nanograd_llm.models.transformer import ShownByShapes, TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, Linear, normal
@@ -122,6 +122,7 @@ class EncoderDecoder(Module):
         target_in is start_id, then target without its last. label_smoothing acts while training only. Nothing is
         computed for the padding of the source, nor for what follows the last target that counts.
         """
+        warn_of_shift(target_in, target)
         with self.entered():
             real = reaching_targets(target_in, target)
             x = self.decode(target_in, *self.encode(source, packed=True), real=real)

@@ -18,7 +18,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import to_host
 from nanograd_llm.errors import ShapeError
-from nanograd_llm.models.inputs import reaching_targets, token_ids, warn_of_unshifted
+from nanograd_llm.models.inputs import reaching_targets, token_ids, warn_of_shift
 from nanograd_llm.models.transformer import Look, TransformerConfig, fresh, watch
 from nanograd_llm.nn.cache import KeyValueCache
 from nanograd_llm.nn.layers import Dropout, LayerNorm, normal
@@ -116,7 +116,7 @@ class GPT(Module):
         x = self.hidden(tokens, real=real)  # (B, T, C), or (N, C) where the rest reaches no target
         wanted = targets if real is None else to_host(array_of(targets))[real]
         loss: Tensor = ops.linear_cross_entropy(x, self.head_table, wanted)
-        warn_of_unshifted(tokens, targets)
+        warn_of_shift(tokens, targets)
         return loss
 
     def loss_costs(self, *batch: np.ndarray) -> np.ndarray:

@@ -54,25 +54,33 @@ def reaching_targets(tokens: Any, targets: Any) -> np.ndarray | None:
     return reaching if reaching.any() and not reaching.all() else None
 
 
-def warn_of_unshifted(tokens: Any, targets: Any) -> None:
-    """Warn where each target that counts is the token at its own place, and not the next one.  Both (B, T)
+def warn_of_shift(tokens: Any, targets: Any) -> None:
+    """Warn where the targets that count are the tokens at their own places, or those before, not the next.  Both (B, T)
 
     >>> import warnings
+    >>> ids = np.array([[5, 6, 7, 8]])
     >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warn_of_unshifted(np.array([[5, 6, 7]]), np.array([[6, 7, 8]]))
-    ...     warn_of_unshifted(np.array([[5, 6, 7]]), np.array([[5, 6, 7]]))
-    >>> len(caught)
-    1
+    ...     warnings.simplefilter("always")
+    ...     warn_of_shift(ids[:, :-1], ids[:, 1:])
+    ...     warn_of_shift(ids, ids)
+    ...     warn_of_shift(ids[:, 1:], ids[:, :-1])
+    >>> [str(warning.message).partition(",")[0] for warning in caught]
+    ['the targets are the tokens themselves', 'the targets are the tokens one place before']
     """
     ids, wanted = np.asarray(to_host(array_of(tokens))), np.asarray(to_host(array_of(targets)))
     if ids.shape != wanted.shape or ids.ndim != 2:
         return
     counted = wanted != IGNORE_INDEX
-    if (wanted == ids)[counted].all() and (ids[:, 1:] != wanted[:, :-1])[counted[:, :-1]].any():
+    if not (ids[:, 1:] != wanted[:, :-1])[counted[:, :-1]].any():
+        return
+    found = ""
+    if (wanted == ids)[counted].all():
+        found = "the targets are the tokens themselves, so the model learns only to copy"
+    elif counted[:, 1:].any() and (wanted[:, 1:] == ids[:, :-1])[counted[:, 1:]].all():
+        found = "the targets are the tokens one place before, as if the two were swapped"
+    if found:
         warnings.warn(
-            "the targets are the tokens themselves, so the model learns only to copy; the targets of a GPT are the "
-            "next tokens: tokens = ids[:, :-1] and targets = ids[:, 1:]",
-            stacklevel=3,
+            f"{found}; targets are the next tokens: tokens = ids[:, :-1] and targets = ids[:, 1:]", stacklevel=3
         )
 
 

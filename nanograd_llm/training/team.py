@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -112,8 +113,12 @@ def _interrupt(threads: Sequence[int]) -> None:
 
 
 def _copy_of(owner: object) -> object:
-    """The owner in the child process, where no mode of the caller, such as `no_grad`, is on."""
+    """The owner in the child process, where no mode of the caller, such as `no_grad`, is on.
+
+    Its warnings are not shown: the caller runs the same code on its own rows, and shows its own.
+    """
     forget_modes()
+    warnings.simplefilter("ignore")
     return owner
 
 

@@ -258,3 +258,13 @@ def test_what_the_model_cannot_take_is_refused(source: Any, target_in: Any, erro
 def test_a_size_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         EncoderDecoderConfig(**{**SIZES, field: value})
+
+
+@pytest.mark.filterwarnings("error")
+def test_targets_that_are_the_decoders_own_input_give_a_warning() -> None:
+    model = shaken()
+    model.loss(SOURCE, TARGET_IN, TARGET)
+    with pytest.warns(UserWarning, match="the targets are the tokens themselves"):
+        model.loss(SOURCE[:2], TARGET[:2], TARGET[:2])
+    with pytest.warns(UserWarning, match="the targets are the tokens one place before"):
+        model.loss(SOURCE[:2], TARGET[:2], TARGET_IN[:2])

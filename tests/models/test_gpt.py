@@ -575,3 +575,13 @@ def test_targets_that_are_not_shifted_give_a_warning(ignored: int) -> None:
         model.loss(ids, targets)
     model.loss(ids[:, :-1], ids[:, 1:])
     model.loss(ids[1:], ids[1:])  # one token again and again: also the next ones
+
+
+@pytest.mark.filterwarnings("error")
+def test_tokens_and_targets_in_each_others_place_give_a_warning() -> None:
+    model = GPT(GPTConfig(vocab_size=11, context_length=8, n_layer=1, n_head=2, n_embd=8), seed=0)
+    ids = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
+    with pytest.warns(UserWarning, match="the targets are the tokens one place before, as if the two were swapped"):
+        model.loss(ids[:, 1:], ids[:, :-1])
+    model.loss(ids[:, :1], ids[:, 1:2])  # of one place nothing can be said
+    model.loss(np.array([[1, 2, 1]]), np.array([[2, 1, 2]]))  # also the next ones

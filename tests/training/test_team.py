@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ class Owner:
         if who:
             raise IndexRangeError(f"worker {who} fails")
         return who
+
+    def warn(self, who: int) -> None:
+        warnings.warn(f"of worker {who}", stacklevel=1)
 
     def die(self, who: int) -> int:
         if who:
@@ -250,3 +254,11 @@ print(make_team(2))
 """
     answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert answer.stdout == "2 processes\n2 threads: another thread is running, 'busy'\n", answer.stderr
+
+
+@needs_fork
+def test_a_warning_is_given_once_and_not_by_each_process(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="of worker 0") as caught:
+        Processes(3).run(Owner().warn, [(0,), (1,), (2,)])
+    assert len(caught) == 1
+    assert "of worker" not in capfd.readouterr().err
