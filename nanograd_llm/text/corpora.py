@@ -7,8 +7,9 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, ShapeError, StorageError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.settings import counted, require_number, require_type
 
@@ -100,11 +101,13 @@ def warn_of_repeated(source: str | os.PathLike[str], rows: int, different: int) 
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """Split into (train, held out). held_out: the part of the characters, at the end, to keep for evaluation.
 
-    Raises ConfigError unless 0 < `held_out` < 1, ShapeError if either part would be empty.
+    Raises ConfigError unless 0 < `held_out` < 1, ShapeError if either part would be empty, DtypeError for the name of a
+    file.
 
     >>> split_text("0123456789")
     ('012345678', '9')
     """
+    require_text(text)
     require_number("held_out", held_out, 0, 1, below=True)
     if held_out == 0:
         raise ConfigError("held_out must be above 0; got 0, which leaves no text for evaluation; 0.1 is usual")
@@ -129,10 +132,19 @@ def save_hash(path: str | os.PathLike[str], digest: str, name: str) -> None:
     write_atomically(path, f"{digest}  {name}\n".encode("utf-8", "backslashreplace"))
 
 
+def require_text(text: Any) -> None:
+    """Raise DtypeError unless this is a str, and for the path of a file that exists: the text in it is meant."""
+    is_path = isinstance(text, os.PathLike) or (isinstance(text, str) and len(text) < 256 and "\n" not in text)
+    if is_path and "\0" not in os.fspath(text) and os.path.isfile(text):
+        name = os.fspath(text)
+        raise DtypeError(f"{name!r} is the name of a file, not its text; read it: ng.text.read_text({name!r})")
+    require_type("text", text, str, "a str")
+
+
 def texts_of(text: str | Iterable[str]) -> Iterable[str]:
-    """One text, or several, as several. Raises DtypeError for what is neither."""
+    """One text, or several, as several. Raises DtypeError as `require_text`, and for what is neither."""
     if isinstance(text, (str, bytes)) or not isinstance(text, Iterable):
-        require_type("text", text, str, "a str")
+        require_text(text)
         return [str(text)]
     return text
 

@@ -65,7 +65,12 @@ class Tokenizer(ABC):
         one.
         """
         if not isinstance(text, str):
-            raise DtypeError(f"encode takes a str, got {type(text).__name__}; decode bytes first")
+            remedy = (
+                "decode bytes first"
+                if isinstance(text, bytes)
+                else "ids are encoded already, and decode(ids) is their text"
+            )
+            raise DtypeError(f"encode takes a str, got {type(text).__name__}; {remedy}")
         text, whole = well_formed(text), self._whole_tokens(allow_special)
         if not whole:
             return self._encode_ordinary(text)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError
-from nanograd_llm.settings import listed, require_int, require_type, shown
+from nanograd_llm.settings import listed, require_int, shown
 from nanograd_llm.text.bpe import learn_merges
-from nanograd_llm.text.corpora import well_formed
+from nanograd_llm.text.corpora import require_text, well_formed
 from nanograd_llm.text.tokenizers import Tokenizer, require_size
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -95,7 +95,7 @@ class WordPieceTokenizer(Tokenizer):
         The five special tokens come first, then the characters of the text, and then what joining the most frequent
         pair of pieces makes, as in `bpe`, within words. Raises ConfigError where the characters are too many.
         """
-        require_type("text", text, str, "a str")
+        require_text(text)
         words = Counter(cls(SPECIAL, lowercase=lowercase).words(well_formed(text)))
         spelled = {word: [word[0], *(CONTINUES + character for character in word[1:])] for word in words}
         pieces = sorted({piece for word in spelled.values() for piece in word})

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanograd_llm.errors import ConfigError, IndexRangeError
-from nanograd_llm.settings import nearest, require_type, shown
+from nanograd_llm.settings import nearest, shown
+from nanograd_llm.text.corpora import texts_of
 from nanograd_llm.text.tokenizers import END_OF_TEXT, Tokenizer
 
 WORD = re.compile(r" ?\w+['’]?| ?[^\w\s]")
@@ -41,10 +42,9 @@ class WordTokenizer(Tokenizer):
         self._ids = {word: i for i, word in enumerate(self.words, 1)}
 
     @classmethod
-    def train(cls, texts: Iterable[str]) -> WordTokenizer:
+    def train(cls, texts: str | Iterable[str]) -> WordTokenizer:
         """The tokenizer of all words of these texts; what is encoded later may hold no others."""
-        require_type("texts", texts, Iterable, "texts")  # type: ignore[type-abstract]
-        return cls(sorted({word for text in texts for word in _cut(text)}))
+        return cls(sorted({word for text in texts_of(texts) for word in _cut(text)}))
 
     def _encode_ordinary(self, text: str) -> NDArray[np.int32]:
         words = _cut(text)

@@ -2,13 +2,24 @@
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanograd_llm.errors import BadFileError, ConfigError, ShapeError, StorageError
-from nanograd_llm.text import builtin_corpus, read_lines, read_text, split_text
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, ShapeError, StorageError
+from nanograd_llm.text import (
+    BPETokenizer,
+    CharTokenizer,
+    WordPieceTokenizer,
+    WordTokenizer,
+    builtin_corpus,
+    read_lines,
+    read_text,
+    split_text,
+)
 from nanograd_llm.text.corpora import well_formed
 
 
@@ -147,3 +158,15 @@ def test_a_file_without_lines_of_text_is_refused(content, said, tmp_path):
     (tmp_path / "lines.txt").write_bytes(content)
     with pytest.raises(BadFileError, match=said):
         read_lines(tmp_path / "lines.txt")
+
+
+def test_the_name_of_a_file_is_refused_where_a_text_is_expected(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("poem.txt").write_text("the cat sat")
+    takers: list[Any] = [split_text, CharTokenizer.train, WordTokenizer.train, WordPieceTokenizer.train]
+    for take in [*takers, BPETokenizer.train]:
+        for name in ("poem.txt", Path("poem.txt")):
+            with pytest.raises(DtypeError, match=r"is the name of a file.*ng.text.read_text\('poem.txt'\)"):
+                take(name)
+    assert split_text("other.txt") == ("other.tx", "t")
+    assert WordTokenizer.train("a cat").words == [" a", " cat"]

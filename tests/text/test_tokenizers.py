@@ -350,3 +350,8 @@ def test_a_stream_of_ids_gives_the_text_without_a_broken_character(text):
 
 def test_a_stream_that_ends_inside_a_character_gives_the_replacement_character():
     assert "".join(ByteTokenizer().decode_stream([104, 195])) == "h\N{REPLACEMENT CHARACTER}"
+
+
+def test_ids_given_to_encode_are_named() -> None:
+    with pytest.raises(DtypeError, match=r"encode takes a str, got list; ids are encoded already"):
+        ByteTokenizer().encode([1, 2])  # type: ignore[arg-type]
