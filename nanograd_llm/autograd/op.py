@@ -296,6 +296,8 @@ class Op:
             if now.checked:
                 self._check_output(y, arrays, static, where)
         if True not in needs or y.dtype.kind != "f":
+            if True in needs:
+                self._require_floats(inputs, needs)
             return Tensor._recorded(y, None)
         node = self._record(inputs, arrays, static, kept, needs, y)
         if is_traced:
@@ -305,6 +307,14 @@ class Op:
             if now.watcher is not None:
                 now.watcher(node, y, arrays, static, where)
         return Tensor._recorded(y, node)
+
+    def _require_floats(self, inputs: Sequence[Any], needs: tuple[bool, ...]) -> None:
+        for x, need in zip(inputs, needs):
+            if need and x.dtype.kind != "f":
+                raise DtypeError(
+                    f"{self.name} got a Tensor that requires a gradient, and whose .data was set to {x.dtype}; set it "
+                    "to floats: array.astype('float32')"
+                )
 
     def _in_single(self, inputs: Sequence[Any], arrays: Sequence[Any], static: dict[str, Any]) -> Any:
         """The op on float16, whose sums overflow and lose digits: computed in float32, then rounded.

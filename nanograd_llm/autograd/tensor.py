@@ -505,6 +505,19 @@ class Parameter(Tensor):
     def __init__(self, data: Any, requires_grad: bool = True, *, device: str | None = None):
         super().__init__(data, requires_grad, device=device)
 
+    if not TYPE_CHECKING:  # type checkers would think that a Parameter takes every attribute
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "data" and hasattr(self, "data") and self.requires_grad:
+                is_float = is_array(value) and value.dtype.kind == "f"
+                if not is_float or value.shape != self.shape:
+                    got = f"{value.dtype} of shape {value.shape}" if is_array(value) else f"a {type(value).__name__}"
+                    raise (ShapeError if is_float else DtypeError)(
+                        f"the .data of this Parameter is an array of floats of shape {self.shape}; got {got}; for "
+                        "another shape assign a new one, model.weight = ng.Parameter(array)"
+                    )
+            super().__setattr__(name, value)
+
 
 def _array_from(data: Any, float_dtype: np.dtype) -> np.ndarray:
     """A Python number or a list as an array. Floats get this dtype, but a list of arrays keeps that of its arrays."""

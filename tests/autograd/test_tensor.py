@@ -664,3 +664,24 @@ def test_jacobian_and_hessian_by_hand():
 def test_adding_at_places_names_the_op_that_does_it():
     with pytest.raises(DtypeError, match=r"np.add.at does not take a Tensor, .*; use ops.scatter\(values, index=ids"):
         np.add.at(np.zeros(3), np.array([0, 0]), Tensor([1.0, 2.0], requires_grad=True))
+
+
+@pytest.mark.parametrize("data", [np.ones(3, np.float32), np.ones(2, int), 3.0, np.float32(1)])
+def test_the_data_of_a_parameter_keeps_its_shape_and_stays_float(data):
+    x = Parameter([1.0, 2.0])
+    with pytest.raises(
+        (DtypeError, ShapeError), match=r"is an array of floats of shape \(2,\); got .*ng.Parameter\(array\)"
+    ):
+        x.data = data
+    x.data = np.ones(2)
+    assert x.dtype == np.float64
+    x.requires_grad = False
+    x.data = np.ones(3, int)
+
+
+def test_integers_set_as_the_data_of_a_leaf_are_named_when_an_op_gets_them():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    x.data = np.array([1, 2], np.int64)
+    with pytest.raises(DtypeError, match="multiply got a Tensor .* whose .data was set to int64"):
+        x * x
+    assert x.detach().dtype == np.int64
