@@ -23,7 +23,7 @@ from nanograd_llm.inference.likelihood import (
 from nanograd_llm.inference.sampling import NOT_FINITE
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.nn import Module
-from nanograd_llm.settings import counted, require_int
+from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
 
 
@@ -68,8 +68,12 @@ def evaluate(
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context.
     windows: score only this many windows, evenly spread and always the same; all if not given.
     progress: called with the share that is done, after each batch.
-    Raises ShapeError if the text is shorter than a window, NonFiniteError if the loss is not finite.
+    Raises ShapeError if the text is shorter than a window, NonFiniteError if the loss is not finite, DtypeError for
+    another kind of argument.
     """
+    call = "evaluate(model, ids, tokenizer, context_length=...)"
+    require_type("model", model, Module, f"a Module, as in {call}")
+    require_type("tokenizer", tokenizer, Tokenizer, f"a Tokenizer, as in {call}")  # type: ignore[type-abstract]
     require_int("batch_size", batch_size, 1)
     model.eval()
     stride = context_length if stride is None else stride

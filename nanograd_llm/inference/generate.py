@@ -19,7 +19,7 @@ from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
 from nanograd_llm.ops.layout import check_ids
-from nanograd_llm.settings import require_int, require_known
+from nanograd_llm.settings import require_int, require_known, require_type
 
 
 def generate(
@@ -119,6 +119,7 @@ def _window_start(n: int, context_length: int) -> int:
 
 def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
     """The prompts as checked arrays of ids, one per row."""
+    require_type("model", model, GPT, "a GPT, as in generate(model, ids)")
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], str)):
         raise DtypeError("a prompt is a row of ids, got a str; encode it first: tokenizer.encode(text)")
     several = len(prompts) > 0 and np.ndim(prompts[0]) > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, NanogradError, Tensor, nn
-from nanograd_llm.errors import ConfigError, NonFiniteError, ShapeError
+from nanograd_llm.errors import ConfigError, DtypeError, NonFiniteError, ShapeError
 from nanograd_llm.inference import evaluate, evaluate_text
 from nanograd_llm.text import ByteTokenizer, CharTokenizer
 
@@ -149,3 +149,10 @@ def test_memory_does_not_grow_with_the_number_of_windows() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6  # all windows together are 160 MB
+
+
+def test_arguments_of_evaluate_in_another_order_are_refused_with_the_call() -> None:
+    model, ids = Priced([1.0] * 256), BYTES.encode(TEXT)
+    for model_given, ids_given, tokenizer in ((ids, model, BYTES), (model, BYTES, ids), (BYTES, model, ids)):
+        with pytest.raises(DtypeError, match=r"evaluate\(model, ids, tokenizer, context_length=...\)"):
+            evaluate(model_given, ids_given, tokenizer, context_length=8)  # type: ignore[arg-type]

@@ -237,3 +237,5 @@ def test_arguments_of_sampling_and_texts_are_refused_with_what_to_write(write: A
     for text in ("The", ["The"]):
         with pytest.raises(DtypeError, match="got a str; encode it first"):
             write(gpt(), text)
+    with pytest.raises(DtypeError, match=r"model must be a GPT, as in generate\(model, ids\)"):
+        write([1], gpt())
