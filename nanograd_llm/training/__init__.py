@@ -1,7 +1,7 @@
 """Training: the learning rate, the optimizers, and a Trainer that shares each batch among workers.
 
-Read `schedule`, `sgd`, `flat`, `adamw`, `muon`, `team`, `workers`, `trainer`. Each name is loaded when it is first
-used.
+Read `schedule`, `optimizer`, `sgd`, `flat`, `adamw`, `muon`, `team`, `workers`, `trainer`. Each name is loaded
+when it is first used.
 """
 
 from typing import TYPE_CHECKING

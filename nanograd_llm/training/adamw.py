@@ -15,9 +15,9 @@ import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.kernels import on_gpu
-from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import require_known
-from nanograd_llm.training.flat import FlatParameters, at_step, require_one_each
+from nanograd_llm.training.flat import FlatParameters
+from nanograd_llm.training.optimizer import Optimizer, at_step
 
 
 class Rates(NamedTuple):
@@ -30,11 +30,12 @@ class Rates(NamedTuple):
     learning_rate: float
 
 
-class AdamW:
+class AdamW(Optimizer):
     """Optimizer over `parameters`; weight_decay (λ) acts on matrices and tables only.
 
     m and v are flat arrays in the layout of `flat`, as is the gradient that `update` takes; `step` takes a list of
-    gradients in the order of the parameters given. shared: see `FlatParameters`.
+    gradients in the order of the parameters given, and raises GraphError if a parameter left `flat`.
+    shared: see `FlatParameters`.
     """
 
     start = 0  # where in the flat layout v begins: in a subclass, after parameters that need none
@@ -51,22 +52,13 @@ class AdamW:
         **other: Any,
     ):
         require_known(other, type(self).__name__, "beta1 beta2 eps weight_decay", at_step)
-        self.order = list(parameters)
-        if not self.order:
-            raise NanogradError("AdamW got no parameters; give it model.parameters() of a model that has some")
+        super().__init__(parameters)
         self.flat = FlatParameters(self.order, shared=shared)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.m, self.v = self.flat.zeros(), self.flat.zeros(self.start)
         self.steps = 0
 
-    def step(self, gradients: Iterable[np.ndarray], learning_rate: float) -> None:
-        """Update every parameter. gradients: one for each parameter, in the order given.
-
-        Raises ShapeError if a gradient has another shape than its parameter, GraphError for one that is None or if a
-        parameter left `flat`.
-        """
-        gradients = list(gradients)
-        require_one_each(gradients, self.order)
+    def move(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
         by_id = {id(p): g for p, g in zip(self.order, gradients)}
         gradient = np.concatenate([by_id[id(p)].reshape(-1) for p in self.flat.parameters])
         self.share(0, 1, gradient, self.next_rates(learning_rate))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.backend.arrays import library
-from nanograd_llm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from nanograd_llm.errors import DeviceError, DtypeError, GraphError
 
 BLOCK = 2**15  # numbers at a time: a block's parameters, gradient, moments and scratch stay in the cache
 
@@ -73,22 +72,3 @@ class FlatParameters:
         """
         ends = np.cumsum([p.size for p in self.parameters]) - (self.size - len(array))
         return [array[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends) if end >= p.size]
-
-
-def at_step(name: str, value: Any) -> str:
-    """Where an optimizer gets the learning rate, in words; "" for another argument."""
-    is_rate = name in ("lr", "learning_rate")
-    return "the learning rate is given to each step: step(gradients, learning_rate)" if is_rate else ""
-
-
-def require_one_each(gradients: Sequence[Any], parameters: Sequence[Parameter]) -> None:
-    """Raise ShapeError unless there is a gradient of its shape for each parameter; GraphError for one that is None."""
-    for i, gradient in enumerate(gradients):
-        if gradient is None:
-            raise GraphError(
-                f"the gradient of parameter {i} is None: no backward has reached it since .grad was last set to None; "
-                "call loss.backward() before step"
-            )
-    shapes, expected = [np.shape(g) for g in gradients], [p.shape for p in parameters]
-    if shapes != expected:
-        raise ShapeError(f"the gradients have shapes {shapes}; expected one for each parameter, {expected}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
 from nanograd_llm.training.adamw import AdamW, Rates
+from nanograd_llm.training.optimizer import Optimizer
 
 MOMENTUM, SCALE = 0.95, 0.2
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from 0.01 to 1 come between 0.68 and 1.14
@@ -56,11 +57,12 @@ class Muon(AdamW):
     """
 
     def __init__(self, parameters: Sequence[Parameter], *, matrices: Collection[Parameter], **settings: Any):
-        by_muon = {id(parameter) for parameter in matrices}
-        self.start = sum(p.size for p in parameters if id(p) in by_muon)  # behind them are AdamW's parameters
+        Optimizer.__init__(self, parameters)  # checks them
+        by_muon, order = {id(parameter) for parameter in matrices}, self.order
+        self.start = sum(p.size for p in order if id(p) in by_muon)  # behind them are AdamW's parameters
         # first in the flat layout, so that the rest is one range
-        super().__init__(sorted(parameters, key=lambda p: id(p) not in by_muon), **settings)
-        self.order = list(parameters)
+        super().__init__(sorted(order, key=lambda p: id(p) not in by_muon), **settings)
+        self.order = order
         count = sum(id(p) in by_muon for p in self.flat.parameters)
         self.matrices = self.flat.parameters[:count]
         # large and small ones in turn, for workers that take every second one, third one, ...

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import require_known, require_number
-from nanograd_llm.training.flat import at_step, require_one_each
+from nanograd_llm.training.optimizer import Optimizer, at_step
 
 
-class SGD:
+class SGD(Optimizer):
     """Optimizer over these parameters, updated in place. momentum: μ; weight_decay: λ, on every parameter.
 
     `step` takes a list of gradients in the order of the parameters, as AdamW's does.
@@ -30,19 +29,12 @@ class SGD:
         require_known(other, "SGD", "momentum weight_decay", at_step)
         require_number("momentum", momentum, 0, 1, below=True)
         require_number("weight_decay", weight_decay, 0)
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise NanogradError("SGD got no parameters; give it model.parameters() of a model that has some")
+        super().__init__(parameters)
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.velocities = [np.zeros_like(p.data) for p in self.parameters]
+        self.velocities = [np.zeros_like(p.data) for p in self.order]
 
-    def step(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
-        """Update every parameter. gradients: one for each parameter, in the order given.
-
-        Raises ShapeError if a gradient has another shape than its parameter, GraphError for one that is None.
-        """
-        require_one_each(gradients, self.parameters)
-        for p, velocity, gradient in zip(self.parameters, self.velocities, gradients):
+    def move(self, gradients: Sequence[np.ndarray], learning_rate: float) -> None:
+        for p, velocity, gradient in zip(self.order, self.velocities, gradients):
             velocity *= self.momentum
             velocity += gradient
             velocity += self.weight_decay * p.data

@@ -13,13 +13,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanograd_llm.autograd.checked import require_finite
 from nanograd_llm.autograd.modes import checked
 from nanograd_llm.backend.arrays import allow_tf32, device_of, to_device, to_host
+from nanograd_llm.backend.lazy import absent
 from nanograd_llm.backend.processes import deferred_ctrl_c
 from nanograd_llm.backend.threads import keep_heap
 from nanograd_llm.errors import BadFileError, DeviceError, GraphError, NanogradError, NonFiniteError
@@ -35,6 +36,10 @@ from nanograd_llm.training.team import Processes, make_team
 from nanograd_llm.training.workers import Workers
 
 Batches = Callable[[int], Sequence[Any]]
+_INSTEAD = {  # PyTorch's and Keras's name -> what to use
+    **dict.fromkeys(("fit", "train"), "step(tokens, targets) for each batch, or run(batches) for all steps"),
+    **dict.fromkeys(("zero_grad", "backward"), "step(tokens, targets), which does it"),
+}
 MOMENTS = ("adamw.m.", "adamw.v.", "muon.u.")  # before the name of a parameter that is trained, in a state
 
 
@@ -120,6 +125,11 @@ class Trainer:
 
     def __repr__(self) -> str:
         return f"Trainer({type(self.model).__name__}, step {self.steps_done} of {self.config.steps}, {self.workers})"
+
+    if not TYPE_CHECKING:  # type checkers would think that a Trainer has every attribute
+
+        def __getattr__(self, name: str) -> None:
+            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
 
     def step(self, *batch: Any) -> float:
         """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows

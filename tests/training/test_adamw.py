@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanograd_llm import NanogradError, Parameter
+from nanograd_llm import NanogradError, Parameter, nn
 from nanograd_llm.errors import DtypeError, GraphError, ShapeError, SignatureError
-from nanograd_llm.training import SGD, AdamW, clip_by_global_norm
+from nanograd_llm.training import SGD, AdamW, Muon, clip_by_global_norm
 from nanograd_llm.training.flat import BLOCK, FlatParameters
 
 SHAPES = [(5,), (4, 3), (), (2, 3, 2), (1, 7), (3,)]
@@ -213,3 +214,25 @@ def test_a_gradient_that_is_missing_and_an_unknown_argument_are_said(kind: Any) 
         kind(parameters(shapes=[(2,), (3,)])).step([np.zeros(2), None], 0.1)
     with pytest.raises(SignatureError, match=r"has no argument lr=; .* step\(gradients, learning_rate\)"):
         kind(parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD, functools.partial(Muon, matrices=[])])
+def test_what_pytorch_would_take_is_refused_with_what_to_write(kind: Any) -> None:
+    model = nn.Linear(2, 3)
+    for given in (model, model.named_parameters(), {"weight": model.weight}, "weight", 3, [model]):
+        with pytest.raises(DtypeError, match=r"takes a list of Parameters; got .*\(model.parameters\(\)\)$"):
+            kind(given)
+    with pytest.raises(DtypeError, match=r"got Parameter; write .*\(\[table\]\)$"):
+        kind(model.weight)
+    optimizer = kind(model.parameters())
+    grads = [np.ones_like(p.data) for p in model.parameters()]
+    for args, named in (((), {}), ((grads,), {}), ((0.1,), {}), ((), {"lr": 0.1}), ((model, 0.1), {})):
+        with pytest.raises(
+            SignatureError, match=r"write step\(\[p.grad for p in model.parameters\(\)\], learning_rate"
+        ):
+            optimizer.step(*args, **named)
+    with pytest.raises(DtypeError, match="gradient of parameter 0 is a Tensor"):
+        optimizer.step(model.parameters(), 0.1)
+    with pytest.raises(AttributeError, match=r"use model.zero_grad\(\)"):
+        optimizer.zero_grad()
+    optimizer.step(iter(grads), learning_rate=0.1)

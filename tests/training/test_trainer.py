@@ -786,3 +786,11 @@ def test_the_first_step_after_the_schedule_warns(schedule: str, count: int) -> N
             trained.step(*batches(step))
     words = "step 4 of 3: the schedule is over, and the learning rate stays at 0.01; give TrainConfig more steps"
     assert [str(warning.message) for warning in told] == [words] * count
+
+
+@pytest.mark.parametrize("name", ["fit", "train"])
+def test_a_name_of_another_library_is_refused_with_what_to_use(name: str) -> None:
+    trainer = Trainer(nn.Linear(2, 3))
+    with pytest.raises(AttributeError, match=rf"has no attribute '{name}'; use step\(tokens, targets\)"):
+        getattr(trainer, name)
+    assert not hasattr(trainer, "anything")
