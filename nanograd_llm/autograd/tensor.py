@@ -10,7 +10,7 @@ import functools
 import operator
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -578,14 +578,17 @@ def grad(
     if other:
         raise SignatureError(f"grad has no argument {', '.join(other)}; it takes cotangent=, retain_graph= and out=")
     if not isinstance(y, Tensor):
+        call = "; write ng.grad(f(x), x), or ng.value_and_grad(f)(x)" if callable(y) else ""
         raise GraphError(
-            f"grad differentiates a Tensor; got a {type(y).__name__}" + (f"; {_TWICE}" if is_array(y) else "")
+            f"grad differentiates a Tensor; got a {type(y).__name__}" + (f"; {_TWICE}" if is_array(y) else call)
         )
     single = isinstance(wrt, Tensor)
-    targets: list[Tensor] = [wrt] if single else list(wrt)
+    targets = _targets("grad", wrt)
     for target in targets:
-        if not isinstance(target, Tensor) or not target.requires_grad:
+        if not target.requires_grad:
             raise GraphError(f"grad is taken with respect to Tensors that require a gradient; got {target!r}")
+    if single and y.is_leaf and y.requires_grad and not wrt.is_leaf:
+        raise GraphError("grad got a leaf first, and a computed Tensor second; to differentiate y, write ng.grad(y, x)")
     retain = modes().higher_order if retain_graph is None else retain_graph
     origins = [origin(target) for target in targets]
     places = {} if out is None else _places_for(targets, out)
@@ -605,6 +608,28 @@ def grad(
         handed_out.add(id(gradient))
         gradients.append(gradient)
     return gradients[0] if single else gradients
+
+
+def _targets(name: str, wrt: Any) -> list[Tensor]:
+    """`wrt` as a list. Raises GraphError unless it is a Tensor or has only Tensors, also in lists."""
+    is_single = isinstance(wrt, Tensor) or is_array(wrt) or not isinstance(wrt, Iterable)
+    targets: list[Any] = [wrt] if is_single else [*wrt]
+    for target in targets:
+        if isinstance(target, (list, tuple)):
+            _targets(name, target)
+        elif not isinstance(target, Tensor):
+            call = f"{name}({'loss' if name == 'grad' else 'f'}, "
+            raise GraphError(
+                f"{name} is taken with respect to Tensors that require a gradient; got {type(target).__name__}; write "
+                f"{call}x) for a Tensor x, or {call}model.parameters())"
+            )
+    return targets
+
+
+def _require_function(call: str, f: Any) -> None:
+    if not callable(f):
+        name = call.partition("(")[0]
+        raise DtypeError(f"{name} takes a function of Tensors first; got {type(f).__name__}; write ng.{call}")
 
 
 def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor, Array]:
@@ -638,8 +663,10 @@ def value_and_grad(
     detached, except under `higher_order()`.
     """
 
-    if wrt is not None and not isinstance(wrt, Tensor):
-        wrt = list(wrt)  # a generator could be used only once
+    _require_function("value_and_grad(f, x)(...), or ng.value_and_grad(f)(x)", f)
+    if wrt is not None:
+        targets = _targets("value_and_grad", wrt)  # a list, as a generator could be used only once
+        wrt = wrt if isinstance(wrt, Tensor) else targets
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -693,6 +720,7 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
 
     f maps a Tensor to a Tensor; x is converted to a leaf.
     """
+    _require_function("jacobian(f, x)", f)
     leaf = Tensor(x, requires_grad=True)
     return _rows_of_jacobian(f(leaf), leaf)
 
@@ -703,6 +731,7 @@ def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
     >>> hessian(lambda x: x[0] * x[0] * x[1], [3.0, 5.0]).tolist()
     [[10.0, 6.0], [6.0, 0.0]]
     """
+    _require_function("hessian(f, x)", f)
     leaf = Tensor(x, requires_grad=True)
     with higher_order():
         gradient = grad(_require_scalar(f(leaf), "hessian"), leaf)
@@ -725,6 +754,12 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     f takes the inputs as Tensors and returns a scalar Tensor. Returns one array for each input; the Hessian is never
     built. Raises ShapeError if a vector does not have the shape of its input.
     """
+    _require_function("hvp(f, [x], [v])", f)
+    for given in (inputs, vectors):
+        if not isinstance(given, Sequence):
+            raise DtypeError(
+                f"hvp takes lists of inputs and vectors; got {type(given).__name__}; write ng.hvp(f, [x], [v])"
+            )
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     expected, found = [leaf.shape for leaf in leaves], [np.shape(array_of(v)) for v in vectors]
     if found != expected:

@@ -7,8 +7,22 @@ import math
 import numpy as np
 import pytest
 
-from nanograd_llm import Tensor, checked, grad, higher_order, hvp, keep, no_grad, op, ops, value_and_grad
-from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm import (
+    Tensor,
+    checked,
+    grad,
+    hessian,
+    higher_order,
+    hvp,
+    jacobian,
+    keep,
+    nn,
+    no_grad,
+    op,
+    ops,
+    value_and_grad,
+)
+from nanograd_llm.errors import DtypeError, GraphError, ShapeError
 
 
 def leaf(values, dtype=np.float64):
@@ -276,3 +290,31 @@ def test_checked_mode_tests_second_derivatives():
     with higher_order(), checked():
         first = grad((x * x * x).sum(), x)
         np.testing.assert_array_equal(grad(first.sum(), x).data, [6, 12])
+
+
+@pytest.mark.parametrize(
+    ("differentiate", "call"),
+    [
+        (lambda x, y, f: value_and_grad(y, x), r"got Tensor; write ng.value_and_grad\(f, x\)"),
+        (lambda x, y, f: value_and_grad(x, f), r"got Tensor; write ng.value_and_grad\(f, x\)"),
+        (lambda x, y, f: jacobian(y, x), r"got Tensor; write ng.jacobian\(f, x\)"),
+        (lambda x, y, f: hessian(x, f), r"got Tensor; write ng.hessian\(f, x\)"),
+        (lambda x, y, f: hvp(y, [x], [x]), r"got Tensor; write ng.hvp\(f, \[x\], \[v\]\)"),
+        (lambda x, y, f: hvp(f, x, x), r"takes lists .*got Tensor; write ng.hvp\(f, \[x\], \[v\]\)"),
+        (lambda x, y, f: grad(f, x), r"got a function; write ng.grad\(f\(x\), x\)"),
+        (lambda x, y, f: grad(x, y), r"got a leaf first, .*write ng.grad\(y, x\)"),
+        (lambda x, y, f: grad(y, nn.Linear(1, 1)), r"got Linear; write grad\(loss, x\).*model.parameters\(\)\)$"),
+        (lambda x, y, f: grad(y, 3), r"got int; write"),
+        (lambda x, y, f: grad(y, [x, np.ones(2)]), r"got ndarray; write"),
+        (lambda x, y, f: value_and_grad(f, nn.Linear(1, 1)), r"got Linear; write value_and_grad\(f, x\)"),
+        (lambda x, y, f: value_and_grad(f, np.ones(2)), r"got ndarray; write"),
+    ],
+)
+def test_swapped_and_unfit_arguments_are_refused_at_the_call_with_the_right_one(differentiate, call):
+    x = leaf([1.0, 2.0])
+
+    def f(x):
+        return (x * x).sum()
+
+    with pytest.raises((DtypeError, GraphError), match=call):
+        differentiate(x, f(x), f)
