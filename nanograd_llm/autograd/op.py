@@ -89,7 +89,7 @@ class Op:
         self.variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
         self.inputs = [p.name for p in parameters if p.kind is not kinds.KEYWORD_ONLY]
         self.required = sum(p.default is kinds.empty for p in parameters if p.kind is not kinds.KEYWORD_ONLY)
-        self.constants = frozenset(constants)
+        self.constants = self._checked_constants(constants)
         self.static_defaults = {p.name: p.default for p in parameters if p.kind is kinds.KEYWORD_ONLY}
         self.wants_needs = self.static_defaults.pop("needs", None) is not None
         self._constant_places = frozenset(i for i, name in enumerate(self.inputs) if name in self.constants)
@@ -117,6 +117,17 @@ class Op:
         """May the op have broadcast its input number i from `shape` to `whole`, which NumPy could do?"""
         name = self.inputs[0] if self.variadic else self.inputs[i]
         return self.shape_line.broadcasts(name, shape, whole, beside=self.variadic)
+
+    def _checked_constants(self, constants: Any) -> frozenset[str]:
+        is_several = isinstance(constants, Iterable) and not isinstance(constants, str)
+        names = [*constants] if is_several else [constants]
+        if not is_several or any(name not in self.inputs for name in names):
+            form = f"constants=({self.inputs[-1]!r},)"
+            raise SignatureError(
+                f"op {self.name}: constants is a tuple of inputs ({', '.join(self.inputs)}), such as {form}; got "
+                f"{constants!r:.100}"
+            )
+        return frozenset(names)
 
     def _require_cases(self) -> None:
         """Raise SignatureError where `samples` or `domain` is in another form."""
@@ -485,6 +496,11 @@ class Op:
             if not needs[i]:
                 continue
             if not isinstance(gradient, np.ndarray):
+                if isinstance(gradient, Tensor) and not higher_order:
+                    raise GraphError(
+                        f"the rule of {self.name} returned a Tensor for {self.input_name(i)}; return an array, made of "
+                        "the arrays that the rule receives"
+                    )
                 gradient = as_array(gradient, cotangent)
                 if not hasattr(gradient, "dtype"):
                     raise GraphError(

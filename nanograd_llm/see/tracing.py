@@ -163,7 +163,9 @@ def _on_read_only_arrays(f: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(f, types.FunctionType):
         return f
     shown = {name: read_only(x) if isinstance(x, np.ndarray) else x for name, x in f.__globals__.items()}
-    return types.FunctionType(f.__code__, shown, f.__name__, f.__defaults__, f.__closure__)
+    copied = types.FunctionType(f.__code__, shown, f.__name__, f.__defaults__, f.__closure__)
+    copied.__kwdefaults__ = f.__kwdefaults__
+    return copied
 
 
 def table(calls: Any) -> str:

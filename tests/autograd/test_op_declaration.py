@@ -177,6 +177,23 @@ def test_a_constant_input_needs_no_adjoint():
     assert made.differentiable == ["x"]
 
 
+@pytest.mark.parametrize("constants", ["w", ("v",), ["x", "v"], None, 1])
+def test_constants_that_are_no_tuple_of_inputs_are_refused(constants):
+    with pytest.raises(
+        SignatureError, match=r"constants is a tuple of inputs \(x, w\), such as constants=\('w',\); got"
+    ):
+        declare("x (*), w (*) -> y (*)", adjoint="x̄ = ȳ*w", constants=constants)
+
+
+def test_a_rule_that_returns_a_tensor_is_named_and_told_to_return_an_array():
+    made = with_rule(lambda dy, x, w: (dy * w, Tensor(dy * x)))
+    x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    with pytest.raises(GraphError, match="the rule of made returned a Tensor for w; return an array"):
+        grad(made(x, w).sum(), [x, w])
+    with higher_order():
+        assert isinstance(grad(made(x, w).sum(), w), Tensor)
+
+
 def test_an_argument_called_y_is_refused():
     def masked(x, y):
         return x

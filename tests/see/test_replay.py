@@ -261,8 +261,8 @@ def test_an_exercise_may_be_a_function_whose_error_is_printed(capsys) -> None:
     def exercise_1_backward():
         raise ValueError("mine")
 
-    def solution_1_backward():
-        return np.array(6.0)
+    def solution_1_backward(*, slope=6.0):
+        return np.array(slope)
 
     assert not trace.check({"x": exercise_1_backward}) and trace.check({"x": solution_1_backward})
     assert capsys.readouterr().out == "Exercise 1: not yet right: mine\nSolution 1: right\n  exact, to the last bit\n"
