@@ -321,7 +321,7 @@ class Op:
 
     def _require_floats(self, inputs: Sequence[Any], needs: tuple[bool, ...]) -> None:
         for x, need in zip(inputs, needs):
-            if need and x.dtype.kind != "f":
+            if need and x.dtype.kind not in "fc":
                 raise DtypeError(
                     f"{self.name} got a Tensor that requires a gradient, and whose .data was set to {x.dtype}; set it "
                     "to floats: array.astype('float32')"

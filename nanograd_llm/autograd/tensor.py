@@ -509,7 +509,7 @@ class Parameter(Tensor):
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "data" and hasattr(self, "data") and self.requires_grad:
-                is_float = is_array(value) and value.dtype.kind == "f"
+                is_float = is_array(value) and value.dtype.kind in "fc"  # complex steps set complex numbers
                 if not is_float or value.shape != self.shape:
                     got = f"{value.dtype} of shape {value.shape}" if is_array(value) else f"a {type(value).__name__}"
                     raise (ShapeError if is_float else DtypeError)(

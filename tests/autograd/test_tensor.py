@@ -673,6 +673,7 @@ def test_the_data_of_a_parameter_keeps_its_shape_and_stays_float(data):
         (DtypeError, ShapeError), match=r"is an array of floats of shape \(2,\); got .*ng.Parameter\(array\)"
     ):
         x.data = data
+    x.data = np.ones(2, complex)  # as a gradient check by complex steps does
     x.data = np.ones(2)
     assert x.dtype == np.float64
     x.requires_grad = False
