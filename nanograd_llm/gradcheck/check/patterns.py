@@ -168,8 +168,10 @@ def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray)
             kept = np.zeros_like(v)
             where = tuple(index if axis in axes else slice(None) for axis in range(y.ndim))
             kept[where] = v[where]
-            words = f"a sum over {_named(axes)} of the result, along which the input is used again, is missing: "
-            yield f"{words}only its {place} part arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
+            words = (
+                f"a sum over {_named(axes)} of the result, along which the input is used again, is missing: of several"
+            )
+            yield f"{words} contributions only the {place} arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
 
 
 def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
@@ -244,15 +246,15 @@ def _left_over(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> str:
     rows = error.reshape(-1, x.shape[-1])
     centred = (x - x.mean(axis=-1, keepdims=True)).reshape(rows.shape)
     shapes = [
-        (np.ones_like(rows), "a constant: the term with a mean or sum"),
-        (centred, "a multiple of x - ⟨x⟩: the term with the variance, as by N - 1 for N"),
-        (x.reshape(rows.shape), "a multiple of the input"),
+        (np.ones_like(rows), "a constant: the term with a mean or sum is off or missing"),
+        (centred, "a multiple of x - ⟨x⟩: the term with the variance is off or missing, or has N - 1 in place of N"),
+        (x.reshape(rows.shape), "a multiple of the input: such a term is off or missing"),
     ]
     if y.shape == x.shape:
-        shapes.append((y.reshape(rows.shape), "a multiple of the result"))
+        shapes.append((y.reshape(rows.shape), "a multiple of the result: such a term is off or missing"))
     for shape, words in shapes:
         lengths = (shape * shape).sum(axis=-1, keepdims=True)
         along = (rows * shape).sum(axis=-1, keepdims=True) / np.where(lengths == 0, 1, lengths) * shape
         if np.abs(rows - along).max() <= 1e-3 * np.abs(rows).max():
-            return f"in each row of the last axis {words} is off or missing"
+            return f"in each row of the last axis the error is {words}"
     return ""

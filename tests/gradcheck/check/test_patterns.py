@@ -98,7 +98,7 @@ WRONG = {
         lambda dy: (dy, dy[0]),
         (normal(4, 3), normal(3)),
         "b",
-        "only its first part arrives",
+        "of several contributions only the first arrives",
     ),
     "shifted": ("exp", lambda dy, y: np.roll(dy * y, 1, -1), (normal(2, 3),), "x", "shifted by one place along axis 1"),
     "transposed, of three axes": (
@@ -120,7 +120,8 @@ WRONG = {
         lambda dy: (dy, dy[0, :, :1]),
         (normal(4, 2, 3), normal(2, 1)),
         "b",
-        "a sum over axes 0, 2 of the result, along which the input is used again, is missing: only its first part",
+        "a sum over axes 0, 2 of the result, along which the input is used again, is missing: of several "
+        "contributions only the first arrives",
     ),
     "upstream's size": ("exp", lambda dy, y: abs(dy) * y, (normal(2, 3),), "x", "arrives without its sign"),
     "one lost": (
@@ -142,14 +143,14 @@ WRONG = {
         lambda dy, y, axis: dy * y,
         (normal(3, 4),),
         "x",
-        "a multiple of the result is off or missing",
+        "in each row of the last axis the error is a multiple of the result: such a term is off or missing",
     ),
     "the variance by N - 1": (
         "layernorm",
         layernorm_by_n_minus_1,
         (normal(4, 16), normal(16), normal(16, seed=1)),
         "x",
-        "the term with the variance, as by N - 1",
+        "the term with the variance is off or missing, or has N - 1 in place of N",
     ),
 }
 
