@@ -512,9 +512,11 @@ class Parameter(Tensor):
                 is_float = is_array(value) and value.dtype.kind in "fc"  # complex steps set complex numbers
                 if not is_float or value.shape != self.shape:
                     got = f"{value.dtype} of shape {value.shape}" if is_array(value) else f"a {type(value).__name__}"
+                    remedy = (
+                        "; for another shape assign a new one, model.weight = ng.Parameter(array)" if is_float else ""
+                    )
                     raise (ShapeError if is_float else DtypeError)(
-                        f"the .data of this Parameter is an array of floats of shape {self.shape}; got {got}; for "
-                        "another shape assign a new one, model.weight = ng.Parameter(array)"
+                        f"the .data of this Parameter is an array of floats of shape {self.shape}; got {got}{remedy}"
                     )
             super().__setattr__(name, value)
 
@@ -615,7 +617,7 @@ def _targets(name: str, wrt: Any) -> list[Tensor]:
     is_single = isinstance(wrt, Tensor) or is_array(wrt) or not isinstance(wrt, Iterable)
     targets: list[Any] = [wrt] if is_single else [*wrt]
     for target in targets:
-        if isinstance(target, (list, tuple)):
+        if isinstance(target, (list, tuple)) and name != "grad":  # whose gradients are one flat list
             _targets(name, target)
         elif not isinstance(target, Tensor):
             call = f"{name}({'loss' if name == 'grad' else 'f'}, "
@@ -756,10 +758,11 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     """
     _require_function("hvp(f, [x], [v])", f)
     for given in (inputs, vectors):
-        if not isinstance(given, Sequence):
+        if isinstance(given, Tensor) or not isinstance(given, Iterable):
             raise DtypeError(
                 f"hvp takes lists of inputs and vectors; got {type(given).__name__}; write ng.hvp(f, [x], [v])"
             )
+    inputs, vectors = [*inputs], [*vectors]
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     expected, found = [leaf.shape for leaf in leaves], [np.shape(array_of(v)) for v in vectors]
     if found != expected:

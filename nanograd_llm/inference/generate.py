@@ -119,7 +119,8 @@ def _window_start(n: int, context_length: int) -> int:
 
 def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
     """The prompts as checked arrays of ids, one per row."""
-    require_type("model", model, GPT, "a GPT, as in generate(model, ids)")
+    if not hasattr(model, "config"):
+        require_type("model", model, GPT, "a GPT, as in generate(model, ids)")
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], str)):
         raise DtypeError("a prompt is a row of ids, got a str; encode it first: tokenizer.encode(text)")
     several = len(prompts) > 0 and np.ndim(prompts[0]) > 0

@@ -80,7 +80,8 @@ def warn_of_shift(tokens: Any, targets: Any) -> None:
         found = "the targets are the tokens one place before, as if the two were swapped"
     if found:
         warnings.warn(
-            f"{found}; targets are the next tokens: tokens = ids[:, :-1] and targets = ids[:, 1:]", stacklevel=3
+            f"{found}; unless that is meant, targets are the next tokens: tokens = ids[:, :-1], targets = ids[:, 1:]",
+            stacklevel=3,
         )
 
 

@@ -134,7 +134,7 @@ def save_hash(path: str | os.PathLike[str], digest: str, name: str) -> None:
 
 def require_text(text: Any) -> None:
     """Raise DtypeError unless this is a str, and for the path of a file that exists: the text in it is meant."""
-    is_path = isinstance(text, os.PathLike) or (isinstance(text, str) and len(text) < 256 and "\n" not in text)
+    is_path = isinstance(text, os.PathLike) or (isinstance(text, str) and len(text) < 256 and "." in text)
     if is_path and "\0" not in os.fspath(text) and os.path.isfile(text):
         name = os.fspath(text)
         raise DtypeError(f"{name!r} is the name of a file, not its text; read it: ng.text.read_text({name!r})")

@@ -65,12 +65,10 @@ class Tokenizer(ABC):
         one.
         """
         if not isinstance(text, str):
-            remedy = (
-                "decode bytes first"
-                if isinstance(text, bytes)
-                else "ids are encoded already, and decode(ids) is their text"
-            )
-            raise DtypeError(f"encode takes a str, got {type(text).__name__}; {remedy}")
+            remedy = "; decode bytes first" if isinstance(text, (bytes, bytearray)) else ""
+            if np.asarray(text).dtype.kind in "iu":
+                remedy = "; ids are encoded already, and decode(ids) is their text"
+            raise DtypeError(f"encode takes a str, got {type(text).__name__}{remedy}")
         text, whole = well_formed(text), self._whole_tokens(allow_special)
         if not whole:
             return self._encode_ordinary(text)

@@ -41,8 +41,10 @@ class Optimizer:
 
     if not TYPE_CHECKING:  # type checkers would think that an optimizer has every attribute
 
-        def __getattr__(self, name: str) -> None:
-            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
+        def __getattr__(self, name: str) -> Any:
+            if name in _INSTEAD:
+                raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
+            return object.__getattribute__(self, name)  # raises the error that led here
 
     def step(
         self, gradients: Iterable[np.ndarray] | None = None, learning_rate: float | None = None, **other: Any

@@ -115,7 +115,7 @@ def _interrupt(threads: Sequence[int]) -> None:
 def _copy_of(owner: object) -> object:
     """The owner in the child process, where no mode of the caller, such as `no_grad`, is on.
 
-    Its warnings are not shown: the caller runs the same code on its own rows, and shows its own.
+    Its warnings are not shown, since those of the caller, which runs the same code on other rows, would come again.
     """
     forget_modes()
     warnings.simplefilter("ignore")

@@ -128,8 +128,10 @@ class Trainer:
 
     if not TYPE_CHECKING:  # type checkers would think that a Trainer has every attribute
 
-        def __getattr__(self, name: str) -> None:
-            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
+        def __getattr__(self, name: str) -> Any:
+            if name in _INSTEAD:
+                raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
+            return object.__getattribute__(self, name)  # raises the error that led here
 
     def step(self, *batch: Any) -> float:
         """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows

@@ -669,9 +669,7 @@ def test_adding_at_places_names_the_op_that_does_it():
 @pytest.mark.parametrize("data", [np.ones(3, np.float32), np.ones(2, int), 3.0, np.float32(1)])
 def test_the_data_of_a_parameter_keeps_its_shape_and_stays_float(data):
     x = Parameter([1.0, 2.0])
-    with pytest.raises(
-        (DtypeError, ShapeError), match=r"is an array of floats of shape \(2,\); got .*ng.Parameter\(array\)"
-    ):
+    with pytest.raises((DtypeError, ShapeError), match=r"is an array of floats of shape \(2,\); got (float|int|a )"):
         x.data = data
     x.data = np.ones(2, complex)  # as a gradient check by complex steps does
     x.data = np.ones(2)
