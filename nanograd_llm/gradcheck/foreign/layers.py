@@ -34,6 +34,7 @@ class Layer(Foreign):
 
     def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
+        self._called_before: list[Sequence[Any]] = []  # with these inputs each copy is called first
         self._constants: list[str] = []  # float arrays that move the result, for which no gradient is stored
         self._integers: list[str] = []  # arrays of integers for which one is stored
         self._places: dict[str, tuple[Path, Path | None]] = {}
@@ -44,6 +45,22 @@ class Layer(Foreign):
         self.who = f"{self.label}.backward"
         self.rules = {self.who: layer.backward}
         self.may_be_unused = [*self._given.all_names, *(path_name(layer, path) for path, _ in arrays_of(layer))]
+
+    def problems(self, seed: int) -> Iterator[str]:
+        arrays = [a.astype(np.float64) for a in self.values]
+        others = self.natives([a * (1 - 2.0**-10) for a in arrays])
+        y = self.run(arrays)
+        dy = np.random.default_rng(seed).standard_normal(y.shape)
+        found = self.pull(dy, arrays)
+        self._called_before = [self.inputs.having(iter(others))[1:]]
+        again = [self.run(arrays), *self.pull(dy, arrays)]
+        self._called_before = []
+        same, *rest = (np.array_equal(a, b, equal_nan=True) for a, b in zip([y, *found], again))
+        if same and not all(rest):  # one that counts its calls, as for dropout, has another result too
+            yield (
+                f"{self.who} gives another gradient where {self.label}.forward was called with other inputs before: it "
+                "uses what an earlier call stored; store it again in each call"
+            )
 
     def unchecked(self) -> Iterator[str]:
         for name in (*self._given.integers, *self._integers):
@@ -149,6 +166,8 @@ class Layer(Foreign):
         for path, a in arrays.items():
             if id(a) in new:
                 set_at(layer, path, new[id(a)])
+        for inputs in self._called_before:
+            layer.forward(*inputs)
         return layer
 
     def gave(self, name: str) -> str:

@@ -485,3 +485,18 @@ def test_a_layer_of_integers_alone_may_return_no_gradient_of_them(returned) -> N
             return returned
 
     assert check_gradient(Rows(), np.array([1, 0, 1])).passed
+
+
+def test_a_layer_that_keeps_what_its_first_call_stored_is_told_so() -> None:
+    class Stale(Product):
+        def forward(self, x):
+            if not hasattr(self, "x"):
+                self.x = x
+            return x @ self.W
+
+        def backward(self, dy):
+            self.dW = self.x.T @ dy
+            return dy @ self.W.T
+
+    report = check_gradient(Stale(), R.normal(size=(3, 2)))
+    assert not report.passed and "uses what an earlier call stored" in report.problems[0]
