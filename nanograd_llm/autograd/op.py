@@ -562,7 +562,7 @@ class Op:
 def op(
     formula: str = "",
     adjoint: str = "",
-    *,
+    *rest: str,
     equals: Callable[..., Any] | None = None,
     constants: Sequence[str] = (),
     domain: Mapping[str, tuple[float, float]] | None = None,
@@ -600,8 +600,9 @@ def op(
     Raises ShapeError or NanogradError if the shape line, the formula or an adjoint is missing.
     """
 
-    if not isinstance(formula, str):
-        raise SignatureError('@op takes a formula and an adjoint, such as @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")')
+    if not isinstance(formula, str) or rest:
+        form = '@op takes a formula, and the adjoints in one string, such as @op("y = a*b", "ā = ȳ*b;  b̄ = ȳ*a")'
+        raise SignatureError(form)
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, formula, adjoint, equals, constants, domain or {}, samples)

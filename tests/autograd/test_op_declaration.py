@@ -272,9 +272,10 @@ def test_a_pickled_op_without_a_definition_is_refused():
         pickle.loads(data)
 
 
-def test_op_without_arguments_is_refused_with_an_example():
-    with pytest.raises(SignatureError, match="@op takes a formula and an adjoint, such as @op"):
-        op(lambda x: x)
+@pytest.mark.parametrize("arguments", [(lambda x: x,), ("y = a*b", "ā = ȳ*b", "b̄ = ȳ*a")])
+def test_op_without_a_formula_or_with_more_than_two_strings_is_refused_with_an_example(arguments):
+    with pytest.raises(SignatureError, match="@op takes a formula, and the adjoints in one string, such as @op"):
+        op(*arguments)
 
 
 def test_a_rule_without_a_cotangent_is_refused():
