@@ -1,10 +1,11 @@
 """Compute reference values with PyTorch in float64, which the package is compared with.
 
-    pip install ".[parity]" && python tests/reference/make_reference.py
+    pip install -e ".[parity]" && python tests/reference/make_reference.py
 
-writes `ops.npz`, `layers.npz` and `gpt.npz` beside this script. If PyTorch has a function, it is used; if not, it is
-written with PyTorch's primitives. PyTorch's autograd computes every backward. Only the mask of a dropout comes from the
-package. `test_reference.py` needs only the files; with the extra it also runs this script again.
+Until it has run, `tests/reference` fails for a new op or layer. It writes `ops.npz`, `layers.npz` and `gpt.npz` beside
+this script. If PyTorch has a function, it is used; if not, it is written with PyTorch's primitives. PyTorch's autograd
+computes every backward. Only the mask of a dropout comes from the package. `test_reference.py` needs only the files;
+with the extra it also runs this script again.
 
 Each file holds `numbers`, all floats one after the other, and `contents`, a JSON text that says what they are.
 
