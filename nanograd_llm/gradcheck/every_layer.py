@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,7 +48,10 @@ def check_all(names: Iterable[str] | None = None, *, order: int = 2, cases: int 
 def check_each(
     names: Iterable[str] | None = None, *, order: int = 2, cases: int = CASES, seed: int = 0
 ) -> Iterator[OpSummary]:
-    """What `check_op` and `check_layer` find, as it is found. Raises ConfigError for a name that none has."""
+    """What `check_op` and `check_layer` find, as it is found. Raises ConfigError for a name that none has.
+
+    An error that Python raises in the code of an op or layer, such as a NameError, is a problem of that one.
+    """
     known: dict[str, Op | type[Module]] = {**registry}
     known |= {layer.__name__: layer for layer in layers() if "specimens" in vars(layer)}
     wanted: list[str] = []
@@ -60,7 +64,15 @@ def check_each(
         wanted += keys
     for name in wanted:
         check: Callable[..., OpSummary] = check_op if isinstance(known[name], Op) else check_layer
-        yield check(known[name], order=order, cases=cases, seed=seed)
+        try:
+            found = check(known[name], order=order, cases=cases, seed=seed)
+        except (NanogradError, MemoryError):
+            raise
+        except Exception as error:  # whatever a half-written op or layer raises
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"it raises {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+            found = OpSummary(name, 0, (0.0,) * order, 0, (), (problem,))
+        yield found
 
 
 def check_layer(

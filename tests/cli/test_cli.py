@@ -776,6 +776,14 @@ def test_gradcheck_of_a_wrong_rule_is_code_1_and_says_why(monkeypatch, capsys):
     assert "wrong" in out and "off by the factor 2" in out and out.endswith("0 of 1 are right\n")
 
 
+def test_gradcheck_of_a_rule_that_raises_is_code_1_and_says_what_it_raises_and_where(monkeypatch, capsys):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * undefined)  # noqa: F821
+    assert main(["gradcheck", "--op", "exp", "--cases", "3"]) == 1
+    out, _ = printed(capsys)
+    assert re.search(r"\nexp: it raises NameError: name 'undefined' is not defined \(\S*test_cli\.py:\d+\)\n", out)
+    assert out.endswith("0 of 1 are right\n")
+
+
 def test_gradcheck_of_a_trained_model_says_what_it_costs_and_reports(letters, capsys):
     capsys.readouterr()
     assert main(["gradcheck", "--model", str(letters)]) == 0
