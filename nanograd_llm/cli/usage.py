@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -108,6 +110,9 @@ def _fault(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
         if name in (error.unused_tokens or ()):
+            if name == "--resume":
+                run = next(filter(os.path.isdir, error.root_input_tokens or ()), "RUN")
+                return f"{name} is given without a value; {RESUMING.replace('RUN', shlex.quote(run))}"
             return f"{name} is given without a value; put {_expected(error.argument.hint)} after it"
         choices = _choices(error.argument.hint)
         return f"{command} needs {name}" + (f", {_expected(error.argument.hint)}" if choices else "")

@@ -119,6 +119,8 @@ def _prepared(
     is_shown: bool = False,
 ) -> tuple[Task, str, dict[str, Any]]:
     """The task of these settings, a name for its runs, and the settings of the run."""
+    if file is not None and (config := RunFolder(file).config_path).is_file():
+        raise ConfigError(f"{file} is a run; give {config}")
     content = {} if file is None else read_toml(file)
     task = _task_of(options.get("task") or asked.get("run", {}).get("task"), content, file)
     if is_shown and not issubclass(task, Answering):

@@ -460,10 +460,11 @@ def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int,
     if minutes is None and step >= steps:
         more = f"all {counted(step, 'step')} of this run are done"
         more = more if step == steps else f"{counted(step, 'step')} are done, more than the {steps:,} asked for"
-        raise ConfigError(f"{folder.path}: {more}; give more steps, with --steps")
+        raise ConfigError(f"{folder.path}: {more}; give a larger total, such as --steps {2 * step}")
     if minutes is not None and seconds >= 60 * minutes:
         raise ConfigError(
-            f"{folder.path}: the time of this run, {counted(minutes, 'minute')}, is over; give more, with --minutes"
+            f"{folder.path}: the time of this run, {counted(minutes, 'minute')}, is over; "
+            f"give a longer total, such as --minutes {max(1, round(seconds / 30))}"
         )
 
 

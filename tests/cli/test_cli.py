@@ -125,7 +125,7 @@ def test_a_run_is_resumed_and_says_from_where(tmp_path, capsys):
     assert re.search(rf"(?m)^loss +\S+ {first:.3f} to ", out)  # of the whole run
     assert main(["train", "--resume", str(path)]) == 2
     out, err = printed(capsys)
-    assert "all 5 steps of this run are done; give more steps, with --steps" in err and "reading" not in out
+    assert "all 5 steps of this run are done; give a larger total, such as --steps 10\n" in err and "reading" not in out
 
 
 @pytest.mark.parametrize("beside", [["--out", "x"], ["--preset", "nano"], ["--config", "c.toml"]])
@@ -676,6 +676,16 @@ def test_a_file_before_the_model_is_refused_with_the_right_order(command, right,
     (tmp_path / "text.txt").write_text("the cat", encoding="utf-8")
     assert main([command, "text.txt", str(run)]) == 2
     assert f"MODEL comes first: nanograd-llm {command} {right.format(run)}\n" in printed(capsys)[1]
+
+
+def test_a_run_where_train_takes_it_otherwise_is_refused_with_the_right_words(run, tmp_path, capsys):
+    assert main(["train", str(run), "--resume"]) == 2
+    assert (
+        f"--resume is given without a value; to go on with a run: nanograd-llm train --resume {run}; see"
+        in (printed(capsys)[1])
+    )
+    assert main(["train", str(tmp_path / "text.txt"), "--config", str(run)]) == 2
+    assert f"{run} is a run; give {run / 'config.toml'}\n" in printed(capsys)[1]
 
 
 def test_the_name_of_a_file_in_place_of_a_text_is_warned_of(run, tmp_path, capsys):

@@ -188,7 +188,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
 
 
 def test_fewer_steps_than_are_done_are_refused_with_both_numbers(tmp_path):
-    with pytest.raises(ConfigError, match="3 steps are done, more than the 2 asked for; give more steps"):
+    with pytest.raises(ConfigError, match="3 steps are done, more than the 2 asked for; give a larger total"):
         resume_run(stopped(tmp_path, at=3), options={"steps": 2})
 
 
@@ -205,7 +205,7 @@ def test_a_resumed_run_can_be_made_longer_and_its_config_says_so(tmp_path):
     list(resume_run(path, options={"steps": STEPS + 3}).train())
     assert max(RunFolder.open(path).checkpoints()) == STEPS + 3
     assert RunFolder.open(path).read_config()["train"]["steps"] == STEPS + 3
-    with pytest.raises(ConfigError, match=f"all {STEPS + 3} steps of this run are done; give more steps"):
+    with pytest.raises(ConfigError, match=f"all {STEPS + 3} steps of this run are done; give a larger total"):
         resume_run(path)
     assert resume_run(path, options={"steps": STEPS + 4}).folder.path == path  # its lock was released
 
@@ -217,7 +217,8 @@ def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
     events = run.train()
     assert run.seconds / 3600 <= next(events).progress < 1
     events.close()
-    with pytest.raises(ConfigError, match="the time of this run, 0.001 minutes, is over; give more, with --minutes"):
+    said = "the time of this run, 0.001 minutes, is over; give a longer total, such as --minutes [1-9]"
+    with pytest.raises(ConfigError, match=said):
         resume_run(path, options={"minutes": 0.001})
 
 
