@@ -13,6 +13,7 @@ import html
 import inspect
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,7 @@ def notebook(record: Record) -> str:
 
 def require_html(path: Any) -> Path:
     """The path. Raises ConfigError unless it ends in .html, StorageError unless its folder can be written to."""
-    if Path(path).suffix != ".html":
-        raise ConfigError(f"a page ends in .html; got {path}")
+    if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".html":
+        raise ConfigError(f"a page ends in .html, such as step.html; got {path}")
     require_folder(path)
     return Path(path)

@@ -101,9 +101,9 @@ def write_script(record: Record, path: str | os.PathLike[str]) -> None:
             "a script repeats a pass with NumPy bit for bit, and a GPU rounds in another order; record it on the CPU: "
             "--device cpu, or model.cpu()"
         )
+    if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".py":
+        raise ConfigError(f"a script ends in .py, such as backward.py; got {path}")
     path = Path(path)
-    if path.suffix != ".py":
-        raise ConfigError(f"a script ends in .py; got {path}")
     text, arrays = _Script(record).written(path.with_suffix(".npz").name)
     held = io.BytesIO()
     np.savez(held, **arrays)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def test_a_cell_of_a_pooled_array_is_its_largest_entry_with_the_sign(rng) -> Non
 
 
 def test_a_page_that_does_not_end_in_html_is_refused(gpt, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a page ends in \.html; got .*page.txt"):
+    with pytest.raises(ConfigError, match=r"a page ends in \.html, such as step\.html; got .*page.txt"):
         gpt.html(tmp_path / "page.txt")
 
 

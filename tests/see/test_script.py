@@ -155,6 +155,6 @@ def test_what_a_script_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     guarded.backward(lambda dy: dy)
     with pytest.raises(GraphError, match="cannot hold the op guarded: it uses lock, a object"):
         ng.trace(guarded, 1.0).script(path)
-    with pytest.raises(ConfigError, match=r"a script ends in \.py; got .*backward.txt"):
+    with pytest.raises(ConfigError, match=r"a script ends in \.py, such as backward\.py; got .*backward.txt"):
         ng.trace(ng.ops.tanh, 1.0).script(tmp_path / "backward.txt")
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import re
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from passes import LAYERS, OPS, by_hand, differences, layer_passes, op_passes, s
 
 import nanograd_llm as ng
 from nanograd_llm.backend.randomness import noise
-from nanograd_llm.errors import GraphError, ShapeError
+from nanograd_llm.errors import GraphError, NanogradError, ShapeError
 from nanograd_llm.see.record import added
 
 
@@ -111,6 +112,23 @@ def test_values_calls_and_modules_are_found_by_number_and_name() -> None:
         trace["wt"]
     with pytest.raises(GraphError, match="numbered from 0 to 14"):
         trace[15]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda trace: trace.terms(1), 'terms got 1 and no input; write trace.terms(9, "x", (0, 2, 5)): a call'),
+        (
+            lambda trace: trace.terms("a"),
+            """terms got 'a' and no input; write trace.terms(9, "x", (0, 2, 5)): a call""",
+        ),
+        (lambda trace: trace.html(0), "a page ends in .html, such as step.html; got 0"),
+        (lambda trace: trace.script(None), "a script ends in .py, such as backward.py; got None"),
+    ],
+)
+def test_a_call_with_too_little_or_another_type_says_the_right_one(call, said) -> None:
+    with pytest.raises(NanogradError, match=re.escape(said)):
+        call(ng.trace(expression, 2.0, -0.5, 1.5))
 
 
 def test_a_call_a_value_and_a_use_are_shown_in_a_line() -> None:
