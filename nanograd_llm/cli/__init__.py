@@ -170,12 +170,16 @@ def _with_stdin(arguments: Sequence[str]) -> list[str]:
 
 def _swapped(arguments: Sequence[str]) -> str:
     """What to say where a model is given after a text or a file instead of before it; "" elsewhere."""
-    from nanograd_llm.text.sources import written
+    from nanograd_llm.text.sources import WEIGHTS, written
 
     if len(arguments) < 3 or arguments[0] not in MODEL_FIRST or not os.path.isdir(arguments[2]):
         return ""
     name, first, model = arguments[:3]
-    if not written(model) or (os.path.isdir(first) and written(first)):
+    try:
+        is_model = written(model) in ("a run", "the folder of a model")
+        if not is_model or WEIGHTS.fullmatch(os.path.basename(first)) or (os.path.isdir(first) and written(first)):
+            return ""
+    except OSError:  # a folder that cannot be read
         return ""
     is_content = os.path.isfile(first) and name in PIPED  # a file in place of the text in it
     right = shlex.join([name, model]) + (f" < {shlex.quote(first)}" if is_content else f" {shlex.quote(first)}")

@@ -29,7 +29,7 @@ BLOCK = 2**16  # bytes that are read at once; buffers of a megabyte, of ever new
 PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 DESCRIPTION = "prepared.toml"
 # of a model that this package or transformers saved
-_WEIGHTS = re.compile(r".*\.safetensors|(pytorch|adapter)_model.*\.bin|model\.npz")
+WEIGHTS = re.compile(r".*\.safetensors|(pytorch|adapter)_model.*\.bin|model\.npz")
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
@@ -109,7 +109,7 @@ def written(folder: str) -> str:
         return "a run"
     if DESCRIPTION in names:
         return "a prepared folder"
-    is_model = names & {"config.json", "adapter_config.json"} and any(map(_WEIGHTS.fullmatch, names))
+    is_model = names & {"config.json", "adapter_config.json"} and any(map(WEIGHTS.fullmatch, names))
     return "the folder of a model" if is_model else ""
 
 

@@ -688,6 +688,28 @@ def test_a_run_where_train_takes_it_otherwise_is_refused_with_the_right_words(ru
     assert f"{run} is a run; give {run / 'config.toml'}\n" in printed(capsys)[1]
 
 
+@pytest.mark.parametrize("first", ["no/gpt9", "run/checkpoints/step-1.safetensors"])
+@pytest.mark.parametrize("second", ["a prepared folder", "a run", "a folder that cannot be read"])
+def test_a_model_that_is_given_first_is_not_taken_for_a_text(first, second, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "a run")
+    os.makedirs(second, exist_ok=True)
+    if second == "a prepared folder":
+        for name in ("prepared.toml", "train.bin", "val.bin"):
+            open(f"{second}/{name}", "wb").close()
+    listdir = os.listdir
+
+    def refuse(path):
+        if path == "a folder that cannot be read":
+            raise PermissionError(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert main(["eval", first, second]) == 4 or (first, second) == ("no/gpt9", "a run")
+    is_swapped = "MODEL comes first" in printed(capsys)[1]
+    assert is_swapped == ((first, second) == ("no/gpt9", "a run"))  # which may be a text, named before its model
+
+
 def test_the_name_of_a_file_in_place_of_a_text_is_warned_of(run, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the cat", encoding="utf-8")
     assert main(["classify", str(run), str(tmp_path / "text.txt")]) == 2  # as this run is no classifier
