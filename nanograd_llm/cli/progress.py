@@ -33,7 +33,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
     pinned = pinned_blas()
     if pinned:
         print(f"warning: {pinned} is set, which can slow training down; unset it to use every core", file=sys.stderr)
-    run.on_stop, measured_on, remark, share = _say_stopping, "", "", 1.0
+    run.on_stop, measured_on, remark, advice, share = _say_stopping, "", "", "", 1.0
     losses: list[float] = []
     display = (Bar if sys.stdout.isatty() else _Lines)(run.task.model.loss_items)
     with display.shown:
@@ -47,9 +47,9 @@ def show(run: Run, events: Iterator[Event]) -> int:
                     display.say(f"scored on {measured_on}")
                 display.say(f"step {event.step:>6}: held out {event.score}")
                 share, figure = event.score.share, event.score.figure_of(event.score.metrics())
-                meaning = event.score.remark
+                meaning, advice = event.score.remark, event.score.advice
                 if not math.isfinite(event.score.figure):
-                    meaning = "not a finite number, so it says nothing about the model"
+                    meaning, advice = "not a finite number, so it says nothing about the model", ""
                 remark = meaning and f"{figure}, on {measured_on}: {meaning}"
             elif isinstance(event, Sampled):
                 display.say(f"{event.sample.title}:")
@@ -68,9 +68,10 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(f"stopped early: {counted(run.config.patience or 0, 'score')} in a row were not better")
     if run.config.keep is not None and run.best in (saved := run.folder.checkpoints()):
         print(row("best", str(saved[run.best])))
-    # to train longer is no advice for a model that learns its data by heart
-    if run.stopped_by is None and (closing := run.overfitting() or remark):
-        print(folded(closing))
+    if run.stopped_by is None:
+        rises = run.overfitting()  # to train longer is no advice for a model that learns its data by heart
+        for closing in filter(None, ("; ".join(filter(None, (remark, "" if rises else advice))), rises)):
+            print(folded(closing))
     if run.stopped_by is not None:
         name = "Ctrl-C" if run.stopped_by is signal.SIGINT else run.stopped_by.name
         print(f"stopped early by {name}; everything up to here is saved")

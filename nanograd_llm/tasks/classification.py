@@ -267,19 +267,20 @@ class Classification(TextTask):
         loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
         remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy}, accuracy == 100)
         also, part = {**baselines, "loss": loss}, part_of(len(which), total, "held-out text")
-        return Score("accuracy", accuracy, also, **part, percent=("accuracy", *baselines), remark=remark)
+        c = self.training
+        longer = f"--minutes {5 * c.minutes:g}" if c.minutes else f"--steps {5 * c.steps}"
+        advice = f"train longer, e.g. {longer}" if remark and accuracy < 100 else ""
+        return Score("accuracy", accuracy, also, **part, percent=("accuracy", *baselines), remark=remark, advice=advice)
 
     def _remark(self, better: Mapping[str, float], is_perfect: bool) -> str:
-        """Which baselines are not exceeded, and what may help. better: their accuracies."""
+        """Which baselines are not exceeded. better: their accuracies."""
         if not better:
             return ""
         seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
         names = " and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
         if is_perfect:
             return f"all held-out texts are right, as they are for {names}: only harder texts show which is better"
-        c = self.training
-        longer = f"--minutes {5 * c.minutes:g}" if c.minutes else f"--steps {5 * c.steps}"
-        return f"not above {names}; train longer, e.g. {longer}"
+        return f"not above {names}"
 
     def sample(self, *, last: bool = False) -> Sample:
         """A held-out text, its label and what the model says; at the last a table of the classes, and a picture."""

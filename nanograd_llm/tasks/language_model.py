@@ -341,19 +341,21 @@ class LanguageModelling(TextTask):
         found = evaluate(self.model, ids, self.tokenizer, **sizes, progress=self.progress)
         also = {"loss": found.loss, "perplexity": found.perplexity}
         part = part_of(found.tokens, total, "held-out token")
-        remark = self._remark(found.bits_per_byte) if self.text.sources == [None] and self.init is None else ""
+        remark, advice = "", ""
+        if self.text.sources == [None] and self.init is None:
+            remark, advice = self._remark(found.bits_per_byte)
         if self._share < 1:
             part["measured_on"] += ", which are pieces of a longer text"
             part["share"] *= self._share
-        return Score("bits per byte", found.bits_per_byte, also, **part, remark=remark)
+        return Score("bits per byte", found.bits_per_byte, also, **part, remark=remark, advice=advice)
 
-    def _remark(self, bits_per_byte: float) -> str:
+    def _remark(self, bits_per_byte: float) -> tuple[str, str]:
         """What a model of the built-in corpus writes at this score, and how to get a better one."""
         if bits_per_byte < 1.8:
-            return "recognisable English, with little sense"
+            return "recognisable English, with little sense", ""
         found = "mostly nonsense" if bits_per_byte > 2.2 else "words, with little grammar"
         longer = f"{5 * (self.training.minutes or 1):g}"
-        return f"{found}; near 1.7 it is recognisable English; try --minutes {longer}"
+        return f"{found}; near 1.7 it is recognisable English", f"try --minutes {longer}"
 
     def sample(self, *, last: bool = False) -> Sample:
         """What the model writes after the first words of the held-out text that are whole."""

@@ -38,6 +38,7 @@ class Score:
     measured_on: in words, which part of the held-out data was scored.
     percent: names of the numbers that are percentages.
     remark: what the figure means, where that is known.
+    advice: to train longer, and how, where that may raise the figure.
     share: of the held-out data, how much was scored.
     Raises ConfigError for a name that metrics.jsonl has already, such as "loss"; DtypeError for what is no number.
     """
@@ -49,6 +50,7 @@ class Score:
     percent: Collection[str] = ()
     remark: str = ""
     share: float = 1.0
+    advice: str = ""
 
     def __post_init__(self) -> None:
         for name, number in {self.name: self.figure, **self.also}.items():

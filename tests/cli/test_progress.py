@@ -56,18 +56,19 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     assert "eval" not in out
 
 
-def test_advice_to_train_longer_is_not_printed_beside_what_says_that_the_loss_rises(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("rises", ["", "it rises"])
+def test_only_the_advice_to_train_longer_is_left_out_where_the_loss_rises(
+    rises: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = SimpleNamespace(
         describe=dict, training=SimpleNamespace(batch_size=1), model=SimpleNamespace(loss_items="texts")
     )
-    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": lambda: "it rises"}
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": lambda: rises}
     ends["config"] = SimpleNamespace(keep=None)
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
-    show(cast(Run, run), iter([Scored(1, Score("accuracy", 20.0, {}, remark="train longer"))]))
+    show(cast(Run, run), iter([Scored(1, Score("accuracy", 20.0, {}, remark="low", advice="train longer"))]))
     out = capsys.readouterr().out
-    assert out.endswith("\nit rises\n") and "train longer" not in out
+    assert out.endswith(": low\nit rises\n" if rises else ": low; train longer\n")
 
 
 def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys: pytest.CaptureFixture[str]) -> None:

@@ -356,11 +356,11 @@ def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_l
     texts = [(f"{'red' if i % 2 else 'blue'} {i:03}", "warm" if i % 2 else "cold") for i in range(60)]  # words decide
     given = {**{name: value for name, value in FRESH.items() if name != "steps"}, **length}
     task = prepare_run(tmp_path / "run", options={**given, "file": written(tmp_path / "x.csv", texts)}).task
-    remark = task.score().remark
+    remark, advice = task.score().remark, task.score().advice
     assert "naive Bayes (100.0 %), which sees only word counts" in remark
-    assert remark.startswith("not above ") and remark.endswith(f"; train longer, e.g. {remedy}")
+    assert remark.startswith("not above ") and advice == f"train longer, e.g. {remedy}"
     task.model.probabilities = lambda rows: np.eye(2)[task.held_out_targets]
-    assert task.score().remark == (
+    assert not task.score().advice and task.score().remark == (
         "all held-out texts are right, as they are for naive Bayes (100.0 %), which sees only word counts: only harder "
         "texts show which is better"
     )

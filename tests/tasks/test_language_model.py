@@ -175,8 +175,8 @@ def test_the_prompt_of_a_sample_begins_with_a_word(text: TextConfig) -> None:
 
 def test_only_what_is_known_of_the_builtin_corpus_is_said_of_a_score(text: TextConfig) -> None:
     assert LanguageModelling(text, SIZES, SHORT).score(1).remark == ""
-    remark = LanguageModelling(TextConfig(tokenizer="bytes"), SIZES, SHORT).score(1).remark
-    assert remark == "mostly nonsense; near 1.7 it is recognisable English; try --minutes 5"
+    score = LanguageModelling(TextConfig(tokenizer="bytes"), SIZES, SHORT).score(1)
+    assert score.remark == "mostly nonsense; near 1.7 it is recognisable English" and score.advice == "try --minutes 5"
 
 
 def test_a_vocabulary_smaller_than_asked_for_is_reported(text: TextConfig) -> None:
