@@ -131,8 +131,8 @@ def flag_before(word: str, arguments: Sequence[str], known: Iterable[Any]) -> st
     """
     flags = {name for argument in known if bool in (argument.hint, *get_args(argument.hint)) for name in argument.names}
     for flag in [before for before, after in zip(arguments, arguments[1:]) if after == word and before in flags]:
-        near = nearest(flag.strip("-"), OTHER_NAMES)
-        hint = f"did you mean --{near.replace('_', '-')}?" if near else f"leave {word} out"
+        near = nearest(flag.strip("-"), OTHER_NAMES) if word.isdecimal() else ""
+        hint = f"did you mean --{near.replace('_', '-')}?" if near else "check the path, or leave it out"
         return f"{flag} takes no value, and {word} is no file; {hint}"
     return ""
 

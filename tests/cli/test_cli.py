@@ -607,7 +607,9 @@ def test_version_is_the_packages(capsys):
         (["train", "--batch", "3"], 2, "did you mean --batch-size? See"),
         (["train", "--max_iters", "3"], 2, "did you mean --steps? See"),
         (["train", "--epochs", "3"], 2, "--epochs takes no value, and 3 is no file; did you mean --steps?"),
-        (["train", "--same-batch", "true"], 2, "--same-batch takes no value, and true is no file; leave true out"),
+        (["train", "--same-batch", "true"], 2, "--same-batch takes no value, and true is no file; check the path, or"),
+        (["train", "--recompute-activations", "a.txt"], 2, "a.txt is no file; check the path, or leave it out\n"),
+        (["train", "--epochs", "a.txt"], 2, "--epochs takes no value, and a.txt is no file; check the path, or leave"),
         (["generate", "r", "--temp", "3"], 2, "did you mean --temperature? See"),
         (["generate", "r", "--num_samples", "3"], 2, "did you mean --n? See"),
         (
