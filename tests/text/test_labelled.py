@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import sysconfig
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_what_cannot_be_read_is_one_line_that_names_the_place(
     with pytest.raises(NanogradError, match=said) as caught:
         read_labelled(path)
     assert isinstance(caught.value, BadFileError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_long_article_is_a_cell_like_any_other(tmp_path: Path, name: str) -> None:
+    article, sign = "word " * 60_000 + "end", "," if name == "a.csv" else "\t"
+    before = csv.field_size_limit()
+    assert read_labelled(write(tmp_path, name, f"text{sign}label\n{article}{sign}long\n")) == [(article, "long")]
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize(
