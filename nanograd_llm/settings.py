@@ -247,8 +247,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The allowed name that was meant by `name`, as far as can be told; "" otherwise.
 
-    In this order: the one that other programs call so, the only one that begins so, one that is similar, one with the
-    same letters, and the only one with these initials. Case does not matter, nor whether words are joined by - or _.
+    In this order: one that is nearly the same, the one that other programs call so, the only one that begins so, one
+    that is similar, one with the same letters, and the only one with these initials. Case does not matter, nor whether words are joined by - or _.
 
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
@@ -261,7 +261,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
         return word.casefold().replace("-", "_")
 
     word, by_folded = folded(name), {folded(choice): choice for choice in allowed}
-    close = [choice for choice in by_folded if word in OTHER_NAMES.get(choice, "").split()]
+    close = difflib.get_close_matches(word, by_folded, n=1, cutoff=0.88)  # the s of a plural in a word of four letters
+    close += [choice for choice in by_folded if word in OTHER_NAMES.get(choice, "").split()]
     begun = [choice for choice in by_folded if len(word) > 2 and choice.startswith(word)]
     close += begun if len(begun) == 1 else []
     close += difflib.get_close_matches(word, by_folded, n=1, cutoff=0.7)

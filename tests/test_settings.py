@@ -80,6 +80,19 @@ def test_a_name_is_also_found_by_its_initials() -> None:
     assert nearest("wd", ["wide-data", "weight_decay"]) == ""  # which of the two?
 
 
+@pytest.mark.parametrize(
+    ("name", "names", "near"),
+    [
+        ("text", ["texts", "prompt", "label"], "texts"),
+        ("width", ["n_embd", "widths"], "widths"),
+        ("labels", ["labels_of_rows", "label"], "label"),
+        ("width", ["n_embd", "n_head"], "n_embd"),
+    ],
+)
+def test_a_name_that_is_nearly_the_same_goes_before_what_other_programs_call_so(name, names, near) -> None:
+    assert nearest(name, names) == near
+
+
 def test_a_choice_in_capitals_is_refused_with_the_name_that_was_meant() -> None:
     with pytest.raises(ConfigError, match="preset must be one of nano, gpt2; got 'GPT2'; did you mean 'gpt2'"):
         require_choice("preset", "GPT2", ["nano", "gpt2"])
