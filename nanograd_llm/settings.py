@@ -248,7 +248,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """The allowed name that was meant by `name`, as far as can be told; "" otherwise.
 
     In this order: one that is nearly the same, the one that other programs call so, the only one that begins so, one
-    that is similar, one with the same letters, and the only one with these initials. Case does not matter, nor whether words are joined by - or _.
+    that is similar, one with the same letters, and the only one with these initials. Case does not matter, nor whether
+    words are joined by - or _.
 
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
