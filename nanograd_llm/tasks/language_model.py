@@ -315,8 +315,8 @@ class LanguageModelling(TextTask):
             "model": self.sizes(),
         }
         if tables:
-            column = "" if tables[0].lower().endswith(".tsv") else f"{tables[0]}#COLUMN learns one column; "
-            found["note"] = f"{tables[0]} is learned as plain text; {column}--task classification learns its labels"
+            column = f"{tables[0]}#COLUMN learns one column"
+            found["note"] = f"{tables[0]} is learned as plain text; {column}; --task classification learns its labels"
         return found
 
     def _shortage(self) -> str:

@@ -42,7 +42,7 @@ def documents(source: str, report: Report = lambda doing, share: None, size: int
 
     source: a UTF-8 file; a folder, for all files in it and below; a pattern such as "docs/**/*.md"; "-" for standard
         input. A name that ends in .gz is unpacked; a name in .jsonl holds an object on each line, with its text under
-        "text", or under the name behind a #; of a .csv with a # only that column is read: see `with_field`.
+        "text", or under the name behind a #; of a .csv or .tsv with a # only that column: see `with_field`.
     report: called with what is being read, and the share that is done.
     size: a longer text comes in parts of at most so many characters, cut after the end of a line where there is one.
 
@@ -138,12 +138,12 @@ def weighted(source: str) -> tuple[str, float | None]:
 
 
 def with_field(source: str) -> tuple[str, str]:
-    """A source and what is behind its #: the field of its .jsonl files, or the column of its .csv files, with the text.
+    """A source and what is behind its #: the field of its .jsonl files, or the column of its tables, with the text.
 
-    >>> with_field("chats/*.jsonl#body"), with_field("chats.csv.gz#body"), with_field("notes#1.txt")
-    (('chats/*.jsonl', 'body'), ('chats.csv.gz', 'body'), ('notes#1.txt', ''))
+    >>> with_field("chats/*.jsonl#body"), with_field("CHATS.TSV.gz#body"), with_field("notes#1.txt")
+    (('chats/*.jsonl', 'body'), ('CHATS.TSV.gz', 'body'), ('notes#1.txt', ''))
     """
-    form = r"(.+\.(?:jsonl|csv)(?:\.gz)?)#([^/\\]+)"
+    form = r"(.+\.(?i:jsonl|csv|tsv)(?:\.gz)?)#([^/\\]+)"
     found = None if os.path.lexists(source) else re.fullmatch(form, source, re.DOTALL)
     return (found[1], found[2]) if found else (source, "")
 
@@ -209,12 +209,12 @@ def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
     """The texts in one file, or parts of them.  field: of JSON lines, or of a table; "" for "text", or all of it"""
     with regular_file(path) as file:
         blocks = decoded_blocks(_unpacked(file, path) if path.endswith(".gz") else _read_blocks(file), path)
-        kind = os.path.splitext(path.removesuffix(".gz"))[1]
+        kind = os.path.splitext(path.removesuffix(".gz"))[1].lower()
         rows: Iterable[tuple[str, Mapping[str, object]]]
         if kind == ".jsonl":
             rows, field = json_lines(_lines(blocks), path), field or "text"
-        elif kind == ".csv" and field:
-            table = csv_rows((f"{line.decode()}\n" for line in _lines(blocks)), path)
+        elif kind in (".csv", ".tsv") and field:
+            table = csv_rows((f"{line.decode()}\n" for line in _lines(blocks)), path, tabs=kind == ".tsv")
             header = next(table)[1]
             rows = ((where, dict(zip(header, row))) for where, row in table)
         else:

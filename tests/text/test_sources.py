@@ -127,6 +127,14 @@ def test_a_column_of_a_table_is_a_text_for_each_row_if_it_is_named_and_the_table
         read_source(f"{tmp_path}/c.csv#body")
 
 
+@pytest.mark.parametrize(("name", "sign"), [("a.tsv", "\t"), ("A.TSV", "\t"), ("B.CSV", ","), ("b.tsv.gz", "\t")])
+def test_a_column_is_read_of_a_table_with_tabs_too_and_in_any_case_of_the_name(tmp_path, name, sign):
+    rows = f"id{sign}body\n1{sign}one\n2{sign}zwei ö\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(rows) if name.endswith(".gz") else rows)
+    assert [*sources.documents(f"{tmp_path}/{name}#body")] == ["one", "zwei ö"]
+    assert name.endswith(".gz") or read_source(f"{tmp_path}/{name}") == rows.decode()
+
+
 @pytest.mark.parametrize("line", ['{"txt": "x"}', '{"text": 3}', "[1]", "text", "[" * 100_000])
 def test_a_json_line_without_text_is_named_by_its_number(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
