@@ -24,6 +24,7 @@ from nanograd_llm.runs.prepare import made_again
 from nanograd_llm.runs.run import require_same_files
 from nanograd_llm.settings import counted, require_int
 from nanograd_llm.tasks.language_model import require_tokenizer
+from nanograd_llm.tasks.registry import DEFAULT
 from nanograd_llm.tasks.task import Report, Score
 from nanograd_llm.text import Tokenizer
 from nanograd_llm.text.examples import read_choices
@@ -93,6 +94,14 @@ def score_model(
             f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
             "a GPT, on texts; a run of another task is scored on what it held out: give no text"
         )
+    for text in texts if isinstance(opened, OpenedRun) and opened.task_name != DEFAULT else ():
+        name = text.lower()
+        if name.endswith(".json") or (name.endswith(".jsonl") and _is_source(opened, text)):
+            own = shlex.quote(os.fspath(opened.source))
+            raise ConfigError(
+                f"{text} holds rows, and eval scores texts; nanograd-llm eval {own} scores the held-out rows of this "
+                "run"
+            )
     tokenizer, model = opened.tokenizer(), opened.model()
     part, found, answered = "" if rows is None else f"{counted(rows, 'window')} of ", None, None
     if choices:
@@ -141,13 +150,17 @@ def score_model(
 
 
 def _is_trained_on(run: OpenedRun, text: str, digest: str) -> bool:
-    """Has a run learned from this text: from its path, a folder that it is in, or from the same characters?"""
+    """Has a run learned from this text: see `_is_source`, or from the same characters?"""
+    known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
+    return digest.encode() == known or _is_source(run, text)
+
+
+def _is_source(run: OpenedRun, text: str) -> bool:
+    """Has a run learned from this path, or from a folder that it is in?"""
     sources = [source for table in run.settings.values() for source in (table.get("file"), *table.get("data", ()))]
     learned = {os.path.realpath(with_field(weighted(source)[0])[0]) for source in sources if source}
     place = Path(os.path.realpath(with_field(text)[0]))
-    known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
-    is_of_them = text != "-" and bool(learned & {*map(str, (place, *place.parents))})
-    return digest.encode() == known or is_of_them
+    return text != "-" and bool(learned & {*map(str, (place, *place.parents))})
 
 
 @contextlib.contextmanager

@@ -308,3 +308,17 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Pat
     assert "there is no call 99; they are numbered from 0 to 14" in told(capsys)[1]
     assert main(["step", run, "The cat", "--script", str(tmp_path / "a.txt")]) == 2
     assert "a script ends in .py" in told(capsys)[1]
+
+
+@pytest.mark.parametrize("name", ["asked.jsonl", "rows.json"])
+def test_rows_are_no_text_for_eval_which_names_what_scores_the_held_out_ones(name, models, capsys):
+    run = models["instruction"]
+    file = Path(run).parent / name
+    if name == "rows.json":
+        file.write_text('[{"prompt": "Say 1.", "completion": "1"}]')
+    assert main(["eval", run, str(file)]) == 2
+    said = f"{name} holds rows, and eval scores texts; nanograd-llm eval {run} scores the held-out rows of this run"
+    assert said in capsys.readouterr().err
+    plain = Path(run).parent / "plain.txt"
+    plain.write_text("the cat sat on the mat. " * 9)
+    assert main(["eval", run, str(plain)]) == 0
