@@ -94,8 +94,10 @@ def score_model(
             f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
             "a GPT, on texts; a run of another task is scored on what it held out: give no text"
         )
-    for text in texts if isinstance(opened, OpenedRun) and opened.task_name != DEFAULT else ():
+    for text in texts:
         name = text.lower()
+        if not isinstance(opened, OpenedRun) or opened.task_name == DEFAULT:
+            break
         if name.endswith(".json") or (name.endswith(".jsonl") and _is_source(opened, text)):
             own = shlex.quote(os.fspath(opened.source))
             raise ConfigError(
