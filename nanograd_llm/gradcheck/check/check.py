@@ -310,8 +310,7 @@ class _Check:
                         bent[k] = None if missed is None else np.union1d(places, missed)
                         finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
                 if order == 1 and finding.verdict == "wrong" and finding.method == "complex step":
-                    x = target.values[k]
-                    if not is_analytic(line(target, target.values, k, dense(self.rng, x.shape) * sizes(x))):
+                    if not self._may_be_analytic(target, k):
                         self.not_analytic.add(k)
                         again = self._check_input(target, k, bent[k], found, y, cotangents, order)
                         if again.verdict in PASSING or again.relative_error <= again.tolerance:
@@ -475,7 +474,7 @@ class _Check:
         if (c.shown.wrong | c.shown.blunt).any() and not c.part and self._moves_in_steps(c):
             return "cannot tell", kinks.IN_STEPS
         if c.shown.wrong.any():
-            if c.first.why == CONTRADICTED and self.precisions.wide is None and self._may_be_analytic(c):
+            if c.first.why == CONTRADICTED and self.precisions.wide is None and self._may_be_analytic(c.function, c.k):
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
             return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:
@@ -504,10 +503,10 @@ class _Check:
             known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
         return known + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
 
-    def _may_be_analytic(self, c: _Compared) -> bool:
+    def _may_be_analytic(self, function: Differentiable, k: int) -> bool:
         """May a complex step be right, where differences step over what the function does nearby?"""
-        x = c.function.values[c.k]
-        return is_analytic(line(c.function, c.function.values, c.k, dense(self.rng, x.shape) * sizes(x)))
+        x = function.values[k]
+        return is_analytic(line(function, function.values, k, dense(self.rng, x.shape) * sizes(x)))
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""
