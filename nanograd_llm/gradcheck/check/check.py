@@ -18,7 +18,7 @@ from nanograd_llm.gradcheck.check import comparison, consistency, decision, kink
 from nanograd_llm.gradcheck.check.comparison import Method, Slopes, dense, length, line, rows, sizes
 from nanograd_llm.gradcheck.check.culprit import culprits
 from nanograd_llm.gradcheck.check.decision import DIGITS, Outcome
-from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, Derivative, derivative, differences, is_analytic
+from nanograd_llm.gradcheck.check.derivatives import CONTRADICTED, DOUBTED, Derivative, derivative, differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Function, Gradient, Scaled, Varying, gradients, label
 from nanograd_llm.gradcheck.check.progress import Progress
 from nanograd_llm.gradcheck.check.report import NOTHING, PASSING, Culprit, Entry, Finding, GradientError, Kink, Report
@@ -310,7 +310,7 @@ class _Check:
                         bent[k] = None if missed is None else np.union1d(places, missed)
                         finding = self._check_input(target, k, bent[k], missed, y, cotangents, order)
                 if order == 1 and finding.verdict == "wrong" and finding.method == "complex step":
-                    if not self._may_be_analytic(target, k):
+                    if self._is_contradicted(target, k):
                         self.not_analytic.add(k)
                         again = self._check_input(target, k, bent[k], found, y, cotangents, order)
                         if again.verdict in PASSING or again.relative_error <= again.tolerance:
@@ -474,7 +474,7 @@ class _Check:
         if (c.shown.wrong | c.shown.blunt).any() and not c.part and self._moves_in_steps(c):
             return "cannot tell", kinks.IN_STEPS
         if c.shown.wrong.any():
-            if c.first.why == CONTRADICTED and self.precisions.wide is None and self._may_be_analytic(c.function, c.k):
+            if c.first.why == DOUBTED and self.precisions.wide is None:
                 return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
             return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:
@@ -503,10 +503,14 @@ class _Check:
             known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
         return known + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
 
-    def _may_be_analytic(self, function: Differentiable, k: int) -> bool:
-        """May a complex step be right, where differences step over what the function does nearby?"""
-        x = function.values[k]
-        return is_analytic(line(function, function.values, k, dense(self.rng, x.shape) * sizes(x)))
+    def _is_contradicted(self, function: Differentiable, k: int) -> bool:
+        """Do wider numbers show what rounding hid: that a complex step is not the function's slope?"""
+        if (wide := self.precisions.wide) is None:
+            return False
+        values = [value.astype(wide.dtype) for value in function.values]
+        direction = dense(self.rng, values[k].shape).astype(wide.dtype) * sizes(values[k])
+        noise = comparison.noise(function, self.precisions)
+        return derivative(line(function, values, k, direction), epsilon=wide.epsilon, noise=noise).why == CONTRADICTED
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""
@@ -589,7 +593,7 @@ class _Check:
         if c.order > 1 or not size or not self.jacobian:  # beyond the first order an evaluation is a backward pass
             return directions, ""
         begin = self.progress.elapsed
-        comparison.slope(c.function, c.function.values, c.k, 0, 0.0, c.method)
+        comparison.slope(c.function, c.function.values, c.k, 0, length(c.function.values[c.k]), c.method)
         takes = _SHARE * entries * (self.progress.elapsed - begin)
         may_be_moved = not (by_differences and entries > _BY_DIFFERENCES)
         words, singly, needs, time = "", "", "take smaller inputs", ""

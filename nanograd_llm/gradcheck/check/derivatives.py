@@ -5,10 +5,10 @@ A line is φ(t) = f(x + t u), a function of one number that returns an array; wa
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,12 +18,15 @@ Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
 CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
+DOUBTED = "differences contradict a complex step"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22, 25, 28))  # u is as large as x, so these are parts of x
 _WIDE_RUNGS = tuple(2.0**-k for k in range(4, 47, 3))  # where rounding leaves room for them
-_CORNERS, _SEEN = 16, 64  # of a circle; times its rounding that a mean over it must differ to count
+_CORNERS = np.exp(1j * (np.arctan(np.longdouble(1)) * 8 * np.arange(7) / 12))  # of the upper half of a circle
+_RADII = tuple(2.0**-k for k in range(5, 41, 2))
+_CONFIRMING = 4  # of these radii, the largest, leave enough digits to confirm a complex step
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Derivative:
     """φ'(0), and how far off each entry may be (0 where only rounding is left to say).
 
@@ -44,10 +47,10 @@ class ComplexStepError(Exception):
 def derivative(
     line: Line, *, confirm: bool = True, epsilon: float = EPS, noise: np.ndarray | float = 0.0
 ) -> Derivative:
-    """φ'(0) by complex step where a difference agrees with it, by differences elsewhere.
+    """φ'(0) by complex step where circles or differences agree with it, by differences elsewhere.
 
     confirm: a forward that drops the imaginary part on the way (x.real, a modulus) gives a complex step that is wrong
-        without complaint; a few differences, coarse as they are, tell. Once for every function is enough.
+        without complaint: see `_circle`. Once for every function is enough.
     epsilon: the machine epsilon of what φ computes in.  noise: how far rounding inside φ moves it, in units of that.
     """
     try:
@@ -56,15 +59,40 @@ def derivative(
         return differences(line, epsilon=epsilon, noise=noise, why=str(reason))
     if not confirm:
         return exact
-    witness = differences(line, enough=1e-7, epsilon=epsilon, noise=noise)
     known = np.isfinite(line(0.0))  # elsewhere there is no slope
-    largest = np.abs(witness.value[known]).max(initial=0)
-    if (np.abs(exact.value - witness.value) <= 10 * witness.error + 1e-7 * largest)[known].all():
+    near, coarse = _nearest(line, epsilon, noise, float(np.abs(exact.value[known]).max(initial=0)))
+    is_near = bool((np.abs(exact.value - near) <= coarse)[known].all())  # nothing bends between here and the circles
+    for radius in _RADII[:_CONFIRMING] if is_near else ():
+        around, rounding = _circle(line, radius, epsilon, noise)
+        if (np.abs(exact.value - around) <= rounding)[known].all():
+            return exact
+    witness = differences(line, epsilon=epsilon, noise=noise)
+    off = np.abs(witness.value - exact.value)[known]
+    apart = ~(off <= 10 * witness.error[known])  # also where there is no number
+    # in wider numbers no step is left over that is shorter than what may lie nearby
+    if apart.any() and (epsilon < EPS or _is_contradicted(line, exact.value, witness, epsilon, noise)):
+        return dataclasses.replace(witness, why=CONTRADICTED)
+    if is_near or not (apart & ~(off <= 1e-7 * np.abs(witness.value[known]).max(initial=0))).any():
         return exact
-    near, coarse = _nearest(line, epsilon, noise, max(largest, np.abs(exact.value[known]).max(initial=0)))
-    if (np.abs(exact.value - near) <= coarse)[known].all():
-        return exact
-    return differences(line, epsilon=epsilon, noise=noise, why=CONTRADICTED)
+    return dataclasses.replace(witness, why=DOUBTED)
+
+
+def _is_contradicted(
+    line: Line, exact: np.ndarray, witness: Derivative, epsilon: float, noise: np.ndarray | float
+) -> bool:
+    """Do two circles, one inside the other, lie halfway between a complex step and differences?"""
+    off = witness.value - exact
+    before = np.zeros(off.shape, bool)
+    for radius in _RADII:
+        around, rounding = _circle(line, radius, epsilon, noise)
+        is_seen = np.maximum(rounding, 2 * witness.error) <= np.abs(off)
+        halfway = is_seen & (np.abs(around - exact - off / 2) <= np.abs(off) / 8)
+        if (before & halfway).any():
+            return True
+        if not (is_seen | np.isnan(around)).any():
+            return False
+        before = halfway
+    return False
 
 
 def complex_step(line: Line) -> Derivative:
@@ -90,31 +118,22 @@ def complex_step(line: Line) -> Derivative:
     return Derivative(value, np.zeros_like(value), COMPLEX_STEP, "complex step")
 
 
-def is_analytic(line: Line, epsilon: float = EPS) -> bool:
-    """Is φ(0) the mean of φ over small circles around it, as it is of any analytic function?
+def _circle(line: Line, radius: float, epsilon: float, noise: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """The slope by Cauchy's integral over a circle around 0, and how far rounding moves it; NaN where φ raises there.
 
-    Where φ takes |z|² of complex numbers, or where two pieces join, they differ by a multiple of r² for each radius r:
-    where no difference is seen at one radius, there is none to see at a smaller one.
+    Of an analytic function it is φ'(0), with all digits. Of one that is not, as |z|, it lies halfway between a complex
+    step and the slope along real numbers: (∂/∂x - i ∂/∂y)/2. The lower half of the circle is conjugate to the upper.
     """
-    corners = np.exp(2j * np.pi * np.arange(_CORNERS) / _CORNERS)
-    here = line(0.0)
-    off: list[np.ndarray] = []
-    for k in range(3, 40, 2):
+    slope = largest = np.zeros(())
+    kind = np.complex128 if epsilon >= EPS else np.clongdouble
+    for corner, weight in zip(_CORNERS.astype(kind), (1, 2, 2, 2, 2, 2, 1)):
         try:
-            around = [line(2.0**-k * corner) for corner in corners]
-        except Exception:  # a user's function may refuse such numbers: a smaller circle may do
-            continue
-        off.append(np.abs(np.mean(around, axis=0) - here))
-        if len(off) > 2:
-            far, middle, near = off[-3:]
-            least = _SEEN * epsilon * np.abs(here).max(initial=0)
-            if (near <= least).all():
-                return True
-            is_seen = near > least
-            falls = (np.abs(far / middle - 16) < 1) & (np.abs(middle / near - 16) < 1)
-            if (is_seen & falls).any():
-                return False
-    return True
+            y = line(radius * corner)
+        except Exception:  # a user's function may refuse such numbers
+            return np.full(slope.shape, np.nan), largest
+        slope, largest = slope + weight * (y / corner).real, np.maximum(largest, np.abs(y))
+    slope = slope / (12 * radius)
+    return slope, 8 * epsilon * np.maximum(np.maximum(largest, noise), np.abs(slope)) / radius
 
 
 def differences(
@@ -165,7 +184,7 @@ def _nearest(line: Line, epsilon: float, noise: np.ndarray | float, size: float)
         slope, largest = _central(line, step)
         whole = max(size, float(np.abs(slope[np.isfinite(slope)]).max(initial=0)))
         coarse = 64 * epsilon * np.maximum(largest, noise) / step + 1e-5 * whole
-        if coarse.max(initial=0) <= 0.01 * whole:
+        if coarse.max(initial=0) <= 0.01 * whole or whole == 0:  # what is flat here is taken as flat
             return slope, coarse
     return np.full_like(slope, np.inf), coarse
 

@@ -8,11 +8,11 @@ import pytest
 from nanograd_llm.gradcheck.check.comparison import line
 from nanograd_llm.gradcheck.check.derivatives import (
     CONTRADICTED,
+    DOUBTED,
     ComplexStepError,
     complex_step,
     derivative,
     differences,
-    is_analytic,
 )
 
 EPS = np.finfo(np.float64).eps
@@ -81,23 +81,44 @@ def test_what_does_not_run_on_complex_numbers_is_differenced_and_says_why(line, 
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_an_analytic_function_is_one_by_at_most_four_circles(name):
+def test_few_evaluations_confirm_a_complex_step(name):
     points = []
-    assert is_analytic(lambda t: points.append(t) or np.asarray(SMOOTH[name][0](t)))
-    assert len(points) <= 1 + 4 * 16
+    found = derivative(lambda t: points.append(t) or np.asarray(SMOOTH[name][0](t)))
+    assert found.method == "complex step" and len(points) <= 2 + 6 + 3 * 7  # beside the first, _nearest and circles
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        lambda t: np.asarray(np.real(1 + t) * (1 + t)),
-        lambda t: np.asarray(1 + t + 1e-3 * np.abs(t) ** 2),
-        lambda t: np.asarray(np.where(np.abs(t) > 2.0**-6, np.nan, 1 + np.abs(t) ** 2)),  # not finite on larger circles
-    ],
-)
-def test_a_function_that_is_not_analytic_is_found(line):
-    with np.errstate(invalid="ignore"):
-        assert not is_analytic(line)
+X = np.array([1.0, -2.0, 3.0])
+PARTS = {  # not analytic, with their slopes along X by t
+    "abs": (lambda x: np.abs(x).sum(), 6.0),
+    "norm": (lambda x: np.linalg.norm(x), np.sqrt(14)),
+    "var": (lambda x: np.var(x), 2 * np.var(X)),
+    "log of a size": (lambda x: np.log(np.abs(x)).sum(), 3.0),
+    "real": (lambda x: x.real.sum(), 2.0),
+    "conjugate": (lambda x: np.conj(x).sum(), 2.0),
+}
+
+
+@pytest.mark.parametrize("part", [1.0, 1e-4, 1e-9])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_that_is_not_analytic_contradicts_a_complex_step_however_small_it_is(name, part):
+    f, slope = PARTS[name]
+    found = derivative(lambda t: np.sum((X * (1 + t)) ** 2) + part * f(X * (1 + t)))
+    assert (found.method, found.why) == ("differences", CONTRADICTED)
+    assert abs(found.value - (28 + part * slope)) <= found.error <= 1e-10
+
+
+def test_wider_numbers_contradict_a_complex_step_by_a_part_that_rounding_of_float64_hides():
+    def line(t):
+        return np.asarray(np.sum((X * (1 + t)) ** 2) + np.longdouble(1e-13) * np.abs(X * (1 + t)).sum())
+
+    assert derivative(line).method == "complex step"
+    assert derivative(line, epsilon=float(np.finfo(np.longdouble).eps)).why == CONTRADICTED
+
+
+def test_a_bump_that_every_difference_steps_over_leaves_a_doubt():
+    with np.errstate(all="ignore"):
+        found = derivative(lambda t: np.array([1e10 * t * np.exp(-((1e10 * t) ** 2))]) + t)
+    assert (found.method, found.why) == ("differences", DOUBTED)
 
 
 def test_complex_step_refuses_a_real_result():
