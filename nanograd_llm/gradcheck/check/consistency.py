@@ -48,7 +48,7 @@ _NARROW = (
 _DIRECTIONS = 4  # along which they are compared
 _AROUND = 4  # points where one that is off by a part of itself is looked at again
 _MEANT = 1e-4  # part of the result that flows through what is so compared, at least
-_NEARBY, _NEAR = 5, 2.0**-40  # points nearby where a difference is looked at again, and how far away, relatively
+_NEAR = 2.0 ** np.arange(-40, -11, 7)  # how far away, relatively, points nearby are where a difference is seen again
 _REPEATS = 48  # calls of rules for the same inputs, divided among the op calls on the tape,
 _FIRST = 6  # backward passes at most whose gradients are kept to compare later ones with
 _SHARE = 1 / 50  # which take no larger part of a check's seconds
@@ -126,7 +126,7 @@ def problems(
             continue
         size = np.abs(pair.expected[np.isfinite(pair.expected)]).max(initial=0)
         flowing = abs(pair.factor) * flow / length(function.values[pair.k])
-        if pair.off <= (0 if pair.is_exact else given.c * given.epsilon * (size + flowing)):
+        if pair.off <= (0 if pair.is_exact else given.c * (given.epsilon * (size + flowing) + np.finfo(float).tiny)):
             continue
         if not pair.is_exact and is_rounding(number):
             continue
@@ -482,7 +482,7 @@ def _nearby(
     values: Sequence[np.ndarray], others: Sequence[np.ndarray], rng: np.random.Generator
 ) -> list[list[np.ndarray]]:
     """The values and others as they are, and a little changed: all values by one factor, so that ties stay ties."""
-    factors = 1 + _NEAR * rng.uniform(-1, 1, _NEARBY)
+    factors = 1 + _NEAR * rng.uniform(-1, 1, len(_NEAR))
     changed = [[*(x * factor for x in values), *nudged(others, rng)] for factor in factors]
     return [[*values, *others], *changed]
 

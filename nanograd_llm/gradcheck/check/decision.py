@@ -254,11 +254,12 @@ def _evidence(
         flow = interior(function, v)[:, None]
         far = far._replace(result=np.maximum(far.result, flow))
     # what rounding of the numbers on the tape can explain; beyond that a rule may be wrong in the narrow kind alone
-    plain = 4 * narrow.epsilon * narrow.c * (near.scale + near.flow + flow * max(1.0, length(function.values[k])))
-    plain = np.where(near.error > 0, np.inf, plain)  # differences have other errors than rounding
+    inside = near.flow + flow * max(1.0, length(function.values[k]))
+    plain = 4 * narrow.epsilon * narrow.c * (near.scale + inside)
     parted = np.abs((near.analytic - near.numeric) - (far.analytic - far.numeric))
     # so much larger than rounding, and the same in both: points nearby need not be asked
-    gross = (far.off > _GROSS * plain) & (parted <= BLUNT * far.off)
+    gross = (far.off > _GROSS * (plain + near.error)) & (parted <= BLUNT * far.off)
+    plain = np.where(near.error > 0, np.inf, plain)  # differences have other errors than rounding
     if not (is_rounding & (near.off <= plain) | gross).all():
         again = [both(nudged([*function.values, v, u], rng)) for _ in range(_REPEATS)]
         nearby = [near, *(one for one, _ in again)]
@@ -276,13 +277,18 @@ def _evidence(
     if narrow == precisions.given:  # a mistake is the same in both
         steady &= equal | (parted <= 0.5 * far.off)
     steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
-    if (steady & ~is_rounding & (far.off > tolerance)).any():
+    if (doubt := steady & ~is_rounding & (far.off > tolerance)).any():
         # rounding of the inputs moves both sides as much, and that of a sum of a few may be the same at all points
         points = [x.astype(wide.dtype) for x in (*function.values, v, u)]
-        others = [both(nudged(points, rng, near=DEPTH, far=DEPTH))[1] for _ in range(2)]
+        moved = [nudged(points, rng, near=DEPTH, far=DEPTH) for _ in range(2)]
+        others = [compare(slopes, at[:-2], at[-2], at[-1], wide) for at in moved]
         by_rounding = np.max([np.abs(other.numeric - far.numeric) for other in others], axis=0)
         left = np.maximum(left, by_rounding)
         is_rounding = is_rounding | (far.off <= by_rounding)
+        # rounding to 1 - p in a softmax that saturates is the same all around, and large beside p
+        doubt &= ~is_rounding & (far.off <= MARGIN * wide.epsilon * wide.c * (far.scale + inside))
+        if doubt.any():
+            steady &= ~doubt | _is_steady([far, *_further(slopes, v, u, _FURTHEST, wide, rng)], 0.2)
     tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
     return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
 
@@ -306,12 +312,17 @@ def _is_of_the_rule(
     moved = perturbed(function, [x.astype(wide.dtype) for x in function.values], v, narrow.epsilon, rng)
     left = plain + MARGIN * np.ptp([along(rows(a[k] for a in seen), u) for seen in moved], axis=0)
     found, gross = near.off > left, near.off > _GROSS * left  # rounding to fewer digits is steady at no other point
-    part = _part(near.off[found], near.scale[found])
-    far = min(_FURTHER * part, _FURTHEST) / EPS
-    if found.any() and far > 1:
-        points = [nudged([*function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS)]
-        found &= gross | _is_steady([near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in points)], 0.05)
-    return found
+    part = _FURTHER * _part(near.off[found], near.scale[found])
+    return found & (gross | _is_steady([near, *_further(slopes, v, u, part, narrow, rng)], 0.05))
+
+
+def _further(
+    slopes: Slopes, v: np.ndarray, u: np.ndarray, part: float, precision: Precision, rng: np.random.Generator
+) -> list[Sides]:
+    """The sides at some points that are moved by about this part of themselves; none where that is nothing."""
+    far = min(part, _FURTHEST) / EPS
+    points = [nudged([*slopes.function.values, v, u], rng, near=far / 4, far=far) for _ in range(_REPEATS * (far > 1))]
+    return [compare(slopes, at[:-2], at[-2], at[-1], precision) for at in points]
 
 
 def _measured(

@@ -1,6 +1,7 @@
 """Functions of PyTorch: any function of its tensors, a Module with its parameters, a torch.autograd.Function.
 
-The gradient is what PyTorch's autograd computes. Numbers come from the function alone, on complex128 where it runs.
+The gradient is what PyTorch's autograd computes. Numbers come from the function alone, on complex128 where it runs on
+that, or what it is made of does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanograd_llm.errors import DtypeError
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
+from nanograd_llm.ops.primitive import erf
 
 
 class Torch(Library):
@@ -74,23 +78,92 @@ class Torch(Library):
 
 
 class _Widening(TorchFunctionMode):
-    """Where an operation refuses operands of float32 and float64, all become float64.
+    """Where an operation refuses operands of float32 and float64, all become float64; where it refuses complex numbers,
+    it is computed from operations that take them.
 
-    So a function that refers to float32 tensors, such as weights, can be checked in float64.
+    So a function that refers to float32 weights can be checked in float64, and softmax by complex step.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         try:
-            return function(*args, **(kwargs or {}))
-        except RuntimeError:
-            tensors = [x for _, x in leaves([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
-            floats = {x.dtype for x in tensors if x.is_floating_point() or x.is_complex()}
-            if len(floats) < 2:
-                raise
-            widest = functools.reduce(torch.promote_types, floats)
-            wide = (x.to(widest) if getattr(x, "dtype", None) in floats else x for _, x in leaves([args, kwargs or {}]))
-            args, kwargs = rebuilt([args, kwargs or {}], wide)
             return function(*args, **kwargs)
+        except RuntimeError:
+            tensors = [x for _, x in leaves([args, kwargs]) if isinstance(x, torch.Tensor)]
+            floats = {x.dtype for x in tensors if x.is_floating_point() or x.is_complex()}
+            if len(floats) > 1:
+                widest = functools.reduce(torch.promote_types, floats)
+                wide = (x.to(widest) if getattr(x, "dtype", None) in floats else x for _, x in leaves([args, kwargs]))
+                args, kwargs = rebuilt([args, kwargs], wide)
+            elif not any(dtype.is_complex for dtype in floats):
+                raise
+            with _OnComplex():
+                return function(*args, **kwargs)
+
+
+class _OnComplex(TorchDispatchMode):
+    """An operation that refuses complex numbers is computed from those that it is made of, by PyTorch's own table.
+
+    Comparisons are of the real parts, and so is what is largest, as in NumPy.
+    """
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, is_complex = kwargs or {}, any(isinstance(x, torch.Tensor) and x.is_complex() for x in args)
+        own = _ANALYTIC.get(function.overloadpacket) if is_complex else None
+        try:
+            if own is None:
+                return function(*args, **kwargs)
+        except RuntimeError:
+            if not is_complex:
+                raise
+        with self:
+            own = own or decomposition_table.get(function)
+            found = own(*args, **kwargs) if own else function.decompose(*args, **kwargs)
+        if found is NotImplemented:
+            found = function(*(x.real if isinstance(x, (torch.Tensor, complex)) else x for x in args), **kwargs)
+            if not isinstance(found, torch.Tensor) or found.dtype != torch.bool:
+                raise NotImplementedError(f"{function} is not computed on complex numbers")
+        return found
+
+
+def _largest(x: torch.Tensor, axes: Any = (), keepdim: bool = False) -> torch.Tensor:
+    """Of entries with the same real part the one whose imaginary part is larger."""
+    is_largest = x.real == x.real.amax(axes, keepdim=True)
+    imaginary = torch.where(is_largest, x.imag, -torch.inf)
+    return torch.complex(x.real.amax(axes, keepdim), imaginary.amax(axes, keepdim))
+
+
+def _normalised(x: torch.Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> tuple[torch.Tensor, ...]:
+    variance, mean = _spread(x, range(-len(shape), 0), False, True)
+    scale = 1 / torch.sqrt(variance + epsilon)
+    y = (x - mean) * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, scale
+
+
+def _spread(
+    x: torch.Tensor, axes: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+) -> tuple[torch.Tensor, ...]:
+    """Variance and mean; that of |z|, which PyTorch takes, is not analytic."""
+    axes = tuple(range(x.ndim) if axes is None else axes)
+    mean = x.mean(axes, keepdim=True)
+    number = x.numel() / mean.numel() - (unbiased if correction is None else correction)
+    return ((x - mean) ** 2).sum(axes, keepdim) / number, mean if keepdim else x.mean(axes)
+
+
+_aten: Any = torch.ops.aten
+_ANALYTIC: dict[Any, Callable[..., Any]] = {  # what PyTorch's table lacks, or computes with |z|
+    _aten.abs: lambda x: torch.where(x.real < 0, -x, x),
+    _aten.amax: _largest,
+    _aten.amin: lambda x, *how: -_largest(-x, *how),
+    _aten.max: lambda x, *how: (_largest(x, *how), x.real.max(*how).indices) if how else _largest(x),
+    _aten.min: lambda x, *how: (-_largest(-x, *how), x.real.min(*how).indices) if how else -_largest(-x),
+    _aten.maximum: lambda a, b: torch.where(a.real >= b.real, a, b),
+    _aten.minimum: lambda a, b: torch.where(a.real <= b.real, a, b),
+    _aten.native_layer_norm: _normalised,
+    _aten.var_mean: _spread,
+    _aten.erf: lambda x: torch.tensor(erf(x.numpy(force=True)), device=x.device),
+}
 
 
 class Autograd(Foreign):

@@ -166,9 +166,75 @@ def test_a_backward_that_draws_random_numbers_does_not_pass(torch: Any, x: Any) 
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_layers_that_refuse_complex_numbers_are_checked_by_differences(torch: Any, x: Any) -> None:
-    report = check_gradient(torch.nn.LayerNorm(4), x)
+def test_a_layer_that_is_made_of_nothing_that_takes_complex_numbers_is_checked_by_differences(torch, x):
+    report = check_gradient(torch.nn.MaxPool1d(2), x)
     assert report.passed and {finding.method for finding in report.findings} == {"differences"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax(x, -1)",
+        "log_softmax(x, -1)",
+        "gelu(x)",
+        "softplus(x)",
+        "relu(x).amax(0)",
+        "leaky_relu(x).max(-1, keepdim=True).values + x.min()",
+        "hardtanh(x).maximum(0.1 * x).minimum(x**2)",
+        "layer_norm(x, (4,))",
+        "batch_norm(x, None, None, training=True)",
+        "group_norm(x, 2)",
+        "huber_loss(x, x.flip(0))",
+        "binary_cross_entropy_with_logits(x, x**2)",
+        "cross_entropy(x, x[:, 0].long().abs())",
+        "scaled_dot_product_attention(x[None], x[None] * 2, x[None], is_causal=True)",
+    ],
+)
+def test_what_pytorch_refuses_on_complex_numbers_is_computed_from_what_it_is_made_of(torch, x, name):
+    report = check_gradient(eval(f"lambda x: F.{name}", {"F": torch.nn.functional}), x)
+    assert report.passed and {finding.method for finding in report.findings} == {"complex step"}
+
+
+def attention(torch: Any, softmax: Any) -> Any:
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return softmax(self.q(x) @ self.k(x).mT / 2) @ self.v(x)
+
+    torch.manual_seed(0)
+    return Attention().double()
+
+
+def by_hand(z):
+    e = (z - z.max(-1, keepdim=True).values).exp()
+    return e / e.sum(-1, keepdim=True)
+
+
+def test_attention_near_zero_is_right_though_differences_lose_its_gradient_in_rounding(torch):
+    x = 1e-3 * torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert check_gradient(attention(torch, by_hand), x).passed
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_attention_whose_softmax_is_wrong_is_wrong_near_zero_too(torch, size):
+    class Softmax(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            p = torch.softmax(z, -1)
+            ctx.save_for_backward(p)
+            return p
+
+        @staticmethod
+        def backward(ctx, dp):
+            (p,) = ctx.saved_tensors
+            return 2 * p * (dp - (dp * p).sum(-1, keepdim=True))
+
+    x = size * torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = verdicts(check_gradient(attention(torch, Softmax.apply), x, explain=False))
+    assert found == {"q.weight": "wrong"}
 
 
 def test_dropout_and_batch_statistics_are_checked_while_training_and_leave_the_module_as_it_was(torch: Any) -> None:
@@ -329,3 +395,16 @@ def test_a_numpy_array_of_floats_is_a_tensor_for_the_function_also_where_it_is_a
 
     x, mask = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.0, 1.0])
     assert check_gradient(Masked, x, mask, unused=["mask"]).passed
+
+
+@pytest.mark.parametrize("seed", [22, 36, 38])
+def test_a_softmax_that_saturates_is_right_though_its_rounding_is_the_same_at_all_points_nearby(torch, seed):
+    x = 650 * np.random.default_rng(seed).normal(size=(3, 4))
+    assert check_gradient(lambda x: torch.softmax(x, -1), torch.tensor(x)).passed
+
+
+@pytest.mark.parametrize("seed", [20, 30, 32])
+def test_attention_that_saturates_is_right_though_its_rounding_is_the_same_at_all_points_nearby(torch, seed):
+    x = torch.tensor(1.2 * np.random.default_rng(seed).normal(size=(1, 3, 4)) + 10)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert check_gradient(lambda x: attention(x, 2 * x, 3 * x), x).passed
