@@ -79,10 +79,6 @@ def gradcheck(
     again; DtypeError for complex inputs or a result that is not float; ConfigError unless order is an integer of at
     least 1; ShapeError for an input that is a list of Tensors or of float arrays of different shapes.
     """
-    require_int("order", order, 1)
-    require_int("jacobian", jacobian, 0)
-    require_number("seconds", seconds, 0)
-    require_seed(seed)
     if isinstance(f, np.ufunc) or getattr(f, "__module__", None) in ("numpy", "numpy.linalg"):
         name = f"{getattr(f, '__module__', None) or 'np'}.{label(f)}".replace("numpy", "np")
         raise SignatureError(
@@ -94,6 +90,26 @@ def gradcheck(
         raise SignatureError(f"{label(f)} is a function of {library}: check_gradient takes it, with the same arguments")
     if arguments:
         f = functools.partial(f, **arguments)
+    return examined(f, inputs, order, seed, jacobian, explain, seconds, unused)
+
+
+def examined(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    order: int,
+    seed: int,
+    jacobian: int,
+    explain: bool,
+    seconds: float,
+    unused: Sequence[str] = (),
+    *,
+    trace: bool = True,
+) -> Report:
+    """`gradcheck`.  trace: follow a wrong gradient to the op calls at fault."""
+    require_int("order", order, 1)
+    require_int("jacobian", jacobian, 0)
+    require_number("seconds", seconds, 0)
+    require_seed(seed)
     with quiet():
         try:
             function = Function(f, inputs, unused)
@@ -104,7 +120,7 @@ def gradcheck(
         if problems:
             return Report(function.label, (), tuple(problems))
         try:
-            return _Check(function, order, seed, jacobian, explain, seconds).report()
+            return _Check(function, order, seed, jacobian, explain, seconds).report(trace)
         except NanogradError as error:  # a rule need not run on shapes that its op is not declared for
             if not (broken := function.shape_problems):
                 raise
@@ -171,8 +187,7 @@ class _Check:
         inputs = len(function.values)
         self.progress = Progress(order * inputs + (order - 1) * order // 2, seconds)
 
-    def report(self, *, trace: bool = True) -> Report:
-        """trace: follow a wrong gradient to the op calls at fault."""
+    def report(self, trace: bool) -> Report:
         function, problems = self.function, list(self.function.shape_problems)
         findings: list[Finding] = []
         culprits: list[Culprit] = []
@@ -515,11 +530,8 @@ class _Check:
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""
         cotangent = np.where(np.isfinite(y), c.cotangents[int(np.argmax(c.found.wrong.any(axis=1)))], 0.0)
-        of = c.function, c.k
-        worst = patterns.worst_entry(*of, cotangent, c.method, np.flatnonzero(c.smooth), self.progress.left / 4)
-        if not c.smooth.all() or not (self.progress.left or y.size * c.smooth.size <= self.jacobian):
-            return worst, ""
-        return worst, patterns.pattern(*of, y, cotangent, c.method)
+        how = cotangent, c.method, np.flatnonzero(c.smooth), self.progress.left / 4
+        return patterns.explained(c.function, c.k, y, *how, must=y.size * c.smooth.size <= self.jacobian)
 
     def _note_digits(self, c: _Compared) -> None:
         """Note where a right gradient was compared, if not at the inputs, or that few of its digits are known."""

@@ -8,6 +8,7 @@ should be, so that a - g is the error
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 
 from nanograd_llm.gradcheck.check import report
 from nanograd_llm.gradcheck.check.comparison import Method, length, rows, slope
+from nanograd_llm.gradcheck.check.derivatives import differences
 from nanograd_llm.gradcheck.check.function import Differentiable, gradients
 from nanograd_llm.gradcheck.check.kinks import index_of
 from nanograd_llm.gradcheck.check.report import Entry
@@ -24,15 +26,61 @@ from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS
 
 _SMALL = 1e-6  # entries below this part of the largest need not show a factor
 _FEW = 256  # entries that are looked at one by one
+_MOST = 1024  # entries of an input among whose Jacobian a known mistake is looked for
+_ENOUGH = 1e-11  # part of them that slopes may be off: the last digit of differences takes longer than all others
 _SHORT = 4  # an axis whose size is a factor that formulas have too
 
 
-def worst_entry(
-    function: Differentiable, k: int, cotangent: np.ndarray, method: Method, places: np.ndarray, seconds: float
+def explained(
+    function: Differentiable,
+    k: int,
+    y: np.ndarray,
+    cotangent: np.ndarray,
+    method: Method,
+    places: np.ndarray,
+    seconds: float,
+    must: bool,
+) -> tuple[Entry | None, str]:
+    """The worst entry of the wrong gradient of input k among these places, and the mistake that it looks like, or "".
+
+    seconds: no mistake is looked for where its entries take longer, unless one `must` be.
+    """
+    values, until = function.values, np.inf if must else time.monotonic() + seconds
+    if method is differences:
+        method = functools.partial(differences, enough=_ENOUGH)
+
+    def jacobian(k: int) -> np.ndarray | None:
+        """None where it is large, or takes too long."""
+        size, number, begin, columns = length(values[k]), values[k].size, time.monotonic(), []
+        for j in range(number if number <= _MOST and number * y.size <= 2**20 else 0):
+            if j and begin + number / j * (time.monotonic() - begin) > until:
+                return None
+            columns.append(slope(function, values, k, j, size, method).value)
+        return rows(columns).T / size if columns else None
+
+    whole = jacobian(k) if places.size == values[k].size else None
+    worst = _worst_entry(function, k, cotangent, method, places, seconds, whole)
+    if whole is None:
+        return worst, ""
+    same = [j for j, x in enumerate(values) if j != k and x.shape == values[k].shape and x.size <= _FEW][:4]
+    found = {function.names[j]: other for j in same if (other := jacobian(j)) is not None}
+    others = {name: (cotangent.reshape(-1) @ other).reshape(values[k].shape) for name, other in found.items()}
+    a = gradients(function, values, [cotangent])[0][k]
+    return worst, recognise(values[k], y, cotangent, a, whole, others)
+
+
+def _worst_entry(
+    function: Differentiable,
+    k: int,
+    cotangent: np.ndarray,
+    method: Method,
+    places: np.ndarray,
+    seconds: float,
+    jacobian: np.ndarray | None,
 ) -> Entry | None:
     """The entry of input k whose gradient is off the most. Of many entries, the half whose sum is worse is searched.
 
-    seconds: so many entries are looked at one by one as take no longer.
+    seconds: so many entries are looked at one by one as take no longer.  jacobian: where it is known.
     Where it moves one number of the result only, it is shown for ȳ = 1 there, as on paper, if it is off so too.
     """
     x, few = function.values[k], _FEW
@@ -42,13 +90,17 @@ def worst_entry(
         slopes = slope(function, function.values, k, places, length(x), method).value
         return float(np.sum(np.where(cotangent == 0, 0, cotangent * slopes)))  # without results that are not finite
 
-    while places.size > few:
+    while jacobian is None and places.size > few:
         halves, begin = np.array_split(places, 2), time.monotonic()
         places = max(halves, key=lambda half: abs(analytic[half].sum() * length(x) - numeric(half)))
         few = max(1, min(_FEW, int(2 * seconds / (time.monotonic() - begin + 1e-9))))
     if not places.size:
         return None
-    slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
+    if jacobian is None:
+        slopes = np.array([numeric(np.array([place])) / length(x) for place in places])
+    else:
+        v = cotangent.reshape(-1, 1)
+        slopes = np.where(v == 0, 0, v * jacobian).sum(axis=0)
     off = np.abs(analytic[places] - slopes)
     more = np.where(off > DEPTH * EPS * np.abs(slopes), off, 0)  # than rounding of an entry, which may be tiny
     worst = int(np.argmax(np.where(np.isfinite(off), more if more.any() else off, np.inf)))
@@ -66,23 +118,6 @@ def worst_entry(
             return entry
     shown = f"{cotangent.item():.6g}" if cotangent.size == 1 else ""
     return Entry(index, float(analytic[place]), float(slopes[worst]), shown)
-
-
-def pattern(function: Differentiable, k: int, y: np.ndarray, cotangent: np.ndarray, method: Method) -> str:
-    """What the wrong gradient of input k looks like; nothing is tried where it would take too long."""
-    values = function.values
-
-    def jacobian(k: int) -> np.ndarray:
-        size = length(values[k])
-        columns = [slope(function, values, k, j, size, method).value for j in range(values[k].size)]
-        return rows(columns).T / size
-
-    if not 0 < values[k].size <= 1024 or values[k].size * y.size > 2**20:
-        return ""
-    same = [j for j, x in enumerate(values) if j != k and x.shape == values[k].shape and x.size <= _FEW][:4]
-    others = {function.names[j]: (cotangent.reshape(-1) @ jacobian(j)).reshape(values[j].shape) for j in same}
-    a = gradients(function, values, [cotangent])[0][k]
-    return recognise(values[k], y, cotangent, a, jacobian(k), others)
 
 
 def recognise(

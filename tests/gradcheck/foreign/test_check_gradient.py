@@ -988,3 +988,29 @@ def test_a_dict_of_gradients_has_the_names_of_the_inputs_also_of_one() -> None:
     assert verdicts(check_gradient(lambda a: a * a, lambda dy, a: {"a": 2 * dy * a}, a)) == {"a": "right"}
     with pytest.raises(NanogradError, match=r"for 1 input \(a\); return one array for each, or a dict by these names"):
         check_gradient(lambda a: a * a, lambda dy, a: {"da": 2 * dy * a}, a)
+
+
+def test_of_a_wrong_gradient_no_slope_is_computed_twice_or_to_more_digits_than_an_explanation_takes():
+    calls = 0
+
+    def forward(x, w):
+        nonlocal calls
+        calls += 1
+        y, h = np.zeros(x.shape), np.zeros(x.shape[0])  # so that differences are used
+        for t in range(x.shape[1]):
+            y[:, t] = h = np.tanh(x[:, t] + h @ w)
+        return y, (x, w, y)
+
+    def backward(dy, cache):
+        x, w, y = cache
+        dx, dw, dh = np.zeros(x.shape), np.zeros(w.shape), 0.0
+        for t in reversed(range(x.shape[1])):
+            dx[:, t] = dz = (dy[:, t] + dh) * (1 - y[:, t] ** 2)
+            dw += np.outer(y[:, t - 1], dz) if t else 0.0
+            dh = 1.1 * (w @ dz)
+        return dx, dw
+
+    rng = np.random.default_rng(0)
+    report = check_gradient(forward, rng.normal(size=(4, 8)), rng.normal(size=(4, 4)), backward=backward)
+    assert [finding.verdict for finding in report.findings] == ["wrong", "wrong"]
+    assert "28 of 32 entries are wrong" in report.findings[0].pattern and calls < 9000
