@@ -34,6 +34,7 @@ SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
 _NO_WIDER = "and it or its gradient does not compute in numbers wider than float64"
 _CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
+_NEARER = (2, 3, 5, 9, 13)  # times that inputs are divided by four to find it curved, up to 1e9 times as large as there
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
 
 
@@ -568,7 +569,7 @@ class _Check:
             return
         # here a complex step may do, and be wrong nearer to zero: exp(-|x|) is analytic where it is nothing
         nearer = functools.partial(differences, enough=_CURVED / 100, epsilon=given.epsilon)
-        if any(change(4.0**-step, nearer)[0] > _CURVED for step in (2, 3, 5)):
+        if any(change(4.0**-step, nearer)[0] > _CURVED for step in _NEARER):
             self.notes.append(
                 f"at these values of {c.function.names[k]} the function is flat or straight, and nearer to zero it is "
                 "not: terms of the gradient that vanish here were not compared; check smaller values too"

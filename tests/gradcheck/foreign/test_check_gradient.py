@@ -990,6 +990,16 @@ def test_a_dict_of_gradients_has_the_names_of_the_inputs_also_of_one() -> None:
         check_gradient(lambda a: a * a, lambda dy, a: {"da": 2 * dy * a}, a)
 
 
+@pytest.mark.parametrize("beta", [1.3, 30.0])
+def test_that_a_term_of_swish_vanishes_is_noted_also_where_beta_is_an_input(beta):
+    def vjp(dy, x, beta):
+        s = 1 / (1 + np.exp(-beta * x))
+        return dy * s, dy @ (x * x * s * (1 - s))  # without the term βx σ(1-σ)
+
+    report = check_gradient(lambda x, beta: x / (1 + np.exp(-beta * x)), 1e3 * np.array([1.0, 1.4]), beta, vjp=vjp)
+    assert report.passed and any("at these values of x the function is flat or straight" in n for n in report.notes)
+
+
 def test_of_a_wrong_gradient_no_slope_is_computed_twice_or_to_more_digits_than_an_explanation_takes():
     calls = 0
 
