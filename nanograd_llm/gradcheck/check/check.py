@@ -479,7 +479,7 @@ class _Check:
         if nearer and (is_lost or nearer[1].clear or nearer[1].wrong.any()):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
-            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs: here they are lost in rounding"
+            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs, as at the inputs themselves rounding hides it"
         elif is_lost and not found.zero and found.digits >= 1:
             c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
 
@@ -512,8 +512,8 @@ class _Check:
 
     def _hidden(self, found: Outcome) -> str:
         """How much of a gradient can be compared, in words, where that is not enough to call it right."""
-        if found.off < 0.1:
-            digits = counted(min(15, max(1, round(-np.log10(found.off or 1e-15)))), "digit")
+        if (part := max(found.off, found.tolerance, 1e-15)) < 0.1:
+            digits = counted(max(1, round(-np.log10(part))), "digit")
             known = f"gradient and slope agree to about {digits}; the rest may be rounding inside the function"
         else:
             known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
@@ -535,14 +535,11 @@ class _Check:
         return patterns.explained(c.function, c.k, y, *how, must=y.size * c.smooth.size <= self.jacobian)
 
     def _note_digits(self, c: _Compared) -> None:
-        """Note where a right gradient was compared, if not at the inputs, or that few of its digits are known."""
+        """Note that few digits of a right gradient are known."""
         name, digits = c.function.names[c.k], f"{c.found.digits:.0f}"
-        if c.part:
-            where = f"{c.part:g} times the inputs; at the inputs themselves it is smaller than rounding"
-            self.notes.append(f"{'the gradient of ' * c.order}{name} was compared at {where}")
-        elif c.found.digits >= DIGITS or c.order > 1 or c.reason:  # which says that it is zero
+        if c.part or c.found.digits >= DIGITS or c.order > 1 or c.reason:  # which says that it is zero
             return
-        elif self.precisions.pair is None:
+        if self.precisions.pair is None:
             hides = "rounding inside the function hides smaller mistakes"
             self.notes.append(f"the gradient of {name} is right to about {digits} digits; {hides}")
         else:

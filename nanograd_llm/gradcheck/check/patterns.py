@@ -149,12 +149,14 @@ def recognise(
         (np.abs(a - wanted).max(), words)
         for words, wanted in (*kinds, *_moved(g), *_turned(x, v, jacobian), *_unsummed(x, y, v, jacobian))
     ]
-    words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape), other)))
+    several = int((np.abs(g) > _SMALL * np.abs(g).max()).sum()) > 1  # any factor explains one
+    words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape, several), other)))
     known.insert(2, (max(spread * off, np.abs(a - scaled).max()), words))
     for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
         if words := next((words for left, words in known if left <= part * off), ""):
             return words
-    if words := _zeros(x, a, g, off) or _lost_contributions(v, a, g, jacobian, off) or _left_over(x, y, a - g):
+    left_over = _left_over(x, y, a - g) if several else ""
+    if words := _zeros(x, a, g, off) or _lost_contributions(v, a, g, jacobian, off) or left_over:
         return words
     return _unknown(np.abs(a - g) > max(1e-6 * off, rounding.max()), x)
 
@@ -209,8 +211,8 @@ def _unsummed(x: np.ndarray, y: np.ndarray, v: np.ndarray, jacobian: np.ndarray)
             yield f"{words} contributions only the {place} arrives", (kept.reshape(-1) @ jacobian).reshape(x.shape)
 
 
-def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]) -> str:
-    """A constant factor, and what it may come from. For a single number only a plain one."""
+def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...], several: bool) -> str:
+    """A constant factor, and what it may come from; only a plain one unless several entries show it."""
     words = f"off by the factor {report.factor(factor)}"
     sizes = {n: f"an axis of size {n}" for n in (*shape, *result)}
     sizes.setdefault(math.prod(shape), f"all {math.prod(shape)} entries")
@@ -223,7 +225,7 @@ def _about_factor(factor: float, shape: tuple[int, ...], result: tuple[int, ...]
         ):
             if abs(factor - value) <= 1e-9 * value:
                 return f"{words}: {'a constant of the rule, or ' if n <= _SHORT else ''}{meaning}"
-    if math.prod(shape) > 1 or not math.isfinite(factor):
+    if several or not math.isfinite(factor):
         return words
     is_plain = abs(factor) <= 4 and abs(factor - Fraction(factor).limit_denominator(4)) <= 1e-9
     return words if is_plain else ""

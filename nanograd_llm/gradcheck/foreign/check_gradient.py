@@ -117,9 +117,9 @@ def check_gradient(
     except InPlaceError as error:
         return Report(foreign.label, (), (str(error),), notes=tuple(foreign.notes))
     wrong = tuple(finding.name for finding in found.findings if finding.verdict == "wrong")
-    doubts = [note for note, name in foreign.doubts.items() if name in wrong or wrong and not name]
     faulty = wrong or tuple(finding.name for finding in found.findings if found.problems and finding.kinks)
     culprits = tuple(_culprits(foreign, faulty) if faulty and explain else ())
+    doubts = [note for note, name in foreign.doubts.items() if name in wrong or wrong and not name]
     return dataclasses.replace(
         found,
         problems=problems,
@@ -278,6 +278,8 @@ def _defaults(f: Any, count: int) -> list[str]:
 def _culprits(foreign: Foreign, names: tuple[str, ...]) -> Iterator[Culprit]:
     """The functions that compute a wrong gradient, and where they are written; of a network, those of its layers."""
     found = list(itertools.islice(_in_parts(foreign), MOST)) if hasattr(foreign, "held") else []
+    if found:  # no other reason is needed
+        foreign.doubts = {note: name for note, name in foreign.doubts.items() if name}
     yield from found
     for name, rule in foreign.rules.items() if not found else ():
         if where := place_of(rule):

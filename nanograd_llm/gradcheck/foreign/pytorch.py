@@ -190,7 +190,8 @@ class Autograd(Foreign):
         self.functions: dict[Any, None] = {}  # the torch.autograd.Functions on the way
         self._writers: dict[str, None] = {}  # Functions whose backward writes into its cotangent
         self._passes = itertools.count()
-        self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
+        if not is_own:
+            self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
 
     def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
         dtype = torch.get_default_dtype()

@@ -202,6 +202,12 @@ def test_of_a_single_number_only_a_plain_factor_is_said(monkeypatch):
         assert gradcheck(ops.tanh, 0.5).findings[0].pattern == said
 
 
+def test_a_factor_that_one_entry_alone_shows_beside_tiny_ones_is_not_said(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * np.where(y > 1, 1.0069 * y, y))
+    (finding,) = gradcheck(ops.exp, np.array([20.0, -3.0, -4.0])).findings
+    assert finding.verdict == "wrong" and "factor" not in finding.pattern and "1 of 3 entries is" in finding.pattern
+
+
 def test_an_input_that_the_function_itself_repeats_is_not_called_broadcast(own_op):
     @own_op("y = (x, 2x)", "x_bar = ?")
     def two_rows(x):

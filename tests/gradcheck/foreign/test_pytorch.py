@@ -355,6 +355,7 @@ def test_each_function_on_the_way_is_checked_by_itself(torch, own_functions, pla
     forwards = [vars(function)["forward"] for function in own_functions]
     report = check_gradient(functions[place], torch.tensor([0.3, -1.2, 2.1]))
     assert [culprit.op for culprit in report.culprits] == culprits
+    assert any(".detach()" in note for note in report.notes) == (not culprits)
     assert any(note.startswith("right by themselves") and note.endswith(": Square") for note in report.notes)
     assert forwards == [vars(function)["forward"] for function in own_functions]
 
