@@ -479,7 +479,8 @@ class _Check:
         if nearer and (is_lost or nearer[1].clear or nearer[1].wrong.any()):
             c.part, c.found = nearer
             c.function = Scaled(function, c.part)
-            c.words = f"{_compared(len(v))} at {c.part:g} times the inputs, as at the inputs themselves rounding hides it"
+            where = f"at {c.part:g} times the inputs, as at the inputs themselves rounding hides it"
+            c.words = f"{_compared(len(v))} {where}"
         elif is_lost and not found.zero and found.digits >= 1:
             c.found = dataclasses.replace(found, faint=np.ones_like(found.faint))
 
