@@ -288,9 +288,7 @@ def _evidence(
         # rounding to 1 - p in a softmax that saturates is the same all around, and large beside p
         doubt &= ~is_rounding & (far.off <= MARGIN * wide.epsilon * wide.c * (far.scale + inside))
         if doubt.any():
-            doubt &= ~_is_steady([far, *_further(slopes, v, u, _FURTHEST, wide, rng)], 0.2)
-            steady, doubt = steady & ~doubt, doubt & (far.off <= BLUNT * far.scale)
-            left, is_rounding = np.where(doubt, far.off, left), is_rounding | doubt
+            steady &= ~doubt | _is_steady([far, *_further(slopes, v, u, _FURTHEST, wide, rng)], 0.2)
     tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
     return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
 
