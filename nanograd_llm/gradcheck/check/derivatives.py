@@ -17,6 +17,7 @@ from nanograd_llm.gradcheck.check.rounding import EPS
 Line = Callable[[complex], np.ndarray]
 
 COMPLEX_STEP = 1e-30
+_UNDERFLOW = np.finfo(np.float64).tiny / COMPLEX_STEP  # a smaller slope is lost in a complex step
 CONTRADICTED = "the function is not analytic (as abs, or var of complex numbers), which a complex step needs"
 DOUBTED = "differences contradict a complex step"
 _RUNGS = tuple(2.0**-k for k in (*range(3, 14), 16, 19, 22, 25, 28))  # u is as large as x, so these are parts of x
@@ -67,29 +68,30 @@ def derivative(
         if (np.abs(exact.value - around) <= rounding)[known].all():
             return exact
     witness = differences(line, epsilon=epsilon, noise=noise)
-    off = np.abs(witness.value - exact.value)[known]
-    apart = ~(off <= 10 * witness.error[known])  # also where there is no number
-    # in wider numbers no step is left over that is shorter than what may lie nearby
-    if apart.any() and (epsilon < EPS or _is_contradicted(line, exact.value, witness, epsilon, noise)):
+    off = witness.value - exact.value
+    if _is_contradicted(line, exact.value, off, np.abs(off) > 2 * witness.error + _UNDERFLOW, epsilon, noise):
         return dataclasses.replace(witness, why=CONTRADICTED)
-    if is_near or not (apart & ~(off <= 1e-7 * np.abs(witness.value[known]).max(initial=0))).any():
+    apart = known & ~(np.abs(off) <= 10 * witness.error + _UNDERFLOW)  # also where there is no number
+    if apart.any() and epsilon < EPS:  # no step of wider numbers is left over that is shorter than what lies nearby
+        return dataclasses.replace(witness, why=CONTRADICTED)
+    if is_near or not (apart & ~(np.abs(off) <= 1e-7 * np.abs(witness.value[known]).max(initial=0))).any():
         return exact
     return dataclasses.replace(witness, why=DOUBTED)
 
 
 def _is_contradicted(
-    line: Line, exact: np.ndarray, witness: Derivative, epsilon: float, noise: np.ndarray | float
+    line: Line, exact: np.ndarray, off: np.ndarray, apart: np.ndarray, epsilon: float, noise: np.ndarray | float
 ) -> bool:
-    """Do two circles, one inside the other, lie halfway between a complex step and differences?"""
-    off = witness.value - exact
+    """Do two circles, one inside the other, lie halfway between a complex step and differences, `off` from it, in an
+    entry where these are `apart`?"""
     before = np.zeros(off.shape, bool)
     for radius in _RADII:
         around, rounding = _circle(line, radius, epsilon, noise)
-        is_seen = np.maximum(rounding, 2 * witness.error) <= np.abs(off)
+        is_seen = apart & ~(rounding > np.abs(off))
         halfway = is_seen & (np.abs(around - exact - off / 2) <= np.abs(off) / 8)
         if (before & halfway).any():
             return True
-        if not (is_seen | np.isnan(around)).any():
+        if not is_seen.any():
             return False
         before = halfway
     return False
