@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nanograd_llm.__main__ import run
 from nanograd_llm.cli import main
 from nanograd_llm.runs import RunFolder, stopping
 from nanograd_llm.runs.prepare import prepare_run  # noqa: F401  before the forks, which are then faster
@@ -35,9 +36,10 @@ def trained_in_a_child(folder: Path, workers: int) -> int:
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             words = ["train", str(folder / "text.txt"), *QUICK, "--workers", str(workers), "--out", str(folder / "run")]
-            code = main(words)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            run(words)
+        except SystemExit as error:
             sys.stdout.flush()
+            code = int(error.code or 0)
         finally:
             os._exit(code)
     return child
@@ -91,6 +93,22 @@ def test_a_signal_within_the_handler_of_the_one_before_it_counts_as_one_with_tha
         os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.undo()
     assert calls and len(handled) == 1
+
+
+def test_a_signal_between_the_end_of_a_command_and_that_of_the_program_changes_no_exit_code(monkeypatch):
+    def main(arguments):
+        at_end.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    at_end: list[object] = []
+    monkeypatch.setattr("nanograd_llm.cli.main", main)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run([])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 0 and callable(at_end[0]) and at_end[0](signal.SIGINT, None) is None
 
 
 def test_info_shows_the_steps_that_a_checkpoint_has(tmp_path, capsys):
