@@ -24,7 +24,7 @@ from nanograd_llm.tasks.text_task import TextSettings, TextTask, first_words, mo
 from nanograd_llm.text import Tokenizer, epoch_windows, mixed_windows, random_windows
 from nanograd_llm.text.corpora import builtin_corpus, nul_remark, split_text, text_hash
 from nanograd_llm.text.prepared import TokenFiles, make_tokenizer, open_prepared, prepared_hash
-from nanograd_llm.text.sources import is_prepared, read_source, weighted
+from nanograd_llm.text.sources import is_prepared, read_source, require_plain, weighted
 from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class LanguageModelling(TextTask):
         """See `Task.made`. With a start, context_length is that of a window: the sizes are the model's."""
         words, sizes, train = (request.settings[table] for table in ("text", "model", "train"))
         start = request.start
+        require_plain([request.asked["text"].get("file"), *(request.asked["text"].get("data") or ())])
         if start is None:
             preset, text = request.preset or cls.presets[0], TextConfig(**words)
             cls._refuse_prepared(text, request)
@@ -307,17 +308,12 @@ class LanguageModelling(TextTask):
         """The text, the tokenizer and the model."""
         is_own = self.context_length == self.model.config.context_length
         windows = "" if is_own else f", in windows of {self.context_length}"
-        tables = [name for name in map(str, self.text.sources) if name.lower().endswith((".csv", ".tsv"))]
-        found = {
+        return {
             "text": f"{self.source.removeprefix('the ')}: trained on {self._learned}{windows}{nul_remark(self._nuls)}",
             "held out": f"{'' if self.text.is_prepared else f'its last {self.text.held_out:.0%}: '}{self._held_out}",
             "tokenizer": f"{self.tokenizer}{self._shortage()}",
             "model": self.sizes(),
         }
-        if tables:
-            column = f"{tables[0]}#COLUMN learns one column"
-            found["note"] = f"{tables[0]} is learned as plain text; {column}; --task classification learns its labels"
-        return found
 
     def _shortage(self) -> str:
         """A remark if the vocabulary is smaller than was asked for."""

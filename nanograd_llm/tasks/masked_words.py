@@ -31,7 +31,7 @@ from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
 from nanograd_llm.tasks.text_task import TextSettings, TextTask, part_of, spread
 from nanograd_llm.text import GPT2Tokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.corpora import split_text, text_hash
-from nanograd_llm.text.sources import read_lines, read_source
+from nanograd_llm.text.sources import read_lines, read_source, require_plain
 from nanograd_llm.text.wordpiece import MASK, SPECIAL
 from nanograd_llm.training.config import TrainConfig
 
@@ -98,6 +98,7 @@ class MaskedWords(TextTask):
         """See `Task.made`. With a start, context_length is that of a row: the sizes are the model's."""
         words, hiding, start = request.settings["text"], HidingConfig(**request.settings["hiding"]), request.start
         training = cls.training_of(request)
+        require_plain([request.asked["text"].get("file")])
         if start is None:
             return cls(HidingTextConfig(**words), hiding, cls.fresh_config(request), training, report=request.report)
         request.require_start(BERT, GPT)

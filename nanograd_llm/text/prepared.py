@@ -25,7 +25,7 @@ from nanograd_llm.files.toml import read_toml, write_toml
 from nanograd_llm.settings import counted, require_choice, require_number, require_seed
 from nanograd_llm.text.bpe import Report
 from nanograd_llm.text.corpora import well_formed
-from nanograd_llm.text.sources import DESCRIPTION, PARTS, documents, files_of
+from nanograd_llm.text.sources import DESCRIPTION, PARTS, documents, files_of, require_plain
 from nanograd_llm.text.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOKENIZER = "nanograd_tokenizer.json"
@@ -161,7 +161,7 @@ def prepare(
 
     Texts are read one after the other, twice if a tokenizer is made of them. `out`, which must be new or
     empty, appears as a whole, or not at all.
-    Raises ConfigError for a share that leaves nothing to train on or to score, StorageError, BadFileError for a source.
+    Raises ConfigError for a share that leaves nothing to train on or to score, as `require_plain`, StorageError, BadFileError for a source.
     """
     if isinstance(tokenizer, str):
         require_choice("tokenizer", tokenizer, KINDS)
@@ -171,6 +171,7 @@ def prepare(
     require_seed(seed)
     if not sources:
         raise ConfigError("prepare needs at least one source; give files or folders")
+    require_plain(sources)
     writing = storage_errors(f"{out}: cannot write", "nothing was written; free some space")
     with written_together(out) as folder, writing, contextlib.ExitStack() as stack:
         if held := {path.name for path in Path(out).glob("*") if not TEMPORARY.fullmatch(path.name)}:

@@ -30,6 +30,16 @@ PARTS = ("train", "val")  # of a prepared folder: see `prepared`
 DESCRIPTION = "prepared.toml"
 # of a model that this package or transformers saved
 WEIGHTS = re.compile(r".*\.safetensors|(pytorch|adapter)_model.*\.bin|model\.npz")
+# what learns from files of rows, by the end of their names: tasks, and what of a row each learns
+ROWS = {
+    ".csv": {"classification": "labels"},
+    ".tsv": {"classification": "labels", "translation": "translations"},
+    ".po": {"translation": "translations"},
+    ".json": {"instruction": "answers", "preference": "preferences"},
+}
+# the same for an object of a .jsonl, by a key that it has
+KEYS = {"rejected": "preference", "label": "classification"}
+KEYS |= dict.fromkeys(("output", "completion", "messages", "conversations"), "instruction")
 
 
 def read_source(source: str, report: Report = lambda doing, share: None) -> str:
@@ -148,6 +158,21 @@ def with_field(source: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (source, "")
 
 
+def require_plain(sources: Iterable[str | None]) -> None:
+    """Raise ConfigError for a file of rows that is named without a column: its commas and braces are no text.
+
+    One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight.
+    """
+    for source in sources:
+        path, field = with_field(weighted(source or "")[0])
+        kind = Path(path.removesuffix(".gz")).suffix.lower()
+        if kind in ROWS and not field and os.path.isfile(path):
+            name = shlex.quote(path)
+            ways = [f"train {name} --task {task} learns their {what}" for task, what in ROWS[kind].items()]
+            ways += [f"{path}#COLUMN is the text of one column"] if kind in (".csv", ".tsv") else []
+            raise ConfigError(f"{path} holds rows: {', '.join(ways)}, and - < {name} is all of it as plain text")
+
+
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:
     """The lines of a source that are not blank. source, report: as for `read_source`.
 
@@ -224,9 +249,10 @@ def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
             if not isinstance(text := row.get(field), str):
                 sizes = {name: len(value) for name, value in row.items() if isinstance(value, str)}
                 longest = max(sizes, key=sizes.__getitem__, default="FIELD")
+                meant = next((f"; or train it with --task {KEYS[key]}" for key in KEYS if key in row), "")
                 raise BadFileError(
                     f'{where}: has no text under "{field}"; its fields are {listed([*row])}; name the one with the '
-                    f"text behind a #: {path}#{longest}"
+                    f"text behind a #: {path}#{longest}{meant}"
                 )
             yield from _parts([text], size)
 

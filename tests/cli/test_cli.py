@@ -946,12 +946,41 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
     assert re.search(found, printed(capsys)[1])
 
 
-def test_a_table_that_is_learned_as_text_is_remarked_on(tmp_path, capsys):
-    (tmp_path / "a.csv").write_text("text,label\n" + "the cat sat,a\n" * 99)
+ROWS = [
+    ("a.csv", "train {} --task classification learns their labels, {}#COLUMN is the text of one column"),
+    ("a.TSV", "learns their labels, train {} --task translation learns their translations, {}#COLUMN is"),
+    ("a.po", "train {} --task translation learns their translations, and - < {} is all of it"),
+    ("a.json", "train {} --task instruction learns their answers, train {} --task preference learns"),
+]
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "--task", "masked-words"], ["prepare", "--out", "data"]])
+@pytest.mark.parametrize("name, said", ROWS)
+def test_a_file_of_rows_is_no_plain_text_and_the_commands_that_take_it_are_named(
+    name, said, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("text,label\n" + "the cat sat,a\n" * 99)
+    assert main([words[0], name, *words[1:]]) == 2
+    assert said.replace("{}", name) in (err := printed(capsys)[1]) and f"- < {name} is all of it as plain text" in err
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("source", ["-", "."])
+def test_rows_are_learned_as_plain_text_where_they_are_piped_in_or_in_a_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text(rows := "text,label\n" + "the cat sat,a\n" * 99)
+    monkeypatch.chdir(tmp_path / "in")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows.encode())))
     words = ["--tokenizer", "bytes", "--steps", "1", *TINY]
-    assert main(["train", str(tmp_path / "a.csv"), "--out", str(tmp_path / "run"), *words]) == 0
-    out, _ = printed(capsys)
-    assert re.search(r"a\.csv is learned as plain text; \S+a\.csv#COLUMN learns one column; --task class", out)
+    assert main(["train", source, "--out", str(tmp_path / "run"), *words]) == 0
+
+
+@pytest.mark.parametrize("key, task", [("output", "instruction"), ("rejected", "preference"), ("label", "classif")])
+def test_rows_without_a_text_name_the_task_that_learns_from_them(key, task, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "Say 1.", key: "1"}))
+    assert main(["train", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "run")]) == 3
+    assert f"a.jsonl#prompt; or train it with --task {task}" in printed(capsys)[1]
 
 
 def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):
