@@ -36,6 +36,7 @@ def evaluate(
         UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files (FILE.jsonl#FIELD
         for another field than "text"), a column of a table as FILE.csv#COLUMN, or - for standard input, as for train.
         Each file is a line of what is printed. Or a folder that `nanograd-llm prepare` made, for its held-out part.
+        For a run of another task than language-model: a file of the form that it learned from, such as rows.csv.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token
         more context.
@@ -50,7 +51,7 @@ def evaluate(
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.runs.compare import short_names
-    from nanograd_llm.runs.scoring import score_model, score_run
+    from nanograd_llm.runs.scoring import are_rows, score_model, score_run
 
     use_device(device)
     with waiting("opening the model") as tell:
@@ -60,8 +61,9 @@ def evaluate(
             if doing.startswith("scoring") and not share:
                 print(written(doing), flush=True)
 
-        if is_run := not (texts or choices or stride is not None or top):
-            score = score_run(model, report, rows)
+        others = choices or stride is not None or top
+        if is_run := not others and (not texts or are_rows(model, texts)):
+            score = score_run(model, report, rows, texts)
         else:
             found, answered = score_model(model, texts, choices, stride=stride, rows=rows, top=top, report=report)
     if is_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -29,15 +30,18 @@ from nanograd_llm.tasks.task import Report, Score
 from nanograd_llm.text import Tokenizer
 from nanograd_llm.text.examples import read_choices
 from nanograd_llm.text.prepared import TokenFiles, open_prepared
-from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, weighted, with_field
+from nanograd_llm.text.sources import BETWEEN, is_prepared, named_texts, require_plain, weighted, with_field
 
 PathLike = str | os.PathLike[str]
 
 
 @np.errstate(all="ignore")  # a number that is not finite shows in the score
-def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None) -> Score:
+def score_run(
+    path: PathLike, report: Report = lambda doing, share: None, rows: int | None = None, files: Sequence[str] = ()
+) -> Score:
     """The score of the run at `path`, or of one of its checkpoints, of any task, on what it held out.
 
+    files: score these instead, of the form that the run learned from; see `are_rows`.
     rows: score only this many windows, texts or pairs, evenly spread and always the same, as during training.
     Raises as `open_model` does, and ConfigError where `path` is no run, or its data have changed since it began.
     """
@@ -49,14 +53,30 @@ def score_run(path: PathLike, report: Report = lambda doing, share: None, rows: 
     task = made_again(opened.folder, {}, report)[0]
     remedy = ", or give another text to score" if issubclass(opened.model_class, GPT) else ", to score the same again"
     require_same_files(task, opened.path, remedy)
+    names = " ".join(files)
+    if files:
+        task.hold_out(*files)
+        for file in files:
+            _warn_if_trained_on(opened, file)
     vars(task)["model"] = opened.model()
     part = "" if rows is None else f"{counted(rows, 'row')} of "
-    scoring = f"scoring {part}what is held out"
-    if "held out" in (described := task.describe()):
+    scoring = f"scoring {part}{names or 'what is held out'}"
+    if "held out" in (described := task.describe()) and not files:
         scoring += f", {described['held out']}"
     report(scoring, 0)
     task.progress = functools.partial(report, scoring)
-    return task.score(rows)
+    score = task.score(rows)
+    if files:
+        score = dataclasses.replace(score, measured_on=f"{score.measured_on.replace('held-out ', '')} of {names}")
+    return score
+
+
+def are_rows(source: PathLike, files: Sequence[str]) -> bool:
+    """Are these for the task of the run at `source`, and not texts for its language model? A GPT reads both."""
+    opened = open_model(source)
+    if not isinstance(opened, OpenedRun) or opened.task_name == DEFAULT:
+        return False
+    return not issubclass(opened.model_class, GPT) or any(file.lower().endswith((".json", ".jsonl")) for file in files)
 
 
 @np.errstate(all="ignore")
@@ -75,7 +95,8 @@ def score_model(
     texts: sources as for `named_texts`; or a prepared folder, for its held-out part. choices: files as `read_choices`
     takes them. stride, top: as for `score_texts`. rows: score only so many windows of all texts together, evenly spread
     and always the same. report: called with what is done, and the share of it; with 0 when something begins.
-    Raises as these do, as `open_model` does, and ConfigError for a model that is no GPT, or a mix of these.
+    Raises as these do, as `open_model` does, and ConfigError for a model that is no GPT, a mix of these, or a file of
+    rows.
     """
     require_int("top", top, 0)
     for name, value in (("rows", rows), ("stride", stride)):
@@ -92,18 +113,10 @@ def score_model(
     if not issubclass(opened.model_class, GPT):
         raise ConfigError(
             f"{opened.source} is a model of the class {opened.model_class.__name__}, and eval scores language models, "
-            "a GPT, on texts; a run of another task is scored on what it held out: give no text"
+            "a GPT, on texts; of another model it scores a run, on what it held out or on a file, without choices, "
+            "stride and top"
         )
-    for text in texts:
-        name = text.lower()
-        if not isinstance(opened, OpenedRun) or opened.task_name == DEFAULT:
-            break
-        if name.endswith(".json") or (name.endswith(".jsonl") and _is_source(opened, text)):
-            own = shlex.quote(os.fspath(opened.source))
-            raise ConfigError(
-                f"{text} holds rows, and eval scores texts; nanograd-llm eval {own} scores the held-out rows of this "
-                "run"
-            )
+    require_plain(texts)
     tokenizer, model = opened.tokenizer(), opened.model()
     part, found, answered = "" if rows is None else f"{counted(rows, 'window')} of ", None, None
     if choices:
@@ -127,12 +140,8 @@ def score_model(
                 names.append(name := path + text.removeprefix(with_field(text)[0]))
                 sizes[name] = len(content)
                 piped += [(path, content)] if path == "-" else []
-            if isinstance(opened, OpenedRun) and _is_trained_on(opened, text, digest.hexdigest()):
-                warnings.warn(
-                    f"{text}: this run was trained on it, so the score flatters the model; nanograd-llm eval "
-                    f"{shlex.quote(opened.source)} scores what was held out",
-                    stacklevel=2,
-                )
+            if isinstance(opened, OpenedRun):
+                _warn_if_trained_on(opened, text, digest.hexdigest())
         total, before = sum(sizes[name] for name in names), 0
         report(f"scoring {part}{counted(len(names), 'text')}, {counted(total, 'character')}", 0)
         named = ((name, content) for name in names for _, content in (piped if name == "-" else named_texts(name)))
@@ -151,18 +160,19 @@ def score_model(
     return found, answered
 
 
-def _is_trained_on(run: OpenedRun, text: str, digest: str) -> bool:
-    """Has a run learned from this text: see `_is_source`, or from the same characters?"""
+def _warn_if_trained_on(run: OpenedRun, text: str, digest: str = "") -> None:
+    """Warn where a run has learned from this path, from a folder that it is in, or from these characters."""
     known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
-    return digest.encode() == known or _is_source(run, text)
-
-
-def _is_source(run: OpenedRun, text: str) -> bool:
-    """Has a run learned from this path, or from a folder that it is in?"""
     sources = [source for table in run.settings.values() for source in (table.get("file"), *table.get("data", ()))]
     learned = {os.path.realpath(with_field(weighted(source)[0])[0]) for source in sources if source}
     place = Path(os.path.realpath(with_field(text)[0]))
-    return text != "-" and bool(learned & {*map(str, (place, *place.parents))})
+    is_source = text != "-" and bool(learned & {*map(str, (place, *place.parents))})
+    if is_source or (digest and digest.encode() == known):
+        warnings.warn(
+            f"{text}: this run was trained on it, so the score flatters the model; nanograd-llm eval "
+            f"{shlex.quote(run.source)} scores what was held out",
+            stacklevel=3,
+        )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from nanograd_llm.settings import IGNORE_INDEX, Settings, counted, setting, show
 from nanograd_llm.tasks.questions import builtin_examples, without_politeness
 from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import Report, Request, Sample
-from nanograd_llm.tasks.text_task import TextTask, part_of, spread
+from nanograd_llm.tasks.text_task import TextTask, part_of, spread, the_one
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.examples import Example, read_examples
 from nanograd_llm.text.template import TEMPLATES, Template, template_beside
@@ -172,6 +172,12 @@ class Answering(TextTask):
         self.begin()
         if not is_shown:
             self.compute(report)
+
+    def hold_out(self, *files: str) -> None:
+        """See `Task.hold_out`: a file of the form of the one that was learned from."""
+        self.source = the_one(files)
+        self.examples = dataclasses.replace(self.examples, file=self.source)
+        self.held_out = self._fitting(read_examples(self.source, pairs=self.pairs))
 
     def make_model(self, config: GPTConfig) -> GPT:
         """The model, without weights."""

@@ -28,7 +28,7 @@ from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.tasks.reading import Reading, require_targets
 from nanograd_llm.tasks.task import Report, Request, Sample, Score, Tuning
-from nanograd_llm.tasks.text_task import TextSettings, TextTask, first_words, part_of, spread
+from nanograd_llm.tasks.text_task import TextSettings, TextTask, first_words, part_of, spread, the_one
 from nanograd_llm.text import BPETokenizer
 from nanograd_llm.text.corpora import text_hash
 from nanograd_llm.text.labelled import LABELS, Labelled, builtin_docstrings, load_labels, read_labelled, save_labels
@@ -188,19 +188,12 @@ class Classification(TextTask):
         if start is not None and is_known:
             self.names = load_labels(start.path / LABELS, start.config.classes)
         self._require_classes(learned, held_out, is_known=is_known)
-        learned_texts, self.held_out_texts = ([words for words, _ in side] for side in (learned, held_out))
-        self.take_tokenizer(start, report, lambda: BPETokenizer.train("\n".join(learned_texts), text.vocab_size))
+        learned_text = "\n".join(words for words, _ in learned)
+        self.take_tokenizer(start, report, lambda: BPETokenizer.train(learned_text, text.vocab_size))
         report("encoding the texts", 0)
-        rows = encoded(learned_texts + self.held_out_texts, self.tokenizer, self.longest, truncate=True)
-        self.rows, self.held_out_rows = rows[: len(learned)], rows[len(learned) :]
-        self.targets, self.held_out_targets = (
-            np.array([self.names.index(label) for _, label in side]) for side in (learned, held_out)
-        )
-        bayes = NaiveBayes(learned_texts, self.targets, len(self.names))
-        self.baselines = {  # what each says of the held-out texts
-            "majority": np.full(len(held_out), np.bincount(self.targets).argmax()),
-            "naive Bayes": bayes.guess(self.held_out_texts),
-        }
+        self.rows, self.targets = self._encode(learned)
+        self._bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
+        self._take_held_out(held_out)
         self._judged = np.zeros((len(self.names), len(self.names)), int)  # the confusion matrix of the last score
         model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, classes=len(self.names))
         self.model = Classifier(model, seed=training.seed)
@@ -210,6 +203,26 @@ class Classification(TextTask):
             self.model.freeze()
             for part in self.model.top(blocks=1 if tuning.train_layers == "last" else 0):
                 part.unfreeze()
+
+    def _encode(self, texts: Labelled) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of each text, and the numbers of their labels."""
+        rows = encoded([words for words, _ in texts], self.tokenizer, self.longest, truncate=True)
+        return rows, np.array([self.names.index(label) for _, label in texts])
+
+    def _take_held_out(self, texts: Labelled) -> None:
+        self.held_out_texts = [words for words, _ in texts]
+        self.held_out_rows, self.held_out_targets = self._encode(texts)
+        self.baselines = {  # what each says of the held-out texts
+            "majority": np.full(len(texts), np.bincount(self.targets).argmax()),
+            "naive Bayes": self._bayes.guess(self.held_out_texts),
+        }
+
+    def hold_out(self, *files: str) -> None:
+        """See `Task.hold_out`: a file of the form of the one that was learned from."""
+        self.text = dataclasses.replace(self.text, held_out_file=the_one(files))
+        found = read_labelled(files[0], self.text.text_column, self.text.label_column)
+        self._require_classes([], found, is_known=False)
+        self._take_held_out(found)
 
     def _require_classes(self, learned: Labelled, held_out: Labelled, *, is_known: bool) -> None:
         """Raise BadFileError unless there are two classes, not too many, and all held-out ones are known."""

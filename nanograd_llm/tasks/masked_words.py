@@ -9,6 +9,7 @@ trust every word that it sees (Devlin et al. 2018). Words are hidden whole, with
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,12 @@ class MaskedWords(TextTask):
         self.model = BERT(model, seed=training.seed)
         if start is not None:
             _take_weights(self.model, start.model())
+
+    def hold_out(self, *files: str) -> None:
+        """See `Task.hold_out`: any texts, or lines where lines were learned."""
+        self.text = dataclasses.replace(self.text, file=files[0])
+        texts = ([read_source(file)] if not self.text.lines else read_lines(file) for file in files)
+        self.held_out = self._rows([*itertools.chain.from_iterable(texts)])
 
     def _rows(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of the texts, in rows that the model takes."""

@@ -102,6 +102,11 @@ class Preferences(Answering):
             raise NanogradError(f"the loss begins at {loss:.6f} instead of log 2, so the reference is of another model")
         self.untimed = time.monotonic() - began
 
+    def hold_out(self, *files: str) -> None:
+        """See `Answering.hold_out`. The model is still the reference."""
+        super().hold_out(*files)
+        self.held_out_reference = self._log_probabilities(self.held_out)
+
     def _log_probabilities(
         self, pairs: Sequence[tuple[Row, ...]], progress: Callable[[float], object] = lambda share: None
     ) -> np.ndarray:
@@ -109,9 +114,9 @@ class Preferences(Answering):
         self.model.eval()
         found, size = [], self.training.batch_size
         with no_grad():
-            for place in range(0, len(pairs), size):
-                progress(place / len(pairs))
-                found.append(self.model.log_probabilities(*self.padded_pairs(pairs[place : place + size])).numpy())
+            for end in range(size, len(pairs) + size, size):
+                found.append(self.model.log_probabilities(*self.padded_pairs(pairs[end - size : end])).numpy())
+                progress(min(1.0, end / len(pairs)))
         return np.concatenate(found)
 
     def padded_pairs(self, pairs: Sequence[tuple[Row, ...]]) -> tuple[np.ndarray, np.ndarray]:

@@ -292,6 +292,10 @@ class Task(abc.ABC):
     def score(self, rows: int | None = None) -> Score:
         """The score on held-out data. rows: score only this many rows, always the same; None for all."""
 
+    def hold_out(self, *files: str) -> None:
+        """Let these files be what is held out, so that they are scored. Raises ConfigError, and here always."""
+        raise ConfigError(f"the task {self.name} is scored on what the run held out alone; give no file")
+
     def sample(self, *, last: bool = False) -> Sample | None:
         """A sample of what the model makes, a longer one if it is the `last`; None if there is nothing to show."""
         return None

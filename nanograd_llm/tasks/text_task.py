@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -110,6 +110,13 @@ class TextTask(Task):
         """Write the tokenizer, and the hash of the data."""
         self.tokenizer.save(folder / "tokenizer.json")
         save_hash(folder / "text.sha256", self.digest, absolute_path(self.source))
+
+
+def the_one(files: Sequence[str]) -> str:
+    """The file of a task that is scored on one. Raises ConfigError for more."""
+    if len(files) > 1:
+        raise ConfigError(f"{files[1]} is a second file; this task is scored on one at a time")
+    return files[0]
 
 
 def model_of(kind: type[Any], config: Any, start: Opened | None, seed: int) -> Any:

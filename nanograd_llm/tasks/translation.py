@@ -156,14 +156,9 @@ class Translation(TextTask):
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which a translation ends")
         self.end = self.tokenizer.end_of_text
         self.learned, self.held_out, self.unseen = map(self._encode, (learned, held_out, unseen))
-        longest, which = self._longest()
         if fit_context:
-            model = dataclasses.replace(model, context_length=max(model.context_length, longest))
-        if longest > model.context_length:
-            raise ShapeError(
-                f"context_length is {model.context_length}, but the pair {shown(which, 60)} has {longest} tokens; give "
-                "a larger context_length, or remove the pair"
-            )
+            model = dataclasses.replace(model, context_length=max(model.context_length, self._longest()[0]))
+        self._require_fitting(model)
         if start is None:
             ids: Any = {"vocab_size": self.tokenizer.vocab_size}
             ids |= dict.fromkeys(("pad_id", "start_id", "end_id"), self.end)
@@ -178,6 +173,22 @@ class Translation(TextTask):
 
     def _encode(self, pairs: Pairs) -> _Encoded:
         return _Encoded(*([self.tokenizer.encode(pair[side]) for pair in pairs] for side in (0, 1)))
+
+    def hold_out(self, *files: str) -> None:
+        """See `Task.hold_out`: a file of pairs, or two, of the lines of each language."""
+        if len(files) > 2:
+            raise ConfigError(f"{files[2]} is a third file; give one of pairs, or two, of the lines of each language")
+        self.held_out, self.unseen = self._encode(list(dict.fromkeys(read_pairs(*files)))), self._encode([])
+        self._require_fitting(self.model.config)
+
+    def _require_fitting(self, model: EncoderDecoderConfig) -> None:
+        """Raise ShapeError for a pair that is longer than the model's context."""
+        longest, which = self._longest()
+        if longest > model.context_length:
+            raise ShapeError(
+                f"context_length is {model.context_length}, but the pair {shown(which, 60)} has {longest} tokens; give "
+                "a larger context_length, or remove the pair"
+            )
 
     def _longest(self) -> tuple[int, str]:
         """Of all pairs: the tokens of the longest side, and the source. A target has one more for its end."""

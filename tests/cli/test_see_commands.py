@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from nanograd_llm.files.safetensors import read_safetensors, write_safetensors
 from nanograd_llm.pretrained.opening import save_pretrained
 from nanograd_llm.runs import RunFolder
 from nanograd_llm.see import watch
+from nanograd_llm.tasks.classification import LabelledTextConfig
 from nanograd_llm.tasks.registry import reading_of
 from nanograd_llm.training.trainer import Trainer
 
@@ -310,15 +312,58 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(run: str, tmp_path: Pat
     assert "a script ends in .py" in told(capsys)[1]
 
 
-@pytest.mark.parametrize("name", ["asked.jsonl", "rows.json"])
-def test_rows_are_no_text_for_eval_which_names_what_scores_the_held_out_ones(name, models, capsys):
-    run = models["instruction"]
-    file = Path(run).parent / name
-    if name == "rows.json":
-        file.write_text('[{"prompt": "Say 1.", "completion": "1"}]')
-    assert main(["eval", run, str(file)]) == 2
-    said = f"{name} holds rows, and eval scores texts; nanograd-llm eval {run} scores the held-out rows of this run"
-    assert said in capsys.readouterr().err
-    plain = Path(run).parent / "plain.txt"
-    plain.write_text("the cat sat on the mat. " * 9)
-    assert main(["eval", run, str(plain)]) == 0
+# What each kind of run is scored on besides what it held out, and the beginning and end of what is printed.
+MORE = {
+    "masked-words": ("more.txt", "the cat sees the house.", "hidden pieces right", "1 row of"),
+    "translation": ("more.tsv", "the cat 1\tle chat 1\nthe dog 0\tle chien 0", "exact match", "2 pairs of"),
+    "classification": ("more.csv", "text,label\nthe cat,cat\na dog,dog\nno cat,cat", "accuracy", "3 texts of"),
+    "instruction": ("more.json", '[{"prompt": "Say 1.", "completion": "1"}]', "exact match", "question of"),
+    "preference": ("more.jsonl", '{"prompt": "1", "chosen": "1", "rejected": "2"}', "reward accuracy", "1 pair of"),
+}
+
+
+@pytest.mark.parametrize("task", MORE)
+def test_a_run_is_scored_on_another_file_of_the_form_that_it_learned_from(task, models, tmp_path, capsys):
+    name, content, figure, measured_on = MORE[task]
+    (tmp_path / name).write_text(content)
+    assert main(["eval", models[task], str(tmp_path / name)]) == 0
+    out, _ = told(capsys)
+    assert re.fullmatch(rf"scoring .*\n{figure} \d.*\nover .*{measured_on} {tmp_path / name}\n", out)
+
+
+@pytest.mark.parametrize("task", ["translation", "classification", "instruction", "preference"])
+def test_the_score_of_a_run_on_the_file_that_it_learned_from_is_called_flattering(task, models, capsys):
+    settings = ng.open_model(models[task]).settings
+    (file,) = (table["file"] for table in settings.values() if "file" in table)
+    assert main(["eval", models[task], file]) == 0
+    assert "this run was trained on it, so the score flatters the model" in told(capsys)[1]
+
+
+def test_what_a_classifier_held_out_has_the_same_score_as_a_file_of_its_own(models, tmp_path, capsys):
+    config = ng.open_model(models["classification"]).settings["text"]
+    held_out = LabelledTextConfig(file=config["file"], held_out=config["held_out"]).read()[1]
+    (tmp_path / "more.tsv").write_text("text\tlabel\n" + "\n".join("\t".join(pair) for pair in held_out))
+    assert main(["eval", models["classification"]]) == main(["eval", models["classification"], f"{tmp_path}/more.tsv"])
+    own, other = told(capsys)[0].split("accuracy ")[1:]
+    assert own.split("\n")[0] == other.split("\n")[0]
+
+
+def test_a_file_that_a_run_cannot_be_scored_on_is_refused_with_what_to_give(models, tmp_path, capsys):
+    (tmp_path / "more.csv").write_text("text,label\na fox,fox\n")
+    more = str(tmp_path / "more.csv")
+    for kind, files, said in (
+        ("classification", [more], "1 text held out with the label 'fox', which no text to train on has; leave these"),
+        ("classification", [more, more], "is a second file; this task is scored on one at a time"),
+        ("translation", [more], "pairs come from a .tsv, .po or .mo; for two files of lines, give the target as well"),
+        ("instruction", [more], "more.csv#COLUMN is the text of one column, and - < "),
+        ("pretrained classification", [more], "of another model it scores a run, on what it held out or on a file"),
+        ("classification", [more, "--top", "3"], "on a file, without choices, stride and top"),
+    ):
+        assert main(["eval", models[kind], *files]) in (2, 3)
+        assert said in told(capsys)[1]
+
+
+def test_a_run_of_instructions_is_scored_as_a_language_model_on_a_text(models, tmp_path, capsys):
+    (tmp_path / "plain.txt").write_text("the cat sat on the mat. " * 9)
+    assert main(["eval", models["instruction"], str(tmp_path / "plain.txt")]) == 0
+    assert "bits per byte" in told(capsys)[0]
