@@ -131,7 +131,7 @@ assert np.allclose(leaf.grad, 3 * x**2)  # and this is what calculus says
 # Here is another function of three numbers, y = a*b*b + sin(c). It is written as an op: a forward function, and a
 # backward rule. (Lesson 3 explains the declaration.) The rule receives dy, which is the gradient ȳ of the result. It
 # returns ā, b̄ and c̄. Two of the three are wrong. Correct them, and run the file again. `attempt` compares your rule
-# with the forward function. Use `ng.ops.cos` for a cosine.
+# with the forward function. Use `ng.ops.cos` for a cosine, and `b**2` for b²: in Python, `^` is no power.
 
 
 @ng.op("y = a*b*b + sin c", "ā = ?;  b̄ = ?;  c̄ = ?")

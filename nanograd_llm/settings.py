@@ -79,7 +79,11 @@ def setting(
     help: what it means, in sentences, with its unit. If it may be None, the help says what None stands for.
     low, high: bounds of a number. Without `high`, the largest integer is 2³¹ - 1. below: `high` itself is not allowed.
     why: why an integer must be at least `low`, for the error message. choices: the values that a str may have.
+    Raises DtypeError for a bound that is no number.
     """
+    for bound, value in (("low", low), ("high", high)):
+        if value is not None:
+            require_type(f"the bound {bound}", value, Real, f"a number, such as {bound}=1")
     bounds = {"low": low, "why": why, "high": high, "below": below, "choices": choices and tuple(choices)}
     return dataclasses.field(default=default, metadata={"help": help} | bounds)
 

@@ -113,6 +113,8 @@ def test_a_choice_in_capitals_is_refused_with_the_name_that_was_meant() -> None:
         (lambda: ng.training.Trainer(ng.nn.Linear(1, 1), {}), "config must be a TrainConfig; got {}"),
         (lambda: ng.save_gpt2(3, "nowhere"), "model must be a GPT; got 3"),
         (lambda: ng.load_gpt2(3), "source must be a path or a name; got 3"),
+        (lambda: setting("Numbers.", low="1"), "the bound low must be a number, such as low=1; got '1'"),
+        (lambda: setting("Numbers.", high=[3]), "the bound high must be a number, such as high=1; got [3]"),
         (lambda: ng.nn.Linear(-3, 2), "n_in must be an integer of at least 1; got -3"),
         (lambda: ng.nn.Linear(3, 2.0), "n_out must be an integer of at least 1; got 2.0"),
         (lambda: ng.nn.Embedding(3, 0), "size must be an integer of at least 1; got 0"),

@@ -73,14 +73,14 @@ class Trace(Record):
         """The gradient of a value by consumer, in the order of arrival; their sum is the whole."""
         return self.value(ref).uses
 
-    def terms(self, number: int, name: str | int | None = None, index: Any = ()) -> replay.Terms:
+    def terms(self, number: int | None = None, name: str | int | None = None, index: Any = ()) -> replay.Terms:
         """One entry of the gradient that call `number` sent to an input, as the terms of the chain rule.
 
         name: of the input, or its place.  index: of one entry of it. Raises GraphError where there is none.
         """
-        if name is None:
+        if number is None or name is None:
             form = 'trace.terms(9, "x", (0, 2, 5)): a call, an input of it, and an entry of that'
-            raise GraphError(f"terms got {number!r} and no input; write {form}")
+            raise GraphError(f"terms got {'no call' if number is None else repr(number)} and no input; write {form}")
         return replay.terms(self.call(number), name, index)
 
     def nudge(self, ref: int | str, index: Any = ()) -> replay.Nudge:

@@ -161,7 +161,8 @@ def prepare(
 
     Texts are read one after the other, twice if a tokenizer is made of them. `out`, which must be new or
     empty, appears as a whole, or not at all.
-    Raises ConfigError for a share that leaves nothing to train on or to score, as `require_plain`, StorageError, BadFileError for a source.
+    Raises ConfigError for a share that leaves nothing to train on or to score, and as `require_plain`; StorageError,
+    BadFileError for a source.
     """
     if isinstance(tokenizer, str):
         require_choice("tokenizer", tokenizer, KINDS)

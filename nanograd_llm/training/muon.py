@@ -9,12 +9,13 @@ those of AdamW, so that both can have the same learning rate:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.tensor import Parameter
+from nanograd_llm.autograd.tensor import Parameter, Tensor
+from nanograd_llm.errors import SignatureError
 from nanograd_llm.training.adamw import AdamW, Rates
 from nanograd_llm.training.optimizer import Optimizer
 
@@ -53,10 +54,17 @@ def orthogonal(matrix: Any) -> Any:
 class Muon(AdamW):
     """Optimizer over `parameters`: Muon on those in `matrices`, AdamW on all others, such as tables, norms and biases.
 
-    Other arguments as for AdamW. Each worker updates whole matrices.
+    Other arguments as for AdamW. Each worker updates whole matrices. Raises SignatureError without `matrices`.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], *, matrices: Collection[Parameter], **settings: Any):
+    def __init__(
+        self, parameters: Sequence[Parameter], *, matrices: Collection[Parameter] | None = None, **settings: Any
+    ):
+        if isinstance(matrices, Tensor) or not isinstance(matrices, Iterable):
+            weights = "[m.weight for _, m in model.named_modules() if isinstance(m, nn.Linear)]"
+            raise SignatureError(
+                f"Muon moves some parameters as matrices; name them: Muon(model.parameters(), matrices={weights})"
+            )
         Optimizer.__init__(self, parameters)  # checks them
         by_muon, order = {id(parameter) for parameter in matrices}, self.order
         self.start = sum(p.size for p in order if id(p) in by_muon)  # behind them are AdamW's parameters

@@ -117,6 +117,7 @@ def test_values_calls_and_modules_are_found_by_number_and_name() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (lambda trace: trace.terms(), 'terms got no call and no input; write trace.terms(9, "x", (0, 2, 5)): a call'),
         (lambda trace: trace.terms(1), 'terms got 1 and no input; write trace.terms(9, "x", (0, 2, 5)): a call'),
         (
             lambda trace: trace.terms("a"),

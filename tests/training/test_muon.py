@@ -7,7 +7,7 @@ import pytest
 
 from nanograd_llm import GPT, BERTConfig, GPTConfig, nn
 from nanograd_llm.autograd.tensor import Parameter
-from nanograd_llm.errors import NanogradError
+from nanograd_llm.errors import NanogradError, SignatureError
 from nanograd_llm.models import BERT
 from nanograd_llm.training import AdamW, Muon, TrainConfig, Trainer
 from nanograd_llm.training.muon import orthogonal
@@ -147,3 +147,9 @@ def test_an_encoder_learns_with_it():
     tokens = batches(0)[0]
     losses = [trainer.step(tokens, tokens) for _ in range(12)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("given", [{}, {"matrices": nn.Linear(2, 3)}, {"matrices": nn.Linear(2, 3).weight}])
+def test_without_a_list_of_matrices_the_error_says_what_to_write(given) -> None:
+    with pytest.raises(SignatureError, match=r"name them: Muon\(model.parameters\(\), matrices=\[m.weight for _, m in"):
+        Muon(nn.Linear(2, 3), **given)
