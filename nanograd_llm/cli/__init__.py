@@ -139,7 +139,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(explained(error), 2)
+        return _fail(explained(error, COMMANDS), 2)
     except NanogradError as error:
         if error.exit_code != 3:  # which names the settings of a file
             known = app[arguments[0]].assemble_argument_collection()

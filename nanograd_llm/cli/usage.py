@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -46,9 +46,13 @@ def usage(name: str, command: Callable[..., Any]) -> str:
     return " ".join([f"Usage: nanograd-llm {name}", *needed, *words])
 
 
-def explained(error: CycloptsError) -> str:
-    """What is wrong, in a sentence, and which help page to read."""
+def explained(error: CycloptsError, examples: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong, in a sentence, and which help page to read. examples: of each command, one shows its form."""
     fault = _fault(error)
+    known = examples.get(" ".join(error.command_chain or ()), ())
+    if known and (isinstance(error, UnusedCliTokensError) or " needs " in fault):
+        example = next((one for one in known if "--model" in one), known[0])
+        fault += f"; for example: nanograd-llm {example}"
     page = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
     return f"{fault} See {page}" if fault.endswith("?") else f"{fault}; see {page}"
 
@@ -165,9 +169,8 @@ def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
     takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
     options = [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     model = ", and a model with --model" if "model" in options else ""
-    what = (
-        f"takes {' and '.join(takes)}{model}; put quotes around a text with spaces" if takes else "takes only options"
-    )
+    quotes = "; put quotes around a text with spaces" if {"TEXT", "PROMPT", "QUERY"} & {*takes} else ""
+    what = f"takes only {' and '.join(takes) or 'options'}{model}{quotes}"
     return f"{', '.join(map(_shown, words))}: too many words; {command} {what}"
 
 

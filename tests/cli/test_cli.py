@@ -632,10 +632,12 @@ def test_version_is_the_packages(capsys):
         (
             ["tokenize", "a", "b", "c"],
             2,
-            "'b', 'c': too many words; tokenize takes TEXT, and a model with --model; put",
+            "'b', 'c': too many words; tokenize takes only TEXT, and a model with --model; put quotes around a text with "
+            'spaces; for example: nanograd-llm tokenize "the cat sat" --model runs/nano-1; see nanograd-llm tokenize',
         ),
         (["tokenize", "."], 2, ". is a folder, not a text; its tokenizer is used with --model ."),
-        (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options; see"),
+        (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options, and a model with"),
+        (["chat", "r", "a"], 2, "'a': too many words; chat takes only MODEL; for example: nanograd-llm chat runs/nano-1"),
         (["generate", "r", "- a"], 2, "'- a' is no option of generate; put a text that begins with a dash last, after"),
         (
             ["prepare", "x.txt", "--out", "new", "--tokenizer", "wordpiece"],
@@ -646,7 +648,7 @@ def test_version_is_the_packages(capsys):
         (["train", "nowhere.txt"], 4, "nowhere.txt: no such file; check the path"),
         (["tokenize", "-a"], 2, "'-a' is no option of tokenize; put a text that begins with a dash last, after --"),
         (["generate", "r", "--", "-x", "--seed", "5"], 2, "--seed comes after --, where everything is text; put"),
-        (["generate", "r", "a", "--", "-x"], 2, "'-x': too many words; generate takes MODEL and PROMPT; put"),
+        (["generate", "r", "a", "--", "-x"], 2, "'-x': too many words; generate takes only MODEL and PROMPT; put"),
         (["train", "--steps", "0"], 2, "steps must be an integer of at least 1; got 0"),
         (["train", "--steps", "1", "--minutes", "1"], 2, "--steps and --minutes are both given"),
         (["train", "a.txt", "--data", "b.txt"], 2, "FILE and --data are both given"),
@@ -660,8 +662,9 @@ def test_version_is_the_packages(capsys):
         (["generate", "x" * 300], 4, "x…x"),
         (["train", "--n-head", "3"], 2, "--n-embd must be a multiple of --n-head"),
         (["train", "--preset", "nono"], 2, "--preset"),
-        (["generate"], 2, "generate needs MODEL; see nanograd-llm generate --help"),
-        (["convert", "gpt2"], 2, "convert needs --to, one of hf, numpy, peft; see"),
+        (["generate"], 2, "generate needs MODEL; for example: nanograd-llm generate runs/nano-1"),
+        (["convert", "gpt2"], 2, "convert needs --to, one of hf, numpy, peft; for example: nanograd-llm convert"),
+        (["search", "MiniLM", "a query"], 2, "--file; for example: nanograd-llm search MiniLM"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(arguments, code, said, capsys, tmp_path, monkeypatch):
