@@ -186,7 +186,7 @@ def test_a_run_of_another_kind_is_refused_in_one_line(file: str, tmp_path: Path,
     said = f"{path} is a model of the class EncoderDecoder; expected GPT; use nanograd-llm translate"
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="a model of the class EncoderDecoder; this task goes on from a GPT"):
-        prepare_run(tmp_path / "gpt", options={"init": path, "file": file})
+        prepare_run(tmp_path / "gpt", options={"init": path})
     assert main(["translate", path, "one green"]) == 2
     assert "the word 'green', number 2 of the text, is not among" in capsys.readouterr().err
     assert main(["translate", path, " ".join(["one"] * 70)]) == 2
@@ -260,7 +260,7 @@ def test_what_a_translation_cannot_do_is_said_with_what_to_do(
     capsys.readouterr()
     assert main(["convert", path, "--to", "hf", "--out", str(tmp_path / "hf")]) == 2
     assert "train one with --no-norm-first --positions sinusoidal_halves" in capsys.readouterr().err
-    assert main(["eval", path, file]) == 2
+    assert main(["eval", path, file, "--top", "3"]) == 2
     assert "of the class EncoderDecoder, and eval scores language models" in capsys.readouterr().err
     monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda *_, **__: iter([""]))
     assert main(["translate", path, "one"]) == 0
