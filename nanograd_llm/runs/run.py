@@ -13,14 +13,14 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from nanograd_llm.backend.threads import cpu_count, operations_per_second
-from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, StorageError, WorkerError
+from nanograd_llm.errors import BadFileError, ConfigError, DtypeError, NonFiniteError, StorageError, WorkerError
 from nanograd_llm.files.atomic import read_bytes, write_atomically
 from nanograd_llm.nn import lora
 from nanograd_llm.runs.compare import history, loss_picture
@@ -28,7 +28,7 @@ from nanograd_llm.runs.folder import HASH_NAME, RunFolder, next_run_path
 from nanograd_llm.runs.operations import step_operations
 from nanograd_llm.runs.stopping import SIGNALS, StopRequest, handling
 from nanograd_llm.runs.tables import RunConfig
-from nanograd_llm.settings import counted, require_type
+from nanograd_llm.settings import counted, require_type, shown
 from nanograd_llm.tasks.task import SAME_ROWS, Sample, Score, Task
 from nanograd_llm.training.trainer import StepRecord, Trainer, required_batch
 
@@ -114,6 +114,7 @@ class Run:
         self.no_adapter = ""  # why the folder has no adapter in PEFT's form, where the model has adapters
         if not hasattr(task, "model"):
             raise ConfigError(f"the task {task.name} has no model; call super().__init__ in its __init__")
+        _require_words(task)
         if adapters is not None:
             if len(task.model.trainable_parameters()) < len(task.model.parameters()):
                 raise ConfigError("lora_rank freezes the model, and the task freezes some of it: leave one of them out")
@@ -453,6 +454,15 @@ class Run:
 
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.trainer.optimizer.flat.data).all())
+
+
+def _require_words(task: Task) -> None:
+    """Raise DtypeError where what a task says of itself is no text, before anything is trained."""
+    lines = task.describe()
+    if not isinstance(lines, Mapping) or not all(isinstance(one, str) for line in lines.items() for one in line):
+        form = 'a dict of lines by name, such as {"model": "a line"}'
+        raise DtypeError(f"what describe of the task {task.name} returns must be {form}; got {shown(lines)}")
+    require_type(f"what example of the task {task.name} returns", task.example(), str, 'a str, "" for none')
 
 
 def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int, minutes: float | None) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import Settings, nearest, require_choice, shown
+from nanograd_llm.settings import Settings, check_keys, nearest, require_choice, shown
 from nanograd_llm.tasks.reading import Reading
 from nanograd_llm.tasks.task import Task, Tuning
+from nanograd_llm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from nanograd_llm.pretrained.opened import Opened
@@ -46,6 +47,7 @@ FORMS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [  # how each method 
     ("save_beside(self, folder)", (None, None), {}),
     ("__init__(self, config, *, seed=None)", (None,), {"seed": 0}),
 ]
+USES = "generate chat translate fill classify embed search eval step look info".split()  # commands that take a model
 UNTRAINED = {"similarity": "similarity Similarity"}  # of models that no task here trains
 
 
@@ -72,6 +74,14 @@ def task_named(name: str) -> type[Task]:
         raise ConfigError(f"{where} has the name {found.name!r}; see Task in tasks/task.py")
     if "model" not in found.tables:
         raise ConfigError(f'{where} has no "model" in its tables; see Task in tasks/task.py')
+    require_choice(f"{where}: its used_by", found.used_by, USES)
+    check_keys(found.hidden, found.tables, f"{where}: its hidden")
+    for table, names in found.hidden.items():
+        check_keys(names, found.tables[table].setting_types, f"{where}: its hidden {table}")
+    known = [name for kind in (*found.tables.values(), TrainConfig) for name in kind.setting_types]
+    check_keys(found.fresh, known, f"{where}: its fresh")
+    if found.tuning is not None:
+        check_keys(found.tuning.also, TrainConfig.setting_types, f"{where}: its tuning")
     for form, given, named in FORMS:
         method = form.partition("(")[0]
         function = found.model_class if method == "__init__" else getattr(found, method)

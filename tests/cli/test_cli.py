@@ -632,12 +632,16 @@ def test_version_is_the_packages(capsys):
         (
             ["tokenize", "a", "b", "c"],
             2,
-            "'b', 'c': too many words; tokenize takes only TEXT, and a model with --model; put quotes around a text with "
-            'spaces; for example: nanograd-llm tokenize "the cat sat" --model runs/nano-1; see nanograd-llm tokenize',
+            "'b', 'c': too many words; tokenize takes only TEXT, and a model with --model; put quotes around a text "
+            'with spaces; for example: nanograd-llm tokenize "the cat sat" --model runs/nano-1; see nanograd-llm tokenize',
         ),
         (["tokenize", "."], 2, ". is a folder, not a text; its tokenizer is used with --model ."),
         (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options, and a model with"),
-        (["chat", "r", "a"], 2, "'a': too many words; chat takes only MODEL; for example: nanograd-llm chat runs/nano-1"),
+        (
+            ["chat", "r", "a"],
+            2,
+            "'a': too many words; chat takes only MODEL; for example: nanograd-llm chat runs/nano-1",
+        ),
         (["generate", "r", "- a"], 2, "'- a' is no option of generate; put a text that begins with a dash last, after"),
         (
             ["prepare", "x.txt", "--out", "new", "--tokenizer", "wordpiece"],

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Parameter, Tensor, nn, open_model
-from nanograd_llm.cli import main
+from nanograd_llm.cli import COMMANDS, main
 from nanograd_llm.errors import BadFileError, ConfigError, DtypeError
 from nanograd_llm.runs import Run
 from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.runs.tables import task_of
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.tasks import Score, Task, task_named
-from nanograd_llm.tasks.registry import TASKS, complete_tasks
+from nanograd_llm.tasks.registry import TASKS, USES, complete_tasks
+from nanograd_llm.tasks.task import Tuning
 from nanograd_llm.tasks.text_task import TextTask
 from nanograd_llm.training import TrainConfig
 
@@ -127,6 +128,19 @@ def without(*names, **others):
         ((Task,), without(presets="small"), ": its presets must be a tuple of names; got 'small'"),
         ((Task,), without(tuning={"rate": 1}), ": its tuning must be a Tuning, or None"),
         ((Task,), without(used_by=None), ": its used_by must be a str, the name of a command"),
+        (
+            (Task,),
+            without(used_by="evel"),
+            ": its used_by must be one of generate, .*; got 'evel'; did you mean 'eval'",
+        ),
+        ((Task,), without(hidden={"modle": ()}), ": its hidden: unknown 'modle', did you mean 'model'"),
+        ((Task,), without(hidden={"model": ("sise",)}), ": its hidden model: unknown 'sise', did you mean 'size'"),
+        ((Task,), without(fresh={"stepz": 3}), ": its fresh: unknown 'stepz', did you mean 'steps'"),
+        (
+            (Task,),
+            without(tuning=Tuning(1.0, also={"stepz": 1})),
+            ": its tuning: unknown 'stepz', did you mean 'steps'",
+        ),
         ((Task,), without(batch=np.ones(3)), r": its batch must be a method; .*; write def batch\(self, step\)"),
         ((Task,), without(sample=lambda self: None), r": its sample .*; write def sample\(self, \*, last=False\)"),
     ],
@@ -209,6 +223,21 @@ def test_a_batch_a_score_or_a_sample_in_another_form_is_refused_with_the_form(re
         list(prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1}).train())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"describe": lambda self: "a line"}, "what describe of the task regression returns must be a dict of lines"),
+        ({"describe": lambda self: {"model": 3}}, r"such as {\"model\": \"a line\"}; got {'model': 3}"),
+        ({"example": lambda self: None}, "what example of the task regression returns must be a str"),
+    ],
+)
+def test_what_a_task_says_of_itself_is_text_or_is_refused_before_training(regression, tmp_path, wrong, words):
+    regression(type("Mine", (Regression,), wrong))
+    with pytest.raises(DtypeError, match=words):
+        prepare_run(tmp_path / "run", options={"task": "regression", "steps": 1})
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
 def test_what_is_no_task_is_refused(tmp_path):
     with pytest.raises(DtypeError, match="task must be a Task, which nanograd_llm.tasks has; got"):
         Run(tmp_path / "run", Line(LineConfig()))
@@ -220,6 +249,10 @@ def test_a_setting_of_a_task_with_a_name_that_train_has_is_refused(regression, t
     regression(type("Mine", (Regression,), {"tables": {"model": type("Own", (LineConfig,), own)}}))
     assert main(["train", "--task", "regression", "--steps", "1", "--out", str(tmp_path / "run")]) == 2
     assert f"Own.{option} of the task regression has a name that " in capsys.readouterr().err
+
+
+def test_what_uses_a_model_are_commands():
+    assert {*USES} <= {*COMMANDS}
 
 
 @pytest.mark.parametrize("name", TASKS)
