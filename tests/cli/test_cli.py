@@ -633,7 +633,7 @@ def test_version_is_the_packages(capsys):
             ["tokenize", "a", "b", "c"],
             2,
             "'b', 'c': too many words; tokenize takes only TEXT, and a model with --model; put quotes around a text "
-            'with spaces; for example: nanograd-llm tokenize "the cat sat" --model runs/nano-1; see nanograd-llm tokenize',
+            'with spaces; for example: nanograd-llm tokenize "the cat sat" --model runs/nano-1; see',
         ),
         (["tokenize", "."], 2, ". is a folder, not a text; its tokenizer is used with --model ."),
         (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options, and a model with"),
