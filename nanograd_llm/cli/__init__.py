@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import shutil
 import signal
 import sys
 import warnings
@@ -51,7 +52,7 @@ COMMANDS = {  # with examples for the help page; each is a function in a file of
     "plot": ["plot runs/nano-1", "plot runs/nano-* --html plot.html"],
     "gradcheck": ["gradcheck", "gradcheck --op softmax", "gradcheck --model runs/nano-1"],
     "bench": ["bench toy", "bench toy --against torch"],
-    "eval": ["eval runs/nano-1 my_text.txt"],
+    "eval": ["eval runs/nano-1 my_text.txt", "eval runs/nano-1", "eval runs/classification-1 more.csv"],
     "doctor": ["doctor"],
 }
 MOST, LEAST = 300, 40  # characters of an error, and of a word in it that is shortened
@@ -102,7 +103,7 @@ def _run(arguments: Sequence[str]) -> int:
     from cyclopts import App, CycloptsError, Parameter
 
     from nanograd_llm import __version__
-    from nanograd_llm.cli.usage import as_typed, explained, flag_before, usage
+    from nanograd_llm.cli.usage import as_typed, explained, flag_before, help_formatter, usage
 
     if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
         arguments = [*arguments[1:2], "--help"]
@@ -112,6 +113,7 @@ def _run(arguments: Sequence[str]) -> int:
         version=__version__,
         help_epilogue="Start with `nanograd-llm train`: it takes a minute, and ends with the next command to type.",
         suppress_keyboard_interrupt=False,  # main handles it
+        help_formatter=help_formatter(shutil.get_terminal_size().columns),
     )
     for name, examples in COMMANDS.items():
         function = "evaluate" if name == "eval" else name  # eval is a function of Python's own
@@ -238,7 +240,6 @@ def _say(message: str) -> None:
     """A line on stderr; on a terminal it is wrapped between words."""
     line = f"nanograd-llm: {printable(message)}"
     if sys.stderr.isatty():
-        import shutil
         import textwrap
 
         width = max(20, shutil.get_terminal_size().columns - 1)

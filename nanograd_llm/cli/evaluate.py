@@ -27,8 +27,8 @@ def evaluate(
     """Score a model on texts: loss, perplexity and bits per byte, over sliding windows; every byte is scored once.
 
     Without a text, a run of any task is scored on what it held out. The interval is a 95 % interval, from
-    resampled blocks. The tokenizer characters has no end-of-text token to put first, so the first character is not
-    scored.
+    resampled blocks. With the tokenizer characters, which has no end-of-text token to put first, the first character
+    of a text is not scored.
 
     Parameters
     ----------

@@ -23,6 +23,7 @@ from cyclopts.exceptions import (
 from nanograd_llm.settings import OTHER_NAMES, nearest
 
 PLACED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL  # given without an option
+NARROW = 70  # columns
 RESUMING = "to go on with a run: nanograd-llm train --resume RUN"
 
 
@@ -44,6 +45,20 @@ def usage(name: str, command: Callable[..., Any]) -> str:
         elif is_needed:
             needed.append(f"--{parameter.name.replace('_', '-')} {word}")
     return " ".join([f"Usage: nanograd-llm {name}", *needed, *words])
+
+
+def help_formatter(columns: int) -> Any:
+    """How a help page is laid out: in few columns each description is below its names, which are not broken then."""
+    if columns >= NARROW:
+        return None  # as cyclopts does it, in a table
+    from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, NameRenderer
+    from rich.console import Group
+    from rich.padding import Padding
+
+    def below(entry: Any) -> Group:
+        return Group(NameRenderer()(entry), Padding(DescriptionRenderer()(entry), (0, 0, 0, 2)))
+
+    return DefaultFormatter(column_specs=(ColumnSpec(renderer=below),))
 
 
 def explained(error: CycloptsError, examples: Mapping[str, Sequence[str]]) -> str:

@@ -28,7 +28,7 @@ class TransformerConfig(Settings):
     n_head: int = setting("Number of attention heads in each block.", low=1)
     n_embd: int = setting("Number of channels, a multiple of n_head.", low=1)
     dropout: float = setting("Share of activations set to zero in training.", default=0.0, high=1, below=True)
-    n_inner: int | None = setting("Width of the MLPs; 4 n_embd if not given.", default=None, low=1)
+    n_inner: int | None = setting("Width of the MLPs; 4 * n_embd if not given.", default=None, low=1)
     layer_norm_epsilon: float = setting("Added to the variance in each layer norm.", default=1e-5)
     activation: str = setting("Of the MLPs: gelu is GPT-2's tanh form.", default="gelu", choices=ACTIVATIONS)
 

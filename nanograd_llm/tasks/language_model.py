@@ -58,7 +58,7 @@ class TextConfig(TextSettings):
     """Which text, and how it is turned into ids. Raises ConfigError that names the field."""
 
     tokenizer: str = setting(
-        "bpe is trained on the text; with init, the tokenizer is the model's.",
+        "bpe is trained on the text; with --init, the tokenizer is the model's.",
         default="bpe",
         choices=("bpe", "bytes", "characters", "model", "prepared"),
     )

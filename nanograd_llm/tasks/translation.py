@@ -47,7 +47,7 @@ class PairsConfig(Settings):
         "A file whose lines are the translations of those of FILE; FILE has both if not given.", default=None
     )
     vocabulary: str = setting(
-        "words of both languages, or bpe trained on both; with init, the vocabulary is that of the model.",
+        "words of both languages, or bpe trained on both; with --init, the vocabulary is that of the model.",
         default="words",
         choices=("words", "bpe", "model"),
     )

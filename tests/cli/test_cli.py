@@ -26,7 +26,7 @@ from nanograd_llm.runs import RunFolder
 from nanograd_llm.runs.opening import open_model
 from nanograd_llm.runs.prepare import options_of
 from nanograd_llm.runs.tables import COMMAND, PREFIXED, tables_of
-from nanograd_llm.tasks.registry import TASKS, task_named
+from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 QUICK = [*TINY, "--held-out", "0.01", "--vocab-size", "270"]  # on the built-in corpus, in a second
@@ -486,6 +486,16 @@ def test_help_is_a_page_on_stdout_that_of_a_command_ends_with_examples(command, 
     for name in command:
         assert f"nanograd-llm {name}" in " ".join(examples.split())
         assert examples.splitlines()[2].startswith("nanograd-llm") and "ARGS" not in page
+
+
+@pytest.mark.parametrize("columns", [42, 80])
+def test_a_help_page_of_any_width_breaks_no_name_of_an_option(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    options = {f"--{name}".replace("_", "-") for name in options_of(task_named(DEFAULT)) if name != "file"}
+    for words, names in ((["train"], options), ([], {*COMMANDS, "--install-completion"})):
+        main([*words, "--help"])
+        page = capsys.readouterr().out
+        assert max(map(len, page.splitlines())) <= columns and names <= {*re.findall(r"[\w-]+", page)}
 
 
 def test_help_is_a_command_as_well(capsys):
