@@ -111,8 +111,9 @@ def _history(run: RunFolder, items: str = "", step: int | None = None) -> dict[s
         items = f"{last['items']:,} {items}, " if items and "items" in last else ""
         history["trained"] = f"{counted(last['step'], 'step')}, {items}loss {last['loss']:.3f}"
     if score:
-        scored = score.pop("step")
-        history["held out"] = f"{Score.figure_of(score)} at step {scored:,}"
+        scored, share = score.pop("step"), score.get("scored_share", 1.0)
+        part = f", on {100 * share:.2g} % of what is held out" if share < 1 else ""
+        history["held out"] = f"{Score.figure_of(score)} at step {scored:,}{part}"
     history["checkpoints"] = ", ".join(map(str, saved))
     if step is not None:
         history["checkpoints"] += f"; these weights are of step {step:,}"

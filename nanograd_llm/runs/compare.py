@@ -19,7 +19,7 @@ from nanograd_llm.files.atomic import read_bytes
 from nanograd_llm.files.png import png_of, smoothed
 from nanograd_llm.runs.folder import RunFolder
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
-from nanograd_llm.tasks.task import Score
+from nanograd_llm.tasks.task import SAME_ROWS, Score
 
 POINTS = 160  # of a curve at most; each is the mean of the steps around it
 DECISIVE = "run.task", "text.tokenizer", "model.vocab_size"  # settings without which losses cannot be compared
@@ -34,7 +34,8 @@ class History:
 
     settings: those of its config.toml, by "table.name". items: (N,) how many, such as tokens, were trained on by each
     step. seconds: (N,) spent in steps by then. losses: (N,) of each step.
-    held_out: (K, 3) items, seconds and the loss on held-out data. figure: the last score in words, "" without one.
+    held_out: (K, 3) items, seconds and the loss on held-out data, all on the same rows. figure: the last score in
+        words, "" without one.
     rates: (N,) the learning rates. text: the hash of what was learned from and held out, "" where it is not known.
     share: of the held-out data that the last score is on, nan where it is not known. lost: see `lost_metrics`.
     """
@@ -97,7 +98,7 @@ def history(path: str | os.PathLike[str]) -> History:
             figure = Score.figure_of({name: value for name, value in record.items() if name != "step"})
             share = record.get("scored_share", math.nan)
             if "held_out_loss" in record:
-                scored.append((items, seconds, record["held_out_loss"]))
+                scored.append((items, seconds, record.get(SAME_ROWS, record["held_out_loss"])))
     after, seconds_at, losses, rates = np.array(taken, float).reshape(-1, 4).T
     held_out = np.array(scored, float).reshape(-1, 3)
     text = read_bytes(folder.hash_path, at_most=10_000)[:64].decode("latin-1") if folder.hash_path.exists() else ""

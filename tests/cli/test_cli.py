@@ -109,7 +109,7 @@ def test_without_a_seed_generate_draws_one_and_prints_how_to_repeat_it(run, caps
 def test_info_of_a_folder_of_runs_lists_them(run, capsys):
     assert main(["info", str(run.parent)]) == 0
     out, _ = printed(capsys)
-    assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4\n", out)
+    assert re.fullmatch(rf"{run}: 4 steps, .*; \d\.\d+ bits per byte at step 4, on \d+ % of what is held out\n", out)
 
 
 def test_a_run_is_resumed_and_says_from_where(tmp_path, capsys):
@@ -391,6 +391,7 @@ def test_info_shows_every_parameter(run, capsys):
         ('{"step": 3, "loss": 1.0}', r"trained +3 steps, loss 1\.000\n"),
         ('{"step": 3, "items": 1234, "loss": "NaN"}', r"trained +3 steps, 1,234 tokens, loss nan\n"),
         ('{"step": 3, "bits_per_byte": 2}', r"held out +2\.000 bits per byte at step 3\n"),
+        ('{"step": 3, "bits_per_byte": 2, "scored_share": 0.256}', r"at step 3, on 26 % of what is held out\n"),
         ('{"step": 3}', r"tokenizer .*\ncheckpoints "),
     ],
 )
