@@ -82,8 +82,10 @@ def compare(
         console.print(table)
     if are_rows and settings:
         print("The settings in which they differ:")
+        ends = [key.partition(".")[2] for key in settings]  # of a setting of two tables the whole name is shown
+        shown = [end if ends.count(end) == 1 else key for key, end in zip(settings, ends)]
         for number, name in enumerate(names):
-            own = [f"{key.partition('.')[2]}={values[number]}" for key, values in settings.items() if values[number]]
+            own = [f"{key}={values[number]}" for key, values in zip(shown, settings.values()) if values[number]]
             print(row(name, ", ".join(own)))
     for remark in remarks(histories):
         print(folded(remark))

@@ -107,9 +107,12 @@ def history(path: str | os.PathLike[str]) -> History:
 
 
 def differences(histories: Sequence[History]) -> dict[str, list[str]]:
-    """The settings that are not the same in all runs, by name: the value in each run, "" where a run has none."""
+    """The settings that are not the same in all runs, by name: the value in each run, "" where a run has none.
+
+    A value is one line: the end of a line in it is shown as in Python.
+    """
     names = dict.fromkeys(name for one in histories for name in one.settings)
-    rows = {name: [str(one.settings.get(name, "")) for one in histories] for name in names}
+    rows = {name: [str(one.settings.get(name, "")).replace("\n", "\\n") for one in histories] for name in names}
     return {name: row for name, row in rows.items() if len({*row}) > 1}
 
 

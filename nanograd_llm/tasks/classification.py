@@ -191,9 +191,10 @@ class Classification(TextTask):
         learned_text = "\n".join(words for words, _ in learned)
         self.take_tokenizer(start, report, lambda: BPETokenizer.train(learned_text, text.vocab_size))
         report("encoding the texts", 0)
-        self.rows, self.targets = self._encode(learned)
+        rows, targets = self._encode(learned + held_out)
+        self.rows, self.targets = rows[: len(learned)], targets[: len(learned)]
         self._bayes = NaiveBayes([words for words, _ in learned], self.targets, len(self.names))
-        self._take_held_out(held_out)
+        self._take_held_out(held_out, rows[len(learned) :], targets[len(learned) :])
         self._judged = np.zeros((len(self.names), len(self.names)), int)  # the confusion matrix of the last score
         model = dataclasses.replace(model, vocab_size=self.tokenizer.vocab_size, classes=len(self.names))
         self.model = Classifier(model, seed=training.seed)
@@ -209,9 +210,9 @@ class Classification(TextTask):
         rows = encoded([words for words, _ in texts], self.tokenizer, self.longest, truncate=True)
         return rows, np.array([self.names.index(label) for _, label in texts])
 
-    def _take_held_out(self, texts: Labelled) -> None:
+    def _take_held_out(self, texts: Labelled, rows: list[np.ndarray], targets: np.ndarray) -> None:
         self.held_out_texts = [words for words, _ in texts]
-        self.held_out_rows, self.held_out_targets = self._encode(texts)
+        self.held_out_rows, self.held_out_targets = rows, targets
         self.baselines = {  # what each says of the held-out texts
             "majority": np.full(len(texts), np.bincount(self.targets).argmax()),
             "naive Bayes": self._bayes.guess(self.held_out_texts),
@@ -222,7 +223,7 @@ class Classification(TextTask):
         self.text = dataclasses.replace(self.text, held_out_file=the_one(files))
         found = read_labelled(files[0], self.text.text_column, self.text.label_column)
         self._require_classes([], found, is_known=False)
-        self._take_held_out(found)
+        self._take_held_out(found, *self._encode(found))
 
     def _require_classes(self, learned: Labelled, held_out: Labelled, *, is_known: bool) -> None:
         """Raise BadFileError unless there are two classes, not too many, and all held-out ones are known."""

@@ -46,6 +46,17 @@ def test_the_history_of_a_run_is_that_of_its_metrics(runs):
 def test_only_settings_that_differ_are_listed(runs):
     assert differences([history(path) for path in runs]) == {"model.n_embd": ["8", "16"]}
     assert differences([history(runs[0])] * 2) == {}
+    of_lines = [dataclasses.replace(history(runs[0]), settings={"a.template": text}) for text in ("x\n", "y")]
+    assert differences(of_lines) == {"a.template": ["x\\n", "y"]}
+
+
+def test_a_setting_that_two_tables_have_is_shown_with_its_table(runs, monkeypatch, capsys):
+    tables = {"text.vocab_size": ["300", "301"], "model.vocab_size": ["300", "290"], "train.steps": ["1", "2"]}
+    monkeypatch.setattr("nanograd_llm.runs.compare.differences", lambda histories: tables)
+    monkeypatch.setattr("nanograd_llm.cli.compare.ABREAST", 1)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "text.vocab_size=301, model.vocab_size=290, steps=2\n" in capsys.readouterr().out
 
 
 def test_the_picture_is_xml_with_a_curve_for_each_run_and_axis_and_a_dot_for_each_score(runs):
