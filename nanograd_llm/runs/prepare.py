@@ -236,10 +236,13 @@ def made_again(
     try:
         return task.made(request), settings, _adapters_of(settings["lora"], source)
     except StorageError as error:
-        if not is_resumed or {"file", "data"} & {*options}:
+        if {"file", "data"} & {*options}:
             raise
-        again = f"nanograd-llm train FILE --resume {shlex.quote(str(path))}"
-        raise StorageError(f"{error}; if the data were moved, say to where: {again}") from error.__cause__
+        remedy = "a score needs the data that the run learned from: bring them back there"
+        if is_resumed:
+            again = f"nanograd-llm train FILE --resume {shlex.quote(str(path))}"
+            remedy = f"if the data were moved, say to where: {again}"
+        raise StorageError(f"{error}; {remedy}") from error.__cause__
 
 
 def _opened(source: str) -> Opened:

@@ -222,7 +222,7 @@ class Classification(TextTask):
         """See `Task.hold_out`: a file of the form of the one that was learned from."""
         self.text = dataclasses.replace(self.text, held_out_file=the_one(files))
         found = read_labelled(files[0], self.text.text_column, self.text.label_column)
-        self._require_classes([], found, is_known=False)
+        self._require_classes([], found, is_known=True)
         self._take_held_out(found, *self._encode(found))
 
     def _require_classes(self, learned: Labelled, held_out: Labelled, *, is_known: bool) -> None:
@@ -237,7 +237,9 @@ class Classification(TextTask):
         for side, file in ((learned, self.text.file), (held_out, self.text.held_out_file or self.text.file)):
             if unknown := sorted({label for _, label in side} - {*self.names}):
                 count = counted(sum(label in unknown for _, label in side), "text")
-                why = f"init, which knows {listed(self.names)}, does not" if is_known else "no text to train on has"
+                why = (
+                    f"the model does not know: it knows {listed(self.names)}" if is_known else "no text to train on has"
+                )
                 raise BadFileError(
                     f"{file or self.source}: {count} {'to train on' if side is learned else 'held out'} with the label "
                     f"{listed(unknown)}, which {why}; leave these out" + ("" if is_known else ", or give more of them")

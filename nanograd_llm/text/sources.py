@@ -168,7 +168,7 @@ def require_plain(sources: Iterable[str | None]) -> None:
         kind = Path(path.removesuffix(".gz")).suffix.lower()
         if kind in ROWS and not field and os.path.isfile(path):
             name = shlex.quote(path)
-            ways = [f"train {name} --task {task} learns their {what}" for task, what in ROWS[kind].items()]
+            ways = [f"nanograd-llm train {name} --task {task} learns their {what}" for task, what in ROWS[kind].items()]
             ways += [f"{path}#COLUMN is the text of one column"] if kind in (".csv", ".tsv") else []
             raise ConfigError(f"{path} holds rows: {', '.join(ways)}, and - < {name} is all of it as plain text")
 

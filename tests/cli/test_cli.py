@@ -965,10 +965,10 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
 
 
 ROWS = [
-    ("a.csv", "train {} --task classification learns their labels, {}#COLUMN is the text of one column"),
-    ("a.TSV", "learns their labels, train {} --task translation learns their translations, {}#COLUMN is"),
+    ("a.csv", "nanograd-llm train {} --task classification learns their labels, {}#COLUMN is the text of one column"),
+    ("a.TSV", "learns their labels, nanograd-llm train {} --task translation learns their translations, {}#COLUMN is"),
     ("a.po", "train {} --task translation learns their translations, and - < {} is all of it"),
-    ("a.json", "train {} --task instruction learns their answers, train {} --task preference learns"),
+    ("a.json", "train {} --task instruction learns their answers, nanograd-llm train {} --task preference learns"),
 ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -352,7 +353,11 @@ def test_a_file_that_a_run_cannot_be_scored_on_is_refused_with_what_to_give(mode
     (tmp_path / "more.csv").write_text("text,label\na fox,fox\n")
     more = str(tmp_path / "more.csv")
     for kind, files, said in (
-        ("classification", [more], "1 text held out with the label 'fox', which no text to train on has; leave these"),
+        (
+            "classification",
+            [more],
+            "1 text held out with the label 'fox', which the model does not know: it knows 'cat', 'dog'; leave",
+        ),
         ("classification", [more, more], "is a second file; this task is scored on one at a time"),
         ("translation", [more], "pairs come from a .tsv, .po or .mo; for two files of lines, give the target as well"),
         ("instruction", [more], "more.csv#COLUMN is the text of one column, and - < "),
@@ -361,6 +366,15 @@ def test_a_file_that_a_run_cannot_be_scored_on_is_refused_with_what_to_give(mode
     ):
         assert main(["eval", models[kind], *files]) in (2, 3)
         assert said in told(capsys)[1]
+
+
+def test_a_run_whose_data_were_moved_says_that_a_score_needs_them(models, tmp_path, capsys):
+    shutil.copytree(models["classification"], tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text("utf-8").replace("texts.csv", "moved.csv"), "utf-8")
+    assert main(["eval", str(tmp_path / "run")]) == 4
+    said = "moved.csv: no such file; check the path; a score needs the data that the run learned from: bring them back"
+    assert said in " ".join(told(capsys)[1].split())
 
 
 def test_a_run_of_instructions_is_scored_as_a_language_model_on_a_text(models, tmp_path, capsys):

@@ -296,7 +296,9 @@ def test_texts_that_cannot_be_learned_are_refused_in_one_line(
 
 def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "y.csv", [*rows(), ("a bird", "birds"), ("two birds", "birds")])
-    with pytest.raises(BadFileError, match=r"with the label 'birds', which init, which knows 'cats', 'dogs', does not"):
+    with pytest.raises(
+        BadFileError, match=r"with the label 'birds', which the model does not know: it knows 'cats', 'dogs'"
+    ):
         prepare_run(tmp_path / "x", options={**TINY, "file": other, "init": str(run)})
     for setting, said in (
         ({"n_layer": 2}, "init takes n_layer from the model"),
