@@ -78,8 +78,8 @@ def task_named(name: str) -> type[Task]:
     check_keys(found.hidden, found.tables, f"{where}: its hidden")
     for table, names in found.hidden.items():
         check_keys(names, found.tables[table].setting_types, f"{where}: its hidden {table}")
-    known = [name for kind in (*found.tables.values(), TrainConfig) for name in kind.setting_types]
-    check_keys(found.fresh, known, f"{where}: its fresh")
+    kinds: list[type[Settings]] = [*found.tables.values(), TrainConfig]
+    check_keys(found.fresh, [name for kind in kinds for name in kind.setting_types], f"{where}: its fresh")
     if found.tuning is not None:
         check_keys(found.tuning.also, TrainConfig.setting_types, f"{where}: its tuning")
     for form, given, named in FORMS:
