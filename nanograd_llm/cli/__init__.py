@@ -105,7 +105,7 @@ def _run(arguments: Sequence[str]) -> int:
     from nanograd_llm import __version__
     from nanograd_llm.cli.usage import as_typed, explained, flag_before, help_formatter, usage
 
-    if arguments[:1] == ["help"] and (not arguments[1:] or arguments[1] in COMMANDS):
+    if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     app = App(
         name="nanograd-llm",

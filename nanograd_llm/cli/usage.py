@@ -64,9 +64,10 @@ def help_formatter(columns: int) -> Any:
 def explained(error: CycloptsError, examples: Mapping[str, Sequence[str]]) -> str:
     """What is wrong, in a sentence, and which help page to read. examples: of each command, one shows its form."""
     fault = _fault(error)
-    known = examples.get(" ".join(error.command_chain or ()), ())
+    name, has_model = " ".join(error.command_chain or ()), any(map(os.path.isdir, error.root_input_tokens or ()))
+    known = [one for one in examples.get(name, ()) if one != name]
     if known and (isinstance(error, UnusedCliTokensError) or " needs " in fault):
-        example = next((one for one in known if "--model" in one), known[0])
+        example = next((one for one in known if has_model and "--model" in one), known[0])
         fault += f"; for example: nanograd-llm {example}"
     page = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
     return f"{fault} See {page}" if fault.endswith("?") else f"{fault}; see {page}"

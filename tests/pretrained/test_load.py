@@ -422,7 +422,11 @@ def test_a_git_lfs_pointer_in_place_of_another_file_is_recognised(name: str, tmp
         ("nowhere/at/all", StorageError, "no such file or folder"),
         ("./nowhere", StorageError, "no such file or folder"),
         ("gtp2", StorageError, "nor a known name; did you mean 'gpt2'"),
-        ("something", StorageError, "known names are gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2"),
+        (
+            "something",
+            StorageError,
+            "gpt2-xl, distilgpt2; give a run by its folder, such as runs/nano-1, or another model as",
+        ),
     ],
 )
 def test_a_source_that_is_neither_path_nor_name_is_refused(name: str, error: type, message: str) -> None:
@@ -433,7 +437,7 @@ def test_a_source_that_is_neither_path_nor_name_is_refused(name: str, error: typ
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n")
     with pytest.raises(
-        BadFileError, match=r"weights.h5: is no model; expected a folder, or a file of weights, whose name ends in"
+        BadFileError, match=r"weights.h5: is no model; expected a folder, such as a run's, or a file of weights"
     ):
         ng.load_gpt2(tmp_path / "weights.h5")
     with pytest.raises(BadFileError, match="not a checkpoint of nanoGPT, which holds model and model_args"):

@@ -63,7 +63,8 @@ def find_source(source: str | os.PathLike[str]) -> Source:
     if is_name and not ("/" in name and path.parent.is_dir()):  # runs/nano-7 is a path if the folder runs exists
         if "/" not in name and name not in KNOWN:
             near = nearest(name, KNOWN)
-            hint = f"did you mean {near!r}?" if near else f"known names are {', '.join(KNOWN)}; {OF_OTHERS}"
+            others = f"known names are {', '.join(KNOWN)}; give a run by its folder, such as runs/nano-1, or "
+            hint = f"did you mean {near!r}?" if near else others + OF_OTHERS.removeprefix("give ")
             raise StorageError(f"{name!r} is neither a file nor a folder here, nor a known name; {hint}")
         return _in_folder(find_by_name(name))
     raise StorageError(f"{path}: no such file or folder; check the path")
@@ -154,6 +155,6 @@ def _form_of_file(path: Path) -> str:
     if by_name:
         return by_name
     raise BadFileError(
-        f"{path}: is no model; expected a folder, or a file of weights, whose name ends in .safetensors, .bin, .pth, "
-        ".ckpt, .pt, .npz, .index or .index.json"
+        f"{path}: is no model; expected a folder, such as a run's, or a file of weights, whose name ends in "
+        ".safetensors, .bin, .pth, .ckpt, .pt, .npz, .index or .index.json"
     )
