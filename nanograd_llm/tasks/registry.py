@@ -43,6 +43,7 @@ FORMS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [  # how each method 
     ("score(self, rows=None)", (None, 8), {}),
     ("sample(self, *, last=False)", (None,), {"last": True}),
     ("example(self)", (None,), {}),
+    ("hold_out(self, *files)", (None, "a.csv", "b.csv"), {}),
     ("describe(self)", (None,), {}),
     ("save_beside(self, folder)", (None, None), {}),
     ("__init__(self, config, *, seed=None)", (None,), {"seed": 0}),

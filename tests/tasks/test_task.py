@@ -88,6 +88,8 @@ def test_a_task_that_says_only_what_it_must_is_trained_resumed_opened_and_scored
     assert main(["train", "--task", "regression", "--help"]) == 0
     assert "largest error" in (shown := capsys.readouterr().out) and "nanograd-llm train --task regression" in shown
     assert "--init STR" not in shown and "--lora" not in shown
+    assert main(["eval", "runs/regression-1", "a.csv"]) == 2
+    assert "the task regression is scored on what the run held out alone; give no file" in capsys.readouterr().err
     for command in ("step", "look"):
         assert main([command, "runs/regression-1", "a text"]) == 2
         assert "the task regression, which reads no text" in capsys.readouterr().err
@@ -142,6 +144,7 @@ def without(*names, **others):
             ": its tuning: unknown 'stepz', did you mean 'steps'",
         ),
         ((Task,), without(batch=np.ones(3)), r": its batch must be a method; .*; write def batch\(self, step\)"),
+        ((Task,), without(hold_out=lambda self: None), r": its hold_out .*; write def hold_out\(self, \*files\)"),
         ((Task,), without(sample=lambda self: None), r": its sample .*; write def sample\(self, \*, last=False\)"),
     ],
 )
