@@ -126,7 +126,7 @@ def test_eval_leaves_out_the_first_token_if_the_tokenizer_has_no_end_of_text(tex
         main(["eval", out, str(text)])
         assert printed(capsys)[0].endswith(f"over           {counted:,} tokens, {counted:,} bytes\n")
     assert main(["eval", "--help"]) == 0
-    assert "the first character is not scored" in " ".join(printed(capsys)[0].split())
+    assert "the first character of a text is not scored" in " ".join(printed(capsys)[0].split())
 
 
 def test_chat_continues_each_line_and_ends_with_the_input(forms, capsys, monkeypatch):
