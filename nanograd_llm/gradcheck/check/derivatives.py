@@ -68,7 +68,8 @@ def derivative(
         if (np.abs(exact.value - around) <= rounding)[known].all():
             return exact
     witness = differences(line, epsilon=epsilon, noise=noise)
-    off = witness.value - exact.value
+    with np.errstate(invalid="ignore"):
+        off = witness.value - exact.value
     if _is_contradicted(line, exact.value, off, np.abs(off) > 2 * witness.error + _UNDERFLOW, epsilon, noise):
         return dataclasses.replace(witness, why=CONTRADICTED)
     apart = known & ~(np.abs(off) <= 10 * witness.error + _UNDERFLOW)  # also where there is no number
@@ -88,7 +89,8 @@ def _is_contradicted(
     for radius in _RADII:
         around, rounding = _circle(line, radius, epsilon, noise)
         is_seen = apart & ~(rounding > np.abs(off))
-        halfway = is_seen & (np.abs(around - exact - off / 2) <= np.abs(off) / 8)
+        with np.errstate(invalid="ignore"):
+            halfway = is_seen & (np.abs(around - exact - off / 2) <= np.abs(off) / 8)
         if (before & halfway).any():
             return True
         if not is_seen.any():
@@ -128,14 +130,15 @@ def _circle(line: Line, radius: float, epsilon: float, noise: np.ndarray | float
     """
     slope = largest = np.zeros(())
     kind = np.complex128 if epsilon >= EPS else np.clongdouble
-    for corner, weight in zip(_CORNERS.astype(kind), (1, 2, 2, 2, 2, 2, 1)):
-        try:
-            y = line(radius * corner)
-        except Exception:  # a user's function may refuse such numbers
-            return np.full(slope.shape, np.nan), largest
-        slope, largest = slope + weight * (y / corner).real, np.maximum(largest, np.abs(y))
-    slope = slope / (12 * radius)
-    return slope, 8 * epsilon * np.maximum(np.maximum(largest, noise), np.abs(slope)) / radius
+    with np.errstate(all="ignore"):  # a circle may leave the function's domain
+        for corner, weight in zip(_CORNERS.astype(kind), (1, 2, 2, 2, 2, 2, 1)):
+            try:
+                y = line(radius * corner)
+            except Exception:  # a user's function may refuse such numbers
+                return np.full(slope.shape, np.nan), largest
+            slope, largest = slope + weight * (y / corner).real, np.maximum(largest, np.abs(y))
+        slope = slope / (12 * radius)
+        return slope, 8 * epsilon * np.maximum(np.maximum(largest, noise), np.abs(slope)) / radius
 
 
 def differences(
