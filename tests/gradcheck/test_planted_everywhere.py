@@ -75,7 +75,12 @@ def test_each_mistake_that_shows_in_a_layer_or_a_gpt_is_traced_to_its_rule(place
 
 
 def test_some_of_them_are_traced_in_a_gpt():
-    f, inputs, names = WHOLE["a GPT"]
+    """A few parameters are checked, one of which each of these mistakes changes: a check of all takes twice as long."""
+    _, inputs, names = WHOLE["a GPT"]
+    model = gpt().freeze()
+    block = model.blocks[0]
+    for parameter in (model.wte, model.wpe, block.ln_1.bias, block.attention.qkv.bias):
+        parameter.requires_grad = True
     for name in names:
         for mutant in mutants(registry[name])[1::20]:
-            assert blamed(mutant, f, inputs) in (None, {(name, written_at(registry[name]))}), mutant.name
+            assert blamed(mutant, model.loss, inputs) == {(name, written_at(registry[name]))}, mutant.name
