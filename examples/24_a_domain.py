@@ -50,10 +50,10 @@ for name, (learned, _) in parts.items():
 # %% Models of one size
 # Each text gets a model with the sizes of nano, the same number of steps, and a tokenizer of its own. The score is
 # bits per byte of the held-out part, so different tokenizers can be compared.
-STEPS = 120
+STEPS = 80
 
 
-def trained(text, tokenizer, weights=None, learning_rate=3e-3):
+def trained(text, tokenizer, weights=None, learning_rate=4e-3):
     """A model that has read this text, from fresh weights or from these."""
     model = ng.GPT(ng.GPTConfig.preset("nano", vocab_size=tokenizer.vocab_size), seed=0)
     if weights is not None:
@@ -62,9 +62,9 @@ def trained(text, tokenizer, weights=None, learning_rate=3e-3):
 
     def batch(step):
         """tokens, targets (B, T)"""
-        return ng.text.random_windows(ids, context_length=64, batch_size=8, seed=0, step=step)
+        return ng.text.random_windows(ids, context_length=64, batch_size=6, seed=0, step=step)
 
-    list(Trainer(model, TrainConfig(steps=STEPS, learning_rate=learning_rate)).run(batch))
+    list(Trainer(model, TrainConfig(steps=STEPS, learning_rate=learning_rate, workers=1)).run(batch))
     return model
 
 
@@ -81,7 +81,7 @@ models = {name: (trained(name, tokenizers[name]), tokenizers[name]) for name in 
 general, tokenizer = models["general"]
 weights = general.state_dict()
 for name in ("manual", "instructions"):
-    models[f"tuned on {name}"] = trained(name, tokenizer, weights, learning_rate=1e-3), tokenizer
+    models[f"tuned on {name}"] = trained(name, tokenizer, weights, learning_rate=2e-3), tokenizer
 
 # %% The table
 # A row for each model, a column for each text; lower is better.
