@@ -46,7 +46,7 @@ assert report.passed and report.relative_error() < 1e-14
 # In a test this is one line. `check_op` draws the inputs from the shape line, and also tests that float32 stays
 # float32.
 assert_gradients(relu_squared, rng.standard_normal(5))
-assert check_op(relu_squared).passed
+assert check_op(relu_squared, cases=50).passed
 
 # %% A planted mistake: the 2 forgotten
 # The forward function is right, and a model with this op even learns, only worse. It is easy to overlook this mistake,

@@ -69,7 +69,7 @@ print(f"row {one} is neither an input nor a target; its gradient by hand is righ
 # %% After training
 # The same sentence again. Both uses still change the same rows, but the ratio of their sizes is different: after
 # training, more of the gradient comes from the head.
-trainer = Trainer(model, TrainConfig(steps=150, batch_size=12, learning_rate=8e-3))
+trainer = Trainer(model, TrainConfig(steps=150, batch_size=12, learning_rate=8e-3, workers=1))
 for step in range(150):
     trainer.step(*text.random_windows(ids, context_length=32, batch_size=12, seed=0, step=step))
 trace = show("after 150 steps:")

@@ -25,8 +25,12 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.s
 
 
 def run(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in this folder as a user would, with the package under test."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(nanograd_llm.__path__[0]).parent), "PYTHONUTF8": "1"}
+    """Run a script in this folder as a user would, with the package under test.
+
+    One thread for the products of matrices is enough: other tests run beside this one, and more threads wait for cores.
+    """
+    package = str(Path(nanograd_llm.__path__[0]).parent)
+    environment = {**os.environ, "PYTHONPATH": package, "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, source], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
 
 
