@@ -53,7 +53,7 @@ def test_results_on_tensors_arrays_and_lists_agree_with_numpy(name, rng):
 def test_gradients_are_right_to_second_order_and_float32_is_preserved(name, rng):
     ours, _ = FUNCTIONS[name]
     x = rng.permutation(12).reshape(3, 4) / 4 - 1.3
-    assert_gradients(ours, x, order=2)
+    assert_gradients(ours, x, order=2, explain=False)
     assert ours(Parameter(x.astype(np.float32))).dtype == np.float32
 
 
