@@ -1,7 +1,7 @@
 """Every registered op of the package is checked, on a few cases.
 
-`nanograd-llm gradcheck`, which `.ci/run` starts, takes more cases, plants mistakes in the rules, and finds the cause of a
-wrong gradient. Tests of ops do not look for it, since `--gradient-mutants` makes hundreds of them fail on purpose.
+`nanograd-llm gradcheck`, which `.ci/run` starts, takes more cases, plants mistakes in the rules, and finds the cause of
+a wrong gradient. Tests of ops do not look for it, since `--gradient-mutants` makes hundreds of them fail on purpose.
 """
 
 from __future__ import annotations
