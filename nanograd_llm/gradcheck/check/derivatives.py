@@ -68,6 +68,9 @@ def derivative(
         if (np.abs(exact.value - around) <= rounding)[known].all():
             return exact
     witness = differences(line, epsilon=epsilon, noise=noise)
+    is_coarse = witness.error > coarse  # where all but the shortest steps step over what lies nearby
+    value, error = np.where(is_coarse, near, witness.value), np.where(is_coarse, coarse, witness.error)
+    witness = dataclasses.replace(witness, value=value, error=error)
     with np.errstate(invalid="ignore"):
         off = witness.value - exact.value
     if _is_contradicted(line, exact.value, off, np.abs(off) > 2 * witness.error + _UNDERFLOW, epsilon, noise):
@@ -135,10 +138,11 @@ def _circle(line: Line, radius: float, epsilon: float, noise: np.ndarray | float
             try:
                 y = line(radius * corner)
             except Exception:  # a user's function may refuse such numbers
-                return np.full(slope.shape, np.nan), largest
+                return np.asarray(np.nan), np.asarray(np.nan)
             slope, largest = slope + weight * (y / corner).real, np.maximum(largest, np.abs(y))
         slope = slope / (12 * radius)
-        return slope, 8 * epsilon * np.maximum(np.maximum(largest, noise), np.abs(slope)) / radius
+        rounding = 8 * epsilon * np.maximum(np.maximum(largest, noise), np.abs(slope)) / radius
+        return slope, np.where(np.isfinite(slope), rounding, np.nan)  # inf would agree with anything
 
 
 def differences(
@@ -200,6 +204,9 @@ def _central(line: Line, step: float) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):  # a step may leave the function's domain: that rung is then of no use
         for k, weight in ((1, 45), (2, -9), (3, 1)):
             ahead, behind = line(k * step), line(-k * step)
-            slope = slope + weight * np.where(ahead == behind, 0.0, ahead - behind)  # infinities that stay are flat
+            is_flat = ahead == behind
+            if (is_flat & np.isinf(ahead)).any():  # an infinity is flat where it stays
+                is_flat &= np.isfinite(ahead) | (ahead == line(0.0))
+            slope = slope + weight * np.where(is_flat, 0.0, ahead - behind)
             largest = np.maximum(largest, np.maximum(np.abs(ahead), np.abs(behind)))
     return slope / (60 * step), np.where(np.isfinite(largest), largest, 0.0)

@@ -115,6 +115,36 @@ def test_wider_numbers_contradict_a_complex_step_by_a_part_that_rounding_of_floa
     assert derivative(line, epsilon=float(np.finfo(np.longdouble).eps)).why == CONTRADICTED
 
 
+def only_near(t, otherwise):
+    """Half of the size of a number; farther than 0.01 to one side of it, something else."""
+    z = np.asarray(1 + t)
+    return otherwise(z) if z.real > 1.01 else z + 0.5 * np.abs(z)
+
+
+def refuses(z):
+    if np.iscomplexobj(z):
+        raise ValueError("too far")
+    return np.nan
+
+
+@pytest.mark.parametrize("otherwise", [lambda z: np.inf + 0 * z, refuses], ids=["infinite", "refused"])
+def test_a_circle_that_leaves_the_domain_of_a_function_confirms_nothing(otherwise):
+    with np.errstate(all="ignore"):
+        found = derivative(lambda t: np.nan if abs(t) > 0.1 else only_near(t, otherwise))
+    assert (found.method, found.why) == ("differences", CONTRADICTED)
+
+
+def test_beside_a_pole_the_shortest_step_contradicts_a_complex_step():
+    found = derivative(lambda t: 1e-9 / (np.asarray(t) - 1e-6) + np.abs(1 + np.asarray(t)))
+    assert found.method == "differences" and abs(found.value - (1 - 1e3)) <= found.error
+
+
+def test_infinities_on_both_sides_of_a_number_are_not_flat():
+    with np.errstate(all="ignore"):
+        found = differences(lambda t: np.where(np.abs(t) > 1e-3, np.inf, (1 + np.asarray(t)) ** 2))
+    assert abs(found.value - 2) <= found.error <= 1e-9
+
+
 def test_a_bump_that_every_difference_steps_over_leaves_a_doubt():
     with np.errstate(all="ignore"):
         found = derivative(lambda t: np.array([1e10 * t * np.exp(-((1e10 * t) ** 2))]) + t)
