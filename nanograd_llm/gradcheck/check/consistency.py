@@ -355,8 +355,8 @@ def _in_float32(
 
     def differences(values: Sequence[np.ndarray], v: np.ndarray) -> list[list[np.ndarray]]:
         """The gradients in float64, and for each of _NARROW those in float32 less these."""
-        y, leaves = function.record(values)
         wide = gradients(function, [x.astype(np.float64) for x in values], [v.astype(np.float64)])[0]
+        y, leaves = function.record(values)  # after that: leaves that the function holds have the last dtype given
         found = [wide]
         for factor, layout, _ in _NARROW:
             narrow = grad(y, leaves, laid_out((factor * v).astype(y.dtype), layout), retain_graph=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import Tensor, ops
-from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.autograd.tensor import Parameter, registry
 from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 
@@ -187,3 +187,11 @@ def test_an_infinite_slope_is_no_such_problem():
 def test_an_input_that_the_result_does_not_depend_on_has_a_gradient_of_zeros():
     report = gradcheck(lambda x, unused: ops.exp(x), normal(3), normal(2))
     assert report.passed and [finding.name for finding in report.findings] == ["x", "unused"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("use", [lambda w: w * w * w, lambda w: ops.tanh(w) * w, lambda w: w / ops.sqrt((w * w).sum())])
+def test_a_parameter_that_a_function_holds_may_be_used_several_times(use, dtype):
+    rng = np.random.default_rng(0)
+    w = Parameter(rng.standard_normal((4, 3)).astype(dtype))
+    assert (report := gradcheck(lambda x: x @ use(w), rng.standard_normal((5, 4)))).passed, report
