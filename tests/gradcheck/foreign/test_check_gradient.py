@@ -1020,3 +1020,27 @@ def test_of_a_wrong_gradient_no_slope_is_computed_twice_or_to_more_digits_than_a
     report = check_gradient(forward, rng.normal(size=(4, 8)), rng.normal(size=(4, 4)), backward=backward)
     assert [finding.verdict for finding in report.findings] == ["wrong", "wrong"]
     assert "28 of 32 entries are wrong" in report.findings[0].pattern and calls < 9000
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "right"), (1.5, "wrong")])
+@pytest.mark.parametrize(
+    ("f", "gradient", "x"),
+    [
+        (np.tanh, lambda x: 1 / np.cosh(x) ** 2, [5.0]),
+        (lambda x: np.tanh(np.float32(0.3) * x), lambda x: 0.3 / np.cosh(0.3 * x) ** 2, [15.0, 75.0]),
+        (lambda x: x * x / (1 + x * x), lambda x: 2 * x / (1 + x * x) ** 2, [100.0, 50.0]),
+        (np.cos, lambda x: -np.sin(x), [0.1, -0.07]),
+    ],
+)
+def test_a_function_that_rounds_to_float32_is_checked_where_that_leaves_digits(f, gradient, x, factor, verdict):
+    report = check_gradient(
+        lambda x: f(x.astype(np.float32)).astype(float), lambda x: factor * gradient(x), np.array(x)
+    )
+    assert verdicts(report) == {"x": verdict}
+    assert "<lambda> computes in float32, whose rounding hides small mistakes" in report.notes
+
+
+@pytest.mark.parametrize("grain", [1e4, 1024.0])
+def test_a_function_that_moves_in_steps_is_not_taken_for_one_of_float32(grain):
+    report = check_gradient(lambda x: np.round(x * grain) / grain, lambda x: 1 + 0 * x, np.array([1.23, -7.7]))
+    assert verdicts(report) == {"x": "cannot tell"} and "moves in steps" in report.findings[0].reason
