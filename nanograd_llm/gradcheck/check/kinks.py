@@ -216,7 +216,8 @@ def ties(
     """Where equal entries at kinks, moved together, have a slope that is not the sum of their gradients, in words.
 
     The gradient of one entry at a kink may be either slope or a value between. But the ties of a maximum meet no kink
-    when they move together, so their gradients must add up to the slope there. v: a flat cotangent.
+    when they move together, so their gradients must add up to the slope there. Those of max|x| are of equal size and
+    move apart. v: a flat cotangent.
     """
     if all(places is None or not places.size for places in bent):
         return []
@@ -224,13 +225,17 @@ def ties(
     values = function.values if wide is None else [x.astype(wide.dtype) for x in function.values]
     known = [(k, int(place)) for k, places in enumerate(bent) if places is not None for place in places]
     entries = [(float(function.values[k].reshape(-1)[place]), k, place) for k, place in known]
-    for value in sorted({value for value, _, _ in entries})[:_TIES]:
-        places = [(k, place) for at, k, place in entries if at == value]
+    groups: dict[tuple[tuple[float, int, int], ...], None] = {}  # of those that are equal, then of equal sizes
+    for key in (float, abs):
+        every = sorted({key(at) for at, _, _ in entries})[:_TIES]
+        groups |= dict.fromkeys(tuple(entry for entry in entries if key(entry[0]) == one) for one in every)
+    for places in groups:
         if len(places) < 2:
             continue
-        together = [np.zeros_like(x) for x in values]
-        for k, place in places:
-            together[k].reshape(-1)[place] = unit = abs(value) or 1.0
+        together, first = [np.zeros_like(x) for x in values], places[0][0]
+        for at, k, place in places:
+            together[k].reshape(-1)[place] = at * np.sign(first) or 1.0
+        unit = abs(first) or 1.0
 
         def along(t: complex, u: Sequence[np.ndarray] = together) -> np.ndarray:
             return function.evaluate([x + t * d for x, d in zip(values, u)])
@@ -246,12 +251,13 @@ def ties(
         size = float(sum(np.abs(g * d).sum() for g, d in zip(a, together))) + abs(numeric)
         if abs(analytic - numeric) > 1e-6 * size + float(np.abs(v) @ slope.error.reshape(-1)):
             names = dict.fromkeys(
-                f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for k, p in places
+                f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for _, k, p in places
             )
+            signed = ", each times its entry's sign," * (len({at for at, _, _ in places}) > 1)
+            total = f"{signed} add up to {analytic / (ones * unit):.6g}"
             found.append(
-                f"the gradients of the ties {', '.join([*names][:4])} add up to {analytic / (ones * unit):.6g}; moved "
-                f"together they change {of} with slope {numeric / (ones * unit):.6g}: give it to one of them, or "
-                "divide it"
+                f"the gradients of the ties {', '.join([*names][:4])}{total}; moved together they change {of} with slope "
+                f"{numeric / (ones * unit):.6g}: give it to one of them, or divide it"
             )
     return found
 

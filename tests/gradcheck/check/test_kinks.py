@@ -7,7 +7,7 @@ import pytest
 
 from nanograd_llm import ops
 from nanograd_llm.autograd.tensor import registry
-from nanograd_llm.gradcheck import gradcheck
+from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 
 def normal(*shape, seed=0):
@@ -192,3 +192,14 @@ def test_the_slopes_of_ties_are_those_of_their_kinks(own_op):
     assert "the function's slopes and the gradient are zero" in str(report)
     (culprit,) = report.culprits
     assert culprit.op.endswith("largest") and __file__ in culprit.place and culprit.rule.startswith(__file__)
+
+
+def test_ties_of_equal_size_and_other_sign_share_one_gradient():
+    def gradient(x, share):
+        return np.sign(x) * (np.abs(x) == np.abs(x).max()) * share
+
+    x = np.array([3.0, -3.0, 1.0])
+    for share in (0.5, [1, 0, 0], [0, 1, 0]):
+        assert check_gradient(lambda x: np.abs(x).max(), lambda x, share=share: gradient(x, share), x).passed
+    report = check_gradient(lambda x: np.abs(x).max(), lambda x: gradient(x, 1), x)
+    assert not report.passed and "x[0], x[1], each times its entry's sign, add up to 2" in report.problems[0]
