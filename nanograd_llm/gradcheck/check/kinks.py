@@ -254,10 +254,10 @@ def ties(
                 f"{function.names[k]}{list(index_of(p, function.values[k].shape))}" for _, k, p in places
             )
             signed = ", each times its entry's sign," * (len({at for at, _, _ in places}) > 1)
-            total = f"{signed} add up to {analytic / (ones * unit):.6g}"
+            total, slopes = analytic / (ones * unit), numeric / (ones * unit)
             found.append(
-                f"the gradients of the ties {', '.join([*names][:4])}{total}; moved together they change {of} with slope "
-                f"{numeric / (ones * unit):.6g}: give it to one of them, or divide it"
+                f"the gradients of the ties {', '.join([*names][:4])}{signed} add up to {total:.6g}; moved together they "
+                f"change {of} with slope {slopes:.6g}: give it to one of them, or divide it"
             )
     return found
 
