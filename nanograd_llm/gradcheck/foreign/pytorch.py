@@ -86,19 +86,46 @@ class _Widening(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in _PASSES:  # not again with copies of the inputs, which no gradient reaches
+            with _InBackward():
+                return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
         except RuntimeError:
-            tensors = [x for _, x in leaves([args, kwargs]) if isinstance(x, torch.Tensor)]
-            floats = {x.dtype for x in tensors if x.is_floating_point() or x.is_complex()}
-            if len(floats) > 1:
-                widest = functools.reduce(torch.promote_types, floats)
-                wide = (x.to(widest) if getattr(x, "dtype", None) in floats else x for _, x in leaves([args, kwargs]))
-                args, kwargs = rebuilt([args, kwargs], wide)
-            elif not any(dtype.is_complex for dtype in floats):
+            wide = _widened([args, kwargs])
+            if not wide and not any(isinstance(x, torch.Tensor) and x.is_complex() for _, x in leaves([args, kwargs])):
                 raise
+            args, kwargs = wide or (args, kwargs)
             with _OnComplex():
                 return function(*args, **kwargs)
+
+
+_PASSES = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+
+
+class _InBackward(TorchDispatchMode):
+    """Widens in a backward pass, in which PyTorch calls no TorchFunctionMode."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError:
+            wide = _widened([args, kwargs])
+            if not wide or function._schema.is_mutable:  # what it writes would be lost with the copy
+                raise
+            return function(*wide[0], **wide[1])
+
+
+def _widened(operands: list[Any]) -> list[Any] | None:
+    """The operands of an operation, with each float as wide as the widest; None where all are alike."""
+    tensors = [x for _, x in leaves(operands) if isinstance(x, torch.Tensor)]
+    floats = {x.dtype for x in tensors if x.is_floating_point() or x.is_complex()}
+    if len(floats) < 2:
+        return None
+    widest = functools.reduce(torch.promote_types, floats)
+    wide = (x.to(widest) if getattr(x, "dtype", None) in floats else x for _, x in leaves(operands))
+    return rebuilt(operands, wide)
 
 
 class _OnComplex(TorchDispatchMode):

@@ -266,6 +266,32 @@ def test_weights_in_float32_that_a_function_refers_to_are_no_obstacle(torch: Any
     assert report.passed and report.findings[0].method == "complex step"
 
 
+@pytest.mark.parametrize("form", ["the class", "a function", "a Module"])
+@pytest.mark.parametrize("weight", ["float32", "float64"])
+@pytest.mark.parametrize(("given", "factor"), [("float32", 1), ("float64", 1), ("float64", 2)])
+def test_a_backward_may_refer_to_weights_of_another_dtype(torch, form, weight, given, factor):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(3, 3, dtype=getattr(torch, weight), generator=generator)
+    x = torch.randn(2, 3, dtype=getattr(torch, given), generator=generator)
+
+    class Layer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return torch.sin(x @ w)
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return factor * (dy * torch.cos(x @ w)) @ w.T
+
+    module = type("Module", (torch.nn.Module,), {"forward": lambda self, x: Layer.apply(x).exp()})
+    f = {"the class": Layer, "a function": lambda x: (Layer.apply(x) ** 2).sum(), "a Module": module()}[form]
+    report = check_gradient(f, x)
+    assert verdicts(report) == {"x": "right" if factor == 1 else "wrong"} and report.passed == (factor == 1)
+    assert [culprit.place for culprit in report.culprits] == ["computed by Layer.backward"] * (factor != 1)
+
+
 def test_the_rounding_of_float32_inside_a_function_is_no_mistake_and_hides_no_large_one(torch: Any, x: Any) -> None:
     def narrow(f):
         return lambda x: f(x.float()).double()
