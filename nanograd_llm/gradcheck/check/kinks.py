@@ -256,8 +256,8 @@ def ties(
             signed = ", each times its entry's sign," * (len({at for at, _, _ in places}) > 1)
             total, slopes = analytic / (ones * unit), numeric / (ones * unit)
             found.append(
-                f"the gradients of the ties {', '.join([*names][:4])}{signed} add up to {total:.6g}; moved together they "
-                f"change {of} with slope {slopes:.6g}: give it to one of them, or divide it"
+                f"the gradients of the ties {', '.join([*names][:4])}{signed} add up to {total:.6g}; moved together "
+                f"they change {of} with slope {slopes:.6g}: give it to one of them, or divide it"
             )
     return found
 
