@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
@@ -25,7 +24,7 @@ from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
 from nanograd_llm.gradcheck.mutation.mutants import scaled
 from nanograd_llm.models import bert, encoder_decoder, gpt, heads, preference  # noqa: F401  so that they are found
-from nanograd_llm.nn.module import Module, Specimen
+from nanograd_llm.nn.module import Module, Specimen, evaluating
 from nanograd_llm.settings import nearest
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
@@ -109,17 +108,6 @@ def check_layer(
     return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes))
 
 
-@contextlib.contextmanager
-def _evaluating(f: Callable[..., Any]) -> Iterator[Any]:
-    """Inside this block the module that f is, or whose loss, is in evaluation mode, without dropout."""
-    before = [(module, module.training) for module in owner_of(f).modules()]
-    try:
-        yield owner_of(f).eval()
-    finally:
-        for module, was_training in before:
-            module.training = was_training
-
-
 def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> list[str]:
     """In words: where the loss of a batch is not the mean of those of its halves, each weighted by its count.
 
@@ -129,7 +117,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> l
     if not is_loss or not all(map(np.ndim, batch)) or len({*map(len, batch)}) > 1 or len(batch[0]) < 2:
         return []
     halves = [tuple(np.array_split(x, 2)[part] for x in batch) for part in (0, 1)]
-    with _evaluating(f.f) as model:
+    model = owner_of(f.f)
+    with evaluating(model.modules()):
         counts = [model.loss_count(*half) for half in halves]
         try:
             parts = [count * f(*map(on_default_device, half)).item() for half, count in zip(halves, counts) if count]
@@ -147,7 +136,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> l
 
 def _notes(f: Any, inputs: tuple[Any, ...]) -> Iterator[str]:
     """In words: what is no mistake in a gradient, but seldom meant."""
-    with _evaluating(f.f) as model:
+    model = owner_of(f.f)
+    with evaluating(model.modules()):
         if ops.dropout in _ops_of(f, inputs):
             yield "it drops in evaluation mode as well; use nn.Dropout, which also draws another mask in each call"
     for path, module in model.named_modules(type(model).__name__):

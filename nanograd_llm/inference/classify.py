@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanograd_llm.inference.embed import encoded
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.settings import require_type
 from nanograd_llm.text import Tokenizer
 
@@ -27,11 +28,13 @@ def classify(
         found = classify(model, tokenizer, ["what a film"])
         print(names[found[0].argmax()])
 
-    It depends on no other text. longest: tokens that are read of a text, those of the model's context if None; a
-    warning counts the texts that are longer. Raises ShapeError, with the number of the text, for one without words.
+    It depends on no other text, and is computed in evaluation mode. longest: tokens that are read of a text, those of
+    the model's context if None; a warning counts the texts that are longer. Raises ShapeError, with the number of the
+    text, for one without words.
     """
     from nanograd_llm.models.heads import Classifier
 
     require_type("model", model, Classifier, "a Classifier")
-    model.eval()
-    return model.probabilities(encoded(texts, tokenizer, longest or model.config.context_length, truncate=True))
+    ids = encoded(texts, tokenizer, longest or model.config.context_length, truncate=True)
+    with evaluating(model.modules()):
+        return model.probabilities(ids)

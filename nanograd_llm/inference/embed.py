@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanograd_llm.errors import ShapeError
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
 
@@ -26,15 +27,17 @@ def embed(
 
         vectors = embed(SentenceEncoder(model), tokenizer, ["the cat sleeps", "a sleeping cat"])
 
-    A vector does not depend on the other texts: those of the same length are computed together, without padding.
+    A vector does not depend on the other texts: those of the same length are computed together, without padding,
+    in evaluation mode.
     truncate: keep the first tokens of a text that is too long. name: of a single text, for errors.
     Raises ShapeError, with the number of the text, for one that has no words, or more tokens than the encoder takes.
     """
     from nanograd_llm.models.heads import SentenceEncoder
 
     require_type("encoder", encoder, SentenceEncoder, "a SentenceEncoder of a BERT or a GPT")
-    encoder.eval()
-    return encoder.embed(encoded(texts, tokenizer, encoder.max_length, truncate=truncate, name=name))
+    ids = encoded(texts, tokenizer, encoder.max_length, truncate=truncate, name=name)
+    with evaluating(encoder.modules()):
+        return encoder.embed(ids)
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, top: int = 5) -> list[tuple[int, float]]:

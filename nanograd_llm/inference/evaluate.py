@@ -22,7 +22,7 @@ from nanograd_llm.inference.likelihood import (
 )
 from nanograd_llm.inference.sampling import NOT_FINITE
 from nanograd_llm.models.gpt import GPT
-from nanograd_llm.nn import Module
+from nanograd_llm.nn.module import Module, evaluating
 from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import IGNORE_INDEX, TokenFiles, Tokenizer, count_windows, sliding_windows
 
@@ -64,7 +64,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a text, given as ids (N), over sliding windows; every id but the first is scored once.
 
-    model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; put into evaluation mode.
+    model: any whose `loss(tokens, targets)` is a mean over the targets that are not -100; scored in evaluation mode.
     stride: how far the window moves; context_length if not given. A smaller one gives every token more context.
     windows: score only this many windows, evenly spread and always the same; all if not given.
     progress: called with the share that is done, after each batch.
@@ -75,7 +75,6 @@ def evaluate(
     require_type("model", model, Module, f"a Module, as in {call}")
     require_type("tokenizer", tokenizer, Tokenizer, f"a Tokenizer, as in {call}")  # type: ignore[type-abstract]
     require_int("batch_size", batch_size, 1)
-    model.eval()
     stride = context_length if stride is None else stride
     total = count_windows(ids, context_length=context_length, stride=stride)
     rows = np.arange(total)
@@ -83,7 +82,7 @@ def evaluate(
         require_int("windows", windows, 1)
         rows = np.linspace(0, total - 1, windows).astype(int)
     nats, count, size = 0.0, 0, 0
-    with no_grad():
+    with no_grad(), evaluating(model.modules()):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             tokens, targets = sliding_windows(

@@ -15,6 +15,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError
 from nanograd_llm.inference.embed import encoded
 from nanograd_llm.inference.sampling import Sampling
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.settings import counted, require_int, require_type
 from nanograd_llm.text import Tokenizer
 
@@ -73,16 +74,17 @@ def hidden_places(
 
 
 def hidden_logits(model: BERT, tokens: Any, hidden: np.ndarray, lengths: Any = None) -> np.ndarray:
-    """The logits at the places where hidden (B, T) is True, in order; records nothing.  tokens (B, T) -> array (N, V)
+    """The logits at the places where hidden (B, T) is True, in order.  tokens (B, T) -> array (N, V)
 
-    lengths (B,): how many tokens of each row are real. Raises ConfigError where the model has no head.
+    They are computed in evaluation mode, without recording. lengths (B,): how many tokens of each row are real.
+    Raises ConfigError where the model has no head.
     """
     if model.head is None:
         raise ConfigError(
             "this BERT has no head that fills in words, since its file has none; train one with "
             "`nanograd-llm train --task masked-words --init MODEL`"
         )
-    with no_grad():
+    with no_grad(), evaluating(model.modules()):
         return model.head(model.hidden(tokens, lengths=lengths)[np.nonzero(hidden)], model.wte).numpy()
 
 

@@ -18,6 +18,7 @@ from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import require_int, require_known, require_type
 
@@ -37,7 +38,7 @@ def generate(
     prompts: ids, one sequence (T) or several (B, T), also of different lengths. Rows do not affect each other.
     stop: an id that ends a row, or several.
 
-    Whenever the context is full, its older half is dropped. The model is put into evaluation mode. Raises ShapeError
+    Whenever the context is full, its older half is dropped. The model computes in evaluation mode. Raises ShapeError
     for an empty prompt, IndexRangeError for an id outside the vocabulary, NonFiniteError if the largest logit is not
     finite.
     """
@@ -74,11 +75,13 @@ def stream(
     require_int("max_new_tokens", max_new_tokens, 0)
     rows = _rows(prompts, model)
     sampling = sampling or Sampling()
-    model.eval()
+    modules = model.modules()
     text = np.zeros((len(rows), max(map(len, rows)) + max_new_tokens), dtype=np.int64)
     for row, prompt in enumerate(rows):
         text[row, : len(prompt)] = prompt
-    start, caches, decoder, has_decoder = -1, model.new_caches(0), None, cache and can_decode(model)
+    start, caches, decoder = -1, model.new_caches(0), None
+    with evaluating(modules):
+        has_decoder = cache and can_decode(model)
     for n in range(min(map(len, rows)), text.shape[1]):
         writing = [len(prompt) <= n < len(prompt) + max_new_tokens for prompt in rows]
         if not any(writing):
@@ -87,12 +90,13 @@ def stream(
         if cache and start != before:
             caches = model.new_caches(len(rows))
             decoder = Decoder(model, caches) if has_decoder else None
+        new = text[:, (start + caches[0].length if cache else start) : n]
         with np.errstate(all="ignore"):  # numbers that are not finite raise below
-            if not cache:
-                logits = model.next_logits(text[:, start:n])
+            if decoder and new.shape[1] == 1:
+                logits = decoder(new[:, 0])
             else:
-                new = text[:, start + caches[0].length : n]
-                logits = decoder(new[:, 0]) if decoder and new.shape[1] == 1 else model.next_logits(new, caches)
+                with evaluating(modules):
+                    logits = model.next_logits(new, caches if cache else None)
         logits = sampling.penalised(logits, text[:, :n])
         if sampling.temperature == 0:
             chosen = likeliest(logits)

@@ -1,4 +1,4 @@
-"""How likely a GPT finds a text: the loss of every token, of a continuation, and of the choices of a question.
+"""How likely a GPT, in evaluation mode, finds a text, a continuation, and each choice of a question.
 
 The schemes are those of EleutherAI's lm-evaluation-harness, so its figures can be compared.  N tokens, V vocabulary
 """
@@ -18,6 +18,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ConfigError, ShapeError
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.settings import counted
 from nanograd_llm.text import Tokenizer
 from nanograd_llm.text.windows import require_stride
@@ -216,7 +217,6 @@ def _scored(
     model: GPT, rows: Sequence[tuple[np.ndarray, int]], progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each row of ids, and how many of its last ids count: their log-probabilities, and which are the likeliest."""
-    model.eval()
     longest = max((len(ids) - 1 for ids, _ in rows), default=1)
     at_once = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size) // longest)
     for start in range(0, len(rows), at_once):
@@ -224,7 +224,7 @@ def _scored(
         tokens = np.zeros((len(batch), max(len(ids) for ids, _ in batch) - 1), np.int64)  # padded behind: unseen
         for row, (ids, _) in zip(tokens, batch):
             row[: len(ids) - 1] = ids[:-1]
-        with no_grad():
+        with no_grad(), evaluating(model.modules()):
             logits = model(tokens).numpy()
         for given, (ids, count) in zip(logits, batch):
             given, targets = given[len(ids) - 1 - count : len(ids) - 1], ids[-count:]

@@ -19,6 +19,7 @@ from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.inputs import padded
+from nanograd_llm.nn.module import evaluating
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.text import Tokenizer
@@ -72,7 +73,7 @@ def translate(
     sources: ids, one sequence (S) or several, also of different lengths. A row does not depend on the others.
     cache: keep keys and values, of the source and of the tokens so far, instead of computing them again.
 
-    The model is put into evaluation mode. Raises ShapeError for an empty source or one that is too long,
+    The model computes in evaluation mode. Raises ShapeError for an empty source or one that is too long,
     IndexRangeError for an id outside the vocabulary, NonFiniteError where the model gives no usable logits.
     """
     search = search or BeamSearch()
@@ -119,19 +120,21 @@ def show_attention(queries: Sequence[str], keys: Sequence[str], weights: np.ndar
 def _steps(model: EncoderDecoder, sources: Any, search: BeamSearch, cache: bool) -> Iterator[list[_Search]]:
     """What is known of each source, after each token."""
     c, (tokens, lengths) = model.config, _rows(sources, model)
-    model.eval()
+    modules = model.modules()
     longest = min(c.context_length, search.max_new_tokens or c.context_length)
     rows = [_Search([(0.0, ())]) for _ in tokens]
-    with no_grad():
+    with no_grad(), evaluating(modules):
         memory, mask = model.encode(tokens, lengths)
     caches = model.new_caches(len(rows), tokens.shape[1]) if cache else None
     owners = np.arange(len(rows))  # (N,): the source of each hypothesis, which are in the order of their sources
     texts = np.full((len(rows), 1), c.start_id)  # (N, n)
     for n in range(1, longest + 1):
-        if caches and n > 1:
-            logits = model.next_logits(texts[:, -1:], None, None if mask is None else mask[owners], caches)
-        else:
-            logits = model.next_logits(texts, memory[owners], None if mask is None else mask[owners], caches)
+        seen = None if mask is None else mask[owners]
+        with evaluating(modules):
+            if caches and n > 1:
+                logits = model.next_logits(texts[:, -1:], None, seen, caches)
+            else:
+                logits = model.next_logits(texts, memory[owners], seen, caches)
         scores = log_probabilities(logits)  # (N, V)
         parents: list[int] = []
         first = 0

@@ -280,6 +280,19 @@ class Module:
         return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def evaluating(modules: Iterable[Module]) -> Iterator[None]:
+    """Inside this block these modules, such as `model.modules()`, are in evaluation mode; after it, in their own."""
+    active = [module for module in modules if module.training]
+    for module in active:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in active:
+            module.training = True
+
+
 def _of_kind(kind: type, held: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in held.items():
         if isinstance(value, kind):

@@ -62,6 +62,7 @@ def test_a_gpt_is_scored_by_its_own_logits() -> None:
     model = GPT(GPTConfig(vocab_size=257, context_length=6, n_layer=1, n_head=1, n_embd=8, dropout=0.5))
     ids = BYTES.encode(TEXT)[:15]
     found = evaluate(model, ids, BYTES, context_length=6, stride=2, batch_size=2)
+    model.eval()
     losses = []
     for place in range(1, 15):
         start = max(0, math.ceil((place - 6) / 2) * 2)  # of the first window that has this place as a target
