@@ -373,12 +373,13 @@ class Op:
         try:
             if not needs:  # without Tensors, inputs may be lists
                 arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
+            operands = arrays
             if self.equals is not None:
-                arrays = [
+                operands = [
                     a if (type(a) is np.ndarray and a.dtype.kind == "f") or i in self._constant_places else _as_float(a)
                     for i, a in enumerate(arrays)
                 ]
-            y = self.forward(*arrays, **static)
+            y = self.forward(*operands, **static)
         except NanogradError:
             raise
         except MemoryError as error:  # the shapes may be right: add the op and its inputs, no advice

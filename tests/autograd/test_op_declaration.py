@@ -492,6 +492,12 @@ def test_what_goes_wrong_inside_a_forward_points_there():
     assert any("reshape(7)" in line for line in traceback.format_exception(caught.value.__cause__))
 
 
+def test_integers_that_do_not_fit_are_reported_as_they_came():
+    weight = leaf(np.ones((3, 5), np.float32))
+    with pytest.raises(ShapeError, match=r"linear got \(5,\) int64, \(3, 5\) float32"):
+        ops.linear(np.zeros(5, np.int64), weight)
+
+
 def test_an_input_with_a_default_may_be_left_out():
     def made(x, w=None):
         return x if w is None else x * w
