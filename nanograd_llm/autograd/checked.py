@@ -33,6 +33,16 @@ def caller() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def raised_at(error: Exception, f: Any) -> str:
+    """FILE:LINE of the deepest line in the file of the function f that the error came through; "" if there is none."""
+    import inspect  # here, because most functions raise nothing
+    import traceback
+
+    code = getattr(inspect.unwrap(f), "__code__", None)
+    lines = [at for at in traceback.extract_tb(error.__traceback__) if code and at.filename == code.co_filename]
+    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+
+
 def _is_hidden(path: str) -> bool:
     return path.startswith(_ENGINE) or path.startswith(_PYTHON) and "-packages" not in path
 

@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm.autograd.checked import Guard, parameter_name, place, read_only, require_finite, require_no_widening
+from nanograd_llm.autograd.checked import (
+    Guard,
+    parameter_name,
+    place,
+    raised_at,
+    read_only,
+    require_finite,
+    require_no_widening,
+)
 from nanograd_llm.autograd.modes import modes
 from nanograd_llm.autograd.shapes import ShapeLine
 from nanograd_llm.autograd.sums import Sums
@@ -514,9 +522,7 @@ class Op:
         return gradients
 
     def _received(self, error: Exception, cotangent: Any, saved: Sequence[Any]) -> str:
-        """What the rule received when it raised this error, and the line of the rule."""
-        import traceback  # here, because most rules raise nothing
-
+        """What the rule received when it raised this error, and the line in its file."""
         assert self.rule is not None
         received = dict(zip(inspect.signature(self.rule).parameters, (cotangent, *saved)))
         shapes = ", ".join(f"{name} is {x.shape}" for name, x in received.items() if is_array(x))
@@ -524,9 +530,8 @@ class Op:
             shapes = f"a rule receives {_RECEIVES}"
         elif "memoryview" in str(error):  # the .data of an array
             shapes += f"; a rule receives {_RECEIVES}"
-        code = getattr(inspect.unwrap(self.rule), "__code__", None)
-        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
-        return f"({shapes})" + (f", at {code.co_filename}:{lines[0]}" if code and lines else "")
+        where = raised_at(error, self.rule)
+        return f"({shapes})" + (f", at {where}" if where else "")
 
     def _check_output(self, y: Array, arrays: Sequence[Any], static: dict[str, Any], where: str) -> None:
         if y.dtype.kind == "f" and not np.isfinite(y).all():

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanograd_llm.autograd.checked import read_only
+from nanograd_llm.autograd.checked import raised_at, read_only
 from nanograd_llm.autograd.modes import higher_order, watched
-from nanograd_llm.autograd.op import WRITES
+from nanograd_llm.autograd.op import WRITES, Op
 from nanograd_llm.autograd.sums import Sums
 from nanograd_llm.autograd.tape import walk
 from nanograd_llm.autograd.tensor import Tensor, origin
@@ -293,7 +293,7 @@ class _Watch:
     An array of CuPy's can always be written to; there a copy tells whether the rule does.
     """
 
-    def __init__(self, op: str, place: str, seen: list[_Watch]):
+    def __init__(self, op: Op, place: str, seen: list[_Watch]):
         self.op, self.place, self.seen = op, place, seen
         self.makes_nan = self.writes = False
 
@@ -321,7 +321,7 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
     seen: list[_Watch] = []
 
     def note(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
-        node.guard = _Watch(node.op.name, place, seen)
+        node.guard = _Watch(node.op, place, seen)
 
     with watched(note):
         y, leaves = function.record(function.values)
@@ -331,12 +331,13 @@ def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
         if not seen or isinstance(error, NanogradError) and "read-only" not in str(error):
             raise
         if "read-only" in str(error):
-            return [f"the rule of {seen[-1].op} {WRITES}: {seen[-1].place}"]
-        message = f"the rule of {seen[-1].op} raises {type(error).__name__}: {error}; {seen[-1].place}"
-        raise GraphError(message) from error
-    found = [f"the rule of {at.op} {WRITES}: {at.place}" for at in seen if at.writes]
+            return [f"the rule of {seen[-1].op.name} {WRITES}: {seen[-1].place}"]
+        message = f"the rule of {seen[-1].op.name} raises {type(error).__name__}: {error}; {seen[-1].place}"
+        where = raised_at(error, seen[-1].op.rule)
+        raise GraphError(f"{message}; raised at {where}" if where else message) from error
+    found = [f"the rule of {at.op.name} {WRITES}: {at.place}" for at in seen if at.writes]
     if np.isfinite(to_host(y.data)).all():  # else the forward overflowed, and each input's verdict says so
-        found += [f"the rule of {at.op} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan]
+        found += [f"the rule of {at.op.name} makes a NaN of numbers: {at.place}" for at in seen if at.makes_nan]
     return found[:1]
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from nanograd_llm.autograd.checked import raised_at
 from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NanogradError, ShapeError
 from nanograd_llm.gradcheck.check.function import label, place_of
 from nanograd_llm.gradcheck.foreign.inputs import Inputs, described
@@ -172,10 +171,8 @@ class Foreign:
                 raise NanogradError(f"{type(error).__name__}: {first_line(error)}") from error
             what = f"{who or self.label} raised {type(error).__name__}: {first_line(error)}"
             came = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in zip(self.names, arrays))
-            of = getattr(inspect.unwrap(self.rule if who else self.f), "__code__", None)
-            lines = [at for at in traceback.extract_tb(error.__traceback__) if of and at.filename == of.co_filename]
-            where = f"; raised at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
-            raise NanogradError(f"{what} (it got {came}){where}") from error
+            where = raised_at(error, self.rule if who else self.f)
+            raise NanogradError(f"{what} (it got {came})" + (f"; raised at {where}" if where else "")) from error
 
     def ruled(self, rule: Callable[..., Any], cotangent: Any, *arguments: Any) -> Any:
         """rule(cotangent, *arguments); a note where it writes into the cotangent."""

@@ -18,6 +18,7 @@ from nanograd_llm.gradcheck import (
     OpSummary,
     Summary,
     assert_gradients,
+    attempt,
     check_gradient,
     check_op,
     every_op,
@@ -678,6 +679,24 @@ def test_why_differences_are_taken_is_said_once():
     x = np.array([0.3, 0.4])
     text = str(check_gradient(halves, lambda a, b, c: (b * c, a * c, a * b), x, x, x))
     assert text.count("because") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, NameError])
+def test_an_error_below_a_rule_is_reported_with_the_deepest_line_in_its_file(error, own_op, capsys):
+    def helper():
+        raise error("mine")
+
+    @own_op("y = 2x", "x̄ = 2ȳ")
+    def twice(x):
+        """x (*) -> y (*)"""
+        return 2 * x
+
+    @twice.backward
+    def twice_backward(dy):
+        return helper()
+
+    assert not attempt(twice, normal(3))
+    assert re.search(rf"mine.* at \S*test_check.py:{helper.__code__.co_firstlineno + 1}\n", capsys.readouterr().out)
 
 
 def test_a_pattern_is_said_once_for_an_input_and_its_rule(monkeypatch):
