@@ -594,7 +594,7 @@ def grad(
     retain = modes().higher_order if retain_graph is None else retain_graph
     origins = [origin(target) for target in targets]
     places = {} if out is None else _places_for(targets, out)
-    found = backward(origin(y), _seed(y, cotangent), Sums({*origins}, places), retain)
+    found = backward(origin(y), _seed(y, cotangent, f"; {_TWICE}"), Sums({*origins}, places), retain)
     gradients: list[Any] = []
     handed_out: set[int] = set()
     for target, source in zip(targets, origins):
@@ -781,14 +781,17 @@ def origin(tensor: Tensor) -> Any:
     return tensor if tensor._node is None else tensor._node
 
 
-def _seed(root: Tensor, cotangent: Any) -> Any:
-    """The cotangent that backward starts with, as an array. Raises GraphError, ShapeError or DtypeError."""
+def _seed(root: Tensor, cotangent: Any, advice: str = "") -> Any:
+    """The cotangent that backward starts with, as an array. Raises GraphError, ShapeError or DtypeError.
+
+    advice: for the error where there is nothing to differentiate.
+    """
     if not modes().recording:
         raise GraphError("backward was called inside no_grad(); call it outside of that block")
     if not root.requires_grad:
         raise GraphError(
-            "nothing to differentiate: this Tensor was not computed from one with requires_grad=True, "
-            f"or it was computed under no_grad(); {_TWICE}"
+            "nothing to differentiate: this Tensor was computed under no_grad(), or from no Tensor with "
+            f"requires_grad=True{advice}"
         )
     if cotangent is None:
         if root.shape != ():

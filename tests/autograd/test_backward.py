@@ -368,7 +368,7 @@ def under_no_grad():
 
 @pytest.mark.parametrize("y", [Tensor(1.0), Tensor(1.0) * 2, leaf(1.0).detach(), under_no_grad()])
 def test_a_tensor_that_was_not_recorded_cannot_be_differentiated(y):
-    with pytest.raises(GraphError, match="nothing to differentiate"):
+    with pytest.raises(GraphError, match="nothing to differentiate: .* under no_grad.*=True$"):  # no higher_order
         y.backward()
 
 
