@@ -36,9 +36,11 @@ from nanograd_llm.training.team import Processes, make_team
 from nanograd_llm.training.workers import Workers
 
 Batches = Callable[[int], Sequence[Any]]
-_INSTEAD = {  # PyTorch's and Keras's name -> what to use
+_INSTEAD = {  # PyTorch's and Keras's name, or a setting -> what to use
     **dict.fromkeys(("fit", "train"), "step(tokens, targets) for each batch, or run(batches) for all steps"),
     **dict.fromkeys(("zero_grad", "backward"), "step(tokens, targets), which does it"),
+    **{name: f"Trainer(model, TrainConfig({name}=...))" for name in TrainConfig.setting_types},
+    "lr": "Trainer(model, TrainConfig(learning_rate=...))",
 }
 MOMENTS = ("adamw.m.", "adamw.v.", "muon.u.")  # before the name of a parameter that is trained, in a state
 
@@ -132,6 +134,11 @@ class Trainer:
             if name in _INSTEAD:
                 raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
             return object.__getattribute__(self, name)  # raises the error that led here
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _INSTEAD and name not in ("optimizer", "workers"):  # a learning rate would have no effect
+            raise absent(f"{type(self).__name__!r} object", name, _INSTEAD)
+        object.__setattr__(self, name, value)
 
     def step(self, *batch: Any) -> float:
         """One step on a batch; returns the loss before it.  batch: arrays or lists with the same number of rows

@@ -19,7 +19,7 @@ from nanograd_llm.autograd.tensor import Tensor, grad
 from nanograd_llm.backend.arrays import to_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.backend.threads import blas_threads
-from nanograd_llm.errors import GraphError, NanogradError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, NanogradError, ShapeError
 from nanograd_llm.nn.module import Module
 from nanograd_llm.ops.layout import array_like
 from nanograd_llm.training.adamw import AdamW, Rates
@@ -117,7 +117,8 @@ class Workers:
             with noise(*piece.key), checked(is_checked), np.errstate(all="ignore"), self.model.entered():
                 y = self.model.loss(*piece.arrays)
                 if not isinstance(y, Tensor) or y.shape != ():
-                    raise ShapeError(f"loss must return a Tensor of one number, such as a mean; it returned {y!r:.100}")
+                    kind = ShapeError if isinstance(y, Tensor) else DtypeError
+                    raise kind(f"loss must return a Tensor of one number, such as a mean; it returned {y!r:.100}")
                 self._require_complete()
                 cotangent = np.full_like(y.data, share)
                 if is_first:
@@ -147,14 +148,17 @@ class Workers:
     def _split(self, batch: Sequence[Any], key: Sequence[int]) -> list[Piece]:
         """The batch in pieces of consecutive rows of about the same cost: workers times `pieces`, at most one a row."""
         arrays = [array_like(array) for array in batch]
+        shapes = [array.shape for array in arrays]
+        if () in shapes or not shapes:  # such as a loss, or nothing, as for PyTorch's optimizers
+            got = f"shapes {shapes}" if shapes else "none"
+            call = "step takes a batch, as in step(tokens, targets), and does forward, backward and update itself"
+            raise ShapeError(f"a batch is arrays with a row for each example; got {got}; {call}")
+        if len({shape[0] for shape in shapes}) != 1:
+            raise ShapeError(
+                f"the arrays of a batch must have the same number of rows (axis 0); got {', '.join(map(str, shapes))}"
+            )
         # integers stay where they are: ids are checked before they are moved to a GPU
         arrays = [to_device(array, self.flat.device) if array.dtype.kind in "fc" else array for array in arrays]
-        shapes = [array.shape for array in arrays]
-        if () in shapes or len({shape[0] for shape in shapes}) != 1:
-            raise ShapeError(
-                "the arrays of a batch must have the same number of rows (axis 0); got "
-                + (", ".join(map(str, shapes)) or "none")
-            )
         rows = len(arrays[0])
         number = max(1, min(min(self.count, rows) * self.pieces, rows))
         ends = [0, *_fair_ends(np.broadcast_to(self.model.loss_costs(*arrays), rows), number)]

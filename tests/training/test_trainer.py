@@ -794,3 +794,32 @@ def test_a_name_of_another_library_is_refused_with_what_to_use(name: str) -> Non
     with pytest.raises(AttributeError, match=rf"has no attribute '{name}'; use step\(tokens, targets\)"):
         getattr(trainer, name)
     assert not hasattr(trainer, "anything")
+
+
+@pytest.mark.parametrize("given", ["a loss", "a number beside an array", "nothing"])
+def test_a_step_on_a_loss_or_on_nothing_says_what_a_step_takes_and_does(given: str) -> None:
+    made = make()
+    batch: Any = {"a loss": (made.model.loss(*batches(0)),), "nothing": ()}.get(given, (np.zeros((4, 6)), 1.5))
+    with pytest.raises(
+        ShapeError, match=r"as in step\(tokens, targets\), and does forward, backward and update itself"
+    ):
+        made.step(*batch)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "lr", "max_norm"])
+def test_a_setting_that_is_set_on_a_trainer_is_refused_with_its_place(name: str) -> None:
+    with pytest.raises(AttributeError, match=r"use Trainer\(model, TrainConfig\((learning_rate|max_norm)=...\)\)"):
+        setattr(make(), name, 1)
+
+
+class Untaped(nn.Module):
+    def __init__(self) -> None:
+        self.w = Parameter(np.ones(2, np.float32))
+
+    def loss(self, x: Any) -> Any:
+        return (self.w.data * x).mean()
+
+
+def test_a_loss_without_a_tape_is_refused_without_a_word_of_shapes() -> None:
+    with pytest.raises(DtypeError, match=r"such as a mean; it returned \S*1.0\)?$"):
+        make(Untaped(), processes=False).step(np.ones((4, 2), np.float32))
