@@ -10,7 +10,7 @@ import pytest
 
 from nanograd_llm import GPT, GPTConfig, Tensor, checked, grad
 from nanograd_llm.backend.randomness import noise
-from nanograd_llm.errors import IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm.errors import DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.nn import Module
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.flat import FlatParameters
