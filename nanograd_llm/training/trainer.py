@@ -27,7 +27,7 @@ from nanograd_llm.errors import BadFileError, DeviceError, GraphError, NanogradE
 from nanograd_llm.nn.layers import Linear
 from nanograd_llm.nn.module import Module, require_fit
 from nanograd_llm.ops.layout import array_like
-from nanograd_llm.settings import counted, require_type
+from nanograd_llm.settings import counted, nearest, require_known, require_type
 from nanograd_llm.training.adamw import AdamW
 from nanograd_llm.training.config import TrainConfig
 from nanograd_llm.training.muon import Muon
@@ -63,6 +63,12 @@ class StepRecord:
     progress: float
 
 
+def _in_config(name: str, value: Any) -> str:
+    """How to give an argument that is a setting of TrainConfig; "" for another."""
+    known = nearest(name, TrainConfig.setting_types)
+    return f"write Trainer(model, TrainConfig({known}={value!r:.50}))" if known else ""
+
+
 def required_batch(batch: Any) -> Sequence[Any]:
     """The batch itself. Raises DtypeError where it is no tuple, such as one array, whose rows are no arrays."""
     require_type("a batch", batch, (tuple, list), "a tuple of arrays, such as (x, y), or (x,) for one")
@@ -88,7 +94,8 @@ class Trainer:
     NonFiniteError names the op that gave the first such number. Raises GraphError if there is nothing to train.
     """
 
-    def __init__(self, model: Module, config: TrainConfig | None = None):
+    def __init__(self, model: Module, config: TrainConfig | None = None, **other: Any):
+        require_known(other, "Trainer", "config", _in_config)
         require_type("model", model, Module, "a Module")
         require_type("config", config, (TrainConfig, type(None)), "a TrainConfig")
         trained = model.trainable_parameters()

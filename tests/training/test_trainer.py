@@ -24,6 +24,7 @@ from nanograd_llm.errors import (
     IndexRangeError,
     NonFiniteError,
     ShapeError,
+    SignatureError,
     WorkerError,
 )
 from nanograd_llm.text import random_windows
@@ -823,3 +824,9 @@ class Untaped(nn.Module):
 def test_a_loss_without_a_tape_is_refused_without_a_word_of_shapes() -> None:
     with pytest.raises(DtypeError, match=r"such as a mean; it returned \S*1.0\)?$"):
         make(Untaped(), processes=False).step(np.ones((4, 2), np.float32))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "lr"])
+def test_a_setting_given_to_a_trainer_is_refused_with_the_config_that_has_it(name: str) -> None:
+    with pytest.raises(SignatureError, match=rf"no argument {name}=; write .*, TrainConfig\(learning_rate=0.1\)\)"):
+        Trainer(gpt(), **{name: 0.1})
