@@ -12,7 +12,7 @@ from nanograd_llm.autograd.modes import modes, within_module
 from nanograd_llm.autograd.tensor import Parameter, Tensor, array_of
 from nanograd_llm.backend.arrays import device_of, is_array, library, on_default_device, to_device, to_host
 from nanograd_llm.backend.lazy import absent
-from nanograd_llm.errors import DtypeError, NanogradError, ShapeError
+from nanograd_llm.errors import DtypeError, NanogradError, ShapeError, SignatureError
 from nanograd_llm.ops.composed import count_targets
 
 Specimen = tuple[Callable[..., Any], tuple[Any, ...]]  # a module or its loss, and inputs to check its gradients with
@@ -111,10 +111,29 @@ class Module:
         raise NanogradError(f"{type(self).__name__} has no example_batch; write one, which gives a batch for its loss")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not modes().tracing_calls:  # then a block would only take time
-            return self.forward(*args, **kwargs)
-        with self.entered():
-            return self.forward(*args, **kwargs)
+        try:
+            if not modes().tracing_calls:  # then a block would only take time
+                return self.forward(*args, **kwargs)
+            with self.entered():
+                return self.forward(*args, **kwargs)
+        except TypeError:
+            self._require_signature(args, kwargs)
+            raise
+
+    def _require_signature(self, args: Any, kwargs: Any) -> None:
+        """Raise SignatureError if `forward` does not accept these arguments."""
+        import inspect  # here, because most calls are right
+
+        takes = inspect.signature(self.forward)
+        try:
+            takes.bind(*args, **kwargs)
+        except TypeError as error:
+            hint = ""
+            if type(self).loss is not Module.loss:
+                batch = ", ".join(inspect.signature(self.loss).parameters)
+                hint = f"; for the loss, which it does not return, call model.loss({batch})"
+            own = f"{type(self).__name__}.forward takes ({', '.join(takes.parameters)})"
+            raise SignatureError(f"{own}; {error}{hint}") from None
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
         """Inside this block `checked()` and `watched()` report paths of modules that start here, as in `forward`.

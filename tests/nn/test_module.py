@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, GPTConfig, NanogradError, Parameter, Tensor, checked, nn, no_grad, ops
-from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError, ShapeError
+from nanograd_llm.errors import DtypeError, GraphError, NonFiniteError, ShapeError, SignatureError
 
 TOKENS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
 
@@ -382,3 +382,12 @@ def test_a_leaf_that_is_not_a_parameter_is_refused_since_it_would_not_be_trained
         module.w = Tensor([1.0], requires_grad=True)
     module.w = Parameter([1.0])
     module.w = Tensor([1.0], requires_grad=True)  # in place of a parameter, to differentiate by it
+
+
+def test_targets_given_to_a_model_lead_to_its_loss() -> None:
+    with pytest.raises(
+        SignatureError, match=r"GPT.forward takes \(tokens\); too many .*, call model.loss\(tokens, targets\)$"
+    ):
+        tiny_gpt()(TOKENS, TOKENS)
+    with pytest.raises(SignatureError, match=r"Linear.forward takes .*missing a required argument: 'x'$"):
+        nn.Linear(3, 5)()
