@@ -68,9 +68,6 @@ def derivative(
         if (np.abs(exact.value - around) <= rounding)[known].all():
             return exact
     witness = differences(line, epsilon=epsilon, noise=noise)
-    is_coarse = witness.error > coarse  # where all but the shortest steps step over what lies nearby
-    value, error = np.where(is_coarse, near, witness.value), np.where(is_coarse, coarse, witness.error)
-    witness = dataclasses.replace(witness, value=value, error=error)
     with np.errstate(invalid="ignore"):
         off = witness.value - exact.value
     if _is_contradicted(line, exact.value, off, np.abs(off) > 2 * witness.error + _UNDERFLOW, epsilon, noise):
