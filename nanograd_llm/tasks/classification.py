@@ -79,7 +79,7 @@ class LabelledTextConfig(TextSettings):
         """The texts to train on and those held out: a text that occurs twice is on one side only."""
         if self.file is None and self.held_out_file is not None:
             raise ConfigError(f"held_out_file is {self.held_out_file}, but no file to train on is given")
-        columns = self.text_column, self.label_column
+        columns = self.text_column, self.label_column, "--text-column and --label-column say which to take"
         found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns)
         if self.held_out_file is not None:
             learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns)

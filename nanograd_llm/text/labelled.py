@@ -60,20 +60,21 @@ def _docstrings(path: Path) -> Iterator[str]:
             yield " ".join((ast.get_docstring(node) or "").split())
 
 
-def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str = "label") -> Labelled:
+def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str = "label", remedy: str = "") -> Labelled:
     """The texts of a file or folder with their labels, in its order, a pair that occurs again left out.
 
-    text, label: the names of the columns; of a folder they are not used.
+    text, label: the names of the columns; of a folder they are not used. remedy: what helps where one is missing, if
+        not another name in the file.
     Raises BadFileError, with the place, for a column that is missing or there twice, a row that does not fit the
     header, an empty text or label; otherwise as `read_text` does.
     """
-    kind = Path(path).suffix.lower()
+    kind, remedy = Path(path).suffix.lower(), remedy or f"rename its columns to {text} and {label}"
     if os.path.isdir(path):
         rows = _of_folder(Path(path))
     elif kind == ".jsonl":
-        rows = _of_objects(path, text, label)
+        rows = _of_objects(path, text, label, remedy)
     elif kind in (".csv", ".tsv"):
-        rows = _of_table(path, text, label, kind == ".tsv")
+        rows = _of_table(path, text, label, remedy)
     else:
         raise BadFileError(
             f"{path}: labelled texts come from a .csv, .tsv or .jsonl, or a folder with a folder for each label"
@@ -109,29 +110,28 @@ def load_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
     return names
 
 
-def _of_table(path: str | os.PathLike[str], text: str, label: str, tabs: bool) -> Found:
+def _of_table(path: str | os.PathLike[str], text: str, label: str, remedy: str) -> Found:
+    tabs = Path(path).suffix.lower() == ".tsv"
     rows = csv_rows(io.StringIO(read_text(path), newline=""), str(path), tabs=tabs)
     _, header = next(rows)
-    columns = [_column(name, header, f"{path}", True) for name in (text, label)]
+    begin = "the first line must name the columns; "
+    columns = [_column(name, header, f"{path}", begin, remedy) for name in (text, label)]
     yield from ((where, row[columns[0]], row[columns[1]]) for where, row in rows)
 
 
-def _column(name: str, header: list[str], where: str, is_table: bool) -> int:
+def _column(name: str, header: list[str], where: str, expected: str, remedy: str) -> int:
     """The place of a column. Raises BadFileError, with the names there are, unless it is there once."""
     if header.count(name) != 1:
         near = nearest(name, header)
         why = f"two columns are named {name!r}; rename one" if name in header else f"has no column {name!r}"
         hint = f" (did you mean {near!r}?)" if near and near != name else ""
-        names = (
-            f"the first line must name the columns; it has {listed(header)}" if is_table else f"it has {listed(header)}"
-        )
-        raise BadFileError(f"{where}: {why}; {names}{hint}; --text-column and --label-column say which to take")
+        raise BadFileError(f"{where}: {why}; {expected}it has {listed(header)}{hint}; {remedy}")
     return header.index(name)
 
 
-def _of_objects(path: str | os.PathLike[str], text: str, label: str) -> Found:
+def _of_objects(path: str | os.PathLike[str], text: str, label: str, remedy: str) -> Found:
     for where, row in json_lines(read_text(path).encode().split(b"\n"), str(path)):
-        one, name = (row[[*row][_column(key, [*row], where, False)]] for key in (text, label))
+        one, name = (row[[*row][_column(key, [*row], where, "", remedy)]] for key in (text, label))
         if not isinstance(one, str) or not isinstance(name, (str, int)):
             raise BadFileError(
                 f"{where}: {text} is {shown(one, 40)} and {label} {shown(name, 40)}; expected a string, and a "

@@ -310,10 +310,11 @@ def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, t
             prepare_run(tmp_path / "x", options={**TINY, "file": file, "init": str(run), **setting})
     for setting, said in (
         ({"pooling": "pooled"}, "a GPT has no pooler; take the mean"),
+        ({"text_column": "words"}, "has no column 'words'; .*; --text-column and --label-column say which to take"),
         ({"held_out_file": file, "file": None}, "no file to train on is given"),
         ({"train_layers": "first"}, "train_layers must be one of all, last, head"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises((ConfigError, BadFileError), match=said):
             task(tmp_path, **{"file": file, **setting})
 
 
