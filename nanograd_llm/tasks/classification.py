@@ -81,6 +81,12 @@ class LabelledTextConfig(TextSettings):
             raise ConfigError(f"held_out_file is {self.held_out_file}, but no file to train on is given")
         columns = self.text_column, self.label_column, "--text-column and --label-column say which to take"
         found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns)
+        texts, labels = map(set, zip(*found))
+        if len(labels) > len(texts):
+            raise BadFileError(
+                f"{self.file}: has {counted(len(texts), 'different text')} and {len(labels):,} different labels; are "
+                f"the columns swapped? {columns[2]}"
+            )
         if self.held_out_file is not None:
             learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns)
             scored = [(text, label) for text, label in other if text not in learned]
@@ -95,8 +101,8 @@ class LabelledTextConfig(TextSettings):
             parts[zlib.crc32(text.encode()) < self.held_out * 2**32].append((text, label))
         if not all(parts):
             raise ShapeError(
-                f"{self.file}: has {counted(len(found), 'different text')}, of which held_out={self.held_out} leaves "
-                f"{len(parts[0])} to train on and {len(parts[1])} to score; give more texts, or another held_out"
+                f"{self.file}: has {counted(len(texts), 'different text')}, and held_out={self.held_out} leaves none "
+                f"to {'train on' if parts[1] else 'score'}; give more texts, or another held_out"
             )
         return parts
 

@@ -281,7 +281,11 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
         ([*((f"text {i}", "ab"[i % 2]) for i in range(30)), ("text 9 too", "c")], r"1 text held out with the label "),
         (
             [("text 1", "a"), ("text 2", "b")],
-            r"2 different texts, of which held_out=0.2 leaves 2 to train on and 0",
+            r"2 different texts, and held_out=0.2 leaves none to score; give more texts, or another held_out",
+        ),
+        (
+            [("abc"[i % 3], f"text {i}") for i in range(30)],
+            r"3 different texts and 30 different labels; are the columns swapped\? --text-column and --label-",
         ),
         ([(f"text {i}", f"{i}") for i in range(3000)], r"has [\d,]+ different labels, such as '0'; at most 1,000 are"),
     ],
