@@ -115,19 +115,26 @@ def given_texts(texts: Sequence[str], file: Path | None, purpose: str) -> list[s
 
     Raises ConfigError where there are none.
     """
-    from nanograd_llm.text import read_lines
-
     lines = [text for text in texts if text != "-"]
     for text in lines:
         warn_of_file(text)
     if "-" in (*texts, str(file)) or not (texts or file):
         lines += [line.strip() for line in (text_or_piped(None) or "").splitlines() if line.strip()]
-    lines += read_lines(file) if file is not None and str(file) != "-" else ()
+    lines += lines_of(file) if file is not None and str(file) != "-" else ()
     if not lines:
         raise ConfigError(
             f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line, or pipe lines in"
         )
     return lines
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a file that are not blank. Raises ConfigError for rows, otherwise as `read_lines`."""
+    from nanograd_llm.text import read_lines
+    from nanograd_llm.text.sources import require_plain
+
+    require_plain([str(file)], learned=False)
+    return read_lines(file)
 
 
 def given_text(text: str | None, purpose: str) -> str:

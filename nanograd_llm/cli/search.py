@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanograd_llm.cli.options import Device, Encoder
+from nanograd_llm.cli.options import Device, Encoder, lines_of
 from nanograd_llm.cli.terminal import written
 
 
@@ -27,9 +27,8 @@ def search(
     from nanograd_llm import inference
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.runs.opening import open_encoder
-    from nanograd_llm.text import read_lines
 
-    lines = read_lines(file)
+    lines = lines_of(file)
     use_device(device)
     encoder, tokenizer = open_encoder(model)
     (sought,) = inference.embed(encoder, tokenizer, [query], truncate=truncate, name="the query")

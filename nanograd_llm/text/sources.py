@@ -158,19 +158,23 @@ def with_field(source: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (source, "")
 
 
-def require_plain(sources: Iterable[str | None]) -> None:
+def require_plain(sources: Iterable[str | None], *, learned: bool = True) -> None:
     """Raise ConfigError for a file of rows that is named without a column: its commas and braces are no text.
 
-    One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight.
+    One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight. learned:
+    name the tasks that learn from rows.
     """
     for source in sources:
         path, field = with_field(weighted(source or "")[0])
-        kind = Path(path.removesuffix(".gz")).suffix.lower()
+        unpacked = path.removesuffix(".gz")
+        kind = Path(unpacked).suffix.lower()
         if kind in ROWS and not field and os.path.isfile(path):
-            name = shlex.quote(path)
-            ways = [f"nanograd-llm train {name} --task {task} learns their {what}" for task, what in ROWS[kind].items()]
-            ways += [f"{path}#COLUMN is the text of one column"] if kind in (".csv", ".tsv") else []
-            raise ConfigError(f"{path} holds rows: {', '.join(ways)}, and - < {name} is all of it as plain text")
+            name, tasks = shlex.quote(unpacked), ROWS[kind].items() if learned else ()
+            first = "" if unpacked == path else f"after gunzip -k {shlex.quote(path)}, "
+            ways = [f"nanograd-llm train {name} --task {task} learns their {what}, " for task, what in tasks]
+            ways += [f"{unpacked}#COLUMN is the text of one column, "] if kind in (".csv", ".tsv") else []
+            ways += ["and "] if ways else []
+            raise ConfigError(f"{path} holds rows: {first}{''.join(ways)}- < {name} is all of it as plain text")
 
 
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:

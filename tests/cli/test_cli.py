@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from nanograd_llm.runs.opening import open_model
 from nanograd_llm.runs.prepare import options_of
 from nanograd_llm.runs.tables import COMMAND, PREFIXED, tables_of
 from nanograd_llm.tasks.registry import DEFAULT, TASKS, task_named
+from nanograd_llm.text import sources
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context-length", "16", "--batch-size", "4"]
 QUICK = [*TINY, "--held-out", "0.01", "--vocab-size", "270"]  # on the built-in corpus, in a second
@@ -970,6 +972,10 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
 ROWS = [
     ("a.csv", "nanograd-llm train {} --task classification learns their labels, {}#COLUMN is the text of one column"),
     ("a.TSV", "learns their labels, nanograd-llm train {} --task translation learns their translations, {}#COLUMN is"),
+    (
+        "a.csv.gz",
+        "after gunzip -k a.csv.gz, nanograd-llm train a.csv --task classification learns their labels, a.csv#C",
+    ),
     ("a.po", "train {} --task translation learns their translations, and - < {} is all of it"),
     ("a.json", "train {} --task instruction learns their answers, nanograd-llm train {} --task preference learns"),
 ]
@@ -983,8 +989,22 @@ def test_a_file_of_rows_is_no_plain_text_and_the_commands_that_take_it_are_named
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("text,label\n" + "the cat sat,a\n" * 99)
     assert main([words[0], name, *words[1:]]) == 2
-    assert said.replace("{}", name) in (err := printed(capsys)[1]) and f"- < {name} is all of it as plain text" in err
+    assert said.replace("{}", name) in (err := printed(capsys)[1])
+    assert f"- < {name.removesuffix('.gz')} is all of it as plain text" in err
     assert os.listdir() == [name]
+
+
+def test_the_tasks_that_are_named_for_rows_exist():
+    assert {task for tasks in sources.ROWS.values() for task in tasks} | {*sources.KEYS.values()} <= {*TASKS}
+
+
+@pytest.mark.parametrize("words", [["classify", "runs/a"], ["embed", "runs/a"], ["search", "runs/a", "a cat"]])
+@pytest.mark.parametrize("name, said", [("a b.csv", "a b.csv#COLUMN is the text of one column, and "), ("a.json", "")])
+def test_rows_are_no_lines_of_text_and_how_to_give_them_is_said(name, said, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("text,label\nthe cat sat,a\n")
+    assert main([*words, "--file", name]) == 2
+    assert f"{name} holds rows: {said}- < {shlex.quote(name)} is all of it as plain text\n" in printed(capsys)[1]
 
 
 @pytest.mark.parametrize("source", ["-", "."])
