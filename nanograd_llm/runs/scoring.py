@@ -51,8 +51,10 @@ def score_run(
     if not isinstance(opened, OpenedRun):
         raise ConfigError(f"{opened.source} is not a run, so it has no held-out text; give a text")
     task = made_again(opened.folder, {}, report)[0]
-    remedy = ", or give another text to score" if issubclass(opened.model_class, GPT) else ", to score the same again"
-    require_same_files(task, opened.path, remedy)
+    reads_others = issubclass(opened.model_class, GPT) and not files
+    require_same_files(
+        task, opened.path, ", or give another text to score" if reads_others else ", which a score needs"
+    )
     names = " ".join(files)
     if files:
         task.hold_out(*files)
@@ -76,7 +78,7 @@ def are_rows(source: PathLike, files: Sequence[str]) -> bool:
     opened = open_model(source)
     if not isinstance(opened, OpenedRun) or opened.task_name == DEFAULT:
         return False
-    return not issubclass(opened.model_class, GPT) or any(file.lower().endswith((".json", ".jsonl")) for file in files)
+    return not issubclass(opened.model_class, GPT) or all(file.lower().endswith((".json", ".jsonl")) for file in files)
 
 
 @np.errstate(all="ignore")

@@ -385,6 +385,31 @@ def test_a_run_whose_data_were_moved_says_that_a_score_needs_them(models, tmp_pa
     assert said in " ".join(told(capsys)[1].split())
 
 
+@pytest.mark.parametrize(
+    ("task", "others", "remedy"),
+    [
+        ("instruction", [], "or give another text to score"),
+        ("instruction", ["more.json"], "which a score needs"),
+        ("classification", [], "which a score needs"),
+    ],
+)
+def test_a_run_whose_data_changed_is_told_to_give_another_text_only_where_none_is_given_and_it_can_read_one(
+    task, others, remedy, models, tmp_path, capsys
+):
+    shutil.copytree(models[task], tmp_path / "run")
+    (tmp_path / "run" / "text.sha256").write_text("0" * 64)
+    (tmp_path / "more.json").write_text(MORE["instruction"][1])
+    assert main(["eval", str(tmp_path / "run"), *(str(tmp_path / name) for name in others)]) == 2
+    assert f"bring back the data that it learned from, {remedy}\n" in told(capsys)[1]
+
+
+def test_rows_beside_a_text_are_refused_as_rows(models, tmp_path, capsys):
+    (tmp_path / "plain.txt").write_text("the cat sat on the mat. " * 9)
+    (tmp_path / "more.json").write_text(MORE["instruction"][1])
+    assert main(["eval", models["instruction"], str(tmp_path / "plain.txt"), str(tmp_path / "more.json")]) == 2
+    assert "more.json holds rows: " in told(capsys)[1]
+
+
 def test_a_run_of_instructions_is_scored_as_a_language_model_on_a_text(models, tmp_path, capsys):
     (tmp_path / "plain.txt").write_text("the cat sat on the mat. " * 9)
     assert main(["eval", models["instruction"], str(tmp_path / "plain.txt")]) == 0
