@@ -23,7 +23,7 @@ from nanograd_llm.models.gpt import GPT, PRESETS, TRAINING_ONLY
 from nanograd_llm.models.heads import Classifier, ClassifierConfig
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.pretrained.bert.load import OpenedBERT
-from nanograd_llm.settings import Settings, counted, listed, require_choice, setting, shown
+from nanograd_llm.settings import Settings, counted, listed, nearest, require_choice, setting, shown
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
 from nanograd_llm.tasks.reading import Reading, require_targets
@@ -243,13 +243,15 @@ class Classification(TextTask):
         for side, file in ((learned, self.text.file), (held_out, self.text.held_out_file or self.text.file)):
             if unknown := sorted({label for _, label in side} - {*self.names}):
                 count = counted(sum(label in unknown for _, label in side), "text")
-                why = (
-                    f"the model does not know: it knows {listed(self.names)}" if is_known else "no text to train on has"
-                )
-                raise BadFileError(
-                    f"{file or self.source}: {count} {'to train on' if side is learned else 'held out'} with the label "
-                    f"{listed(unknown)}, which {why}; leave these out" + ("" if is_known else ", or give more of them")
-                )
+                near = nearest(unknown[0], self.names)
+                why = f"which the model does not know: it knows {listed(self.names)}; leave these out"
+                if not is_known:
+                    count, why = (
+                        f"{count} held out",
+                        "which no text to train on has; leave these out, or give more of them",
+                    )
+                why += f", or write {near!r} for {unknown[0]!r}" if near else ""
+                raise BadFileError(f"{file or self.source}: {count} with the label {listed(unknown)}, {why}")
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:

@@ -351,13 +351,19 @@ def test_what_a_classifier_held_out_has_the_same_score_as_a_file_of_its_own(mode
 
 def test_a_file_that_a_run_cannot_be_scored_on_is_refused_with_what_to_give(models, tmp_path, capsys):
     (tmp_path / "more.csv").write_text("text,label\na fox,fox\n")
+    (tmp_path / "big.csv").write_text("text,label\na cat,Cat\n")
     (tmp_path / "columns.csv").write_text("review,stars\na cat,cat\n")
     more = str(tmp_path / "more.csv")
     for kind, files, said in (
         (
             "classification",
             [more],
-            "1 text held out with the label 'fox', which the model does not know: it knows 'cat', 'dog'; leave",
+            "more.csv: 1 text with the label 'fox', which the model does not know: it knows 'cat', 'dog'; leave",
+        ),
+        (
+            "classification",
+            [str(tmp_path / "big.csv")],
+            "knows 'cat', 'dog'; leave these out, or write 'cat' for 'Cat'",
         ),
         (
             "classification",
