@@ -63,12 +63,8 @@ def help_formatter(columns: int) -> Any:
 
 def explained(error: CycloptsError, examples: Mapping[str, Sequence[str]]) -> str:
     """What is wrong, in a sentence, and which help page to read. examples: of each command, one shows its form."""
-    fault = _fault(error)
-    name, has_model = " ".join(error.command_chain or ()), any(map(os.path.isdir, error.root_input_tokens or ()))
-    known = [one for one in examples.get(name, ()) if one != name]
-    if known and (isinstance(error, UnusedCliTokensError) or " needs " in fault):
-        example = next((one for one in known if has_model and "--model" in one), known[0])
-        fault += f"; for example: nanograd-llm {example}"
+    name = " ".join(error.command_chain or ())
+    fault = _fault(error, [one for one in examples.get(name, ()) if one != name])
     page = " ".join(("nanograd-llm", *(error.command_chain or ()), "--help"))
     return f"{fault} See {page}" if fault.endswith("?") else f"{fault}; see {page}"
 
@@ -104,7 +100,7 @@ def _renamed(option: str, found: re.Match[str]) -> str:
     return found["repr"] or option
 
 
-def _fault(error: CycloptsError) -> str:
+def _fault(error: CycloptsError, examples: Sequence[str]) -> str:
     command = " ".join(error.command_chain or ("nanograd-llm",))
     if isinstance(error, UnknownCommandError) and error.unused_tokens and error.app is not None:
         names = [name for name in error.app if not name.startswith("-")]
@@ -120,11 +116,11 @@ def _fault(error: CycloptsError) -> str:
         if "--" in given and word not in given[: given.index("--")]:  # after it, nothing is an option
             if word.startswith("--"):
                 return f"{word} comes after --, where everything is text; put options before --, and the text last"
-            return _too_many([word], error, command)
+            return _too_many([word], error, command) + _example(error, examples)
         names = [name for argument in error.argument_collection for name in argument.names]
         return _unknown_option(word, [*names, "--help"], command, error.target)
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return _too_many(error.unused_tokens, error, command)
+        return _too_many(error.unused_tokens, error, command) + _example(error, examples)
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword} is given twice; give it once"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
@@ -134,14 +130,24 @@ def _fault(error: CycloptsError) -> str:
                 run = next(filter(os.path.isdir, error.root_input_tokens or ()), "RUN")
                 return f"{name} is given without a value; {RESUMING.replace('RUN', shlex.quote(run))}"
             return f"{name} is given without a value; put {_expected(error.argument.hint)} after it"
-        choices = _choices(error.argument.hint)
-        return f"{command} needs {name}" + (f", {_expected(error.argument.hint)}" if choices else "")
+        choices = f", {_expected(error.argument.hint)}" if _choices(error.argument.hint) else ""
+        return f"{command} needs {name}{choices}{_example(error, examples)}"
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
         value = error.token.value
         near = nearest(value, _choices(error.argument.hint))
         hint = f"; did you mean {near}?" if near else ""
         return f"{error.argument.name} must be {_expected(error.argument.hint)}; got {_shown(value)}{hint}"
     return str(error).rstrip(".")
+
+
+def _example(error: CycloptsError, examples: Sequence[str]) -> str:
+    """What to add to a fault: the first example, or the words that were given, with --model before their model."""
+    command, *words = error.root_input_tokens or [""]
+    model = next(filter(os.path.isdir, words), "")
+    if model and "--model" not in words and any("--model" in one for one in examples):
+        words.remove(model)
+        return f"; for example: nanograd-llm {shlex.join([command, '--model', model, *words])}"
+    return f"; for example: nanograd-llm {examples[0]}" if examples else ""
 
 
 def flag_before(word: str, arguments: Sequence[str], known: Iterable[Any]) -> str:
@@ -185,7 +191,10 @@ def _too_many(words: list[str], error: CycloptsError, command: str) -> str:
     takes = [parameter.name.upper() for parameter in kinds if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
     options = [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     model = ", and a model with --model" if "model" in options else ""
-    quotes = "; put quotes around a text with spaces" if {"TEXT", "PROMPT", "QUERY"} & {*takes} else ""
+    is_quoted = any(" " in word for word in error.root_input_tokens or ())
+    quotes = (
+        "; put quotes around a text with spaces" if {"TEXT", "PROMPT", "QUERY"} & {*takes} and not is_quoted else ""
+    )
     what = f"takes only {' and '.join(takes) or 'options'}{model}{quotes}"
     return f"{', '.join(map(_shown, words))}: too many words; {command} {what}"
 

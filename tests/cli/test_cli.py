@@ -651,7 +651,13 @@ def test_version_is_the_packages(capsys):
         (["tokenize", "."], 2, ". is a folder, not a text; its tokenizer is used with --model ."),
         (["gradcheck", "exp"], 2, "'exp': too many words; gradcheck takes only options, and a model with"),
         (["gradcheck", "exp"], 2, "--model; for example: nanograd-llm gradcheck --op softmax; see"),
-        (["gradcheck", "."], 2, "--model; for example: nanograd-llm gradcheck --model runs/nano-1; see"),
+        (["gradcheck", "."], 2, "--model; for example: nanograd-llm gradcheck --model .; see"),
+        (
+            ["tokenize", ".", "def parse"],
+            2,
+            "with --model; for example: nanograd-llm tokenize --model . 'def parse'; see",
+        ),
+        (["tokenize", "--model", ".", "a", "b"], 2, 'a text with spaces; for example: nanograd-llm tokenize "the cat'),
         (["help", "trian"], 2, "'trian' is no command; did you mean train?"),
         (
             ["chat", "r", "a"],
