@@ -287,6 +287,7 @@ def no_network():
         (["compare", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
         (["plot", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
         (["train", "--resume", "runs"], "it holds 'other', 'tiny'; give one of them, such as runs/other"),
+        (["compare", "runs/zz"], "runs/zz: no such run; check the path: nanograd-llm info FOLDER lists runs"),
         (["plot", "tiny"], "tiny: no such run; did you mean runs/tiny?"),
         (["generate", "The cafe", "runs/tiny"], "MODEL comes first: nanograd-llm generate runs/tiny 'The cafe'"),
     ],

@@ -101,7 +101,7 @@ def test_an_unwritable_place_is_found_when_the_run_is_made(
 
 
 def test_a_folder_that_is_no_run_is_refused_naming_what_is_missing(tmp_path: Path, run: RunFolder) -> None:
-    with pytest.raises(StorageError, match="No such file or directory"):
+    with pytest.raises(StorageError, match="none: no such run; check the path"):
         RunFolder.open(tmp_path / "none")
     with pytest.raises(StorageError, match=f"is a folder of runs; it holds 'run'; .* such as {run.path}"):
         RunFolder.open(tmp_path)
