@@ -53,7 +53,7 @@ class WordTokenizer(Tokenizer):
                 near = nearest(word, self._ids)
                 hint = f"; did you mean {near.strip()!r}?" if near else "; train on a text that has it"
                 raise IndexRangeError(
-                    f"the word {shown(word.strip(), 50)}, number {place + 1} of the text, is not among the "
+                    f"the word {shown(word.strip(), 50)}, number {place + 1} of {shown(text, 60)}, is not among the "
                     f"{len(self.words):,} that are known{hint}"
                 )
         return np.array([self._ids[word] for word in words], np.int32)

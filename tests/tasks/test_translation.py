@@ -187,8 +187,9 @@ def test_a_run_of_another_kind_is_refused_in_one_line(file: str, tmp_path: Path,
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="a model of the class EncoderDecoder; this task goes on from a GPT"):
         prepare_run(tmp_path / "gpt", options={"init": path})
-    assert main(["translate", path, "one green"]) == 2
-    assert "the word 'green', number 2 of the text, is not among" in capsys.readouterr().err
+    for words in (["translate", path, "one green"], ["step", path, "one", "--target", "one green"]):
+        assert main(words) == 2
+        assert "the word 'green', number 2 of 'one green', is not among" in capsys.readouterr().err
     assert main(["translate", path, " ".join(["one"] * 70)]) == 2
     assert "context_length is 64 but 70 tokens were given; give a shorter source" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="init takes n_layer, vocabulary from the model; leave that out"):
