@@ -30,7 +30,7 @@ from nanograd_llm.backend.threads import blas_threads
 from nanograd_llm.errors import GraphError, ShapeError
 from nanograd_llm.gradcheck.check.function import input_names, label, tape_below
 from nanograd_llm.nn.module import Module
-from nanograd_llm.settings import counted, nearest
+from nanograd_llm.settings import counted, listed, nearest
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _ENGINE = tuple(os.path.join(_PACKAGE, room, "") for room in ("autograd", "see", "backend", "gradcheck"))
@@ -210,8 +210,11 @@ class Record:
             numbers = ", ".join(str(value.made_by.number) for value in found if value.made_by)
             return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
         known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
-        near = nearest(str(name), list(filter(None, known)))
-        return GraphError(f"nothing is called {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        names = [*dict.fromkeys(filter(None, known))]
+        near = nearest(str(name), names)
+        return GraphError(
+            f"nothing is called {name!r}; " + (f"did you mean {near!r}?" if near else f"the pass has {listed(names)}")
+        )
 
 
 def norm(a: np.ndarray) -> float:

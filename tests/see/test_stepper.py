@@ -62,7 +62,7 @@ MISTAKES = {
     "m needs": "needs is not a value of the forward pass; move an input, y, or a value by its name",
     "u 2": "no call sends a gradient to 2",
     "b": "this is the first step",
-    "p nothing": "nothing is called 'nothing'; here are a, b, needs, y, dy, da, db",
+    "p nothing": "nothing is called 'nothing'; the pass has 'a', 'b', 'c', 'h1', 'h2'; here are a, b, needs, y, dy",
 }
 
 

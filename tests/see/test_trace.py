@@ -110,6 +110,8 @@ def test_values_calls_and_modules_are_found_by_number_and_name() -> None:
     assert trace[3].call_place.startswith("nanograd_llm/nn/layers.py:") and "ops.layernorm" in trace[3].source
     with pytest.raises(GraphError, match="nothing is called 'wt'; did you mean 'wte'"):
         trace["wt"]
+    with pytest.raises(GraphError, match="nothing is called 'bb'; the pass has .*'wte', .* and [0-9]+ more$"):
+        trace["bb"]
     with pytest.raises(GraphError, match="numbered from 0 to 14"):
         trace[15]
 
