@@ -257,8 +257,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
     >>> nearest("GPT-2", ["nano", "gpt2"]), nearest("lr", ["steps", "learning_rate"]), nearest("epochs", ["eps"])
     ('gpt2', 'learning_rate', '')
-    >>> nearest("block-size", ["vocab_size", "context_length"]), nearest("temp", ["top_k", "temperature"])
-    ('context_length', 'temperature')
+    >>> nearest("block-size", ["vocab_size", "context_length"]), nearest("chars", ["bytes", "characters"])
+    ('context_length', 'characters')
     """
     import difflib  # here, because most names are right
 
@@ -268,7 +268,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     word, by_folded = folded(name), {folded(choice): choice for choice in allowed}
     close = difflib.get_close_matches(word, by_folded, n=1, cutoff=0.88)  # the s of a plural in a word of four letters
     close += [choice for choice in by_folded if word in OTHER_NAMES.get(choice, "").split()]
-    begun = [choice for choice in by_folded if len(word) > 2 and choice.startswith(word)]
+    begin = word.removesuffix("s")  # of a plural in short, such as chars
+    begun = [choice for choice in by_folded if len(begin) > 2 and choice.startswith(begin)]
     close += begun if len(begun) == 1 else []
     close += difflib.get_close_matches(word, by_folded, n=1, cutoff=0.7)
     by_initials = ["".join(part[:1] for part in choice.split("_")) == word for choice in by_folded]

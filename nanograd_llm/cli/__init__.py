@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
     from nanograd_llm.cli.usage import as_typed, explained, flag_before, help_formatter, usage
 
     if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
+        arguments = [*(word for word in arguments[1:2] if word != "help"), "--help"]
     app = App(
         name="nanograd-llm",
         help="Train a GPT in NumPy, from scratch or from GPT-2, and generate text with it.",

@@ -503,7 +503,11 @@ def test_a_help_page_of_any_width_breaks_no_name_of_an_option(columns, capsys, m
 
 
 def test_help_is_a_command_as_well(capsys):
-    for words, option in ((["help"], ["--help"]), (["help", "train"], ["train", "--help"])):
+    for words, option in (
+        (["help"], ["--help"]),
+        (["help", "help"], ["--help"]),
+        (["help", "train"], ["train", "--help"]),
+    ):
         assert main(words) == 0
         page = capsys.readouterr().out
         assert main(option) == 0 and page == capsys.readouterr().out
@@ -641,6 +645,7 @@ def test_version_is_the_packages(capsys):
         (["train", "--minutes", "ten"], 2, "--minutes must be a number; got 'ten'; see"),
         (["train", "--processes=maybe"], 2, "--processes must be true or false; got 'maybe'; see"),
         (["train", "--tokenizer", "bpee"], 2, "one of bpe, bytes, characters; got 'bpee'; did you mean bpe? See"),
+        (["train", "--tokenizer", "chars"], 2, "got 'chars'; did you mean characters? See"),
         (["train", "--seed"], 2, "--seed is given without a value; put an integer after it; see"),
         (["train", "--seed", "1", "--seed", "2"], 2, "--seed is given twice; give it once; see"),
         (
