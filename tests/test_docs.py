@@ -56,6 +56,11 @@ def test_the_python_of_a_page_runs_in_order_also_again(page: Path, printed: list
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_python_of_a_page_deletes_nothing(page: Path) -> None:
+    assert not re.search(r"rmtree|unlink|os\.remove", "".join(blocks(page, "python")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert links and all((ROOT / link).exists() for link in links)
