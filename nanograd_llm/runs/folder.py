@@ -102,10 +102,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             with storage_errors(f"{run.path}: cannot open the run", "check the path and its permissions"):
                 held = os.listdir(run.path)
         except StorageError:
-            missing = (
-                "" if os.path.lexists(run.path) else "no such run; check the path: nanograd-llm info FOLDER lists runs"
-            )
-            if meant := run_meant(run.path) or missing:
+            absent = "no such run; check the path: nanograd-llm info FOLDER lists runs"
+            if meant := run_meant(run.path) or ("" if os.path.lexists(run.path) else absent):
                 raise StorageError(f"{run.path}: {meant}") from None
             raise
         missing = [part.name for part in (run.config_path, run.checkpoints_path) if part.name not in held]
