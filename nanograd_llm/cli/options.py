@@ -133,7 +133,7 @@ def lines_of(file: Path) -> list[str]:
     from nanograd_llm.text import read_lines
     from nanograd_llm.text.sources import require_plain
 
-    require_plain([str(file)], learned=False)
+    require_plain([str(file)], option="--file ")
     return read_lines(file)
 
 

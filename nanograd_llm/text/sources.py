@@ -158,23 +158,23 @@ def with_field(source: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (source, "")
 
 
-def require_plain(sources: Iterable[str | None], *, learned: bool = True) -> None:
+def require_plain(sources: Iterable[str | None], *, option: str = "") -> None:
     """Raise ConfigError for a file of rows that is named without a column: its commas and braces are no text.
 
-    One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight. learned:
-    name the tasks that learn from rows.
+    One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight. option:
+    the option that takes them where it is not the command that learns, and a space.
     """
     for source in sources:
         path, field = with_field(weighted(source or "")[0])
         unpacked = path.removesuffix(".gz")
         kind = Path(unpacked).suffix.lower()
         if kind in ROWS and not field and os.path.isfile(path):
-            name, tasks = shlex.quote(unpacked), ROWS[kind].items() if learned else ()
+            name, tasks = shlex.quote(unpacked), () if option else ROWS[kind].items()
             first = "" if unpacked == path else f"after gunzip -k {shlex.quote(path)}, "
             ways = [f"nanograd-llm train {name} --task {task} learns their {what}, " for task, what in tasks]
-            ways += [f"{unpacked}#COLUMN is the text of one column, "] if kind in (".csv", ".tsv") else []
+            ways += [f"{option}{unpacked}#COLUMN is the text of one column, "] if kind in (".csv", ".tsv") else []
             ways += ["and "] if ways else []
-            raise ConfigError(f"{path} holds rows: {first}{''.join(ways)}- < {name} is all of it as plain text")
+            raise ConfigError(f"{path} holds rows: {first}{''.join(ways)}{option}- < {name} is all of it as plain text")
 
 
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:

@@ -1011,12 +1011,14 @@ def test_the_tasks_that_are_named_for_rows_exist():
 
 
 @pytest.mark.parametrize("words", [["classify", "runs/a"], ["embed", "runs/a"], ["search", "runs/a", "a cat"]])
-@pytest.mark.parametrize("name, said", [("a b.csv", "a b.csv#COLUMN is the text of one column, and "), ("a.json", "")])
+@pytest.mark.parametrize(
+    "name, said", [("a b.csv", "--file a b.csv#COLUMN is the text of one column, and "), ("a.json", "")]
+)
 def test_rows_are_no_lines_of_text_and_how_to_give_them_is_said(name, said, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("text,label\nthe cat sat,a\n")
     assert main([*words, "--file", name]) == 2
-    assert f"{name} holds rows: {said}- < {shlex.quote(name)} is all of it as plain text\n" in printed(capsys)[1]
+    assert f"{name} holds rows: {said}--file - < {shlex.quote(name)} is all of it as plain text\n" in printed(capsys)[1]
 
 
 @pytest.mark.parametrize("source", ["-", "."])
