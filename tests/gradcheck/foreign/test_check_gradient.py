@@ -693,12 +693,16 @@ def only_float64(x):
 
 
 def test_a_bump_that_differences_step_over_makes_no_right_gradient_wrong() -> None:
-    def bump(x):
-        return np.exp(-(((x - 1) / 1e-8) ** 2))
+    def bump(x, width):
+        return np.exp(-(((x - 1) / width) ** 2))
 
-    x = np.array([1 + 5e-9, 0.3, -2.0])
-    report = check_gradient(lambda x: only_float64(x) + bump(x), lambda x: 1 - 2 * (x - 1) / 1e-16 * bump(x), x)
-    assert verdicts(report) == {"x": "cannot tell"}
+    for width, verdict in (1e-8, "right"), (1e-10, "cannot tell"):  # no step is as short as the second
+        report = check_gradient(
+            lambda x, width=width: only_float64(x) + bump(x, width),
+            lambda x, width=width: 1 - 2 * (x - 1) / width**2 * bump(x, width),
+            np.array([1 + width / 2, 0.3, -2.0]),
+        )
+        assert verdicts(report) == {"x": verdict}
 
 
 @pytest.mark.parametrize("mistake", [1e-3, 1e-6, 1e-9])
