@@ -164,12 +164,13 @@ def score_model(
 
 def _warn_if_trained_on(run: OpenedRun, text: str, digest: str = "") -> None:
     """Warn where a run has learned from this path, from a folder that it is in, or from these characters."""
-    known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if run.folder.hash_path.exists() else b""
+    has_hash = bool(digest) and run.folder.hash_path.exists()
+    known = read_bytes(run.folder.hash_path, at_most=10_000)[:64] if has_hash else b""
     sources = [source for table in run.settings.values() for source in (table.get("file"), *table.get("data", ()))]
     learned = {os.path.realpath(with_field(weighted(source)[0])[0]) for source in sources if source}
     place = Path(os.path.realpath(with_field(text)[0]))
     is_source = text != "-" and bool(learned & {*map(str, (place, *place.parents))})
-    if is_source or (digest and digest.encode() == known):
+    if is_source or (known and digest.encode() == known):
         warnings.warn(
             f"{text}: this run was trained on it, so the score flatters the model; nanograd-llm eval "
             f"{shlex.quote(run.source)} scores what was held out",
