@@ -176,11 +176,16 @@ class Record:
         yield from self.leaves.values()
         yield from (call.output for call in self.calls)
 
-    def call(self, number: int) -> Call:
-        """Call `number`, from 0. Raises GraphError if there is none."""
-        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.calls):
-            raise GraphError(f"there is no call {number!r}; they are numbered from 0 to {len(self.calls) - 1}")
-        return self.calls[number]
+    def call(self, ref: int | str) -> Call:
+        """A call by its number, from 0, or by the name of what it made. Raises GraphError if there is none."""
+        if isinstance(ref, str):
+            made_by = self.value(ref).made_by
+            if made_by is None:
+                raise GraphError(f"{ref!r} is an input of the pass, which no call made")
+            return made_by
+        if not isinstance(ref, (int, np.integer)) or not 0 <= ref < len(self.calls):
+            raise GraphError(f"there is no call {ref!r}; they are numbered from 0 to {len(self.calls) - 1}")
+        return self.calls[ref]
 
     def value(self, ref: int | str) -> Value:
         """A value with a gradient: by the number of the call that made it, its name, or the module whose output it is.

@@ -24,7 +24,7 @@ HELP = """\
 n          the next step: forward through the calls, then backward through them; n 3 takes three
 b          the step before; b 3 goes three back
 f          the other pass: from the forward of this call to its backward, or back
-g 12       go to call 12
+g 12       go to call 12; g h1: to the one that made h1
 l          list the calls around this one
 s          the source of this call's forward, with the functions that it calls
 p x[0,3]   print an array or an entry: an input, y, a gradient: dy, dx; or by name anything in the table: wte, wte.grad
@@ -113,7 +113,7 @@ class Stepper:
         return self.shown()
 
     def go(self, rest: str) -> str:
-        self.number = self.trace.call(int(rest) if rest.isdigit() else rest).number  # type: ignore[arg-type]
+        self.number = self.trace.call(int(rest) if rest.isdigit() else rest).number
         return self.shown()
 
     def listed(self, _: str) -> str:

@@ -73,23 +73,27 @@ class Trace(Record):
         """The gradient of a value by consumer, in the order of arrival; their sum is the whole."""
         return self.value(ref).uses
 
-    def terms(self, number: int | None = None, name: str | int | None = None, index: Any = ()) -> replay.Terms:
-        """One entry of the gradient that call `number` sent to an input, as the terms of the chain rule.
+    def terms(self, call: int | str | None = None, name: str | int | None = None, index: Any = ()) -> replay.Terms:
+        """One entry of the gradient that a call sent to an input, as the terms of the chain rule.
 
-        name: of the input, or its place.  index: of one entry of it. Raises GraphError where there is none.
+        call: its number, or the name of the value that it made.  name: of the input, or its place.  index: of one entry
+        of it. Raises GraphError where there is none.
         """
-        if number is None or name is None:
+        if call is None or name is None:
             form = 'trace.terms(9, "x", (0, 2, 5)): a call, an input of it, and an entry of that'
-            raise GraphError(f"terms got {'no call' if number is None else repr(number)} and no input; write {form}")
-        return replay.terms(self.call(number), name, index)
+            raise GraphError(f"terms got {'no call' if call is None else repr(call)} and no input; write {form}")
+        return replay.terms(self.call(call), name, index)
 
     def nudge(self, ref: int | str, index: Any = ()) -> replay.Nudge:
         """Move one entry of a value up and down, run the rest forward again, and compare with the gradient."""
         return replay.nudge(self, self.value(ref), index)
 
-    def open(self, number: int) -> Trace:
-        """The composition that the fused op of a call equals, at its numbers, as a trace of its own."""
-        found: Trace = replay.composition(self, self.call(number), type(self))
+    def open(self, call: int | str) -> Trace:
+        """The composition that the fused op of a call equals, at its numbers, as a trace of its own.
+
+        call: its number, or the name of the value that it made.
+        """
+        found: Trace = replay.composition(self, self.call(call), type(self))
         return found
 
     def step(self, number: int = 0, commands: Iterable[str] | None = None, tokens: Sequence[list[str]] = ()) -> None:

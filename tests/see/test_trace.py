@@ -134,6 +134,13 @@ def test_a_call_with_too_little_or_another_type_says_the_right_one(call, said) -
         call(ng.trace(expression, 2.0, -0.5, 1.5))
 
 
+def test_a_call_is_found_by_the_name_of_the_value_that_it_made() -> None:
+    trace = ng.trace(expression, 2.0, -0.5, 1.5)
+    assert str(trace.terms("h1", "a")) == str(trace.terms(trace["h1"].made_by.number, "a"))
+    with pytest.raises(GraphError, match="'a' is an input of the pass, which no call made"):
+        trace.terms("a", "b")
+
+
 def test_a_call_a_value_and_a_use_are_shown_in_a_line() -> None:
     trace = ng.trace(expression, 2.0, -0.5, 1.5)
     assert repr(trace[1]) == "<call 1 add: a (), b () -> y ()>"
