@@ -473,8 +473,8 @@ def require_unfinished(folder: RunFolder, step: int, seconds: float, steps: int,
         raise ConfigError(f"{folder.path}: {more}; give a larger total, such as --steps {2 * step}")
     if minutes is not None and seconds >= 60 * minutes:
         raise ConfigError(
-            f"{folder.path}: the time of this run, {counted(minutes, 'minute')}, is over; "
-            f"give a longer total, such as --minutes {max(1, round(seconds / 30))}"
+            f"{folder.path}: the time of this run, {counted(minutes, 'minute')}, is over: it has trained for "
+            f"{seconds:,.0f} s; give a longer total, such as --minutes {max(1, round(seconds / 30))}"
         )
 
 

@@ -218,7 +218,9 @@ def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
     events = run.train()
     assert run.seconds / 3600 <= next(events).progress < 1
     events.close()
-    said = "the time of this run, 0.5 minutes, is over; give a longer total, such as --minutes 2"
+    said = (
+        "the time of this run, 0.5 minutes, is over: it has trained for 60 s; give a longer total, such as --minutes 2"
+    )
     with pytest.raises(ConfigError, match=said):
         require_unfinished(run.folder, step=3, seconds=60.0, steps=10, minutes=0.5)
 
