@@ -50,7 +50,10 @@ def score_run(
     opened = open_model(path)
     if not isinstance(opened, OpenedRun):
         raise ConfigError(f"{opened.source} is not a run, so it has no held-out text; give a text")
-    task = made_again(opened.folder, {}, report)[0]
+    with warnings.catch_warnings():
+        if files:
+            warnings.simplefilter("ignore")  # they are about the file that it learned from
+        task = made_again(opened.folder, {}, report)[0]
     reads_others = issubclass(opened.model_class, GPT) and not files
     require_same_files(
         task, opened.path, ", or give another text to score" if reads_others else ", which a score needs"

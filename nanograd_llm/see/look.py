@@ -103,7 +103,7 @@ def _say(found: LookResult, record: Record, head: Call, stacks: list[str], rows:
         return x @ table.T if len(others) == 2 else x  # (M, C)·(C, V) -> (M, V)
 
     said = ops.log_softmax(logits(scored.array))
-    found.bits = -said[np.arange(len(said)), found.targets] / np.log(2)
+    found.bits = (0 - said[np.arange(len(said)), found.targets]) / np.log(2)  # 0 rather than -0
     for stack in stacks:
         depths = _depths(record, stack)
         replay = Replay(record, depths[-1][1], scored)

@@ -288,7 +288,7 @@ class Classification(TextTask):
         self._judged = confusion_matrix(targets, guesses, len(self.names))
         accuracy = 100 * float((guesses == targets).mean())
         baselines = {name: 100 * float((found[which] == targets).mean()) for name, found in self.baselines.items()}
-        loss = -float(np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
+        loss = float(np.log(1 / np.maximum(p[np.arange(len(p)), targets], 1e-30)).mean())
         remark = self._remark({name: found for name, found in baselines.items() if found >= accuracy}, accuracy == 100)
         also, part = {**baselines, "loss": loss}, part_of(len(which), total, "held-out text")
         c = self.training

@@ -29,6 +29,7 @@ from nanograd_llm.pretrained.bert.load import OpenedBERT
 from nanograd_llm.pretrained.bert.tokenizer import write_tokenizer
 from nanograd_llm.runs.opening import open_adapted, open_classifier, open_model
 from nanograd_llm.runs.prepare import prepare_run
+from nanograd_llm.runs.scoring import score_run
 from nanograd_llm.runs.verifying import verify
 from nanograd_llm.tasks.bag_of_words import NaiveBayes
 from nanograd_llm.tasks.confusion import class_table, confusion_matrix, confusion_picture
@@ -262,6 +263,17 @@ def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
         task(tmp_path, file=file, held_out_file=written(tmp_path / "z.csv", rows(4)))
 
 
+def test_scoring_another_file_says_nothing_of_the_rows_that_were_learned(tmp_path: Path, recwarn: Any) -> None:
+    twice = written(tmp_path / "x.csv", [*rows(), *rows(4)])
+    with pytest.warns(UserWarning, match="x.csv: 4 of 244 rows occur again"):
+        made = prepare_run(tmp_path / "run", options={**FRESH, "file": twice})
+    list(made.train())
+    recwarn.clear()
+    other = written(tmp_path / "y.csv", [("a new cat", "cats"), ("a new dog", "dogs")])
+    score_run(made.folder.path, files=[other])
+    assert [str(one.message) for one in recwarn] == []
+
+
 def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
     found = [*rows(), ("cat " + "old " * 400 + "dog", "cats")]
     with pytest.warns(UserWarning, match="1 text of more than 16 tokens: only the first ones are read"):
@@ -371,6 +383,7 @@ def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_l
         "all held-out texts are right, as they are for naive Bayes (100.0 %), which sees only word counts: only harder "
         "texts show which is better"
     )
+    assert str(task.score().also["loss"]) == "0.0"  # rather than -0.0
 
 
 def test_the_picture_and_the_table_have_every_class_and_count() -> None:
