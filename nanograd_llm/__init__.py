@@ -46,11 +46,8 @@ __getattr__, __dir__, __all__ = lazily(
         **dict.fromkeys(("gradcheck", "inference", "nn", "ops", "runs", "tasks", "text", "training"), ""),
     },
     {  # PyTorch's names
-        **{"tensor": "ng.Tensor(...)", "cat": "ng.ops.concatenate", "SGD": "ng.training.SGD", "Module": "ng.nn.Module"},
+        **{"tensor": "ng.Tensor(...)", "cat": "ng.ops.concatenate"},
         **dict.fromkeys(("zeros", "ones", "randn", "arange"), "ng.Tensor of an array of NumPy's function"),
-        **{name: f"ng.ops.{name}" for name in "cross_entropy einsum exp gelu log matmul max mean relu sigmoid".split()},
-        **{name: f"ng.ops.{name}" for name in "softmax sqrt stack sum tanh where".split()},
-        **{name: f"ng.nn.{name}" for name in "Dropout Embedding LayerNorm Linear Sequential".split()},
-        **{"AdamW": "ng.training.AdamW", "optim": "ng.training", "save": "ng.save_gpt2 or ng.save_bert"},
+        **{"optim": "ng.training", "save": "ng.save_gpt2 or ng.save_bert"},
     },
 )

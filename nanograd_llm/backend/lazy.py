@@ -32,7 +32,8 @@ def lazily(
     homes: a module in the package -> the names that it defines, separated by spaces; "" for the module itself, under
         the last part of its name. Of several modules, as in "ops autograd.tensor", all are loaded and the last one
         defines the names.
-    instead: names that people look for here -> what to use, for the error.
+    instead: names that people look for here -> what to use, for the error. Of a package with rooms, as the root has,
+        the error also says in which of them a name is.
     """
     home_of = {name: home for home, names in homes.items() for name in names.split()}
     module_of = {home.rpartition(".")[2]: home for home, names in homes.items() if not names}
@@ -40,7 +41,9 @@ def lazily(
 
     def load(name: str) -> Any:
         if name not in known:
-            raise absent(f"module {package!r}", name, instead or {})
+            rooms = [] if "." in package or name.startswith("_") else module_of
+            seen = [(name, f"ng.{r}.{name}") for r in rooms if name in dir(importlib.import_module(f"{package}.{r}"))]
+            raise absent(f"module {package!r}", name, {**dict(seen), **(instead or {})})
         with _loading:
             for home in (home_of.get(name) or module_of[name]).split():
                 found: Any = importlib.import_module(f"{package}.{home}")

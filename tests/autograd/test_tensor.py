@@ -507,6 +507,8 @@ def test_a_wrong_call_of_an_op_says_what_to_write(value):
         (nanograd_llm, "cat", "ng.ops.concatenate"),
         (nanograd_llm, "tanh", "ng.ops.tanh"),
         (nanograd_llm, "Linear", "ng.nn.Linear"),
+        (nanograd_llm, "Trainer", "ng.training.Trainer"),
+        (nanograd_llm, "generate", "ng.inference.generate"),
         (nanograd_llm, "zeros", "ng.Tensor of an array"),
         (nn, "Parameter", "ng.Parameter"),
         (nn, "ReLU", "ng.ops.relu"),
