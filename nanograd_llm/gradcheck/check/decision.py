@@ -31,6 +31,7 @@ from nanograd_llm.gradcheck.check.comparison import (
     reach,
     rows,
     sizes,
+    slope,
 )
 from nanograd_llm.gradcheck.check.derivatives import differences
 from nanograd_llm.gradcheck.check.function import Differentiable, Scaled
@@ -40,6 +41,7 @@ DIGITS = 6  # a gradient with fewer correct decimal digits gets a note; float64 
 _REPEATS = 4  # points nearby at which a difference is measured again
 _FAINT = 1e-10  # a slope below this part of the result need not be known to a millionth
 _FURTHER, _FURTHEST = 16, 1e-3  # times the relative difference that points are moved to see it again, and at most
+_FEW = 4  # entries that are compared once more, for those results alone that they move
 _GROSS = 1e3  # times as large as what rounding explains
 # wrong, blunt, faint, off, tolerance, scale of each pair, and digits: see `Outcome`
 _Resolved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
@@ -124,12 +126,35 @@ def hold(
         wrong, faint = wrong & ~nothing, faint | nothing
         left = _left_by_rounding(slopes, v, u, wrong & (sides.off <= BLUNT * through), precisions, rng)
         wrong, faint = wrong & ~left, faint | left
-        if is_by_result and faint.any() and precisions.wide is not None:
-            differ = faint & _known_to_differ(slopes, v, u, precisions)
+        if u.ndim == 1 and faint.any() and precisions.wide is not None:
+            if is_by_result:
+                differ = faint & _known_to_differ(slopes, v, u, precisions)
+            else:
+                differ = _wrong_alone(slopes, v, u, faint, precisions, rng)
             off, wrong, faint = np.where(differ, sides.off, off), wrong | differ, faint & ~differ
     shown = wrong if wrong.any() else np.ones_like(wrong)
     parts = _part(off[shown], scale[shown]), _part(close[shown], scale[shown])
     return Outcome(wrong, blunt, faint, bool(finite.all()), *parts, lost, not sides.scale.any(), hidden, digits)
+
+
+def _wrong_alone(
+    slopes: Slopes, v: np.ndarray, u: np.ndarray, faint: np.ndarray, precisions: Precisions, rng: np.random.Generator
+) -> np.ndarray:
+    """Which single entries are wrong where only those results count that the entry moves?
+
+    A small mistake looks like rounding of all the other results. The _FEW largest, in wide numbers, are looked at.
+    """
+    (function, k, method), wrong, wide = slopes, np.zeros_like(faint), precisions.wide
+    assert wide is not None
+    columns = np.unique(np.nonzero(faint)[1])
+    off = faint[:, columns] * compare(slopes, function.values, v, _columns(u, columns), wide).off
+    for column in columns[np.argsort(-off.max(axis=0))[:_FEW]]:
+        place = np.flatnonzero(u)[column]
+        moved = slope(function, function.values, k, place, u[place], method).value.reshape(-1) != 0
+        if moved.any() and v[:, ~moved].any():
+            alone = np.where(np.arange(u.size) == place, u, 0)
+            wrong[:, column] = faint[:, column] & hold(slopes, v * moved, alone, precisions, rng).wrong[:, 0]
+    return wrong
 
 
 def _left_by_rounding(

@@ -101,6 +101,15 @@ def test_one_wrong_entry_of_1000_is_found_and_pointed_at(monkeypatch):
         assert (finding.verdict, finding.worst.index) == ("wrong", (517,))
 
 
+@pytest.mark.parametrize("part", [1e-3, 1e-4, 1e-9])
+def test_a_wrong_entry_is_found_beside_1000_that_are_much_larger(part, monkeypatch):
+    name, rule, (a, b), _ = WRONG["one entry of 1000 by 1e-9"]
+    b = np.where(np.arange(1000) == 517, part, b)
+    assert not any("may be rounding" in note for note in gradcheck(registry[name], a, b).notes)
+    monkeypatch.setattr(registry[name], "rule", rule)
+    assert gradcheck(registry[name], a, b).findings[0].worst.index == (517,)
+
+
 def test_an_all_ones_cotangent_tests_nothing_of_softmax_and_a_random_one_does(monkeypatch):
     x = normal(3, 4)
     leaf = Tensor(x, requires_grad=True)
