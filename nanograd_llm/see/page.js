@@ -286,12 +286,12 @@ function backwardView(c) {
 function chain(user, x, flat, where) {
   const t = x.t && x.t[flat], name = bar(x.n), line = (...parts) => el("p", { class: "mono" }, parts);
   if (!t) return null;
-  const yShape = array(page.values[user.y].g).shape, [terms, rest, total, sent, ok, off] = t;
+  const yShape = array(page.values[user.y].g).shape, [terms, rest, total, sent, ok] = t;
   return [line(`${name}${where} = Σ ȳ·∂y/∂${x.n}${where}`), terms.map(([place, dy, slope]) => { const at = indexText(place, yShape);
     return line(`ȳ${at}·∂y${at}/∂${x.n} = ${short(dy)} · ${short(slope)} = ${short(dy * slope)}`); }),
     rest[0] ? line(`and ${rest[0]} smaller ones, in sum ${short(rest[1])}`) : null,
     line(`= ${total}; the rule sent ${sent}: `, el("span", { class: ok ? "ok" : "bad" },
-      ok ? `they agree within the rounding of ${off}` : "they differ: the rule is wrong here"))];
+      ok || "they differ: the rule is wrong here"))];
 }
 
 /* Why the gradient of a value differs from what a nudge of it finds: something on the way from it to the result. */
@@ -327,9 +327,9 @@ function panel(c) {
       el("div", { class: "inner" }, chain(user, user.in.find(y => y.i === place), flat, where)));
   }
   const n = value && value.nudge && value.nudge[flat];
-  if (n) out.push(el("p", {}, `Nudge ${value.n}${where} up and down, run the rest forward again: the result moves by `,
+  if (n) out.push(el("p", {}, `Nudge ${value.n}${where} up and down, run the recorded calls again: the result moves by `,
     el("b", {}, short(n[0])), " per unit; backward says ", el("b", {}, short(n[1])), ": ",
-    el("span", { class: n[2] ? "ok" : "bad" }, (n[2] ? "they agree within" : "they differ by more than") + ` the rounding of ${n[3]}`),
+    el("span", { class: n[2] ? "ok" : "bad" }, n[2] || `they differ by more than the rounding of ${n[3]}`),
     n[2] ? "" : `: ${onTheWay(value)}`,
     value.uses.length > 1 ? ` (the whole gradient of ${value.n}: all ${value.uses.length} uses together)` : ""));
   if (!t && !n && value && !picked.part) out.push(el("p", { class: "soft" },

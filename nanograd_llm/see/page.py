@@ -270,8 +270,7 @@ class _Packer:
                 [len(rest), _short(math.fsum(a * b for _, a, b in rest))],
                 _short(one.total, 9),
                 _short(one.sent, 9),
-                int(one.agrees),
-                _short(one.tolerance, 1),
+                one.agreement,
             ]
         return found
 
@@ -295,7 +294,7 @@ class _Packer:
             self.nudges_left -= work
             index = tuple(map(int, np.unravel_index(flat, value.grad.shape)))
             one = nudge(record, value, index, replay, quick=True)
-            found[str(flat)] = [_short(one.slope), _short(one.backward), int(one.agrees), _short(one.tolerance, 1)]
+            found[str(flat)] = [_short(one.slope), _short(one.backward), one.agreement, _short(one.tolerance, 1)]
         return found
 
 

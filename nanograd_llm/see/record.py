@@ -14,7 +14,7 @@ import mmap
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,9 +128,14 @@ class Call:
         return f"{self.op.inputs[0]}_{place}" if self.op.variadic else self.op.inputs[place]
 
     def place_of(self, name: str | int) -> int:
-        """The place of the input of this name. Raises GraphError if there is none that gets a gradient."""
+        """The place of the input of this name, or of the only one with a value of this name.
+
+        Raises GraphError if there is none that gets a gradient.
+        """
         names = [self.input_name(i) for i in range(len(self.inputs))]
-        place = name if isinstance(name, int) else names.index(name) if name in names else -1
+        values = [x.name if x else "" for x in self.inputs]
+        where = names if name in names or values.count(str(name)) != 1 else values
+        place = name if isinstance(name, int) else where.index(name) if name in where else -1
         if not 0 <= place < len(names) or not self.needs[place]:
             known = "its inputs " + ", ".join(n for n, need in zip(names, self.needs) if need)
             raise GraphError(f"call {self.number} ({self.op.name}) sends no gradient to {name!r}, only to {known}")
@@ -179,6 +184,8 @@ class Record:
     def call(self, ref: int | str) -> Call:
         """A call by its number, from 0, or by the name of what it made. Raises GraphError if there is none."""
         if isinstance(ref, str):
+            if not self.named(ref) and (inside := self.inside(ref)):
+                raise GraphError(f"{ref!r} is a module: give a call in it, one of {_numbers(inside)}")
             made_by = self.value(ref).made_by
             if made_by is None:
                 raise GraphError(f"{ref!r} is an input of the pass, which no call made")
@@ -212,7 +219,7 @@ class Record:
 
     def _unknown(self, name: str, found: list[Value]) -> GraphError:
         if found:
-            numbers = ", ".join(str(value.made_by.number) for value in found if value.made_by)
+            numbers = _numbers([value.made_by for value in found if value.made_by])
             return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
         known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
         names = [*dict.fromkeys(filter(None, known))]
@@ -220,6 +227,10 @@ class Record:
         return GraphError(
             f"nothing is called {name!r}; " + (f"did you mean {near!r}?" if near else f"the pass has {listed(names)}")
         )
+
+
+def _numbers(calls: Iterable[Call]) -> str:
+    return ", ".join(str(call.number) for call in calls)
 
 
 def norm(a: np.ndarray) -> float:

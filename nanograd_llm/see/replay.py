@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, derivativ
 from nanograd_llm.gradcheck.check.kinks import bends
 from nanograd_llm.gradcheck.check.rounding import EPS
 from nanograd_llm.see.record import Call, Record, Value, recorded
-from nanograd_llm.settings import counted
+from nanograd_llm.settings import counted, told_apart
 
 Index = tuple[int, ...]
 STEP = 1e-5  # of one difference: its error is far below the rounding of float32
@@ -91,7 +91,8 @@ class Replay:
         values = {id(self.value): array}
         for call, inputs, static in self.steps:
             given = [values[id(x)] if isinstance(x, Value) else x for x in inputs]
-            values[id(call.output)] = np.asarray(call.op(*given, **static))
+            with np.errstate(all="ignore"):
+                values[id(call.output)] = np.asarray(call.op(*given, **static))
         return values[id(self.result)]
 
 
@@ -102,13 +103,28 @@ def moved(array: np.ndarray, index: Index, t: complex) -> np.ndarray:
     return array
 
 
+def _agreement(forward: float, backward: float, tolerance: float, gap: float) -> str:
+    """How a slope of the forward and a gradient agree, in words; "" where they do not.
+
+    gap: half the distance between the slopes to both sides.
+    """
+    off = abs(forward - backward)
+    if not math.isfinite(forward) or not math.isfinite(tolerance):
+        return "they cannot be compared: the forward has no finite slope here"
+    if off <= tolerance:
+        return f"they agree within the rounding of {tolerance:.1g}"
+    is_between = off <= tolerance + gap
+    return f"they agree: at a kink each slope from {forward - gap:.6g} to {forward + gap:.6g} is right" * is_between
+
+
 @dataclass(frozen=True)
 class Nudge:
     """How the result answers when one entry of a value moves, beside what backward says.
 
     entry: the entry in words.  before: its number.  slope: the change of the result per unit of it, by central
-    differences of replayed forwards.  backward: the gradient of the entry.  tolerance: the rounding to expect.
-    uses: of the value, all of which move.
+    differences of the recorded calls, run again; NaN where the result is not finite.  backward: the gradient of the
+    entry.  tolerance: the rounding to expect.  uses: of the value, all of which move.  gap: half the distance between
+    the slopes to both sides, where they differ.
     """
 
     entry: str
@@ -117,20 +133,24 @@ class Nudge:
     backward: float
     tolerance: float
     uses: int = 1
+    gap: float = 0.0
+
+    @property
+    def agreement(self) -> str:
+        """In words; "" where they differ."""
+        return _agreement(self.slope, self.backward, self.tolerance, self.gap)
 
     @property
     def agrees(self) -> bool:
-        return abs(self.slope - self.backward) <= self.tolerance
+        return bool(self.agreement)
 
     def __str__(self) -> str:
-        verdict = f"they agree within the rounding of {self.tolerance:.1g}"
-        if not self.agrees:
-            verdict = (
-                f"they differ by more than the rounding of {self.tolerance:.1g}: a hook or a wrong rule on the way back"
-                " from the result has changed the gradient; c in trace.step() names wrong rules"
-            )
+        verdict = self.agreement or (
+            f"they differ by more than the rounding of {self.tolerance:.1g}: a hook or a wrong rule on the way back "
+            "from the result has changed the gradient; c in trace.step() names wrong rules"
+        )
         return (
-            f"{self.entry} is {self.before:.6g}. Move it up and down{_in_all(self.uses)} and run the rest forward "
+            f"{self.entry} is {self.before:.6g}. Move it up and down{_in_all(self.uses)} and run the recorded calls "
             f"again: the result moves by {self.slope:.6g} per unit; backward says {self.backward:.6g}: {verdict}"
         )
 
@@ -138,7 +158,8 @@ class Nudge:
 def nudge(record: Record, value: Value, index: Index, replay: Replay | None = None, *, quick: bool = False) -> Nudge:
     """Move one entry of a value and compare. quick: by one fixed step, and by more only where that does not agree.
 
-    Raises GraphError for a value without a gradient and for an entry that is not finite.
+    Numbers that the tape does not know, such as float(x), stay as they are; `gradcheck` moves them as well. Raises
+    GraphError for a value without a gradient and for an entry that is not finite.
     """
     index = require_movable(value.array, index, value.label)
     if value.grad is None:
@@ -154,15 +175,16 @@ def nudge(record: Record, value: Value, index: Index, replay: Replay | None = No
     else:
         moves = differences(line, enough=1e-7)
         slope, error = moves.value, moves.error
-    rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * float(np.abs(value.grad).max())
+    rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * _largest(value.grad)
     entry = value.label + at(index)
-    numbers = float(value.array[index]), float(slope), float(value.grad[index])
+    change = float(slope) if np.isfinite(line(0.0)) else math.nan
+    numbers = float(value.array[index]), change, float(value.grad[index])
     found = Nudge(entry, *numbers, rounding + float(error), len(value.uses))
     if found.agrees:
         return found
     if quick:
         return nudge(record, value, index, replay)
-    return replace(found, tolerance=found.tolerance + float(_half_gap(line)))
+    return replace(found, gap=float(_half_gap(line)))
 
 
 @dataclass(frozen=True)
@@ -171,7 +193,7 @@ class Terms:
 
     entry: x̄[i] in words.  outputs: the size of y.  terms: (k, ȳ[k], ∂y[k]/∂x[i]) where the slope is not 0, the largest
     product first.  sent: what the rule sent.  method: how the slopes were found.  tolerance: the rounding to expect.
-    uses: of x, of which this call is one.
+    uses: of x, of which this call is one.  gap: half the distance between the sums to both sides, where they differ.
     """
 
     entry: str
@@ -181,14 +203,20 @@ class Terms:
     method: str
     tolerance: float
     uses: int = 1
+    gap: float = 0.0
 
     @property
     def total(self) -> float:
-        return math.fsum(a * b for _, a, b in self.terms)
+        return _sum(a * b for _, a, b in self.terms)
+
+    @property
+    def agreement(self) -> str:
+        """In words; "" where they differ."""
+        return _agreement(self.total, self.sent, self.tolerance, self.gap)
 
     @property
     def agrees(self) -> bool:
-        return abs(self.total - self.sent) <= self.tolerance
+        return bool(self.agreement)
 
     def __str__(self) -> str:
         zero = self.outputs - len(self.terms)
@@ -198,13 +226,18 @@ class Terms:
         of = f"/∂{x.partition('[')[0]}"
         lines += [f"  ȳ{at(k)}·∂y{at(k)}{of} = {a:.6g}·{b:.6g} = {a * b + 0.0:.6g}" for k, a, b in self.terms[:_SHOWN]]
         if rest := self.terms[_SHOWN:]:
-            lines.append(f"  and {len(rest)} smaller ones, in sum {math.fsum(a * b for _, a, b in rest):.6g}")
-        close = f"they agree within the rounding of {self.tolerance:.1g}"
-        verdict = close if self.agrees else "they differ: the rule is wrong here"
+            lines.append(f"  and {len(rest)} smaller ones, in sum {_sum(a * b for _, a, b in rest):.6g}")
+        verdict = self.agreement or "they differ: the rule is wrong here"
         lines.append(f"  = {self.total:.9g}; the rule sent {self.sent:.9g}: {verdict}")
         if self.uses > 1:
             lines.append(f"  this use is one of {self.uses}: the whole gradient is the sum of what they send")
         return "\n".join(lines)
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    """Exact; of infinities with both signs it is NaN."""
+    numbers = [*numbers]
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
 def _in_all(uses: int) -> str:
@@ -233,12 +266,20 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
     assert x is not None and sent is not None
     index = require_movable(x.array, index, call.input_name(place))
     moves = {place: lambda t: moved(around.inputs[place], index, t)}
-    found, _, rounding = around.along(moves, float(sent[index]), _largest(sent[index]), 1, quick)
-    places = [tuple(map(int, k)) for k in np.argwhere(found.value != 0)]
-    entries = [(k, float(around.dy[k]), float(found.value[k])) for k in places]
-    entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
-    what = bar(call.input_name(place)) + at(index)
-    return Terms(what, around.dy.size, entries, float(sent[index]), found.method, rounding, len(x.uses))
+    found, _, rounding, gap = around.along(moves, float(sent[index]), _largest(sent[index]), 1, quick)
+    what, numbers = (
+        bar(call.input_name(place)) + at(index),
+        (float(sent[index]), found.method, rounding, len(x.uses), gap),
+    )
+
+    def of(slopes: np.ndarray) -> Terms:
+        places = [tuple(map(int, k)) for k in np.argwhere(slopes != 0)]
+        entries = [(k, float(around.dy[k]), float(slopes[k])) for k in places]
+        entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
+        return Terms(what, around.dy.size, entries, *numbers)
+
+    flat, known = of(found.value), around.is_finite & np.isfinite(around.dy)
+    return flat if flat.agrees or known.all() else of(np.where(known, found.value, np.nan))
 
 
 class Around:
@@ -260,10 +301,15 @@ class Around:
     def largest(self) -> float:
         return max(_largest(a) for a in (self.call.cotangent, *self.call.sent) if a is not None)
 
+    @functools.cached_property
+    def is_finite(self) -> np.ndarray:
+        """Which entries of y are; the others are taken as flat."""
+        return np.isfinite(self.call.output.array)
+
     def along(
         self, moves: Mapping[int, Callable[[complex], Any]], sent: float, size: float, order: int, quick: bool = False
-    ) -> tuple[Derivative, np.ndarray, float]:
-        """The slope of y as inputs move, ȳ·slope, and how far Σ ȳ·slope may lie from `sent`.
+    ) -> tuple[Derivative, np.ndarray, float, float]:
+        """The slope of y as inputs move, ȳ·slope, how far rounding moves Σ ȳ·slope from `sent`, and how far a kink.
 
         moves: place -> the input moved by t.  sent: the sum of what the rule sent, times how fast each entry moves.
         size: the norm of that, of this order: 1 where the roundings of one sum may all go the same way, 2 where the
@@ -272,34 +318,47 @@ class Around:
 
         def line(t: complex) -> np.ndarray:
             given = [moves[i](t) if i in moves else a for i, a in enumerate(self.inputs)]
-            return np.asarray(self.call.op(*given, **self.static))
+            with np.errstate(all="ignore"):
+                y = np.asarray(self.call.op(*given, **self.static))
+            return y if self.is_finite.all() else np.where(self.is_finite, y, 0)
 
         found = _difference(line) if quick else derivative(line)
-        forward = self.dy * found.value
+        dy = np.where(found.value != 0, self.dy, 0)  # also where it is infinite
+        forward = dy * found.value
         whole = self.largest + max(float(np.linalg.norm(forward[np.isfinite(forward)], order)), size)
         eps = max(float(np.finfo(g.dtype).eps) for g in self.call.sent if g is not None)
-        tolerance = 64 * eps * whole + float(np.sum(np.abs(self.dy) * found.error))
+        tolerance, gap = 64 * eps * whole + float(np.sum(np.abs(dy) * found.error)), 0.0
         if not abs(forward.sum() - sent) <= tolerance:
             if quick:
                 return self.along(moves, sent, size, order)
-            tolerance += float(np.sum(np.abs(self.dy) * _half_gap(line)))
-        return found, forward, tolerance
+            half = _half_gap(line)
+            gap = float(np.sum(np.abs(np.where(half != 0, self.dy, 0)) * half))
+        return found, forward, tolerance, gap
+
+    def no_slopes(self, place: int) -> np.ndarray:
+        """The entries whose gradient is not finite, if it need not be: neither are ȳ or the slopes there."""
+        entries = ~np.isfinite(np.asarray(self.call.sent[place]))
+        if entries.any() and np.isfinite(self.dy).all():
+            moves = {place: functools.partial(_along, self.inputs[place], entries * 1.0)}
+            entries &= not np.isfinite(self.along(moves, 0.0, 0.0, 2)[1].sum())
+        return entries
 
     def agrees(self, places: list[int], directions: int = 2, *, quick: bool = False) -> bool:
         """Are the gradients sent to these inputs right? All entries are compared at once, along random directions.
 
         Along a direction u, Σ x̄·u and Σ ȳ·(slope of y along u) are the same number, where the slope is the forward's.
+        Where y is not finite, nothing is known, and this is True.
         """
         rng = np.random.default_rng(0)
-        for _ in range(directions):
+        for _ in range(directions if self.is_finite.all() else 0):
             moves, sent, sizes = {}, 0.0, []
             for place in places:
                 a, gradient = self.inputs[place], np.asarray(self.call.sent[place])
                 u = rng.random(a.shape)
                 u -= 0.5
                 u += np.copysign(0.5, u)  # random signs, and sizes from 0.5 to 1
-                if not np.isfinite(a.sum()):
-                    u[~np.isfinite(a)] = 0.0
+                if not np.isfinite(a.sum() + gradient.sum()):
+                    u[~np.isfinite(a) | self.no_slopes(place)] = 0.0
                     gradient = np.where(u != 0, gradient, 0.0)
                 moves[place] = functools.partial(_along, a, u)
                 product = u * gradient
@@ -307,8 +366,8 @@ class Around:
                 sizes.append(
                     float(np.linalg.norm(product.reshape(-1) if math.isfinite(sent) else product[np.isfinite(product)]))
                 )
-            _, forward, tolerance = self.along(moves, sent, math.hypot(*sizes), 2, quick)
-            if not abs(forward.sum() - sent) <= tolerance:
+            _, forward, tolerance, gap = self.along(moves, sent, math.hypot(*sizes), 2, quick)
+            if not abs(forward.sum() - sent) <= tolerance + gap:
                 return False
         return True
 
@@ -516,7 +575,8 @@ def compare(record: Record, name: str, value: Value, mine: Any) -> tuple[bool, s
         looks = f"its shape is {mine.shape}, that of the gradient {right.shape}"
     if not looks:
         worst = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(mine - right))), right.shape)))
-        looks = f"at {worst} it is {float(mine[worst]):.6g}, expected {float(right[worst]):.6g}"
+        one, other = told_apart(float(mine[worst]), float(right[worst]), 6)
+        looks = f"at {worst} it is {one}, expected {other}"
     return False, f"{name}: not yet right\n  {looks}"
 
 
@@ -536,7 +596,11 @@ def _looks_like(
     if mine.shape == right.shape and right.any():
         factor = float(np.vdot(mine, right) / np.vdot(right, right))
         if factor and equal(mine / factor, right):
-            return "the sign is wrong" if abs(factor + 1) < 1e-6 else f"it is {factor:.6g} times the gradient"
+            return (
+                "the sign is wrong"
+                if abs(factor + 1) < 1e-6
+                else f"it is {told_apart(factor, 1, 6)[0]} times the gradient"
+            )
     for other in record.values():
         if other is not value and other.grad is not None and equal(mine, other.grad):
             return f"it is the gradient of {other.label}"

@@ -18,7 +18,7 @@ from nanograd_llm.errors import GraphError, NanogradError
 from nanograd_llm.see.record import Call, Record, Value, norm
 from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms, wrong_rules
 from nanograd_llm.see.source import source_lines
-from nanograd_llm.settings import counted, wrapped
+from nanograd_llm.settings import counted, listed, wrapped
 
 HELP = """\
 n          the next step: forward through the calls, then backward through them; n 3 takes three
@@ -27,7 +27,7 @@ f          the other pass: from the forward of this call to its backward, or bac
 g 12       go to call 12; g h1: to the one that made h1
 l          list the calls around this one
 s          the source of this call's forward, with the functions that it calls
-p x[0,3]   print an array or an entry: an input, y, a gradient: dy, dx; or by name anything in the table: wte, wte.grad
+p x[0,3]   print an array or an entry: of this call an input, y, dy or dx; else by name any in the table: wte, wte.grad
 t x[0,3]   the terms of the chain rule that make up the entry of dx, which this call alone sent to x
 m x[0,3]   move the entry of x up and down, and compare with its whole gradient, from all calls that use it
 u wte[4,0] the gradient of a value, or of an entry of it, use by use
@@ -113,6 +113,8 @@ class Stepper:
         return self.shown()
 
     def go(self, rest: str) -> str:
+        if not rest:
+            raise GraphError("expected the number of a call, such as g 12, or the name of what it made")
         self.number = self.trace.call(int(rest) if rest.isdigit() else rest).number
         return self.shown()
 
@@ -156,9 +158,14 @@ class Stepper:
 
     def checked(self, _: str) -> str:
         wrong = [f"{call.name}, to {call.input_name(place)}" for call, place in wrong_rules(self.trace)]
-        if not wrong:
-            return f"every rule agrees along two random directions, within the rounding of {self.call.cotangent.dtype}"
-        return "\n".join(["wrong are the gradients that these send:", *wrong])
+        left_out = [call.name for call in self.trace.calls if not np.isfinite(call.output.array).all()]
+        rules = "every other rule" if left_out else "every rule"
+        lines = [f"{rules} agrees along two random directions, within the rounding of {self.call.cotangent.dtype}"]
+        if wrong:
+            lines = ["wrong are the gradients that these send:", *wrong]
+        if left_out:
+            lines.append(f"not compared, as their results are not finite: {listed(left_out)}")
+        return "\n".join(lines)
 
     def source(self, _: str) -> str:
         call = self.call

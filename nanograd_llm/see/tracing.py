@@ -85,7 +85,7 @@ class Trace(Record):
         return replay.terms(self.call(call), name, index)
 
     def nudge(self, ref: int | str, index: Any = ()) -> replay.Nudge:
-        """Move one entry of a value up and down, run the rest forward again, and compare with the gradient."""
+        """Move one entry of a value up and down, run the recorded calls again, and compare with the gradient."""
         return replay.nudge(self, self.value(ref), index)
 
     def open(self, call: int | str) -> Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_at_a_kink_every_slope_between_the_left_and_the_right_one_agrees(slope: 
         with patch.object(relu, "rule", rule):
             trace = ng.trace(lambda x: ng.ops.sum(ng.ops.relu(x)), np.array([0.0, 1.0]))
         assert trace.terms(0, "x", 0).agrees and trace.nudge("x", 0).agrees
+        assert slope == 0.5 or "they agree: at a kink each slope from 0 to 1 is right" in str(trace.nudge("x", 0))
         assert nudge(trace, trace.value("x"), (0,), quick=True).agrees
         assert terms(trace[0], "x", 0, quick=True).agrees
         assert trace.terms(0, "x", 1).agrees == trace.nudge("x", 1).agrees == is_right
@@ -75,6 +77,36 @@ def test_the_terms_of_an_entry_do_not_depend_on_an_infinity_in_another_which_is_
     with patch.object(trace[0], "sent", [np.array([1.0, np.inf])]):
         assert trace.terms(0, "x", 0).agrees and not trace.terms(0, "x", 1).agrees
         assert wrong_rules(trace) == [(trace[0], 0)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("f", "x", "finite", "others"),
+    [
+        (lambda x: ng.ops.sqrt(x).sum(), [-1.0, 4.0], [(1,)], [(0,)]),
+        (lambda x: ng.ops.sqrt(x).sum(), [0.0, 4.0], [(1,)], [(0,)]),
+        (lambda x: ng.ops.exp(x).sum(), [1000.0, 1.0], [(1,)], [(0,)]),
+        (lambda x: -ng.ops.log(ng.ops.softmax(x)).mean(), [[800.0, 0.0], [1.0, 2.0]], [(1, 0)], [(0, 0)]),
+        (lambda x: (2 / x).sum(), [0.0, 1.0], [(1,)], [(0,)]),
+    ],
+)
+def test_right_rules_are_not_called_wrong_where_numbers_are_not_finite(
+    f: Any, x: Any, finite: Any, others: Any
+) -> None:
+    with np.errstate(all="ignore"):
+        trace = ng.trace(f, np.array(x))
+    name = trace[0].input_name(next(place for place, sent in enumerate(trace[0].sent) if sent is not None))
+    assert all("they agree within" in str(trace.terms(0, name, index)) for index in finite)
+    assert all("they cannot be compared" in str(trace.terms(0, name, index)) for index in others)
+    assert all("they cannot be compared" in str(trace.nudge("x", index)) for index in others)
+    assert wrong_rules(trace) == []
+
+
+def test_a_rule_that_sends_nan_where_the_forward_has_a_slope_is_wrong() -> None:
+    with patch.object(registry["tanh"], "rule", lambda dy, y: np.where(y > 0.9, np.nan, dy * (1 - y * y))):
+        trace = ng.trace(lambda x: ng.ops.tanh(x).sum(), np.array([0.5, 2.0]))
+    assert trace.terms(0, "x", 0).agrees and not trace.terms(0, "x", 1).agrees
+    assert wrong_rules(trace) == [(trace[0], 0)]
 
 
 @pytest.mark.parametrize(("slope", "is_right"), [(0.0, True), (1.0, True), (-0.01, False), (1.01, False)])

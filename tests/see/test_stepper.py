@@ -53,6 +53,7 @@ MISTAKES = {
     "n x": "expected a number of steps, such as n 3; got 'x'",
     "g 3": "there is no call 3; they are numbered from 0 to 2",
     "g x": "nothing is called 'x'; the pass has 'a', 'b', 'c', 'h1', 'h2'",
+    "g": "expected the number of a call, such as g 12, or the name of what it made",
     "g a": "'a' is an input of the pass, which no call made",
     "open": "multiply is made of no other ops: read its rule in",
     "up": "nothing is open",

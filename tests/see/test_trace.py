@@ -141,6 +141,19 @@ def test_a_call_is_found_by_the_name_of_the_value_that_it_made() -> None:
         trace.terms("a", "b")
 
 
+def test_an_input_of_a_call_is_found_by_the_name_of_the_value_that_it_was_given() -> None:
+    trace = ng.trace(lambda left, right: left * right + left * left, 2.0, 3.0)
+    assert str(trace.terms(0, "left")) == str(trace.terms(0, "a"))
+    with pytest.raises(GraphError, match="sends no gradient to 'left', only to its inputs a, b"):
+        trace.terms(1, "left")
+
+
+def test_a_module_is_no_call() -> None:
+    model, tokens, targets = small_gpt()
+    with pytest.raises(GraphError, match="'blocks.0.attention' is a module: give a call in it, one of 4, 5, 6"):
+        ng.trace(model.loss, tokens, targets).open("blocks.0.attention")
+
+
 def test_a_call_a_value_and_a_use_are_shown_in_a_line() -> None:
     trace = ng.trace(expression, 2.0, -0.5, 1.5)
     assert repr(trace[1]) == "<call 1 add: a (), b () -> y ()>"
