@@ -284,7 +284,7 @@ def _write_into(gradients: Sequence[Any], others: Sequence[Any]) -> None:
     kept = [a for part in others for a in (part if isinstance(part, (list, tuple)) else [part]) if is_array(a)]
     for a in gradients:
         if isinstance(a, np.ndarray) and a.flags.writeable and not any(np.may_share_memory(a, b) for b in kept):
-            a.fill(np.nan)
+            a.fill(np.nan if a.dtype.kind in "fc" else -1)  # a wrong rule may return x > 0
 
 
 class _Watch:

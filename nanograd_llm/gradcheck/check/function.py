@@ -282,7 +282,8 @@ def _narrow_gradients(y: Tensor, leaves: Mapping[Tensor, str], nodes: Sequence[A
 
     def note(op: str, gradients: Sequence[Any], sources: Sequence[Any], made_of: Sequence[Any]) -> None:
         for g, x in zip(gradients, sources):
-            if g is not None and x is not None and g.itemsize < min(x.dtype.itemsize, made_of[0].itemsize):
+            is_float = g is not None and g.dtype.kind in "fc"
+            if is_float and x is not None and g.itemsize < min(x.dtype.itemsize, made_of[0].itemsize):
                 which = f"the gradient of {leaves[x]}" if x in leaves else "a gradient"
                 words = f"{which} that {op} gives is {g.dtype}, though its input is {x.dtype}"
                 found.append((f"{words}: the rounding of {g.dtype} hides small mistakes", g.dtype, x))

@@ -77,6 +77,8 @@ WRONG = {
     "rules swapped": ("divide", lambda dy, b, y, needs: (-dy * y / b, dy / b), (normal(3), 2 + normal(3) ** 2), "a b"),
     "constant gradient": ("sin", lambda dy, x: dy, (normal(4),), "x"),
     "no gradient": ("tanh", lambda dy, y: dy * 0, (normal(4),), "x"),
+    "of integers": ("relu", lambda dy, y: np.where(y > 0, 1, 0), (normal(2, 3),), "x"),
+    "of booleans": ("relu", lambda dy, y: y > 0, (normal(2, 3),), "x"),
     "not a number": ("tanh", lambda dy, y: dy * np.nan, (normal(4),), "x"),
     "one entry of 1000 by 1e-9": ("multiply", one_entry_off, (normal(1000), normal(1000, seed=1)), "a"),
 }
