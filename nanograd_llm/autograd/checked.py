@@ -82,7 +82,7 @@ def require_no_widening(dtype: np.dtype, inputs: Sequence[Any], what: str) -> No
     dtypes = [x.dtype for x in inputs if hasattr(x, "dtype")]
     widest = max((d.itemsize for d in dtypes if d.kind in "fc"), default=None)
     if dtype.kind in "fc" and widest is not None and dtype.itemsize > widest:
-        raise DtypeError(f"{what} was widened to {dtype}; its inputs have {widest} bytes a number; cast inside the op")
+        raise DtypeError(f"{what} was widened to {dtype}; its floats have {widest} bytes; cast its inputs to one dtype")
 
 
 class Guard:

@@ -549,14 +549,13 @@ def array_of(x: Any) -> Any:
 
 
 _TWICE = (
-    "to differentiate a gradient, compute the function and the gradient inside `with ng.higher_order():`, where a "
-    "gradient is a Tensor"
+    "to differentiate a gradient, compute y and ng.grad(y, x) inside `with ng.higher_order():`, where that is a Tensor"
 )
 
 
 def grad(
     y: Tensor,
-    wrt: Any,
+    wrt: Any = None,
     cotangent: Any = None,
     *,
     retain_graph: bool | None = None,
@@ -652,7 +651,12 @@ def _places_for(targets: Sequence[Tensor], out: Sequence[Array]) -> dict[Tensor,
 
 
 def value_and_grad(
-    f: Callable[..., Any], wrt: Any = None, *, argnum: int | Sequence[int] | None = None, has_aux: bool = False
+    f: Callable[..., Any],
+    wrt: Any = None,
+    *,
+    argnum: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    **other: Any,
 ) -> Callable[..., tuple[Any, Any]]:
     """A function that computes f and its gradient: `loss, grads = value_and_grad(f, parameters)(*args)`.
 
@@ -666,6 +670,8 @@ def value_and_grad(
     """
 
     _require_function("value_and_grad(f, x)(...), or ng.value_and_grad(f)(x)", f)
+    if other:
+        raise SignatureError(f"value_and_grad has no argument {', '.join(other)}; it takes argnum= and has_aux=")
     if wrt is not None:
         targets = _targets("value_and_grad", wrt)  # a list, as a generator could be used only once
         wrt = wrt if isinstance(wrt, Tensor) else targets
@@ -676,6 +682,10 @@ def value_and_grad(
         if targets is None:
             places = range(len(args)) if argnum is None else (argnum,) if isinstance(argnum, int) else argnum
             given = dict(enumerate(args))
+            if beyond := [i for i in places if i not in given]:
+                raise SignatureError(
+                    f"argnum is {beyond[0]}, and the call has arguments 0 to {len(args) - 1}; they count from 0"
+                )
             given |= {i: _leaves(args[i]) for i in places}
             args = tuple(given.values())
             targets = [args[i] for i in places]
@@ -683,8 +693,6 @@ def value_and_grad(
                 targets = targets[0]
         y = f(*args, **kwargs)
         y, *aux = y if has_aux else (y,)
-        if not isinstance(y, Tensor):
-            raise GraphError(f"value_and_grad needs a function that returns a Tensor; it returned {type(y).__name__}")
         _require_scalar(y, "value_and_grad")
         found = iter(grad(y, _flat_leaves(targets)))
         value = y if modes().higher_order else y.detach()
@@ -693,8 +701,14 @@ def value_and_grad(
     return run
 
 
+def _require_tensor(y: Any, who: str) -> Any:
+    if not isinstance(y, Tensor):
+        raise GraphError(f"{who} needs a function that returns a Tensor; it returned {type(y).__name__}")
+    return y
+
+
 def _require_scalar(y: Any, who: str) -> Any:
-    if isinstance(y, Tensor) and y.shape != ():
+    if _require_tensor(y, who).shape != ():
         raise ShapeError(
             f"{who} needs a function that returns a scalar; it returned shape {y.shape}; return its .sum() or .mean()"
         )
@@ -724,7 +738,7 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
     """
     _require_function("jacobian(f, x)", f)
     leaf = Tensor(x, requires_grad=True)
-    return _rows_of_jacobian(f(leaf), leaf)
+    return _rows_of_jacobian(_require_tensor(f(leaf), "jacobian"), leaf)
 
 
 def hessian(f: Callable[[Tensor], Tensor], x: Any) -> Array:
@@ -758,7 +772,7 @@ def hvp(f: Callable[..., Tensor], inputs: Sequence[Any], vectors: Sequence[Any])
     """
     _require_function("hvp(f, [x], [v])", f)
     for given in (inputs, vectors):
-        if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        if isinstance(given, Tensor) or is_array(given) or not isinstance(given, Iterable):
             raise DtypeError(
                 f"hvp takes lists of inputs and vectors; got {type(given).__name__}; write ng.hvp(f, [x], [v])"
             )

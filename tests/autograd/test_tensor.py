@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import nanograd_llm
-from nanograd_llm import Parameter, Tensor, grad, hessian, jacobian, nn, no_grad, ops, value_and_grad
+from nanograd_llm import Parameter, Tensor, grad, hessian, hvp, jacobian, nn, no_grad, ops, value_and_grad
 from nanograd_llm.autograd import tensor
-from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, ShapeError, SignatureError
+from nanograd_llm.errors import DtypeError, GraphError, IndexRangeError, NanogradError, ShapeError, SignatureError
 
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
 
@@ -661,6 +661,27 @@ def test_jacobian_and_hessian_by_hand():
     assert jacobian(lambda x: Tensor(np.ones((3, 1))), x).tolist() == [[[0, 0]]] * 3
     assert hessian(lambda x: x[0] * x[0] * x[1], x).tolist() == [[6, 4], [4, 0]]
     assert hessian(lambda x: x.sum(), x).tolist() == [[0, 0], [0, 0]]
+
+
+def _cubes(x):
+    return (x * x * x).sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    {
+        "hvp without lists": (lambda x: hvp(_cubes, x, x), "hvp takes lists of inputs and vectors; got ndarray"),
+        "no Tensor": (lambda x: jacobian(lambda x: x.data, x), "jacobian needs a function that returns a Tensor"),
+        "a tuple": (lambda x: jacobian(lambda x: (x, x), x), "jacobian needs a .* a Tensor; it returned tuple"),
+        "data": (lambda x: hessian(lambda x: x.data.sum(), x), "hessian needs a .* a Tensor; it returned float64"),
+        "JAX's grad": (lambda x: grad(_cubes)(x), r"write ng.grad\(f\(x\), x\), or ng.value_and_grad\(f\)\(x\)"),
+        "argnums": (lambda x: value_and_grad(_cubes, argnums=0)(x), "no argument argnums; it takes argnum="),
+        "argnum": (lambda x: value_and_grad(_cubes, argnum=1)(x), "argnum is 1, and the call has arguments 0 to 0"),
+    }.values(),
+)
+def test_a_derivative_of_what_has_none_is_refused_with_the_right_call(call, said):
+    with pytest.raises(NanogradError, match=said):
+        call(np.array([1.0, 2.0]))
 
 
 def test_adding_at_places_names_the_op_that_does_it():
