@@ -57,8 +57,9 @@ print(terms)
 assert terms.agrees and len(terms.terms) == 3  # every probability depends on every x
 
 # %% Nudge a number
-# The gradient says how fast the result changes with this number. Test it: move one entry up and down, run the rest of
-# the forward pass again, and compare.
+# The gradient says how fast the result changes with this number. Test it: move one entry up and down, run the recorded
+# calls behind it again, and compare. What the tape does not know, such as `float(x)`, stays as it was: only a gradient
+# check runs the function itself again.
 nudge = trace.nudge("x", 1)
 print(nudge)
 assert nudge.agrees

@@ -453,9 +453,9 @@ class Op:
     def _kept(self, kept: dict[str, Any], name: str, higher_order: bool) -> Any:
         if name not in kept:
             raise GraphError(
-                f"the rule of {self.name} has a parameter {name!r}; expected, behind the cotangent, which is the first "
-                f"(here {next(iter(inspect.signature(self.rule).parameters))!r}), an input, a static argument, y for "  # type: ignore[arg-type]
-                f"the result, or a name that the forward passed to keep(): {', '.join(kept) or 'it keeps none'}"
+                f"the rule of {self.name} has a parameter {name!r}, which is none of these: an input, a static argument"
+                f", y for the result, what the forward passed to keep() ({', '.join(kept) or 'nothing'}); the first "
+                f"parameter, here {next(iter(inspect.signature(self.rule).parameters))!r}, is the cotangent"  # type: ignore[arg-type]
             )
         if higher_order:
             raise GraphError(

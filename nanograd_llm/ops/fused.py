@@ -394,11 +394,12 @@ def linear_backward(dy, x, w, needs, into):
     samples=lambda draw: [((draw(4, 5),), {"rate": rate, "seed": (7,)}) for rate in (0.0, 0.3, 0.9)],
 )
 def dropout(x, *, rate=0.1, seed=(0,)):
-    """Set random elements to zero and scale up the others (Srivastava et al. 2014); `seed` determines the mask.
+    """Set random elements to zero and scale up the others (Srivastava et al. 2014).
 
     x (*) -> y (*)
 
-    Raises ConfigError unless 0 ≤ rate < 1.
+    The same seed gives the same mask, also the default; `nn.Dropout` draws another one in each call. Raises ConfigError
+    unless 0 ≤ rate < 1.
     """
     mask = dropout_mask(x.shape, x, rate, seed)
     return keep(x * mask, mask=mask)

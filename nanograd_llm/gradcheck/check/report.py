@@ -219,13 +219,18 @@ class Report(Checked):
             lines += [indent + line for f in findings if f not in left_out for line in str(f).splitlines()]
             if left_out:
                 lines.append(f"{indent}and not shown: {', '.join(f'{f.name} {f.verdict}' for f in left_out)}")
-        by = (f"{f.method}, because {f.why}" if f.why else f.method for f in self.findings if f.step)
-        methods = sorted(dict.fromkeys(by), key=lambda method: "because" in method)
-        how = [f"slopes of the function from its values alone, by {'; by '.join(methods)}"] if methods else []
+        by: dict[str, dict[str, None]] = {}  # method -> the inputs
+        for f in self.findings:
+            if f.step:
+                of = by.setdefault(f"by {f.method}" + f", because {f.why}" * bool(f.why), {})
+                of[f.name if f.order == 1 else "higher orders"] = None
+        methods = sorted(by, key=lambda method: "because" in method)
+        parts = [f"of {', '.join(by[method])} {method}" for method in methods] if len(methods) > 1 else methods
+        how = [f"slopes of the function from its values alone, {'; '.join(parts)}"] if methods else []
         if any(f.verdict == "wrong" for f in self.findings):
             how.append(
-                "off by: the largest difference of gradient and slope, as a part of all terms that add up in both; for "
-                "one entry, see its ratio"
+                "off by: the largest difference of gradient and slope, divided by the sizes of all terms of which both "
+                "are sums; for one entry, see its ratio"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 

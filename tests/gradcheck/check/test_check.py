@@ -208,7 +208,7 @@ def test_each_method_and_its_reason_is_one_part_of_the_note():
     coarse = Finding(1, "x", (3,), "right", 0.0, 1e-14, "differences", 1e-3, "each entry compared", why="it says so")
     fine = Finding(1, "w", (3,), "right", 0.0, 1e-14, "complex step", 1e-30, "each entry compared")
     text = str(Report("f", (coarse, fine)))
-    assert "from its values alone, by complex step; by differences, because it says so" in text
+    assert "from its values alone, of w by complex step; of x by differences, because it says so" in text
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,9 @@ def test_a_report_reads_plainly(monkeypatch):
     assert lines[0] == "gradients of exp: right"
     assert lines[1].startswith("  x (3, 4): right, off by ") and lines[1].endswith("is rounding; each entry compared")
     assert lines[2] == "  order 2, the gradient of the gradient:"
-    assert lines[-1] == "  note: slopes of the function from its values alone, by complex step; by differences"
+    assert lines[-1] == (
+        "  note: slopes of the function from its values alone, of x by complex step; of higher orders by differences"
+    )
     report = gradcheck(ops.exp, np.array([1.0, np.nan]))
     assert str(report).splitlines() == ["gradients of exp: NOT CHECKED", "  problem: x holds NaN, first at [1]"]
     monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * np.array([1.0, np.nan]))
