@@ -109,6 +109,14 @@ def test_a_layer_of_ones_own_is_checked_as_it_is_or_by_name(biased):
     assert found.passed and found.name == "Biased"
 
 
+@pytest.mark.parametrize("form", [lambda y, z: (y, z), lambda y, z: {"y": y, "more": [z, "a note"]}])
+def test_a_layer_that_returns_several_tensors_is_checked_in_all_of_them(biased, form):
+    biased.forward = lambda self, x: form(x * self.shift, ops.tanh(x + self.shift))
+    biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
+    found = check_layer(biased, order=1, cases=1)
+    assert found.passed and found.mutants == 3  # multiply, add and tanh
+
+
 @pytest.mark.parametrize(
     ("loss", "is_mean"),
     [

@@ -347,15 +347,15 @@ def owner_of(f: Any) -> Any:
     return getattr(inner, "__self__", inner)
 
 
-def tape_below(y: Tensor) -> list[Any]:
-    """Every node and leaf that the tape leads to from y."""
-    return _below(origin(y)) if y.requires_grad else []
+def tape_below(y: Any) -> list[Any]:
+    """Every node and leaf that the tape leads to from y: a Tensor, or a tuple, list or dict that holds Tensors."""
+    return _below(*(origin(part) for part in _float_tensors(y) if part.requires_grad))
 
 
-def _below(source: Any) -> list[Any]:
-    """This node or leaf, and every one that the tape leads to from it."""
+def _below(*sources: Any) -> list[Any]:
+    """These nodes or leaves, and every one that the tape leads to from them."""
     found: dict[int, Any] = {}
-    stack = [source]
+    stack = [*sources]
     while stack:
         source = stack.pop()
         if source is not None and id(source) not in found:
