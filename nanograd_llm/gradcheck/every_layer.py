@@ -18,7 +18,7 @@ from nanograd_llm.backend.arrays import beside, is_array, on_default_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import Draw
-from nanograd_llm.gradcheck.check.check import DIRECTIONS, gradcheck
+from nanograd_llm.gradcheck.check.check import DIRECTIONS, gradcheck, quiet
 from nanograd_llm.gradcheck.check.function import owner_of, tape_below
 from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
@@ -74,6 +74,7 @@ def check_each(
         yield found
 
 
+@quiet()
 def check_layer(
     layer: type[Module] | Module, *inputs: Any, order: int = 2, cases: int = CASES, seed: int = 0
 ) -> OpSummary:

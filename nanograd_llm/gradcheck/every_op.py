@@ -14,7 +14,7 @@ from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check import rounding
-from nanograd_llm.gradcheck.check.check import gradcheck
+from nanograd_llm.gradcheck.check.check import gradcheck, quiet
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.check.report import NOTHING, Checked, GradientError, Report
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants_and_cases
@@ -104,6 +104,7 @@ class Summary(Checked):
         return "\n".join([table_head(order), *(op.line for op in self.ops), "", self.conclusion])
 
 
+@quiet()
 def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> OpSummary:
     """Check an op on `cases` cases: those in which its mutants show, those of `samples.derived`, and random ones (at
     least one for each sample of an op that declares samples).

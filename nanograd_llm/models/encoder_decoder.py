@@ -140,11 +140,12 @@ class EncoderDecoder(Module):
 
     def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
         """See `Module.example_batch`: (source, target_in, target)"""
-        c, shape = self.config, (2, min(8, self.config.context_length))
-        source = draw.integers(0, c.source_vocab_size or c.vocab_size, shape)
-        target_in, target = draw.integers(0, c.vocab_size, (2, *shape))
+        c, T = self.config, min(8, self.config.context_length)
+        source = draw.integers(0, c.source_vocab_size or c.vocab_size, (2, T))
+        ids = draw.integers(0, c.vocab_size, (2, T + 1))
+        target = ids[:, 1:].copy()
         target[0, -1] = IGNORE_INDEX
-        return source, target_in, target
+        return source, ids[:, :-1], target
 
     @property
     def head_table(self) -> Parameter:
@@ -255,9 +256,10 @@ def _specimens(draw: Any) -> Any:
     paper: dict[str, Any] = {"norm_first": False, "activation": "relu", "label_smoothing": 0.1, "positions": "learned"}
     apart: dict[str, Any] = {"source_vocab_size": 5, "tie_word_embeddings": False, "head_bias": True}
     for changes in ({}, {**paper, **apart, "layer_norm_epsilon": 0.1, "scale_embedding": False}):
-        source, target_in, target = draw.integers(1, 4, (3, 2, 2))
+        source, ids = draw.integers(1, 4, (2, 2)), draw.integers(1, 4, (2, 3))
+        target = ids[:, 1:].copy()
         source[0, -1], target[0, -1] = 0, -100
-        yield EncoderDecoder(dataclasses.replace(small, **changes)).loss, (source, target_in, target)
+        yield EncoderDecoder(dataclasses.replace(small, **changes)).loss, (source, ids[:, :-1], target)
 
 
 EncoderDecoder.specimens = _specimens

@@ -126,9 +126,10 @@ class GPT(Module):
 
     def example_batch(self, draw: Any) -> tuple[np.ndarray, ...]:
         """See `Module.example_batch`: (tokens, targets)"""
-        tokens, targets = draw.integers(0, self.config.vocab_size, (2, 2, min(8, self.config.context_length)))
+        ids = draw.integers(0, self.config.vocab_size, (2, 1 + min(8, self.config.context_length)))
+        targets = ids[:, 1:].copy()
         targets[0, 0] = IGNORE_INDEX
-        return tokens, targets
+        return ids[:, :-1], targets
 
     @property
     def head_table(self) -> Parameter:

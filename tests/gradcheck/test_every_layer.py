@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
+import warnings
 
 import numpy as np
 import pytest
@@ -115,6 +116,27 @@ def test_a_layer_that_returns_several_tensors_is_checked_in_all_of_them(biased, 
     biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
     found = check_layer(biased, order=1, cases=1)
     assert found.passed and found.mutants == 3  # multiply, add and tanh
+
+
+@pytest.mark.parametrize("layer", OURS, ids=lambda layer: layer.__name__)
+def test_the_specimens_of_the_package_cause_no_warning(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(40):
+            for f, inputs in layer.specimens(Draw(np.random.default_rng(seed))):
+                f(*inputs)
+
+
+def test_a_warning_is_shown_once_in_a_check_of_a_layer_and_again_in_the_next(biased):
+    def forward(self, x):
+        warnings.warn("is that meant?", stacklevel=1)
+        return x * self.shift
+
+    biased.forward, biased.specimens = forward, lambda draw: [(biased(), (draw(2, 3),)), (biased(), (draw(1, 3),))]
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="is that meant") as shown:
+            assert check_layer(biased, order=1, cases=1).passed
+        assert len(shown) == 1
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,17 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, **arguments: Any) -> N
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside this block NumPy does not warn: a check moves inputs to where functions overflow or are not defined."""
+    """Inside this block NumPy does not warn: a check moves inputs to where functions overflow or are not defined. And
+    what a line of code warns of is shown once: a check runs it hundreds of times."""
+    show, shown = warnings.showwarning, set[tuple[Any, ...]]()
+
+    def show_once(message: Any, category: Any, filename: str, lineno: int, *more: Any, **how: Any) -> None:
+        if (place := (category, filename, lineno)) not in shown:
+            shown.add(place)
+            show(message, category, filename, lineno, *more, **how)
+
     with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.showwarning = show_once
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
         yield

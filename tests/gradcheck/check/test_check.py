@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -721,3 +722,22 @@ def test_a_pattern_is_said_once_for_an_input_and_its_rule(monkeypatch):
 def test_summaries_are_true_where_they_passed():
     assert check_op(ops.sin, cases=2)
     assert not OpSummary("sin", 2, (0.0,), 0, (), ("wrong",)) and not Summary(())
+
+
+def warning_square(x):
+    warnings.warn(f"of {x.shape}", stacklevel=1)
+    return x * x
+
+
+def test_a_function_that_warns_is_heard_once_in_each_check():
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"of \(3,\)") as shown:
+            assert gradcheck(warning_square, np.ones(3), order=2).passed
+        assert len(shown) == 1
+
+
+def test_where_warnings_are_errors_that_of_a_function_is_raised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="of "):
+            gradcheck(warning_square, np.ones(3))
