@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import pkgutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nanograd_llm import ops
+from nanograd_llm import models, nn, ops
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
 from nanograd_llm.backend.arrays import beside, is_array, on_default_device
@@ -23,13 +25,16 @@ from nanograd_llm.gradcheck.check.function import owner_of, tape_below
 from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
 from nanograd_llm.gradcheck.mutation.mutants import scaled
-from nanograd_llm.models import bert, encoder_decoder, gpt, heads, preference  # noqa: F401  so that they are found
 from nanograd_llm.nn.module import Module, Specimen, evaluating
 from nanograd_llm.settings import nearest
 
 PASSES = 25  # forward and backward, that a check of one parameter is worth, as measured,
 HIGHER_ORDER_PASSES = 60  # and so many times more for each further order
 LAYER_SHARE = 10  # a layer is made of many ops, each of them checked by itself: it gets a tenth of their cases
+
+for room in (nn, models):  # in any file of which a class of Modules may be
+    for file in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        importlib.import_module(file.name)
 
 
 def layers(base: type[Module] = Module) -> Iterator[type[Module]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import pkgutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -16,10 +16,6 @@ from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import Draw, check_all, check_layer, gradcheck
 from nanograd_llm.gradcheck.every_layer import draw_specimens, layers
 
-for room in ("nn", "models"):
-    path = importlib.import_module(f"nanograd_llm.{room}").__path__
-    for module in pkgutil.iter_modules(path, f"nanograd_llm.{room}."):
-        importlib.import_module(module.name)
 OURS = [layer for layer in layers() if layer.__module__.startswith(("nanograd_llm.nn.", "nanograd_llm.models."))]
 MODELS = [layer for layer in OURS if layer.__module__.startswith("nanograd_llm.models.")]
 
@@ -61,6 +57,34 @@ def biased():
 def test_every_layer_and_model_of_the_package_declares_specimens():
     assert {nn.Linear, nn.Block, nn.CausalAttention, GPT} <= set(OURS)
     assert undeclared(OURS) == [] and losses_unchecked(OURS) == []
+
+
+NEW_FILE = """
+from nanograd_llm import nn, ops
+
+class Line(nn.Module):
+    def __init__(self):
+        self.w = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.w(x)
+
+Line.specimens = lambda draw: [(Line(), (draw(2, 3),))]
+"""
+
+
+@pytest.mark.parametrize("room", ["nn", "models"])
+def test_the_command_finds_a_layer_or_model_in_a_new_file_of_its_room(tmp_path, room):
+    (tmp_path / "line.py").write_text(NEW_FILE, "utf-8")
+    code = f"""
+import sys
+import nanograd_llm.{room} as room
+room.__path__.append(sys.argv[1])
+from nanograd_llm.cli import main
+sys.exit(main("gradcheck --op Line --order 1 --cases 10".split()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "1 of 1 are right" in done.stdout, done
 
 
 def test_one_that_declares_none_would_be_found_also_where_the_class_above_it_does(biased):
