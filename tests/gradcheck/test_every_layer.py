@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from nanograd_llm import GPT, nn, ops
+from nanograd_llm import GPT, models, nn, ops
 from nanograd_llm.autograd.tensor import Parameter, registry
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import Draw, check_all, check_layer, gradcheck
@@ -57,6 +58,24 @@ def biased():
 def test_every_layer_and_model_of_the_package_declares_specimens():
     assert {nn.Linear, nn.Block, nn.CausalAttention, GPT} <= set(OURS)
     assert undeclared(OURS) == [] and losses_unchecked(OURS) == []
+
+
+def not_offered(classes):
+    """Those that the `__init__` of their room does not offer."""
+    room_of = {layer: importlib.import_module(layer.__module__.rpartition(".")[0]) for layer in classes}
+    return [layer.__name__ for layer, room in room_of.items() if layer.__name__ not in {*room.__all__} & {*dir(room)}]
+
+
+def test_every_layer_and_model_is_offered_by_its_room():
+    assert {*not_offered(OURS)} == {"Adapter", "MaskedWordHead"}  # parts that only lora.add and BERT make
+
+
+def test_one_that_is_not_offered_by_its_room_would_be_found(monkeypatch):
+    classes = [nn.Linear, GPT]
+    assert not_offered(classes) == []
+    monkeypatch.delattr(nn, "Linear")
+    monkeypatch.setattr(models, "__all__", [])
+    assert not_offered(classes) == ["Linear", "GPT"]
 
 
 NEW_FILE = """
