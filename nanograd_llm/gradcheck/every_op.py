@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.autograd.op import Op
-from nanograd_llm.errors import NanogradError
+from nanograd_llm.errors import NanogradError, ShapeError
 from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.cases.samples import Case
 from nanograd_llm.gradcheck.check import rounding
@@ -143,7 +144,10 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
                 problems.append(f"{case}: {report}")
             broken += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
         except ERRORS as error:
-            problems.append(f"{case}: it raises {type(error).__name__}: {error}")
+            line = op.shape_line.text
+            declared = isinstance(error, ShapeError) and line not in str(error)  # where another op raises it
+            about = f"; the shape line of {op.name} is {line}" if declared else ""
+            problems.append(f"{case}: it raises {type(error).__name__}: {error}{about}")
     problems += broken
     planted = [] if problems else planted
     survivors = surviving_mutants(planted, drawn)
@@ -153,7 +157,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         if all(repr(case.static.get(name, default)) == repr(default) for case in drawn)
     ]
     if problems and op.samples is None and not op.domain:
-        with np.errstate(all="ignore"):
+        with contextlib.suppress(*ERRORS):
             if not all(np.isfinite(op(*case.inputs, **case.static)).all() for case in drawn if not case.region):
                 form = f"domain={{'{op.inputs[0]}': (0.5, 2.0)}}"
                 kept.append(f"its result is not finite for some numbers; give the interval that it is for, as {form}")

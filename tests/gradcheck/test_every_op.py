@@ -286,3 +286,18 @@ def test_a_domain_is_advised_where_a_result_is_not_finite():
     with np.errstate(all="ignore"):
         (note,) = check_op(logarithm, cases=5).notes
     assert "give the interval that it is for, as domain={'x': (0.5, 2.0)}" in note
+
+
+def test_a_shape_line_that_the_ops_of_the_forward_refuse_is_a_problem_that_names_both(own_op):
+    @own_op("y = a b", "ā = ȳ bᵀ;  b̄ = aᵀ ȳ")
+    def own_product(a, b):
+        """A product, of which the line has b transposed.  a (N, K), b (N, K) -> y (N, K)"""
+        return ops.matmul(a, b)
+
+    @own_product.backward
+    def own_product_backward(dy, a, b):
+        return ops.matmul(dy, b.T), ops.matmul(a.T, dy)
+
+    problems = check_op(own_product, cases=10, order=1).problems
+    refused = [problem for problem in problems if "it raises ShapeError: matmul got (3, 4)" in problem]
+    assert refused and refused[0].endswith("; the shape line of own_product is a (N, K), b (N, K) -> y (N, K)")
