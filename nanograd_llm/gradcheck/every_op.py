@@ -19,7 +19,7 @@ from nanograd_llm.gradcheck.check.check import gradcheck, quiet
 from nanograd_llm.gradcheck.check.promises import ERRORS, case_problems
 from nanograd_llm.gradcheck.check.report import NOTHING, Checked, GradientError, Report
 from nanograd_llm.gradcheck.mutation.mutants import Mutant, mutants_and_cases
-from nanograd_llm.settings import require_int, require_seed, require_type
+from nanograd_llm.settings import counted, require_int, require_seed, require_type
 
 CASES = 200
 _KINKED = 8  # cases whose numbers lie at kinks, at least: so many meet each kink
@@ -63,7 +63,7 @@ class OpSummary(Checked):
         more = len(self.problems) - 1
         first = "".join("\n    " + line for problem in self.problems[:1] for line in problem.splitlines())
         notes = "".join(f"\n    note: {note}" for note in self.notes)
-        rest = f"\n    and {more} more cases" if more > 0 else ""
+        rest = f"\n    and {counted(more, 'more problem')}" if more > 0 else ""
         return f"{table_head(len(self.errors))}\n{self.line}{notes}{first}{rest}"
 
     @property
