@@ -185,8 +185,8 @@ def test_a_model_without_its_sizes_or_its_config_is_refused_before_training(regr
 
 
 def test_a_task_that_the_program_does_not_know_is_said_to_be_known_in_the_script_that_adds_it():
-    with pytest.raises(ConfigError, match="got 'regression'; a task of your own is known in the script that adds it"):
-        task_named("regression")
+    with pytest.raises(ConfigError, match="got 'of my own'; a task of your own is known in the script that adds it"):
+        task_named("of my own")
 
 
 @pytest.mark.parametrize("name", ["step", "loss", "learning rate", "scored_share"])
