@@ -230,7 +230,7 @@ def test_a_run_of_minutes_goes_on_with_the_time_that_is_left(tmp_path):
         require_unfinished(run.folder, step=3, seconds=60.0, steps=10, minutes=0.5)
 
 
-@pytest.mark.parametrize("task", filter(takes_file, TASKS))
+@pytest.mark.parametrize("task", [task for task in TASKS if takes_file(task)])
 def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
     path = stopped(tmp_path, task)
     (data,) = tmp_path.glob("text.*")
@@ -240,7 +240,7 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
         resume_run(path)
 
 
-@pytest.mark.parametrize("task", filter(takes_file, TASKS))
+@pytest.mark.parametrize("task", [task for task in TASKS if takes_file(task)])
 def test_a_run_whose_data_have_changed_is_not_scored_on_others(tmp_path, task, capsys):
     path = stopped(tmp_path, task)
     (data,) = tmp_path.glob("text.*")
