@@ -93,10 +93,11 @@ def _facts(opened: Opened, items: str) -> dict[str, str]:
             facts["text hash"] = f"SHA-256 {read_bytes(opened.folder.hash_path, at_most=10_000)[:12].decode('latin-1')}"
     else:
         facts = {"from": f"{opened.path} ({opened.form})", "model": _settings(dataclasses.asdict(opened.config))}
-    try:
-        facts["tokenizer"] = str(opened.tokenizer())
-    except NanogradError as error:  # the model can be shown without one
-        facts["tokenizer"] = f"none: {error}"
+    if hasattr(opened.config, "vocab_size"):  # else the model is not given tokens
+        try:
+            facts["tokenizer"] = str(opened.tokenizer())
+        except NanogradError as error:  # the model can be shown without one
+            facts["tokenizer"] = f"none: {error}"
     return facts | (_history(opened.folder, items, opened.step) if isinstance(opened, OpenedRun) else {})
 
 
