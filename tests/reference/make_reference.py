@@ -351,7 +351,11 @@ def is_leaf(x: Any) -> bool:
 def op_case(name: str, inputs: Sequence[Any], static: dict[str, Any], draw: Draw) -> dict[str, Any]:
     """One call of an op, forward and backward, against a random cotangent."""
     tensors = [as_torch(x) for x in inputs]
-    y = OPS[name](*tensors, **static)
+    try:
+        y = OPS[name](*tensors, **static)
+    except (TypeError, RuntimeError) as error:
+        remedy = "if its input is not one array of any shape, add its inputs in `calls`"
+        raise TypeError(f"{name}: {error}; {remedy}") from error
     cotangent = draw(*y.shape).astype(np.float32).astype(np.float64)  # exact also for a result in float32
     leaves = [x for x in tensors if is_leaf(x)]
     found = iter(torch.autograd.grad(y, leaves, torch.from_numpy(cotangent).to(y.dtype)))

@@ -248,13 +248,27 @@ def test_a_small_change_of_a_training_setting_is_noticed(change):
 # The numbers themselves
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("name", ["ops", "layers", "gpt"])
-def test_pytorch_gives_the_stored_numbers_again(name):
+@pytest.fixture(scope="module")
+def script():
+    """`make_reference.py`, as a module."""
     pytest.importorskip("torch")
     spec = importlib.util.spec_from_file_location("make_reference", FOLDER / "make_reference.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parity
+def test_an_op_of_two_arrays_that_the_script_calls_with_one_is_told_where_its_inputs_go(script, monkeypatch):
+    monkeypatch.setitem(script.OPS, "atan2", script.torch.atan2)
+    draw = script.Draw("atan2")
+    with pytest.raises(TypeError, match=r"atan2: .* add its inputs in `calls`"):
+        [script.op_case("atan2", inputs, static, draw) for inputs, static in script.calls("atan2", draw)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["ops", "layers", "gpt"])
+def test_pytorch_gives_the_stored_numbers_again(name, script):
     again = {"ops": script.op_references, "layers": script.layer_references, "gpt": script.gpt_references}[name]()
     assert list(differences(comparable(again), comparable(stored(name)))) == []
 
