@@ -92,7 +92,7 @@ def evaluate(
             if len(scored):
                 nats += model.loss(tokens, targets).item() * len(scored)
                 count += len(scored)
-                size += len(tokenizer.decode_bytes(scored))
+                size += int(tokenizer.sizes(scored).sum())
             if progress is not None:
                 progress((start + len(batch)) / len(rows))
     return _evaluation(nats, count, size)

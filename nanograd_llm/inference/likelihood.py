@@ -72,9 +72,7 @@ def score_text(
         raise ShapeError(f"a text of {counted(len(text), 'character')} has no token to score; give a longer one")
     window, stride = windows_of(model, ids, stride)
     losses = token_losses(model, ids, context_length=window, stride=stride, progress=progress)
-    occurring, places = np.unique(ids[1:], return_inverse=True)
-    sizes = np.array([len(tokenizer.decode_bytes([i])) for i in occurring])[places]
-    return ScoredText(ids[1:], losses, sizes, window)
+    return ScoredText(ids[1:], losses, tokenizer.sizes(ids[1:]), window)
 
 
 def windows_of(model: GPT, ids: Sized, stride: int | None) -> tuple[int, int]:

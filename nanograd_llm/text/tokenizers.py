@@ -87,9 +87,26 @@ class Tokenizer(ABC):
         Raises IndexRangeError for an id outside the vocabulary, DtypeError for ids that are not integers, ShapeError if
         ids is not one row.
         """
+        return b"".join([self._table[i] for i in self._checked(ids).tolist()])
+
+    def sizes(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """How many bytes of a text each id stands for, none for a special token.  (N,) -> (N,)
+
+        Raises as `decode_bytes`.
+
+        >>> ByteTokenizer().sizes([104, 256]).tolist()
+        [1, 0]
+        """
+        occurring, places = np.unique(self._checked(ids), return_inverse=True)
+        special = {*self._whole_tokens(True).values(), self.end_of_text} - {*self._whole_tokens(False).values()}
+        found = [0 if i in special else len(self._table[i]) for i in occurring.tolist()]
+        return np.array(found, np.int64)[places]
+
+    def _checked(self, ids: ArrayLike) -> NDArray[np.integer]:
+        """These ids as one row. Raises as `decode_bytes`."""
         row = np.asarray(ids)
         if row.size == 0:
-            return b""
+            return np.zeros(0, np.int32)
         if row.dtype.kind not in "iu":
             raise DtypeError(f"ids must be integers, got dtype {row.dtype}")
         if row.ndim != 1:
@@ -101,7 +118,7 @@ class Tokenizer(ABC):
                 f"id {row[place]} at position {place} is outside the vocabulary of {self.vocab_size} tokens; "
                 "decode with the tokenizer that made the ids, and give its model vocab_size=tokenizer.vocab_size"
             )
-        return b"".join([self._table[i] for i in row.tolist()])
+        return row
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids as they come. A character of several ids is given when its last byte has come."""

@@ -12,7 +12,7 @@ import pytest
 from nanograd_llm import GPT, GPTConfig, NanogradError, Tensor, nn
 from nanograd_llm.errors import ConfigError, DtypeError, NonFiniteError, ShapeError
 from nanograd_llm.inference import evaluate, evaluate_text
-from nanograd_llm.text import ByteTokenizer, CharTokenizer
+from nanograd_llm.text import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TEXT = "It was — häufig — a naïve text, and then some more of it."
 BYTES = ByteTokenizer()
@@ -56,6 +56,14 @@ def test_bits_per_byte_are_of_the_bytes_after_the_first_token() -> None:
     assert found.tokens == len(TEXT) - 1
     assert found.bytes == len(TEXT[1:].encode()) == len(TEXT) - 1 + 6
     assert found.bits_per_byte == pytest.approx(3 * (len(TEXT) - 1) / found.bytes)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, BPETokenizer.train("yes, yes", vocab_size=258)])
+def test_an_end_of_text_is_a_token_that_is_scored_and_no_bytes_of_the_text(tokenizer: Tokenizer) -> None:
+    ids = np.tile([*tokenizer.encode("yes"), tokenizer.end_of_text], 10)
+    found = evaluate(Priced(np.full(tokenizer.vocab_size, math.log(2))), ids, tokenizer, context_length=8)
+    assert (found.tokens, found.bytes) == (len(ids) - 1, 30 - tokenizer.sizes(ids[:1])[0])
+    assert found.bits_per_byte == pytest.approx(found.tokens / found.bytes)  # a bit a token
 
 
 def test_a_gpt_is_scored_by_its_own_logits() -> None:
