@@ -315,18 +315,23 @@ class Run:
     def overfitting(self) -> str:
         """Where the loss on held-out data ends clearly above its lowest, what that means and what helps; "" elsewhere.
 
-        The losses are on the same rows.
+        The losses are on the same rows. A range test ends so whatever the model has learned.
         """
         best, last = self.best, max(self.losses, default=0)
-        if best is None or not math.isfinite(self.losses[last]):
+        if best is None or not math.isfinite(self.losses[last]) or self.trainer.config.schedule == "range":
             return ""
         if not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""
         found = (
             f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), and is {self.losses[last]:.3f} now"
         )
-        if not best:
+        learned = [record["loss"] for record in self.folder.read_metrics() if "loss" in record]  # of each step
+        width = max(1, len(learned) // 10)
+        now = float(np.mean(learned[-width:]))
+        if not best or now > np.mean(learned[:best][-width:]):
             return f"{found}: this training made the model worse; try a lower --learning-rate, or fewer steps"
+        if now * RISEN > self.losses[last]:
+            return ""
         saved = self.folder.checkpoints()
         remedy = f"the model of step {best} is {saved[best]}" if best in saved else "--keep 1 also saves the best model"
         dropout = " or --dropout 0.2" if "dropout" in type(self.task.model.config).__dataclass_fields__ else ""

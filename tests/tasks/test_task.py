@@ -275,16 +275,23 @@ def test_the_class_of_every_task_is_complete(name):
         ),
         ([2.0, 1.0, 1.02], {}, "^$"),
         ([2.0, 1.0, float("inf")], {}, "^$"),
+        ([1.0, 2.0, 1.2], {"learning_rate": 100.0}, "is 1.200 now: this training made the model worse; try a lower"),
+        ([2.0, 1.0, 1.2], {"schedule": "range"}, "^$"),
+        ([0.002, 0.001, 0.0025], {}, "^$"),  # the loss on what it learns from is no lower
     ],
 )
 def test_a_run_says_at_its_end_that_the_held_out_loss_has_risen_and_what_helps(
     regression, tmp_path, losses, settings, words
 ):
+    def batch(self, step):
+        x, y = Regression.batch(self, 0)
+        return x, y / 10
+
     def score(self, rows=None):
         return Score("x", 1, {"loss": losses[min(step, len(losses)) - 1]})
 
     step = 0
-    regression(type("Mine", (Regression,), {"score": score}))
+    regression(type("Mine", (Regression,), {"batch": batch, "score": score}))
     options = {"task": "regression", "steps": 3, "evaluate_every": 1, "workers": 1, **settings}
     run = prepare_run(tmp_path / "run", options=options)
     for event in run.train():
