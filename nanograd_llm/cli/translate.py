@@ -1,36 +1,42 @@
-"""`nanograd-llm translate`: an encoder-decoder writes the translation of a text."""
+"""`nanograd-llm translate`: an encoder-decoder writes the translations of texts."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from nanograd_llm.cli.options import NOTHING, Device, Given, Translator, given_text, options, with_options
+from nanograd_llm.cli.options import NOTHING, Device, Given, Translator, given_texts, options, with_options
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import BeamSearch, stream_translation
 
 
 @with_options(search=options(BeamSearch, "Search"))
 def translate(
-    model: Translator, text: str | None = None, /, *, device: Device = "cpu", search: Given = NOTHING
+    model: Translator, /, *texts: str, file: Path | None = None, device: Device = "cpu", search: Given = NOTHING
 ) -> None:
-    """Translate a text with a model that was trained by `train --task translation`; words appear as they are written.
+    """Translate texts with a model that was trained by `train --task translation`; words appear as they are written.
 
     Parameters
     ----------
-    text
-        What to translate; if not given, or -, what is piped in. Put one that begins with a dash last, after " -- ".
+    texts
+        The texts, each in quotes; if there are none, or for -, the lines that are piped in. Put one that begins with a
+        dash last, after " -- ".
+    file
+        A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models.encoder_decoder import EncoderDecoder
     from nanograd_llm.runs.opening import open_model
 
-    text = given_text(text, "translate")
+    lines = given_texts(texts, file, "translate")
     use_device(device)
     opened = open_model(model, EncoderDecoder)
-    translation = ""
-    for piece in stream_translation(opened.model(), opened.tokenizer(), text, search=BeamSearch(**search)):
-        translation += piece
-        print(written(piece), end="", flush=True)
-    print(flush=True)
-    if not translation.strip():
-        print("(nothing: the model ends the translation at once)", file=sys.stderr)
+    made, tokenizer, how = opened.model(), opened.tokenizer(), BeamSearch(**search)
+    for pieces in [stream_translation(made, tokenizer, text, search=how) for text in lines]:  # unknown words raise here
+        translation = ""
+        for piece in pieces:
+            translation += piece
+            print(written(piece), end="", flush=True)
+        print(flush=True)
+        if not translation.strip():
+            print("(nothing: the model ends the translation at once)", file=sys.stderr)

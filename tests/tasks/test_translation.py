@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,20 @@ def test_what_a_translation_cannot_do_is_said_with_what_to_do(
     monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda *_, **__: iter([""]))
     assert main(["translate", path, "one"]) == 0
     assert capsys.readouterr() == ("\n", "(nothing: the model ends the translation at once)\n")
+
+
+def test_each_line_that_is_piped_in_is_translated_by_itself_and_all_are_read_before_the_first(
+    file: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
+    list(run.train())
+    path = str(run.folder.path)
+    assert main(["translate", path, "one", "unknown"]) == 2
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda _, __, text, **___: iter([text[::-1]]))
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two\n\ngreen\n"))
+    assert main(["translate", path]) == 0
+    assert capsys.readouterr().out == "owt eno\nneerg\n"
 
 
 def test_the_last_sample_and_the_example_are_short_for_any_translation(file: str, monkeypatch: Any) -> None:
