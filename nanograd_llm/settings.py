@@ -195,6 +195,12 @@ def require_type(field: str, value: Any, kind: type | tuple[type, ...], words: s
         raise DtypeError(f"{field} must be {words}; got {shown(value)}")
 
 
+def require_several(field: str, texts: Any) -> None:
+    """Raise DtypeError for a single str in place of several, whose letters would be taken one by one."""
+    if isinstance(texts, str):
+        raise DtypeError(f"{field} must be a list of texts, got a str; give [{shown(texts, 60)}]")
+
+
 def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ConfigError unless value is one of the allowed names; the message suggests the nearest."""
     names = list(allowed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nanograd_llm.errors import ShapeError
 from nanograd_llm.nn.module import evaluating
-from nanograd_llm.settings import counted, require_int, require_type
+from nanograd_llm.settings import counted, require_int, require_several, require_type
 from nanograd_llm.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def encoded(
 
     longest: tokens that the model takes. truncate: keep the first of a longer text; a warning counts these texts.
     allow_special: as for `encode`. name: of a single text, for errors.
-    Raises ShapeError, with the number of the text, for one that has no tokens, or more than that.
+    Raises ShapeError, with the number of the text, for one that has no tokens, or more than that; DtypeError for a str.
     """
+    require_several("texts", texts)
     around = len(tokenizer.wrap([]))
     found, cut = [], 0
     for number, text in enumerate(texts, 1):

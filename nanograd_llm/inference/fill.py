@@ -44,6 +44,7 @@ def fill(model: BERT, tokenizer: Tokenizer, text: str, *, top: int = 5, truncate
 
     require_int("top", top, 1)
     require_type("model", model, BERT, "a BERT")
+    require_type("text", text, str, "a str, of one text")
     tokens, hidden = hidden_places(model, tokenizer, text, truncate=truncate)
     ids = tokens[0]
     unknown = int((ids == tokenizer.special_id(UNK)).sum()) if UNK not in text else 0

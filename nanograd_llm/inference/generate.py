@@ -43,7 +43,7 @@ def generate(
     finite.
     """
     require_known(other, "generate", "max_new_tokens sampling stop cache", _in_sampling)
-    rows = _rows(prompts, model)
+    rows = _prompts(prompts, model)
     ends = stop if isinstance(stop, Collection) else (stop,)
     written: list[list[int]] = [[] for _ in rows]
     open_rows = set(range(len(rows)))
@@ -73,7 +73,7 @@ def stream(
     """
     require_known(other, "stream", "max_new_tokens sampling cache", _in_sampling)
     require_int("max_new_tokens", max_new_tokens, 0)
-    rows = _rows(prompts, model)
+    rows = _prompts(prompts, model)
     sampling = sampling or Sampling()
     modules = model.modules()
     text = np.zeros((len(rows), max(map(len, rows)) + max_new_tokens), dtype=np.int64)
@@ -121,19 +121,24 @@ def _window_start(n: int, context_length: int) -> int:
     return max(0, math.ceil((n - context_length) / half)) * half
 
 
-def _rows(prompts: Any, model: GPT) -> list[np.ndarray]:
-    """The prompts as checked arrays of ids, one per row."""
+def _prompts(prompts: Any, model: GPT) -> list[np.ndarray]:
+    """The prompts as checked rows of ids."""
     if not hasattr(model, "config"):
         require_type("model", model, GPT, "a GPT, as in generate(model, ids)")
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], str)):
-        raise DtypeError("a prompt is a row of ids, got a str; encode it first: tokenizer.encode(text)")
-    several = len(prompts) > 0 and np.ndim(prompts[0]) > 0
-    rows = [np.asarray(p) for p in (prompts if several else [prompts])]
-    for row, ids in enumerate(rows):
+    return id_rows(prompts, "prompt", model.config.vocab_size)
+
+
+def id_rows(given: Any, what: str, vocab_size: int) -> list[np.ndarray]:
+    """Ids, one sequence or several, as checked arrays of one axis. what: each is, for errors."""
+    if isinstance(given, str) or (len(given) and isinstance(given[0], str)):
+        raise DtypeError(f"a {what} is a row of ids, got a str; encode it first: tokenizer.encode(text)")
+    several = len(given) > 0 and np.ndim(given[0]) > 0
+    rows = [np.asarray(ids) for ids in (given if several else [given])]
+    for place, ids in enumerate(rows):
         if ids.ndim != 1 or not ids.size:
             raise ShapeError(
-                f"prompt {row} has shape {ids.shape}; give a row of at least one id, such as end-of-text, or what "
+                f"{what} {place} has shape {ids.shape}; give a row of at least one id, such as end-of-text, or what "
                 "tokenizer.encode(text) gives"
             )
-        check_ids(ids, model.config.vocab_size, "token id")
+        check_ids(ids, vocab_size, "token id")
     return rows

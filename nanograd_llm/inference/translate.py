@@ -17,10 +17,10 @@ import numpy as np
 
 from nanograd_llm.autograd.modes import no_grad
 from nanograd_llm.errors import ShapeError
+from nanograd_llm.inference.generate import id_rows
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.nn.module import evaluating
-from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import Settings, setting
 from nanograd_llm.text import Tokenizer
 
@@ -119,7 +119,7 @@ def show_attention(queries: Sequence[str], keys: Sequence[str], weights: np.ndar
 
 def _steps(model: EncoderDecoder, sources: Any, search: BeamSearch, cache: bool) -> Iterator[list[_Search]]:
     """What is known of each source, after each token."""
-    c, (tokens, lengths) = model.config, _rows(sources, model)
+    c, (tokens, lengths) = model.config, padded(id_rows(sources, "source", len(model.source_table)))
     modules = model.modules()
     longest = min(c.context_length, search.max_new_tokens or c.context_length)
     rows = [_Search([(0.0, ())]) for _ in tokens]
@@ -175,14 +175,3 @@ def _extend(row: _Search, scores: np.ndarray, end_id: int, search: BeamSearch, l
         if max(row.live)[0] / longest**search.alpha <= best:
             row.live, parents = [], []
     return parents
-
-
-def _rows(sources: Any, model: EncoderDecoder) -> tuple[np.ndarray, np.ndarray]:
-    """The sources as rows of one length, filled up behind, each checked; and their own lengths."""
-    several = len(sources) > 0 and np.ndim(sources[0]) > 0
-    rows = [np.asarray(ids) for ids in (sources if several else [sources])]
-    for place, ids in enumerate(rows):
-        if ids.ndim != 1 or not ids.size:
-            raise ShapeError(f"source {place} has shape {ids.shape}; give a row of at least one id")
-        check_ids(ids, len(model.source_table), "source id")
-    return padded(rows)

@@ -14,6 +14,7 @@ from nanograd_llm.errors import ConfigError, IndexRangeError
 from nanograd_llm.inference.generate import generate, stream
 from nanograd_llm.inference.sampling import Sampling
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.settings import require_several
 from nanograd_llm.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def stream_text(
 ) -> Iterator[str]:
     """Yields what the model writes after `prompt`, ids (T), in pieces of whole characters, until it ends the text.
 
-    stop: texts that end it as well; they are left out. Raises as `stream` does.
+    stop: texts that end it as well; they are left out. Raises as `stream` does, and DtypeError for a str as `stop`.
     """
+    require_several("stop", stop)
     written = stream(model, prompt, max_new_tokens=max_new_tokens, sampling=sampling, cache=cache)
     new = (token for (token,) in written if token is not None)
     pieces = tokenizer.decode_stream(itertools.takewhile(lambda token: token != tokenizer.end_of_text, new))
@@ -51,6 +53,7 @@ def write_texts(
     stop: Sequence[str] = (),
 ) -> list[str]:
     """What the model writes after each prompt, of any lengths, as one batch; see `stream_text`."""
+    require_several("stop", stop)
     ends = () if tokenizer.end_of_text is None else tokenizer.end_of_text
     rows = generate(model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=ends, cache=cache)
     texts = [tokenizer.decode(row) for row in rows]

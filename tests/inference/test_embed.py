@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 import nanograd_llm as ng
 from nanograd_llm.errors import DtypeError, ShapeError
-from nanograd_llm.inference import embed, nearest
-from nanograd_llm.models import BERT, BERTConfig, SentenceEncoder
+from nanograd_llm.inference import classify, embed, fill, nearest, stream_text, write_texts
+from nanograd_llm.models import BERT, BERTConfig, Classifier, SentenceEncoder
 from nanograd_llm.text import ByteTokenizer, Tokenizer, WordPieceTokenizer
 from nanograd_llm.text.wordpiece import SPECIAL
 
@@ -39,6 +41,21 @@ def test_a_vector_does_not_depend_on_the_texts_beside_it(encoder: SentenceEncode
     for text, vector in zip(TEXTS, together):
         assert embed(encoder, tokenizer, [text])[0] == pytest.approx(vector, abs=1e-6)
     assert np.allclose(embed(encoder, tokenizer, TEXTS[::-1]), together[::-1], atol=1e-6)
+
+
+def test_a_single_text_in_place_of_several_is_refused_with_the_list_to_give() -> None:
+    (encoder, words), (writer, tokenizer) = ENCODERS
+    calls: list[Callable[[], object]] = [
+        lambda: embed(encoder, words, "cat"),
+        lambda: classify(Classifier.on(encoder.model, 2), words, "cat"),
+        lambda: stream_text(writer.model, tokenizer, [1], stop="cat"),
+        lambda: write_texts(writer.model, tokenizer, [[1]], stop="cat"),
+    ]
+    for call in calls:
+        with pytest.raises(DtypeError, match=r"must be a list of texts, got a str; give \['cat'\]"):
+            call()
+    with pytest.raises(DtypeError, match="text must be a str, of one text; got \\['a"):
+        fill(encoder.model, words, ["a [MASK]"])  # type: ignore[arg-type]
 
 
 def test_special_tokens_in_a_text_are_text() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import EncoderDecoder, EncoderDecoderConfig
-from nanograd_llm.errors import ConfigError, IndexRangeError, NonFiniteError, ShapeError
+from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError
 from nanograd_llm.inference import BeamSearch, stream_translation, translate
 from nanograd_llm.nn import KeyValueCache
 from nanograd_llm.text import WordTokenizer
@@ -113,7 +113,9 @@ def test_rows_of_a_cache_can_be_put_in_another_order(rng: np.random.Generator) -
     [
         ([1, 2, 3, 4, 5, 1], ShapeError, "context_length is 5 but 6 tokens were given; give a shorter source"),
         ([[1], []], ShapeError, "source 1 has shape .0,.; give a row of at least one id"),
-        ([1, 6], IndexRangeError, "source id"),
+        ([1, 6], IndexRangeError, "token ids must be from 0 to 5; got 1 to 6"),
+        ("one", DtypeError, r"a source is a row of ids, got a str; encode it first: tokenizer.encode\(text\)"),
+        (["one"], DtypeError, "got a str; encode it first"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(sources: Any, error: type, said: str) -> None:
