@@ -364,8 +364,10 @@ class LanguageModelling(TextTask):
         return Sample(f"after {self.tokenizer.decode(prompt).strip()!r} it writes", self.tokenizer.decode(ids))
 
     def example(self) -> str:
-        """The first words of the text that was trained on."""
-        is_own = self.text.sources != [None]
-        words = self.tokenizer.decode(self.rows[0][:24]).split()[:3] if is_own else ["The", "statement"]
+        """The first words of the text that was trained on; of several texts those of the one with the most there."""
+        ids = self.rows[0][:24]
+        longest = max(np.split(ids, np.flatnonzero(self.tokenizer.sizes(ids) == 0)), key=len)  # from end to end of text
+        first = self.tokenizer.decode(longest[self.tokenizer.sizes(longest) > 0])
+        words = first.split()[:3] if self.text.sources != [None] else ["The", "statement"]
         is_plain = all(word.isprintable() and "\N{REPLACEMENT CHARACTER}" not in word for word in words)
         return (first_words(" ".join(words).lstrip("-"), 40) if is_plain else "") or "The"

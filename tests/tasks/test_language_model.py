@@ -36,6 +36,12 @@ def further(text: TextConfig, **changes: object) -> LanguageModelling:
     return LanguageModelling(dataclasses.replace(text, tokenizer="model"), config, SHORT, start=start)
 
 
+def test_the_example_of_several_texts_is_the_beginning_of_one(tmp_path: Path) -> None:
+    (tmp_path / "words.jsonl").write_text('{"text": "yes"}\n{"text": "a cat sat"}\n' * 30, encoding="utf-8")
+    prepare([str(tmp_path / "words.jsonl")], tmp_path / "out", "bytes")
+    assert LanguageModelling(TextConfig(str(tmp_path / "out")), SIZES, SHORT).example() == "a cat sat"
+
+
 def test_the_model_takes_its_vocabulary_from_the_tokenizer(text: TextConfig) -> None:
     task = LanguageModelling(text, SIZES, SHORT)
     assert task.model.config.vocab_size == task.tokenizer.vocab_size > 256
