@@ -12,15 +12,21 @@ from nanograd_llm.inference import BeamSearch, stream_translation
 
 @with_options(search=options(BeamSearch, "Search"))
 def translate(
-    model: Translator, /, *texts: str, file: Path | None = None, device: Device = "cpu", search: Given = NOTHING
+    model: Translator,
+    text: str | None = None,
+    /,
+    *,
+    file: Path | None = None,
+    device: Device = "cpu",
+    search: Given = NOTHING,
 ) -> None:
-    """Translate texts with a model that was trained by `train --task translation`; words appear as they are written.
+    """Translate with a model that was trained by `train --task translation`; words appear as they are written.
 
     Parameters
     ----------
-    texts
-        The texts, each in quotes; if there are none, or for -, the lines that are piped in. Put one that begins with a
-        dash last, after " -- ".
+    text
+        What to translate; if not given, or -, the lines that are piped in. Put one that begins with a dash last, after
+        " -- ".
     file
         A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
     """
@@ -28,7 +34,7 @@ def translate(
     from nanograd_llm.models.encoder_decoder import EncoderDecoder
     from nanograd_llm.runs.opening import open_model
 
-    lines = given_texts(texts, file, "translate")
+    lines = given_texts([] if text is None else [text], file, "translate")
     use_device(device)
     opened = open_model(model, EncoderDecoder)
     made, tokenizer, how = opened.model(), opened.tokenizer(), BeamSearch(**search)

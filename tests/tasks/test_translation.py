@@ -275,8 +275,11 @@ def test_each_line_that_is_piped_in_is_translated_by_itself_and_all_are_read_bef
     run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
     list(run.train())
     path = str(run.folder.path)
-    assert main(["translate", path, "one", "unknown"]) == 2
+    (tmp_path / "lines.txt").write_text("one\nunknown\n")
+    assert main(["translate", path, "--file", str(tmp_path / "lines.txt")]) == 2
     assert capsys.readouterr().out == ""
+    assert main(["translate", path, "one", "two"]) == 2
+    assert "too many words; translate takes only MODEL and TEXT; put quotes" in capsys.readouterr().err
     monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda _, __, text, **___: iter([text[::-1]]))
     monkeypatch.setattr("sys.stdin", io.StringIO("one two\n\ngreen\n"))
     assert main(["translate", path]) == 0
