@@ -261,7 +261,7 @@ def _by_table(task: type[Task], asked: Tables, options: Mapping[str, Any]) -> di
     check_keys(asked, tables, "asked")
     given = {table: dict(asked.get(table, {})) for table in tables}
     for option, value in options.items():
-        table = _table_of(option, task)
+        table = _table_of(option, task, value)
         given[table][option.removeprefix(PREFIXED.get(table, ""))] = value
     for table, kind in tables.items():
         try:
@@ -313,14 +313,19 @@ def _task_of(name: str | None, content: Tables, file: PathLike | None) -> type[T
         raise
 
 
-def _table_of(option: str, task: type[Task]) -> str:
+def _table_of(option: str, task: type[Task], value: Any) -> str:
     known = options_of(task)
     if option not in known:
         others = [other.name for other in complete_tasks() if option in options_of(other)]
         if not others:
             check_keys([option], known, "options")
-        noun = "task" if len(others) == 1 else "tasks"
-        raise ConfigError(f"{option} is for the {noun} {', '.join(others)}; this run is of the task {task.name}")
+        noun, remedy = "task" if len(others) == 1 else "tasks", ""
+        if option == "data":
+            second = f", and the second as --target {shlex.quote(value[-1])}" if "target" in known else ""
+            option, remedy = "more than one source (data)", f"; give one file{second}"
+        raise ConfigError(
+            f"{option} is for the {noun} {', '.join(others)}; this run is of the task {task.name}{remedy}"
+        )
     return known[option]
 
 

@@ -46,7 +46,8 @@ def read_pairs(path: PathLike, target: PathLike | None = None) -> Pairs:
         return _translated(_mo_entries(path), path)
     if kind != ".tsv":
         raise BadFileError(
-            f"{path}: pairs come from a .tsv, .po or .mo; for two files of lines, give the target as well"
+            f"{path}: pairs come from a .tsv, .po or .mo; for two files of lines, give the target as well (train "
+            "takes it as --target FILE)"
         )
     rows = []
     for number, line in enumerate(_lines(path), 1):

@@ -215,6 +215,19 @@ def test_options_of_another_task_are_refused_by_name(options: dict[str, Any], sa
         prepare_run(tmp_path / "run", options={"task": "translation", **options})
 
 
+def test_two_files_of_lines_are_refused_with_the_option_for_the_second(tmp_path: Path, capsys: Any) -> None:
+    for name in ("x.en", "x.fr"):
+        (tmp_path / name).write_text("one\ntwo\n", "utf-8")
+    source, target = str(tmp_path / "x.en"), str(tmp_path / "x.fr")
+    assert main(["train", source, "--task", "translation"]) == 3
+    assert "give the target as well (train takes it as --target FILE)" in capsys.readouterr().err
+    assert main(["train", source, target, "--task", "translation"]) == 2
+    said = f"this run is of the task translation; give one file, and the second as --target {target}\n"
+    assert said in (told := capsys.readouterr().err) and "--data" not in told
+    assert main(["train", source, target, "--task", "classification"]) == 2
+    assert "this run is of the task classification; give one file\n" in capsys.readouterr().err
+
+
 def test_a_preset_and_a_file_of_another_task_are_refused(tmp_path: Path, file: str) -> None:
     with pytest.raises(ConfigError, match="the task translation has no presets"):
         prepare_run(tmp_path / "run", options={"task": "translation"}, preset="nano")
