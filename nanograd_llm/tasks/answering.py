@@ -146,6 +146,9 @@ class Answering(TextTask):
         self.max_length = examples.max_length or model.context_length
         if self.max_length > model.context_length:
             raise ConfigError(f"max_length is {self.max_length}; the model takes {model.context_length} tokens at most")
+        self._more_room = "start from a model of a larger context"
+        if self.max_length < model.context_length:
+            self._more_room = f"give a max_length of up to {model.context_length}"
         self.tokenizer = start.tokenizer()
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
@@ -203,7 +206,7 @@ class Answering(TextTask):
             raise ShapeError(
                 f"{self.source}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, "
                 f"up to {over[place] + self.max_length:,} ({shown(examples[place].turns[-1].instruction, 40)}); set "
-                "too_long to truncate or leave-out, or start from a model of a larger context"
+                f"too_long to truncate or leave-out, or {self._more_room}"
             )
         found = []
         for one, cut in zip(rows, over):
@@ -216,8 +219,8 @@ class Answering(TextTask):
                 self.left_out += 1
         if not found:
             raise ShapeError(
-                f"{self.source}: no row fits into {self.max_length} tokens, with its template; give shorter rows, or "
-                "start from a model of a larger context"
+                f"{self.source}: no row fits into {self.max_length} tokens, with its template; "
+                f"give shorter rows, or {self._more_room}"
             )
         return found
 

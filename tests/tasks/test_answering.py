@@ -240,13 +240,17 @@ def test_rows_that_are_too_long_are_refused_left_out_or_truncated_with_a_count(n
     file = written(tmp_path, *rows_of(40), *long, *far)
     with pytest.raises(ShapeError, match=r"\d of \d+ rows have more than 64 tokens, up to \d+ \('.*'\); set too_long"):
         instructions(nano, file=file, held_out=0.2)
+    with pytest.raises(ShapeError, match="to truncate or leave-out, or give a max_length of up to 64$"):
+        instructions(nano, file=file, max_length=10)
     left = instructions(nano, file=file, too_long="leave-out")
     assert left.describe()["rows"].endswith("; of more than 64 tokens: 4 left out")
     cut = instructions(nano, file=file, too_long="truncate")
     assert cut.describe()["rows"].endswith("; of more than 64 tokens: 3 prompts truncated, 1 left out")
     assert max(len(row.ids) for (row,) in cut.learned + cut.held_out) == 65
-    with pytest.raises(ShapeError, match="no row fits into 4 tokens, with its template; .* a larger context"):
+    with pytest.raises(ShapeError, match="no row fits into 4 tokens, with its template; .* a max_length of up to 64$"):
         instructions(nano, file=file, max_length=4, too_long="leave-out")
+    with pytest.raises(ShapeError, match="no row fits into 64 tokens, with its template; .* a larger context"):
+        instructions(nano, file=written(tmp_path, *long), too_long="leave-out")
     with pytest.raises(ConfigError, match="max_length is 99; the model takes 64 tokens at most"):
         instructions(nano, max_length=99)
 
