@@ -36,6 +36,7 @@ def tokenize(
     from nanograd_llm.settings import counted, require_int
     from nanograd_llm.text import ByteTokenizer, Tokenizer
     from nanograd_llm.text.bpe import readable
+    from nanograd_llm.text.corpora import well_formed
 
     try:
         tokenizer: Tokenizer = gpt2_tokenizer() if model is None else open_model(model).tokenizer()
@@ -64,5 +65,5 @@ def tokenize(
             for left, right in [tokenizer.byte_merges[number]]
         )
         print(f"{i:>8}  {readable(piece):<{width}}  {made}".rstrip())
-    size = sum(len(piece) for _, piece in pieces)
+    size = len(well_formed(text).encode())
     print(f"{counted(len(pieces), 'token')}, {counted(size, 'byte')}, by {tokenizer}")

@@ -192,6 +192,11 @@ def test_truncate_keeps_the_first_tokens_and_says_of_how_many_texts(run: str, tm
         assert f"warning: {count} of more than 32 tokens: only the first ones are read\n" in told(capsys)[1]
 
 
+def test_tokenize_counts_the_bytes_of_the_text_not_of_what_its_pieces_decode_to(run: str, capsys) -> None:
+    assert main(["tokenize", "der Fluß [MASK] zebra", "--model", run]) == 0
+    assert ", 22 bytes, by WordPieceTokenizer" in capsys.readouterr().out
+
+
 def test_info_and_tokenize_take_a_run_of_masked_words(run: str, capsys) -> None:
     assert main(["info", run]) == 0
     out = told(capsys)[0]
