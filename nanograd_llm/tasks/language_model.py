@@ -282,22 +282,22 @@ class LanguageModelling(TextTask):
             report(f"encoding the text {part}", len(encoded) / len(pieces))
             encoded.append(self.tokenizer.encode(piece))
         ids = np.concatenate(encoded)
-        self._require_length(ids, part)
+        self._require_length(ids, part, len(text))
         used = sum(map(len, pieces))
         sample = (
             "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
         )
         return ids, f"{counted(len(ids), 'token')}{sample}", used / len(text)
 
-    def _require_length(self, ids: np.ndarray | TokenFiles, part: str) -> None:
-        """Raise ShapeError unless a window fits in these ids."""
+    def _require_length(self, ids: np.ndarray | TokenFiles, part: str, characters: int = 0) -> None:
+        """Raise ShapeError unless a window fits in these ids. characters: of their text, if it is known."""
         if len(ids) <= self.context_length:
             last = f"a {'larger' if part == 'held out' else 'smaller'} held_out"
             if self.text.tokenizer == "bpe":
                 last += ", or the tokenizer bytes, which makes more tokens"
             else:
                 last = f"or {last}"
-            is_hopeless = part == "trained on" and len(ids) <= TINY
+            is_hopeless = part == "trained on" and len(ids) <= TINY and characters <= self.context_length
             settings = "" if is_hopeless else f", a smaller context_length, {last}"
             raise ShapeError(
                 f"{self.source}: the part to be {part} has {counted(len(ids), 'token')}; windows of "

@@ -67,6 +67,12 @@ def test_the_score_is_that_of_evaluate_on_the_held_out_text(text: TextConfig) ->
     }
 
 
+def test_a_long_text_of_few_tokens_is_refused_with_the_tokenizer_bytes(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("ab" * 5_000, "utf-8")
+    with pytest.raises(ShapeError, match=r"has \d+ tokens; .* a smaller held_out, or the tokenizer bytes, which makes"):
+        LanguageModelling(TextConfig(str(tmp_path / "text.txt")), SIZES, SHORT)
+
+
 def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: TextConfig) -> None:
     task = LanguageModelling(text, SIZES, SHORT)
     short, long = task.sample(), task.sample(last=True)
