@@ -14,7 +14,7 @@ from nanograd_llm.errors import BadFileError, ConfigError, NonFiniteError, Stora
 from nanograd_llm.models import GPTConfig
 from nanograd_llm.nn import Module
 from nanograd_llm.runs import RunFolder, open_model
-from nanograd_llm.runs.prepare import prepare_run
+from nanograd_llm.runs.prepare import prepare_run, resume_run
 from nanograd_llm.runs.run import Run, Sampled, Saved, Scored
 from nanograd_llm.runs.stopping import SIGNALS
 from nanograd_llm.tasks import LanguageModelling, Score, Task, TextConfig
@@ -397,6 +397,8 @@ def test_a_loss_that_explodes_saves_the_weights_before_it(tmp_path, text):
     with pytest.raises(NonFiniteError, match=r"The weights of step (\d) are in .*step-0000000\1"):
         list(run.train())
     assert len(RunFolder.open(tmp_path / "run").checkpoints()) == 1
+    with pytest.raises(NonFiniteError, match="again with a lower learning_rate, from the beginning or from an earlier"):
+        list(resume_run(tmp_path / "run").train())  # which takes the learning rate from the run
 
 
 def test_where_the_caller_stops_early_the_weights_are_saved(tmp_path, text):
