@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from nanograd_llm.errors import NanogradError
@@ -60,6 +61,7 @@ MOST, LEAST = 300, 40  # characters of an error, and of a word in it that is sho
 STDIN = {*"train generate eval prepare translate fill classify tokenize embed search".split()}
 PIPED = "generate", "translate", "fill", "classify", "embed"  # which take a text after the model, or from a pipe
 MODEL_FIRST = *PIPED, "search", "eval", "step", "look"
+NAMES = "train", "eval", "prepare", "info", "compare", "plot", "chat", "convert"  # whose arguments are no texts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +107,8 @@ def _run(arguments: Sequence[str]) -> int:
     from nanograd_llm import __version__
     from nanograd_llm.cli.usage import as_typed, explained, flag_before, help_formatter, usage
 
+    if "" in arguments and arguments[0] in NAMES:
+        return _fail("an argument is empty, as a shell variable may be; give a name, or leave it out", 2)
     if arguments[:1] == ["help"]:
         arguments = [*(word for word in arguments[1:2] if word != "help"), "--help"]
     app = App(
@@ -189,9 +193,11 @@ def _swapped(arguments: Sequence[str]) -> str:
 
 
 def _convert(kind: Any, tokens: Sequence[Any]) -> Any:
-    """Cyclopts' conversion of a value, but a fraction is refused for an integer, not rounded."""
+    """Cyclopts' conversion of a value, but a fraction is refused for an integer, not rounded, and an empty path."""
     from cyclopts import convert
 
+    if Path in (kind, *get_args(kind)) and not tokens[0].value:
+        raise ValueError  # it would be the folder where the command runs
     if int in (kind, *get_args(kind)) and float not in get_args(kind):
         return int(tokens[0].value)
     return convert(kind, tokens)

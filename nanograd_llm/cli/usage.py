@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -212,7 +213,7 @@ def _expected(kind: Any) -> str:
     """
     if choices := _choices(kind):
         return f"one of {', '.join(choices)}"
-    words = {int: "an integer", float: "a number", bool: "true or false"}
+    words = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}
     return next((words[part] for part in (kind, *get_args(kind)) if part in words), "a value")
 
 

@@ -73,7 +73,9 @@ def encoded(
         what = name or f"text {number}"
         ids = tokenizer.encode(text, allow_special=allow_special)
         if not len(ids) or not text.strip():
-            raise ShapeError(f"{what} is {text!r:.60}, which has no words; leave it out")
+            raise ShapeError(
+                f"{what} is {text!r:.60}, which has no words; {'give another' if name else 'leave it out'}"
+            )
         if len(ids) + around > longest and not truncate:
             raise ShapeError(
                 f"{what} has {len(ids) + around} tokens, and the model takes {longest}; shorten it, "

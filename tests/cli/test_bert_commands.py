@@ -144,7 +144,7 @@ def test_a_bert_does_not_continue_a_text(run: str, capsys) -> None:
         (["embed", "RUN", "a", "--out", "missing/vectors.npy"], 4, "missing/vectors.npy"),
         (["embed", "RUN", "--file", "NUL"], 3, "has NUL characters in it"),
         (["embed", "RUN", "--file", "BLANK"], 3, "has blank lines only"),
-        (["search", "RUN", "", "--file", "LINES"], 2, "the query is '', which has no words; leave it out"),
+        (["search", "RUN", "", "--file", "LINES"], 2, "the query is '', which has no words; give another"),
         (["search", "RUN", "cats " * 40, "--file", "LINES"], 2, "the query has"),
         (["search", "MiniLM", "a", "--file", "LINES"], 4, "name, such as sentence-transformers/all-MiniLM-L6-v2"),
         (["search", "RUN", "a", "--file", "NUL"], 3, "has NUL characters in it"),
