@@ -28,13 +28,15 @@ def plot(
     png
         The same as a picture, such as plot.png, which needs matplotlib. Only a PNG is replaced.
     """
+    import numpy as np
+
     from nanograd_llm.cli.terminal import row, written
     from nanograd_llm.files.atomic import require_replaceable, write_atomically
     from nanograd_llm.files.png import PNG_BEGINS, require_matplotlib
     from nanograd_llm.runs.compare import sparkline
     from nanograd_llm.runs.folder import RunFolder
     from nanograd_llm.see.page import require_html
-    from nanograd_llm.see.pictures import series, training_page, training_png
+    from nanograd_llm.see.pictures import training_page, training_png
 
     path = None if html is None else require_html(html)
     if png is not None:
@@ -46,9 +48,9 @@ def plot(
     for run, records in metrics.items():
         print(written(run))
         for title, key in (("loss", "loss"), ("rate", "learning_rate"), ("gradient", "gradient_norm")):
-            curve = series(records, "step", key)[:, 1]
-            ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if len(curve) else "no steps yet"
-            print(written(row(f"  {title}", sparkline(curve, width) + ends)))
+            curve = [record[key] for record in records if key in record]
+            ends = f" {curve[0]:.3g} to {curve[-1]:.3g}" if curve else "no steps yet"
+            print(written(row(f"  {title}", sparkline(np.array(curve), width) + ends)))
         if lost := folders[run].lost_metrics(records):
             print(written(lost))
     watched = {run: folder.read_watched() for run, folder in folders.items()}

@@ -229,6 +229,15 @@ def test_plot_shows_the_curves_of_runs_and_what_watch_wrote(run: str, tmp_path: 
     assert "update ÷ weight" in page.read_text("utf-8")
 
 
+def test_plot_shows_the_first_and_the_last_values_of_a_long_run_as_train_does(run: str, tmp_path: Path, capsys) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    rest = {"items": 1, "items_per_second": 1, "learning_rate": 0.1, "gradient_norm": 1}
+    records = [{"step": step, "loss": 8 / step, **rest} for step in range(1, 2001)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["plot", str(tmp_path / "run")]) == 0
+    assert " 8 to 0.004\n" in told(capsys)[0]
+
+
 def test_plot_draws_the_curves_and_what_watch_wrote_as_png(run: str, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     sizes = []
