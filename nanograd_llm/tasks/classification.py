@@ -301,7 +301,7 @@ class Classification(TextTask):
         if not better:
             return ""
         seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
-        names = " and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
+        names = ", and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
         if is_perfect:
             return f"all held-out texts are right, as they are for {names}: only harder texts show which is better"
         return f"not above {names}"

@@ -378,6 +378,10 @@ def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_l
     remark, advice = task.score().remark, task.score().advice
     assert "naive Bayes (100.0 %), which sees only word counts" in remark
     assert remark.startswith("not above ") and advice == f"train longer, e.g. {remedy}"
+    assert task._remark({"majority": 48.4, "naive Bayes": 100.0}, False) == (
+        "not above majority (48.4 %), which always says the commonest class, and naive Bayes (100.0 %), which sees "
+        "only word counts"
+    )
     task.model.probabilities = lambda rows: np.eye(2)[task.held_out_targets]
     assert not task.score().advice and task.score().remark == (
         "all held-out texts are right, as they are for naive Bayes (100.0 %), which sees only word counts: only harder "
