@@ -320,7 +320,7 @@ class LanguageModelling(TextTask):
         asked = self.text.vocab_size
         if self.text.tokenizer != "bpe" or self.tokenizer.vocab_size >= asked:
             return ""
-        return f", not the {asked:,} asked for: no further pair occurs twice"
+        return f", not the {asked:,} asked for: no further pair within a word occurs twice"
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets) of a step, each (batch_size, context_length)."""

@@ -193,7 +193,9 @@ def test_only_what_is_known_of_the_builtin_corpus_is_said_of_a_score(text: TextC
 
 def test_a_vocabulary_smaller_than_asked_for_is_reported(text: TextConfig) -> None:
     shown = LanguageModelling(dataclasses.replace(text, vocab_size=10**6), SIZES, SHORT).describe()["tokenizer"]
-    assert shown == "BPETokenizer(vocab_size=275), not the 1,000,000 asked for: no further pair occurs twice"
+    assert (
+        shown == "BPETokenizer(vocab_size=275), not the 1,000,000 asked for: no further pair within a word occurs twice"
+    )
 
 
 def test_a_recipe_is_changed_by_what_is_given():
