@@ -201,7 +201,7 @@ class Tuning:
         narrow, wide = self.batch_sizes
         by_width = ("", " * 768 / n_embd", " * (768 / n_embd)²")[self.power]
         sizes = f"{narrow}" + (f", or {wide} for more than 256 channels" if wide != narrow else "")
-        window = {} if self.window is None else {"context_length": f"at most {self.window}"}
+        window = {} if self.window is None else {"context_length": f"{self.window}, or the model's if smaller,"}
         return {"learning_rate": f"{self.rate:g}{by_width}", "batch_size": sizes, **self.also, **window}
 
 

@@ -544,7 +544,11 @@ OF_ONE_TASK = {
         "[default: 0.002; 0.0003 with --init; ten times",
         "[default: 64; the model's with --init]",
     ),
-    "masked-words": ("--as-mask", "[default: 64; at most 128 with --init]", "[default: 64; 16 with --init]"),
+    "masked-words": (
+        "--as-mask",
+        "[default: 64; 128, or the model's if smaller, with --init]",
+        "[default: 64; 16 with --init]",
+    ),
     "classification": ("--label-column", "--pooling", "with a folder for each"),
     "instruction": ("--include-prompt", "--show-batch", "[default: 32, or 8 for more than 256 channels]"),
     "preference": ("--supervised", "--show-batch", "the chosen answer and the rejected one"),
