@@ -32,7 +32,7 @@ else:
 IGNORE_INDEX = -100  # a target of this value is left out of every loss, here as in PyTorch
 MAX_INT = 2**31 - 1
 MAX_SEED = 2**64 - 1
-OTHER_NAMES = {  # what settings and arguments are called in nanoGPT, PyTorch, transformers and the like
+OTHER_NAMES = {  # what settings, arguments and tasks are called in nanoGPT, PyTorch, transformers and the like
     "n_layer": "num_layers num_hidden_layers layers depth",
     "n_head": "num_heads num_attention_heads heads",
     "n_embd": "hidden_size embed_dim embedding_dim emb_dim d_model width dim",
@@ -58,6 +58,10 @@ OTHER_NAMES = {  # what settings and arguments are called in nanoGPT, PyTorch, t
     "n": "samples num_samples num_return_sequences",
     "beam": "num_beams",
     "prompt": "start text",
+    "classification": "classify classifier",
+    "masked_words": "mlm fill",
+    "instruction": "sft chat",
+    "preference": "dpo",
     "query": "text",
     "files": "input text corpus dataset data_dir train_file",
     "sources": "file files input text corpus dataset data_dir",

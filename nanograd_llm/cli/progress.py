@@ -17,7 +17,6 @@ from nanograd_llm.cli.terminal import folded, row, written
 from nanograd_llm.runs.compare import sparkline
 from nanograd_llm.runs.progress import QUOTE, Bar, numbers
 from nanograd_llm.runs.run import Event, Run, Sampled, Saved, Scored
-from nanograd_llm.settings import counted
 from nanograd_llm.training.trainer import StepRecord
 
 
@@ -65,7 +64,8 @@ def show(run: Run, events: Iterator[Event]) -> int:
     if rate := run.suggested_rate():
         print(row("rate", f"the loss fell fastest at a learning rate of {rate:.2g}; try --learning-rate {rate:.1g}"))
     if run.is_stuck:
-        print(f"stopped early: {counted(run.config.patience or 0, 'score')} in a row were not better")
+        scores = "score was" if run.config.patience == 1 else f"{run.config.patience} scores were"
+        print(f"stopped early: the last {scores} not better")
     if run.config.keep is not None and run.best in (saved := run.folder.checkpoints()):
         print(row("best", str(saved[run.best])))
     if run.stopped_by is None:

@@ -213,6 +213,15 @@ def test_a_loss_that_is_no_number_is_never_the_best(regression, tmp_path):
     assert run.best == 3 and run.is_stuck
 
 
+@pytest.mark.parametrize(("patience", "said"), [(1, "the last score was not"), (2, "the last 2 scores were not")])
+def test_a_run_that_stops_early_says_how_many_scores_were_not_better(regression, tmp_path, capsys, patience, said):
+    losses = itertools.count(1.0)
+    regression(type("Mine", (Regression,), {"score": lambda self, rows=None: Score("x", 1, {"loss": next(losses)})}))
+    words = "train --task regression --steps 9 --evaluate-every 1 --workers 1 --patience".split()
+    assert main([*words, str(patience), "--out", str(tmp_path / "run")]) == 0
+    assert f"stopped early: {said} better\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -253,6 +262,14 @@ def test_a_setting_of_a_task_with_a_name_that_train_has_is_refused(regression, t
     regression(type("Mine", (Regression,), {"tables": {"model": type("Own", (LineConfig,), own)}}))
     assert main(["train", "--task", "regression", "--steps", "1", "--out", str(tmp_path / "run")]) == 2
     assert f"Own.{option} of the task regression has a name that " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("classify", "classification"), ("fill", "masked-words"), ("dpo", "preference")]
+)
+def test_what_a_task_is_called_elsewhere_is_answered_with_its_name(given, meant):
+    with pytest.raises(ConfigError, match=f"got '{given}'; did you mean '{meant}'?"):
+        task_named(given)
 
 
 def test_what_uses_a_model_are_commands():
