@@ -76,7 +76,7 @@ def check_gradient(
         moves the result, and for which no gradient is returned or stored, is wrong or a problem.
 
     A layer's parameters are checked as well: float arrays for which backward stores a gradient, `W` and `dW`,
-    `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of a torch Module.
+    `params["W"]` and `grads["W"]`, or returns it behind those of the inputs. So are those of Modules that f uses.
 
     Raises NanogradError if f or the gradient raises an exception, or returns something other than the above; GraphError
     if there is nothing to check, or if f gives other numbers when it is called again. A function that writes into its

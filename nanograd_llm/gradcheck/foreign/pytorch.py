@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from nanograd_llm.errors import DtypeError
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
+from nanograd_llm.gradcheck.foreign.references import references
 from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 from nanograd_llm.ops.primitive import erf
 
@@ -59,7 +59,8 @@ class Torch(Library):
 
     def constant(self, leaf: Any) -> Any:
         is_float = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
-        return self.native(leaf, leaf) if is_float else leaf  # as one that is checked
+        leaf = self.native(leaf, leaf) if is_float else leaf  # as one that is checked
+        return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -196,55 +197,133 @@ _ANALYTIC: dict[Any, Callable[..., Any]] = {  # what PyTorch's table lacks, or c
 class Autograd(Foreign):
     """The rule is PyTorch's: what its autograd makes of the function.
 
-    The parameters of Modules are checked too: of f itself, of one whose method f is, or that f refers to.
+    Checked too are the parameters that f uses of the Modules that it is or refers to, and any tensor that a gradient
+    reaches, unless f makes it itself.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], library: Library):
         function = owner_of(f)
         is_own = isinstance(function, type) and issubclass(function, torch.autograd.Function)
-        self._caller = _Caller(function.apply if is_own else f)
-        parameters = dict(self._caller.named_parameters())
-        shown = {name: name.removeprefix("its.").removeprefix("its ") for name in parameters}
-        checked = {n: p for n, p in parameters.items() if p.requires_grad and shown[n] not in library.unused}
-        self._constants = {n: x for n, x in [*parameters.items(), *self._caller.named_buffers()] if n not in checked}
         self._is_own, has_context = is_own, is_own and _takes_context(function)
+        self._function = function.apply if is_own else f
         names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
-        super().__init__(self._caller, [checked, *inputs], ["", *names], library, f)
-        self.names[: len(checked)] = [shown[name] for name in checked]
-        self.may_be_unused += shown.values()
+        held = list(references([("", f), *zip(names, inputs)], (torch.nn.Module, torch.Tensor)))
+        self._modules = _Modules(x for _, x in held if isinstance(x, torch.nn.Module))
+        tensors = dict([*self._modules.named_parameters(), *self._modules.named_buffers()])
+        self._constants = {name: x for name, x in tensors.items() if not x.requires_grad}
+        self._tensors: list[torch.Tensor] = []  # that are checked besides the inputs
+        known: dict[int, str] = {}
+        for name, value in held:
+            for path, x in value.named_parameters(name) if isinstance(value, torch.nn.Module) else [(name, value)]:
+                known.setdefault(id(x), path)
+        self._unknown: dict[str, str] = {}  # where a gradient arrives that is not checked, and why
+        self.functions: dict[Any, None] = {}  # the torch.autograd.Functions on the way
+        used = self._used(inputs, library)
+        taken = {name for x, whole in zip(inputs, names) for name, _ in leaves(x, whole)}
+        shown: dict[str, torch.Tensor] = {}
+        for x in [used[i] for i in dict.fromkeys([*known, *used]) if i in used]:
+            name = known.get(id(x), f"tensor {tuple(x.shape)}")
+            names_in_turn = itertools.chain([name], (f"{name} #{number}" for number in itertools.count(2)))
+            shown[next(n for n in names_in_turn if n not in taken and n not in shown)] = x
+        checked = {name: x for name, x in shown.items() if name not in library.unused}
+        self._tensors = list(checked.values())
+        self._constants = {name: x for name, x in tensors.items() if all(x is not own for own in self._tensors)}
+        super().__init__(self._function, [*self._tensors, *inputs], [*checked, *names], library, f)
+        self.may_be_unused += [*known.values(), *shown, *self._unknown]
+        self._known = {id(x) for x in shown.values()}  # checked, or named as unused
         self.label = label(function if is_own else f)
         self.who = f"the backward of {self.label}"
-        self.functions: dict[Any, None] = {}  # the torch.autograd.Functions on the way
         self._writers: dict[str, None] = {}  # Functions whose backward writes into its cotangent
         self._passes = itertools.count()
         if not is_own:
             self.doubts["no gradient goes through .detach(), .data, .item(), float() and torch.no_grad()"] = ""
 
-    def call(self, parameters: dict[str, torch.Tensor], *inputs: Any) -> Any:
-        dtype = torch.get_default_dtype()
-        own = [(name, x, dtype if x.is_floating_point() else x.dtype) for name, x in self._constants.items()]
-        constants = {name: x.to(kind, copy=True) for name, x, kind in own}
-        return torch.func.functional_call(self._caller, {**constants, **parameters}, inputs)
+    def call(self, *arguments: Any) -> Any:
+        values, inputs = arguments[: len(self._tensors)], arguments[len(self._tensors) :]
+
+        def work() -> Any:
+            result = self._function(*inputs)  # which may be one of the tensors itself
+            alike = (x.view_as(x) if isinstance(x, torch.Tensor) else x for _, x in leaves(result))
+            return rebuilt(result, alike)
+
+        return self._with(values, work)
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
-        with self.library.context():
-            natives = [x.requires_grad_() for x in self.natives(arrays)]
-            result = self.guarded(lambda: self.call(*self.inputs.having(iter(natives))), arrays)
+        count = len(self._tensors)
+        natives = self.natives(arrays)
+        sources = [*self._tensors, *(x.requires_grad_() for x in natives[count:])]
+
+        def work() -> list[np.ndarray]:
+            inputs = self.inputs.having(iter(natives))[count:]
+            before = _made_so_far()
+            result = self.guarded(lambda: self._function(*inputs), arrays)
             both = zip(leaves(result), leaves(self.cotangent(dy, result)))
             pairs = [(y, v) for (_, y), (_, v) in both if isinstance(y, torch.Tensor) and y.requires_grad]
             if not pairs:
                 return [np.zeros_like(a) for a in arrays]
             results, cotangents = zip(*pairs)
-            self._look_at(results, natives)
+            self._look_at(_nodes(results, before), {*self._known, *map(id, sources)}, before)
             torch.default_generator.manual_seed(next(self._passes))  # so that a backward that draws numbers varies
             gradients = self.guarded(
-                lambda: torch.autograd.grad(results, natives, cotangents, allow_unused=True), arrays, self.who
+                lambda: torch.autograd.grad(results, sources, cotangents, allow_unused=True), arrays, self.who
             )
             return self.gradients(list(gradients), arrays)
+
+        with self.library.context():
+            return self._with(natives[:count], work)
+
+    def _with(self, values: Sequence[torch.Tensor], work: Callable[[], Any]) -> Any:
+        """What `work` returns while the tensors have these values, and the Modules copies of their constants.
+
+        A backward pass belongs into `work`: it may call the Modules again, and looks at the tensors' values.
+        """
+        dtype, before = torch.get_default_dtype(), [x.data for x in self._tensors]
+        own = [(name, x, dtype if x.is_floating_point() else x.dtype) for name, x in self._constants.items()]
+        constants = {name: x.detach().to(kind, copy=True) for name, x, kind in own}
+        try:
+            for x, value in zip(self._tensors, values):
+                x.requires_grad_(not value.is_complex())  # of which PyTorch differentiates less than it computes
+                x.data = value.detach()
+            return torch.func.functional_call(self._modules, constants, (work,))
+        finally:
+            for x, value in zip(self._tensors, before):
+                x.data = value
+                x.requires_grad_()
+
+    def _used(self, inputs: Sequence[Any], library: Library) -> dict[int, torch.Tensor]:
+        """By id, what f uses besides its inputs: the parameters of Modules, and any tensor that a gradient arrives at.
+
+        Tensors that f makes are others in each call.
+        """
+        parameters, calls = {id(p) for p in self._modules.parameters()}, list[dict[int, torch.Tensor]]()
+        for _ in range(2):
+            uses = _Uses()
+            given = [library.constant(x) for _, x in leaves([*inputs])]
+            own = rebuilt([*inputs], (x.clone() if isinstance(x, torch.Tensor) else x for x in given))
+            before = _made_so_far()
+            with contextlib.suppress(Exception), library.context():  # `settle` reports what f raises
+                with uses:
+                    result = self._with([], functools.partial(self._function, *own))
+                uses.found = {i: x for i, x in uses.found.items() if i in parameters and x.requires_grad}
+                nodes = _nodes([y for _, y in leaves(result)], before)
+                uses.found |= {id(n.variable): n.variable for n in nodes if hasattr(n, "variable")}
+                if calls:
+                    self._look_at(nodes, {*calls[0]}, before)
+            calls.append(uses.found)
+        return {i: x for i, x in calls[0].items() if i in calls[1]}
 
     def problems(self, seed: int) -> Iterator[str]:
         for name in self._writers:
             yield f"{name} writes into its cotangent, which other inputs may share; copy it first"
+
+    def unchecked(self) -> Iterator[str]:
+        yield from super().unchecked()
+        for name, when in self._unknown.items():
+            if name not in self.library.unused:
+                yield (
+                    f"a gradient of {self.label} reaches {name}, {when}: not checked; give it as an input, or, if it "
+                    f"is a constant, detach() it or pass unused={[name]}"
+                )
 
     def chosen(self, returned: list[Any]) -> list[Any]:
         return returned
@@ -277,20 +356,14 @@ class Autograd(Foreign):
         for function, inputs in calls.items():
             yield function.__name__, function, inputs
 
-    def _look_at(self, results: Sequence[torch.Tensor], natives: Sequence[torch.Tensor]) -> None:
-        """Note the torch.autograd.Functions on the way, and the tensors that require a gradient and are not checked."""
-        known, stack = {id(x) for x in natives}, [y.grad_fn for y in results]
-        found: dict[Any, None] = {}
-        while stack:
-            node = stack.pop()
-            if node is not None and node not in found:
-                found[node] = None
-                stack += [following for following, _ in node.next_functions]
-        others = [node.variable for node in found if hasattr(node, "variable") and id(node.variable) not in known]
-        if others:
-            shapes = ", ".join(str(tuple(x.shape)) for x in others[:4])
-            self.notes[f"not checked, as they are no inputs: tensors {shapes}, which require a gradient"] = None
-        own = [node for node in found if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    def _look_at(self, nodes: Sequence[Any], known: set[int], before: int) -> None:
+        """Note the torch.autograd.Functions on the way, and where it ends apart from the known tensors."""
+        for node in nodes:
+            if hasattr(node, "variable") and id(node.variable) not in known:
+                self._unknown[f"tensor {tuple(node.variable.shape)}"] = "which it makes in each call"
+            elif node._sequence_nr() < before:
+                self._unknown[f"the result of {node.name()}"] = "which was computed before the call"
+        own = [node for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
         self.functions = dict.fromkeys(node._forward_cls for node in own)
         self.rules = {f"{node._forward_cls.__name__}.backward": node._forward_cls.backward for node in own}
         for node in own:
@@ -315,22 +388,37 @@ def _takes_context(function: Any) -> bool:
     return function.setup_context is torch.autograd.Function.setup_context
 
 
-class _Caller(torch.nn.Module):
-    """Calls f; holds the Modules that f uses, so that their parameters are known and can be replaced."""
+def _nodes(results: Sequence[Any], before: int) -> list[Any]:
+    """The nodes of the graph behind these results; nothing behind those that were made before."""
+    found, stack = dict[Any, None](), [y.grad_fn for y in results if isinstance(y, torch.Tensor)]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            stack += [following for following, _ in node.next_functions] if node._sequence_nr() >= before else []
+    return list(found)
 
-    def __init__(self, f: Callable[..., Any]):
+
+def _made_so_far() -> int:
+    """Nodes of the graph that are made from now on have at least this number; those of leaves the largest."""
+    return torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()
+
+
+class _Uses(TorchFunctionMode):
+    """Every tensor that operations get, by id."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self._call = (f,)  # in a tuple: it is no submodule
-        owner = owner_of(f)
-        if isinstance(owner, torch.nn.Module):
-            self.its = owner
-            return
-        inner = inspect.unwrap(getattr(f, "func", f))
-        with contextlib.suppress(TypeError, ValueError):  # a builtin; a variable without a value yet
-            variables = inspect.getclosurevars(inner)
-            for name, value in {**variables.globals, **variables.nonlocals}.items():
-                if isinstance(value, torch.nn.Module) and all(value is not module for module in self.children()):
-                    self.add_module(f"its {name}", value)  # no name of an attribute
+        self.found: dict[int, torch.Tensor] = {}
 
-    def forward(self, *inputs: Any) -> Any:
-        return self._call[0](*inputs)
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = [args, kwargs or {}]
+        self.found |= {id(x): x for _, x in leaves(operands) if isinstance(x, torch.Tensor)}
+        return function(*args, **operands[1])
+
+
+class _Modules(torch.nn.ModuleList):
+    """The Modules that f refers to; while it runs, others may take the place of what they hold."""
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()

@@ -5,6 +5,8 @@ pip install ".[test,parity]" && pytest -m parity tests/gradcheck/foreign
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import numpy as np
@@ -301,10 +303,103 @@ def test_the_rounding_of_float32_inside_a_function_is_no_mistake_and_hides_no_la
     assert verdicts(check_gradient(narrow(wrong), x[:1], jacobian=0)) == {"x": "wrong"}
 
 
-def test_tensors_that_require_a_gradient_but_are_not_inputs_are_named(torch: Any, x: Any) -> None:
-    w = torch.randn(4, 2, requires_grad=True)
-    (note,) = [note for note in check_gradient(lambda x: x @ w, x).notes if "no inputs" in note]
-    assert "(4, 2)" in note
+HOLDERS: dict[str, tuple[str, Any]] = {
+    "a variable": ("net.w", lambda net: lambda x: net(x)),
+    "a list in a dict": ("nets['a'][0].w", lambda net: (lambda nets: lambda x: nets["a"][0](x))({"a": [net]})),
+    "a default": ("net.w", lambda net: lambda x, net=net: net(x)),
+    "a partial": ("net.w", lambda net: functools.partial(lambda net, x: net(x), net)),
+    "an object's method": ("its.net.w", lambda net: Holder(its=Holder(net=net)).loss),
+    "a callable object": ("net.w", lambda net: Holder(net=net)),
+    "another function": ("net.w", lambda net: (lambda helper: lambda x: helper(x).sum())(lambda x: net(x))),
+    "a tensor": ("w", lambda net: (lambda w, apply: lambda x: apply(x, w))(net.w, net.function.apply)),
+    "a module": ("tensor (4, 2)", lambda net: (lambda module: lambda x: module.net(x))(in_module(net))),
+}
+
+
+class Holder:
+    def __init__(self, **held):
+        vars(self).update(held, other=held)
+
+    def loss(self, x):
+        return (self.its.net(x) ** 2).mean()
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def in_module(net: Any) -> types.ModuleType:
+    module = types.ModuleType("module")
+    module.net = net  # type: ignore[attr-defined]
+    return module
+
+
+def linear(torch: Any, factor: float) -> Any:
+    """A Module x @ w, the gradient of whose w is this many times too large."""
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x @ w
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, w = ctx.saved_tensors
+            return dy @ w.T, factor * x.T @ dy
+
+    class Linear(torch.nn.Module):
+        function = Product
+
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x):
+            return Product.apply(x, self.w)
+
+    return Linear()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_parameter_that_a_gradient_reaches_is_checked_wherever_it_is_held(torch, x, holder, factor):
+    name, make = HOLDERS[holder]
+    net = linear(torch, factor)
+    before = net.w.detach().clone()
+    assert verdicts(check_gradient(make(net), x)) == {name: "right" if factor == 1 else "wrong", "x": "right"}
+    assert net.w.dtype == torch.float32 and net.w.requires_grad and net.w.grad is None and torch.equal(net.w, before)
+    assert verdicts(check_gradient(make(net), x, unused=[name])) == {"x": "right"}
+
+
+def test_a_module_among_the_inputs_is_checked(torch, x):
+    assert verdicts(check_gradient(lambda x, net: net(x), x, linear(torch, 2))) == {"net.w": "wrong", "x": "right"}
+
+
+def test_a_function_that_differentiates_by_parameters_itself_is_right(torch, x):
+    net = torch.nn.Linear(4, 1)
+
+    def after_a_step(x):
+        (slope,) = torch.autograd.grad((net(x) ** 2).sum(), net.weight, create_graph=True)
+        return x @ (net.weight - 0.1 * slope).T
+
+    assert set(verdicts(check_gradient(after_a_step, x)).values()) == {"right"}
+
+
+def test_only_what_a_function_loads_is_checked_not_what_has_the_name_of_an_attribute(torch, x):
+    scope: dict[str, Any] = {"weight": torch.nn.Linear(3, 3), "net": torch.nn.Linear(4, 2), "x": torch.nn.Linear(1, 1)}
+    exec("def f(x): return net(x) * net.weight.sum()", scope)
+    assert set(verdicts(check_gradient(scope["f"], x))) == {"net.weight", "net.bias", "x"}
+
+
+def test_tensors_whose_gradient_cannot_be_checked_do_not_pass(torch, x):
+    product = torch.randn(4, 2, requires_grad=True) * 2
+    for f, name in [
+        (lambda x: x @ torch.ones(4, 2, requires_grad=True), "tensor (4, 2)"),
+        (lambda x: x @ product, "the result of MulBackward0"),
+    ]:
+        (problem,) = check_gradient(f, x).problems
+        assert f"a gradient of <lambda> reaches {name}" in problem and "not checked" in problem
+        assert check_gradient(f, x, unused=[name]).passed
 
 
 def test_a_gradient_by_hand_may_be_given_for_tensors(torch: Any, x: Any) -> None:
