@@ -385,6 +385,19 @@ def test_a_function_that_differentiates_by_parameters_itself_is_right(torch, x):
     assert set(verdicts(check_gradient(after_a_step, x)).values()) == {"right"}
 
 
+def test_a_module_in_float32_whose_activations_are_recomputed_is_right(torch, x):
+    class Recomputed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3), torch.nn.Tanh())
+            self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(lambda x: self.inner(x) * self.scale, x, use_reentrant=False)
+
+    assert check_gradient(Recomputed(), x).passed
+
+
 def test_only_what_a_function_loads_is_checked_not_what_has_the_name_of_an_attribute(torch, x):
     scope: dict[str, Any] = {"weight": torch.nn.Linear(3, 3), "net": torch.nn.Linear(4, 2), "x": torch.nn.Linear(1, 1)}
     exec("def f(x): return net(x) * net.weight.sum()", scope)
