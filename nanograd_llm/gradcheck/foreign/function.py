@@ -33,6 +33,7 @@ class Foreign:
     """
 
     form = ""  # under which name the rule was given
+    shares = ""  # what to mend where the rule uses what a later call of f has stored; "" where that is only noted
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Foreign:
         self.notes: dict[str, None] = {}
         self.doubts: dict[str, str] = {}
         self._narrowest_gradient: np.dtype = np.dtype(np.longdouble)
+        self.between: Callable[[], None] = _nothing  # is called after f and before the rule
         self._is_wide = True  # are longdouble inputs computed with throughout?
 
     def settle(self) -> None:
@@ -108,7 +110,33 @@ class Foreign:
 
     def problems(self, seed: int) -> Iterator[str]:
         """What is wrong apart from the numbers of the gradient, in words; less important things are noted."""
-        yield from ()
+        if not self._changes_when_interleaved(seed):
+            return
+        if self.shares:
+            yield f"{self.who} gives another gradient when {self.label} was called again in between: {self.shares}"
+        else:  # a layer with a cache is like that, and right where it is used so
+            self.notes[
+                f"{self.who} uses what the last call of {self.label} stored: it is right only directly after that call"
+            ] = None
+
+    def _changes_when_interleaved(self, seed: int) -> bool:
+        """Does the rule give something else where f was called with other inputs in between?"""
+        arrays = [a.astype(np.float64) for a in self.values]
+        dy = np.random.default_rng(seed).standard_normal(self.run(arrays).shape)
+
+        def other() -> None:
+            self.between = _nothing
+            with contextlib.suppress(NanogradError):  # it may not be defined there
+                self.run([a * (1 - 2.0**-10) for a in arrays])
+
+        def gradients(between: Callable[[], None]) -> list[np.ndarray]:
+            self.run(arrays)
+            self.between = between
+            return self.pull(dy, arrays)
+
+        first, *later = (gradients(between) for between in (_nothing, _nothing, other))
+        same = [all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, found)) for found in later]
+        return same == [True, False]  # not one that draws random numbers
 
     def unchecked(self) -> Iterator[str]:
         """What was not checked although a gradient of it was given, in words."""
@@ -120,7 +148,10 @@ class Foreign:
         return self.f(*arguments)
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
-        """The gradient of each value, for a cotangent of the result that `run` gives for these arrays."""
+        """The gradient of each value, for a cotangent of the result that `run` gives for these arrays.
+
+        `between` is called where f has been called, and the rule has not.
+        """
         raise NotImplementedError
 
     def run(self, arrays: Arrays) -> np.ndarray:
@@ -246,6 +277,10 @@ class Foreign:
         return np.empty(0, object) if leaf is None or isinstance(leaf, str) else self.library.to_numpy(leaf)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _is_rounded(f: Callable[[Arrays], np.ndarray], arrays: Arrays, rng: np.random.Generator) -> bool:
     """Is every number that f returns one of float32, here and nearer to zero, and do some need the last of its digits?
 
@@ -291,6 +326,7 @@ class WithGradient(Foreign):
     form = "gradient"
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+        self.between()
         with self.library.context():
             returned = self.applied(self.rule, arrays, who=self.who)
             derivatives = self.gradients(returned, arrays, dy.shape)
@@ -307,27 +343,13 @@ class _AfterForward(Foreign):
         """The result for these arrays, and the rule that belongs to this call."""
         return self.applied(self.call, arrays), self.rule
 
-    def pull(self, dy: np.ndarray, arrays: Arrays, between: Callable[[], Any] | None = None) -> list[np.ndarray]:
-        """between: called after f and before the rule."""
+    def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
         with self.library.context():
             result, rule = self.called(arrays)
             cotangent = self.cotangent(dy, result)
-            if between:
-                between()
+            self.between()
             returned = self.applied(functools.partial(self.ruled, rule, cotangent), arrays, who=self.who)
             return self.gradients(returned, arrays)
-
-    def changes_when_interleaved(self, seed: int) -> bool:
-        """Does the rule give something else where f was called with other inputs in between?"""
-        arrays = [a.astype(np.float64) for a in self.values]
-        dy = np.random.default_rng(seed).standard_normal(self.run(arrays).shape)
-        others = [a * (1 - 2.0**-10) for a in arrays]
-
-        def is_repeated(between: Callable[[], Any] | None) -> bool:
-            both = zip(self.pull(dy, arrays), self.pull(dy, arrays, between=between))
-            return all(np.array_equal(a, b, equal_nan=True) for a, b in both)
-
-        return is_repeated(None) and not is_repeated(lambda: self.run(others))  # not one that draws random numbers
 
 
 class WithVjp(_AfterForward):
@@ -335,18 +357,12 @@ class WithVjp(_AfterForward):
 
     form = "vjp"
 
-    def problems(self, seed: int) -> Iterator[str]:
-        if self.changes_when_interleaved(seed):  # a layer with a cache is like that, and right where it is used so
-            self.notes[
-                f"{self.who} uses what the last call of {self.label} stored: it is right only directly after that call"
-            ] = None
-        yield from ()
-
 
 class WithCache(_AfterForward):
     """f returns (result, cache), and the rule is `backward(cotangent, cache)`."""
 
     form = "backward"
+    shares = "the later call writes into the cache of the first, or into what both share; store new arrays in each call"
 
     def call(self, *arguments: Any) -> Any:
         return self._with_cache(*arguments)[0]
@@ -362,10 +378,3 @@ class WithCache(_AfterForward):
     def called(self, arrays: Arrays) -> tuple[Any, Callable[..., Any]]:
         result, cache = self.applied(self._with_cache, arrays)
         return result, lambda dy, *_: self.rule(dy, cache)
-
-    def problems(self, seed: int) -> Iterator[str]:
-        if self.changes_when_interleaved(seed):
-            yield (
-                f"{self.who} gives another gradient when {self.label} was called again in between: the later call "
-                "writes into the cache of the first, or into what both share; store new arrays in each call"
-            )

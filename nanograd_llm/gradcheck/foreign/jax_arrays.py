@@ -64,6 +64,8 @@ class Jax(Library):
 class Autograd(Foreign):
     """The rule is JAX's: what `jax.vjp` makes of the function. A function that is a pytree is its own first input."""
 
+    shares = "its bwd uses what calls share; let fwd return it as a residual"
+
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], library: Library):
         names = input_names(f, len(inputs))
         if branches(f) is None:
@@ -83,6 +85,7 @@ class Autograd(Foreign):
 
         def work() -> list[Any]:
             results, vjp = jax.vjp(floats, *self.natives(arrays))
+            self.between()
             return list(vjp(self.cotangent(dy, results)))
 
         with self.library.context():

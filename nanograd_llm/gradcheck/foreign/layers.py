@@ -32,6 +32,8 @@ class Layer(Foreign):
     `backward` may also return the gradients of the parameters, behind those of the inputs and in their order.
     """
 
+    shares = "this call was of a copy, with which it shares what forward stored, as in its class; store it in self"
+
     def __init__(self, layer: Any, inputs: Sequence[Any], names: Sequence[str], library: Library):
         self.layer, self._given, self._inputs_as_given = layer, Inputs(inputs, names, library), inputs
         self._called_before: list[Sequence[Any]] = []  # with these inputs each copy is called first
@@ -47,6 +49,7 @@ class Layer(Foreign):
         self.may_be_unused = [*self._given.all_names, *(path_name(layer, path) for path, _ in arrays_of(layer))]
 
     def problems(self, seed: int) -> Iterator[str]:
+        yield from super().problems(seed)
         arrays = [a.astype(np.float64) for a in self.values]
         others = self.natives([a * (1 - 2.0**-10) for a in arrays])
         y = self.run(arrays)
@@ -82,6 +85,7 @@ class Layer(Foreign):
         def both(parameters: dict[str, Any], *inputs: Any) -> Any:
             layer = self._with(parameters)
             cotangent = self.cotangent(dy, layer.forward(*inputs))
+            self.between()
             if _takes_nothing(layer.backward):
                 returned = _scaled(layer.backward(), cotangent, self.who)
             else:

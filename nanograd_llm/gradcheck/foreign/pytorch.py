@@ -201,6 +201,8 @@ class Autograd(Foreign):
     reaches, unless f makes it itself.
     """
 
+    shares = "it uses what calls share, as in a class or a global; store it in ctx, as ctx.save_for_backward(x)"
+
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], library: Library):
         function = owner_of(f)
         is_own = isinstance(function, type) and issubclass(function, torch.autograd.Function)
@@ -262,6 +264,7 @@ class Autograd(Foreign):
             if not pairs:
                 return [np.zeros_like(a) for a in arrays]
             results, cotangents = zip(*pairs)
+            self.between()
             self._look_at(_nodes(results, before), {*self._known, *map(id, sources)}, before)
             torch.default_generator.manual_seed(next(self._passes))  # so that a backward that draws numbers varies
             gradients = self.guarded(
@@ -313,6 +316,7 @@ class Autograd(Foreign):
         return {i: x for i, x in calls[0].items() if i in calls[1]}
 
     def problems(self, seed: int) -> Iterator[str]:
+        yield from super().problems(seed)
         for name in self._writers:
             yield f"{name} writes into its cotangent, which other inputs may share; copy it first"
 

@@ -398,14 +398,16 @@ def test_a_cache_that_a_later_call_overwrites_is_a_problem() -> None:
     assert check_gradient(lambda x: (x**2, x.copy()), X, backward=lambda dy, cache: dy * 2 * cache).passed
 
 
-def test_a_rule_that_uses_what_the_function_stored_is_right_and_noted() -> None:
+@pytest.mark.parametrize("form", ["gradient", "vjp"])
+def test_a_rule_that_uses_what_the_function_stored_is_right_and_noted(form: str) -> None:
     stored = {}
 
     def squares(x):
         stored["x"] = x
         return x**2
 
-    report = check_gradient(squares, X, vjp=lambda dy, x: dy * 2 * stored["x"])
+    rules = {"gradient": lambda x: 2 * stored["x"], "vjp": lambda dy, x: dy * 2 * stored["x"]}
+    report = check_gradient(squares, X, **{form: rules[form]})
     assert report.passed
     assert any("uses what the last call of squares stored" in note for note in report.notes)
 

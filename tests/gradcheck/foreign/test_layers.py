@@ -500,3 +500,22 @@ def test_a_layer_that_keeps_what_its_first_call_stored_is_told_so() -> None:
 
     report = check_gradient(Stale(), R.normal(size=(3, 2)))
     assert not report.passed and "uses what an earlier call stored" in report.problems[0]
+
+
+@pytest.mark.parametrize("owner", ["the class", "the layer"])
+def test_what_forward_stores_belongs_to_the_layer_not_to_its_class(owner: str) -> None:
+    class Square:
+        stored: dict[Any, Any] = {}
+
+        def forward(self, x):
+            if owner == "the layer":
+                self.stored = {}
+            self.stored["x"] = x
+            return x**2
+
+        def backward(self, dy):
+            return 2 * self.stored["x"] * dy
+
+    problems = check_gradient(Square(), X).problems
+    assert len(problems) == (owner == "the class")
+    assert all("it shares what forward stored, as in its class" in problem for problem in problems)

@@ -150,6 +150,24 @@ def test_a_backward_that_writes_into_its_cotangent_is_a_problem(torch: Any, x: A
     assert problem.startswith("Relu.backward writes into its cotangent")
 
 
+@pytest.mark.parametrize("owner", ["the class", "the context"])
+def test_a_backward_that_uses_what_a_later_call_overwrites_does_not_pass(torch: Any, x: Any, owner: str) -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            (ctx if owner == "the context" else Square).stored = x
+            return x * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 2 * (ctx if owner == "the context" else Square).stored * dy
+
+    for f in (Square, lambda x: Square.apply(x).sin()):
+        problems = check_gradient(f, x).problems
+        assert bool(problems) == (owner == "the class")
+        assert all("called again in between: it uses what calls share" in problem for problem in problems)
+
+
 def test_a_backward_that_draws_random_numbers_does_not_pass(torch: Any, x: Any) -> None:
     class Sine(torch.autograd.Function):
         @staticmethod
