@@ -292,8 +292,8 @@ def _is_rounded(f: Callable[[Arrays], np.ndarray], arrays: Arrays, rng: np.rando
         for point in points:
             with contextlib.suppress(NanogradError):  # it may not be defined there
                 found.append(f(point).reshape(-1))
-        y = np.concatenate(found)
-        y = y[np.isfinite(y)].astype(np.float64)
+        y = np.concatenate(found).astype(np.float64)  # in which a longdouble may be infinite
+        y = y[np.isfinite(y)]
         return bool((y.astype(np.float32) == y).all() and (np.frexp(y)[0] * 2.0**22 % 1 != 0).any())
 
 

@@ -412,6 +412,11 @@ def test_a_rule_that_uses_what_the_function_stored_is_right_and_noted(form: str)
     assert any("uses what the last call of squares stored" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("x", [1e200, 1e-200])
+def test_a_function_whose_numbers_leave_the_range_of_floats_is_not_said_to_compute_in_float32(x: float) -> None:
+    assert not any("float32" in note for note in check_gradient(np.square, lambda x: 2 * x, x).notes)
+
+
 def single_only(x):
     assert x.dtype == np.float32
     return np.tanh(x)
