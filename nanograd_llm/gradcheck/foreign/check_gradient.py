@@ -91,8 +91,8 @@ def check_gradient(
     own = iter([copy.copy(x) if isinstance(x, np.ndarray) else x for one in inputs for _, x in leaves(one)])
     inputs = tuple(rebuilt(x, own) for x in inputs)  # f may write into them
     if inputs and gradient is None and callable(inputs[0]) and branches(inputs[0]) is None:
-        gradient, *rest = inputs
-        inputs = tuple(rest)
+        if not hasattr(inputs[0], "forward") or not _takes(f, len(inputs)):  # else it is a Module, an input
+            gradient, inputs = inputs[0], inputs[1:]
     if any(isinstance(x, Tensor) for _, x in leaves([*inputs])):
         raise SignatureError(
             "an input is a Tensor of this package, whose functions gradcheck checks; give check_gradient its .data"

@@ -389,8 +389,10 @@ def test_a_parameter_that_a_gradient_reaches_is_checked_wherever_it_is_held(torc
     assert verdicts(check_gradient(make(net), x, unused=[name])) == {"x": "right"}
 
 
-def test_a_module_among_the_inputs_is_checked(torch, x):
-    assert verdicts(check_gradient(lambda x, net: net(x), x, linear(torch, 2))) == {"net.w": "wrong", "x": "right"}
+def test_a_module_among_the_inputs_is_checked_and_as_the_first_is_no_gradient(torch, x):
+    net, found = linear(torch, 2), {"net.w": "wrong", "x": "right"}
+    assert verdicts(check_gradient(lambda x, net: net(x), x, net)) == found
+    assert verdicts(check_gradient(lambda net, x: net(x), net, x)) == found
 
 
 def test_a_function_that_differentiates_by_parameters_itself_is_right(torch, x):
