@@ -28,7 +28,7 @@ class Inputs:
         whole = (leaves(x, name) for x, name in zip(inputs, names) if name in library.unused)
         unused = {*library.unused, *(name for tree in whole for name, _ in tree)}
         self._checked = [name not in unused and library.is_checked(leaf, name) for name, leaf in self._leaves]
-        self.all_names = [*dict.fromkeys([*names, *(name for name, _ in self._leaves)])]
+        self.all_names = [name for name in dict.fromkeys([*names, *(name for name, _ in self._leaves)]) if name]
         checked = [pair for pair, is_checked in zip(self._leaves, self._checked) if is_checked]
         self.constants = [leaf for (_, leaf), is_checked in zip(self._leaves, self._checked) if not is_checked]
         self.integers: dict[str, None] = {}

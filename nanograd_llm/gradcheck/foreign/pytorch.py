@@ -231,7 +231,7 @@ class Autograd(Foreign):
         self._tensors = list(checked.values())
         self._constants = {name: x for name, x in tensors.items() if all(x is not own for own in self._tensors)}
         super().__init__(self._function, [*self._tensors, *inputs], [*checked, *names], library, f)
-        self.may_be_unused += [*known.values(), *shown, *self._unknown]
+        self.may_be_unused = [*dict.fromkeys([*self.inputs.all_names, *known.values(), *shown, *self._unknown])]
         self._known = {id(x) for x in shown.values()}  # checked, or named as unused
         self.label = label(function if is_own else f)
         self.who = f"the backward of {self.label}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanograd_llm.errors import DtypeError, GraphError, NanogradError, SignatureError
+from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, SignatureError
 from nanograd_llm.gradcheck import check_gradient, gradcheck
 
 pytestmark = pytest.mark.parity
@@ -433,6 +433,13 @@ def test_tensors_whose_gradient_cannot_be_checked_do_not_pass(torch, x):
         (problem,) = check_gradient(f, x).problems
         assert f"a gradient of <lambda> reaches {name}" in problem and "not checked" in problem
         assert check_gradient(f, x, unused=[name]).passed
+
+
+def test_an_unknown_name_is_answered_with_each_known_name_once(torch, x):
+    with pytest.raises(ConfigError, match="which Square does not have; it may name 'x'$"):
+        check_gradient(scaled_square(torch, 1), x, unused=["ww"])
+    with pytest.raises(ConfigError, match="which Linear does not have; it may name 'weight', 'bias', 'input'$"):
+        check_gradient(torch.nn.Linear(4, 2), x, unused=["ww"])
 
 
 def test_a_gradient_by_hand_may_be_given_for_tensors(torch: Any, x: Any) -> None:
