@@ -188,7 +188,8 @@ class _FunctionCall:
     def names(self) -> list[str]:
         """What to call each gradient."""
         returned = len(self._arrays(self.returned, None))
-        names = [f"result {i} of {returned}" for i in range(returned)] if returned > 1 else ["the result"] * returned
+        numbered = [f"result {i} of {returned}" for i in range(1, returned + 1)]
+        names = numbered if returned > 1 else ["the result"] * returned
         if returned == len(self.inputs):
             names = [f"the gradient of {name}" for name in self.inputs]
         return names + [f"the stored {path_name(self._owner, path)}" for path in self._stored]

@@ -59,6 +59,13 @@ def test_every_mistake_in_a_function_is_one_that_a_check_notices() -> None:
     assert check_gradient(lambda x, w, b: x @ w + b, X, W, B, vjp=rule).passed
 
 
+def test_results_that_belong_to_no_input_by_number_are_counted_from_one() -> None:
+    rule = backward_rule(lambda dy, x: (dy * x, dy + x))
+    found = mutants_of(lambda: rule(X, X), rule)
+    assert "result 1 of 2: factor 2" in found and "result 2 of 2: factor 2" in found
+    assert not any("result 0" in name for name in found)
+
+
 def test_a_mistake_in_a_stored_gradient_changes_nothing_else() -> None:
     class Layer:
         def __init__(self):
