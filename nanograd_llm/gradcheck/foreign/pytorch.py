@@ -221,12 +221,12 @@ class Autograd(Foreign):
         self._unknown: dict[str, str] = {}  # where a gradient arrives that is not checked, and why
         self.functions: dict[Any, None] = {}  # the torch.autograd.Functions on the way
         used = self._used(inputs, library)
-        taken = {name for x, whole in zip(inputs, names) for name, _ in leaves(x, whole)}
         shown: dict[str, torch.Tensor] = {}
+        taken = {name for x, whole in zip(inputs, names) for name, _ in leaves(x, whole)}
         for x in [used[i] for i in dict.fromkeys([*known, *used]) if i in used]:
             name = known.get(id(x), f"tensor {tuple(x.shape)}")
-            names_in_turn = itertools.chain([name], (f"{name} #{number}" for number in itertools.count(2)))
-            shown[next(n for n in names_in_turn if n not in taken and n not in shown)] = x
+            others = (f"{name} #{number}" for number in itertools.count(2))
+            shown[next(n for n in itertools.chain([name], others) if n not in taken and n not in shown)] = x
         checked = {name: x for name, x in shown.items() if name not in library.unused}
         self._tensors = list(checked.values())
         self._constants = {name: x for name, x in tensors.items() if all(x is not own for own in self._tensors)}
@@ -300,19 +300,19 @@ class Autograd(Foreign):
         """
         parameters, calls = {id(p) for p in self._modules.parameters()}, list[dict[int, torch.Tensor]]()
         for _ in range(2):
-            uses = _Uses()
-            given = [library.constant(x) for _, x in leaves([*inputs])]
-            own = rebuilt([*inputs], (x.clone() if isinstance(x, torch.Tensor) else x for x in given))
-            before = _made_so_far()
+            given = [(library.constant(x), library.is_checked(x, name)) for name, x in leaves([*inputs])]
+            own = [x.clone().requires_grad_(is_float) if isinstance(x, torch.Tensor) else x for x, is_float in given]
+            uses, before, found = _Uses(), _made_so_far(), dict[int, torch.Tensor]()
             with contextlib.suppress(Exception), library.context():  # `settle` reports what f raises
                 with uses:
-                    result = self._with([], functools.partial(self._function, *own))
-                uses.found = {i: x for i, x in uses.found.items() if i in parameters and x.requires_grad}
-                nodes = _nodes([y for _, y in leaves(result)], before)
-                uses.found |= {id(n.variable): n.variable for n in nodes if hasattr(n, "variable")}
+                    result = self._with([], functools.partial(self._function, *rebuilt([*inputs], iter(own))))
+                results = [y for _, y in leaves(result) if isinstance(y, torch.Tensor)]
+                seen, nodes = [*uses.found.values(), *results], _nodes(results, before)
+                found |= {id(x): x for x in seen if id(x) in parameters and x.requires_grad}
+                found |= {id(node.variable): node.variable for node in nodes if hasattr(node, "variable")}
                 if calls:
-                    self._look_at(nodes, {*calls[0]}, before)
-            calls.append(uses.found)
+                    self._look_at(nodes, {*calls[0], *map(id, own)}, before)
+            calls.append(found)
         return {i: x for i, x in calls[0].items() if i in calls[1]}
 
     def problems(self, seed: int) -> Iterator[str]:
@@ -392,9 +392,9 @@ def _takes_context(function: Any) -> bool:
     return function.setup_context is torch.autograd.Function.setup_context
 
 
-def _nodes(results: Sequence[Any], before: int) -> list[Any]:
+def _nodes(results: Sequence[torch.Tensor], before: int) -> list[Any]:
     """The nodes of the graph behind these results; nothing behind those that were made before."""
-    found, stack = dict[Any, None](), [y.grad_fn for y in results if isinstance(y, torch.Tensor)]
+    found, stack = dict[Any, None](), [y.grad_fn for y in results]
     while stack:
         node = stack.pop()
         if node is not None and node not in found:

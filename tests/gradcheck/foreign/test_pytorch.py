@@ -395,6 +395,19 @@ def test_a_module_among_the_inputs_is_checked_and_as_the_first_is_no_gradient(to
     assert verdicts(check_gradient(lambda net, x: net(x), net, x)) == found
 
 
+def test_a_parameter_that_is_itself_the_result_is_checked(torch, x):
+    net = linear(torch, 1)
+    assert verdicts(check_gradient(lambda x: (net.w, 2 * x), x)) == {"net.w": "right", "x": "right"}
+
+
+def test_two_tensors_of_one_name_are_told_apart(torch, x):
+    one, other = in_module(linear(torch, 1)), in_module(linear(torch, 2))
+    found = verdicts(check_gradient(lambda x: one.net(x) + other.net(x), x))
+    assert {*found} == {"tensor (4, 2)", "tensor (4, 2) #2", "x"} and sorted(found.values()) == ["right"] * 2 + [
+        "wrong"
+    ]
+
+
 def test_a_function_that_differentiates_by_parameters_itself_is_right(torch, x):
     net = torch.nn.Linear(4, 1)
 
@@ -402,7 +415,9 @@ def test_a_function_that_differentiates_by_parameters_itself_is_right(torch, x):
         (slope,) = torch.autograd.grad((net(x) ** 2).sum(), net.weight, create_graph=True)
         return x @ (net.weight - 0.1 * slope).T
 
-    assert set(verdicts(check_gradient(after_a_step, x)).values()) == {"right"}
+    assert check_gradient(after_a_step, x).passed
+    jacobian = torch.autograd.functional.jacobian
+    assert check_gradient(lambda x: jacobian(lambda x: net(x).tanh(), x, create_graph=True), x).passed
 
 
 def test_a_module_in_float32_whose_activations_are_recomputed_is_right(torch, x):
