@@ -213,7 +213,7 @@ class Autograd(Foreign):
         self._modules = _Modules(x for _, x in held if isinstance(x, torch.nn.Module))
         tensors = dict([*self._modules.named_parameters(), *self._modules.named_buffers()])
         self._constants = {name: x for name, x in tensors.items() if not x.requires_grad}
-        self._tensors: list[torch.Tensor] = []  # that are checked besides the inputs
+        self._tensors = [x for x in self._modules.parameters() if x.requires_grad]
         known: dict[int, str] = {}
         for name, value in held:
             for path, x in value.named_parameters(name) if isinstance(value, torch.nn.Module) else [(name, value)]:
@@ -228,8 +228,9 @@ class Autograd(Foreign):
             others = (f"{name} #{number}" for number in itertools.count(2))
             shown[next(n for n in itertools.chain([name], others) if n not in taken and n not in shown)] = x
         checked = {name: x for name, x in shown.items() if name not in library.unused}
-        self._tensors = list(checked.values())
-        self._constants = {name: x for name, x in tensors.items() if all(x is not own for own in self._tensors)}
+        self._tensors = list(checked.values())  # that are checked besides the inputs
+        constant = {id(x) for name, x in shown.items() if name not in checked}
+        self._constants |= {name: x for name, x in tensors.items() if id(x) in constant}
         super().__init__(self._function, [*self._tensors, *inputs], [*checked, *names], library, f)
         self.may_be_unused = [*dict.fromkeys([*self.inputs.all_names, *known.values(), *shown, *self._unknown])]
         self._known = {id(x) for x in shown.values()}  # checked, or named as unused
@@ -301,11 +302,12 @@ class Autograd(Foreign):
         parameters, calls = {id(p) for p in self._modules.parameters()}, list[dict[int, torch.Tensor]]()
         for _ in range(2):
             given = [(library.constant(x), library.is_checked(x, name)) for name, x in leaves([*inputs])]
-            own = [x.clone().requires_grad_(is_float) if isinstance(x, torch.Tensor) else x for x, is_float in given]
             uses, before, found = _Uses(), _made_so_far(), dict[int, torch.Tensor]()
             with contextlib.suppress(Exception), library.context():  # `settle` reports what f raises
+                values = [_as_checked(x, True) for x in self._tensors]
+                own = [_as_checked(x, is_float) if isinstance(x, torch.Tensor) else x for x, is_float in given]
                 with uses:
-                    result = self._with([], functools.partial(self._function, *rebuilt([*inputs], iter(own))))
+                    result = self._with(values, functools.partial(self._function, *rebuilt([*inputs], iter(own))))
                 results = [y for _, y in leaves(result) if isinstance(y, torch.Tensor)]
                 seen, nodes = [*uses.found.values(), *results], _nodes(results, before)
                 found |= {id(x): x for x in seen if id(x) in parameters and x.requires_grad}
@@ -401,6 +403,11 @@ def _nodes(results: Sequence[torch.Tensor], before: int) -> list[Any]:
             found[node] = None
             stack += [following for following, _ in node.next_functions] if node._sequence_nr() >= before else []
     return list(found)
+
+
+def _as_checked(x: torch.Tensor, is_float: bool) -> torch.Tensor:
+    """A copy of an input, a checked one as a leaf in the numbers of a check."""
+    return x.detach().to(torch.get_default_dtype() if is_float else x.dtype, copy=True).requires_grad_(is_float)
 
 
 def _made_so_far() -> int:

@@ -585,3 +585,18 @@ def test_attention_that_saturates_is_right_though_its_rounding_is_the_same_at_al
     x = torch.tensor(1.2 * np.random.default_rng(seed).normal(size=(1, 3, 4)) + 10)
     attention = torch.nn.functional.scaled_dot_product_attention
     assert check_gradient(lambda x: attention(x, 2 * x, 3 * x), x).passed
+
+
+def test_every_parameter_of_a_float32_module_is_checked_at_an_input_of_float64(torch):
+    for module in (torch.nn.LSTM(3, 4), torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))):
+        report = check_gradient(module, np.random.default_rng(0).standard_normal((5, 3)))
+        assert report.passed
+        assert {name for name, _ in module.named_parameters()} < {finding.name for finding in report.findings}
+
+
+def test_a_parameter_that_was_not_seen_in_use_is_not_taken_for_a_constant(torch, monkeypatch):
+    from nanograd_llm.gradcheck.foreign.pytorch import Autograd
+
+    monkeypatch.setattr(Autograd, "_used", lambda self, inputs, library: {})
+    report = check_gradient(torch.nn.Linear(3, 2).double(), np.ones((5, 3)))
+    assert not report.passed and "a gradient of Linear reaches tensor (2, 3)" in str(report)
