@@ -460,7 +460,7 @@ class Op:
         if higher_order:
             raise GraphError(
                 f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
-                "declare a composition of ops with equals="
+                "for that equals= names the same function made of ops; a check of the gradient alone takes order=1"
             )
         return kept[name]
 

@@ -579,10 +579,12 @@ def grad(
     if other:
         raise SignatureError(f"grad has no argument {', '.join(other)}; it takes cotangent=, retain_graph= and out=")
     if not isinstance(y, Tensor):
-        call = "; write ng.grad(f(x), x), or ng.value_and_grad(f)(x)" if callable(y) else ""
-        raise GraphError(
-            f"grad differentiates a Tensor; got a {type(y).__name__}" + (f"; {_TWICE}" if is_array(y) else call)
-        )
+        advice = f"; {_TWICE}" if is_array(y) else ""
+        if callable(y):
+            advice = "; write ng.grad(f(x), x), or ng.value_and_grad(f)(x)"
+        elif is_array(wrt):
+            advice = "; x must be a Tensor before y is computed: x = ng.Tensor(x, requires_grad=True)"
+        raise GraphError(f"grad differentiates a Tensor; got a {type(y).__name__}{advice}")
     single = isinstance(wrt, Tensor)
     targets = _targets("grad", wrt)
     for target in targets:

@@ -188,7 +188,8 @@ class Record:
                 raise GraphError(f"{ref!r} is a module: give a call in it, one of {_numbers(inside)}")
             made_by = self.value(ref).made_by
             if made_by is None:
-                raise GraphError(f"{ref!r} is an input of the pass, which no call made")
+                users = _numbers(use.call for use in self.value(ref).uses) or "none"
+                raise GraphError(f"{ref!r} is an input of the pass, which no call made; the calls that use it: {users}")
             return made_by
         if not isinstance(ref, (int, np.integer)) or not 0 <= ref < len(self.calls):
             raise GraphError(f"there is no call {ref!r}; they are numbered from 0 to {len(self.calls) - 1}")
@@ -221,6 +222,8 @@ class Record:
         if found:
             numbers = _numbers([value.made_by for value in found if value.made_by])
             return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
+        if calls := [c for c in self.calls if c.op.name == name]:
+            return GraphError(f"{name!r} is an op: give the number of a call of it, one of {_numbers(calls)}")
         known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
         names = [*dict.fromkeys(filter(None, known))]
         near = nearest(str(name), names)

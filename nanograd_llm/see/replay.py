@@ -25,6 +25,7 @@ from nanograd_llm.see.record import Call, Record, Value, recorded
 from nanograd_llm.settings import counted, told_apart
 
 Index = tuple[int, ...]
+AGREE = "they agree"
 STEP = 1e-5  # of one difference: its error is far below the rounding of float32
 _SHOWN = 8
 
@@ -110,11 +111,11 @@ def _agreement(forward: float, backward: float, tolerance: float, gap: float) ->
     """
     off = abs(forward - backward)
     if not math.isfinite(forward) or not math.isfinite(tolerance):
-        return "they cannot be compared: the forward has no finite slope here"
+        return "they cannot be compared: no finite slope of the forward was found here"
     if off <= tolerance:
-        return f"they agree within the rounding of {tolerance:.1g}"
+        return f"{AGREE} within the rounding of {tolerance:.1g}"
     is_between = off <= tolerance + gap
-    return f"they agree: at a kink each slope from {forward - gap:.6g} to {forward + gap:.6g} is right" * is_between
+    return f"{AGREE}: at a kink each slope from {forward - gap:.6g} to {forward + gap:.6g} is right" * is_between
 
 
 @dataclass(frozen=True)
@@ -164,27 +165,25 @@ def nudge(record: Record, value: Value, index: Index, replay: Replay | None = No
     index = require_movable(value.array, index, value.label)
     if value.grad is None:
         raise GraphError(f"{value.label} has no gradient")
-    replay = replay or Replay(record, value)
-
-    def line(t: complex) -> np.ndarray:
-        return replay(moved(replay.array, index, t))
-
-    if quick:
-        step = STEP * max(1.0, abs(float(value.array[index])))
-        slope, error = _difference(line, step).value, np.zeros(())
-    else:
-        moves = differences(line, enough=1e-7)
-        slope, error = moves.value, moves.error
+    replay, own = replay or Replay(record, value), abs(float(value.array[index]))
     rounding = 16 * len(record.calls) * float(np.finfo(value.grad.dtype).eps) * _largest(value.grad)
-    entry = value.label + at(index)
-    change = float(slope) if np.isfinite(line(0.0)) else math.nan
-    numbers = float(value.array[index]), change, float(value.grad[index])
-    found = Nudge(entry, *numbers, rounding + float(error), len(value.uses))
-    if found.agrees:
-        return found
-    if quick:
-        return nudge(record, value, index, replay)
-    return replace(found, gap=float(_half_gap(line)))
+    for size in [1.0] if quick else _scales(own):
+
+        def line(t: complex, size: float = size) -> np.ndarray:
+            return replay(moved(replay.array, index, t * size))
+
+        moves = _difference(line, STEP * max(1.0, own)) if quick else differences(line, enough=1e-7)
+        change = float(moves.value) / size if np.isfinite(line(0.0)) else math.nan
+        numbers = float(value.array[index]), change, float(value.grad[index])
+        found = Nudge(value.label + at(index), *numbers, rounding + float(moves.error) / size, len(value.uses))
+        if found.agreement.startswith(AGREE):
+            return found
+    return nudge(record, value, index, replay) if quick else replace(found, gap=float(_half_gap(line)) / size)
+
+
+def _scales(own: float) -> list[float]:
+    """How large steps are: of the size of 1, and where that shows nothing, of the size of the entry itself."""
+    return [1.0, own] if own else [1.0]
 
 
 @dataclass(frozen=True)
@@ -265,21 +264,24 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
     x, sent = call.inputs[place], call.sent[place]
     assert x is not None and sent is not None
     index = require_movable(x.array, index, call.input_name(place))
-    moves = {place: lambda t: moved(around.inputs[place], index, t)}
-    found, _, rounding, gap = around.along(moves, float(sent[index]), _largest(sent[index]), 1, quick)
-    what, numbers = (
-        bar(call.input_name(place)) + at(index),
-        (float(sent[index]), found.method, rounding, len(x.uses), gap),
-    )
+    what, number = bar(call.input_name(place)) + at(index), float(sent[index])
+    for size in _scales(abs(float(x.array[index]))):
 
-    def of(slopes: np.ndarray) -> Terms:
-        places = [tuple(map(int, k)) for k in np.argwhere(slopes != 0)]
-        entries = [(k, float(around.dy[k]), float(slopes[k])) for k in places]
-        entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
-        return Terms(what, around.dy.size, entries, *numbers)
+        def shifted(t: complex, size: float = size) -> np.ndarray:
+            return moved(around.inputs[place], index, t * size)
 
-    flat, known = of(found.value), around.is_finite & np.isfinite(around.dy)
-    return flat if flat.agrees or known.all() else of(np.where(known, found.value, np.nan))
+        largest = _largest(sent[index]) * size
+        slope, _, rounding, gap = around.along({place: shifted}, number * size, largest, 1, quick, size)
+        slopes, how = slope.value / size, (number, slope.method, rounding / size, len(x.uses), gap / size)
+        for known in (True, around.is_finite & np.isfinite(around.dy)):
+            seen = np.where(known, slopes, np.nan)
+            places = [tuple(map(int, k)) for k in np.argwhere(seen != 0)]
+            entries = [(k, float(around.dy[k]), float(seen[k])) for k in places]
+            entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
+            found = Terms(what, around.dy.size, entries, *how)
+            if found.agreement.startswith(AGREE):
+                return found
+    return found
 
 
 class Around:
@@ -307,13 +309,20 @@ class Around:
         return np.isfinite(self.call.output.array)
 
     def along(
-        self, moves: Mapping[int, Callable[[complex], Any]], sent: float, size: float, order: int, quick: bool = False
+        self,
+        moves: Mapping[int, Callable[[complex], Any]],
+        sent: float,
+        size: float,
+        order: int,
+        quick: bool = False,
+        scale: float = 1.0,
     ) -> tuple[Derivative, np.ndarray, float, float]:
         """The slope of y as inputs move, ȳ·slope, how far rounding moves Σ ȳ·slope from `sent`, and how far a kink.
 
         moves: place -> the input moved by t.  sent: the sum of what the rule sent, times how fast each entry moves.
         size: the norm of that, of this order: 1 where the roundings of one sum may all go the same way, 2 where the
         moves give them random signs.  quick: by one difference, and by more only where the sums do not agree.
+        scale: of the moves.
         """
 
         def line(t: complex) -> np.ndarray:
@@ -325,12 +334,12 @@ class Around:
         found = _difference(line) if quick else derivative(line)
         dy = np.where(found.value != 0, self.dy, 0)  # also where it is infinite
         forward = dy * found.value
-        whole = self.largest + max(float(np.linalg.norm(forward[np.isfinite(forward)], order)), size)
+        whole = scale * self.largest + max(float(np.linalg.norm(forward[np.isfinite(forward)], order)), size)
         eps = max(float(np.finfo(g.dtype).eps) for g in self.call.sent if g is not None)
         tolerance, gap = 64 * eps * whole + float(np.sum(np.abs(dy) * found.error)), 0.0
         if not abs(forward.sum() - sent) <= tolerance:
             if quick:
-                return self.along(moves, sent, size, order)
+                return self.along(moves, sent, size, order, scale=scale)
             half = _half_gap(line)
             gap = float(np.sum(np.abs(np.where(half != 0, self.dy, 0)) * half))
         return found, forward, tolerance, gap

@@ -675,6 +675,10 @@ def _cubes(x):
         "a tuple": (lambda x: jacobian(lambda x: (x, x), x), "jacobian needs a .* a Tensor; it returned tuple"),
         "data": (lambda x: hessian(lambda x: x.data.sum(), x), "hessian needs a .* a Tensor; it returned float64"),
         "JAX's grad": (lambda x: grad(_cubes)(x), r"write ng.grad\(f\(x\), x\), or ng.value_and_grad\(f\)\(x\)"),
+        "an array": (
+            lambda x: grad((x * x).sum(), x),
+            r"x must be a Tensor .*: x = ng.Tensor\(x, requires_grad=True\)",
+        ),
         "argnums": (lambda x: value_and_grad(_cubes, argnums=0)(x), "no argument argnums; it takes argnum="),
         "argnum": (lambda x: value_and_grad(_cubes, argnum=1)(x), "argnum is 1, and the call has arguments 0 to 0"),
     }.values(),

@@ -102,6 +102,17 @@ def test_right_rules_are_not_called_wrong_where_numbers_are_not_finite(
     assert wrong_rules(trace) == []
 
 
+@pytest.mark.parametrize("x", [1e-5, 1e-7, 1e-10])
+@pytest.mark.parametrize("f", [lambda x: 1 / x, lambda x: -ng.ops.log(x), lambda x: ng.ops.tanh(1e5 * x)])
+def test_an_entry_that_is_much_smaller_than_1_is_moved_by_parts_of_itself(f: Any, x: float) -> None:
+    trace = ng.trace(f, x)
+    assert "they agree" in str(trace.nudge("x"))
+    place = next(place for place, sent in enumerate(trace[0].sent) if sent is not None)
+    assert "they agree" in str(trace.terms(0, place))
+    with patch.object(trace[0], "sent", [sent if sent is None else 2 * sent for sent in trace[0].sent]):
+        assert not trace.terms(0, place).agrees
+
+
 def test_a_rule_that_sends_nan_where_the_forward_has_a_slope_is_wrong() -> None:
     with patch.object(registry["tanh"], "rule", lambda dy, y: np.where(y > 0.9, np.nan, dy * (1 - y * y))):
         trace = ng.trace(lambda x: ng.ops.tanh(x).sum(), np.array([0.5, 2.0]))
