@@ -172,12 +172,15 @@ def _unknown_option(word: str, options: list[str], command: str, target: Callabl
     names = {name.strip("-"): name for name in options if name.startswith("--")}
     first = [name for name in names if name[0] == short]
     places = [parameter.name for parameter in _kinds(target) if parameter.kind in PLACED]
+    first = [short] if short in names else first
     near = nearest(short, [*places, *names]) if word.startswith("--") else first[0] if len(first) == 1 else ""
     if near in places:
         form = usage(command, target).removeprefix("Usage: ") if target else ""
         return f"{word} is no option of {command}; give {near.upper()} without an option: {form}"
     if near:
         return f"{word} is no option of {command}; did you mean {names[near]}?"
+    if len(short) == 1 and len(first) > 1:
+        return f"{word} is no option of {command}; did you mean one of {', '.join(names[name] for name in first)}?"
     if word.startswith("--") and " " not in word:
         return f"{word} is no option of {command}"
     return f"{_shown(word)} is no option of {command}; put a text that begins with a dash last, after --"

@@ -323,19 +323,21 @@ class Run:
         if not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""
         found = (
-            f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), and is {self.losses[last]:.3f} now"
+            f"on the rows of every score, the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), "
+            f"and is {self.losses[last]:.3f} now"
         )
         learned = [record["loss"] for record in self.folder.read_metrics() if "loss" in record]  # of each step
         width = max(1, len(learned) // 10)
-        now = float(np.mean(learned[-width:]))
-        if not best or now > np.mean(learned[:best][-width:]):
+        now, before = (float(np.mean(losses[-width:])) for losses in (learned, learned[: best or len(learned)]))
+        if not best or now > before:
             return f"{found}: this training made the model worse; try a lower --learning-rate, or fewer steps"
-        if now * RISEN > self.losses[last]:
+        if now * RISEN > min(before, self.losses[last]):  # it has hardly fallen since
             return ""
         saved = self.folder.checkpoints()
         remedy = f"the model of step {best} is {saved[best]}" if best in saved else "--keep 1 also saves the best model"
         dropout = " or --dropout 0.2" if "dropout" in type(self.task.model.config).__dataclass_fields__ else ""
-        return f"{found}: it learns its data by heart; {remedy}, --patience 2 stops early, more data{dropout} helps"
+        earlier = "--patience 2 stops early, " * (self.config.patience is None)
+        return f"{found}: it learns its data by heart; {remedy}, {earlier}more data{dropout} helps"
 
     def suggested_rate(self) -> float | None:
         """Of a run with the schedule range, the learning rate at which the loss fell fastest; None for another run.

@@ -218,9 +218,10 @@ class Trainer:
 
     def _raise_non_finite(self, batch: Sequence[Any], key: tuple[int, int], loss: float, norm: float) -> None:
         """Raise NonFiniteError naming the op with the first bad number, and what brought it: batch or parameter."""
-        found = f"step {self.steps_done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was updated"
-        advice = "Train again with a lower learning_rate, from the beginning or from an earlier checkpoint"
-        cause = f"The gradient is too large: the sum of its squares overflows. {advice}"
+        numbers = f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}"
+        found = f"step {self.steps_done + 1}: {numbers}; nothing was updated"
+        advice = "Lower learning_rate, and train from the beginning or an earlier checkpoint"
+        cause = f"The sum of the gradient's squares overflows. {advice}"
         given = {f"array {i} of the batch": array_like(array) for i, array in enumerate(batch)}
         given |= {f"parameter {name}": parameter.data for name, parameter in self.model.named_parameters()}
         try:

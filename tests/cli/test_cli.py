@@ -642,6 +642,8 @@ def test_version_is_the_packages(capsys):
         (["prepare", "text.txt", "-o", "x"], 2, "-o is no option of prepare; did you mean --out? See"),
         (["train", "--continue", "x"], 2, "no option of train; to go on with a run: nanograd-llm train --resume RUN"),
         (["resume", "runs/x"], 2, "'resume' is no command; to go on with a run: nanograd-llm train --resume RUN"),
+        (["generate", "r", "-n", "3"], 2, "-n is no option of generate; did you mean --n? See"),
+        (["train", "-o", "x"], 2, "-o is no option of train; did you mean one of --out, --optimizer? See"),
         (["-V"], 2, "-V is no option of nanograd-llm; did you mean --version? See"),
         (["trian"], 2, "'trian' is no command; did you mean train? See nanograd-llm --help"),
         (["xyz"], 2, "'xyz' is no command; the commands are train, generate,"),

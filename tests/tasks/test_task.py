@@ -281,16 +281,25 @@ def test_the_class_of_every_task_is_complete(name):
     assert task_of(name).name == name
 
 
+FAST = {"learning_rate": 0.1}  # so that the loss on what it learns from falls in three steps
+
+
 @pytest.mark.parametrize(
     ("losses", "settings", "words"),
     [
-        ([2.0, 1.0, 1.2], {}, "lowest at step 2 .1.000., and is 1.200 now: .* by heart; --keep 1 also saves the best"),
         (
             [2.0, 1.0, 1.2],
-            {"keep": 1},
+            FAST,
+            "lowest at step 2 .1.000., and is 1.200 now: .* by heart; --keep 1 also saves the best",
+        ),
+        (
+            [2.0, 1.0, 1.2],
+            {**FAST, "keep": 1},
             "the model of step 2 is .*/step-00000002.safetensors, --patience",
         ),
         ([2.0, 1.0, 1.02], {}, "^$"),
+        ([2.0, 1.0, 1.2], {"learning_rate": 1e-9}, "^$"),  # nor has the loss on what it learns from fallen
+        ([2.0, 1.0, 1.2], {**FAST, "patience": 5}, "--keep 1 also saves the best model, more data"),
         ([2.0, 1.0, float("inf")], {}, "^$"),
         ([1.0, 2.0, 1.2], {"learning_rate": 100.0}, "is 1.200 now: this training made the model worse; try a lower"),
         ([2.0, 1.0, 1.2], {"schedule": "range"}, "^$"),
