@@ -19,6 +19,7 @@ from nanograd_llm.autograd.modes import higher_order, no_grad, watched
 from nanograd_llm.autograd.tensor import Tensor, array_of, origin
 from nanograd_llm.backend.arrays import beside, default_device, device_of, is_array, to_device, to_host
 from nanograd_llm.errors import ConfigError, DtypeError, GraphError, NanogradError, ShapeError, SignatureError
+from nanograd_llm.gradcheck.check.references import references
 from nanograd_llm.ops import concatenate
 from nanograd_llm.settings import listed, nearest
 
@@ -84,7 +85,7 @@ class Function:
         with watched(note):  # where a forward that writes into its input is refused
             y, leaves = self.record(given)
         self.shape_problems, self.shape, self.outside = list(broken), y.shape, ""
-        held, self.cut = _held(f, y, leaves, unused)
+        held, self.cut = _held(f, y, leaves, unused, self._is_moved_by)
         self.held = list(held.values())
         self.names = [names[i] for i in self._places] + list(held)
         arrays = given + [leaf.numpy() for leaf in self.held]
@@ -97,6 +98,16 @@ class Function:
         integers = [name for name, x in zip(names, inputs) if name not in constants and is_integer(x)]
         self.notes += [f"not checked, as they hold integers: {', '.join(integers)}"] if integers else []
         self.values = [a.astype(np.float64) for a in arrays]
+
+    def _is_moved_by(self, leaf: Tensor) -> bool:
+        """Does the result change with the numbers of this leaf, which no gradient reaches?"""
+        before, values = leaf.data, [np.array(to_host(array_of(self.inputs[i]))) for i in self._places]
+        y = self.evaluate(values)
+        try:
+            leaf.data = before + np.sin(1 + before)
+            return not np.array_equal(self.evaluate(values), y, equal_nan=True)
+        finally:
+            leaf.data = before
 
     def _nothing_to_check(self) -> GraphError:
         kinds = [f" of {array_of(x).dtype}" if hasattr(array_of(x), "dtype") else "" for x in self.inputs]
@@ -304,18 +315,25 @@ def _float_tensors(y: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _float_tensors(part)]
 
 
-def _held(f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _held(
+    f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str], is_moved_by: Callable[[Tensor], bool]
+) -> tuple[dict[str, Tensor], list[str]]:
     """The leaves that f uses without being given them, by name, and those that no gradient reaches.
 
-    A module's parameters come first, in its order, whether or not the tape leads to them; then any others on the tape.
-    Left out are those that are frozen, or said to be unused.
+    A module's parameters come first, in its order, whether or not the tape leads to them. Of another function they are
+    those that it refers to and that move its result; then come any others on the tape. Left out are those that are
+    frozen, or said to be unused.
     """
-    named = _parameters_of(f)
+    named, of_others = _parameters_of(f), {}
+    if not named:
+        of_others = {name: leaf for name, leaf in _referred_to(f).items() if all(leaf is not x for x in given)}
+    named = named or of_others
     unused = as_names(unused)
     require_unused(unused, [*named], label(f))
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
     listed = {name: leaf for name, leaf in named.items() if leaf.requires_grad and name not in unused}
+    listed = {n: leaf for n, leaf in listed.items() if n not in of_others or id(leaf) in found or is_moved_by(leaf)}
     cut = [name for name, leaf in listed.items() if id(leaf) not in found and id(leaf) not in known]
     held = {name: leaf for name, leaf in listed.items() if id(leaf) in found or name in cut}
     others = [leaf for key, leaf in found.items() if all(leaf is not parameter for parameter in named.values())]
@@ -339,6 +357,22 @@ def _parameters_of(f: Any) -> dict[str, Tensor]:
     """By name, the parameters of the module that f is, or whose method it is."""
     owner = owner_of(f)
     return dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+
+
+def _referred_to(f: Any) -> dict[str, Tensor]:
+    """By name, the parameters of Modules, and the leaves, that a function refers to; of one that has two names the
+    first."""
+    found: dict[int, tuple[str, Tensor]] = {}
+
+    def is_held(value: Any) -> bool:
+        return isinstance(value, Tensor) or hasattr(type(value), "named_parameters")  # a Module has them
+
+    for name, value in references([("", f)], is_held, "nanograd_llm"):
+        parts = [("", value)] if isinstance(value, Tensor) else value.named_parameters()
+        for path, leaf in parts:
+            if leaf.is_leaf:
+                found.setdefault(id(leaf), (".".join(filter(None, (name, path))), leaf))
+    return dict(found.values())
 
 
 def owner_of(f: Any) -> Any:

@@ -1,5 +1,5 @@
 """Gradients that other code computes: plain NumPy, layers with a backward method, PyTorch, JAX.
 
-Read `trees`, `inputs`, `library`, `function`, `layers`, `check_gradient`; then `pytorch` and `jax_arrays`, which are
-loaded for functions of theirs only. `references` finds the Modules that a function of PyTorch refers to.
+Read `inputs`, `library`, `function`, `layers`, `check_gradient`; then `pytorch` and `jax_arrays`, which are
+loaded for functions of theirs only.
 """

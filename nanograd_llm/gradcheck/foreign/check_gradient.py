@@ -24,11 +24,11 @@ from nanograd_llm.gradcheck.check.culprit import MOST
 from nanograd_llm.gradcheck.check.function import as_names, input_names, label, owner_of, place_of, require_unused
 from nanograd_llm.gradcheck.check.kinks import IN_STEPS
 from nanograd_llm.gradcheck.check.report import Culprit, GradientError, Report
+from nanograd_llm.gradcheck.check.trees import branches, leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.function import Foreign, WithCache, WithGradient, WithVjp
 from nanograd_llm.gradcheck.foreign.inputs import described
 from nanograd_llm.gradcheck.foreign.layers import Layer, is_layer
 from nanograd_llm.gradcheck.foreign.library import Library, first_line
-from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
 from nanograd_llm.settings import nearest
 
 _CALLS = {"gradient": "gradient(*inputs)", "vjp": "vjp(dy, *inputs)", "backward": "backward(dy, cache)"}

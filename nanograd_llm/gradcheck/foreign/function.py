@@ -16,9 +16,9 @@ import numpy as np
 from nanograd_llm.autograd.checked import raised_at
 from nanograd_llm.errors import DtypeError, GraphError, InPlaceError, NanogradError, ShapeError
 from nanograd_llm.gradcheck.check.function import label, place_of
+from nanograd_llm.gradcheck.check.trees import branches, leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.inputs import Inputs, described
 from nanograd_llm.gradcheck.foreign.library import Library, first_line, is_wider
-from nanograd_llm.gradcheck.foreign.trees import branches, leaves, rebuilt
 
 Arrays = Sequence[np.ndarray]
 

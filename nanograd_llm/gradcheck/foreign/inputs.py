@@ -9,8 +9,8 @@ import numpy as np
 
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.gradcheck.check.function import is_integer
+from nanograd_llm.gradcheck.check.trees import branches, is_array_like, leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.library import Library
-from nanograd_llm.gradcheck.foreign.trees import branches, is_array_like, leaves, rebuilt
 from nanograd_llm.settings import counted
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from nanograd_llm.errors import DtypeError
 from nanograd_llm.gradcheck.check.function import input_names, label
+from nanograd_llm.gradcheck.check.trees import Opened, branches, leaves, openers
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
-from nanograd_llm.gradcheck.foreign.trees import Opened, branches, leaves, openers
 
 
 def _opened(value: Any) -> Opened | None:

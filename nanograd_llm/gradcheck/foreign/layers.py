@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import NanogradError
+from nanograd_llm.gradcheck.check.trees import leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.inputs import Inputs
 from nanograd_llm.gradcheck.foreign.library import Library, first_line
-from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 
 Path = tuple[str | int, ...]
 _FORMS = ("d{}", "d_{}", "g_{}", "delta_{}", "grad_{}", "grad{}", "gradient_{}", "{}_grad", "{}grad", "{}_gradient")

@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanograd_llm.errors import DtypeError
 from nanograd_llm.gradcheck.check.function import input_names, label, owner_of
+from nanograd_llm.gradcheck.check.references import references
+from nanograd_llm.gradcheck.check.trees import leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.function import Arrays, Foreign
 from nanograd_llm.gradcheck.foreign.library import Library, is_wider
-from nanograd_llm.gradcheck.foreign.references import references
-from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 from nanograd_llm.ops.primitive import erf
 
 
@@ -209,7 +209,7 @@ class Autograd(Foreign):
         self._is_own, has_context = is_own, is_own and _takes_context(function)
         self._function = function.apply if is_own else f
         names = input_names(function.forward if is_own else f, len(inputs) + has_context)[has_context:]
-        held = list(references([("", f), *zip(names, inputs)], (torch.nn.Module, torch.Tensor)))
+        held = list(references([("", f), *zip(names, inputs)], _is_held, "torch"))
         self._modules = _Modules(x for _, x in held if isinstance(x, torch.nn.Module))
         tensors = dict([*self._modules.named_parameters(), *self._modules.named_buffers()])
         self._constants = {name: x for name, x in tensors.items() if not x.requires_grad}
@@ -426,6 +426,10 @@ class _Uses(TorchFunctionMode):
         operands = [args, kwargs or {}]
         self.found |= {id(x): x for _, x in leaves(operands) if isinstance(x, torch.Tensor)}
         return function(*args, **operands[1])
+
+
+def _is_held(value: Any) -> bool:
+    return isinstance(value, (torch.nn.Module, torch.Tensor))
 
 
 class _Modules(torch.nn.ModuleList):

@@ -18,9 +18,9 @@ import numpy as np
 
 from nanograd_llm.errors import SignatureError
 from nanograd_llm.gradcheck.check.promises import ERRORS
+from nanograd_llm.gradcheck.check.trees import leaves, rebuilt
 from nanograd_llm.gradcheck.foreign.check_gradient import library_of
 from nanograd_llm.gradcheck.foreign.layers import Path, arrays_of, get_at, path_name
-from nanograd_llm.gradcheck.foreign.trees import leaves, rebuilt
 from nanograd_llm.gradcheck.mutation import mutants
 from nanograd_llm.gradcheck.mutation.mutants import Call, Mutant
 

@@ -741,3 +741,37 @@ def test_where_warnings_are_errors_that_of_a_function_is_raised():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(UserWarning, match="of "):
             gradcheck(warning_square, np.ones(3))
+
+
+class Cut(nn.Module):
+    def __init__(self, cut):
+        self.linear, self.unused, self.cut = nn.Linear(4, 3, rng=np.random.default_rng(0)), nn.Linear(2, 2), cut
+
+    def forward(self, x):
+        weight = self.linear.weight
+        return ops.tanh(x @ (weight.data if self.cut else weight) + self.linear.bias)
+
+
+class Holder:
+    def __init__(self, model):
+        self.models = [model]
+
+    def loss(self, x):
+        return self.models[0](x).sum()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda model: lambda x: model(x).sum(),
+        lambda model: functools.partial(lambda x, *, k: k(x).sum(), k=model),
+        lambda model: Holder(model).loss,
+        lambda model: lambda x: Holder(model).loss(x),
+    ],
+)
+def test_a_parameter_that_is_cut_off_is_found_wherever_the_function_holds_its_module(held):
+    right, wrong = (gradcheck(held(Cut(cut)), normal(2, 4)) for cut in (False, True))
+    assert right.passed and [f.name.rpartition(".")[2] for f in right.findings] == ["x", "weight", "bias"]
+    assert [(f.name.rpartition(".")[2], f.verdict) for f in wrong.findings if f.verdict != "right"] == [
+        ("weight", "wrong")
+    ]

@@ -7,35 +7,38 @@ import functools
 import inspect
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from nanograd_llm.gradcheck.check.function import input_names
-from nanograd_llm.gradcheck.foreign.trees import branches
+from nanograd_llm.gradcheck.check.trees import branches
 
 _MOST = 10_000  # values that are looked at: a function may refer to a logger, and it to half of the program
 
 
-def references(roots: Iterable[tuple[str, Any]], wanted: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
-    """Every value of these types that the roots refer to, and its name, nearest first; nothing within such a value."""
-    libraries = {kind.__module__.partition(".")[0] for kind in wanted}  # in whose own functions nothing is looked for
+def references(
+    roots: Iterable[tuple[str, Any]], is_wanted: Callable[[Any], bool], library: str
+) -> Iterator[tuple[str, Any]]:
+    """Every wanted value that the roots refer to, and its name, nearest first; nothing within such a value.
+
+    library: in whose own functions nothing is looked for.
+    """
     queue, seen = deque(roots), dict[int, Any]()
     while queue and len(seen) < _MOST:
         name, value = queue.popleft()
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, wanted):
+        if is_wanted(value):
             yield name, value
-        elif str(getattr(value, "__module__", "")).partition(".")[0] not in libraries:
+        elif str(getattr(value, "__module__", "")).partition(".")[0] != library:
             queue.extend(_parts(name, value))
 
 
 def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
     """What this value refers to itself. Variables of a function have their own names, whatever the function's is."""
     if isinstance(value, functools.partial):
-        fixed = zip(input_names(value.func, len(value.args)), value.args)
-        return [*fixed, *value.keywords.items(), ("", value.func)]
+        names = [*_parameters(value.func)] if value.args else []
+        return [*zip(names, value.args), *value.keywords.items(), ("", value.func)]
     if inspect.ismethod(value):
         return [(name, value.__self__), ("", value.__func__)]
     if inspect.isfunction(value):
@@ -44,7 +47,7 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
         return [
             *((key, cell.cell_contents) for key, cell in cells if cell != types.CellType()),  # which has no value yet
             *((key, value.__globals__[key]) for key in loaded),
-            *((p.name, p.default) for p in inspect.signature(value, follow_wrapped=False).parameters.values()),
+            *((name, p.default) for name, p in _parameters(value, follow_wrapped=False).items()),
             *vars(value).items(),
         ]
     if isinstance(value, (dict, list, tuple)):
@@ -52,6 +55,13 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
         return []
     return [(f"{name}.{key}".removeprefix("."), part) for key, part in vars(value).items()]
+
+
+def _parameters(f: Any, *, follow_wrapped: bool = True) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(f, follow_wrapped=follow_wrapped).parameters
+    except (TypeError, ValueError):  # a builtin says nothing
+        return {}
 
 
 def _loaded(code: types.CodeType) -> Iterator[str]:
