@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
+import sys
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,9 @@ def train(
         raise KeyboardInterrupt(f"{where}; to go on: nanograd-llm train --resume {folder}") from None
     example = run.task.example()
     following = f"{run.task.used_by} {folder}" + (f" {shlex.quote(example)}" if example else "")
-    print(written(f"\nRun folder: {folder}\nNext:       nanograd-llm {following}"))
+    is_own = type(run.task).__module__.partition(".")[0] == "nanograd_llm"  # others are known in their script alone
+    program = "nanograd-llm" if is_own else f"python {shlex.quote(sys.argv[0])}"
+    print(written(f"\nRun folder: {folder}\nNext:       {program} {following}"))
     if run.stopped_by is not None:
-        print(written(f"to go on:   nanograd-llm train --resume {folder}"))
+        print(written(f"to go on:   {program} train --resume {folder}"))
     return code

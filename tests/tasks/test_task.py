@@ -79,8 +79,9 @@ def test_a_task_that_says_only_what_it_must_is_trained_resumed_opened_and_scored
 ):
     regression()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mine.py"])
     assert main(["train", "--task", "regression", "--steps", "20", "--learning-rate", "0.3", "--workers", "1"]) == 0
-    assert "Next:       nanograd-llm eval runs/regression-1\n" in capsys.readouterr().out
+    assert "Next:       python mine.py eval runs/regression-1\n" in capsys.readouterr().out
     list(resume_run("runs/regression-1", options={"steps": 40}).train())
     opened = open_model("runs/regression-1")
     assert opened.config == LineConfig(size=3) and np.abs(opened.model().w.data - 1).max() < 0.5
