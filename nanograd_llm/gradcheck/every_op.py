@@ -160,7 +160,9 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
         with contextlib.suppress(*ERRORS):
             if not all(np.isfinite(op(*case.inputs, **case.static)).all() for case in drawn if not case.region):
                 form = f"domain={{'{op.inputs[0]}': (0.5, 2.0)}}"
-                kept.append(f"its result is not finite for some numbers; give the interval that it is for, as {form}")
+                kept.append(
+                    f"its result is not finite for some numbers; declare the interval that it is for: @op(..., {form})"
+                )
     found = tuple(errors), len(planted), tuple(survivors), tuple(problems)
     return OpSummary(op.name, len(drawn), *found, tuple(kept))
 

@@ -285,7 +285,7 @@ def test_a_domain_is_advised_where_a_result_is_not_finite():
     logarithm.backward(lambda dy, x: dy / x)
     with np.errstate(all="ignore"):
         (note,) = check_op(logarithm, cases=5).notes
-    assert "give the interval that it is for, as domain={'x': (0.5, 2.0)}" in note
+    assert "declare the interval that it is for: @op(..., domain={'x': (0.5, 2.0)})" in note
 
 
 def test_a_shape_line_that_the_ops_of_the_forward_refuse_is_a_problem_that_names_both(own_op):
