@@ -72,7 +72,9 @@ class Layer(Foreign):
         if names:
             owner, dot, last = names[0].rpartition(".")
             attribute, bracket, key = last.partition("[")
-            gradient = ("grads" if bracket else "grad") if attribute.lower() in _PARAMETERS else f"d{attribute}"
+            gradient = "grads" if bracket and attribute.lower() in _PARAMETERS else f"d{attribute}"
+            if not bracket and attribute in ("data", "param", "value"):
+                gradient = "grad"
             yield (
                 f"{self.who} stores no gradient for {', '.join(names[:4])}: not checked; store it as "
                 f"{owner}{dot}{gradient}{bracket}{key}, or, if it is a constant, pass unused={names[:4]}"

@@ -406,6 +406,25 @@ def test_a_parameter_in_a_dict_is_to_be_stored_in_grads() -> None:
         check_gradient(Forgets(), np.ones((3, 4)), unused=["parms['W']"])
 
 
+def test_where_a_gradient_is_to_be_stored_is_a_place_where_it_is_found():
+    class Layer:
+        def __init__(self, stores):
+            self.weights, self.stores = np.random.default_rng(0).standard_normal((4, 3)), stores
+
+        def forward(self, x):
+            self.x = x
+            return x @ self.weights
+
+        def backward(self, dy):
+            if self.stores:
+                self.dweights = self.x.T @ dy
+            return dy @ self.weights.T
+
+    x = np.random.default_rng(1).standard_normal((2, 4))
+    assert "store it as dweights, or" in check_gradient(Layer(False), x).problems[0]
+    assert check_gradient(Layer(True), x).passed
+
+
 def test_a_float_target_of_a_loss_may_be_named_unused() -> None:
     class Squares:
         def forward(self, y, target):
