@@ -397,7 +397,7 @@ def test_a_loss_that_explodes_saves_the_weights_before_it(tmp_path, text):
     with pytest.raises(NonFiniteError, match=r"The weights of step (\d) are in .*step-0000000\1"):
         list(run.train())
     assert len(RunFolder.open(tmp_path / "run").checkpoints()) == 1
-    with pytest.raises(NonFiniteError, match="again with a lower learning_rate, from the beginning or from an earlier"):
+    with pytest.raises(NonFiniteError, match="Lower learning_rate, and train from the beginning or an earlier"):
         list(resume_run(tmp_path / "run").train())  # which takes the learning rate from the run
 
 
