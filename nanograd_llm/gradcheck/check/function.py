@@ -99,15 +99,18 @@ class Function:
         self.notes += [f"not checked, as they hold integers: {', '.join(integers)}"] if integers else []
         self.values = [a.astype(np.float64) for a in arrays]
 
-    def _is_moved_by(self, leaf: Tensor) -> bool:
-        """Does the result change with the numbers of this leaf, which no gradient reaches?"""
-        before, values = leaf.data, [np.array(to_host(array_of(self.inputs[i]))) for i in self._places]
+    def _is_moved_by(self, *leaves: Tensor) -> bool:
+        """Does the result change with the numbers of these leaves, which no gradient reaches?"""
+        before = [leaf.data for leaf in leaves]
+        values = [np.array(to_host(array_of(self.inputs[i]))) for i in self._places]
         y = self.evaluate(values)
         try:
-            leaf.data = before + np.sin(1 + before)
+            for leaf, data in zip(leaves, before):
+                leaf.data = data + np.sin(1 + data)
             return not np.array_equal(self.evaluate(values), y, equal_nan=True)
         finally:
-            leaf.data = before
+            for leaf, data in zip(leaves, before):
+                leaf.data = data
 
     def _nothing_to_check(self) -> GraphError:
         kinds = [f" of {array_of(x).dtype}" if hasattr(array_of(x), "dtype") else "" for x in self.inputs]
@@ -316,7 +319,7 @@ def _float_tensors(y: Any) -> list[Tensor]:
 
 
 def _held(
-    f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str], is_moved_by: Callable[[Tensor], bool]
+    f: Any, y: Tensor, given: Sequence[Tensor], unused: Sequence[str], is_moved_by: Callable[..., bool]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The leaves that f uses without being given them, by name, and those that no gradient reaches.
 
@@ -333,7 +336,10 @@ def _held(
     known = {id(leaf) for leaf in given}
     found = {id(x): x for x in tape_below(y) if isinstance(x, Tensor) and id(x) not in known}
     listed = {name: leaf for name, leaf in named.items() if leaf.requires_grad and name not in unused}
-    listed = {n: leaf for n, leaf in listed.items() if n not in of_others or id(leaf) in found or is_moved_by(leaf)}
+    idle = {n: leaf for n, leaf in listed.items() if n in of_others and id(leaf) not in found}
+    if idle and is_moved_by(*idle.values()):  # most often a function uses none of them
+        idle = {n: leaf for n, leaf in idle.items() if not is_moved_by(leaf)}
+    listed = {n: leaf for n, leaf in listed.items() if n not in idle}
     cut = [name for name, leaf in listed.items() if id(leaf) not in found and id(leaf) not in known]
     held = {name: leaf for name, leaf in listed.items() if id(leaf) in found or name in cut}
     others = [leaf for key, leaf in found.items() if all(leaf is not parameter for parameter in named.values())]
