@@ -16,12 +16,12 @@ import numpy as np
 from nanograd_llm import models, nn, ops
 from nanograd_llm.autograd.op import Op, keys_of
 from nanograd_llm.autograd.tensor import Tensor, registry
-from nanograd_llm.backend.arrays import beside, is_array, on_default_device
+from nanograd_llm.backend.arrays import beside, on_default_device
 from nanograd_llm.backend.randomness import noise
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck.cases.samples import Draw
 from nanograd_llm.gradcheck.check.check import DIRECTIONS, gradcheck, quiet
-from nanograd_llm.gradcheck.check.function import owner_of, tape_below
+from nanograd_llm.gradcheck.check.function import owner_of, tape_below, untrained_arrays
 from nanograd_llm.gradcheck.check.report import Report
 from nanograd_llm.gradcheck.every_op import CASES, OpSummary, Summary, check_op, require_counts
 from nanograd_llm.gradcheck.mutation.mutants import scaled
@@ -99,6 +99,7 @@ def check_layer(
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
     problems, notes, errors = list[str](), dict[str, None](), [0.0] * order
     for number, (f, inputs) in enumerate(drawn):
+        notes.update(dict.fromkeys(_notes(f, inputs)))
         report = gradcheck(f, *inputs, order=order if f is smallest[0] else 1, seed=seed + number)
         errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
         if not report.passed:
@@ -110,7 +111,6 @@ def check_layer(
             users.setdefault(op, []).append(specimen)
     survivors = [] if problems else [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    notes.update(dict.fromkeys(note for specimen in drawn for note in _notes(*specimen)))
     return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes))
 
 
@@ -142,14 +142,11 @@ def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> l
 
 def _notes(f: Any, inputs: tuple[Any, ...]) -> Iterator[str]:
     """In words: what is no mistake in a gradient, but seldom meant."""
-    model = owner_of(f.f)
+    model, untrained = owner_of(f.f), untrained_arrays(f.f)  # before it keeps some
     with evaluating(model.modules()):
         if ops.dropout in _ops_of(f, inputs):
             yield "it drops in evaluation mode as well; use nn.Dropout, which also draws another mask in each call"
-    for path, module in model.named_modules(type(model).__name__):
-        for name, x in vars(module).items():
-            if is_array(x) and x.dtype.kind == "f" and name not in module._buffers:
-                yield f"{path}.{name} is an array and no Parameter, so it is neither trained nor saved"
+    yield from untrained
 
 
 def draw_specimens(layer: type[Module], rng: np.random.Generator, count: int) -> list[Specimen]:

@@ -69,7 +69,7 @@ class Module:
         if is_leaf and not isinstance(vars(self).get(name), Tensor):
             raise DtypeError(
                 f"{type(self).__name__}.{name} would not be trained: a Module finds only Parameters; "
-                f"write self.{name} = ng.Parameter(...)"
+                f"write self.{name} = ng.Parameter(...), or self.{name} = x.detach() for an x that is only kept"
             )
         if name in self._buffers:
             value = array_of(value) if is_array(array_of(value)) else on_default_device(np.asarray(value))

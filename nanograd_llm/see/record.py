@@ -268,8 +268,8 @@ def recorded(
 ) -> Any:
     """Run f(*args, **named) and backward from its result, and return the `kind` of record of both.
 
-    Floats and arrays of floats among the arguments become leaves, but for those of an op's constants. Leaves that f
-    uses without being given them, such as a model's parameters, are found on the tape.
+    Floats and arrays of floats among the arguments become leaves, but for those of an op's constants and floats given
+    by name. Leaves that f uses without being given them, such as a model's parameters, are found on the tape.
 
     cotangent: of the result, 1 for a scalar.  inside_ops: the calling lines may lie in `ops`, as in a composition.
     Raises GraphError where nothing is recorded, something was recorded before, or inside `higher_order()`; ShapeError
@@ -285,16 +285,15 @@ def recorded(
     names = input_names(f, len(args))
     constants = f.constants if isinstance(f, Op) else ()
     given = [_as_leaf(x) if name not in constants else x for name, x in zip(names, args)]
-    recorder = _Recorder(f, dict(zip(names, given)) | dict(named), inside_ops)
+    named = {name: _as_leaf(x) if name not in constants and is_array(x) else x for name, x in named.items()}
+    recorder = _Recorder(f, dict(zip(names, given)) | named, inside_ops)
     with blas_threads(1), recording(), recorder.watching():
         y = f(*given, **named)
         if not isinstance(y, Tensor) or not y.requires_grad:
             came = f"a {type(y).__name__}" if not isinstance(y, Tensor) else "a Tensor that needs no gradient"
-            whole = next((x for x in args if type(x) is int), None)
-            hint = "" if whole is None else f"; an integer is a constant: write {float(whole)} for {whole}"
             raise GraphError(
                 f"{label(f)} returned {came}; trace needs a Tensor computed from floats, float arrays or Tensors that "
-                f"require a gradient{hint}"
+                f"require a gradient{_hint(args, named)}"
             )
         if cotangent is None and y.shape != ():
             raise ShapeError(f"{label(f)} returned shape {y.shape}; give trace(..., cotangent=an array of that shape)")
@@ -305,6 +304,18 @@ def recorded(
         if y.device != "cpu":
             _move_to_host(record, y.device)
         return record
+
+
+def _hint(args: Iterable[Any], named: Mapping[str, Any]) -> str:
+    """What to write for an argument that looks as if it should be a leaf."""
+    for name, x in [*(("", x) for x in args), *named.items()]:
+        if type(x) is int:
+            return f"; an integer is a constant: write {float(x)} for {x}"
+        if isinstance(x, float):
+            return f"; a float given by name is a constant: write {x} for {name}={x}, at its place"
+        if isinstance(x, (list, tuple)) and any(isinstance(part, float) for part in x):
+            return f"; a {type(x).__name__} is a constant: write np.array({list(x)!r:.40})"
+    return ""
 
 
 def _as_leaf(x: Any) -> Any:

@@ -198,14 +198,16 @@ class Stepper:
             return here[name], index, False, name
         whole = name.removesuffix(".grad")
         if whole != name and not self.trace.named(name):
-            value = here[whole] if isinstance(here.get(whole), Value) else self.trace.value(whole)
-            return value, index, True, name
+            return here[whole] if isinstance(here.get(whole), Value) else self._value(whole), index, True, name
         try:
-            return self.trace.value(int(name) if name.isdigit() else name), index, False, name
+            return self._value(name), index, False, name
         except NanogradError as error:
             if name.startswith("d") and (self.trace.named(name[1:]) or self.trace.inside(name[1:])):
                 return self.trace.value(name[1:]), index, True, name
             raise GraphError(f"{error}; here are {', '.join(here)}") from None
+
+    def _value(self, name: str) -> Value:
+        return self.trace.value(int(name) if name.isdigit() else name)
 
     def shown(self) -> str:
         """The call where we are, with its numbers."""

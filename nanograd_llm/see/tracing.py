@@ -24,8 +24,8 @@ def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any
         trace.terms(12, "x", (0, 3, 2))         # one number of a gradient, term by term
 
     f: any function of Tensors; an op, a module or its loss. Floats and arrays of floats become leaves, float64 ones of
-        Python floats; an integer is a constant: write 3.0 to get a gradient for 3. Parameters of a model are leaves as
-        well; their `.grad` does not change.
+        Python floats. Constants are integers (write 3.0 to get a gradient for 3), lists, and floats given by name, such
+        as eps=1e-5. Parameters of a model are leaves as well; their `.grad` does not change.
     cotangent: of the result; optional where that is a scalar.
 
     The numbers are those of an untraced pass, bit for bit, on one BLAS thread. A model on a GPU is recorded there; the

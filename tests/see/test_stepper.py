@@ -139,6 +139,11 @@ def test_the_gradient_of_a_value_has_the_name_that_it_has_on_a_tensor() -> None:
     assert whole == str(stepper.trace.grads["wte"][4, 0]) != sent  # the head is one of two uses
 
 
+def test_a_value_without_a_name_goes_by_the_number_of_its_call() -> None:
+    stepper = Stepper(ng.trace(lambda a, b: ng.ops.tanh(a * b), 2.0, -0.5))
+    assert stepper.obey("p 0.grad").split()[-1] == stepper.obey("p dy").split()[-1] == "0.42"
+
+
 def test_the_text_stands_beside_its_ids() -> None:
     stepper = Stepper(gpt(), tokens=[["the", "cat", "sat", "on", "the"], ["no"]])
     assert "[[4 0 3 2 4]]  text the cat sat on the\n" in stepper.shown()

@@ -318,3 +318,12 @@ def test_a_result_or_an_integer_in_place_of_a_function_and_a_float_is_explained(
         ng.trace(ng.Tensor(2.0))
     with pytest.raises(GraphError, match="an integer is a constant: write 3.0 for 3"):
         ng.trace(lambda w: w * w, 3)
+    with pytest.raises(GraphError, match="a float given by name is a constant: write 3.0 for w=3.0, at its place"):
+        ng.trace(lambda w: w * w, w=3.0)
+    with pytest.raises(GraphError, match=re.escape("a list is a constant: write np.array([0.5, 2.0])")):
+        ng.trace(lambda w: ng.ops.sum(w), [0.5, 2.0])
+
+
+def test_arrays_given_by_name_are_leaves() -> None:
+    trace = ng.trace(lambda a, b: ng.ops.mean((a - b) ** 2), b=np.ones(2), a=np.array([2.0, -1.0]))
+    assert {name: g.tolist() for name, g in trace.grads.items()} == {"b": [-1.0, 2.0], "a": [1.0, -2.0]}

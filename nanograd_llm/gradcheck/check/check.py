@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from nanograd_llm.autograd.tensor import Tensor
+from nanograd_llm.backend.arrays import is_array
 from nanograd_llm.backend.randomness import random_uses
 from nanograd_llm.errors import GraphError, InPlaceError, NanogradError, SignatureError
 from nanograd_llm.gradcheck.check import comparison, consistency, decision, kinks, patterns
@@ -66,7 +68,8 @@ def gradcheck(
         left out, some fifty evaluations and a dozen backward passes for each input, may take longer.
     unused: names of parameters of a Module that its result is not meant to depend on. Any other that no gradient
         reaches is a problem, unless it is frozen.
-    arguments: further keyword arguments of f, such as an op's `axis=0`, handed on as they are.
+    arguments: further inputs of f by name. Float arrays and Tensors are checked as above; Python floats, such as
+        eps=1e-5, are handed on as they are.
 
     What is on a GPU is computed there, and compared on the CPU. A GPU has no numbers wider than float64, so there the
     check says "cannot tell" more often.
@@ -89,9 +92,10 @@ def gradcheck(
     if other := packages & {"torch", "jax", "jaxlib"}:
         library = "PyTorch" if "torch" in other else "JAX"
         raise SignatureError(f"{label(f)} is a function of {library}: check_gradient takes it, with the same arguments")
+    named = {name: x for name, x in arguments.items() if is_array(x) or isinstance(x, Tensor)}
     if arguments:
         f = functools.partial(f, **arguments)
-    return examined(f, inputs, order, seed, jacobian, explain, seconds, unused)
+    return examined(f, inputs, order, seed, jacobian, explain, seconds, unused, named)
 
 
 def examined(
@@ -103,17 +107,18 @@ def examined(
     explain: bool,
     seconds: float,
     unused: Sequence[str] = (),
+    named: Mapping[str, Any] = MappingProxyType({}),
     *,
     trace: bool = True,
 ) -> Report:
-    """`gradcheck`.  trace: follow a wrong gradient to the op calls at fault."""
+    """`gradcheck`.  named: inputs that f takes by name.  trace: follow a wrong gradient to the op calls at fault."""
     require_int("order", order, 1)
     require_int("jacobian", jacobian, 0)
     require_number("seconds", seconds, 0)
     require_seed(seed)
     with quiet():
         try:
-            function = Function(f, inputs, unused)
+            function = Function(f, inputs, unused, named)
         except InPlaceError as error:
             return Report(label(f), (), (str(error),))
         nan = [(name, np.argwhere(np.isnan(x))) for name, x in zip(function.names, function.values)]

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Function:
     The latter, such as a model's parameters, are found on the tape. While a check runs (`borrowed`) their arrays are
     swapped for others, so nothing else may use them meanwhile.
 
+    named: inputs that f takes by name.
     values: the point to check at, float64.  names: of these values.  shape: of the result.
     shape_problems: which op calls on the tape break their op's shape line, in words.
     cut: names of a module's parameters that no gradient reaches. Those named in `unused` are left alone.
@@ -61,16 +62,24 @@ class Function:
     Raises InPlaceError where an op's forward writes into its input.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], unused: Sequence[str] = ()):
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        inputs: Sequence[Any],
+        unused: Sequence[str] = (),
+        named: Mapping[str, Any] = MappingProxyType({}),
+    ):
         if not callable(f):
             raise DtypeError(f"a function to check is an op, a closure, a Module, ...; got {f!r:.100}")
-        self.f, self.inputs, self.label = f, list(inputs), label(f)
-        names = input_names(f, len(inputs))
+        self.f, self.inputs, self.named, self.label = f, [*inputs, *named.values()], [*named], label(f)
+        names = input_names(f, len(inputs)) + self.named
         constants = getattr(getattr(f, "func", f), "constants", ())  # of an op
-        self._places = [i for i, x in enumerate(inputs) if names[i] not in constants and _is_checked(x)]
+        untrained = untrained_arrays(f)  # before f keeps some
+        self._places = [i for i, x in enumerate(self.inputs) if names[i] not in constants and _is_checked(x)]
         given = [np.array(to_host(array_of(self.inputs[i]))) for i in self._places]  # copies, whatever f does to them
         beside_parameters = next((p.device for p in _parameters_of(f).values()), default_device())
         self._devices = [_device_for(self.inputs[i], beside_parameters) for i in self._places]
+        self._given = [*inputs, *getattr(f, "keywords", {}).values()]
         self.held: list[Tensor] = []
         broken: dict[str, None] = {}
         widened: list[str] = []
@@ -95,7 +104,8 @@ class Function:
         self.notes = [f"{dtype} inputs were checked as float64 copies" for dtype in promoted]
         self.notes += widened[:1] if promoted else []
         self.notes += [f"{name} is declared a constant: no gradient goes to it" for name in names if name in constants]
-        integers = [name for name, x in zip(names, inputs) if name not in constants and is_integer(x)]
+        self.notes += untrained
+        integers = [name for name, x in zip(names, self.inputs) if name not in constants and is_integer(x)]
         self.notes += [f"not checked, as they hold integers: {', '.join(integers)}"] if integers else []
         self.values = [a.astype(np.float64) for a in arrays]
 
@@ -113,8 +123,8 @@ class Function:
                 leaf.data = data
 
     def _nothing_to_check(self) -> GraphError:
-        kinds = [f" of {array_of(x).dtype}" if hasattr(array_of(x), "dtype") else "" for x in self.inputs]
-        came = ", ".join(type(x).__name__ + kind for x, kind in zip(self.inputs, kinds)) or "none"
+        kinds = [f" of {array_of(x).dtype}" if hasattr(array_of(x), "dtype") else "" for x in self._given]
+        came = ", ".join(type(x).__name__ + kind for x, kind in zip(self._given, kinds)) or "none"
         return GraphError(
             f"{self.label} has no input that requires a gradient; it got {came}; give it a float array, or a Tensor "
             "with requires_grad=True"
@@ -200,11 +210,12 @@ class Function:
         inputs = list(self.inputs)
         for place, leaf in zip(self._places, leaves):
             inputs[place] = leaf
-        y = self.f(*inputs)
+        positional = len(inputs) - len(self.named)
+        y = self.f(*inputs[:positional], **dict(zip(self.named, inputs[positional:])))
         if isinstance(y, (tuple, list, dict)) and (parts := _float_tensors(y)):
             y = parts[0] if len(parts) == 1 else concatenate([part.reshape(-1) for part in parts])
         if not isinstance(y, Tensor):
-            if self.inputs and not self._places and not self.held:  # as an op does where no Tensor comes
+            if self._given and not (self._places or self.held):  # then an op returns an array
                 raise self._nothing_to_check()
             raise GraphError(
                 f"{self.label} returned {type(y).__name__}; a function to check returns a Tensor, or a tuple, list or "
@@ -363,6 +374,19 @@ def _parameters_of(f: Any) -> dict[str, Tensor]:
     """By name, the parameters of the module that f is, or whose method it is."""
     owner = owner_of(f)
     return dict(owner.named_parameters()) if hasattr(owner, "named_parameters") else {}
+
+
+def untrained_arrays(f: Any) -> list[str]:
+    """In words: the float arrays that the module that f is, or whose method it is, holds as no Parameter or buffer."""
+    model = owner_of(f)
+    if not hasattr(model, "named_modules"):
+        return []
+    return [
+        f"{path}.{name} is an array and no Parameter, so it is neither trained nor saved"
+        for path, module in model.named_modules(type(model).__name__)
+        for name, x in vars(module).items()
+        if is_array(x) and x.dtype.kind == "f" and name not in module._buffers
+    ]
 
 
 def _referred_to(f: Any) -> dict[str, Tensor]:

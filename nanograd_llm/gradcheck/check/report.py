@@ -229,8 +229,8 @@ class Report(Checked):
         how = [f"slopes of the function from its values alone, {'; '.join(parts)}"] if methods else []
         if any(f.verdict == "wrong" for f in self.findings):
             how.append(
-                "off by: how far the gradient is from the slopes, as a part of all numbers that are compared at once; "
-                "for one entry, see its ratio"
+                "off by: the difference between gradient and slopes, divided by the size of all the numbers compared "
+                "together; for one entry, see its ratio"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 

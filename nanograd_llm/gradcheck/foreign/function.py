@@ -179,8 +179,9 @@ class Foreign:
         for name, x, a in zip(self.names, natives, before):
             now = self.library.to_numpy(x)
             if not any(np.array_equal(now, a, equal_nan=nan) for nan in (False, True)):  # with NaN it takes longer
+                advice = ", and update weights after the backward pass" if who else ""
                 raise InPlaceError(
-                    f"{who or self.label} writes into {name}, which belongs to its caller; write into a copy"
+                    f"{who or self.label} writes into {name}, which belongs to its caller; write into a copy{advice}"
                     + (f"; it is written at {place}" if (place := place_of(self.rule if who else self.f)) else "")
                 )
         return result
