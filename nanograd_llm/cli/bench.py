@@ -32,19 +32,20 @@ def bench(
 ) -> None:
     """Measure speed and memory, and compare them with the machine's limit, with PyTorch, and with targets.
 
+    On cuda, a GPU, there are two workloads, both of GPT-2 124M: gpt2, a training step of 8 x 1,024 tokens, and decode.
+
     Parameters
     ----------
     workload
-        toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: 6, 6, 384, 256, 8. gpt2:
-        GPT-2 124M, forward and step. translation: a step of that task. decode: generating text. embed: sentences to
-        vectors. memory: peak memory. lora: training adapters of GPT-2 124M. scaling: how cost grows with size. start:
-        time to the first step and token. detection: mistakes that the gradient check misses. all: each of these, which
-        takes minutes.
+        toy: a training step of 4 layers, 4 heads, 128 channels, 64 tokens, batch 12. mid: the same with 6, 6, 384,
+        256, 8. gpt2: GPT-2 124M, forward and step. translation: a step of that task. decode: generating text. embed:
+        sentences to vectors. memory: peak memory. lora: training adapters of GPT-2 124M. scaling: how cost grows with
+        size. start: time to the first step and token. detection: mistakes that the gradient check misses. all: each of
+        these, which takes minutes.
     against
         Measure PyTorch (and transformers, and peft) as well, which must be installed.
     device
-        Where to measure. On cuda, a GPU, there are two workloads, both of GPT-2 124M: gpt2, a training step of
-        8 x 1,024 tokens, and decode.
+        Where to measure.
     as_json
         Print one JSON object per line.
     rounds

@@ -16,11 +16,11 @@ from nanograd_llm.settings import printable
 
 @with_options(sampling=SAMPLING)
 def chat(model: Model, /, *, max_new_tokens: int = 60, device: Device = "cpu", sampling: Given = NOTHING) -> None:
-    """Take turns with a model: you write a line, it writes the next. An empty line adds nothing.
+    """Take turns with a model: you write a line, it writes the next.
 
-    Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text;
-    it does not answer questions. One that was trained on instructions answers them. It sees as many earlier turns as
-    it was trained with.
+    Ctrl-C ends a reply; at the prompt Ctrl-C or Ctrl-D ends the chat. A GPT that was trained on text continues text,
+    also after an empty line; it does not answer questions. One that was trained on instructions answers them. It sees
+    as many earlier turns as it was trained with.
 
     Parameters
     ----------

@@ -24,8 +24,8 @@ def convert(
     Parameters
     ----------
     to
-        hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load. peft: the adapters of a
-        run with LoRA alone, for PeftModel.from_pretrained; the other forms get them merged into the weights.
+        hf: for transformers, such as GPT2LMHeadModel.from_pretrained. numpy: for numpy.load. peft: only the
+        adapters of a LoRA run, for PeftModel.from_pretrained; hf and numpy have them merged into the weights.
     out
         The folder to write; if not given, MODEL-TO in the current folder.
     dtype

@@ -17,7 +17,7 @@ def embed(
     truncate: bool = False,
     device: Device = "cpu",
 ) -> None:
-    """Turn texts into vectors: show how alike the first ones are, as cosines, or write all vectors to a file.
+    """Turn texts into vectors: show the cosines between the first texts, or write all vectors to a file.
 
     Parameters
     ----------

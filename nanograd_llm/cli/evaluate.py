@@ -35,7 +35,7 @@ def evaluate(
     texts
         UTF-8 text files, folders, patterns in quotes such as "docs/**/*.md", .gz or .jsonl files (FILE.jsonl#FIELD
         for another field than "text"), a column of a table as FILE.csv#COLUMN, or - for standard input, as for train.
-        Each file is a line of what is printed. Or a folder that `nanograd-llm prepare` made, for its held-out part.
+        Each file gets one line of output. A folder that `nanograd-llm prepare` made is scored on its held-out part.
         For a run of another task than language-model: a file of the form that it learned from, such as rows.csv.
     stride
         Tokens by which the window moves; half a window if not given. A smaller stride is slower, and gives each token

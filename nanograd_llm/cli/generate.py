@@ -42,8 +42,8 @@ def generate(
     Parameters
     ----------
     prompt
-        The text to continue; if not given, or -, what is piped in, else a new line, or the first token of a tokenizer
-        that has no new line. Put a prompt that begins with a dash last, after " -- ".
+        The text to continue; if not given, or -, what is piped in. If nothing is: a new line, or, if the
+        tokenizer has none, its first token. Put a prompt that begins with a dash last, after " -- ".
     max_new_tokens
         Tokens to write; fewer if the model ends the text.
     n

@@ -27,8 +27,8 @@ def info(model: Model, /, *, verify: Annotated[bool, Parameter(negative=())] = F
     Parameters
     ----------
     verify
-        Check a run with LoRA instead: with its adapters off it is the model that it started from, bit for bit; merged,
-        it gives the same results within rounding. Exit code 1 if not.
+        Check a LoRA run instead: with adapters off it is the model that it started from, bit for bit; with adapters
+        merged, its results stay the same within rounding. Exit code 1 if not.
     """
     if verify:
         from nanograd_llm.runs.verifying import verify as verify_run

@@ -45,9 +45,9 @@ Target = Annotated[
     tuple[str, ...],
     Parameter(
         show_default=False,
-        help="What the model should say: the translation, the answer, the words at [MASK], or the class; what it says "
-        "itself if not given. For a model of preferences the chosen answer, then in a second --target the rejected "
-        "one; for a model of sentences a text to compare with; a language model takes none.",
+        help="What the model should say: the translation, the answer, the words at [MASK], or the class; its own "
+        "prediction if not given. For a model of preferences the chosen answer, then in a second --target the "
+        "rejected one; for a model of sentences a text to compare with; a language model takes none.",
         negative=(),
     ),
 ]

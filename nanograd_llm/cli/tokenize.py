@@ -11,15 +11,15 @@ def tokenize(
     special: bool = False,
     show_merges: int | None = None,
 ) -> None:
-    r"""Show the pieces that a tokenizer splits a text into: the id of each, and the merges that made it of its bytes.
+    r"""Split a text into tokens: show each piece with its id, and the merges that built it from bytes.
 
     Parameters
     ----------
     text
         The text to split; if not given, or -, what is piped in. Put one that begins with a dash last, after " -- ".
     model
-        Use the tokenizer of this model: the folder of a run, or a pretrained model; if not given GPT-2, or
-        bytes where that is not on this machine and cannot be fetched.
+        Use the tokenizer of this model: the folder of a run, or a pretrained model; if not given, GPT-2's,
+        or bytes if GPT-2's is not here and cannot be downloaded.
     special
         Read <|endoftext|> in the text as that token, not as ordinary text.
     show_merges

@@ -111,7 +111,7 @@ def train(
     watch: int = 0,
     settings: Given = NOTHING,
 ) -> int:
-    """Train a model on a text, from fresh weights or those of a model; score it on held-out text and show a sample.
+    """Train a new model on a text, or train a model further; score it on held-out text and show a sample.
 
     Without arguments it trains a GPT of the preset nano for one minute on the built-in corpus, with a tokenizer
     trained on it. This page has the options of the task language-model. Other tasks have other options, which
@@ -120,10 +120,7 @@ def train(
     Parameters
     ----------
     files
-        What to learn from: a UTF-8 text file, a folder, a pattern in quotes such as "docs/**/*.md", a .gz or .jsonl
-        file (FILE.jsonl#FIELD for another field than "text"), a column of a table as FILE.csv#COLUMN, - for standard
-        input, several of these, or folders that `nanograd-llm prepare` made. If not given: the reference manual that
-        comes with Python.
+        What to learn from: the task's setting `file`; several are its setting `data`.
     config
         A TOML file of settings, in the form of a run's config.toml. The config.toml of a run makes the run again.
         Options override it.
@@ -131,14 +128,14 @@ def train(
         The folder to make for the run; if not given, runs/PRESET-N, runs/TASK-N for another task, or runs/tuned-N with
         --init.
     resume
-        The folder of a run that was stopped, to go on with it. With this, give only options of length, workers and
-        saving, such as --steps for a longer run, and FILE if the file was moved.
+        The folder of a run that was stopped, to continue it. You may change only its length, workers, scoring and
+        saving, such as --steps for a longer run; give FILE if the file was moved.
     show_batch
         Show the first batch and end, before anything is trained or written: each token with its role, and whether it
         counts in the loss.
     watch
-        After every N steps note how large the update of each layer was beside its weights, and how saturated its
-        activations are, for `plot`. 0 for never; it costs about one step more each time.
+        Every N steps record for `plot` how large the update of each layer is relative to its weights, and how saturated
+        its activations are. 0 for never; each time costs about one more step.
     """
     require_int("watch", watch, 0)
     use_device(device)

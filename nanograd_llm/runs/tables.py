@@ -38,8 +38,8 @@ class RunConfig(Settings):
         low=1,
     )
     keep: int | None = setting(
-        "Keep the newest N checkpoints, and the one with the best score, which is then saved as well; all that are "
-        "saved if not given.",
+        "Keep only the newest N checkpoints and the one with the best score, which this option also saves; no "
+        "such limit if not given.",
         default=None,
         low=1,
     )

@@ -57,7 +57,7 @@ class ExamplesConfig(Settings):
         "Tokens of a row, prompt and answer; the model's context_length if not given.", default=None, low=2
     )
     too_long: str = setting(
-        "What to do with rows of more tokens: refuse the file, leave these rows out, or cut the beginning of their "
+        "What to do with rows over max_length: refuse the file, leave these rows out, or cut the beginning of their "
         "prompts.",
         default="refuse",
         choices=("refuse", "leave-out", "truncate"),

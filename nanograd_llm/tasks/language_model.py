@@ -70,9 +70,8 @@ class TextConfig(TextSettings):
     )
 
     data: tuple[str, ...] | None = setting(
-        "Several sources in place of one: files, folders, patterns, or prepared folders. All may have a weight after "
-        "a colon, such as a.txt:0.7 b:0.3; windows are drawn in proportion to it. One source if "
-        "not given.",
+        "Several sources in place of one: files, folders, patterns, or prepared folders. To draw windows in given "
+        "proportions, give all a weight, such as a.txt:0.7 b:0.3. One source if not given.",
         default=None,
     )
     epochs: bool = setting(

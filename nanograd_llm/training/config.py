@@ -25,9 +25,9 @@ class TrainConfig(Settings):
         "Pieces that each worker splits its rows into, to save memory (gradient accumulation).", default=1, low=1
     )
     optimizer: str = setting(
-        "adamw for all parameters, or muon for the matrices of linear layers and adamw for all others: fewer steps to "
-        "the same loss, but each costs more, most of all with few tokens in a batch. The adapters of LoRA are always "
-        "trained by adamw.",
+        "adamw for all parameters, or muon for the matrices of linear layers and adamw for the rest. muon needs fewer "
+        "steps to the same loss, but each costs more, above all with few tokens in a batch. LoRA's adapters always "
+        "have adamw.",
         default="adamw",
         choices=("adamw", "muon"),
     )
@@ -53,14 +53,14 @@ class TrainConfig(Settings):
     workers: int = setting("Workers that the rows of a batch are split over; 0 for one per core.", default=0)
     processes: bool | None = setting(
         "Use forked processes as workers, which are faster for small models, or threads; the results are the same. "
-        "Processes on Linux, but threads in a notebook, a thread, a process of a pool or beside other threads, and on "
-        "other systems, if not given.",
+        "Processes on Linux, but threads in a notebook, beside other threads, in a process of a pool, and on other "
+        "systems, if not given.",
         default=None,
     )
 
     allow_tf32: bool = setting(
         "On a GPU, allow products of float32 to round their factors to 10 bits (TF32), which is faster. The first "
-        "product of a process on a GPU decides for all.",
+        "such product of a process decides for all later ones.",
         default=False,
     )
 
