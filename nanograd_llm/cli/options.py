@@ -110,24 +110,6 @@ def _section(title: str) -> Group:
     return Group.create_ordered(title)
 
 
-def given_texts(texts: Sequence[str], file: Path | None, purpose: str) -> list[str]:
-    """The texts of the command line, then the lines of the file; "-", or nothing, is what is piped in, a text a line.
-
-    Raises ConfigError where there are none.
-    """
-    lines = [text for text in texts if text != "-"]
-    for text in lines:
-        warn_of_file(text)
-    if "-" in (*texts, str(file)) or not (texts or file):
-        lines += [line.strip() for line in (text_or_piped(None) or "").splitlines() if line.strip()]
-    lines += lines_of(file) if file is not None and str(file) != "-" else ()
-    if not lines:
-        raise ConfigError(
-            f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line, or pipe lines in"
-        )
-    return lines
-
-
 def lines_of(file: Path) -> list[str]:
     """The lines of a file that are not blank. Raises ConfigError for rows, otherwise as `read_lines`."""
     from nanograd_llm.text import read_lines
@@ -135,6 +117,25 @@ def lines_of(file: Path) -> list[str]:
 
     require_plain([str(file)], option="--file ")
     return read_lines(file)
+
+
+def given_texts(
+    texts: Sequence[str], file: Path | None, purpose: str, read: Callable[[Path], list[str]] = lines_of
+) -> list[str]:
+    """The texts of the command line, then those that `read` finds in the file, its lines; "-", or nothing, is what is
+    piped in, a text a line. Raises ConfigError where there are none.
+    """
+    lines = [text for text in texts if text != "-"]
+    for text in lines:
+        warn_of_file(text)
+    if "-" in (*texts, str(file)) or not (texts or file):
+        lines += [line.strip() for line in (text_or_piped(None) or "").splitlines() if line.strip()]
+    lines += read(file) if file is not None and str(file) != "-" else ()
+    if not lines:
+        raise ConfigError(
+            f"there is nothing to {purpose}; give texts in quotes, or --file with a text on each line, or pipe lines in"
+        )
+    return lines
 
 
 def given_text(text: str | None, purpose: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nanograd_llm.cli.options import NOTHING, Device, Given, Translator, given_texts, options, with_options
+from nanograd_llm.cli.options import NOTHING, Device, Given, Translator, given_texts, lines_of, options, with_options
 from nanograd_llm.cli.terminal import written
 from nanograd_llm.inference import BeamSearch, stream_translation
 
@@ -28,13 +28,14 @@ def translate(
         What to translate; if not given, or -, the lines that are piped in. Put one that begins with a dash last, after
         " -- ".
     file
-        A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out.
+        A UTF-8 file with more texts, a line each, or - for standard input; blank lines are left out. Of a .tsv, .po or
+        .mo, as the task learns from, the sources of the pairs.
     """
     from nanograd_llm.backend.arrays import use_device
     from nanograd_llm.models.encoder_decoder import EncoderDecoder
     from nanograd_llm.runs.opening import open_model
 
-    lines = given_texts([] if text is None else [text], file, "translate")
+    lines = given_texts([] if text is None else [text], file, "translate", _texts_of)
     use_device(device)
     opened = open_model(model, EncoderDecoder)
     made, tokenizer, how = opened.model(), opened.tokenizer(), BeamSearch(**search)
@@ -46,3 +47,11 @@ def translate(
         print(flush=True)
         if not translation.strip():
             print("(nothing: the model ends the translation at once)", file=sys.stderr)
+
+
+def _texts_of(file: Path) -> list[str]:
+    """The lines of a file; of one of pairs the sources."""
+    from nanograd_llm.text.pairs import read_pairs
+
+    is_of_pairs = file.suffix.lower() in (".tsv", ".po", ".mo")
+    return [source for source, _ in read_pairs(file)] if is_of_pairs else lines_of(file)

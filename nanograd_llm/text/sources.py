@@ -172,7 +172,8 @@ def require_plain(sources: Iterable[str | None], *, option: str = "") -> None:
             name, tasks = shlex.quote(unpacked), () if option else ROWS[kind].items()
             first = "" if unpacked == path else f"after gunzip -k {shlex.quote(path)}, "
             ways = [f"nanograd-llm train {name} --task {task} learns their {what}, " for task, what in tasks]
-            ways += [f"{option}{unpacked}#COLUMN is the text of one column, "] if kind in (".csv", ".tsv") else []
+            column = f"{option}{name}#COLUMN is the text of one column, by its name in line 1, "
+            ways += [column] if kind in (".csv", ".tsv") else []
             ways += ["and "] if ways else []
             raise ConfigError(f"{path} holds rows: {first}{''.join(ways)}{option}- < {name} is all of it as plain text")
 

@@ -1022,7 +1022,8 @@ def test_the_tasks_that_are_named_for_rows_exist():
 
 @pytest.mark.parametrize("words", [["classify", "runs/a"], ["embed", "runs/a"], ["search", "runs/a", "a cat"]])
 @pytest.mark.parametrize(
-    "name, said", [("a b.csv", "--file a b.csv#COLUMN is the text of one column, and "), ("a.json", "")]
+    "name, said",
+    [("a b.csv", "--file 'a b.csv'#COLUMN is the text of one column, by its name in line 1, and "), ("a.json", "")],
 )
 def test_rows_are_no_lines_of_text_and_how_to_give_them_is_said(name, said, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -382,8 +382,8 @@ def test_a_file_that_a_run_cannot_be_scored_on_is_refused_with_what_to_give(mode
         ),
         ("classification", [more, more], "is a second file; this task is scored on one at a time"),
         ("translation", [more], "pairs come from a .tsv, .po or .mo; for two files of lines, give the target as well"),
-        ("masked-words", [more], "more.csv#COLUMN is the text of one column, and - < "),
-        ("instruction", [more], "more.csv#COLUMN is the text of one column, and - < "),
+        ("masked-words", [more], "more.csv#COLUMN is the text of one column, by its name in line 1, and - < "),
+        ("instruction", [more], "more.csv#COLUMN is the text of one column, by its name in line 1, and - < "),
         ("pretrained classification", [more], "of another model it scores a run, on what it held out or on a file"),
         ("classification", [more, "--top", "3"], "on a file, without choices, stride and top"),
     ):

@@ -299,6 +299,18 @@ def test_each_line_that_is_piped_in_is_translated_by_itself_and_all_are_read_bef
     assert capsys.readouterr().out == "owt eno\nneerg\n"
 
 
+def test_of_a_file_of_pairs_the_sources_are_translated(
+    file: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    run = prepare_run(tmp_path / "run", options={"task": "translation", "file": file, **SMALL, "steps": 1})
+    list(run.train())
+    (tmp_path / "more.tsv").write_text("one two\tun deux\ngreen\tvert\n")
+    capsys.readouterr()
+    monkeypatch.setattr("nanograd_llm.cli.translate.stream_translation", lambda _, __, text, **___: iter([text[::-1]]))
+    assert main(["translate", str(run.folder.path), "--file", str(tmp_path / "more.tsv")]) == 0
+    assert capsys.readouterr().out == "owt eno\nneerg\n"
+
+
 def test_the_last_sample_and_the_example_are_short_for_any_translation(file: str, monkeypatch: Any) -> None:
     made = task(file)
     made.held_out.sources[0] = np.resize(made.held_out.sources[0], 60)
