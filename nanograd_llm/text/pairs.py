@@ -1,6 +1,6 @@
 """Pairs of texts, a source and its translation, from the files that people keep them in.
 
-.tsv        a line for each pair, a tab between the two
+.tsv        a line for each pair, a tab between the two; no line that names the columns
 .po, .mo    translations of a program, as gettext keeps them
 two files   line by line, source and target
 """
@@ -20,6 +20,8 @@ from nanograd_llm.settings import shown
 from nanograd_llm.text.corpora import read_text
 
 FIRST = ("msgctxt", "msgid")  # the keywords that an entry of a .po begins with
+LANGUAGES = "english french german spanish italian portuguese dutch russian chinese japanese en fr de es it pt nl ru"
+HEADINGS = {*f"source target src tgt {LANGUAGES} zh ja".split()}  # what columns of pairs are called
 Pairs = list[tuple[str, str]]
 PathLike = str | os.PathLike[str]
 
@@ -28,8 +30,9 @@ def read_pairs(path: PathLike, target: PathLike | None = None) -> Pairs:
     """The pairs of a file, by the end of its name; or of the lines of two files.
 
     Of a .po or .mo, entries that are fuzzy, not translated, or have plural forms are left out, and a warning counts
-    them. Raises BadFileError, with the line, for a pair with an empty side, and for files of different length;
-    otherwise as `read_text` does.
+    them. Every line of a .tsv is a pair; where the first looks like a header, a warning says so.
+    Raises BadFileError, with the line, for a pair with an empty side, and for files of different length; otherwise as
+    `read_text` does.
     """
     kind = Path(path).suffix.lower()
     if target is not None:
@@ -55,6 +58,9 @@ def read_pairs(path: PathLike, target: PathLike | None = None) -> Pairs:
         if len(columns) != 2:
             raise BadFileError(f"{path}, line {number}: has {len(columns) - 1} tabs; expected SOURCE, a tab, TARGET")
         rows.append((number, (columns[0], columns[1])))
+    if HEADINGS.issuperset(side.strip().lower() for side in rows[0][1]):
+        first = " -> ".join(map(repr, rows[0][1]))
+        warnings.warn(f"{path}: its first line, {first}, is taken as a pair; delete it if it is a header", stacklevel=2)
     return _complete(iter(rows), os.fspath(path))
 
 

@@ -54,6 +54,15 @@ def mo(entries: dict[str, str], order: str = "<") -> bytes:
     return struct.pack(f"{order}7I", *counts) + tables + texts
 
 
+@pytest.mark.parametrize("first", ["English\tFrench", "source\t target", "en\tde"])
+def test_a_first_line_that_looks_like_a_header_is_taken_as_a_pair_and_a_warning_says_so(
+    first: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.tsv").write_text(f"{first}\nthe cat\tle chat\n", "utf-8")
+    with pytest.warns(UserWarning, match="its first line, '.*' -> '.*', is taken as a pair; delete it if it is a he"):
+        assert len(read_pairs(tmp_path / "x.tsv")) == 2
+
+
 def test_two_columns_are_pairs(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("the cat\tle chat\n the dog \tle chien\n", "utf-8")
     assert read_pairs(tmp_path / "x.tsv") == [("the cat", "le chat"), ("the dog", "le chien")]
