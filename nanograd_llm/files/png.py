@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a PNG needs matplotlib: pip install matplotlib; an SVG or an HTML page needs nothing")
+        raise ConfigError("a PNG needs matplotlib: pip install matplotlib")
 
 
 def png_of(draw: Callable[[Any], None], width: float, height: float) -> bytes:
