@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 LEARNED_A_MINUTE = 2**24  # more than the fastest model reads
 LEARNED_AT_LEAST = TOKENIZER_SAMPLE = 2**22
 SCORED_AT_MOST = 2**20
-TINY = 16  # tokens, too few to learn from whatever the settings
 
 # nano: tuned for a minute on the built-in corpus, which is read a dozen times, so strong weight decay helps.
 # The others: learning rates of GPT-3 models of their size (Brown et al. 2020, table 2.1 and appendix B).
@@ -254,6 +253,7 @@ class LanguageModelling(TextTask):
         found = [self._encode(one, max(LEARNED_AT_LEAST, int(most)), "trained on", report) for one in texts]
         self.rows, self._learned = [ids for ids, _, _ in found], "; ".join(words for _, words, _ in found)
         self.held_out_ids, self._held_out, self._share = self._encode(held_out, SCORED_AT_MOST, "held out", report)
+        self._require_length(min(map(len, (*texts, held_out))))
 
     def _open(self, start: Opened | None, report: Report) -> None:
         """Open prepared folders."""
@@ -268,8 +268,7 @@ class LanguageModelling(TextTask):
         V = self.tokenizer.vocab_size
         learned, self.held_out_ids = open_prepared(folders, V)
         self.rows = [learned] if self.text.weights is None else [open_prepared([one], V)[0] for one in folders]
-        for row, part in [*((row, "trained on") for row in self.rows), (self.held_out_ids, "held out")]:
-            self._require_length(row, part)
+        self._require_length()
         self._learned = "; ".join(counted(len(row), "token") for row in self.rows)
         self._held_out = counted(len(self.held_out_ids), "token")
 
@@ -281,26 +280,22 @@ class LanguageModelling(TextTask):
             report(f"encoding the text {part}", len(encoded) / len(pieces))
             encoded.append(self.tokenizer.encode(piece))
         ids = np.concatenate(encoded)
-        self._require_length(ids, part, len(text))
         used = sum(map(len, pieces))
         sample = (
             "" if used == len(text) else f" from {used:,} of its {len(text):,} characters, as a short run needs no more"
         )
         return ids, f"{counted(len(ids), 'token')}{sample}", used / len(text)
 
-    def _require_length(self, ids: np.ndarray | TokenFiles, part: str, characters: int = 0) -> None:
-        """Raise ShapeError unless a window fits in these ids. characters: of their text, if it is known."""
-        if len(ids) <= self.context_length:
-            last = f"a {'larger' if part == 'held out' else 'smaller'} held_out"
-            if self.text.tokenizer == "bpe":
-                last += ", or the tokenizer bytes, which makes more tokens"
-            else:
-                last = f"or {last}"
-            is_hopeless = part == "trained on" and len(ids) <= TINY and characters <= self.context_length
-            settings = "" if is_hopeless else f", a smaller context_length, {last}"
+    def _require_length(self, characters: int = 0) -> None:
+        """Raise ShapeError unless a window fits in each part. characters: of the shortest, where they are known."""
+        parts = [*((len(row), "trained on") for row in self.rows), (len(self.held_out_ids), "held out")]
+        (size, part), T = min(parts), self.context_length
+        if size <= T:
+            ways = ["a longer text"] + [f"a context_length of at most {size - 1}"] * (size > 1)
+            ways += ["the tokenizer bytes, which makes more tokens"] * (self.text.tokenizer == "bpe" and characters > T)
             raise ShapeError(
-                f"{self.source}: the part to be {part} has {counted(len(ids), 'token')}; windows of "
-                f"{self.context_length} need at least {self.context_length + 1}; give a longer text{settings}"
+                f"{self.source}: the part to be {part} has {counted(size, 'token')}; a window of {T} and its targets "
+                f"need {T + 1}; give {', or '.join(ways)}"
             )
 
     def describe(self) -> dict[str, str]:

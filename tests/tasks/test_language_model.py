@@ -69,7 +69,7 @@ def test_the_score_is_that_of_evaluate_on_the_held_out_text(text: TextConfig) ->
 
 def test_a_long_text_of_few_tokens_is_refused_with_the_tokenizer_bytes(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("ab" * 5_000, "utf-8")
-    with pytest.raises(ShapeError, match=r"has \d+ tokens; .* a smaller held_out, or the tokenizer bytes, which makes"):
+    with pytest.raises(ShapeError, match=r"has \d+ tokens; .*, or the tokenizer bytes, which makes more tok"):
         LanguageModelling(TextConfig(str(tmp_path / "text.txt")), SIZES, SHORT)
 
 
@@ -83,16 +83,20 @@ def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: Tex
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (9, "8 tokens; windows of 16 need at least 17; give a longer text$"),
-        (18, "16 tokens; windows of 16 need at least 17; give a longer text$"),
-        (19, "2 tokens; windows of 16 need at least 17; give a longer text, .*, or a larger held_out$"),
+        (9, "to be held out has 1 token; a window of 16 and its targets need 17; give a longer text$"),
+        (30, "to be held out has 3 tokens; a window of 16 .*; give a longer text, or a context_length of at most 2$"),
     ],
 )
-def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, size: int, said: str) -> None:
+def test_a_text_shorter_than_a_window_is_refused_with_a_context_length_that_fits(
+    tmp_path: Path, size: int, said: str
+) -> None:
     path = tmp_path / "short.txt"
     path.write_text("s" * size, encoding="utf-8")
-    with pytest.raises(ShapeError, match=said):
+    with pytest.raises(ShapeError, match=said) as refused:
         LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
+    if " at most " in said:
+        length = int(str(refused.value).split()[-1])
+        LanguageModelling(TextConfig(str(path), "bytes"), dataclasses.replace(SIZES, context_length=length), SHORT)
 
 
 @pytest.mark.parametrize(
