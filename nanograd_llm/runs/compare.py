@@ -119,11 +119,12 @@ def differences(histories: Sequence[History]) -> dict[str, list[str]]:
 def remarks(histories: Sequence[History]) -> list[str]:
     """Why the last scores cannot be compared: different data, or different amounts of what is held out."""
     found = []
-    shares = ["unknown" if math.isnan(one.share) else f"{one.share:.2g}" for one in histories]
+    shares = ["unknown" if math.isnan(one.share) else f"{float(f'{100 * one.share:.2g}'):g} %" for one in histories]
     if len({one.text for one in histories if one.text}) > 1 or "text.held_out" in differences(histories):
         found.append("The runs have different data (text.sha256), so their scores are on different held-out data.")
     if len({*shares} - {"unknown"}) > 1:
-        found.append(f"Their last scores cover different shares of what is held out: {', '.join(shares)}.")
+        each = ", ".join(map(" ".join, zip(short_names([one.path for one in histories]), shares)))
+        found.append(f"Their last scores are on different shares of the held-out data: {each}.")
     found += [one.lost for one in histories if one.lost]
     if found:
         found.append("Compare the scores with care; nanograd-llm eval scores a model on a text that you give.")

@@ -323,8 +323,8 @@ class Run:
         if not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""
         found = (
-            f"on the rows of every score, the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), "
-            f"and is {self.losses[last]:.3f} now"
+            f"the held-out loss was lowest at step {best} ({self.losses[best]:.3f}), "
+            f"and is {self.losses[last]:.3f} now, on the same rows"
         )
         learned = [record["loss"] for record in self.folder.read_metrics() if "loss" in record]  # of each step
         width = max(1, len(learned) // 10)

@@ -303,7 +303,7 @@ class Classification(TextTask):
         seen = {"majority": "which always says the commonest class", "naive Bayes": "which sees only word counts"}
         names = ", and ".join(f"{name} ({found:.1f} %), {seen[name]}" for name, found in better.items())
         if is_perfect:
-            return f"all held-out texts are right, as they are for {names}: only harder texts show which is better"
+            return f"all held-out texts are labelled right, also by {names}; harder texts would show which is better"
         return f"not above {names}"
 
     def sample(self, *, last: bool = False) -> Sample:

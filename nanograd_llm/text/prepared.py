@@ -206,8 +206,9 @@ def prepare(
         for part in files:
             if not part.counts["tokens"]:
                 use = "train on" if part is files[0] else "score"
+                remedy = "another share, or more texts" if i else "more texts, or a longer one"
                 raise ConfigError(
-                    f"held_out={held_out:g} of {i + 1} texts leaves none to {use}; give another share, or more texts"
+                    f"held_out={held_out:g} of {counted(i + 1, 'text')} leaves none to {use}; give {remedy}"
                 )
         tables = {
             "prepared": {

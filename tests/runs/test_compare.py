@@ -138,7 +138,8 @@ def test_scores_on_other_data_or_other_shares_of_it_are_remarked_on(runs):
     assert (
         "different data" in remarks([one, dataclasses.replace(one, settings={**one.settings, "text.held_out": 0.5})])[0]
     )
-    assert "held out: 1, 0.25" in remarks([dataclasses.replace(one, share=share) for share in (1.0, 0.25)])[0]
+    shared = [dataclasses.replace(one, path=path, share=share) for path, share in (("x/a", 1.0), ("x/b", 0.254))]
+    assert "on different shares of the held-out data: a 100 %, b 25 %." in remarks(shared)[0]
     assert remarks([dataclasses.replace(one, share=share) for share in (0.2501, 0.2499, math.nan)]) == []
 
 

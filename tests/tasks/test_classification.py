@@ -384,8 +384,8 @@ def test_a_score_below_naive_bayes_is_no_verdict_on_the_data_but_says_to_train_l
     )
     task.model.probabilities = lambda rows: np.eye(2)[task.held_out_targets]
     assert not task.score().advice and task.score().remark == (
-        "all held-out texts are right, as they are for naive Bayes (100.0 %), which sees only word counts: only harder "
-        "texts show which is better"
+        "all held-out texts are labelled right, also by naive Bayes (100.0 %), which sees only word counts; harder "
+        "texts would show which is better"
     )
     assert str(task.score().also["loss"]) == "0.0"  # rather than -0.0
 

@@ -291,7 +291,7 @@ FAST = {"learning_rate": 0.1}  # so that the loss on what it learns from falls i
         (
             [2.0, 1.0, 1.2],
             FAST,
-            "lowest at step 2 .1.000., and is 1.200 now: .* by heart; --keep 1 also saves the best",
+            "lowest at step 2 .1.000., and is 1.200 now, on the same rows: .* by heart; --keep 1 also saves the best",
         ),
         (
             [2.0, 1.0, 1.2],
@@ -302,7 +302,11 @@ FAST = {"learning_rate": 0.1}  # so that the loss on what it learns from falls i
         ([2.0, 1.0, 1.2], {"learning_rate": 1e-9}, "^$"),  # nor has the loss on what it learns from fallen
         ([2.0, 1.0, 1.2], {**FAST, "patience": 5}, "--keep 1 also saves the best model, more data"),
         ([2.0, 1.0, float("inf")], {}, "^$"),
-        ([1.0, 2.0, 1.2], {"learning_rate": 100.0}, "is 1.200 now: this training made the model worse; try a lower"),
+        (
+            [1.0, 2.0, 1.2],
+            {"learning_rate": 100.0},
+            "is 1.200 now, on the same rows: this training made the model worse; try a lower",
+        ),
         ([2.0, 1.0, 1.2], {"schedule": "range"}, "^$"),
         ([0.002, 0.001, 0.0025], {}, "^$"),  # the loss on what it learns from is no lower
     ],

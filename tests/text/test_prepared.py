@@ -166,6 +166,12 @@ def test_a_share_that_leaves_nothing_is_refused_and_nothing_is_left(tmp_path, so
     assert not (tmp_path / "data").exists() and len(list(tmp_path.iterdir())) == 1
 
 
+def test_of_one_text_no_share_can_be_held_out_and_more_are_asked_for(tmp_path):
+    (tmp_path / "one.txt").write_text("the cat sat\n")
+    with pytest.raises(ConfigError, match=r"of 1 text leaves none to .*; give more texts, or a longer one$"):
+        prepare([str(tmp_path / "one.txt")], tmp_path / "data", "bytes")
+
+
 def test_a_source_that_is_no_text_leaves_nothing(tmp_path, source):
     (tmp_path / "bad.txt").write_bytes(b"fine\n" * 10 + b"\xff\n")
     with pytest.raises(BadFileError, match="bad.txt is not UTF-8: byte 0xff at offset 50"):
