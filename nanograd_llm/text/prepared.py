@@ -206,7 +206,8 @@ def prepare(
         for part in files:
             if not part.counts["tokens"]:
                 use = "train on" if part is files[0] else "score"
-                remedy = "another share, or more texts" if i else "more texts, or a longer one"
+                least = f"a share of at least {1.06 / (i + 1):.2g}, or "  # 1 / texts, and what rounding may take off
+                remedy = f"{least}more texts" if i else "more texts, or a longer one"
                 raise ConfigError(
                     f"held_out={held_out:g} of {counted(i + 1, 'text')} leaves none to {use}; give {remedy}"
                 )

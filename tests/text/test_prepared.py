@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import tracemalloc
@@ -156,7 +157,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"held_out": 1e-4}, "held_out=0.0001 of 40 texts leaves none to score"),
+        ({"held_out": 1e-4}, "held_out=0.0001 of 40 texts leaves none to score; give a share of at least 0.027, or"),
         ({"held_out": 0.0}, "held_out must be a finite number"),
     ],
 )
@@ -164,6 +165,16 @@ def test_a_share_that_leaves_nothing_is_refused_and_nothing_is_left(tmp_path, so
     with pytest.raises(ConfigError, match=said):
         prepare([source], tmp_path / "data", "bytes", **settings)
     assert not (tmp_path / "data").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_share_that_is_named_where_none_is_left_to_score_leaves_one(tmp_path):
+    for count in range(2, 10):
+        (tmp_path / f"{count}.txt").write_text("the cat sat on the mat\n" * 20 * count)
+        with pytest.raises(ConfigError, match="leaves none to score; give a share of at least") as refused:
+            prepare([str(tmp_path / f"{count}.txt")], tmp_path / f"data-{count}", "bytes", held_out=0.002)
+        share = float(re.findall(r"at least ([\d.]+)", str(refused.value))[0])
+        made = prepare([str(tmp_path / f"{count}.txt")], tmp_path / f"data-{count}", "bytes", held_out=share)
+        assert made["val"]["texts"] == 1
 
 
 def test_of_one_text_no_share_can_be_held_out_and_more_are_asked_for(tmp_path):
